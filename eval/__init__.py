@@ -1,0 +1,1 @@
+"""Evaluation: exact scores and the report a run leaves behind. Imports `zoo` and `train`."""

@@ -1,0 +1,57 @@
+"""The two values that cross the house: what goes into a model and what comes out.
+
+Shape letters (the legend for the whole project): B batch, T query positions, S key positions, N query heads, K key/value
+heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch of examples, the same for every family; a field a family does not use is None.
+
+    Every leaf has the batch axis first, so that a batch is sharded, split into micro-batches and padded by one rule.
+    Arrays are numpy on the host and `jax.Array` once placed.
+    """
+
+    tokens: Int[Any, "B T"]
+    """Input ids."""
+    segments: Int[Any, "B T"] | None = None
+    """0 = padding, then 1, 2, ... for the documents packed into a row; tokens of different segments do not see each other."""
+    positions: Int[Any, "B T"] | None = None
+    """Position ids, restarting in each packed document. None: 0 .. T-1."""
+    types: Int[Any, "B T"] | None = None
+    """Token types (sentence A or B)."""
+    predict_at: Int[Any, "B P"] | None = None
+    """Which positions are predicted. None: all of them, P = T."""
+    targets: Int[Any, "B P"] | None = None
+    """What is to be predicted there."""
+    weights: Float[Any, "B P"] | None = None
+    """Weight of each prediction in the loss; 0 = not counted."""
+    order: Int[Any, "B T"] | None = None
+    """XLNet's factorization ranks: a position sees the positions of lower rank."""
+    labels: Any | None = None
+    """Labels of a classification, regression, tagging or span task."""
+    source: "Batch | None" = None
+    """The encoder side of an encoder-decoder."""
+    index: Int[Any, " B"] | None = None
+    """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model returns. Logits are not among it: they exist only through the model's `unembed`."""
+
+    hidden: Float[Array, "B T D"]
+    """Final hidden states, after the last norm."""
+    source_hidden: Float[Array, "B S D"] | None = None
+    """The encoder's final hidden states."""
+    carry: Any = dataclasses.field(default_factory=dict)
+    """State for the next step (XLNet memory); `{}` for a model without any. Batch axis first."""

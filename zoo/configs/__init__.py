@@ -1,0 +1,71 @@
+"""Numbers: one file per family with its `Config` and its published `SIZES`. Nothing here imports jax.
+
+A number is `published` (the source states it), `assumed` (we chose it, and say why) or refused: an architecture that was
+never published has no size, and asking for one is answered with the nearest published model.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal
+
+from zoo.errors import BadInput
+
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+Attends = Literal["full", "window"]
+Objective = Literal["causal"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """A named configuration and where its numbers come from."""
+
+    config: Any
+    source: str
+    """Paper and table, or repository and file."""
+    objective: Objective = "causal"
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Field -> why we chose this value; every field not named here is published in `source`."""
+    published_count: int | None = None
+    """Parameter count the source prints, where it prints an exact one."""
+    note: str = ""
+    """A contradiction in the source, stated."""
+
+
+REFUSED: dict[str, str] = {
+    "gpt-4": "the architecture of gpt-4 is unpublished: its technical report withholds size, shape and training compute, so "
+    "there is nothing to build. The nearest published architecture here is gpt3-175b",
+}
+
+
+def families() -> list[str]:
+    """Names of the families, found by listing this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def family(name: str) -> ModuleType:
+    """The configuration module of a family."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def find(size: str) -> tuple[str, Size]:
+    """(family, Size) of a published name.
+
+    Raises:
+        BadInput: an unpublished or unknown name; the message names the nearest one.
+    """
+    if size in REFUSED:
+        raise BadInput(REFUSED[size])
+    known = {name: (f, entry) for f in families() for name, entry in family(f).SIZES.items()}
+    if size not in known:
+        near = difflib.get_close_matches(size, known, n=1, cutoff=0.0)[0]
+        raise BadInput(f"no model is called {size!r}; the nearest is {near!r} (all: zoo models)")
+    return known[size]
+
+
+def family_of(config: Any) -> str:
+    """The family a configuration belongs to."""
+    return type(config).__module__.rpartition(".")[2]
