@@ -2,27 +2,17 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from zoo.errors import BadInput
+from zoo.errors import require
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
 RowPlan = Literal["windows", "packed"]
 Engine = Literal["jit", "pmap"]
-
-
-def require(ok: bool, key: str, value: Any, fix: str) -> None:
-    """Refuse a value by the name it has on the command line. A comparison with NaN is False, so NaN never passes.
-
-    Raises:
-        BadInput: unless `ok`.
-    """
-    if not ok:
-        raise BadInput(f"--{key.replace('_', '-')} {value}: {fix}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,9 @@ class Tokenizer:
     """Entries of a trained tokenizer, the 256 bytes and the end-of-text mark included."""
 
     def __post_init__(self) -> None:
-        require(257 <= self.vocab <= 1 << 20, "tokenizer.vocab", self.vocab, "choose 257 (all bytes and end-of-text) to 1,048,576")
+        require(
+            257 <= self.vocab <= 1 << 20, "tokenizer.vocab", self.vocab, "choose 257 (all bytes and end-of-text) to 1,048,576"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +169,7 @@ Model = TypeVar("Model")
 class Run(Generic[Model]):
     """Everything a run is. A recipe returns one; the command line sets its values."""
 
-    recipe: str
+    recipe: Annotated[str, tyro.conf.Suppress]
     """Name of the recipe it began as."""
     model: Model
     """The family's Config; its vocabulary is the tokenizer's."""
@@ -215,7 +207,10 @@ class Run(Generic[Model]):
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
         require(
-            self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, f"it must divide --data.batch {self.data.batch}"
+            self.data.batch % self.accumulate == 0,
+            "accumulate",
+            self.accumulate,
+            f"it must divide --data.batch {self.data.batch}",
         )
         require(
             self.loss_chunk == 0 or self.data.length % self.loss_chunk == 0,

@@ -8,7 +8,10 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+AnyArray = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -20,27 +23,27 @@ class Batch:
     Arrays are numpy on the host and `jax.Array` once placed.
     """
 
-    tokens: Int[Any, "B T"]
+    tokens: Int[AnyArray, "B T"]
     """Input ids."""
-    segments: Int[Any, "B T"] | None = None
+    segments: Int[AnyArray, "B T"] | None = None
     """0 = padding, then 1, 2, ... for the documents packed into a row; tokens of different segments do not see each other."""
-    positions: Int[Any, "B T"] | None = None
+    positions: Int[AnyArray, "B T"] | None = None
     """Position ids, restarting in each packed document. None: 0 .. T-1."""
-    types: Int[Any, "B T"] | None = None
+    types: Int[AnyArray, "B T"] | None = None
     """Token types (sentence A or B)."""
-    predict_at: Int[Any, "B P"] | None = None
+    predict_at: Int[AnyArray, "B P"] | None = None
     """Which positions are predicted. None: all of them, P = T."""
-    targets: Int[Any, "B P"] | None = None
+    targets: Int[AnyArray, "B P"] | None = None
     """What is to be predicted there."""
-    weights: Float[Any, "B P"] | None = None
+    weights: Float[AnyArray, "B P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
-    order: Int[Any, "B T"] | None = None
+    order: Int[AnyArray, "B T"] | None = None
     """XLNet's factorization ranks: a position sees the positions of lower rank."""
     labels: Any | None = None
     """Labels of a classification, regression, tagging or span task."""
     source: "Batch | None" = None
     """The encoder side of an encoder-decoder."""
-    index: Int[Any, " B"] | None = None
+    index: UInt32[AnyArray, " B"] | None = None
     """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
 
 

@@ -12,11 +12,28 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Attends = Literal["full", "window"]
 Objective = Literal["causal"]
+Implementation = Literal["auto", "reference", "xla", "cudnn"]
+Remat = Literal["none", "full", "attention"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model is computed; it changes speed and memory, never what is computed or how parameters are laid out."""
+
+    attention: Implementation = "auto"
+    """Attention implementation; one that cannot do what the model asks refuses."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: nothing, whole layers, or all but attention (its output is kept)."""
+    unroll: int = 1
+    """Layers unrolled per scan step; more compiles longer and may run faster."""
+
+    def __post_init__(self) -> None:
+        require(self.unroll >= 1, "model.compute.unroll", self.unroll, "choose 1 or more layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,239 @@
-from dataclasses import dataclass
-from typing import Literal
-@dataclass(frozen=True, kw_only=True)
+"""Sizes of GPT-2, GPT-3, Turing-NLG and Megatron-LM: one body, a causal decoder with learned positions.
+
+Sources. GPT-2: Radford et al. 2019, Table 2, and the released checkpoints. GPT-3: Brown et al. 2020, section 2.1. Turing-NLG:
+Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
+"""
+
+import dataclasses
+from typing import Any, get_args
+
+from zoo.configs import Activation, Attends, Compute, Size
+from zoo.errors import require
+
+LARGEST = {
+    "vocab": 1 << 21,
+    "context": 1 << 20,
+    "layers": 512,
+    "width": 1 << 16,
+    "heads": 1 << 12,
+    "head": 1 << 16,
+    "ffn": 1 << 20,
+}
+"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+
+DROPOUTS = ("dropout", "embedding_dropout", "attention_dropout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    vocab: int = 100
-    pattern: tuple[Literal["full","window"], ...] = ("full",)
+    """Numbers of a GPT."""
+
+    vocab: int
+    """Entries of the tokenizer; input and output share one table."""
+    context: int
+    """Learned positions: the longest row."""
+    layers: int
+    width: int
+    """Size of the residual stream, D."""
+    heads: int
+    head: int
+    """Size of a head. heads x head is the inner width of attention and need not equal `width`."""
+    ffn: int
+    """Inner width of the feed-forward layers."""
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-5
+    """Added to the variance in layer norms."""
+    dropout: float
+    """Share of each sub-layer's output dropped before it joins the residual stream."""
+    embedding_dropout: float
+    """Share of the embedding sum dropped."""
+    attention_dropout: float
+    """Share of the attention weights dropped."""
+    pattern: tuple[Attends, ...] = ("full",)
+    """What the layers see, repeated over them: everything before, or a window of it."""
+    window: int = 0
+    """Tokens seen by a "window" layer, the current one included; 0 = the pattern has none."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        for field, largest in LARGEST.items():
+            value = getattr(self, field)
+            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
+        for field in DROPOUTS:
+            value = getattr(self, field)
+            require(0 <= value < 1, f"model.{field}", value, "choose a share of at least 0 and less than 1")
+        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
+        activations = get_args(Activation)
+        require(self.activation in activations, "model.activation", self.activation, f"choose one of {', '.join(activations)}")
+        pattern = " ".join(self.pattern)
+        known = bool(self.pattern) and set(self.pattern) <= set(get_args(Attends))
+        require(known, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(Attends))}")
+        whole = self.layers % len(self.pattern) == 0
+        require(whole, "model.pattern", pattern, f"its length, {len(self.pattern)}, must divide --model.layers {self.layers}")
+        if "window" in self.pattern:
+            fix = f"the pattern has window layers; choose 1 to {self.context:,} tokens (--model.context)"
+            require(1 <= self.window <= self.context, "model.window", self.window, fix)
+        else:
+            require(
+                self.window == 0, "model.window", self.window, "no layer has a window; add one to --model.pattern or choose 0"
+            )
+
+
+def decoder(
+    *, layers: int, width: int, heads: int, dropout: float, context: int, head: int | None = None, **others: Any
+) -> Config:
+    """A GPT-2 body: feed-forward layers of four times the width, GPT-2's vocabulary, one rate for every dropout."""
+    body = {
+        "vocab": 50_257,
+        "head": width // heads if head is None else head,
+        "ffn": 4 * width,
+        "embedding_dropout": dropout,
+        "attention_dropout": dropout,
+    }
+    return Config(**{**body, **others}, layers=layers, width=width, heads=heads, context=context, dropout=dropout)
+
+
+def _because(reason: str, *fields: str) -> dict[str, str]:
+    return dict.fromkeys(fields, reason)
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------------------
+
+NANO = Size(
+    config=decoder(layers=4, width=192, heads=6, context=256, vocab=2048, dropout=0.1),
+    source="this project",
+    assumed=_because(
+        "ours: a GPT-2 body small enough to train in minutes on a laptop",
+        *(field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+    ),
+)
+
+
+# --- GPT-2 ----------------------------------------------------------------------------------------------------------------------
+
+
+def gpt2(layers: int, width: int, heads: int, *, count: int, paper: str) -> Size:
+    """A row of Radford et al. 2019, Table 2, as released."""
+    return Size(
+        config=decoder(layers=layers, width=width, heads=heads, context=1024, dropout=0.1),
+        source="Radford et al. 2019, Table 2, and the released checkpoint",
+        published_count=count,
+        note=f"the paper calls this checkpoint {paper}",
+    )
+
+
+DISTILGPT2 = Size(
+    config=decoder(layers=6, width=768, heads=12, context=1024, dropout=0.1),
+    source="transformers, the distillation example's README: GPT-2's shape with 6 layers",
+    assumed=_because(
+        "not stated apart from the shape: as in gpt2, its teacher",
+        "activation",
+        "eps",
+        *DROPOUTS,
+    ),
+)
+
+
+# --- GPT-3 ----------------------------------------------------------------------------------------------------------------------
+
+UNSTATED = {
+    **_because("the paper does not state it: as in GPT-2", "eps"),
+    **_because("published as GELU; GPT-2's code, whose architecture the paper says it uses, has the tanh form", "activation"),
+    **_because("the paper does not state it: 0, as usual where text is seldom seen twice", *DROPOUTS),
+}
+DENSE = _because(
+    "dense: the paper alternates dense and banded layers but publishes no band; gpt3-*-alternating assumes one",
+    "pattern",
+    "window",
+)
+ALTERNATING = {
+    "pattern": "the alternation is published, which layer comes first is not: dense first, as GPT-Neo, another project, chose",
+    "window": "the paper publishes no band width: 256 tokens, as GPT-Neo, another project, chose",
+}
+XL = "the paper's row contradicts itself: 24 heads x 128 = 3072, width 2048. "
+THIRTEEN = "the paper's row contradicts itself: 40 heads x 128 = 5120, width 5140, which 40 does not divide. "
+
+
+def gpt3(layers: int, width: int, heads: int, head: int, assumed: dict[str, str] | None = None, note: str = "") -> Size:
+    """A row of Brown et al. 2020, Table 2.1, every layer dense."""
+    return Size(
+        config=decoder(layers=layers, width=width, heads=heads, head=head, context=2048, dropout=0.0),
+        source="Brown et al. 2020, section 2.1 and Table 2.1",
+        assumed={**UNSTATED, **DENSE, **(assumed or {})},
+        note=note,
+    )
+
+
+def alternating(dense: Size) -> Size:
+    """The same row with every second layer banded."""
+    config = dataclasses.replace(dense.config, pattern=("full", "window"), window=256)
+    return dataclasses.replace(dense, config=config, assumed={**dense.assumed, **ALTERNATING})
+
+
+ROWS = {
+    "gpt3-small": gpt3(12, 768, 12, 64),
+    "gpt3-medium": gpt3(24, 1024, 16, 64),
+    "gpt3-large": gpt3(24, 1536, 16, 96),
+    "gpt3-xl": gpt3(
+        24,
+        2048,
+        16,
+        128,
+        assumed=_because("published as 24, which x 128 is not the width: 16 x 128 = 2048 is", "heads"),
+        note=XL + "This row keeps the width; gpt3-xl-literal takes the row at its word (1,517,123,584 parameters)",
+    ),
+    "gpt3-2.7b": gpt3(32, 2560, 32, 80),
+    "gpt3-6.7b": gpt3(32, 4096, 32, 128),
+    "gpt3-13b": gpt3(
+        40,
+        5120,
+        40,
+        128,
+        assumed={
+            **_because("published as 5140; 40 heads x 128 = 5120 is what the heads need", "width"),
+            **_because("4 x the width, as published, of the assumed width", "ffn"),
+        },
+        note=THIRTEEN + "This row keeps the heads; gpt3-13b-literal takes the row at its word (12,936,488,380 parameters); "
+        "width 5140 with attention as wide would have 12,952,938,780",
+    ),
+    "gpt3-175b": gpt3(96, 12288, 96, 128),
+}
+LITERAL = {
+    "gpt3-xl-literal": gpt3(24, 2048, 24, 128, note=XL + "This row takes it at its word: attention is wider than the model"),
+    "gpt3-13b-literal": gpt3(40, 5140, 40, 128, note=THIRTEEN + "This row takes it at its word: attention is narrower"),
+}
+
+
+# --- Turing-NLG and Megatron-LM -------------------------------------------------------------------------------------------------
+
+BODY = ("vocab", "context", "activation", "eps", *DROPOUTS, "pattern", "window")
+TURING_NLG = Size(
+    config=decoder(layers=78, width=4256, heads=28, context=1024, dropout=0.1),
+    source="Rajbhandari et al. 2020 (ZeRO), section 10.6",
+    assumed=_because("unpublished: as in GPT-2", "ffn", *BODY),
+    note="published as 17B, which this count is consistent with; its weights were never released. A head of 152 is not a "
+    "multiple of 16: fused attention must pad or refuse it",
+)
+MEGATRON = Size(
+    config=decoder(layers=72, width=3072, heads=24, context=1024, dropout=0.1),
+    source="Shoeybi et al. 2019 (Megatron-LM)",
+    assumed={
+        **_because("not in the sources checked here: as in GPT-2", *BODY),
+        **_because("not in the sources checked here: heads of 128, as in GPT-3 6.7B and up, make 24", "heads", "head"),
+    },
+    note="published as 8.3B, which this count is consistent with; how the width is cut into heads does not change it",
+)
+
+SIZES: dict[str, Size] = {
+    "gpt-nano": NANO,
+    "gpt2": gpt2(12, 768, 12, count=124_439_808, paper="117M"),
+    "gpt2-medium": gpt2(24, 1024, 16, count=354_823_168, paper="345M"),
+    "gpt2-large": gpt2(36, 1280, 20, count=774_030_080, paper="762M"),
+    "gpt2-xl": gpt2(48, 1600, 25, count=1_557_611_200, paper="1542M"),
+    "distilgpt2": DISTILGPT2,
+    **ROWS,
+    **LITERAL,
+    **{f"{name}-alternating": alternating(size) for name, size in ROWS.items()},
+    "turing-nlg": TURING_NLG,
+    "megatron-8.3b": MEGATRON,
+}

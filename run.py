@@ -1,0 +1,93 @@
+"""Set this checkout up once, then run in it. Needs Python 3.11 or newer and nothing else.
+
+python3 run.py train [...]    what `zoo train ...` does; any other `zoo` command likewise
+python3 run.py test [...]     the tests; arguments go to pytest
+python3 run.py --extra NAME ...    cuda12, cuda13, tpu or none, instead of what this machine seems to have
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent
+ENV = ROOT / ".venv"
+STAMP = ENV / "zoo-stamp.json"
+
+
+def main():
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is the line that says so
+        sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
+    args = sys.argv[1:]
+    done = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    told = done.get("told", "")
+    if "--extra" in args:
+        at = args.index("--extra")
+        told = "".join(args[at + 1 : at + 2])
+        del args[at : at + 2]
+        if told not in ("cuda12", "cuda13", "tpu", "none"):
+            sys.exit(f"--extra {told}: choose cuda12, cuda13, tpu or none")
+    extra = told or accelerator()
+    pinned = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    key = hashlib.sha256(b"\0".join([*pinned, sys.version.encode(), extra.encode(), str(ROOT).encode()])).hexdigest()
+    fresh = done.get("key") != key
+    groups = ([] if fresh else done["groups"]) + ["test"] * (args[:1] == ["test"])
+    if fresh or len(set(groups)) > len(done["groups"]):
+        try:
+            install(extra, sorted(set(groups)), fresh)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"setting up .venv failed ({error}); the lines above say why, and the same command tries again")
+        ready = STAMP.with_suffix(".new")
+        ready.write_text(json.dumps({"key": key, "told": told, "groups": sorted(set(groups))}))
+        ready.replace(STAMP)
+    if args[:1] == ["test"]:
+        os.chdir(ROOT)
+        args = ["pytest", *args[1:]]
+    else:
+        args = ["zoo", *args]
+    os.execv(ENV / "bin" / args[0], args)
+
+
+def install(extra, groups, fresh):
+    """Install with pinned versions; without the stamp, which only a finished installation has, .venv is made anew."""
+    print(f"setting up {ENV} ({', '.join(['zoo', *groups] + [extra] * (extra != 'none'))}) ...", file=sys.stderr, flush=True)
+    STAMP.unlink(missing_ok=True)
+    python, uv = str(ENV / "bin" / "python"), [str(ENV / "bin" / "uv")]
+    own = getattr(sys, "_base_executable", sys.executable)  # not the .venv that is about to be cleared
+    if subprocess.run([own, "-c", "import ensurepip"], stderr=subprocess.DEVNULL).returncode == 0:
+        if fresh:
+            subprocess.run([own, "-m", "venv", "--clear", ENV], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "uv"], check=True)
+    elif found := shutil.which("uv"):
+        uv = [found]
+        if fresh:
+            subprocess.run([*uv, "venv", "-q", "--clear", "--python", own, ENV], check=True)
+    else:
+        sys.exit(f"{own} cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv) or uv")
+    what = f"{ROOT}[{extra}]" if extra != "none" else str(ROOT)
+    wanted = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
+    command = [*uv, "pip", "install", "-q", "--python", python, "-c", str(ROOT / "constraints.txt"), *wanted, "-e", what]
+    subprocess.run(command, check=True)
+
+
+def accelerator():
+    """The extra for this machine's accelerator: CUDA 13 needs an NVIDIA driver of 580 or newer."""
+    driver = pathlib.Path("/proc/driver/nvidia/version")
+    text = driver.read_text() if driver.exists() else ""
+    if not text and shutil.which("nvidia-smi"):  # where the driver lives outside, as under WSL
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        text = subprocess.run(query, capture_output=True, text=True).stdout
+    if version := re.search(r"\b(\d{3})\.\d+", text):
+        return "cuda13" if int(version[1]) >= 580 else "cuda12"
+    tpu = any(pathlib.Path("/dev").glob("accel[0-9]*")) or (
+        os.path.exists("/dev/vfio/0") and any(name.startswith("TPU_") for name in os.environ)
+    )
+    return "tpu" if tpu else "none"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The door against the float64 definition: every mask, bias and feature, output and gradients, and its refusals."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import attention as door
+from zoo import seeds
+from zoo.attention import attention
+from zoo.errors import BadInput
+from zoo.masks import Buckets, Dense, Mask, Relative
+
+B, T, S, N, H = 2, 7, 7, 4, 8
+RUNNABLE = [name for name in door.IMPLEMENTATIONS if "cpu" in door.IMPLEMENTATIONS[name].platforms]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def loops(q, k, v, allowed, bias, scale, kept, rate):
+    """The definition in plain float64 loops: an independent reference for `reference` itself."""
+    out = np.zeros_like(q)
+    groups = q.shape[2] // k.shape[2]
+    for b, t, n in itertools.product(*map(range, q.shape[:3])):
+        keys = [s for s in range(k.shape[1]) if allowed(b, n, t, s)]
+        scores = [scale * q[b, t, n] @ k[b, s, n // groups] + bias(b, n, t, s) for s in keys]
+        weights = np.exp(np.array(scores) - max(scores, default=0))
+        for s, weight in zip(keys, weights / max(weights.sum(), 1e-300), strict=True):
+            out[b, t, n] += (weight / (1 - rate) if kept(b, n, t, s) else 0) * v[b, s, n // groups]
+    return out
+
+
+LENGTHS = np.array([4, 7])
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 3, 3, 3]])
+POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3], [6, 5, 4, 3, 2, 1, 0]])
+RANKS = np.array([[3, -1, 0, 5, 2, 4, 1], [0, 1, 2, 3, 4, 5, 6]])
+EXPLICIT = normal(3, B, 1, T, S) > 0
+
+MASKS = {
+    "full": (Mask(), lambda b, n, t, s: True),
+    "causal": (Mask(causal=True), lambda b, n, t, s: s <= t),
+    "window": (Mask(causal=True, window=3), lambda b, n, t, s: t - 2 <= s <= t),
+    "band": (Mask(window=2), lambda b, n, t, s: abs(t - s) <= 1),
+    "key lengths": (Mask(key_lengths=LENGTHS), lambda b, n, t, s: s < LENGTHS[b]),
+    "segments": (
+        Mask(query_segments=SEGMENTS, key_segments=SEGMENTS, causal=True),
+        lambda b, n, t, s: SEGMENTS[b, t] == SEGMENTS[b, s] != 0 and s <= t,
+    ),
+    "positions": (
+        Mask(causal=True, query_positions=POSITIONS, key_positions=POSITIONS),
+        lambda b, n, t, s: POSITIONS[b, s] <= POSITIONS[b, t],
+    ),
+    "content ranks": (Mask(query_ranks=RANKS, key_ranks=RANKS), lambda b, n, t, s: RANKS[b, s] <= RANKS[b, t]),
+    "query ranks": (
+        Mask(query_ranks=RANKS, key_ranks=RANKS, strict=True),
+        lambda b, n, t, s: RANKS[b, s] < RANKS[b, t],
+    ),
+    "explicit": (Mask(allowed=EXPLICIT), lambda b, n, t, s: EXPLICIT[b, 0, t, s]),
+    "nothing": (Mask(allowed=np.zeros((1, 1, T, S), bool)), lambda b, n, t, s: False),
+}
+
+MASKS = {name: (jax.tree.map(jnp.asarray, mask), allowed) for name, (mask, allowed) in MASKS.items()}
+
+DENSE = normal(4, 1, N, T, S)
+Q_R, R, Q_S, TYPES = normal(5, B, T, N, H), normal(6, T + S, N, H), normal(7, B, T, N, 2), np.array([[0, 0, 0, 1, 1, 1, 2]] * B)
+BIASES = {
+    "none": (None, lambda b, n, t, s: 0.0),
+    "dense": (Dense(values=DENSE), lambda b, n, t, s: DENSE[0, n, t, s]),
+    "relative": (
+        Relative(q_r=Q_R, r=R, first=S, q_s=Q_S, query_types=TYPES, key_types=TYPES),
+        lambda b, n, t, s: H**-0.5 * (Q_R[b, t, n] @ R[S - (t - s), n] + Q_S[b, t, n, int(TYPES[b, t] != TYPES[b, s])]),
+    ),
+}
+
+
+def arrays(dtype, groups=N):
+    q, k, v = normal(0, B, T, N, H), normal(1, B, S, groups, H), normal(2, B, S, groups, H)
+    return [jnp.asarray(x, dtype) for x in (q, k, v)]
+
+
+def as_type(tree, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if np.issubdtype(x.dtype, np.floating) else jnp.asarray(x), tree)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("bias", BIASES)
+def test_reference_is_the_definition(mask, bias):
+    with jax.enable_x64(True):
+        q, k, v = arrays(jnp.float64)
+        out = attention(q, k, v, mask=MASKS[mask][0], bias=as_type(BIASES[bias][0], jnp.float64), impl="reference")
+        expected = loops(*map(np.asarray, (q, k, v)), MASKS[mask][1], BIASES[bias][1], H**-0.5, lambda *_: True, 0.0)
+        np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+def test_reference_drops_what_the_hash_says():
+    with jax.enable_x64(True):
+        q, k, v = arrays(jnp.float64)
+        seed = jnp.array([[1, 2], [3, 4]], jnp.uint32)
+        kept = np.asarray(seeds.keep(seed, 0.3, *(jnp.arange(n, dtype=jnp.uint32) for n in (N, T, S))))
+        out = attention(q, k, v, mask=Mask(causal=True), dropout=(0.3, seed), impl="reference")
+        expected = loops(*map(np.asarray, (q, k, v)), MASKS["causal"][1], BIASES["none"][1], H**-0.5, lambda *i: kept[i], 0.3)
+        np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+def value_and_gradients(impl, dtype, mask, bias, dropout, groups=N):
+    """Output and the gradients of a fixed random projection of it, with respect to q, k, v and every number of the bias."""
+    probe = jnp.asarray(normal(9, B, T, N, H), dtype)
+    leaves, tree = jax.tree.flatten(bias)
+    trained = [i for i, leaf in enumerate(leaves) if np.issubdtype(leaf.dtype, np.floating)]
+
+    def value(q, k, v, numbers):
+        values = {i: numbers[trained.index(i)] if i in trained else jnp.asarray(leaf) for i, leaf in enumerate(leaves)}
+        whole = jax.tree.unflatten(tree, list(values.values()))
+        out = attention(q, k, v, mask=mask, bias=whole, dropout=dropout, impl=impl)
+        return (out * probe).sum(), out
+
+    numbers = [jnp.asarray(leaves[i], dtype) for i in trained]
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True))(*arrays(dtype, groups), numbers)
+
+
+def assert_agrees(got, expected, tolerance):
+    (_, out), gradients = got
+    (_, out_64), gradients_64 = expected
+    pairs = [(out, out_64), *zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_64), strict=True)]
+    for ours, theirs in pairs:
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        assert np.isfinite(ours).all()
+        assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1.0)
+
+
+TABLE = normal(8, 32, N)
+EVERY_BIAS = {**{name: bias for name, (bias, _) in BIASES.items()}, "buckets": Buckets(table=TABLE)}
+
+
+# Every mask with the two kinds of bias gradient that are cheap to compile; every other bias with the masks that differ in kind.
+PAIRS = [*itertools.product(MASKS, ["none", "dense"]), *itertools.product(["causal", "explicit", "nothing"], ["relative", "buckets"])]
+
+
+@pytest.mark.parametrize("impl", [name for name in RUNNABLE if name != "reference"])
+@pytest.mark.parametrize(("mask", "bias"), PAIRS)
+def test_implementations_agree_with_float64(impl, mask, bias):
+    """With dropout on every second pair, so that each mask and each bias meets it."""
+    rate = 0.2 * (PAIRS.index((mask, bias)) % 2)
+    drop = (rate, jnp.array([[1, 2], [3, 4]], jnp.uint32)) if rate else None
+    with jax.enable_x64(True):
+        expected = value_and_gradients("reference", jnp.float64, MASKS[mask][0], EVERY_BIAS[bias], drop)
+    assert_agrees(value_and_gradients(impl, jnp.float32, MASKS[mask][0], EVERY_BIAS[bias], drop), expected, 2e-6)
+    if mask == "causal":
+        assert_agrees(value_and_gradients(impl, jnp.bfloat16, MASKS[mask][0], EVERY_BIAS[bias], drop), expected, 4e-2)
+
+
+@pytest.mark.parametrize("impl", [name for name in RUNNABLE if name != "reference"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_grouped_heads(impl, groups):
+    with jax.enable_x64(True):
+        expected = value_and_gradients("reference", jnp.float64, Mask(causal=True), None, None, groups)
+        q, k, v = map(np.asarray, arrays(jnp.float64, groups))
+        by_loops = loops(q, k, v, MASKS["causal"][1], BIASES["none"][1], H**-0.5, lambda *_: True, 0.0)
+        np.testing.assert_allclose(expected[0][1], by_loops, atol=1e-12)
+    assert_agrees(value_and_gradients(impl, jnp.float32, Mask(causal=True), None, None, groups), expected, 2e-6)
+
+
+@pytest.mark.parametrize("impl", RUNNABLE)
+def test_a_row_with_nothing_to_attend_to_is_zero_with_zero_gradient(impl):
+    allowed = jnp.ones((1, 1, T, S), bool).at[..., 2, :].set(False)
+    (_, out), (dq, dk, dv, _) = value_and_gradients(impl, jnp.float32, Mask(allowed=allowed), None, None)
+    assert (np.asarray(out)[:, 2] == 0).all()
+    assert (np.asarray(dq)[:, 2] == 0).all()
+    assert np.isfinite([np.asarray(x).sum() for x in (dk, dv)]).all()
+
+
+def test_the_comparison_catches_wrong_attention():
+    """Mutants of the implementation: each must be caught by the comparison above."""
+    drop = (0.2, jnp.array([[1, 2], [3, 4]], jnp.uint32))
+    with jax.enable_x64(True):
+        expected = value_and_gradients("reference", jnp.float64, MASKS["window"][0], EVERY_BIAS["dense"], drop)
+    other = (0.2, jnp.array([[1, 2], [3, 5]], jnp.uint32))
+    for mask, bias, dropout in (
+        (Mask(causal=True, window=4), EVERY_BIAS["dense"], drop),
+        (Mask(causal=True), EVERY_BIAS["dense"], drop),
+        (MASKS["window"][0], None, drop),
+        (MASKS["window"][0], Dense(values=DENSE * 1.001), drop),
+        (MASKS["window"][0], EVERY_BIAS["dense"], None),
+        (MASKS["window"][0], EVERY_BIAS["dense"], other),
+    ):
+        got = value_and_gradients("xla", jnp.float32, mask, bias, dropout)
+        with pytest.raises((AssertionError, ValueError)):
+            assert_agrees(got, expected, 2e-6)
+
+
+def ones(*shape, dtype=jnp.float32):
+    return jnp.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"impl": "flash"}, "no implementation 'flash'; choose auto, reference, xla, cudnn"),
+        ({"impl": "cudnn"}, "'cudnn' cannot do this: it runs on gpu, and this is cpu; these can: reference, xla"),
+        ({"k": ones(B, S, 3, H), "v": ones(B, S, 3, H)}, "3 key/value heads do not divide 4 query heads"),
+        ({"k": ones(B, S, N, H, dtype=jnp.bfloat16)}, "cast them to one"),
+        ({"v": ones(B, S + 1, N, H)}, "do not fit q"),
+        ({"mask": Mask(window=0)}, "window 0: choose 1 or more"),
+        ({"mask": Mask(query_segments=SEGMENTS)}, "query_segments and key_segments come together"),
+        ({"mask": Mask(key_lengths=np.array([1, 2, 3]))}, r"key_lengths has shape \(3,\); expected \[B\]"),
+        ({"bias": Dense(values=ones(1, N, T, S + 1))}, "values has shape"),
+        ({"dropout": (0.1, None)}, "dropout needs seeds"),
+        ({"dropout": (1.0, ones(B, 2, dtype=jnp.uint32))}, "choose a rate below 1"),
+        ({"q": ones(B, 3, N, H), "mask": Mask(causal=True)}, "causal or window attention of 3 queries over 7 keys"),
+    ],
+)
+def test_refusals(change, message):
+    call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), **change}
+    with pytest.raises(BadInput, match=message):
+        attention(call.pop("q"), call.pop("k"), call.pop("v"), **call)
+
+
+def test_a_missing_feature_is_named_with_those_who_have_it():
+    q, k, v = arrays(jnp.bfloat16)
+    request = door.Request.of(q, k, v, Mask(causal=True), None, (0.1, ones(B, 2, dtype=jnp.uint32)))
+    with pytest.raises(BadInput, match="'cudnn' cannot do this: it has no dropout; these can: reference, xla"):
+        door.choose("cudnn", request, platform="gpu")
+    assert door.choose("auto", request, platform="gpu") == "xla"
+    without = door.Request.of(q, k, v, Mask(causal=True), None, None)
+    assert door.choose("auto", without, platform="gpu") == "cudnn"

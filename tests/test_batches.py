@@ -1,0 +1,175 @@
+"""The stream of examples: a pure function of (seed, number), whoever makes it, wherever it begins."""
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.batches import Batches, in_order
+from train.objectives import causal
+from train.rows import Tokens, packed, windows
+
+
+def plan(count, length=4):
+    """`count` windows of `length` targets over one document; the last one is a target short."""
+    size = count * length - 1
+    return windows(Tokens(np.arange(size, dtype=np.uint32), np.array([0, size]), np.array([size]), 0, ""), length)
+
+
+def drawn(rng, row, length):
+    """As causal, but the inputs are random: they show which generator was used."""
+    return {**causal.build(rng, row, length), "tokens": rng.integers(0, 1 << 30, length).astype(np.int32)}
+
+
+def take(batches, first_step, steps):
+    with batches.read(first_step) as stream:
+        return list(itertools.islice(stream, steps))
+
+
+def fields(batch):
+    return {name: value for name, value in vars(batch).items() if value is not None}
+
+
+def assert_same(a, b):
+    assert fields(a).keys() == fields(b).keys()
+    for name, value in fields(a).items():
+        assert value.dtype == fields(b)[name].dtype
+        np.testing.assert_array_equal(value, fields(b)[name])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_order_does_not_depend_on_who_makes_it(processes):
+    rows, size = plan(23), 8
+    whole = take(Batches(rows, drawn, 3, size, np.arange(size)), 0, 9)
+    parts = np.random.default_rng(0).permutation(size).reshape(processes, -1)
+    for part in parts:
+        for full, mine in zip(whole, take(Batches(rows, drawn, 3, size, part), 0, 9), strict=True):
+            assert_same(mine, type(full)(**{name: value[part] for name, value in fields(full).items()}))
+
+
+def test_the_stream_begins_at_any_step():
+    batches = Batches(plan(11), drawn, 5, 4, np.array([2, 0]))
+    whole = take(batches, 0, 12)
+    for first in range(12):
+        for resumed, expected in zip(take(batches, first, 12 - first), whole[first:], strict=True):
+            assert_same(resumed, expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 2**32 - 1))
+def test_an_epoch_is_every_row_once(count, size, seed):
+    batches = Batches(plan(count), causal.build, seed, size, np.arange(size))
+    order = np.concatenate([batches.rows_of(step) for step in range(-(-3 * count // size))])[: 3 * count].reshape(3, count)
+    assert (np.sort(order) == np.arange(count)).all()
+
+
+def test_epochs_and_seeds_differ_in_order():
+    orders = {
+        tuple(Batches(plan(50), causal.build, seed, 50, np.arange(1)).rows_of(step)) for seed in range(4) for step in range(4)
+    }
+    assert len(orders) == 16
+
+
+def test_the_order_is_the_one_runs_have_been_made_with():
+    """A change here, by us or by Grain, means that no earlier run can be resumed."""
+    assert Batches(plan(10), causal.build, 7, 5, np.arange(5)).rows_of(1).tolist() == [2, 5, 6, 3, 1]
+
+
+def test_the_ledger_says_what_is_read():
+    rows = plan(13)
+    batches = Batches(rows, causal.build, 1, 6, np.array([1, 4]))
+    for step, batch in enumerate(take(batches, 0, 10)):
+        numbers = batches.rows_of(step)[[1, 4]]
+        expected = [causal.build(np.random.default_rng(), rows.row(int(number)), 4)["targets"] for number in numbers]
+        np.testing.assert_array_equal(batch.targets, expected)
+        assert batch.index.tolist() == [step * 6 + 1, step * 6 + 4]
+        assert batch.index.dtype == np.uint32
+
+
+def test_every_example_of_an_epoch_and_every_epoch_draws_anew():
+    rows = plan(8)
+    first, second = take(Batches(rows, drawn, 3, 8, np.arange(8)), 0, 2)
+    (other,) = take(Batches(rows, drawn, 4, 8, np.arange(8)), 0, 1)
+    draws = np.concatenate([first.tokens, second.tokens, other.tokens])
+    assert len(np.unique(draws, axis=0)) == 24
+
+
+def test_numbers_beyond_32_bits():
+    step = 2**31
+    batches = Batches(plan(7), drawn, 2**32 - 1, 16, np.arange(16))
+    (batch,) = take(batches, step, 1)
+    assert batch.index.tolist() == list(range(16))
+    assert set(batches.rows_of(step)) == set(range(7))
+
+
+def test_packed_rows_bring_segments_and_positions():
+    tokens = Tokens(np.arange(9, dtype=np.uint16), np.array([0, 2, 9]), np.array([2, 7]), 0, "")
+    (batch,) = take(Batches(packed(tokens, 8), causal.build, 0, 4, np.arange(4)), 0, 1)
+    assert batch.segments.shape == batch.positions.shape == (4, 8)
+
+
+def test_a_failing_row_ends_the_stream_where_it_comes():
+    """Grain alone would go on with the batch after it."""
+
+    def build(rng, row, length):
+        if row.pieces[0].start == 4 * 8:
+            raise RuntimeError("row 8")
+        return causal.build(rng, row, length)
+
+    batches = Batches(plan(10), build, 0, 1, np.arange(1))
+    step = int(np.flatnonzero([batches.rows_of(step)[0] == 8 for step in range(10)])[0])
+    with batches.read(0) as stream:
+        for _ in range(step):
+            next(stream)
+        with pytest.raises(RuntimeError, match="row 8"):
+            next(stream)
+        assert next(stream, None) is None
+
+
+def test_threads_end_with_the_block():
+    before = set(threading.enumerate())
+    with Batches(plan(10), causal.build, 0, 2, np.arange(2)).read(0) as stream:
+        next(stream)
+        assert set(threading.enumerate()) - before
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_nothing_is_printed_when_the_interpreter_ends_inside_the_block():
+    child = (
+        "import sys, numpy as np; sys.path.insert(0, 'tests'); from test_batches import *\n"
+        "with Batches(plan(10), causal.build, 0, 2, np.arange(2)).read(0) as stream:\n"
+        "    next(stream); sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 9), st.sampled_from([1, 2, 3]))
+def test_in_order_counts_every_row_once(count, batch, processes):
+    rows = plan(count)
+    size = batch * processes
+    parts = np.arange(size).reshape(processes, batch)
+    streams = zip(*[in_order(rows, causal.build, size, part) for part in parts], strict=True)
+    batches = [{name: np.concatenate([fields(part)[name] for part in step]) for name in fields(step[0])} for step in streams]
+    assert len(batches) == -(-count // size)
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert joined["index"].tolist() == list(range(len(batches) * size))
+    assert joined["weights"].sum() == rows.targets
+    np.testing.assert_array_equal(joined["targets"].ravel()[: rows.targets], rows.tokens.ids)
+
+
+def test_in_order_draws_the_same_every_time():
+    first, second = (list(in_order(plan(5), drawn, 4, np.arange(4))) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert_same(a, b)
+    assert len(np.unique(first[0].tokens, axis=0)) == 4

@@ -1,0 +1,166 @@
+"""Raw text in: what is read, what is refused and how, and that the two halves are the whole."""
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train import corpus
+from train.config import Data
+from train.corpus import split
+from zoo.errors import BadInput
+
+
+def texts(documents):
+    return [document.text for document in documents]
+
+
+def test_the_embedded_corpus_is_the_whole_book_split_between_chapters():
+    train, valid = split(Data())
+    book = "".join(texts(train) + texts(valid)).encode()
+    assert hashlib.sha256(book).hexdigest() == corpus.EMBEDDED_SHA256
+    assert len(book) == 1_204_997 == train.text_bytes + valid.text_bytes
+    assert (train.count, valid.count) == (len(list(train)), len(list(valid)))
+    assert train.count + valid.count == 135
+    assert 0.09 < valid.text_bytes / len(book) < 0.11
+    names = [document.name for document in (*train, *valid)]
+    assert names[0] == "CHAPTER 1. Loomings."
+    assert names[55] == "CHAPTER 56. Of the Less Erroneous Pictures of Whales, and the True Pictures of Whaling Scenes."
+    assert names[-1] == "CHAPTER 135. The Chase.—Third Day."
+
+
+def test_a_damaged_embedded_corpus_is_refused(tmp_path, monkeypatch):
+    import lzma
+
+    broken = tmp_path / "moby_dick.txt.xz"
+    broken.write_bytes(lzma.compress(lzma.decompress(corpus.EMBEDDED.read_bytes()).replace(b"Ishmael", b"Ishmeal", 1)))
+    monkeypatch.setattr(corpus, "EMBEDDED", broken)
+    with pytest.raises(BadInput, match="damaged"):
+        split(Data())
+
+
+def test_files_become_documents(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffCafé\r\nthé\n".encode())
+    lines = [{"text": "one"}, {"text": ""}, {"id": 7, "text": "two\nlines \U0001f433"}]
+    (tmp_path / "b.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "c.TXT").write_text("held out")
+    data = Data(paths=(f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl"), valid_paths=(f"{tmp_path}/c.TXT",))
+    train, valid = split(data)
+    expected = [("a.txt", "Café\r\nthé\n"), ("b.jsonl:1", "one"), ("b.jsonl:5", "two\nlines \U0001f433")]
+    assert [(document.name, document.text) for document in train] == expected
+    assert texts(train) == texts(train) == [text for _, text in expected]
+    assert train.text_bytes == sum(len(text.encode()) for _, text in expected)
+    assert texts(valid) == ["held out"]
+
+
+LONE = r'{"text": "a"}' + "\n" + r'{"text": "b\ud800"}' + "\n"
+REFUSED = {
+    "empty.txt": (b"", "empty.txt: holds no text"),
+    "blank.txt": (b" \n\n", "blank.txt: holds no text"),
+    "empty.jsonl": (b"", "empty.jsonl: holds no text"),
+    "blank.jsonl": (b'\n\n{"text": ""}\n', "blank.jsonl: holds no text"),
+    "binary.txt": (b"fine\nPK\0\1", "binary.txt:2: binary content (a NUL at byte 7)"),
+    "binary.jsonl": (b'{"text": "a"}\n\0', "binary.jsonl:2: binary content (a NUL at byte 14)"),
+    "utf16.txt": ("\ufeffhello".encode("utf-16-le"), "utf16.txt:1: binary content"),
+    "latin.txt": ("eins\nzwei\ndrei grün".encode("latin-1"), "latin.txt:3: not UTF-8 (byte 17)"),
+    "latin.jsonl": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin-1"), "latin.jsonl:2: not UTF-8 (byte 24)"),
+    "cut.jsonl": (b'{"text": "a"}\n{"text": "b', "cut.jsonl:2: invalid JSON at column 10 (Unterminated string"),
+    "word.jsonl": (b'{"text": "a"} more\n', "word.jsonl:1: invalid JSON at column 15 (Extra data)"),
+    "deep.jsonl": (b"[" * 100_000, "deep.jsonl:1: unreadable JSON"),
+    "long.jsonl": (b'{"text": ' + b"1" * 5000 + b"}", "long.jsonl:1: unreadable JSON"),
+    "list.jsonl": (b'{"text": "a"}\n[1]\n', "list.jsonl:2: an array, not an object"),
+    "other.jsonl": (
+        b'{"body": "a", "id": 1}\n',
+        'other.jsonl:1: no field "text"; it has "body", "id": choose one with --data.field',
+    ),
+    "number.jsonl": (b'{"text": 3}\n', 'number.jsonl:1: field "text" holds a number, not a string'),
+    "null.jsonl": (b'{"text": null}\n', 'null.jsonl:1: field "text" holds null, not a string'),
+    "true.jsonl": (b'{"text": true}\n', 'true.jsonl:1: field "text" holds a truth value, not a string'),
+    "lone.jsonl": (LONE.encode(), 'lone.jsonl:2: field "text" has a lone surrogate at character 1'),
+    "page.pdf": (b"%PDF", "page.pdf: only .txt (one document) and .jsonl (a document a line) can be read"),
+    "tiny.txt": (b"x", "--data.valid-fraction 0.1: 1 bytes of text are too few"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_files_are_refused_in_one_line(tmp_path, name):
+    content, message = REFUSED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput) as refusal:
+        split(Data(paths=(str(tmp_path / name),)))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("some text\n" * 100)
+    with pytest.raises(BadInput, match=r"gone\.txt: no such file"):
+        split(Data(paths=(str(file), str(tmp_path / "gone.txt"))))
+    with pytest.raises(BadInput, match="a folder; name its files"):
+        split(Data(paths=(str(tmp_path),)))
+    with pytest.raises(BadInput, match=r"also in --data\.paths"):
+        split(Data(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
+
+
+def test_a_file_that_may_not_be_opened_is_refused(tmp_path):
+    loop = tmp_path / "loop.txt"
+    loop.write_text("x")
+    file = corpus._reader((str(loop),), "text")
+    loop.unlink()
+    with pytest.raises(BadInput, match="cannot be read"):
+        list(file())
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
+    text = separator.join(["Grün ist alles" if separator != " " else "grün"] * 200).replace(" ", " " if separator else "")
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    train, valid = split(Data(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
+    (before,), (after,) = texts(train), texts(valid)
+    assert before + after == text
+    assert before.endswith(separator)
+    assert not after.startswith((" ", "\n"))
+    assert 0.15 <= valid.text_bytes / len(text.encode()) <= 0.25
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("aé\U0001f433 \n"), min_size=1), min_size=1, max_size=40),
+    st.floats(1e-20, 0.89),
+)
+def test_the_halves_are_the_whole(tmp_path_factory, documents, fraction):
+    file = tmp_path_factory.mktemp("halves") / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    try:
+        train, valid = split(Data(paths=(str(file),), valid_fraction=fraction))
+    except BadInput as refusal:
+        allowed = len(documents) < corpus.MANY_DOCUMENTS and "too few" in str(refusal)
+        if not allowed:
+            raise
+        return
+    before, after = texts(train), texts(valid)
+    assert "".join(before + after) == "".join(documents)
+    assert all([before, after, *before, *after])
+    assert len(before) + len(after) - len(documents) in ({0} if len(documents) >= corpus.MANY_DOCUMENTS else {0, 1})
+
+
+def test_a_line_without_end_is_refused_without_reading_it_all(tmp_path):
+    file = tmp_path / "endless.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(2 << 30)
+    child = (
+        "import resource, sys; from train.config import Data; from train.corpus import split; from zoo.errors import BadInput\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "try: split(Data(paths=(sys.argv[1],)))\n"
+        "except BadInput as error: print(error)\n"
+        "assert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", child, str(file)], capture_output=True, text=True, check=True)
+    assert "endless.jsonl:1: longer than 64 MiB" in done.stdout
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 600 << 10

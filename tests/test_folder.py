@@ -1,0 +1,233 @@
+"""The folder of a run: its lock outlives nobody, its files are whole or absent, its configuration comes back exactly."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
+from train.folder import Folder, differences, read_config, write_json, write_text
+from zoo import configs
+from zoo.errors import BadInput
+
+NANO = configs.find("gpt-nano")[1].config
+RUN = Run(recipe="gpt-nano", model=NANO)
+SIZES = [(name, size) for family in configs.families() for name, size in configs.family(family).SIZES.items()]
+
+HOLD = """
+import sys
+from train.folder import Folder
+with Folder(sys.argv[1]).claim():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen:
+    """A process that holds the folder until it is killed or its input ends."""
+    held = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert held.stdout is not None
+    assert held.stdout.readline() == "held\n"
+    return held
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    with holder(tmp_path / "run") as first:
+        with pytest.raises(BadInput, match=rf"run is in use by process {first.pid} on {re.escape(os.uname().nodename)}; "):
+            Folder(tmp_path / "run").claim().__enter__()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with Folder(tmp_path / "run").claim():
+            assert (tmp_path / "run/run.lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
+
+
+def test_a_claim_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    with pytest.raises(KeyError), folder.claim():
+        raise KeyError
+    with folder.claim(), pytest.raises(BadInput, match="in use"), folder.claim():
+        pass
+
+
+def test_only_process_0_claims(tmp_path: Path) -> None:
+    with Folder(tmp_path / "run").claim(process=1):
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"file/run cannot be written \(Not a directory\); choose another --out"):
+        Folder(tmp_path / "file/run").claim().__enter__()
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".hidden", "-x", "a" * 101, "a\n", "ä", ".."])
+def test_names_that_are_no_plain_file_names_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--name"):
+        Folder.of(dataclasses.replace(RUN, name=name, out=str(tmp_path)))
+
+
+def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:
+    assert Folder.of(dataclasses.replace(RUN, out=str(tmp_path))).path == tmp_path / "gpt-nano"
+    assert Folder.of(dataclasses.replace(RUN, out=str(tmp_path), name="A.1_b-c")).path == tmp_path / "A.1_b-c"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/away").symlink_to(tmp_path)
+    with pytest.raises(BadInput, match="away is a link out of"):
+        Folder.of(dataclasses.replace(RUN, out=str(tmp_path / "out"), name="away"))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "x" * 100_000 + "\ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES, ids=[name for name, _ in SIZES])
+def test_the_configuration_of_every_size_comes_back(name: str, size: configs.Size, tmp_path: Path) -> None:
+    assert round_trip(Run(recipe=name, model=size.config), tmp_path) == Run(recipe=name, model=size.config)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    text=TEXT,
+    paths=st.lists(TEXT, max_size=3),
+    whole=st.integers(257, 1 << 20),
+    share=st.floats(0.01, 0.89),
+    precision=st.sampled_from(["auto", "float32", "bfloat16"]),
+    yes=st.booleans(),
+)
+def test_every_configuration_comes_back(
+    text: str, paths: list[str], whole: int, share: float, precision: Any, yes: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = dataclasses.replace(
+        RUN,
+        recipe=text,
+        seed=whole,
+        precision=precision,
+        label_smoothing=share,
+        data=Data(paths=tuple(paths), valid_fraction=share),
+        tokenizer=Tokenizer(vocab=whole, path=text),
+        optim=Optim(lr=share / whole, clip=1e300 * share),
+        mesh=Mesh(data=whole),
+        log=Log(ledger=yes),
+    )
+    assert round_trip(run, tmp_path_factory.mktemp("run")) == run
+
+
+def round_trip(run: Run, folder: Path) -> Run:
+    Folder(folder).write_config(run)
+    return read_config(folder)
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in stored().items() if name != key}
+
+
+def stored(**changed: Any) -> dict[str, Any]:
+    return {"family": "gpt"} | json.loads(json.dumps(dataclasses.asdict(RUN))) | changed
+
+
+def model(**changed: Any) -> dict[str, Any]:
+    return stored(model=stored()["model"] | changed)
+
+
+BROKEN = {
+    "half a file": ('{"family": "gpt", "rec', "config.json is not valid JSON: Unterminated string"),
+    "nested beyond reason": ("[" * 100_000, "config.json is not valid JSON: "),
+    "a list": ("[]", "config.json: expected an object"),
+    "no family": (without("family"), "config.json: family: expected one of gpt"),
+    "another family": (stored(family="../gpt"), r"family: expected one of gpt.*, found '../gpt'"),
+    "unknown key": (stored(stpes=3), "config.json: stpes: no such key"),
+    "unknown nested key": (model(layres=3), "config.json: model.layres: no such key"),
+    "missing key": (without("model"), "config.json: model: missing"),
+    "string for int": (stored(steps="7"), 'config.json: steps: expected int, found "7"'),
+    "float for int": (stored(steps=7.0), "config.json: steps: expected int, found 7.0"),
+    "bool for int": (stored(steps=True), "config.json: steps: expected int, found true"),
+    "bool for float": (stored(label_smoothing=False), "label_smoothing: expected float, found false"),
+    "NaN": (stored(label_smoothing=float("nan")), "label_smoothing: expected float, found NaN"),
+    "no such choice": (stored(precision="fp4"), 'precision: expected one of auto, float32, bfloat16, found "fp4"'),
+    "object for value": (stored(seed={}), "seed: expected int, found {}"),
+    "value for object": (stored(data=3), "data: expected an object, found 3"),
+    "string for tuple": (model(pattern="full"), 'model.pattern: expected tuple, found "full"'),
+    "wrong item": (model(pattern=["full", "half"]), r'model.pattern\[1\]: expected one of full, window, found "half"'),
+    "out of range": (stored(steps=0), "config.json: --steps 0: choose 1 or more"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_configuration_is_named_in_one_line(content: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(BadInput, match=message) as refused:
+        read_config(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_configuration_is_no_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BadInput, match=rf"{folder} is no run: config.json cannot be read \(No such file or directory\)"):
+            read_config(folder)
+
+
+def test_a_key_that_is_absent_takes_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(without("max_skipped")))
+    assert read_config(tmp_path) == RUN
+
+
+MAY_CHANGE = {
+    "name": "other",
+    "out": "elsewhere",
+    "engine": "pmap",
+    "accumulate": 4,
+    "loss_chunk": 64,
+    "max_skipped": 3,
+    "mesh": Mesh(fsdp=4),
+    "machine": Machine(devices=8, processes=2),
+    "log": Log(every=1, ledger=True),
+    "checkpoint": Checkpoint(every=7),
+    "model": dataclasses.replace(NANO, compute=configs.Compute(remat="full", unroll=2)),
+}
+
+
+@pytest.mark.parametrize("field", MAY_CHANGE)
+def test_where_and_how_a_run_is_computed_may_change(field: str) -> None:
+    assert differences(RUN, dataclasses.replace(RUN, **{field: MAY_CHANGE[field]})) == []
+
+
+MAKES_ANOTHER = {
+    "steps: 1000 before, 900 now": {"steps": 900},
+    "seed: 0 before, 1 now": {"seed": 1},
+    "precision: auto before, bfloat16 now": {"precision": "bfloat16"},
+    "label_smoothing: 0.0 before, 0.1 now": {"label_smoothing": 0.1},
+    "data.batch: 16 before, 32 now": {"data": Data(batch=32)},
+    "data.paths: () before, ('a.txt',) now": {"data": Data(paths=("a.txt",))},
+    "tokenizer.vocab: 2048 before, 512 now": {"tokenizer": Tokenizer(vocab=512)},
+    "optim.lr: 0.001 before, 0.002 now": {"optim": Optim(lr=2e-3)},
+    "model.layers: 4 before, 6 now": {"model": dataclasses.replace(NANO, layers=6)},
+}
+
+
+@pytest.mark.parametrize(("line", "changed"), MAKES_ANOTHER.items(), ids=MAKES_ANOTHER.keys())
+def test_everything_else_makes_it_another_run(line: str, changed: dict[str, Any]) -> None:
+    assert differences(RUN, dataclasses.replace(RUN, **changed)) == [line]
+
+
+def test_every_field_is_either_compared_or_may_change() -> None:
+    """A new field is compared unless it is named here: forgetting it can only refuse too much."""
+    compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim"}
+    assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

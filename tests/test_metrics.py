@@ -1,0 +1,193 @@
+"""Rows of metrics survive a kill, and a step's speed is stated against a rate that is real."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train import metrics
+from train.folder import Folder
+from train.metrics import Metrics, device_peak, matrix_rate, mfu, read, train_row, valid_row
+from zoo.errors import BadInput
+
+
+def row(step: int, loss: float = 3.0) -> dict:
+    return train_row(
+        step=step, loss=loss, grad_norm=0.5, lr=1e-3, tokens=step * 64, skipped=0, seconds=0.1, tokens_per_s=640.0, mfu=0.4
+    )
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written = [row(10), valid_row(step=10, loss=2.0, bits_per_byte=1.5, seconds=3.0)]
+    file = Metrics(path)
+    for each in written:
+        file.write(each)
+    assert read(path) == written
+    file.close()
+
+
+def test_what_differs_between_two_runs_of_the_same_thing_is_under_time() -> None:
+    first, second = row(10), row(10)
+    assert first["time"].keys() == {"seconds", "tokens_per_s", "mfu", "at"}
+    assert {k: v for k, v in first.items() if k != "time"} == {k: v for k, v in second.items() if k != "time"}
+    assert set(valid_row(step=1, loss=1.0, bits_per_byte=1.0, seconds=1.0)["time"]) == {"seconds", "at"}
+
+
+def test_the_perplexity_of_a_validation_is_that_of_its_loss() -> None:
+    assert valid_row(step=1, loss=math.log(50), bits_per_byte=1.0, seconds=1.0)["perplexity"] == pytest.approx(50)
+    assert metrics.perplexity(1e4) == math.inf
+    assert math.isnan(metrics.perplexity(math.nan))
+
+
+def test_a_file_with_numbers_that_are_not_finite_is_strict_json_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    values = {"step": 1, "a": math.inf, "b": [-math.inf, np.float32(0.1)], "c": {"d": np.arange(3)}, "e": "text", "f": math.nan}
+    file = Metrics(path)
+    file.write(values)
+    file.close()
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (back,) = read(path)
+    assert math.isnan(back.pop("f"))
+    assert back == {"step": 1, "a": math.inf, "b": [-math.inf, float(np.float32(0.1))], "c": {"d": [0, 1, 2]}, "e": "text"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.integers(0, 30), max_size=12), resume_at=st.integers(0, 30), torn=st.integers(0, 60))
+def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(
+    steps: list[int], resume_at: int, torn: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    lines = [json.dumps(row(step)) for step in sorted(steps)]
+    path.write_text("".join(f"{line}\n" for line in lines) + json.dumps(row(31))[:torn])
+    file = Metrics(path, resume_at=resume_at)
+    file.write(row(99))
+    file.close()
+    assert [each["step"] for each in read(path)] == [step for step in sorted(steps) if step <= resume_at] + [99]
+
+
+def test_a_run_that_starts_anew_has_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(row(1)) + "\nrubbish\n")
+    Metrics(path).close()
+    assert read(path) == []
+
+
+def test_the_ledger_is_kept_the_same_way(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    file = Metrics(path)
+    for step in (1, 2, 3):
+        file.write({"step": step, "rows": np.arange(step)})
+    file.sync()
+    file.close()
+    Metrics(path, resume_at=2).close()
+    assert read(path) == [{"step": 1, "rows": [0]}, {"step": 2, "rows": [0, 1]}]
+
+
+GOOD = json.dumps({"step": 1}).encode()
+DAMAGED = {
+    "not JSON": b'{"step"\n',
+    "no object": b"[1]\n",
+    "no step": b"{}\n",
+    "step not whole": b'{"step": 1.5}\n',
+    "not UTF-8": b'{"step": 1, "a": "\xff"}\n',
+    "zeros, as a full disk leaves them": b"\0\0\0\n",
+    "empty line": b"\n",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_line_is_named_unless_it_is_the_torn_last_one(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(GOOD + b"\n" + line + GOOD + b"\n")
+    with pytest.raises(BadInput, match=r"metrics.jsonl:2 is no row: .*; remove the line"):
+        read(path)
+    with pytest.raises(BadInput, match=r"metrics.jsonl:2"):
+        Metrics(path, resume_at=1)
+    assert path.read_bytes() == GOOD + b"\n" + line + GOOD + b"\n"
+    path.write_bytes(GOOD + b"\n" + line.removesuffix(b"\n"))
+    assert read(path) == [{"step": 1}]
+
+
+def test_a_last_row_that_only_lacks_its_line_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(GOOD)
+    assert read(path) == [{"step": 1}]
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"absent.jsonl cannot be read \(No such file or directory\)"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    metrics.started(folder, 0, {"devices": "1 x cpu"})
+    with folder.starts.open("a") as file:
+        file.write('{"step": 5, "at')
+    metrics.started(folder, 400, {"devices": "8 x cpu"})
+    first, second = read(folder.starts)
+    assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu"})
+    assert second["versions"]["jax"] == jax.__version__
+    assert "individual_dot" in second["versions"]["XLA_FLAGS"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "float32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312, 156),
+        ("NVIDIA A10", 125, 62.5),
+        ("NVIDIA A10G", None, None),
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+        ("NVIDIA H100 PCIe", 756, 378),
+        ("NVIDIA H200", 989.4, 494.7),
+        ("NVIDIA B200", 2250, 1125),
+        ("NVIDIA L4", 121, 60),
+        ("NVIDIA L40S", None, None),
+        ("Tesla V100-SXM2-16GB", None, 15.7),
+        ("Tesla T4", None, 8.1),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("TPU v4", 275, None),
+        ("TPU v4 lite", None, None),
+        ("TPU v5 lite", 197, None),
+        ("TPU v5p", 459, None),
+        ("TPU7x", 1153.5, None),
+        ("cpu", None, None),
+    ],
+)
+def test_published_peaks(kind: str, bfloat16: float | None, float32: float | None) -> None:
+    """A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one."""
+    for dtype, tera in ((jnp.bfloat16, bfloat16), ("float32", float32)):
+        assert device_peak(kind, dtype) == (None if tera is None else pytest.approx(tera * 1e12))
+
+
+def test_mfu_is_the_share_of_the_rate_put_to_use() -> None:
+    assert mfu(2 * 10**12, 0.5, 8e12) == pytest.approx(0.5)
+
+
+def test_the_measured_rate_is_what_one_product_shows_and_not_multiplied_by_simulated_devices() -> None:
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((1024, 1024)), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        return time.perf_counter() - began
+
+    assert jax.device_count() == 8
+    rates = [matrix_rate("float32", seconds=0.1), 2 * 1024**3 / min(seconds() for _ in range(20))]
+    # Two cores may be busy with something else during either measurement, which is less than a factor of 4.
+    assert 1 / 4 < rates[0] / rates[1] < 4
+
+
+def test_the_rate_is_measured_whatever_mesh_is_current() -> None:
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert matrix_rate(jnp.bfloat16, seconds=0.01) > 0

@@ -1,0 +1,87 @@
+"""Rows to host batches. Which row is example number i of the stream is a pure function of (seed, i), and nothing else."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int, Int64
+
+from train.rows import Row, Rows
+from zoo.batch import Batch
+
+Build = Callable[[np.random.Generator, Row, int], dict[str, np.ndarray]]
+"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row, `weights` among them."""
+
+
+class Batches:
+    """The training batches of a run, shuffled anew each epoch.
+
+    Example i of the stream is example i % B of step i // B. An epoch is `len(rows)` examples, each row once; it may end inside a
+    batch. `build` draws from a generator keyed by (seed, epoch, row).
+    """
+
+    def __init__(self, rows: Rows, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"]) -> None:
+        """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
+        self._rows, self._build, self._seed, self._batch, self._local = rows, build, seed, batch, local
+        self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+        # Grain prepares a dataset at its first use, which is not safe in several threads at once.
+        self._order[0]
+
+    def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
+        """Numbers of the rows of a step's whole global batch, whatever `local` is."""
+        return np.array([self._order[step * self._batch + offset] for offset in range(self._batch)], np.int64)
+
+    @contextlib.contextmanager
+    def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
+        """`with batches.read(n) as stream:` iterates without end over this process's part of the batches of steps n, n + 1, ...
+
+        Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads make the next batches
+        meanwhile; they end with the block. An exception in `build` is raised where its batch would have come, and ends the
+        iteration.
+        """
+        steps = grain.MapDataset.range(first_step, sys.maxsize).map(self._make)
+        # More threads only compete for the interpreter's lock.
+        threads = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+        try:
+            # Grain would go on with the batch after one that failed; a generator that raised is at its end.
+            yield (batch for batch in threads)
+        finally:
+            threads.close()
+
+    def _make(self, step: int) -> Batch:
+        numbers = step * self._batch + self._local.astype(np.int64)
+        examples = []
+        for number in numbers.tolist():
+            row = self._order[number]
+            rng = _generator(self._seed, number // len(self._rows), row)
+            examples.append(self._build(rng, self._rows.row(row), self._rows.length))
+        return _stack(examples, numbers)
+
+
+def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
+    """Every row once, in order, for scoring: this process's part of each global batch; `index` is the row's number.
+
+    The last global batch is filled up with examples of weight 0. `build` draws from a generator keyed by the row.
+    """
+    for first in range(0, len(rows), batch):
+        numbers = first + local.astype(np.int64)
+        examples = []
+        for number in numbers.tolist():
+            row = min(number, len(rows) - 1)
+            arrays = build(_generator(0, 0, row), rows.row(row), rows.length)
+            examples.append(arrays if number < len(rows) else {**arrays, "weights": np.zeros_like(arrays["weights"])})
+        yield _stack(examples, numbers)
+
+
+def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """Generators of different keys, or of counters that begin this far apart, never share a number."""
+    key, counter = np.array([seed, row], np.uint64), np.array([0, 0, 0, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _stack(examples: list[dict[str, np.ndarray]], numbers: Int64[np.ndarray, " local"]) -> Batch:
+    fields: dict[str, Any] = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return Batch(**fields, index=(numbers % (1 << 32)).astype(np.uint32))

@@ -1,0 +1,254 @@
+"""A run from its first line to its last: text, model, steps, checkpoints, score."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from train import config, inputs, metrics, optim
+from train import mesh as meshes
+from train.batches import Batches
+from train.checkpoint import Checkpoints
+from train.console import Console, short
+from train.folder import Folder, differences, read_config, write_json
+from train.inputs import Inputs
+from train.marker import compare
+from train.objectives import objective
+from train.recorder import Recorder
+from train.step import ENGINES, make_step
+from zoo import attention, runtime
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.models import Model, model, parameter_count
+
+Scorer = Callable[[Any], Any]
+"""Parameters -> a score with `loss`, `bits_per_byte` and `record()`."""
+
+
+def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[Path], Any]) -> int:
+    """Train to the end, from the newest checkpoint if there is one; returns the exit code (128 + signal after a signal).
+
+    Args:
+        evaluate: makes a scorer: `eval.score.scorer`.
+        on_end: writes what the run leaves for people to read: `eval.report.write`.
+
+    Raises:
+        BadInput: the configuration, the data and this machine do not fit, or the folder holds another run.
+    """
+    # --- Devices and numbers ---
+    mesh = meshes.make(cfg.mesh)
+    meshes.check(cfg, mesh)
+    folder, process = Folder.of(cfg), jax.process_index()
+    _refuse_another(folder, cfg)
+    dtype = DTYPES[_precision(cfg)]
+    net, goal = model(cfg.model), objective(cfg.objective)
+
+    # --- Text ---
+    text = inputs.read(cfg, folder, runtime.cache_dir() / "text")
+    batches = Batches(text.rows, goal.build, cfg.seed, cfg.data.batch, meshes.local_rows(mesh, cfg.data.batch))
+
+    with contextlib.ExitStack() as stack:
+        # --- Folder ---
+        stack.enter_context(folder.claim(process))
+        console = stack.enter_context(Console(steps=cfg.steps, process=process))
+        checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=console.notice)
+        if checkpoints.latest() == cfg.steps and folder.scores.exists():
+            console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
+            return 0
+        if process == 0:
+            folder.tokenizer.mkdir(exist_ok=True)
+            text.tokenizer.save(folder.tokenizer)
+            folder.write_config(cfg)
+        stack.enter_context(checkpoints)
+
+        # --- State ---
+        tx = optim.optimizer(cfg.optim)
+        abstract = meshes.abstract_state(cfg, net, tx, mesh)
+        restored = checkpoints.restore(abstract)
+        if restored is not None and (changed := compare(restored[1], text.fingerprints())):
+            raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
+        state = meshes.init_state(cfg, net, tx, mesh) if restored is None else restored[0]
+        first = int(jax.device_get(state.step))
+        engine = ENGINES[cfg.engine](
+            make_step(cfg, net, goal, tx, dtype), mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        )
+        state = engine.put(state)
+
+        # --- What people see ---
+        rate, against = _rate(dtype)
+        facts = describe(cfg, net, mesh, text, against, folder)
+        console.header(f"{cfg.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
+        if process == 0:
+            metrics.started(folder, first, facts)
+        shape = Batch(tokens=np.broadcast_to(np.int32(0), (cfg.data.batch, cfg.data.length)))
+        # A backward pass has two matrix products for each one of the forward pass.
+        flops = 3 * net.flops(shape)
+        recorder = stack.enter_context(Recorder(cfg, folder, console, first=first, flops=flops, rate=rate, process=process))
+        stop = stack.enter_context(Stop())
+
+        def scorer(rows: Any) -> Scorer:
+            return evaluate(
+                net, mesh, rows, goal.build, text.token_bytes, batch=cfg.data.batch, dtype=dtype, chunk=cfg.loss_chunk
+            )
+
+        sample = scorer(text.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
+
+        # --- Steps ---
+        console.doing("compiling the step")
+        at, stopping = first, False
+        with jax.transfer_guard("disallow"), _profile(cfg, folder) as profiled, batches.read(first) as stream:
+            while at < cfg.steps and not stopping:
+                host = next(stream)
+                state, measured = engine.step(state, engine.place(meshes.place(host, mesh, cfg.data.batch)))
+                recorder.step(measured, batches.rows_of(at) if cfg.log.ledger else None)
+                at += 1
+                checkpoints.poll()
+                profiled(at - first)
+                stopping = stop.agreed(at)
+                if recorder.due(cfg.log.every):
+                    recorder.row()
+                if recorder.due(cfg.log.validate_every):
+                    with recorder.pause():
+                        began = time.perf_counter()
+                        score = sample(engine.get(state).params)
+                        recorder.valid(score, time.perf_counter() - began)
+                if recorder.due(cfg.checkpoint.every) or stopping:
+                    with recorder.pause():
+                        recorder.sync()
+                        checkpoints.save(engine.get(state), text.fingerprints())
+        checkpoints.wait()
+        if at < cfg.steps:
+            if process == 0:
+                on_end(folder.path)
+            console.finish(f"stopped and saved at step {at} of {cfg.steps}; the same command goes on from there")
+            return 128 + stop.signal
+
+        # --- Score ---
+        console.doing("scoring the held-out text")
+        stride = max(1, cfg.data.length // 2)
+        score = scorer(text.scored(cfg.data, stride))(engine.get(state).params)
+        if process == 0:
+            write_json(folder.scores, {**score.record(), "stride": stride})
+            on_end(folder.path)
+        console.finish(f"{_result(score.record())}  {folder.report}")
+    return 0
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def describe(cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, against: str, folder: Folder) -> dict[str, str]:
+    """What a run is, as the console and the report show it."""
+    devices = mesh.devices.size
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    source = ", ".join(cfg.data.paths) or "Moby-Dick (embedded)"
+    return {
+        "model": f"{net.family}, {parameter_count(cfg.model):,} parameters",
+        "data": f"{source}: {short(len(text.rows.tokens.ids))} tokens, {len(text.rows)} rows of {cfg.data.length}",
+        "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
+        "precision": _precision(cfg),
+        "attention": _implementations(cfg, net),
+        "MFU against": against,
+        "run": str(folder.path),
+    }
+
+
+class Stop:
+    """SIGINT and SIGTERM as a wish to save and leave; a second SIGINT leaves at once.
+
+    Several processes agree on the step, through JAX's coordination service: it sees the SIGTERM of any of them.
+    """
+
+    signal = 0
+
+    def __enter__(self) -> "Stop":
+        self._several = jax.process_count() > 1
+        self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupted)}
+        if not self._several:
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminated)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self, step: int) -> bool:
+        """Whether all processes stop after `step` steps."""
+        if not self._several:
+            return self.signal != 0
+        with jax.transfer_guard("allow"):
+            stopping = bool(multihost_utils.reached_preemption_sync_point(step))
+        self.signal = self.signal or (signal.SIGTERM if stopping else 0)
+        return stopping
+
+    def _interrupted(self, number: int, _: Any) -> None:
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.SIGINT
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _terminated(self, number: int, _: Any) -> None:
+        self.signal = number
+
+
+def _refuse_another(folder: Folder, cfg: config.Run) -> None:
+    """A folder is one run: refuse to go on with other numbers than it began with."""
+    if folder.config.exists() and (changed := differences(read_config(folder.path), cfg)):
+        raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+
+
+def _precision(cfg: config.Run) -> str:
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _rate(dtype: Any) -> tuple[float, str]:
+    """FLOP/s of all devices that MFU is stated against, and its source in words."""
+    kind = jax.devices()[0].device_kind
+    if peak := metrics.device_peak(kind, dtype):
+        return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
+    rate = metrics.matrix_rate(dtype) * jax.process_count()
+    return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
+
+
+def _implementations(cfg: config.Run, net: Model) -> str:
+    """What attention runs on, from tracing the model on the shapes of a batch."""
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    row = jax.ShapeDtypeStruct((cfg.data.batch, cfg.data.length), jnp.int32)
+    segments = row if cfg.data.rows == "packed" else None
+    seeds = jax.ShapeDtypeStruct((cfg.data.batch, 2), jnp.uint32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[_precision(cfg)]), shapes)
+    with attention.choices() as made:
+        jax.eval_shape(lambda p, b, s: net.apply(p, b, seeds=s), shapes, Batch(tokens=row, segments=segments), seeds)
+    return ", ".join(sorted(made))
+
+
+@contextlib.contextmanager
+def _profile(cfg: config.Run, folder: Folder):
+    """Trace `--profile` steps, from the second of this start on: the first one compiles."""
+    last = 1 + cfg.machine.profile
+
+    def after(step: int) -> None:
+        if cfg.machine.profile and step == 1:
+            jax.profiler.start_trace(folder.profile)
+        if cfg.machine.profile and step == last:
+            jax.profiler.stop_trace()
+
+    yield after
+
+
+def _result(score: dict[str, float]) -> str:
+    return f"held-out {score['bits_per_byte']:.4f} bits/byte, perplexity {score['perplexity']:.2f}"

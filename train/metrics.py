@@ -1,0 +1,258 @@
+"""What a run measures: rows of metrics.jsonl, and the rate that a step's speed is stated against."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.folder import Folder, write_text
+from zoo.errors import BadInput
+
+# JSON has no number for these; protobuf's JSON mapping spells them so.
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Metrics:
+    """A file of rows, one JSON object a line, each with its "step"; appended to, one row at a time, by one process.
+
+    Columns that differ between two runs of the same thing (seconds, rates, dates) live in one nested object, "time".
+    Write the rows of step n, and `sync`, before committing the checkpoint of step n: a resumed run then has every row.
+    """
+
+    def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
+        """Open `path` for a run that continues at step `resume_at`: later rows, and a line torn by a kill, are dropped, the file
+        being replaced whole. None: the run starts anew, with no rows.
+
+        Raises:
+            BadInput: a line that is no row, with its number.
+        """
+        kept = read(path) if resume_at is not None and path.exists() else []
+        write_text(path, "".join(_line(row) for row in kept if row["step"] <= resume_at))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row and flush it. Values are Python's or numpy's; what is not finite is written "NaN" or "Infinity"."""
+        self._file.write(_line(row))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def train_row(
+    *,
+    step: int,
+    loss: float,
+    grad_norm: float,
+    lr: float,
+    tokens: int,
+    skipped: int,
+    seconds: float,
+    tokens_per_s: float,
+    mfu: float | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A row of kind "train".
+
+    Args:
+        step: steps taken, this one included.
+        loss: mean over the predicted tokens of step `step`, in nats.
+        grad_norm: global gradient norm before clipping.
+        lr: learning rate of the step.
+        tokens: tokens predicted so far.
+        skipped: steps skipped for a non-finite gradient since the previous train row.
+        seconds: mean seconds a step since the previous train row, without validation and saving.
+        tokens_per_s: over all devices.
+        mfu: share of the rate it is stated against, 0 to 1; None where there is no such rate.
+        more: further columns (of the same value in every run of the same configuration).
+    """
+    measured = {"seconds": seconds, "tokens_per_s": tokens_per_s, "mfu": mfu, "at": time.time()}
+    values = {"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "skipped": skipped}
+    return {"kind": "train", **values, **more, "time": measured}
+
+
+def valid_row(*, step: int, loss: float, bits_per_byte: float, seconds: float, **more: Any) -> dict[str, Any]:
+    """A row of kind "valid": held-out `loss` in nats a token and its perplexity, `bits_per_byte`, and the `seconds` it took."""
+    values = {"step": step, "loss": loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity(loss)}
+    return {"kind": "valid", **values, **more, "time": {"seconds": seconds, "at": time.time()}}
+
+
+def perplexity(loss: float) -> float:
+    """e to the `loss` in nats a token; infinity where that overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(loss)))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file. A last line without its line end, as a killed process leaves it, is no row unless it is whole.
+
+    Raises:
+        BadInput: no such file, or a line that is no row, with its number.
+    """
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+    rows = [_row(line, path, number) for number, line in enumerate(lines, 1)]
+    try:
+        return [*rows, _row(last, path, len(lines) + 1)] if last else rows
+    except BadInput:
+        return rows
+
+
+def started(folder: Folder, step: int, facts: Mapping[str, str]) -> None:
+    """Note in starts.jsonl that the run starts or resumes at `step`: `facts`, as the console shows them, versions and date."""
+    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions()}
+    before = read(folder.starts) if folder.starts.exists() else []
+    write_text(folder.starts, "".join(map(_line, [*before, row])))
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers depend on, and the compiler's flags: those of XLA:CPU decide what its figures are worth."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return found | {"system": platform.platform(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+
+
+def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
+    """Model FLOPs utilization: the share of `rate` (FLOP/s of all devices) that steps of `seconds` each put to use.
+
+    Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    return flops_per_step / (seconds * rate)
+
+
+def device_peak(kind: str, dtype: Any) -> float | None:
+    """Published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
+
+    None where none is published for that dtype: a TPU's float32, the bfloat16 of a GPU older than Ampere, a slice of a GPU, any
+    CPU. Then `matrix_rate` gives a rate to state MFU against. On Ampere and later float32 means TF32, which is how JAX multiplies
+    float32 matrices there by default.
+    """
+    names = [name for name in PEAKS if re.fullmatch(f"{name}([ -].*)?", kind) and (name == kind or not name.startswith("TPU"))]
+    if not names or "MIG" in kind:
+        return None
+    tera = PEAKS[max(names, key=len)].get(np.dtype(dtype).name)
+    return None if tera is None else tera * 1e12
+
+
+def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
+    """Measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices together.
+
+    The best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated CPU
+    devices share the same cores, so on a CPU one device is measured, which uses all of them, and nothing is multiplied.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        devices, size = devices[:1], 1024
+    else:
+        size = 8192
+    mesh = Mesh(np.asarray(devices), ("device",))
+    shape, placed = (len(devices), size, size), NamedSharding(mesh, PartitionSpec("device"))
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+
+    def burst(count: int) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready([product(operand) for _ in range(count)])
+        return (time.perf_counter() - began) / count
+
+    # Our own mesh, whatever mesh the caller works under.
+    with jax.set_mesh(mesh):
+        operand = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=placed)(jax.random.key(0))
+        burst(1)
+        best = burst(1)
+        # A burst long enough to hide its dispatch, short enough that several fit and one of them is undisturbed.
+        count = max(1, round(seconds / 10 / best))
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            best = min(best, burst(count))
+    return 2 * size**3 * len(devices) / best
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(row), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode(), parse_constant=NOT_FINITE.__getitem__)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}:{number} is no row: {error}; remove the line") from None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise BadInput(f'{path}:{number} is no row: it is not an object with a whole "step"; remove the line')
+    # Rarely needed, and half the time of reading a long file.
+    return _restored(row) if b'"NaN"' in line or b'Infinity"' in line else row
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+# Dense TFLOP/s of one JAX device, by `device_kind` (a GPU's up to words that do not matter). Where a data sheet prints
+# only the rate with 2:4 sparsity, half of it. float32 is TF32 from Ampere on.
+PEAKS: dict[str, dict[str, float]] = {
+    # NVIDIA B200: HGX B200 data sheet, 36 and 18 PFLOP/s (sparse) for eight.
+    "NVIDIA B200": {"bfloat16": 2250, "float32": 1125},
+    # NVIDIA H200 data sheet: SXM 1,979 and 989; NVL 1,671 and 835 (sparse).
+    "NVIDIA H200 NVL": {"bfloat16": 835.5, "float32": 417.5},
+    "NVIDIA H200": {"bfloat16": 989.4, "float32": 494.7},
+    # NVIDIA H100 architecture white paper: SXM5 989.4 and 494.7, PCIe 756 and 378; data sheet: NVL 1,671 and 835 (sparse).
+    "NVIDIA H100 NVL": {"bfloat16": 835.5, "float32": 417.5},
+    "NVIDIA H100 PCIe": {"bfloat16": 756, "float32": 378},
+    "NVIDIA H100": {"bfloat16": 989.4, "float32": 494.7},
+    # NVIDIA A100 data sheet: the same for SXM4 and PCIe.
+    "NVIDIA A100": {"bfloat16": 312, "float32": 156},
+    # NVIDIA L4 data sheet: 242 and 120 (sparse).
+    "NVIDIA L4": {"bfloat16": 121, "float32": 60},
+    # NVIDIA A10 data sheet.
+    "NVIDIA A10": {"bfloat16": 125, "float32": 62.5},
+    # NVIDIA V100 and T4 data sheets: no bfloat16, no TF32.
+    "Tesla V100-PCIE": {"float32": 14},
+    "Tesla V100-SXM2": {"float32": 15.7},
+    "Tesla T4": {"float32": 8.1},
+    # Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks": 46 and 123 a chip, which is two
+    # devices.
+    "TPU v2": {"bfloat16": 23},
+    "TPU v3": {"bfloat16": 61.5},
+    # Cloud TPU documentation, one page a version: 275, 197, 459, 918 a chip, which is one device; 2,307 a chip of two devices.
+    "TPU v4": {"bfloat16": 275},
+    "TPU v5 lite": {"bfloat16": 197},
+    "TPU v5e": {"bfloat16": 197},
+    "TPU v5": {"bfloat16": 459},
+    "TPU v5p": {"bfloat16": 459},
+    "TPU v6 lite": {"bfloat16": 918},
+    "TPU v6e": {"bfloat16": 918},
+    "TPU7x": {"bfloat16": 1153.5},
+}

@@ -1,0 +1,56 @@
+"""Predict each token from those before it (Radford et al. 2018, equation 1)."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.losses import token_losses
+from train.rows import Row
+from zoo.batch import Batch
+from zoo.models import Model
+
+
+def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    """One row as the fields of `Batch`, each [length]; draws nothing from `rng`.
+
+    tokens: inputs, int32: before each target the id before it in its document, end-of-text at the document's start; 0 after the
+    row's end. targets: int32, 0 after the row's end. weights: float32, 1, but 0 for the row's context and after its end. Where
+    documents are isolated also segments (1, 2, ...; 0 after the end) and positions (from 0 in each piece), int32.
+    """
+    del rng
+    tokens, targets, segments, positions = np.zeros((4, length), np.int32)
+    start = 0
+    for number, piece in enumerate(row.pieces, 1):
+        end = start + len(piece.ids)
+        tokens[start] = piece.before
+        tokens[start + 1 : end] = piece.ids[:-1]
+        targets[start:end] = piece.ids
+        segments[start:end] = number
+        positions[start:end] = np.arange(end - start)
+        start = end
+    weights = np.zeros(length, np.float32)
+    weights[row.context : start] = 1
+    arrays = {"tokens": tokens, "targets": targets, "weights": weights}
+    return {**arrays, "segments": segments, "positions": positions} if row.isolated else arrays
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+    """What each term of the loss is divided by: here the number of counted predictions."""
+    return {"causal": batch.weights.sum()}
+
+
+def loss(
+    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+) -> tuple[dict[str, jax.Array], Any]:
+    """Summed cross-entropy, in nats, of the counted predictions of a batch; and the model's carry."""
+    out = model.apply(params, batch, seeds=seeds, carry=carry)
+    nats = token_losses(
+        lambda hidden: model.unembed(params, hidden),
+        out.hidden,
+        batch.targets,
+        vocabulary=model.config.vocab,
+        smoothing=smoothing,
+        chunk=chunk,
+    )
+    return {"causal": (nats * batch.weights).sum()}, out.carry

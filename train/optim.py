@@ -1,0 +1,67 @@
+"""Optimizers and schedules, from optax. An optimizer here yields the direction to subtract; the step multiplies by the rate."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from train.config import Optim
+from zoo.sharding import path_of
+
+DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
+"""Leaves with weight decay, by path: matrices and embeddings, never norms and biases."""
+
+
+def optimizer(cfg: Optim) -> optax.GradientTransformation:
+    """Clipping, preconditioning and decoupled decay, at learning rate 1."""
+    clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip > 0 else []
+    decay = [optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)] if cfg.weight_decay > 0 else []
+    return optax.chain(*clip, PRECONDITIONERS[cfg.name](cfg), *decay)
+
+
+def schedule(cfg: Optim, steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
+
+    inverse_sqrt is lr * sqrt(max(warmup, 1) / step) (Vaswani et al. 2017, section 5.3, with the peak given instead of d_model).
+    """
+    warmup = min(cfg.warmup, steps)
+    rest = max(steps - warmup, 1)
+    decays: dict[str, optax.Schedule] = {
+        "cosine": optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.final),
+        "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.final, rest),
+        "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + warmup, 1)),
+        "constant": optax.constant_schedule(cfg.lr),
+    }
+    # Step 0 already moves: its rate is one warm-up increment, not 0.
+    rise = optax.linear_schedule(cfg.lr / max(warmup, 1), cfg.lr, max(warmup - 1, 1))
+    return optax.join_schedules([rise, decays[cfg.schedule]], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies."""
+    return jax.tree_util.tree_map_with_path(lambda keys, _: bool(DECAYED.search(path_of(keys))), params)
+
+
+def _adam(cfg: Optim) -> optax.GradientTransformation:
+    return optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+
+
+def _adafactor(cfg: Optim) -> optax.GradientTransformation:
+    """Factored second moments, updates clipped to unit RMS and scaled by the parameter's RMS (Shazeer and Stern 2018)."""
+    one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    # Its statistics are those of one matrix: a stacked leaf is as many matrices as there are layers.
+    per_layer = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
+    return optax.partition({"stacked": per_layer, "single": one}, _stacked)
+
+
+def _stacked(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: "stacked" if "layers" in path_of(keys).split("/") else "single", params
+    )
+
+
+PRECONDITIONERS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {"adamw": _adam, "adafactor": _adafactor}

@@ -1,0 +1,277 @@
+"""The one attention door: `attention(q, k, v, mask=..., bias=..., dropout=..., impl=...)`.
+
+Masks and biases are small specifications, made dense only by implementations that must. The table `IMPLEMENTATIONS` says what
+each implementation supports; a request it cannot honour raises and says why. A row with nothing to attend to gives zeros and
+zero gradient, everywhere.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, UInt32
+
+from zoo import seeds
+from zoo.errors import BadInput
+from zoo.masks import Buckets, Dense, Mask, Relative
+
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXIS = "tensor"
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Mask,
+    bias: Dense | Buckets | Relative | None = None,
+    scale: float | None = None,
+    dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
+    impl: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """softmax(scale * q k^T + bias, over the pairs `mask` allows) v, with K dividing N (grouped heads).
+
+    Scores and softmax are float32. `scale` defaults to 1/sqrt(H). `dropout = (rate, seeds)` zeroes entries of the softmax; which
+    entries depends on (seeds, head, query index, key index) only, so every implementation, mesh and block size drops the same.
+    Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data and fsdp, heads over tensor.
+
+    Raises:
+        BadInput: the request is malformed, or `impl` cannot honour it; the message names who can.
+    """
+    request = Request.of(q, k, v, mask, bias, dropout)
+    name = choose(impl, request)
+    if (made := _choices.get()) is not None:
+        made.add(name)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
+    run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
+    heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
+    out = _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
+    return checkpoint_name(out, "attention")
+
+
+# --- requests and implementations -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a call asks for: the features an implementation must have, and the shapes and dtype it must take."""
+
+    features: frozenset[str]
+    shape: tuple[int, int, int, int, int, int]
+    """B, T, S, N, K, H."""
+    dtype: str
+    window: int | None
+    bias_shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
+        """Read a call's features off its arguments, refusing malformed ones."""
+        b, t, n, h = q.shape
+        s, groups = k.shape[1], k.shape[2]
+        _require(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")
+        _require(n % groups == 0, f"{groups} key/value heads do not divide {n} query heads")
+        _require(q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one")
+        letters = {"B": b, "T": t, "S": s, "N": n}
+        features = set()
+        for spec in (mask, bias):
+            for field in dataclasses.fields(spec) if spec is not None else ():
+                value = getattr(spec, field.name)
+                if "axes" in field.metadata and value is not None:
+                    _check_shape(field, value, letters)
+                    features.add(_FEATURES.get(field.name, ""))
+        if mask.causal or mask.window is not None:
+            same = mask.query_positions is None and mask.key_positions is None
+            _require(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
+            features |= {"causal"} if mask.causal else set()
+        if mask.window is not None:
+            _require(mask.window > 0, f"window {mask.window}: choose 1 or more positions")
+            features.add("window")
+        for name in ("segments", "ranks"):
+            pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
+            _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
+        if bias is not None:
+            features.add({Dense: "dense bias", Buckets: "bucket bias", Relative: "relative bias"}[type(bias)])
+        if dropout is not None and dropout[0] > 0:
+            rate, seed = dropout
+            _require(rate < 1, f"dropout {rate}: choose a rate below 1")
+            _require(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
+            features.add("dropout")
+        if groups != n:
+            features.add("grouped heads")
+        bias_shape = bias.values.shape if isinstance(bias, Dense) else None
+        return cls(
+            features=frozenset(features - {""}),
+            shape=(b, t, s, n, groups, h),
+            dtype=str(q.dtype),
+            window=mask.window,
+            bias_shape=bias_shape,
+        )
+
+
+_FEATURES = {
+    "key_lengths": "key lengths",
+    "query_segments": "segments",
+    "query_positions": "positions",
+    "key_positions": "positions",
+    "query_ranks": "ranks",
+    "allowed": "explicit mask",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """A row of the table: where the function is, what it supports, and its limits."""
+
+    module: str
+    function: str
+    platforms: frozenset[str]
+    """Platforms it runs on."""
+    features: frozenset[str]
+    limits: str = ""
+    """Name of a function in `module`: Request -> reason it cannot be honoured, or None."""
+
+    def load(self) -> Callable[..., Array]:
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def refuses(self, request: Request, platform: str) -> str | None:
+        """Why this implementation cannot honour a request on a platform; None if it can."""
+        if platform not in self.platforms:
+            return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
+        if missing := sorted(request.features - self.features):
+            return f"it has no {', no '.join(missing)}"
+        return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
+
+
+ALL_FEATURES = frozenset(
+    {"causal", "window", "key lengths", "segments", "positions", "ranks", "explicit mask"}
+    | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads"}
+)
+EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(module="zoo.attention", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "xla": Implementation(module="zoo.kernels.xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "cudnn": Implementation(
+        module="zoo.kernels.cudnn",
+        function="cudnn",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+    ),
+}
+
+AUTO: dict[str, tuple[str, ...]] = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
+"""`auto`, by platform: the first in the list that can honour the request."""
+
+
+def choose(impl: str, request: Request, platform: str | None = None) -> str:
+    """The implementation that will run a request; `auto` follows the table `AUTO`.
+
+    Raises:
+        BadInput: an unknown name, or one that cannot honour the request: says why, and who can.
+    """
+    platform = platform or _platform()
+    if impl == "auto":
+        return next(name for name in AUTO[platform] if IMPLEMENTATIONS[name].refuses(request, platform) is None)
+    _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
+    if why := IMPLEMENTATIONS[impl].refuses(request, platform):
+        able = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
+        raise BadInput(f"attention {impl!r} cannot do this: {why}; these can: {', '.join(able)}")
+    return impl
+
+
+_choices: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("choices", default=None)
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[set[str]]:
+    """Collect the implementations that calls traced inside the block run on, so that a run can say what `auto` chose."""
+    made: set[str] = set()
+    token = _choices.set(made)
+    try:
+        yield made
+    finally:
+        _choices.reset(token)
+
+
+def usable() -> list[tuple[str, bool, str]]:
+    """(implementation, whether it runs on this platform, why not), for a plain causal request."""
+    shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
+    reasons = {name: row.refuses(request, _platform()) for name, row in IMPLEMENTATIONS.items()}
+    return [(name, why is None, why or "") for name, why in reasons.items()]
+
+
+def _platform() -> str:
+    return {"cuda": "gpu", "rocm": "gpu"}.get(jax.default_backend(), jax.default_backend())
+
+
+def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
+    """The definition, dense and plain, in the dtype of its inputs but at least float32: what every other is compared with."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    t, s, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    q_, k_, v_ = q.astype(dtype), jnp.repeat(k.astype(dtype), groups, 2), jnp.repeat(v.astype(dtype), groups, 2)
+    scores = scale * jnp.einsum("btnh,bsnh->bnts", q_, k_)
+    if bias is not None:
+        scores = scores + bias.dense(q_, t, s, scale)
+    allowed = mask.dense(t, s)
+    allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
+    alive = allowed.any(-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(alive, -jnp.inf, 0)), axis=-1)
+    weights = jnp.where(allowed & alive, weights, 0)
+    if seed is not None:
+        kept = seeds.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
+        weights = jnp.where(kept, weights / (1 - rate), 0)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v_).astype(q.dtype)
+
+
+# --- sharding -------------------------------------------------------------------------------------------------------------------
+
+
+def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array):
+    """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it bare."""
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not auto:
+        return run(q, k, v, mask, bias, seed, heads)
+    batch = tuple(axis for axis in BATCH_AXES if axis in auto)
+    head = HEAD_AXIS if HEAD_AXIS in auto else None
+    by_letter = {"B": batch, "N": head}
+
+    def spec(letters: str, array: Array) -> PartitionSpec:
+        return PartitionSpec(*(by_letter.get(x) if size > 1 else None for x, size in zip(letters, array.shape, strict=True)))
+
+    def specs(value: Any) -> Any:
+        leaves, tree = jax.tree.flatten(value)
+        fields = dataclasses.fields(value) if value is not None else ()
+        letters = [f.metadata["axes"] for f in fields if "axes" in f.metadata and getattr(value, f.name) is not None]
+        return jax.tree.unflatten(tree, [spec(axes, leaf) for axes, leaf in zip(letters, leaves, strict=True)])
+
+    heads_spec = PartitionSpec(batch, None, head, None)
+    seed_spec = None if seed is None else PartitionSpec(batch)
+    in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
+    return jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec)(q, k, v, mask, bias, seed, heads)
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise BadInput(f"attention: {message}")
+
+
+def _check_shape(field: dataclasses.Field, value: Any, letters: dict[str, int]) -> None:
+    axes = field.metadata["axes"]
+    broadcasts = axes == "BNTS"
+    fits = value.ndim == len(axes) and all(
+        letters.get(letter, size) == size or (broadcasts and size == 1) for letter, size in zip(axes, value.shape, strict=True)
+    )
+    _require(fits, f"{field.name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")

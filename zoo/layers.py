@@ -1,0 +1,132 @@
+"""Layers the families share. Modules only declare parameters; all arithmetic is functions of arrays.
+
+The dtype of the arithmetic is the dtype of the parameters given: a step that wants bfloat16 casts the parameters, and a matrix
+product then runs in bfloat16 with float32 accumulation. Norms and softmax are float32 always.
+
+Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, `bias`, `scale`, `embedding`.
+Shape letters: see `zoo.batch`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from zoo import seeds as seeding
+from zoo.attention import attention
+from zoo.configs import Activation
+from zoo.masks import Mask
+
+Init = Callable[..., Array]
+Seeds = UInt32[Array, "B 2"] | None
+
+VOCABULARY_MULTIPLE = 128
+"""Vocabulary tables are stored padded to a multiple of this, so that they divide over devices; published sizes seldom do."""
+
+
+class Linear(nnx.Module):
+    """A projection along named axes: `Linear("btd,df->btf", (D, F), (F,), init, rngs)`."""
+
+    def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None, init: Init, rngs: nnx.Rngs):
+        self.equation = equation
+        self.kernel = nnx.Param(init(rngs.params(), kernel, jnp.float32))
+        self.bias = None if bias is None else nnx.Param(jnp.zeros(bias))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        kernel = self.kernel[...]
+        y = jnp.einsum(self.equation, x, kernel, preferred_element_type=jnp.float32).astype(kernel.dtype)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Embed(nnx.Module):
+    """A table of `rows` vectors, stored padded to a multiple of `VOCABULARY_MULTIPLE` when `pad`."""
+
+    def __init__(self, rows: int, width: int, init: Init, rngs: nnx.Rngs, *, pad: bool = False):
+        stored = padded(rows) if pad else rows
+        table = init(rngs.params(), (stored, width), jnp.float32)
+        # Padding rows are zero: they get no gradient, so they stay zero.
+        self.embedding = nnx.Param(jnp.where(jnp.arange(stored)[:, None] < rows, table, 0))
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization (Ba et al. 2016) with scale and bias, statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention: fused q, k, v projection, the attention door, output projection."""
+
+    def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs):
+        self.qkv = Linear("btd,dcnh->btcnh", (width, 3, heads, head), (3, heads, head), init, rngs)
+        self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,), out_init, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Mask, *, dropout: float, seeds: Seeds, impl: str) -> Float[Array, "B T D"]:
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        drop = None if seeds is None else (dropout, seeds)
+        return self.out(attention(q, k, v, mask=mask, dropout=drop, impl=impl))
+
+
+class Mlp(nnx.Module):
+    """Two projections with an activation between them."""
+
+    def __init__(self, width: int, ffn: int, activation: Activation, init: Init, out_init: Init, rngs: nnx.Rngs):
+        self.activation = activation
+        self.up = Linear("btd,df->btf", (width, ffn), (ffn,), init, rngs)
+        self.down = Linear("btf,fd->btd", (ffn, width), (width,), out_init, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32; x's dtype comes back."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+
+def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:
+    """Zero a share `rate` of the entries and scale up the rest (Srivastava et al. 2014); the identity without seeds.
+
+    `site` numbers the place in the layer, so that no two places of a layer drop alike.
+    """
+    if seeds is None or rate == 0:
+        return x
+    coordinates = (jnp.arange(size, dtype=jnp.uint32) for size in x.shape[1:])
+    kept = seeding.keep(seeding.fold(seeds, site), rate, *coordinates)
+    return jnp.where(kept, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
+
+
+def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of a table. Ids are checked on the host when text is prepared: here one out of range would be clamped."""
+    return table[ids]
+
+
+def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
+    """float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
+    logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    if table.shape[0] == vocabulary:
+        return logits
+    return jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
+
+
+def padded(rows: int) -> int:
+    """Rows a vocabulary table is stored with."""
+    return -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,79 @@
+"""Arithmetic: one file per family, of the same name as its numbers in `zoo.configs`.
+
+A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, and `PADDED`, the leaves stored
+with rows that are not counted; `init_carry` where something is carried from step to step. Modules are found by listing this
+folder; nothing is registered.
+"""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, UInt32
+
+from zoo import configs
+from zoo.batch import Batch, Output
+
+
+def families() -> list[str]:
+    """Names of the families, found by listing this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def family(name: str) -> ModuleType:
+    """The module with a family's arithmetic."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def model(cfg: Any) -> "Model":
+    """A configuration bound to its family's arithmetic."""
+    name = configs.family_of(cfg)
+    return Model(family=name, config=cfg, module=family(name))
+
+
+def parameter_count(cfg: Any) -> int:
+    """Parameters of a model as its paper counts them: tied tables once, padding rows of vocabulary tables not at all.
+
+    Counted on shapes: no array is made.
+    """
+    built = model(cfg)
+    shapes = jax.eval_shape(lambda: built.init(jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    stored = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    padding = sum(
+        (stored[leaf][0] - getattr(cfg, field)) * math.prod(stored[leaf][1:]) for leaf, field in built.module.PADDED.items()
+    )
+    return sum(map(math.prod, stored.values())) - padding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A family's functions with the configuration filled in; it holds no parameters."""
+
+    family: str
+    config: Any
+    module: ModuleType
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters: a nested dict of float32 arrays, per-layer leaves stacked on axis 0."""
+        return self.module.init(self.config, key)
+
+    def apply(self, params: Any, batch: Batch, *, seeds: UInt32[Array, "B 2"] | None = None, carry: Any = None) -> Output:
+        """Hidden states of a batch; `seeds` turns dropout on."""
+        return self.module.apply(self.config, params, batch, seeds=seeds, carry=carry)
+
+    def unembed(self, params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+        """float32 logits; padding rows of the vocabulary get no probability."""
+        return self.module.unembed(self.config, params, hidden)
+
+    def init_carry(self, rows: int) -> Any:
+        """What the model carries from step to step at its start, for `rows` rows; `{}` for a family that carries nothing."""
+        return self.module.init_carry(self.config, rows) if hasattr(self.module, "init_carry") else {}
+
+    def flops(self, batch: Batch) -> float:
+        """Matrix-product FLOPs of a forward pass over a batch; only its shapes are read."""
+        return self.module.flops(self.config, batch)

@@ -1,0 +1,111 @@
+"""Where a token is: sinusoids, T5 buckets, XLNet distances and rotary embeddings, as pure functions.
+
+Learned positions are a table in the model's parameters. Angles and results are float32. Shape letters: see `zoo.batch`.
+"""
+
+import bisect
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+BASE = 10_000.0
+"""Ratio of the longest to the shortest wavelength, about (Vaswani et al. 2017, section 3.5)."""
+
+
+def sinusoids(length: int, width: int) -> Float[Array, "{length} {width}"]:
+    """Fixed encodings of the positions 0 .. length-1 (Vaswani et al. 2017, section 3.5).
+
+    Column 2i holds sin(position / 10000^(2i / width)), column 2i + 1 its cosine.
+
+    Raises:
+        ValueError: an odd width.
+    """
+    angles = _angles(jnp.arange(length), width)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+
+
+def relative_sinusoids(first: int, count: int, width: int) -> Float[Array, "{count} {width}"]:
+    """Encodings of the distances first, first - 1, ..., first - count + 1 (Dai et al. 2019, section 3.3; Yang et al. 2019).
+
+    The sines fill the first half of a row and the cosines the second, the order of both papers' code. A distance is the
+    query's position less the key's: `first` = S and `count` = S + T reach every pair of T queries at the end of S keys.
+
+    Raises:
+        ValueError: an odd width.
+    """
+    angles = _angles(first - jnp.arange(count), width)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def relative_shift(
+    by_distance: Float[Array, "*B T R"], query_positions: Int[Array, "*#B T"], *, first: int, keys: int
+) -> Float[Array, "*B T {keys}"]:
+    """Scores by distance made scores by key: the shift of Dai et al. 2019, appendix B, for queries anywhere among the keys.
+
+    `by_distance[..., t, j]` is the score of query t at distance first - j. Entry (t, s) of the result is its score at distance
+    `query_positions[t] - s`, the key's index being its position; NaN where `by_distance` does not reach that distance.
+    """
+    reached = by_distance.shape[-1]
+    column = first - query_positions[..., None] + jnp.arange(keys)
+    # A negative index would wrap around to the other end; any index past the end is filled with NaN.
+    column = jnp.where(column < 0, reached, column)
+    return jnp.take_along_axis(by_distance, column, axis=-1, mode="fill")
+
+
+def t5_bucket(relative: Int[Array, "*B"], bidirectional: bool, buckets: int, max_distance: int) -> Int[Array, "*B"]:
+    """Bucket of each relative position, key - query, in 0 .. buckets-1, int32 (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets hold one distance each; the others grow logarithmically up to `max_distance`, and the last one takes
+    everything beyond. Bidirectional: keys after the query have the upper half of the numbers. Otherwise they share bucket 0.
+
+    Raises:
+        ValueError: too few buckets, or a `max_distance` that leaves no room for the logarithmic ones.
+    """
+    side = buckets // 2 if bidirectional else buckets
+    starts = jnp.asarray(_bucket_starts(side, max_distance), jnp.int32)
+    distance = jnp.abs(relative) if bidirectional else jnp.maximum(-relative, 0)
+    bucket = jnp.searchsorted(starts, distance, side="right", method="compare_all").astype(jnp.int32)
+    return bucket + side * (relative > 0) if bidirectional else bucket
+
+
+def rotary(x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], *, base: float = BASE) -> Float[Array, "B T N H"]:
+    """Rotate queries or keys by their positions (Su et al. 2021, section 3.2), so that q . k depends on the distance alone.
+
+    Half-split form: dimension i turns with dimension i + H/2, by position / base^(2i / H). x's dtype comes back.
+
+    Raises:
+        ValueError: an odd head size.
+    """
+    angles = _angles(positions, x.shape[-1], base)[:, :, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x, 2, axis=-1)  # float32 from the first product on, the angles being so
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _angles(positions: Int[Array, "*B"], width: int, base: float = BASE) -> Float[Array, "*B half"]:
+    """position / base^(2i / width) for i = 0 .. width/2 - 1."""
+    if width % 2:
+        raise ValueError(f"sines and cosines come in pairs: {width} is odd")
+    frequencies = base ** -(np.arange(0, width, 2) / width)
+    return positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+
+
+@functools.lru_cache
+def _bucket_starts(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """Smallest distance of the buckets 1, 2, ..., buckets-1.
+
+    Distance n >= exact belongs to bucket exact + floor(log(n / exact) / log(max_distance / exact) * growing). That floor is
+    decided in whole numbers: a rounded logarithm would put a distance on the edge of two buckets in either of them.
+    """
+    exact = buckets // 2
+    growing = buckets - exact
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(f"{buckets} buckets a side up to distance {max_distance}: take at least 2, up to more than {exact}")
+    reach = range(max_distance + 1)
+    logarithmic = (
+        bisect.bisect_left(reach, True, key=lambda n, k=k: n**growing >= exact ** (growing - k) * max_distance**k)
+        for k in range(1, growing)
+    )
+    return (*range(1, exact + 1), *logarithmic)
