@@ -126,7 +126,9 @@ def _svg(draw: Callable[[Any], None], resumed: Sequence[int], size: tuple[float,
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_SETTINGS):
+    # Names of clip paths and markers are digests of the salt and of what they draw. Were two drawings to share one, the one that
+    # the page hides could take it from the one that it shows.
+    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": f"{label} {kind}"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.margins(x=0.01)
@@ -148,7 +150,7 @@ def _svg(draw: Callable[[Any], None], resumed: Sequence[int], size: tuple[float,
         drawing = drawing.replace(colour, f"var({variable})")
     view = re.search(r'viewBox="[^"]*"', drawing)
     assert view
-    # Nothing refers to an id but clip paths and markers, whose names are digests of what they draw.
+    # No other id is referred to.
     content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
     content = content[content.index(">") + 1 :].replace("xlink:href", "href")
     name = f' class="{kind}"' if kind else ""
@@ -157,7 +159,6 @@ def _svg(draw: Callable[[Any], None], resumed: Sequence[int], size: tuple[float,
 
 _SETTINGS: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "zoo",
     "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": GRID,

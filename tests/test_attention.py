@@ -137,7 +137,10 @@ EVERY_BIAS = {**{name: bias for name, (bias, _) in BIASES.items()}, "buckets": B
 
 
 # Every mask with the two kinds of bias gradient that are cheap to compile; every other bias with the masks that differ in kind.
-PAIRS = [*itertools.product(MASKS, ["none", "dense"]), *itertools.product(["causal", "explicit", "nothing"], ["relative", "buckets"])]
+PAIRS = [
+    *itertools.product(MASKS, ["none", "dense"]),
+    *itertools.product(["causal", "explicit", "nothing"], ["relative", "buckets"]),
+]
 
 
 @pytest.mark.parametrize("impl", [name for name in RUNNABLE if name != "reference"])
@@ -214,9 +217,10 @@ def ones(*shape, dtype=jnp.float32):
     ],
 )
 def test_refusals(change, message):
-    call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), **change}
+    call = {"q": ones(B, T, N, H), "k": ones(B, S, N, H), "v": ones(B, S, N, H), "mask": Mask(), "bias": None, **change}
+    impl = call.pop("impl", "auto")
     with pytest.raises(BadInput, match=message):
-        attention(call.pop("q"), call.pop("k"), call.pop("v"), **call)
+        door.choose(impl, door.Request.of(*(call.get(name) for name in ("q", "k", "v", "mask", "bias", "dropout"))))
 
 
 def test_a_missing_feature_is_named_with_those_who_have_it():

@@ -106,6 +106,7 @@ def test_numbers_beyond_32_bits():
     (batch,) = take(batches, step, 1)
     assert batch.index.tolist() == list(range(16))
     assert set(batches.rows_of(step)) == set(range(7))
+    assert take(batches, 2**27, 1)[0].index[0] == 2**31
 
 
 def test_packed_rows_bring_segments_and_positions():

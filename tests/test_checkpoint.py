@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import functools
+import inspect
 import json
 import math
 import os
@@ -31,20 +32,9 @@ from train.state import State
 from zoo.errors import BadInput
 
 Spec = jax.sharding.PartitionSpec
+ROOT = Path(__file__).parents[1]
 META = {"model": {"layers": 2, "rate": 0.1}, "tokenizer": "ab12", "names": ["a", "b"]}
 TX = optax.adamw(1e-3)
-
-# What a new process needs to make the same states: content is a function of the step.
-COMMON = """
-import json, os, random, resource, signal, sys, time
-sys.path[:0] = os.environ["HERE"].split(os.pathsep)
-from zoo import runtime
-runtime.prepare(devices=int(os.environ.get("DEVICES", "8")))
-import jax, numpy as np
-from test_checkpoint import abstract, bits, make
-from train.checkpoint import Checkpoints
-from zoo.errors import BadInput
-"""
 
 
 def mesh_of(*shape: int) -> jax.sharding.Mesh:
@@ -68,14 +58,16 @@ def make(step: int, mesh: jax.sharding.Mesh | None = None, width: int = 64) -> S
         },
     }
     moments = optax.ScaleByAdamState(
-        count=place(np.int32(step)), mu=jax.tree.map(lambda p: p * 2, params), nu=jax.tree.map(lambda p: p * p, params)
+        count=place(np.array(step, np.int32)), mu=jax.tree.map(lambda p: p * 2, params), nu=jax.tree.map(lambda p: p * p, params)
     )
     carry = {"memory": place(rng.integers(0, 255, (8, 4), np.uint8), Spec("a"))}
     key = place(rng.integers(0, 1 << 32, 2, np.uint32))
-    return State(step=place(np.int32(step)), params=params, opt_state=(moments, optax.EmptyState()), carry=carry, key=key)
+    return State(
+        step=place(np.array(step, np.int32)), params=params, opt_state=(moments, optax.EmptyState()), carry=carry, key=key
+    )
 
 
-def abstract(state: State, change: Callable[[jax.Array], jax.sharding.Sharding] = lambda leaf: leaf.sharding) -> State:
+def abstract(state: State, change: Callable[[jax.Array], jax.sharding.Sharding | None] = lambda leaf: leaf.sharding) -> State:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=change(leaf)), state)
 
 
@@ -500,16 +492,26 @@ def test_compare_names_the_difference(saved: Any, asked: Any, ignored: Any, line
 # Faults, in processes of their own.
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {"HERE": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]), **more}
+# What they need to make the same states: the content is a function of the step.
+COMMON = """
+import json, math, os, random, resource, signal, sys, time
+from collections.abc import Callable
+import jax, jax.numpy as jnp, numpy as np, optax
+from train.checkpoint import Checkpoints
+from train.state import State
+from zoo.errors import BadInput
+from zoo import runtime
+Spec = jax.sharding.PartitionSpec
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def limit(bytes): resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, resource.RLIM_INFINITY))
+""" + "\n".join(inspect.getsource(function) for function in (mesh_of, make, abstract, bits))
 
 
 FULL_DISK = (
     COMMON
     + """
+runtime.prepare(devices=8)
 folder, report = sys.argv[1], []
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit = lambda bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, resource.RLIM_INFINITY))
 told = []
 with Checkpoints(folder, 2, notify=told.append) as checkpoints:
     checkpoints.save(make(1, width=8192), {})
@@ -545,7 +547,7 @@ print(json.dumps(report))
 
 
 def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(folder: Path) -> None:
-    ended = run_python("-c", FULL_DISK, str(folder), env=environment())
+    ended = run_python("-c", FULL_DISK, str(folder), cwd=ROOT)
     assert ended.code == 0, ended.stderr
     assert ended.stderr == ""
     *failures, (error, left) = json.loads(ended.stdout)
@@ -565,6 +567,7 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(folder: Path) -> Non
 KILLS = (
     COMMON
     + """
+runtime.prepare(devices=8)
 folder, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 
@@ -613,7 +616,10 @@ for kill in range(kills + 1):
                 break
     time.sleep(chance.random() * 0.12)
     os.kill(pid, signal.SIGKILL)
-    committed = max([committed] + [int(line.split()[1]) for line in lines if line.startswith("committed")])
+    for line in lines:
+        assert line.split()[0] not in ("failed", "told"), line
+        if line.startswith("committed "):
+            committed = int(line.split()[1])
     os.waitpid(pid, 0)
     assert dispatched == saves
     leftovers += any(name.endswith(".tmp") for name in os.listdir(folder))
@@ -624,7 +630,7 @@ print(json.dumps({"kills": kills + 1, "committed": committed, "leftovers": lefto
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(folder: Path, kills: int) -> None:
-    ended = run_python("-W", "ignore", "-c", KILLS, str(folder), str(kills), "1", env=environment(), timeout=900)
+    ended = run_python("-W", "ignore", "-c", KILLS, str(folder), str(kills), "1", cwd=ROOT, timeout=900)
     assert ended.code == 0, ended.stderr
     counts = json.loads(ended.stdout)
     print(counts, f"{ended.seconds:.1f} s")
@@ -634,14 +640,13 @@ def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(folder: Path, kills: int
 
 
 PROCESSES = (
-    COMMON.replace('runtime.prepare(devices=int(os.environ.get("DEVICES", "8")))', "runtime.prepare(devices=2)")
+    COMMON
     + """
+runtime.prepare(devices=2)
 folder, number, port = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, coordinator_bind_address=f"127.0.0.1:{port}")
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit = lambda bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, resource.RLIM_INFINITY))
-mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = mesh_of(4)
 told, report = [], {}
 with Checkpoints(folder, 2, notify=told.append) as checkpoints:
     assert checkpoints.restore(abstract(make(0, mesh))) is None
@@ -684,7 +689,8 @@ def test_two_processes_agree_and_one_restores(folder: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESSES, str(folder), str(number), str(port)],
-            env=clean_environment() | environment(),
+            env=clean_environment(),
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -697,15 +703,15 @@ def test_two_processes_agree_and_one_restores(folder: Path) -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], ended
-    first, second = (json.loads(stdout) for stdout, _ in ended)
+    first, second = (json.loads(stdout.splitlines()[-1]) for stdout, _ in ended)
     assert first["restored"][:2] == second["restored"][:2] == [{"step": 2}, True]
     assert "00000003 IS DAMAGED" in first["restored"][2][0]
     assert second["restored"][2] == []
     for report in (first, second):
         assert report["failed"][0] is False
-        assert report["failed"][2:] == [2, ["00000001", "00000002", "00000003.corrupt-1"][1:]]
+        assert report["failed"][2:] == [2, ["00000002", "00000003.corrupt-1"]]
         assert "two checkpoints in a row failed" in report["refused"]
-    assert "another process could not write" in first["failed"][1][0]
+    assert "process 1 could not write its part" in first["failed"][1][0]
     assert "File too large" in second["failed"][1][0]
 
     with Checkpoints(folder, 2, notify=pytest.fail) as checkpoints:

@@ -119,7 +119,9 @@ def test_a_file_that_may_not_be_opened_is_refused(tmp_path):
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
 def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
-    text = separator.join(["Grün ist alles" if separator != " " else "grün"] * 200).replace(" ", " " if separator else "")
+    text = separator.join(["Grün ist alles was hier steht und wächst" if separator != " " else "grün"] * 197).replace(
+        " ", " " if separator else ""
+    )
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     train, valid = split(Data(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
     (before,), (after,) = texts(train), texts(valid)
@@ -127,6 +129,13 @@ def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
     assert before.endswith(separator)
     assert not after.startswith((" ", "\n"))
     assert 0.15 <= valid.text_bytes / len(text.encode()) <= 0.25
+
+
+def test_the_last_of_many_documents_is_held_out_however_long(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ["short"] * 24 + ["long " * 1000]))
+    train, valid = split(Data(paths=(str(file),)))
+    assert (train.count, valid.count) == (24, 1)
 
 
 @settings(deadline=None)

@@ -111,6 +111,7 @@ def test_it_can_be_written_at_any_moment_and_needs_nothing_else(moment: dict[str
     identities = Counter(attributes["id"] for _, attributes in shown.tags if "id" in attributes)
     used = set(re.findall(r'(?:url\(|href=")#([^")]*)', text))
     assert used <= identities.keys()
+    assert set(identities.values()) <= {1}
     assert not list(tmp_path.glob(".*"))
 
 

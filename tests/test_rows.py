@@ -92,6 +92,22 @@ def test_packing_counts_every_target_once_first_fit(lengths, length):
     assert rows.isolated
 
 
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 40), st.booleans())
+def test_a_sample_is_rows_of_the_plan_evenly_spread(lengths, length, count, isolated):
+    rows = packed(stream(lengths), length) if isolated else windows(stream(lengths), length, (length + 1) // 2)
+    sample = rows.spread(count)
+    assert len(sample) == min(count, len(rows))
+    every = [repr(rows.row(number)) for number in range(len(rows))]
+    chosen = [every.index(repr(sample.row(number))) for number in range(len(sample))]
+    assert chosen[0] == 0
+    assert chosen[-1] == (len(rows) - 1 if len(sample) > 1 else 0)
+    steps = np.diff(chosen)
+    assert len(steps) == 0 or 0 < steps.max() <= steps.min() + 1
+    assert sample.targets == counted(sample).sum()
+    assert (sample.fingerprint == rows.fingerprint) == (count >= len(rows))
+
+
 def test_the_fingerprint_follows_everything_a_row_depends_on():
     plans = [
         windows(stream([5, 9]), 4),
@@ -158,7 +174,6 @@ def test_prepared_tokens_are_the_texts(tokenizer, tmp_path):
         assert tokenizer.decode(ids) == document.text + "<|endoftext|>"
         assert tokens.text_bytes[number] == len(document.text.encode())
     assert tokens.offsets[-1] == len(tokens.ids)
-    assert windows(tokens, 4).text_bytes == sum(len(document.text.encode()) for document in DOCUMENTS)
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name == tokens.fingerprint
 

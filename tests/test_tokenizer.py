@@ -30,6 +30,12 @@ def trained(chapters):
 
 
 @pytest.fixture(scope="module")
+def spaces():
+    """A tokenizer with entries for runs of spaces and for characters that only Python takes for a space."""
+    return Tokenizer.train(["a     b\n\n\n  c!\x1c\x1c!\x1c\t\t \u3000\u3000 " * 50], 300)
+
+
+@pytest.fixture(scope="module")
 def content(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     trained.save(folder)
@@ -80,13 +86,14 @@ def test_spelling_out_end_of_text_does_not_end_a_text(trained, text):
 @settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab' \n\t\x1c\x85\u00a0\u3000\u2028!7é")) | UNICODE, max_size=8))
 @example(["don't  stop\n\n \n x", ""])
-def test_long_texts_are_encoded_in_pieces_without_a_trace(trained, texts):
+@example(["ab    cd", "ab!\x1c!"])
+def test_long_texts_are_encoded_in_pieces_without_a_trace(spaces, texts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE", 2)
-        many = list(trained.encode_many(texts))
+        many = list(spaces.encode_many(texts))
     assert len(many) == len(texts)
     for text, ids in zip(texts, many, strict=True):
-        assert ids.tolist() == trained._core.encode(text, add_special_tokens=False).ids
+        assert ids.tolist() == spaces._core.encode(text, add_special_tokens=False).ids
 
 
 def test_encode_many_reads_no_further_ahead_than_a_group(trained):
@@ -96,12 +103,13 @@ def test_encode_many_reads_no_further_ahead_than_a_group(trained):
     assert len(taken) == 4
 
 
-def test_save_and_load_keep_everything(trained, chapters, tmp_path):
+def test_save_and_load_keep_everything(trained, content, chapters, tmp_path):
     trained.save(tmp_path)
     trained.save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
     loaded = Tokenizer.load(tmp_path)
     assert (loaded.fingerprint, loaded.vocab_size, loaded.end_of_text) == (trained.fingerprint, 700, 0)
+    assert Tokenizer(dict(reversed(content.items()))).fingerprint == trained.fingerprint
     assert loaded.encode(chapters[0] + END_OF_TEXT).tolist() == trained.encode(chapters[0] + END_OF_TEXT).tolist()
 
 

@@ -15,6 +15,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+PEER_TIMEOUT = 600
+"""Seconds that a process which has written its part waits for the others."""
+
 
 def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callable[[], None]:
     """Begin to write arrays into an empty folder; called by every process, for its shards.
@@ -49,14 +52,12 @@ def read(folder: pathlib.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[
         return _handler().restore(epath.Path(folder), args=ocp.args.StandardRestore(wanted))
 
 
-def barrier(name: str, timeout: int) -> None:
-    """Wait until every process is here; `name` must be new. For other threads than the main one: the devices take no part, so
-    it keeps out of the order of the collectives.
+def barrier(name: str) -> None:
+    """Wait until every process is here, or raise after `PEER_TIMEOUT`; `name` must be new.
 
-    Args:
-        timeout: seconds after which it raises.
+    For other threads than the main one: the devices take no part in it, so it keeps out of the order of the collectives.
     """
-    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=timeout * 1000)
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=PEER_TIMEOUT * 1000)
 
 
 def remove_abandoned(folder: pathlib.Path, settled: float = 0.3, patience: float = 30) -> None:
@@ -91,8 +92,11 @@ def _spare_the_tracebacks() -> None:
     hook = sys.unraisablehook
 
     def is_not_ours(record: logging.LogRecord) -> bool:
-        trace = record.exc_info[2] if record.exc_info else None
-        return not any(frame.f_code.co_filename.startswith(package) for frame, _ in traceback.walk_tb(trace))
+        if not record.exc_info:
+            return True
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2])]
+        # An exception without any frame comes from TensorStore's own threads.
+        return bool(files) and not any(file.startswith(package) for file in files)
 
     def report(raised: Any) -> None:
         if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):

@@ -18,9 +18,7 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import shutil
-import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +27,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train import arrays
-from train.marker import Damaged, Marker, by_path, compare, describe, sync_directory
+from train.marker import Damaged, Marker, by_path, compare, describe, folder_name, kind, sync_directory
 from zoo.errors import BadInput
-
-PEER_TIMEOUT = 600
-"""Seconds that a process which has written its part waits for the others."""
 
 _barriers = itertools.count()
 
@@ -112,6 +107,8 @@ class Checkpoints:
         if self._agree(lambda: self._make_temporary(save)):
             written = self._worker.submit(arrays.start_writing, self._temporary(save), leaves).result()
             save.verdict = self._worker.submit(self._commit, save, written)
+        elif not save.verdict.done():
+            save.verdict.set_result(_PeerFailed("process 0 could not make the folder"))
         self._pending = save
 
     def poll(self) -> None:
@@ -175,11 +172,11 @@ class Checkpoints:
                 return None
             marker = self._read_or_refuse(chosen)
             if differences := compare(marker.leaves, describe(wanted)):
-                folder = self.folder / _name(chosen)
+                folder = self._path(chosen)
                 raise BadInput(f"{folder} holds another state: {'; '.join(differences)}; ask for the state it was saved with")
             if self._agree(lambda chosen=chosen, marker=marker: self._is_intact(chosen, marker, required=step is not None)):
                 break
-        leaves = arrays.read(self.folder / _name(chosen), wanted)
+        leaves = arrays.read(self._path(chosen), wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[path] for path in wanted])
         return state, marker.meta
 
@@ -195,12 +192,12 @@ class Checkpoints:
 
     def _remove_temporaries(self) -> None:
         for entry in self._entries():
-            if _kind(entry) == "tmp":
+            if kind(entry) == "tmp":
                 shutil.rmtree(entry)
 
     def _make_temporary(self, save: "_Save") -> int:
         """Whether the temporary folder could be made; if not, that is the save's verdict."""
-        if os.path.lexists(self.folder / _name(save.marker.step)):
+        if os.path.lexists(self._path(save.marker.step)):
             self._set_aside(save.marker.step, Damaged("it has no sound marker and is in the way of a save"))
         try:
             self._remove_temporaries()
@@ -219,16 +216,16 @@ class Checkpoints:
             (self._temporary(save) / f"written.{jax.process_index()}").touch()
         except Exception as error:
             failure = error
-        arrays.barrier(f"checkpoint.{save.number}.written", PEER_TIMEOUT)
+        arrays.barrier(f"checkpoint.{save.number}.written")
         if jax.process_index() == 0:
             try:
                 self._publish(save)
             except Exception as error:
                 failure = failure or error
                 arrays.remove_abandoned(self._temporary(save))
-        arrays.barrier(f"checkpoint.{save.number}.published", PEER_TIMEOUT)
+        arrays.barrier(f"checkpoint.{save.number}.published")
         if failure is None and not self._is_sound(save.marker.step):
-            return _PeerFailed("another process could not write its part")
+            return _PeerFailed("another process failed")
         if failure is None and jax.process_index() == 0:
             self._prune()
         return failure
@@ -236,20 +233,23 @@ class Checkpoints:
     def _publish(self, save: "_Save") -> None:
         temporary = self._temporary(save)
         for process in range(jax.process_count()):
-            (temporary / f"written.{process}").unlink()
+            try:
+                (temporary / f"written.{process}").unlink()
+            except FileNotFoundError as error:
+                raise _PeerFailed(f"process {process} could not write its part") from error
         arrays.finish_writing(temporary)
         save.marker.write(temporary)
-        temporary.rename(self.folder / _name(save.marker.step))
+        temporary.rename(self._path(save.marker.step))
         sync_directory(self.folder)
 
     def _prune(self) -> None:
         for step in [step for step in self._steps() if self._is_sound(step)][self._keep :]:
             # Renamed first, so that a kill half-way through the deletion leaves no half step under a step's name.
-            old = self.folder / _name(step)
+            old = self._path(step)
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
 
     def _temporary(self, save: "_Save") -> pathlib.Path:
-        return self.folder / f"{_name(save.marker.step)}.tmp"
+        return self._path(save.marker.step).with_suffix(".tmp")
 
     def _settle(self) -> None:
         """Wait for the save under way and report it if it failed."""
@@ -263,7 +263,7 @@ class Checkpoints:
         self._failed.append(save)
         newest = "there is none yet" if (step := self.latest()) is None else f"the newest is of step {step}"
         message = f"CHECKPOINT of step {save.marker.step} FAILED and was removed: {self._shortage()}. The run goes on; {newest}"
-        self._tell(f"{message}; a second failure in a row ends the run", always=not isinstance(failure, _PeerFailed))
+        self._tell(f"{message}; a second failure in a row ends the run", everywhere=not isinstance(failure, _PeerFailed))
 
     def _refuse_second_failure(self) -> None:
         if len(self._failed) >= 2:
@@ -284,10 +284,10 @@ class Checkpoints:
         for entry in self._entries():
             if entry.name in self._passed_over:
                 continue
-            kind = _kind(entry)
-            if kind == "step":
+            what = kind(entry)
+            if what == "step":
                 steps.append(int(entry.name))
-            elif kind == "junk":
+            elif what == "junk":
                 self._passed_over.add(entry.name)
                 self._tell(f"{entry} is not a checkpoint and is ignored")
         return sorted(steps, reverse=True)
@@ -299,28 +299,28 @@ class Checkpoints:
         """The newest sound step after setting aside the damaged ones above it; -1 if nothing was ever saved."""
         for step in self._steps():
             try:
-                self._read(step)
+                Marker.read(self._path(step), step)
             except Damaged as damage:
                 self._set_aside(step, damage)
             else:
                 return step
-        lost = sorted(entry.name for entry in self._entries() if _kind(entry) in ("step", "corrupt"))
+        lost = sorted(entry.name for entry in self._entries() if kind(entry) in ("step", "corrupt"))
         if lost:
             raise BadInput(f"{self.folder}: no intact checkpoint, only {', '.join(lost)}; delete the folder to start anew")
         return -1
 
     def _is_intact(self, step: int, marker: Marker, *, required: bool) -> int:
         try:
-            marker.check_content(self.folder / _name(step))
+            marker.check_content(self._path(step))
         except Damaged as damage:
             if required:
-                raise BadInput(f"{self.folder / _name(step)}: {damage}; choose another step") from damage
+                raise BadInput(f"{self._path(step)}: {damage}; choose another step") from damage
             self._set_aside(step, damage)
             return False
         return True
 
     def _set_aside(self, step: int, damage: Damaged) -> None:
-        folder = self.folder / _name(step)
+        folder = self._path(step)
         message = f"CHECKPOINT {folder} IS DAMAGED: {damage}"
         if self._worker is None:
             if not folder.exists():
@@ -334,20 +334,20 @@ class Checkpoints:
 
     def _is_sound(self, step: int) -> bool:
         try:
-            self._read(step)
+            Marker.read(self._path(step), step)
         except Damaged:
             return False
         return True
 
     def _read_or_refuse(self, step: int) -> Marker:
         try:
-            return self._read(step)
+            return Marker.read(self._path(step), step)
         except Damaged as damage:
             sound = ", ".join(str(step) for step in self._steps() if self._is_sound(step)) or "none"
-            raise BadInput(f"{self.folder / _name(step)}: {damage}; steps that can be read: {sound}") from damage
+            raise BadInput(f"{self._path(step)}: {damage}; steps that can be read: {sound}") from damage
 
-    def _read(self, step: int) -> Marker:
-        return Marker.read(self.folder / _name(step), step)
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / folder_name(step)
 
     # Several processes.
 
@@ -367,8 +367,8 @@ class Checkpoints:
             raise BadInput(f"{self.folder}: refused by process 0, see its message")
         return value
 
-    def _tell(self, message: str, *, always: bool = False) -> None:
-        if always or jax.process_index() == 0:
+    def _tell(self, message: str, *, everywhere: bool = False) -> None:
+        if everywhere or jax.process_index() == 0:
             self._notify(message)
 
 
@@ -386,22 +386,3 @@ class _Save:
 
 class _PeerFailed(Exception):
     """A save that failed in another process, which reports the cause."""
-
-
-def _name(step: int) -> str:
-    return f"{step:08d}"
-
-
-def _kind(entry: pathlib.Path) -> str:
-    """What lies in the folder by this name: step, tmp, corrupt or junk; gone if it was renamed just now."""
-    match = _NAME.fullmatch(entry.name)
-    try:
-        is_folder = stat.S_ISDIR(entry.lstat().st_mode)
-    except FileNotFoundError:
-        return "gone"
-    if match is None or _name(int(match[1])) != match[1] or not is_folder:
-        return "junk"
-    return match[2] or match[3] or "step"
-
-
-_NAME = re.compile(r"(\d{8,})(?:\.(?:(tmp)|(corrupt)-\d+))?", re.ASCII)

@@ -83,7 +83,7 @@ def _cut(read: Callable[[], Iterator[Document]], sizes: np.ndarray, fraction: fl
     ends = np.cumsum(sizes)
     wanted = (1 - fraction) * ends[-1]
     if len(sizes) >= MANY_DOCUMENTS:
-        return int(np.clip(np.abs(ends - wanted).argmin() + 1, 1, len(sizes) - 1)), 0
+        return min(int(np.abs(ends - wanted).argmin()) + 1, len(sizes) - 1), 0
     number = min(int(np.searchsorted(ends, wanted, side="right")), len(sizes) - 1)
     text = next(document.text for i, document in enumerate(read()) if i == number)
     before = text.encode()[: int(wanted - ends[number] + sizes[number])].decode(errors="ignore")

@@ -1,6 +1,7 @@
 """A run from its first line to its last: text, model, steps, checkpoints, score."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -46,11 +47,13 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         BadInput: the configuration, the data and this machine do not fit, or the folder holds another run.
     """
     # --- Devices and numbers ---
+    # A run begun on CPU and resumed on an accelerator keeps its arithmetic.
+    cfg = dataclasses.replace(cfg, precision=_precision(cfg))
     mesh = meshes.make(cfg.mesh)
     meshes.check(cfg, mesh)
     folder, process = Folder.of(cfg), jax.process_index()
     _refuse_another(folder, cfg)
-    dtype = DTYPES[_precision(cfg)]
+    dtype = DTYPES[cfg.precision]
     net, goal = model(cfg.model), objective(cfg.objective)
 
     # --- Text ---
@@ -79,9 +82,8 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
             raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         state = meshes.init_state(cfg, net, tx, mesh) if restored is None else restored[0]
         first = int(jax.device_get(state.step))
-        engine = ENGINES[cfg.engine](
-            make_step(cfg, net, goal, tx, dtype), mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        )
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        engine = ENGINES[cfg.engine](make_step(cfg, net, goal, tx, dtype), mesh, places, cfg.data.batch)
         state = engine.put(state)
 
         # --- What people see ---
@@ -109,7 +111,7 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         with jax.transfer_guard("disallow"), _profile(cfg, folder) as profiled, batches.read(first) as stream:
             while at < cfg.steps and not stopping:
                 host = next(stream)
-                state, measured = engine.step(state, engine.place(meshes.place(host, mesh, cfg.data.batch)))
+                state, measured = engine.step(state, engine.place(host))
                 recorder.step(measured, batches.rows_of(at) if cfg.log.ledger else None)
                 at += 1
                 checkpoints.poll()
@@ -157,7 +159,7 @@ def describe(cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, against: str
         "model": f"{net.family}, {parameter_count(cfg.model):,} parameters",
         "data": f"{source}: {short(len(text.rows.tokens.ids))} tokens, {len(text.rows)} rows of {cfg.data.length}",
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
-        "precision": _precision(cfg),
+        "precision": cfg.precision,
         "attention": _implementations(cfg, net),
         "MFU against": against,
         "run": str(folder.path),
@@ -209,7 +211,7 @@ def _refuse_another(folder: Folder, cfg: config.Run) -> None:
         raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
 
 
-def _precision(cfg: config.Run) -> str:
+def _precision(cfg: config.Run) -> config.Precision:
     if cfg.precision != "auto":
         return cfg.precision
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -230,7 +232,7 @@ def _implementations(cfg: config.Run, net: Model) -> str:
     row = jax.ShapeDtypeStruct((cfg.data.batch, cfg.data.length), jnp.int32)
     segments = row if cfg.data.rows == "packed" else None
     seeds = jax.ShapeDtypeStruct((cfg.data.batch, 2), jnp.uint32)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[_precision(cfg)]), shapes)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[cfg.precision]), shapes)
     with attention.choices() as made:
         jax.eval_shape(lambda p, b, s: net.apply(p, b, seeds=s), shapes, Batch(tokens=row, segments=segments), seeds)
     return ", ".join(sorted(made))

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import stat
 from collections.abc import Collection
 from typing import Any
 
@@ -18,6 +20,8 @@ from zoo.errors import BadInput
 
 NAME = "COMMIT.json"
 FORMAT = 1
+
+_FOLDER = re.compile(r"(\d{8,})(?:\.(?:(tmp)|(corrupt)-\d+))?", re.ASCII)
 
 
 class Damaged(Exception):
@@ -86,6 +90,23 @@ class Marker:
                 raise Damaged(f"{path} is missing") from error
             if not same:
                 raise Damaged(f"{path} has other content than was saved")
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a step."""
+    return f"{step:08d}"
+
+
+def kind(entry: pathlib.Path) -> str:
+    """What an entry among the step folders is: step, tmp, corrupt or junk; gone if it was renamed just now."""
+    match = _FOLDER.fullmatch(entry.name)
+    try:
+        is_folder = stat.S_ISDIR(entry.lstat().st_mode)
+    except FileNotFoundError:
+        return "gone"
+    if match is None or folder_name(int(match[1])) != match[1] or not is_folder:
+        return "junk"
+    return match[2] or match[3] or "step"
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train import config, optim
-from train.mesh import batch_sharding
+from train.mesh import batch_sharding, place
 from train.state import State
 from zoo.batch import Batch
 from zoo.models import Model
@@ -66,7 +66,7 @@ def make_step(run: config.Run, model: Model, objective: ModuleType, tx: optax.Gr
 
 
 def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...], pieces: int) -> Any:
-    """Sum value, terms and gradient over micro-batches; micro-batch i takes rows i, i + pieces, ..., which stay on their device."""
+    """Sum value, terms and gradient over micro-batches. Micro-batch i takes rows i, i + pieces, ...: they stay on their device."""
     if pieces == 1:
         return gradient(params, whole)
 
@@ -91,56 +91,71 @@ def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """How a step is launched: states go in with `put`, come out with `get`, batches are placed by `place`."""
+    """How a step is launched. States go in with `put` and out with `get`; `place` lays out this process's rows of a batch."""
 
-    step: Step
+    step: Callable[[State, Batch], tuple[State, Metrics]]
     put: Callable[[State], State]
     get: Callable[[State], State]
     place: Callable[[Batch], Batch]
 
 
-def jit_engine(step: Step, mesh: Mesh, places: State) -> Engine:
-    """One program over the mesh. `places` are the state's shardings."""
-    rows = batch_sharding(mesh)
-    everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
-    compiled = jax.jit(step, donate_argnums=0, in_shardings=(places, rows, everywhere), out_shardings=(places, everywhere))
+def jit_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
+    """One program over the mesh. `places` are the state's shardings, `rows` the size of a global batch."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    in_shardings = (places, batch_sharding(mesh), everywhere)
+    compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(places, everywhere))
 
     def run(state: State, batch: Batch) -> tuple[State, Metrics]:
         with jax.set_mesh(mesh):
             return compiled(state, batch, {})
 
-    return Engine(step=run, put=lambda state: state, get=lambda state: state, place=lambda batch: batch)
+    return Engine(step=run, put=lambda state: state, get=lambda state: state, place=lambda batch: place(batch, mesh, rows))
 
 
-def pmap_engine(step: Step, mesh: Mesh, places: State) -> Engine:
-    """The same step with one replica per device and `psum` between them."""
+def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
+    """The same step with one replica of the state per device and `psum` between them; arrays have a device axis in front.
+
+    `jax.pmap` is kept for programs that are built on it; over one mesh axis it does what `jit_engine` does.
+    """
     devices = list(mesh.devices.flat)
     local = [device for device in devices if device.process_index == jax.process_index()]
+    by_device = NamedSharding(Mesh(np.array(devices), ("device",)), PartitionSpec("device"))
     mapped = jax.pmap(
-        functools.partial(step, reduce=functools.partial(jax.lax.psum, axis_name="batch")),
-        axis_name="batch",
+        functools.partial(step, reduce=functools.partial(jax.lax.psum, axis_name="device")),
+        axis_name="device",
         donate_argnums=0,
         devices=devices,
     )
 
-    def by_device(x: Any) -> Any:
-        shards = np.concatenate([np.asarray(s.data) for s in sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)])
-        return shards.reshape(len(local), -1, *x.shape[1:])
+    def stack(shards: list[Any]) -> jax.Array:
+        """Local devices' values, in order, as one array over all devices."""
+        pieces = [jax.device_put(shard[None], device) for shard, device in zip(shards, local, strict=True)]
+        return jax.make_array_from_single_device_arrays((len(devices), *pieces[0].shape[1:]), by_device, pieces)
+
+    def in_order(x: jax.Array) -> list[np.ndarray]:
+        shards = {shard.device: shard.data for shard in x.addressable_shards}
+        return [jax.device_get(shards[device]) for device in local]
 
     def put(state: State) -> State:
-        replicate = lambda x: np.broadcast_to(np.asarray(x.addressable_data(0)), (len(local), *x.shape))  # noqa: E731
-        same = jax.tree.map(replicate, dataclasses.replace(state, carry={}))
-        return dataclasses.replace(same, carry=jax.tree.map(by_device, state.carry))
+        return jax.tree.map(lambda leaf: stack(in_order(leaf)), state)
 
     def get(state: State) -> State:
-        def back(x: jax.Array, place: Any) -> jax.Array:
-            return jax.device_put(np.asarray(x.addressable_data(0)).reshape(x.shape[1:]), place)
+        def back(leaf: jax.Array, where: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
+            pieces = [jax.device_put(shard[0], device) for shard, device in zip(in_order(leaf), local, strict=True)]
+            return jax.make_array_from_single_device_arrays(shape, where, pieces)
 
-        whole = jax.tree.map(back, dataclasses.replace(state, carry={}), dataclasses.replace(places, carry={}))
-        join = lambda x, place: jax.make_array_from_process_local_data(place, np.asarray(x).reshape(-1, *x.shape[2:]))  # noqa: E731
-        return dataclasses.replace(whole, carry=jax.tree.map(join, state.carry, places.carry))
+        def whole(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+            # The carry is split over the devices, everything else is the same on each.
+            split = where.spec == batch_sharding(mesh).spec
+            shape = (len(devices) * leaf.shape[1], *leaf.shape[2:]) if split else leaf.shape[1:]
+            return back(leaf, where, shape)
 
-    return Engine(step=mapped, put=put, get=get, place=lambda b: jax.tree.map(by_device, b))
+        return jax.tree.map(whole, state, places)
+
+    def split(batch: Batch) -> Batch:
+        return jax.tree.map(lambda leaf: stack(np.split(leaf, len(local))), batch)
+
+    return Engine(step=mapped, put=put, get=get, place=split)
 
 
-ENGINES: dict[str, Callable[[Step, Mesh, State], Engine]] = {"jit": jit_engine, "pmap": pmap_engine}
+ENGINES: dict[str, Callable[[Step, Mesh, State, int], Engine]] = {"jit": jit_engine, "pmap": pmap_engine}

@@ -8,10 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
-
-AnyArray = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -19,31 +16,31 @@ AnyArray = jax.Array | np.ndarray
 class Batch:
     """One batch of examples, the same for every family; a field a family does not use is None.
 
-    Every leaf has the batch axis first, so that a batch is sharded, split into micro-batches and padded by one rule.
-    Arrays are numpy on the host and `jax.Array` once placed.
+    Every leaf has the batch axis first (`pmap` a device axis before it): sharding, micro-batches and padding follow one rule.
+    Arrays are numpy on the host and `jax.Array` once placed; a `jax.ShapeDtypeStruct` stands for either where only shapes count.
     """
 
-    tokens: Int[AnyArray, "B T"]
+    tokens: Int[Any, "*B T"]
     """Input ids."""
-    segments: Int[AnyArray, "B T"] | None = None
+    segments: Int[Any, "*B T"] | None = None
     """0 = padding, then 1, 2, ... for the documents packed into a row; tokens of different segments do not see each other."""
-    positions: Int[AnyArray, "B T"] | None = None
+    positions: Int[Any, "*B T"] | None = None
     """Position ids, restarting in each packed document. None: 0 .. T-1."""
-    types: Int[AnyArray, "B T"] | None = None
+    types: Int[Any, "*B T"] | None = None
     """Token types (sentence A or B)."""
-    predict_at: Int[AnyArray, "B P"] | None = None
+    predict_at: Int[Any, "*B P"] | None = None
     """Which positions are predicted. None: all of them, P = T."""
-    targets: Int[AnyArray, "B P"] | None = None
+    targets: Int[Any, "*B P"] | None = None
     """What is to be predicted there."""
-    weights: Float[AnyArray, "B P"] | None = None
+    weights: Float[Any, "*B P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
-    order: Int[AnyArray, "B T"] | None = None
+    order: Int[Any, "*B T"] | None = None
     """XLNet's factorization ranks: a position sees the positions of lower rank."""
     labels: Any | None = None
     """Labels of a classification, regression, tagging or span task."""
     source: "Batch | None" = None
     """The encoder side of an encoder-decoder."""
-    index: UInt32[AnyArray, " B"] | None = None
+    index: UInt32[Any, "*B"] | None = None
     """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+from zoo import configs
 from zoo.errors import BadInput
 
 USAGE = """\
@@ -55,9 +56,9 @@ def models(args: list[str]) -> int:
         """Machine-readable."""
 
     asked = tyro.cli(Models, args=args, prog="zoo models")
-    from zoo import catalogue, runtime
-
-    runtime.prepare()
+    if asked.name:
+        configs.find(asked.name)  # refuses an unknown name before JAX is imported
+    from zoo import catalogue
 
     print(catalogue.render(asked.name, as_json=asked.json), end="")
     return 0
@@ -147,5 +148,12 @@ def _on_machine(machine: Any, argv: list[str], *, canary: bool = True) -> int | 
     )
 
 
+def run() -> None:
+    """The console script."""
+    from zoo import launch
+
+    sys.exit(launch.leave(main()))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

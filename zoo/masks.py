@@ -1,6 +1,7 @@
 """Masks and biases as small specifications: attention's vocabulary of who sees whom, made dense only where it must be.
 
-Every array field carries the letters of its axes (see `zoo.batch`), so that the attention door knows how it is sharded.
+Every array field is optional and carries the letters of its axes (see `zoo.batch`): the attention door checks shapes by them and
+knows how the array is sharded. Fields are untyped because the same trees hold arrays, shapes and shardings.
 """
 
 import dataclasses
@@ -9,16 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from zoo import positions
 
-AnyArray = jax.Array | np.ndarray
-
 
 def _axes(letters: str) -> Any:
-    """An optional array field; the letters name its axes."""
+    """An array field with these axes; "-" is an axis of its own."""
     return dataclasses.field(default=None, metadata={"axes": letters})
 
 
@@ -37,18 +35,18 @@ class Mask:
     """Positions differ by less than this; with `causal`, the last `window` keys, the query's own included."""
     strict: bool = _static(False)
     """Ranks must be strictly lower (XLNet's query stream) instead of lower or equal (its content stream)."""
-    key_lengths: Int[AnyArray, " B"] | None = _axes("B")
+    key_lengths: Any = _axes("B")
     """Number of real keys; the rest, on the right, is padding."""
-    query_segments: Int[AnyArray, "B T"] | None = _axes("BT")
+    query_segments: Any = _axes("BT")
     """Segment of each query: it sees the keys of its own segment. Segment 0 is padding: it neither sees nor is seen."""
-    key_segments: Int[AnyArray, "B S"] | None = _axes("BS")
-    query_positions: Int[AnyArray, "B T"] | None = _axes("BT")
+    key_segments: Any = _axes("BS")
+    query_positions: Any = _axes("BT")
     """Positions for `causal` and `window`, where they are not 0 .. T-1 (decoding, scattered queries)."""
-    key_positions: Int[AnyArray, "B S"] | None = _axes("BS")
-    query_ranks: Int[AnyArray, "B T"] | None = _axes("BT")
+    key_positions: Any = _axes("BS")
+    query_ranks: Any = _axes("BT")
     """Place in XLNet's factorization order; -1 for a key that everyone sees (memory, unpredicted tokens)."""
-    key_ranks: Int[AnyArray, "B S"] | None = _axes("BS")
-    allowed: Bool[AnyArray, "#B #N #T #S"] | None = _axes("BNTS")
+    key_ranks: Any = _axes("BS")
+    allowed: Any = _axes("BNTS")
     """Any other rule, dense: True = sees."""
 
     def dense(self, t: int, s: int) -> Bool[Array, "#B #N T S"] | None:
@@ -80,7 +78,7 @@ class Mask:
 class Dense:
     """An additive bias given in full, added after the scale."""
 
-    values: Float[AnyArray, "#B #N T S"] = _axes("BNTS")
+    values: Any = _axes("BNTS")
 
     def prepare(self, t: int, s: int) -> "Dense":
         """Itself: nothing to prepare."""
@@ -95,7 +93,7 @@ class Dense:
 class Buckets:
     """T5's relative position bias (Raffel et al. 2020, section 2.1): one learned number per head and bucket of distances."""
 
-    table: Float[AnyArray, "buckets N"] = _axes("-N")
+    table: Any = _axes("-N")
     bidirectional: bool = _static(True)
     max_distance: int = _static(128)
 
@@ -120,17 +118,17 @@ class Relative:
     Adds scale * (q_r[t] . r[distance(t, s)] + q_s[t, same or different type]) to the score of (t, s).
     """
 
-    q_r: Float[AnyArray, "B T N H"] = _axes("BTN-")
+    q_r: Any = _axes("BTN-")
     """Queries with the position bias added."""
-    r: Float[AnyArray, "R N H"] = _axes("-N-")
+    r: Any = _axes("-N-")
     """Projected encodings of the distances query - key = first, first - 1, ..., first - R + 1."""
     first: int = _static(0)
-    query_positions: Int[AnyArray, "B T"] | None = _axes("BT")
+    query_positions: Any = _axes("BT")
     """Index of each query among the keys, where it is not 0 .. T-1 (memory in front, scattered queries)."""
-    q_s: Float[AnyArray, "B T N 2"] | None = _axes("BTN-")
+    q_s: Any = _axes("BTN-")
     """Products of the queries, segment bias added, with the vectors "same segment" and "different segment"."""
-    query_types: Int[AnyArray, "B T"] | None = _axes("BT")
-    key_types: Int[AnyArray, "B S"] | None = _axes("BS")
+    query_types: Any = _axes("BT")
+    key_types: Any = _axes("BS")
 
     def prepare(self, t: int, s: int) -> "Relative":
         """Itself: it depends on the queries of each layer."""

@@ -1,0 +1,44 @@
+"""A run small enough to compile in seconds, for the tests that train."""
+
+import dataclasses
+
+import numpy as np
+
+from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from zoo import configs
+from zoo.batch import Batch
+
+MODEL = dict(vocab=257 + 43, context=32, layers=2, width=32, heads=4, head=8, ffn=64)
+FLAGS = [
+    *(part for name, value in MODEL.items() for part in (f"--model.{name}", str(value))),
+    *("--tokenizer.vocab", "300", "--data.length", "32", "--data.batch", "8", "--optim.warmup", "5"),
+    *("--log.every", "2", "--log.validate-every", "10", "--log.validate-rows", "8"),
+]
+"""The same run from the command line: `zoo train gpt-nano *FLAGS`."""
+
+
+def run(**changes) -> Run:
+    """A gpt-nano of 32 tokens, 2 layers and width 32 with every dropout on."""
+    nano = configs.find("gpt-nano")[1].config
+    model = dataclasses.replace(nano, **MODEL, dropout=0.1, embedding_dropout=0.1, attention_dropout=0.1)
+    defaults = dict(
+        recipe="tiny",
+        model=model,
+        steps=20,
+        data=Data(length=32, batch=16),
+        tokenizer=Tokenizer(vocab=model.vocab),
+        optim=Optim(lr=1e-2, warmup=5),
+        checkpoint=Checkpoint(every=5),
+        log=Log(every=2, validate_every=10, validate_rows=8),
+    )
+    return Run(**{**defaults, **changes})
+
+
+def batch(step: int, rows: int = 16, length: int = 32, vocab: int = 300) -> Batch:
+    """Text-like ids (Zipf's law), some predictions uncounted, numbered as a stream."""
+    rng = np.random.default_rng(step)
+    weights = 1 / np.arange(1, vocab + 1)
+    ids = rng.choice(vocab, size=(rows, length + 1), p=weights / weights.sum()).astype(np.int32)
+    counted = (rng.random((rows, length)) > 0.1).astype(np.float32)
+    index = np.arange(step * rows, (step + 1) * rows, dtype=np.uint32)
+    return Batch(tokens=ids[:, :-1], targets=ids[:, 1:], weights=counted, index=index)
