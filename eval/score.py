@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,52 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train import batches
+from train import batches, config, inputs, optim
 from train import mesh as meshes
+from train.checkpoint import Checkpoints
+from train.folder import Folder, read_config
 from train.losses import token_losses
+from train.marker import compare
+from train.objectives import objective
 from train.rows import Rows
+from train.step import DTYPES
+from zoo import runtime
 from zoo.batch import Batch
-from zoo.models import Model
+from zoo.errors import BadInput, require
+from zoo.models import Model, model
+
+
+def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.Mesh) -> int:
+    """`zoo eval RUN`: score a run's held-out text with one of its checkpoints and print the result.
+
+    Args:
+        step: the checkpoint; None = the newest intact one.
+        stride: new tokens a row; 0 = half a row.
+
+    Raises:
+        BadInput: no run, no checkpoint, other text than the run's, or a batch the mesh does not divide.
+    """
+    cfg = dataclasses.replace(read_config(path), mesh=mesh)
+    folder, devices = Folder(path), meshes.make(mesh)
+    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit", data=dataclasses.replace(cfg.data, batch=batch))
+    meshes.check(cfg, devices)
+    require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
+    net, goal, text = model(cfg.model), objective(cfg.objective), inputs.read(cfg, folder, runtime.cache_dir() / "text")
+    checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
+    restored = checkpoints.restore(meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices), step=step)
+    if restored is None:
+        raise BadInput(f"{folder.checkpoints}: no checkpoint yet; train the run first")
+    state, meta = restored
+    if changed := compare(meta, text.fingerprints()):
+        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
+    stride = stride or max(1, cfg.data.length // 2)
+    score = scorer(
+        net, devices, text.scored(cfg.data, stride), goal.build, text.token_bytes, batch=batch, dtype=DTYPES[cfg.precision]
+    )(state.params)
+    if jax.process_index() == 0:
+        for name, value in score.record().items():
+            print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +89,7 @@ class Score:
 
 
 def scorer(
-    model: Model,
+    net: Model,
     mesh: Mesh,
     rows: Rows,
     build: Callable[..., dict[str, np.ndarray]],
@@ -70,8 +111,9 @@ def scorer(
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     def row_nats(params: Any, batch: Batch) -> jax.Array:
-        hidden = model.apply(params, batch).hidden
-        nats = token_losses(lambda h: model.unembed(params, h), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
+        assert batch.targets is not None and batch.weights is not None
+        hidden = net.apply(params, batch).hidden
+        nats = token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=net.config.vocab, chunk=chunk)
         return (nats * batch.weights).sum(-1)
 
     compiled = jax.jit(row_nats, out_shardings=everywhere)
@@ -93,6 +135,7 @@ def _count(rows: Rows, build: Callable[..., dict[str, np.ndarray]], token_bytes:
     """Counted targets of all rows and the bytes they stand for, from the very arrays the model is given."""
     tokens, size = 0, 0
     for batch in batches.in_order(rows, build, 1, np.arange(1)):
+        assert batch.targets is not None and batch.weights is not None
         counted = batch.targets[batch.weights > 0]
         tokens += counted.size
         size += int(token_bytes[counted].sum())

@@ -514,11 +514,12 @@ runtime.prepare(devices=8)
 folder, report = sys.argv[1], []
 told = []
 with Checkpoints(folder, 2, notify=told.append) as checkpoints:
-    checkpoints.save(make(1, width=8192), {})
+    checkpoints.save(make(1, width=32768), {})
     assert checkpoints.wait()
-    for step, bytes in enumerate((1_000_000, 100_000, 3000, 300, 0), start=2):
+    # Below the size of one shard, which is written in one piece.
+    for step, bytes in enumerate((200_000, 20_000, 3000, 300, 0), start=2):
         limit(bytes)
-        checkpoints.save(make(step, width=8192), {})
+        checkpoints.save(make(step, width=32768), {})
         while checkpoints._pending is not None:
             checkpoints.poll()
             assert checkpoints.latest() == 1
@@ -527,13 +528,13 @@ with Checkpoints(folder, 2, notify=told.append) as checkpoints:
         report.append([bytes, left, checkpoints.latest(), told[:]])
         told.clear()
         # Space is back: the next save works, and is taken back so that the next failure is again a first one.
-        checkpoints.save(make(step, width=8192), {})
+        checkpoints.save(make(step, width=32768), {})
         assert checkpoints.wait() and checkpoints.latest() == step
         os.rename(f"{folder}/{step:08d}", f"{folder}/../{step}")
     limit(1000)
-    checkpoints.save(make(10, width=8192), {})
+    checkpoints.save(make(10, width=32768), {})
     assert not checkpoints.wait()
-    checkpoints.save(make(11, width=8192), {})
+    checkpoints.save(make(11, width=32768), {})
     try:
         while True:
             checkpoints.poll()
@@ -559,7 +560,7 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(folder: Path) -> Non
         assert "File too large" in told[0]
         assert "The run goes on; the newest is of step 1" in told[0]
     assert left == ["00000001"]
-    for part in (str(folder), "two checkpoints in a row", "needs 1,", "free (", "make room"):
+    for part in (str(folder), "two checkpoints in a row", "needs 6,", "free (", "make room"):
         assert part in error
 
 

@@ -165,8 +165,8 @@ def collectives(program):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh": config.Mesh(data=3)}, "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices; valid: data=8"),
-        ({"mesh": config.Mesh(tensor=8)}, "--mesh.tensor 8: it does not divide the 4 heads"),
+        ({"mesh": config.Mesh(data=3)}, "data=3 fsdp=1 tensor=1: does not multiply to the 8 devices; valid: data=8"),
+        ({"mesh": config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
         ({"data": config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
         ({"accumulate": 4}, r"--data.batch 16: 4 rows .* choose a multiple of 32"),
         ({"engine": "pmap", "mesh": config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),

@@ -32,7 +32,7 @@ def trained(chapters):
 @pytest.fixture(scope="module")
 def spaces():
     """A tokenizer with entries for runs of spaces and for characters that only Python takes for a space."""
-    return Tokenizer.train(["a     b\n\n\n  c!\x1c\x1c!\x1c\t\t \u3000\u3000 " * 50], 300)
+    return Tokenizer.train(["a    b\n\n\n  c!\x1c\x1c!\x1c\t\t \u3000\u3000 " * 50], 300)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from train.inputs import Inputs
 from train.marker import compare
 from train.objectives import objective
 from train.recorder import Recorder
-from train.step import ENGINES, make_step
+from train.step import DTYPES, ENGINES, make_step
 from zoo import attention, runtime
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -144,9 +144,6 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
             on_end(folder.path)
         console.finish(f"{_result(score.record())}  {folder.report}")
     return 0
-
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def describe(cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, against: str, folder: Folder) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Devices into a mesh, rows onto its devices, and a state made in place: nothing is built on one device and moved."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from zoo.models import Model
 from zoo.sharding import AXES, BATCH, path_of, shardings
 
 
-def make(shape: config.Mesh, devices: list[jax.Device] | None = None) -> Mesh:
+def make(shape: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh a run asks for, over all devices of all processes.
 
     Raises:
@@ -75,12 +75,11 @@ def place(batch: Batch, mesh: Mesh, rows: int) -> Batch:
     """This process's rows of a global batch of `rows`, laid onto its devices."""
     mine, sharding = local_rows(mesh, rows), batch_sharding(mesh)
 
-    def put(local: np.ndarray) -> jax.Array:
+    def put(local: Any) -> jax.Array:
         shape = (rows, *local.shape[1:])
         where = sharding.addressable_devices_indices_map(shape)
-        pieces = [
-            jax.device_put(local[np.searchsorted(mine, np.arange(rows)[index[0]])], device) for device, index in where.items()
-        ]
+        rows_of = {device: np.arange(rows)[index[0]] for device, index in where.items() if index is not None}
+        pieces = [jax.device_put(local[np.searchsorted(mine, numbers)], device) for device, numbers in rows_of.items()]
         return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
     return jax.tree.map(put, batch)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from train.config import Optim
 from zoo.sharding import path_of
@@ -23,7 +22,7 @@ def optimizer(cfg: Optim) -> optax.GradientTransformation:
     return optax.chain(*clip, PRECONDITIONERS[cfg.name](cfg), *decay)
 
 
-def schedule(cfg: Optim, steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+def schedule(cfg: Optim, steps: int) -> optax.Schedule:
     """Learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
 
     inverse_sqrt is lr * sqrt(max(warmup, 1) / step) (Vaswani et al. 2017, section 5.3, with the peak given instead of d_model).

@@ -20,6 +20,9 @@ from zoo.models import Model
 from zoo.seeds import example_seeds
 from zoo.sharding import BATCH, constrain
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Dtype of the arithmetic under each precision policy."""
+
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
 
@@ -35,6 +38,7 @@ def make_step(run: config.Run, model: Model, objective: ModuleType, tx: optax.Gr
 
     def step(state: State, batch: Batch, frozen: Any = {}, *, reduce: Callable[[Any], Any] = lambda x: x):  # noqa: B006
         weights = reduce(objective.weights(batch))
+        assert batch.index is not None
         seeds = example_seeds(state.key, state.step, batch.index)
 
         def loss(params: Any, micro: tuple[Any, ...]) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -45,7 +49,7 @@ def make_step(run: config.Run, model: Model, objective: ModuleType, tx: optax.Gr
             )
             # Dividing each sum by its global weight here makes sums over micro-batches and devices the whole gradient.
             terms = {name: sums[name] / weights[name] for name in sums}
-            return sum(terms.values(), jnp.float32(0)), (terms, carry)
+            return functools.reduce(jnp.add, terms.values()), (terms, carry)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)
@@ -66,7 +70,7 @@ def make_step(run: config.Run, model: Model, objective: ModuleType, tx: optax.Gr
 
 
 def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...], pieces: int) -> Any:
-    """Sum value, terms and gradient over micro-batches. Micro-batch i takes rows i, i + pieces, ...: they stay on their device."""
+    """Sum value, terms and gradient over micro-batches. Micro-batch i takes rows i, i + pieces, ...: none leaves its device."""
     if pieces == 1:
         return gradient(params, whole)
 

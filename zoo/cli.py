@@ -99,8 +99,8 @@ def evaluate(args: list[str]) -> int:
 
         run: Annotated[str, tyro.conf.Positional]
         """Folder of a run."""
-        step: int = -1
-        """Checkpoint to score; -1 = the newest valid one."""
+        step: int | None = None
+        """Checkpoint to score; None = the newest intact one."""
         batch: int = 16
         """Rows scored at a time; the score does not depend on it."""
         stride: int = 0

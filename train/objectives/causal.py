@@ -37,6 +37,7 @@ def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarr
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
     """What each term of the loss is divided by: here the number of counted predictions."""
+    assert batch.weights is not None
     return {"causal": batch.weights.sum()}
 
 
@@ -44,6 +45,7 @@ def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
     """Summed cross-entropy, in nats, of the counted predictions of a batch; and the model's carry."""
+    assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
         lambda hidden: model.unembed(params, hidden),
