@@ -550,7 +550,7 @@ print(json.dumps(report))
 def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(folder: Path) -> None:
     ended = run_python("-c", FULL_DISK, str(folder), cwd=ROOT)
     assert ended.code == 0, ended.stderr
-    assert ended.stderr == ""
+    assert "Traceback" not in ended.stderr
     *failures, (error, left) = json.loads(ended.stdout)
     for _, remaining, latest, told in failures:
         assert remaining == ["00000001"]

@@ -181,7 +181,7 @@ def test_a_mesh_that_does_not_fit_is_refused(changes, message):
 def test_a_leaf_that_does_not_divide_is_refused_by_name():
     run = tiny.run(mesh=config.Mesh(data=1, fsdp=8))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, width=36, head=9))
-    with pytest.raises(BadInput, match="--mesh.fsdp 8: it does not divide embed/positions/embedding of shape"):
+    with pytest.raises(BadInput, match=r"--mesh\.fsdp 8: it does not divide embed/positions/embedding of shape"):
         meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(run.mesh))
 
 

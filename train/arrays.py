@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ def _spare_the_tracebacks() -> None:
     """Keep a full disk to the one line that the run says about it.
 
     Orbax logs the traceback of each write that fails before it raises it; asyncio logs those that were abandoned, when they
-    are collected; and TensorStore reports the others to an event loop that is closed by then.
+    are collected; TensorStore reports the others to an event loop that is closed by then; and some were never begun.
     """
     package = str(pathlib.Path(ocp.__file__).parent)
     hook = sys.unraisablehook
@@ -105,3 +106,4 @@ def _spare_the_tracebacks() -> None:
     logging.getLogger("absl").addFilter(is_not_ours)
     logging.getLogger("asyncio").addFilter(is_not_ours)
     sys.unraisablehook = report
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)

@@ -18,6 +18,7 @@ from zoo import seeds as seeding
 from zoo.attention import attention
 from zoo.configs import Activation
 from zoo.masks import Mask
+from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
@@ -114,9 +115,13 @@ def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> F
     return jnp.where(kept, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
 
 
-def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Rows of a table. Ids are checked on the host when text is prepared: here one out of range would be clamped."""
-    return table[ids]
+def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None = None) -> Float[Array, "B T D"]:
+    """Rows of a table. Ids are checked on the host when text is prepared: here one out of range would be clamped.
+
+    `rows` is the mesh axis that the table's rows are split over. Its width is gathered first: the partitioner cannot carry a
+    width split over fsdp into a batch split over fsdp.
+    """
+    return constrain(constrain(table, rows, None)[ids], BATCH)
 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:

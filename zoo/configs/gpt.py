@@ -100,7 +100,7 @@ def _because(reason: str, *fields: str) -> dict[str, str]:
 # --- ours -----------------------------------------------------------------------------------------------------------------------
 
 NANO = Size(
-    config=decoder(layers=4, width=192, heads=6, context=256, vocab=2048, dropout=0.1),
+    config=decoder(layers=4, width=192, heads=6, context=256, vocab=4096, dropout=0.1, attention_dropout=0.0),
     source="this project",
     assumed=_because(
         "ours: a GPT-2 body small enough to train in minutes on a laptop",

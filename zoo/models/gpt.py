@@ -45,7 +45,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     embed = params["embed"]
     table = embed["positions"]["embedding"]
     positions = table[None, :length] if batch.positions is None else lookup(table, batch.positions)
-    x = constrain(lookup(embed["tokens"]["embedding"], batch.tokens) + positions, BATCH)
+    x = constrain(lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor") + positions, BATCH)
     x = dropout(x, cfg.embedding_dropout, seeds, EMBEDDING_SITE)
 
     def body(block: Block, x: Array, _: None, index: Array, attends: str) -> tuple[Array, None]:
