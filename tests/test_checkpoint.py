@@ -212,6 +212,19 @@ def test_saves_where_an_event_loop_runs(folder: Path) -> None:
     restored(Checkpoints(folder, 1, notify=pytest.fail))
 
 
+def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_all(folder, 1)
+    # As if the process was killed after the first file.
+    monkeypatch.setattr("train.checkpoint.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        checkpoints.save(make(2), META | {"step": 2})
+    monkeypatch.undo()
+    assert len(os.listdir(folder)) == 2
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        assert restored(checkpoints).step == 2
+    assert os.listdir(folder) == ["00000002"]
+
+
 # Damage.
 
 
@@ -264,6 +277,11 @@ def half_copied(newest: Path) -> None:
             file.unlink()
 
 
+def cut_short(newest: Path) -> None:
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1])
+
+
 def emptied(newest: Path) -> None:
     shutil.rmtree(newest)
     newest.mkdir()
@@ -300,6 +318,7 @@ def with_a_forged_meta(newest: Path) -> None:
     "harm",
     [
         half_copied,
+        cut_short,
         emptied,
         with_the_marker_of_another_step,
         under_another_number,
