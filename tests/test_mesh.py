@@ -110,16 +110,19 @@ def test_state_lies_where_the_table_says():
 
 
 def test_adafactor_treats_layers_as_separate_matrices():
-    """Updates of a stacked leaf equal those of each layer's own matrix."""
+    """Updates of a stacked leaf equal those of each layer's own matrix, which stands outside the stack under another name."""
     tx = optim.optimizer(config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
     rng = np.random.default_rng(0)
-    grads = {"kernel": jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])}
-    params = {"kernel": jnp.float32(rng.standard_normal((3, 128, 256)))}
-    stacked, _ = tx.update({"layers": grads}, tx.init({"layers": params}), {"layers": params})
+    grads = jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])
+    params = jnp.float32(rng.standard_normal((3, 128, 256)))
+
+    def whole(stacked):
+        return {"layers": {"kernel": stacked}, **{str(layer): {"kernel": stacked[layer]} for layer in range(3)}}
+
+    updates, _ = tx.update(whole(grads), tx.init(whole(params)), whole(params))
     for layer in range(3):
-        one, g = ({"kernel": tree["kernel"][layer]} for tree in (params, grads))
-        single, _ = tx.update(g, tx.init(one), one)
-        np.testing.assert_allclose(stacked["layers"]["kernel"][layer], single["kernel"], rtol=1e-5)
+        np.testing.assert_allclose(updates["layers"]["kernel"][layer], updates[str(layer)]["kernel"], rtol=1e-5)
+    assert not np.allclose(updates["layers"]["kernel"][0], updates["layers"]["kernel"][1] * 10, rtol=0.1)
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])

@@ -68,10 +68,6 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         if checkpoints.latest() == cfg.steps and folder.scores.exists():
             console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
             return 0
-        if process == 0:
-            folder.tokenizer.mkdir(exist_ok=True)
-            text.tokenizer.save(folder.tokenizer)
-            folder.write_config(cfg)
         stack.enter_context(checkpoints)
 
         # --- State ---
@@ -80,6 +76,10 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         restored = checkpoints.restore(abstract)
         if restored is not None and (changed := compare(restored[1], text.fingerprints())):
             raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
+        if process == 0:
+            folder.tokenizer.mkdir(exist_ok=True)
+            text.tokenizer.save(folder.tokenizer)
+            folder.write_config(cfg)
         state = meshes.init_state(cfg, net, tx, mesh) if restored is None else restored[0]
         first = int(jax.device_get(state.step))
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -128,7 +128,11 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
                     with recorder.pause():
                         recorder.sync()
                         checkpoints.save(engine.get(state), text.fingerprints())
-        checkpoints.wait()
+        if not checkpoints.wait():
+            newest = checkpoints.latest()
+            raise BadInput(
+                f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from step {newest}"
+            )
         if at < cfg.steps:
             if process == 0:
                 on_end(folder.path)

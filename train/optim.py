@@ -54,10 +54,10 @@ def _adafactor(cfg: Optim) -> optax.GradientTransformation:
     one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
     # Its statistics are those of one matrix: a stacked leaf is as many matrices as there are layers.
     per_layer = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
-    return optax.partition({"stacked": per_layer, "single": one}, _stacked)
+    return optax.partition({"stacked": per_layer, "single": one}, _kinds)
 
 
-def _stacked(params: Any) -> Any:
+def _kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: "stacked" if "layers" in path_of(keys).split("/") else "single", params
     )
