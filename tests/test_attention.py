@@ -167,6 +167,16 @@ def test_grouped_heads(impl, groups):
     assert_agrees(value_and_gradients(impl, jnp.float32, Mask(causal=True), None, None, groups), expected, 2e-6)
 
 
+def test_a_prepared_bias_is_the_bias():
+    """What a stack computes once before its scan gives the same attention in every layer."""
+    q, k, v = arrays(jnp.float32)
+    for name, bias in EVERY_BIAS.items():
+        if bias is not None:
+            floats = as_type(bias, jnp.float32)
+            prepared = attention(q, k, v, mask=Mask(), bias=floats.prepare(T, S))
+            np.testing.assert_array_equal(prepared, attention(q, k, v, mask=Mask(), bias=floats), err_msg=name)
+
+
 @pytest.mark.parametrize("impl", RUNNABLE)
 def test_a_row_with_nothing_to_attend_to_is_zero_with_zero_gradient(impl):
     allowed = jnp.ones((1, 1, T, S), bool).at[..., 2, :].set(False)

@@ -20,10 +20,10 @@ def gpt_nano() -> Run:
         recipe="gpt-nano",
         # Four unrolled layers need no stacking of what the backward pass keeps.
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        steps=600,
+        steps=480,
         data=Data(length=model.context, batch=16),
         tokenizer=Tokenizer(vocab=model.vocab),
-        optim=Optim(lr=3e-3, warmup=60, final=0.05, b2=0.99),
+        optim=Optim(lr=3e-3, warmup=50, final=0.05, b2=0.99),
         checkpoint=Checkpoint(every=100),
         log=Log(every=10, validate_every=100),
     )
