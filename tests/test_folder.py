@@ -166,7 +166,7 @@ BROKEN = {
     "value for object": (stored(data=3), "data: expected an object, found 3"),
     "string for tuple": (model(pattern="full"), 'model.pattern: expected tuple, found "full"'),
     "wrong item": (model(pattern=["full", "half"]), r'model.pattern\[1\]: expected one of full, window, found "half"'),
-    "out of range": (stored(steps=0), "config.json: --steps 0: choose 1 or more"),
+    "out of range": (stored(steps=0), "config.json: --steps 0: choose 1 to"),
 }
 
 

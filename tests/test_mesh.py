@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
+from tests.gradients import assert_equal_gradients
 from train import config, optim
 from train import mesh as meshes
 from train.objectives import causal
@@ -62,13 +63,6 @@ def train(steps=20, tx=None, *, mesh=ONE, compute=None, **changes):
 @functools.cache
 def alone(steps=20, sgd=False):
     return train(steps, optax.identity() if sgd else None)
-
-
-def assert_equal_gradients(ours, theirs):
-    """DESIGN's "equal": per leaf |dg| <= 1e-5 |g_leaf| + 1e-7 |g_all|."""
-    whole = np.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(theirs)))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.linalg.norm(np.float64(a) - b) <= 1e-5 * np.linalg.norm(np.float64(b)) + 1e-7 * whole
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -37,7 +37,7 @@ class Data:
     def __post_init__(self) -> None:
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
-        require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose at least 1 row")
+        require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,9 +156,9 @@ class Machine:
     """Trace this many steps with the JAX profiler into RUN/profile."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.devices <= 4096, "devices", self.devices, "choose 0 (the real ones) or a number to simulate")
-        require(1 <= self.processes <= 4096, "processes", self.processes, "choose 1 or more")
-        require(0 <= self.process < self.processes, "process", self.process, f"choose 0 to {self.processes - 1}")
+        require(0 <= self.devices <= 4096, "devices", self.devices, "choose 0 (the real ones) or up to 4,096 to simulate")
+        require(1 <= self.processes <= 4096, "processes", self.processes, "choose 1 to 4,096")
+        require(0 <= self.process < self.processes, "process", self.process, f"choose one below --processes {self.processes}")
         require(self.profile >= 0, "profile", self.profile, "choose 0 or more steps")
 
 
@@ -200,7 +200,7 @@ class Run(Generic[Model]):
     machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     def __post_init__(self) -> None:
-        require(1 <= self.steps <= 1 << 31, "steps", self.steps, "choose 1 or more")
+        require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
@@ -217,4 +217,12 @@ class Run(Generic[Model]):
             "loss_chunk",
             self.loss_chunk,
             f"it must divide --data.length {self.data.length}",
+        )
+        # A family without learned positions has no `context`: it takes rows of any length.
+        context = getattr(self.model, "context", self.data.length)
+        require(
+            self.data.length <= context,
+            "data.length",
+            self.data.length,
+            f"the model has {context} positions; choose at most {context}, or a larger --model.context",
         )

@@ -77,9 +77,10 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         if restored is not None and (changed := compare(restored[1], text.fingerprints())):
             raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
+            # The configuration first: it keeps another run from taking over a tokenizer that a kill left alone.
+            folder.write_config(cfg)
             folder.tokenizer.mkdir(exist_ok=True)
             text.tokenizer.save(folder.tokenizer)
-            folder.write_config(cfg)
         state = meshes.init_state(cfg, net, tx, mesh) if restored is None else restored[0]
         first = int(jax.device_get(state.step))
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -96,7 +97,6 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         # A backward pass has two matrix products for each one of the forward pass.
         flops = 3 * net.flops(shape)
         recorder = stack.enter_context(Recorder(cfg, folder, console, first=first, flops=flops, rate=rate, process=process))
-        stop = stack.enter_context(Stop())
 
         def scorer(rows: Any) -> Scorer:
             return evaluate(
@@ -108,8 +108,17 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         # --- Steps ---
         console.doing("compiling the step")
         at, stopping = first, False
-        with jax.transfer_guard("disallow"), _profile(cfg, folder) as profiled, batches.read(first) as stream:
+        with (
+            jax.transfer_guard("disallow"),
+            _profile(cfg, folder) as profiled,
+            batches.read(first) as stream,
+            Stop(console) as stop,
+        ):
             while at < cfg.steps and not stopping:
+                if recorder.due(cfg.checkpoint.every, ahead=1):
+                    # Waiting in `save` instead could cost a killed run the step that is to be saved as well.
+                    with recorder.pause():
+                        checkpoints.wait()
                 host = next(stream)
                 state, measured = engine.step(state, engine.place(host))
                 recorder.step(measured, batches.rows_of(at) if cfg.log.ledger else None)
@@ -133,7 +142,7 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
             raise BadInput(
                 f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from step {newest}"
             )
-        if at < cfg.steps:
+        if stopping:
             if process == 0:
                 on_end(folder.path)
             console.finish(f"stopped and saved at step {at} of {cfg.steps}; the same command goes on from there")
@@ -175,6 +184,9 @@ class Stop:
 
     signal = 0
 
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
     def __enter__(self) -> "Stop":
         self._several = jax.process_count() > 1
         self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupted)}
@@ -197,7 +209,9 @@ class Stop:
 
     def _interrupted(self, number: int, _: Any) -> None:
         if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+            # Not by an exception: on its way out it would wait for the save under way, which may be what takes so long.
+            self._console.__exit__()
+            os._exit(128 + signal.SIGINT)
         self.signal = signal.SIGINT
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -235,7 +249,7 @@ def _implementations(cfg: config.Run, net: Model) -> str:
     seeds = jax.ShapeDtypeStruct((cfg.data.batch, 2), jnp.uint32)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[cfg.precision]), shapes)
     with attention.choices() as made:
-        jax.eval_shape(lambda p, b, s: net.apply(p, b, seeds=s), shapes, Batch(tokens=row, segments=segments), seeds)
+        jax.eval_shape(lambda p, b, s: net.apply(p, b, seeds=s).hidden, shapes, Batch(tokens=row, segments=segments), seeds)
     return ", ".join(sorted(made))
 
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train import config
 from train.state import State
+from zoo import models
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
@@ -39,7 +40,7 @@ def check(run: config.Run, mesh: Mesh) -> None:
     """Refuse what the mesh does not divide.
 
     Raises:
-        BadInput: rows of a micro-batch, or heads.
+        BadInput: rows of a micro-batch, heads, or a leaf of the model.
     """
     rows = math.prod(mesh.shape[axis] for axis in BATCH)
     micro = run.data.batch // run.accumulate
@@ -58,6 +59,8 @@ def check(run: config.Run, mesh: Mesh) -> None:
         run.engine,
         "pmap is data parallel only; choose --mesh.fsdp 1 --mesh.tensor 1, or --engine jit",
     )
+    net = models.model(run.model)
+    shardings(mesh, jax.eval_shape(lambda: net.init(jax.random.key(0))), net.module.SHARDING)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

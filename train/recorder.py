@@ -61,9 +61,10 @@ class Recorder:
             self._timed += 1
         self._console.step(self._at)
 
-    def due(self, every: int) -> bool:
-        """Whether something done every so many steps, and at the last one, is done now; 0 = only at the last one."""
-        return self._at == self._run.steps or (every > 0 and self._at % every == 0)
+    def due(self, every: int, ahead: int = 0) -> bool:
+        """Whether something done every so many steps (0 = never) and at the last one is done `ahead` steps from now."""
+        step = self._at + ahead
+        return step == self._run.steps or (every > 0 and step % every == 0)
 
     def row(self) -> None:
         """Write a row of the step just taken."""

@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, UInt32
 from zoo import seeds
 from zoo.errors import BadInput
 from zoo.masks import Buckets, Dense, Mask, Relative
+from zoo.sharding import BATCH
 
-BATCH_AXES = ("data", "fsdp")
-HEAD_AXIS = "tensor"
+HEADS = "tensor"
+"""The mesh axis that heads lie on."""
 
 
 def attention(
@@ -244,8 +245,8 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto:
         return run(q, k, v, mask, bias, seed, heads)
-    batch = tuple(axis for axis in BATCH_AXES if axis in auto)
-    head = HEAD_AXIS if HEAD_AXIS in auto else None
+    batch = tuple(axis for axis in BATCH if axis in auto)
+    head = HEADS if HEADS in auto else None
     by_letter = {"B": batch, "N": head}
 
     def spec(letters: str, array: Array) -> PartitionSpec:

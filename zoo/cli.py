@@ -22,10 +22,14 @@ Every command takes --help. `zoo train --help` lists the recipes.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for wrong input (one line on stderr), 130 and 143 for signals."""
+    """Run one command and return its exit code: 0, 2 for wrong input (one line on stderr), 130 and 143 for signals.
+
+    Raises:
+        SystemExit: from tyro, with 0 after --help and 2 after an option it cannot read.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(USAGE, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     try:
         if args[0] not in COMMANDS:
@@ -36,10 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader left (`| head`): nothing more can be said, and flushing at exit must not try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def models(args: list[str]) -> int:
@@ -50,7 +50,7 @@ def models(args: list[str]) -> int:
     class Models:
         """Sizes of the zoo: exact parameter counts and where every number comes from. Nothing is allocated."""
 
-        name: Annotated[str, tyro.conf.Positional] = ""
+        name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
         """One size, in full."""
         json: bool = False
         """Machine-readable."""
@@ -79,6 +79,10 @@ def train(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     default = recipes.find(name)()
     run = tyro.cli(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args)
+    for option, files in (("--data.paths", run.data.paths), ("--data.valid-paths", run.data.valid_paths)):
+        # An empty shell variable must not mean the embedded corpus.
+        if not files and option in (arg.replace("_", "-") for arg in args):
+            raise BadInput(f"{option}: no file is named; name one, or leave the option out")
     if (code := _on_machine(run.machine, ["train", name, *args])) is not None:
         return code
     from eval import report, score
@@ -97,7 +101,7 @@ def evaluate(args: list[str]) -> int:
     class Evaluate:
         """Exact held-out loss, perplexity and bits per byte: every token counted once."""
 
-        run: Annotated[str, tyro.conf.Positional]
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         """Folder of a run."""
         step: int | None = None
         """Checkpoint to score; None = the newest intact one."""
@@ -152,7 +156,16 @@ def run() -> None:
     """The console script."""
     from zoo import launch
 
-    sys.exit(launch.leave(main()))
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader left (`| head`): nothing more can be said, and flushing at exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(launch.leave(code))
 
 
 if __name__ == "__main__":
