@@ -182,8 +182,8 @@ class Started:
         self.wait(lambda: (self.training.latest() or 0) >= step)
 
     def saving(self) -> None:
-        """Wait until a save, or the deletion of an old step, is under way."""
-        self.wait(self.training.left_over)
+        """Wait until a save is under way; the deletion of an old step looks the same, but for its number."""
+        self.wait(lambda: max(self.training.left_over(), default="") > f"{self.training.latest() or 0:08d}")
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)

@@ -59,12 +59,22 @@ def test_a_killed_process_ends_the_group_and_the_same_command_goes_on() -> None:
     assert_same(run, reference(**TWO))
 
 
-def test_signals_save_the_step_they_stop_at() -> None:
-    """SIGTERM, SIGINT, and a SIGINT that a second one does not wait for: nothing is lost but by the last, and nothing harmed."""
+def test_signals_save_and_a_folder_in_use_is_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, SIGINT, and a SIGINT that a second one does not wait for; and another process that tries to join in.
+
+    Nothing is lost, but by the second SIGINT, and the run ends as the one that nothing happened to.
+    """
     run, starts = Training(home(), "signals"), [0]
+    monkeypatch.chdir(home())
     for number in (signal.SIGTERM, signal.SIGINT):
         with run.start() as started:
-            taken = started.reach(starts[-1] + EVERY + 1)
+            started.reach(starts[-1] + EVERY + 1)
+            started.send(signal.SIGSTOP)
+            taken = started.reach(1)
+            assert cli.main(run.argv()) == 2
+            [line] = capsys.readouterr().err.splitlines()
+            assert f"runs/signals is in use by process {started.process.pid} on " in line
+            started.send(signal.SIGCONT)
             starts.append(started.stopped(number))
             assert taken <= starts[-1] < STEPS
     with run.start() as started:
@@ -108,20 +118,3 @@ def test_other_devices_and_processes_go_on_with_the_next_sample() -> None:
     assert len(set(stops)) == 5 and stops[-1] < STEPS
     assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())
-
-
-def test_a_folder_in_use_is_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first run stands still while the second tries, and ends as if alone."""
-    run = Training(home(), "in-use")
-    monkeypatch.chdir(home())
-    with run.start() as started:
-        started.reach(1)
-        started.send(signal.SIGSTOP)
-        assert cli.main(run.argv()) == 2
-        started.send(signal.SIGCONT)
-        done = started.ended()
-    [line] = capsys.readouterr().err.splitlines()
-    assert f"runs/in-use is in use by process {started.process.pid} on " in line
-    assert done.code == 0
-    assert run.resumed_at() == [0]
-    assert_same(run, reference())

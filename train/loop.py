@@ -55,6 +55,7 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
     _refuse_another(folder, cfg)
     dtype = DTYPES[cfg.precision]
     net, goal = model(cfg.model), objective(cfg.objective)
+    implementations = _implementations(cfg, net)
 
     # --- Text ---
     text = inputs.read(cfg, folder, runtime.cache_dir() / "text")
@@ -89,7 +90,7 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
 
         # --- What people see ---
         rate, against = _rate(dtype)
-        facts = describe(cfg, net, mesh, text, against, folder)
+        facts = describe(cfg, net, mesh, text, implementations, against, folder)
         console.header(f"{cfg.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         if process == 0:
             metrics.started(folder, first, facts)
@@ -159,7 +160,9 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
     return 0
 
 
-def describe(cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, against: str, folder: Folder) -> dict[str, str]:
+def describe(
+    cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, implementations: str, against: str, folder: Folder
+) -> dict[str, str]:
     """What a run is, as the console and the report show it."""
     devices = mesh.devices.size
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
@@ -170,7 +173,7 @@ def describe(cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, against: str
         "data": f"{source}: {short(len(text.rows.tokens.ids))} tokens, {len(text.rows)} rows of {cfg.data.length}",
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": cfg.precision,
-        "attention": _implementations(cfg, net),
+        "attention": implementations,
         "MFU against": against,
         "run": str(folder.path),
     }

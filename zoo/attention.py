@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
@@ -56,8 +55,7 @@ def attention(
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
-    out = _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
-    return checkpoint_name(out, "attention")
+    return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
 
 
 # --- requests and implementations -----------------------------------------------------------------------------------------------

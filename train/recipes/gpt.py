@@ -12,8 +12,8 @@ def gpt_nano() -> Run:
 
     Command: zoo train gpt-nano
     Hardware: 2 CPU cores, float32.
-    Time: TIME.
-    Expect: NUMBER bits per byte on the held-out chapters (xz -9 needs 2.54 for the last tenth of the book, given the rest).
+    Time: 5 minutes.
+    Expect: 2.20 bits per byte on the held-out chapters (xz -9 needs 2.54 for the last tenth of the book, given the rest).
     """
     model = configs.find("gpt-nano")[1].config
     return Run(
@@ -34,7 +34,7 @@ def gpt2() -> Run:
 
     Command: zoo train gpt2 --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_GPT2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; --accumulate makes it fit fewer, with the same steps.
-    Time: not measured, for want of the hardware. 315 billion tokens of 855 MFLOP are about a day for 8 H100 at 40 % of their peak.
+    Time: not measured, for want of the hardware. 315 billion tokens of 855 MFLOP: about a day for 8 H100 at 40 % of peak.
     Expect: not measured. nanoGPT's README gives 2.85 nats held out for this shape and budget on OpenWebText.
     """
     model = configs.find("gpt2")[1].config
@@ -58,7 +58,7 @@ def gpt3_175b() -> Run:
 
     Command: zoo train gpt3-175b --data.paths corpus.jsonl
     Hardware: 512 accelerators of 80 GB or more, fsdp 64 x tensor 8.
-    Time: not measured, for want of the hardware. 314 ZFLOP (6 x parameters x tokens) are 18 days for 512 H100 at 40 % of their peak.
+    Time: not measured, for want of the hardware. 314 ZFLOP (6 x parameters x tokens): 18 days for 512 H100 at 40 % of peak.
     Expect: not measured; the paper prints no loss on a public corpus.
     """
     model = configs.find("gpt3-175b")[1].config

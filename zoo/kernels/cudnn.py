@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 def cudnn(q, k, v, mask, bias, seed, heads, *, scale, rate):
@@ -27,6 +28,7 @@ def cudnn(q, k, v, mask, bias, seed, heads, *, scale, rate):
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
+    out = checkpoint_name(out, "attention")
     if allowed is None:
         return out
     # The kernel averages the values where nothing is allowed; the zoo's rule is zeros, with zero gradient.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from zoo import seeds
 
@@ -29,6 +30,8 @@ def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
         weights = jnp.where(kept, weights, 0.0)
     weights = weights.astype(v.dtype).reshape(b, groups, n // groups, t, s)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=jnp.float32).reshape(b, t, n, h)
+    # Named before the division: its gradient needs them so, and the quotient is cheap to make again.
+    out, total = checkpoint_name(out, "attention"), checkpoint_name(total, "attention_lse")
     # Normalizing the output costs H divisions a row instead of S.
     divisor = jnp.where(total > 0, total, 1.0) * (1 - rate)
     return (out / jnp.moveaxis(divisor, 1, 2)[..., None]).astype(q.dtype)

@@ -1,0 +1,74 @@
+"""Small models of every family, for the tests that ask what a model computes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo import configs, sharding
+from zoo.batch import Batch
+from zoo.configs import Compute
+from zoo.models import Model, model
+from zoo.seeds import example_seeds
+
+SMALL = dict(vocab=300, context=32, layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
+
+# Many programs that run once: the processor's code need not be good. What they compute is as without this.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def small(family: str, **changes: Any) -> Model:
+    """The family's first size, made small and without dropout."""
+    first = next(iter(configs.family(family).SIZES.values())).config
+    fields = {field.name for field in dataclasses.fields(first)}
+    numbers = {name: value for name, value in SMALL.items() if name in fields}
+    rates = {name: 0.0 for name in fields if name.endswith("dropout")}
+    return model(dataclasses.replace(first, **{**numbers, **rates, "compute": Compute(), **changes}))
+
+
+@functools.cache
+def shapes(net: Model) -> Any:
+    return jax.eval_shape(lambda: net.init(jax.random.key(0)))
+
+
+def random_params(net: Model) -> Any:
+    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero."""
+    rng = np.random.default_rng(0)
+
+    def draw(keys: Any, leaf: Any) -> jax.Array:
+        path = sharding.path_of(keys)
+        values = 0.3 * rng.standard_normal(leaf.shape) + path.endswith("scale")
+        if path in net.module.PADDED:
+            values[getattr(net.config, net.module.PADDED[path]) :] = 0
+        return jnp.float32(values)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(net))
+
+
+def row(length: int, rows: int = 1, **fields: Any) -> Batch:
+    """Rows in which every token is another one: a derivative by its table is one by its position."""
+    return Batch(tokens=jnp.arange(1, rows * length + 1, dtype=jnp.int32).reshape(rows, length), **fields)
+
+
+def sees(net: Model, params: Any, batch: Batch) -> np.ndarray:
+    """bool[T, T]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not."""
+    probe = np.float32(np.random.default_rng(0).standard_normal(net.config.width))
+
+    def outputs(table: Any) -> Any:
+        embed = {**params["embed"], "tokens": {"embedding": table}}
+        return net.apply({**params, "embed": embed}, batch).hidden[0] @ probe
+
+    jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
+    return (np.asarray(jacobian[:, batch.tokens[0]]) != 0).any(-1)
+
+
+def loss(net: Model, params: Any, batch: Batch, seeds: Any = None) -> jax.Array:
+    logits = net.unembed(params, net.apply(params, batch, seeds=seeds).hidden)
+    return -jax.nn.log_softmax(logits)[..., 7].mean()
+
+
+def seeds(rows: int, step: int = 0) -> jax.Array:
+    return example_seeds(jnp.array([3, 1], jnp.uint32), jnp.int32(step), jnp.arange(rows, dtype=jnp.uint32))
