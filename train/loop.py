@@ -139,10 +139,8 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
                         recorder.sync()
                         checkpoints.save(engine.get(state), text.fingerprints())
         if not checkpoints.wait():
-            newest = checkpoints.latest()
-            raise BadInput(
-                f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from step {newest}"
-            )
+            newest = "the start" if (step := checkpoints.latest()) is None else f"step {step}"
+            raise BadInput(f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from {newest}")
         if stopping:
             if process == 0:
                 on_end(folder.path)
