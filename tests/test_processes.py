@@ -20,6 +20,13 @@ from tests.runs import (
 from zoo import cli
 
 TWO = {"processes": 2, "devices": 4}
+LEGS = [
+    (signal.SIGTERM, (), {"devices": 8}),
+    (signal.SIGKILL, (), {"devices": 2}),
+    (signal.SIGTERM, ("--mesh.fsdp", "2", "--mesh.tensor", "2"), {"devices": 4}),
+    (signal.SIGINT, (), TWO),
+]
+"""What ends a part of a run, and where that part runs."""
 
 
 def test_two_processes_train_as_one() -> None:
@@ -44,11 +51,13 @@ def test_two_processes_train_as_one_on_every_mesh_and_engine(flags: tuple[str, .
 
 
 def test_a_killed_process_ends_the_group_and_the_same_command_goes_on() -> None:
+    """The other one is stuck: by itself it would not notice."""
     run = Training(home(), "two-killed")
     with run.start(**TWO) as started:
         started.committed(EVERY)
         workers = started.workers()
         assert len(workers) == 2
+        os.kill(workers[0], signal.SIGSTOP)
         os.kill(workers[1], signal.SIGKILL)
         done = started.ended()
         assert done.code == 128 + signal.SIGKILL
@@ -92,19 +101,13 @@ def test_signals_save_and_a_folder_in_use_is_refused(capsys: pytest.CaptureFixtu
     assert_same(run, reference())
 
 
-def test_other_devices_and_processes_go_on_with_the_next_sample() -> None:
-    """From eight devices to two, to four with parameters and heads sharded, to two processes, and back to one."""
-    run = Training(home(), "elastic")
-    legs = [
-        (signal.SIGTERM, (), {"devices": 8}),
-        (signal.SIGKILL, (), {"devices": 2}),
-        (signal.SIGTERM, ("--mesh.fsdp", "2", "--mesh.tensor", "2"), {"devices": 4}),
-        (signal.SIGINT, (), TWO),
-    ]
-    stops = [0]
+@pytest.mark.parametrize("legs", [LEGS[:3], pytest.param(LEGS, marks=pytest.mark.slow)], ids=["devices", "processes"])
+def test_other_devices_and_processes_go_on_with_the_next_sample(legs: list[tuple]) -> None:
+    """From eight devices to two, to four with parameters and heads sharded, to two processes; and back."""
+    run, stops = Training(home(), f"elastic-{len(legs)}"), [0]
     for number, flags, machine in legs:
         with run.start(*flags, **machine) as started:
-            started.reach(stops[-1] + EVERY)
+            started.reach(stops[-1] + 1)
             if number == signal.SIGKILL:
                 started.committed(stops[-1] + 1)
                 started.killed()
@@ -115,6 +118,6 @@ def test_other_devices_and_processes_go_on_with_the_next_sample() -> None:
                 stops.append(started.stopped(number))
     run.finish()
     assert run.resumed_at() == stops
-    assert len(set(stops)) == 5 and stops[-1] < STEPS
+    assert len(set(stops)) == 1 + len(legs) and stops[-1] < STEPS
     assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())

@@ -133,28 +133,12 @@ def test_damaged_newest_checkpoints_are_passed_over() -> None:
 # Another run.
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A run with a checkpoint, in a folder of its own, with a tokenizer given to it."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    shutil.copy(home() / "text.txt", folder)
-    shutil.copytree(reference().folder / "tokenizer", folder / "given")
-    run = Training(folder, "run", ("--tokenizer.path", "given"))
-    with run.start() as started:
-        started.committed(EVERY)
-        started.killed()
-    # What a killed save left is removed by the next writer, refused or not.
-    for name in run.left_over():
-        shutil.rmtree(run.folder / "checkpoints" / name)
-    return run
+def other_text(run: Training) -> None:
+    (run.home / "text.txt").write_text(text().replace("whale", "shark"))
 
 
-def other_text(folder: Path) -> None:
-    (folder / "text.txt").write_text(text().replace("whale", "shark"))
-
-
-def other_tokenizer(folder: Path) -> None:
-    Tokenizer.train(["sharks and whales and sharks"] * 9, 280).save(folder / "given")
+def other_tokenizer(run: Training) -> None:
+    Tokenizer.train(["sharks and whales and sharks"] * 9, 280).save(run.folder / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -163,30 +147,34 @@ def other_tokenizer(folder: Path) -> None:
         (None, ("--model.layers", "3"), "model.layers: 2 before, 3 now"),
         (None, ("--seed", "1"), "seed: 0 before, 1 now"),
         (None, ("--tokenizer.vocab", "290"), "tokenizer.vocab: 300 before, 290 now"),
-        (None, ("--tokenizer.path", "elsewhere"), "tokenizer.path: given before, elsewhere now"),
+        (None, ("--tokenizer.path", "elsewhere"), "tokenizer.path:  before, elsewhere now"),
         (None, ("--steps", "99"), "steps: 20 before, 99 now"),
         (other_text, (), " data: "),
         (other_tokenizer, (), " tokenizer: "),
     ],
 )
 def test_another_run_is_refused(
-    interrupted: Training,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Path], None] | None,
+    change: Callable[[Training], None] | None,
     flags: tuple[str, ...],
     said: str,
 ) -> None:
-    copy = Training(shutil.copytree(interrupted.home, tmp_path / "copy"), "run", interrupted.flags)
+    """A run that has a checkpoint and is not finished yet, started with something else."""
+    run = Training(tmp_path, reference().name)
+    shutil.copy(home() / "text.txt", tmp_path)
+    shutil.copytree(reference().folder, run.folder)
+    shutil.rmtree(run.folder / "checkpoints" / f"{STEPS:08d}")
+    (run.folder / "scores.json").unlink()
     if change:
-        change(copy.home)
-    before = snapshot(copy.folder)
-    monkeypatch.chdir(copy.home)
-    assert cli.main(copy.argv(*flags)) == 2
+        change(run)
+    before = snapshot(run.folder)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(run.argv(*flags)) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert re.match(f"zoo: runs/run .*{re.escape(said)}", line)
-    assert snapshot(copy.folder) == before
+    assert re.match(f"zoo: runs/{run.name} .*{re.escape(said)}", line)
+    assert snapshot(run.folder) == before
 
 
 def test_a_finished_run_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
