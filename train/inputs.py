@@ -48,7 +48,8 @@ def read(run: config.Run, folder: Folder, cache: Path) -> Inputs:
     documents, held_out = corpus.split(run.data)
     if run.tokenizer.path:
         tokenizer = Tokenizer.load(run.tokenizer.path)
-    elif (folder.tokenizer / FILE).exists():
+    elif (folder.tokenizer / FILE).exists() and any(folder.checkpoints.glob("*/COMMIT.json")):
+        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
         tokenizer = Tokenizer.load(folder.tokenizer)
     else:
         tokenizer = Tokenizer.train((document.text for document in documents), run.tokenizer.vocab)
