@@ -7,6 +7,7 @@ Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, 
 Shape letters: see `zoo.batch`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
 from zoo import seeds as seeding
-from zoo.attention import attention
+from zoo.attention import HEADS, attention
 from zoo.configs import Activation
 from zoo.masks import Mask
 from zoo.sharding import BATCH, constrain
@@ -74,6 +75,40 @@ class SelfAttention(nnx.Module):
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         drop = None if seeds is None else (dropout, seeds)
         return self.out(attention(q, k, v, mask=mask, dropout=drop, impl=impl))
+
+    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: "Past", *, impl: str) -> tuple[Float[Array, "B T D"], "Past"]:
+        """Attention of T new tokens over all slots of the cache, their own included; `mask` says which slots are seen."""
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        past = past.write(k, v)
+        return self.out(attention(q, *past.read(), mask=mask, impl=impl)), past
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Past:
+    """The keys and values of all layers, seen by one of them.
+
+    They are the carry of the stack's scan and written in place. As scanned inputs and outputs, every layer's cache would be
+    copied for every token.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    layer: Int[Array, ""]
+    at: Int[Array, ""]
+    """Slot of the first new token."""
+
+    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "Past":
+        """The new tokens' keys and values put into the slots from `at` on."""
+        start = (self.layer, 0, self.at, 0, 0)
+        grown = (jax.lax.dynamic_update_slice(old, new[None], start) for old, new in ((self.k, k), (self.v, v)))
+        k, v = (constrain(each, None, BATCH, None, HEADS) for each in grown)
+        return dataclasses.replace(self, k=k, v=v)
+
+    def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Keys and values of the layer, all slots."""
+        k, v = (jax.lax.dynamic_index_in_dim(each, self.layer, keepdims=False) for each in (self.k, self.v))
+        return k, v
 
 
 class Mlp(nnx.Module):

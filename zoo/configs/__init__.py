@@ -86,3 +86,15 @@ def find(size: str) -> tuple[str, Size]:
 def family_of(config: Any) -> str:
     """The family a configuration belongs to."""
     return type(config).__module__.rpartition(".")[2]
+
+
+def shape(config: Any) -> dict[str, Any]:
+    """What weights depend on: all numbers but how they are computed and what is dropped while they are learned."""
+    numbers = dataclasses.asdict(config)
+    return {name: value for name, value in numbers.items() if name != "compute" and not name.endswith("dropout")}
+
+
+def named(config: Any) -> str | None:
+    """The published name whose weights would fit a configuration."""
+    sizes = family(family_of(config)).SIZES
+    return next((name for name, size in sizes.items() if shape(size.config) == shape(config)), None)

@@ -8,7 +8,8 @@ import dataclasses
 from typing import Any, get_args
 
 from zoo.configs import Activation, Attends, Compute, Size
-from zoo.errors import require
+from zoo.errors import BadInput, require
+from zoo.published import BOOKKEEPING, Published
 
 LARGEST = {
     "vocab": 1 << 21,
@@ -77,6 +78,97 @@ class Config:
             require(
                 self.window == 0, "model.window", self.window, "no layer has a window; add one to --model.pattern or choose 0"
             )
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "gpt2"
+"""What a published config.json calls this family."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""Published name -> ours; an export writes the first that fits."""
+
+
+def from_published(published: Published) -> Config:
+    """The numbers in a config.json of type gpt2; absent ones are those of `transformers`' GPT2Config.
+
+    Raises:
+        BadInput: something this family does not compute.
+    """
+    width, heads = published.whole("n_embd", 768), published.whole("n_head", 12)
+    if width % heads:
+        raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    return Config(
+        vocab=published.whole("vocab_size", 50_257),
+        context=published.whole("n_positions", 1024),
+        layers=published.whole("n_layer", 12),
+        width=width,
+        heads=heads,
+        head=width // heads,
+        ffn=published.whole("n_inner", 4 * width),
+        activation=published.choice("activation_function", ACTIVATIONS, "gelu_new"),
+        eps=published.number("layer_norm_epsilon", 1e-5),
+        dropout=published.number("resid_pdrop", 0.1),
+        embedding_dropout=published.number("embd_pdrop", 0.1),
+        attention_dropout=published.number("attn_pdrop", 0.1),
+    )
+
+
+def to_published(cfg: Config) -> dict[str, Any]:
+    """The numbers as a config.json of type gpt2 has them.
+
+    Raises:
+        BadInput: window layers, or attention that is not as wide as the model, which the type has no words for.
+    """
+    if "window" in cfg.pattern:
+        raise BadInput(
+            f"model.pattern {' '.join(cfg.pattern)}: a gpt2 config.json has no window layers; there is no export of this model"
+        )
+    if cfg.heads * cfg.head != cfg.width:
+        raise BadInput(
+            f"model.head {cfg.head}: a gpt2 config.json knows only heads x head = width, and {cfg.heads} x {cfg.head} is not "
+            f"{cfg.width}; there is no export of this model"
+        )
+    return {
+        "vocab_size": cfg.vocab,
+        "n_positions": cfg.context,
+        "n_layer": cfg.layers,
+        "n_embd": cfg.width,
+        "n_head": cfg.heads,
+        "n_inner": cfg.ffn,
+        "activation_function": next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation),
+        "layer_norm_epsilon": cfg.eps,
+        "resid_pdrop": cfg.dropout,
+        "embd_pdrop": cfg.embedding_dropout,
+        "attn_pdrop": cfg.attention_dropout,
+        **COMPUTED,
+    }
+
+
+COMPUTED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+"""Keys that change the arithmetic, with the value that is computed here."""
+
+WITHOUT_EFFECT = (
+    # The old name of n_positions, which other files repeat; how scores are rounded; a head that is not read.
+    *("n_ctx", "reorder_and_upcast_attn", "n_special", "predict_special_tokens"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 
 def decoder(

@@ -2,7 +2,7 @@
 
 A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, and `PADDED`, the leaves stored
 with rows that are not counted; `init_carry` where something is carried from step to step. Modules are found by listing this
-folder; nothing is registered.
+folder; nothing is registered. A family that generates text has `init_cache` and `decode` (see `Model`).
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo import configs
 from zoo.batch import Batch, Output
+from zoo.errors import BadInput
 
 
 def families() -> list[str]:
@@ -73,6 +74,30 @@ class Model:
     def init_carry(self, rows: int) -> Any:
         """What the model carries from step to step at its start, for `rows` rows; `{}` for a family that carries nothing."""
         return self.module.init_carry(self.config, rows) if hasattr(self.module, "init_carry") else {}
+
+    def init_cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
+        """What `decode` keeps of the tokens it has seen, empty: `length` slots for each of `rows` rows.
+
+        A dict of arrays: "k" and "v" [L, B, S, K, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
+        slots, segment 0 where there is none; "at", int32, the first free slot. A family may keep more under other names: an
+        encoder-decoder, what it makes of `batch.source` in the first call.
+
+        Raises:
+            BadInput: the family does not generate.
+        """
+        if not hasattr(self.module, "init_cache"):
+            able = ", ".join(name for name in families() if hasattr(family(name), "init_cache"))
+            raise BadInput(f"{self.family} does not generate text; these do: {able}")
+        return self.module.init_cache(self.config, rows, length, dtype)
+
+    def decode(self, params: Any, batch: Batch, cache: dict[str, Any]) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+        """Hidden states of T more tokens of each row, and the cache with them in it. A prompt is decoded so at once.
+
+        Tokens of segment 0 are padding: nothing sees them, and rows of different lengths are padded on the left. Positions are
+        each row's own; without segments and positions the tokens are real and follow the slots. The caller sees to it that
+        "at" + T does not exceed the slots: JAX would overwrite the last ones unsaid.
+        """
+        return self.module.decode(self.config, params, batch, cache)
 
     def flops(self, batch: Batch) -> float:
         """Matrix-product FLOPs of a forward pass over a batch; only its shapes are read."""

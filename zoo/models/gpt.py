@@ -7,14 +7,16 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from zoo import seeds as seeding
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
-from zoo.layers import Embed, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
+from zoo.layers import Embed, LayerNorm, Mlp, Past, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
 from zoo.masks import Mask
+from zoo.names import Names, Row
 from zoo.sharding import BATCH, Rules, constrain
 from zoo.stack import init_stack, run_stack
 
@@ -42,11 +44,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     length = batch.tokens.shape[1]
     if length > cfg.context:
         raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions")
-    embed = params["embed"]
-    table = embed["positions"]["embedding"]
-    positions = table[None, :length] if batch.positions is None else lookup(table, batch.positions)
-    x = constrain(lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor") + positions, BATCH)
-    x = dropout(x, cfg.embedding_dropout, seeds, EMBEDDING_SITE)
+    x = dropout(_embed(params["embed"], batch.tokens, batch.positions), cfg.embedding_dropout, seeds, EMBEDDING_SITE)
 
     def body(block: Block, x: Array, _: None, index: Array, attends: str) -> tuple[Array, None]:
         mask = Mask(
@@ -70,6 +68,62 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     return Output(hidden=layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps))
 
 
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
+    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
+    shape = (cfg.layers, rows, length, cfg.heads, cfg.head)
+    return {
+        "k": jnp.zeros(shape, dtype),
+        "v": jnp.zeros(shape, dtype),
+        "segments": jnp.zeros((rows, length), jnp.int32),
+        "positions": jnp.zeros((rows, length), jnp.int32),
+        "at": jnp.int32(0),
+    }
+
+
+def decode(
+    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+
+    Raises:
+        ValueError: more tokens than the cache has slots.
+    """
+    rows, length = batch.tokens.shape
+    at, slots = cache["at"], cache["k"].shape[2]
+    if length > slots:
+        raise ValueError(f"{length} tokens into a cache of {slots} slots")
+    new = {
+        "segments": jnp.ones((rows, length), jnp.int32) if batch.segments is None else batch.segments,
+        "positions": jnp.broadcast_to(at + jnp.arange(length), (rows, length)) if batch.positions is None else batch.positions,
+    }
+    known = {name: constrain(jax.lax.dynamic_update_slice(cache[name], new[name], (0, at)), BATCH) for name in new}
+
+    def body(block: Block, carry: Any, _: None, index: Array, attends: str) -> tuple[Any, None]:
+        x, k, v = carry
+        mask = Mask(
+            causal=True,
+            window=cfg.window if attends == "window" else None,
+            query_segments=new["segments"],
+            key_segments=known["segments"],
+            query_positions=new["positions"],
+            key_positions=known["positions"],
+        )
+        x, past = block.decode(x, mask, Past(k=k, v=v, layer=index, at=at))
+        return (constrain(x, BATCH), past.k, past.v), None
+
+    x = _embed(params["embed"], batch.tokens, new["positions"])
+    (x, k, v), _ = run_stack(
+        lambda rngs: Block(cfg, rngs),
+        params["layers"],
+        body,
+        (x, cache["k"], cache["v"]),
+        pattern=cfg.pattern,
+        unroll=cfg.compute.unroll,
+    )
+    hidden = layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps)
+    return hidden, {**known, "k": k, "v": v, "at": at + length}
+
+
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """float32 logits from the tied embedding; rows >= cfg.vocab are padding and get no probability."""
     return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
@@ -82,6 +136,12 @@ def flops(cfg: Config, batch: Batch) -> float:
     per_layer = 4 * cfg.width * inner + 2 * cfg.width * cfg.ffn
     products = 2.0 * rows * length * (cfg.layers * per_layer + cfg.width * cfg.vocab)
     return products + 4.0 * cfg.layers * rows * length * length * inner
+
+
+def _embed(embed: dict[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
+    table = embed["positions"]["embedding"]
+    places = table[None, : tokens.shape[1]] if positions is None else lookup(table, positions)
+    return constrain(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + places, BATCH)
 
 
 class Outside(nnx.Module):
@@ -115,5 +175,41 @@ class Block(nnx.Module):
         cfg = self.cfg
         inside = None if seeds is None else seeding.fold(seeds, ATTENTION_SITE)
         y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
-        x = x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
-        return x + dropout(self.mlp(self.norm2(x)), cfg.dropout, seeds, MLP_SITE)
+        return self._after_attention(x, y, seeds)
+
+    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: Past) -> tuple[Float[Array, "B T D"], Past]:
+        y, past = self.attention.decode(self.norm1(x), mask, past, impl=self.cfg.compute.attention)
+        return self._after_attention(x, y, None), past
+
+    def _after_attention(self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
+        x = x + dropout(y, self.cfg.dropout, seeds, RESIDUAL_SITE)
+        return x + dropout(self.mlp(self.norm2(x)), self.cfg.dropout, seeds, MLP_SITE)
+
+
+HF = Names(
+    architecture="GPT2LMHeadModel",
+    # The released files of 2019 have none.
+    prefixes=("transformer.", ""),
+    # Kernels are published as [in, out] here, unlike in every other family.
+    rows=(
+        Row("embed/tokens/embedding", "wte.weight"),
+        Row("embed/positions/embedding", "wpe.weight"),
+        Row("layers/norm1/scale", "h.{layer}.ln_1.weight"),
+        Row("layers/norm1/bias", "h.{layer}.ln_1.bias"),
+        Row("layers/attention/qkv/kernel", "h.{layer}.attn.c_attn.weight", "d (c n h) -> d c n h"),
+        Row("layers/attention/qkv/bias", "h.{layer}.attn.c_attn.bias", "(c n h) -> c n h"),
+        Row("layers/attention/out/kernel", "h.{layer}.attn.c_proj.weight", "(n h) d -> n h d"),
+        Row("layers/attention/out/bias", "h.{layer}.attn.c_proj.bias"),
+        Row("layers/norm2/scale", "h.{layer}.ln_2.weight"),
+        Row("layers/norm2/bias", "h.{layer}.ln_2.bias"),
+        Row("layers/mlp/up/kernel", "h.{layer}.mlp.c_fc.weight"),
+        Row("layers/mlp/up/bias", "h.{layer}.mlp.c_fc.bias"),
+        Row("layers/mlp/down/kernel", "h.{layer}.mlp.c_proj.weight"),
+        Row("layers/mlp/down/bias", "h.{layer}.mlp.c_proj.bias"),
+        Row("norm/scale", "ln_f.weight"),
+        Row("norm/bias", "ln_f.bias"),
+    ),
+    tied={"lm_head.weight": "embed/tokens/embedding"},
+    # The causal mask, which old files carry.
+    constants=("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias"),
+)

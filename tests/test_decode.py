@@ -1,0 +1,168 @@
+"""The cache of every family that generates: what it gives, where it lies, and that it is written in place."""
+
+import dataclasses
+import functools
+import re
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.small import jit, random_params, shapes, small
+from train import config
+from train import mesh as meshes
+from zoo import models, sharding
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.masks import Mask
+from zoo.models import Model
+
+GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
+every_generator = pytest.mark.parametrize("family", GENERATORS)
+
+LENGTHS = (7, 3, 12, 1)
+SLOTS, GIVEN = 16, 12
+
+
+def padded(lengths: tuple[int, ...] = LENGTHS, slots: int = GIVEN) -> Batch:
+    """Rows of different lengths, padded on the left with tokens that must not matter."""
+    rng = np.random.default_rng(0)
+    column = np.arange(slots) - (slots - np.array(lengths)[:, None])
+    tokens = rng.integers(1, 300, (len(lengths), slots))
+    segments, positions = column >= 0, np.maximum(column, 0)
+    return Batch(tokens=jnp.int32(tokens), segments=jnp.int32(segments), positions=jnp.int32(positions))
+
+
+def part(batch: Batch, first: int, last: int) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[:, first:last], batch)
+
+
+def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots: int = SLOTS) -> tuple[np.ndarray, Any]:
+    """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end."""
+    decode, cache, found = jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
+    for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
+        hidden, cache = decode(params, part(batch, first, last), cache)
+        found.append(hidden)
+    return np.concatenate(found, 1), cache
+
+
+@every_generator
+def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) -> None:
+    """Padded rows at once, in pieces and token by token, against the whole forward pass without padding in front."""
+    net = small(family, pattern=("full", "window"), window=3)
+    params, batch = random_params(net), padded()
+    first = GIVEN - np.array(LENGTHS)
+    # What is behind a row's tokens is not seen by them.
+    ahead = np.stack([np.roll(row, -start) for row, start in zip(np.asarray(batch.tokens), first, strict=True)])
+    expected = jit(net.apply)(params, Batch(tokens=jnp.asarray(ahead))).hidden
+
+    def difference(hidden: np.ndarray) -> list[float]:
+        pairs = zip(hidden, expected, first, strict=True)
+        return [float(np.abs(row[start:] - alone[: GIVEN - start]).max()) for row, alone, start in pairs]
+
+    for cuts in [(GIVEN,), (4, 8, GIVEN), tuple(range(1, GIVEN + 1))]:
+        hidden, cache = decoded(net, params, batch, cuts)
+        assert max(difference(hidden)) < 2e-5
+        assert int(cache["at"]) == GIVEN
+        np.testing.assert_array_equal(cache["segments"], np.pad(batch.segments, ((0, 0), (0, SLOTS - GIVEN))))
+    for leak in ({"causal": False}, {"window": None}, {"key_segments": None, "query_segments": None}, {"key_positions": None}):
+        assert difference(leaky(net, params, batch, leak))[0] > 1e-2, leak
+
+
+def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.ndarray:
+    """Hidden states where the mask is another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(net.module, "Mask", lambda **given: Mask(**{**given, **changes}))
+        return np.asarray(decoded(net, params, batch, (GIVEN,))[0])
+
+
+@every_generator
+def test_without_segments_and_positions_tokens_follow_the_slots(family: str) -> None:
+    net = small(family)
+    params, batch = random_params(net), padded((GIVEN,) * 2)
+    expected, known = decoded(net, params, batch, (5, GIVEN))
+    bare, cache = decoded(net, params, Batch(tokens=batch.tokens), (5, GIVEN))
+    np.testing.assert_array_equal(bare, expected)
+    jax.tree.map(np.testing.assert_array_equal, cache, known)
+
+
+@every_generator
+def test_an_empty_cache(family: str) -> None:
+    net = small(family)
+    cache = net.init_cache(3, SLOTS, jnp.bfloat16)
+    for name in ("k", "v"):
+        assert (cache[name].dtype, *cache[name].shape[:3]) == (jnp.bfloat16, net.config.layers, 3, SLOTS)
+    for name in ("segments", "positions"):
+        assert (cache[name].dtype, cache[name].shape) == (jnp.int32, (3, SLOTS))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
+    with pytest.raises(ValueError, match="17 tokens into a cache of 16 slots"):
+        jax.eval_shape(net.decode, shapes(net), Batch(tokens=jnp.zeros((3, 17), jnp.int32)), cache)
+
+
+def test_a_family_that_does_not_generate_says_so() -> None:
+    net = dataclasses.replace(small("gpt"), family="bert", module=types.ModuleType("bert"))
+    with pytest.raises(BadInput, match=r"^bert does not generate text; these do: gpt"):
+        net.init_cache(1, 1, jnp.float32)
+
+
+# --- the program ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def compiled(family: str, data: int, fsdp: int, tensor: int) -> Any:
+    """The program that decodes one token a row, its cache given up, on a mesh."""
+    net, mesh = (
+        small(family),
+        meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]),
+    )
+
+    def at(shape: Any, *axes: Any) -> Any:
+        place = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    params = shapes(net)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        params,
+        sharding.shardings(mesh, params, net.module.SHARDING),
+    )
+    cache = jax.eval_shape(lambda: net.init_cache(8, 512, jnp.float32))
+    axes = {"k": (None, sharding.BATCH, None, "tensor"), "v": (None, sharding.BATCH, None, "tensor"), "at": ()}
+    cache = {name: at(leaf, *axes.get(name, (sharding.BATCH,))) for name, leaf in cache.items()}
+    batch = jax.tree.map(lambda leaf: at(leaf, sharding.BATCH), jax.eval_shape(lambda: part(padded((GIVEN,) * 8), 0, 1)))
+    with jax.set_mesh(mesh):
+        # Not the batch itself: its class checks what its fields hold, and the program's shardings come in the arguments' form.
+        def decode(params: Any, fields: dict[str, Any], cache: Any) -> Any:
+            return net.decode(params, Batch(**fields), cache)
+
+        fields = {name: getattr(batch, name) for name in ("tokens", "segments", "positions")}
+        return jax.jit(decode, donate_argnums=2).lower(params, fields, cache).compile()
+
+
+@every_generator
+def test_the_cache_is_written_in_place(family: str) -> None:
+    """It is given back in the memory it came in, and no second one is made on the way (one layer's part is)."""
+    net, memory = small(family), compiled(family, 1, 1, 1).memory_analysis()
+    cache = jax.eval_shape(lambda: net.init_cache(8, 512, jnp.float32))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= size
+    # Keys and values of one layer, read out and laid out anew for the products; all layers' would be twice as many again.
+    assert memory.temp_size_in_bytes < 2 * size / net.config.layers
+
+
+@every_generator
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_the_cache_stays_where_it_lies(family: str, mesh: tuple[int, int, int]) -> None:
+    """Rows over data and fsdp, heads over tensor, before and after; rows that need no others' devices ask none."""
+    program = compiled(family, *mesh)
+    (_, _, before), _ = program.input_shardings
+    _, after = program.output_shardings
+    kept = jax.tree.map(
+        lambda a, b, leaf: a.is_equivalent_to(b, leaf.ndim), before, after, small(family).init_cache(8, 1, jnp.int8)
+    )
+    assert all(jax.tree.leaves(kept)), kept
+    if mesh == (8, 1, 1):
+        assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", program.as_text())

@@ -1,0 +1,58 @@
+"""Make the frozen vectors again: `python -m tests.vectors.make`, with torch and transformers of the group `parity`.
+
+Each file says what `transformers` computes for the weights of `tests.published`: logits of a padded batch, and the gradient of
+the summed cross-entropy of its real tokens. Logits are kept whole, of each gradient its norm and its product with a fixed vector.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests import published
+
+FOLDER = Path(__file__).parent
+LENGTHS = (7, 4)
+"""Real tokens of the rows; the rest, on the right, is padding."""
+
+
+def batch(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, which of them are real) of a padded batch, each [rows, longest]."""
+    ids = np.random.Generator(np.random.PCG64(1)).integers(0, vocabulary, (len(LENGTHS), max(LENGTHS)))
+    real = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    return np.where(real, ids, 0).astype(np.int32), real
+
+
+def probe(name: str, gradient: np.ndarray) -> list[float]:
+    """[norm, dot product with a vector drawn from the name]: any wrong order of axes changes the second."""
+    direction = published.weights({name: gradient.shape})[name] - (".ln_" in name and name.endswith("weight"))
+    return [float(np.linalg.norm(gradient.astype(np.float64))), float((gradient.astype(np.float64) * direction).sum())]
+
+
+def gpt2() -> dict:
+    import torch
+    import transformers
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made, "gpt2")
+        published.write(folder, published.GPT2)
+        net = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids, real = batch(net.config.vocab_size)
+    tokens, mask = torch.tensor(ids).long(), torch.tensor(real)
+    logits = net(tokens, attention_mask=mask.long()).logits
+    labels = torch.where(mask, tokens, -100)[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss.backward()
+    gradients = {name: probe(name, parameter.grad.numpy()) for name, parameter in net.named_parameters()}
+    return {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "logits": np.round(logits.detach().numpy().astype(np.float64), 7).tolist(),
+        "loss": loss.item(),
+        "gradients": gradients,
+    }
+
+
+if __name__ == "__main__":
+    (FOLDER / "gpt2.json").write_text(json.dumps(gpt2()) + "\n")

@@ -1,0 +1,70 @@
+"""Folders of published weights by name: a folder as it is, or a hub id from the local cache or the network."""
+
+import os
+from pathlib import Path
+
+from zoo.errors import BadInput
+
+PREFIX = "hub:"
+WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.*", "merges.txt", "*.model"]
+PATIENCE = 5.0
+"""Seconds to wait for the hub's first answer."""
+
+
+def fetch(name: str) -> Path:
+    """The folder of `hub:ID` or `hub:ID@REVISION`: from the local cache if it is there, else downloaded into it.
+
+    Only safetensors, JSON, vocabularies and SentencePiece models are fetched.
+
+    Raises:
+        BadInput: not in the cache and no network (at once: one attempt), or the hub has no such model or refuses it.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    wanted, _, revision = name.removeprefix(PREFIX).partition("@")
+    revision = revision or None
+    try:
+        cached = huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED, local_files_only=True)
+        # Another program may have cached the tokenizer alone.
+        if any(Path(cached).glob("*.safetensors")):
+            return Path(cached)
+    except errors.HFValidationError as error:
+        raise BadInput(f"{name}: no hub id ({error})") from None
+    except errors.LocalEntryNotFoundError:
+        pass
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise BadInput(f"{name}: not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a folder")
+    try:
+        # A question without retries, before a download with many.
+        huggingface_hub.HfApi().model_info(wanted, revision=revision, timeout=PATIENCE)
+        return Path(huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
+        raise BadInput(f"{name}: the hub has no such model or revision, or it needs a login; check the name") from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise _unreachable(name, error) from None
+    except Exception as error:
+        # The library's transport has exceptions of its own, under another name in each version.
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: Exception) -> BadInput:
+    why = " ".join(str(error).split())[:120]
+    return BadInput(f"{name}: not in the local cache, and the hub does not answer ({why}); go online once, or give a folder")
+
+
+def folder_of(where: str) -> Path:
+    """The folder that a name given on the command line means.
+
+    Raises:
+        BadInput: no such folder; see also `fetch`.
+    """
+    if where.startswith(PREFIX):
+        return fetch(where)
+    path = Path(where)
+    if path.is_dir():
+        return path
+    what = "not a folder" if os.path.lexists(path) else "no such folder"
+    raise BadInput(f"{where}: {what}; name a run, a folder of published weights, or {PREFIX}ID for a model of the hub")

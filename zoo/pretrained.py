@@ -1,0 +1,228 @@
+"""Published weights in and out, through the table of names that each family's module declares as `HF`.
+
+Import is exact or refused: a tensor that is missing, unexpected, of another shape or type, or not finite is named. Export writes
+what `transformers` loads, and importing it gives the same bits.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from zoo import configs, models, sharding, tensors
+from zoo.errors import BadInput
+from zoo.names import Layout, Names
+from zoo.published import Published
+from zoo.tensors import Tensor
+
+MOST_NAMED = 5
+"""Tensors named in a refusal; the others are counted."""
+PIECE = 1 << 24
+"""Elements looked at at a time when a tensor is searched for infinities and NaN."""
+
+
+def load(folder: Path, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """(configuration, parameters) of a folder of published weights: float32, each shard read straight onto its own device.
+
+    Raises:
+        BadInput: see `read_config`, `tensors.read` and `plan`; or a leaf that the mesh does not divide.
+    """
+    cfg, _ = read_config(folder)
+    found = tensors.read(folder)
+    leaves = {leaf.path: leaf for leaf in plan(cfg, found, folder)}
+    net = models.model(cfg)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+
+    def place(keys: Any, shape: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
+        leaf = leaves[sharding.path_of(keys)]
+        return jax.make_array_from_callback(shape.shape, where, lambda index: leaf.read(found, index or ()))
+
+    places = sharding.shardings(mesh, shapes, net.module.SHARDING)
+    return cfg, jax.tree_util.tree_map_with_path(place, shapes, places)
+
+
+def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> None:
+    """Write config.json and the weights into a folder that exists: one safetensors file, or shards of at most `largest` bytes.
+
+    Args:
+        params: as `Model.init` gives them, every shard on a device of this process.
+        extra: further keys of config.json (ids of the tokenizer's marks).
+
+    Raises:
+        BadInput: a configuration that has no published form.
+        OSError: the folder cannot be written.
+    """
+    net = models.model(cfg)
+    family, names = configs.family(net.family), net.module.HF
+    numbers = family.to_published(cfg)
+    where = {
+        name: (leaf, layer, number)
+        for leaf in written_out(cfg, names.prefixes[0])
+        for layer, several in enumerate(leaf.names)
+        for number, name in enumerate(several)
+    }
+    stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def fetch(name: str) -> np.ndarray:
+        leaf, layer, number = where[name]
+        array = stored[leaf.path][layer] if leaf.stacked else stored[leaf.path]
+        # Padding rows of a vocabulary are not published.
+        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], number)
+
+    tensors.write(folder, {name: leaf.published for name, (leaf, _, _) in where.items()}, fetch, largest=largest)
+    header = {"architectures": [names.architecture], "model_type": family.MODEL_TYPE, "dtype": "float32"}
+    text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> tuple[Any, list[str]]:
+    """The configuration in a folder's config.json, and the keys of it that this version does not know.
+
+    Raises:
+        BadInput: no config.json, a family that is not here, or a number or name that its family does not compute.
+    """
+    published = Published.load(folder)
+    known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
+    family = published.choice("model_type", known, "none")
+    try:
+        cfg = configs.family(family).from_published(published)
+    except BadInput as error:
+        message = str(error)
+        raise BadInput(message if message.startswith(str(published.file)) else f"{published.file}: {message}") from None
+    return cfg, published.unread()
+
+
+def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[Leaf, ...]":
+    """The leaves of a model and the tensors of each, when every tensor of `found` is accounted for. All of them are read once.
+
+    Raises:
+        BadInput: tensors that are missing, unexpected, of another shape, of mixed types, not finite, or unlike their tied one.
+    """
+    names: Names = models.model(cfg).module.HF
+    by_prefix = {prefix: written_out(cfg, prefix) for prefix in names.prefixes}
+    prefix = max(by_prefix, key=lambda prefix: sum(name in found for leaf in by_prefix[prefix] for name in leaf.every_name()))
+    leaves = by_prefix[prefix]
+    expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
+    constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
+    allowed = expected.keys() | constants | names.tied.keys()
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in allowed]
+    present = {name: found[name] for name in expected if name in found}
+    types = [tensor.dtype for tensor in present.values()]
+    # Other types would not become float32 exactly; a lone half-precision tensor is a slip, not a checkpoint's type.
+    usual = max(FLOATS, key=types.count)
+    for name, tensor in present.items():
+        if tensor.shape != expected[name]:
+            problems.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}")
+        elif tensor.dtype != usual:
+            problems.append(f"{name} is {tensor.dtype}, not {usual}")
+        elif not _finite(tensor.view()):
+            problems.append(f"{name} holds NaN or infinity")
+    by_path = {leaf.path: leaf for leaf in leaves}
+    for name, path in names.tied.items():
+        original = by_path[path].names[0][0]
+        if name in found and original in found and not _equal(found[name], found[original]):
+            problems.append(f"{name} differs from {original}, which this family ties it to")
+    if problems:
+        more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
+        raise BadInput(f"{folder}: not the weights of its config.json: {'; '.join(problems[:MOST_NAMED])}{more}")
+    return leaves
+
+
+def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
+    """(published name, its shape, our leaf, how its axes become the leaf's) of every tensor of a model."""
+    names: Names = models.model(cfg).module.HF
+    layouts = {row.leaf: row.layout for row in names.rows}
+    for leaf in written_out(cfg, names.prefixes[0]):
+        for layer, several in enumerate(leaf.names):
+            for name in several:
+                yield name, leaf.published, f"{leaf.path}[{layer}]" if leaf.stacked else leaf.path, layouts[leaf.path]
+
+
+FLOATS = ("F32", "F16", "BF16")
+"""Types of published parameters: all of them become float32 without rounding."""
+
+
+# --- the table, written out -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A leaf of a model's parameters and the published tensors it is made of."""
+
+    path: str
+    stacked: bool
+    """Whether its axis 0 numbers the layers."""
+    shape: tuple[int, ...]
+    """Shape of one layer, without padding rows."""
+    padding: int
+    """Rows that are stored after those of `shape`, all zero."""
+    layout: Layout
+    names: tuple[tuple[str, ...], ...]
+    """By layer (one, where it is not stacked), then along the axis that the layout adds."""
+
+    @property
+    def published(self) -> tuple[int, ...]:
+        """Shape of each of its published tensors."""
+        return self.layout.published(self.shape)
+
+    def every_name(self) -> Iterator[str]:
+        return (name for several in self.names for name in several)
+
+    def read(self, found: Mapping[str, Tensor], index: tuple[slice, ...]) -> np.ndarray:
+        """The part of the leaf, as it is stored, that `index` cuts out; float32, padding rows zero."""
+        layers, own = (index[0], index[1:]) if self.stacked else (slice(None), index)
+        arrays = [self._read_layer([found[name].view() for name in several], own) for several in self.names[layers]]
+        return np.stack(arrays) if self.stacked else arrays[0]
+
+    def _read_layer(self, views: Sequence[np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
+        part = self.layout.arrange(views, self.shape)(index).astype(np.float32)
+        if not self.padding:
+            return part
+        first, end, _ = index[0].indices(self.shape[0] + self.padding)
+        return np.pad(part, [(0, end - first - len(part)), *[(0, 0)] * (part.ndim - 1)])
+
+
+@functools.cache
+def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
+    """The rows of a family's table for one of its models.
+
+    Raises:
+        ValueError: the table and the model's parameters do not name the same leaves.
+    """
+    net = models.model(cfg)
+    names: Names = net.module.HF
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    stored = {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    if differing := stored.keys() ^ {row.leaf for row in names.rows}:
+        raise ValueError(f"the published names of {net.family} and its parameters differ in {', '.join(sorted(differing))}")
+    leaves = []
+    for row in names.rows:
+        stacked = "layers" in row.leaf.split("/")
+        shape = stored[row.leaf][1:] if stacked else stored[row.leaf]
+        padding = 0
+        if row.leaf in net.module.PADDED:
+            rows = getattr(cfg, net.module.PADDED[row.leaf])
+            shape, padding = (rows, *shape[1:]), shape[0] - rows
+        several = (row.names,) if isinstance(row.names, str) else row.names
+        by_layer = tuple(
+            tuple(prefix + name.format(layer=layer) for name in several) for layer in range(stored[row.leaf][0] if stacked else 1)
+        )
+        layout = Layout.parse(row.layout, len(shape))
+        leaves.append(Leaf(path=row.leaf, stacked=stacked, shape=shape, padding=padding, layout=layout, names=by_layer))
+    return tuple(leaves)
+
+
+def _finite(view: np.ndarray) -> bool:
+    flat = view.reshape(-1)
+    return all(np.isfinite(flat[start : start + PIECE]).all() for start in range(0, flat.size, PIECE))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool(np.array_equal(one.view(), other.view()))

@@ -1,0 +1,126 @@
+"""A published config.json, read key by key: what a family does not compute is refused, and what nobody read is told."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zoo.errors import BadInput
+
+FILE = "config.json"
+LARGEST_FILE = 1 << 20
+
+T = TypeVar("T")
+
+
+class Published:
+    """The object in a config.json. Every method reads one key and refuses a value that is not what it must be.
+
+    Nothing in the file is executed, imported or fetched.
+    """
+
+    def __init__(self, file: Path, content: dict[str, Any]) -> None:
+        self.file = file
+        self._content = content
+        self._read: set[str] = set()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Published":
+        """
+        Raises:
+            BadInput: no such file, or no strict JSON object of at most 1 MiB.
+        """
+        file = folder / FILE
+        return cls(file, read_json(file, LARGEST_FILE))
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1; an absent or null one takes the default."""
+        value = self._take(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.wrong(key, value, "it must be a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        value = self._take(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.wrong(key, value, "it must be a number")
+        return float(value)
+
+    def choice(self, key: str, choices: Mapping[str, T], default: str) -> T:
+        """What a name stands for."""
+        value = self._take(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.wrong(key, value, f"this family computes {', '.join(choices)}")
+        return choices[value]
+
+    def only(self, key: str, value: Any) -> None:
+        """Refuse anything but the one value that this family computes; an absent key means that value."""
+        if (found := self._take(key, value)) != value or type(found) is not type(value):
+            raise self.wrong(key, found, f"this family computes {json.dumps(value)}")
+
+    def without_effect(self, *keys: str) -> None:
+        """Keys that do not change what the model computes."""
+        self._read.update(keys)
+
+    def unread(self) -> list[str]:
+        """Keys nobody has asked for."""
+        return sorted(self._content.keys() - self._read)
+
+    def wrong(self, key: str, value: Any, why: str) -> BadInput:
+        """The refusal of a key's value."""
+        return BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; {why}")
+
+    def _take(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self._content.get(key)
+        return default if value is None else value
+
+
+BOOKKEEPING = (
+    *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range", "gradient_checkpointing"),
+    *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
+    *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
+)
+"""Keys of any family that say how a model was made or is to be called, not what it computes."""
+
+
+def read_json(file: Path, largest: int) -> dict[str, Any]:
+    """A file's JSON object, with each key once and no NaN.
+
+    Raises:
+        BadInput: it is not that, or is larger than `largest` bytes.
+    """
+    try:
+        if (size := file.stat().st_size) > largest:
+            raise BadInput(f"{file}: {size:,} bytes; at most {largest:,} are read")
+        return parse_json(file.read_bytes(), file)
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
+    """The same of bytes already read; `file` is what the message names."""
+
+    try:
+        content = json.loads(raw.decode(), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: not strict JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{file}: not a JSON object")
+    return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {json.dumps(key)[:80]} comes twice")
+        content[key] = value
+    return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
