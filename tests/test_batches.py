@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.batches import Batches, in_order
+from train.mixture import Component, Mixture
 from train.objectives import causal
 from train.rows import Tokens, packed, windows
 
@@ -20,6 +21,15 @@ def plan(count, length=4):
     """`count` windows of `length` targets over one document; the last one is a target short."""
     size = count * length - 1
     return windows(Tokens(np.arange(size, dtype=np.uint32), np.array([0, size]), np.array([size]), 0, ""), length)
+
+
+def alone(rows):
+    return Mixture((Component("all", 1.0, (), rows),))
+
+
+def mixed(*parts, length=4):
+    """A mixture of (weight, rows of the plan)."""
+    return Mixture(tuple(Component(f"{i}", float(weight), (), plan(count, length)) for i, (weight, count) in enumerate(parts)))
 
 
 def drawn(rng, row, length):
@@ -43,9 +53,13 @@ def assert_same(a, b):
         np.testing.assert_array_equal(value, fields(b)[name])
 
 
+ANY = {"one component": alone(plan(23)), "three": mixed((0.7, 11), (0.2, 5), (0.1, 9))}
+
+
+@pytest.mark.parametrize("rows", ANY)
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_order_does_not_depend_on_who_makes_it(processes):
-    rows, size = plan(23), 8
+def test_the_order_does_not_depend_on_who_makes_it(processes, rows):
+    rows, size = ANY[rows], 8
     whole = take(Batches(rows, drawn, 3, size, np.arange(size)), 0, 9)
     parts = np.random.default_rng(0).permutation(size).reshape(processes, -1)
     for part in parts:
@@ -53,8 +67,9 @@ def test_the_order_does_not_depend_on_who_makes_it(processes):
             assert_same(mine, type(full)(**{name: value[part] for name, value in fields(full).items()}))
 
 
-def test_the_stream_begins_at_any_step():
-    batches = Batches(plan(11), drawn, 5, 4, np.array([2, 0]))
+@pytest.mark.parametrize("rows", ANY)
+def test_the_stream_begins_at_any_step(rows):
+    batches = Batches(ANY[rows], drawn, 5, 4, np.array([2, 0]))
     whole = take(batches, 0, 12)
     for first in range(12):
         for resumed, expected in zip(take(batches, first, 12 - first), whole[first:], strict=True):
@@ -64,25 +79,54 @@ def test_the_stream_begins_at_any_step():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 2**32 - 1))
 def test_an_epoch_is_every_row_once(count, size, seed):
-    batches = Batches(plan(count), causal.build, seed, size, np.arange(size))
+    batches = Batches(alone(plan(count)), causal.build, seed, size, np.arange(size))
     order = np.concatenate([batches.rows_of(step) for step in range(-(-3 * count // size))])[: 3 * count].reshape(3, count)
     assert (np.sort(order) == np.arange(count)).all()
 
 
 def test_epochs_and_seeds_differ_in_order():
     orders = {
-        tuple(Batches(plan(50), causal.build, seed, 50, np.arange(1)).rows_of(step)) for seed in range(4) for step in range(4)
+        tuple(Batches(alone(plan(50)), causal.build, seed, 50, np.arange(1)).rows_of(step))
+        for seed in range(4)
+        for step in range(4)
     }
     assert len(orders) == 16
 
 
 def test_the_order_is_the_one_runs_have_been_made_with():
     """A change here, by us or by Grain, means that no earlier run can be resumed."""
-    assert Batches(plan(10), causal.build, 7, 5, np.arange(5)).rows_of(1).tolist() == [2, 5, 6, 3, 1]
+    assert Batches(alone(plan(10)), causal.build, 7, 5, np.arange(5)).rows_of(1).tolist() == [2, 5, 6, 3, 1]
+
+    rows = mixed((3, 10), (1, 10))
+    assert Batches(rows, causal.build, 7, 5, np.arange(5)).rows_of(1).tolist() == [10, 4, 2, 5, 17]
 
 
-def test_the_ledger_says_what_is_read():
-    rows = plan(13)
+@settings(deadline=None, max_examples=12)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_every_component_gives_each_of_its_rows_once_an_epoch(parts, seed):
+    rows = mixed(*parts)
+    batches = Batches(rows, causal.build, seed, 1, np.arange(1))
+    used = [[] for _ in parts]
+    for example in range(100):
+        row, epoch = batches.use(example)
+        component, number = rows.locate(row)
+        used[component].append((epoch, number))
+    for (_, count), uses in zip(parts, used, strict=True):
+        epochs = [sorted(number for epoch, number in uses if epoch == each) for each in range(len(uses) // count)]
+        assert epochs == [list(range(count))] * len(epochs)
+        assert [epoch for epoch, _ in uses] == [nth // count for nth in range(len(uses))]
+
+
+def test_components_of_one_size_are_shuffled_apart():
+    batches = Batches(mixed((1, 50), (1, 50)), causal.build, 0, 100, np.arange(1))
+    other = Batches(alone(plan(50)), causal.build, 1, 50, np.arange(1))
+    first, second = (np.array([row % 50 for row in batches.rows_of(0) if row // 50 == component]) for component in (0, 1))
+    assert (first != second).any() and (other.rows_of(0) != second).any()
+
+
+@pytest.mark.parametrize("rows", ANY)
+def test_the_ledger_says_what_is_read(rows):
+    rows = ANY[rows]
     batches = Batches(rows, causal.build, 1, 6, np.array([1, 4]))
     for step, batch in enumerate(take(batches, 0, 10)):
         numbers = batches.rows_of(step)[[1, 4]]
@@ -94,24 +138,32 @@ def test_the_ledger_says_what_is_read():
 
 def test_every_example_of_an_epoch_and_every_epoch_draws_anew():
     rows = plan(8)
-    first, second = take(Batches(rows, drawn, 3, 8, np.arange(8)), 0, 2)
-    (other,) = take(Batches(rows, drawn, 4, 8, np.arange(8)), 0, 1)
+    first, second = take(Batches(alone(rows), drawn, 3, 8, np.arange(8)), 0, 2)
+    (other,) = take(Batches(alone(rows), drawn, 4, 8, np.arange(8)), 0, 1)
     draws = np.concatenate([first.tokens, second.tokens, other.tokens])
     assert len(np.unique(draws, axis=0)) == 24
 
 
+def test_no_two_uses_of_a_row_draw_alike():
+    """Components of different sizes and weights are in different epochs at one time."""
+    rows = mixed((5, 3), (1, 3), (1, 1))
+    batches = take(Batches(rows, drawn, 3, 8, np.arange(8)), 0, 50)
+    assert len(np.unique(np.concatenate([batch.tokens for batch in batches]), axis=0)) == 400
+
+
 def test_numbers_beyond_32_bits():
     step = 2**31
-    batches = Batches(plan(7), drawn, 2**32 - 1, 16, np.arange(16))
+    batches = Batches(alone(plan(7)), drawn, 2**32 - 1, 16, np.arange(16))
     (batch,) = take(batches, step, 1)
     assert batch.index.tolist() == list(range(16))
     assert set(batches.rows_of(step)) == set(range(7))
+    assert len(set(Batches(mixed((1, 7), (1, 7)), drawn, 2**32 - 1, 28, np.arange(28)).rows_of(step))) == 14
     assert take(batches, 2**27, 1)[0].index[0] == 2**31
 
 
 def test_packed_rows_bring_segments_and_positions():
     tokens = Tokens(np.arange(9, dtype=np.uint16), np.array([0, 2, 9]), np.array([2, 7]), 0, "")
-    (batch,) = take(Batches(packed(tokens, 8), causal.build, 0, 4, np.arange(4)), 0, 1)
+    (batch,) = take(Batches(alone(packed(tokens, 8)), causal.build, 0, 4, np.arange(4)), 0, 1)
     assert batch.segments.shape == batch.positions.shape == (4, 8)
 
 
@@ -123,7 +175,7 @@ def test_a_failing_row_ends_the_stream_where_it_comes():
             raise RuntimeError("row 8")
         return causal.build(rng, row, length)
 
-    batches = Batches(plan(10), build, 0, 1, np.arange(1))
+    batches = Batches(alone(plan(10)), build, 0, 1, np.arange(1))
     step = int(np.flatnonzero([batches.rows_of(step)[0] == 8 for step in range(10)])[0])
     with batches.read(0) as stream:
         for _ in range(step):
@@ -135,7 +187,7 @@ def test_a_failing_row_ends_the_stream_where_it_comes():
 
 def test_threads_end_with_the_block():
     before = set(threading.enumerate())
-    with Batches(plan(10), causal.build, 0, 2, np.arange(2)).read(0) as stream:
+    with Batches(alone(plan(10)), causal.build, 0, 2, np.arange(2)).read(0) as stream:
         next(stream)
         assert set(threading.enumerate()) - before
     deadline = time.monotonic() + 5
@@ -147,7 +199,7 @@ def test_threads_end_with_the_block():
 def test_nothing_is_printed_when_the_interpreter_ends_inside_the_block():
     child = (
         "import sys, numpy as np; sys.path.insert(0, 'tests'); from test_batches import *\n"
-        "with Batches(plan(10), causal.build, 0, 2, np.arange(2)).read(0) as stream:\n"
+        "with Batches(alone(plan(10)), causal.build, 0, 2, np.arange(2)).read(0) as stream:\n"
         "    next(stream); sys.exit(3)"
     )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60, check=False)

@@ -1,9 +1,12 @@
 """Raw text in: what is read, what is refused and how, and that the two halves are the whole."""
 
 import hashlib
+import itertools
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from train import corpus
 from train.config import Data
 from train.corpus import split
+from train.sources import sources
 from zoo.errors import BadInput
 
 
@@ -81,7 +85,7 @@ REFUSED = {
     "null.jsonl": (b'{"text": null}\n', 'null.jsonl:1: field "text" holds null, not a string'),
     "true.jsonl": (b'{"text": true}\n', 'true.jsonl:1: field "text" holds a truth value, not a string'),
     "lone.jsonl": (LONE.encode(), 'lone.jsonl:2: field "text" has a lone surrogate at character 1'),
-    "page.pdf": (b"%PDF", "page.pdf: only .txt (one document) and .jsonl (a document a line) can be read"),
+    "page.pdf": (b"%PDF", "page.pdf: only .txt (one document), .jsonl (a document a line), both also as .gz"),
     "tiny.txt": (b"x", "--data.valid-fraction 0.1: 1 bytes of text are too few"),
 }
 
@@ -101,19 +105,22 @@ def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
     file.write_text("some text\n" * 100)
     with pytest.raises(BadInput, match=r"gone\.txt: no such file"):
         split(Data(paths=(str(file), str(tmp_path / "gone.txt"))))
-    with pytest.raises(BadInput, match="a folder; name its files"):
-        split(Data(paths=(str(tmp_path),)))
     with pytest.raises(BadInput, match=r"also in --data\.paths"):
         split(Data(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
+    with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
+        split(Data(paths=(str(tmp_path),), valid_paths=(str(file),)))
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(BadInput, match=r"pipe\.txt: no regular file"):
+        split(Data(paths=(str(tmp_path / "pipe.txt"),)))
 
 
 def test_a_file_that_may_not_be_opened_is_refused(tmp_path):
     loop = tmp_path / "loop.txt"
     loop.write_text("x")
-    file = corpus._reader((str(loop),), "text")
+    (source,) = sources((str(loop),), Data())
     loop.unlink()
-    with pytest.raises(BadInput, match="cannot be read"):
-        list(file())
+    with pytest.raises(BadInput, match=r"loop\.txt: cannot be read \(No such file or directory\)"):
+        list(source.read())
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
@@ -172,3 +179,57 @@ def test_a_line_without_end_is_refused_without_reading_it_all(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", child, str(file)], capture_output=True, text=True, check=True)
     assert "endless.jsonl:1: longer than 64 MiB" in done.stdout
+
+
+def as_it_was(text, fraction):
+    """Where a text was cut when it was held whole."""
+    wanted = (1 - fraction) * len(text.encode())
+    before = text.encode()[: int(wanted)].decode(errors="ignore")
+    return corpus._boundary(text, len(before), int(fraction * len(text.encode()) / 4))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300),
+    st.floats(0.01, 0.8),
+    st.data(),
+)
+def test_a_document_in_pieces_is_cut_where_it_is_cut_whole(parts, fraction, data):
+    text = "x" + "".join(parts) + "x"
+    size, documents, at = len(text.encode()), [], 0
+    while at < len(text):
+        step = data.draw(st.integers(1, 40))
+        documents.append(corpus.Document("a", text[at : at + step], at + step >= len(text)))
+        at += step
+    with tempfile.TemporaryFile() as index, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "KEPT", 1)
+        whole = corpus._index(documents, index)
+        assert (whole.count, whole.text_bytes) == (1, size)
+        cut = corpus._within(lambda: iter(documents), index, whole, fraction)
+    assert cut == (0, as_it_was(text, fraction))
+    before, after = list(corpus._before(lambda: iter(documents), *cut)), list(corpus._after(lambda: iter(documents), *cut))
+    assert ("".join(texts(before)), "".join(texts(after))) == (text[: cut[1]], text[cut[1] :])
+    assert [piece.last for piece in before] == [False] * (len(before) - 1) + [True]
+    assert [piece.last for piece in after] == [False] * (len(after) - 1) + [True]
+
+
+@pytest.mark.parametrize("count", [1, 3, 25])
+def test_a_split_knows_what_its_halves_hold(tmp_path, count):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"line {i}\n" * 50 * (i + 1)}) for i in range(count)))
+    for half in split(Data(paths=(str(file),))):
+        found = corpus.measure(half)
+        assert (half.count, half.text_bytes, half.digest) == (found.count, found.text_bytes, found.hexdigest())
+
+
+def test_a_sample_is_everything_or_evenly_spread(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"{i:04}" * (1 + i % 5)}) for i in range(1000)))
+    train, valid = split(Data(paths=(str(file),)))
+    everything = texts(train) + texts(valid)
+    assert list(corpus.sample([train, valid])) == list(corpus.sample([train, valid], 12_000)) == everything
+    some = list(corpus.sample([train, valid], 1200))
+    assert 1200 <= sum(map(len, some)) < 1220
+    numbers = [int(text[:4]) for text in some]
+    assert numbers[0] == 0 and numbers[-1] > 980
+    assert max(after - before for before, after in itertools.pairwise(numbers)) <= 20

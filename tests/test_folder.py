@@ -229,5 +229,5 @@ def test_everything_else_makes_it_another_run(line: str, changed: dict[str, Any]
 
 def test_every_field_is_either_compared_or_may_change() -> None:
     """A new field is compared unless it is named here: forgetting it can only refuse too much."""
-    compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim"}
+    compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim", "init"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

@@ -17,6 +17,7 @@ from train import config, rows
 from train import mesh as meshes
 from train.corpus import Document
 from train.objectives import causal
+from train.prepare import prepare
 from train.rows import Rows, Tokens
 from train.tokenizer import Tokenizer
 from zoo.models import model
@@ -37,7 +38,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    return rows.prepare([Document("a", text) for text in TEXTS], tokenizer(), tmp_path_factory.mktemp("text"))
+    return prepare([Document("a", text) for text in TEXTS], tokenizer(), tmp_path_factory.mktemp("text"))
 
 
 @functools.cache
@@ -150,7 +151,7 @@ def test_what_a_score_says() -> None:
 
 def test_a_text_of_one_token_is_scored(tmp_path: Path) -> None:
     """Fewer rows than devices: the row is filled up with others that are not counted."""
-    alone = rows.prepare([Document("a", "")], tokenizer(), tmp_path)
+    alone = prepare([Document("a", "")], tokenizer(), tmp_path)
     found = score(rows.windows(alone, LENGTH), batch=16, devices=8)
     assert (found.tokens, found.bytes) == (1, 0)
     assert found.nats > 0

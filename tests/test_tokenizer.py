@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from train import pieces
 from train import tokenizer as module
 from train.config import Data
 from train.corpus import split
@@ -84,23 +85,47 @@ def test_spelling_out_end_of_text_does_not_end_a_text(trained, text):
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(st.sampled_from("ab' \n\t\x1c\x85\u00a0\u3000\u2028!7é")) | UNICODE, max_size=8))
+@given(
+    st.lists(st.text(st.sampled_from("ab' \n\r\t\x1c\x85\u00a0\u3000\u2028!7é\u3042\u4e00\u3002\uff0c")) | UNICODE, max_size=8)
+)
 @example(["don't  stop\n\n \n x", ""])
 @example(["ab    cd", "ab!\x1c!"])
 def test_long_texts_are_encoded_in_pieces_without_a_trace(spaces, texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE", 2)
+        patch.setattr(pieces, "PIECE", 2)
         many = list(spaces.encode_many(texts))
     assert len(many) == len(texts)
     for text, ids in zip(texts, many, strict=True):
         assert ids.tolist() == spaces._core.encode(text, add_special_tokens=False).ids
 
 
+def test_pieces_train_the_tokenizer_of_the_whole(chapters, trained):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", 100)
+        cut = [piece for text in chapters for piece, _ in pieces.cut([text])]
+    assert len(cut) > 50 * len(chapters) and "".join(cut) == "".join(chapters)
+    assert Tokenizer.train(cut, 700).fingerprint == trained.fingerprint
+
+
+def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(trained, content, monkeypatch):
+    monkeypatch.setattr(pieces, "LONGEST_PIECE", 100)
+    monkeypatch.setattr(module, "LONGEST_PIECE", 100)
+    monkeypatch.setattr(pieces, "PIECE", 10)
+    assert len(trained.encode("word " * 100))
+    with pytest.raises(BadInput, match="100 characters without the end of a word"):
+        trained.encode("x" * 101)
+    rules = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}
+    other = Tokenizer({**content, "pre_tokenizer": rules})
+    assert list(other.pieces([("some ", False), ("text", True), ("more", True)])) == [("some text", True), ("more", True)]
+    with pytest.raises(BadInput, match="more than 100 characters: this tokenizer's rules need each text whole"):
+        list(other.pieces([("word " * 15, False), ("word " * 15, True)]))
+
+
 def test_encode_many_reads_no_further_ahead_than_a_group(trained):
     taken = []
-    stream = trained.encode_many(taken.append(i) or "x" * module.PIECE for i in range(100))
+    stream = trained.encode_many(taken.append(i) or "x" * pieces.PIECE for i in range(3 * pieces.GROUP))
     next(stream)
-    assert len(taken) == 4
+    assert len(taken) == pieces.GROUP
 
 
 def test_save_and_load_keep_everything(trained, content, chapters, tmp_path):
@@ -149,7 +174,7 @@ def test_what_a_loaded_file_says_about_truncation_padding_and_decoration_is_not_
 def test_a_tokenizer_with_other_rules_is_never_given_pieces(content):
     rules = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}
     other = Tokenizer({**content, "pre_tokenizer": rules})
-    assert len(list(other._pieces("a b " * module.PIECE))) == 1
+    assert len(list(other.pieces([("a b " * pieces.PIECE, True)]))) == 1
 
 
 def _changed(content, **changes):

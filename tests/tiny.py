@@ -12,7 +12,7 @@ MODEL = dict(vocab=257 + 43, context=32, layers=2, width=32, heads=4, head=8, ff
 FLAGS = [
     *(part for name, value in MODEL.items() for part in (f"--model.{name}", str(value))),
     *("--tokenizer.vocab", "300", "--data.length", "32", "--data.batch", "8", "--optim.warmup", "5"),
-    *("--log.every", "2", "--log.validate-every", "10", "--log.validate-rows", "8"),
+    *("--log.every", "2", "--log.validate-every", "10", "--log.validate-rows", "8", "--log.samples", "0"),
 ]
 """The same run from the command line: `zoo train gpt-nano *FLAGS`."""
 
@@ -29,7 +29,7 @@ def run(**changes) -> Run:
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=1e-2, warmup=5),
         checkpoint=Checkpoint(every=5),
-        log=Log(every=2, validate_every=10, validate_rows=8),
+        log=Log(every=2, validate_every=10, validate_rows=8, samples=0),
     )
     return Run(**{**defaults, **changes})
 

@@ -47,10 +47,13 @@ def finish_writing(folder: pathlib.Path) -> None:
 def read(folder: pathlib.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Read arrays with the shapes, dtypes and shardings wanted. Called by every process.
 
-    A leaf is cut to fit another shape and cast to another dtype, so both must have been compared before.
+    Leaves of the folder that are not wanted are not read. A leaf is cut to fit another shape and cast to another dtype, so both
+    must have been compared before.
     """
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
     with jax.transfer_guard("allow"):
-        return _handler().restore(epath.Path(folder), args=ocp.args.StandardRestore(wanted))
+        handler = ocp.PyTreeCheckpointHandler()
+        return handler.restore(epath.Path(folder), args=ocp.args.PyTreeRestore(wanted, how, partial_restore=True))
 
 
 def barrier(name: str) -> None:

@@ -3,12 +3,13 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Int, Int64
 
+from train.mixture import Mixture
 from train.rows import Row, Rows
 from zoo.batch import Batch
 
@@ -16,23 +17,37 @@ Build = Callable[[np.random.Generator, Row, int], dict[str, np.ndarray]]
 """An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row, `weights` among them."""
 
 
-class Batches:
-    """The training batches of a run, shuffled anew each epoch.
+class Use(NamedTuple):
+    """Which row an example of the stream is."""
 
-    Example i of the stream is example i % B of step i // B. An epoch is `len(rows)` examples, each row once; it may end inside a
-    batch. `build` draws from a generator keyed by (seed, epoch, row).
+    row: int
+    """Its number over all components."""
+    epoch: int
+    """How often its component had given all of its rows before."""
+
+
+class Batches:
+    """The training batches of a run, each component shuffled anew in each of its epochs.
+
+    Example i of the stream is example i % B of step i // B; `rows.draw` says which component gives it. An epoch of a component is
+    as many of its examples as it has rows, each row once; it may end inside a batch. `build` draws from a generator keyed by
+    (seed, epoch, row).
     """
 
-    def __init__(self, rows: Rows, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"]) -> None:
+    def __init__(self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"]) -> None:
         """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
         self._rows, self._build, self._seed, self._batch, self._local = rows, build, seed, batch, local
-        self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-        # Grain prepares a dataset at its first use, which is not safe in several threads at once.
-        self._order[0]
+        self._orders: list[Any] = [_order(len(component.rows), seed, number) for number, component in enumerate(rows.components)]
+
+    def use(self, example: int) -> Use:
+        """The row that example number `example` of the stream is."""
+        component, before = self._rows.draw(example)
+        row = self._rows.number(component, self._orders[component][before])
+        return Use(row, before // len(self._rows.components[component].rows))
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
         """Numbers of the rows of a step's whole global batch, whatever `local` is."""
-        return np.array([self._order[step * self._batch + offset] for offset in range(self._batch)], np.int64)
+        return np.array([self.use(step * self._batch + offset).row for offset in range(self._batch)], np.int64)
 
     @contextlib.contextmanager
     def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
@@ -55,8 +70,8 @@ class Batches:
         numbers = step * self._batch + self._local.astype(np.int64)
         examples = []
         for number in numbers.tolist():
-            row = self._order[number]
-            rng = _generator(self._seed, number // len(self._rows), row)
+            row, epoch = self.use(number)
+            rng = _generator(self._seed, epoch, row)
             examples.append(self._build(rng, self._rows.row(row), self._rows.length))
         return _stack(examples, numbers)
 
@@ -74,6 +89,15 @@ def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " loca
             arrays = build(_generator(0, 0, row), rows.row(row), rows.length)
             examples.append(arrays if number < len(rows) else {**arrays, "weights": np.zeros_like(arrays["weights"])})
         yield _stack(examples, numbers)
+
+
+def _order(rows: int, seed: int, component: int) -> grain.MapDataset[int]:
+    """Rows of a component in the order in which they are used, epoch after epoch."""
+    # Components of one size must not be shuffled alike, nor like those of a run with the next seed: so their seeds lie far apart.
+    order = grain.MapDataset.range(rows).seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle().repeat()
+    # Grain prepares a dataset at its first use, which is not safe in several threads at once.
+    order[0]
+    return order
 
 
 def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:

@@ -147,7 +147,9 @@ class Checkpoints:
         """
         return self._read_or_refuse(step).meta
 
-    def restore(self, abstract_state: Any, *, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, *, step: int | None = None, partial: bool = False
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Read the newest intact step (or `step`) onto any mesh, in any number of processes.
 
         Every file's digest is checked first. A damaged newest step is reported and renamed (by a reader: only passed over) and
@@ -155,6 +157,7 @@ class Checkpoints:
 
         Args:
             abstract_state: the state as `jax.ShapeDtypeStruct`s with shardings.
+            partial: it is only a part of the state (`{"params": ...}`), and only that part is read.
 
         Returns:
             The state, and the `meta` saved with it. None if nothing was ever saved here.
@@ -171,7 +174,9 @@ class Checkpoints:
             if chosen < 0:
                 return None
             marker = self._read_or_refuse(chosen)
-            if differences := compare(marker.leaves, describe(wanted)):
+            asked = describe(wanted)
+            saved = {path: leaf for path, leaf in marker.leaves.items() if not partial or path in asked}
+            if differences := compare(saved, asked):
                 folder = self._path(chosen)
                 raise BadInput(f"{folder} holds another state: {'; '.join(differences)}; ask for the state it was saved with")
             if self._agree(lambda chosen=chosen, marker=marker: self._is_intact(chosen, marker, required=step is not None)):

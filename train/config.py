@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
@@ -13,6 +14,7 @@ Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
 RowPlan = Literal["windows", "packed"]
 Engine = Literal["jit", "pmap"]
+Sink = Literal["tensorboard", "wandb"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,13 +22,21 @@ class Data:
     """What is read and how it is cut into rows."""
 
     paths: tuple[str, ...] = ()
-    """Files to train on: .txt (a document each) or .jsonl (a document a line). None: the embedded corpus, Moby-Dick."""
+    """What to train on: .txt (a document each), .jsonl (a document a line), both also as .gz, .xz or .bz2, .parquet (a document a
+    row), folders of these, folders of Hugging Face `datasets`, hub:ORGANISATION/NAME. None: the embedded corpus, Moby-Dick."""
+    weights: tuple[float, ...] = ()
+    """A weight for each of `paths`: each is then a source of its own, split and shuffled on its own, and gives this share of the
+    rows trained on. None: all paths are one source."""
     valid_paths: tuple[str, ...] = ()
-    """Held-out files. None: the end of `paths` is held out."""
+    """What to hold out, given like `paths`. None: the end of `paths` is held out."""
     valid_fraction: float = 0.1
     """Share of the text of `paths` held out, cut from its end; used when there are no `valid_paths`."""
     field: str = "text"
-    """The field of a .jsonl line that holds the text."""
+    """The field of a .jsonl line, or the column, that holds the text."""
+    split: str = ""
+    """The split to read of a folder of `datasets` or of a data set of the hub; none: train."""
+    subset: str = ""
+    """The subset (configuration) to read of a data set of the hub; none: its only or default one."""
     rows: RowPlan = "windows"
     """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other."""
     length: int = 256
@@ -35,6 +45,13 @@ class Data:
     """Rows in a global batch, over all devices and micro-batches, B."""
 
     def __post_init__(self) -> None:
+        weights, paths = " ".join(f"{weight:g}" for weight in self.weights), len(self.paths)
+        require(all(0 < weight < math.inf for weight in self.weights), "data.weights", weights, "choose finite weights above 0")
+        require(
+            len(self.weights) in (0, paths), "data.weights", weights, f"give a weight for each --data.paths: there are {paths}"
+        )
+        for key, name in (("split", self.split), ("subset", self.subset)):
+            require(re.fullmatch(r"[\w.+-]*", name) is not None, f"data.{key}", name, "give its name alone")
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
         require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
@@ -133,11 +150,16 @@ class Log:
     """Held-out rows scored by a validation during training (the score at the end takes all of them)."""
     ledger: bool = False
     """Also write ledger.jsonl: the row numbers each step consumed."""
+    samples: int = 4
+    """Continuations of held-out text that the model writes at the end, for the report; 0 = none."""
+    sinks: tuple[Sink, ...] = ()
+    """Where the rows of metrics.jsonl go besides; needs the extra `track`."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "choose 1 or more steps")
         require(self.validate_every >= 0, "log.validate_every", self.validate_every, "choose 0 (only at the end) or more")
         require(self.validate_rows >= 1, "log.validate_rows", self.validate_rows, "choose 1 or more rows")
+        require(0 <= self.samples <= 1000, "log.samples", self.samples, "choose 0 (none) to 1,000")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +200,8 @@ class Run(Generic[Model]):
     """Folder of the run below --out; none: the recipe's name."""
     out: str = "runs"
     """Folder that holds the runs."""
+    init: str = ""
+    """Run, folder of published weights or hub id to begin from, with its tokenizer; none: fresh parameters."""
     steps: int = 1000
     seed: int = 0
     accumulate: int = 1

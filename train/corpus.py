@@ -1,45 +1,47 @@
-"""Raw text: the embedded corpus, .txt and .jsonl files, and the split into training and held-out documents."""
+"""Raw text: the documents of a run, and their split into training and held-out ones."""
 
-import codecs
+import bisect
 import dataclasses
 import functools
 import hashlib
-import json
+import itertools
 import lzma
 import re
-from collections.abc import Callable, Iterator
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import IO
 
 from train.config import Data
+from train.sources import Source, sources
+from train.texts import Digest, Document
 from zoo.errors import BadInput
 
 EMBEDDED = Path(__file__).parent / "data" / "moby_dick.txt.xz"
 EMBEDDED_SHA256 = "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240"
-LONGEST_LINE = 64 << 20
-"""Bytes of the longest .jsonl line read: a file without line ends must not fill the memory."""
 MANY_DOCUMENTS = 20
 """From this many documents on, whole documents are held out; with fewer, one document is cut."""
+LARGEST_SAMPLE = 256 << 20
+"""Bytes of text that a tokenizer is trained on, at most: more costs hours and memory, and changes little."""
+REACH = 4 << 20
+"""Characters on each side among which the place to cut a document is looked for, at most."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One text, and where it comes from."""
-
-    name: str
-    text: str
+KEPT = 1 << 20
+"""Characters that may wait before they are let go of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Documents in their order, read from the files anew by every iteration: only one of them is in memory at a time."""
+    """Documents in their order, read from the files anew by every iteration: only a piece of one is in memory at a time."""
 
     read: Callable[[], Iterator[Document]]
+    """Long documents come in pieces."""
     count: int
     text_bytes: int
     """UTF-8 bytes of all texts."""
+    digest: str
+    """Of the texts, their order and bounds: `train.texts.Digest`."""
 
     def __iter__(self) -> Iterator[Document]:
         return self.read()
@@ -53,49 +55,142 @@ def split(data: Data) -> tuple[Documents, Documents]:
     enough (the share held out stays within a quarter of what was asked). The two halves together are the whole text.
 
     Raises:
-        BadInput: a file that is missing, empty, binary, not UTF-8 or of an unsupported kind, a bad .jsonl line (with its
-            number), a held-out file that is trained on, or too little text to have two halves.
+        BadInput: a file that is missing, empty, damaged, not UTF-8 or of an unsupported kind, a bad line or row (with its
+            number), a held-out file that is trained on, or too little text to have two halves; see also `sources.sources`.
     """
-    read = _reader(data.paths, data.field)
+    found = sources(data.paths, data)
+    read = functools.partial(_chain, found) if data.paths else _embedded
     if data.valid_paths:
-        both = {Path(path).resolve() for path in data.paths} & {Path(path).resolve() for path in data.valid_paths}
-        if both:
+        valid = sources(data.valid_paths, data)
+        if both := {source.key for source in found} & {source.key for source in valid}:
             raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out text that is not trained on")
-        read_valid = _reader(data.valid_paths, data.field)
-        return _documents(read, _sizes(read)), _documents(read_valid, _sizes(read_valid))
-    sizes = _sizes(read)
-    document, character = _cut(read, sizes, data.valid_fraction)
-    halves = functools.partial(_before, read, document, character), functools.partial(_after, read, document, character)
-    train, valid = (_documents(half, _sizes(half)) for half in halves)
-    return train, valid
+        return _measured(read), _measured(functools.partial(_chain, valid))
+    with tempfile.TemporaryFile() as index:
+        whole = _index(read(), index)
+        between = whole.count >= MANY_DOCUMENTS
+        cut = _between(index, whole, data.valid_fraction) if between else _within(read, index, whole, data.valid_fraction)
+        halves = functools.partial(_before, read, *cut), functools.partial(_after, read, *cut)
+        digests = _digests(index, cut[0]) if between else _measure_halves(read, *cut)
+    return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
-def _documents(read: Callable[[], Iterator[Document]], sizes: np.ndarray) -> Documents:
-    return Documents(read, len(sizes), int(sizes.sum()))
+def documents(paths: Sequence[str], data: Data) -> Documents:
+    """All documents of some files, each checked once; `data` says how they are read.
+
+    Raises:
+        BadInput: as `split`, of a file.
+    """
+    return _measured(functools.partial(_chain, sources(tuple(paths), data)))
 
 
-def _sizes(read: Callable[[], Iterator[Document]]) -> np.ndarray:
-    return np.fromiter((len(document.text.encode()) for document in read()), np.int64)
+def sample(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Iterator[str]:
+    """About `limit` bytes of the texts, in pieces spread evenly over all of them; all of it if it is not more."""
+    total, passed, given = sum(each.text_bytes for each in documents), 0, 0
+    for piece in itertools.chain.from_iterable(documents):
+        if given * total <= passed * limit:
+            given += len(piece.text.encode())
+            yield piece.text
+        passed += len(piece.text.encode())
 
 
-def _cut(read: Callable[[], Iterator[Document]], sizes: np.ndarray, fraction: float) -> tuple[int, int]:
-    """Where the held-out text begins: (number of the document, character in it)."""
-    ends = np.cumsum(sizes)
-    wanted = (1 - fraction) * ends[-1]
-    if len(sizes) >= MANY_DOCUMENTS:
-        return min(int(np.abs(ends - wanted).argmin()) + 1, len(sizes) - 1), 0
-    number = min(int(np.searchsorted(ends, wanted, side="right")), len(sizes) - 1)
-    text = next(document.text for i, document in enumerate(read()) if i == number)
-    before = text.encode()[: int(wanted - ends[number] + sizes[number])].decode(errors="ignore")
-    character = _boundary(text, len(before), reach=int(fraction * ends[-1] / 4))
-    nothing_before = number == 0 and not text[:character].strip()
-    nothing_after = number == len(sizes) - 1 and not text[character:].strip()
-    if nothing_before or nothing_after:
+def measure(documents: Iterable[Document]) -> Digest:
+    """Read documents once, for their number, their size and what distinguishes them."""
+    digest = Digest()
+    for document in documents:
+        digest.add(document)
+    return digest
+
+
+def _measured(read: Callable[[], Iterator[Document]]) -> Documents:
+    return _documents(read, measure(read()))
+
+
+def _documents(read: Callable[[], Iterator[Document]], digest: Digest) -> Documents:
+    return Documents(read, digest.count, digest.text_bytes, digest.hexdigest())
+
+
+def _chain(found: list[Source]) -> Iterator[Document]:
+    for source in found:
+        yield from source.read()
+
+
+# --- Where to cut: (number of a document, character in it at which the held-out text begins) ---
+
+_ENTRY = struct.Struct("<q32s")
+
+
+def _index(documents: Iterable[Document], index: IO[bytes]) -> Digest:
+    """Write the size and SHA-256 of each document to a file: those of millions would fill the memory."""
+    digest = Digest()
+    for document in documents:
+        if whole := digest.add(document):
+            index.write(_ENTRY.pack(*whole))
+    return digest
+
+
+def _entries(index: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    index.seek(0)
+    while raw := index.read(_ENTRY.size << 12):
+        yield from _ENTRY.iter_unpack(raw)
+
+
+def _between(index: IO[bytes], whole: Digest, fraction: float) -> tuple[int, int]:
+    """Before the document that begins nearest to where the held-out text should."""
+    wanted = (1 - fraction) * whole.text_bytes
+    number, end, least = 0, 0, float("inf")
+    for i, (size, _) in enumerate(_entries(index)):
+        end += size
+        if abs(end - wanted) < least:
+            number, least = i + 1, abs(end - wanted)
+    return min(number, whole.count - 1), 0
+
+
+def _digests(index: IO[bytes], number: int) -> tuple[Digest, Digest]:
+    """Of the documents before a number and from it on."""
+    before, after = Digest(), Digest()
+    for i, entry in enumerate(_entries(index)):
+        (before if i < number else after).add_whole(*entry)
+    return before, after
+
+
+def _within(read: Callable[[], Iterator[Document]], index: IO[bytes], whole: Digest, fraction: float) -> tuple[int, int]:
+    """Inside of the document that has the place where the held-out text should begin."""
+    wanted = (1 - fraction) * whole.text_bytes
+    sizes = [size for size, _ in _entries(index)]
+    ends = list(itertools.accumulate(sizes))
+    number = min(bisect.bisect_right(ends, wanted), len(sizes) - 1)
+    pieces = (document.text for nth, document in _numbered(read()) if nth == number)
+    reach = min(int(fraction * whole.text_bytes / 4), REACH)
+    character, before, after = _place(pieces, int(wanted - ends[number] + sizes[number]), reach)
+    if (number == 0 and not before) or (number == len(sizes) - 1 and not after):
         raise BadInput(
-            f"--data.valid-fraction {fraction}: {ends[-1]} bytes of text are too few to hold some out; give --data.paths more "
-            "text, or --data.valid-paths"
+            f"--data.valid-fraction {fraction}: {whole.text_bytes} bytes of text are too few to hold some out; give --data.paths "
+            "more text, or --data.valid-paths"
         )
     return number, character
+
+
+def _place(pieces: Iterator[str], byte: int, reach: int) -> tuple[int, bool, bool]:
+    """(character to cut a text before, is there more than space before it, after it), near a byte of the text."""
+    window, first, bytes_before, position, before = "", 0, 0, None, False
+    for piece in pieces:
+        if position is None:
+            raw = piece.encode()
+            if bytes_before + len(raw) >= byte:
+                position = first + len(window) + len(raw[: byte - bytes_before].decode(errors="ignore"))
+            bytes_before += len(raw)
+        window += piece
+        if position is None:
+            if len(window) > 2 * reach + KEPT:
+                passed = len(window) - reach - 1
+                before = before or bool(window[:passed].strip())
+                window, first = window[passed:], first + passed
+        elif first + len(window) > position + reach + 1:
+            break
+    assert position is not None, "a text has the byte it is cut at"
+    cut = _boundary(window, position - first, reach)
+    before = before or bool(window[:cut].strip())
+    return first + cut, before, bool(window[cut:].strip()) or any(piece.strip() for piece in pieces)
 
 
 def _boundary(text: str, position: int, reach: int) -> int:
@@ -108,43 +203,43 @@ def _boundary(text: str, position: int, reach: int) -> int:
     return position
 
 
+# --- The halves ---
+
+
+def _measure_halves(read: Callable[[], Iterator[Document]], number: int, character: int) -> tuple[Digest, Digest]:
+    before, after = Digest(), Digest()
+    for held_out, document in _halves(read, number, character):
+        (after if held_out else before).add(document)
+    return before, after
+
+
 def _before(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
-    for i, document in enumerate(read()):
-        if i < number:
-            yield document
-        elif character:
-            yield Document(document.name, document.text[:character])
-            return
-        else:
-            return
+    return (document for _, document in itertools.takewhile(lambda half: not half[0], _halves(read, number, character)))
 
 
 def _after(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
-    for i, document in enumerate(read()):
-        if i == number:
-            yield Document(document.name, document.text[character:])
-        elif i > number:
-            yield document
+    return (document for held_out, document in _halves(read, number, character) if held_out)
 
 
-def _reader(paths: tuple[str, ...], field: str) -> Callable[[], Iterator[Document]]:
-    """A function that reads the documents of some files, or of the embedded corpus; what can be refused unread is refused."""
-    if not paths:
-        return _embedded
-    files = [Path(path) for path in paths]
-    for file in files:
-        if file.is_dir():
-            raise BadInput(f"{file}: a folder; name its files")
-        if file.suffix.lower() not in (".txt", ".jsonl"):
-            raise BadInput(f"{file}: only .txt (one document) and .jsonl (a document a line) can be read")
-        if not file.exists():
-            raise BadInput(f"{file}: no such file")
+def _halves(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[tuple[bool, Document]]:
+    """(is it held out, document), with the pieces of the document that is cut divided at the character."""
+    at = 0
+    for nth, document in _numbered(read()):
+        if nth != number or at >= character:
+            yield nth >= number, document
+            continue
+        before, after = document.text[: character - at], document.text[character - at :]
+        at += len(document.text)
+        yield False, Document(document.name, before, at >= character)
+        if after:
+            yield True, Document(document.name, after, document.last)
 
-    def read() -> Iterator[Document]:
-        for file in files:
-            yield from _plain(file) if file.suffix.lower() == ".txt" else _json_lines(file, field)
 
-    return read
+def _numbered(pieces: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+    number = 0
+    for piece in pieces:
+        yield number, piece
+        number += piece.last
 
 
 def _embedded() -> Iterator[Document]:
@@ -157,76 +252,3 @@ def _embedded() -> Iterator[Document]:
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         heading, _, _ = text[start:end].partition("\n\n")
         yield Document(" ".join(heading.split()), text[start:end])
-
-
-def _plain(file: Path) -> Iterator[Document]:
-    with _open(file) as stream:
-        text = _decode(stream.read(), file, line=1, offset=0)
-    if not text.strip():
-        raise BadInput(f"{file}: holds no text")
-    yield Document(file.name, text)
-
-
-def _json_lines(file: Path, field: str) -> Iterator[Document]:
-    """The text of each line. Blank lines and empty texts are no documents."""
-    some, line, offset = False, 0, 0
-    with _open(file) as stream:
-        while raw := stream.readline(LONGEST_LINE + 1):
-            line += 1
-            if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write one document a line, in smaller ones")
-            text = _decode(raw, file, line, offset)
-            offset += len(raw)
-            if text.strip() and (text := _field(text, field, f"{file}:{line}")):
-                some = True
-                yield Document(f"{file.name}:{line}", text)
-    if not some:
-        raise BadInput(f"{file}: holds no text")
-
-
-def _open(file: Path):
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _decode(raw: bytes, file: Path, line: int, offset: int) -> str:
-    """The text of bytes that begin at a line and offset of a file; a byte order mark at its beginning is dropped."""
-    if b"\0" in raw:
-        at = raw.index(b"\0")
-        line += raw.count(b"\n", 0, at)
-        raise BadInput(f"{file}:{line}: binary content (a NUL at byte {offset + at}); data files are UTF-8 text")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise BadInput(f"{file}:{line}: not UTF-8 (byte {offset + error.start}); convert the file to UTF-8") from None
-    return text.removeprefix(codecs.BOM_UTF8.decode()) if offset == 0 else text
-
-
-def _field(text: str, field: str, where: str) -> str:
-    """The string in a field of a JSON object. JSON may spell a lone surrogate, which no encoding can write."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: invalid JSON at column {error.colno} ({error.msg}); write one whole object a line") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: unreadable JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: {_kind(value)}, not an object; write lines like {{{json.dumps(field)}: ...}}")
-    if field not in value:
-        names = ", ".join(json.dumps(name) for name in list(value)[:20])
-        raise BadInput(f"{where}: no field {json.dumps(field)}; it has {names or 'none'}: choose one with --data.field")
-    if not isinstance(value[field], str):
-        raise BadInput(f"{where}: field {json.dumps(field)} holds {_kind(value[field])}, not a string")
-    try:
-        value[field].encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {json.dumps(field)} has a lone surrogate at character {error.start}; mend it") from None
-    return value[field]
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")

@@ -48,10 +48,18 @@ class Folder:
         self.ledger = self.path / "ledger.jsonl"
         self.starts = self.path / "starts.jsonl"
         self.scores = self.path / "scores.json"
+        self.samples = self.path / "samples.json"
+        self.evaluations = self.path / "evaluations.json"
+        self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint was ever committed here."""
+        return any(self.checkpoints.glob("*/COMMIT.json"))
 
     @classmethod
     def of(cls, run: Run) -> "Folder":

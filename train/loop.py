@@ -16,13 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train import config, inputs, metrics, optim
+from train import config, inputs, metrics, optim, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
-from train.console import Console, short
+from train.console import Console
 from train.folder import Folder, differences, read_config, write_json
 from train.inputs import Inputs
+from train.load import check_init, load
 from train.marker import compare
 from train.objectives import objective
 from train.recorder import Recorder
@@ -36,11 +37,14 @@ Scorer = Callable[[Any], Any]
 """Parameters -> a score with `loss`, `bits_per_byte` and `record()`."""
 
 
-def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[Path], Any]) -> int:
+def run(
+    cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[Path], Any], sample: Callable[..., Any] | None = None
+) -> int:
     """Train to the end, from the newest checkpoint if there is one; returns the exit code (128 + signal after a signal).
 
     Args:
         evaluate: makes a scorer: `eval.score.scorer`.
+        sample: writes continuations of held-out text: `eval.samples.write`.
         on_end: writes what the run leaves for people to read: `eval.report.write`.
 
     Raises:
@@ -53,12 +57,15 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
     meshes.check(cfg, mesh)
     folder, process = Folder.of(cfg), jax.process_index()
     _refuse_another(folder, cfg)
+    sinks.check(cfg.log.sinks)
+    if cfg.init and not folder.begun:
+        check_init(cfg)
     dtype = DTYPES[cfg.precision]
     net, goal = model(cfg.model), objective(cfg.objective)
     implementations = _implementations(cfg, net)
 
     # --- Text ---
-    text = inputs.read(cfg, folder, runtime.cache_dir() / "text")
+    text = inputs.read(cfg, folder, runtime.cache_dir() / "text", quiet=process != 0)
     batches = Batches(text.rows, goal.build, cfg.seed, cfg.data.batch, meshes.local_rows(mesh, cfg.data.batch))
 
     with contextlib.ExitStack() as stack:
@@ -82,7 +89,12 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
             folder.write_config(cfg)
             folder.tokenizer.mkdir(exist_ok=True)
             text.tokenizer.save(folder.tokenizer)
-        state = meshes.init_state(cfg, net, tx, mesh) if restored is None else restored[0]
+            shares = text.rows.shares(cfg.steps * cfg.data.batch)
+            write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
+        if restored is not None:
+            state, _ = restored
+        else:
+            state = meshes.init_state(cfg, net, tx, mesh, load(cfg.init, mesh).params if cfg.init else None)
         first = int(jax.device_get(state.step))
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         engine = ENGINES[cfg.engine](make_step(cfg, net, goal, tx, dtype), mesh, places, cfg.data.batch)
@@ -151,6 +163,10 @@ def run(cfg: config.Run, *, evaluate: Callable[..., Scorer], on_end: Callable[[P
         console.doing("scoring the held-out text")
         stride = max(1, cfg.data.length // 2)
         score = scorer(text.scored(cfg.data, stride))(engine.get(state).params)
+        if sample is not None and cfg.log.samples:
+            console.doing("writing samples")
+            given = (folder.samples, net, engine.get(state).params, mesh, text.tokenizer, text.held_out)
+            sample(*given, length=cfg.data.length, step=at, dtype=dtype, count=cfg.log.samples)
         if process == 0:
             write_json(folder.scores, {**score.record(), "stride": stride})
             on_end(folder.path)
@@ -165,10 +181,9 @@ def describe(
     devices = mesh.devices.size
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    source = ", ".join(cfg.data.paths) or "Moby-Dick (embedded)"
     return {
         "model": f"{net.family}, {parameter_count(cfg.model):,} parameters",
-        "data": f"{source}: {short(len(text.rows.tokens.ids))} tokens, {len(text.rows)} rows of {cfg.data.length}",
+        **text.facts(cfg),
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": cfg.precision,
         "attention": implementations,

@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train import config
 from train.state import State
 from zoo import models
-from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.sharding import AXES, BATCH, path_of, shardings
@@ -63,6 +62,12 @@ def check(run: config.Run, mesh: Mesh) -> None:
     shardings(mesh, jax.eval_shape(lambda: net.init(jax.random.key(0))), net.module.SHARDING)
 
 
+def fitting(mesh: Mesh, rows: int) -> int:
+    """The smallest number of rows from `rows` on that divides over the mesh."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    return -(-rows // shards) * shards
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How every leaf of a batch lies: its first axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
@@ -74,8 +79,8 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[index] for index in slices]))
 
 
-def place(batch: Batch, mesh: Mesh, rows: int) -> Batch:
-    """This process's rows of a global batch of `rows`, laid onto its devices."""
+def place(batch: Any, mesh: Mesh, rows: int) -> Any:
+    """This process's rows of a global batch of `rows` (a `Batch`, or any pytree of them), laid onto its devices."""
     mine, sharding = local_rows(mesh, rows), batch_sharding(mesh)
 
     def put(local: Any) -> jax.Array:
@@ -114,16 +119,19 @@ def abstract_state(run: config.Run, model: Model, tx: optax.GradientTransformati
     return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, places)
 
 
-def init_state(run: config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
-    """The state before the first step, each leaf made on the devices it lives on; the same numbers on every mesh."""
+def init_state(run: config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
+    """The state before the first step, each leaf made on the devices it lives on; the same numbers on every mesh.
+
+    `params` are parameters to begin from, on the mesh and given up; None: fresh ones.
+    """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(_init(run, model, tx), out_shardings=places)()
+        return jax.jit(_init(run, model, tx), out_shardings=places, donate_argnums=0)(params)
 
 
-def _init(run: config.Run, model: Model, tx: optax.GradientTransformation) -> Callable[[], State]:
-    def init() -> State:
-        params = model.init(jax.random.key(run.seed))
+def _init(run: config.Run, model: Model, tx: optax.GradientTransformation) -> Callable[..., State]:
+    def init(params: Any = None) -> State:
+        params = model.init(jax.random.key(run.seed)) if params is None else params
         return State(
             step=jnp.int32(0),
             params=params,

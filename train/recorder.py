@@ -11,6 +11,7 @@ from train import config
 from train.console import Console
 from train.folder import Folder
 from train.metrics import Metrics, mfu, train_row, valid_row
+from train.sinks import Sinks
 from zoo.errors import BadInput
 
 
@@ -28,6 +29,7 @@ class Recorder:
         self._flops, self._rate = flops, rate
         self._rows = Metrics(folder.metrics, resume_at=first if first else None) if process == 0 else None
         self._ledger = Metrics(folder.ledger, resume_at=first if first else None) if process == 0 and run.log.ledger else None
+        self._sinks = Sinks(run.log.sinks if process == 0 else (), run, folder, notify=console.notice)
         self._at = first
         self._late: dict[str, jax.Array] | None = None
         self._values: dict[str, float] = {}
@@ -37,10 +39,11 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         for file in (self._rows, self._ledger):
             if file is not None:
                 file.close()
+        self._sinks.close(failed=error is not None)
 
     def step(self, metrics: dict[str, jax.Array], rows: Any) -> None:
         """Note a step just dispatched; `rows` are the row numbers of its global batch.
@@ -122,4 +125,5 @@ class Recorder:
     def _show(self, row: dict[str, Any]) -> None:
         if self._rows is not None:
             self._rows.write(row)
+        self._sinks.write(row)
         self._console.row(row)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import tokenizers
 from jaxtyping import Int32, Int64, Integer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from train.pieces import LONGEST_PIECE, cut, groups
 from zoo.errors import BadInput
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
 LARGEST_FILE = 64 << 20
-PIECE = 1 << 18
-"""Characters of a long text encoded at once; an encoding takes about 50 bytes a character while it exists."""
 
 # The library's threads do not survive a fork. Where nobody said whether to use them, it warns at a fork; where somebody said yes,
 # the child hangs. So yes is said here, and no in the child.
@@ -60,7 +58,7 @@ class Tokenizer:
         if END_OF_TEXT not in ids:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
         self.end_of_text = ids[END_OF_TEXT]
-        self._cuts = _CUT if _gpt2_rules(content) else None
+        self._cuts = _gpt2_rules(content)
         if self.end_of_text in self.encode(END_OF_TEXT):
             raise BadInput(f"{END_OF_TEXT} is not marked as special, so any text could end a document; mark it")
 
@@ -68,8 +66,8 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab: int) -> "Tokenizer":
         """Byte-level BPE of up to `vocab` entries: end-of-text, the 256 bytes, then merges, most frequent pair first.
 
-        The same texts give the same tokenizer. A text too small for that many merges gives fewer entries: a model's vocabulary
-        is the tokenizer's `vocab_size`, not what was asked for.
+        The same texts give the same tokenizer, whole or in the pieces of `train.pieces.cut`. A text too small for that many
+        merges gives fewer entries: a model's vocabulary is the tokenizer's `vocab_size`, not what was asked for.
         """
         core = tokenizers.Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,13 +119,41 @@ class Tokenizer:
     def encode_many(self, texts: Iterable[str]) -> Iterator[Int32[np.ndarray, " tokens"]]:
         """Ids of each text, in order, on all cores. Memory is bounded by the longest text, not by their number."""
         parts: list[np.ndarray] = []
-        for group in _groups(piece for text in texts for piece in self._pieces(text)):
-            encodings = self._core.encode_batch_fast([piece for piece, _ in group], add_special_tokens=False)
-            for encoding, (_, last) in zip(encodings, group, strict=True):
-                parts.append(np.array(encoding.ids, np.int32))
+        for group in groups(self.pieces((text, True) for text in texts)):
+            for ids, (_, last) in zip(self.encode_batch([piece for piece, _ in group]), group, strict=True):
+                parts.append(ids)
                 if last:
                     yield np.concatenate(parts)
                     parts = []
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """Ids of each text, on all cores: the library's threads take turns with Python's only to hand over the result."""
+        encodings = self._core.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def pieces(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+        """(piece, is it the last of a text) as this tokenizer may encode them one by one.
+
+        Takes the same of texts that are whole, or in the pieces of `train.pieces.cut`; those are kept or cut further. A tokenizer
+        whose rules are not GPT-2's gets every text whole.
+
+        Raises:
+            BadInput: a text longer than can be encoded at once.
+        """
+        whole: list[str] = []
+        for text, last in texts:
+            if self._cuts:
+                yield from ((piece, end and last) for piece, end in cut([text]))
+                continue
+            whole.append(text)
+            if sum(map(len, whole)) > LONGEST_PIECE:
+                raise BadInput(
+                    f"a text of more than {LONGEST_PIECE:,} characters: this tokenizer's rules need each text whole; "
+                    "make several documents of it (a .jsonl line each)"
+                )
+            if last:
+                yield "".join(whole), True
+                whole = []
 
     def decode(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
         """The text of ids; end-of-text reads "<|endoftext|>", and bytes that are no UTF-8 read U+FFFD.
@@ -147,38 +173,13 @@ class Tokenizer:
         entries = (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
         return np.array([0 if number in added else len(entry) for number, entry in enumerate(entries)], np.int64)
 
-    def _pieces(self, text: str) -> Iterator[tuple[str, bool]]:
-        """(piece, is it the last) of a text, cut where encoding the pieces gives the ids of the whole."""
-        start = 0
-        while self._cuts and (cut := self._cuts.search(text, start + PIECE)):
-            yield text[start : cut.end()], False
-            start = cut.end()
-        yield text[start:], True
-
-
-# GPT-2's rules never make one token of a visible character and a space after it.
-_CUT = re.compile(r"\S(?=[ \n])")
-
 
 def _gpt2_rules(content: Any) -> bool:
-    """Whether a text is divided by GPT-2's rules alone, and may hence be cut as `_CUT` says."""
+    """Whether a text is divided by GPT-2's rules alone, and may hence be cut as `train.pieces` does."""
     rules = content.get("pre_tokenizer") or {}
     ours = rules.get("type") == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
     special = all(token["special"] for token in content.get("added_tokens", ()))
     return ours and special and content.get("normalizer") is None
-
-
-def _groups(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces in groups of about a million characters: enough to keep the cores busy."""
-    group, size = [], 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece[0]) + 1
-        if size >= 4 * PIECE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:

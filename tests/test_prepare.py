@@ -1,0 +1,328 @@
+"""Texts to token ids on disk: damage found, kills survived, races harmless, memory bounded."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train import pieces
+from train import prepare as module
+from train.config import Data
+from train.corpus import split
+from train.prepare import prepare
+from train.texts import Document
+from train.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+DOCUMENTS = [Document("a", "Call me Ishmael."), Document("b", "né \U0001f433"), Document("c", "x" * 50)]
+
+
+MANY = [Document("", f"word {i} " * 200) for i in range(200)]
+RECORDED = ["204b16c2e5a21743", "6e59c9648e4ea6d3", "18bec866996fb344"]
+
+
+def small(size=40):
+    """Pieces and groups so small that short texts have many."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pieces, "PIECE", size)
+    return contextlib.closing(types.SimpleNamespace(close=patch.undo))
+
+
+def same(one, other):
+    names = ("ids", "offsets", "text_bytes")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([document.text for document in DOCUMENTS], 270)
+
+
+def test_prepared_tokens_are_the_texts(tokenizer, tmp_path):
+    tokens = prepare(DOCUMENTS, tokenizer, tmp_path / "cache")
+    assert tokens.ids.dtype == np.uint16
+    for number, document in enumerate(DOCUMENTS):
+        ids = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1]]
+        assert tokenizer.decode(ids) == document.text + "<|endoftext|>"
+        assert tokens.text_bytes[number] == len(document.text.encode())
+    assert tokens.offsets[-1] == len(tokens.ids)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == tokens.fingerprint
+
+
+def test_a_large_vocabulary_takes_wider_ids(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "vocab_size", (1 << 16) + 1)
+    assert prepare(DOCUMENTS, tokenizer, tmp_path).ids.dtype == np.uint32
+
+
+def test_the_second_preparation_reads_the_first(tokenizer, tmp_path, monkeypatch):
+    first = prepare(DOCUMENTS, tokenizer, tmp_path)
+    monkeypatch.setattr(module, "_write", None)
+    again = prepare(list(DOCUMENTS), tokenizer, tmp_path)
+    assert (again.ids == first.ids).all()
+    assert again.fingerprint == first.fingerprint
+
+
+def test_other_texts_orders_boundaries_and_tokenizers_are_other_tokens(tokenizer, tmp_path):
+    a, b, c = DOCUMENTS
+    moved = [Document("a", a.text + b.text[0]), Document("b", b.text[1:]), c]
+    same = [Document("renamed", a.text), b, c]
+    other = Tokenizer.train(["something else entirely"], 260)
+    made = [prepare(documents, tokenizer, tmp_path) for documents in (DOCUMENTS, [b, a, c], moved, [a, b], same)]
+    made.append(prepare(DOCUMENTS, other, tmp_path))
+    assert len({tokens.fingerprint for tokens in made}) == 5
+    assert made[4].fingerprint == made[0].fingerprint
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [module.HEADER, module.IDS, module.OFFSETS, module.TEXT_BYTES])
+@pytest.mark.parametrize("damage", [_cut, _flip, os.unlink])
+def test_damage_is_found_said_and_mended(tokenizer, tmp_path, caplog, name, damage):
+    before = prepare(DOCUMENTS, tokenizer, tmp_path)
+    ids = before.ids.copy()
+    folder = tmp_path / before.fingerprint
+    damage(folder / name)
+    with caplog.at_level(logging.WARNING):
+        after = prepare(DOCUMENTS, tokenizer, tmp_path)
+    assert "tokenized again" in caplog.text
+    assert (after.ids == ids).all()
+    caplog.clear()
+    prepare(DOCUMENTS, tokenizer, tmp_path)
+    assert not caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == [before.fingerprint]
+
+
+def test_a_folder_of_another_text_is_not_taken(tokenizer, tmp_path, caplog):
+    other = prepare(DOCUMENTS[:1], tokenizer, tmp_path / "a")
+    mine = prepare(DOCUMENTS, tokenizer, tmp_path / "b")
+    (tmp_path / "a" / other.fingerprint).rename(tmp_path / "a" / mine.fingerprint)
+    assert (prepare(DOCUMENTS, tokenizer, tmp_path / "a").ids == mine.ids).all()
+    assert "another text" in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path):
+    class Changing:
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return iter(DOCUMENTS[: self.reads])
+
+    with pytest.raises(BadInput, match="changed while it was being read"):
+        prepare(Changing(), tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match=r"cache: tokens cannot be kept there \(Not a directory\)"):
+        prepare(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
+    # Written to a device that is always full.
+    monkeypatch.setattr(module, "FILES", ("/dev/full", module.OFFSETS, module.TEXT_BYTES))
+    with pytest.raises(BadInput, match=r"cannot be kept there \(No space left on device\)"):
+        prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
+
+
+CHILD = """
+import sys, time
+from train import prepare as rows
+from train.corpus import Document
+from train.tokenizer import Tokenizer
+from train import pieces
+pieces.PIECE = 40
+texts = [Document("", f"word {i} " * 200) for i in range(200)]
+tokenizer = Tokenizer.load(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+tokens = rows.prepare(texts, tokenizer, sys.argv[2])
+print(tokens.fingerprint, int(tokens.ids.sum(dtype=int)), flush=True)
+"""
+
+
+def _start(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    argv = [sys.executable, "-c", CHILD, str(tmp_path), str(tmp_path / "cache")]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_that_race_agree(tokenizer, tmp_path):
+    processes = [_start(tokenizer, tmp_path) for _ in range(3)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(said) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path):
+    cache, whole = tmp_path / "cache", prepare(MANY, tokenizer, tmp_path / "whole")
+    process = _start(tokenizer, tmp_path)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    folder = cache / f".preparing-{whole.fingerprint}"
+    while not (folder / module.JOURNAL).exists() or (folder / module.JOURNAL).read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert [file.name for file in cache.iterdir()] == [folder.name]
+    seen = []
+    with small():
+        tokens = prepare(MANY, tokenizer, cache, lambda *done: seen.append(done))
+    assert seen[0][0] > 2 * pieces.GROUP * 40 and seen[-1] == (sum(whole.text_bytes), sum(whole.text_bytes))
+    assert same(tokens, whole)
+    assert sorted(file.name for file in (cache / whole.fingerprint).iterdir()) == sorted([*module.FILES, module.HEADER])
+
+
+def interrupted(tokenizer, cache, parts=12):
+    """A preparation of MANY stopped after some parts; its folder."""
+
+    def stop(done, total):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    left = iter(range(parts))
+    with small(), pytest.raises(KeyboardInterrupt):
+        prepare(MANY, tokenizer, cache, stop)
+    (folder,) = cache.iterdir()
+    assert folder.name.startswith(".preparing-")
+    return folder
+
+
+def _half_a_line(file):
+    with file.open("ab") as stream:
+        stream.write(b'{"ends": [')
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        *((name, damage, True) for name in module.FILES for damage in (_cut, _flip)),
+        (module.JOURNAL, _flip, True),
+        (module.JOURNAL, _cut, False),
+        (module.JOURNAL, _half_a_line, False),
+        (module.IDS, _half_a_line, False),
+        (module.OFFSETS, os.unlink, False),
+    ],
+)
+def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, caplog, name, damage, said):
+    whole, folder, seen = prepare(MANY, tokenizer, tmp_path / "whole"), interrupted(tokenizer, tmp_path / "cache"), []
+    damage(folder / name)
+    with small(), caplog.at_level(logging.WARNING):
+        tokens = prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done))
+    assert same(tokens, whole)
+    assert ("damaged; the text is tokenized again from there" in caplog.text) == said
+    assert (seen[0][0] > 11 * pieces.GROUP * 40) == (damage is _half_a_line)
+
+
+def test_parts_of_a_text_that_changed_meanwhile_are_made_again(tokenizer, tmp_path, caplog):
+    """A file changed after its fingerprint was taken, a kill came before that was seen, and then it was changed back."""
+    folder, changed = interrupted(tokenizer, tmp_path / "cache"), [Document("", "other"), *MANY[1:]]
+    journal = (folder / module.JOURNAL).read_text().replace('"text": "', '"text": "0', 1)
+    (folder / module.JOURNAL).write_text(journal)
+    with small():
+        tokens = prepare(MANY, tokenizer, tmp_path / "cache")
+        assert "part 0 is of another text" in caplog.text
+        assert same(tokens, prepare(MANY, tokenizer, tmp_path / "whole"))
+        assert prepare(changed, tokenizer, tmp_path / "cache").fingerprint != tokens.fingerprint
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_path, finished):
+    """Whether that finishes or dies: what it made is used, the rest is made."""
+    whole, made, seen = prepare(MANY, tokenizer, tmp_path / "whole"), [], []
+    folder = interrupted(tokenizer, tmp_path / "cache")
+
+    def wait():
+        made.append(prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done)))
+
+    with small():
+        with module._hold(folder):
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            waiting.join(0.3)
+            assert waiting.is_alive() and not seen
+            if finished:
+                shutil.copytree(tmp_path / "whole" / whole.fingerprint, tmp_path / "cache" / whole.fingerprint)
+        waiting.join(60)
+    assert same(made[0], whole)
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [whole.fingerprint]
+    assert (not seen) if finished else (seen[0][0] > 11 * pieces.GROUP * 40)
+
+
+def test_progress_counts_every_byte_once(tokenizer, tmp_path):
+    seen = []
+    with small():
+        prepare(MANY, tokenizer, tmp_path, lambda *done: seen.append(done))
+    total = sum(len(document.text.encode()) for document in MANY)
+    assert seen[0] == (0, total) and seen[-1] == (total, total)
+    assert sorted(seen) == seen and len(set(seen)) == len(seen) > 50
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text(st.sampled_from("ab né\n.\u3042\u3002\U0001f433"), max_size=60), min_size=1, max_size=6))
+def test_documents_in_pieces_give_the_tokens_of_the_whole(tokenizer, tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("pieces")
+    whole = prepare([Document("", text) for text in texts], tokenizer, folder / "a")
+    with small(5):
+        cut = [Document("", piece, last) for text in texts for piece, last in pieces.cut(iter(text))]
+        assert same(prepare(cut, tokenizer, folder / "b"), whole)
+    assert whole.fingerprint == prepare(cut, tokenizer, folder / "b").fingerprint
+
+
+def test_the_nano_run_and_the_embedded_corpus_are_what_they_were(tmp_path):
+    """Ids, bounds and sizes recorded before texts came in pieces."""
+    train, valid = split(Data())
+    tokenizer = Tokenizer.train((document.text for document in train), 2048)
+    digests = []
+    for documents in (train, valid):
+        tokens = prepare(documents, tokenizer, tmp_path)
+        digest = hashlib.sha256(tokens.ids.tobytes())
+        digest.update(tokens.offsets.tobytes() + tokens.text_bytes.tobytes())
+        digests.append(digest.hexdigest()[:16])
+    assert [tokenizer.fingerprint[:16], *digests] == RECORDED
+
+
+def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, monkeypatch):
+    """Another process puts a folder in the way while we write; a whole one stays, a damaged one goes."""
+    done = prepare(DOCUMENTS, tokenizer, tmp_path / "done")
+    write, whole = module._write, tmp_path / "done" / done.fingerprint
+    for cache, header in (("whole", (whole / module.HEADER).read_text()), ("damaged", "{}")):
+        target = tmp_path / cache / done.fingerprint
+
+        def intrude(*arguments, target=target, header=header):
+            write(*arguments)
+            target.mkdir(parents=True)
+            for file in whole.iterdir():
+                (target / file.name).write_bytes(file.read_bytes())
+            (target / module.HEADER).write_text(header)
+
+        monkeypatch.setattr(module, "_write", intrude)
+        tokens = prepare(DOCUMENTS, tokenizer, tmp_path / cache)
+        assert (tokens.ids == done.ids).all()
+        assert json.loads((target / module.HEADER).read_text())["fingerprint"] == done.fingerprint
+        assert len(list((tmp_path / cache).iterdir())) == 1

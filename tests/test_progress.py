@@ -1,0 +1,33 @@
+"""Progress on many bytes: a line at a time in a log, one line on a terminal, and the rate of the work done now."""
+
+import os
+import pty
+
+from train import progress
+from train.progress import shown
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_rate_since_the_start(monkeypatch, tmp_path):
+    now = iter([100.0, 105.0, 110.0, 111.0, 121.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with (tmp_path / "log").open("w") as out, shown("tokenizing", out) as report:
+        for done in (50_000_000, 60_000_000, 70_000_000, 72_000_000, 92_000_000):
+            report(done, 100_000_000)
+    # An earlier preparation had done 50 MB: this one did 20 MB in the first ten seconds, and 42 MB in 21.
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "tokenizing: 70% of 100MB, 2.00 MB/s, 0:15 left",
+        "tokenizing: 92% of 100MB, 2.00 MB/s, 0:04 left",
+    ]
+
+
+def test_a_terminal_gets_one_line_that_goes(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as out, shown("tokenizing", out) as report:
+        report(0, 1_000_000)
+        report(500_000, 1_000_000)
+    said = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert "tokenizing" in said
+    assert "0.5/1.0 MB" in said

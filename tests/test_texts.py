@@ -1,0 +1,181 @@
+"""The formats text arrives in: the same documents from each, and every fault named by file and row."""
+
+import bz2
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from train import texts as module
+from train.config import Data
+from train.corpus import split
+from train.sources import sources
+from zoo.errors import BadInput
+
+TEXTS = ["one", "two\nlines \U0001f433", "drei grün"]
+LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)).encode()
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+def read(*paths, **options):
+    data = Data(paths=tuple(map(str, paths)), **options)
+    return [(document.name, document.text) for source in sources(data.paths, data) for document in source.read()]
+
+
+def refusal(*paths, **options):
+    with pytest.raises(BadInput) as refused:
+        read(*paths, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](LINES))
+    (tmp_path / f"b.TXT{suffix}").write_bytes(
+        PACKERS[suffix]("\ufeffgrün\r\n".encode()) + PACKERS[suffix]("und \U0001f433".encode())
+    )
+    assert [text for _, text in read(tmp_path / f"a.jsonl{suffix}")] == TEXTS
+    assert read(tmp_path / f"b.TXT{suffix}") == [(f"b.TXT{suffix}", "grün\r\nund \U0001f433")]
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_damaged_compressed_files_are_refused(tmp_path, suffix):
+    whole, file = PACKERS[suffix](b"some text " * 999), tmp_path / f"a.txt{suffix}"
+    for content, message in [
+        (whole[:-9], "ends before its compressed data does"),
+        (b"no such format", "cannot be"),
+        (whole[: len(whole) // 2] + b"\xff\x00\xff" + whole[len(whole) // 2 + 3 :], "cannot be"),
+        (b"", "ends before its compressed data does" if suffix != ".gz" else "holds no text"),
+    ]:
+        file.write_bytes(content)
+        assert f"{file}: {message}" in refusal(file)
+
+
+def test_two_xz_streams_with_zeros_between_are_one_file(tmp_path):
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"one ") + b"\0" * 8 + lzma.compress(b"two") + b"\0" * 4)
+    assert read(tmp_path / "a.txt.xz") == [("a.txt.xz", "one two")]
+
+
+def test_an_xz_that_asks_for_gigabytes_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"small", filters=filters))
+    assert "a.txt.xz: cannot be unpacked (Memory usage limit exceeded)" in refusal(tmp_path / "a.txt.xz")
+
+
+def test_a_line_that_unpacks_without_end_is_refused_in_bounded_memory(tmp_path):
+    file = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(file, "wb", compresslevel=1) as stream:
+        for _ in range(300):
+            stream.write(b"a" * (1 << 20))
+    child = (
+        "import resource, sys; from train.config import Data; from train.corpus import split; from zoo.errors import BadInput\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
+        "try: split(Data(paths=(sys.argv[1],)))\n"
+        "except BadInput as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", child, str(file)], capture_output=True, text=True, check=True)
+    assert "bomb.jsonl.gz:1: longer than 64 MiB" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("end", "good"), [(" ", True), ("\n", True), ("\r", True), ("\t", True), ("\u3042\u3002", True), ("", False)]
+)
+def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end, good):
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr("train.pieces.PIECE", 100)
+    monkeypatch.setattr("train.pieces.LONGEST_PIECE", 3000)
+    text = ("x" * 50 + "\u00e9" + end) * 200
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    if not good:
+        assert "a.txt: 3,000 characters without the end of a word" in refusal(tmp_path / "a.txt")
+        return
+    (source,) = sources((f"{tmp_path}/a.txt",), Data())
+    pieces = list(source.read())
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) < 250
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_errors_far_into_a_text_name_line_and_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 7)
+    for bad, message in [
+        (b"\0", "binary content (a NUL at byte 605)"),
+        (b"\xff", "not UTF-8 (byte 605)"),
+        (b"\xc3", "not UTF-8 (byte 605)"),
+    ]:
+        (tmp_path / "a.txt").write_bytes("grün\n".encode() * 100 + b"text " + bad)
+        assert f"a.txt:101: {message}" in refusal(tmp_path / "a.txt")
+
+
+def table(**columns):
+    return pyarrow.table(columns)
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_parquet_is_a_document_a_row(tmp_path, kind):
+    rows = [*TEXTS, "", *TEXTS] * 40
+    content = table(id=list(range(len(rows))), body=pyarrow.array(rows, kind))
+    pyarrow.parquet.write_table(content, tmp_path / "a.parquet", row_group_size=100)
+    found = read(tmp_path / "a.parquet", field="body")
+    assert [text for _, text in found] == [text for text in rows if text]
+    assert [name for name, _ in found[:4]] == ["a.parquet:1", "a.parquet:2", "a.parquet:3", "a.parquet:5"]
+
+
+def test_parquet_faults_name_file_and_row(tmp_path):
+    file = tmp_path / "a.parquet"
+    not_utf8 = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"a\xff")]
+    )
+    for content, message in [
+        (table(body=["a"], id=[1]), ': no column "text"; it has "body", "id": choose one with --data.field'),
+        (table(text=[1], body=["a"]), ': column "text" holds int64, not strings; it has "text", "body"'),
+        (table(text=["a"] * 70 + [None]), ': row 71: column "text" holds null, not a string'),
+        (table(text=not_utf8), ': row 1: column "text" is not UTF-8 (byte 1)'),
+        (table(text=["", ""]), ': holds no text in column "text"'),
+    ]:
+        pyarrow.parquet.write_table(content, file)
+        assert f"{file}{message}" in refusal(file)
+    whole = file.read_bytes()
+    for content in (b"", b"PAR1 and nothing more", whole[:-20], whole[:30] + b"\xff" * 30 + whole[60:]):
+        file.write_bytes(content)
+        assert f"{file}: " in refusal(file)
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "pip install 'jax-zoo[data]'" in refusal(tmp_path / "a.parquet")
+
+
+def test_a_folder_is_its_files_by_name(tmp_path):
+    for name in ("b/2.txt", "b/10.txt", "a.txt", "b/c/x.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    (tmp_path / ".hidden.pdf").touch()
+    (tmp_path / "b" / ".git").mkdir()
+    (tmp_path / "b" / ".git" / "config").touch()
+    names = [name for name, _ in read(tmp_path)]
+    assert names == ["a.txt", "b/10.txt", "b/2.txt", "b/c/x.jsonl:1", "b/c/x.jsonl:2", "b/c/x.jsonl:3"]
+    train, valid = split(Data(paths=(str(tmp_path),)))
+    assert train.count + valid.count in (6, 7)
+
+
+def test_what_a_folder_may_not_hold_is_refused_by_name(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    assert f"{folder}: no files in it" in refusal(folder)
+    (folder / "inside").mkdir()
+    assert f"{folder / 'inside'}: no files in it" in refusal(folder)
+    (folder / "inside" / "README.md").touch()
+    assert f"{folder / 'inside' / 'README.md'}: of no kind that can be read" in refusal(folder)
+    (folder / "inside" / "README.md").rename(folder / "inside" / "README.txt")
+    (folder / "inside" / "up").symlink_to(folder)
+    assert f"{folder / 'inside' / 'up'}: a link to a folder" in refusal(folder)

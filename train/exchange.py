@@ -1,0 +1,74 @@
+"""`zoo import` and `zoo export`: published folders in, checked; runs out, as folders that `transformers` loads."""
+
+from pathlib import Path
+from typing import Any
+
+from train import config, tokenizer_files
+from train import mesh as meshes
+from train.load import Loaded, is_run, load
+from zoo import configs, hub, models, pretrained, tensors
+from zoo.errors import BadInput
+
+
+def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: config.Mesh) -> int:
+    """Check a published model whole and write it, float32 and under our names for nothing but its folder, to `out`/`name`.
+
+    Args:
+        where: a folder, or the id of a model of the hub.
+        name: none: that of the folder or the hub's.
+        explain: only print what each tensor becomes; the weights are not read.
+
+    Raises:
+        BadInput: see `train.load.load`; or `out`/`name` exists.
+    """
+    folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
+    if is_run(folder):
+        raise BadInput(f"{where}: a run, not published weights; `zoo export` writes it as such")
+    cfg, unread = pretrained.read_config(folder)
+    if unread:
+        print(f"not used: {', '.join(unread)} of config.json, which this version does not know")
+    if explain:
+        _explain(cfg)
+        return 0
+    target = Path(out) / (name or where.removeprefix(hub.PREFIX).partition("@")[0].rstrip("/").rpartition("/")[2])
+    with tensors.new_folder(target) as made:
+        loaded = load(folder, meshes.make(mesh))
+        _write(made, loaded)
+    print(f"{target}: {_fact(loaded)}\nzoo generate {target}, zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
+    return 0
+
+
+def export(run: str, target: str, *, step: int | None, shard: float, mesh: config.Mesh) -> int:
+    """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
+
+    Raises:
+        BadInput: see `train.load.load`; `target` exists; or the model has no published form.
+    """
+    with tensors.new_folder(Path(target)) as made:
+        loaded = load(run, meshes.make(mesh), step)
+        _write(made, loaded, largest=int(shard * 1e9))
+    at = "" if loaded.step is None else f", step {loaded.step:,}"
+    print(f"{target}: {_fact(loaded)}{at}")
+    return 0
+
+
+def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
+    cfg, end = loaded.net.config, loaded.tokenizer.end_of_text
+    pretrained.save(folder, cfg, loaded.params, extra={"bos_token_id": end, "eos_token_id": end}, largest=largest)
+    tokenizer_files.write(folder, loaded.tokenizer, longest=cfg.context)
+
+
+def _fact(loaded: Loaded) -> str:
+    cfg = loaded.net.config
+    name = configs.named(cfg) or f"a {loaded.net.family} of no published size"
+    return f"{name}, {models.parameter_count(cfg):,} parameters, a vocabulary of {loaded.tokenizer.vocab_size:,}"
+
+
+def _explain(cfg: Any) -> None:
+    rows = [("published", "shape", "here", "axes"), *pretrained.explain(cfg)]
+    cells = [
+        (name, "x".join(map(str, shape)) if isinstance(shape, tuple) else shape, leaf, axes) for name, shape, leaf, axes in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,110 @@
+"""A model ready for use, from wherever it is: a run, a folder of published weights, or the hub."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train import config, tokenizer_files
+from train import mesh as meshes
+from train.checkpoint import Checkpoints
+from train.folder import Folder, read_config
+from train.tokenizer import Tokenizer
+from zoo import configs, hub, models, pretrained, sharding
+from zoo.errors import BadInput
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, its parameters and its tokenizer."""
+
+    name: str
+    """Of the folder."""
+    net: Model
+    params: dict[str, Any]
+    """float32, laid out over `mesh`."""
+    tokenizer: Tokenizer
+    mesh: Mesh
+    run: config.Run | None = None
+    """The run whose checkpoint this is; None for published weights."""
+    step: int | None = None
+    """Of that checkpoint."""
+
+
+def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Loaded:
+    """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]`.
+
+    Args:
+        mesh: where the parameters go; None = all devices, a copy on each.
+        step: the checkpoint of a run; None = the newest intact one.
+
+    Raises:
+        BadInput: nothing there that can be loaded, whole; see `zoo.hub`, `zoo.pretrained` and `train.checkpoint`.
+    """
+    folder = hub.folder_of(str(where))
+    mesh = meshes.make(config.Mesh()) if mesh is None else mesh
+    if is_run(folder):
+        return _of_run(folder, mesh, step)
+    if step is not None:
+        raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
+    cfg, params = pretrained.load(folder, mesh)
+    return _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, rather than one of published weights."""
+    return Folder(folder).checkpoints.is_dir()
+
+
+def tokenizer_of(where: str) -> Tokenizer:
+    """The tokenizer of what `load` would load."""
+    folder = hub.folder_of(where)
+    return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else tokenizer_files.read(folder)
+
+
+def check_init(run: config.Run) -> None:
+    """Refuse a run whose `init` is of another model than its own; nothing but configurations is read.
+
+    Raises:
+        BadInput: another family or size (every number that differs is named), or nothing there.
+    """
+    folder = hub.folder_of(run.init)
+    cfg = read_config(folder).model if is_run(folder) else pretrained.read_config(folder)[0]
+    if type(cfg) is not type(run.model):
+        raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
+    theirs, ours = configs.shape(cfg), configs.shape(run.model)
+    different = [f"{name} {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+    if different:
+        fix = "choose the recipe of its size, or set --model.*"
+        raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
+
+
+def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
+    run, folder = read_config(path), Folder(path)
+    net = models.model(run.model)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    places = sharding.shardings(mesh, shapes, net.module.SHARDING)
+    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    restored = checkpoints.restore({"params": abstract, "step": counter}, step=step, partial=True)
+    if restored is None:
+        raise BadInput(f"{folder.checkpoints}: no checkpoint yet; train the run first")
+    state, _ = restored
+    step = int(jax.device_get(state["step"]))
+    return _fitting(Loaded(path.resolve().name, net, state["params"], Tokenizer.load(folder.tokenizer), mesh, run, step))
+
+
+def _fitting(loaded: Loaded) -> Loaded:
+    entries, vocabulary = loaded.tokenizer.vocab_size, loaded.net.config.vocab
+    if entries > vocabulary:
+        raise BadInput(
+            f"{loaded.name}: its tokenizer has {entries:,} entries and its model a vocabulary of {vocabulary:,}; "
+            "put the tokenizer there that the model was trained with"
+        )
+    return loaded

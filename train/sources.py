@@ -1,0 +1,188 @@
+"""What a path of a run means: a file, a folder of files, a folder of Hugging Face `datasets`, or a data set of the hub."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from train.columns import arrow_streams, check_column, library, parquet
+from train.config import Data
+from train.texts import Document, json_lines, listed, plain
+from zoo.errors import BadInput
+
+HUB = "hub:"
+KINDS = ".txt (one document), .jsonl (a document a line), both also as .gz, .xz or .bz2, and .parquet (a document a row)"
+PATIENCE = 5.0
+"""Seconds to wait for the hub's first answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Documents that can be read again and again."""
+
+    key: str
+    """The same for the same data: the file or folder behind all links, or the hub id."""
+    read: Callable[[], Iterator[Document]]
+
+
+def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
+    """The sources that some paths of `data` name, in order; those of a folder by name. What can be refused unread is refused.
+
+    Raises:
+        BadInput: no such path, a kind that cannot be read, a data set without the split, subset or column of `data`, or one of
+            the hub that is neither in the local cache nor reachable (said at once).
+    """
+    return [source for path in paths for source in _of(path, data)]
+
+
+def _of(path: str, data: Data) -> Iterator[Source]:
+    if path.startswith(HUB):
+        yield _hub(path, data)
+        return
+    file = Path(path)
+    if not file.is_dir():
+        yield _file(file, file.name, data.field)
+    elif any((file / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        yield _saved(file, data)
+    else:
+        yield from (_file(each, str(each.relative_to(file)), data.field) for each in _inside(file))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder and the folders in it, less hidden ones, sorted by name."""
+    found: list[Path] = []
+    try:
+        inside = sorted(folder.iterdir(), key=lambda each: each.name)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be read ({error.strerror})") from None
+    for each in inside:
+        if each.name.startswith("."):
+            continue
+        if each.is_dir() and each.is_symlink():
+            raise BadInput(f"{each}: a link to a folder, which may lead in circles; name that folder itself in --data.paths")
+        if not each.is_dir() and _reader(each) is None:
+            raise BadInput(f"{each}: of no kind that can be read; move it out of the folder, or name the files. Read are {KINDS}")
+        found += _inside(each) if each.is_dir() else [each]
+    if not found:
+        raise BadInput(f"{folder}: no files in it; put some there: {KINDS}")
+    return found
+
+
+def _file(file: Path, name: str, field: str) -> Source:
+    read = _reader(file)
+    if read is None:
+        raise BadInput(f"{file}: only {KINDS} can be read")
+    if not file.exists():
+        raise BadInput(f"{file}: no such file")
+    if not file.is_file():
+        raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
+    # What a column is read with may not be installed: said before anything else is read.
+    if read is parquet:
+        library("pyarrow.parquet")
+    options = (file, name) if read is plain else (file, name, field)
+    return Source(str(file.resolve()), functools.partial(read, *options))
+
+
+def _reader(file: Path) -> Callable[..., Iterator[Document]] | None:
+    name = file.name.lower()
+    for packed in (".gz", ".xz", ".bz2"):
+        if name.endswith((".txt" + packed, ".jsonl" + packed)):
+            name = name.removesuffix(packed)
+    return {".txt": plain, ".jsonl": json_lines, ".parquet": parquet}.get(Path(name).suffix)
+
+
+def _saved(folder: Path, data: Data) -> Source:
+    """A folder that `datasets` wrote with `save_to_disk`."""
+    with _errors(str(folder), library("datasets")):
+        found = library("datasets").load_from_disk(str(folder))
+    return _arrow(found, str(folder), str(folder.resolve()), folder.name, data)
+
+
+def _hub(path: str, data: Data) -> Source:
+    """A data set of the hub: from the cache of `datasets` if it is there, else downloaded into it."""
+    name = path.removeprefix(HUB)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise BadInput(f"{path}: no hub id; write {HUB}ORGANISATION/NAME")
+    found, missing = _from_cache(path, name, data.subset or None)
+    if found is None:
+        _ask(path, name, missing)
+        datasets = library("datasets")
+        with _errors(path, datasets):
+            found = datasets.load_dataset(name, data.subset or None)
+    return _arrow(found, path, path, name, data)
+
+
+def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
+    """(what `datasets` has in its cache or None, why it is none). The library itself would first ask the hub, again and again."""
+    from huggingface_hub import constants
+
+    def key(name: str) -> str:
+        return name.replace("/", "").replace("_", "").lower()
+
+    # Looked for by name, because importing the library takes seconds.
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    if not any(key(folder.name) == key(name) for folder in cache.glob("*___*")):
+        return None, "not in the local cache"
+    with _errors(path, library("datasets")):
+        builder = library("datasets.packaged_modules.cache.cache").Cache
+        options = {"repo_id": name, "dataset_name": name.split("/")[1], "config_name": subset, "version": "auto", "hash": "auto"}
+        try:
+            builder = builder(**options)
+        except ValueError as error:
+            return None, " ".join(str(error).split())
+        return builder.as_dataset(), ""
+
+
+def _ask(path: str, name: str, missing: str) -> None:
+    """Ask the hub for a data set once, before a download with many retries."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise BadInput(f"{path}: {missing}, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a file")
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE)
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError):
+        raise BadInput(f"{path}: the hub has no such data set, or it needs a login; check the name") from None
+    except Exception as error:
+        # The library's transport has exceptions of its own, under another name in each version.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        why = " ".join(str(error).split())[:120]
+        raise BadInput(f"{path}: {missing}, and the hub does not answer ({why}); go online once, or give a file") from None
+
+
+def _arrow(found: Any, where: str, key: str, name: str, data: Data) -> Source:
+    """The split that is wanted of what `datasets` found, read from the files behind it."""
+    if isinstance(found, dict):
+        split = data.split or "train"
+        if split not in found:
+            raise BadInput(f"{where}: no split {split}; it has {listed(list(found))}: choose one with --data.split")
+        found = found[split]
+    elif data.split:
+        raise BadInput(f"--data.split {data.split}: {where} is one split, without a choice; leave it out")
+    check_column(found.features.arrow_schema, data.field, where)
+    files = [Path(file["filename"]) for file in found.cache_files]
+    return Source(key, functools.partial(arrow_streams, files, name, data.field))
+
+
+@contextlib.contextmanager
+def _errors(where: str, datasets: Any) -> Iterator[None]:
+    """What `datasets` raises on data it cannot find or read, as bad input."""
+    refused = (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        library("pyarrow").ArrowException,
+        datasets.exceptions.DatasetsError,
+    )
+    try:
+        yield
+    except refused as error:
+        raise BadInput(f"{where}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
