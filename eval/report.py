@@ -1,9 +1,8 @@
 """The report a run leaves behind: one HTML file that needs nothing else, neither network nor scripts."""
 
-import datetime
-import html
 import json
 import math
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval import plots
+from eval.page import card, date, measured, number, page, section, table, text
 from train.config import Run
 from train.console import clock, short
 from train.folder import Folder, flat, read_config, write_text
@@ -26,11 +26,26 @@ SCORES = {
     "stride": ("Stride", "tokens from one window to the next"),
 }
 
+Number = int | float
+# What a file must hold: a type; [of each item]; {name: of its value}, names beyond these being free; {str: of every value}.
+SHAPES: dict[str, Any] = {
+    "scores.json": {str: object},
+    "evaluations.json": {str: {"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}}},
+    "samples.json": {"step": int, "samples": [{"prompt": str, "text": str, "truth": str}]},
+    "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
+}
+ERROR = "_stderr"
+
 
 def write(folder: str | Path) -> Path:
-    """Write RUN/report.html from the run's config.json and, as far as they exist, metrics.jsonl, starts.jsonl and scores.json.
+    """Write RUN/report.html from the run's config.json and whatever else the run has written so far.
 
-    Works at any moment of a run: before its first row, while it goes, after it was killed. Returns the path of the report.
+    Each file may be missing, so this works at any moment of a run: before its first row, while it goes, after it was killed. Read
+    are metrics.jsonl, starts.jsonl, scores.json; evaluations.json, the newest result of each task, in which the metric "x_stderr"
+    is the standard error of "x"; samples.json, see `eval.samples`; data.json, what each source gives over the whole run.
+
+    Returns:
+        The path of the report.
 
     Raises:
         BadInput: the folder is no run, or one of these files is damaged.
@@ -38,36 +53,61 @@ def write(folder: str | Path) -> Path:
     files, run = Folder(folder), read_config(folder)
     rows = read(files.metrics) if files.metrics.exists() else []
     starts = read(files.starts) if files.starts.exists() else []
-    name = files.path.resolve().name
-    write_text(files.report, _page(name, run, rows, starts, _scores(files.scores)))
+    write_text(files.report, _page(files.path, run, rows, starts))
     return files.report
 
 
-def _scores(path: Path) -> dict[str, float]:
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON: {error}; score the run again") from None
-    if not isinstance(scores, dict):
-        raise BadInput(f"{path} is not an object of scores; score the run again")
-    return scores
-
-
-def _page(name: str, run: Run, rows: Sequence[Any], starts: Sequence[Any], scores: Mapping[str, Any]) -> str:
+def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> str:
+    name = path.resolve().name
     train = [row for row in rows if row["kind"] == "train"]
     valid = [row for row in rows if row["kind"] == "valid"]
     resumed = [start["step"] for start in starts[1:]]
+    scores, tasks = _json(path / "scores.json") or {}, _json(path / "evaluations.json")
+    samples, sources = _json(path / "samples.json"), _json(path / "data.json")
     sentence = _sentence(name, run, train, valid, scores)
-    body = [
-        f"<header><h1>{_text(name)}</h1><p class=lead>{_text(sentence)}</p>{_tiles(train, valid, scores)}</header>",
-        _section("Curves", plots.curves(train, valid, resumed)) if train or valid else "",
-        _section("Held-out score", _score_table(scores)) if scores else "",
-        _section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
-        _section("Configuration", f"<div class=cards>{_configuration(run)}</div>"),
-        _section("Environment", f"<div class=cards>{_environment(starts[-1])}</div>") if starts else "",
-        f"<footer>{_text(_provenance(rows, starts))}</footer>",
+    parts = [
+        f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, scores)}</header>",
+        section("Curves", plots.curves(train, valid, resumed)) if train or valid else "",
+        section("Held-out score", _score_table(scores)) if scores else "",
+        section("Tasks", _tasks(tasks)) if tasks else "",
+        section("Samples", _samples(samples)) if samples and samples["samples"] else "",
+        section("Origin", _origin(run, train, sources)),
+        section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
+        section("Configuration", f"<div class=cards>{_configuration(run)}</div>"),
+        section("Environment", f"<div class=cards>{_environment(starts[-1])}</div>") if starts else "",
+        f"<footer>{text(_provenance(rows, starts))}</footer>",
     ]
-    return PAGE.format(title=_text(name), description=_text(sentence), style=STYLE, body="\n".join(filter(None, body)))
+    return page(name, sentence, parts)
+
+
+def _json(path: Path) -> Any:
+    """What a file of `SHAPES` holds, None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
+    if wrong := _differs(found, SHAPES[path.name], ""):
+        raise BadInput(f"{path} does not hold what it should ({wrong}); make it again, or remove it")
+    return found
+
+
+def _differs(value: Any, shape: Any, where: str) -> str:
+    """Where a value has not the shape, in words; nothing if it has."""
+    if isinstance(shape, type | types.UnionType):
+        return "" if isinstance(value, shape) else f"{where or 'the whole'}: {type(value).__name__}"
+    if type(value) is not type(shape):
+        return f"{where or 'the whole'}: {type(value).__name__} instead of {type(shape).__name__}"
+    if isinstance(shape, list):
+        parts = [(item, shape[0], f"{where}[{place}]") for place, item in enumerate(value)]
+    elif str in shape:
+        parts = [(item, shape[str], f"{where}.{key}") for key, item in value.items()]
+    else:
+        parts = [(value[key], each, f"{where}.{key}") for key, each in shape.items() if key in value]
+        if absent := [f"{where}.{key}" for key in shape if key not in value]:
+            return f"no {absent[0].lstrip('.')}"
+    return next((wrong for part in parts if (wrong := _differs(*part))), "").lstrip(".")
 
 
 def _sentence(name: str, run: Run, train: Sequence[Any], valid: Sequence[Any], scores: Mapping[str, Any]) -> str:
@@ -78,7 +118,7 @@ def _sentence(name: str, run: Run, train: Sequence[Any], valid: Sequence[Any], s
     if {"bits_per_byte", "perplexity"} <= scores.keys():
         return (
             f"After {last['step']:,} steps on {amount}, {name} needs {scores['bits_per_byte']:.3f} bits per byte of held-out "
-            f"text (perplexity {_number(scores['perplexity'])})."
+            f"text (perplexity {number(scores['perplexity'])})."
         )
     reached = f"{name} has taken {last['step']:,} of {run.steps:,} steps, on {amount}"
     if not valid:
@@ -107,7 +147,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], scores: Mapping[str, Any]
         steps = np.diff([0, *(row["step"] for row in train)])
         spent = np.array([row["time"]["seconds"] for row in train]) * steps
         tiles.append((clock(float(spent[np.isfinite(spent)].sum())), "training time"))
-    shown = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for value, name in tiles)
+    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>" if tiles else ""
 
 
@@ -115,10 +155,74 @@ def _score_table(scores: Mapping[str, Any]) -> str:
     named = [(*SCORES[key], scores[key]) for key in SCORES if key in scores]
     named += [(key, "", value) for key, value in scores.items() if key not in SCORES]
     lines = "".join(
-        f"<tr><th scope=row>{_text(title)}</th><td class=number>{_text(_number(value))}</td><td class=note>{note}</td></tr>"
+        f"<tr><th scope=row>{text(title)}</th><td class=number>{text(number(value))}</td><td class=note>{note}</td></tr>"
         for title, note, value in named
     )
     return f"<table class=scores>{lines}</table>"
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    """The metrics of every task, then, folded, what it found in detail."""
+    rows, details = [], ""
+    for task, found in tasks.items():
+        metrics = found["metrics"]
+        names = [name for name in metrics if name.removesuffix(ERROR) == name or name.removesuffix(ERROR) not in metrics]
+        first = (task, found["examples"], "" if found["step"] is None else found["step"])
+        for name, (title, examples, step) in zip(names, [first, *[("", "", "")] * len(names)], strict=False):
+            rows.append((title, name.replace("_", " "), measured(metrics[name], metrics.get(name + ERROR)), examples, step))
+        details += _details(task, found["details"])
+    return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
+
+
+def _details(task: str, found: Mapping[str, Any]) -> str:
+    """A dict of dicts is a table, its rows by name; everything else is told in a line."""
+    tables = {name: value for name, value in found.items() if _is_table(value)}
+    facts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if name not in tables]
+    shown = f"<p class=note>{text(task)}: {text('; '.join(facts))}</p>" if facts else ""
+    for name, rows in tables.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines = [(title, *(row.get(column, "") for column in columns)) for title, row in rows.items()]
+        title = f"{task}: {name.replace('_', ' ')} ({len(lines):,})"
+        shown += f"<details><summary>{text(title)}</summary>{table(('', *columns), lines)}</details>"
+    return shown
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    """Beginnings of held-out text, and how the model and the text go on."""
+    how = f", temperature {number(found['temperature'])}" if "temperature" in found else ""
+    lead = (
+        f"Beginnings of held-out text, continued by the model after step {found['step']:,}{how}, and as the text itself goes on."
+    )
+    shown = "".join(
+        f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
+        f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
+        f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
+        for sample in found["samples"]
+    )
+    return f"<p class=note>{text(lead)}</p>{shown}"
+
+
+def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
+    """Where the parameters come from, how much text they have seen, and which."""
+    done = train[-1]["step"] if train else 0
+    planned = run.steps * run.data.batch * run.data.length
+    start = f"as {run.init} left them" if run.init else f"drawn at random, seed {run.seed}"
+    seen = f"{short(train[-1]['tokens'] if train else 0)}" + (f" of {short(planned)} planned" if done < run.steps else "")
+    facts = {"Parameters at the start": start, "Tokens trained on": seen}
+    lines = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts.items())
+    if not sources:
+        return f"<table>{lines}</table>"
+    epochs = ("Epochs",) if done == run.steps else ("Epochs so far", "Epochs planned")
+    rows = []
+    for source in sources:
+        seen = [source["epochs"] * share for share in (done / run.steps, 1.0)]
+        shares = (f"{source['weight']:.1%}", f"{source['share']:.1%}")
+        rows.append((source["name"], *shares, source["tokens"], source["rows"], *seen[-len(epochs) :]))
+    return f"<table>{lines}</table>" + table(("Source", "Weight", "Share of tokens", "Tokens", "Rows", *epochs), rows)
 
 
 def _total_skipped(train: Sequence[Any]) -> int:
@@ -135,7 +239,7 @@ def _skipped(train: Sequence[Any]) -> str:
         if row["skipped"]
     ]
     more = f" and {len(spans) - 20} more" if len(spans) > 20 else ""
-    where = _text(", ".join(spans[:20]) + more)
+    where = text(", ".join(spans[:20]) + more)
     return f"<p>Skipped for a gradient that was not finite: {total:,}, in steps {where}.</p>"
 
 
@@ -144,12 +248,9 @@ def _starts(starts: Sequence[Any]) -> str:
         return ""
     told = [start["facts"] | start["versions"] for start in starts]
     differing = [key for key in told[-1] if len({each.get(key) for each in told}) > 1]
-    head = "".join(f"<th scope=col>{_text(each)}</th>" for each in ["Started (UTC)", "At step", *differing])
-    lines = ""
-    for start, fact in zip(starts, told, strict=True):
-        cells = [_date(start["at"]), f"{start['step']:,}", *map(fact.get, differing)]
-        lines += f"<tr>{''.join(f'<td>{_text(each)}</td>' for each in cells)}</tr>"
-    return f"<p>Started {len(starts)} times.</p><div class=scroll><table><thead><tr>{head}</tr></thead>{lines}</table></div>"
+    head = ("Started (UTC)", "At step", *differing)
+    rows = [(date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, told, strict=True)]
+    return f"<p>Started {len(starts)} times.</p>{table(head, rows, words=len(head))}"
 
 
 def _configuration(run: Run) -> str:
@@ -158,121 +259,14 @@ def _configuration(run: Run) -> str:
     for key, value in flat(run).items():
         title, _, name = key.partition(".")
         cards.setdefault(title if name else "run", {})[name or title] = value
-    return "".join(_card(title, values) for title, values in cards.items())
+    return "".join(card(title, values) for title, values in cards.items())
 
 
 def _environment(start: Any) -> str:
-    return _card("set-up", start["facts"]) + _card("versions", start["versions"])
-
-
-def _card(title: str, values: Mapping[str, Any]) -> str:
-    lines = "".join(f"<tr><th scope=row>{_text(key)}</th><td>{_text(_number(value))}</td></tr>" for key, value in values.items())
-    return f"<div class=card><h3>{_text(title)}</h3><table>{lines}</table></div>"
+    return card("set-up", start["facts"]) + card("versions", start["versions"])
 
 
 def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:
     times = [row["time"]["at"] for row in rows] + [start["at"] for start in starts]
-    latest = f" The latest entry is of {_date(max(times))} UTC." if times else ""
-    return f"Made by zoo from the run's own files: config.json, metrics.jsonl, starts.jsonl, scores.json.{latest}"
-
-
-def _date(at: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M}"
-
-
-def _number(value: Any) -> str:
-    """A value as a person reads it: thousands separated, four digits of a fraction, a list on one line."""
-    if isinstance(value, tuple | list):
-        return ", ".join(map(_number, value)) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value) if value != "" else "none"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-# The policy is the proof that nothing is fetched and nothing runs.
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="description" content="{description}">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-STYLE = """
-:root{--page:#fbfbf9;--card:#ffffff;--ink:#1b1f24;--muted:#59616b;--grid:#e2e4e8;--one:#1a5fb4;--two:#b3450b;--three:#b3261e}
-@media (prefers-color-scheme:dark){:root{--page:#12151a;--card:#1a1e25;--ink:#e7e9ec;--muted:#a3abb6;--grid:#303741;--one:#78aeff;
---two:#ffa45c;--three:#ff8a80}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
-main{max-width:1120px;margin:0 auto;padding:40px 24px 56px}
-h1{font-size:2rem;line-height:1.2;margin:0 0 8px;letter-spacing:-.02em;overflow-wrap:anywhere}
-h2{font-size:1.25rem;margin:48px 0 16px;letter-spacing:-.01em}
-.lead{font-size:1.125rem;color:var(--muted);margin:0;max-width:46em;text-wrap:pretty}
-.tiles{display:flex;flex-wrap:wrap;gap:16px 40px;margin:28px 0 0}
-.tiles div{display:flex;flex-direction:column-reverse}
-.tiles dt{color:var(--muted);font-size:.875rem}
-.tiles dd{margin:0;font-size:1.75rem;font-weight:600;line-height:1.2;letter-spacing:-.02em}
-.plots{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
-figure{margin:0;padding:16px 18px 10px;background:var(--card);border:1px solid var(--grid);border-radius:10px;min-width:0}
-figure.lead-plot{grid-column:1/-1}
-figcaption{display:flex;flex-wrap:wrap;align-items:baseline;gap:2px 18px;font-size:.875rem;color:var(--muted);margin-bottom:6px}
-figcaption b{color:var(--ink);font-size:1rem;margin-right:auto}
-.key::before{content:"";display:inline-block;width:16px;height:0;border-top:3px solid;margin-right:6px;vertical-align:middle}
-.key.dots::before{width:8px;height:8px;border:0;border-radius:50%;background:currentColor;vertical-align:baseline}
-.key.dashed::before{border-top:2px dashed}
-.key.cross::before{content:"\\00d7";border:0;width:auto;height:auto;vertical-align:baseline;font-weight:700}
-.key.faint::before{opacity:.35}
-.one{color:var(--one)}.two{color:var(--two)}.three{color:var(--three)}
-.key span{color:var(--muted)}
-svg{display:block;width:100%;height:auto}
-svg text{font-family:inherit!important}
-svg.narrow{display:none}
-.remark{font-size:.875rem;color:var(--muted);margin:4px 0 6px}
-table{border-collapse:collapse;text-align:left}
-th,td{padding:5px 14px 5px 0;vertical-align:top;border-top:1px solid var(--grid)}
-tr:first-child>*{border-top:0}
-tbody tr:first-child>*{border-top:1px solid var(--grid)}
-th{font-weight:400;color:var(--muted)}
-td{overflow-wrap:anywhere}
-.number{text-align:right;font-weight:600;white-space:nowrap}
-.note{color:var(--muted)}
-.scores th{color:var(--ink)}
-.scroll{overflow-x:auto}
-.cards{columns:3 280px;column-gap:20px}
-.card{break-inside:avoid;margin:0 0 20px;padding:12px 18px 10px;background:var(--card);border:1px solid var(--grid);
-border-radius:10px;font-size:.875rem}
-.card h3{font-size:1rem;margin:0 0 4px}
-.card table{width:100%}
-.card th{width:44%}
-.card td{padding-right:0}
-footer{margin-top:48px;padding-top:14px;border-top:1px solid var(--grid);color:var(--muted);font-size:.875rem}
-@media (max-width:760px){main{padding:24px 14px 40px}.plots{grid-template-columns:minmax(0,1fr);gap:14px}
-figure{padding:12px 10px 6px}svg.wide{display:none}svg.narrow{display:block}.tiles{gap:14px 28px}.tiles dd{font-size:1.5rem}
-h1{font-size:1.625rem}h2{margin-top:36px}figcaption b{width:100%}}
-@media print{figure,.card{break-inside:avoid}}
-"""
+    latest = f" The latest entry is of {date(max(times))} UTC." if times else ""
+    return f"Made by zoo from nothing but the run's own files.{latest}"

@@ -23,7 +23,6 @@ from zoo import runtime
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model, model
-from zoo.sharding import BATCH
 
 
 def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.Mesh) -> int:
@@ -40,7 +39,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     folder, devices = Folder(path), meshes.make(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     # Rows are filled up to what the mesh divides, so only the model can fail to fit.
-    data = dataclasses.replace(cfg.data, batch=_fitting(devices, 1))
+    data = dataclasses.replace(cfg.data, batch=meshes.fitting(devices, 1))
     meshes.check(cfg := dataclasses.replace(cfg, accumulate=1, engine="jit", data=data), devices)
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, goal, text = model(cfg.model), objective(cfg.objective), inputs.read(cfg, folder, runtime.cache_dir() / "text")
@@ -107,7 +106,7 @@ def scorer(
     `token_bytes[V]` is the number of UTF-8 bytes each token stands for. Row sums are added up in float64 on the host, so that the
     batch size does not enter the result. A batch the mesh does not divide is filled up with rows that are not counted.
     """
-    batch = _fitting(mesh, min(batch, len(rows)))
+    batch = meshes.fitting(mesh, min(batch, len(rows)))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     @jax.jit
@@ -133,12 +132,6 @@ def scorer(
         return Score(nats=nats, tokens=tokens, bytes=size)
 
     return score
-
-
-def _fitting(mesh: Mesh, batch: int) -> int:
-    """The smallest number of rows from `batch` on that divides over the mesh."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
-    return -(-batch // shards) * shards
 
 
 def _count(rows: Rows, build: Callable[..., dict[str, np.ndarray]], token_bytes: np.ndarray) -> tuple[int, int]:

@@ -146,8 +146,8 @@ FILES = {
 COMBINED = {
     "--data.paths nowhere.txt": "nowhere.txt: no such file",
     "--data.paths folder.txt": "folder.txt: a folder; name its files",
-    "--data.paths": "--data.paths: no file is named; name one, or leave the option out",
-    "--data.valid_paths": "--data.valid-paths: no file is named; name one, or leave the option out",
+    "--data.paths": "--data.paths: nothing is named; name something, or leave the option out",
+    "--data.valid_paths": "--data.valid-paths: nothing is named; name something, or leave the option out",
     "--data.valid-paths book.txt": "--data.valid-paths .*book.txt: it is also in --data.paths; hold out text that is not",
     "--tokenizer.path folder.txt": r"folder.txt/tokenizer.json: cannot be read .*; name a folder that holds a tokenizer.json",
     "--tokenizer.path runs/done/tokenizer --model.vocab 299": "--model.vocab 299: the tokenizer has 300 entries.*; choose 300 or",

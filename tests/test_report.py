@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval import page as pages
 from eval import plots, report
 from tests.conftest import run_python
 from train import metrics
@@ -23,6 +24,18 @@ from zoo.errors import BadInput
 RUN = Run(recipe="gpt-nano", model=configs.find("gpt-nano")[1].config)
 SCORES = {"loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 2.125, "tokens": 36012, "bytes": 120345, "stride": 128}
 FACTS = {"devices": "1 x cpu", "mesh": "data=1"}
+SOURCE = {"name": "books.txt", "weight": 0.7, "tokens": 416123, "rows": 6506, "drawn": 1280, "share": 0.75, "epochs": 0.5}
+TASKS = {
+    "blimp": {
+        "step": 400,
+        "metrics": {"accuracy": 0.61234, "accuracy_stderr": 0.00184, "ties": 3},
+        "examples": 67000,
+        "details": {"paradigms": {"wh_island": {"accuracy": 0.5, "pairs": 1000}}, "files": ["blimp/"]},
+    },
+    "perplexity": {"step": None, "metrics": {"loss": 5.7, "tokens": 47193}, "examples": 1, "details": {}},
+}
+SAMPLES = {"step": 400, "temperature": 0.8, "samples": [{"prompt": "It was", "text": " the  whale\n\tand", "truth": " not"}]}
+MORE = {"evaluations.json": TASKS, "samples.json": SAMPLES, "data.json": [SOURCE]}
 
 
 class Page(html.parser.HTMLParser):
@@ -54,7 +67,7 @@ class Page(html.parser.HTMLParser):
         self.words += f"{data.strip()} " if data.strip() else ""
 
 
-def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: Any = None) -> Path:
+def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: Any = None, **more: Any) -> Path:
     files = Folder(path)
     files.write_config(run)
     for number in range(starts):
@@ -65,6 +78,8 @@ def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: 
     file.close()
     if scores is not None:
         write_json(files.scores, scores)
+    for name, content in more.items():
+        write_json(path / name, content)
     return path
 
 
@@ -90,11 +105,12 @@ MOMENTS = {
     "after one row": {"rows": rows(1), "starts": 1},
     "killed early": {"rows": rows(12), "starts": 1},
     "a validation alone": {"rows": [row for row in rows(10) if row["kind"] == "valid"]},
-    "finished": {"rows": rows(100), "starts": 2, "scores": SCORES},
+    "finished": {"rows": rows(100), "starts": 2, "scores": SCORES, **MORE},
     "never finite": {"rows": rows(60, loss=math.nan, grad_norm=math.inf, skipped=10), "scores": SCORES},
     "without a rate": {"rows": rows(50, mfu=None)},
     "only compiled": {"rows": rows(1, every=1, seconds=math.nan, tokens_per_s=math.nan, mfu=math.nan)},
     "at rest": {"rows": rows(50, tokens_per_s=0.0, mfu=0.0, grad_norm=0.0)},
+    "all but rows": MORE,
     "a score that is not finite": {"rows": rows(5), "scores": SCORES | {"perplexity": 1e308, "note": None, "more": [1, 2.5]}},
 }
 
@@ -154,11 +170,21 @@ def test_a_run_without_interruptions_has_no_word_on_them(tmp_path: Path) -> None
 def test_whatever_a_name_holds_is_text(tmp_path: Path) -> None:
     path = tmp_path / "<b>&'\"run"
     path.mkdir()
-    run = dataclasses.replace(RUN, data=Data(paths=("<script>alert(1)</script>.txt", '"><img src=x>')))
-    shown = page(folder(path, run=run, rows=rows(5), scores=SCORES | {"<i>score": "<u>"}))
-    assert {"i", "u", "script", "img"}.isdisjoint(tag for tag, _ in shown.tags)
-    for text in ("<b>&'\"run", "<script>alert(1)</script>.txt", "<i>score", "<u>"):
+    run = dataclasses.replace(RUN, data=Data(paths=("<script>alert(1)</script>.txt", '"><img src=x>')), init="../<a>")
+    sample = dict.fromkeys(("prompt", "text", "truth"), "</p><iframe src=x>\x00\x1b[1m\udcff")
+    task = {"step": 1, "metrics": {"<s>": 1.0}, "examples": 1, "details": {"<q>": {"<em>": {"<kbd>": "<var>"}}, "<ins>": "<del>"}}
+    more = {
+        "samples.json": {"step": 1, "samples": [sample]},
+        "evaluations.json": {"<tt>": task},
+        "data.json": [SOURCE | {"name": "<small>"}],
+    }
+    shown = page(folder(path, run=run, rows=rows(5), scores=SCORES | {"<i>score": "<u>"}, **more))
+    told = ("<b>&'\"run", "<script>alert(1)</script>.txt", "<i>score", "<u>", "<s>", "<q>", "<em>", "<kbd>", "<var>", "<ins>")
+    for text in (*told, "<del>", "<tt>", "<small>", "</p><iframe src=x>\ufffd\ufffd[1m?", "../<a>"):
         assert text in shown.words
+    assert {"i", "u", "script", "img", "s", "q", "em", "kbd", "var", "ins", "del", "tt", "small", "iframe", "a"}.isdisjoint(
+        tag for tag, _ in shown.tags
+    )
 
 
 def test_a_hundred_thousand_rows_make_a_small_file_that_keeps_a_lone_spike(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -215,11 +241,72 @@ def test_a_row_torn_by_a_kill_does_not_matter_and_a_damaged_one_is_named(tmp_pat
         report.write(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "scores.json is not valid JSON"), ("[]", "scores.json is not an object")])
-def test_damaged_scores_are_named(content: str, message: str, tmp_path: Path) -> None:
-    (folder(tmp_path) / "scores.json").write_text(content)
-    with pytest.raises(BadInput, match=message):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("scores.json", "{", r"scores.json is no JSON that can be read \(.*make it again"),
+        ("scores.json", "[]", r"scores.json does not hold what it should \(the whole: list instead of dict\)"),
+        ("evaluations.json", "[" * 100_000, r"evaluations.json is no JSON"),
+        ("evaluations.json", '{"blimp": {"step": 1}}', r"evaluations.json .* \(no blimp.metrics\)"),
+        (
+            "evaluations.json",
+            '{"a": {"step": null, "metrics": {"x": "1"}, "examples": 1, "details": {}}}',
+            r"\(a.metrics.x: str\)",
+        ),
+        ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": ""}]}', r"samples.json .* \(no samples\[0\].truth\)"),
+        ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": "", "truth": 1}]}', r"samples\[0\].truth: int"),
+        ("data.json", "[1]", r"data.json .* \(\[0\]: int instead of dict\)"),
+        ("data.json", "\xff", r"data.json is no JSON"),
+    ],
+)
+def test_a_damaged_file_gets_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (folder(tmp_path) / name).write_text(content, encoding="latin-1")
+    with pytest.raises(BadInput, match=message) as refused:
         report.write(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_tasks_are_a_table_with_errors_and_their_details(tmp_path: Path) -> None:
+    words = page(folder(tmp_path, **{"evaluations.json": TASKS})).words
+    assert "Tasks Task Metric Value Examples Step blimp accuracy 0.6123 ± 0.0018 67,000 400 ties 3 perplexity loss 5.7 1" in words
+    assert "blimp: files blimp/" in words
+    assert "blimp: paradigms (1) accuracy pairs wh_island 0.5 1,000" in words
+    assert "stderr" not in words
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (0.61234, 0.00184, "0.6123 ± 0.0018"),
+        (0.5, 0.0996, "0.500 ± 0.100"),
+        (1234.5, 17.0, "1,234 ± 17"),
+        (0.5, None, "0.5"),
+        (1.0, 0.0, "1"),
+        (math.nan, 0.1, "nan"),
+        (47193, None, "47,193"),
+    ],
+)
+def test_a_value_is_told_as_exactly_as_it_is_known(value: float, error: float | None, shown: str) -> None:
+    assert pages.measured(value, error) == shown
+
+
+def test_samples_keep_their_white_space(tmp_path: Path) -> None:
+    shown = page(folder(tmp_path, **{"samples.json": SAMPLES}))
+    assert "continued by the model after step 400, temperature 0.8" in shown.words
+    assert " the  whale\n\tand</p>" in (tmp_path / "report.html").read_text()
+    assert re.search(r"\.sample p\{[^}]*white-space:pre-wrap", pages.STYLE)
+    assert "Samples" not in page(folder(tmp_path, **{"samples.json": SAMPLES | {"samples": []}})).words
+
+
+def test_it_says_where_parameters_and_text_come_from(tmp_path: Path) -> None:
+    more = {"data.json": [SOURCE, SOURCE | {"name": "news.jsonl", "weight": 0.3, "share": 0.25, "epochs": 2.0}]}
+    words = page(folder(tmp_path, rows=rows(25), **more)).words
+    assert "Parameters at the start drawn at random, seed 0 Tokens trained on 1.02M of 4.10M planned" in words
+    assert "Epochs so far Epochs planned books.txt 70.0% 75.0% 416,123 6,506 0.125 0.5 news.jsonl 30.0% 25.0%" in words
+    words = page(folder(tmp_path, run=dataclasses.replace(RUN, init="../gpt2"), rows=rows(100), **more)).words
+    assert "Parameters at the start as ../gpt2 left them Tokens trained on 4.10M Source" in words
+    assert "Rows Epochs books.txt 70.0% 75.0% 416,123 6,506 0.5 news.jsonl 30.0% 25.0% 416,123 6,506 2 Configuration" in words
 
 
 def test_a_folder_that_is_no_run_gets_no_report(tmp_path: Path) -> None:
@@ -231,7 +318,7 @@ def test_a_folder_that_is_no_run_gets_no_report(tmp_path: Path) -> None:
 def test_text_and_curves_stand_out_on_light_and_dark() -> None:
     """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for the parts of a drawing."""
     light, dark = (
-        dict(re.findall(r"--(\w+):(#\w{6})", each)) for each in report.STYLE.split("@media (prefers-color-scheme:dark)")
+        dict(re.findall(r"--(\w+):(#\w{6})", each)) for each in pages.STYLE.split("@media (prefers-color-scheme:dark)")
     )
     for colours in (light, dark):
         for ground in ("page", "card"):

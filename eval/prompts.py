@@ -1,0 +1,151 @@
+"""Prompts from text: lines of a file, or a few examples followed by a question, all written after one template."""
+
+import dataclasses
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import BadInput, require
+
+LONGEST_LINE = 16 << 20
+"""Bytes of the longest line read: a file without line ends must not fill the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """A prompt whose continuation is the answer to its last question."""
+
+    text: str
+    """Ends where the answer begins, white space in front of it included."""
+    stop: str
+    """What follows an answer in the template, up to the next field; "" if nothing does."""
+
+
+def few_shot(examples: Sequence[Mapping[str, str]], template: str, query: Mapping[str, str]) -> FewShot:
+    """Every example filled into the template, then the query, up to the first field that it leaves open: the answer.
+
+    The template has named fields in braces, as in "Q: {question}\\nA: {answer}\\n\\n"; {{ and }} are braces.
+
+    Raises:
+        BadInput: a template without fields, a query that names others or leaves none open, or an example without one of them.
+    """
+    parts = _parse(template)
+    names = [name for _, name in parts if name is not None]
+    if unknown := [name for name in query if name not in names]:
+        raise BadInput(f"--query {unknown[0]}=...: the template has no such field; it has {', '.join(names)}")
+    open_at = next((at for at, (_, name) in enumerate(parts) if name is not None and name not in query), None)
+    if open_at is None:
+        raise BadInput(f"--query names every field of the template ({', '.join(names)}); leave out the one to be answered")
+    for number, example in enumerate(examples, 1):
+        if missing := [name for name in names if name not in example]:
+            raise BadInput(f"example {number} has no field {missing[0]!r}, which the template names")
+    asked = _fill(parts[:open_at], query) + parts[open_at][0]
+    after = parts[open_at + 1][0] if open_at + 1 < len(parts) else ""
+    return FewShot(text="".join(_fill(parts, example) for example in examples) + asked, stop=after)
+
+
+def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
+    """The template's fields of each line of a .jsonl file; blank lines are no examples, numbers become text.
+
+    Raises:
+        BadInput: a file that cannot be read or holds no example, or a line (named) that is no object with these fields.
+    """
+    names = [name for _, name in _parse(template) if name is not None]
+    examples = [{name: _text(value, name, where) for name in names} for where, value in _objects(Path(path))]
+    if not examples:
+        raise BadInput(f"{path}: holds no example; write one object a line")
+    return examples
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The lines of a text file, or the field "prompt" of the lines of a .jsonl file; blank lines are no prompts.
+
+    Raises:
+        BadInput: a file that cannot be read or holds no prompt, or a line (named) that is not UTF-8 or has no prompt.
+    """
+    file = Path(path)
+    if file.suffix.lower() == ".jsonl":
+        prompts = [_text(value, "prompt", where) for where, value in _objects(file)]
+    else:
+        prompts = [line for _, line in _lines(file)]
+    if not prompts:
+        raise BadInput(f"{path}: holds no prompt; write one a line")
+    return prompts
+
+
+def parse_query(given: Sequence[str]) -> dict[str, str]:
+    """`name=value` texts as a mapping.
+
+    Raises:
+        BadInput: one without "=" or without a name, or a name given twice.
+    """
+    query: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        require(bool(name and equals), "query", each, "write name=value")
+        require(name not in query, "query", each, f"{name} is given twice")
+        query[name] = value
+    return query
+
+
+def _parse(template: str) -> list[tuple[str, str | None]]:
+    """(literal text, name of the field after it), the last without a field."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise BadInput(f"--template {template!r}: {error}; write fields as {{name}}, braces as {{{{ and }}}}") from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(name is None or (name.isidentifier() and not spec and not how) for _, name, spec, how in parts)
+    require(plain, "template", repr(template), "write fields as {name}, nothing else in the braces")
+    require(bool(names), "template", repr(template), "it has no field; write some as {name}")
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _fill(parts: Sequence[tuple[str, str | None]], values: Mapping[str, str]) -> str:
+    return "".join(literal + (values[name] if name is not None else "") for literal, name in parts)
+
+
+def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of each line."""
+    for where, line in _lines(file):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{where}: no JSON ({error}); write one whole object a line") from None
+        if not isinstance(value, dict):
+            raise BadInput(f"{where}: not an object; write lines like {{{json.dumps('name')}: ...}}")
+        yield where, value
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """(file:line, text without its line end) of the lines that are not blank; a byte order mark is dropped."""
+    number = 0
+    try:
+        with file.open("rb") as stream:
+            while raw := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    raise BadInput(f"{file}:{number}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if line.strip():
+                    yield f"{file}:{number}", line
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from None
+
+
+def _text(value: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in value:
+        names = ", ".join(json.dumps(each) for each in list(value)[:20])
+        raise BadInput(f"{where}: no field {json.dumps(name)}; it has {names or 'none'}")
+    text = value[name]
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise BadInput(f"{where}: field {json.dumps(name)} is neither text nor a number")
+    try:
+        str(text).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{where}: field {json.dumps(name)} has a lone surrogate at character {error.start}; mend it") from None
+    return str(text)

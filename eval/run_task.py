@@ -1,0 +1,145 @@
+"""`zoo eval RUN|DIR --task T`: a task on local files, from the command line to the table and RUN/evaluations.json."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from eval import report, tasks
+from eval.tasks import Progress, Result, Settings
+from train import config
+from train import mesh as meshes
+from train.folder import Folder, write_json
+from train.load import Loaded, is_run, load
+from train.step import DTYPES
+from zoo.errors import BadInput, require
+
+
+def main(
+    where: str,
+    *,
+    task: str,
+    files: Sequence[str],
+    step: int | None,
+    settings: Settings,
+    precision: config.Precision,
+    mesh: config.Mesh,
+    as_json: bool,
+) -> int:
+    """Score a model on a task and print the result; a run keeps it in its evaluations.json and shows it in its report.
+
+    Everything that can be refused is refused before the model is read, and the model before anything is computed.
+
+    Args:
+        where: a run, a folder of published weights, or `hub:ID`.
+        task: TASK or TASK:ARGUMENT.
+        files: files, or folders of files, that the task reads.
+        step: of a run, the checkpoint; None = the newest intact one.
+        settings: `argument` and `dtype` are filled in here.
+        precision: "auto" is the run's own; of published weights float32 on CPU, else bfloat16.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        BadInput: an unknown task, an option that means nothing to it, files it cannot read, nothing to load, or a run that cannot
+            be written to.
+    """
+    module, argument = tasks.find(task)
+    _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
+    require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
+    settings = dataclasses.replace(settings, argument=argument)
+    if not files:
+        raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
+    kept = _kept(Path(where)) if is_run(Path(where)) else {}
+    examples = module.read(files, settings)
+    subject = load(where, meshes.make(mesh), step)
+    settings = dataclasses.replace(settings, dtype=DTYPES[_precision(precision, subject)])
+    with _progress(task) as progress:
+        result = module.score(subject, examples, settings, progress)
+    if jax.process_index() == 0:
+        entry = {
+            "step": subject.step,
+            "metrics": result.metrics,
+            "examples": result.examples,
+            "details": {**result.details, "files": list(files)},
+        }
+        if subject.run is not None:
+            write_json(Folder(where).evaluations, {**kept, task: entry})
+            report.write(where)
+        print(json.dumps({"task": task, "model": subject.name, **entry}, indent=2) if as_json else table(result), flush=True)
+    return 0
+
+
+def table(result: Result) -> str:
+    """A result in plain text: the tables of its details, then its metrics."""
+    tables = {name: rows for name, rows in result.details.items() if _is_table(rows)}
+    blocks = [_lines(name, rows) for name, rows in tables.items()]
+    metrics = [f"{name:20} {_number(value):>14}" for name, value in result.metrics.items()]
+    return "\n\n".join([*blocks, "\n".join([*metrics, f"{'examples':20} {result.examples:>14,}"])])
+
+
+def _check_options(task: str, settings: Settings, known: Sequence[str]) -> None:
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        require(
+            field.name in known or value == field.default, field.name, value, f"it means nothing to --task {task}; leave it out"
+        )
+
+
+def _kept(run: Path) -> dict[str, Any]:
+    """The results the run has so far."""
+    path = Folder(run).evaluations
+    if not os.access(run, os.W_OK):
+        raise BadInput(f"{run}: cannot be written, so the result cannot be kept there; make it writable")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: no JSON that can be read ({error}); mend it or remove it") from None
+    if not isinstance(kept, dict):
+        raise BadInput(f"{path}: not an object of results; mend it or remove it")
+    return kept
+
+
+def _precision(asked: config.Precision, subject: Loaded) -> config.Precision:
+    if asked == "auto" and subject.run is not None:
+        asked = subject.run.precision
+    if asked == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return asked
+
+
+@contextlib.contextmanager
+def _progress(task: str) -> Iterator[Progress]:
+    """A bar on the terminal; in a log file one line. Results go to stdout, so all this goes to stderr."""
+    if jax.process_index() != 0:
+        yield lambda done, count: None
+        return
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        print(f"scoring {task} ...", file=sys.stderr, flush=True)
+    with Bar(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        line = bar.add_task(task, total=None)
+        yield lambda done, count: bar.update(line, completed=done, total=count)
+
+
+def _is_table(rows: Any) -> bool:
+    return isinstance(rows, dict) and bool(rows) and all(isinstance(row, dict) for row in rows.values())
+
+
+def _lines(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    wide = max(map(len, (title, *rows)))
+    head = f"{title:{wide}}" + "".join(f"{column:>12}" for column in columns)
+    body = [f"{name:{wide}}" + "".join(f"{_number(row.get(column, '')):>12}" for column in columns) for name, row in rows.items()]
+    return "\n".join([head, *body])
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)

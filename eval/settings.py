@@ -1,0 +1,98 @@
+"""How text is generated, in numbers: frozen dataclasses, validated where they are made. Nothing here imports jax."""
+
+import dataclasses
+import math
+from typing import Annotated
+
+import tyro
+
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The fields act in their order here; their defaults leave the probabilities as they are."""
+
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens already in the prompt or the output, and multiplies the negative ones; 1 = off."""
+    temperature: float = 1.0
+    """Divides the logits; below 1 the likely tokens become likelier. 0 = always the likeliest token (greedy)."""
+    top_k: int = 0
+    """Only this many of the likeliest tokens are drawn from; 0 = off."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from; 1 = off."""
+    min_p: float = 0.0
+    """Only tokens of at least this share of the likeliest token's probability are drawn from; 0 = off."""
+
+    def __post_init__(self) -> None:
+        penalty = self.repetition_penalty
+        require(0 < penalty < math.inf, "repetition_penalty", penalty, "choose a number above 0; 1 = off")
+        # float32 holds the quotient of every sane logit by 1e-6.
+        warm = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
+        require(warm, "temperature", self.temperature, "choose 0 for the likeliest token, or a number from 0.000001 on")
+        require(self.top_k >= 0, "top_k", self.top_k, "choose 1 or more tokens; 0 = off")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "choose more than 0 (which would leave no token) up to 1 (off)")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "choose 0 (off) up to 1 (more would leave no token)")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How far prompts are continued and by which draws."""
+
+    limit: int = 128
+    """New tokens at most."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a continuation ends."""
+    samples: int = 1
+    """Continuations of each prompt."""
+    seed: int = 0
+    """Of the draws: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
+    past_end: bool = False
+    """Go on after the end-of-text mark."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 1, "limit", self.limit, "choose 1 or more new tokens")
+        require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
+        require("" not in self.stop, "stop", "''", "every text contains it; name a text, or leave the option out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What is to be continued: texts, the lines of a file, or a few examples and a question."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts to continue."""
+    prompts_file: str = ""
+    """File of texts to continue, one a line; the field "prompt" of each line in a .jsonl file."""
+    examples: str = ""
+    """A .jsonl file of examples for a few-shot prompt; needs --template and --query."""
+    template: str = ""
+    """How an example is written, fields in braces: "Q: {question}\\nA: {answer}\\n\\n"."""
+    query: tuple[str, ...] = ()
+    """name=value for the template's fields before the answer, which is the first field not named."""
+    begin: bool = False
+    """Put the end-of-text mark before every prompt, as it stands before a document; the prompt may then be empty."""
+    choices: tuple[str, ...] = ()
+    """Generate nothing, but score these continuations, exactly as given: most begin with a space."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "prompts_file", "examples") if getattr(self, name)]
+        which = "give one of --prompt, --prompts-file and --examples"
+        require(len(given) == 1, given[0] if given else "prompt", "and others" if given else "is not given", which)
+        if self.examples:
+            require(bool(self.template), "template", "''", "say how an example is written, with its fields in braces")
+            require(bool(self.query), "query", "''", "give the template's fields before the answer as name=value")
+        else:
+            require(not self.template, "template", repr(self.template), "it needs --examples")
+            require(not self.query, "query", " ".join(self.query), "it needs --examples")
+        require(self.begin or "" not in self.prompt, "prompt", "''", "write some text, or add --begin to start a document")
+        require("" not in self.choices, "choices", "''", "write some text in each")
+        for name in ("prompt", "template", "query", "choices"):
+            for text in (self.template,) if name == "template" else getattr(self, name):
+                # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+                require(not any("\ud800" <= letter <= "\udfff" for letter in text), name, ascii(text), "write it in UTF-8")

@@ -1,0 +1,109 @@
+"""Minimal pairs: does the model find the grammatical sentence of a pair likelier than the other? BLiMP and files like it.
+
+Source: Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English", sections 3 and 4 (the full-sentence
+method: log-probabilities of whole sentences are compared, not normalized by length).
+
+Format: .jsonl; a line is an object with `sentence_good` and `sentence_bad`, and with `UID`, the name of its paradigm (the file's
+name where it is absent) and `linguistics_term`, the phenomenon the paradigm belongs to (the paradigm where it is absent).
+
+A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
+its first word (the task that lm-evaluation-harness brings puts one, its `target_delimiter`) and no end-of-text after its last.
+
+Metrics:
+- accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model which cannot tell
+  them apart gets 0.5; the mean over a paradigm's pairs, then over the paradigms;
+- accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are given;
+- phenomenon_accuracy: the mean over phenomena of the mean over their paradigms;
+- ties: pairs whose sentences are equally likely.
+Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from eval import tasks
+from eval.likelihood import encode, likelihoods
+from eval.tasks import Progress, Result, Settings, mean_and_error
+from train.load import Loaded
+
+OPTIONS = ()
+
+
+class Pair(NamedTuple):
+    """One minimal pair."""
+
+    where: str
+    """file:line."""
+    paradigm: str
+    phenomenon: str
+    good: str
+    bad: str
+
+
+def read(names: Sequence[str], settings: Settings) -> list[Pair]:
+    """The pairs of all files.
+
+    Raises:
+        BadInput: see `tasks.files`, `tasks.lines` and `tasks.strings`.
+    """
+    pairs = []
+    for file in tasks.files(names, (".jsonl",)):
+        for where, text in tasks.lines(file):
+            found = tasks.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+            paradigm = found.get("UID", file.stem)
+            phenomenon = found.get("linguistics_term", paradigm)
+            pairs.append(Pair(where, paradigm, phenomenon, found["sentence_good"], found["sentence_bad"]))
+    return pairs
+
+
+def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> Result:
+    """Compare the two sentences of each pair.
+
+    Raises:
+        BadInput: a sentence longer than the model's positions, by file and line; see also `likelihoods`.
+    """
+    sentences = encode(subject.tokenizer, [("", sentence) for pair in pairs for sentence in (pair.good, pair.bad)])
+    found = likelihoods(
+        subject.net,
+        subject.params,
+        subject.mesh,
+        sentences,
+        batch=settings.batch,
+        dtype=settings.dtype,
+        name=lambda number: pairs[number // 2].where,
+        progress=progress,
+    )
+    outcomes: dict[tuple[str, str], list[float]] = {}
+    for pair, good, bad in zip(pairs, found[::2], found[1::2], strict=True):
+        outcome = 0.5 if good.nats == bad.nats else float(good.nats < bad.nats)
+        outcomes.setdefault((pair.phenomenon, pair.paradigm), []).append(outcome)
+    return summary(outcomes)
+
+
+def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
+    """The metrics from each pair's outcome (0, 1/2 or 1), by (phenomenon, paradigm)."""
+    paradigms = {key: _row(*mean_and_error(each), len(each)) for key, each in outcomes.items()}
+    phenomena = {
+        name: _mean([row for key, row in paradigms.items() if key[0] == name]) for name in sorted({p for p, _ in outcomes})
+    }
+    overall = _mean(list(paradigms.values()))
+    metrics = {"accuracy": overall["accuracy"]}
+    if "stderr" in overall:
+        metrics["accuracy_stderr"] = overall["stderr"]
+    metrics["phenomenon_accuracy"] = mean_and_error([row["accuracy"] for row in phenomena.values()])[0]
+    metrics["ties"] = sum(outcome == 0.5 for each in outcomes.values() for outcome in each)
+    by_name = {paradigm: row for (_, paradigm), row in sorted(paradigms.items())}
+    return Result(metrics, overall["pairs"], {"paradigms": by_name, "phenomena": phenomena})
+
+
+def _row(accuracy: float, error: float | None, pairs: int) -> dict[str, Any]:
+    return {"accuracy": accuracy, **({} if error is None else {"stderr": error}), "pairs": pairs}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over paradigms, each weighing the same; errors of independent samples add up in squares."""
+    errors = [row.get("stderr") for row in rows]
+    known = [error for error in errors if error is not None]
+    error = math.sqrt(sum(each**2 for each in known)) / len(rows) if len(known) == len(rows) else None
+    return _row(sum(row["accuracy"] for row in rows) / len(rows), error, sum(row["pairs"] for row in rows))

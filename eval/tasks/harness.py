@@ -1,0 +1,110 @@
+"""A task of lm-evaluation-harness, from a local YAML file: `--task harness:NAME --files FOLDER`. Needs the extra `eval`.
+
+Format: the harness's own. NAME is the `task`, `group` or `tag` of a .yaml file in one of the folders (or their subfolders); its
+`dataset_path` is `json`, `text`, `csv` or `parquet` with `data_files` on this machine (relative to the current folder). The tasks
+that come with the harness are not read, and nothing is looked for on the network. Functions that a YAML file names (`!function`)
+are run: read a task from somebody else before you score with it.
+
+Metrics: what the task's `metric_list` names, with the harness's own arithmetic and standard errors (`_stderr`; bootstrapped 1,000
+times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none", and begins
+with the name of its task where NAME is several.
+Details: the tasks, with their versions and numbers of shots.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from eval import tasks
+from eval.tasks import Progress, Result, Settings
+from train.load import Loaded
+from zoo.errors import BadInput
+
+OPTIONS = ("argument",)
+BOOTSTRAP = 1000
+
+
+def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """What the harness makes of the name: its tasks, with their data read.
+
+    Raises:
+        BadInput: the extra is missing, no file defines the name, or the harness cannot load it, from this machine alone.
+    """
+    from eval import harness  # noqa: F401  (says what to install)
+
+    with _offline():
+        from datasets.exceptions import DatasetsError
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(
+            include_path=sorted({str(file.parent) for file in tasks.files(names, (".yaml",))}), include_defaults=False
+        )
+        if settings.argument not in manager.all_tasks:
+            known = ", ".join(manager.all_tasks) or "none"
+            raise BadInput(f"--task harness:{settings.argument}: no readable .yaml file defines it; those here define: {known}")
+        try:
+            return dict(manager.load([settings.argument]))
+        except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise BadInput(f"--task harness:{settings.argument}: it cannot be loaded from this machine alone: {said}") from None
+
+
+def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, progress: Progress) -> Result:
+    """Let the harness ask the model.
+
+    Raises:
+        BadInput: see `HarnessModel`.
+    """
+    from eval.harness import HarnessModel
+
+    with _offline():
+        from lm_eval.evaluator import simple_evaluate
+
+        found = simple_evaluate(
+            HarnessModel(subject, batch=settings.batch, dtype=settings.dtype, progress=progress),
+            tasks=list(examples["tasks"].values()),
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=False,
+        )
+    assert found is not None
+    return summary(found)
+
+
+def summary(found: Mapping[str, Any]) -> Result:
+    """The harness's results as ours."""
+    metrics = {}
+    for task, values in found["results"].items():
+        for name, value in values.items():
+            if "," in name and isinstance(value, int | float):
+                metric = name.removesuffix(",none")
+                metrics[metric if len(found["results"]) == 1 else f"{task} {metric}"] = value
+    sizes = {task: each["effective"] for task, each in found["n-samples"].items()}
+    told = {
+        task: {"examples": size, "version": str(found["versions"].get(task)), "shots": found["n-shot"].get(task)}
+        for task, size in sizes.items()
+    }
+    return Result(metrics, sum(sizes.values()), {"tasks": told})
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """No library below looks on the network, and none starts processes: JAX's threads do not survive a fork."""
+    wanted = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    import datasets.config
+    import huggingface_hub.constants
+
+    # Both read the environment once, and may have been imported long ago.
+    switches = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
+    values = [getattr(module, name) for module, name in switches]
+    try:
+        for module, name in switches:
+            setattr(module, name, True)
+        yield
+    finally:
+        for (module, name), value in zip(switches, values, strict=True):
+            setattr(module, name, value)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

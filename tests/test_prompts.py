@@ -1,0 +1,141 @@
+"""Prompts from files and templates, and every way in which they can be wrong."""
+
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, read_prompts
+from zoo.errors import BadInput
+
+TEMPLATE = "Q: {question}\nA: {answer}\n\n"
+EXAMPLES = [{"question": "2 + 2?", "answer": "4"}, {"question": "Capital of France?", "answer": "Paris"}]
+
+
+def refusal(function: Any, *arguments: Any) -> str:
+    with pytest.raises(BadInput) as refused:
+        function(*arguments)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_few_shot_prompt() -> None:
+    shot = few_shot(EXAMPLES, TEMPLATE, {"question": "3 + 4?"})
+    assert shot.text == "Q: 2 + 2?\nA: 4\n\nQ: Capital of France?\nA: Paris\n\nQ: 3 + 4?\nA: "
+    assert shot.stop == "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "query", "text", "stop"),
+    [
+        ("{q}{a}", {"q": "x"}, "12x", ""),
+        ("{a} <- {q}", {"q": "x"}, "2 <- 1", " <- "),
+        ("{q}: {a} ({q})\n", {"q": "x"}, "1: 2 (1)\nx: ", " ("),
+        ("{{{q}}}={a};", {"q": "x"}, "{1}=2;{x}=", ";"),
+        ("{q}{q}{a}", {"q": "{a}"}, "112{a}{a}", ""),
+    ],
+)
+def test_the_answer_is_the_first_field_left_open(template: str, query: dict[str, str], text: str, stop: str) -> None:
+    shot = few_shot([{"q": "1", "a": "2"}], template, query)
+    assert (shot.text, shot.stop) == (text, stop)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), max_size=3), texts, texts)
+def test_examples_are_filled_in_as_they_are(examples: list[dict[str, str]], question: str, between: str) -> None:
+    """Whatever braces or percent signs the values have."""
+    template = "{question}" + between.replace("{", "{{").replace("}", "}}") + "{answer}|"
+    filled = "".join(f"{each['question']}{between}{each['answer']}|" for each in examples)
+    assert few_shot(examples, template, {"question": question}).text == filled + question + between
+
+
+@pytest.mark.parametrize(
+    ("template", "query", "says"),
+    [
+        ("no field", {"q": "x"}, "--template 'no field': it has no field"),
+        ("{q} {", {"q": "x"}, "--template '{q} {': "),
+        ("{q} }", {"q": "x"}, "--template '{q} }': "),
+        ("{}{a}", {"q": "x"}, "--template '{}{a}': write fields as {name}"),
+        ("{0}{a}", {"q": "x"}, "--template '{0}{a}': write fields"),
+        ("{q.__class__}{a}", {"q": "x"}, "--template '{q.__class__}{a}': write fields"),
+        ("{q[0]}{a}", {"q": "x"}, "--template '{q[0]}{a}': write fields"),
+        ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
+        ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
+        ("{q}{a}", {"quest": "x"}, "--query quest=...: the template has no such field; it has q, a"),
+        ("{q}{a}", {"q": "x", "a": "y"}, "--query names every field of the template (q, a); leave out the one"),
+        ("{q}{other}{a}", {"q": "x"}, "example 1 has no field 'other'"),
+    ],
+)
+def test_a_template_or_query_that_does_not_fit_is_refused(template: str, query: dict[str, str], says: str) -> None:
+    assert refusal(few_shot, [{"q": "1", "a": "2"}], template, query).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "says"),
+    [(["q"], "--query q: write name=value"), (["=x"], "--query =x: write"), (["q=1", "q=2"], "--query q=2: q is given twice")],
+)
+def test_a_query_is_names_and_values(given_as: Sequence[str], says: str) -> None:
+    assert parse_query(["q=a=b", "other="]) == {"q": "a=b", "other": ""}
+    assert refusal(parse_query, given_as).startswith(says)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_examples_from_a_file(tmp_path: Path) -> None:
+    """Blank lines and a byte order mark are nothing; numbers are text; other fields are left out."""
+    file = tmp_path / "examples.jsonl"
+    lines = [json.dumps({"answer": 4, "question": "2 + 2?", "source": None}), "", json.dumps({"question": "½?", "answer": 0.5})]
+    file.write_text("\ufeff" + "\r\n".join(lines), newline="")
+    assert read_examples(file, TEMPLATE) == [{"question": "2 + 2?", "answer": "4"}, {"question": "½?", "answer": "0.5"}]
+
+
+LINES = {
+    '{"question": "a"': "no JSON (",
+    "[1]": "not an object; write lines like",
+    "[" * 100_000: "no JSON (",
+    '{"question": "a"}': 'no field "answer"; it has "question"',
+    "{}": 'no field "question"; it has none',
+    '{"question": "a", "answer": null}': 'field "answer" is neither text nor a number',
+    '{"question": "a", "answer": true}': 'field "answer" is neither text nor a number',
+    '{"question": ["a"], "answer": "b"}': 'field "question" is neither text nor a number',
+    '{"question": "\\ud800", "answer": "b"}': 'field "question" has a lone surrogate at character 0',
+    "\udcff": "not UTF-8 (byte 0 of the line); convert the file",
+    "9" * (LONGEST_LINE + 1): "longer than 16 MiB; write shorter lines",
+}
+
+
+@pytest.mark.parametrize(("line", "says"), LINES.items(), ids=map(str, range(len(LINES))))
+def test_a_bad_line_is_named(line: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "examples.jsonl"
+    file.write_bytes(b'{"question": "a", "answer": "b"}\n\n' + line.encode(errors="surrogateescape") + b"\n")
+    assert refusal(read_examples, file, TEMPLATE).startswith(f"{file}:3: {says}")
+
+
+def test_prompts_from_files(tmp_path: Path) -> None:
+    plain, lines = tmp_path / "prompts.txt", tmp_path / "prompts.JSONL"
+    plain.write_text(" Call me\n\nSome years \r\n", newline="")
+    assert read_prompts(plain) == [" Call me", "Some years "]
+    lines.write_text('{"prompt": "two\\nlines"}\n{"prompt": "x", "id": 1}\n')
+    assert read_prompts(lines) == ["two\nlines", "x"]
+    lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    assert refusal(read_prompts, lines) == f'{lines}:2: no field "prompt"; it has "text"'
+
+
+@pytest.mark.parametrize("read", [read_prompts, lambda path: read_examples(path, TEMPLATE)])
+def test_a_file_with_nothing_to_read_is_refused(read: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    assert "holds no " in refusal(read, tmp_path / "empty.jsonl")
+    assert "cannot be read (No such file or directory)" in refusal(read, tmp_path / "missing.jsonl")
+    assert "cannot be read (Is a directory)" in refusal(read, tmp_path)
+
+
+def test_every_printable_text_is_a_value() -> None:
+    assert few_shot([], "{q}: {a}", {"q": string.printable}).text == f"{string.printable}: "

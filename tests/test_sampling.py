@@ -1,0 +1,258 @@
+"""Choosing a token: every filter against plain numpy, one row and one token at a time, and against transformers; the draws."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from eval import sampling
+from eval.settings import GREEDY, Sampling
+from zoo import seeds
+from zoo.errors import BadInput
+
+VOCABULARY = 40
+
+# --- the definitions, token by token --------------------------------------------------------------------------------------------
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def penalized(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    return np.array([x if not s else x * penalty if x < 0 else x / penalty for x, s in zip(logits, seen, strict=True)])
+
+
+def top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    return np.array([x if (logits > x).sum() < k else -np.inf for x in logits])
+
+
+def top_p(logits: np.ndarray, p: float) -> np.ndarray:
+    share = probabilities(logits)
+    return np.array([x if share[logits > x].sum() < p else -np.inf for x in logits])
+
+
+def min_p(logits: np.ndarray, p: float) -> np.ndarray:
+    share = probabilities(logits)
+    return np.array([x if each >= p * share.max() else -np.inf for x, each in zip(logits, share, strict=True)])
+
+
+def expected(logits: np.ndarray, chosen: Sampling, seen: np.ndarray) -> np.ndarray:
+    """In float64, one row after the other."""
+    rows = []
+    for row, mark in zip(np.float64(logits), seen, strict=True):
+        row = penalized(row, mark, chosen.repetition_penalty)
+        if chosen.temperature:
+            row = top_k(row / chosen.temperature, chosen.top_k or VOCABULARY)
+            row = min_p(top_p(row, chosen.top_p) if chosen.top_p < 1 else row, chosen.min_p)
+        rows.append(row)
+    return np.stack(rows)
+
+
+def random_logits(seed: int, rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return np.float32(3 * rng.standard_normal((rows, VOCABULARY))), rng.random((rows, VOCABULARY)) < 0.2
+
+
+@functools.cache
+def program(chosen: Sampling) -> Callable[..., Any]:
+    return jax.jit(lambda logits, seen: sampling.filtered(logits, chosen, seen))
+
+
+CHOICES = [
+    Sampling(),
+    GREEDY,
+    Sampling(temperature=0.0, repetition_penalty=1.7),
+    Sampling(temperature=0.3),
+    Sampling(temperature=4.0),
+    Sampling(top_k=1),
+    Sampling(top_k=7),
+    Sampling(top_k=10 * VOCABULARY),
+    Sampling(top_p=1e-9),
+    Sampling(top_p=0.01),
+    Sampling(top_p=0.8),
+    Sampling(top_p=0.999999),
+    Sampling(min_p=0.05),
+    Sampling(min_p=1.0),
+    Sampling(repetition_penalty=1.3),
+    Sampling(repetition_penalty=0.6),
+    Sampling(top_k=12, top_p=0.7),
+    Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.5),
+]
+every_choice = pytest.mark.parametrize("chosen", CHOICES, ids=str)
+
+
+@every_choice
+def test_a_filter_is_its_definition(chosen: Sampling) -> None:
+    for seed in range(5):
+        logits, seen = random_logits(seed)
+        found, wanted = np.asarray(program(chosen)(logits, seen)), expected(logits, chosen, seen)
+        np.testing.assert_array_equal(np.isneginf(found), np.isneginf(wanted))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+ORDERED = Sampling(temperature=2.0, top_k=8, top_p=0.7, min_p=0.2, repetition_penalty=2.0)
+
+
+def test_the_order_of_the_filters_matters_and_is_kept() -> None:
+    """The same filters in other orders leave other tokens: the comparison above would notice."""
+    logits, seen = random_logits(1, rows=20)
+
+    def left(*steps: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        rows = [penalized(row, mark, 2.0) for row, mark in zip(np.float64(logits), seen, strict=True)]
+        return np.stack([np.isfinite(functools.reduce(lambda x, step: step(x), steps, row)) for row in rows])
+
+    def warm(x: np.ndarray) -> np.ndarray:
+        return x / 2.0
+
+    def some(x: np.ndarray) -> np.ndarray:
+        return top_k(x, 8)
+
+    def nucleus(x: np.ndarray) -> np.ndarray:
+        return top_p(x, 0.7)
+
+    def near(x: np.ndarray) -> np.ndarray:
+        return min_p(x, 0.2)
+
+    found = np.isfinite(np.asarray(program(ORDERED)(logits, seen)))
+    np.testing.assert_array_equal(found, left(warm, some, nucleus, near))
+    for other in [(some, nucleus, near, warm), (warm, nucleus, some, near), (near, warm, some, nucleus)]:
+        assert (found != left(*other)).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5]), min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
+def test_equal_logits_stay_or_go_together_and_the_largest_stays(values: list[float], chosen: Sampling) -> None:
+    logits = np.float32([values] * 4)
+    found = np.asarray(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))[0]
+    for value in set(values):
+        assert len({bool(np.isfinite(x)) for x in found[logits[0] == value]}) == 1
+    assert np.isfinite(found[logits[0].argmax()])
+
+
+@pytest.mark.parity
+@every_choice
+def test_a_filter_is_that_of_transformers(chosen: Sampling) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    steps: list[Any] = []
+    if chosen.repetition_penalty != 1:
+        steps.append(theirs.RepetitionPenaltyLogitsProcessor(chosen.repetition_penalty))
+    if chosen.temperature:
+        steps.append(theirs.TemperatureLogitsWarper(chosen.temperature))
+        steps += [theirs.TopKLogitsWarper(chosen.top_k)] if chosen.top_k else []
+        steps += [theirs.TopPLogitsWarper(chosen.top_p)] if chosen.top_p < 1 else []
+        steps += [theirs.MinPLogitsWarper(chosen.min_p)] if chosen.min_p else []
+    for seed in range(50):
+        logits, seen = random_logits(seed)
+        for row, ids in enumerate(map(np.flatnonzero, seen)):
+            left = torch.tensor(logits[row : row + 1])
+            for step in steps:
+                left = step(torch.tensor(ids)[None], left)
+            found = np.asarray(program(chosen)(logits, seen))[row]
+            np.testing.assert_allclose(found, left[0].numpy(), rtol=1e-6)
+
+
+# --- draws ----------------------------------------------------------------------------------------------------------------------
+
+
+def token_seeds(seed: int, prompts: int, position: int = 0, sample: int = 0) -> jax.Array:
+    numbers = jnp.arange(prompts, dtype=jnp.uint32)
+    rows = sampling.row_seeds(seed, numbers, jnp.full(prompts, sample, jnp.uint32))
+    return seeds.fold(rows, position)
+
+
+@functools.partial(jax.jit, static_argnames="chosen")
+def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> jax.Array:
+    return sampling.draw(logits, chosen, None, row_seeds)[0]
+
+
+@pytest.mark.parametrize("chosen", [Sampling(), Sampling(temperature=2.0, top_k=10)], ids=str)
+def test_tokens_come_as_often_as_they_are_likely(chosen: Sampling) -> None:
+    """Over 40,000 prompts, over positions and over samples of one prompt: chi-squared within 4 standard deviations."""
+    logits, _ = random_logits(3, rows=1)
+    wanted = probabilities(expected(logits, chosen, np.zeros_like(logits, bool))[0])
+    count, many = 40_000, np.repeat(logits, 40_000, 0)
+    numbers = jnp.arange(count, dtype=jnp.uint32)
+    same = sampling.row_seeds(5, jnp.zeros_like(numbers), jnp.zeros_like(numbers))
+    ways = {
+        "prompts": token_seeds(5, count),
+        "positions": seeds.fold(same, numbers),
+        "samples": seeds.fold(sampling.row_seeds(5, jnp.zeros_like(numbers), numbers), 7),
+    }
+    rare = wanted * count < 5
+    for name, numbered in ways.items():
+        found = np.bincount(np.asarray(drawn(many, numbered, chosen)), minlength=VOCABULARY)
+        assert (found[wanted == 0] == 0).all()
+        # The rare ones are counted as one.
+        counts = np.array([*found[~rare], found[rare].sum()])
+        means = count * np.array([*wanted[~rare], wanted[rare].sum()])
+        terms = (counts - means)[means > 0] ** 2 / means[means > 0]
+        freedom = len(terms) - 1
+        assert abs(terms.sum() - freedom) < 4 * math.sqrt(2 * freedom), name
+
+
+def test_draws_depend_on_seed_prompt_sample_and_position() -> None:
+    logits = np.zeros((64, VOCABULARY), np.float32)
+    first = np.asarray(drawn(logits, token_seeds(0, 64), Sampling()))
+    for other in (token_seeds(1, 64), token_seeds(0, 64, position=1), token_seeds(0, 64, sample=1), token_seeds(0, 65)[1:]):
+        assert np.mean(np.asarray(drawn(logits, other, Sampling())) == first) < 0.2
+    np.testing.assert_array_equal(drawn(logits[:9], token_seeds(0, 64)[:9], Sampling()), first[:9])
+
+
+def test_rare_tokens_are_drawn_too() -> None:
+    """The noise has tails: of tokens with probability 2^-20 each, some come in 2^16 draws of 2^8 tokens."""
+    logits = np.full((1 << 16, 257), -20 * math.log(2), np.float32)
+    logits[:, 256] = math.log(1 - 2.0**-12)
+    count = int((np.asarray(drawn(logits, token_seeds(2, 1 << 16), Sampling())) < 256).sum())
+    assert abs(count - 16) < 4 * 4
+
+
+def test_a_mesh_draws_the_same() -> None:
+    logits, _ = random_logits(0, rows=16)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    numbered = token_seeds(0, 16)
+    split = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", "tensor")))
+    chosen = Sampling(top_k=9, top_p=0.9)
+    found = drawn(split, jax.device_put(numbered, NamedSharding(mesh, PartitionSpec("data"))), chosen)
+    np.testing.assert_array_equal(found, drawn(logits, numbered, chosen))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("chosen", [GREEDY, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)], ids=str)
+def test_logits_that_are_not_finite_are_told(bad: float, chosen: Sampling) -> None:
+    """In the very rows that have them, whatever removes or hides them."""
+    logits, _ = random_logits(0)
+    logits[1, 0], logits[3] = bad, bad
+    _, finite = sampling.draw(jnp.asarray(logits), chosen, None, token_seeds(0, 4))
+    assert finite.tolist() == [True, False, True, False]
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "temperature": [-1.0, math.inf, math.nan, 1e-9, -math.inf],
+    "top_k": [-1],
+    "top_p": [0.0, -0.5, 1.5, math.nan],
+    "min_p": [-0.1, 1.01, math.nan],
+    "repetition_penalty": [0.0, -1.0, math.inf, math.nan],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REFUSED.items() for value in values])
+def test_a_setting_that_leaves_nothing_to_draw_is_refused(field: str, value: float) -> None:
+    with pytest.raises(BadInput, match=rf"^--{field.replace('_', '-')} {value}: choose [^\n]*$"):
+        Sampling(**{field: value})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampling().top_k = 3  # pyright: ignore[reportAttributeAccessIssue]
