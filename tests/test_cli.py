@@ -58,7 +58,7 @@ def words(line: str) -> tuple[str, ...]:
 
 
 COMMAND_LINES = {
-    "trian": "there is no command 'trian'; choose models, train, eval, doctor",
+    "trian": "there is no command 'trian'; choose models, train, eval, generate, data, import, export, doctor",
     "train gpt-nona": "no recipe is called 'gpt-nona'; the nearest is 'gpt-nano'",
     "models gpt2-lrage": "no model is called 'gpt2-lrage'; the nearest is 'gpt2-large'",
     "models gpt-4": "the architecture of gpt-4 is unpublished.* nearest published architecture here is gpt3-175b$",
@@ -67,6 +67,12 @@ COMMAND_LINES = {
     "models gpt2 stray": "Unrecognized options: stray",
     "eval": "Missing from zoo eval: RUN Folder of a run",
     "doctor --stpes 3": "Unrecognized options: --stpes",
+    "generate": r"Missing from zoo generate: RUN\|DIR",
+    "generate x --prompt a --limitt 3": "Unrecognized options: --limitt, 3 .*--limit INT",
+    "data": r"zoo data : write zoo data inspect \[RECIPE\|RUN\]",
+    "data inspect gpt-nona": "no recipe is called 'gpt-nona'",
+    "import": r"Missing from zoo import: DIR\|HUB_ID",
+    "export runs/done": "Missing from zoo export: DIR",
     "train gpt-nano --steps many": "--steps: invalid literal",
     "train gpt-nano --optim.lr fast": "--optim.lr: could not convert",
     "train gpt-nano --optim.lr": "Missing value for argument '--optim.lr'",
@@ -134,7 +140,7 @@ FILES = {
     "cut.jsonl": (b'{"text": "a"}\n{"text": "b', "cut.jsonl:2: invalid JSON at column 10 .*; write one whole object a line"),
     "field.jsonl": (b'{"body": "a"}', 'field.jsonl:1: no field "text"; it has "body": choose one with --data.field'),
     "number.jsonl": (b'{"text": 3}', 'number.jsonl:1: field "text" holds a number, not a string'),
-    "words.csv": (b"a,b", r"words.csv: only .txt \(one document\) and .jsonl \(a document a line\) can be read"),
+    "words.csv": (b"a,b", r"words.csv: only .txt \(one document\), .jsonl \(a document a line\), both also as .gz.* can be read"),
     "short.txt": (b"short\n", "--data.valid-fraction 0.1: 6 bytes of text are too few .*; give --data.paths more text"),
     "little.txt": (
         b"call me\n\nIshmael",
@@ -145,7 +151,10 @@ FILES = {
 
 COMBINED = {
     "--data.paths nowhere.txt": "nowhere.txt: no such file",
-    "--data.paths folder.txt": "folder.txt: a folder; name its files",
+    "--data.paths folder.txt": "folder.txt: no files in it; put some there: .txt",
+    "--data.paths book.txt --data.weights 1 2": "--data.weights",
+    "--init nowhere": "nowhere: no such folder; name a run",
+    "--log.samples -1": r"--log.samples -1: choose 0 \(none\) to 1,000",
     "--data.paths": "--data.paths: nothing is named; name something, or leave the option out",
     "--data.valid_paths": "--data.valid-paths: nothing is named; name something, or leave the option out",
     "--data.valid-paths book.txt": "--data.valid-paths .*book.txt: it is also in --data.paths; hold out text that is not",
@@ -184,12 +193,37 @@ EVALUATIONS = {
     "runs/done --mesh.tensor 8": "--mesh.tensor 8: it does not divide the 4 heads",
 }
 
+TASKS = {
+    "--task bilmp --files good.jsonl": "--task bilmp: .*blimp",
+    "--task blimp": "--files",
+    "--task blimp --files nowhere": "--files nowhere: no such file",
+    "--task lambada --files number.jsonl": "number.jsonl:1: ",
+    "--files book.txt": r"--files .*: it needs a --task",
+}
+
+GENERATIONS = {
+    "nowhere --prompt a": "nowhere: no such folder; name a run, a folder of published weights, or hub:ID",
+    "runs/done": "--prompt is not given: give one of --prompt, --prompts-file and --examples",
+    "runs/done --prompt a --prompts-file book.txt": "--prompt and others: give one of",
+    "runs/done --prompt a --limit 0": "--limit 0: choose 1 or more new tokens",
+    "runs/done --prompt a --limit 32": "prompt 1 of 1: its 1 tokens and --limit 32 are more than the model's 32 positions",
+    "runs/done --prompt a --top-p 0": "--top-p 0.0: choose more than 0 .which would leave no token",
+    "runs/done --prompt a --min-p 1.1": "--min-p 1.1: choose 0 .off. up to 1 .more would leave no token",
+    "runs/done --prompt a --temperature nan": "--temperature nan: choose 0 for the likeliest token",
+    "runs/done --prompt a --step 1": ".*COMMIT.json is missing; steps that can be read: 2",
+    "runs/done --prompts-file empty.txt": "empty.txt: ",
+    "runs/done --examples cut.jsonl --template {a}{b} --query a=1": "cut.jsonl:",
+    "runs/done --prompt a --mesh.tensor 8": "--mesh.tensor 8: it does not divide layers/attention/out/kernel",
+}
+
 CASES = {
     **{line: (words(line), said) for line, said in COMMAND_LINES.items()},
     **{line: (("train", "gpt-nano", *TINY, *words(line)), re.escape(line) + f": {said}") for line, said in NUMBERS.items()},
     **{file: (("train", "gpt-nano", *TINY, "--data.paths", file), said) for file, (_, said) in FILES.items()},
     **{line: (("train", "gpt-nano", *TINY, "--name", "other", *words(line)), said) for line, said in COMBINED.items()},
     **{f"eval {line}": (("eval", *words(line)), said) for line, said in EVALUATIONS.items()},
+    **{f"eval runs/done {line}": (("eval", "runs/done", *words(line)), said) for line, said in TASKS.items()},
+    **{f"generate {line}": (("generate", *words(line)), said) for line, said in GENERATIONS.items()},
 }
 
 

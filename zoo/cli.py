@@ -167,7 +167,8 @@ def generate(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
-        """Continue prompts, or say which of several continuations is the likeliest."""
+        """Continue prompts, or say which of given continuations is the likeliest. A single text is shown as it comes. In
+        --template and --stop, \\n is a line end and \\t a tab."""
 
         model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DIR")]
         """Folder of a run or of published weights, or hub:ID."""
