@@ -154,6 +154,20 @@ def test_an_id_without_text_is_never_drawn() -> None:
     assert len(set(drawn.tolist())) > 200
 
 
+def test_what_is_kept_between_two_dispatches() -> None:
+    """Tokens seen are those of prompt and output, padding not among them; the cache is given up, not copied."""
+    many = generator()
+    given = [_Text(tokenizer(), RANDOMLY, 0, 0, prompt, 0) for prompt in prompts()[:40]]
+    batch, numbers = generate._padded(given, 16, 40), np.zeros((2, 40), np.uint32)
+    with jax.set_mesh(many.mesh):
+        placed = meshes.place(batch, many.mesh, 40)
+        rows, (tokens, _) = generate._start(many._model, RANDOM, 48, many._params, placed, np.uint32(0), numbers)
+        for mark, text, token in zip(np.asarray(rows.seen), given, tokens[0].tolist(), strict=True):
+            assert set(np.flatnonzero(mark).tolist()) == {*text.given.tolist(), token}
+        generate._go_on(many._model, RANDOM, 16, many._params, rows)
+    assert rows.cache["k"].is_deleted() and rows.cache["v"].is_deleted()
+
+
 # --- where a text ends ----------------------------------------------------------------------------------------------------------
 
 

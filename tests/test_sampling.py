@@ -131,7 +131,7 @@ def test_the_order_of_the_filters_matters_and_is_kept() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5]), min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
+@given(st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.5]), min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
 def test_equal_logits_stay_or_go_together_and_the_largest_stays(values: list[float], chosen: Sampling) -> None:
     logits = np.float32([values] * 4)
     found = np.asarray(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))[0]

@@ -74,10 +74,10 @@ def _inside(folder: Path) -> list[Path]:
 
 def _file(file: Path, name: str, field: str) -> Source:
     read = _reader(file)
-    if read is None:
-        raise BadInput(f"{file}: only {KINDS} can be read")
     if not file.exists():
         raise BadInput(f"{file}: no such file")
+    if read is None:
+        raise BadInput(f"{file}: only {KINDS} can be read")
     if not file.is_file():
         raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
     # What a column is read with may not be installed: said before anything else is read.
