@@ -67,6 +67,9 @@ class Generator:
         jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
         heads = net.config.heads
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
+        # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
+        compute = dataclasses.replace(net.config.compute, unroll=net.config.layers)
+        net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
         self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
         self._batch = batch
         self._model = _Model(net, tokenizer.vocab_size, np.dtype(dtype))

@@ -1,12 +1,16 @@
 """The command line: what is wrong is said in one line and touches nothing, help is quick, and answers leave pipes in peace."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -366,6 +370,35 @@ def test_a_closed_pipe_is_left_quietly(line: str, tmp_path: Path) -> None:
         )
     assert done.stderr == b""
     assert done.returncode in (0, 1)  # rich leaves with 1
+
+
+def test_generating_for_a_reader_who_leaves(place: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [sys.executable, "-P", "-m", "zoo.cli", *words("generate runs/done --prompt whale --limit 20")]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=clean_environment(), cwd=place, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_interrupted_while_generating(place: Path) -> None:
+    """Ctrl-C in the midst of thousands of texts: at once, without a traceback."""
+    command = [sys.executable, "-P", "-m", "zoo.cli", *words("generate runs/done --prompt whale --limit 20 --samples 200000")]
+    terminal, end = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=clean_environment(), cwd=place) as process:
+        os.close(end)
+        shown = b""
+        while b"/200000" not in shown:
+            shown += os.read(terminal, 1000)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(timeout=60) == 130
+        assert time.monotonic() - began < 10
+    with contextlib.suppress(OSError):  # a terminal that nobody writes to any more ends so
+        while more := os.read(terminal, 1000):
+            shown += more
+    os.close(terminal)
+    assert b"Traceback" not in shown
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
