@@ -86,7 +86,9 @@ def _generate(
     generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
     shown = [""] if asked.examples else prompts
     if len(ids) * decoding.samples == 1 and not as_json:
-        pieces = generator.stream(ids[0], decoding, chunk=1 if sys.stdout.isatty() else CHUNK)
+        # Several processes run one program, and only the first has the terminal.
+        watched = sys.stdout.isatty() and jax.process_count() == 1
+        pieces = generator.stream(ids[0], decoding, chunk=1 if watched else CHUNK)
         # The first piece is waited for: a prompt that is refused is not shown.
         first = next(pieces, "")
         yield shown[0] + first

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from tests import published, tiny
 from train import config, tokenizer_files
 from train import mesh as meshes
+from train.folder import Folder
 from train.load import load
 from train.tokenizer import Tokenizer
 from zoo import cli, hub, pretrained, tensors
@@ -117,6 +118,9 @@ BAD = {
     "import garbled": "garbled/vocab.json: merges.txt:3: not two pieces",
     "import jumbled": "jumbled/vocab.json: no vocabulary that fits merges.txt",
     "import gpt2 --out .": "gpt2: already exists",
+    "import gpt2 --name ../up": "--name ../up: choose up to 100 letters",
+    "import unfinished": "unfinished: a run, not published weights",
+    "export unfinished out2": "unfinished/checkpoints: no checkpoint yet",
     "import gpt2 --processes 2": "--processes 2: this command runs in one process",
     "import gpt2 --mesh.tensor 8": "--mesh.tensor 8: it does not divide",
     "export nowhere out2": "nowhere: no such folder; name a run, a folder of published weights, or hub:ID",
@@ -137,6 +141,8 @@ def broken(place: Path) -> Path:
     published.write(place / "words", CONFIG | {"vocab_size": 299})
     shutil.copy(place / "gpt2" / "tokenizer.json", place / "words")
     published.write(place / "unspoken", CONFIG)
+    Folder(place / "unfinished").path.mkdir()
+    Folder(place / "unfinished").write_config(tiny.run())
     for name, line in {"garbled": "a b c", "jumbled": "zz qq"}.items():
         published.write(place / name, CONFIG)
         shutil.copy(place / "gpt2" / "vocab.json", place / name)
@@ -178,14 +184,20 @@ def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
     """Offline, as a fresh process finds it; and one that is not there is refused at once."""
     snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / ("0" * 40)
     shutil.copytree(place / "gpt2", snapshot)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    # Another program fetched a tokenizer and no weights.
+    part = tmp_path / "hub" / "models--someone--part" / "snapshots" / ("0" * 40)
+    part.mkdir(parents=True)
+    shutil.copy(place / "gpt2" / "tokenizer.json", part)
+    for each in (snapshot, part):
+        (each.parent.parent / "refs").mkdir()
+        (each.parent.parent / "refs" / "main").write_text("0" * 40)
     program = (
         "import time; from zoo import hub; from zoo.errors import BadInput\n"
         "print(hub.fetch('hub:someone/small'))\n"
         "begin = time.monotonic()\n"
-        "try: hub.fetch('someone/large')\n"
-        "except BadInput as error: print(error)\n"
+        "for name in ('someone/large', 'someone/part'):\n"
+        "    try: hub.fetch(name)\n"
+        "    except BadInput as error: print(error)\n"
         "assert time.monotonic() - begin < 5"
     )
     # No variable forbids the network here: a machine without one must answer as fast.
@@ -193,7 +205,8 @@ def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
     environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[0] == str(snapshot), done.stderr
-    assert done.stdout.splitlines()[1].startswith("someone/large: not in the local cache, and the hub does not answer")
+    for line, name in zip(done.stdout.splitlines()[1:], ("large", "part"), strict=True):
+        assert line.startswith(f"someone/{name}: not in the local cache, and the hub does not answer")
     assert hub.folder_of(str(place / "gpt2")) == place / "gpt2"
 
 

@@ -36,6 +36,8 @@ total = float(jax.jit(lambda x: (x * x).sum())(x))
 print("from", number)
 if mode == "raise" and number == 1:
     raise OSError("disk gone")
+if mode == "reader left" and number == 0:
+    sys.exit(launch.abandon(launch.CLOSED_PIPE))
 if mode == "wrong" and number == 1:
     print("zoo: --key 1: choose 2", file=sys.stderr)
     sys.exit(launch.leave(2))
@@ -134,6 +136,12 @@ def test_a_failed_process_does_not_wait_for_the_others(group, mode: str, code: i
     assert f"[process 1] {said}" in done.stderr
 
 
+def test_a_reader_who_left_ends_the_group_as_a_success(group) -> None:
+    """The others, in the midst of their work, were not asked."""
+    done = group(REDUCE, "reader left").ended(timeout=40)
+    assert (done.code, done.stdout) == (0, "from 0\n"), done.stderr
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_process_ends_the_group(group, victim: int) -> None:
     started = group(WAIT, processes=3)
@@ -170,13 +178,14 @@ def test_a_signal_reaches_all_once_and_is_waited_for(group, tmp_path: Path, numb
     assert gone(pids, within=0.2)
 
 
-def test_the_second_interrupt_kills(group) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_kills(group, number: int) -> None:
     started = group(WAIT)
     pids = started.pids()
-    started.launcher.send_signal(signal.SIGINT)
+    started.launcher.send_signal(number)
     time.sleep(0.3)
     assert len(alive(pids)) == 4, "the first is only passed on, and these processes ignore it"
-    started.launcher.send_signal(signal.SIGINT)
+    started.launcher.send_signal(number)
     assert started.ended(timeout=10).seconds < 2
     assert gone(pids, within=0.2)
 

@@ -178,6 +178,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "negative": ({"n_positions": -1}, ("n_positions",)),
     "enormous": ({"n_layer": 10**9}, ("config.json", "layers")),
     "eps": ({"layer_norm_epsilon": 0.0}, ("config.json", "eps")),
+    "beyond floats": ({"layer_norm_epsilon": 10**400}, ("layer_norm_epsilon", "finite number")),
+    "quantized": ({"quantization_config": {"bits": 4}}, ("quantization_config", "original ones")),
 }
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer().save(folder.tokenizer)
     state = State(step=np.int32(7), params=subject().params, opt_state={}, carry={}, key=np.zeros(2, np.uint32))
     with Checkpoints(folder.checkpoints, 1, notify=pytest.fail) as checkpoints:
-        checkpoints.save(jax.device_put(state, everywhere), {})
+        checkpoints.save(jax.device_put(state, everywhere), {"tokenizer": tokenizer().fingerprint})
         assert checkpoints.wait()
     return path
 
@@ -295,6 +296,14 @@ def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **optio
         mesh=config.Mesh(),
         as_json=as_json,
     )
+
+
+def test_another_tokenizer_than_it_was_trained_with_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    Tokenizer.train(["another text altogether"] * 4, 300).save(Folder(tmp_path / "run").tokenizer)
+    file = write(tmp_path / "one.jsonl", pair("The whale is seen.", "The whale see."))
+    with pytest.raises(BadInput, match=r"not the tokenizer that .* was trained with"):
+        evaluate(tmp_path / "run", "blimp", file)
 
 
 def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 from train import config, tokenizer_files
 from train import mesh as meshes
+from train.folder import NAME
 from train.load import Loaded, is_run, load
 from zoo import configs, hub, models, pretrained, tensors
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: config.Mesh) -> int:
-    """Check a published model whole and write it, float32 and under our names for nothing but its folder, to `out`/`name`.
+    """Check a published model whole and write it, as float32, to the folder `out`/`name`.
 
     Args:
         where: a folder, or the id of a model of the hub.
@@ -24,13 +25,14 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: conf
     folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
     if is_run(folder):
         raise BadInput(f"{where}: a run, not published weights; `zoo export` writes it as such")
-    cfg, unread = pretrained.read_config(folder)
-    if unread:
-        print(f"not used: {', '.join(unread)} of config.json, which this version does not know")
     if explain:
-        _explain(cfg)
+        _explain(pretrained.read_config(folder)[0])
         return 0
-    target = Path(out) / (name or where.removeprefix(hub.PREFIX).partition("@")[0].rstrip("/").rpartition("/")[2])
+    if not name:
+        hub_name = where.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
+        name = Path(where).resolve().name if Path(where).is_dir() else hub_name
+    require(NAME.fullmatch(name) is not None, "name", name, "choose up to 100 letters, digits, '.', '_' and '-'")
+    target = Path(out) / name
     with tensors.new_folder(target) as made:
         loaded = load(folder, meshes.make(mesh))
         _write(made, loaded)

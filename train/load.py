@@ -14,7 +14,7 @@ from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.folder import Folder, read_config
 from train.tokenizer import Tokenizer
-from zoo import configs, hub, models, pretrained, sharding
+from zoo import configs, hub, models, pretrained, published, sharding
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -52,13 +52,18 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
         return _of_run(folder, mesh, step)
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
-    cfg, params = pretrained.load(folder, mesh)
+    cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
     return _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, rather than one of published weights."""
-    return Folder(folder).checkpoints.is_dir()
+    """Whether a folder is a run's, rather than one of published weights: by its config.json, or by its checkpoints."""
+    try:
+        named = "family" in published.read_json(Folder(folder).config, published.LARGEST_FILE)
+    except BadInput:
+        # Whoever reads it next says what is wrong with it.
+        named = False
+    return named or Folder(folder).checkpoints.is_dir()
 
 
 def tokenizer_of(where: str) -> Tokenizer:
@@ -95,9 +100,11 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     restored = checkpoints.restore({"params": abstract, "step": counter}, step=step, partial=True)
     if restored is None:
         raise BadInput(f"{folder.checkpoints}: no checkpoint yet; train the run first")
-    state, _ = restored
-    step = int(jax.device_get(state["step"]))
-    return _fitting(Loaded(path.resolve().name, net, state["params"], Tokenizer.load(folder.tokenizer), mesh, run, step))
+    state, meta = restored
+    step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
+    if meta["tokenizer"] != tokenizer.fingerprint:
+        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")
+    return _fitting(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
 
 
 def _fitting(loaded: Loaded) -> Loaded:

@@ -116,7 +116,7 @@ def run(
                 net, mesh, rows, goal.build, text.token_bytes, batch=cfg.data.batch, dtype=dtype, chunk=cfg.loss_chunk
             )
 
-        sample = scorer(text.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
+        validate = scorer(text.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")
@@ -144,7 +144,7 @@ def run(
                 if recorder.due(cfg.log.validate_every):
                     with recorder.pause():
                         began = time.perf_counter()
-                        score = sample(engine.get(state).params)
+                        score = validate(engine.get(state).params)
                         recorder.valid(score, time.perf_counter() - began)
                 if recorder.due(cfg.checkpoint.every) or stopping:
                     with recorder.pause():
@@ -161,14 +161,16 @@ def run(
 
         # --- Score ---
         console.doing("scoring the held-out text")
-        stride = max(1, cfg.data.length // 2)
-        score = scorer(text.scored(cfg.data, stride))(engine.get(state).params)
+        stride, params = max(1, cfg.data.length // 2), engine.get(state).params
+        score = scorer(text.scored(cfg.data, stride))(params)
+        if process == 0:
+            # Before the samples: a run is finished when it has its score.
+            write_json(folder.scores, {**score.record(), "stride": stride})
         if sample is not None and cfg.log.samples:
             console.doing("writing samples")
-            given = (folder.samples, net, engine.get(state).params, mesh, text.tokenizer, text.held_out)
+            given = (folder.samples, net, params, mesh, text.tokenizer, text.held_out)
             sample(*given, length=cfg.data.length, step=at, dtype=dtype, count=cfg.log.samples)
         if process == 0:
-            write_json(folder.scores, {**score.record(), "stride": stride})
             on_end(folder.path)
         console.finish(f"{_result(score.record())}  {folder.report}")
     return 0

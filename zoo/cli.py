@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"zoo: {wrong}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        from zoo import launch
+
+        return launch.abandon(130)
 
 
 def models(args: list[str]) -> int:
@@ -361,7 +363,7 @@ def run() -> None:
     except BrokenPipeError:
         # The reader left (`| head`): nothing more can be said, and flushing at exit must not try.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = launch.abandon(launch.CLOSED_PIPE)
     sys.exit(launch.leave(code))
 
 

@@ -1,5 +1,6 @@
 """Folders of published weights by name: a folder as it is, or a hub id from the local cache or the network."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,8 +27,7 @@ def fetch(name: str) -> Path:
     revision = revision or None
     try:
         cached = huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED, local_files_only=True)
-        # Another program may have cached the tokenizer alone.
-        if any(Path(cached).glob("*.safetensors")):
+        if _is_whole(Path(cached)):
             return Path(cached)
     except errors.HFValidationError as error:
         raise BadInput(f"{name}: no hub id ({error})") from None
@@ -48,6 +48,19 @@ def fetch(name: str) -> Path:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
         raise _unreachable(name, error) from None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached model has all its files: another program may have fetched some, or been interrupted."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        shards = (
+            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        )
+    except (ValueError, KeyError, AttributeError, OSError):
+        return False
+    tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"))
+    return tokenizer and (folder / "config.json").exists() and all((folder / str(shard)).exists() for shard in shards)
 
 
 def _unreachable(name: str, error: Exception) -> BadInput:

@@ -27,6 +27,7 @@ GRACE = 1.0
 HEARTBEAT = 10
 POLL = 0.02
 TAIL = 4000
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def enter(
@@ -67,7 +68,7 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
     """Run `program argv` in local processes and return the exit code of the first that failed, or 0.
 
     Process 0 owns the terminal. The others are silent; if one of them is the first to fail, the end of what it wrote to stderr
-    is shown. The first SIGINT or SIGTERM is passed to all; a second SIGINT kills them. A process that dies for any other
+    is shown. The first SIGINT or SIGTERM is passed to all; a second one kills them. A process that dies for any other
     reason ends the group: SIGTERM, and SIGKILL a second later. On Linux the group also ends when this process is killed.
     """
     port = _free_port()
@@ -89,7 +90,7 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
         # A mistake common to all has been printed by process 0.
         if told is not None and children[0].returncode != code:
             _show_tail(first, told)
-        return 128 - code if code < 0 else code
+        return 0 if code == CLOSED_PIPE else 128 - code if code < 0 else code
 
 
 def join(coordinator: str, processes: int, process: int, *, simulated: bool, local: bool = False, timeout: float = 60.0) -> None:
@@ -140,6 +141,16 @@ def leave(code: int) -> int:
     return code
 
 
+def abandon(code: int) -> int:
+    """Return `code`; but a joined process exits here: the others, who were not asked, wait for it in a collective.
+
+    For an interrupt between two steps that all agree on, and for a reader who left (`CLOSED_PIPE`, which ends as a success).
+    """
+    if sys.excepthook is _fail:
+        _exit(code)
+    return 0 if code == CLOSED_PIPE else code
+
+
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
     _exit(1)
@@ -179,7 +190,7 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int])
             if delivered == 0:
                 for child in children:
                     child.send_signal(number)
-            elif number == signal.SIGINT:
+            else:
                 _kill(children)
             delivered += 1
         failed = [k for k, child in enumerate(children) if child.returncode]

@@ -7,7 +7,7 @@ what `transformers` loads, and importing it gives the same bits.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,17 @@ PIECE = 1 << 24
 """Elements looked at at a time when a tensor is searched for infinities and NaN."""
 
 
-def load(folder: Path, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: None) -> tuple[Any, dict[str, Any]]:
     """(configuration, parameters) of a folder of published weights: float32, each shard read straight onto its own device.
+
+    `notify` receives a line on keys of config.json that this version does not know, and therefore does not use.
 
     Raises:
         BadInput: see `read_config`, `tensors.read` and `plan`; or a leaf that the mesh does not divide.
     """
-    cfg, _ = read_config(folder)
+    cfg, unread = read_config(folder)
+    if unread:
+        notify(f"{folder / 'config.json'}: not known to this version, and not used: {', '.join(unread)}")
     found = tensors.read(folder)
     leaves = {leaf.path: leaf for leaf in plan(cfg, found, folder)}
     net = models.model(cfg)

@@ -1,7 +1,7 @@
 """A published config.json, read key by key: what a family does not compute is refused, and what nobody read is told."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +44,8 @@ class Published:
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         value = self._take(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self.wrong(key, value, "it must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+            raise self.wrong(key, value, "it must be a finite number")
         return float(value)
 
     def choice(self, key: str, choices: Mapping[str, T], default: str) -> T:
@@ -60,6 +60,11 @@ class Published:
         if (found := self._take(key, value)) != value or type(found) is not type(value):
             raise self.wrong(key, found, f"this family computes {json.dumps(value)}")
 
+    def never(self, key: str) -> None:
+        """Refuse a key that says that the weights are not what they seem."""
+        if (found := self._take(key, None)) is not None:
+            raise self.wrong(key, found, "such weights are not read; take the original ones")
+
     def without_effect(self, *keys: str) -> None:
         """Keys that do not change what the model computes."""
         self._read.update(keys)
@@ -70,7 +75,8 @@ class Published:
 
     def wrong(self, key: str, value: Any, why: str) -> BadInput:
         """The refusal of a key's value."""
-        return BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; {why}")
+        said = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
+        return BadInput(f"{self.file}: {key} {said}; {why}")
 
     def _take(self, key: str, default: Any) -> Any:
         self._read.add(key)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,11 @@ def new_folder(target: Path):
     """
     if os.path.lexists(target):
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
-    partial = target.with_name(f".{target.name}.partial")
+    partial = None
     try:
-        # What a killed one left.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+        partial.chmod(0o777 & ~_umask())
         yield partial
         for file in (*partial.iterdir(), partial):
             _sync(file)
@@ -165,7 +166,8 @@ def new_folder(target: Path):
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror or error}); make room or choose another folder") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(
@@ -194,6 +196,12 @@ def write(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _umask() -> int:
+    """Rights that this process keeps from others. There is no way to ask but to set it."""
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def _sync(path: Path) -> None:
