@@ -66,13 +66,13 @@ MASKS = {
 MASKS = {name: (jax.tree.map(jnp.asarray, mask), allowed) for name, (mask, allowed) in MASKS.items()}
 
 DENSE = normal(4, 1, N, T, S)
-Q_R, R, Q_S, TYPES = normal(5, B, T, N, H), normal(6, T + S, N, H), normal(7, B, T, N, 2), np.array([[0, 0, 0, 1, 1, 1, 2]] * B)
+Q_R, R, Q_S, TYPES = normal(5, B, T, N, H), normal(6, N, H, T + S), normal(7, B, T, N, 2), np.array([[0, 0, 0, 1, 1, 1, 2]] * B)
 BIASES = {
     "none": (None, lambda b, n, t, s: 0.0),
     "dense": (Dense(values=DENSE), lambda b, n, t, s: DENSE[0, n, t, s]),
     "relative": (
         Relative(q_r=Q_R, r=R, first=S, q_s=Q_S, query_types=TYPES, key_types=TYPES),
-        lambda b, n, t, s: H**-0.5 * (Q_R[b, t, n] @ R[S - (t - s), n] + Q_S[b, t, n, int(TYPES[b, t] != TYPES[b, s])]),
+        lambda b, n, t, s: H**-0.5 * (Q_R[b, t, n] @ R[n, :, S - (t - s)] + Q_S[b, t, n, int(TYPES[b, t] != TYPES[b, s])]),
     ),
 }
 

@@ -10,6 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo import seeds
 from zoo.errors import BadInput
-from zoo.masks import Buckets, Dense, Mask, Relative
+from zoo.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 HEADS = "tensor"
@@ -33,7 +34,7 @@ def attention(
     v: Float[Array, "B S K H"],
     *,
     mask: Mask,
-    bias: Dense | Buckets | Relative | None = None,
+    bias: Bias | None = None,
     scale: float | None = None,
     dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
     impl: str = "auto",
@@ -82,12 +83,9 @@ class Request:
         _require(q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one")
         letters = {"B": b, "T": t, "S": s, "N": n}
         features = set()
-        for spec in (mask, bias):
-            for field in dataclasses.fields(spec) if spec is not None else ():
-                value = getattr(spec, field.name)
-                if "axes" in field.metadata and value is not None:
-                    _check_shape(field, value, letters)
-                    features.add(_FEATURES.get(field.name, ""))
+        for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
+            _check_shape(name, axes, array, letters)
+            features.add(_FEATURES.get(name, ""))
         if mask.causal or mask.window is not None:
             same = mask.query_positions is None and mask.key_positions is None
             _require(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
@@ -99,7 +97,7 @@ class Request:
             pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
             _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
         if bias is not None:
-            features.add({Dense: "dense bias", Buckets: "bucket bias", Relative: "relative bias"}[type(bias)])
+            features.add(_BIASES[type(bias)])
         if dropout is not None and dropout[0] > 0:
             rate, seed = dropout
             _require(rate < 1, f"dropout {rate}: choose a rate below 1")
@@ -125,6 +123,8 @@ _FEATURES = {
     "query_ranks": "ranks",
     "allowed": "explicit mask",
 }
+
+_BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias", Relative: "relative bias"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,7 @@ EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(module="zoo.attention", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES),
     "xla": Implementation(module="zoo.kernels.xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "blocked": Implementation(module="zoo.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES),
     "cudnn": Implementation(
         module="zoo.kernels.cudnn",
         function="cudnn",
@@ -222,7 +223,7 @@ def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
     q_, k_, v_ = q.astype(dtype), jnp.repeat(k.astype(dtype), groups, 2), jnp.repeat(v.astype(dtype), groups, 2)
     scores = scale * jnp.einsum("btnh,bsnh->bnts", q_, k_)
     if bias is not None:
-        scores = scores + bias.dense(q_, t, s, scale)
+        scores = scores + bias.dense(t, s, scale)
     allowed = mask.dense(t, s)
     allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
     alive = allowed.any(-1, keepdims=True)
@@ -252,8 +253,7 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
 
     def specs(value: Any) -> Any:
         leaves, tree = jax.tree.flatten(value)
-        fields = dataclasses.fields(value) if value is not None else ()
-        letters = [f.metadata["axes"] for f in fields if "axes" in f.metadata and getattr(value, f.name) is not None]
+        letters = [axes for _, axes, _ in value.arrays()] if value is not None else []
         return jax.tree.unflatten(tree, [spec(axes, leaf) for axes, leaf in zip(letters, leaves, strict=True)])
 
     heads_spec = PartitionSpec(batch, None, head, None)
@@ -267,10 +267,9 @@ def _require(ok: bool, message: str) -> None:
         raise BadInput(f"attention: {message}")
 
 
-def _check_shape(field: dataclasses.Field, value: Any, letters: dict[str, int]) -> None:
-    axes = field.metadata["axes"]
+def _check_shape(name: str, axes: str, value: Any, letters: dict[str, int]) -> None:
     broadcasts = axes == "BNTS"
     fits = value.ndim == len(axes) and all(
         letters.get(letter, size) == size or (broadcasts and size == 1) for letter, size in zip(axes, value.shape, strict=True)
     )
-    _require(fits, f"{field.name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")
+    _require(fits, f"{name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")

@@ -6,13 +6,15 @@ knows how the array is sharded. Fields are untyped because the same trees hold a
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from zoo import positions
+from zoo import positions, tiles
+from zoo.tiles import Tile
 
 
 def _axes(letters: str) -> Any:
@@ -24,9 +26,61 @@ def _static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
+S = TypeVar("S", bound="Spec")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What masks and biases share: each can be padded, and cut into the part that a tile of the scores needs.
+
+    A part is a specification of the same kind, for the queries and keys of the tile alone.
+    """
+
+    def arrays(self) -> Iterator[tuple[str, str, Any]]:
+        """(field, letters of its axes, array) of every array that is there."""
+        for field in dataclasses.fields(self):
+            if "axes" in field.metadata and (array := getattr(self, field.name)) is not None:
+                yield field.name, field.metadata["axes"], array
+
+    def padded(self: S, t: int, s: int) -> S:
+        """For `t` queries and `s` keys, with zeros behind what is there. Nobody looks at the new queries and keys."""
+        to = {"T": t, "S": s}
+        return self._replace(
+            lambda letters, x: jnp.pad(
+                x, [(0, to.get(c, n) - n if n > 1 else 0) for c, n in zip(letters, x.shape, strict=True)]
+            )
+        )
+
+    def part(self: S, tile: Tile) -> S:
+        """The specification of a tile."""
+        tile = self._reach(tile)
+        return self._replace(lambda letters, x: tiles.take(x, letters, tile))
+
+    def add_part(self: S, sums: S, part: S, tile: Tile) -> S:
+        """`sums`, of the shapes of this one's numbers, with those of a tile's part added where they belong."""
+        tile, parts = self._reach(tile), {name: array for name, _, array in part.arrays()}
+        grown = {name: tiles.add(x, parts[name], axes, tile) for name, axes, x in sums.arrays()}
+        return dataclasses.replace(sums, **grown)
+
+    def numbers(self: S) -> S:
+        """With floating-point arrays alone: what has a gradient."""
+        others = {name: None for name, _, x in self.arrays() if not jnp.issubdtype(x.dtype, jnp.floating)}
+        return dataclasses.replace(self, **others)
+
+    def with_numbers(self: S, numbers: S) -> S:
+        """With the floating-point arrays of another one."""
+        return dataclasses.replace(self, **{name: x for name, _, x in numbers.arrays()})
+
+    def _reach(self, tile: Tile) -> Tile:
+        return tile
+
+    def _replace(self: S, change: Any) -> S:
+        return dataclasses.replace(self, **{name: change(axes, x) for name, axes, x in self.arrays()})
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mask:
+class Mask(Spec):
     """Which queries see which keys: the conjunction of everything that is given. `Mask()` is full attention."""
 
     causal: bool = _static(False)
@@ -72,10 +126,25 @@ class Mask:
             pairs.append(self.allowed)
         return functools.reduce(jnp.logical_and, pairs) if pairs else None
 
+    @property
+    def in_order(self) -> bool:
+        """Whether positions are indices, so that `causal` and `window` bound which keys a query may see."""
+        return self.query_positions is None and self.key_positions is None
+
+    def part(self, tile: Tile) -> "Mask":
+        part, changes = super().part(tile), {}
+        if self.key_lengths is not None:
+            changes["key_lengths"] = part.key_lengths - tile.start["S"]
+        if self.causal or self.window is not None:
+            for side, letter in (("query", "T"), ("key", "S")):
+                if getattr(self, f"{side}_positions") is None:
+                    changes[f"{side}_positions"] = tile.start[letter] + jnp.arange(tile.size[letter])[None]
+        return dataclasses.replace(part, **changes)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Spec):
     """An additive bias given in full, added after the scale."""
 
     values: Any = _axes("BNTS")
@@ -84,47 +153,112 @@ class Dense:
         """Itself: nothing to prepare."""
         return self
 
-    def dense(self, q: Array, t: int, s: int, scale: float) -> Float[Array, "#B #N T S"]:
+    def dense(self, t: int, s: int, scale: float) -> Float[Array, "#B #N T S"]:
         return self.values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distanced(Spec):
+    """A bias with an axis D of distances query - key = first, first - 1, ..., for queries 0 .. T-1."""
+
+    first: int = _static(0)
+
+    def padded(self: S, t: int, s: int) -> S:
+        """Also to the distances of the new queries and keys, and one more (see `positions.relative_shift`)."""
+        whole = super().padded(t, s)
+        front = max(0, t - 1 - self.first)
+
+        def reaching(letters: str, x: Array) -> Array:
+            back = {"D": max(0, self.first + s + 1 - x.shape[letters.index("D")])} if "D" in letters else {}
+            return jnp.pad(x, [(front, back[c]) if c in back else (0, 0) for c in letters])
+
+        return dataclasses.replace(whole._replace(reaching), first=self.first + front)
+
+    def part(self: S, tile: Tile) -> S:
+        return dataclasses.replace(super().part(tile), first=tile.size["T"] - 1)
+
+    def _reach(self, tile: Tile) -> Tile:
+        rows, columns = tile.size["T"], tile.size["S"]
+        return tile.along("D", self.first - (tile.start["T"] + rows - 1) + tile.start["S"], rows + columns)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Buckets:
+class Buckets(Spec):
     """T5's relative position bias (Raffel et al. 2020, section 2.1): one learned number per head and bucket of distances."""
 
     table: Any = _axes("-N")
     bidirectional: bool = _static(True)
     max_distance: int = _static(128)
 
-    def prepare(self, t: int, s: int) -> Dense:
-        """The bias of a whole stack, computed once before its scan: every layer shares it."""
-        return Dense(values=self._values(t, s))
-
-    def dense(self, q: Array, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
-        return self._values(t, s)
-
-    def _values(self, t: int, s: int) -> Float[Array, "1 N T S"]:
-        relative = jnp.arange(s)[None, :] - jnp.arange(t)[:, None]
+    def prepare(self, t: int, s: int) -> "ByDistance":
+        """The bias of a whole stack, looked up once before its scan: every layer shares it."""
+        relative = jnp.arange(t + s) - (t - 1)
         bucket = positions.t5_bucket(relative, self.bidirectional, self.table.shape[0], self.max_distance)
-        return jnp.moveaxis(self.table[bucket], -1, 0)[None]
+        return ByDistance(values=self.table[bucket], first=t - 1)
+
+    def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
+        return self.prepare(t, s).dense(t, s, scale)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Relative:
+class ByDistance(Distanced):
+    """A bias that depends on head and distance alone: as many numbers as there are distances, instead of T x S."""
+
+    values: Any = _axes("DN")
+    """One number for each distance query - key = first, first - 1, ..., and head."""
+    first: int = _static(0)
+
+    def prepare(self, t: int, s: int) -> "ByDistance":
+        """Itself: nothing to prepare."""
+        return self
+
+    def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
+        rows = jnp.broadcast_to(self.values.T[None, :, None, :], (1, self.values.shape[1], t, self.values.shape[0]))
+        return positions.relative_shift(rows, None, first=self.first, keys=s)
+
+
+    def in_rows(self, rows: int, t: int, s: int) -> "Diagonals":
+        """The same for tiles of `rows` queries, padded to `t` and `s`: one tile's values are a slice, not a shift."""
+        whole = self.padded(t, s)
+        last = t - rows
+        values = dataclasses.replace(whole, first=whole.first - last).dense(rows, last + s, 1.0)
+        return Diagonals(values=values[0], last=last)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagonals(Spec):
+    """A bias by distance for tiles of a fixed number of rows: entry [n, i, d] is of the queries that are row i of their tile."""
+
+    values: Any = _axes("N-D")
+    last: int = _static(0)
+    """Where the last tile's rows begin: there the first key is at d = 0."""
+
+    def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
+        return self.values[None]
+
+    def _reach(self, tile: Tile) -> Tile:
+        return tile.along("D", self.last - tile.start["T"] + tile.start["S"], tile.size["S"])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relative(Distanced):
     """XLNet's query-dependent position and segment terms (Yang et al. 2019, section 2.3; Dai et al. 2019, section 3.3).
 
-    Adds scale * (q_r[t] . r[distance(t, s)] + q_s[t, same or different type]) to the score of (t, s).
+    Adds scale * (q_r[t] . r[:, distance(t, s)] + q_s[t, same or different type]) to the score of (t, s).
     """
 
     q_r: Any = _axes("BTN-")
     """Queries with the position bias added."""
-    r: Any = _axes("-N-")
-    """Projected encodings of the distances query - key = first, first - 1, ..., first - R + 1."""
+    r: Any = _axes("N-D")
+    """Projected encodings of the distances query - key = first, first - 1, ..., first - D + 1."""
     first: int = _static(0)
+    """Where M keys of memory precede the queries' own, the largest distance less M: query t is key M + t."""
     query_positions: Any = _axes("BT")
-    """Index of each query among the keys, where it is not 0 .. T-1 (memory in front, scattered queries)."""
+    """Index of each query among the keys, where they are scattered."""
     q_s: Any = _axes("BTN-")
     """Products of the queries, segment bias added, with the vectors "same segment" and "different segment"."""
     query_types: Any = _axes("BT")
@@ -134,13 +268,49 @@ class Relative:
         """Itself: it depends on the queries of each layer."""
         return self
 
-    def dense(self, q: Array, t: int, s: int, scale: float) -> Float[Array, "B N T S"]:
-        query = jnp.arange(t)[None] if self.query_positions is None else self.query_positions
-        wide = jnp.promote_types(self.q_r.dtype, jnp.float32)
-        by_distance = jnp.einsum("btnh,rnh->bntr", self.q_r, self.r, preferred_element_type=wide)
-        total = positions.relative_shift(by_distance, query[:, None], first=self.first, keys=s)
+    def dense(self, t: int, s: int, scale: float) -> Float[Array, "B N T S"]:
+        by_distance = _by_distance(self.q_r, self.r)
+        places = None if self.query_positions is None else self.query_positions[:, None]
+        total = positions.relative_shift(by_distance, places, first=self.first, keys=s)
         if self.q_s is not None and self.query_types is not None and self.key_types is not None:
             different = self.query_types[:, None, :, None] != self.key_types[:, None, None, :]
             segment = jnp.moveaxis(self.q_s, 2, 1).astype(total.dtype)
             total = total + jnp.where(different, segment[..., 1:], segment[..., :1])
         return scale * total
+
+    def padded(self, t: int, s: int) -> "Relative":
+        # Scattered queries take all distances there are: of padding keys, which are masked, they may lack some.
+        return super().padded(t, s) if self.query_positions is None else Spec.padded(self, t, s)
+
+    def part(self, tile: Tile) -> "Relative":
+        if self.query_positions is None:
+            return super().part(tile)
+        part = Spec.part(self, tile)
+        return dataclasses.replace(part, query_positions=part.query_positions - tile.start["S"])
+
+    def _reach(self, tile: Tile) -> Tile:
+        return super()._reach(tile) if self.query_positions is None else tile
+
+
+@jax.custom_vjp
+def _by_distance(q_r: Float[Array, "B T N H"], r: Float[Array, "N H D"]) -> Float[Array, "B N T D"]:
+    """q_r . r, and its gradients, as products in which nothing as large as the result is turned: jnp.einsum would, on CPU."""
+    wide = jnp.promote_types(q_r.dtype, jnp.float32)
+    return jnp.moveaxis(jax.lax.dot_general(q_r, r, (((3,), (1,)), ((2,), (0,))), preferred_element_type=wide), 0, 1)
+
+
+def _by_distance_forward(q_r: Array, r: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _by_distance(q_r, r), (q_r, r)
+
+
+def _by_distance_backward(inputs: tuple[Array, Array], d: Float[Array, "B N T D"]) -> tuple[Array, Array]:
+    q_r, r = inputs
+    narrow = d.astype(q_r.dtype)
+    d_q = jax.lax.dot_general(narrow, r, (((3,), (2,)), ((1,), (0,))), preferred_element_type=d.dtype)  # [N, B, T, H]
+    d_r = jax.lax.dot_general(q_r, narrow, (((0, 1), (0, 2)), ((2,), (1,))), preferred_element_type=d.dtype)  # [N, H, D]
+    return d_q.transpose(1, 2, 0, 3).astype(q_r.dtype), d_r.astype(r.dtype)
+
+
+_by_distance.defvjp(_by_distance_forward, _by_distance_backward)
+
+Bias = Dense | Buckets | ByDistance | Relative

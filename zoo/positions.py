@@ -40,18 +40,33 @@ def relative_sinusoids(first: int, count: int, width: int) -> Float[Array, "{cou
 
 
 def relative_shift(
-    by_distance: Float[Array, "*B T R"], query_positions: Int[Array, "*#B T"], *, first: int, keys: int
+    by_distance: Float[Array, "*B T D"], query_positions: Int[Array, "*#B T"] | None, *, first: int, keys: int
 ) -> Float[Array, "*B T {keys}"]:
-    """Scores by distance made scores by key: the shift of Dai et al. 2019, appendix B, for queries anywhere among the keys.
+    """Scores by distance made scores by key: the shift of Dai et al. 2019, appendix B.
 
     `by_distance[..., t, j]` is the score of query t at distance first - j. Entry (t, s) of the result is its score at distance
-    `query_positions[t] - s`, the key's index being its position; NaN where `by_distance` does not reach that distance.
+    `query_positions[t] - s`, the key's index being its position; NaN where `by_distance` does not reach that distance. Without
+    positions query t is at t: then nothing is gathered, and the gradient scatters nothing.
+
+    Raises:
+        ValueError: queries without positions, and distances that do not reach all pairs.
     """
-    reached = by_distance.shape[-1]
-    column = first - query_positions[..., None] + jnp.arange(keys)
-    # A negative index would wrap around to the other end; any index past the end is filled with NaN.
-    column = jnp.where(column < 0, reached, column)
-    return jnp.take_along_axis(by_distance, column, axis=-1, mode="fill")
+    *leading, t, reached = by_distance.shape
+    if query_positions is not None:
+        column = first - query_positions[..., None] + jnp.arange(keys)
+        # A negative index would wrap around to the other end; any index past the end is filled with NaN.
+        column = jnp.where(column < 0, reached, column)
+        return jnp.take_along_axis(by_distance, column, axis=-1, mode="fill")
+    if first < t - 1 or reached < first + keys:
+        raise ValueError(f"distances {first} .. {first - reached + 1} do not reach all pairs of {t} queries and {keys} keys")
+    # Row t is wanted from column first - t on. In rows that are read one after the other as rows shorter by one, each begins
+    # one column further left than the one before.
+    start = first - (t - 1)
+    width = t + keys
+    rows = by_distance[..., start : start + width]
+    rows = jnp.pad(rows, [*[(0, 0)] * (rows.ndim - 1), (0, width - rows.shape[-1])])
+    flat = rows.reshape(*leading, t * width)[..., t - 1 : t * width - 1]
+    return flat.reshape(*leading, t, width - 1)[..., :keys]
 
 
 def t5_bucket(relative: Int[Array, "*B"], bidirectional: bool, buckets: int, max_distance: int) -> Int[Array, "*B"]:

@@ -21,7 +21,7 @@ def cudnn(q, k, v, mask, bias, seed, heads, *, scale, rate):
         q,
         k,
         v,
-        bias=None if bias is None else jnp.broadcast_to(bias.dense(q, t, s, scale), (*_leading(bias, q), t, s)).astype(q.dtype),
+        bias=None if bias is None else jnp.broadcast_to(bias.dense(t, s, scale), (*_leading(bias, q), t, s)).astype(q.dtype),
         mask=None if allowed is None else jnp.broadcast_to(allowed, (*allowed.shape[:2], t, s)),
         scale=scale,
         is_causal=causal,

@@ -17,7 +17,7 @@ def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
     scaled = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h)
     scores = jnp.einsum("btkgh,bskh->bkgts", scaled, k, preferred_element_type=jnp.float32).reshape(b, n, t, s)
     if bias is not None:
-        scores = scores + bias.dense(q, t, s, scale).astype(scores.dtype)
+        scores = scores + bias.dense(t, s, scale).astype(scores.dtype)
     allowed = mask.dense(t, s)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)

@@ -1,0 +1,292 @@
+"""Every attention implementation against the definition in float64: output and every gradient, over all that the door can be asked.
+
+`python -m benchmarks.conformance` runs what this machine can and prints the table of docs (`benchmarks/SUPPORT.md`). The tests run
+the same cases, and whatever times an implementation checks it here first.
+"""
+
+import dataclasses
+import functools
+import platform
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from zoo import attention as door
+from zoo.errors import BadInput
+from zoo.masks import Bias, Buckets, Dense, Mask, Relative
+
+BOUNDS = {"float32": 2e-6, "bfloat16": 3e-2}
+"""Largest error allowed, of the largest entry of the array or of 1.
+
+float32: about 30 roundings of 2^-24, sums of hundreds of terms among them. bfloat16: inputs, weights and results are rounded
+to 2^-9, and errors of some hundred terms add up like a random walk.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to ask of attention. Lengths are odd and more than one tile long, where nothing else is said."""
+
+    batch: int = 2
+    queries: int = 577
+    keys: int = 577
+    heads: int = 2
+    groups: int = 2
+    """Key/value heads."""
+    head: int = 8
+    mask: Callable[["Case"], Mask] = lambda case: Mask()
+    bias: Callable[["Case"], Bias] | None = None
+    scale: float | None = None
+    rate: float = 0.0
+    seed: tuple[int, int] = (1, 2)
+
+    def arrays(self, *shape: int) -> np.ndarray:
+        """Normal numbers that depend on nothing but the case's shape and theirs."""
+        return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
+
+
+def _segments(case: Case, length: int) -> Array:
+    """Documents of uneven length, and padding behind them."""
+    ends = np.array([[0.3, 0.5, 0.9], [0.1, 0.8, 1.0]])[: case.batch] * length
+    ids = (np.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1) + 1
+    return jnp.asarray(np.where(ids > 3, 0, ids), jnp.int32)
+
+
+def _ranks(case: Case) -> Array:
+    """A factorization order with tokens that everyone sees."""
+    rng = np.random.default_rng(0)
+    order = np.stack([rng.permutation(case.keys) for _ in range(case.batch)])
+    return jnp.asarray(np.where(order % 5 == 0, -1, order), jnp.int32)
+
+
+def _scattered(case: Case) -> Array:
+    """Places of the queries among the keys."""
+    rng = np.random.default_rng(1)
+    places = [np.sort(rng.choice(case.keys, case.queries, replace=False)) for _ in range(case.batch)]
+    return jnp.asarray(np.stack(places), jnp.int32)
+
+
+def _pick(ranks: Array, places: Array) -> Array:
+    return jnp.take_along_axis(ranks, places, axis=1)
+
+
+def _relative(case: Case, *, memory: int = 0, types: bool = False, scattered: bool = False) -> Relative:
+    """Memory in front, if any, belongs to the keys."""
+    shape = (case.batch, case.queries, case.heads)
+    extra: dict[str, Any] = {}
+    if types:
+        of_keys = np.arange(case.keys, dtype=np.int32)[None].repeat(case.batch, 0) % 7 // 3
+        extra = {"q_s": case.arrays(*shape, 2), "query_types": of_keys[:, memory:], "key_types": of_keys}
+    if scattered:
+        extra["query_positions"] = _scattered(case)
+    return Relative(
+        q_r=case.arrays(*shape, case.head),
+        r=case.arrays(case.heads, case.head, 2 * case.keys),
+        first=case.keys - memory,
+        **extra,
+    )
+
+
+def _explicit(case: Case) -> Array:
+    allowed = case.arrays(case.batch, 1, case.queries, case.keys) > 0
+    allowed[:, :, 2] = False
+    return jnp.asarray(allowed)
+
+
+def _lengths(case: Case) -> Array:
+    return jnp.asarray([case.keys // 3, case.keys][: case.batch], jnp.int32)
+
+
+def _dense(*leading: int) -> Callable[[Case], Bias]:
+    return lambda case: Dense(values=case.arrays(*leading, case.queries, case.keys))
+
+
+CASES: Mapping[str, Case] = {
+    "full": Case(),
+    "causal": Case(mask=lambda case: Mask(causal=True)),
+    "window": Case(mask=lambda case: Mask(causal=True, window=100)),
+    "window to both sides": Case(mask=lambda case: Mask(window=100)),
+    "key lengths": Case(mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "packed segments": Case(
+        mask=lambda case: Mask(
+            causal=True, query_segments=_segments(case, case.queries), key_segments=_segments(case, case.keys)
+        )
+    ),
+    "positions": Case(
+        queries=40,
+        mask=lambda case: Mask(
+            causal=True, query_positions=_scattered(case), key_positions=jnp.arange(case.keys)[None].repeat(case.batch, 0)
+        ),
+    ),
+    "content ranks": Case(mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case))),
+    "query ranks": Case(mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case), strict=True)),
+    "explicit mask, rows of nothing": Case(mask=lambda case: Mask(allowed=_explicit(case))),
+    "nothing allowed": Case(mask=lambda case: Mask(key_lengths=jnp.zeros(case.batch, jnp.int32))),
+    "cross attention": Case(queries=45, mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "length 1": Case(queries=1, keys=1, mask=lambda case: Mask(causal=True)),
+    "head 152": Case(head=152, mask=lambda case: Mask(causal=True)),
+    "grouped heads": Case(heads=4, groups=2, mask=lambda case: Mask(causal=True)),
+    "one key/value head": Case(heads=4, groups=1, mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "dropout": Case(rate=0.2, mask=lambda case: Mask(causal=True)),
+    "dropout, grouped heads": Case(rate=0.2, heads=4, groups=2),
+    "dense bias": Case(bias=_dense(1, 2)),
+    "dense bias of each example, causal": Case(bias=_dense(2, 1), mask=lambda case: Mask(causal=True)),
+    "bucket bias": Case(bias=lambda case: Buckets(table=case.arrays(32, case.heads)), scale=1.0),
+    "bucket bias, one direction": Case(
+        bias=lambda case: Buckets(table=case.arrays(32, case.heads), bidirectional=False),
+        mask=lambda case: Mask(causal=True),
+        scale=1.0,
+        rate=0.1,
+    ),
+    "relative bias": Case(bias=_relative, mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case))),
+    "relative bias, memory and types": Case(
+        queries=150,
+        bias=lambda case: _relative(case, memory=427, types=True),
+        mask=lambda case: Mask(key_lengths=_lengths(case)),
+    ),
+    "relative bias, scattered queries": Case(
+        queries=45,
+        bias=lambda case: _relative(case, scattered=True),
+        mask=lambda case: Mask(query_ranks=_pick(_ranks(case), _scattered(case)), key_ranks=_ranks(case), strict=True),
+        rate=0.1,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The largest error of each array, relative to its largest entry or 1, and what is allowed."""
+
+    errors: Mapping[str, float]
+    bound: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values())
+
+    @property
+    def ok(self) -> bool:
+        """Whether all errors are within the bound; NaN is not."""
+        return all(error <= self.bound for error in self.errors.values())
+
+
+def check(impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None) -> Result:
+    """Compare an implementation with the reference in float64 on a case of `CASES`. `options` are the compiler's.
+
+    Raises:
+        BadInput: the implementation cannot do this here, and why.
+    """
+    expected = _reference(name)
+    got = _run(CASES[name], impl, jnp.dtype(dtype), options)
+    errors = {}
+    for key, theirs in expected.items():
+        ours = np.asarray(got[key], np.float64)
+        errors[key] = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1.0)) if ours.shape == theirs.shape else np.inf
+    return Result(errors, BOUNDS[dtype])
+
+
+@functools.cache
+def _reference(name: str) -> dict[str, np.ndarray]:
+    """What should come out: on the numbers that float32 can hold, so that nothing but arithmetic differs."""
+    with jax.enable_x64(True):
+        return {key: np.asarray(value) for key, value in _run(CASES[name], "reference", jnp.dtype("float64"), None).items()}
+
+
+def _run(case: Case, impl: str, dtype: Any, options: Mapping[str, Any] | None) -> dict[str, Array]:
+    """The output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
+
+    def of_dtype(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), tree
+        )
+
+    shape = (case.batch, case.queries, case.heads, case.head)
+    q, probe, k, v = (
+        of_dtype(case.arrays(*shape, *tag)[..., 0])
+        for shape, tag in (
+            (shape, (1,)),
+            (shape, (2,)),
+            ((case.batch, case.keys, case.groups, case.head), (3,)),
+            ((case.batch, case.keys, case.groups, case.head), (4,)),
+        )
+    )
+    bias = None if case.bias is None else of_dtype(case.bias(case))
+    numbers = None if bias is None else bias.numbers()
+    mask = case.mask(case)
+    seeds = jnp.asarray([case.seed, case.seed[::-1]][: case.batch], jnp.uint32)
+
+    def value(q: Array, k: Array, v: Array, numbers: Any) -> tuple[Array, Array]:
+        out = door.attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            bias=None if bias is None else bias.with_numbers(numbers),
+            scale=case.scale,
+            dropout=(case.rate, seeds) if case.rate else None,
+            impl=impl,
+        )
+        return (out * probe).astype(jnp.promote_types(dtype, jnp.float32)).sum(), out
+
+    gradient = jax.jit(
+        jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=None if options is None else dict(options)
+    )
+    (_, out), (d_q, d_k, d_v, d_numbers) = gradient(q, k, v, numbers)
+    by_bias = {} if d_numbers is None else {f"d_{name}": array for name, _, array in d_numbers.arrays()}
+    return {"out": out, "d_q": d_q, "d_k": d_k, "d_v": d_v, **by_bias}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------------
+
+
+def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
+    """(what each implementation does here, as Markdown; whether all that ran agrees)."""
+    names, sound, lines = list(door.IMPLEMENTATIONS), True, []
+    reasons: dict[str, set[str]] = {name: set() for name in names}
+    for case in CASES:
+        cells = []
+        for name in names:
+            show(f"{name}: {case}")
+            cell = []
+            for dtype in BOUNDS:
+                try:
+                    result = check(name, case, dtype)
+                except BadInput as error:
+                    cell.append("-")
+                    reasons[name].add(str(error).partition(": ")[2].partition("; these can")[0])
+                    continue
+                sound &= result.ok
+                cell.append(f"{result.worst:.0e}" if result.ok else f"**wrong: {result.worst:.0e}**")
+            cells.append("-" if set(cell) == {"-"} else " / ".join(cell))
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    head = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    notes = [f"- `{name}`: {'; '.join(sorted(why))}." for name, why in reasons.items() if why]
+    return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound
+
+
+def main() -> int:
+    """Print the page; returns 1 where something is wrong."""
+    rows, sound = table(lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True))
+    print(file=sys.stderr)
+    bounds = ", ".join(f"{bound:.0e} in {dtype}" for dtype, bound in BOUNDS.items())
+    print(f"""# What each attention implementation does
+
+Made by `python -m benchmarks.conformance` on {jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}.
+A cell is the largest error of output and gradients, those of biases and tables included, against the definition in float64, relative
+to an array's largest entry or 1: float32 / bfloat16. Allowed: {bounds}. "-": refused.
+
+{rows}""")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    from zoo import runtime
+
+    runtime.prepare()
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""`blocked`: exact attention in pure JAX that stores nothing of size T x S. Runs everywhere; made for CPU.
+
+The softmax is taken tile by tile, with a running maximum and sum (Milakov and Gimelshein 2018; Rabe and Staats 2021), and the
+gradient recomputes each tile from the saved log-sum-exp (Dao et al. 2022). A tile is small enough to stay in a core's cache.
+Masks and biases are cut to tiles by their own specifications; a bias has its gradient from its own `dense`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from zoo import seeds
+from zoo.masks import ByDistance, Mask, Relative
+from zoo.tiles import Tile, add, take
+
+MASKED = -1e30
+ROWS, COLUMNS = 256, 512
+"""Queries and keys of a tile, at most. In float32 its scores, 512 KiB, stay in the second-level cache of a core."""
+
+
+def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
+    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
+    b, t, n, h = q.shape
+    s, groups = k.shape[1], k.shape[2]
+    plan = Plan.of(b, t, s, n, groups, mask, bias, scale, rate)
+    rows, columns = plan.rows * plan.row_blocks, plan.columns * plan.column_blocks
+    if columns > s:
+        lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
+        mask = dataclasses.replace(mask, key_lengths=lengths)
+    if bias is not None:
+        bias = bias.prepare(t, s)
+        bias = bias.in_rows(plan.rows, rows, columns) if isinstance(bias, ByDistance) else bias.padded(rows, columns)
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
+    q = jnp.pad(q, [(0, 0)] * 3 + [(0, rows - t), (0, 0)])
+    k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, columns - s), (0, 0)]) for x in (k, v))
+    out = _attend(plan, *_varying((q, k, v, mask.padded(rows, columns), bias, seed, heads)))
+    out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The static part of a call: how the scores are cut into tiles."""
+
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+    examples: int
+    """Examples of a tile, and key/value heads: more than one of them where sequences are short."""
+    heads: int
+    scale: float
+    rate: float
+
+    @classmethod
+    def of(cls, b: int, t: int, s: int, n: int, groups: int, mask: Mask, bias: Any, scale: float, rate: float) -> "Plan":
+        shared = n // groups
+        # Scattered queries need every distance for any key, so they meet all keys at once.
+        scattered = isinstance(bias, Relative) and bias.query_positions is not None
+        # Half of a tile on the diagonal is thrown away.
+        most = s if scattered else COLUMNS // 2 if mask.causal else COLUMNS
+        column_blocks, columns = _even(s, most, 16)
+        row_blocks, rows = _even(t, max(8, ROWS * COLUMNS // max(COLUMNS, columns) // shared), 8)
+        room = ROWS * COLUMNS // (rows * columns * shared)
+        heads = _divisor(groups, room)
+        examples = _divisor(b, room // heads) if heads == groups else 1
+        return cls(
+            rows=rows,
+            columns=columns,
+            row_blocks=row_blocks,
+            column_blocks=column_blocks,
+            examples=examples,
+            heads=heads,
+            scale=scale,
+            rate=rate,
+        )
+
+    def groups(self, q: Array) -> Array:
+        """Numbers of the groups of examples and heads that share a tile."""
+        return jnp.arange(q.shape[0] // self.examples * (q.shape[1] // self.heads))
+
+    def group(self, q: Array, number: Int[Array, ""]) -> Tile:
+        """The examples and heads of a group, with all queries and keys."""
+        of_heads, shared = q.shape[1] // self.heads, q.shape[2]
+        example, head = number // of_heads * self.examples, number % of_heads * self.heads
+        return Tile(
+            {"B": example, "K": head, "N": head * shared}, {"B": self.examples, "K": self.heads, "N": self.heads * shared}
+        )
+
+    def columns_of(self, mask: Mask, group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
+        """The blocks of keys, from .. to, that queries of block i may see."""
+        first, last = i * self.rows, (i + 1) * self.rows - 1
+        start, stop = 0, self.column_blocks
+        if mask.in_order and mask.window is not None:
+            start = jnp.maximum(first - mask.window + 1, 0) // self.columns
+        if mask.in_order and (mask.causal or mask.window is not None):
+            ahead = 0 if mask.causal else mask.window - 1
+            stop = jnp.minimum((last + ahead) // self.columns + 1, stop)
+        if mask.key_lengths is not None:
+            stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.columns), stop)
+        return start, stop
+
+    def rows_of(self, mask: Mask, group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
+        """The blocks of queries, from .. to, that may see keys of block j."""
+        first, last = j * self.columns, (j + 1) * self.columns - 1
+        start, stop = 0, self.row_blocks
+        if mask.in_order and (mask.causal or mask.window is not None):
+            behind = 0 if mask.causal else mask.window - 1
+            start = jnp.maximum(first - behind, 0) // self.rows
+        if mask.in_order and mask.window is not None:
+            stop = jnp.minimum((last + mask.window - 1) // self.rows + 1, stop)
+        if mask.key_lengths is not None:
+            stop = jnp.where(first < take(mask.key_lengths, "B", group).max(), stop, 0)
+        return start, stop
+
+    def rows_at(self, group: Tile, i: Int[Array, ""]) -> Tile:
+        return group.along("T", i * self.rows, self.rows)
+
+    def columns_at(self, tile: Tile, j: Int[Array, ""]) -> Tile:
+        return tile.along("S", j * self.columns, self.columns)
+
+
+    def open(self, x: Float[Array, "b k rows X"]) -> Float[Array, "b n T X"]:
+        """Rows of a key/value head as rows of query heads; `shut` goes back."""
+        return x.reshape(x.shape[0], -1, self.rows, x.shape[-1])
+
+    def turned(self, x: Float[Array, "b k H group T"]) -> Float[Array, "b k H rows"]:
+        return x.reshape(*x.shape[:3], -1)
+
+    def shut(self, x: Float[Array, "b *n T X"]) -> Float[Array, "b k rows X"]:
+        return x.reshape(x.shape[0], self.heads, -1, x.shape[-1])
+
+
+QUERIES, TURNED, KEYS, ROW_SUMS = "BK-T-", "BK--T", "BKS-", "BK-T"
+"""Axes of q and the output [B, K, N/K, T, H], turned [B, K, H, N/K, T], of k and v [B, K, S, H], and of sums [B, K, N/K, T]."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> Array:
+    return _forward(plan, q, k, v, mask, bias, seed, heads)[0]
+
+
+def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> tuple[Array, Any]:
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+
+    def group(_: None, number: Int[Array, ""]) -> tuple[None, Any]:
+        these = plan.group(q, number)
+
+        def rows(i: Int[Array, ""]) -> tuple[Array, Array]:
+            at = plan.rows_at(these, i)
+            q_i = plan.shut(take(q, QUERIES, at))
+
+            def columns(j: Int[Array, ""], carry: Any) -> Any:
+                top, total, out = carry
+                tile = plan.columns_at(at, j)
+                scores = plan.open(_dot(q_i, take(k, KEYS, tile), 3, 3))
+                if bias is not None:
+                    scores = scores + bias.part(tile).dense(plan.rows, plan.columns, plan.scale)
+                scores = _masked(scores, mask, tile)
+                higher = jnp.maximum(top, _row_max(scores))
+                weights = jnp.exp(scores - higher[..., None])
+                shrink = jnp.exp(top - higher)
+                total = total * shrink + _row_sum(weights)
+                kept = plan.shut(_dropped(weights, seed, heads, tile, plan.rate)).astype(v.dtype)
+                out = out * shrink[..., None] + plan.open(_dot(kept, take(v, KEYS, tile), 3, 2))
+                return higher, total, out
+
+            lead = (plan.examples, these.size["N"], plan.rows)
+            # The floor under the maximum sends every entry of a row with nothing to attend to to exp(-inf) = 0.
+            start = _zeros(q, *lead) + 0.1 * MASKED, _zeros(q, *lead), _zeros(q, *lead, v.shape[-1])
+            top, total, out = lax.fori_loop(*plan.columns_of(mask, these, i), columns, start)
+            alive = total > 0
+            out = (out / jnp.where(alive, total, 1)[..., None]).astype(q.dtype)
+            # Where nothing was attended to, exp(score - lse) must be zero in the gradient too.
+            return out, jnp.where(alive, top + jnp.log(total), -MASKED)
+
+        return None, lax.map(rows, jnp.arange(plan.row_blocks))
+
+    _, (out, lse) = lax.scan(group, None, plan.groups(q))
+    # [groups, row blocks, examples, heads, rows, ...] -> [groups, examples, heads, row blocks, rows, ...]
+    out, lse = (jnp.moveaxis(x, 1, 3).reshape(q.shape[: x.ndim - 1]) for x in (out, lse))
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
+    return out, (q, k, v, mask, bias, seed, heads, out, lse)
+
+
+def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
+    q, k, v, mask, bias, seed, heads, out, lse = residuals
+    wide = lse.dtype
+    delta = (d_out.astype(wide) * out.astype(wide)).sum(-1)
+
+    def group(d_bias: Any, number: Int[Array, ""]) -> tuple[Any, Any]:
+        these = plan.group(q, number)
+
+        def columns(carry: Any, j: Int[Array, ""]) -> tuple[Any, Any]:
+            at = plan.columns_at(these, j)
+            k_j, v_j = take(k, KEYS, at), take(v, KEYS, at)
+
+            def rows(i: Int[Array, ""], carry: Any) -> Any:
+                d_q, d_k, d_v, d_bias = carry
+                tile = plan.rows_at(at, i)
+                q_i, d_out_i = (plan.shut(take(x, QUERIES, tile)) for x in (q, d_out))
+                q_t, d_out_t = (plan.turned(take(x, TURNED, tile)) for x in (turned_q, turned_d_out))
+                lse_i, delta_i = (plan.open(plan.shut(take(x, ROW_SUMS, tile)[..., None])) for x in (lse, delta))
+                scores, pull = plan.open(_dot(q_i, k_j, 3, 3)), None
+                if bias is not None:
+                    part, shape = bias.part(tile), scores.shape
+
+                    def dense(numbers: Any) -> Array:
+                        whole = part.with_numbers(numbers).dense(plan.rows, plan.columns, plan.scale)
+                        return jnp.broadcast_to(whole.astype(wide), shape)
+
+                    added, pull = jax.vjp(dense, part.numbers())
+                    scores = scores + added
+                weights = jnp.exp(_masked(scores, mask, tile) - lse_i)
+                kept = _dropped(weights, seed, heads, tile, plan.rate)
+                d_weights = _dropped(plan.open(_dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)
+                d_scores = weights * (d_weights - delta_i)
+                if pull is not None:
+                    d_bias = bias.add_part(d_bias, pull(d_scores)[0], tile)
+                kept, d_scores = (plan.shut(x).astype(q.dtype) for x in (kept, d_scores))
+                d_k = d_k + _dot(q_t, d_scores, 3, 2)
+                d_v = d_v + _dot(d_out_t, kept, 3, 2)
+                d_q_i = _dot(d_scores, k_j, 3, 2).reshape(*d_q.shape[:3], plan.rows, -1)
+                return add(d_q, d_q_i, QUERIES, Tile({"T": tile.start["T"]}, {"T": plan.rows})), d_k, d_v, d_bias
+
+            d_q, d_bias = carry
+            d_k = d_v = _zeros(q, plan.examples, plan.heads, k.shape[-1], plan.columns)
+            d_q, d_k, d_v, d_bias = lax.fori_loop(*plan.rows_of(mask, these, j), rows, (d_q, d_k, d_v, d_bias))
+            return (d_q, d_bias), (d_k, d_v)
+
+        d_q = _zeros(q, plan.examples, plan.heads, *q.shape[2:])
+        (d_q, d_bias), (d_k, d_v) = lax.scan(columns, (d_q, d_bias), jnp.arange(plan.column_blocks))
+        return d_bias, (d_q, d_k, d_v)
+
+    # The gradients of keys and values are summed as [H, S]: as [S, H] every tile would have to be turned, not just q and d_out.
+    turned_q, turned_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))
+    numbers = None if bias is None else bias.numbers()
+    start = jax.tree.map(lambda x: _zeros(x, *x.shape), numbers)
+    d_bias, (d_q, d_k, d_v) = lax.scan(group, start, plan.groups(q))
+    # [groups, column blocks, examples, heads, H, columns] -> [groups, examples, heads, column blocks, columns, H]
+    d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
+    d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
+    return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:
+    """Sum of products over axis i of x and axis j of y, in at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=wide)
+
+
+def _zeros(like: Array, *shape: int) -> Array:
+    """An array to begin a sum with: at least float32, and varying over the devices of a `shard_map` as `like` does."""
+    return jnp.zeros_like(like, jnp.promote_types(like.dtype, jnp.float32), shape=shape)
+
+
+def _masked(scores: Float[Array, "b n T S"], mask: Mask, tile: Tile) -> Float[Array, "b n T S"]:
+    allowed = mask.part(tile).dense(*scores.shape[2:])
+    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+
+
+def _dropped(weights: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, rate: float) -> Float[Array, "b n T S"]:
+    """Weights after dropout, not scaled up: by the hash of their place, so that no two implementations drop differently."""
+    if seed is None:
+        return weights
+    t, s = ((tile.start[c] + jnp.arange(tile.size[c])).astype(jnp.uint32) for c in "TS")
+    return jnp.where(seeds.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), weights, 0)
+
+
+def _row_max(scores: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
+    """Maxima of the rows. Half against half first: XLA's CPU code for a reduction along rows takes one number at a time."""
+    while scores.shape[-1] % 2 == 0 and scores.shape[-1] > 16:
+        half = scores.shape[-1] // 2
+        scores = jnp.maximum(scores[..., :half], scores[..., half:])
+    return scores.max(-1)
+
+
+def _row_sum(weights: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
+    """Sums of the rows, as a product with ones, for the same reason."""
+    return lax.dot_general(weights, jnp.ones(weights.shape[-1], weights.dtype), (((3,), (0,)), ((), ())))
+
+
+def _varying(tree: Any) -> Any:
+    """Arrays that may differ between the devices of a `shard_map` wherever one of them does: loops mix them in what they carry."""
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
+
+    def vary(x: Array) -> Array:
+        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def _even(length: int, most: int, multiple: int) -> tuple[int, int]:
+    """(blocks, length of a block): as few as `most` allows, of one length, which is a multiple."""
+    blocks = -(-length // most)
+    return blocks, -(-length // (blocks * multiple)) * multiple
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(d for d in range(1, max(1, min(number, most)) + 1) if number % d == 0)
