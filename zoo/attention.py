@@ -10,6 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,6 +139,10 @@ class Implementation:
     features: frozenset[str]
     limits: str = ""
     """Name of a function in `module`: Request -> reason it cannot be honoured, or None."""
+    requires: str = ""
+    """Package that must be there; the extra of the same name brings it."""
+    python: str = ""
+    """Oldest Python that this package takes, where that is newer than ours."""
 
     def load(self) -> Callable[..., Array]:
         return getattr(importlib.import_module(self.module), self.function)
@@ -148,6 +153,9 @@ class Implementation:
             return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
         if missing := sorted(request.features - self.features):
             return f"it has no {', no '.join(missing)}"
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            since = f" (Python {self.python} or newer)" if self.python else ""
+            return f"it needs {self.requires}: pip install 'jax-zoo[{self.requires}]'{since}"
         return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
 
 
@@ -165,6 +173,22 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         function="cudnn",
         platforms=frozenset({"gpu"}),
         features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+    ),
+    "tokamax": Implementation(
+        module="zoo.kernels.tokamax",
+        function="tokamax",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+        requires="tokamax",
+        python="3.12",
+    ),
+    "splash": Implementation(
+        module="zoo.kernels.splash",
+        function="splash",
+        platforms=frozenset({"tpu"}),
+        features=frozenset({"causal", "window", "key lengths", "segments", "grouped heads"}),
         limits="limits",
     ),
 }
@@ -212,7 +236,10 @@ def usable() -> list[tuple[str, bool, str]]:
 
 
 def _platform() -> str:
-    return {"cuda": "gpu", "rocm": "gpu"}.get(jax.default_backend(), jax.default_backend())
+    """Whom a program is for: the devices of the context mesh, which need not be here, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
 
 
 def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
@@ -243,7 +270,8 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto:
         return run(q, k, v, mask, bias, seed, heads)
-    batch = tuple(axis for axis in BATCH if axis in auto)
+    # Other axes split the batch too: a gradient would be summed over one that is not mentioned, even if its size is 1.
+    batch = (*(axis for axis in BATCH if axis in auto), *(axis for axis in mesh.axis_names if axis in auto - {*BATCH, HEADS}))
     head = HEADS if HEADS in auto else None
     by_letter = {"B": batch, "N": head}
 
@@ -259,7 +287,10 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     heads_spec = PartitionSpec(batch, None, head, None)
     seed_spec = None if seed is None else PartitionSpec(batch)
     in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
-    return jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec)(q, k, v, mask, bias, seed, heads)
+    # Without check_vma: what comes from libraries does not say how its outputs vary over the mesh, or says it wrongly. JAX's rule
+    # for cuDNN calls the gradient of a bias that all examples share equal on all devices, and its sum over them is left out.
+    run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
+    return run(q, k, v, mask, bias, seed, heads)
 
 
 def _require(ok: bool, message: str) -> None:

@@ -72,6 +72,14 @@ class Mask:
             pairs.append(self.allowed)
         return functools.reduce(jnp.logical_and, pairs) if pairs else None
 
+    def alive(self, t: int, s: int) -> Bool[Array, "#B T #N"] | None:
+        """Which queries see any key; None where each sees itself, or everything."""
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self) if "axes" in field.metadata]
+        allowed = self.dense(t, s)
+        if allowed is None or all(field is None for field in fields):
+            return None
+        return jnp.moveaxis(allowed.any(-1), 1, 2)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
