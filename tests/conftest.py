@@ -21,7 +21,7 @@ from zoo import runtime  # noqa: E402
 
 runtime.prepare(devices=8)
 
-OPT_IN = ("slow", "parity")
+OPT_IN = ("slow", "parity", "aot")
 
 
 @dataclasses.dataclass(frozen=True)

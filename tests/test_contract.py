@@ -100,8 +100,10 @@ def test_every_schedule_is_one_of_its_own() -> None:
 
 
 def test_auto_chooses_what_exists_and_runs_there() -> None:
-    for platform, names in attention.AUTO.items():
-        assert all(platform in attention.IMPLEMENTATIONS[name].platforms for name in names)
+    for platform, lines in attention.AUTO.items():
+        assert all(platform in attention.IMPLEMENTATIONS[line.name].platforms for line in lines)
+        # The last line takes everything.
+        assert lines[-1].queries == 1 and attention.IMPLEMENTATIONS[lines[-1].name].features == attention.ALL_FEATURES
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ ON_TOP = {
     "zoo/catalogue.py": {"rich"},
     "zoo/doctor.py": {"rich"},
     "zoo/hub.py": {"huggingface_hub"},
+    "zoo/kernels/tokamax.py": {"tokamax"},
     "zoo/tensors.py": {"safetensors", "huggingface_hub"},
 }
 FLAX = {"Module", "Param", "Rngs", "eval_shape", "graphdef", "merge", "split", "state", "to_pure_dict"}

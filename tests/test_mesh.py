@@ -119,7 +119,7 @@ def test_adafactor_treats_layers_as_separate_matrices():
     assert not np.allclose(updates["layers"]["kernel"][0], updates["layers"]["kernel"][1] * 10, rtol=0.1)
 
 
-@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("impl", ["reference", "xla", "blocked"])
 def test_the_door_adds_no_collective(impl):
     """Under data, fsdp and tensor axes attention runs on local arrays: the compiled program has no communication."""
     mesh = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
@@ -186,4 +186,4 @@ def test_dropout_and_auto_are_what_the_mesh_tests_use():
     """The agreement above is worth something only with dropout inside attention on."""
     run = tiny.run()
     assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
-    assert door.AUTO["cpu"] == ("xla",)
+    assert door.AUTO["cpu"][-1] == door.Choice("xla"), "what takes rows as short as these"

@@ -10,6 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo import seeds
 from zoo.errors import BadInput
-from zoo.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
+from zoo.masks import Bias, Buckets, ByDistance, Dense, Distanced, Mask, Relative
 from zoo.sharding import BATCH
 
 HEADS = "tensor"
@@ -98,6 +99,10 @@ class Request:
             _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
         if bias is not None:
             features.add(_BIASES[type(bias)])
+        if isinstance(bias, Distanced) and getattr(bias, "query_positions", None) is None:
+            last = bias.first - next(array.shape[axes.index("D")] for _, axes, array in bias.arrays() if "D" in axes) + 1
+            needed = f"a bias of {t} queries over {s} keys needs the distances {t - 1} .. {1 - s}"
+            _require(bias.first >= t - 1 and last <= 1 - s, f"{needed}, and has {bias.first} .. {last}")
         if dropout is not None and dropout[0] > 0:
             rate, seed = dropout
             _require(rate < 1, f"dropout {rate}: choose a rate below 1")
@@ -138,6 +143,10 @@ class Implementation:
     features: frozenset[str]
     limits: str = ""
     """Name of a function in `module`: Request -> reason it cannot be honoured, or None."""
+    requires: str = ""
+    """Package that must be there; the extra of the same name brings it."""
+    python: str = ""
+    """Oldest Python that this package takes, where that is newer than ours."""
 
     def load(self) -> Callable[..., Array]:
         return getattr(importlib.import_module(self.module), self.function)
@@ -148,6 +157,9 @@ class Implementation:
             return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
         if missing := sorted(request.features - self.features):
             return f"it has no {', no '.join(missing)}"
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            since = f" (Python {self.python} or newer)" if self.python else ""
+            return f"it needs {self.requires}: pip install 'jax-zoo[{self.requires}]'{since}"
         return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
 
 
@@ -168,10 +180,42 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         features=ALL_FEATURES - {"dropout"},
         limits="limits",
     ),
+    "tokamax": Implementation(
+        module="zoo.kernels.tokamax",
+        function="tokamax",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+        requires="tokamax",
+        python="3.12",
+    ),
+    "splash": Implementation(
+        module="zoo.kernels.splash",
+        function="splash",
+        platforms=frozenset({"tpu"}),
+        features=frozenset({"causal", "window", "key lengths", "segments", "grouped heads"}),
+        limits="limits",
+    ),
 }
 
-AUTO: dict[str, tuple[str, ...]] = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
-"""`auto`, by platform: the first in the list that can honour the request."""
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A line of `auto`: an implementation, and from how many queries on it is the faster one."""
+
+    name: str
+    queries: int = 1
+
+
+AUTO: dict[str, tuple[Choice, ...]] = {
+    # On two cores, forward and backward at 12 heads of 64 (`python -m benchmarks.attention`): 2 to 8 times as fast as xla from 256
+    # queries on, 1.1 to 1.6 times at 128, half as fast at 64 and when decoding.
+    "cpu": (Choice("blocked", queries=128), Choice("xla")),
+    # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
+    "gpu": (Choice("cudnn"), Choice("xla")),
+    "tpu": (Choice("xla"),),
+}
+"""`auto`, by platform: the first line that the request is long enough for and whose implementation can honour it."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:
@@ -182,7 +226,8 @@ def choose(impl: str, request: Request, platform: str | None = None) -> str:
     """
     platform = platform or _platform()
     if impl == "auto":
-        return next(name for name in AUTO[platform] if IMPLEMENTATIONS[name].refuses(request, platform) is None)
+        long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
+        return next(name for name in long_enough if IMPLEMENTATIONS[name].refuses(request, platform) is None)
     _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
     if why := IMPLEMENTATIONS[impl].refuses(request, platform):
         able = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
@@ -212,8 +257,17 @@ def usable() -> list[tuple[str, bool, str]]:
     return [(name, why is None, why or "") for name, why in reasons.items()]
 
 
+def auto() -> str:
+    """What `auto` chooses on this platform, in words."""
+    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[_platform()]]
+    return ", else ".join(lines)
+
+
 def _platform() -> str:
-    return {"cuda": "gpu", "rocm": "gpu"}.get(jax.default_backend(), jax.default_backend())
+    """Whom a program is for: the devices of the context mesh, which need not be here, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
 
 
 def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
@@ -244,7 +298,8 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not auto:
         return run(q, k, v, mask, bias, seed, heads)
-    batch = tuple(axis for axis in BATCH if axis in auto)
+    # Other axes split the batch too: a gradient would be summed over one that is not mentioned, even if its size is 1.
+    batch = (*(axis for axis in BATCH if axis in auto), *(axis for axis in mesh.axis_names if axis in auto - {*BATCH, HEADS}))
     head = HEADS if HEADS in auto else None
     by_letter = {"B": batch, "N": head}
 
@@ -259,7 +314,10 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     heads_spec = PartitionSpec(batch, None, head, None)
     seed_spec = None if seed is None else PartitionSpec(batch)
     in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
-    return jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec)(q, k, v, mask, bias, seed, heads)
+    # Without check_vma: what comes from libraries does not say how its outputs vary over the mesh, or says it wrongly. JAX's rule
+    # for cuDNN calls the gradient of a bias that all examples share equal on all devices, and its sum over them is left out.
+    run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
+    return run(q, k, v, mask, bias, seed, heads)
 
 
 def _require(ok: bool, message: str) -> None:

@@ -309,7 +309,7 @@ def doctor(args: list[str]) -> int:
     from zoo import attention
     from zoo import doctor as doctors
 
-    return doctors.doctor(attention.usable())
+    return doctors.doctor(attention.usable(), attention.auto())
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

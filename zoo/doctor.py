@@ -39,10 +39,15 @@ class Facts:
     """One line for each thing that must be mended before a number from here is believed."""
 
 
-def doctor(attention: Sequence[tuple[str, bool, str]]) -> int:
-    """Print what was found; `attention` has (implementation, usable here, why not) rows. Returns 0, or 1 on a problem."""
+def doctor(attention: Sequence[tuple[str, bool, str]], auto: str) -> int:
+    """Print what was found; returns 0, or 1 on a problem.
+
+    Args:
+        attention: (implementation, usable here, why not) rows.
+        auto: what is chosen among them where nothing is said.
+    """
     found = facts()
-    show(found, attention)
+    show(found, attention, auto)
     return 1 if found.problems else 0
 
 
@@ -77,7 +82,7 @@ def facts() -> Facts:
     )
 
 
-def show(found: Facts, attention: Sequence[tuple[str, bool, str]]) -> None:
+def show(found: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -> None:
     """Print the facts and the attention implementations as tables."""
     from rich.console import Console
     from rich.markup import escape
@@ -104,6 +109,7 @@ def show(found: Facts, attention: Sequence[tuple[str, bool, str]]) -> None:
         table = Table("attention", "here", "why not", box=None, padding=(0, 2, 0, 0))
         for name, usable, why in attention:
             table.add_row(escape(name), "[green]yes" if usable else "[red]no", escape(why))
+        table.add_row("auto", "", escape(auto))
         console.print()
         console.print(table)
     for problem in found.problems:

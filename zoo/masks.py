@@ -141,6 +141,13 @@ class Mask(Spec):
                     changes[f"{side}_positions"] = tile.start[letter] + jnp.arange(tile.size[letter])[None]
         return dataclasses.replace(part, **changes)
 
+    def alive(self, t: int, s: int) -> Bool[Array, "#B T #N"] | None:
+        """Which queries see any key; None where each sees itself, or everything."""
+        allowed = self.dense(t, s)
+        if allowed is None or not any(self.arrays()):
+            return None
+        return jnp.moveaxis(allowed.any(-1), 1, 2)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

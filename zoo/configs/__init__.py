@@ -17,7 +17,7 @@ from zoo.errors import BadInput, require
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Attends = Literal["full", "window"]
 Objective = Literal["causal"]
-Implementation = Literal["auto", "reference", "xla", "cudnn"]
+Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Remat = Literal["none", "full", "attention"]
 
 

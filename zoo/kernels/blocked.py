@@ -39,7 +39,7 @@ def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, rows - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, columns - s), (0, 0)]) for x in (k, v))
-    out = _attend(plan, *_varying((q, k, v, mask.padded(rows, columns), bias, seed, heads)))
+    out = _attend(plan, q, k, v, mask.padded(rows, columns), bias, seed, heads)
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
@@ -173,7 +173,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
 
             lead = (plan.examples, these.size["N"], plan.rows)
             # The floor under the maximum sends every entry of a row with nothing to attend to to exp(-inf) = 0.
-            start = _zeros(q, *lead) + 0.1 * MASKED, _zeros(q, *lead), _zeros(q, *lead, v.shape[-1])
+            start = jnp.full(lead, 0.1 * MASKED, wide), jnp.zeros(lead, wide), jnp.zeros((*lead, v.shape[-1]), wide)
             top, total, out = lax.fori_loop(*plan.columns_of(mask, these, i), columns, start)
             alive = total > 0
             out = (out / jnp.where(alive, total, 1)[..., None]).astype(q.dtype)
@@ -230,18 +230,18 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
                 return add(d_q, d_q_i, QUERIES, Tile({"T": tile.start["T"]}, {"T": plan.rows})), d_k, d_v, d_bias
 
             d_q, d_bias = carry
-            d_k = d_v = _zeros(q, plan.examples, plan.heads, k.shape[-1], plan.columns)
+            d_k = d_v = jnp.zeros((plan.examples, plan.heads, k.shape[-1], plan.columns), wide)
             d_q, d_k, d_v, d_bias = lax.fori_loop(*plan.rows_of(mask, these, j), rows, (d_q, d_k, d_v, d_bias))
             return (d_q, d_bias), (d_k, d_v)
 
-        d_q = _zeros(q, plan.examples, plan.heads, *q.shape[2:])
+        d_q = jnp.zeros((plan.examples, plan.heads, *q.shape[2:]), wide)
         (d_q, d_bias), (d_k, d_v) = lax.scan(columns, (d_q, d_bias), jnp.arange(plan.column_blocks))
         return d_bias, (d_q, d_k, d_v)
 
     # The gradients of keys and values are summed as [H, S]: as [S, H] every tile would have to be turned, not just q and d_out.
     turned_q, turned_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))
     numbers = None if bias is None else bias.numbers()
-    start = jax.tree.map(lambda x: _zeros(x, *x.shape), numbers)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), numbers)
     d_bias, (d_q, d_k, d_v) = lax.scan(group, start, plan.groups(q))
     # [groups, column blocks, examples, heads, H, columns] -> [groups, examples, heads, column blocks, columns, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
@@ -256,11 +256,6 @@ def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int)
     """Sum of products over axis i of x and axis j of y, in at least float32."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=wide)
-
-
-def _zeros(like: Array, *shape: int) -> Array:
-    """An array to begin a sum with: at least float32, and varying over the devices of a `shard_map` as `like` does."""
-    return jnp.zeros_like(like, jnp.promote_types(like.dtype, jnp.float32), shape=shape)
 
 
 def _masked(scores: Float[Array, "b n T S"], mask: Mask, tile: Tile) -> Float[Array, "b n T S"]:
@@ -287,17 +282,6 @@ def _row_max(scores: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
 def _row_sum(weights: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
     """Sums of the rows, as a product with ones, for the same reason."""
     return lax.dot_general(weights, jnp.ones(weights.shape[-1], weights.dtype), (((3,), (0,)), ((), ())))
-
-
-def _varying(tree: Any) -> Any:
-    """Arrays that may differ between the devices of a `shard_map` wherever one of them does: loops mix them in what they carry."""
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
-
-    def vary(x: Array) -> Array:
-        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(vary, tree)
 
 
 def _even(length: int, most: int, multiple: int) -> tuple[int, int]:

@@ -1,0 +1,267 @@
+"""Every accelerator row of the door's table, compiled by the real compilers for devices that are not here; run with --aot.
+
+The TPU compiler comes with the extra `tpu`, XLA for GPUs with `cuda13` (or `cuda12`): each target needs its own. Compiling shows
+neither that a kernel's numbers are right nor that cuDNN has a plan for the shape: it is asked on a GPU only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zoo import attention as door
+from zoo.masks import Buckets, Dense, Mask
+from zoo.sharding import BATCH
+
+pytestmark = pytest.mark.aot
+
+# data=2 and fsdp=2 split the batch, tensor=2 the heads.
+B, T, N, H = 4, 8192, 8, 64
+QUERIES = B // 4 * T * N // 2 * H * 2
+"""Bytes of q on one device."""
+SCORES = B // 4 * N // 2 * T * T
+"""Entries of the scores [B, N, T, S] on one device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A platform to compile for: the plugins, any of which will do, and how its devices are described."""
+
+    plugins: tuple[str, ...]
+    extra: str
+    lowering: str
+    describe: dict[str, str]
+
+
+TARGETS = {
+    "gpu": Target(
+        ("jax_cuda13_plugin", "jax_cuda12_plugin"),
+        "cuda13",
+        "cuda",
+        {
+            "platform": "cuda",
+            "topology_name": "1x1x8",
+            "topology": "1x1x8",
+            "target_config": Path(__file__).with_name("h100.txtpb").read_text(),
+        },
+    ),
+    "tpu": Target(("libtpu",), "tpu", "tpu", {"platform": "tpu", "topology_name": "v5e:2x4"}),
+}
+
+KERNELS = {
+    "cudnn": [r"__cudnn\$fmha\w*Softmax", r"__cudnn\$fmha\w*SoftmaxBackward"],
+    "tokamax": ["mosaic_gpu_v2"] * 3,
+    "splash": ["tpu_custom_call"] * 3,
+}
+"""Custom calls of a forward and backward pass, the first alone that of a forward pass; a row of ours has none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One use of the door; `length` queries and keys, `groups` key and value heads."""
+
+    mask: Any = Mask(causal=True)
+    bias: Any = None
+    length: int = T
+    groups: int = N
+    summed: int = 0
+    """Collectives that the gradients need: a bias that several devices share is summed over them."""
+
+
+def ids(length: int = T) -> dict[str, Any]:
+    segments = jax.ShapeDtypeStruct((B, length), jnp.int32)
+    return {"query_segments": segments, "key_segments": segments}
+
+
+LENGTHS = jax.ShapeDtypeStruct((B,), jnp.int32)
+CASES = {
+    "full": Case(mask=Mask()),
+    "causal": Case(),
+    "key lengths": Case(mask=Mask(key_lengths=LENGTHS)),
+    "causal key lengths": Case(mask=Mask(causal=True, key_lengths=LENGTHS)),
+    "segments": Case(mask=Mask(causal=True, **ids())),
+    "window": Case(mask=Mask(causal=True, window=256)),
+    "band": Case(mask=Mask(window=256)),
+    "grouped heads": Case(groups=2),
+    "grouped heads, segments": Case(mask=Mask(**ids(), key_lengths=LENGTHS), groups=2),
+    "odd": Case(length=T - 1),
+    "odd, segments": Case(mask=Mask(causal=True, **ids(T - 1)), length=T - 1),
+    "dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T, T), jnp.float32)), summed=1),
+    "bias of examples": Case(bias=Dense(values=jax.ShapeDtypeStruct((B, 1, T, T), jnp.float32)), summed=1),
+    "odd, dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T - 1, T - 1), jnp.float32)), length=T - 1, summed=1),
+    # Shorter: for TPU, XLA pads the heads of the gathered [T, S, N] to 128, which is 34 GB at the full length.
+    "bucket bias": Case(mask=Mask(), bias=Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32)), length=2048, summed=1),
+}
+
+REFUSED = {
+    ("cudnn", "band"): "its window needs causal attention",
+    ("splash", "odd"): "it takes lengths that are multiples of 128",
+    ("splash", "odd, segments"): "it takes lengths that are multiples of 128",
+}
+"""What a row refuses although it has all the features."""
+
+QUADRATIC = {("xla", None), ("cudnn", "segments"), ("tokamax", "segments")}
+"""Rows that hold something of size T x S, by feature: None for always. Every row may do so with a bias."""
+
+
+def features(case: Case) -> frozenset[str]:
+    q, k = operands(case)
+    return door.Request.of(q, k, k, case.mask, case.bias, None).features
+
+
+def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((B, case.length, heads, H), jnp.bfloat16) for heads in (N, case.groups)]
+
+
+CALLS = [
+    (platform, impl, name)
+    for platform in TARGETS
+    for impl, row in door.IMPLEMENTATIONS.items()
+    for name, case in CASES.items()
+    if platform in row.platforms and impl != "reference" and features(case) <= row.features
+]
+
+
+def missing() -> dict[str, str]:
+    """Why targets cannot be compiled for here."""
+    absent = {name: each for name, each in TARGETS.items() if not any(importlib.util.find_spec(p) for p in each.plugins)}
+    return {
+        name: f"compiling for {name} needs the extra {each.extra}: pip install -e '.[{each.extra}]'"
+        for name, each in absent.items()
+    }
+
+
+@functools.cache
+def devices(platform: str) -> np.ndarray:
+    with pytest.MonkeyPatch.context() as patch:
+        # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
+        told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+        for name, value in told.items():
+            patch.setenv(name, value)
+        return np.array(topologies.get_topology_desc(**TARGETS[platform].describe).devices)
+
+
+@contextlib.contextmanager
+def aimed(platform: str) -> Iterator[Mesh]:
+    """With eight devices of a platform as the context mesh, and as what libraries find when they ask JAX for its device."""
+    why = missing()
+    if len(why) == len(TARGETS):
+        pytest.fail("; ".join(why.values()), pytrace=False)
+    if platform in why:
+        pytest.skip(why[platform])
+    mesh = Mesh(devices(platform).reshape(2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+    with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
+        yield mesh
+
+
+@functools.cache
+def compiled(platform: str, impl: str, name: str, backward: bool) -> tuple[str, int]:
+    """The compiled program of a case, and the bytes of its temporaries on one device."""
+    case = CASES[name]
+    with aimed(platform) as mesh:
+
+        def placed(value: Any, letters: str) -> Any:
+            axes = [
+                {"B": BATCH, "N": "tensor"}.get(letter) if size > 1 else None
+                for letter, size in zip(letters, value.shape, strict=True)
+            ]
+            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+        def spec(value: Any) -> Any:
+            fields = {field.name: field.metadata.get("axes") for field in dataclasses.fields(value)} if value else {}
+            changes = {
+                key: placed(getattr(value, key), axes) for key, axes in fields.items() if axes and getattr(value, key) is not None
+            }
+            return dataclasses.replace(value, **changes) if value else None
+
+        q, k = (placed(x, "BTNH") for x in operands(case))
+
+        def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any) -> Any:
+            return door.attention(q, k, v, mask=mask, bias=bias, impl=impl)
+
+        def pull(*args: Any) -> Any:
+            *trained, mask, cotangent = args
+            return jax.vjp(lambda *numbers: attend(*numbers, mask), *trained)[1](cotangent)
+
+        args = (q, k, k, spec(case.bias), spec(case.mask))
+        run = jax.jit(pull).trace(*args, q) if backward else jax.jit(attend).trace(*args)
+        program = run.lower(lowering_platforms=(TARGETS[platform].lowering,)).compile()
+    return program.as_text(), program.memory_analysis().temp_size_in_bytes
+
+
+def collectives(program: str) -> int:
+    return len(re.findall(r"(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program))
+
+
+def kernels(program: str) -> list[str]:
+    return sorted(re.findall(r'custom_call_target="(__cudnn\$\w+|mosaic_gpu\w*|tpu_custom_call)"', program))
+
+
+@pytest.mark.parametrize(("platform", "impl", "name"), CALLS)
+def test_it_compiles(platform: str, impl: str, name: str) -> None:
+    """Forward, and with backward: the row's kernel is there, nothing is communicated, temporaries are linear if they can be."""
+    case, row = CASES[name], door.IMPLEMENTATIONS[impl]
+    if row.requires and importlib.util.find_spec(row.requires) is None:
+        pytest.skip(f"{impl} needs {row.requires}, of the extra {row.requires}: Python {row.python} or newer")
+    if (impl, name) in REFUSED:
+        with pytest.raises(door.BadInput, match=REFUSED[impl, name]):
+            compiled(platform, impl, name, backward=True)
+        return
+    forward, _ = compiled(platform, impl, name, backward=False)
+    program, temporaries = compiled(platform, impl, name, backward=True)
+    for found, expected in ((kernels(forward), KERNELS.get(impl, [])[:1]), (kernels(program), KERNELS.get(impl, []))):
+        assert len(found) == len(expected)
+        assert all(re.fullmatch(pattern, call) for pattern, call in zip(expected, found, strict=True))
+    assert (collectives(forward), collectives(program)) == (0, case.summed)
+    if impl != "xla":
+        assert temporaries < compiled(platform, "xla", name, backward=True)[1]
+    if case.bias is None and not {(impl, None), *((impl, feature) for feature in features(case))} & QUADRATIC:
+        # Ten arrays like q, for padded copies, residuals and cotangents. A mask of bytes [T, S] would be 16, scores 256.
+        assert temporaries < 10 * QUERIES
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_what_is_not_linear_is_seen(platform: str) -> None:
+    """The bound above is worth something: `xla`, which holds the scores, breaks it."""
+    for name in ("full", "causal", "window"):
+        assert compiled(platform, "xla", name, backward=True)[1] > SCORES
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_auto_follows_the_target(platform: str) -> None:
+    """Choices are those of the devices compiled for, and not of the CPU that compiles."""
+    with aimed(platform):
+        q, k = operands(CASES["causal"])
+        request = door.Request.of(q, k, k, Mask(causal=True), None, None)
+        assert door.choose("auto", request) == door.choose("auto", request, platform)
+        assert {name for name, here, _ in door.usable() if here} >= {
+            "reference",
+            "xla",
+            *({"cudnn"} if platform == "gpu" else {"splash"}),
+        }
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two is skipped with the extra it needs; none at all is a failure."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else object())
+    with (
+        pytest.raises(pytest.skip.Exception, match=r"compiling for tpu needs the extra tpu: pip install -e '\.\[tpu\]'"),
+        aimed("tpu"),
+    ):
+        pass
+    hidden = [plugin for each in TARGETS.values() for plugin in each.plugins]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else found(name))
+    with pytest.raises(pytest.fail.Exception, match=r"needs the extra cuda13.*needs the extra tpu"), aimed("gpu"):
+        pass

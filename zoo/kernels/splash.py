@@ -1,0 +1,65 @@
+"""`splash`: JAX's Pallas kernels for TPU. Causal, window, key lengths and segments, without bias and dropout."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+BLOCK = 512
+"""Most queries and keys in a block. Untried on a TPU here; it is what MaxText sets."""
+
+
+def splash(q, k, v, mask, bias, seed, heads, *, scale, rate):
+    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]."""
+    t, n, s = q.shape[1], q.shape[2], k.shape[1]
+    kernel = library.make_splash_mha(
+        mask=library.MultiHeadMask([_static(mask, t, s)] * n),
+        block_sizes=_blocks(t, s),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+    )
+    scaled = q * jnp.asarray(scale, q.dtype)  # the kernel has no scale of its own
+    by_head = [jnp.swapaxes(x, 1, 2) for x in (scaled, k, v)]
+    out: Any = jax.vmap(kernel)(*by_head, _segments(mask, q.shape[0], t, s))
+    out = jnp.swapaxes(out, 1, 2)
+    # Where nothing is allowed the kernel averages, with finite factors of the gradient: zeroing the output zeroes both.
+    alive = mask.alive(t, s)
+    return out if alive is None else jnp.where(alive[..., None], out, 0)
+
+
+def limits(request) -> str | None:
+    """What the kernels take (read at JAX 0.10.2 and 0.12.0, and tried by compiling); None if a request is within it."""
+    _, t, s, _, _, _ = request.shape
+    if request.dtype not in ("bfloat16", "float32"):
+        return f"it takes bfloat16 and float32, and this is {request.dtype}"
+    if t % 128 or s % 128:
+        return f"it takes lengths that are multiples of 128, and these are {t} and {s}"
+    return None
+
+
+def _static(mask, t, s):
+    """The part of a mask that depends on positions alone: the kernel skips its empty blocks."""
+    if mask.window is not None:
+        return library.LocalMask((t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
+    return library.CausalMask((t, s)) if mask.causal else library.FullMask((t, s))
+
+
+def _segments(mask, b, t, s):
+    """The rest of it as segments, equal numbers seeing each other; None without any. Keys beyond the lengths get a number, 0,
+    that no query has, or only such as see nothing."""
+    if mask.key_lengths is None and mask.query_segments is None:
+        return None
+    query = jnp.ones((b, t), jnp.int32) if mask.query_segments is None else mask.query_segments
+    key = jnp.ones((b, s), jnp.int32) if mask.key_segments is None else mask.key_segments
+    if mask.key_lengths is not None:
+        key = jnp.where(jnp.arange(s) < mask.key_lengths[:, None], key, 0)
+    return library.SegmentIds(q=query, kv=key)
+
+
+def _blocks(t, s):
+    q, kv = (next(block for block in (BLOCK, 256, 128) if length % block == 0) for length in (t, s))
+    return library.BlockSizes(
+        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+    )  # a fused backward pass would hold S / block_kv copies of dq
