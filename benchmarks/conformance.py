@@ -1,7 +1,7 @@
-"""Every attention implementation against the definition in float64: output and every gradient, over all that the door can be asked.
+"""Every attention implementation against the definition in float64: output and gradients, over all the door can be asked.
 
-`python -m benchmarks.conformance` runs what this machine can and prints the table of docs (`benchmarks/SUPPORT.md`). The tests run
-the same cases, and whatever times an implementation checks it here first.
+`python -m benchmarks.conformance > benchmarks/SUPPORT.md` runs what this machine can and makes the page of support. The tests run
+the same cases, and whoever times an implementation checks it here first.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from zoo import attention as door
 from zoo.errors import BadInput
 from zoo.masks import Bias, Buckets, Dense, Mask, Relative
 
-BOUNDS = {"float32": 2e-6, "bfloat16": 3e-2}
+BOUNDS = {"float32": 2e-6, "bfloat16": 4e-2}
 """Largest error allowed, of the largest entry of the array or of 1.
 
 float32: about 30 roundings of 2^-24, sums of hundreds of terms among them. bfloat16: inputs, weights and results are rounded
@@ -114,9 +114,7 @@ CASES: Mapping[str, Case] = {
     "window to both sides": Case(mask=lambda case: Mask(window=100)),
     "key lengths": Case(mask=lambda case: Mask(key_lengths=_lengths(case))),
     "packed segments": Case(
-        mask=lambda case: Mask(
-            causal=True, query_segments=_segments(case, case.queries), key_segments=_segments(case, case.keys)
-        )
+        mask=lambda case: Mask(causal=True, query_segments=_segments(case, case.queries), key_segments=_segments(case, case.keys))
     ),
     "positions": Case(
         queries=40,
@@ -187,7 +185,9 @@ def check(impl: str, name: str, dtype: str = "float32", options: Mapping[str, An
     errors = {}
     for key, theirs in expected.items():
         ours = np.asarray(got[key], np.float64)
-        errors[key] = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1.0)) if ours.shape == theirs.shape else np.inf
+        errors[key] = (
+            float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1.0)) if ours.shape == theirs.shape else np.inf
+        )
     return Result(errors, BOUNDS[dtype])
 
 
@@ -202,9 +202,7 @@ def _run(case: Case, impl: str, dtype: Any, options: Mapping[str, Any] | None) -
     """The output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
 
     def of_dtype(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), tree
-        )
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x), tree)
 
     shape = (case.batch, case.queries, case.heads, case.head)
     q, probe, k, v = (
@@ -275,11 +273,12 @@ def main() -> int:
     rows, sound = table(lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True))
     print(file=sys.stderr)
     bounds = ", ".join(f"{bound:.0e} in {dtype}" for dtype, bound in BOUNDS.items())
+    where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
     print(f"""# What each attention implementation does
 
-Made by `python -m benchmarks.conformance` on {jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}.
-A cell is the largest error of output and gradients, those of biases and tables included, against the definition in float64, relative
-to an array's largest entry or 1: float32 / bfloat16. Allowed: {bounds}. "-": refused.
+Made by `python -m benchmarks.conformance` on {where}.
+A cell is the largest error of output and gradients, those of biases and tables included, against the definition in float64,
+relative to an array's largest entry or 1: float32 / bfloat16. Allowed: {bounds}. "-": refused.
 
 {rows}""")
     return 0 if sound else 1

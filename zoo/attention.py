@@ -208,8 +208,8 @@ class Choice:
 
 
 AUTO: dict[str, tuple[Choice, ...]] = {
-    # On two cores, forward and backward at 12 heads of 64 (`python -m benchmarks.attention`): 2 to 8 times as fast as xla from 256
-    # queries on, 1.1 to 1.6 times at 128, half as fast at 64 and when decoding.
+    # Measured on two cores, forward and backward at 12 heads of 64: blocked is the faster from 128 queries on, and half as fast
+    # as xla at 64 and when decoding (`python -m benchmarks.attention`).
     "cpu": (Choice("blocked", queries=128), Choice("xla")),
     # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
     "gpu": (Choice("cudnn"), Choice("xla")),

@@ -7,7 +7,7 @@ knows how the array is sharded. Fields are untyped because the same trees hold a
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,6 @@ def _static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-S = TypeVar("S", bound="Spec")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
     """What masks and biases share: each can be padded, and cut into the part that a tile of the scores needs.
@@ -42,39 +39,37 @@ class Spec:
             if "axes" in field.metadata and (array := getattr(self, field.name)) is not None:
                 yield field.name, field.metadata["axes"], array
 
-    def padded(self: S, t: int, s: int) -> S:
+    def padded(self, t: int, s: int) -> Any:
         """For `t` queries and `s` keys, with zeros behind what is there. Nobody looks at the new queries and keys."""
         to = {"T": t, "S": s}
         return self._replace(
-            lambda letters, x: jnp.pad(
-                x, [(0, to.get(c, n) - n if n > 1 else 0) for c, n in zip(letters, x.shape, strict=True)]
-            )
+            lambda letters, x: jnp.pad(x, [(0, to.get(c, n) - n if n > 1 else 0) for c, n in zip(letters, x.shape, strict=True)])
         )
 
-    def part(self: S, tile: Tile) -> S:
+    def part(self, tile: Tile) -> Any:
         """The specification of a tile."""
         tile = self._reach(tile)
         return self._replace(lambda letters, x: tiles.take(x, letters, tile))
 
-    def add_part(self: S, sums: S, part: S, tile: Tile) -> S:
+    def add_part(self, sums: Any, part: Any, tile: Tile) -> Any:
         """`sums`, of the shapes of this one's numbers, with those of a tile's part added where they belong."""
         tile, parts = self._reach(tile), {name: array for name, _, array in part.arrays()}
         grown = {name: tiles.add(x, parts[name], axes, tile) for name, axes, x in sums.arrays()}
         return dataclasses.replace(sums, **grown)
 
-    def numbers(self: S) -> S:
+    def numbers(self) -> Any:
         """With floating-point arrays alone: what has a gradient."""
         others = {name: None for name, _, x in self.arrays() if not jnp.issubdtype(x.dtype, jnp.floating)}
         return dataclasses.replace(self, **others)
 
-    def with_numbers(self: S, numbers: S) -> S:
+    def with_numbers(self, numbers: Any) -> Any:
         """With the floating-point arrays of another one."""
         return dataclasses.replace(self, **{name: x for name, _, x in numbers.arrays()})
 
     def _reach(self, tile: Tile) -> Tile:
         return tile
 
-    def _replace(self: S, change: Any) -> S:
+    def _replace(self, change: Any) -> Any:
         return dataclasses.replace(self, **{name: change(axes, x) for name, axes, x in self.arrays()})
 
 
@@ -127,11 +122,14 @@ class Mask(Spec):
         return functools.reduce(jnp.logical_and, pairs) if pairs else None
 
     @property
-    def in_order(self) -> bool:
-        """Whether positions are indices, so that `causal` and `window` bound which keys a query may see."""
-        return self.query_positions is None and self.key_positions is None
+    def reach(self) -> tuple[int | None, int | None]:
+        """How many keys behind itself and ahead a query sees at most; None where indices, not being positions, do not tell."""
+        if self.query_positions is not None or self.key_positions is not None:
+            return None, None
+        behind = None if self.window is None else self.window - 1
+        return behind, 0 if self.causal else behind
 
-    def part(self, tile: Tile) -> "Mask":
+    def part(self, tile: Tile) -> Any:
         part, changes = super().part(tile), {}
         if self.key_lengths is not None:
             changes["key_lengths"] = part.key_lengths - tile.start["S"]
@@ -170,7 +168,7 @@ class Distanced(Spec):
 
     first: int = _static(0)
 
-    def padded(self: S, t: int, s: int) -> S:
+    def padded(self, t: int, s: int) -> Any:
         """Also to the distances of the new queries and keys, and one more (see `positions.relative_shift`)."""
         whole = super().padded(t, s)
         front = max(0, t - 1 - self.first)
@@ -181,7 +179,7 @@ class Distanced(Spec):
 
         return dataclasses.replace(whole._replace(reaching), first=self.first + front)
 
-    def part(self: S, tile: Tile) -> S:
+    def part(self, tile: Tile) -> Any:
         return dataclasses.replace(super().part(tile), first=tile.size["T"] - 1)
 
     def _reach(self, tile: Tile) -> Tile:
@@ -224,7 +222,6 @@ class ByDistance(Distanced):
     def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
         rows = jnp.broadcast_to(self.values.T[None, :, None, :], (1, self.values.shape[1], t, self.values.shape[0]))
         return positions.relative_shift(rows, None, first=self.first, keys=s)
-
 
     def in_rows(self, rows: int, t: int, s: int) -> "Diagonals":
         """The same for tiles of `rows` queries, padded to `t` and `s`: one tile's values are a slice, not a shift."""
@@ -285,11 +282,11 @@ class Relative(Distanced):
             total = total + jnp.where(different, segment[..., 1:], segment[..., :1])
         return scale * total
 
-    def padded(self, t: int, s: int) -> "Relative":
+    def padded(self, t: int, s: int) -> Any:
         # Scattered queries take all distances there are: of padding keys, which are masked, they may lack some.
-        return super().padded(t, s) if self.query_positions is None else Spec.padded(self, t, s)
+        return (Distanced if self.query_positions is None else Spec).padded(self, t, s)
 
-    def part(self, tile: Tile) -> "Relative":
+    def part(self, tile: Tile) -> Any:
         if self.query_positions is None:
             return super().part(tile)
         part = Spec.part(self, tile)

@@ -39,7 +39,7 @@ def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, rows - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, columns - s), (0, 0)]) for x in (k, v))
-    out = _attend(plan, q, k, v, mask.padded(rows, columns), bias, seed, heads)
+    out: Any = _attend(plan, q, k, v, mask.padded(rows, columns), bias, seed, heads)
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
@@ -97,10 +97,10 @@ class Plan:
         """The blocks of keys, from .. to, that queries of block i may see."""
         first, last = i * self.rows, (i + 1) * self.rows - 1
         start, stop = 0, self.column_blocks
-        if mask.in_order and mask.window is not None:
-            start = jnp.maximum(first - mask.window + 1, 0) // self.columns
-        if mask.in_order and (mask.causal or mask.window is not None):
-            ahead = 0 if mask.causal else mask.window - 1
+        behind, ahead = mask.reach
+        if behind is not None:
+            start = jnp.maximum(first - behind, 0) // self.columns
+        if ahead is not None:
             stop = jnp.minimum((last + ahead) // self.columns + 1, stop)
         if mask.key_lengths is not None:
             stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.columns), stop)
@@ -110,11 +110,11 @@ class Plan:
         """The blocks of queries, from .. to, that may see keys of block j."""
         first, last = j * self.columns, (j + 1) * self.columns - 1
         start, stop = 0, self.row_blocks
-        if mask.in_order and (mask.causal or mask.window is not None):
-            behind = 0 if mask.causal else mask.window - 1
-            start = jnp.maximum(first - behind, 0) // self.rows
-        if mask.in_order and mask.window is not None:
-            stop = jnp.minimum((last + mask.window - 1) // self.rows + 1, stop)
+        behind, ahead = mask.reach
+        if ahead is not None:
+            start = jnp.maximum(first - ahead, 0) // self.rows
+        if behind is not None:
+            stop = jnp.minimum((last + behind) // self.rows + 1, stop)
         if mask.key_lengths is not None:
             stop = jnp.where(first < take(mask.key_lengths, "B", group).max(), stop, 0)
         return start, stop
@@ -124,7 +124,6 @@ class Plan:
 
     def columns_at(self, tile: Tile, j: Int[Array, ""]) -> Tile:
         return tile.along("S", j * self.columns, self.columns)
-
 
     def open(self, x: Float[Array, "b k rows X"]) -> Float[Array, "b n T X"]:
         """Rows of a key/value head as rows of query heads; `shut` goes back."""
@@ -221,7 +220,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
                 kept = _dropped(weights, seed, heads, tile, plan.rate)
                 d_weights = _dropped(plan.open(_dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)
                 d_scores = weights * (d_weights - delta_i)
-                if pull is not None:
+                if bias is not None and pull is not None:
                     d_bias = bias.add_part(d_bias, pull(d_scores)[0], tile)
                 kept, d_scores = (plan.shut(x).astype(q.dtype) for x in (kept, d_scores))
                 d_k = d_k + _dot(q_t, d_scores, 3, 2)
@@ -240,7 +239,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
 
     # The gradients of keys and values are summed as [H, S]: as [S, H] every tile would have to be turned, not just q and d_out.
     turned_q, turned_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))
-    numbers = None if bias is None else bias.numbers()
+    numbers: Any = None if bias is None else bias.numbers()
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), numbers)
     d_bias, (d_q, d_k, d_v) = lax.scan(group, start, plan.groups(q))
     # [groups, column blocks, examples, heads, H, columns] -> [groups, examples, heads, column blocks, columns, H]

@@ -1,0 +1,232 @@
+"""Every implementation against float64 on every case, planted mistakes that these cases must see, and what `blocked` stores."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import conformance
+from zoo import attention as door
+from zoo.attention import attention
+from zoo.kernels import blocked
+from zoo.masks import ByDistance, Dense, Mask
+
+RUNNABLE = [name for name, row in door.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
+# Many programs that run once; what they compute is the same.
+FAST = {"xla_backend_optimization_level": 0}
+IN_HALF = ("causal", "window", "packed segments", "dropout, grouped heads", "bucket bias", "relative bias, memory and types")
+
+
+@pytest.mark.parametrize("case", conformance.CASES)
+@pytest.mark.parametrize("impl", RUNNABLE)
+def test_it_is_the_definition(impl: str, case: str) -> None:
+    result = conformance.check(impl, case, options=FAST)
+    assert result.ok, result
+
+
+@pytest.mark.parametrize("case", IN_HALF)
+@pytest.mark.parametrize("impl", RUNNABLE)
+def test_it_is_the_definition_in_bfloat16(impl: str, case: str) -> None:
+    result = conformance.check(impl, case, "bfloat16", options=FAST)
+    assert result.ok, result
+
+
+def test_every_feature_has_a_case() -> None:
+    asked: set[str] = set()
+    for case in conformance.CASES.values():
+        q, k = (
+            jax.ShapeDtypeStruct((case.batch, t, n, case.head), jnp.float32)
+            for t, n in ((case.queries, case.heads), (case.keys, case.groups))
+        )
+        seeds = jax.ShapeDtypeStruct((case.batch, 2), jnp.uint32)
+        asked |= door.Request.of(q, k, k, case.mask(case), case.bias and case.bias(case), (case.rate, seeds)).features
+    assert asked == door.ALL_FEATURES
+
+
+def test_the_page_of_support_is_of_these_cases() -> None:
+    """`python -m benchmarks.conformance` makes it; a new case or row of the table asks for a new page."""
+    page = Path(conformance.__file__).with_name("SUPPORT.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(conformance.CASES)
+    assert all(f"`{name}`" in page for name in door.IMPLEMENTATIONS)
+    assert "wrong" not in page
+
+
+# --- planted mistakes -----------------------------------------------------------------------------------------------------------
+
+
+def _wrong(change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, *, scale: float, rate: float) -> Any:
+    """`blocked` with one mistake."""
+    match change:
+        case "scale":
+            scale *= 1.001
+        case "causal by one":
+            mask = dataclasses.replace(mask, causal=False, window=None, query_positions=jnp.arange(1, q.shape[1] + 1)[None])
+            mask = dataclasses.replace(mask, causal=True, query_positions=mask.query_positions.repeat(q.shape[0], 0))
+        case "window by one":
+            mask = dataclasses.replace(mask, window=mask.window + 1)
+        case "bias without gradient":
+            bias = jax.lax.stop_gradient(bias)
+        case "leaking segments":
+            mask = dataclasses.replace(mask, query_segments=None, key_segments=None)
+        case "padding seen":
+            mask = dataclasses.replace(mask, key_lengths=mask.key_lengths + 1)
+        case "another dropout":
+            seed = seed + jnp.uint32(1)
+        case "dropout without scale":
+            return blocked.blocked(q, k, v, mask, bias, seed, heads, scale=scale, rate=rate) * (1 - rate)
+        case "the same dropout in every head":
+            heads = jnp.zeros_like(heads)
+        case "groups in the wrong order":
+            k, v = k[:, :, ::-1], v[:, :, ::-1]
+        case "ranks not strict":
+            mask = dataclasses.replace(mask, strict=False)
+        case "distances by one":
+            bias = dataclasses.replace(bias, first=bias.first + 1)
+        case "no types":
+            bias = dataclasses.replace(bias, q_s=None)
+    return blocked.blocked(q, k, v, mask, bias, seed, heads, scale=scale, rate=rate)
+
+
+MISTAKES = {
+    "scale": "full",
+    "causal by one": "causal",
+    "window by one": "window",
+    "bias without gradient": "dense bias",
+    "leaking segments": "packed segments",
+    "padding seen": "key lengths",
+    "another dropout": "dropout",
+    "dropout without scale": "dropout",
+    "the same dropout in every head": "dropout, grouped heads",
+    "groups in the wrong order": "grouped heads",
+    "ranks not strict": "query ranks",
+    "distances by one": "relative bias, memory and types",
+    "no types": "relative bias, memory and types",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(door.IMPLEMENTATIONS, "planted", dataclasses.replace(door.IMPLEMENTATIONS["blocked"], module=__name__))
+    monkeypatch.setattr(door.Implementation, "load", lambda row: functools.partial(_wrong, mistake))
+    assert not conformance.check("planted", MISTAKES[mistake], options=FAST).ok
+
+
+def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
+    assert not conformance.Result({"out": float("nan")}, 1.0).ok
+
+
+# --- what is particular to `blocked` --------------------------------------------------------------------------------------------
+
+BODIES = {
+    "one tile for many heads and examples": (4, 24, 24, 4, 2),
+    "several tiles of queries and keys": (1, 1100, 1300, 2, 2),
+    "one query": (3, 1, 700, 4, 1),
+    "one key": (2, 300, 1, 2, 2),
+}
+
+
+@pytest.mark.parametrize("shape", BODIES)
+def test_however_it_is_cut(shape: str) -> None:
+    b, t, s, n, groups = BODIES[shape]
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.float32(rng.standard_normal(size)) for size in ((b, t, n, 8), (b, s, groups, 8), (b, s, groups, 8)))
+    mask = Mask(key_lengths=jnp.asarray(rng.integers(0, s + 1, b), jnp.int32))
+    bias = Dense(values=jnp.float32(rng.standard_normal((1, n, 1, s))))
+
+    def value(impl: str, *arrays: Any) -> Any:
+        *qkv, values = arrays
+        dropout = (0.1, jnp.ones((b, 2), jnp.uint32))
+        return jnp.sin(attention(*qkv, mask=mask, bias=Dense(values=values), dropout=dropout, impl=impl)).sum()
+
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(value, impl), argnums=(0, 1, 2, 3)))(q, k, v, bias.values)
+        for impl in ("blocked", "xla")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        # A bias is summed over all queries, and so is what is rounded off.
+        np.testing.assert_allclose(one, other, atol=max(1e-5, t * 2.0**-22), rtol=1e-5)
+
+
+SKIPPED = {
+    "full": Mask(),
+    "causal": Mask(causal=True),
+    "window": Mask(causal=True, window=12),
+    "window to both sides": Mask(window=2),
+    "key lengths": Mask(key_lengths=np.array([3, 9])),
+    "causal key lengths": Mask(causal=True, window=9, key_lengths=np.array([30, 25])),
+}
+
+
+@pytest.mark.parametrize("mask", SKIPPED.values(), ids=SKIPPED)
+def test_blocks_that_see_nothing_are_left_out(mask: Mask) -> None:
+    """Of 32 queries and keys in blocks of 8: exactly those with an allowed pair are computed."""
+    plan = blocked.Plan(rows=8, columns=8, row_blocks=4, column_blocks=4, examples=2, heads=1, scale=1.0, rate=0.0)
+    group = plan.group(jnp.zeros((2, 1, 1, 32, 8)), jnp.int32(0))
+    mask = jax.tree.map(jnp.asarray, mask)
+    allowed = mask.dense(32, 32)
+    dense = np.broadcast_to(True if allowed is None else np.asarray(allowed).any((0, 1)), (32, 32))
+    blocks = dense.reshape(4, 8, 4, 8).any((1, 3))
+    for i in range(4):
+        start, stop = plan.columns_of(mask, group, jnp.int32(i))
+        assert [start <= j < stop for j in range(4)] == list(blocks[i])
+        start, stop = plan.rows_of(mask, group, jnp.int32(i))
+        assert [start <= j < stop for j in range(4)] == list(blocks[:, i])
+
+
+def temporaries(impl: str, length: int, bias: bool = False, heads: int = 2) -> int:
+    """Bytes that the compiled forward and backward pass needs beside its arguments and results."""
+    q = jax.ShapeDtypeStruct((1, length, heads, 64), jnp.float32)
+    table = jax.ShapeDtypeStruct((2 * length, heads), jnp.float32)
+
+    def pull(q: Any, k: Any, v: Any, values: Any, cotangent: Any) -> Any:
+        def value(q: Any, k: Any, v: Any, values: Any) -> Any:
+            by_distance = ByDistance(values=values, first=length - 1) if bias else None
+            return attention(q, k, v, mask=Mask(causal=True), bias=by_distance, impl=impl)
+
+        return jax.vjp(value, q, k, v, values)[1](cotangent)
+
+    return jax.jit(pull).lower(q, q, q, table, q).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_memory_is_linear_in_length(bias: bool) -> None:
+    found = {length: temporaries("blocked", length, bias) for length in (1024, 4096, 16384)}
+    assert found[16384] < 4.5 * found[4096] < 4.5 * 4.5 * found[1024]
+    assert temporaries("blocked", 8192, bias) < temporaries("xla", 8192, bias) / 20
+    assert temporaries("xla", 4096, bias) > 10 * temporaries("xla", 1024, bias), "what is not linear is seen"
+
+
+def test_a_dense_bias_that_is_not_trained_has_no_gradient_made() -> None:
+    """The compiler drops the sums of a gradient that nobody asks for."""
+    q = jax.ShapeDtypeStruct((1, 2048, 1, 64), jnp.float32)
+    values = jax.ShapeDtypeStruct((1, 1, 2048, 2048), jnp.float32)
+
+    def value(q: Any, values: Any) -> Any:
+        return attention(q, q, q, mask=Mask(), bias=Dense(values=values), impl="blocked").sum()
+
+    def size(argnums: Any) -> int:
+        memory = jax.jit(jax.grad(value, argnums=argnums)).lower(q, values).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    assert size(0) < size((0, 1)) - 2048 * 2048 * 4 / 2
+
+
+def test_remat_keeps_the_output_and_the_sums() -> None:
+    """With the names saved, the gradient runs the backward loops alone: the forward one is not there a second time."""
+    q = jnp.ones((1, 300, 2, 8))
+
+    def loops(policy: Any) -> int:
+        def value(q: Any) -> Any:
+            return jnp.sin(attention(jnp.sin(q), q, q, mask=Mask(), impl="blocked")).sum()
+
+        program = jax.make_jaxpr(jax.grad(jax.checkpoint(value, policy=policy)))(q)
+        return str(program).count("while[")
+
+    saved = jax.checkpoint_policies.save_only_these_names("attention", "attention_lse")
+    assert loops(jax.checkpoint_policies.everything_saveable) == loops(saved) < loops(jax.checkpoint_policies.nothing_saveable)
