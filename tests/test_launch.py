@@ -142,6 +142,24 @@ def test_a_reader_who_left_ends_the_group_as_a_success(group) -> None:
     assert (done.code, done.stdout) == (0, "from 0\n"), done.stderr
 
 
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    """Python drops what is raised there; JAX has such a callback, in which a good part of its imports is spent."""
+    program = """
+import gc, signal, time
+from zoo import launch
+launch.keep_interrupts()
+gc.callbacks.append(lambda phase, info: gc.callbacks.clear() or signal.raise_signal(signal.SIGINT))
+try:
+    gc.collect()
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = run_python("-c", program)
+    assert (done.code, done.stdout, done.stderr) == (0, "interrupted\n", "")
+    assert done.seconds < 10
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_process_ends_the_group(group, victim: int) -> None:
     started = group(WAIT, processes=3)

@@ -355,6 +355,7 @@ def run() -> None:
     """The console script."""
     from zoo import launch
 
+    launch.keep_interrupts()
     try:
         try:
             code = main()

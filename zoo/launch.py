@@ -26,6 +26,7 @@ PROGRAM = (sys.executable, "-P", "-m", "zoo.cli")
 GRACE = 1.0
 HEARTBEAT = 10
 POLL = 0.02
+SOON = 0.05
 TAIL = 4000
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -128,6 +129,25 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
         coordinator_bind_address=coordinator,
     )
     sys.excepthook = _fail
+
+
+def keep_interrupts() -> None:
+    """Let no Ctrl-C get lost: one that arrives while JAX's callback of the garbage collector runs is raised again soon after.
+
+    Python drops whatever such a callback or a finalizer raises, KeyboardInterrupt too. JAX imports and compiles with so many
+    collections that about one Ctrl-C in six would have no effect.
+    """
+    before = sys.unraisablehook
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            # Not at once, which would be here or in the callback.
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+        else:
+            before(lost)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = again
 
 
 def leave(code: int) -> int:
