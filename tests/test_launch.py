@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,21 +143,36 @@ def test_a_reader_who_left_ends_the_group_as_a_success(group) -> None:
     assert (done.code, done.stdout) == (0, "from 0\n"), done.stderr
 
 
-def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
-    """Python drops what is raised there; JAX has such a callback, in which a good part of its imports is spent."""
-    program = """
-import gc, signal, time
+INTERRUPTED = """
+import gc, signal, sys, time
 from zoo import launch
-launch.keep_interrupts()
-gc.callbacks.append(lambda phase, info: gc.callbacks.clear() or signal.raise_signal(signal.SIGINT))
+launch.heed_interrupts()
+def interrupt(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
 try:
-    gc.collect()
+    if sys.argv[1] == "collector":
+        gc.callbacks.append(interrupt)
+        gc.collect()
+    else:
+        import interrupted
     time.sleep(30)
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = run_python("-c", program)
-    assert (done.code, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
+@pytest.mark.parametrize(("where", "code", "told"), [("collector", 0, "interrupted\n"), ("import", 130, "")])
+def test_an_interrupt_is_heeded(where: str, code: int, told: str, tmp_path: Path) -> None:
+    """In a callback of the garbage collector Python drops it, and a module in C makes ImportError or worse of it."""
+    module = """
+        import __main__
+        try: __main__.interrupt()
+        except KeyboardInterrupt: raise ImportError
+    """
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(module))
+    done = run_python("-c", INTERRUPTED, where, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.code, done.stdout, done.stderr) == (code, told, "")
     assert done.seconds < 10
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO
 
 from zoo import runtime
@@ -131,23 +131,35 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
     sys.excepthook = _fail
 
 
-def keep_interrupts() -> None:
-    """Let no Ctrl-C get lost: one that arrives while JAX's callback of the garbage collector runs is raised again soon after.
+def heed_interrupts() -> None:
+    """Let every Ctrl-C end the program, also one that arrives in code where KeyboardInterrupt is dropped or does harm.
 
-    Python drops whatever such a callback or a finalizer raises, KeyboardInterrupt too. JAX imports and compiles with so many
-    collections that about one Ctrl-C in six would have no effect.
+    Python drops what a callback of its garbage collector raises. JAX has one, and collects so often while it is imported and
+    compiles that one Ctrl-C in four had no effect: it is raised again soon after. An extension module that is interrupted while
+    it is set up raises ImportError or crashes: in an import the program ends on the spot.
     """
-    before = sys.unraisablehook
+    dropped = sys.unraisablehook
 
     def again(lost: "sys.UnraisableHookArgs") -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
             # Not at once, which would be here or in the callback.
             signal.setitimer(signal.ITIMER_REAL, SOON)
         else:
-            before(lost)
+            dropped(lost)
 
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    sys.unraisablehook = again
+    # Who started this program may have had it ignore the signal.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+        sys.unraisablehook = again
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + signal.SIGINT)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def leave(code: int) -> int:
