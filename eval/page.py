@@ -161,7 +161,7 @@ border-radius:10px;font-size:.875rem}
 footer{margin-top:48px;padding-top:14px;border-top:1px solid var(--grid);color:var(--muted);font-size:.875rem}
 @media (max-width:760px){main{padding:24px 14px 40px}.plots,.both{grid-template-columns:minmax(0,1fr)}.plots{gap:14px}
 figure{padding:12px 10px 6px}svg.wide{display:none}svg.narrow{display:block}.tiles{gap:14px 28px}
-.scroll th,.scroll td{padding-right:12px}.scroll td:first-child{min-width:6em}.tiles dd{font-size:1.5rem}
-h1{font-size:1.625rem}h2{margin-top:36px}figcaption b{width:100%}}
+.scroll{font-size:.875rem}.scroll th,.scroll td{padding-right:12px}.scroll td:first-child{min-width:7.5em}
+.tiles dd{font-size:1.5rem}h1{font-size:1.625rem}h2{margin-top:36px}figcaption b{width:100%}}
 @media print{figure,.card,.sample{break-inside:avoid}}
 """

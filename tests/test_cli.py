@@ -202,7 +202,7 @@ TASKS = {
     "--task blimp": "--files",
     "--task blimp --files nowhere": "--files nowhere: no such file",
     "--task lambada --files number.jsonl": "number.jsonl:1: ",
-    "--files book.txt": r"--files .*: it needs a --task",
+    "--files book.txt": "--files book.txt: it needs a --task",
 }
 
 GENERATIONS = {

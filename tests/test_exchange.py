@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import transformers
 from conftest import clean_environment
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests import published, tiny
 from train import config, tokenizer_files
@@ -136,6 +136,10 @@ def broken(place: Path) -> Path:
     """Folders beside `gpt2` with something wrong each."""
     (place / "empty").mkdir()
     (place / "pickled").mkdir()
+    shutil.copytree(place / "gpt2", place / "lacking")
+    weights = load_file(place / "lacking" / tensors.SINGLE)
+    del weights["transformer.ln_f.bias"]
+    save_file(weights, place / "lacking" / tensors.SINGLE)
     shutil.copy(place / "gpt2" / "config.json", place / "pickled")
     (place / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     published.write(place / "words", CONFIG | {"vocab_size": 299})
@@ -153,11 +157,11 @@ def broken(place: Path) -> Path:
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsys: pytest.CaptureFixture[str]):
+    """No folder around the one that is not made, either."""
+    shutil.rmtree(broken / "models", ignore_errors=True)
     before = sorted(broken.rglob("*"))
     assert said(capsys, *line.split(), code=2).startswith(f"zoo: {BAD[line]}")
-    assert [path for path in sorted(broken.rglob("*")) if path.name != "models"] == [
-        path for path in before if path.name != "models"
-    ]
+    assert sorted(broken.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -165,13 +169,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
     [
         (["--init", "nowhere"], "nowhere: no such folder"),
         (["--init", "gpt2", "--model.layers", "1"], "--init gpt2: another model: layers 2 there and 1 here"),
+        (["--init", "pickled"], "pickled/pytorch_model.bin: only safetensors are read"),
+        (["--init", "lacking"], "lacking: not the weights of its config.json: transformer.ln_f.bias is missing"),
+        (["--init", "unfinished"], "unfinished/checkpoints: no checkpoint yet"),
     ],
 )
-def test_a_beginning_of_another_size_is_refused_at_once(
-    place: Path, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_a_beginning_is_refused_at_once(
+    broken: Path, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ):
     assert told in said(capsys, *TRAIN, *flags, "--name", "never", code=2)
-    assert not (place / "runs" / "never").exists()
+    assert not (broken / "runs" / "never").exists()
 
 
 def test_a_full_disk_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -171,17 +171,26 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
         harness.read([data], Settings(argument="gone"))
 
 
-def test_several_tasks_are_told_apart() -> None:
-    one = {"alias": "a", "acc,none": 0.5, "acc_stderr,none": "N/A", "exact_match,strict": 0.25}
+def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
+    one = {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.03, "f1,none": 0.4, "f1_stderr,none": "N/A", "exact,strict": 0.25}
     found = {
-        "results": {"a": one, "b": {"alias": "b", "bits_per_byte,none": 2.0}},
+        "results": {
+            "a": one,
+            "b": {"alias": "b", "acc,none": 0.9, "acc_stderr,none": 0.04, "bits_per_byte,none": 2.0},
+            "both": {"alias": "both", "acc,none": 0.6},
+        },
         "n-samples": {"a": {"original": 9, "effective": 4}, "b": {"original": 3, "effective": 3}},
         "versions": {"a": 1.0, "b": 2.0},
         "n-shot": {"a": 0, "b": 5},
     }
     result = harness.summary(found)
-    assert result.metrics == {"a acc": 0.5, "a exact_match,strict": 0.25, "b bits_per_byte": 2.0}
-    assert result.examples == 7 and result.details["tasks"]["b"] == {"examples": 3, "version": "2.0", "shots": 5}
+    assert result.metrics == pytest.approx(
+        {"acc": 0.7, "acc_stderr": 0.025, "a f1": 0.4, "a exact,strict": 0.25, "b bits_per_byte": 2.0, "both acc": 0.6}
+    )
+    own = {"acc": 0.9, "acc_stderr": 0.04, "bits_per_byte": 2.0}
+    assert result.examples == 7 and result.details["tasks"]["b"] == {**own, "examples": 3, "version": "2.0", "shots": 5}
+    del found["results"]["b"], found["results"]["both"], found["n-samples"]["b"]
+    assert harness.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

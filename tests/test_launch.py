@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,39 @@ def test_a_reader_who_left_ends_the_group_as_a_success(group) -> None:
     """The others, in the midst of their work, were not asked."""
     done = group(REDUCE, "reader left").ended(timeout=40)
     assert (done.code, done.stdout) == (0, "from 0\n"), done.stderr
+
+
+INTERRUPTED = """
+import gc, signal, sys, time
+from zoo import launch
+launch.heed_interrupts()
+def interrupt(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+try:
+    if sys.argv[1] == "collector":
+        gc.callbacks.append(interrupt)
+        gc.collect()
+    else:
+        import interrupted
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(("where", "code", "told"), [("collector", 0, "interrupted\n"), ("import", 130, "")])
+def test_an_interrupt_is_heeded(where: str, code: int, told: str, tmp_path: Path) -> None:
+    """In a callback of the garbage collector Python drops it, and a module in C makes ImportError or worse of it."""
+    module = """
+        import __main__
+        try: __main__.interrupt()
+        except KeyboardInterrupt: raise ImportError
+    """
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(module))
+    done = run_python("-c", INTERRUPTED, where, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.code, done.stdout, done.stderr) == (code, told, "")
+    assert done.seconds < 10
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

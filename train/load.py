@@ -14,7 +14,7 @@ from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.folder import Folder, read_config
 from train.tokenizer import Tokenizer
-from zoo import configs, hub, models, pretrained, published, sharding
+from zoo import configs, hub, models, pretrained, published, sharding, tensors
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -73,13 +73,15 @@ def tokenizer_of(where: str) -> Tokenizer:
 
 
 def check_init(run: config.Run) -> None:
-    """Refuse a run whose `init` is of another model than its own; nothing but configurations is read.
+    """Refuse a run whose `init` cannot be its beginning, before anything of the run is written.
 
     Raises:
-        BadInput: another family or size (every number that differs is named), or nothing there.
+        BadInput: another family or size (every number that differs is named), a run without a checkpoint, weights that are not
+            whole, or nothing there.
     """
     folder = hub.folder_of(run.init)
-    cfg = read_config(folder).model if is_run(folder) else pretrained.read_config(folder)[0]
+    begun = read_config(folder) if is_run(folder) else None
+    cfg = begun.model if begun else pretrained.read_config(folder)[0]
     if type(cfg) is not type(run.model):
         raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
     theirs, ours = configs.shape(cfg), configs.shape(run.model)
@@ -87,6 +89,10 @@ def check_init(run: config.Run) -> None:
     if different:
         fix = "choose the recipe of its size, or set --model.*"
         raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
+    if begun is None:
+        pretrained.plan(cfg, tensors.read(folder), folder)
+    elif _checkpoints(folder, begun).latest() is None:
+        raise _no_checkpoint(folder)
 
 
 def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
@@ -95,16 +101,23 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     places = sharding.shardings(mesh, shapes, net.module.SHARDING)
     abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
-    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    restored = checkpoints.restore({"params": abstract, "step": counter}, step=step, partial=True)
+    restored = _checkpoints(path, run).restore({"params": abstract, "step": counter}, step=step, partial=True)
     if restored is None:
-        raise BadInput(f"{folder.checkpoints}: no checkpoint yet; train the run first")
+        raise _no_checkpoint(path)
     state, meta = restored
     step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")
     return _fitting(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
+
+
+def _checkpoints(path: Path, run: config.Run) -> Checkpoints:
+    return Checkpoints(Folder(path).checkpoints, run.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
+
+
+def _no_checkpoint(path: Path) -> BadInput:
+    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
 
 
 def _fitting(loaded: Loaded) -> Loaded:

@@ -12,12 +12,10 @@ from typing import Any
 from train.columns import arrow_streams, check_column, library, parquet
 from train.config import Data
 from train.texts import Document, json_lines, listed, plain
+from zoo import hub
 from zoo.errors import BadInput
 
-HUB = "hub:"
 KINDS = ".txt (one document), .jsonl (a document a line), both also as .gz, .xz or .bz2, and .parquet (a document a row)"
-PATIENCE = 5.0
-"""Seconds to wait for the hub's first answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
 
 
 def _of(path: str, data: Data) -> Iterator[Source]:
-    if path.startswith(HUB):
+    if path.startswith(hub.PREFIX):
         yield _hub(path, data)
         return
     file = Path(path)
@@ -104,12 +102,16 @@ def _saved(folder: Path, data: Data) -> Source:
 
 def _hub(path: str, data: Data) -> Source:
     """A data set of the hub: from the cache of `datasets` if it is there, else downloaded into it."""
-    name = path.removeprefix(HUB)
+    name = path.removeprefix(hub.PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        raise BadInput(f"{path}: no hub id; write {HUB}ORGANISATION/NAME")
+        raise BadInput(f"{path}: no hub id; write {hub.PREFIX}ORGANISATION/NAME")
     found, missing = _from_cache(path, name, data.subset or None)
     if found is None:
-        _ask(path, name, missing)
+        import huggingface_hub
+
+        # A question without retries, before a download with many.
+        question = functools.partial(huggingface_hub.HfApi().dataset_info, name, timeout=hub.PATIENCE)
+        hub.ask(question, path, "data set", instead="a file", missing=missing)
         datasets = library("datasets")
         with _errors(path, datasets):
             found = datasets.load_dataset(name, data.subset or None)
@@ -135,25 +137,6 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
         except ValueError as error:
             return None, " ".join(str(error).split())
         return builder.as_dataset(), ""
-
-
-def _ask(path: str, name: str, missing: str) -> None:
-    """Ask the hub for a data set once, before a download with many retries."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise BadInput(f"{path}: {missing}, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a file")
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE)
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError):
-        raise BadInput(f"{path}: the hub has no such data set, or it needs a login; check the name") from None
-    except Exception as error:
-        # The library's transport has exceptions of its own, under another name in each version.
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
-            raise
-        why = " ".join(str(error).split())[:120]
-        raise BadInput(f"{path}: {missing}, and the hub does not answer ({why}); go online once, or give a file") from None
 
 
 def _arrow(found: Any, where: str, key: str, name: str, data: Data) -> Source:

@@ -138,7 +138,7 @@ def evaluate(args: list[str]) -> int:
     else:
         for name in ("files", "length", "words", "field", "precision", "json"):
             value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
-            require(value == default, name, value, "it needs a --task")
+            require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
     if (code := _on_machine(asked.machine, ["eval", *args])) is not None:
         return code
     if not asked.task:
@@ -355,6 +355,7 @@ def run() -> None:
     """The console script."""
     from zoo import launch
 
+    launch.heed_interrupts()
     try:
         try:
             code = main()

@@ -2,9 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from zoo.errors import BadInput
+
+T = TypeVar("T")
 
 PREFIX = "hub:"
 WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.*", "merges.txt", "*.model"]
@@ -33,21 +37,35 @@ def fetch(name: str) -> Path:
         raise BadInput(f"{name}: no hub id ({error})") from None
     except errors.LocalEntryNotFoundError:
         pass
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise BadInput(f"{name}: not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a folder")
-    try:
+
+    def download() -> str:
         # A question without retries, before a download with many.
         huggingface_hub.HfApi().model_info(wanted, revision=revision, timeout=PATIENCE)
-        return Path(huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED))
+        return huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED)
+
+    return Path(ask(download, name, "model or revision", instead="a folder"))
+
+
+def ask(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
+    """The answer of the hub to a question about `name`, which is `missing` here.
+
+    Raises:
+        BadInput: the network is forbidden or does not answer, or the hub has no such `what`, or refuses it.
+    """
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise BadInput(f"{name}: {missing}, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give {instead}")
+    try:
+        return question()
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
-        raise BadInput(f"{name}: the hub has no such model or revision, or it needs a login; check the name") from None
-    except (OSError, errors.HfHubHTTPError) as error:
-        raise _unreachable(name, error) from None
+        raise BadInput(f"{name}: the hub has no such {what}, or it needs a login; check the name") from None
     except Exception as error:
         # The library's transport has exceptions of its own, under another name in each version.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
-        raise _unreachable(name, error) from None
+        why = " ".join(str(error).split())[:120]
+        raise BadInput(f"{name}: {missing}, and the hub does not answer ({why}); go online once, or give {instead}") from None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -61,11 +79,6 @@ def _is_whole(folder: Path) -> bool:
         return False
     tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"))
     return tokenizer and (folder / "config.json").exists() and all((folder / str(shard)).exists() for shard in shards)
-
-
-def _unreachable(name: str, error: Exception) -> BadInput:
-    why = " ".join(str(error).split())[:120]
-    return BadInput(f"{name}: not in the local cache, and the hub does not answer ({why}); go online once, or give a folder")
 
 
 def folder_of(where: str) -> Path:

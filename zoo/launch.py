@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO
 
 from zoo import runtime
@@ -26,6 +26,7 @@ PROGRAM = (sys.executable, "-P", "-m", "zoo.cli")
 GRACE = 1.0
 HEARTBEAT = 10
 POLL = 0.02
+SOON = 0.05
 TAIL = 4000
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -128,6 +129,37 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
         coordinator_bind_address=coordinator,
     )
     sys.excepthook = _fail
+
+
+def heed_interrupts() -> None:
+    """Let every Ctrl-C end the program, also one that arrives in code where KeyboardInterrupt is dropped or does harm.
+
+    Python drops what a callback of its garbage collector raises. JAX has one, and collects so often while it is imported and
+    compiles that one Ctrl-C in four had no effect: it is raised again soon after. An extension module that is interrupted while
+    it is set up raises ImportError or crashes: in an import the program ends on the spot.
+    """
+    dropped = sys.unraisablehook
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            # Not at once, which would be here or in the callback.
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+        else:
+            dropped(lost)
+
+    # Who started this program may have had it ignore the signal.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+        sys.unraisablehook = again
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + signal.SIGINT)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def leave(code: int) -> int:

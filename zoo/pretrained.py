@@ -93,7 +93,7 @@ def read_config(folder: Path) -> tuple[Any, list[str]]:
     """
     published = Published.load(folder)
     known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
-    family = published.choice("model_type", known, "none")
+    family = published.choice("model_type", known, "none", why="the families here are")
     try:
         cfg = configs.family(family).from_published(published)
     except BadInput as error:

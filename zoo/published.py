@@ -48,11 +48,11 @@ class Published:
             raise self.wrong(key, value, "it must be a finite number")
         return float(value)
 
-    def choice(self, key: str, choices: Mapping[str, T], default: str) -> T:
-        """What a name stands for."""
+    def choice(self, key: str, choices: Mapping[str, T], default: str, *, why: str = "this family computes") -> T:
+        """What a name stands for; `why` introduces the `choices` where it is none of them."""
         value = self._take(key, default)
         if not isinstance(value, str) or value not in choices:
-            raise self.wrong(key, value, f"this family computes {', '.join(choices)}")
+            raise self.wrong(key, value, f"{why} {', '.join(choices)}")
         return choices[value]
 
     def only(self, key: str, value: Any) -> None:

@@ -145,14 +145,16 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def new_folder(target: Path):
-    """A folder to fill, which gets its name `target` at the end of the block, all of it on the disk; after an error it is gone.
+    """A folder to fill, which gets its name `target` at the end of the block, all of it on the disk.
+
+    After an error it is gone, and so are the folders around it that were made for it.
 
     Raises:
         BadInput: something of that name exists, or it cannot be written.
     """
     if os.path.lexists(target):
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
-    partial = None
+    partial, new = None, [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
@@ -168,6 +170,10 @@ def new_folder(target: Path):
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+        for folder in new:
+            # One that holds something stays.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write(

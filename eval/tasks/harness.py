@@ -6,12 +6,14 @@ that come with the harness are not read, and nothing is looked for on the networ
 are run: read a task from somebody else before you score with it.
 
 Metrics: what the task's `metric_list` names, with the harness's own arithmetic and standard errors (`_stderr`; bootstrapped 1,000
-times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none", and begins
-with the name of its task where NAME is several.
-Details: the tasks, with their versions and numbers of shots.
+times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". Where NAME is
+several tasks, a metric that all of them have is their mean, each weighing the same; the name of another one, and of what the
+harness aggregates for a group, begins with that of its task or group.
+Details: the tasks, with their metrics, versions and numbers of shots.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -73,18 +75,34 @@ def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, prog
 
 def summary(found: Mapping[str, Any]) -> Result:
     """The harness's results as ours."""
-    metrics = {}
-    for task, values in found["results"].items():
-        for name, value in values.items():
-            if "," in name and isinstance(value, int | float):
-                metric = name.removesuffix(",none")
-                metrics[metric if len(found["results"]) == 1 else f"{task} {metric}"] = value
+    values = {
+        name: {metric.removesuffix(",none"): value for metric, value in row.items() if "," in metric and _is_number(value)}
+        for name, row in found["results"].items()
+    }
     sizes = {task: each["effective"] for task, each in found["n-samples"].items()}
+    common = set.intersection(*(set(values[task]) for task in sizes))
+    metrics = {}
+    for name, row in values.items():
+        for metric, value in row.items():
+            if name in sizes and metric in common:
+                metrics[metric] = _mean(metric, [values[task][metric] for task in sizes])
+            else:
+                metrics[f"{name} {metric}"] = value
     told = {
-        task: {"examples": size, "version": str(found["versions"].get(task)), "shots": found["n-shot"].get(task)}
+        task: {**values[task], "examples": size, "version": str(found["versions"].get(task)), "shots": found["n-shot"].get(task)}
         for task, size in sizes.items()
     }
     return Result(metrics, sum(sizes.values()), {"tasks": told})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _mean(metric: str, values: Sequence[float]) -> float:
+    """The mean over tasks; errors of independent samples add up in squares."""
+    error = metric.partition(",")[0].endswith("_stderr")
+    return (math.hypot(*values) if error else math.fsum(values)) / len(values)
 
 
 @contextlib.contextmanager
