@@ -200,7 +200,9 @@ class Buckets(Spec):
         """The bias of a whole stack, looked up once before its scan: every layer shares it."""
         relative = jnp.arange(t + s) - (t - 1)
         bucket = positions.t5_bucket(relative, self.bidirectional, self.table.shape[0], self.max_distance)
-        return ByDistance(values=self.table[bucket], first=t - 1)
+        # Its gradient is a sum over thousands of pairs, which bfloat16 could not take.
+        table = self.table.astype(jnp.promote_types(self.table.dtype, jnp.float32))
+        return ByDistance(values=table[bucket], first=t - 1)
 
     def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
         return self.prepare(t, s).dense(t, s, scale)
@@ -220,7 +222,8 @@ class ByDistance(Distanced):
         return self
 
     def dense(self, t: int, s: int, scale: float) -> Float[Array, "1 N T S"]:
-        rows = jnp.broadcast_to(self.values.T[None, :, None, :], (1, self.values.shape[1], t, self.values.shape[0]))
+        values = self.values.T.astype(jnp.promote_types(self.values.dtype, jnp.float32))
+        rows = jnp.broadcast_to(values[None, :, None, :], (1, values.shape[0], t, values.shape[1]))
         return positions.relative_shift(rows, None, first=self.first, keys=s)
 
     def in_rows(self, rows: int, t: int, s: int) -> "Diagonals":
