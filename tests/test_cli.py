@@ -404,7 +404,7 @@ def test_interrupted_while_generating(place: Path) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "doctor")
     assert ended.code == 0
-    for said in (jax.__version__, "8 x cpu", "relative error"):
+    for said in (jax.__version__, "8 x cpu", "relative error", attention.auto()):
         assert said in ended.stdout
     for name, row in attention.IMPLEMENTATIONS.items():
         here = r"yes" if "cpu" in row.platforms else rf"no +it runs on {', '.join(sorted(row.platforms))}, and this is cpu"
