@@ -22,8 +22,16 @@ FAST = {"xla_backend_optimization_level": 0}
 IN_HALF = ("causal", "window", "packed segments", "dropout, grouped heads", "bucket bias", "relative bias, memory and types")
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every case has several of them each way."""
+    for name, size in {"ROWS": 128, "COLUMNS": 256, "NARROW": 64}.items():
+        monkeypatch.setattr(blocked, name, size)
+
+
 @pytest.mark.parametrize("case", conformance.CASES)
 @pytest.mark.parametrize("impl", RUNNABLE)
+@pytest.mark.usefixtures("small_tiles")
 def test_it_is_the_definition(impl: str, case: str) -> None:
     result = conformance.check(impl, case, options=FAST)
     assert result.ok, result

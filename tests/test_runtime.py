@@ -90,9 +90,9 @@ def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pyte
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.doctor([("mosaic", False, "needs [sm90]")]) == 0
+    assert doctor.doctor([("mosaic", False, "needs [sm90]")], "plain from 7 queries on") == 0
     shown = capsys.readouterr().out
-    for expected in (jax.__version__, "8 x cpu", runtime.SAFE_FLAG, "mosaic", "needs [sm90]"):
+    for expected in (jax.__version__, "8 x cpu", runtime.SAFE_FLAG, "mosaic", "needs [sm90]", "plain from 7 queries on"):
         assert expected in shown
     found = doctor.facts()
     assert found.canary is not None
@@ -102,7 +102,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
-    program = "from zoo import runtime, doctor; runtime.prepare(1); raise SystemExit(doctor.doctor([]))"
+    program = "from zoo import runtime, doctor; runtime.prepare(1); raise SystemExit(doctor.doctor([], ''))"
     done = run_python("-c", program, cwd=tmp_path)
     assert done.code == 1
     assert "come from different places" in done.stdout

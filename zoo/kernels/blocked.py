@@ -1,7 +1,7 @@
 """`blocked`: exact attention in pure JAX that stores nothing of size T x S. Runs everywhere; made for CPU.
 
 The softmax is taken tile by tile, with a running maximum and sum (Milakov and Gimelshein 2018; Rabe and Staats 2021), and the
-gradient recomputes each tile from the saved log-sum-exp (Dao et al. 2022). A tile is small enough to stay in a core's cache.
+gradient recomputes each tile from the saved log-sum-exp (Dao et al. 2022). A tile is small enough to stay in cache.
 Masks and biases are cut to tiles by their own specifications; a bias has its gradient from its own `dense`.
 """
 
@@ -141,6 +141,7 @@ class Plan:
         return x.reshape(x.shape[0], -1, self.rows, x.shape[-1])
 
     def turned(self, x: Float[Array, "b k H group T"]) -> Float[Array, "b k H rows"]:
+        """The same rows as columns."""
         return x.reshape(*x.shape[:3], -1)
 
     def shut(self, x: Float[Array, "b *n T X"]) -> Float[Array, "b k rows X"]:
