@@ -1,9 +1,9 @@
 """Time a whole training step of the gpt2 shape, and its parts alone: `python -m benchmarks.step`.
 
-The step is the trainer's own, AdamW and clipping included, in float32 without dropout. Its parts are the same functions on the
-same shapes, forward and backward, timed in the same rounds; what they do not sum up to is shown too. With the group `parity`
-installed, the step of `transformers` on torch (eager, AdamW) is timed in the same rounds, on the same weights and tokens; both
-losses are printed first. Prints Markdown.
+The step is the trainer's own, AdamW and clipping included, in float32 without dropout. Its parts are the same work on the same
+shapes, forward and backward, timed in the same rounds; what they do not sum up to is shown too. With the group `parity`
+installed, the step of `transformers` on torch (eager, AdamW) is timed in the same rounds, on the same weights and tokens. The
+first losses of all must agree. Prints Markdown.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks import timing
 from train import config, optim
 from train.losses import token_losses
-from train.metrics import matrix_rate
 from train.objectives import causal
 from train.state import State
 from train.step import make_step
@@ -42,17 +41,12 @@ VARIANTS = {
 
 def main() -> int:
     """The command."""
-    from zoo import runtime
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
-    runtime.prepare()
-    runtime.canary()
-    rate = matrix_rate("float32")
-    print(f"{timing.environment()}; matrix products {rate / 1e9:.0f} GFLOP/s\n")
+    rate = timing.begin()
     size = configs.find("gpt2")[1].config
     cfg = dataclasses.replace(size, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
     net = models.model(cfg)
@@ -62,13 +56,15 @@ def main() -> int:
     ones = jnp.ones((asked.rows, asked.length), jnp.float32)
     batch = Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=ones, index=jnp.arange(asked.rows, dtype=jnp.uint32))
 
-    programs: dict[str, Callable[[], object]] = {}
-    for name, compute in VARIANTS.items():
-        programs[name], loss = _step(dataclasses.replace(cfg, compute=compute), params, batch)
-        print(f"loss of {name}: {loss:.6f}")
+    made = {name: _step(dataclasses.replace(cfg, compute=compute), params, batch) for name, compute in VARIANTS.items()}
     if importlib.util.find_spec("torch"):
-        programs["transformers, eager"], loss = _transformers(cfg, params, batch)
-        print(f"loss of transformers, eager: {loss:.6f}")
+        made["transformers, eager"] = _transformers(cfg, params, batch)
+    losses = {name: loss for name, (_, loss) in made.items()}
+    for name, loss in losses.items():
+        print(f"loss of {name}: {loss:.6f}")
+    if not max(losses.values()) - min(losses.values()) < 1e-4:
+        raise RuntimeError(f"the steps do not compute the same: their first losses are {losses}")
+    programs = {name: program for name, (program, _) in made.items()}
     parts = _parts(cfg, params, batch)
     seconds = timing.interleaved({**programs, **parts}, asked.rounds)
     middle = {name: float(np.median(each)) for name, each in seconds.items()}
@@ -95,9 +91,8 @@ def main() -> int:
 def _step(cfg: Any, params: Any, batch: Batch) -> tuple[Callable[[], object], float]:
     """The trainer's step on a state that it moves on, and the loss of the first."""
     net = models.model(cfg)
-    run = config.Run(
-        recipe="gpt2", model=cfg, steps=1000, data=config.Data(length=batch.tokens.shape[1], batch=batch.tokens.shape[0])
-    )
+    rows, length = batch.tokens.shape
+    run = config.Run(recipe="gpt2", model=cfg, steps=1000, data=config.Data(length=length, batch=rows))
     tx = optim.optimizer(run.optim)
     own = jax.tree.map(jnp.copy, params)
     state = State(step=jnp.int32(0), params=own, opt_state=tx.init(own), carry={}, key=jnp.zeros(2, jnp.uint32))

@@ -9,6 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from train.metrics import matrix_rate
+from zoo import runtime
+
+
+def begin() -> float:
+    """Set this process up, print what it runs on, and return the rate of matrix products measured there, in FLOP/s."""
+    runtime.prepare()
+    runtime.canary()
+    rate = matrix_rate("float32")
+    print(f"{environment()}; matrix products {rate / 1e9:.0f} GFLOP/s\n", flush=True)
+    return rate
+
 
 def interleaved(programs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each call, [rounds]: one call of each program a round, in turn, after two to warm up.

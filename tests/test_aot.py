@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo import attention as door
-from zoo.masks import Buckets, Dense, Mask
+from zoo.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 pytestmark = pytest.mark.aot
@@ -100,6 +100,16 @@ CASES = {
     "odd, dense bias": Case(bias=Dense(values=jax.ShapeDtypeStruct((1, N, T - 1, T - 1), jnp.float32)), length=T - 1, summed=1),
     # Shorter: for TPU, XLA pads the heads of the gathered [T, S, N] to 128, which is 34 GB at the full length.
     "bucket bias": Case(mask=Mask(), bias=Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32)), length=2048, summed=1),
+    "relative bias": Case(
+        mask=Mask(),
+        bias=Relative(
+            q_r=jax.ShapeDtypeStruct((B, 2048, N, H), jnp.bfloat16),
+            r=jax.ShapeDtypeStruct((N, H, 4096), jnp.bfloat16),
+            first=2048,
+        ),
+        length=2048,
+        summed=1,
+    ),
 }
 
 REFUSED = {

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, UInt32
 
 from zoo import seeds
 from zoo.errors import BadInput
-from zoo.masks import Bias, Buckets, ByDistance, Dense, Distanced, Mask, Relative
+from zoo.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 HEADS = "tensor"
@@ -71,8 +71,6 @@ class Request:
     shape: tuple[int, int, int, int, int, int]
     """B, T, S, N, K, H."""
     dtype: str
-    window: int | None
-    bias_shape: tuple[int, ...] | None
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
@@ -99,10 +97,7 @@ class Request:
             _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
         if bias is not None:
             features.add(_BIASES[type(bias)])
-        if isinstance(bias, Distanced) and getattr(bias, "query_positions", None) is None:
-            last = bias.first - next(array.shape[axes.index("D")] for _, axes, array in bias.arrays() if "D" in axes) + 1
-            needed = f"a bias of {t} queries over {s} keys needs the distances {t - 1} .. {1 - s}"
-            _require(bias.first >= t - 1 and last <= 1 - s, f"{needed}, and has {bias.first} .. {last}")
+            _require((why := bias.lacks(t, s)) is None, why or "")
         if dropout is not None and dropout[0] > 0:
             rate, seed = dropout
             _require(rate < 1, f"dropout {rate}: choose a rate below 1")
@@ -110,13 +105,10 @@ class Request:
             features.add("dropout")
         if groups != n:
             features.add("grouped heads")
-        bias_shape = bias.values.shape if isinstance(bias, Dense) else None
         return cls(
             features=frozenset(features - {""}),
             shape=(b, t, s, n, groups, h),
             dtype=str(q.dtype),
-            window=mask.window,
-            bias_shape=bias_shape,
         )
 
 
@@ -208,8 +200,8 @@ class Choice:
 
 
 AUTO: dict[str, tuple[Choice, ...]] = {
-    # Measured on two cores, forward and backward at 12 heads of 64: blocked is the faster from 128 queries on, and half as fast
-    # as xla at 64 and when decoding (`python -m benchmarks.attention`).
+    # Measured on two cores, forward and backward at 12 heads of 64: blocked takes as long as xla at 128 queries, causal less, and
+    # ever less beyond; xla is the faster one below, and for a token at a time (benchmarks/results/attention_*).
     "cpu": (Choice("blocked", queries=128), Choice("xla")),
     # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
     "gpu": (Choice("cudnn"), Choice("xla")),

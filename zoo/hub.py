@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from zoo import tensors
 from zoo.errors import BadInput
 
 T = TypeVar("T")
@@ -70,11 +71,9 @@ def ask(question: Callable[[], T], name: str, what: str, *, instead: str, missin
 
 def _is_whole(folder: Path) -> bool:
     """Whether a cached model has all its files: another program may have fetched some, or been interrupted."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / tensors.INDEX
     try:
-        shards = (
-            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {"model.safetensors"}
-        )
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {tensors.SINGLE}
     except (ValueError, KeyError, AttributeError, OSError):
         return False
     tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"))

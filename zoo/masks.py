@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float
 from zoo import positions, tiles
 from zoo.tiles import Tile
 
+NARROW = 256
+"""Queries and keys of a tile under a narrow window."""
+
 
 def _axes(letters: str) -> Any:
     """An array field with these axes; "-" is an axis of its own."""
@@ -45,6 +48,18 @@ class Spec:
         return self._replace(
             lambda letters, x: jnp.pad(x, [(0, to.get(c, n) - n if n > 1 else 0) for c, n in zip(letters, x.shape, strict=True)])
         )
+
+    def tile_size(self, rows: int, columns: int, s: int) -> tuple[int, int]:
+        """Queries and keys of a tile, of `s` keys in all, where `rows` and `columns` are right without this specification."""
+        return rows, columns
+
+    def for_tiles(self, rows: int, t: int, s: int) -> Any:
+        """What tiles of `rows` queries are cut from: padded to `t` queries and `s` keys."""
+        return self.padded(t, s)
+
+    def lacks(self, t: int, s: int) -> str | None:
+        """What is missing for `t` queries and `s` keys; None if nothing is."""
+        return None
 
     def part(self, tile: Tile) -> Any:
         """The specification of a tile."""
@@ -129,6 +144,14 @@ class Mask(Spec):
         behind = None if self.window is None else self.window - 1
         return behind, 0 if self.causal else behind
 
+    def tile_size(self, rows: int, columns: int, s: int) -> tuple[int, int]:
+        if self.causal:
+            # Half of a tile on the diagonal is thrown away.
+            columns //= 2
+        if self.window is not None:
+            rows, columns = (min(size, max(NARROW, self.window)) for size in (rows, columns))
+        return rows, columns
+
     def part(self, tile: Tile) -> Any:
         part, changes = super().part(tile), {}
         if self.key_lengths is not None:
@@ -167,6 +190,14 @@ class Distanced(Spec):
     """A bias with an axis D of distances query - key = first, first - 1, ..., for queries 0 .. T-1."""
 
     first: int = _static(0)
+    """The largest distance; where M keys of memory precede the queries' own, so that query t is key M + t, less M."""
+
+    def lacks(self, t: int, s: int) -> str | None:
+        reached = next(array.shape[letters.index("D")] for _, letters, array in self.arrays() if "D" in letters)
+        last = self.first - reached + 1
+        if self.first >= t - 1 and last <= 1 - s:
+            return None
+        return f"a bias of {t} queries over {s} keys needs the distances {t - 1} .. {1 - s}, and has {self.first} .. {last}"
 
     def padded(self, t: int, s: int) -> Any:
         """Also to the distances of the new queries and keys, and one more (see `positions.relative_shift`)."""
@@ -214,8 +245,7 @@ class ByDistance(Distanced):
     """A bias that depends on head and distance alone: as many numbers as there are distances, instead of T x S."""
 
     values: Any = _axes("DN")
-    """One number for each distance query - key = first, first - 1, ..., and head."""
-    first: int = _static(0)
+    """One number for each distance and head."""
 
     def prepare(self, t: int, s: int) -> "ByDistance":
         """Itself: nothing to prepare."""
@@ -226,8 +256,12 @@ class ByDistance(Distanced):
         rows = jnp.broadcast_to(values[None, :, None, :], (1, values.shape[0], t, values.shape[1]))
         return positions.relative_shift(rows, None, first=self.first, keys=s)
 
-    def in_rows(self, rows: int, t: int, s: int) -> "Diagonals":
-        """The same for tiles of `rows` queries, padded to `t` and `s`: one tile's values are a slice, not a shift."""
+    def tile_size(self, rows: int, columns: int, s: int) -> tuple[int, int]:
+        # Its numbers are written out for every row of a tile.
+        return rows // 2, columns
+
+    def for_tiles(self, rows: int, t: int, s: int) -> "Diagonals":
+        """As `Diagonals`, of which a tile takes a slice instead of shifting rows."""
         whole = self.padded(t, s)
         last = t - rows
         values = dataclasses.replace(whole, first=whole.first - last).dense(rows, last + s, 1.0)
@@ -262,8 +296,6 @@ class Relative(Distanced):
     """Queries with the position bias added."""
     r: Any = _axes("N-D")
     """Projected encodings of the distances query - key = first, first - 1, ..., first - D + 1."""
-    first: int = _static(0)
-    """Where M keys of memory precede the queries' own, the largest distance less M: query t is key M + t."""
     query_positions: Any = _axes("BT")
     """Index of each query among the keys, where they are scattered."""
     q_s: Any = _axes("BTN-")
@@ -284,6 +316,16 @@ class Relative(Distanced):
             segment = jnp.moveaxis(self.q_s, 2, 1).astype(total.dtype)
             total = total + jnp.where(different, segment[..., 1:], segment[..., :1])
         return scale * total
+
+    def tile_size(self, rows: int, columns: int, s: int) -> tuple[int, int]:
+        if self.query_positions is None:
+            return rows, columns
+        # Scattered queries need every distance for any key, so they meet all keys at once.
+        return max(8, rows * columns // max(columns, s)), s
+
+    def lacks(self, t: int, s: int) -> str | None:
+        # Where queries are scattered, their places are not known here.
+        return super().lacks(t, s) if self.query_positions is None else None
 
     def padded(self, t: int, s: int) -> Any:
         # Scattered queries take all distances there are: of padding keys, which are masked, they may lack some.

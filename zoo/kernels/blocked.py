@@ -16,33 +16,30 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from zoo import seeds
-from zoo.masks import Buckets, ByDistance, Mask, Relative
+from zoo.masks import Mask
 from zoo.tiles import Tile, add, take
 
 MASKED = -1e30
 ROWS, COLUMNS = 512, 1024
 """Queries and keys of a tile, at most: in float32 its scores are 2 MiB. With a quarter of them two cores wait a third longer, for
 each other, at the end of every product."""
-NARROW = 256
-"""Queries and keys of a tile under a narrow window."""
 
 
 def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
     """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
+    bias = None if bias is None else bias.prepare(t, s)
     plan = Plan.of(b, t, s, n, groups, mask, bias, scale, rate)
     rows, columns = plan.rows * plan.row_blocks, plan.columns * plan.column_blocks
     if columns > s:
         lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
         mask = dataclasses.replace(mask, key_lengths=lengths)
-    if bias is not None:
-        bias = bias.prepare(t, s)
-        bias = bias.in_rows(plan.rows, rows, columns) if isinstance(bias, ByDistance) else bias.padded(rows, columns)
+    mask, bias = (None if spec is None else spec.for_tiles(plan.rows, rows, columns) for spec in (mask, bias))
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, rows - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, columns - s), (0, 0)]) for x in (k, v))
-    out: Any = _attend(plan, q, k, v, mask.padded(rows, columns), bias, seed, heads)
+    out: Any = _attend(plan, q, k, v, mask, bias, seed, heads)
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
@@ -63,19 +60,10 @@ class Plan:
 
     @classmethod
     def of(cls, b: int, t: int, s: int, n: int, groups: int, mask: Mask, bias: Any, scale: float, rate: float) -> "Plan":
-        shared = n // groups
-        widest, tallest = COLUMNS, ROWS
-        if mask.causal:
-            # Half of a tile on the diagonal is thrown away.
-            widest //= 2
-        if mask.window is not None:
-            widest, tallest = (min(most, max(NARROW, mask.window)) for most in (widest, tallest))
-        if isinstance(bias, Buckets | ByDistance):
-            # Its numbers are written out for every row of a tile, see `in_rows`.
-            tallest //= 2
-        if isinstance(bias, Relative) and bias.query_positions is not None:
-            # Scattered queries need every distance for any key, so they meet all keys at once.
-            widest, tallest = s, max(8, ROWS * COLUMNS // max(COLUMNS, s))
+        shared, tallest, widest = n // groups, ROWS, COLUMNS
+        for spec in (mask, bias):
+            if spec is not None:
+                tallest, widest = spec.tile_size(tallest, widest, s)
         column_blocks, columns = _even(s, widest, 16)
         row_blocks, rows = _even(t, max(8, tallest // shared), 8)
         room = ROWS * COLUMNS // (rows * columns * shared)
@@ -106,28 +94,17 @@ class Plan:
 
     def columns_of(self, mask: Mask, group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
         """The blocks of keys, from .. to, that queries of block i may see."""
-        first, last = i * self.rows, (i + 1) * self.rows - 1
-        start, stop = 0, self.column_blocks
-        behind, ahead = mask.reach
-        if behind is not None:
-            start = jnp.maximum(first - behind, 0) // self.columns
-        if ahead is not None:
-            stop = jnp.minimum((last + ahead) // self.columns + 1, stop)
+        start, stop = _blocks_near(i * self.rows, self.rows, *mask.reach, self.columns, self.column_blocks)
         if mask.key_lengths is not None:
             stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.columns), stop)
         return start, stop
 
     def rows_of(self, mask: Mask, group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
         """The blocks of queries, from .. to, that may see keys of block j."""
-        first, last = j * self.columns, (j + 1) * self.columns - 1
-        start, stop = 0, self.row_blocks
         behind, ahead = mask.reach
-        if ahead is not None:
-            start = jnp.maximum(first - ahead, 0) // self.rows
-        if behind is not None:
-            stop = jnp.minimum((last + behind) // self.rows + 1, stop)
+        start, stop = _blocks_near(j * self.columns, self.columns, ahead, behind, self.rows, self.row_blocks)
         if mask.key_lengths is not None:
-            stop = jnp.where(first < take(mask.key_lengths, "B", group).max(), stop, 0)
+            stop = jnp.where(j * self.columns < take(mask.key_lengths, "B", group).max(), stop, 0)
         return start, stop
 
     def rows_at(self, group: Tile, i: Int[Array, ""]) -> Tile:
@@ -293,6 +270,13 @@ def _row_max(scores: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
 def _row_sum(weights: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
     """Sums of the rows, as a product with ones, for the same reason."""
     return lax.dot_general(weights, jnp.ones(weights.shape[-1], weights.dtype), (((3,), (0,)), ((), ())))
+
+
+def _blocks_near(first: Any, length: int, behind: int | None, ahead: int | None, size: int, blocks: int) -> tuple[Any, Any]:
+    """Blocks of `size`, from .. to, that positions first .. first + length - 1 reach; `blocks` of them there are."""
+    start = 0 if behind is None else jnp.maximum(first - behind, 0) // size
+    stop = blocks if ahead is None else jnp.minimum((first + length - 1 + ahead) // size + 1, blocks)
+    return start, stop
 
 
 def _even(length: int, most: int, multiple: int) -> tuple[int, int]:
