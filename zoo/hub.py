@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from zoo import tensors
 from zoo.errors import BadInput
 
 T = TypeVar("T")
@@ -71,6 +70,9 @@ def ask(question: Callable[[], T], name: str, what: str, *, instead: str, missin
 
 def _is_whole(folder: Path) -> bool:
     """Whether a cached model has all its files: another program may have fetched some, or been interrupted."""
+    # Here, for it imports JAX, and data sets come from the hub before JAX starts.
+    from zoo import tensors
+
     index = folder / tensors.INDEX
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {tensors.SINGLE}
