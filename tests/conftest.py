@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 CACHE = tempfile.TemporaryDirectory(prefix="zoo-tests-")
 os.environ["ZOO_CACHE"] = str(Path(CACHE.name, "here"))
+# A shell starts what runs in its background deaf to Ctrl-C, and every process below it: tests that send it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from zoo import runtime  # noqa: E402
 

@@ -392,7 +392,10 @@ def test_interrupted_while_generating(place: Path) -> None:
             shown += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        assert process.wait(timeout=60) == 130
+        try:
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
         assert time.monotonic() - began < 10
     with contextlib.suppress(OSError):  # a terminal that nobody writes to any more ends so
         while more := os.read(terminal, 1000):
