@@ -1,14 +1,18 @@
 """What every test stands on: eight CPU devices, no network, and the command line as a user starts it."""
 
+import contextlib
 import dataclasses
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -71,6 +75,25 @@ def run_python(*argv: str, env: dict[str, str] | None = None, cwd: Path | None =
         timeout=timeout,
     )
     return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+
+def seen_on_terminal(act: Callable[[TextIO], None]) -> str:
+    """What reaches a terminal that `act` writes to, until it closes."""
+    leader, follower = pty.openpty()
+    seen = bytearray()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while more := os.read(leader, 1 << 16):
+                seen.extend(more)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with os.fdopen(follower, "w") as stream:
+        act(stream)
+    watcher.join()
+    os.close(leader)
+    return seen.decode()
 
 
 @pytest.fixture

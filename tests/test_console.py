@@ -1,16 +1,13 @@
 """What a person sees while a run goes, on a terminal and in a log file."""
 
-import contextlib
 import math
-import os
-import pty
 import re
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import seen_on_terminal
 
 from train.console import Console, clock, short
 from train.metrics import train_row, valid_row
@@ -50,22 +47,7 @@ def on_terminal(
     monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("LINES", "24")
-    leader, follower = pty.openpty()
-    seen = bytearray()
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            # Linux reports the end of a terminal as an error.
-            while more := os.read(leader, 1 << 16):
-                seen.extend(more)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    with os.fdopen(follower, "w") as stream:
-        act(Console(steps=steps, stream=stream))
-    watcher.join()
-    os.close(leader)
-    return seen.decode()
+    return seen_on_terminal(lambda stream: act(Console(steps=steps, stream=stream)))
 
 
 def lines(seen: str) -> list[str]:

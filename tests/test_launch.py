@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Ended, clean_environment, run_python
 
+from tests import runs
 from zoo import launch
 from zoo.errors import BadInput
 
@@ -105,14 +106,8 @@ def group(tmp_path: Path) -> Iterator:
 
 
 def alive(pids: list[list[int]]) -> list[int]:
-    """Which of these processes run still; zombies do not."""
-
-    def runs(pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        return False
-
-    return [pid for family in pids for pid in family if runs(pid)]
+    """Which of these processes run still."""
+    return [pid for family in pids for pid in family if runs.alive(pid)]
 
 
 def gone(pids: list[list[int]], within: float) -> bool:

@@ -1,8 +1,8 @@
 """Progress on many bytes: a line at a time in a log, one line on a terminal, and the rate of the work done now."""
 
-import contextlib
-import os
-import pty
+from typing import TextIO
+
+from conftest import seen_on_terminal
 
 from train import progress
 from train.progress import shown
@@ -21,22 +21,15 @@ def test_a_log_gets_a_line_now_and_then_with_the_rate_since_the_start(monkeypatc
     ]
 
 
-def until_hung_up(leader: int) -> str:
-    """Everything written to the other end of a pty: one read gives as much as has come through by then."""
-    said = b""
-    with os.fdopen(leader, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # Linux ends it with EIO
-        while part := screen.read(1 << 16):
-            said += part
-    return said.decode()
-
-
 def test_a_terminal_gets_one_line_that_goes(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    leader, follower = pty.openpty()
-    with os.fdopen(follower, "w") as out, shown("tokenizing", out) as report:
-        report(0, 1_000_000)
-        report(500_000, 1_000_000)
-    said = until_hung_up(leader)
+
+    def tokenize(out: TextIO) -> None:
+        with shown("tokenizing", out) as report:
+            report(0, 1_000_000)
+            report(500_000, 1_000_000)
+
+    said = seen_on_terminal(tokenize)
     assert "tokenizing" in said
     assert "0.5/1.0 MB" in said
