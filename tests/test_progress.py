@@ -21,6 +21,19 @@ def test_a_log_gets_a_line_now_and_then_with_the_rate_since_the_start(monkeypatc
     ]
 
 
+def test_work_that_follows_other_work_has_its_own_rate(monkeypatch, tmp_path):
+    now = iter([100.0, 111.0, 125.0, 130.0, 136.0, 150.0, 161.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with (tmp_path / "log").open("w") as out, shown("tokenizing", out) as report:
+        for done, total in ((0, 90), (90, 90), (0, 40), (0, 40), (22, 40), (0, 40), (11, 40)):
+            report(done * 1_000_000, total * 1_000_000)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "tokenizing: 100% of 90.0MB, 8.18 MB/s, 0:00 left",
+        "tokenizing: 55% of 40.0MB, 2.00 MB/s, 0:09 left",
+        "tokenizing: 28% of 40.0MB, 1.00 MB/s, 0:29 left",
+    ]
+
+
 def test_a_terminal_gets_one_line_that_goes(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

@@ -20,7 +20,8 @@ def shown(what: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]
     """`with shown("tokenizing") as progress: ...` gives a function to call with (bytes done, bytes in all).
 
     A terminal shows one line, redrawn in place and gone in the end. Elsewhere there is a line of plain text every ten seconds.
-    What the first call says is done counts as done before: rate and time left are of the work since.
+    What the first call says is done counts as done before: rate and time left are of the work since. One work may follow another:
+    a call with another total, or with less done, is the first of the next.
     """
     out = stream or sys.stderr
     terminal = Terminal(file=out)
@@ -45,14 +46,17 @@ def shown(what: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]
 class _Plain:
     def __init__(self, what: str, stream: Any) -> None:
         self._what, self._stream = what, stream
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[int, float] = (0, 0.0)
+        self._done, self._total = 0, -1
         self._said = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._first is None:
+        if total != self._total or done < self._done:
+            # The first call of this work; an earlier one of the same line is over.
             self._first, self._said = (done, now), now
-        if now - self._said < EVERY:
+        self._done, self._total = done, total
+        if now - self._said < EVERY or done == self._first[0]:
             return
         self._said = now
         rate = (done - self._first[0]) / (now - self._first[1])
