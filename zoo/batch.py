@@ -1,7 +1,8 @@
 """The two values that cross the house: what goes into a model and what comes out.
 
 Shape letters (the legend for the whole project): B batch, T query positions, S key positions, N query heads, K key/value
-heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions.
+heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions, Q sequences in a row,
+C choices of a question, O outputs of a classifier.
 """
 
 import dataclasses
@@ -9,6 +10,9 @@ from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int, UInt32
+
+IGNORED = -100
+"""The label of what is not asked, as published data sets write it."""
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +40,11 @@ class Batch:
     """Weight of each prediction in the loss; 0 = not counted."""
     order: Int[Any, "*B T"] | None = None
     """XLNet's factorization ranks: a position sees the positions of lower rank."""
+    summary_at: Int[Any, "*B Q"] | None = None
+    """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row. None: position 0."""
     labels: Any | None = None
-    """Labels of a classification, regression, tagging or span task."""
+    """What a head on top is to say; `IGNORED` where nothing is asked. Of sequences int32 (regression: float32) [B, Q], of tokens
+    int32 [B, T], of a span its first and last position int32 [B, 2], of choices int32 [B], the other fields being [B, C, T]."""
     source: "Batch | None" = None
     """The encoder side of an encoder-decoder."""
     index: UInt32[Any, "*B"] | None = None

@@ -21,14 +21,16 @@ class Row:
     right side of `layout` has."""
     layout: str = ""
     """How the axes of one layer's tensor are split and ordered, as "d (c n h) -> d c n h"; none: as they are."""
+    bare: bool = False
+    """Whether the name stands without the prefix, as those of heads do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """A family's published names."""
+    """The published names of a family's models with one head, or with none."""
 
     architecture: str
-    """The class of `transformers` that an export is for."""
+    """The class of `transformers` that an export is for; "" where there is none: such a model has no published form."""
     prefixes: tuple[str, ...]
     """What may stand before the names; an export writes the first."""
     rows: tuple[Row, ...]
@@ -36,6 +38,15 @@ class Names:
     """Full name of a tensor that may be absent -> the leaf it must equal where it is not. Never written."""
     constants: tuple[str, ...] = ()
     """Names of buffers that hold no parameter; they are not read."""
+    idle: tuple[str, ...] = ()
+    """Names of tensors that files of this head may carry without using them: all of them or none."""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """How old files end a name -> how it ends now."""
+
+    def today(self, name: str) -> str:
+        """A tensor's name as files spell it now."""
+        old = next((end for end in self.renamed if name.endswith(end)), None)
+        return name if old is None else name.removesuffix(old) + self.renamed[old]
 
 
 @dataclasses.dataclass(frozen=True)

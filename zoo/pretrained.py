@@ -30,25 +30,24 @@ PIECE = 1 << 24
 def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: None) -> tuple[Any, dict[str, Any]]:
     """(configuration, parameters) of a folder of published weights: float32, each shard read straight onto its own device.
 
-    `notify` receives a line on keys of config.json that this version does not know, and therefore does not use.
+    `notify` receives a line on what is there and not used: keys of config.json that this version does not know, idle tensors.
 
     Raises:
-        BadInput: see `read_config`, `tensors.read` and `plan`; or a leaf that the mesh does not divide.
+        BadInput: see `open_folder` and `tensors.read`; or a leaf that the mesh does not divide.
     """
-    cfg, unread = read_config(folder)
-    if unread:
-        notify(f"{folder / 'config.json'}: not known to this version, and not used: {', '.join(unread)}")
-    found = tensors.read(folder)
-    leaves = {leaf.path: leaf for leaf in plan(cfg, found, folder)}
-    net = models.model(cfg)
+    opened = open_folder(folder)
+    for line in opened.notes:
+        notify(line)
+    leaves = {leaf.path: leaf for leaf in opened.leaves}
+    net = models.model(opened.config)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
 
     def place(keys: Any, shape: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
         leaf = leaves[sharding.path_of(keys)]
-        return jax.make_array_from_callback(shape.shape, where, lambda index: leaf.read(found, index or ()))
+        return jax.make_array_from_callback(shape.shape, where, lambda index: leaf.read(opened.tensors, index or ()))
 
     places = sharding.shardings(mesh, shapes, net.module.SHARDING)
-    return cfg, jax.tree_util.tree_map_with_path(place, shapes, places)
+    return opened.config, jax.tree_util.tree_map_with_path(place, shapes, places)
 
 
 def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> None:
@@ -63,7 +62,9 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
         OSError: the folder cannot be written.
     """
     net = models.model(cfg)
-    family, names = configs.family(net.family), net.module.HF
+    family, names = configs.family(net.family), net.names
+    if not names.architecture:
+        raise BadInput(f"model.task {net.task}: no {net.family} with this head was published; there is no export of this model")
     numbers = family.to_published(cfg)
     where = {
         name: (leaf, layer, number)
@@ -85,44 +86,113 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A folder of published weights, checked whole; no weight is in memory yet."""
+
+    config: Any
+    leaves: "tuple[Leaf, ...]"
+    tensors: Mapping[str, Tensor]
+    """By their names of today."""
+    notes: tuple[str, ...]
+    """What is there and not used, a line each."""
+
+
+def open_folder(folder: Path) -> Opened:
+    """What a folder holds, when every tensor of it is accounted for. All of them are read once.
+
+    Which head a model has, its tensors say; where several heads have tensors of the same names, `architectures` of config.json.
+
+    Raises:
+        BadInput: no config.json, a family that is not here, or a number or name that its family does not compute; tensors that
+            are missing, unexpected, of another shape, of mixed types, not finite, or unlike their tied one.
+    """
+    published, family = _published(folder)
+    heads: Mapping[str, Names] = models.family(family).HF
+    found = tensors.read(folder)
+    published.task = settle(heads, found, published.architecture())
+    names = heads[published.task]
+    cfg = _numbers(published, family)
+    found = {names.today(name): tensor for name, tensor in found.items()}
+    leaves, idle = plan(cfg, found, folder)
+    notes = []
+    if unread := published.unread():
+        notes.append(f"{published.file}: not known to this version, and not used: {', '.join(unread)}")
+    if idle:
+        notes.append(f"{folder}: not used by {names.architecture}, its head: {', '.join(idle)}")
+    return Opened(config=cfg, leaves=leaves, tensors=found, notes=tuple(notes))
+
+
 def read_config(folder: Path) -> tuple[Any, list[str]]:
     """The configuration in a folder's config.json, and the keys of it that this version does not know.
+
+    The weights are not looked at: the head is the one of `architectures`, or the family's first.
 
     Raises:
         BadInput: no config.json, a family that is not here, or a number or name that its family does not compute.
     """
-    published = Published.load(folder)
-    known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
-    family = published.choice("model_type", known, "none", why="the families here are")
-    try:
-        cfg = configs.family(family).from_published(published)
-    except BadInput as error:
-        message = str(error)
-        raise BadInput(message if message.startswith(str(published.file)) else f"{published.file}: {message}") from None
-    return cfg, published.unread()
+    published, family = _published(folder)
+    published.task = settle(models.family(family).HF, {}, published.architecture())
+    return _numbers(published, family), published.unread()
 
 
-def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[Leaf, ...]":
-    """The leaves of a model and the tensors of each, when every tensor of `found` is accounted for. All of them are read once.
+def settle(heads: Mapping[str, Names], found: Mapping[str, Any], architecture: str) -> str:
+    """The task that tensors are for: of those whose head they have, the one that `architecture` names, or else the first.
+
+    Parts of a head count when any tensor of theirs is there, so that a missing one is missed later, by name. A file may carry
+    idle parts besides.
+    """
+    declared = next((task for task, names in heads.items() if names.architecture == architecture != ""), next(iter(heads)))
+    if not found:
+        return declared
+    # A tensor belongs to a head if no body has its name; the shapes of the layers do not matter here.
+    body = frozenset.intersection(*(frozenset(row.leaf for row in names.rows) for names in heads.values()))
+    present = set(found)
+
+    def tops(names: Names) -> dict[str, set[str]]:
+        """The names that a head adds to the body, by part."""
+        parts: dict[str, set[str]] = {}
+        for row in names.rows:
+            if row.leaf not in body:
+                several = (row.names,) if isinstance(row.names, str) else row.names
+                spelled = {name if row.bare else prefix + name for name in several for prefix in names.prefixes}
+                parts.setdefault(row.leaf.split("/")[0], set()).update(spelled)
+        return parts
+
+    every = {name for names in heads.values() for part in tops(names).values() for name in part} & present
+
+    def left(task: str) -> tuple[bool, int, bool]:
+        """Whether a part of it is absent, how many tensors of heads it does not read, whether another is declared."""
+        parts = tops(heads[task])
+        unread = every - {name for part in parts.values() for name in part} - set(heads[task].idle)
+        return any(not part & present for part in parts.values()), len(unread), task != declared
+
+    return min(heads, key=left)
+
+
+def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Leaf, ...], list[str]]":
+    """The leaves of a model, when every tensor of `found` is accounted for; and those tensors that its head does not use.
 
     Raises:
-        BadInput: tensors that are missing, unexpected, of another shape, of mixed types, not finite, or unlike their tied one.
+        BadInput: see `open_folder`.
     """
-    names: Names = models.model(cfg).module.HF
+    names = models.model(cfg).names
     by_prefix = {prefix: written_out(cfg, prefix) for prefix in names.prefixes}
     prefix = max(by_prefix, key=lambda prefix: sum(name in found for leaf in by_prefix[prefix] for name in leaf.every_name()))
     leaves = by_prefix[prefix]
     expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
     constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
-    allowed = expected.keys() | constants | names.tied.keys()
+    idle = [name for name in names.idle if name in found]
+    allowed = expected.keys() | constants | names.tied.keys() | set(idle)
     problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is missing" for name in names.idle if idle and name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in allowed]
-    present = {name: found[name] for name in expected if name in found}
+    present = {name: found[name] for name in (*expected, *idle) if name in found}
     types = [tensor.dtype for tensor in present.values()]
     # Other types would not become float32 exactly; a lone half-precision tensor is a slip, not a checkpoint's type.
     usual = max(FLOATS, key=types.count)
     for name, tensor in present.items():
-        if tensor.shape != expected[name]:
+        if name in expected and tensor.shape != expected[name]:
             problems.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}")
         elif tensor.dtype != usual:
             problems.append(f"{name} is {tensor.dtype}, not {usual}")
@@ -136,17 +206,32 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[Leaf, ..
     if problems:
         more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
         raise BadInput(f"{folder}: not the weights of its config.json: {'; '.join(problems[:MOST_NAMED])}{more}")
-    return leaves
+    return leaves, idle
 
 
 def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
     """(published name, its shape, our leaf, how its axes become the leaf's) of every tensor of a model."""
-    names: Names = models.model(cfg).module.HF
+    names = models.model(cfg).names
     layouts = {row.leaf: row.layout for row in names.rows}
     for leaf in written_out(cfg, names.prefixes[0]):
         for layer, several in enumerate(leaf.names):
             for name in several:
                 yield name, leaf.published, f"{leaf.path}[{layer}]" if leaf.stacked else leaf.path, layouts[leaf.path]
+
+
+def _published(folder: Path) -> tuple[Published, str]:
+    """A folder's config.json and the family it is of."""
+    published = Published.load(folder)
+    known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
+    return published, published.choice("model_type", known, "none", why="the families here are")
+
+
+def _numbers(published: Published, family: str) -> Any:
+    try:
+        return configs.family(family).from_published(published)
+    except BadInput as error:
+        message = str(error)
+        raise BadInput(message if message.startswith(str(published.file)) else f"{published.file}: {message}") from None
 
 
 FLOATS = ("F32", "F16", "BF16")
@@ -201,7 +286,7 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
         ValueError: the table and the model's parameters do not name the same leaves.
     """
     net = models.model(cfg)
-    names: Names = net.module.HF
+    names = net.names
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     stored = {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     if differing := stored.keys() ^ {row.leaf for row in names.rows}:
@@ -216,7 +301,8 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
             shape, padding = (rows, *shape[1:]), shape[0] - rows
         several = (row.names,) if isinstance(row.names, str) else row.names
         by_layer = tuple(
-            tuple(prefix + name.format(layer=layer) for name in several) for layer in range(stored[row.leaf][0] if stacked else 1)
+            tuple(("" if row.bare else prefix) + name.format(layer=layer) for name in several)
+            for layer in range(stored[row.leaf][0] if stacked else 1)
         )
         layout = Layout.parse(row.layout, len(shape))
         leaves.append(Leaf(path=row.leaf, stacked=stacked, shape=shape, padding=padding, layout=layout, names=by_layer))

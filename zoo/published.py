@@ -20,6 +20,9 @@ class Published:
     Nothing in the file is executed, imported or fetched.
     """
 
+    task: str = ""
+    """What the tensors beside the file are for, where a family has several heads; set by whoever has looked at them."""
+
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         self.file = file
         self._content = content
@@ -64,6 +67,24 @@ class Published:
         """Refuse a key that says that the weights are not what they seem."""
         if (found := self._take(key, None)) is not None:
             raise self.wrong(key, found, "such weights are not read; take the original ones")
+
+    def architecture(self) -> str:
+        """The class of `transformers` that the weights were saved from; "" where the file does not say."""
+        value = self._take("architectures", None)
+        return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else ""
+
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's rows: `id2label`, or LABEL_0, LABEL_1, ... for each of `num_labels`, or for two."""
+        named = self._take("id2label", None)
+        if named is None:
+            return tuple(f"LABEL_{row}" for row in range(self.whole("num_labels", 2)))
+        rows = {str(row): name for row, name in named.items()} if isinstance(named, dict) else {}
+        if rows.keys() != {str(row) for row in range(len(rows))} or not rows:
+            raise self.wrong("id2label", named, "it must name each row of the classifier, from 0 on")
+        names = tuple(rows[str(row)] for row in range(len(rows)))
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise self.wrong("id2label", named, "each row must have a name of its own")
+        return names
 
     def without_effect(self, *keys: str) -> None:
         """Keys that do not change what the model computes."""

@@ -30,6 +30,10 @@ RULES: Rules = (
     (r"mlp/down/kernel", ("tensor", "fsdp")),
     (r"mlp/down/bias", (None,)),
     (r"norm\d?/(scale|bias)", (None,)),
+    # The heads of encoders. Labels are few and seldom divide.
+    (r"(pooler|dense|next|classifier)/kernel", ("fsdp", None)),
+    (r"(pooler|dense|next|classifier)/bias", (None,)),
+    (r"masked/bias", ("tensor",)),
 )
 """Leaf path (its end) -> mesh axes of its dimensions, without the layer axis, which is never sharded."""
 

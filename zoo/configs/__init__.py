@@ -16,7 +16,7 @@ from zoo.errors import BadInput, require
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Attends = Literal["full", "window"]
-Objective = Literal["causal"]
+Objective = Literal["causal", "masked", "distilled", "classification", "tagging", "span", "choice"]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Remat = Literal["none", "full", "attention"]
 
@@ -89,9 +89,13 @@ def family_of(config: Any) -> str:
 
 
 def shape(config: Any) -> dict[str, Any]:
-    """What weights depend on: all numbers but how they are computed and what is dropped while they are learned."""
+    """What the weights of a model's body depend on: all numbers but how it is computed, what is dropped while it is learned, how
+    fresh parameters are drawn, and what stands on top of it."""
     numbers = dataclasses.asdict(config)
-    return {name: value for name, value in numbers.items() if name != "compute" and not name.endswith("dropout")}
+    return {name: value for name, value in numbers.items() if name not in APART and not name.endswith("dropout")}
+
+
+APART = ("compute", "initializer", "task", "labels")
 
 
 def named(config: Any) -> str | None:

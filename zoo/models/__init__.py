@@ -1,8 +1,9 @@
 """Arithmetic: one file per family, of the same name as its numbers in `zoo.configs`.
 
-A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, and `PADDED`, the leaves stored
-with rows that are not counted; `init_carry` where something is carried from step to step. Modules are found by listing this
-folder; nothing is registered. A family that generates text has `init_cache` and `decode` (see `Model`).
+A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF`, its published names by
+task, and `PADDED`, the leaves stored with rows that are not counted (where a model has them); `init_carry` where something is
+carried from step to step. Modules are found by listing this folder; nothing is registered. A family that generates text has
+`init_cache` and `decode`, one whose models tell sequences or tokens apart `sequence_logits` and `token_logits` (see `Model`).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import configs
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
+from zoo.names import Names
 
 
 def families() -> list[str]:
@@ -46,7 +48,9 @@ def parameter_count(cfg: Any) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     stored = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
     padding = sum(
-        (stored[leaf][0] - getattr(cfg, field)) * math.prod(stored[leaf][1:]) for leaf, field in built.module.PADDED.items()
+        (stored[leaf][0] - getattr(cfg, field)) * math.prod(stored[leaf][1:])
+        for leaf, field in built.module.PADDED.items()
+        if leaf in stored
     )
     return sum(map(math.prod, stored.values())) - padding
 
@@ -59,6 +63,16 @@ class Model:
     config: Any
     module: ModuleType
 
+    @property
+    def task(self) -> str:
+        """What stands on top of the body; a family with a single kind of model has a single task."""
+        return self.config.task if hasattr(self.config, "task") else next(iter(self.module.HF))
+
+    @property
+    def names(self) -> Names:
+        """Its published names."""
+        return self.module.HF[self.task]
+
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters: a nested dict of float32 arrays, per-layer leaves stacked on axis 0."""
         return self.module.init(self.config, key)
@@ -70,6 +84,18 @@ class Model:
     def unembed(self, params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
         """float32 logits; padding rows of the vocabulary get no probability."""
         return self.module.unembed(self.config, params, hidden)
+
+    def sequence_logits(
+        self, params: Any, hidden: Float[Array, "B Q D"], seeds: UInt32[Array, "B 2"] | None = None
+    ) -> Float[Array, "B Q O"]:
+        """float32 logits of sequences, from the hidden states of what stands for them (`zoo.heads.summaries`)."""
+        return self._able("sequence_logits")(self.config, params, hidden, seeds=seeds)
+
+    def token_logits(
+        self, params: Any, hidden: Float[Array, "B T D"], seeds: UInt32[Array, "B 2"] | None = None
+    ) -> Float[Array, "B T O"]:
+        """float32 logits of each token: of its label, or of being the first and the last of a span."""
+        return self._able("token_logits")(self.config, params, hidden, seeds=seeds)
 
     def init_carry(self, rows: int) -> Any:
         """What the model carries from step to step at its start, for `rows` rows; `{}` for a family that carries nothing."""
@@ -85,10 +111,7 @@ class Model:
         Raises:
             BadInput: the family does not generate.
         """
-        if not hasattr(self.module, "init_cache"):
-            able = ", ".join(name for name in families() if hasattr(family(name), "init_cache"))
-            raise BadInput(f"{self.family} does not generate text; these do: {able}")
-        return self.module.init_cache(self.config, rows, length, dtype)
+        return self._able("init_cache")(self.config, rows, length, dtype)
 
     def decode(self, params: Any, batch: Batch, cache: dict[str, Any]) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
         """Hidden states of T more tokens of each row, and the cache with them in it. A prompt is decoded so at once.
@@ -102,3 +125,17 @@ class Model:
     def flops(self, batch: Batch) -> float:
         """Matrix-product FLOPs of a forward pass over a batch; only its shapes are read."""
         return self.module.flops(self.config, batch)
+
+    def _able(self, name: str) -> Any:
+        if not hasattr(self.module, name):
+            able = ", ".join(other for other in families() if hasattr(family(other), name))
+            raise BadInput(f"{self.family} does not {ABILITIES[name]}; these do: {able}")
+        return getattr(self.module, name)
+
+
+ABILITIES = {
+    "init_cache": "generate text",
+    "sequence_logits": "classify sequences",
+    "token_logits": "classify tokens",
+}
+"""Functions that not every family has, and what they are for."""

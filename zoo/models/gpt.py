@@ -186,7 +186,7 @@ class Block(nnx.Module):
         return x + dropout(self.mlp(self.norm2(x)), self.cfg.dropout, seeds, MLP_SITE)
 
 
-HF = Names(
+NAMES = Names(
     architecture="GPT2LMHeadModel",
     # The released files of 2019 have none.
     prefixes=("transformer.", ""),
@@ -213,3 +213,4 @@ HF = Names(
     # The causal mask, which old files carry.
     constants=("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias"),
 )
+HF = {"causal": NAMES}

@@ -1,0 +1,114 @@
+"""Sizes of DistilBERT (Sanh et al. 2019), as released: BERT's body with half the layers, without token types and pooler."""
+
+import dataclasses
+from typing import Any
+
+from zoo.configs import Size
+from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, named_labels, on_top
+from zoo.errors import BadInput
+from zoo.published import BOOKKEEPING, Published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(EncoderConfig):
+    """Numbers of a DistilBERT."""
+
+    types: int = 0
+    eps: float = 1e-12
+    head_dropout: float = 0.2
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "distilbert"
+"""What a published config.json calls this family."""
+
+EPS = 1e-12
+"""What `transformers` has in its code: no key says it."""
+
+
+def from_published(published: Published) -> Config:
+    """The numbers in a config.json of type distilbert.
+
+    Raises:
+        BadInput: something this family does not compute.
+    """
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    published.never("quantization_config")
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
+    return Config(
+        vocab=published.whole("vocab_size", 30_522),
+        context=published.whole("max_position_embeddings", 512),
+        layers=published.whole("n_layers", 6),
+        width=published.whole("dim", 768),
+        heads=published.whole("n_heads", 12),
+        ffn=published.whole("hidden_dim", 3072),
+        activation=published.choice("activation", ACTIVATIONS, "gelu"),
+        eps=EPS,
+        dropout=published.number("dropout", 0.1),
+        attention_dropout=published.number("attention_dropout", 0.1),
+        head_dropout=before_span if published.task == "span" else before_classifier,
+        **on_top(published),
+    )
+
+
+def to_published(cfg: Config) -> dict[str, Any]:
+    """The numbers as a config.json of type distilbert has them.
+
+    Raises:
+        BadInput: token types, positions that do not begin at row 0 or another eps, which the type has no words for.
+    """
+    for field, only in {"types": 0, "position_offset": 0, "eps": EPS}.items():
+        if (value := getattr(cfg, field)) != only:
+            raise BadInput(f"model.{field} {value}: a distilbert config.json knows only {only}; there is no export of this model")
+    return {
+        "vocab_size": cfg.vocab,
+        "max_position_embeddings": cfg.context,
+        "n_layers": cfg.layers,
+        "dim": cfg.width,
+        "n_heads": cfg.heads,
+        "hidden_dim": cfg.ffn,
+        "activation": activation(cfg),
+        "dropout": cfg.dropout,
+        "attention_dropout": cfg.attention_dropout,
+        "qa_dropout" if cfg.task == "span" else "seq_classif_dropout": cfg.head_dropout,
+        **named_labels(cfg),
+        **COMPUTED,
+    }
+
+
+COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
+"""Keys that change the arithmetic, with the value that is computed here."""
+
+WITHOUT_EFFECT = ("pruned_heads", "tie_weights_", "output_past", "is_decoder", "add_cross_attention", "is_encoder_decoder")
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+SOURCE = "Sanh et al. 2019, section 3, and the released checkpoint"
+ASSUMED = {"initializer": "published weights begin as layers of their teacher; fresh ones are drawn as BERT's"}
+
+
+def released(vocab: int, count: int) -> Size:
+    """A body as released."""
+    config = Config(vocab=vocab, context=512, layers=6, width=768, heads=12, ffn=3072)
+    return Size(config=config, objective="distilled", source=SOURCE, published_count=count, assumed=ASSUMED)
+
+
+SIZES: dict[str, Size] = {
+    "distilbert-nano": Size(
+        config=Config(
+            vocab=4096, context=128, layers=2, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"
+        ),
+        objective="distilled",
+        source="this project",
+        assumed=dict.fromkeys(
+            (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+            "ours: half the layers of bert-nano, its teacher",
+        ),
+    ),
+    "distilbert-base-uncased": released(30_522, 66_362_880),
+    "distilbert-base-cased": released(28_996, 65_190_912),
+}

@@ -1,0 +1,82 @@
+"""Sizes of RoBERTa (Liu et al. 2019) and of DistilRoBERTa, as released.
+
+A published table of positions has 514 rows: the first token takes row 2, and row 1 is for padding.
+"""
+
+import dataclasses
+from typing import Any
+
+from zoo.configs import Size
+from zoo.encoder_config import EncoderConfig, numbers, spelled
+from zoo.errors import require
+from zoo.published import Published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(EncoderConfig):
+    """Numbers of a RoBERTa."""
+
+    types: int = 1
+    position_offset: int = 2
+    eps: float = 1e-5
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "roberta"
+"""What a published config.json calls this family."""
+
+
+def from_published(published: Published) -> Config:
+    """The numbers in a config.json of type roberta. The first token's row of positions is the one after `pad_token_id`.
+
+    What is absent takes the default of `transformers`' RobertaConfig, which is none of the released models: those write 514
+    positions, one type and an eps of 1e-5.
+
+    Raises:
+        BadInput: something this family does not compute.
+    """
+    offset = published.whole("pad_token_id", 1) + 1
+    return numbers(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
+
+
+def to_published(cfg: Config) -> dict[str, Any]:
+    """The numbers as a config.json of type roberta has them.
+
+    Raises:
+        BadInput: positions that begin at row 0 or 1, which leave no row for padding.
+    """
+    fix = "a roberta config.json puts padding in the row before the first token's; choose 2 or more"
+    require(cfg.position_offset >= 2, "model.position_offset", cfg.position_offset, fix)
+    return {**spelled(cfg), "pad_token_id": cfg.position_offset - 1}
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+ASSUMED = {"initializer": "the paper does not state it: as in BERT"}
+
+
+def released(layers: int, width: int, *, source: str, count: int | None = None, assumed: dict[str, str] | None = None) -> Size:
+    """A body as released: heads of 64, feed-forward layers of four times the width, 512 positions."""
+    config = Config(vocab=50_265, context=512, layers=layers, width=width, heads=width // 64, ffn=4 * width)
+    return Size(config=config, objective="masked", source=source, published_count=count, assumed=assumed or ASSUMED)
+
+
+PAPER = "Liu et al. 2019, section 3, and the released checkpoint"
+
+SIZES: dict[str, Size] = {
+    "roberta-nano": Size(
+        config=Config(
+            vocab=4096, context=128, layers=4, width=192, heads=6, ffn=768, dropout=0.0, attention_dropout=0.0, task="masked"
+        ),
+        objective="masked",
+        source="this project",
+        assumed=dict.fromkeys(
+            (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+            "ours: a RoBERTa body small enough to train in minutes on a laptop",
+        ),
+    ),
+    "roberta-base": released(12, 768, source=PAPER, count=124_645_632),
+    "roberta-large": released(24, 1024, source=PAPER, count=355_359_744),
+    "distilroberta-base": released(6, 768, source="transformers, the distillation example: RoBERTa's shape with 6 layers"),
+}

@@ -1,0 +1,40 @@
+"""BERT: a bidirectional encoder pretrained on masked words and next sentences (Devlin et al. 2019)."""
+
+from zoo import encoder
+from zoo.configs.bert import Config
+from zoo.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
+from zoo.encoder_config import Task
+from zoo.heads import Head
+from zoo.sharding import Rules
+
+OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
+SHARDING: Rules = ()
+PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
+"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+
+IDLE = tuple(f"bert.{name}" for name in POOLER_NAMES)
+MASKED = encoder.masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+NEXT = linear("next", "cls.seq_relationship")
+CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
+
+HEADS: dict[Task, Head] = {
+    "body": Head(architecture="BertModel", rows=POOLER),
+    "pretraining": Head(architecture="BertForPreTraining", rows=(*POOLER, *MASKED, *NEXT)),
+    "masked": Head(architecture="BertForMaskedLM", rows=MASKED, idle=IDLE),
+    "next": Head(architecture="BertForNextSentencePrediction", rows=(*POOLER, *NEXT)),
+    "sequence": Head(architecture="BertForSequenceClassification", rows=(*POOLER, *CLASSIFIER)),
+    "choice": Head(architecture="BertForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),
+    "tokens": Head(architecture="BertForTokenClassification", rows=CLASSIFIER, idle=IDLE),
+    "span": Head(architecture="BertForQuestionAnswering", rows=SPAN, idle=IDLE, drops=False),
+}
+HF = encoder.published(
+    HEADS,
+    "bert.",
+    BERT_BODY,
+    tied={"cls.predictions.decoder.weight": "embed/tokens/embedding", "cls.predictions.decoder.bias": "masked/bias"},
+    constants=("embeddings.position_ids",),
+)
+
+FAMILY = Family[Config](HEADS)
+init, apply, unembed, flops = FAMILY.init, FAMILY.apply, FAMILY.unembed, FAMILY.flops
+sequence_logits, token_logits = FAMILY.sequence_logits, FAMILY.token_logits

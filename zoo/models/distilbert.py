@@ -1,0 +1,63 @@
+"""DistilBERT: half of a BERT, taught by the whole one (Sanh et al. 2019)."""
+
+from zoo import encoder
+from zoo.configs.distilbert import Config
+from zoo.encoder import DENSE, Family, linear
+from zoo.encoder_config import Task
+from zoo.heads import Head
+from zoo.names import Row
+from zoo.sharding import Rules
+
+OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
+SHARDING: Rules = ()
+PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
+"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+
+BODY = (
+    Row("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
+    Row("embed/positions/embedding", "embeddings.position_embeddings.weight"),
+    Row("embed/norm/scale", "embeddings.LayerNorm.weight"),
+    Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
+    Row(
+        "layers/attention/qkv/kernel",
+        tuple(f"transformer.layer.{{layer}}.attention.{each}_lin.weight" for each in "qkv"),
+        "(n h) d -> d c n h",
+    ),
+    Row(
+        "layers/attention/qkv/bias",
+        tuple(f"transformer.layer.{{layer}}.attention.{each}_lin.bias" for each in "qkv"),
+        "(n h) -> c n h",
+    ),
+    Row("layers/attention/out/kernel", "transformer.layer.{layer}.attention.out_lin.weight", "d (n h) -> n h d"),
+    Row("layers/attention/out/bias", "transformer.layer.{layer}.attention.out_lin.bias"),
+    Row("layers/norm1/scale", "transformer.layer.{layer}.sa_layer_norm.weight"),
+    Row("layers/norm1/bias", "transformer.layer.{layer}.sa_layer_norm.bias"),
+    Row("layers/mlp/up/kernel", "transformer.layer.{layer}.ffn.lin1.weight", DENSE),
+    Row("layers/mlp/up/bias", "transformer.layer.{layer}.ffn.lin1.bias"),
+    Row("layers/mlp/down/kernel", "transformer.layer.{layer}.ffn.lin2.weight", DENSE),
+    Row("layers/mlp/down/bias", "transformer.layer.{layer}.ffn.lin2.bias"),
+    Row("layers/norm2/scale", "transformer.layer.{layer}.output_layer_norm.weight"),
+    Row("layers/norm2/bias", "transformer.layer.{layer}.output_layer_norm.bias"),
+)
+MASKED = encoder.masked("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+OWN = (*linear("dense", "pre_classifier"), *linear("classifier", "classifier"))
+
+HEADS: dict[Task, Head] = {
+    "body": Head(architecture="DistilBertModel"),
+    "masked": Head(architecture="DistilBertForMaskedLM", rows=MASKED),
+    "sequence": Head(architecture="DistilBertForSequenceClassification", rows=OWN, summary="relu"),
+    "choice": Head(architecture="DistilBertForMultipleChoice", rows=OWN, summary="relu"),
+    "tokens": Head(architecture="DistilBertForTokenClassification", rows=linear("classifier", "classifier")),
+    "span": Head(architecture="DistilBertForQuestionAnswering", rows=linear("classifier", "qa_outputs")),
+}
+HF = encoder.published(
+    HEADS,
+    "distilbert.",
+    BODY,
+    tied={"vocab_projector.weight": "embed/tokens/embedding"},
+    constants=("embeddings.position_ids",),
+)
+
+FAMILY = Family[Config](HEADS)
+init, apply, unembed, flops = FAMILY.init, FAMILY.apply, FAMILY.unembed, FAMILY.flops
+sequence_logits, token_logits = FAMILY.sequence_logits, FAMILY.token_logits

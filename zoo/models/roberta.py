@@ -1,0 +1,41 @@
+"""RoBERTa: BERT trained longer, on masked words alone, with masks drawn anew (Liu et al. 2019)."""
+
+from zoo import encoder
+from zoo.configs.roberta import Config
+from zoo.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
+from zoo.encoder_config import Task
+from zoo.heads import Head
+from zoo.sharding import Rules
+
+OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
+SHARDING: Rules = ()
+PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
+"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+
+IDLE = tuple(f"roberta.{name}" for name in POOLER_NAMES)
+MASKED = encoder.masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+OWN = (*linear("dense", "classifier.dense"), *linear("classifier", "classifier.out_proj"))
+CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
+NEXT = linear("next", "cls.seq_relationship")
+
+HEADS: dict[Task, Head] = {
+    "body": Head(architecture="RobertaModel", rows=POOLER),
+    "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=IDLE),
+    # The paper compares input formats with next sentence (Table 2); no such model was published.
+    "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT)),
+    "sequence": Head(architecture="RobertaForSequenceClassification", rows=OWN, idle=IDLE, drops_hidden=True),
+    "choice": Head(architecture="RobertaForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),
+    "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=IDLE),
+    "span": Head(architecture="RobertaForQuestionAnswering", rows=SPAN, idle=IDLE, drops=False),
+}
+HF = encoder.published(
+    HEADS,
+    "roberta.",
+    BERT_BODY,
+    tied={"lm_head.decoder.weight": "embed/tokens/embedding", "lm_head.decoder.bias": "masked/bias"},
+    constants=("embeddings.position_ids",),
+)
+
+FAMILY = Family[Config](HEADS)
+init, apply, unembed, flops = FAMILY.init, FAMILY.apply, FAMILY.unembed, FAMILY.flops
+sequence_logits, token_logits = FAMILY.sequence_logits, FAMILY.token_logits
