@@ -61,7 +61,7 @@ class EncoderConfig:
     head_dropout: float = 0.1
     """Share dropped before a classifier."""
     initializer: Initializer = "truncated"
-    """Of fresh kernels and tables, of deviation 0.02: Google's code cuts the normal at two deviations, `transformers` does not."""
+    """Fresh kernels and tables, of deviation 0.02: Google's code cuts the normal at two deviations, `transformers` does not."""
     task: Task = "body"
     """What stands on top of the body."""
     labels: tuple[str, ...] = ()
