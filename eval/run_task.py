@@ -17,8 +17,8 @@ from eval import report, tasks
 from eval.tasks import Progress, Result, Settings
 from train import config
 from train import mesh as meshes
-from train.folder import Folder, write_json
-from train.load import Loaded, is_run, load
+from train.folder import Folder, is_run, write_json
+from train.load import Loaded, load
 from train.step import DTYPES
 from zoo.errors import BadInput, require
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
@@ -49,6 +50,11 @@ class Batches:
         """Numbers of the rows of a step's whole global batch, whatever `local` is."""
         return np.array([self.use(step * self._batch + offset).row for offset in range(self._batch)], np.int64)
 
+    def shapes(self) -> Batch:
+        """Shapes and dtypes of a global batch."""
+        one = _stack([self._example(0)], np.zeros(1, np.int64))
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct((self._batch, *array.shape[1:]), array.dtype), one)
+
     @contextlib.contextmanager
     def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
         """`with batches.read(n) as stream:` iterates without end over this process's part of the batches of steps n, n + 1, ...
@@ -68,12 +74,11 @@ class Batches:
 
     def _make(self, step: int) -> Batch:
         numbers = step * self._batch + self._local.astype(np.int64)
-        examples = []
-        for number in numbers.tolist():
-            row, epoch = self.use(number)
-            rng = _generator(self._seed, epoch, row)
-            examples.append(self._build(rng, self._rows.row(row), self._rows.length))
-        return _stack(examples, numbers)
+        return _stack([self._example(number) for number in numbers.tolist()], numbers)
+
+    def _example(self, number: int) -> dict[str, np.ndarray]:
+        row, epoch = self.use(number)
+        return self._build(_generator(self._seed, epoch, row), self._rows.row(row), self._rows.length)
 
 
 def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:

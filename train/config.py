@@ -7,12 +7,14 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
+from train.config_objectives import Distillation, Masking, Selection
+from zoo.configs import Objective
 from zoo.errors import require
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
-RowPlan = Literal["windows", "packed"]
+RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
 
@@ -38,7 +40,13 @@ class Data:
     subset: str = ""
     """The subset (configuration) to read of a data set of the hub; none: its only or default one."""
     rows: RowPlan = "windows"
-    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other."""
+    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other. Of an
+    encoder: full_sentences, on past a document's end; doc_sentences, to its end; segment_pairs, BERT's pairs of several sentences
+    with next sentence; sentence_pairs, of one each (Liu et al. 2019, section 4.2)."""
+    pack: bool = False
+    """Whether several sequences of an encoder share a row, first-fit, isolated from each other."""
+    short: float = 0.1
+    """Share of segment pairs made for a shorter length, drawn at random."""
     length: int = 256
     """Tokens in a row, T."""
     batch: int = 16
@@ -53,6 +61,7 @@ class Data:
         for key, name in (("split", self.split), ("subset", self.subset)):
             require(re.fullmatch(r"[\w.+-]*", name) is not None, f"data.{key}", name, "give its name alone")
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
+        require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
         require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
 
@@ -195,7 +204,7 @@ class Run(Generic[Model]):
     """Name of the recipe it began as."""
     model: Model
     """The family's Config; its vocabulary is the tokenizer's."""
-    objective: Literal["causal"] = "causal"
+    objective: Objective = "causal"
     name: str = ""
     """Folder of the run below --out; none: the recipe's name."""
     out: str = "runs"
@@ -217,7 +226,10 @@ class Run(Generic[Model]):
     """Consecutive steps with a non-finite gradient that end the run."""
     data: Data = dataclasses.field(default_factory=Data)
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
+    masking: Masking = dataclasses.field(default_factory=Masking)
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
     optim: Optim = dataclasses.field(default_factory=Optim)
+    selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)

@@ -5,8 +5,8 @@ from typing import Any
 
 from train import config, tokenizer_files
 from train import mesh as meshes
-from train.folder import NAME
-from train.load import Loaded, is_run, load
+from train.folder import NAME, is_run
+from train.load import Loaded, load
 from zoo import configs, hub, models, pretrained, tensors
 from zoo.errors import BadInput, require
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Run
-from zoo import configs
+from zoo import configs, published
 from zoo.errors import BadInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -52,6 +52,7 @@ class Folder:
         self.evaluations = self.path / "evaluations.json"
         self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
         self.tokenizer = self.path / "tokenizer"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
@@ -97,6 +98,16 @@ class Folder:
     def write_config(self, run: Run) -> None:
         """Write config.json: every field of the run, and the family of its model."""
         write_json(self.config, {"family": configs.family_of(run.model)} | dataclasses.asdict(run))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, rather than one of published weights: by its config.json, or by its checkpoints."""
+    try:
+        named = "family" in published.read_json(Folder(folder).config, published.LARGEST_FILE)
+    except BadInput:
+        # Whoever reads it next says what is wrong with it.
+        named = False
+    return named or Folder(folder).checkpoints.is_dir()
 
 
 def read_config(folder: str | Path) -> Run:

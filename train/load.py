@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
-from train.folder import Folder, read_config
+from train.folder import Folder, is_run, read_config
 from train.tokenizer import Tokenizer
-from zoo import configs, hub, models, pretrained, published, sharding, tensors
+from zoo import hub, models, pretrained, sharding
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -56,43 +56,15 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
     return _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, rather than one of published weights: by its config.json, or by its checkpoints."""
-    try:
-        named = "family" in published.read_json(Folder(folder).config, published.LARGEST_FILE)
-    except BadInput:
-        # Whoever reads it next says what is wrong with it.
-        named = False
-    return named or Folder(folder).checkpoints.is_dir()
-
-
 def tokenizer_of(where: str) -> Tokenizer:
     """The tokenizer of what `load` would load."""
     folder = hub.folder_of(where)
     return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else tokenizer_files.read(folder)
 
 
-def check_init(run: config.Run) -> None:
-    """Refuse a run whose `init` cannot be its beginning, before anything of the run is written.
-
-    Raises:
-        BadInput: another family or size (every number that differs is named), a run without a checkpoint, weights that are not
-            whole, or nothing there.
-    """
-    folder = hub.folder_of(run.init)
-    begun = read_config(folder) if is_run(folder) else None
-    cfg = begun.model if begun else pretrained.read_config(folder)[0]
-    if type(cfg) is not type(run.model):
-        raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
-    theirs, ours = configs.shape(cfg), configs.shape(run.model)
-    different = [f"{name} {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
-    if different:
-        fix = "choose the recipe of its size, or set --model.*"
-        raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
-    if begun is None:
-        pretrained.plan(cfg, tensors.read(folder), folder)
-    elif _checkpoints(folder, begun).latest() is None:
-        raise _no_checkpoint(folder)
+def no_checkpoint(path: Path) -> BadInput:
+    """The refusal of a run that has nothing to load yet."""
+    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
 
 
 def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
@@ -102,9 +74,9 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     places = sharding.shardings(mesh, shapes, net.module.SHARDING)
     abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    restored = _checkpoints(path, run).restore({"params": abstract, "step": counter}, step=step, partial=True)
+    restored = checkpoints(path, run, step).restore({"params": abstract, "step": counter}, step=step, partial=True)
     if restored is None:
-        raise _no_checkpoint(path)
+        raise no_checkpoint(path)
     state, meta = restored
     step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
@@ -112,12 +84,15 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     return _fitting(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
 
 
-def _checkpoints(path: Path, run: config.Run) -> Checkpoints:
-    return Checkpoints(Folder(path).checkpoints, run.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
+def checkpoints(path: Path, run: config.Run, step: int | None = None) -> Checkpoints:
+    """A run's checkpoints, for one who reads them: those with its best one, if it keeps a best one and no other step is asked for."""
+    folder, keep = Folder(path), run.checkpoint.keep
 
+    def those(where: Path) -> Checkpoints:
+        return Checkpoints(where, keep, notify=lambda line: print(line, file=sys.stderr))
 
-def _no_checkpoint(path: Path) -> BadInput:
-    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
+    best = those(folder.best).latest() if run.selection.best else None
+    return those(folder.checkpoints if best is None or step not in (None, best) else folder.best)
 
 
 def _fitting(loaded: Loaded) -> Loaded:

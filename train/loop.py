@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import time
@@ -12,20 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train import config, inputs, metrics, optim, sinks
+from train import begin, config, inputs, metrics, objectives, optim, quantities, selection, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
 from train.console import Console
 from train.folder import Folder, differences, read_config, write_json
 from train.inputs import Inputs
-from train.load import check_init, load
 from train.marker import compare
-from train.objectives import objective
 from train.recorder import Recorder
 from train.step import DTYPES, ENGINES, make_step
 from zoo import attention, runtime
@@ -34,7 +32,7 @@ from zoo.errors import BadInput
 from zoo.models import Model, model, parameter_count
 
 Scorer = Callable[[Any], Any]
-"""Parameters -> a score with `loss`, `bits_per_byte` and `record()`."""
+"""Parameters -> a score, whose `record()` has its numbers by the names of `train.quantities`."""
 
 
 def run(
@@ -43,7 +41,7 @@ def run(
     """Train to the end, from the newest checkpoint if there is one; returns the exit code (128 + signal after a signal).
 
     Args:
-        evaluate: makes a scorer: `eval.score.scorer`.
+        evaluate: makes a scorer: `eval.scores.scorer`.
         sample: writes continuations of held-out text: `eval.samples.write`.
         on_end: writes what the run leaves for people to read: `eval.report.write`.
 
@@ -51,29 +49,32 @@ def run(
         BadInput: the configuration, the data and this machine do not fit, or the folder holds another run.
     """
     # --- Devices and numbers ---
+    folder, process = Folder.of(cfg), jax.process_index()
     # A run begun on CPU and resumed on an accelerator keeps its arithmetic.
-    cfg = dataclasses.replace(cfg, precision=_precision(cfg))
+    cfg = inputs.settled(dataclasses.replace(cfg, precision=_precision(cfg)), folder)
     mesh = meshes.make(cfg.mesh)
     meshes.check(cfg, mesh)
-    folder, process = Folder.of(cfg), jax.process_index()
     _refuse_another(folder, cfg)
     sinks.check(cfg.log.sinks)
     if cfg.init and not folder.begun:
-        check_init(cfg)
-    dtype = DTYPES[cfg.precision]
-    net, goal = model(cfg.model), objective(cfg.objective)
-    implementations = _implementations(cfg, net)
+        begin.check(cfg)
+    dtype, net = DTYPES[cfg.precision], model(cfg.model)
+    goal = objectives.bind(cfg, mesh)
 
-    # --- Text ---
-    text = inputs.read(cfg, folder, runtime.cache_dir() / "text", quiet=process != 0)
-    batches = Batches(text.rows, goal.build, cfg.seed, cfg.data.batch, meshes.local_rows(mesh, cfg.data.batch))
+    # --- Data ---
+    data = inputs.read(cfg, folder, runtime.cache_dir() / "text", quiet=process != 0)
+    build = inputs.builder(cfg, data)
+    batches = Batches(data.rows, build, cfg.seed, cfg.data.batch, meshes.local_rows(mesh, cfg.data.batch))
+    shapes = batches.shapes()
+    implementations = _implementations(cfg, net, goal, shapes)
 
     with contextlib.ExitStack() as stack:
         # --- Folder ---
         stack.enter_context(folder.claim(process))
         console = stack.enter_context(Console(steps=cfg.steps, process=process))
         checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=console.notice)
-        if checkpoints.latest() == cfg.steps and folder.scores.exists():
+        choice = stack.enter_context(selection.Choice(cfg, folder, notify=console.notice))
+        if folder.scores.exists() and (checkpoints.latest() == cfg.steps or choice.exhausted(checkpoints.latest())):
             console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
             return 0
         stack.enter_context(checkpoints)
@@ -82,41 +83,41 @@ def run(
         tx = optim.optimizer(cfg.optim)
         abstract = meshes.abstract_state(cfg, net, tx, mesh)
         restored = checkpoints.restore(abstract)
-        if restored is not None and (changed := compare(restored[1], text.fingerprints())):
+        if restored is not None and (changed := compare(restored[1], data.fingerprints())):
             raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
             # The configuration first: it keeps another run from taking over a tokenizer that a kill left alone.
             folder.write_config(cfg)
             folder.tokenizer.mkdir(exist_ok=True)
-            text.tokenizer.save(folder.tokenizer)
-            shares = text.rows.shares(cfg.steps * cfg.data.batch)
+            data.tokenizer.save(folder.tokenizer)
+            shares = data.rows.shares(cfg.steps * cfg.data.batch)
             write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])
         if restored is not None:
             state, _ = restored
         else:
-            state = meshes.init_state(cfg, net, tx, mesh, load(cfg.init, mesh).params if cfg.init else None)
+            given = begin.params(cfg, net, mesh, console.notice) if cfg.init else None
+            state = meshes.init_state(cfg, net, tx, mesh, objectives.begin(goal, net, given))
         first = int(jax.device_get(state.step))
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         engine = ENGINES[cfg.engine](make_step(cfg, net, goal, tx, dtype), mesh, places, cfg.data.batch)
-        state = engine.put(state)
+        state, frozen = engine.put(state), engine.hold(objectives.frozen(goal))
 
         # --- What people see ---
         rate, against = _rate(dtype)
-        facts = describe(cfg, net, mesh, text, implementations, against, folder)
+        facts = describe(cfg, net, mesh, data, implementations, against, folder)
         console.header(f"{cfg.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
+        flops = objectives.flops(goal, net, shapes)
         if process == 0:
-            metrics.started(folder, first, facts)
-        shape = Batch(tokens=np.broadcast_to(np.int32(0), (cfg.data.batch, cfg.data.length)))
-        # A backward pass has two matrix products for each one of the forward pass.
-        flops = 3 * net.flops(shape)
-        recorder = stack.enter_context(Recorder(cfg, folder, console, first=first, flops=flops, rate=rate, process=process))
+            metrics.started(folder, first, facts, flops)
+        tokens = math.prod(shapes.tokens.shape)
+        recorder = stack.enter_context(
+            Recorder(cfg, folder, console, first=first, tokens=tokens, flops=flops, rate=rate, process=process)
+        )
 
         def scorer(rows: Any) -> Scorer:
-            return evaluate(
-                net, mesh, rows, goal.build, text.token_bytes, batch=cfg.data.batch, dtype=dtype, chunk=cfg.loss_chunk
-            )
+            return evaluate(cfg, net, mesh, data, rows, build, batch=cfg.data.batch, dtype=dtype)
 
-        validate = scorer(text.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
+        validate = scorer(data.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")
@@ -133,7 +134,7 @@ def run(
                     with recorder.pause():
                         checkpoints.wait()
                 host = next(stream)
-                state, measured = engine.step(state, engine.place(host))
+                state, measured = engine.step(state, engine.place(host), frozen)
                 recorder.step(measured, batches.rows_of(at) if cfg.log.ledger else None)
                 at += 1
                 checkpoints.poll()
@@ -146,30 +147,32 @@ def run(
                         began = time.perf_counter()
                         score = validate(engine.get(state).params)
                         recorder.valid(score, time.perf_counter() - began)
+                        choice.note(engine.get(state), score, data.fingerprints())
+                        stopping = stopping or choice.exhausted(at)
                 if recorder.due(cfg.checkpoint.every) or stopping:
                     with recorder.pause():
                         recorder.sync()
-                        checkpoints.save(engine.get(state), text.fingerprints())
+                        checkpoints.save(engine.get(state), data.fingerprints())
         if not checkpoints.wait():
             newest = "the start" if (step := checkpoints.latest()) is None else f"step {step}"
             raise BadInput(f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from {newest}")
-        if stopping:
+        if stop.signal:
             if process == 0:
                 on_end(folder.path)
             console.finish(f"stopped and saved at step {at} of {cfg.steps}; the same command goes on from there")
             return 128 + stop.signal
 
         # --- Score ---
-        console.doing("scoring the held-out text")
-        stride, params = max(1, cfg.data.length // 2), engine.get(state).params
-        score = scorer(text.scored(cfg.data, stride))(params)
+        console.doing("scoring what is held out")
+        stride, (params, step) = max(1, cfg.data.length // 2), choice.params(engine.get(state), abstract)
+        score = scorer(data.scored(cfg.data, stride))(params)
         if process == 0:
             # Before the samples: a run is finished when it has its score.
-            write_json(folder.scores, {**score.record(), "stride": stride})
+            write_json(folder.scores, {**score.record(), "stride": stride, "step": step})
         if sample is not None and cfg.log.samples:
             console.doing("writing samples")
-            given = (folder.samples, net, params, mesh, text.tokenizer, text.held_out)
-            sample(*given, length=cfg.data.length, step=at, dtype=dtype, count=cfg.log.samples)
+            given = (folder.samples, net, params, mesh, data)
+            sample(*given, length=cfg.data.length, step=step, dtype=dtype, count=cfg.log.samples)
         if process == 0:
             on_end(folder.path)
         console.finish(f"{_result(score.record())}  {folder.report}")
@@ -177,7 +180,7 @@ def run(
 
 
 def describe(
-    cfg: config.Run, net: Model, mesh: Mesh, text: Inputs, implementations: str, against: str, folder: Folder
+    cfg: config.Run, net: Model, mesh: Mesh, data: Inputs, implementations: str, against: str, folder: Folder
 ) -> dict[str, str]:
     """What a run is, as the console and the report show it."""
     devices = mesh.devices.size
@@ -185,7 +188,7 @@ def describe(
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return {
         "model": f"{net.family}, {parameter_count(cfg.model):,} parameters",
-        **text.facts(cfg),
+        **data.facts(cfg),
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": cfg.precision,
         "attention": implementations,
@@ -259,15 +262,18 @@ def _rate(dtype: Any) -> tuple[float, str]:
     return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
 
 
-def _implementations(cfg: config.Run, net: Model) -> str:
-    """What attention runs on, from tracing the model on the shapes of a batch."""
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    row = jax.ShapeDtypeStruct((cfg.data.batch, cfg.data.length), jnp.int32)
-    segments = row if cfg.data.rows == "packed" else None
+def _implementations(cfg: config.Run, net: Model, goal: Any, batch: Batch) -> str:
+    """What attention runs on, from tracing the loss on the shapes of a batch."""
+    dtype = DTYPES[cfg.precision]
+
+    def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return goal.loss(net, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
+
     seeds = jax.ShapeDtypeStruct((cfg.data.batch, 2), jnp.uint32)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[cfg.precision]), shapes)
+    params, carry = jax.eval_shape(lambda: (net.init(jax.random.key(0)), net.init_carry(cfg.data.batch)))
     with attention.choices() as made:
-        jax.eval_shape(lambda p, b, s: net.apply(p, b, seeds=s).hidden, shapes, Batch(tokens=row, segments=segments), seeds)
+        jax.eval_shape(loss, params, batch, seeds, objectives.frozen(goal), carry)
     return ", ".join(sorted(made))
 
 
@@ -286,4 +292,4 @@ def _profile(cfg: config.Run, folder: Folder):
 
 
 def _result(score: dict[str, float]) -> str:
-    return f"held-out {score['bits_per_byte']:.4f} bits/byte, perplexity {score['perplexity']:.2f}"
+    return f"held-out {quantities.told(score)}"

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
 
 
-def make_step(run: config.Run, model: Model, objective: ModuleType, tx: optax.GradientTransformation, dtype: Any) -> Step:
+def make_step(run: config.Run, model: Model, objective: Any, tx: optax.GradientTransformation, dtype: Any) -> Step:
     """`step(state, batch, frozen={}, *, reduce=identity) -> (state, metrics)`.
 
     `frozen` is what the objective reads but does not train (a teacher). `reduce` sums over devices under pmap; under jit the
@@ -97,23 +96,30 @@ def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...
 class Engine:
     """How a step is launched. States go in with `put` and out with `get`; `place` lays out this process's rows of a batch."""
 
-    step: Callable[[State, Batch], tuple[State, Metrics]]
+    step: Callable[[State, Batch, Any], tuple[State, Metrics]]
+    """Of a state, a batch and what the objective reads but does not train, laid out by `hold`."""
     put: Callable[[State], State]
     get: Callable[[State], State]
     place: Callable[[Batch], Batch]
+    hold: Callable[[Any], Any]
 
 
 def jit_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
     """One program over the mesh. `places` are the state's shardings, `rows` the size of a global batch."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    in_shardings = (places, batch_sharding(mesh), everywhere)
+    # What is frozen lies as it was laid out: None takes an argument's own sharding.
+    in_shardings = (places, batch_sharding(mesh), None)
     compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(places, everywhere))
 
-    def run(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def run(state: State, batch: Batch, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         with jax.set_mesh(mesh):
-            return compiled(state, batch, {})
+            return compiled(state, batch, frozen)
 
-    return Engine(step=run, put=lambda state: state, get=lambda state: state, place=lambda batch: place(batch, mesh, rows))
+    return Engine(step=run, put=_same, get=_same, place=lambda batch: place(batch, mesh, rows), hold=_same)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
@@ -159,7 +165,10 @@ def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
     def split(batch: Batch) -> Batch:
         return jax.tree.map(lambda leaf: stack(np.split(leaf, len(local))), batch)
 
-    return Engine(step=mapped, put=put, get=get, place=split)
+    def run(state: State, batch: Batch, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
+        return mapped(state, batch, frozen)
+
+    return Engine(step=run, put=put, get=get, place=split, hold=put)
 
 
 ENGINES: dict[str, Callable[[Step, Mesh, State, int], Engine]] = {"jit": jit_engine, "pmap": pmap_engine}

@@ -1,8 +1,28 @@
-"""What a model is trained to predict, one file each: `build` makes a row on the host, `loss` scores it on the device."""
+"""What a model is trained to predict, one file each: a row is made on the host and scored on the device.
+
+An objective is a module with
+
+- `DATA`: "text", or "labelled" for examples that somebody labelled;
+- `builder(run, tokenizer, counts) -> build`: the function that makes a row arrays, on the host; `counts()` is how often each id
+  occurs in the training data;
+- `weights(batch)`: what each term of the loss is divided by;
+- `loss(model, params, batch, frozen, *, seeds, carry, smoothing, chunk) -> (terms, carry)`: their weighted sums.
+
+One that needs more than that, such as a teacher, has `bind(run, mesh)`, which gives an object with the same `weights` and `loss`
+and with whatever of this it has: `frozen`, arrays that the loss reads and nothing trains; `begin(model, params)`, the parameters
+of a run's start; `flops(model, batch)`, those of a step.
+"""
 
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
+
+from jax.sharding import Mesh
+
+from train.config import Run
+from zoo.batch import Batch
+from zoo.models import Model
 
 
 def objectives() -> list[str]:
@@ -11,9 +31,30 @@ def objectives() -> list[str]:
 
 
 def objective(name: str) -> ModuleType:
-    """The module of an objective: `build(rng, row, length)` on the host, `weights(batch)` and `loss(...)` on the device.
+    """The module of an objective.
 
     Raises:
         ModuleNotFoundError: no file has this name.
     """
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def bind(run: Run, mesh: Mesh) -> Any:
+    """The objective of a run, ready for its step."""
+    module = objective(run.objective)
+    return module.bind(run, mesh) if hasattr(module, "bind") else module
+
+
+def frozen(goal: Any) -> Any:
+    """Arrays that the loss reads and nothing trains, laid out over the run's mesh."""
+    return getattr(goal, "frozen", {})
+
+
+def begin(goal: Any, model: Model, params: Any) -> Any:
+    """The parameters of a run's start, `params` being fresh or from `--init`."""
+    return goal.begin(model, params) if hasattr(goal, "begin") else params
+
+
+def flops(goal: Any, model: Model, batch: Batch) -> float:
+    """Matrix-product FLOPs of a training step: a backward pass has two products for each one of the forward pass."""
+    return goal.flops(model, batch) if hasattr(goal, "flops") else 3 * model.flops(batch)

@@ -1,14 +1,26 @@
 """Predict each token from those before it (Radford et al. 2018, equation 1)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from train.batches import Build
+from train.config import Run
 from train.losses import token_losses
 from train.rows import Row
+from train.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
+
+
+DATA = "text"
+
+
+def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
+    """`build`, whatever the run."""
+    return build
 
 
 def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:

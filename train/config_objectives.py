@@ -1,0 +1,80 @@
+"""What a run predicts, in numbers: masking, distillation, and which of its checkpoints is kept as its best."""
+
+import dataclasses
+import math
+
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which tokens a masked model predicts and what it sees in their place (Devlin et al. 2019, section 3.1)."""
+
+    rate: float = 0.15
+    """Share of the tokens that are predicted."""
+    masked: float = 0.8
+    """Share of them that the model sees as the mask."""
+    random: float = 0.1
+    """Share of them that it sees as some other token; the rest it sees as they are."""
+    most: int = 0
+    """Most predictions of a sequence; 0 = as many as `rate` asks for."""
+    whole_words: bool = False
+    """Whether the pieces of a word are predicted together."""
+    static: int = 0
+    """Masks of each row, used in turn (BERT's dupe_factor); 0 = dynamic, a mask drawn anew each time (Liu et al. 2019, 4.1)."""
+    rare: float = 0.0
+    """How much rarer tokens are preferred: drawn with weights max(count, 1) to the power of minus this (Sanh et al. 2019: 0.7)."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, "masking.rate", self.rate, "choose a share between 0 and 1")
+        for name in ("masked", "random"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"masking.{name}", value, "choose a share of 0 to 1")
+        whole = self.masked + self.random <= 1 + 1e-9
+        require(whole, "masking.random", self.random, f"with --masking.masked {self.masked} it makes more than 1; choose less")
+        require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate asks for) or more")
+        require(self.static >= 0, "masking.static", self.static, "choose 0 (dynamic) or a number of masks")
+        require(0 <= self.rare <= 10, "masking.rare", self.rare, "choose 0 (all tokens alike) to 10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What a student learns from its teacher (Sanh et al. 2019, section 2; weights of the released models)."""
+
+    teacher: str = ""
+    """Run, folder of published weights or hub id of the teacher."""
+    temperature: float = 2.0
+    """Of both softmaxes in the soft loss, which is scaled by its square."""
+    soft: float = 5.0
+    """Weight of the teacher's probabilities."""
+    masked: float = 2.0
+    """Weight of the masked tokens themselves."""
+    cosine: float = 1.0
+    """Weight of the angle between both models' last hidden states."""
+    masked_only: bool = False
+    """Whether soft and cosine losses are taken at masked tokens only, rather than at all."""
+
+    def __post_init__(self) -> None:
+        finite = 0 < self.temperature < math.inf
+        require(finite, "distillation.temperature", self.temperature, "choose a temperature above 0")
+        for name in ("soft", "masked", "cosine"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"distillation.{name}", value, "choose 0 (off) or a weight")
+        require(self.soft + self.masked + self.cosine > 0, "distillation.soft", self.soft, "one of the weights must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which checkpoint a run ends with, by validation."""
+
+    best: bool = False
+    """Keep the checkpoint with the best validation; the run is scored with it. None: the last one is the run's."""
+    measure: str = ""
+    """Which of a validation's numbers decides; none: the first that the console shows."""
+    patience: int = 0
+    """Validations without a better one that end the run; 0 = it goes on to its last step."""
+
+    def __post_init__(self) -> None:
+        require(self.patience >= 0, "selection.patience", self.patience, "choose 0 (never) or a number of validations")
+        needed = self.best or (self.patience == 0 and not self.measure)
+        require(needed, "selection.best", self.best, "--selection.measure and --selection.patience go with --selection.best True")
