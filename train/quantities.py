@@ -1,0 +1,79 @@
+"""The quantities that a model is scored by: what they are called, how they are written, and which way is better.
+
+A score is a flat dict of numbers, as scores.json holds it. Its quantities are here by name; beside them it holds counts of what
+they were measured on, and two scores with different counts are not of the same thing.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Collection
+from typing import Literal
+
+from zoo.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """How people are told of a number."""
+
+    label: str
+    note: str
+    """What it is, with its unit."""
+    better: Literal["lower", "higher"] | None
+    """None: it says nothing of the model."""
+    format: str = ".4f"
+    unit: str = ""
+    """What follows the number in a line of text."""
+
+    def show(self, value: float | int) -> str:
+        """The number alone, without its unit."""
+        return format(value, self.format)
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "bits_per_byte": Quantity(
+        label="Bits per byte",
+        note="loss in bits over the bytes of the text; comparable between tokenizers",
+        better="lower",
+        unit="bits/byte",
+    ),
+    "perplexity": Quantity(
+        label="Perplexity", note="e to the loss; comparable only with the same tokenizer", better="lower", format=".2f"
+    ),
+    "loss": Quantity(label="Loss", note="mean negative log likelihood of what is predicted, in nats", better="lower"),
+    "masked_loss": Quantity(label="Masked loss", note="mean loss of a masked token, in nats", better="lower"),
+    "next_loss": Quantity(label="Next-sentence loss", note="mean loss of a pair of segments, in nats", better="lower"),
+    "accuracy": Quantity(label="Accuracy", note="share of predictions that are right", better="higher"),
+    "next_accuracy": Quantity(
+        label="Next-sentence accuracy", note="share of pairs told to be consecutive or not, rightly", better="higher"
+    ),
+    "f1": Quantity(label="F1", note="harmonic mean of precision and recall", better="higher"),
+    "f1_macro": Quantity(label="Macro F1", note="F1 of each class, every class weighing the same", better="higher"),
+    "matthews": Quantity(label="Matthews", note="correlation of predicted and true classes, -1 to 1", better="higher"),
+    "pearson": Quantity(label="Pearson", note="linear correlation with the true values, -1 to 1", better="higher"),
+    "spearman": Quantity(label="Spearman", note="correlation of the ranks, -1 to 1", better="higher"),
+    "entity_f1": Quantity(label="Entity F1", note="F1 of whole entities: type, first and last word", better="higher"),
+    "exact": Quantity(label="Exact match", note="share of answers that are one of those given, normalized", better="higher"),
+    "mean_squared_error": Quantity(label="Squared error", note="mean square of the difference to the true value", better="lower"),
+    "unigram_loss": Quantity(
+        label="Unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None
+    ),
+}
+"""In the order in which they are shown."""
+
+COUNTS = ("tokens", "bytes", "predictions", "examples", "pairs", "words", "entities", "questions")
+"""What quantities were measured on: numbers that agree between scores of the same thing."""
+
+
+def find(name: str, among: Collection[str] = tuple(QUANTITIES)) -> Quantity:
+    """The quantity of a name that has to be one of some.
+
+    Raises:
+        BadInput: it is none of them; the nearest is named.
+    """
+    known = [each for each in QUANTITIES if each in among]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        fix = f"the nearest is {near[0]} (all: {', '.join(known)})" if near else "nothing is"
+        raise BadInput(f"--metric {name}: not measured here; {fix}")
+    return QUANTITIES[name]
