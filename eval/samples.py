@@ -29,6 +29,12 @@ class Beginning(NamedTuple):
     """What follows, to the end of the document at most."""
 
 
+def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
+    """`write` of a run's held-out text, where its model generates."""
+    if hasattr(net.module, "decode"):
+        write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
+
+
 def write(
     file: Path,
     net: Model,
@@ -43,7 +49,7 @@ def write(
     count: int = 4,
 ) -> None:
     """Write {"step", "temperature", "seed", "samples": [{"prompt", "text", "truth"}]}: held-out text, how the model goes on, and
-    how the text does. For a model that does not generate nothing is written.
+    how the text does.
 
     Every process calls this, and process 0 writes. The same parameters and text give the same samples.
 
@@ -58,8 +64,6 @@ def write(
     Raises:
         BadInput: the model's logits are not finite.
     """
-    if not hasattr(net.module, "decode"):
-        return
     samples = []
     if found := beginnings(held_out, tokenizer, length, count):
         decoding = Decoding(limit=_continuation(length), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))

@@ -1,8 +1,7 @@
-"""Exact held-out scores: every token counted once, at any batch size, stride and number of devices."""
+"""Exact scores of held-out text: every token counted once, at any batch size, stride and number of devices."""
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,54 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train import batches, config, inputs, optim
+from train import batches, config
 from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.folder import Folder, read_config
 from train.losses import token_losses
-from train.marker import compare
-from train.objectives import objective
 from train.rows import Rows
-from train.step import DTYPES
-from zoo import runtime
 from zoo.batch import Batch
-from zoo.errors import BadInput, require
-from zoo.models import Model, model
-
-
-def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.Mesh) -> int:
-    """`zoo eval RUN`: score a run's held-out text with one of its checkpoints and print the result.
-
-    Args:
-        step: the checkpoint; None = the newest intact one.
-        stride: new tokens a row; 0 = half a row.
-
-    Raises:
-        BadInput: no run, no checkpoint, other text than the run's, or a model the mesh does not divide.
-    """
-    cfg = dataclasses.replace(read_config(path), mesh=mesh)
-    folder, devices = Folder(path), meshes.make(mesh)
-    require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    # Rows are filled up to what the mesh divides, so only the model can fail to fit.
-    data = dataclasses.replace(cfg.data, batch=meshes.fitting(devices, 1))
-    meshes.check(cfg := dataclasses.replace(cfg, accumulate=1, engine="jit", data=data), devices)
-    require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
-    net, goal, text = model(cfg.model), objective(cfg.objective), inputs.read(cfg, folder, runtime.cache_dir() / "text")
-    checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=lambda line: print(line, file=sys.stderr))
-    restored = checkpoints.restore(meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices), step=step)
-    if restored is None:
-        raise BadInput(f"{folder.checkpoints}: no checkpoint yet; train the run first")
-    state, meta = restored
-    if changed := compare(meta, text.fingerprints()):
-        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
-    stride = stride or max(1, cfg.data.length // 2)
-    score = scorer(
-        net, devices, text.scored(cfg.data, stride), goal.build, text.token_bytes, batch=batch, dtype=DTYPES[cfg.precision]
-    )(state.params)
-    if jax.process_index() == 0:
-        for name, value in score.record().items():
-            print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
-    return 0
+from zoo.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +45,13 @@ class Score:
         """The score as metrics and JSON carry it."""
         derived = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
         return {**derived, "tokens": self.tokens, "bytes": self.bytes}
+
+
+def of_run(
+    run: config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
+) -> Callable[[Any], Score]:
+    """The scorer of a run's text."""
+    return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
 
 
 def scorer(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Integer
+from jaxtyping import Float, Float32, Integer
 
 LONGEST = 30
 """Tokens of the longest answer, as in BERT's and SQuAD's published runs."""

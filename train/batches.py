@@ -12,7 +12,7 @@ from jaxtyping import Int, Int64
 
 from train.mixture import Mixture
 from train.rows import Row, Rows
-from zoo.batch import Batch
+from zoo.batch import IGNORED, Batch
 
 Build = Callable[[np.random.Generator, Row, int], dict[str, np.ndarray]]
 """An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row, `weights` among them."""
@@ -84,7 +84,8 @@ class Batches:
 def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
     """Every row once, in order, for scoring: this process's part of each global batch; `index` is the row's number.
 
-    The last global batch is filled up with examples of weight 0. `build` draws from a generator keyed by the row.
+    The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` draws from a generator keyed by
+    the row.
     """
     for first in range(0, len(rows), batch):
         numbers = first + local.astype(np.int64)
@@ -92,8 +93,14 @@ def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " loca
         for number in numbers.tolist():
             row = min(number, len(rows) - 1)
             arrays = build(_generator(0, 0, row), rows.row(row), rows.length)
-            examples.append(arrays if number < len(rows) else {**arrays, "weights": np.zeros_like(arrays["weights"])})
+            examples.append(arrays if number < len(rows) else _uncounted(arrays))
         yield _stack(examples, numbers)
+
+
+def _uncounted(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same example, of which nothing is asked."""
+    nothing = {"weights": 0, "labels": IGNORED}
+    return arrays | {name: np.full_like(arrays[name], value) for name, value in nothing.items() if name in arrays}
 
 
 def _order(rows: int, seed: int, component: int) -> grain.MapDataset[int]:

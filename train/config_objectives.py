@@ -23,7 +23,7 @@ class Masking:
     static: int = 0
     """Masks of each row, used in turn (BERT's dupe_factor); 0 = dynamic, a mask drawn anew each time (Liu et al. 2019, 4.1)."""
     rare: float = 0.0
-    """How much rarer tokens are preferred: drawn with weights max(count, 1) to the power of minus this (Sanh et al. 2019: 0.7)."""
+    """How much rarer tokens are preferred: drawn with weights max(count, 1) to the power of minus this (DistilBERT: 0.7)."""
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, "masking.rate", self.rate, "choose a share between 0 and 1")
@@ -77,4 +77,4 @@ class Selection:
     def __post_init__(self) -> None:
         require(self.patience >= 0, "selection.patience", self.patience, "choose 0 (never) or a number of validations")
         needed = self.best or (self.patience == 0 and not self.measure)
-        require(needed, "selection.best", self.best, "--selection.measure and --selection.patience go with --selection.best True")
+        require(needed, "selection.best", self.best, "--selection.measure and --selection.patience go with --selection.best")

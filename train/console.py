@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from train import quantities
+
 REDRAW = 0.2
 """Seconds between two drawings of the live line, so that drawing stays far below a step's cost."""
 
@@ -87,7 +89,7 @@ class Console:
             self._train = row
             self._first = self._first or (row["step"], time.perf_counter())
         if not self._live:
-            shown = self._parts() if row["kind"] == "train" else [self._counter(), _bits(row)]
+            shown = self._parts() if row["kind"] == "train" else [self._counter(), _validation(row)]
             self._plain("  ".join(shown))
         self._draw()
 
@@ -145,7 +147,7 @@ class Console:
         if self._train:
             parts.append(f"loss {self._train['loss']:.3f}")
         if self._valid and self._live:
-            parts.append(_bits(self._valid))
+            parts.append(_validation(self._valid))
         if self._train:
             rate, share = self._train["time"]["tokens_per_s"], self._train["time"]["mfu"]
             # Neither is known in a row whose only step was the one that compiled.
@@ -172,5 +174,5 @@ def clock(seconds: float | int) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def _bits(row: Mapping[str, Any]) -> str:
-    return f"valid {row['bits_per_byte']:.3f} bits/byte"
+def _validation(row: Mapping[str, Any]) -> str:
+    return f"valid {quantities.told(row, 1)}"

@@ -85,7 +85,7 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
 
 
 def checkpoints(path: Path, run: config.Run, step: int | None = None) -> Checkpoints:
-    """A run's checkpoints, for one who reads them: those with its best one, if it keeps a best one and no other step is asked for."""
+    """A run's checkpoints for a reader: its best one, if it keeps a best one and no other step is asked for; else the others."""
     folder, keep = Folder(path), run.checkpoint.keep
 
     def those(where: Path) -> Checkpoints:

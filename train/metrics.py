@@ -83,16 +83,9 @@ def train_row(
     return {"kind": "train", **values, **more, "time": measured}
 
 
-def valid_row(*, step: int, loss: float, bits_per_byte: float, seconds: float, **more: Any) -> dict[str, Any]:
-    """A row of kind "valid": held-out `loss` in nats a token and its perplexity, `bits_per_byte`, and the `seconds` it took."""
-    values = {"step": step, "loss": loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity(loss)}
-    return {"kind": "valid", **values, **more, "time": {"seconds": seconds, "at": time.time()}}
-
-
-def perplexity(loss: float) -> float:
-    """e to the `loss` in nats a token; infinity where that overflows."""
-    with np.errstate(over="ignore"):
-        return float(np.exp(np.float64(loss)))
+def valid_row(*, step: int, seconds: float, **quantities: float) -> dict[str, Any]:
+    """A row of kind "valid": what a validation found, by the names of `train.quantities`, and the `seconds` it took."""
+    return {"kind": "valid", "step": step, **quantities, "time": {"seconds": seconds, "at": time.time()}}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -112,9 +105,10 @@ def read(path: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def started(folder: Folder, step: int, facts: Mapping[str, str]) -> None:
-    """Note in starts.jsonl that the run starts or resumes at `step`: `facts`, as the console shows them, versions and date."""
-    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions()}
+def started(folder: Folder, step: int, facts: Mapping[str, str], flops: float) -> None:
+    """Note in starts.jsonl that the run starts or resumes at `step`: `facts`, as the console shows them, versions, date, and the
+    FLOPs of a step."""
+    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
     before = read(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
 

@@ -6,7 +6,7 @@ they were measured on, and two scores with different counts are not of the same 
 
 import dataclasses
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from zoo.errors import BadInput
@@ -77,3 +77,19 @@ def find(name: str, among: Collection[str] = tuple(QUANTITIES)) -> Quantity:
         fix = f"the nearest is {near[0]} (all: {', '.join(known)})" if near else "nothing is"
         raise BadInput(f"--metric {name}: not measured here; {fix}")
     return QUANTITIES[name]
+
+
+def leading(score: Mapping[str, float | int]) -> list[str]:
+    """The quantities of a score, the one that stands for it first; a loss only where there is nothing else."""
+    judged = [name for name, quantity in QUANTITIES.items() if name in score and quantity.better is not None]
+    return [name for name in judged if not name.endswith("loss")] or judged
+
+
+def told(score: Mapping[str, float | int], most: int = 2) -> str:
+    """The leading quantities of a score in words."""
+    shown = []
+    for name in leading(score)[:most]:
+        quantity = QUANTITIES[name]
+        value = quantity.show(score[name])
+        shown.append(f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label.lower()} {value}")
+    return ", ".join(shown)

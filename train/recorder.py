@@ -11,6 +11,7 @@ from train import config
 from train.console import Console
 from train.folder import Folder
 from train.metrics import Metrics, mfu, train_row, valid_row
+from train.quantities import QUANTITIES
 from train.sinks import Sinks
 from zoo.errors import BadInput
 
@@ -22,10 +23,20 @@ class Recorder:
     """
 
     def __init__(
-        self, run: config.Run, folder: Folder, console: Console, *, first: int, flops: float, rate: float, process: int
+        self,
+        run: config.Run,
+        folder: Folder,
+        console: Console,
+        *,
+        first: int,
+        tokens: int,
+        flops: float,
+        rate: float,
+        process: int,
     ) -> None:
-        """`flops` of a training step, stated against `rate`, FLOP/s, both of all devices; `first` step of this start."""
-        self._run, self._console, self._first = run, console, first
+        """`tokens` and `flops` of a training step, these stated against `rate`, FLOP/s, all of all devices; `first` step of this
+        start."""
+        self._run, self._console, self._first, self._tokens = run, console, first, tokens
         self._flops, self._rate = flops, rate
         self._rows = Metrics(folder.metrics, resume_at=first if first else None) if process == 0 else None
         self._ledger = Metrics(folder.ledger, resume_at=first if first else None) if process == 0 and run.log.ledger else None
@@ -74,24 +85,24 @@ class Recorder:
         self._fetch()
         now = time.perf_counter()
         seconds = (now - self._clock) / self._timed if self._timed else float("nan")
-        tokens = self._run.data.batch * self._run.data.length
         row = train_row(
             step=self._at,
             loss=self._values["loss"],
             grad_norm=self._values["grad_norm"],
             lr=self._values["lr"],
-            tokens=self._at * tokens,
+            tokens=self._at * self._tokens,
             skipped=self._skipped,
             seconds=seconds,
-            tokens_per_s=tokens / seconds,
+            tokens_per_s=self._tokens / seconds,
             mfu=mfu(self._flops, seconds, self._rate),
         )
         self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
-        """Write a row of a validation: `score` has `loss` and `bits_per_byte`."""
-        self._show(valid_row(step=self._at, loss=score.loss, bits_per_byte=score.bits_per_byte, seconds=seconds))
+        """Write a row of a validation: the quantities of `score.record()`."""
+        numbers = {name: value for name, value in score.record().items() if name in QUANTITIES}
+        self._show(valid_row(step=self._at, seconds=seconds, **numbers))
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -88,10 +88,10 @@ def train(args: list[str]) -> int:
     _refuse_unnamed(run, args)
     if (code := _on_machine(run.machine, ["train", name, *args])) is not None:
         return code
-    from eval import report, samples, score
+    from eval import report, samples, scores
     from train import loop
 
-    return loop.run(run, evaluate=score.scorer, sample=samples.write, on_end=report.write)
+    return loop.run(run, evaluate=scores.scorer, sample=samples.of_run, on_end=report.write)
 
 
 def evaluate(args: list[str]) -> int:
@@ -142,9 +142,9 @@ def evaluate(args: list[str]) -> int:
     if (code := _on_machine(asked.machine, ["eval", *args])) is not None:
         return code
     if not asked.task:
-        from eval import score
+        from eval import scores
 
-        return score.main(asked.run, step=asked.step, batch=asked.batch, stride=asked.stride, mesh=asked.mesh)
+        return scores.main(asked.run, step=asked.step, batch=asked.batch, stride=asked.stride, mesh=asked.mesh)
     from eval import run_task, tasks
 
     given = {name: getattr(asked, name) for name in ("batch", "stride", "length", "words", "field")}

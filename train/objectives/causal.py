@@ -14,7 +14,6 @@ from train.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
-
 DATA = "text"
 
 

@@ -1,0 +1,68 @@
+"""How a run is scored: by what it was trained to predict, on what it held out."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from eval import masked, score
+from train import config, inputs, optim
+from train import mesh as meshes
+from train.folder import Folder, read_config
+from train.load import checkpoints, no_checkpoint
+from train.marker import compare
+from train.step import DTYPES
+from zoo import runtime
+from zoo.errors import BadInput, require
+from zoo.models import Model, model
+
+SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
+    "causal": score.of_run,
+    "masked": masked.of_run,
+    "distilled": masked.of_run,
+}
+"""Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype) -> (params -> score)`; a score has `record()`."""
+
+
+def scorer(
+    run: config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+) -> Callable[[Any], Any]:
+    """A function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
+    return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype)
+
+
+def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.Mesh) -> int:
+    """`zoo eval RUN`: score what a run held out with one of its checkpoints and print the result.
+
+    Args:
+        step: the checkpoint; None = the best one of a run that keeps it, else the newest intact one.
+        stride: new tokens a row; 0 = half a row.
+
+    Raises:
+        BadInput: no run, no checkpoint, other data than the run's, or a model the mesh does not divide.
+    """
+    cfg = dataclasses.replace(read_config(path), mesh=mesh)
+    folder, devices = Folder(path), meshes.make(mesh)
+    require(batch >= 1, "batch", batch, "choose 1 or more rows")
+    # Rows are filled up to what the mesh divides, so only the model can fail to fit.
+    cut = dataclasses.replace(cfg.data, batch=meshes.fitting(devices, 1))
+    meshes.check(cfg := dataclasses.replace(cfg, accumulate=1, engine="jit", data=cut), devices)
+    require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
+    net, data = model(cfg.model), inputs.read(cfg, folder, runtime.cache_dir() / "text")
+    state = meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
+    wanted = {"params": state.params, "step": state.step}
+    restored = checkpoints(folder.path, cfg, step).restore(wanted, step=step, partial=True)
+    if restored is None:
+        raise no_checkpoint(folder.path)
+    found, meta = restored
+    if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
+        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
+    rows = data.scored(cfg.data, stride or max(1, cfg.data.length // 2))
+    build = inputs.builder(cfg, data)
+    measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(found["params"])
+    if jax.process_index() == 0:
+        for name, value in measured.record().items():
+            print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
+    return 0

@@ -1,0 +1,75 @@
+"""The best checkpoint of a run by its validations, and the end of a run that no longer gets better."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from train import config, quantities
+from train.checkpoint import Checkpoints
+from train.folder import Folder
+from train.quantities import QUANTITIES
+from zoo.errors import BadInput
+
+
+class Choice:
+    """Keeps the parameters with the best validation in RUN/best, beside the checkpoints that a run is resumed from.
+
+    A run that keeps none is its last step's. What is best is a function of the validations alone: a run that was killed and
+    resumed, and validates some steps again, ends with the same.
+    """
+
+    def __init__(self, run: config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
+        self._run = run
+        self._kept = Checkpoints(folder.best, 1, notify=notify)
+
+    def __enter__(self) -> "Choice":
+        if self._run.selection.best:
+            self._kept.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._run.selection.best:
+            self._kept.__exit__(*error)
+
+    def note(self, state: Any, score: Any, meta: dict[str, str]) -> None:
+        """Keep the parameters of a state if its validation is the best so far; of equal ones the first.
+
+        Raises:
+            BadInput: the score lacks the measure that decides.
+        """
+        if not self._run.selection.best:
+            return
+        numbers = score.record()
+        measure = self._run.selection.measure or quantities.leading(numbers)[0]
+        if measure not in numbers or measure not in QUANTITIES:
+            known = ", ".join(name for name in QUANTITIES if name in numbers)
+            raise BadInput(f"--selection.measure {measure}: a validation of this run has {known}")
+        self._kept.wait()
+        value, before = float(numbers[measure]), self._best()
+        higher = QUANTITIES[measure].better == "higher"
+        if before is None or (value > before[1] if higher else value < before[1]):
+            # What the optimizer knows is of no use to whoever reads the best parameters.
+            kept = dataclasses.replace(state, opt_state={}, carry={})
+            self._kept.save(kept, {**meta, "measure": measure, "value": value})
+
+    def exhausted(self, step: int | None) -> bool:
+        """Whether, at a step, as many validations as the run has patience for were no better than the best."""
+        chosen, every = self._run.selection, self._run.log.validate_every
+        if not chosen.patience or not every or step is None:
+            return False
+        self._kept.wait()
+        best = self._best()
+        return best is not None and (step - best[0]) // every >= chosen.patience
+
+    def params(self, state: Any, abstract: Any) -> tuple[Any, int]:
+        """(parameters, step) of the run's choice at its end: the best, or those of `state`; `abstract` says where they lie."""
+        if self._run.selection.best:
+            self._kept.wait()
+            if found := self._kept.restore({"params": abstract.params, "step": abstract.step}, partial=True):
+                return found[0]["params"], int(found[0]["step"])
+        return state.params, int(state.step)
+
+    def _best(self) -> tuple[int, float] | None:
+        """(step, value) of the best so far."""
+        step = self._kept.latest()
+        return None if step is None else (step, float(self._kept.meta(step)["value"]))
