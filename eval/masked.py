@@ -62,8 +62,8 @@ def scorer(
 ) -> Callable[[Any], Score]:
     """A function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
 
-    `counts[V]` is how often each id occurs in the training text; one that does not occur counts as one that did once. Sums of rows
-    are added up in float64 on the host, so that the batch size does not enter the result.
+    `counts[V]` is how often each id occurs in the training text; one that does not occur counts as if it did once. Row sums are
+    added up in float64 on the host, so that the batch size does not enter the result.
     """
     batch = meshes.fitting(mesh, min(batch, len(rows)))
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -36,10 +36,43 @@ def token_losses(
 
     if chunk == 0 or chunk >= targets.shape[1]:
         return losses(hidden, targets)
-    chunks = targets.shape[1] // chunk
+    _, by_chunk = jax.lax.scan(
+        lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (_split(hidden, chunk), _split(targets, chunk))
+    )
+    return _joined(by_chunk)
 
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
 
-    _, by_chunk = jax.lax.scan(lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (split(hidden), split(targets)))
-    return jnp.moveaxis(by_chunk, 0, 1).reshape(targets.shape)
+def soft_losses(
+    student: Callable[[Array], Array],
+    teacher: Callable[[Array], Array],
+    hidden: Float[Array, "B T D"],
+    shown: Float[Array, "B T E"],
+    *,
+    temperature: float,
+    chunk: int = 0,
+) -> Float[Array, "B T"]:
+    """KL(teacher || student) in nats at each position, both softmaxes at a temperature (Hinton et al. 2015, section 2), float32.
+
+    `student(hidden)` and `teacher(shown)` are logits [B, T, rows]. The teacher gets no gradient. `chunk` as in `token_losses`.
+    """
+
+    def losses(hidden: Array, shown: Array) -> Array:
+        ours = jax.nn.log_softmax(student(hidden).astype(jnp.float32) / temperature)
+        theirs = jax.nn.log_softmax(jax.lax.stop_gradient(teacher(shown)).astype(jnp.float32) / temperature)
+        return (jnp.exp(theirs) * (theirs - ours)).sum(-1)
+
+    if chunk == 0 or chunk >= hidden.shape[1]:
+        return losses(hidden, shown)
+    _, by_chunk = jax.lax.scan(
+        lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (_split(hidden, chunk), _split(shown, chunk))
+    )
+    return _joined(by_chunk)
+
+
+def _split(x: Array, chunk: int) -> Array:
+    """[B, T, ...] as chunks along T, [T / chunk, B, chunk, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+
+def _joined(chunks: Float[Array, "N B C"]) -> Float[Array, "B T"]:
+    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1)

@@ -97,8 +97,8 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     elif (folder.tokenizer / FILE).exists() and folder.begun:
         # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
         tokenizer = Tokenizer.load(folder.tokenizer)
-    elif run.init:
-        tokenizer = tokenizer_of(run.init)
+    elif source := run.init or run.distillation.teacher:
+        tokenizer = tokenizer_of(source)
     else:
         tokenizer = Tokenizer.train(corpus.sample([part.documents for part in parts]), run.tokenizer.vocab)
     require(

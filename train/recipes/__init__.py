@@ -15,7 +15,7 @@ from zoo.errors import BadInput
 DEFAULT = "gpt-nano"
 
 
-def recipes() -> dict[str, Callable[[], Run]]:
+def recipes() -> dict[str, Callable[..., Run]]:
     """Every recipe by name."""
     found = {}
     for info in pkgutil.iter_modules(__path__):
@@ -26,7 +26,17 @@ def recipes() -> dict[str, Callable[[], Run]]:
     return found
 
 
-def find(name: str) -> Callable[[], Run]:
+def begun(name: str, init: str) -> Run:
+    """The run of a recipe that is to begin from `init`; a recipe that takes its numbers from there is given it.
+
+    Raises:
+        BadInput: no such recipe, or nothing it could begin from.
+    """
+    recipe = find(name)
+    return recipe(init) if inspect.signature(recipe).parameters else recipe()
+
+
+def find(name: str) -> Callable[..., Run]:
     """The recipe of a name.
 
     Raises:

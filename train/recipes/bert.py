@@ -1,0 +1,55 @@
+"""Recipes of the BERT family."""
+
+import dataclasses
+
+from train.config import Checkpoint, Data, Log, Masking, Optim, Run, Tokenizer
+from zoo import configs
+from zoo.configs import Compute
+
+
+def bert_nano() -> Run:
+    """A BERT of 2.7 million parameters that learns masked words and next sentences from Moby-Dick on a laptop.
+
+    Command: zoo train bert-nano
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    model = configs.find("bert-nano")[1].config
+    return Run(
+        recipe="bert-nano",
+        model=dataclasses.replace(model, compute=Compute(unroll=4)),
+        objective="masked",
+        steps=640,
+        data=Data(length=model.context, batch=16, rows="segment_pairs"),
+        tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
+        masking=Masking(most=20),
+        # From 2e-3 on it never learns more than how often each word occurs.
+        optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
+        checkpoint=Checkpoint(every=100),
+        log=Log(every=10, validate_every=160, samples=0),
+    )
+
+
+def bert() -> Run:
+    """BERT base from scratch on your own text, as published (Devlin et al. 2019, appendix A.2), rows of 128 tokens.
+
+    Command: zoo train bert --data.paths corpus.jsonl
+    Hardware: meant for 8 accelerators.
+    Time: not measured, for want of the hardware.
+    Expect: not measured; the paper trains on for the last tenth of the steps with rows of 512 tokens: --data.length 512 --init RUN.
+    """
+    model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task="pretraining")
+    return Run(
+        recipe="bert",
+        model=model,
+        objective="masked",
+        steps=1_000_000,
+        data=Data(length=128, batch=256, rows="segment_pairs"),
+        tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
+        # Google's code makes ten masks of each row beforehand.
+        masking=Masking(most=20, static=10),
+        optim=Optim(lr=1e-4, warmup=10_000, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
+    )

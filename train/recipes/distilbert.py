@@ -1,0 +1,58 @@
+"""Recipes of the DistilBERT family."""
+
+import dataclasses
+
+from train.config import Checkpoint, Data, Distillation, Log, Masking, Optim, Run, Tokenizer
+from zoo import configs
+from zoo.configs import Compute
+
+
+def distilbert_nano() -> Run:
+    """A DistilBERT of half bert-nano's layers that learns Moby-Dick from it on a laptop.
+
+    Command: zoo train distilbert-nano --distillation.teacher runs/bert-nano
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    model = configs.find("distilbert-nano")[1].config
+    return Run(
+        recipe="distilbert-nano",
+        model=dataclasses.replace(model, compute=Compute(unroll=2)),
+        objective="distilled",
+        steps=400,
+        data=Data(length=model.context, batch=16, rows="full_sentences"),
+        tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
+        masking=Masking(rare=0.7),
+        distillation=Distillation(teacher="runs/bert-nano"),
+        optim=Optim(lr=5e-4, warmup=20, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
+        checkpoint=Checkpoint(every=100),
+        log=Log(every=10, validate_every=100, samples=0),
+    )
+
+
+def distilbert() -> Run:
+    """DistilBERT from a BERT base of yours or of the hub, on your own text, as released (Sanh et al. 2019).
+
+    Command: zoo train distilbert --distillation.teacher models/bert-base-uncased --data.paths corpus.jsonl
+    Hardware: the authors used 8 V100 of 16 GB.
+    Time: not measured, for want of the hardware; the authors' took about 90 hours.
+    Expect: not measured; the authors' student keeps 97 % of its teacher's GLUE score.
+    """
+    model = dataclasses.replace(configs.find("distilbert-base-uncased")[1].config, task="masked")
+    return Run(
+        recipe="distilbert",
+        model=model,
+        objective="distilled",
+        # Three epochs of 3.3 billion words in batches of about four thousand rows.
+        steps=6_000,
+        data=Data(length=model.context, batch=4_000, rows="full_sentences"),
+        tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
+        masking=Masking(rare=0.7),
+        distillation=Distillation(teacher="models/bert-base-uncased"),
+        optim=Optim(lr=5e-4, warmup=300, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
+        accumulate=50,
+        loss_chunk=64,
+        checkpoint=Checkpoint(every=200),
+        log=Log(every=10, validate_every=1_000, validate_rows=1_024, samples=0),
+    )

@@ -1,0 +1,73 @@
+"""Recipes that fit a pretrained encoder to labelled examples: the body is that of `--init`, the head is new.
+
+Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a docstring says otherwise.
+"""
+
+import dataclasses
+
+from train import origin
+from train.config import Checkpoint, Data, Log, Optim, Run, Selection
+from zoo import configs
+from zoo.configs import Objective
+from zoo.encoder_config import Task
+
+
+def finetune_classification(init: str = "") -> Run:
+    """Tell classes of texts, or of pairs of texts, apart; or, with --labelled.regression, give them a number.
+
+    Command: zoo train finetune-classification --init DIR --data.paths train.tsv --data.valid-paths dev.tsv
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    return _run("finetune-classification", "classification", "sequence", init, length=128)
+
+
+def finetune_tagging(init: str = "") -> Run:
+    """Tag each word of a sentence, as with the names of people and places.
+
+    Command: zoo train finetune-tagging --init DIR --data.paths train.conll
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    return _run("finetune-tagging", "tagging", "tokens", init, length=128)
+
+
+def finetune_span(init: str = "") -> Run:
+    """Find the answer to a question in a text (SQuAD 1.1 and 2.0).
+
+    Command: zoo train finetune-span --init DIR --data.paths train.json
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    return _run("finetune-span", "span", "span", init, length=384)
+
+
+def finetune_choice(init: str = "") -> Run:
+    """Choose the right one of several answers to a question on a text (RACE).
+
+    Command: zoo train finetune-choice --init DIR --data.paths train.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured, for want of the data.
+    Expect: not measured; the paper has no figure for BERT on RACE, RoBERTa's table 2 has 64 to 66 % for base models.
+    """
+    return _run("finetune-choice", "choice", "choice", init, length=512)
+
+
+def _run(name: str, objective: Objective, task: Task, init: str, *, length: int) -> Run:
+    model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task=task)
+    model = origin.under(model, init) if init else model
+    return Run(
+        recipe=name,
+        model=model,
+        objective=objective,
+        init=init,
+        steps=1_000,
+        data=Data(length=min(length, model.context), batch=16),
+        optim=Optim(lr=3e-5, warmup=100, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
+        selection=Selection(best=True),
+        checkpoint=Checkpoint(every=200),
+        log=Log(every=10, validate_every=100, validate_rows=1_000, samples=0),
+    )

@@ -1,0 +1,52 @@
+"""Recipes of the RoBERTa family."""
+
+import dataclasses
+
+from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from zoo import configs
+from zoo.configs import Compute
+
+
+def roberta_nano() -> Run:
+    """A RoBERTa of 2.6 million parameters that learns masked words from Moby-Dick on a laptop, its masks drawn anew each time.
+
+    Command: zoo train roberta-nano
+    Hardware: 2 CPU cores, float32.
+    Time: not measured yet.
+    Expect: not measured yet.
+    """
+    model = configs.find("roberta-nano")[1].config
+    return Run(
+        recipe="roberta-nano",
+        model=dataclasses.replace(model, compute=Compute(unroll=4)),
+        objective="masked",
+        steps=640,
+        data=Data(length=model.context, batch=16, rows="full_sentences"),
+        tokenizer=Tokenizer(kind="roberta", vocab=model.vocab),
+        optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.01),
+        checkpoint=Checkpoint(every=100),
+        log=Log(every=10, validate_every=160, samples=0),
+    )
+
+
+def roberta() -> Run:
+    """RoBERTa base from scratch on your own text, as published (Liu et al. 2019, table 9).
+
+    Command: zoo train roberta --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ROBERTA_TOKENIZER_JSON
+    Hardware: meant for many accelerators: a step is four million tokens; --accumulate makes it fit fewer, with the same steps.
+    Time: not measured, for want of the hardware.
+    Expect: not measured; the paper's base model of 1M steps of 256 rows has perplexity 3.99 (its table 3).
+    """
+    model = dataclasses.replace(configs.find("roberta-base")[1].config, task="masked")
+    return Run(
+        recipe="roberta",
+        model=model,
+        objective="masked",
+        steps=500_000,
+        data=Data(length=model.context, batch=8_192, rows="full_sentences"),
+        tokenizer=Tokenizer(kind="roberta", vocab=model.vocab),
+        optim=Optim(lr=6e-4, warmup=24_000, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.01, clip=0.0),
+        accumulate=16,
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
+    )

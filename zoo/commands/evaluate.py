@@ -1,0 +1,73 @@
+"""`zoo eval`."""
+
+import dataclasses
+from typing import Annotated
+
+from zoo.commands.machine import on_machine
+from zoo.errors import require
+
+
+def evaluate(args: list[str]) -> int:
+    """`zoo eval RUN [options]`, `zoo eval RUN|DIR|hub:ID --task T --files ... [options]`."""
+    import tyro
+
+    from train.config import Machine, Mesh, Precision
+
+    @dataclasses.dataclass(frozen=True)
+    class Evaluate:
+        """Exact held-out loss, perplexity and bits per byte of a run, every token once. With --task, a task on local files."""
+
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+        """Folder of a run; with --task also a folder of published weights, or hub:ID."""
+        task: str = ""
+        """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness). A run keeps the result."""
+        files: tuple[str, ...] = ()
+        """Files of the task, or their folders."""
+        step: int | None = None
+        """Checkpoint to score; None = the newest intact one."""
+        batch: int = 16
+        """Rows scored at a time; the score does not depend on it."""
+        stride: int = 0
+        """New tokens per row: smaller gives every token more context, at more rows; 0 = half a row."""
+        length: int = 0
+        """perplexity: tokens in a row; 0 = the model's positions."""
+        words: bool = False
+        """perplexity: also that of a word."""
+        field: str = "text"
+        """lambada, perplexity: field of a .jsonl line that holds the text."""
+        precision: Precision = "auto"
+        """Dtype of a task's arithmetic. auto: the run's own; of published weights float32 on CPU, else bfloat16."""
+        json: bool = False
+        """Print a task's result as JSON."""
+        mesh: Mesh = dataclasses.field(default_factory=Mesh)
+        machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
+
+    asked = tyro.cli(Evaluate, args=args, prog="zoo eval")
+    if asked.task:
+        from eval import tasks
+
+        # Imports no JAX: a wrong name is refused at once.
+        tasks.check(asked.task)
+    else:
+        for name in ("files", "length", "words", "field", "precision", "json"):
+            value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
+            require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
+    if (code := on_machine(asked.machine, ["eval", *args])) is not None:
+        return code
+    if not asked.task:
+        from eval import scores
+
+        return scores.main(asked.run, step=asked.step, batch=asked.batch, stride=asked.stride, mesh=asked.mesh)
+    from eval import run_task, tasks
+
+    given = {name: getattr(asked, name) for name in ("batch", "stride", "length", "words", "field")}
+    return run_task.main(
+        asked.run,
+        task=asked.task,
+        files=asked.files,
+        step=asked.step,
+        settings=tasks.Settings(**given),
+        precision=asked.precision,
+        mesh=asked.mesh,
+        as_json=asked.json,
+    )

@@ -1,0 +1,28 @@
+"""`zoo models`."""
+
+import dataclasses
+from typing import Annotated
+
+from zoo import configs
+
+
+def models(args: list[str]) -> int:
+    """`zoo models [NAME] [--json]`."""
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class Models:
+        """Sizes of the zoo: exact parameter counts and where every number comes from. Nothing is allocated."""
+
+        name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
+        """One size, in full."""
+        json: bool = False
+        """Machine-readable."""
+
+    asked = tyro.cli(Models, args=args, prog="zoo models")
+    if asked.name:
+        configs.find(asked.name)  # refuses an unknown name before JAX is imported
+    from zoo import catalogue
+
+    print(catalogue.render(asked.name, as_json=asked.json), end="")
+    return 0
