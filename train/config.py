@@ -101,6 +101,12 @@ class Optim:
     """Decoupled decay of kernels and embeddings; never of norms and biases."""
     clip: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer, as a share of that of the layer above; the embeddings are below the first."""
+    freeze_layers: int = 0
+    """Layers, from the first on, that stay as they are."""
+    freeze_embeddings: bool = False
+    """Whether the embeddings stay as they are."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr <= 100, "optim.lr", self.lr, "choose a learning rate between 0 and 100")
@@ -110,6 +116,8 @@ class Optim:
         require(0 <= self.b2 < 1, "optim.b2", self.b2, "choose 0 <= b2 < 1")
         require(0 < self.eps <= 1, "optim.eps", self.eps, "choose 0 < eps <= 1")
         require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "choose a share above 0, 1 = all alike")
+        require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
 
 
@@ -238,6 +246,8 @@ class Run(Generic[Model]):
     def __post_init__(self) -> None:
         require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
+        fix = f"the model has {self.model.layers}; choose at most as many"
+        require(self.optim.freeze_layers <= self.model.layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")

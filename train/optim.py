@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from train.config import Optim
@@ -17,9 +18,13 @@ DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 
 def optimizer(cfg: Optim) -> optax.GradientTransformation:
     """Clipping, preconditioning and decoupled decay, at learning rate 1."""
+    freeze = [optax.stateless(lambda updates, _: _scaled(updates, cfg, 1.0))] if _freezes(cfg) else []
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip > 0 else []
     decay = [optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)] if cfg.weight_decay > 0 else []
-    return optax.chain(*clip, PRECONDITIONERS[cfg.name](cfg), *decay)
+    # Once more at the end: decay must not move what is frozen either.
+    by_layer = cfg.layer_decay < 1 or _freezes(cfg)
+    layers = [optax.stateless(lambda updates, _: _scaled(updates, cfg, cfg.layer_decay))] if by_layer else []
+    return optax.chain(*freeze, *clip, PRECONDITIONERS[cfg.name](cfg), *decay, *layers)
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
@@ -43,6 +48,33 @@ def schedule(cfg: Optim, steps: int) -> optax.Schedule:
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies."""
     return jax.tree_util.tree_map_with_path(lambda keys, _: bool(DECAYED.search(path_of(keys))), params)
+
+
+def _freezes(cfg: Optim) -> bool:
+    return cfg.freeze_embeddings or cfg.freeze_layers > 0
+
+
+def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
+    """Updates times rate^(layers above), and times 0 where frozen (Yang et al. 2019, appendix A.4.2).
+
+    Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
+    numbers = np.arange(layers)
+    by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (layers - 1 - numbers))
+    embeddings = 0.0 if cfg.freeze_embeddings else rate**layers
+
+    def scale(keys: Any, update: jax.Array) -> jax.Array:
+        part = path_of(keys).split("/")[0]
+        if part == "layers":
+            factor = jnp.asarray(by_layer, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+        else:
+            factor = jnp.asarray(embeddings if part == "embed" else 1.0, update.dtype)
+        # A frozen gradient may be anything, not a number included.
+        return jnp.where(factor == 0, 0, update * factor)
+
+    return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def _adam(cfg: Optim) -> optax.GradientTransformation:
