@@ -37,7 +37,7 @@ def bert() -> Run:
     Command: zoo train bert --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
     Time: not measured, for want of the hardware.
-    Expect: not measured; the paper trains on for the last tenth of the steps with rows of 512 tokens: --data.length 512 --init RUN.
+    Expect: not measured; the paper trains on for the last tenth of the steps with 512 tokens: --data.length 512 --init RUN.
     """
     model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task="pretraining")
     return Run(
