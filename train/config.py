@@ -7,7 +7,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from train.config_objectives import Distillation, Masking, Selection
+from train.config_objectives import Distillation, Labelled, Masking, Selection
 from zoo.configs import Objective
 from zoo.errors import require
 
@@ -236,6 +236,7 @@ class Run(Generic[Model]):
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     masking: Masking = dataclasses.field(default_factory=Masking)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
+    labelled: Labelled = dataclasses.field(default_factory=Labelled)
     optim: Optim = dataclasses.field(default_factory=Optim)
     selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
