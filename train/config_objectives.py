@@ -1,4 +1,4 @@
-"""What a run predicts, in numbers: masking, distillation, labelled files, and which of its checkpoints is kept as its best."""
+"""What a run predicts, in numbers: masking, distillation, labelled files, and which checkpoint is kept as its best."""
 
 import dataclasses
 import math
@@ -86,11 +86,11 @@ class Labelled:
     regression: bool = False
     """Labels are numbers, and the model learns to give them."""
     class_weights: ClassWeights = "none"
-    """balanced: an example counts n / (classes * n of its class) in the loss that is trained on, so that every class counts alike."""
+    """balanced: an example counts n / (classes * n of its class) in the training loss, so that every class counts alike."""
     truncate: bool = False
     """Cut what does not fit into a row, the longer text of a pair first. Otherwise it is refused."""
     stride: int = 128
-    """Tokens of a context by which each of its windows begins after the one before (span); at most those a window has room for."""
+    """Tokens of a context by which each of its windows begins after the one before (span); at most what a window has room for."""
 
     def __post_init__(self) -> None:
         require(self.stride >= 1, "labelled.stride", self.stride, "choose 1 or more tokens")

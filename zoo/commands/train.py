@@ -11,8 +11,10 @@ def train(args: list[str]) -> int:
     from train.config import Run
 
     if args[:1] in (["-h"], ["--help"]):
-        for name, recipe in sorted(recipes.recipes().items()):
-            print(f"{name:14} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        found = recipes.recipes()
+        width = max(map(len, found))
+        for name, recipe in sorted(found.items()):
+            print(f"{name:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
         print("\nzoo train RECIPE --help lists the options of a recipe.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
