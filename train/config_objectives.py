@@ -78,7 +78,7 @@ class Labelled:
     label: str = ""
     """Column of the label. None: label (tagging: tags), or the last one of a file whose columns are numbered."""
     header: bool = True
-    """Whether the first line of a .tsv or .csv names its columns. Otherwise they are numbered: 1, 2, ..., as those of .conll are."""
+    """Whether the first line of a .tsv or .csv names its columns. Otherwise they are numbered: 1, 2, ..., as those of .conll."""
     encoding: Encoding = "utf-8"
     """Of the files of text."""
     coarse: bool = False
