@@ -146,6 +146,13 @@ def test_pairs_are_merged_by_how_often_they_occur():
     assert entries(tokenizer) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *continuing, *merged]
 
 
+def test_what_is_dropped_from_a_text_does_not_divide_its_words():
+    """A separator that Python takes for a space; a line end is one."""
+    trained = entries(Tokenizer.train(["ab\x1ccd ef\tgh\r\nij\nkl " * 9], 100, "wordpiece"))
+    assert {"abcd", "ef", "gh", "ij", "kl"} < {*trained}
+    assert not {"efgh", "ghij", "ijkl"} & {*trained}
+
+
 def test_every_character_of_the_text_can_go_on_in_a_word():
     tokenizer = Tokenizer.train(["x 7 \u00e9, \u6f22"], 100, "wordpiece")
     assert tokenizer.marks.unk not in tokenizer.encode("7x7e, x\u6f227")
