@@ -20,6 +20,7 @@ from conftest import clean_environment
 from safetensors.numpy import load_file, save_file
 
 from tests import published, tiny
+from tests.hard import HARD
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.folder import Folder
@@ -30,12 +31,6 @@ from zoo.errors import BadInput
 
 CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
 """The shape of `tests.tiny`."""
-HARD = (
-    "na\u00efve \u00dcn\u00efc\u00f6d\u00e9 Stra\u00dfe cafe\u0301 \u6f22\u5b57\u304b\u306a\u4ea4\u3058\u308a \ud55c\uad6d\uc5b4 "
-    "\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467 \u202e\x00\x01\x1f\x7f tabs\t\tand\r\nlines  it's we'll 3.14 !@#%^&*() "
-    "<|endoftext " + "a" * 500
-)
-"""Accents composed and not, CJK, emoji joined to one, control characters, a long word."""
 TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
 

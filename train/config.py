@@ -68,12 +68,16 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Byte-level BPE, trained on the training text or loaded."""
+    """Trained on the training text, or loaded."""
 
+    kind: Literal["gpt", "wordpiece", "roberta"] = "gpt"
+    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, or BERT's WordPiece."""
+    lowercase: bool = True
+    """A trained WordPiece drops case and accents, as the "uncased" models."""
     path: str = ""
     """Folder with a tokenizer.json to load. None: train one on the training text."""
     vocab: int = 2048
-    """Entries of a trained tokenizer, the 256 bytes and the end-of-text mark included."""
+    """Entries of a trained tokenizer, its marks and the 256 bytes (WordPiece: the characters) included."""
 
     def __post_init__(self) -> None:
         require(

@@ -100,7 +100,8 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     elif source := run.init or run.distillation.teacher:
         tokenizer = tokenizer_of(source)
     else:
-        tokenizer = Tokenizer.train(corpus.sample([part.documents for part in parts]), run.tokenizer.vocab)
+        text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
+        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
     require(
         tokenizer.vocab_size <= run.model.vocab,
         "model.vocab",

@@ -1,23 +1,27 @@
-"""Text to token ids and back: byte-level BPE with GPT-2's pre-tokenizer (Radford et al. 2019, section 2.2)."""
+"""Text to token ids and back: GPT-2's byte-level BPE, RoBERTa's, which has marks, and BERT's WordPiece."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int32, Int64, Integer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from jaxtyping import Bool, Int32, Int64, Integer
+from tokenizers import decoders, models
 
+from train import byte_bpe, marks, wordpiece
+from train.byte_bpe import END_OF_TEXT
+from train.marks import Marks
 from train.pieces import LONGEST_PIECE, cut, groups
 from zoo.errors import BadInput
 
-END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
 LARGEST_FILE = 64 << 20
+
+Kind = Literal["gpt", "wordpiece", "roberta"]
 
 # The library's threads do not survive a fork. Where nobody said whether to use them, it warns at a fork; where somebody said yes,
 # the child hangs. So yes is said here, and no in the child.
@@ -28,14 +32,18 @@ os.register_at_fork(after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PA
 class Tokenizer:
     """A tokenizer, defined by the content of its tokenizer.json.
 
-    `Tokenizer.train(texts, vocab)` and `Tokenizer.load(folder)` make one. Encoding adds nothing to a text and never gives the
-    end-of-text id: a text that spells out "<|endoftext|>" is encoded as those thirteen characters.
+    `Tokenizer.train(texts, vocab, kind)` and `Tokenizer.load(folder)` make one. Encoding adds nothing to a text and never gives
+    the id of a mark, save that of the unknown: a text that spells out "<|endoftext|>" is encoded as those thirteen characters.
     """
 
+    kind: Kind
+    """Whose rules: GPT-2's, BERT's or RoBERTa's."""
     vocab_size: int
     """Entries; ids are 0 .. vocab_size - 1."""
+    marks: Marks | None
+    """An encoder's special tokens; GPT-2's has none but the end of text."""
     end_of_text: int
-    """Id of "<|endoftext|>"; 0 in a tokenizer trained here."""
+    """Id that ends a document: of "<|endoftext|>", 0 in a tokenizer trained here, or an encoder's `marks.sep`."""
     fingerprint: str
     """SHA-256 of the tokenizer.json, whatever its layout: equal for equal tokenizers."""
 
@@ -55,38 +63,43 @@ class Tokenizer:
         self.vocab_size = len(ids)
         if set(ids.values()) != set(range(self.vocab_size)):
             raise BadInput(f"its {self.vocab_size} entries do not have the ids 0 to {self.vocab_size - 1}; number them so")
-        if END_OF_TEXT not in ids:
+        self.marks = _marks(self._core, ids)
+        model = self._core.model
+        self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
+        if self._continues and self._core.decoder is None:
+            self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
+        self.kind = "gpt" if self.marks is None else "wordpiece" if self._continues else "roberta"
+        if self.marks is None and END_OF_TEXT not in ids:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
-        self.end_of_text = ids[END_OF_TEXT]
-        self._cuts = _gpt2_rules(content)
-        if self.end_of_text in self.encode(END_OF_TEXT):
-            raise BadInput(f"{END_OF_TEXT} is not marked as special, so any text could end a document; mark it")
+        self.end_of_text = self.marks.sep if self.marks else ids[END_OF_TEXT]
+        self._cuts = _whole_or_cut(content)
+        special = {*self.marks.special} - {self.marks.unk} if self.marks else {self.end_of_text}
+        for number in sorted(special):
+            if number in self.encode(name := str(self._core.id_to_token(number))):
+                raise BadInput(f"{name} is not marked as special, so any text could end a document; mark it")
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab: int) -> "Tokenizer":
-        """Byte-level BPE of up to `vocab` entries: end-of-text, the 256 bytes, then merges, most frequent pair first.
+    def train(cls, texts: Iterable[str], vocab: int, kind: Kind = "gpt", lowercase: bool = True) -> "Tokenizer":
+        """A tokenizer of up to `vocab` entries: the marks, the 256 bytes (WordPiece: the characters), then merges, most frequent
+        pair first.
 
         The same texts give the same tokenizer, whole or in the pieces of `train.pieces.cut`. A text too small for that many
         merges gives fewer entries: a model's vocabulary is the tokenizer's `vocab_size`, not what was asked for.
+
+        Args:
+            lowercase: WordPiece alone: drop case and accents, as the "uncased" models.
         """
-        core = tokenizers.Tokenizer(models.BPE())
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-        core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        core.train_from_iterator(iter(texts), trainer)
-        return cls(json.loads(core.to_str()))
+        if kind == "wordpiece":
+            return cls(wordpiece.train(texts, vocab, lowercase=lowercase))
+        return cls((byte_bpe.train_roberta if kind == "roberta" else byte_bpe.train_gpt)(texts, vocab))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """The tokenizer of a folder that holds a tokenizer.json.
 
         Raises:
-            BadInput: no such file, or one that is no tokenizer, has gaps between its ids, or has no "<|endoftext|>".
+            BadInput: no such file, or one that is no tokenizer, has gaps between its ids, has neither "<|endoftext|>" nor an
+                encoder's marks, or lacks some of these.
         """
         file = Path(folder) / FILE
         try:
@@ -113,7 +126,7 @@ class Tokenizer:
             part.unlink(missing_ok=True)
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        """Ids of a text, without end-of-text."""
+        """Ids of a text, without any mark."""
         return next(self.encode_many([text]))
 
     def encode_many(self, texts: Iterable[str]) -> Iterator[Int32[np.ndarray, " tokens"]]:
@@ -131,11 +144,32 @@ class Tokenizer:
         encodings = self._core.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, "tokens 2"]]]:
+        """Ids of each text, and where each of them stands in it: its first character, and the one after its last.
+
+        Tokens that share a character (bytes of an emoji) have the same span. RoBERTa's leave out the space before a word. What
+        normalization drops lies in no span, or within one.
+        """
+        encodings = self._core.encode_batch(texts, add_special_tokens=False)
+        return [(np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)) for encoding in encodings]
+
+    def encode_words(self, words: Sequence[str]) -> tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]:
+        """Ids of a text that is given as its words, and for each the index of its word. A word may have no ids.
+
+        Byte-level BPE spells a word within a text with the space before it. Every word gets one, the first too: so
+        `transformers` does where it is given words (`is_split_into_words=True, add_prefix_space=True`), and what is fine-tuned
+        on words.
+        """
+        if not self._continues:
+            words = [word if word.startswith(" ") or not word else f" {word}" for word in words]
+        encoding = self._core.encode(words, is_pretokenized=True, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int64)
+
     def pieces(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
         """(piece, is it the last of a text) as this tokenizer may encode them one by one.
 
         Takes the same of texts that are whole, or in the pieces of `train.pieces.cut`; those are kept or cut further. A tokenizer
-        whose rules are not GPT-2's gets every text whole.
+        whose rules are neither GPT-2's nor BERT's gets every text whole.
 
         Raises:
             BadInput: a text longer than can be encoded at once.
@@ -156,7 +190,9 @@ class Tokenizer:
                 whole = []
 
     def decode(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
-        """The text of ids; end-of-text reads "<|endoftext|>", and bytes that are no UTF-8 read U+FFFD.
+        """The text of ids; end-of-text reads "<|endoftext|>", other marks their names, and bytes that are no UTF-8 U+FFFD.
+
+        WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost.
 
         Raises:
             ValueError: an id outside the vocabulary (the library would drop it unsaid).
@@ -167,19 +203,60 @@ class Tokenizer:
         return self._core.decode(numbers.tolist(), skip_special_tokens=False)
 
     def token_bytes(self) -> Int64[np.ndarray, " V"]:
-        """UTF-8 bytes that each id stands for; 0 for added entries (end-of-text). A text's bytes are the sum over its ids."""
-        added = self._core.get_added_tokens_decoder()
+        """UTF-8 bytes that each id stands for; 0 for added entries (the marks).
+
+        Byte-level BPE: a text's bytes are the sum over its ids. WordPiece: the bytes of the piece without "##"; the sum is less
+        than the text has, for spaces, dropped accents and unknown words are not counted.
+        """
         # Byte-level BPE writes one character of its alphabet for each byte.
-        entries = (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
-        return np.array([0 if number in added else len(entry) for number, entry in enumerate(entries)], np.int64)
+        size = len if self._continues is None else lambda entry: len(entry.removeprefix(self._continues).encode())
+        sizes = np.array([size(entry) for entry in self._entries()], np.int64)
+        sizes[list(self._core.get_added_tokens_decoder())] = 0
+        return sizes
+
+    def word_starts(self) -> Bool[np.ndarray, " V"]:
+        """Whether an entry begins a word, as far as it can tell by itself; marks do.
+
+        WordPiece: it has no "##". Byte-level BPE: it begins with anything but a letter or digit (a space, punctuation), which no
+        rule joins to the letters before it. A text's first word, or one after a line end, has no space: to this table it goes on
+        with what stands before it.
+        """
+        if self._continues:
+            starts = np.array([not entry.startswith(self._continues) for entry in self._entries()], bool)
+        else:
+            firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
+            starts = np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
+        starts[list(self._core.get_added_tokens_decoder())] = True
+        return starts
+
+    def _entries(self) -> Iterator[str]:
+        return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
 
 
-def _gpt2_rules(content: Any) -> bool:
-    """Whether a text is divided by GPT-2's rules alone, and may hence be cut as `train.pieces` does."""
-    rules = content.get("pre_tokenizer") or {}
-    ours = rules.get("type") == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
+def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
+    """An encoder's marks. RoBERTa's vocabulary has GPT-2's end of text too, but not as special."""
+    if any(token.special and token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
+        return None
+    found = marks.named(ids)
+    if found is None:
+        return None
+    unknown = core.model.unk_token if isinstance(core.model, models.WordPiece) else None
+    if isinstance(core.model, models.BPE) if found.between == 2 else unknown == marks.BERT["unk"]:
+        return found
+    wanted = "byte-level BPE" if found.between == 2 else f"WordPiece, with {marks.BERT['unk']} for the unknown"
+    raise BadInput(f"its marks are those of {wanted}, and its model is another; give one of that kind")
+
+
+def _whole_or_cut(content: Any) -> bool:
+    """Whether a text is divided by GPT-2's rules alone or by BERT's, and may hence be cut as `train.pieces` does.
+
+    BERT's divide at every space and around all punctuation, and normalize no character with regard to one before a space.
+    """
+    rules, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer")
+    gpt = rules.get("type") == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
+    bert = rules.get("type") == "BertPreTokenizer" and (normalizer is None or normalizer.get("type") == "BertNormalizer")
     special = all(token["special"] for token in content.get("added_tokens", ()))
-    return ours and special and content.get("normalizer") is None
+    return special and ((gpt and normalizer is None) or bert)
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:
