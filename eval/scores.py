@@ -59,7 +59,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     found, meta = restored
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
-    rows = data.scored(cfg.data, stride or max(1, cfg.data.length // 2))
+    rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))
     build = inputs.builder(cfg, data)
     measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(found["params"])
     if jax.process_index() == 0:

@@ -32,12 +32,14 @@ class Batches:
 
     Example i of the stream is example i % B of step i // B; `rows.draw` says which component gives it. An epoch of a component is
     as many of its examples as it has rows, each row once; it may end inside a batch. `build` draws from a generator keyed by
-    (seed, epoch, row).
+    (seed, epoch, row): what it draws for a row repeats after `period` epochs, or never where that is 0.
     """
 
-    def __init__(self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"]) -> None:
+    def __init__(
+        self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"], period: int = 0
+    ) -> None:
         """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
-        self._rows, self._build, self._seed, self._batch, self._local = rows, build, seed, batch, local
+        self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
         self._orders: list[Any] = [_order(len(component.rows), seed, number) for number, component in enumerate(rows.components)]
 
     def use(self, example: int) -> Use:
@@ -78,7 +80,8 @@ class Batches:
 
     def _example(self, number: int) -> dict[str, np.ndarray]:
         row, epoch = self.use(number)
-        return self._build(_generator(self._seed, epoch, row), self._rows.row(row), self._rows.length)
+        rng = _generator(self._seed, epoch % self._period if self._period else epoch, row)
+        return self._build(rng, self._rows.row(row), self._rows.length)
 
 
 def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:

@@ -20,8 +20,8 @@ class Inputs(Protocol):
     rows: Mixture
     """What the run trains on."""
 
-    def scored(self, data: config.Data, stride: int) -> Any:
-        """Rows that count everything held out once; `stride` new tokens each, where rows are windows."""
+    def scored(self, run: config.Run, stride: int) -> Any:
+        """Rows of what is held out, all of it once; `stride` new tokens each, where rows are windows."""
         ...
 
     def counts(self) -> np.ndarray:

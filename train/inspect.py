@@ -44,7 +44,7 @@ def inspect(run: config.Run, folder: Folder, *, rows: int, first: int) -> None:
     require(rows >= 1, "rows", rows, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     text = inputs.read(run, folder, runtime.cache_dir() / "text")
-    batches = Batches(text.rows, inputs.builder(run, text), run.seed, 1, np.arange(1))
+    batches = Batches(text.rows, inputs.builder(run, text), run.seed, 1, np.arange(1), period=run.masking.static)
     examples = range(first, first + rows)
     chosen = [batches.use(example).row for example in examples]
     names = _document_names(text.rows, chosen)

@@ -64,7 +64,8 @@ def run(
     # --- Data ---
     data = inputs.read(cfg, folder, runtime.cache_dir() / "text", quiet=process != 0)
     build = inputs.builder(cfg, data)
-    batches = Batches(data.rows, build, cfg.seed, cfg.data.batch, meshes.local_rows(mesh, cfg.data.batch))
+    local = meshes.local_rows(mesh, cfg.data.batch)
+    batches = Batches(data.rows, build, cfg.seed, cfg.data.batch, local, period=cfg.masking.static)
     shapes = batches.shapes()
     implementations = _implementations(cfg, net, goal, shapes)
 
@@ -117,7 +118,7 @@ def run(
         def scorer(rows: Any) -> Scorer:
             return evaluate(cfg, net, mesh, data, rows, build, batch=cfg.data.batch, dtype=dtype)
 
-        validate = scorer(data.scored(cfg.data, cfg.data.length).spread(cfg.log.validate_rows))
+        validate = scorer(data.scored(cfg, cfg.data.length).spread(cfg.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")
@@ -165,7 +166,7 @@ def run(
         # --- Score ---
         console.doing("scoring what is held out")
         stride, (params, step) = max(1, cfg.data.length // 2), choice.params(engine.get(state), abstract)
-        score = scorer(data.scored(cfg.data, stride))(params)
+        score = scorer(data.scored(cfg, stride))(params)
         if process == 0:
             # Before the samples: a run is finished when it has its score.
             write_json(folder.scores, {**score.record(), "stride": stride, "step": step})

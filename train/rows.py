@@ -67,11 +67,11 @@ class Rows:
         """At most `count` of the rows, evenly spaced: a sample that is the same each time."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         pieces = self.first[chosen + 1] - self.first[chosen]
-        row, nth = _expand(pieces)
+        row, nth = expand(pieces)
         piece = self.first[chosen][row] + nth
         return dataclasses.replace(
             self,
-            first=_ends(pieces),
+            first=ends(pieces),
             document=self.document[piece],
             start=self.start[piece],
             size=self.size[piece],
@@ -123,26 +123,26 @@ def windows(tokens: Tokens, length: int, stride: int | None = None) -> Rows:
     context[0] = 0
     first_document = np.searchsorted(tokens.offsets, begin, side="right") - 1
     pieces = np.searchsorted(tokens.offsets, end, side="left") - first_document
-    row, nth = _expand(pieces)
+    row, nth = expand(pieces)
     document = first_document[row] + nth
     start = np.maximum(begin[row], tokens.offsets[document])
     size = np.minimum(end[row], tokens.offsets[document + 1]) - start
-    return Rows(tokens, length, False, _ends(pieces), document, start - tokens.offsets[document], size, context)
+    return Rows(tokens, length, False, ends(pieces), document, start - tokens.offsets[document], size, context)
 
 
 def packed(tokens: Tokens, length: int) -> Rows:
     """Whole documents packed first-fit, isolated from each other; one longer than `length` is split into pieces first."""
     sizes = np.diff(tokens.offsets)
-    document, nth = _expand(-(-sizes // length))
+    document, nth = expand(-(-sizes // length))
     start = nth * length
     size = np.minimum(sizes[document] - start, length)
-    row = np.array(_first_fit(size.tolist(), length), np.int64)
+    row = np.array(first_fit(size.tolist(), length), np.int64)
     order = np.argsort(row, kind="stable")
     pieces = np.bincount(row)
-    return Rows(tokens, length, True, _ends(pieces), document[order], start[order], size[order], np.zeros(len(pieces), np.int64))
+    return Rows(tokens, length, True, ends(pieces), document[order], start[order], size[order], np.zeros(len(pieces), np.int64))
 
 
-def _first_fit(sizes: list[int], capacity: int) -> list[int]:
+def first_fit(sizes: list[int], capacity: int) -> list[int]:
     """The row of each piece: the first one with room for it. A tree of the most room below each node finds it in log time."""
     leaves = 1 << (len(sizes) - 1).bit_length()
     room = [capacity] * (2 * leaves)
@@ -160,11 +160,12 @@ def _first_fit(sizes: list[int], capacity: int) -> list[int]:
     return rows
 
 
-def _expand(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+def expand(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """For counts (2, 1): the owners (0, 0, 1) and the numbers within each (0, 1, 0)."""
-    ends = np.cumsum(counts)
-    return np.repeat(np.arange(len(counts)), counts), np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    before = np.cumsum(counts) - counts
+    return np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - np.repeat(before, counts)
 
 
-def _ends(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
+def ends(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
+    """For counts (2, 1): where each owner's begin and the last one's end, (0, 2, 3)."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
-from train import config, corpus, rows
+from train import config, corpus
 from train.console import short
 from train.corpus import Documents
 from train.folder import Folder
@@ -18,7 +18,7 @@ from train.load import tokenizer_of
 from train.mixture import Component, Mixture, Share
 from train.prepare import Progress, Tokens, prepare
 from train.progress import shown
-from train.rows import Rows
+from train.objectives import objective
 from train.texts import Document
 from train.tokenizer import FILE, Tokenizer
 from zoo.errors import BadInput, require
@@ -36,11 +36,9 @@ class Text:
     held_out: Tokens
     """The held-out text of all components."""
 
-    def scored(self, data: config.Data, stride: int) -> Rows:
-        """Rows that count every held-out token once; `stride` new tokens each (isolated documents have no stride)."""
-        if data.rows == "packed":
-            return rows.packed(self.held_out, data.length)
-        return rows.windows(self.held_out, data.length, stride)
+    def scored(self, run: config.Run, stride: int) -> Any:
+        """Rows of the held-out text, as the objective is scored on them; `stride` new tokens each, where they are windows."""
+        return objective(run.objective).scored(self.held_out, run, self.tokenizer, stride)
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """How often each id occurs in the training text."""
@@ -111,7 +109,7 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     with contextlib.nullcontext() if quiet else shown("tokenizing") as progress:
-        components = tuple(_component(part, run.data, tokenizer, cache, progress) for part in parts)
+        components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
         held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
     return Text(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)
 
@@ -148,12 +146,12 @@ def _held_out(parts: list[_Part], data: config.Data) -> Iterable[Document]:
     return parts[0].held_out if data.valid_paths or len(parts) == 1 else _Joined([part.held_out for part in parts])
 
 
-def _component(part: _Part, data: config.Data, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
+def _component(part: _Part, run: config.Run, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
     tokens = prepare(part.documents, tokenizer, cache, progress)
     try:
-        return Component(part.name, part.weight, part.documents, rows.training_rows(tokens, data))
+        return Component(part.name, part.weight, part.documents, objective(run.objective).plan(tokens, run, tokenizer))
     except BadInput as error:
-        raise BadInput(f"{part.name}: {error}" if data.weights else str(error)) from None
+        raise BadInput(f"{part.name}: {error}" if run.data.weights else str(error)) from None
 
 
 def _told(share: Share) -> str:

@@ -5,6 +5,7 @@ An objective is a module with
 - `DATA`: "text", or "labelled" for examples that somebody labelled;
 - `builder(run, tokenizer, counts) -> build`: the function that makes a row arrays, on the host; `counts()` is how often each id
   occurs in the training data;
+- of text, `plan(tokens, run, tokenizer)` and `scored(tokens, run, tokenizer, stride)`: its rows for training and for scoring;
 - `weights(batch)`: what each term of the loss is divided by;
 - `loss(model, params, batch, frozen, *, seeds, carry, smoothing, chunk) -> (terms, carry)`: their weighted sums.
 

@@ -6,15 +6,36 @@ from typing import Any
 import jax
 import numpy as np
 
+from train import rows
 from train.batches import Build
 from train.config import Run
 from train.losses import token_losses
-from train.rows import Row
+from train.prepare import Tokens
+from train.rows import Row, Rows
 from train.tokenizer import Tokenizer
 from zoo.batch import Batch
+from zoo.errors import require
 from zoo.models import Model
 
 DATA = "text"
+
+
+def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
+    """The rows of the training text: windows, or documents packed.
+
+    Raises:
+        BadInput: fewer tokens than one row, or rows that only an encoder has.
+    """
+    known = ("windows", "packed")
+    require(run.data.rows in known, "data.rows", run.data.rows, f"these rows are an encoder's; choose {' or '.join(known)}")
+    return rows.training_rows(tokens, run.data)
+
+
+def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
+    """Rows that count every held-out token once; `stride` new tokens each (isolated documents have no stride)."""
+    if run.data.rows == "packed":
+        return rows.packed(tokens, run.data.length)
+    return rows.windows(tokens, run.data.length, stride)
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:

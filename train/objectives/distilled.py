@@ -24,6 +24,9 @@ from zoo.models import Model
 DATA = "text"
 
 
+plan, scored = masked.plan, masked.scored
+
+
 def builder(run: config.Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """Masked rows, as `train.objectives.masked` makes them.
 
