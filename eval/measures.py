@@ -51,14 +51,16 @@ def f1(truth: Classes, found: Classes, positive: int = 1) -> float:
 
 
 def f1_macro(truth: Classes, found: Classes) -> float:
-    """Mean of the F1 of every class that is in the truth or was found, each weighing the same (Sokolova and Lapalme 2009, table 3,
-    in the variant that averages F1 itself)."""
+    """Mean of the F1 of every class that is in the truth or was found, each weighing the same.
+
+    The "averaged F1" of Opitz and Burst 2019, "Macro F1 and Macro F1".
+    """
     _check(truth, found)
     return float(np.mean([f1(truth, found, int(each)) for each in np.union1d(truth, found)]))
 
 
 def matthews(truth: Classes, found: Classes) -> float:
-    """Matthews correlation of classes, -1 to 1: of two by Matthews 1975, of more by Gorodkin 2004 (R_K, equation 8).
+    """Matthews correlation of classes, -1 to 1: of two by Matthews 1975, of more by Gorodkin 2004 (R_K).
 
     It is the correlation of the one-hot matrices of both. 0 where the truth or what was found is a single class.
     """
@@ -120,7 +122,8 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities of a sentence, from a tag a word: O, B-TYPE, I-TYPE (B and I alone where there is one type).
 
     B begins an entity, I continues one of its type, and an I that has nothing to continue begins one: so both IOB2 and the older
-    IOB1 are read, and a model's slips are forgiven as by `conlleval` (Tjong Kim Sang and Buchholz 2000, section 5).
+    IOB1 are read, and a model's slips are forgiven as by `conlleval`, the evaluation of the shared tasks
+    of CoNLL.
 
     Raises:
         BadInput: another tag.
@@ -142,8 +145,8 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Agreement:
     """Agreement on the entities of all sentences (micro average). One counts where type, first and last word are the same.
 
-    Tjong Kim Sang and De Meulder 2003, section 2.3; the numbers of `conlleval`, and of `seqeval` as it is called by default. All 0
-    where neither the truth nor what was found has an entity.
+    Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task"; the numbers of `conlleval`, and of `seqeval`
+    as it is called by default. All 0 where neither the truth nor what was found has an entity.
 
     Args:
         truth: the tags of each sentence, see `entities`.

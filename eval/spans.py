@@ -44,7 +44,7 @@ class Decoded:
     answers: list[Answer]
     """The best ones, of different texts, the best first; none where no window holds any of the context."""
     null: float
-    """Score of "no answer": start + end logit of CLS, the least over the windows. That window is the most certain of an answer."""
+    """Score of "no answer": start + end logit of CLS, the least over the windows: the one surest of an answer."""
 
     @property
     def margin(self) -> float:
@@ -70,9 +70,9 @@ def decode(
 ) -> Decoded:
     """The best answers to one question, from the logits of its windows.
 
-    A candidate is a pair of tokens of one window's context, the last not before the first, at most `longest` tokens in all. Its text
-    is theirs in the context, less white space at its ends; a blank one is no answer. Of candidates with one text the best counts.
-    Equal scores are put in the order of their places in the text, the shorter first: nothing depends on the order of the windows.
+    A candidate is a pair of tokens of one window's context, the last not before the first, at most `longest` tokens in all. Its
+    text is theirs in the context, less white space at its ends; a blank one is no answer. Of candidates with one text the best
+    counts. Equal scores are put in the order of their places in the text, the shorter first: the windows' order decides nothing.
 
     Args:
         start: logits of each token to be the first one of the answer.
@@ -92,18 +92,17 @@ def decode(
         raise ValueError("no windows")
     place = np.arange(length)
     inside = (place >= context[:, :1]) & (place < context[:, 1:])
-    inside[:, cls] |= False
-    counted = inside | (place == cls)
-    if not (np.isfinite(start[counted]).all() and np.isfinite(end[counted]).all()):
+    read = inside | (place == cls)
+    if not (np.isfinite(start[read]).all() and np.isfinite(end[read]).all()):
         raise ValueError("a logit is not finite")
-    null = float((start[:, cls].astype(np.float64) + end[:, cls]).min())
+    # In float64: rounding shall make no ties.
+    starts, ends = start.astype(np.float64), end.astype(np.float64)
+    null = float((starts[:, cls] + ends[:, cls]).min())
+    starts, ends = np.where(inside, starts, -np.inf), np.where(inside, ends, -np.inf)
+    # [W, T, width]: the last token is so many after the first.
     width = min(longest, length)
-    # [W, T, width]: the last token is `offset` tokens after the first. In float64 the sum of two float32 is exact, so that ties are.
-    offset = np.arange(width)
-    last = place[:, None] + offset
-    ends = np.pad(end.astype(np.float64), ((0, 0), (0, width)), constant_values=-np.inf)[:, last]
-    allowed = inside[:, :, None] & np.pad(inside, ((0, 0), (0, width)))[:, last]
-    scores = np.where(allowed, start.astype(np.float64)[:, :, None] + ends, -np.inf).ravel()
+    ends = np.pad(ends, ((0, 0), (0, width)), constant_values=-np.inf)[:, place[:, None] + np.arange(width)]
+    scores = (starts[:, :, None] + ends).ravel()
     return Decoded(_best(scores, (windows, length, width), spans, text, best), null)
 
 
@@ -171,8 +170,9 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The best mean that one threshold on the margins gives, and the smallest such threshold.
 
-    A question is answered where its margin is at most the threshold. Questions of equal margins are answered together or not at all,
-    so the mean is one that `Decoded.choose` attains. Where it is best to answer none, the threshold is 1 below the least margin.
+    A question is answered where its margin is at most the threshold. Questions of equal margins are answered together or not at
+    all, so the mean is one that `Decoded.choose` attains. Where it is best to answer none, the threshold is 1 below the least
+    margin.
 
     Args:
         answered: what each question is worth with its best answer.
@@ -199,10 +199,10 @@ def best_threshold(
 def score(decoded: Sequence[Decoded], truths: Sequence[Sequence[str]], threshold: float = 0.0) -> dict[str, float | int]:
     """The score of a data set's answers, every share 0 to 1 (the published evaluation prints percent).
 
-    Where every question has an answer (SQuAD 1.1), the best answer of each counts: `exact`, `f1`, `questions`. Where some have none
-    (SQuAD 2.0), "" is said where the margin passes `threshold`; then there are also `has_answer_exact`, `has_answer_f1` of the
-    questions with an answer, `no_answer_exact` of those without, and `best_exact`, `best_f1` with the thresholds that give them,
-    `best_exact_threshold` and `best_f1_threshold`. Those are tuned on the very questions they are measured on.
+    Where every question has an answer (SQuAD 1.1), the best answer of each counts: `exact`, `f1`, `questions`. Where some have
+    none (SQuAD 2.0), "" is said where the margin passes `threshold`; then there are also `has_answer_exact`, `has_answer_f1` of
+    the questions with an answer, `no_answer_exact` of those without, and `best_exact`, `best_f1` with the thresholds that give
+    them, `best_exact_threshold` and `best_f1_threshold`. Those are tuned on the very questions they are measured on.
 
     Args:
         truths: the answers given to each question; none where it has no answer.
@@ -212,7 +212,7 @@ def score(decoded: Sequence[Decoded], truths: Sequence[Sequence[str]], threshold
     """
     if not decoded:
         raise ValueError("no questions")
-    able = np.array([any(map(normalized, given)) for given in truths])
+    able = np.array([len(given) > 0 for given in truths])
     measures = {"exact": exact_match, "f1": token_f1}
     full = {
         name: np.array([measure(each.choose(), given) for each, given in zip(decoded, truths, strict=True)])

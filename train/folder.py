@@ -138,7 +138,7 @@ def read_config(folder: str | Path) -> Run:
 def differences(old: Run, new: Run) -> list[str]:
     """One line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now"), less `MAY_CHANGE`."""
     before, now = flat(old), flat(new)
-    changed = [key for key in before | now if before.get(key) != now.get(key) and not _may_change(key)]
+    changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
     return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
 
 
@@ -153,6 +153,11 @@ def flat(run: Run) -> dict[str, Any]:
             yield key, value
 
     return {"family": configs.family_of(run.model)} | dict(walk(run, ""))
+
+
+def may_change(key: str) -> bool:
+    """Whether a dotted key of `flat` is one of `MAY_CHANGE` or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -205,10 +210,6 @@ class _Lock:
 
     def close(self) -> None:
         os.close(self.file)
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def _build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
