@@ -74,7 +74,9 @@ def mask(
         chosen = rng.permutation(candidates)[:number]
     at = np.sort(chosen)
     what = rng.random(len(at))
-    shown = np.where(what < masks.masked + masks.random, masks.entries[rng.integers(len(masks.entries), size=len(at))], tokens[at])
+    shown = np.where(
+        what < masks.masked + masks.random, masks.entries[rng.integers(len(masks.entries), size=len(at))], tokens[at]
+    )
     return at, np.where(what < masks.masked, masks.mask, shown).astype(np.int32)
 
 
@@ -103,7 +105,11 @@ def _weighted(
 
 
 def _words(
-    rng: np.random.Generator, tokens: Int32[np.ndarray, " n"], text: Bool[np.ndarray, " n"], starts: Bool[np.ndarray, " V"], number: int
+    rng: np.random.Generator,
+    tokens: Int32[np.ndarray, " n"],
+    text: Bool[np.ndarray, " n"],
+    starts: Bool[np.ndarray, " V"],
+    number: int,
 ) -> Int64[np.ndarray, " k"]:
     """Words in random order until there are enough tokens; one that would be too many is skipped, so there may be fewer.
 

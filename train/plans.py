@@ -127,9 +127,7 @@ class Plan:
         )
 
 
-def plan(
-    tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training"
-) -> Plan:
+def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training") -> Plan:
     """The rows of a text as `data.rows` asks for; random pairs depend on `seed` and the text alone.
 
     segment_pairs: `train.pairs.pairs`. sentence_pairs: the same, of single sentences. full_sentences: as many consecutive
@@ -249,4 +247,3 @@ def _packed(made: Plan, marks: Marks) -> Plan:
     sizes = 1 + separators + np.add.reduceat(made.count, made.part[:-1])
     row = np.array(first_fit(sizes.tolist(), made.length), np.int64)
     return dataclasses.replace(made._ordered(np.argsort(row, kind="stable")), first=ends(np.bincount(row)))
-

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -16,9 +16,9 @@ from train.corpus import Documents
 from train.folder import Folder
 from train.load import tokenizer_of
 from train.mixture import Component, Mixture, Share
+from train.objectives import objective
 from train.prepare import Progress, Tokens, prepare
 from train.progress import shown
-from train.objectives import objective
 from train.texts import Document
 from train.tokenizer import FILE, Tokenizer
 from zoo.errors import BadInput, require
