@@ -251,8 +251,9 @@ class Run(Generic[Model]):
     def __post_init__(self) -> None:
         require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
-        fix = f"the model has {self.model.layers}; choose at most as many"
-        require(self.optim.freeze_layers <= self.model.layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
+        layers = getattr(self.model, "layers", 0)
+        fix = f"the model has {layers}; choose at most as many"
+        require(self.optim.freeze_layers <= layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
         require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")
