@@ -64,7 +64,7 @@ def bind(run: config.Run, mesh: Mesh) -> "Distilled":
     fix = f"its teacher has {theirs.layers}; choose at most as many"
     require(student.layers <= theirs.layers, "model.layers", student.layers, fix)
     frozen = jax.tree.map(lambda leaf: leaf.astype(run.precision), loaded.params)
-    return Distilled(teacher=loaded.net, frozen=frozen, chosen=chosen, given=loaded.params)
+    return Distilled(teacher=loaded.net, frozen=frozen, chosen=chosen, given=loaded.params, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ class Distilled:
     chosen: config.Distillation
     given: Any
     """The teacher's parameters as they are, float32: what the student begins with."""
+    mesh: Mesh
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Predictions, and tokens that the teacher is followed at."""
@@ -135,9 +136,8 @@ class Distilled:
 
             return jax.tree_util.tree_map_with_path(take, model.init(jax.random.key(0)))
 
-        mesh = jax.tree.leaves(self.given)[0].sharding.mesh
-        places = sharding.shardings(mesh, jax.eval_shape(begun, self.given), model.module.SHARDING)
-        with jax.set_mesh(mesh):
+        places = sharding.shardings(self.mesh, jax.eval_shape(begun, self.given), model.module.SHARDING)
+        with jax.set_mesh(self.mesh):
             return jax.jit(begun, out_shardings=places)(self.given)
 
     def flops(self, model: Model, batch: Batch) -> float:
