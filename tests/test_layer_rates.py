@@ -1,0 +1,54 @@
+"""Learning rates by depth and frozen parts: what moves, by how much, and what the rest of the optimizer sees of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import optim
+from train.config import Optim
+from zoo.sharding import path_of
+
+PARAMS = {
+    "embed": {"tokens": {"embedding": jnp.ones((5, 2))}},
+    "layers": {"mlp": {"up": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}}},
+    "classifier": {"kernel": jnp.ones((2, 2))},
+}
+
+
+def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
+    """The first update of each leaf."""
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), PARAMS) if grads is None else grads
+    tx = optim.optimizer(cfg)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_each_layer_has_its_share_of_the_one_above(name: Any) -> None:
+    plain, decayed = (moved(Optim(name=name, clip=0.0, layer_decay=rate)) for rate in (1.0, 0.5))
+    shares = {"classifier/kernel": 1.0, "embed/tokens/embedding": 0.125}
+    for path, share in shares.items():
+        np.testing.assert_allclose(decayed[path], share * plain[path], rtol=1e-6)
+    for path in ("layers/mlp/up/kernel", "layers/mlp/up/bias"):
+        for layer, share in enumerate((0.25, 0.5, 1.0)):
+            np.testing.assert_allclose(decayed[path][layer], share * plain[path][layer], rtol=1e-6)
+            assert plain[path][layer].any()
+
+
+def test_what_is_frozen_does_not_move_and_is_not_seen() -> None:
+    """Not even by weight decay; and a gradient there that is no number reaches neither the norm nor anything else."""
+    cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), PARAMS)
+    grads["embed"]["tokens"]["embedding"] = jnp.full((5, 2), 1e30)
+    grads["layers"]["mlp"]["up"]["kernel"] = grads["layers"]["mlp"]["up"]["kernel"].at[0].set(jnp.nan)
+    found = moved(cfg, grads)
+    assert not found["embed/tokens/embedding"].any()
+    assert not found["layers/mlp/up/kernel"][:2].any() and not found["layers/mlp/up/bias"][:2].any()
+    alone = moved(Optim(weight_decay=0.1, clip=0.0))
+    # 10 entries of 0.5 are left: the norm is what they alone have, and Adam's first step does not depend on it.
+    np.testing.assert_allclose(found["layers/mlp/up/kernel"][2], alone["layers/mlp/up/kernel"][2], rtol=1e-5)
+    np.testing.assert_allclose(found["classifier/kernel"], alone["classifier/kernel"], rtol=1e-5)
+    assert moved(Optim(weight_decay=0.1))["embed/tokens/embedding"].any()
