@@ -24,6 +24,14 @@ def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
             yield from _rows(table.iter_batches(ROWS, columns=[field], use_threads=False), name, field, str(file))
 
 
+def table(file: Path) -> Iterator[dict[str, Any]]:
+    """Each row of a .parquet with all of its columns, as Python's own values."""
+    pq = library("pyarrow.parquet")
+    with _errors(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
+        for batch in rows.iter_batches(ROWS, use_threads=False):
+            yield from batch.to_pylist()
+
+
 def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Document]:
     """The text of each row of several files, as one data set of that name: its rows are numbered through them."""
 

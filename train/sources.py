@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from train.columns import arrow_streams, check_column, library, parquet
 from train.config import Data
@@ -15,6 +15,8 @@ from train.texts import Document, json_lines, listed, plain
 from zoo import hub
 from zoo.errors import BadInput
 
+PACKED = (".gz", ".xz", ".bz2")
+Reader = TypeVar("Reader")
 KINDS = ".txt (one document), .jsonl (a document a line), both also as .gz, .xz or .bz2, and .parquet (a document a row)"
 
 
@@ -38,46 +40,43 @@ def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
 
 
 def _of(path: str, data: Data) -> Iterator[Source]:
-    if path.startswith(hub.PREFIX):
-        yield _hub(path, data)
-        return
     file = Path(path)
-    if not file.is_dir():
+    if split := data_set(path, data):
+        check_column(split.rows.features.arrow_schema, data.field, split.where)
+        files = [Path(each["filename"]) for each in split.rows.cache_files]
+        yield Source(split.key, functools.partial(arrow_streams, files, split.name, data.field))
+    elif not file.is_dir():
         yield _file(file, file.name, data.field)
-    elif any((file / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-        yield _saved(file, data)
     else:
-        yield from (_file(each, str(each.relative_to(file)), data.field) for each in _inside(file))
+        yield from (_file(each, str(each.relative_to(file)), data.field) for each in inside(file, _reader, KINDS))
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The files of a folder and the folders in it, less hidden ones, sorted by name."""
+def inside(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Path]:
+    """The files of a folder and the folders in it, less hidden ones, sorted by name.
+
+    Raises:
+        BadInput: there are none, `reader` has none for one of them (it reads `kinds`), or a link leads to a folder.
+    """
     found: list[Path] = []
     try:
-        inside = sorted(folder.iterdir(), key=lambda each: each.name)
+        here = sorted(folder.iterdir(), key=lambda each: each.name)
     except OSError as error:
         raise BadInput(f"{folder}: cannot be read ({error.strerror})") from None
-    for each in inside:
+    for each in here:
         if each.name.startswith("."):
             continue
         if each.is_dir() and each.is_symlink():
             raise BadInput(f"{each}: a link to a folder, which may lead in circles; name that folder itself in --data.paths")
-        if not each.is_dir() and _reader(each) is None:
-            raise BadInput(f"{each}: of no kind that can be read; move it out of the folder, or name the files. Read are {KINDS}")
-        found += _inside(each) if each.is_dir() else [each]
+        if not each.is_dir() and reader(each) is None:
+            raise BadInput(f"{each}: of no kind that can be read; move it out of the folder, or name the files. Read are {kinds}")
+        found += inside(each, reader, kinds) if each.is_dir() else [each]
     if not found:
-        raise BadInput(f"{folder}: no files in it; put some there: {KINDS}")
+        raise BadInput(f"{folder}: no files in it; put some there: {kinds}")
     return found
 
 
 def _file(file: Path, name: str, field: str) -> Source:
-    read = _reader(file)
-    if not file.exists():
-        raise BadInput(f"{file}: no such file")
-    if read is None:
-        raise BadInput(f"{file}: only {KINDS} can be read")
-    if not file.is_file():
-        raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
+    read = check_file(file, _reader, KINDS)
     # What a column is read with may not be installed: said before anything else is read.
     if read is parquet:
         library("pyarrow.parquet")
@@ -85,22 +84,66 @@ def _file(file: Path, name: str, field: str) -> Source:
     return Source(str(file.resolve()), functools.partial(read, *options))
 
 
+def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str) -> Reader:
+    """What `reader` has for a file that is there.
+
+    Raises:
+        BadInput: it is not, or it is of no kind that can be read.
+    """
+    read = reader(file)
+    if not file.exists():
+        raise BadInput(f"{file}: no such file")
+    if read is None:
+        raise BadInput(f"{file}: only {kinds} can be read")
+    if not file.is_file():
+        raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
+    return read
+
+
 def _reader(file: Path) -> Callable[..., Iterator[Document]] | None:
-    name = file.name.lower()
-    for packed in (".gz", ".xz", ".bz2"):
-        if name.endswith((".txt" + packed, ".jsonl" + packed)):
-            name = name.removesuffix(packed)
-    return {".txt": plain, ".jsonl": json_lines, ".parquet": parquet}.get(Path(name).suffix)
+    return {".txt": plain, ".jsonl": json_lines, ".parquet": parquet}.get(kind(file))
 
 
-def _saved(folder: Path, data: Data) -> Source:
+def kind(file: Path) -> str:
+    """How a file's name ends, apart from what it is packed with; a .parquet is packed in itself."""
+    name = Path(file.name.lower())
+    inner = Path(name.stem).suffix
+    return inner if name.suffix in PACKED and inner != ".parquet" else name.suffix
+
+
+class Split(NamedTuple):
+    """One split of a data set of the library `datasets`."""
+
+    rows: Any
+    """The library's own object."""
+    where: str
+    """As an error message names it."""
+    key: str
+    """As of a `Source`."""
+    name: str
+
+
+def data_set(path: str, data: Data) -> Split | None:
+    """The split that `data` wants of a data set of the hub, or of a folder that `datasets` wrote. None: `path` is neither.
+
+    Raises:
+        BadInput: as `sources`, of what is not there.
+    """
+    if path.startswith(hub.PREFIX):
+        return _hub(path, data)
+    if any(Path(path, name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        return _saved(Path(path), data)
+    return None
+
+
+def _saved(folder: Path, data: Data) -> Split:
     """A folder that `datasets` wrote with `save_to_disk`."""
     with _errors(str(folder), library("datasets")):
         found = library("datasets").load_from_disk(str(folder))
-    return _arrow(found, str(folder), str(folder.resolve()), folder.name, data)
+    return _split(found, str(folder), str(folder.resolve()), folder.name, data)
 
 
-def _hub(path: str, data: Data) -> Source:
+def _hub(path: str, data: Data) -> Split:
     """A data set of the hub: from the cache of `datasets` if it is there, else downloaded into it."""
     name = path.removeprefix(hub.PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
@@ -115,7 +158,7 @@ def _hub(path: str, data: Data) -> Source:
         datasets = library("datasets")
         with _errors(path, datasets):
             found = datasets.load_dataset(name, data.subset or None)
-    return _arrow(found, path, path, name, data)
+    return _split(found, path, path, name, data)
 
 
 def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
@@ -139,8 +182,8 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
         return builder.as_dataset(), ""
 
 
-def _arrow(found: Any, where: str, key: str, name: str, data: Data) -> Source:
-    """The split that is wanted of what `datasets` found, read from the files behind it."""
+def _split(found: Any, where: str, key: str, name: str, data: Data) -> Split:
+    """The split that is wanted of what `datasets` found."""
     if isinstance(found, dict):
         split = data.split or "train"
         if split not in found:
@@ -148,9 +191,7 @@ def _arrow(found: Any, where: str, key: str, name: str, data: Data) -> Source:
         found = found[split]
     elif data.split:
         raise BadInput(f"--data.split {data.split}: {where} is one split, without a choice; leave it out")
-    check_column(found.features.arrow_schema, data.field, where)
-    files = [Path(file["filename"]) for file in found.cache_files]
-    return Source(key, functools.partial(arrow_streams, files, name, data.field))
+    return Split(found, where, key, name)
 
 
 @contextlib.contextmanager

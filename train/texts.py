@@ -19,6 +19,9 @@ from zoo.errors import BadInput
 
 LONGEST_LINE = 64 << 20
 """Bytes of the longest .jsonl line: a file without line ends must not fill the memory. Characters of the longest .parquet row."""
+LONGEST_FILE = 1 << 30
+"""Bytes of the largest file that is read at once."""
+TO_UTF8 = "convert the file to UTF-8"
 CHUNK = 1 << 18
 """Bytes of a .txt read at a time."""
 XZ_MEMORY = 128 << 20
@@ -77,19 +80,35 @@ def plain(file: Path, name: str) -> Iterator[Document]:
 
 def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
     """The text of each line. Blank lines and empty texts are no documents."""
-    some, line, offset = False, 0, 0
+    some = False
+    for line, text in lines(file):
+        if text.strip() and (text := _field(text, field, f"{file}:{line}")):
+            some = True
+            yield from document(f"{name}:{line}", [text], f"{file}:{line}")
+    if not some:
+        raise BadInput(f"{file}: holds no text")
+
+
+def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
+    """(number, text with its line end) of each line, in "utf-8" or "latin-1"; `fix` says what to do about bytes that are no UTF-8."""
+    line, offset = 0, 0
     with opened(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
             if len(raw) > LONGEST_LINE:
                 raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write one document a line, in smaller ones")
-            text, _ = _decode(raw, file, line, offset)
+            text, _ = _decode(raw, file, line, offset, encoding=encoding, fix=fix)
             offset += len(raw)
-            if text.strip() and (text := _field(text, field, f"{file}:{line}")):
-                some = True
-                yield from document(f"{name}:{line}", [text], f"{file}:{line}")
-    if not some:
-        raise BadInput(f"{file}: holds no text")
+            yield line, text
+
+
+def whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
+    """The text of a file that is read at once, as `lines`."""
+    with opened(file) as stream:
+        raw = stream.read(LONGEST_FILE + 1)
+    if len(raw) > LONGEST_FILE:
+        raise BadInput(f"{file}: larger than {LONGEST_FILE >> 20} MiB; write its examples as lines of a .jsonl")
+    return _decode(raw, file, 1, 0, encoding=encoding, fix=fix)[0]
 
 
 @contextlib.contextmanager
@@ -163,7 +182,9 @@ def _decoded(stream: io.BufferedIOBase, file: Path) -> Iterator[str]:
         rest = rest[used:]
 
 
-def _decode(raw: bytes, file: Path, line: int, offset: int, final: bool = True) -> tuple[str, int]:
+def _decode(
+    raw: bytes, file: Path, line: int, offset: int, final: bool = True, *, encoding: str = "utf-8", fix: str = TO_UTF8
+) -> tuple[str, int]:
     """(text, bytes used) of bytes that begin at a line and offset of a file; a byte order mark at its beginning is dropped.
 
     Unless it is the `final` one, a character that is cut off at the end is left.
@@ -173,32 +194,43 @@ def _decode(raw: bytes, file: Path, line: int, offset: int, final: bool = True) 
         line += raw.count(b"\n", 0, at)
         raise BadInput(f"{file}:{line}: binary content (a NUL at byte {offset + at}); data files are UTF-8 text")
     try:
-        text, used = codecs.utf_8_decode(raw, "strict", final)
+        text, used = codecs.latin_1_decode(raw) if encoding == "latin-1" else codecs.utf_8_decode(raw, "strict", final)
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
-        raise BadInput(f"{file}:{line}: not UTF-8 (byte {offset + error.start}); convert the file to UTF-8") from None
+        raise BadInput(f"{file}:{line}: not UTF-8 (byte {offset + error.start}); {fix}") from None
     return (text.removeprefix(codecs.BOM_UTF8.decode()) if offset == 0 else text), used
 
 
 def _field(text: str, field: str, where: str) -> str:
-    """The string in a field of a JSON object. JSON may spell a lone surrogate, which no encoding can write."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: invalid JSON at column {error.colno} ({error.msg}); write one whole object a line") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: unreadable JSON ({error})") from None
+    """The string in a field of a JSON object."""
+    value = parsed(text, where, "write one whole object a line")
     if not isinstance(value, dict):
         raise BadInput(f"{where}: {kind_of(value)}, not an object; write lines like {{{json.dumps(field)}: ...}}")
     if field not in value:
         raise BadInput(f"{where}: no field {json.dumps(field)}; it has {listed(list(value))}: choose one with --data.field")
-    if not isinstance(value[field], str):
-        raise BadInput(f"{where}: field {json.dumps(field)} holds {kind_of(value[field])}, not a string")
+    return string(value[field], f"{where}: field {json.dumps(field)}")
+
+
+def parsed(text: str, where: str, fix: str) -> Any:
+    """What JSON says."""
     try:
-        value[field].encode()
+        return json.loads(text.rstrip())
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadInput(f"{where}: invalid JSON at {line}column {error.colno} ({error.msg}); {fix}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: unreadable JSON ({error})") from None
+
+
+def string(value: Any, where: str) -> str:
+    """The value, if it is a string that can be written; JSON may spell a lone surrogate, which no encoding can."""
+    if not isinstance(value, str):
+        raise BadInput(f"{where} holds {kind_of(value)}, not a string")
+    try:
+        value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {json.dumps(field)} has a lone surrogate at character {error.start}; mend it") from None
-    return value[field]
+        raise BadInput(f"{where} has a lone surrogate at character {error.start}; mend it") from None
+    return value
 
 
 def listed(names: list[str]) -> str:

@@ -1,0 +1,62 @@
+"""Labelled examples as they are read, before a tokenizer sees them: one frozen type for each kind of task."""
+
+import dataclasses
+from typing import NamedTuple
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """What all have."""
+
+    origin: str
+    """Where it was read, as an error message names it: file:line, or what stands for a line there."""
+    document: str = ""
+    """Examples of one document are held out together; "" = it stands alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Example):
+    """A text or a pair of texts with a class or a number."""
+
+    text: str
+    pair: str | None = None
+    label: str | float
+    """A number in regression."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tagged(Example):
+    """A sentence with a tag for each word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """An answer, as it stands in the context."""
+
+    text: str
+    start: int
+    """Its first character in the context."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question(Example):
+    """A question about a context."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    """What is accepted; the first one is learned. None: the context does not answer the question."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(Example):
+    """A question about an article, of whose options one is right."""
+
+    article: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    """Number of the right one, from 0."""

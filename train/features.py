@@ -1,0 +1,203 @@
+"""Labelled examples to rows of ids: templates, truncation, tags on the pieces of words, windows of a context."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Int32, Int64
+
+from train.config_objectives import Labelled
+from train.examples import Choice, Question, Tagged, Text
+from train.marks import Marks
+from train.tokenizer import Tokenizer
+from zoo.batch import IGNORED
+from zoo.errors import BadInput
+
+TOGETHER = 1024
+"""Contexts that are tokenized at a time: what the library keeps of each is larger than its ids."""
+
+
+class Inputs(NamedTuple):
+    """One text or two with the marks around them, without padding."""
+
+    ids: Int32[np.ndarray, " n"]
+    types: Int32[np.ndarray, " n"]
+
+
+class Context(NamedTuple):
+    """What part of a context is in a row, to find in the text what the model points at."""
+
+    first: int
+    """Position in the row of the first token."""
+    spans: Int64[np.ndarray, "tokens 2"]
+    """For each token its first character in the context and the one after its last."""
+
+
+class Row(NamedTuple):
+    """An example as ids, or one window of a question's context."""
+
+    inputs: tuple[Inputs, ...]
+    """One, or one for each option."""
+    labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
+    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, (0, 0) if it has none;
+    [] the right option."""
+    weights: Float[np.ndarray, " S"]
+    """What the labels count in the loss: [n] of tags, otherwise [1]."""
+    example: int
+    """Number of the example it is made of."""
+    context: Context | None = None
+
+
+def texts(
+    examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
+) -> Iterator[Row]:
+    """`cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number."""
+    marks, encoded = _marks(tokenizer), _encoded(tokenizer, (text for each in examples for text in (each.text, each.pair)))
+    for number, example in enumerate(examples):
+        first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
+        inputs = _fitted(first, second, marks, options, length, example.origin)
+        label = np.float32(example.label) if options.regression else np.int32(class_of(names, example.label, example.origin))
+        yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number)
+
+
+def tags(
+    examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
+) -> Iterator[Row]:
+    """`cls words sep`, each tag at the first id of its word (Devlin et al. 2019, section 5.3). A word without ids has no label."""
+    marks = _marks(tokenizer)
+    for number, example in enumerate(examples):
+        ids, word = tokenizer.encode_words(example.words)
+        inputs = _fitted(ids, None, marks, options, length, example.origin)
+        classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
+        first = np.diff(word, prepend=-1) > 0
+        labels = np.full(len(inputs.ids), IGNORED, np.int32)
+        labels[1:-1] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
+        if (labels == IGNORED).all():
+            raise BadInput(f"{example.origin}: the tokenizer gives no ids to these words; mend them or leave the sentence out")
+        yield Row((inputs,), labels, np.float32(labels != IGNORED), number)
+
+
+def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
+    """For each option `cls article sep question option sep` (Radford et al. 2018, section 3.2; Liu et al. 2019, section 5.3)."""
+    marks = _marks(tokenizer)
+    asked = [[f"{each.question} {option}" for option in each.options] for each in examples]
+    encoded = _encoded(tokenizer, (text for each, seconds in zip(examples, asked, strict=True) for text in (each.article, *seconds)))
+    for number, (example, seconds) in enumerate(zip(examples, asked, strict=True)):
+        if len(seconds) != len(asked[0]):
+            raise BadInput(
+                f"{example.origin}: {len(seconds)} options, but {examples[0].origin} has {len(asked[0])}; all need as many"
+            )
+        inputs = (_fitted(encoded[example.article], encoded[text], marks, options, length, example.origin) for text in seconds)
+        yield Row(tuple(inputs), np.array(example.answer, np.int32), np.ones(1, np.float32), number)
+
+
+def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
+    """`cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
+
+    A window has all the room that the question leaves and begins `stride` tokens after the one before; the last one ends with the
+    context. One that does not hold the whole answer has none.
+    """
+    marks = _marks(tokenizer)
+    questions, contexts = _encoded(tokenizer, (each.question for each in examples)), _placed(tokenizer, examples)
+    for number, example in enumerate(examples):
+        question, (ids, spans) = questions[example.question], contexts(example.context)
+        most = length - 2 - marks.between - options.stride
+        if len(question) > most and not (options.truncate and most > 0):
+            raise BadInput(
+                f"{example.origin}: a question of {len(question)} tokens leaves too little room in a row of {length} for a stride of "
+                f"{options.stride}; choose a longer --data.length or a shorter --labelled.stride"
+                + (", or --labelled.truncate" if most > 0 else "")
+            )
+        question = question[:most]
+        answer = _tokens_of(example, spans)
+        room = length - 2 - marks.between - len(question)
+        for start in _starts(len(ids), room, options.stride):
+            end = min(start + room, len(ids))
+            first = 1 + len(question) + marks.between
+            labels = np.zeros(2, np.int32)
+            if answer and start <= answer[0] and answer[1] < end:
+                labels += np.array(answer, np.int32) - start + first
+            inputs = Inputs(*marks.pair(question, ids[start:end]))
+            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, spans[start:end]))
+
+
+def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
+    """Number of a label.
+
+    Raises:
+        BadInput: it is none of `names`.
+    """
+    if label not in names:
+        known = ", ".join(list(names)[:20])
+        raise BadInput(f"{origin}: label {label} is none of the {len(names)} that the model learns ({known}); mend or leave it out")
+    return names[label]
+
+
+def padded(inputs: Inputs, length: int, pad: int) -> dict[str, Int32[np.ndarray, " T"]]:
+    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and types."""
+    tokens = np.full(length, pad, np.int32)
+    segments, positions, types = np.zeros((3, length), np.int32)
+    size = len(inputs.ids)
+    tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types
+    return {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
+
+
+# --- Pieces of the above ---
+
+
+def _marks(tokenizer: Tokenizer) -> Marks:
+    if tokenizer.marks is None:
+        raise BadInput("--tokenizer.path: this tokenizer has no marks (cls, sep) to set off a text; choose an encoder's")
+    return tokenizer.marks
+
+
+def _encoded(tokenizer: Tokenizer, wanted: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
+    """The ids of each text, which is tokenized once however often it occurs."""
+    once = [text for text in dict.fromkeys(wanted) if text is not None]
+    return dict(zip(once, tokenizer.encode_many(once), strict=True))
+
+
+def _placed(tokenizer: Tokenizer, examples: Sequence[Question]) -> Callable[[str], Any]:
+    """Ids and spans of each context."""
+    once = list(dict.fromkeys(each.context for each in examples))
+    found = {}
+    for start in range(0, len(once), TOGETHER):
+        some = once[start : start + TOGETHER]
+        found.update(zip(some, tokenizer.encode_spans(some), strict=True))
+    return found.__getitem__
+
+
+def _fitted(
+    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, options: Labelled, length: int, origin: str
+) -> Inputs:
+    """The template, shortened to `length` if that is allowed: the longer text loses its end until both have the same length."""
+    room = length - 2 - (0 if second is None else marks.between)
+    size = len(first) + (0 if second is None else len(second))
+    if size > room and not options.truncate:
+        raise BadInput(
+            f"{origin}: {size + length - room} tokens, and a row has {length}; choose a longer --data.length, or cut it with "
+            "--labelled.truncate"
+        )
+    if second is None:
+        return Inputs(*marks.single(first[:room]))
+    kept = min(len(first), max(room - len(second), (room + 1) // 2))
+    return Inputs(*marks.pair(first[:kept], second[: room - kept]))
+
+
+def _starts(size: int, room: int, stride: int) -> range:
+    """First token of each window: the fewest that reach the end."""
+    return range(0, 1 + stride * -(-max(size - room, 0) // stride), stride)
+
+
+def _tokens_of(example: Question, spans: Int64[np.ndarray, "tokens 2"]) -> tuple[int, int] | None:
+    """First and last token that share a character with the answer that is learned."""
+    if not len(spans):
+        raise BadInput(f"{example.origin}: the tokenizer gives no ids to the context; mend it or leave the question out")
+    if not example.answers:
+        return None
+    text, start = example.answers[0]
+    inside = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < start + len(text)))
+    if not len(inside):
+        raise BadInput(f"{example.origin}: the tokenizer gives no ids to the answer; mend it or leave the question out")
+    return int(inside[0]), int(inside[-1])

@@ -1,0 +1,108 @@
+"""Formats of one task each, as the records they hold: TREC's questions, CoNLL's columns, RACE's articles, SQuAD's paragraphs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train.config_objectives import Labelled
+from train.records import TO_UTF8, Record, numbered
+from train.texts import kind_of, lines, parsed, whole
+from zoo.errors import BadInput
+
+DOCUMENT = "-DOCSTART-"
+
+
+def trec(file: Path, options: Labelled) -> Iterator[Record]:
+    """`LABEL text` a line (Li and Roth 2002): what comes before the first space is the label."""
+    for line, text in lines(file, options.encoding, TO_UTF8):
+        if not text.strip():
+            continue
+        label, space, question = text.strip().partition(" ")
+        if not space:
+            raise BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
+        yield Record(f"{file}:{line}", {"label": label, "text": question})
+
+
+def conll(file: Path, options: Labelled) -> Iterator[Record]:
+    """Columns of a sentence, each a list with an entry for a word: a word a line, an empty line after a sentence.
+
+    Between the columns stand tabs, or spaces in a line that has no tab. A line that begins with -DOCSTART- holds no word, as in
+    CoNLL 2003 (Tjong Kim Sang and De Meulder 2003).
+    """
+    rows: list[list[str]] = []
+    first = columns = 0
+    for line, text in lines(file, options.encoding, TO_UTF8):
+        text = text.rstrip("\r\n")
+        cells = text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
+        if not text.strip() or cells[0] == DOCUMENT:
+            if rows:
+                yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
+            rows = []
+            continue
+        columns = columns or len(cells)
+        if len(cells) != columns or columns < 2 or not all(cells):
+            full, wanted = sum(map(bool, cells)), "2 or more" if columns < 2 else columns
+            raise BadInput(f"{file}:{line}: {full} columns, not {wanted}; write a word, a tab and its tag, as in the other lines")
+        first = first if rows else line
+        rows.append(cells)
+    if rows:
+        yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
+
+
+def race(file: Path, options: Labelled) -> Iterator[Record]:
+    """The questions of an article (Lai et al. 2017): a file of one object with "article", "questions", "options", "answers"."""
+    content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "write one object")
+    found = {name: get(content, name, list, str(file)) for name in ("questions", "options", "answers")}
+    counts = {name: len(values) for name, values in found.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise BadInput(f"{file}: {said}; a question has one list of options and one answer")
+    article = get(content, "article", str, str(file))
+    for number, (question, choices, answer) in enumerate(zip(*found.values(), strict=True), 1):
+        values = {"article": article, "question": question, "options": choices, "answer": answer}
+        yield Record(f"{file}: question {number}", values)
+
+
+def squad(file: Path, options: Labelled) -> Iterator[Record]:
+    """The questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
+    content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
+    for nth, article in enumerate(get(content, "data", list, str(file))):
+        there = f"{file}: data[{nth}]"
+        # What has no title is one document all the same.
+        title = get(article, "title", str, there) if isinstance(article, dict) and "title" in article else there
+        for number, paragraph in enumerate(get(article, "paragraphs", list, there)):
+            where = f"{there}.paragraphs[{number}]"
+            context = get(paragraph, "context", str, where)
+            for place, question in enumerate(get(paragraph, "qas", list, where)):
+                name = get(question, "id", str, f"{where}.qas[{place}]")
+                yield _question(question, f"{file}: question {name}", title, context)
+
+
+def _question(question: dict[str, Any], where: str, title: str, context: str) -> Record:
+    none = question.get("is_impossible")
+    answers = get(question, "answers", list, where) if none is None or "answers" in question else []
+    if none is not None and bool(none) == bool(answers):
+        said = "is impossible, and has answers" if answers else "is not impossible, but has no answer"
+        raise BadInput(f'{where} {said}; mend "is_impossible" or "answers"')
+    texts = [get(answer, "text", str, where) for answer in answers]
+    starts = [get(answer, "answer_start", int, where) for answer in answers]
+    values = {"id": get(question, "id", str, where), "question": get(question, "question", str, where)}
+    answered = {"text": texts, "answer_start": starts}
+    return Record(where, {**values, "title": title, "context": context, "answers": answered})
+
+
+def get(value: Any, name: str, kind: type, where: str) -> Any:
+    """What an object holds under a name.
+
+    Raises:
+        BadInput: it is no object, has nothing of that name, or something of another kind.
+    """
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: {kind_of(value)}, not an object with {json.dumps(name)}")
+    if name not in value:
+        raise BadInput(f"{where}: no {json.dumps(name)}; it has {', '.join(map(json.dumps, value)) or 'nothing'}")
+    if not isinstance(value[name], kind) or isinstance(value[name], bool):
+        words = {list: "a list", str: "a string", int: "a whole number"}[kind]
+        raise BadInput(f"{where}: {json.dumps(name)} holds {kind_of(value[name])}, not {words}")
+    return value[name]
