@@ -7,7 +7,7 @@ finite are mistakes of the caller: ValueError.
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -140,6 +140,11 @@ def entities(tags: Sequence[str]) -> list[Entity]:
         if begins and open_type is None:
             open_type, first = kind, place
     return found
+
+
+def is_iob(tags: Iterable[str]) -> bool:
+    """Whether all of the tags are O, B-TYPE or I-TYPE."""
+    return all(_TAG.fullmatch(tag) for tag in tags)
 
 
 def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Agreement:

@@ -1,6 +1,5 @@
 """Labelled examples to rows of ids: templates, truncation, tags on the pieces of words, windows of a context."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,14 +74,16 @@ def tags(
         labels[1:-1] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
         if (labels == IGNORED).all():
             raise BadInput(f"{example.origin}: the tokenizer gives no ids to these words; mend them or leave the sentence out")
-        yield Row((inputs,), labels, np.float32(labels != IGNORED), number)
+        yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number)
 
 
 def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
     """For each option `cls article sep question option sep` (Radford et al. 2018, section 3.2; Liu et al. 2019, section 5.3)."""
     marks = _marks(tokenizer)
     asked = [[f"{each.question} {option}" for option in each.options] for each in examples]
-    encoded = _encoded(tokenizer, (text for each, seconds in zip(examples, asked, strict=True) for text in (each.article, *seconds)))
+    encoded = _encoded(
+        tokenizer, (text for each, seconds in zip(examples, asked, strict=True) for text in (each.article, *seconds))
+    )
     for number, (example, seconds) in enumerate(zip(examples, asked, strict=True)):
         if len(seconds) != len(asked[0]):
             raise BadInput(
@@ -130,16 +131,18 @@ def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
     """
     if label not in names:
         known = ", ".join(list(names)[:20])
-        raise BadInput(f"{origin}: label {label} is none of the {len(names)} that the model learns ({known}); mend or leave it out")
+        raise BadInput(
+            f"{origin}: label {label} is none of the {len(names)} that the model learns ({known}); mend or leave it out"
+        )
     return names[label]
 
 
-def padded(inputs: Inputs, length: int, pad: int) -> dict[str, Int32[np.ndarray, " T"]]:
-    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and types."""
+def padded(inputs: Inputs, length: int, pad: int, *, typed: bool) -> dict[str, Int32[np.ndarray, " T"]]:
+    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and, where they are `typed`, types."""
     tokens = np.full(length, pad, np.int32)
     segments, positions, types = np.zeros((3, length), np.int32)
     size = len(inputs.ids)
-    tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types
+    tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types * typed
     return {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
 
 

@@ -48,6 +48,7 @@ class Folder:
         self.ledger = self.path / "ledger.jsonl"
         self.starts = self.path / "starts.jsonl"
         self.scores = self.path / "scores.json"
+        self.predictions = self.path / "predictions.json"
         self.samples = self.path / "samples.json"
         self.evaluations = self.path / "evaluations.json"
         self.data = self.path / "data.json"

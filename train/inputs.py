@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from train import config, text_inputs
+from train import config, labelled, text_inputs
 from train.folder import Folder
 from train.mixture import Mixture
 from train.objectives import objective
@@ -37,7 +37,7 @@ class Inputs(Protocol):
         ...
 
 
-READERS: dict[str, Any] = {"text": text_inputs}
+READERS: dict[str, Any] = {"text": text_inputs, "labelled": labelled}
 """What an objective calls its data -> the module that reads it."""
 
 

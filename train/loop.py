@@ -170,6 +170,8 @@ def run(
         if process == 0:
             # Before the samples: a run is finished when it has its score.
             write_json(folder.scores, {**score.record(), "stride": stride, "step": step})
+            if mistakes := getattr(score, "mistakes", None):
+                write_json(folder.predictions, mistakes)
         if sample is not None and cfg.log.samples:
             console.doing("writing samples")
             given = (folder.samples, net, params, mesh, data)

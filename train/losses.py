@@ -42,6 +42,18 @@ def token_losses(
     return _joined(by_chunk)
 
 
+def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothing: float = 0.0) -> Float[Array, "*B"]:
+    """Cross-entropy in nats of each label, 0 where it is negative, that is ignored; `smoothing` as in `token_losses`."""
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    at_label = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    nats = -(1 - smoothing) * at_label
+    if smoothing:
+        # A position that no label can have is at -1e30.
+        possible = logits > -1e29
+        nats = nats - smoothing * jnp.where(possible, logs, 0).sum(-1) / possible.sum(-1)
+    return jnp.where(labels < 0, 0, nats)
+
+
 def soft_losses(
     student: Callable[[Array], Array],
     teacher: Callable[[Array], Array],

@@ -6,11 +6,41 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
-from train.rows import Row, Rows
 from train.texts import Document
+
+
+class Planned(Protocol):
+    """Rows as `train.rows`, `train.plans` and `train.labelled` plan them: numbered, each made into arrays by an objective."""
+
+    @property
+    def length(self) -> int:
+        """Tokens a row has room for, T."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int) -> Any:
+        """A row, its ids mapped rather than copied."""
+        ...
+
+    @property
+    def text_size(self) -> int:
+        """Tokens of what is planned."""
+        ...
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned from in all rows."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal if and only if every row is."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +53,7 @@ class Component:
     """Examples it gives, against the weights of the other components; above 0."""
     documents: Iterable[Document]
     """Its training documents, in the order in which its tokens number them."""
-    rows: Rows
+    rows: Planned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +88,10 @@ class Mixture:
 
     @property
     def length(self) -> int:
-        """Targets a row has room for, T."""
+        """Tokens a row has room for, T."""
         return self.components[0].rows.length
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> Any:
         """A row, its ids mapped rather than copied."""
         component, row = self.locate(number)
         return self.components[component].rows.row(row)
@@ -99,7 +129,7 @@ class Mixture:
             Share(
                 name=each.name,
                 weight=part / sum(self._parts),
-                tokens=len(each.rows.tokens.ids),
+                tokens=each.rows.text_size,
                 rows=len(each.rows),
                 drawn=count,
                 share=seen / sum(targets),

@@ -74,7 +74,7 @@ class Plan:
         return tuple(self._sequence(sequence) for sequence in range(self.first[number], self.first[number + 1]))
 
     @property
-    def size(self) -> int:
+    def text_size(self) -> int:
         """Tokens of the text that is planned, the mark after each document included."""
         return len(self.tokens.ids)
 

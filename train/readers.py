@@ -168,7 +168,9 @@ def _question(record: Record, options: Labelled) -> Question:
 def _choice(record: Record, options: Labelled) -> Choice:
     del options
     where, values = record.where, record.values
-    article, question, letter = (string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer"))
+    article, question, letter = (
+        string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer")
+    )
     choices = tuple(string(choice, f"{where}: an option") for choice in get(values, "options", list, where))
     letters = characters.ascii_uppercase[: len(choices)]
     if len(choices) < 2 or len(letter) != 1 or letter not in letters:

@@ -59,6 +59,11 @@ class Rows:
         return Row(tuple(self._piece(piece) for piece in pieces), int(self.context[number]), self.isolated)
 
     @property
+    def text_size(self) -> int:
+        """Tokens of the text that is planned, the end-of-text of each document included."""
+        return len(self.tokens.ids)
+
+    @property
     def targets(self) -> int:
         """Targets counted over all rows, the end-of-text of each document included."""
         return int(self.size.sum() - self.context.sum())

@@ -44,7 +44,7 @@ class Text:
         """How often each id occurs in the training text."""
         found = np.zeros(len(self.token_bytes), np.int64)
         for component in self.rows.components:
-            ids = component.rows.tokens.ids
+            ids = _tokens(component).ids
             for start in range(0, len(ids), COUNTED):
                 found += np.bincount(ids[start : start + COUNTED], minlength=len(found))
         return found
@@ -69,6 +69,12 @@ class Text:
         if len(shares) == 1:
             return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
         return {**facts, "data mixture": "; ".join(map(_told, shares)), "tokens seen": seen}
+
+
+def _tokens(component: Component) -> Tokens:
+    tokens = getattr(component.rows, "tokens", None)
+    assert isinstance(tokens, Tokens), "rows of text have its tokens"
+    return tokens
 
 
 COUNTED = 1 << 24

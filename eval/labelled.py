@@ -1,0 +1,197 @@
+"""How a fitted model does on labelled examples: the measures of its task, and where it errs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float64, Integer
+
+from eval import measures, spans
+from train import batches, config
+from train import mesh as meshes
+from train.examples import Choice, Example, Question, Tagged, Text
+from train.labelled import Rows
+from train.objectives import choice, span
+from zoo import heads
+from zoo.batch import IGNORED, Batch
+from zoo.models import Model
+
+WORST = 20
+"""Examples shown with the greatest losses, at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """What was measured, and where the model errs."""
+
+    numbers: dict[str, float | int]
+    mistakes: dict[str, Any]
+    """"labels" and "confusion" (true by found) where classes are told apart, and the "worst" examples."""
+
+    def record(self) -> dict[str, float | int]:
+        """The score as metrics and JSON carry it."""
+        return self.numbers
+
+
+def of_run(
+    run: config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
+) -> Callable[[Any], Score]:
+    """A function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
+    batch = meshes.fitting(mesh, min(batch, len(rows)))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    head, tell = TASKS[run.objective]
+    compiled = jax.jit(lambda params, batch: head(net, params, batch), out_shardings=everywhere)
+    cast = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    local = meshes.local_rows(mesh, batch)
+
+    def score(params: Any) -> Score:
+        found = []
+        with jax.set_mesh(mesh):
+            ready = cast(params)
+            for mine in batches.in_order(rows, build, batch, local):
+                found.append(np.asarray(jax.device_get(compiled(ready, meshes.place(mine, mesh, batch))), np.float64))
+        return tell(rows, np.concatenate(found)[: len(rows)], getattr(run.model, "labels", ()))
+
+    return score
+
+
+# --- Logits of a batch ----------------------------------------------------------------------------------------------------------
+
+
+def _of_sequences(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
+    hidden = net.apply(params, batch).hidden
+    return net.sequence_logits(params, heads.summaries(hidden, batch.summary_at))[:, 0]
+
+
+def _of_tokens(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:
+    return net.token_logits(params, net.apply(params, batch).hidden)
+
+
+def _of_ends(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
+    return span.ends(net, params, net.apply(params, batch).hidden, batch)
+
+
+# --- What they say --------------------------------------------------------------------------------------------------------------
+
+
+def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
+    """Of classes: accuracy, F1, Matthews' correlation, and which class was taken for which. Of numbers: their correlations."""
+    truth = np.concatenate([row.labels for row in rows.rows])
+    if len(labels) == 1:
+        found = logits[:, 0]
+        told = measures.score(("pearson", "spearman", "mean_squared_error"), truth.astype(np.float64), found)
+        losses = np.square(found - truth)
+        said = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
+        return _score(rows, told, losses, said)
+    found = logits.argmax(-1)
+    names = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "f1_macro", "matthews")
+    said = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
+    score = _score(rows, measures.score(names, truth, found), _surprise(logits, truth), said)
+    confusion = measures.confusion(truth, found, len(labels)).tolist()
+    return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
+
+
+def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:
+    """F1 of whole entities where the tags are IOB, else the share of right tags. Words that a row has no ids of do not count."""
+    truths, founds, losses, said = [], [], [], []
+    for row, each in zip(rows.rows, logits, strict=True):
+        asked = np.flatnonzero(row.labels != IGNORED)
+        truths.append([labels[label] for label in row.labels[asked].tolist()])
+        founds.append([labels[label] for label in each[asked].argmax(-1).tolist()])
+        losses.append(_surprise(each[asked], row.labels[asked]).mean())
+        wrong = [
+            (place, true, found) for place, (true, found) in enumerate(zip(truths[-1], founds[-1], strict=True)) if true != found
+        ]
+        said.append(tuple(", ".join(f"{place + 1} {pair[which]}" for place, *pair in wrong) for which in (0, 1)))
+    told: dict[str, Any] = {}
+    if measures.is_iob(labels):
+        told |= zip(("entity_precision", "entity_recall", "entity_f1"), measures.entity_f1(truths, founds), strict=True)
+    else:
+        right = [true == found for one in zip(truths, founds, strict=True) for true, found in zip(*one, strict=True)]
+        told |= {"accuracy": float(np.mean(right))}
+    return _score(rows, told, np.array(losses), said)
+
+
+def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
+    """Exact match and F1 of the best answer of each question over all of its windows."""
+    windows: dict[int, list[int]] = {}
+    for number, row in enumerate(rows.rows):
+        windows.setdefault(row.example, []).append(number)
+    decoded, truths, losses, said = [], [], [], []
+    for example, numbers in windows.items():
+        question = rows.examples[example]
+        assert isinstance(question, Question)
+        where, places = np.zeros((len(numbers), 2), np.int64), np.zeros((len(numbers), rows.length, 2), np.int64)
+        for nth, number in enumerate(numbers):
+            context = rows.rows[number].context
+            assert context is not None
+            where[nth] = context.first, context.first + len(context.spans)
+            places[nth, where[nth, 0] : where[nth, 1]] = context.spans
+        start, end = logits[numbers].astype(np.float32).swapaxes(0, 1)
+        decoded.append(spans.decode(start, end, context=where, spans=places, text=question.context))
+        truths.append([answer.text for answer in question.answers])
+        ends = np.array([rows.rows[number].labels for number in numbers])
+        losses.append(_surprise(logits[numbers], ends).mean())
+    told = spans.score(decoded, truths)
+    for each, given in zip(decoded, truths, strict=True):
+        said.append((given[0] if given else "(no answer)", each.choose(None if all(truths) else 0.0) or "(no answer)"))
+    chosen = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
+    return _score(chosen, told, np.array(losses), said, whole=True)
+
+
+def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:
+    """The share of questions whose right option has the greatest logit."""
+    truth, found, said = np.array([int(row.labels) for row in rows.rows]), logits.argmax(-1), []
+    for row, true, chosen in zip(rows.rows, truth.tolist(), found.tolist(), strict=True):
+        example = rows.examples[row.example]
+        assert isinstance(example, Choice)
+        said.append((example.options[true], example.options[chosen]))
+    return _score(rows, {"accuracy": measures.accuracy(truth, found)}, _surprise(logits, truth), said)
+
+
+TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {
+    "classification": (_of_sequences, _classes),
+    "tagging": (_of_tokens, _tags),
+    "span": (_of_ends, _answers),
+    "choice": (choice.options, _options),
+}
+"""Objective -> logits of a batch, and what the logits of all rows say."""
+
+
+def _score(
+    rows: Rows, told: dict[str, Any], losses: np.ndarray, said: Sequence[tuple[str, ...]], *, whole: bool = False
+) -> Score:
+    """The score of rows, or of `whole` examples, with a loss and what is (true, found) of each."""
+    order = np.argsort(-losses, kind="stable")[:WORST]
+    worst = []
+    for number in order.tolist():
+        example = rows.examples[number if whole else rows.rows[number].example]
+        text, pair = _shown(example)
+        truth, found = said[number]
+        worst.append({"text": text, "pair": pair, "truth": truth, "found": found, "loss": float(losses[number])})
+    numbers = {"loss": float(losses.mean()), **told, "examples": len(losses)}
+    return Score(numbers=numbers, mistakes={"labels": [], "confusion": [], "worst": worst})
+
+
+def _shown(example: Example) -> tuple[str, str]:
+    """An example as a person reads it: its text, and its second one."""
+    match example:
+        case Text():
+            return example.text, example.pair or ""
+        case Tagged():
+            return " ".join(example.words), ""
+        case Question():
+            return example.question, example.context
+        case Choice():
+            return example.question, example.article
+    raise TypeError(type(example).__name__)
+
+
+def _surprise(logits: Float64[np.ndarray, "*N O"], truth: Integer[np.ndarray, "*N"]) -> Float64[np.ndarray, "*N"]:
+    """-log of the probability of the truth, in nats."""
+    logs = logits - logits.max(-1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
+    return -np.take_along_axis(logs, truth[..., None], -1)[..., 0]

@@ -1,0 +1,210 @@
+"""Labelled examples, from their files to the rows that a model is fitted to and the rows it is scored on."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train import config, features, readers
+from train.console import short
+from train.examples import Example, Tagged, Text
+from train.features import Row
+from train.folder import Folder
+from train.load import tokenizer_of
+from train.mixture import Component, Mixture
+from train.tokenizer import FILE, Tokenizer
+from zoo.encoder_config import LABELLED
+from zoo.errors import BadInput, require
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Examples as rows of ids; of a question as many as its context has windows. They are held in memory."""
+
+    examples: Sequence[Example]
+    rows: tuple[Row, ...]
+    length: int
+    """Tokens a row has room for, T."""
+    fingerprint: str
+    """Of the examples, the tokenizer and how they are made rows."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, number: int) -> Row:
+        """A row."""
+        return self.rows[number]
+
+    @property
+    def text_size(self) -> int:
+        """Tokens of all rows, marks included and padding not."""
+        return sum(len(inputs.ids) for row in self.rows for inputs in row.inputs)
+
+    @property
+    def targets(self) -> int:
+        """As many: what of a row is learned from is all of it."""
+        return self.text_size
+
+    def spread(self, count: int) -> "Rows":
+        """The rows of at most `count` examples, evenly spaced: a sample that is the same each time."""
+        size = len(self.examples)
+        chosen = set(np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist())
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.example in chosen))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labelled examples, tokenized; see `train.inputs.Inputs`."""
+
+    tokenizer: Tokenizer
+    rows: Mixture
+    held_out: Rows
+
+    def scored(self, run: config.Run, stride: int) -> Rows:
+        """The rows of the held-out examples."""
+        return self.held_out
+
+    def counts(self) -> np.ndarray:
+        """How often each id occurs in the training rows, int64[V]."""
+        found = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for row in self._training.rows:
+            for inputs in row.inputs:
+                found += np.bincount(inputs.ids, minlength=len(found))
+        return found
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint remembers of its data, so that it is never resumed on other data."""
+        held_out = self.held_out.fingerprint
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": held_out}
+
+    def facts(self, run: config.Run) -> dict[str, str]:
+        """The data and what the run does with it, as the console and the report show it."""
+        training = self._training
+        several = "" if len(training) == len(training.examples) else f" in {len(training):,} rows"
+        said = f"{', '.join(run.data.paths)}: {len(training.examples):,} examples{several}, {short(training.text_size)} tokens"
+        epochs = run.steps * run.data.batch / len(training)
+        facts = {"data": said, "held out": f"{len(self.held_out.examples):,} examples"}
+        if run.model.labels:
+            shown = ", ".join(run.model.labels[:8])
+            facts["labels"] = f"{len(run.model.labels)}: {shown}" + (", ..." if len(run.model.labels) > 8 else "")
+        return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
+
+    @property
+    def _training(self) -> Rows:
+        rows = self.rows.components[0].rows
+        assert isinstance(rows, Rows)
+        return rows
+
+
+def settled(run: config.Run, folder: Folder) -> config.Run:
+    """The run with the labels of its training data, unless it names its own.
+
+    Raises:
+        BadInput: data that cannot be read; or a number of labels that the head has not.
+    """
+    if run.model.task not in LABELLED:
+        return run
+    regression, named = run.labelled.regression, run.model.labels
+    if regression:
+        fix = "a regression has one output; name one, or leave out --labelled.regression"
+        require(len(named) <= 1, "model.labels", " ".join(named), fix)
+    labels = named or (("score",) if regression else labels_of(_split(run)[0]))
+    if len(labels) == 1 and not regression:
+        raise BadInput(f"--data.paths: every example has the label {labels[0]}; there is nothing to tell apart")
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels))
+
+
+def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Labelled:
+    """Read and tokenize. A resumed run uses the tokenizer in its folder, a new one that of `init`.
+
+    Raises:
+        BadInput: data that cannot be read, no tokenizer, labels that the head has not, or a sequence that is too long.
+    """
+    training, held_out = _split(run)
+    if run.tokenizer.path:
+        tokenizer = Tokenizer.load(run.tokenizer.path)
+    elif (folder.tokenizer / FILE).exists() and folder.begun:
+        tokenizer = Tokenizer.load(folder.tokenizer)
+    elif run.init:
+        tokenizer = tokenizer_of(run.init)
+    else:
+        raise BadInput(
+            "--init: name the run or the published weights to begin from, or give --tokenizer.path to begin from nothing"
+        )
+    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
+    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
+    rows = _weighed(rows_of(training, run, tokenizer), run)
+    component = Component(", ".join(run.data.paths), 1.0, (), rows)
+    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer))
+
+
+def rows_of(examples: Sequence[Example], run: config.Run, tokenizer: Tokenizer) -> Rows:
+    """The rows of some examples as a run makes them.
+
+    Raises:
+        BadInput: labels that the head has not, or a sequence that is too long.
+    """
+    options, length = run.labelled, run.data.length
+    names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
+    made = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names))
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {options} {names}".encode())
+    for row in made:
+        for inputs in row.inputs:
+            digest.update(inputs.ids.tobytes())
+        digest.update(np.asarray(row.labels).tobytes())
+    return Rows(examples, made, length, digest.hexdigest())
+
+
+def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
+    """The labels of some examples, in the order of their names; numbers in theirs."""
+    found: set[str] = set()
+    for example in examples:
+        if isinstance(example, Tagged):
+            found |= set(example.tags)
+        elif isinstance(example, Text):
+            found.add(str(example.label))
+    whole = all(name.lstrip("-").isdecimal() for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
+
+
+FEATURES: dict[str, Callable[..., Iterable[Row]]] = {
+    "classification": features.texts,
+    "tagging": features.tags,
+    "span": lambda examples, tokenizer, options, length, names: features.windows(examples, tokenizer, options, length),
+    "choice": lambda examples, tokenizer, options, length, names: features.choices(examples, tokenizer, options, length),
+}
+"""Objective -> `(examples, tokenizer, options, length, names) -> rows`."""
+
+
+def _split(run: config.Run) -> tuple[list[Example], list[Example]]:
+    return _read_once(run.objective, run.data, run.labelled)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(objective: str, data: config.Data, options: config.Labelled) -> Any:
+    """A run asks for its labels first and for its rows later: its files are read once."""
+    return readers.split(objective, data, options)
+
+
+def _weighed(rows: Rows, run: config.Run) -> Rows:
+    """Training rows with the weights of their classes."""
+    if run.labelled.class_weights == "none" or run.model.task not in LABELLED:
+        return rows
+    counts = collections.Counter(
+        label
+        for row in rows.rows
+        for label, weight in zip(row.labels.ravel().tolist(), row.weights.tolist(), strict=True)
+        if weight
+    )
+    even = sum(counts.values()) / len(counts)
+
+    def weighed(row: Row) -> Row:
+        each = np.array([even / counts[label] if label in counts else 0.0 for label in row.labels.ravel().tolist()], np.float32)
+        return row._replace(weights=row.weights * each)
+
+    return dataclasses.replace(rows, rows=tuple(map(weighed, rows.rows)))

@@ -1,0 +1,67 @@
+"""Choose the right one of several options, each read with the question (Radford et al. 2018, section 3.3)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from train.batches import Build
+from train.config import Run
+from train.features import Row, padded
+from train.losses import class_losses
+from train.tokenizer import Tokenizer
+from zoo import heads
+from zoo import seeds as seeding
+from zoo.batch import Batch
+from zoo.models import Model
+
+DATA = "labelled"
+
+
+def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
+    """`build(rng, row, length)`: tokens, segments, positions and types int32 [C, length]; labels int32 [], the right option;
+    weights float32 [1]."""
+    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
+    pad, typed = tokenizer.marks.pad, run.model.types > 1
+
+    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+        options = [padded(inputs, length, pad, typed=typed) for inputs in row.inputs]
+        fields = {name: np.stack([option[name] for option in options]) for name in options[0]}
+        return fields | {"labels": row.labels, "weights": row.weights}
+
+    return build
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+    """What the loss is divided by: the weights of the questions."""
+    assert batch.weights is not None
+    return {"choice": batch.weights.sum()}
+
+
+def loss(
+    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+) -> tuple[dict[str, jax.Array], Any]:
+    """Summed cross-entropy of the options, in nats; and the model's carry."""
+    assert batch.labels is not None and batch.weights is not None
+    logits = options(model, params, batch, seeds)
+    return {"choice": (class_losses(logits, batch.labels, smoothing) * batch.weights[:, 0]).sum()}, carry
+
+
+def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:
+    """A logit for each option. They are rows of their own: dropout in each is another."""
+    count = batch.tokens.shape[1]
+
+    def flat(x: Any) -> Any:
+        return None if x is None else x.reshape(-1, *x.shape[2:])
+
+    fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types")}
+    one = dataclasses.replace(batch, **fields, labels=None, weights=None)
+    if seeds is not None:
+        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))
+        seeds = seeding.fold(jnp.repeat(seeds, count, axis=0), flat(numbers))
+    hidden = model.apply(params, one, seeds=seeds).hidden
+    return model.sequence_logits(params, heads.summaries(hidden, None), seeds)[:, 0, 0].reshape(-1, count)

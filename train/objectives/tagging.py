@@ -1,0 +1,49 @@
+"""Give each word a tag, read off its first piece (Devlin et al. 2019, section 5.3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.batches import Build
+from train.config import Run
+from train.features import Row, padded
+from train.losses import class_losses
+from train.tokenizer import Tokenizer
+from zoo.batch import IGNORED, Batch
+from zoo.models import Model
+
+DATA = "labelled"
+
+
+def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
+    """`build(rng, row, length)`: tokens, segments, positions, types and labels int32 [length], weights float32 [length].
+
+    A label is `IGNORED`, with weight 0, at the marks, at further pieces of a word and at padding.
+    """
+    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
+    pad, typed = tokenizer.marks.pad, run.model.types > 1
+
+    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+        labels, weights = np.full(length, IGNORED, np.int32), np.zeros(length, np.float32)
+        labels[: len(row.labels)], weights[: len(row.weights)] = row.labels, row.weights
+        return padded(row.inputs[0], length, pad, typed=typed) | {"labels": labels, "weights": weights}
+
+    return build
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+    """What the loss is divided by: the weights of the tags."""
+    assert batch.weights is not None
+    return {"tagging": batch.weights.sum()}
+
+
+def loss(
+    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+) -> tuple[dict[str, jax.Array], Any]:
+    """Summed cross-entropy of the tags, in nats; and the model's carry."""
+    assert batch.labels is not None and batch.weights is not None
+    out = model.apply(params, batch, seeds=seeds, carry=carry)
+    each = class_losses(model.token_logits(params, out.hidden, seeds), batch.labels, smoothing)
+    return {"tagging": (each * batch.weights).sum()}, out.carry
