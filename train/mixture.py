@@ -38,8 +38,8 @@ class Planned(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """Equal if and only if every row is."""
+    def fingerprint(self) -> Any:
+        """A string: equal if and only if every row is."""
         ...
 
 
