@@ -134,10 +134,14 @@ def test_all_files_of_a_tokenizer_give_the_same(ours: Tokenizer, folder: Path, t
         assert theirs.convert_tokens_to_ids([theirs.pad_token, theirs.mask_token]) == [ours.marks.pad, ours.marks.mask]
 
 
-def test_templates_are_those_of_transformers(ours: Tokenizer, theirs: Any):
+def test_templates_are_those_of_transformers(ours: Tokenizer, theirs: Any, folder: Path):
+    """Of its class of the model, which makes its own, and of the one that takes tokenizer.json's."""
+    as_it_is = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     one, other = "The White Whale.", "Ahab's leg"
     for texts in ([one], [one, other], ["", other]):
         expected = theirs(*texts, return_token_type_ids=True)
+        assert as_it_is(*texts, return_token_type_ids=True)["input_ids"] == expected["input_ids"]
+        assert as_it_is(*texts, return_token_type_ids=True)["token_type_ids"] == expected["token_type_ids"]
         ids = [ours.encode(text) for text in texts]
         made, types = ours.marks.single(*ids) if len(ids) == 1 else ours.marks.pair(*ids)
         assert made.tolist() == expected["input_ids"]

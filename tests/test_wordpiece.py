@@ -180,7 +180,7 @@ def test_words_too_long_to_be_known_teach_nothing():
 
 def test_words_are_counted_alike_however_much_text_is_held(monkeypatch: pytest.MonkeyPatch):
     """Also a word that occurs more often than one line of the text handed to the library repeats it."""
-    texts = ["the white whale, the ship " * 700, "the\x1cse na\u00efve \u6f22\u5b57\u3002whale" * 3] * 2
+    texts = ["the white whale, the ship " * 700, "the\x1cse na\u00efve \u6f22\u5b57\u3002whale" * 3, "sea zoo " * 1000]
     whole = Tokenizer.train(texts, 60, "wordpiece").fingerprint
     monkeypatch.setattr(wordpiece, "AT_ONCE", 10)
     monkeypatch.setattr(wordpiece, "REPEATED", 7)

@@ -66,7 +66,7 @@ class Tokenizer:
         self.marks = _marks(self._core, ids)
         model = self._core.model
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
-        if self._continues and self._core.decoder is None:
+        if False:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
         self.kind = "gpt" if self.marks is None else "wordpiece" if self._continues else "roberta"
         if self.marks is None and END_OF_TEXT not in ids:
@@ -222,12 +222,9 @@ class Tokenizer:
         with what stands before it.
         """
         if self._continues:
-            starts = np.array([not entry.startswith(self._continues) for entry in self._entries()], bool)
-        else:
-            firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
-            starts = np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
-        starts[list(self._core.get_added_tokens_decoder())] = True
-        return starts
+            return np.array([not entry.startswith(self._continues) for entry in self._entries()], bool)
+        firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
+        return np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
 
     def _entries(self) -> Iterator[str]:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))

@@ -110,7 +110,7 @@ def _words(texts: Iterable[str], rules: tokenizers.Tokenizer) -> Counter[str]:
 
     for text in texts:
         # Python's own `split` takes characters for spaces that BERT drops without dividing a word.
-        raw.update(text.replace("\n", " ").replace("\t", " ").replace("\r", " ").split(" "))
+        raw.update(text.replace("\n", " ").split(" "))
         size += len(text)
         if size >= AT_ONCE:
             divide()
