@@ -20,9 +20,10 @@ NEXT = linear("next", "cls.seq_relationship")
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="RobertaModel", rows=POOLER),
-    "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=IDLE),
+    # The masked head of `transformers` has this activation whatever config.json says of the layers.
+    "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=IDLE, masked_activation="gelu"),
     # The paper compares input formats with next sentence (Table 2); no such model was published.
-    "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT)),
+    "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT), masked_activation="gelu"),
     "sequence": Head(architecture="RobertaForSequenceClassification", rows=OWN, idle=IDLE, drops_hidden=True),
     "choice": Head(architecture="RobertaForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),
     "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=IDLE),
