@@ -109,13 +109,15 @@ def open_folder(folder: Path) -> Opened:
     """
     published, family = _published(folder)
     heads: Mapping[str, Names] = models.family(family).HF
-    found = tensors.read(folder)
-    published.task = settle(heads, found, published.architecture())
+    found, said = tensors.read(folder), published.architecture()
+    published.task = settle(heads, found, said)
     names = heads[published.task]
     cfg = _numbers(published, family)
-    found = {names.today(name): tensor for name, tensor in found.items()}
+    found = _renamed(names, found, folder)
     leaves, idle = plan(cfg, found, folder)
     notes = []
+    if said != names.architecture and any(said == other.architecture for other in heads.values()):
+        notes.append(f"{published.file}: says {said}, but the tensors are of {names.architecture or published.task}")
     if unread := published.unread():
         notes.append(f"{published.file}: not known to this version, and not used: {', '.join(unread)}")
     if idle:
@@ -224,6 +226,14 @@ def _published(folder: Path) -> tuple[Published, str]:
     published = Published.load(folder)
     known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
     return published, published.choice("model_type", known, "none", why="the families here are")
+
+
+def _renamed(names: Names, found: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Tensors by their names of today."""
+    for name in found:
+        if (new := names.today(name)) != name and new in found:
+            raise BadInput(f"{folder}: holds both {name} and {new}, an old and a new name of one tensor; remove one of them")
+    return {names.today(name): tensor for name, tensor in found.items()}
 
 
 def _numbers(published: Published, family: str) -> Any:
