@@ -41,7 +41,7 @@ class Head:
     rows: tuple[Row, ...] = ()
     """Its leaves and their published names."""
     idle: tuple[str, ...] = ()
-    """Published names that such a file may carry without using them."""
+    """Published names, without the family's prefix, that such a file may carry without using them."""
     summary: str = "tanh"
     """Activation of the dense layer that a sequence's summary goes through, if there is one: "tanh" or "relu"."""
     drops_hidden: bool = False

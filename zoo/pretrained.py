@@ -166,7 +166,8 @@ def settle(heads: Mapping[str, Names], found: Mapping[str, Any], architecture: s
     def left(task: str) -> tuple[bool, int, bool]:
         """Whether a part of it is absent, how many tensors of heads it does not read, whether another is declared."""
         parts = tops(heads[task])
-        unread = every - {name for part in parts.values() for name in part} - set(heads[task].idle)
+        idle = {prefix + name for prefix in heads[task].prefixes for name in heads[task].idle}
+        unread = every - idle - {name for part in parts.values() for name in part}
         return any(not part & present for part in parts.values()), len(unread), task != declared
 
     return min(heads, key=left)
@@ -184,10 +185,11 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
     leaves = by_prefix[prefix]
     expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
     constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
-    idle = [name for name in names.idle if name in found]
+    unused = [prefix + name for name in names.idle]
+    idle = [name for name in unused if name in found]
     allowed = expected.keys() | constants | names.tied.keys() | set(idle)
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is missing" for name in names.idle if idle and name not in found]
+    problems += [f"{name} is missing" for name in unused if idle and name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in allowed]
     present = {name: found[name] for name in (*expected, *idle) if name in found}
     types = [tensor.dtype for tensor in present.values()]
