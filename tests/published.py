@@ -1,5 +1,6 @@
 """Published folders for tests: weights that anybody can compute again from their names, in files of one tensor each."""
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -8,10 +9,41 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from zoo import configs, pretrained, tensors
+from zoo import configs, models, pretrained, tensors
+from zoo.encoder_config import LABELLED
 
 GPT2 = dict(model_type="gpt2", vocab_size=61, n_positions=16, n_layer=2, n_embd=12, n_head=3, n_inner=20)
 """A config.json of sizes that are no multiple of anything, so that no wrong order of axes fits."""
+BERT = dict(
+    model_type="bert",
+    vocab_size=61,
+    max_position_embeddings=16,
+    num_hidden_layers=2,
+    hidden_size=12,
+    num_attention_heads=3,
+    intermediate_size=20,
+    type_vocab_size=2,
+)
+ROBERTA = BERT | dict(model_type="roberta", max_position_embeddings=18, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1)
+DISTILBERT = dict(
+    model_type="distilbert", vocab_size=61, max_position_embeddings=16, n_layers=2, dim=12, n_heads=3, hidden_dim=20
+)
+TINY: dict[str, dict[str, Any]] = {"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA}
+"""By family."""
+
+HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
+"""(family, task) of every model that `transformers` has too."""
+ENCODERS = [(family, task) for family, task in HEADS if task != "causal"]
+LABELS = ("no", "perhaps", "yes")
+
+
+def config(family: str, task: str, numbers: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The config.json of a model: `numbers` (the tiny ones), its architecture, and what its labels are called."""
+    said = {**(numbers or TINY[family]), "architectures": [models.family(family).HF[task].architecture]}
+    if task not in LABELLED:
+        return said
+    names = dict(enumerate(LABELS))
+    return said | {"id2label": {str(row): name for row, name in names.items()}, "label2id": {n: row for row, n in names.items()}}
 
 
 def weights(shapes: dict[str, tuple[int, ...]], spread: float = 0.2) -> dict[str, np.ndarray]:
@@ -19,9 +51,13 @@ def weights(shapes: dict[str, tuple[int, ...]], spread: float = 0.2) -> dict[str
     drawn = {}
     for name, shape in shapes.items():
         values = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape)
-        norm = ".ln_" in name and name.endswith("weight")
-        drawn[name] = (1 + 0.1 * values if norm else spread * values).astype(np.float32)
+        drawn[name] = (1 + 0.1 * values if is_scale(name) else spread * values).astype(np.float32)
     return drawn
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor scales what a norm gives."""
+    return name.endswith("weight") and any(mark in name for mark in (".ln_", "LayerNorm", "layer_norm"))
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -48,10 +84,28 @@ def file(number: int) -> str:
     return f"model-{number:05d}.safetensors"
 
 
+@dataclasses.dataclass(frozen=True)
+class Held(tensors.Tensor):
+    """A tensor in memory, where a test would wait for thousands of files."""
+
+    array: np.ndarray
+
+    def view(self) -> np.ndarray:
+        return self.array
+
+
+def held(array: np.ndarray) -> Held:
+    """What `tensors.read` would give of an array in a file."""
+    kinds = {np.dtype(dtype): name for name, dtype in tensors.DTYPES.items()}
+    return Held(Path(), 0, array.shape, kinds[array.dtype], array)
+
+
 def write_index(folder: Path, files: dict[str, str]) -> None:
     (folder / tensors.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-def nano() -> dict[str, Any]:
-    """config.json of the nano GPT."""
-    return {"model_type": "gpt2", **configs.family("gpt").to_published(configs.find("gpt-nano")[1].config)}
+def nano(family: str) -> dict[str, Any]:
+    """The numbers of a family's nano in its config.json."""
+    size = configs.find(f"{family}-nano")[1]
+    numbers = configs.family(family)
+    return {"model_type": numbers.MODEL_TYPE, **numbers.to_published(size.config)}

@@ -8,25 +8,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import configs, sharding
+from zoo import configs, models, sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
+from zoo.encoder_config import LABELLED
+from zoo.heads import gather, summaries
 from zoo.models import Model, model
 from zoo.seeds import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
+LABELS = ("no", "perhaps", "yes")
+HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
+"""(family, task) of every kind of model that there is."""
+
+SAYS = {
+    "body": ("hidden",),
+    "causal": ("words",),
+    "pretraining": ("words", "sequences"),
+    "masked": ("words",),
+    "next": ("sequences",),
+    "sequence": ("sequences",),
+    "choice": ("sequences",),
+    "tokens": ("tokens",),
+    "span": ("tokens",),
+}
+"""What a model says by its task, as `outputs` calls it."""
 
 # Many programs that run once: the processor's code need not be good. What they compute is as without this.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def small(family: str, **changes: Any) -> Model:
-    """The family's first size, made small and without dropout."""
+    """The family's first size, made small and without dropout, with three labels if its task has any."""
     first = next(iter(configs.family(family).SIZES.values())).config
     fields = {field.name for field in dataclasses.fields(first)}
     numbers = {name: value for name, value in SMALL.items() if name in fields}
     rates = {name: 0.0 for name in fields if name.endswith("dropout")}
-    return model(dataclasses.replace(first, **{**numbers, **rates, "compute": Compute(), **changes}))
+    labels = {"labels": LABELS} if changes.get("task") in LABELLED else {}
+    return model(dataclasses.replace(first, **{**numbers, **rates, **labels, "compute": Compute(), **changes}))
+
+
+def with_head(family: str, task: str, **changes: Any) -> Model:
+    """The same with another head; a family of one kind of model has no choice."""
+    return small(family, **changes) if task == "causal" else small(family, task=task, **changes)
+
+
+def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
+    """All that a model says of a batch: "words" [B, P, rows], "sequences" [B, Q, O], "tokens" [B, T, O]; a body its "hidden"
+    states."""
+    return said(net, params, net.apply(params, batch, seeds=seeds).hidden, batch, seeds)
+
+
+def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
+    """The same from the hidden states of the batch."""
+    say = {
+        "hidden": lambda: hidden,
+        "words": lambda: net.unembed(params, gather(hidden, batch.predict_at)),
+        "sequences": lambda: net.sequence_logits(params, summaries(hidden, batch.summary_at), seeds),
+        "tokens": lambda: net.token_logits(params, hidden, seeds),
+    }
+    return {name: say[name]() for name in SAYS[net.task]}
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
             assert re.search(rf"^{re.escape(name)}\b", listing.stdout, re.MULTILINE)
     assert "124,439,808" in page.stdout
     assert json.loads(call(capsys, "models", "gpt2", "--json").stdout)["parameters"] == 124_439_808
-    assert json.loads(call(capsys, "models", "--json").stdout)[0]["name"] == "gpt-nano"
+    assert json.loads(call(capsys, "models", "--json").stdout)[0]["name"] == "bert-nano"
 
 
 @pytest.mark.parametrize("line", ["--help", "models gpt2", "train gpt-nano --help", "doctor"])

@@ -50,8 +50,8 @@ class EncoderConfig:
     position_offset: int = 0
     """Row of the table of positions that the first token takes."""
     activation: Activation = "gelu"
-    """Of the feed-forward layers and of the masked head. Google's BERT code has had the tanh form since 2020; `transformers`, and
-    with it every published folder, erf."""
+    """Of the feed-forward layers and, but in RoBERTa, of the masked head. Google's BERT code has had the tanh form since 2020;
+    `transformers`, and with it every published folder, erf."""
     eps: float
     """Added to the variance in layer norms."""
     dropout: float = 0.1

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo import seeds as seeding
 from zoo.batch import Batch
+from zoo.configs import Activation
 from zoo.encoder_config import LABELLED, EncoderConfig
 from zoo.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, tied_logits
 from zoo.names import Row
@@ -40,13 +41,15 @@ class Head:
     rows: tuple[Row, ...] = ()
     """Its leaves and their published names."""
     idle: tuple[str, ...] = ()
-    """Published names that such a file may carry without using them."""
+    """Published names, without the family's prefix, that such a file may carry without using them."""
     summary: str = "tanh"
     """Activation of the dense layer that a sequence's summary goes through, if there is one: "tanh" or "relu"."""
     drops_hidden: bool = False
     """Whether dropout also stands before that dense layer."""
     drops: bool = True
     """Whether dropout stands before the classifier."""
+    masked_activation: Activation | None = None
+    """Activation of the masked head, where it is not that of the layers."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -104,14 +107,16 @@ def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Fl
     return hidden[:, :1] if at is None else gather(hidden, at)
 
 
-def masked_logits(cfg: EncoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+def masked_logits(
+    cfg: EncoderConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]
+) -> Float[Array, "*B rows"]:
     """float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
 
     Raises:
         ValueError: the model has no such head.
     """
     part = _part(params, "masked", cfg)
-    x = ACTIVATIONS[cfg.activation](_apply(part["dense"], hidden))
+    x = ACTIVATIONS[head.masked_activation or cfg.activation](_apply(part["dense"], hidden))
     x = layer_norm(x, part["norm"]["scale"], part["norm"]["bias"], cfg.eps)
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 

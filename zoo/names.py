@@ -39,7 +39,7 @@ class Names:
     constants: tuple[str, ...] = ()
     """Names of buffers that hold no parameter; they are not read."""
     idle: tuple[str, ...] = ()
-    """Names of tensors that files of this head may carry without using them: all of them or none."""
+    """Names without prefix of tensors that files of this head may carry without using them: all of them or none."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """How old files end a name -> how it ends now."""
 

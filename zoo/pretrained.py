@@ -109,13 +109,15 @@ def open_folder(folder: Path) -> Opened:
     """
     published, family = _published(folder)
     heads: Mapping[str, Names] = models.family(family).HF
-    found = tensors.read(folder)
-    published.task = settle(heads, found, published.architecture())
+    found, said = tensors.read(folder), published.architecture()
+    published.task = settle(heads, found, said)
     names = heads[published.task]
     cfg = _numbers(published, family)
-    found = {names.today(name): tensor for name, tensor in found.items()}
+    found = _renamed(names, found, folder)
     leaves, idle = plan(cfg, found, folder)
     notes = []
+    if said != names.architecture and any(said == other.architecture for other in heads.values()):
+        notes.append(f"{published.file}: says {said}, but the tensors are of {names.architecture or published.task}")
     if unread := published.unread():
         notes.append(f"{published.file}: not known to this version, and not used: {', '.join(unread)}")
     if idle:
@@ -164,7 +166,8 @@ def settle(heads: Mapping[str, Names], found: Mapping[str, Any], architecture: s
     def left(task: str) -> tuple[bool, int, bool]:
         """Whether a part of it is absent, how many tensors of heads it does not read, whether another is declared."""
         parts = tops(heads[task])
-        unread = every - {name for part in parts.values() for name in part} - set(heads[task].idle)
+        idle = {prefix + name for prefix in heads[task].prefixes for name in heads[task].idle}
+        unread = every - idle - {name for part in parts.values() for name in part}
         return any(not part & present for part in parts.values()), len(unread), task != declared
 
     return min(heads, key=left)
@@ -182,10 +185,11 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
     leaves = by_prefix[prefix]
     expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
     constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
-    idle = [name for name in names.idle if name in found]
+    unused = [prefix + name for name in names.idle]
+    idle = [name for name in unused if name in found]
     allowed = expected.keys() | constants | names.tied.keys() | set(idle)
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is missing" for name in names.idle if idle and name not in found]
+    problems += [f"{name} is missing" for name in unused if idle and name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in allowed]
     present = {name: found[name] for name in (*expected, *idle) if name in found}
     types = [tensor.dtype for tensor in present.values()]
@@ -224,6 +228,14 @@ def _published(folder: Path) -> tuple[Published, str]:
     published = Published.load(folder)
     known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
     return published, published.choice("model_type", known, "none", why="the families here are")
+
+
+def _renamed(names: Names, found: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Tensors by their names of today."""
+    for name in found:
+        if (new := names.today(name)) != name and new in found:
+            raise BadInput(f"{folder}: holds both {name} and {new}, an old and a new name of one tensor; remove one of them")
+    return {names.today(name): tensor for name, tensor in found.items()}
 
 
 def _numbers(published: Published, family: str) -> Any:

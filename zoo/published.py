@@ -10,6 +10,8 @@ from zoo.errors import BadInput
 
 FILE = "config.json"
 LARGEST_FILE = 1 << 20
+MOST_LABELS = 100_000
+"""No file of that size names more."""
 
 T = TypeVar("T")
 
@@ -77,7 +79,9 @@ class Published:
         """The names of a classifier's rows: `id2label`, or LABEL_0, LABEL_1, ... for each of `num_labels`, or for two."""
         named = self._take("id2label", None)
         if named is None:
-            return tuple(f"LABEL_{row}" for row in range(self.whole("num_labels", 2)))
+            if (rows := self.whole("num_labels", 2)) > MOST_LABELS:
+                raise self.wrong("num_labels", rows, f"at most {MOST_LABELS:,} are read")
+            return tuple(f"LABEL_{row}" for row in range(rows))
         rows = {str(row): name for row, name in named.items()} if isinstance(named, dict) else {}
         if rows.keys() != {str(row) for row in range(len(rows))} or not rows:
             raise self.wrong("id2label", named, "it must name each row of the classifier, from 0 on")

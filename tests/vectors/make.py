@@ -1,16 +1,19 @@
 """Make the frozen vectors again: `python -m tests.vectors.make`, with torch and transformers of the group `parity`.
 
-Each file says what `transformers` computes for the weights of `tests.published`: logits of a padded batch, and the gradient of
-the summed cross-entropy of its real tokens. Logits are kept whole, of each gradient its norm and its product with a fixed vector.
+Each file says what `transformers` computes for the weights of `tests.published`. GPT-2's: logits of a padded batch, and the
+gradient of the summed cross-entropy of its real tokens. An encoder's, for each of its heads: what it says of a padded batch, and
+the gradient of a weighted sum of that. Outputs are kept whole, of each gradient its norm and its product with a fixed vector.
 """
 
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tests import published
+from tests import published, theirs
+from zoo import models
 
 FOLDER = Path(__file__).parent
 LENGTHS = (7, 4)
@@ -26,7 +29,7 @@ def batch(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
 
 def probe(name: str, gradient: np.ndarray) -> list[float]:
     """[norm, dot product with a vector drawn from the name]: any wrong order of axes changes the second."""
-    direction = published.weights({name: gradient.shape})[name] - (".ln_" in name and name.endswith("weight"))
+    direction = published.weights({name: gradient.shape})[name] - published.is_scale(name)
     return [float(np.linalg.norm(gradient.astype(np.float64))), float((gradient.astype(np.float64) * direction).sum())]
 
 
@@ -54,5 +57,32 @@ def gpt2() -> dict:
     }
 
 
+def encoder(family: str) -> dict[str, Any]:
+    """By task: the outputs that count, in a list, and the probe of each gradient."""
+    import torch
+    import transformers
+
+    made: dict[str, Any] = {"transformers": transformers.__version__, "torch": torch.__version__}
+    for task in (task for other, task in published.ENCODERS if other == family):
+        config = published.config(family, task)
+        with tempfile.TemporaryDirectory() as parent:
+            published.write(Path(parent, "m"), config)
+            net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
+        asked = theirs.given(config, LENGTHS)
+        said, gradients = theirs.computed(net, task, asked)
+        made[task] = {
+            "outputs": {name: [round(float(x), 6) for x in counted(name, each, asked)] for name, each in said.items()},
+            "gradients": {name: [float(f"{x:.6g}") for x in probe(name, each)] for name, each in gradients.items()},
+        }
+    return made
+
+
+def counted(name: str, said: np.ndarray, asked: dict[str, np.ndarray]) -> np.ndarray:
+    """What is said of sequences, or of the real tokens, flat."""
+    return (said if name == "sequences" else said[asked["real"]]).ravel()
+
+
 if __name__ == "__main__":
     (FOLDER / "gpt2.json").write_text(json.dumps(gpt2()) + "\n")
+    for name in dict(published.ENCODERS):
+        (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")

@@ -37,6 +37,7 @@ def from_published(published: Published) -> Config:
         published.only(key, value)
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    dropout = published.number("dropout", 0.1)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
     return Config(
         vocab=published.whole("vocab_size", 30_522),
@@ -47,9 +48,9 @@ def from_published(published: Published) -> Config:
         ffn=published.whole("hidden_dim", 3072),
         activation=published.choice("activation", ACTIVATIONS, "gelu"),
         eps=EPS,
-        dropout=published.number("dropout", 0.1),
+        dropout=dropout,
         attention_dropout=published.number("attention_dropout", 0.1),
-        head_dropout=before_span if published.task == "span" else before_classifier,
+        head_dropout={"span": before_span, "tokens": dropout}.get(published.task, before_classifier),
         **on_top(published),
     )
 
@@ -73,6 +74,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "activation": activation(cfg),
         "dropout": cfg.dropout,
         "attention_dropout": cfg.attention_dropout,
+        # Before a classifier of tokens the type has the `dropout` of the layers, whatever was trained with.
         "qa_dropout" if cfg.task == "span" else "seq_classif_dropout": cfg.head_dropout,
         **named_labels(cfg),
         **COMPUTED,

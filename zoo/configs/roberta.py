@@ -6,7 +6,7 @@ A published table of positions has 514 rows: the first token takes row 2, and ro
 import dataclasses
 from typing import Any
 
-from zoo.configs import Size
+from zoo.configs import Objective, Size
 from zoo.encoder_config import EncoderConfig, numbers, spelled
 from zoo.errors import require
 from zoo.published import Published
@@ -56,10 +56,10 @@ def to_published(cfg: Config) -> dict[str, Any]:
 ASSUMED = {"initializer": "the paper does not state it: as in BERT"}
 
 
-def released(layers: int, width: int, *, source: str, count: int | None = None, assumed: dict[str, str] | None = None) -> Size:
+def released(layers: int, width: int, *, source: str, count: int | None = None, objective: Objective = "masked") -> Size:
     """A body as released: heads of 64, feed-forward layers of four times the width, 512 positions."""
     config = Config(vocab=50_265, context=512, layers=layers, width=width, heads=width // 64, ffn=4 * width)
-    return Size(config=config, objective="masked", source=source, published_count=count, assumed=assumed or ASSUMED)
+    return Size(config=config, objective=objective, source=source, published_count=count, assumed=ASSUMED)
 
 
 PAPER = "Liu et al. 2019, section 3, and the released checkpoint"
@@ -78,5 +78,7 @@ SIZES: dict[str, Size] = {
     ),
     "roberta-base": released(12, 768, source=PAPER, count=124_645_632),
     "roberta-large": released(24, 1024, source=PAPER, count=355_359_744),
-    "distilroberta-base": released(6, 768, source="transformers, the distillation example: RoBERTa's shape with 6 layers"),
+    "distilroberta-base": released(
+        6, 768, source="transformers, the distillation example: RoBERTa's shape with 6 layers", objective="distilled"
+    ),
 }

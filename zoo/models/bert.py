@@ -12,7 +12,6 @@ SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
 
-IDLE = tuple(f"bert.{name}" for name in POOLER_NAMES)
 MASKED = encoder.masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 NEXT = linear("next", "cls.seq_relationship")
 CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
@@ -20,12 +19,12 @@ CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="BertModel", rows=POOLER),
     "pretraining": Head(architecture="BertForPreTraining", rows=(*POOLER, *MASKED, *NEXT)),
-    "masked": Head(architecture="BertForMaskedLM", rows=MASKED, idle=IDLE),
+    "masked": Head(architecture="BertForMaskedLM", rows=MASKED, idle=POOLER_NAMES),
     "next": Head(architecture="BertForNextSentencePrediction", rows=(*POOLER, *NEXT)),
     "sequence": Head(architecture="BertForSequenceClassification", rows=(*POOLER, *CLASSIFIER)),
     "choice": Head(architecture="BertForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),
-    "tokens": Head(architecture="BertForTokenClassification", rows=CLASSIFIER, idle=IDLE),
-    "span": Head(architecture="BertForQuestionAnswering", rows=SPAN, idle=IDLE, drops=False),
+    "tokens": Head(architecture="BertForTokenClassification", rows=CLASSIFIER, idle=POOLER_NAMES),
+    "span": Head(architecture="BertForQuestionAnswering", rows=SPAN, idle=POOLER_NAMES, drops=False),
 }
 HF = encoder.published(
     HEADS,

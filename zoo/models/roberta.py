@@ -12,7 +12,6 @@ SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
 
-IDLE = tuple(f"roberta.{name}" for name in POOLER_NAMES)
 MASKED = encoder.masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 OWN = (*linear("dense", "classifier.dense"), *linear("classifier", "classifier.out_proj"))
 CLASSIFIER, SPAN = linear("classifier", "classifier"), linear("classifier", "qa_outputs")
@@ -20,13 +19,14 @@ NEXT = linear("next", "cls.seq_relationship")
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="RobertaModel", rows=POOLER),
-    "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=IDLE),
+    # The masked head of `transformers` has this activation whatever config.json says of the layers.
+    "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=POOLER_NAMES, masked_activation="gelu"),
     # The paper compares input formats with next sentence (Table 2); no such model was published.
-    "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT)),
-    "sequence": Head(architecture="RobertaForSequenceClassification", rows=OWN, idle=IDLE, drops_hidden=True),
+    "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT), masked_activation="gelu"),
+    "sequence": Head(architecture="RobertaForSequenceClassification", rows=OWN, idle=POOLER_NAMES, drops_hidden=True),
     "choice": Head(architecture="RobertaForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),
-    "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=IDLE),
-    "span": Head(architecture="RobertaForQuestionAnswering", rows=SPAN, idle=IDLE, drops=False),
+    "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=POOLER_NAMES),
+    "span": Head(architecture="RobertaForQuestionAnswering", rows=SPAN, idle=POOLER_NAMES, drops=False),
 }
 HF = encoder.published(
     HEADS,

@@ -1,0 +1,88 @@
+"""What `transformers` computes on torch for a published folder, and what it is asked: the same as `tests.small.outputs`.
+
+Torch is of the group `parity` and imported inside functions.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAIR = 0.4
+"""Share of a row that is its first text, where a family tells the two apart."""
+
+
+def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest].
+
+    The id of padding is no token's: `transformers` takes the positions of RoBERTa from it, and gives it no gradient.
+    """
+    rng, at, ends = np.random.Generator(np.random.PCG64(1)), np.arange(max(lengths)), np.array(lengths)[:, None]
+    real = at < ends
+    drawn = rng.integers(2, config["vocab_size"], real.shape)
+    batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
+    if config.get("type_vocab_size", 0) < 2:
+        return batch
+    return batch | {"types": (real & (at >= PAIR * ends)).astype(np.int32)}
+
+
+def directions(shapes: dict[str, tuple[int, ...]], real: np.ndarray) -> dict[str, np.ndarray]:
+    """A random number for every output that counts; the gradients compared are those of the sum of their products."""
+    drawn = {}
+    for name, shape in shapes.items():
+        values = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape).astype(np.float32)
+        drawn[name] = values if name == "sequences" else values * real[..., None]
+    return drawn
+
+
+def load(folder: Path, architecture: str) -> Any:
+    """The model of a folder, in float32, dropout off, attention written out.
+
+    Raises:
+        AssertionError: it lacks a tensor, or knows one that it did not expect.
+    """
+    import transformers
+
+    kind = getattr(transformers, architecture)
+    net, told = kind.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+    assert not any(told.values()), told
+    return net.eval()
+
+
+def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Its outputs under the names and in the shapes of ours. The rows are the choices of one question, if it has any."""
+    import torch
+
+    arguments = {"input_ids": batch["tokens"], "attention_mask": batch["real"], "token_type_ids": batch.get("types")}
+    tensors = {name: torch.tensor(each).long() for name, each in arguments.items() if each is not None}
+    said = net(**{name: each[None] if task == "choice" else each for name, each in tensors.items()})
+    match task:
+        case "body":
+            return {"hidden": said.last_hidden_state}
+        case "pretraining":
+            return {"words": said.prediction_logits, "sequences": said.seq_relationship_logits[:, None]}
+        case "causal" | "masked":
+            return {"words": said.logits}
+        case "choice":
+            return {"sequences": said.logits.reshape(-1, 1, 1)}
+        case "tokens":
+            return {"tokens": said.logits}
+        case "span":
+            return {"tokens": torch.stack([said.start_logits, said.end_logits], -1)}
+    return {"sequences": said.logits[:, None]}
+
+
+def computed(net: Any, task: str, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(outputs, gradient of every parameter by its name); a parameter that the outputs do not depend on has a gradient of 0."""
+    import torch
+
+    net.zero_grad(set_to_none=True)
+    said = outputs(net, task, batch)
+    along = directions({name: tuple(each.shape) for name, each in said.items()}, batch["real"])
+    sum((each * torch.tensor(along[name])).sum() for name, each in said.items()).backward()
+    gradients = {
+        name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
+        for name, each in net.named_parameters()
+    }
+    return {name: each.detach().numpy() for name, each in said.items()}, gradients
