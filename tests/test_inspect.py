@@ -70,6 +70,12 @@ def masked(rng, row: Row, length):
     return {**arrays, "tokens": tokens, "predict_at": at, "targets": targets, "weights": weights}
 
 
+def trained_on(monkeypatch, build):
+    """Let runs have an objective whose rows are made by `build`."""
+    goal = types.SimpleNamespace(DATA="text", builder=lambda run, tokenizer, counts: build)
+    monkeypatch.setattr(inputs, "objective", lambda name: goal)
+
+
 @pytest.mark.parametrize("first", [0, 41])
 def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatch, first):
     monkeypatch.setenv("COLUMNS", "300")
@@ -143,7 +149,7 @@ def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
 
 
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
-    monkeypatch.setattr(inspect, "objective", lambda name: types.SimpleNamespace(build=masked))
+    trained_on(monkeypatch, masked)
     out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), rows=9)
     assert "padding" in out
     for example in out.split("\nExample ")[1:]:
@@ -169,7 +175,7 @@ def test_where_one_target_is_not_the_next_token_all_are_shown(tmp_path, files, c
         targets[3] = (targets[3] + 1) % 256
         return {**arrays, "targets": targets}
 
-    monkeypatch.setattr(inspect, "objective", lambda name: types.SimpleNamespace(build=build))
+    trained_on(monkeypatch, build)
     assert shown(capsys, a_run(tmp_path, paths=(files[0],)), rows=1).split("\nExample ")[1].count("→") == 32
 
 

@@ -41,10 +41,10 @@ def test_what_differs_between_two_runs_of_the_same_thing_is_under_time() -> None
     assert set(valid_row(step=1, loss=1.0, bits_per_byte=1.0, seconds=1.0)["time"]) == {"seconds", "at"}
 
 
-def test_the_perplexity_of_a_validation_is_that_of_its_loss() -> None:
-    assert valid_row(step=1, loss=math.log(50), bits_per_byte=1.0, seconds=1.0)["perplexity"] == pytest.approx(50)
-    assert metrics.perplexity(1e4) == math.inf
-    assert math.isnan(metrics.perplexity(math.nan))
+def test_a_validation_has_whatever_quantities_it_found_by_name() -> None:
+    found = valid_row(step=8, seconds=1.5, accuracy=0.75, f1=0.5)
+    assert {name: found[name] for name in found if name != "time"} == {"kind": "valid", "step": 8, "accuracy": 0.75, "f1": 0.5}
+    assert found["time"]["seconds"] == 1.5
 
 
 def test_a_file_with_numbers_that_are_not_finite_is_strict_json_and_comes_back(tmp_path: Path) -> None:
@@ -129,12 +129,13 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 
 def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    metrics.started(folder, 0, {"devices": "1 x cpu"})
+    metrics.started(folder, 0, {"devices": "1 x cpu"}, 1e9)
     with folder.starts.open("a") as file:
         file.write('{"step": 5, "at')
-    metrics.started(folder, 400, {"devices": "8 x cpu"})
+    metrics.started(folder, 400, {"devices": "8 x cpu"}, 2e9)
     first, second = read(folder.starts)
     assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu"})
+    assert (first["flops"], second["flops"]) == (1e9, 2e9)
     assert second["versions"]["jax"] == jax.__version__
     assert "individual_dot" in second["versions"]["XLA_FLAGS"]
 

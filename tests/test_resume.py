@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import score
+from eval import scores
 from tests import tiny
 from tests.runs import (
     EVERY,
@@ -317,9 +317,9 @@ def test_a_start_compiles_the_step_once(tmp_path: Path, caplog: pytest.LogCaptur
     """In the whole loop, from the start and resumed."""
     run = small(tmp_path)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert loop.run(run, evaluate=score.scorer, on_end=lambda _: None) == 0
+        assert loop.run(run, evaluate=scores.scorer, on_end=lambda _: None) == 0
         shutil.rmtree(tmp_path / "tiny" / "checkpoints" / "00000004")
-        assert loop.run(run, evaluate=score.scorer, on_end=lambda _: None) == 0
+        assert loop.run(run, evaluate=scores.scorer, on_end=lambda _: None) == 0
     assert compiled(caplog).count("jit(step)") == 2
 
 

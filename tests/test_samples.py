@@ -6,7 +6,6 @@ import json
 import types
 from pathlib import Path
 
-import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,18 +115,12 @@ def test_samples_are_written_as_the_report_reads_them(tmp_path: Path) -> None:
 def test_a_model_that_does_not_generate_writes_nothing(tmp_path: Path) -> None:
     net = dataclasses.replace(small("gpt"), module=types.ModuleType("encoder"))
     mesh = meshes.make(Mesh())
-    samples.write(
-        tmp_path / "samples.json",
-        net,
-        {},
-        mesh,
-        tokenizer(),
-        tokens([WORDS], tokenizer()),
-        length=24,
-        step=1,
-        dtype=jax.numpy.float32,
-    )
+    held_out = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens([WORDS * 3], tokenizer()))
+    how = {"length": 24, "step": 1, "dtype": np.float32}
+    samples.of_run(tmp_path / "samples.json", net, {}, mesh, held_out, **how)
     assert list(tmp_path.iterdir()) == []
+    samples.of_run(tmp_path / "samples.json", small("gpt"), random_params(small("gpt")), mesh, held_out, **how)
+    assert len(json.loads((tmp_path / "samples.json").read_text())["samples"]) == 4
 
 
 def test_text_too_short_to_be_cut_gives_no_sample() -> None:

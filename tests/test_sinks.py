@@ -121,8 +121,8 @@ def test_a_row_becomes_its_numbers_by_name() -> None:
         },
         nan_ok=True,
     )
-    assert set(sinks.scalars(metrics.valid_row(step=1, loss=1.0, bits_per_byte=1.0, seconds=1.0))) == {
-        *("valid/loss", "valid/bits_per_byte", "valid/perplexity", "valid/time/seconds"),
+    assert set(sinks.scalars(metrics.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))) == {
+        *("valid/loss", "valid/accuracy", "valid/time/seconds"),
     }
 
 

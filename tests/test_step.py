@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
 from tests.gradients import assert_equal_gradients
@@ -19,7 +20,7 @@ from train import mesh as meshes
 from train.losses import token_losses
 from train.objectives import causal
 from train.state import State
-from train.step import ENGINES, make_step
+from train.step import ENGINES, Engine, make_step
 from zoo.batch import Batch
 from zoo.layers import tied_logits
 from zoo.models import model
@@ -303,23 +304,59 @@ def test_bfloat16_follows_the_curve_of_float32() -> None:
     assert 1e-5 < np.abs(curves[0] - curves[1]).max() < 0.05
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_the_state_is_donated(name: str) -> None:
-    """The next state lies where this one lay, leaf for leaf: nothing is held twice."""
+class Scaled:
+    """Causal loss, times a number that nothing trains."""
+
+    weights = staticmethod(causal.weights)
+
+    @staticmethod
+    def loss(net: Any, params: Any, batch: Batch, frozen: Any, **options: Any) -> Any:
+        terms, carry = causal.loss(net, params, batch, {}, **options)
+        return {term: value * frozen["scale"] for term, value in terms.items()}, carry
+
+
+@functools.cache
+def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], Any]]:
+    """An engine over two devices, and what makes a state and something frozen for it."""
     mesh = config.Mesh(data=1, fsdp=2) if name == "jit" else config.Mesh(data=2)
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
     net, tx, mesh = model(run.model), optim.optimizer(run.optim), meshes.make(run.mesh, jax.devices()[:2])
     places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, mesh))
-    engine = ENGINES[name](make_step(run, net, causal, tx, jnp.float32), mesh, places, run.data.batch)
+    engine = ENGINES[name](make_step(run, net, Scaled, tx, jnp.float32), mesh, places, run.data.batch)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def frozen(scale: float) -> Any:
+        return engine.hold(jax.device_put({"scale": np.float32(scale)}, everywhere))
+
+    return engine, lambda: engine.put(meshes.init_state(run, net, tx, mesh)), frozen
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_state_is_donated(name: str) -> None:
+    """The next state lies where this one lay, leaf for leaf: nothing is held twice."""
+    engine, begin, frozen = launched(name)
+    state, held = begin(), frozen(1.0)
 
     def pointers(state: State) -> list[int]:
         shards = (shard.data for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
         return sorted(shard.unsafe_buffer_pointer() for shard in shards)
 
-    state = engine.put(meshes.init_state(run, net, tx, mesh))
     # The first step may find buffers that numpy made and still owns.
-    state, _ = engine.step(state, engine.place(tiny.batch(0)))
+    state, _ = engine.step(state, engine.place(tiny.batch(0)), held)
     before = pointers(jax.block_until_ready(state))
-    after, _ = engine.step(state, engine.place(tiny.batch(1)))
+    after, _ = engine.step(state, engine.place(tiny.batch(1)), held)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert pointers(jax.block_until_ready(after)) == before
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str) -> None:
+    engine, begin, frozen = launched(name)
+    state, held, losses = begin(), frozen(1.0), []
+    for what in (held, held, frozen(3.0)):
+        state, metrics = engine.step(state, engine.place(tiny.batch(0)), what)
+        losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+    # A step on the same batch makes its loss smaller, by far less than the scale changes it.
+    assert 0.8 < losses[1] / losses[0] < 1
+    assert 2.4 < losses[2] / losses[1] < 3

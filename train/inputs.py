@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from train.objectives import objective
 from train.tokenizer import Tokenizer
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Data, tokenized and planned. Rows are what `train.rows.Rows` are: numbered, and made into arrays by `build`."""
 

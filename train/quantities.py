@@ -7,7 +7,7 @@ they were measured on, and two scores with different counts are not of the same 
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from zoo.errors import BadInput
 
@@ -79,13 +79,13 @@ def find(name: str, among: Collection[str] = tuple(QUANTITIES)) -> Quantity:
     return QUANTITIES[name]
 
 
-def leading(score: Mapping[str, float | int]) -> list[str]:
+def leading(score: Mapping[str, Any]) -> list[str]:
     """The quantities of a score, the one that stands for it first; a loss only where there is nothing else."""
     judged = [name for name, quantity in QUANTITIES.items() if name in score and quantity.better is not None]
     return [name for name in judged if not name.endswith("loss")] or judged
 
 
-def told(score: Mapping[str, float | int], most: int = 2) -> str:
+def told(score: Mapping[str, Any], most: int = 2) -> str:
     """The leading quantities of a score in words."""
     shown = []
     for name in leading(score)[:most]:

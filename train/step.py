@@ -146,8 +146,8 @@ def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
         shards = {shard.device: shard.data for shard in x.addressable_shards}
         return [jax.device_get(shards[device]) for device in local]
 
-    def put(state: State) -> State:
-        return jax.tree.map(lambda leaf: stack(in_order(leaf)), state)
+    def put(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: stack(in_order(leaf)), tree)
 
     def get(state: State) -> State:
         def back(leaf: jax.Array, where: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
