@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from train.mixture import Mixture
-from train.rows import Row, Rows
+from train.plans import Plan
+from train.rows import Rows
 from zoo.batch import IGNORED, Batch
 
-Build = Callable[[np.random.Generator, Row, int], dict[str, np.ndarray]]
-"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row, `weights` among them."""
+Build = Callable[[np.random.Generator, Any, int], dict[str, np.ndarray]]
+"""An objective's `build`: (generator, row of its plan, length) -> the fields of `Batch` for one row, `weights` among them."""
 
 
 class Use(NamedTuple):
@@ -84,7 +85,7 @@ class Batches:
         return self._build(rng, self._rows.row(row), self._rows.length)
 
 
-def in_order(rows: Rows, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
+def in_order(rows: Rows | Plan, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
     """Every row once, in order, for scoring: this process's part of each global batch; `index` is the row's number.
 
     The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` draws from a generator keyed by

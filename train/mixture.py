@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from train import plans
+from train.plans import Plan
 from train.rows import Row, Rows
 from train.texts import Document
 
@@ -23,7 +25,7 @@ class Component:
     """Examples it gives, against the weights of the other components; above 0."""
     documents: Iterable[Document]
     """Its training documents, in the order in which its tokens number them."""
-    rows: Rows
+    rows: Rows | Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +60,10 @@ class Mixture:
 
     @property
     def length(self) -> int:
-        """Targets a row has room for, T."""
+        """Tokens a row has room for, T."""
         return self.components[0].rows.length
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> Row | plans.Row:
         """A row, its ids mapped rather than copied."""
         component, row = self.locate(number)
         return self.components[component].rows.row(row)
