@@ -145,5 +145,5 @@ def test_causal_rows_of_packed_documents():
 
 
 def test_objectives_are_the_files_of_the_folder():
-    assert objectives() == ["causal"]
+    assert objectives() == ["causal", "distilled", "masked"]
     assert objective("causal") is causal

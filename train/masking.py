@@ -23,8 +23,8 @@ class Masks:
     most: int
     """Predictions of a sequence at most."""
     rule: Rule
-    """How the share becomes a number, n being the sequence's tokens. bert: round(rate n). roberta: rate n, its fraction rounded up
-    as often as it is large (fairseq, `mask_tokens_dataset.py`). distilbert: rate n rounded up (`distiller.py`, there over a
+    """How the share becomes a number, n being the sequence's tokens. bert: round(rate n). roberta: rate n, its fraction rounded
+    up as often as it is large (fairseq, `mask_tokens_dataset.py`). distilbert: rate n rounded up (`distiller.py`, there over a
     batch). At least 1 in each; fairseq has none where a short sequence's number is 0."""
     mask: int
     """The id of the mask."""
@@ -116,14 +116,12 @@ def _words(
     A word begins where its entry says so, and after a mark: a text may be cut inside a word.
     """
     begins = text & (starts[tokens] | ~np.append(False, text[:-1]))
-    first = np.flatnonzero(begins)
-    candidates = np.flatnonzero(text)
-    sizes = np.diff(np.append(np.searchsorted(candidates, first), len(candidates))).tolist()
-    chosen, left = [], number
+    first = np.flatnonzero(begins).tolist()
+    sizes = np.diff(np.append(np.flatnonzero(begins[text]), text.sum())).tolist()
+    chosen = []
     for word in rng.permutation(len(first)).tolist():
-        if sizes[word] <= left:
-            chosen.append(np.arange(first[word], first[word] + sizes[word]))
-            left -= sizes[word]
-        if left == 0:
+        if len(chosen) + sizes[word] <= number:
+            chosen += range(first[word], first[word] + sizes[word])
+        if len(chosen) == number:
             break
-    return np.concatenate([np.zeros(0, np.int64), *chosen])
+    return np.array(chosen, np.int64)

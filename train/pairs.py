@@ -4,6 +4,7 @@ The second text is what follows the first one, or comes from another document. I
 one half, and always where nothing follows: so more than half of the pairs are random ones.
 """
 
+import itertools
 from array import array
 from bisect import bisect_left
 from typing import NamedTuple
@@ -48,8 +49,8 @@ def pairs(sentences: Sentences, room: int, rng: np.random.Generator, *, short: f
     firsts = [*np.flatnonzero(np.diff(sentences.document, prepend=-1)).tolist(), len(sentences.size)]
     others = len(firsts) - 2
     # Ids before each sentence; read one by one, a view of memory is several times faster than an array.
-    before, draw, found = memoryview(np.ascontiguousarray(bounds)), rng.random, array("q")
-    for document, (begin, end) in enumerate(zip(firsts, firsts[1:], strict=False)):
+    before, draw, found = np.ascontiguousarray(bounds).data, rng.random, array("q")
+    for document, (begin, end) in enumerate(itertools.pairwise(firsts)):
         target = 2 + int(draw() * (room - 1)) if draw() < short else room
         while begin < end:
             stop = min(begin + 2, end) if single else bisect_left(before, before[begin] + target, begin + 1, end)

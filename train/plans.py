@@ -203,7 +203,7 @@ def _consecutive(tokens: Tokens, length: int, room: int, whole: Sentences, *, cr
     bounds = np.append(np.flatnonzero(new), len(new))
     stops = np.full(len(new), len(new)) if cross else bounds[np.cumsum(new)]
     # Read one by one, a view of memory is several times faster than an array.
-    until, starts, limits = (memoryview(np.ascontiguousarray(each)) for each in (after, after - whole.size, stops))
+    until, starts, limits = (np.ascontiguousarray(each).data for each in (after, after - whole.size, stops))
     begins, begin = [], 0
     while begin < len(new):
         begins.append(begin)

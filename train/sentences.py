@@ -30,7 +30,7 @@ OTHER, SPACE, CLOSER, STOP, FULL_STOP = range(5)
 """What an entry of the vocabulary is: white space; closing quotes and brackets; a run that ends a sentence; "." alone."""
 # A character that is split over several entries reads U+FFFD. At the end of a run that is nearly always a closing quote; where it
 # is a dash, no space follows.
-CLOSERS = "\"'”’»)\\]}\ufffd"
+CLOSERS = "\"'\u201d\u2019\u00bb)\\]}\ufffd"
 CHUNK = 1 << 22
 """Ids looked at at a time."""
 
@@ -82,7 +82,7 @@ class _Vocabulary:
     def of(cls, tokenizer: Tokenizer) -> "_Vocabulary":
         entries = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
         marks = set() if tokenizer.marks is None else set(tokenizer.marks.special)
-        spaced = any(re.fullmatch(r" \w+", entry) for entry in entries)
+        spaced = tokenizer.kind != "wordpiece"
 
         def table(pattern: str) -> np.ndarray:
             found = re.compile(pattern)
@@ -95,15 +95,15 @@ class _Vocabulary:
         kind[table(r"^\s+$")] = SPACE
         apart = table(r"^\s")
         apart[[*marks, tokenizer.end_of_text]] = True
-        spellings = (spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,)))
-        words = {tuple(tokenizer.encode(spelled).tolist()) for spelled in spellings}
+        spellings = [spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,))]
+        words = {tuple(ids.tolist()) for ids in tokenizer.encode_many(spellings)}
         return cls(
             spaced=spaced,
             kind=kind,
             apart=apart,
             digit_first=table(r"^\d"),
             digit_last=table(r"\d$"),
-            within=table(r"[\w'’\ufffd]$" if spaced else r"['’]$"),
+            within=table("[\\w'\u2019\ufffd]$" if spaced else "['\u2019]$"),
             # A word of unknown letters looks like any other one.
             abbreviations=tuple(sorted(word for word in words if not marks.intersection(word))),
         )

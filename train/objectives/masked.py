@@ -45,11 +45,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     say; where one is of several documents, a separator ends each. tokens, segments (1, 2, ...; 0 = padding), positions (from 0 in
     each sequence) and types (1 from the second text on, where the model tells two apart) are int32 [length]. predict_at, targets
     (int32) and weights (float32: 1, or 0 for the rest of P) are [P], P being the most predictions that a row can have, rounded up
-    to what the loss's chunk divides. For a model with a next-sentence head also summary_at, the position of each [CLS], and
+    so that the loss's chunks are equal. For a model with a next-sentence head also summary_at, the position of each [CLS], and
     labels, `IGNORED` for the rest of Q; both int32 [Q], Q being the most sequences that a row can have.
 
-    How many tokens are predicted, and what a random one is, follows the masking's and the tokenizer's kind (`Masks`): with rare
-    tokens preferred as the distiller does it, with two separators between texts as fairseq does, else as Google's code.
+    How many tokens are predicted, and what a random one is, is as in the distiller where rare tokens are preferred, else as in
+    fairseq with RoBERTa's kind of tokenizer and as in Google's code with BERT's; see `train.masking.Masks`.
 
     Args:
         counts: of each id in the training text; asked for where rare tokens are preferred.
@@ -69,8 +69,8 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     shortest = marks.between + 4 if paired else 3
     packed = run.data.pack or run.data.rows == "packed"
     predicted = largest_of_packed(masks, run.data.length, shortest) if packed else masks.largest(run.data.length)
-    if 0 < run.loss_chunk < predicted:
-        predicted = -(-predicted // run.loss_chunk) * run.loss_chunk
+    pieces = _pieces(predicted, run.loss_chunk)
+    predicted = -(-predicted // pieces) * pieces
     sequences = run.data.length // shortest if packed else 1
     typed = int(run.model.types > 1)
 
@@ -112,8 +112,12 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropies of a batch, in nats, of its predictions and of its pairs' labels; and the model's carry."""
+    """Summed cross-entropies of a batch, in nats, of its predictions and of its pairs' labels; and the model's carry.
+
+    At most `chunk` predictions of a row have logits at a time.
+    """
     assert batch.targets is not None and batch.weights is not None
+    predicted = batch.targets.shape[1]
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
         lambda hidden: model.unembed(params, hidden),
@@ -121,7 +125,7 @@ def loss(
         batch.targets,
         vocabulary=model.config.vocab,
         smoothing=smoothing,
-        chunk=chunk,
+        chunk=predicted // _pieces(predicted, chunk),
     )
     sums = {"masked": (nats * batch.weights).sum()}
     if batch.labels is None:
@@ -132,11 +136,16 @@ def loss(
     return {**sums, "next": jnp.where(batch.labels == IGNORED, 0, nats).sum()}, out.carry
 
 
+def _pieces(predicted: int, chunk: int) -> int:
+    """How many pieces of at most `chunk` predictions are computed one after the other; 0 = all at once."""
+    return -(-predicted // chunk) if chunk else 1
+
+
 def _masks(run: Run, tokenizer: Tokenizer, marks: Marks, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:
     asked, special = run.masking, list(marks.special)
     if asked.rare > 0 and asked.whole_words:
         raise BadInput(f"--masking.rare {asked.rare}: it draws tokens, not whole words; leave out --masking.whole-words")
-    rule: Rule = "distilbert" if asked.rare > 0 else "roberta" if marks.between > 1 else "bert"
+    rule: Rule = "distilbert" if asked.rare > 0 else "roberta" if tokenizer.kind == "roberta" else "bert"
     rare = None
     if asked.rare > 0:
         rare = np.maximum(counts(), 1) ** -float(asked.rare)
