@@ -1,9 +1,7 @@
 """`zoo generate`: text on the terminal, or JSON, or a table of which continuation is the likelier."""
 
 import dataclasses
-import io
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ import jax
 import numpy as np
 
 from eval import prompts as texts
+from eval import terminal
 from eval.generate import CHUNK, Generator
 from eval.likelihood import Likelihood, encode, likelihoods
 from eval.settings import Decoding, Prompts
@@ -47,9 +46,7 @@ def main(
         BadInput: see `train.load.load`, `eval.prompts`, `eval.generate` and `eval.likelihood`.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without UTF-8 still shows what it can.
-        sys.stdout.reconfigure(errors="replace")
+    terminal.ready()
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(asked, decoding)
     loaded = load.load(where, meshes.make(mesh), step)
@@ -57,9 +54,7 @@ def main(
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     lines = _choose if asked.choices else _generate
     for text in lines(loaded, prompts, asked, decoding, batch, DTYPES[precision], as_json):
-        if jax.process_index() == 0:
-            sys.stdout.write(_harmless(text) if sys.stdout.isatty() else text)
-            sys.stdout.flush()
+        terminal.say(text)
     return 0
 
 
@@ -95,7 +90,7 @@ def _generate(
         yield from pieces
         yield "\n"
         return
-    for each in generator.generate(ids, decoding, progress=_progress):
+    for each in generator.generate(ids, decoding, progress=terminal.progress):
         if as_json:
             facts = {"prompt": prompts[each.prompt], "sample": each.sample, "text": each.text}
             yield json.dumps(facts | {"tokens": len(each.ids), "ended": each.ended}, ensure_ascii=False) + "\n"
@@ -117,7 +112,7 @@ def _choose(
             (np.concatenate([mark, np.asarray(context)]) if prompt.rstrip() else context, continuation)
             for prompt, (context, continuation) in zip(given, pairs, strict=True)
         ]
-    found = likelihoods(loaded.net, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=_progress)
+    found = likelihoods(loaded.net, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
     for number, prompt in enumerate(prompts):
         mine = found[number * len(asked.choices) :][: len(asked.choices)]
         ranked = sorted(zip(asked.choices, mine, strict=True), key=lambda each: each[1].nats)
@@ -141,16 +136,6 @@ def _table(ranked: Sequence[tuple[str, Likelihood]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _progress(done: int, count: int) -> None:
-    if sys.stderr.isatty() and jax.process_index() == 0:
-        print(f"\r{done}/{count}", end="\n" if done == count else "", file=sys.stderr, flush=True)
-
-
 def _unescaped(text: str) -> str:
     r"""Text as typed in a shell, where \n and \t are hard to write otherwise."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _harmless(text: str) -> str:
-    """Text in which a terminal finds no commands: control characters other than tab and line end are spelled out."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

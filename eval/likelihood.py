@@ -132,6 +132,14 @@ def chunk_of(rows: int, length: int, vocabulary: int, mesh: Mesh) -> int:
     return next(fitting, 1)
 
 
+def row_length(tokens: int, room: int | None) -> int:
+    """A row's length rounded up to 8, 12, 16, 24, 32, 48, ...: at most a third of a row is padding."""
+    size = 8
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size if room is None else min(size, room)
+
+
 class _Row(NamedTuple):
     """A pair and the numbers it has in the input, each with the tokens cut there."""
 
@@ -162,7 +170,7 @@ def _batches(rows: list[_Row], mesh: Mesh, batch: int, room: int | None) -> Iter
     """(positions, targets, rows), one shape after the other; the last batch of a shape is filled up with rows seen before."""
     shapes: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
-        length = _length(len(row.context) + len(row.continuation) - 1, room)
+        length = row_length(len(row.context) + len(row.continuation) - 1, room)
         shapes.setdefault((length, _targets(len(row.continuation), length)), []).append(row)
     longest = room or max((length for length, _ in shapes), default=1)
     for (length, targets), group in sorted(shapes.items()):
@@ -173,14 +181,6 @@ def _batches(rows: list[_Row], mesh: Mesh, batch: int, room: int | None) -> Iter
             chosen = group[first : first + size]
             # A filling row has no numbers: nobody asked for it.
             yield length, targets, chosen + [chosen[0]._replace(numbers=[])] * (size - len(chosen))
-
-
-def _length(tokens: int, room: int | None) -> int:
-    """A row's length rounded up to 8, 12, 16, 24, 32, 48, ...: at most a third of a row is padding."""
-    size = 8
-    while size < tokens:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size if room is None else min(size, room)
 
 
 def _targets(tokens: int, length: int) -> int:

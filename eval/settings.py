@@ -96,3 +96,32 @@ class Prompts:
             for text in (self.template,) if name == "template" else getattr(self, name):
                 # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
                 require(not any("\ud800" <= letter <= "\udfff" for letter in text), name, ascii(text), "write it in UTF-8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What an encoder reads: texts, or the lines of files."""
+
+    text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Texts."""
+    files: tuple[str, ...] = ()
+    """Files of texts (.txt), one a line, blank lines passed over; - is standard input."""
+    truncate: bool = False
+    """Cut the end off a text that is longer than the model's positions; else it is refused."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.texts) != bool(self.files),
+            "text",
+            "and --files" if self.files else "is not given",
+            "give either --text or --files",
+        )
+        for text in self.texts:
+            require(bool(text.strip()), "text", repr(text), "write some text")
+            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "text", ascii(text), "write it in UTF-8")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of all --text."""
+        return tuple(text for several in self.text for text in several)

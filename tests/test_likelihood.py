@@ -115,10 +115,10 @@ def test_equal_pairs_tie_exactly_and_are_told_apart_by_their_border(rng: np.rand
 
 
 def test_lengths_share_few_programs() -> None:
-    shapes = [likelihood._length(length, 1000) for length in range(1, 1001)]
+    shapes = [likelihood.row_length(length, 1000) for length in range(1, 1001)]
     assert sorted(set(shapes)) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000]
     assert all(length <= shape <= max(8, 1.5 * length) for length, shape in enumerate(shapes, 1))
-    assert likelihood._length(1001, None) == 1024
+    assert likelihood.row_length(1001, None) == 1024
 
 
 def test_progress_counts_pairs(rng: np.random.Generator) -> None:

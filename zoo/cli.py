@@ -13,7 +13,10 @@ usage: zoo COMMAND ...
   zoo models [NAME]           every published size with its exact count, or one of them in full
   zoo train [RECIPE] [...]    train (gpt-nano unless told); the same command resumes a run that was stopped
   zoo eval RUN [...]          exact held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
+  zoo compare RUN...          finished runs side by side, those that differ in their seed alone as one row
   zoo generate RUN|DIR [...]  continue prompts, or choose the likelier of given continuations
+  zoo fill-mask RUN|DIR [...] an encoder's likeliest words for the masks of texts, or how likely given words are
+  zoo embed RUN|DIR [...]     an encoder's vectors of texts, or how alike the texts are
   zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
   zoo import DIR|HUB_ID       check published weights and keep them under models/
   zoo export RUN DIR          a run's weights as a folder that transformers loads
@@ -50,7 +53,10 @@ COMMANDS = {
     "models": "models:models",
     "train": "train:train",
     "eval": "evaluate:evaluate",
+    "compare": "compare:compare",
     "generate": "generate:generate",
+    "fill-mask": "fill_mask:fill_mask",
+    "embed": "embed:embed",
     "data": "data:data",
     "import": "exchange:import_weights",
     "export": "exchange:export",

@@ -7,7 +7,8 @@ Format: .jsonl; a line is an object with `sentence_good` and `sentence_bad`, and
 name where it is absent) and `linguistics_term`, the phenomenon the paradigm belongs to (the paradigm where it is absent).
 
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
-its first word (the task that lm-evaluation-harness brings puts one, its `target_delimiter`) and no end-of-text after its last.
+its first word (the task that lm-evaluation-harness brings puts one, its `target_delimiter`) and no end-of-text after its last. An
+encoder's is the pseudo-log-likelihood of the sentence between its marks (Salazar et al. 2020, section 4.1; `eval.pseudo`).
 
 Metrics:
 - accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model which cannot tell
@@ -23,7 +24,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval import tasks
+from eval.encoding import Encoder
 from eval.likelihood import encode, likelihoods
+from eval.pseudo import pseudo_nats
 from eval.tasks import Progress, Result, Settings, mean_and_error
 from train.load import Loaded
 
@@ -61,22 +64,13 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
     """Compare the two sentences of each pair.
 
     Raises:
-        BadInput: a sentence longer than the model's positions, by file and line; see also `likelihoods`.
+        BadInput: a sentence longer than the model's positions, by file and line (an encoder's sentence may have any
+            length); see also `likelihoods` and `pseudo_nats`.
     """
-    sentences = encode(subject.tokenizer, [("", sentence) for pair in pairs for sentence in (pair.good, pair.bad)])
-    found = likelihoods(
-        subject.net,
-        subject.params,
-        subject.mesh,
-        sentences,
-        batch=settings.batch,
-        dtype=settings.dtype,
-        name=lambda number: pairs[number // 2].where,
-        progress=progress,
-    )
+    nats = (_both_sides if subject.tokenizer.marks else _left_to_right)(subject, pairs, settings, progress)
     outcomes: dict[tuple[str, str], list[float]] = {}
-    for pair, good, bad in zip(pairs, found[::2], found[1::2], strict=True):
-        outcome = 0.5 if good.nats == bad.nats else float(good.nats < bad.nats)
+    for pair, good, bad in zip(pairs, nats[::2], nats[1::2], strict=True):
+        outcome = 0.5 if good == bad else float(good < bad)
         outcomes.setdefault((pair.phenomenon, pair.paradigm), []).append(outcome)
     return summary(outcomes)
 
@@ -95,6 +89,32 @@ def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
     metrics["ties"] = sum(outcome == 0.5 for each in outcomes.values() for outcome in each)
     by_name = {paradigm: row for (_, paradigm), row in sorted(paradigms.items())}
     return Result(metrics, overall["pairs"], {"paradigms": by_name, "phenomena": phenomena})
+
+
+def _left_to_right(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
+    """-log p of the good and the bad sentence of each pair."""
+    found = likelihoods(
+        subject.net,
+        subject.params,
+        subject.mesh,
+        encode(subject.tokenizer, [("", sentence) for sentence in _sentences(pairs)]),
+        batch=settings.batch,
+        dtype=settings.dtype,
+        name=lambda number: pairs[number // 2].where,
+        progress=progress,
+    )
+    return [each.nats for each in found]
+
+
+def _both_sides(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
+    """The same for an encoder."""
+    encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
+    ids = list(subject.tokenizer.encode_many(_sentences(pairs)))
+    return pseudo_nats(encoder, ids, name=lambda number: pairs[number // 2].where, progress=progress).tolist()
+
+
+def _sentences(pairs: Sequence[Pair]) -> list[str]:
+    return [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
 
 
 def _row(accuracy: float, error: float | None, pairs: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def evaluate(args: list[str]) -> int:
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         """Folder of a run; with --task also a folder of published weights, or hub:ID."""
         task: str = ""
-        """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness). A run keeps the result."""
+        """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness); of an encoder masked,
+        pseudo_perplexity or blimp. A run keeps the result."""
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
         step: int | None = None
@@ -30,11 +31,11 @@ def evaluate(args: list[str]) -> int:
         stride: int = 0
         """New tokens per row: smaller gives every token more context, at more rows; 0 = half a row."""
         length: int = 0
-        """perplexity: tokens in a row; 0 = the model's positions."""
+        """perplexity, masked, pseudo_perplexity: tokens in a row; 0 = the model's positions."""
         words: bool = False
         """perplexity: also that of a word."""
         field: str = "text"
-        """lambada, perplexity: field of a .jsonl line that holds the text."""
+        """lambada, perplexity, masked, pseudo_perplexity: field of a .jsonl line that holds the text."""
         precision: Precision = "auto"
         """Dtype of a task's arithmetic. auto: the run's own; of published weights float32 on CPU, else bfloat16."""
         json: bool = False

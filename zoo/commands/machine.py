@@ -40,3 +40,9 @@ def option(args: list[str], name: str) -> str:
         if arg == name and place + 1 < len(args):
             return args[place + 1]
     return ""
+
+
+def one_reader(machine: Any, texts: Any) -> None:
+    """Refuse several processes to share standard input: each would read a part of it."""
+    fix = "only one process can read standard input; give --files a file"
+    require("-" not in texts.files or machine.processes == 1, "processes", machine.processes, fix)

@@ -1,0 +1,252 @@
+"""`zoo fill-mask`: the likeliest words for the masks of a text, or how likely given words are."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval import encoding, terminal
+from eval.encoding import Encoder, Row, Text
+from eval.settings import Texts
+from train import config
+from train import mesh as meshes
+from train.load import load
+from train.marks import BERT, ROBERTA
+from train.tokenizer import Tokenizer
+from train.wordpiece import CONTINUES
+from zoo import heads
+from zoo.batch import Batch
+from zoo.errors import BadInput, require
+from zoo.models import Model
+
+SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
+"""How a mask is written in a text: as either family names it, whatever the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What may stand for a mask."""
+
+    token: str
+    """As the tokenizer decodes it: RoBERTa's with the space before a word, BERT's pieces with their ##."""
+    id: int
+    probability: float
+    """Of it among the whole vocabulary, at this mask, all masks of the text being masked."""
+    start: int
+    end: int
+    """Its characters in `text`."""
+    text: str
+    """With it in the mask's place; other masks stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A mask and its candidates, the likeliest first."""
+
+    text: str
+    number: int
+    """Which of the text's masks, from 1."""
+    start: int
+    end: int
+    """The mask's characters in `text`."""
+    candidates: tuple[Candidate, ...]
+
+
+def main(
+    where: str,
+    asked: Texts,
+    *,
+    top: int,
+    targets: Sequence[str],
+    step: int | None,
+    batch: int,
+    precision: config.Precision,
+    mesh: config.Mesh,
+    as_json: bool,
+) -> int:
+    """Fill in the masks of texts and print what for. Returns the exit code.
+
+    Args:
+        where, step: what to load, see `train.load.load`.
+        as_json: an object a line for each mask.
+
+    Raises:
+        BadInput: see `train.load.load`, `encoding.read` and `fill`.
+    """
+    require(top >= 1, "top", top, "choose 1 or more words")
+    require(all(map(str.strip, targets)), "targets", "''", "write a word")
+    texts = encoding.read(asked)
+    _masks(texts)
+    terminal.ready()
+    encoder = Encoder.of(load(where, meshes.make(mesh), step), batch=batch, dtype=encoding.dtype_of(precision))
+    found = fill(encoder, texts, top=top, targets=targets, truncate=asked.truncate)
+    for number, each in enumerate(found, 1):
+        if as_json:
+            terminal.say(json.dumps(_record(each), ensure_ascii=False) + "\n")
+        else:
+            title = f"--- mask {number} of {len(found)}\n" if len(found) > 1 else ""
+            terminal.say(title + table(each, terminal.columns()))
+    return 0
+
+
+def fill(
+    encoder: Encoder, texts: Sequence[Text], *, top: int, targets: Sequence[str] = (), truncate: bool = False
+) -> list[Filled]:
+    """The `top` likeliest entries for every mask of the texts, in their order; or the targets, the likeliest first.
+
+    Each mask is judged alone, the text's others being masked. RoBERTa's mask takes the white space before it: its entries have a
+    space of their own, and a target gets one there.
+
+    Raises:
+        BadInput: a text without a mask, too long or with a mask beyond its cut; a model without a head for masked words, a target
+            that is no entry of the vocabulary, or more entries asked for than there are.
+    """
+    tokenizer = encoder.loaded.tokenizer
+    encoder.check_masked()
+    require(top <= tokenizer.vocab_size, "top", top, f"the tokenizer has {tokenizer.vocab_size:,} entries; choose at most those")
+    masks = _masks(texts)
+    rows = _rows(encoder, texts, masks, truncate)
+    # The same word is one entry after a space and another one elsewhere; both are asked for everywhere.
+    ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in _spacings(tokenizer, texts, masks)} if targets else {}
+    judge = _Judge(tokenizer.vocab_size, top, tuple(sorted({each for several in ids.values() for each in several})))
+    found: dict[int, list[Filled]] = {}
+    for row, (chances, entries) in encoder.run(rows, judge):
+        text = texts[row.number].text
+        for number, mask in enumerate(masks[row.number]):
+            wanted = set(ids[_spaced(tokenizer, text, mask)] if targets else entries[number].tolist())
+            pairs = [(chance, entry) for chance, entry in zip(chances[number].tolist(), entries[number].tolist(), strict=True)]
+            ranked = sorted((pair for pair in pairs if pair[1] in wanted), key=lambda pair: (-pair[0], pair[1]))
+            candidates = tuple(_candidate(tokenizer, text, mask, entry, chance) for chance, entry in ranked)
+            found.setdefault(row.number, []).append(Filled(text, number + 1, mask.start, mask.end, candidates))
+        terminal.progress(len(found), len(texts))
+    return [each for number in range(len(texts)) for each in found[number]]
+
+
+def table(filled: Filled, columns: int | None) -> str:
+    """A mask's candidates as lines of at most so many columns; texts that are longer are cut around the mask."""
+    names = [json.dumps(each.token, ensure_ascii=False) for each in filled.candidates]
+    wide = max(len("token"), *map(terminal.cell_len, names))
+    room = columns and max(20, columns - len("probability") - wide - 4)
+    lines = [
+        terminal.excerpt(filled.text, filled.start, filled.end, columns),
+        f"probability  {'token':<{wide}}  text",
+    ]
+    for name, each in zip(names, filled.candidates, strict=True):
+        padding = " " * (wide - terminal.cell_len(name))
+        lines.append(
+            f"{_number(each.probability):>11}  {name}{padding}  {terminal.excerpt(each.text, each.start, each.end, room)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+class _Mask(NamedTuple):
+    """A mask's characters in a text."""
+
+    start: int
+    end: int
+
+
+def _masks(texts: Sequence[Text]) -> list[list[_Mask]]:
+    """The masks of each text."""
+    masks = [[_Mask(*found.span()) for found in SPELLED.finditer(text)] for _, text in texts]
+    for (where, _), found in zip(texts, masks, strict=True):
+        if not found:
+            raise BadInput(f"{where}: holds no mask; write {BERT['mask']} where a word is to be filled in")
+    return masks
+
+
+def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[Sequence[_Mask]], truncate: bool) -> Iterator[Row]:
+    """A row for each text; every one is checked before the first is given."""
+    tokenizer, marks = encoder.loaded.tokenizer, encoder.marks
+    pieces = tokenizer.encode_many(
+        piece
+        for (_, text), found in zip(texts, masks, strict=True)
+        for piece in _between(text, found, strips=tokenizer.kind == "roberta")
+    )
+    rows = []
+    for number, ((where, _), found) in enumerate(zip(texts, masks, strict=True)):
+        parts = [next(pieces)]
+        for _ in found:
+            parts += [np.array([marks.mask], np.int32), next(pieces)]
+        tokens = encoder.framed(np.concatenate(parts), where, truncate=truncate)
+        at = np.flatnonzero(tokens == marks.mask)
+        if len(at) < len(found):
+            beyond = f"mask {len(at) + 1} is beyond the model's {encoder.room} positions"
+            raise BadInput(f"{where}: {beyond}; shorten the text before it")
+        rows.append(Row(number, where, tokens, at, np.zeros_like(at)))
+    return iter(rows)
+
+
+def _between(text: str, masks: Sequence[_Mask], *, strips: bool) -> Iterator[str]:
+    """What stands before, between and after the masks; with `strips` a mask takes the white space before it."""
+    ends = [mask.start for mask in masks]
+    for start, end in zip([0, *(mask.end for mask in masks)], [*ends, len(text)], strict=True):
+        yield text[start:end].rstrip() if strips and end in ends else text[start:end]
+
+
+def _spaced(tokenizer: Tokenizer, text: str, mask: _Mask) -> bool:
+    """Whether what fills the mask begins with a space of its own."""
+    return tokenizer.kind == "roberta" and text[: mask.start][-1:].isspace()
+
+
+def _spacings(tokenizer: Tokenizer, texts: Sequence[Text], masks: Sequence[Sequence[_Mask]]) -> set[bool]:
+    return {_spaced(tokenizer, text, mask) for (_, text), found in zip(texts, masks, strict=True) for mask in found}
+
+
+def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list[int]:
+    """The id of each target."""
+    ids = []
+    for target in targets:
+        shown = f" {target}" if spaced and not target[0].isspace() else target
+        pieces = tokenizer.encode(shown).tolist()
+        if len(pieces) != 1 or (tokenizer.marks and pieces == [tokenizer.marks.unk]):
+            told = " + ".join(json.dumps(tokenizer.decode([piece]), ensure_ascii=False) for piece in pieces[:8]) or "nothing"
+            raise BadInput(
+                f"--targets {target!r}: to the vocabulary it is {told}; a mask stands for one entry, choose such a word"
+            )
+        ids += pieces
+    return ids
+
+
+def _candidate(tokenizer: Tokenizer, text: str, mask: _Mask, entry: int, chance: float) -> Candidate:
+    token, before = tokenizer.decode([entry]), text[: mask.start]
+    continues = tokenizer.kind == "wordpiece" and token.startswith(CONTINUES)
+    word = token.removeprefix(CONTINUES) if continues else token
+    if continues or tokenizer.kind == "roberta":
+        before = before.rstrip()
+    return Candidate(token, entry, chance, len(before), len(before + word), before + word + text[mask.end :])
+
+
+def _number(probability: float) -> str:
+    return f"{probability:.4f}" if probability >= 0.0001 else f"{probability:.1e}"
+
+
+def _record(filled: Filled) -> dict[str, Any]:
+    shown = ("token", "id", "probability", "text")
+    candidates = [{name: getattr(each, name) for name in shown} for each in filled.candidates]
+    return {"text": filled.text, "mask": filled.number, "candidates": candidates}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What is computed: probabilities and ids, [B, P, some]."""
+
+    entries: int
+    """Of the tokenizer: a model's vocabulary may be larger, and those ids have no text."""
+    top: int
+    ids: tuple[int, ...]
+    """Those asked for; none: the likeliest."""
+
+    def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        hidden = heads.gather(net.apply(params, batch).hidden, batch.predict_at)
+        chances = jax.nn.softmax(net.unembed(params, hidden), axis=-1)
+        if not self.ids:
+            found = jax.lax.top_k(chances[..., : self.entries], self.top)
+            return found[0], found[1]
+        ids = jnp.array(self.ids, jnp.int32)
+        return chances[..., ids], jnp.broadcast_to(ids, (*chances.shape[:-1], len(self.ids)))

@@ -1,0 +1,74 @@
+"""How well an encoder tells masked tokens, as in its training: some are masked at once, others changed or shown as they are.
+
+Source: Devlin et al. 2019, section 3.1; how many tokens are masked and what stands there is as in training (`train.masking`), by
+the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as they are.
+
+Format: the files that training reads (see `train.corpus`). A document is cut after sentences, as many as fit into `length`
+tokens, marks included (the model's positions unless told); what is cut, and other documents, do not see each other. What is
+masked depends on the text and the length alone, so that models of one tokenizer are asked the same.
+
+Metrics:
+- loss: nats per masked token; perplexity: e to the loss;
+- accuracy: share of them for which the right entry is the likeliest one;
+- predictions: how many there are.
+Examples are documents. Details: length.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval import masked as scores
+from eval.encoding import Encoder
+from eval.tasks import Progress, Result, Settings
+from train import corpus, plans
+from train.config import Data, Run
+from train.corpus import Documents
+from train.load import Loaded
+from train.objectives import masked
+from train.prepare import prepare
+from zoo import runtime
+from zoo.errors import BadInput, require
+
+OPTIONS = ("field", "length")
+
+
+def read(names: Sequence[str], settings: Settings) -> Documents:
+    """The documents of all files, each checked once.
+
+    Raises:
+        BadInput: see `corpus`.
+    """
+    return corpus.documents(names, Data(field=settings.field))
+
+
+def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
+    """Mask the documents and score what is told of them.
+
+    Raises:
+        BadInput: a length that the model does not allow, text without tokens, or a model without a head for masked words; see
+            also `Encoder.of`.
+    """
+    encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
+    encoder.check_masked()
+    length = settings.length or encoder.room
+    require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
+    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    if len(tokens.ids) == documents.count:
+        raise BadInput("--files: they hold no token, only white space; give some text")
+    data = Data(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
+    model = dataclasses.replace(subject.net.config, task="masked")
+    run = Run(recipe="", model=model, objective="masked", data=data)
+    unseen = np.zeros(subject.net.config.vocab, np.int64)
+    found = scores.scorer(
+        subject.net,
+        subject.mesh,
+        plans.plan(tokens, data, subject.tokenizer, seed=0, half="held-out"),
+        masked.builder(run, subject.tokenizer, lambda: unseen),
+        unseen,
+        batch=settings.batch,
+        dtype=settings.dtype,
+    )(subject.params).record()
+    names = ("loss", "perplexity", "accuracy", "predictions")
+    return Result({name: found[name] for name in names}, documents.count, {"length": length})

@@ -1,0 +1,70 @@
+"""How well an encoder predicts any text: every token masked once, alone.
+
+Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.3. The numbers compare encoders of one tokenizer; none is
+comparable with the perplexity of a model that reads from left to right: each token is predicted from both sides, and a word of
+several pieces from its other pieces.
+
+Format: the files that training reads (see `train.corpus`). Each document is read between the marks of its beginning and its end,
+and sees no other. Of a document longer than `length` tokens, marks included (the model's positions unless told), each token sees
+the window of that length around it, moved inwards at the document's ends.
+
+Metrics, of the same sum of -log p over all tokens, marks not among them:
+- loss: nats per token; pseudo_perplexity: e to the loss;
+- word_pseudo_perplexity: e to the nats per word, a word being what stands between white space;
+- tokens and words that are counted, and how many of the tokens are unknown to the vocabulary.
+Examples are documents. Details: length.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.encoding import Encoder
+from eval.pseudo import pseudo_nats
+from eval.tasks import Progress, Result, Settings
+from eval.tasks.perplexity import count_words
+from train import corpus
+from train.config import Data
+from train.corpus import Documents
+from train.load import Loaded
+from train.prepare import prepare
+from zoo import runtime
+from zoo.errors import BadInput, require
+
+OPTIONS = ("field", "length")
+
+
+def read(names: Sequence[str], settings: Settings) -> Documents:
+    """The documents of all files, each checked once.
+
+    Raises:
+        BadInput: see `corpus`.
+    """
+    return corpus.documents(names, Data(field=settings.field))
+
+
+def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
+    """Mask every token of the documents in turn.
+
+    Raises:
+        BadInput: a length that the model does not allow, text without tokens; see also `Encoder.of` and `pseudo_nats`.
+    """
+    encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
+    length = settings.length or encoder.room
+    require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
+    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
+    count, words = sum(map(len, texts)), count_words(documents)
+    if not count:
+        raise BadInput("--files: they hold no token, only white space; give some text")
+    nats = float(pseudo_nats(encoder, texts, length=length, name="document {}".format, progress=progress).sum())
+    metrics = {
+        "loss": nats / count,
+        "pseudo_perplexity": math.exp(min(nats / count, 700.0)),
+        "word_pseudo_perplexity": math.exp(min(nats / max(words, 1), 700.0)),
+        "tokens": count,
+        "words": words,
+        "unknown": sum(int(np.count_nonzero(text == encoder.marks.unk)) for text in texts),
+    }
+    return Result(metrics, documents.count, {"length": length})

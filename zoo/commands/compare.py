@@ -1,0 +1,27 @@
+"""`zoo compare`."""
+
+import dataclasses
+from typing import Annotated
+
+
+def compare(args: list[str]) -> int:
+    """`zoo compare RUN... [options]`."""
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class Compare:
+        """Finished runs side by side. Those that differ in their seed alone are one row: the mean and its 95% interval."""
+
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+        """Folders of runs."""
+        metric: tuple[str, ...] = ()
+        """Quantities to compare; none: all that the runs share."""
+        unequal: bool = False
+        """Compare runs of unequal budgets, or scored on unequal counts, all the same, and say so."""
+        json: bool = False
+        """Print JSON."""
+
+    asked = tyro.cli(Compare, args=args, prog="zoo compare")
+    from eval import compare
+
+    return compare.main(asked.runs, unequal=asked.unequal, as_json=asked.json, metric=asked.metric)
