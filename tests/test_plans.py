@@ -66,7 +66,7 @@ def check(planned, tokens, marks):
                 assert ids and ids == tokens.ids[first : first + len(ids)].tolist()
                 assert first + len(ids) < tokens.offsets[document + 1]
     assert planned.targets == sum(len(ids) for _, parts in sequences(planned) for _, _, ids in parts)
-    assert planned.size == len(tokens.ids)
+    assert planned.text_size == len(tokens.ids)
 
 
 # --- every token in one row ---
