@@ -39,7 +39,7 @@ class Row(NamedTuple):
     inputs: tuple[Inputs, ...]
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
-    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, (0, 0) if it has none;
+    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, (0, 0) if none;
     [] the right option."""
     weights: Float[np.ndarray, " S"]
     """What the labels count in the loss: [n] of tags, otherwise [1]."""
@@ -63,7 +63,7 @@ def texts(
 def tags(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
-    """`cls words sep`, each tag at the first id of its word (Devlin et al. 2019, section 5.3). A word without ids has no label."""
+    """`cls words sep`, each tag at the first id of its word (Devlin et al. 2019, section 5.3). A word without ids has none."""
     marks = _marks(tokenizer)
     for number, example in enumerate(examples):
         ids, word = tokenizer.encode_words(example.words)
@@ -106,8 +106,8 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
         most = length - 2 - marks.between - options.stride
         if len(question) > most and not (options.truncate and most > 0):
             raise BadInput(
-                f"{example.origin}: a question of {len(question)} tokens leaves too little room in a row of {length} for a stride of "
-                f"{options.stride}; choose a longer --data.length or a shorter --labelled.stride"
+                f"{example.origin}: a question of {len(question)} tokens leaves too little room in a row of {length} for a stride "
+                f"of {options.stride}; choose a longer --data.length or a shorter --labelled.stride"
                 + (", or --labelled.truncate" if most > 0 else "")
             )
         question = question[:most]

@@ -152,7 +152,7 @@ def _question(record: Record, options: Labelled) -> Question:
             raise BadInput(f"{where}: an answer without characters; a question without an answer has an empty list of them")
         if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
             raise BadInput(
-                f"{where}: the answer {json.dumps(text[:80])} is not at character {start} of the context, which has {len(context)}; "
+                f"{where}: the answer {json.dumps(text[:80])} is not at character {start} of the context of {len(context)}; "
                 "mend the answer or its beginning"
             )
     return Question(

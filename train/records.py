@@ -35,7 +35,7 @@ def column(record: Record, asked: str, named: str, number: int, key: str) -> Any
     name = asked or (list(record.values)[number] if record.numbered else named)
     if name not in record.values:
         raise BadInput(
-            f"{record.where}: no column {json.dumps(name)}; it has {listed(list(record.values))}: choose one with --labelled.{key}"
+            f"{record.where}: no column {json.dumps(name)}; it has {listed(list(record.values))}: choose with --labelled.{key}"
         )
     return record.values[name]
 

@@ -90,7 +90,7 @@ def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
 
 
 def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
-    """(number, text with its line end) of each line, in "utf-8" or "latin-1"; `fix` says what to do about bytes that are no UTF-8."""
+    """(number, text with its line end) of each line, in "utf-8" or "latin-1"; `fix` says what to do about what is not UTF-8."""
     line, offset = 0, 0
     with opened(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
