@@ -106,7 +106,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
         most = length - 2 - marks.between - options.stride
         if len(question) > most and not (options.truncate and most > 0):
             raise BadInput(
-                f"{example.origin}: a question of {len(question)} tokens leaves too little room in a row of {length} for a stride "
+                f"{example.origin}: a question of {len(question)} tokens leaves too little of a row of {length} for a stride "
                 f"of {options.stride}; choose a longer --data.length or a shorter --labelled.stride"
                 + (", or --labelled.truncate" if most > 0 else "")
             )
