@@ -231,8 +231,8 @@ class Tokenizer:
 
 
 def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
-    """An encoder's marks. RoBERTa's vocabulary has GPT-2's end of text too, but not as special."""
-    if any(token.special and token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
+    """An encoder's marks. RoBERTa's vocabulary has GPT-2's end of text too, but as an entry like any other."""
+    if any(token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
         return None
     found = marks.named(ids)
     if found is None:
