@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import configs, models, sharding
+from zoo import configs, encoder, models, sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.encoder_config import LABELLED
@@ -68,6 +69,16 @@ def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = 
         "tokens": lambda: net.token_logits(params, hidden, seeds),
     }
     return {name: say[name]() for name in SAYS[net.task]}
+
+
+def with_dropout(net: Model) -> dict[str, float]:
+    """Its rates of dropout, all of them 0.1."""
+    return {field.name: 0.1 for field in dataclasses.fields(net.config) if field.name.endswith("dropout")}
+
+
+def home(net: Model, name: str) -> ModuleType:
+    """The module in which a model's arithmetic looks a name up, where a test puts another: its own or the encoders'."""
+    return net.module if hasattr(net.module, name) else encoder
 
 
 @functools.cache

@@ -7,6 +7,7 @@ carried from step to step. Modules are found by listing this folder; nothing is 
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import pkgutil
@@ -38,6 +39,7 @@ def model(cfg: Any) -> "Model":
     return Model(family=name, config=cfg, module=family(name))
 
 
+@functools.cache
 def parameter_count(cfg: Any) -> int:
     """Parameters of a model as its paper counts them: tied tables once, padding rows of vocabulary tables not at all.
 

@@ -1,0 +1,145 @@
+"""The layer stack computes the same however it is computed, and what it costs is counted right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend import core
+
+from tests.gradients import assert_equal_gradients
+from tests.small import (
+    HEADS,
+    SAYS,
+    home,
+    jit,
+    loss,
+    outputs,
+    random_params,
+    row,
+    seeds,
+    sees,
+    shapes,
+    small,
+    with_dropout,
+    with_head,
+)
+from zoo import models, stack
+from zoo.configs import Compute
+from zoo.masks import Mask
+
+FAMILIES = models.families()
+CAUSAL = [family for family in FAMILIES if models.family(family).OBJECTIVES == ("causal",)]
+BODIES = list({home(small(family), "run_stack"): family for family in reversed(FAMILIES)}.values())
+"""One family of each body."""
+every_body = pytest.mark.parametrize("family", BODIES)
+
+
+def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
+    """`run_stack` as a Python loop."""
+    graph, ys = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0)))), []
+    for index in range(jax.tree.leaves(params)[0].shape[0]):
+        mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))
+        pattern = options.get("pattern", (None,))
+        kind = pattern[index % len(pattern)]
+        carry, y = body(nnx.merge(graph, mine), carry, x, jnp.int32(index), kind)
+        ys.append(y)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
+
+
+@every_body
+def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unrolled, with every remat policy, and as a loop over the layers; dropout on, since a layer's draws go by its number."""
+    dropout, batch = with_dropout(small(family)), row(8, 2)
+    net = small(family, **dropout)
+    params = random_params(net)
+
+    def compute(**how: Any) -> tuple[jax.Array, Any]:
+        variant = small(family, **dropout, compute=Compute(**how))
+        return jit(jax.value_and_grad(lambda p: loss(variant, p, batch, seeds(2))))(params)
+
+    value, gradient = compute()
+    found = [compute(unroll=2), *(compute(remat=name) for name in stack.POLICIES if name != "none")]
+    upside_down = {**params, "layers": jax.tree.map(lambda leaf: leaf[::-1], params["layers"])}
+    assert abs(float(jit(lambda p: loss(net, p, batch, seeds(2)))(upside_down) - value)) > 1e-3
+    monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
+    for other, theirs in [*found, compute()]:
+        assert float(other) == pytest.approx(float(value), rel=1e-6)
+        assert_equal_gradients(theirs, gradient)
+
+
+@every_body
+def test_remat_recomputes(family: str) -> None:
+    """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more."""
+    products = {}
+    for name in stack.POLICIES:
+        net = small(family, compute=Compute(remat=name))
+        products[name] = dot_flops(jax.grad(lambda p, net=net: loss(net, p, row(16))), shapes(net))
+    net = small(family)
+    forward = dot_flops(lambda p: loss(net, p, row(16)), shapes(net))
+    assert products["none"] == pytest.approx(3 * forward)
+    assert 3 * forward < products["attention"] < products["full"] <= 4 * forward
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop over the layers, each with its own explicit bool[T, T], sees and gives what the pattern does."""
+    net, batch = small(family, layers=4, pattern=("full", "window"), window=3), row(12)
+    params = random_params(net)
+    expected = jit(lambda p: net.apply(p, batch).hidden)(params)
+    distance = np.arange(12)[:, None] - np.arange(12)
+    allowed = [(distance >= 0), (distance >= 0) & (distance < 3)] * 2
+    layer = iter(allowed)
+    monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
+    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **_: Mask(allowed=jnp.asarray(next(layer))[None, None]))
+    np.testing.assert_allclose(jit(lambda p: net.apply(p, batch).hidden)(params), expected, atol=1e-5, rtol=0)
+    assert next(layer, None) is None
+    layer = iter(allowed[::-1])
+    assert np.abs(jit(lambda p: net.apply(p, batch).hidden)(params) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_window_layers_see_no_further(family: str) -> None:
+    """Two layers of window 3 reach 4 tokens back."""
+    net = small(family, pattern=("window",), window=3)
+    distance = np.arange(12)[:, None] - np.arange(12)
+    np.testing.assert_array_equal(sees(net, random_params(net), row(12)), (distance >= 0) & (distance <= 4))
+
+
+# --- floating-point operations --------------------------------------------------------------------------------------------------
+
+
+def dot_flops(function: Callable, *arguments: Any) -> int:
+    """FLOPs of the matrix products a function does, counted in its jaxpr: 2 for each multiply-add, loops times their length."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(map(count, core.jaxprs_in_params(equation.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS)
+@pytest.mark.parametrize("changes", [{}, {"heads": 2, "layers": 3}, {"ffn": 100, "width": 48}])
+def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes: dict[str, int]) -> None:
+    """With `xla`, which does the whole T x T; a vocabulary that needs no padding rows, since those are not counted."""
+    net = with_head(family, task, vocab=384, compute=Compute(attention="xla"), **changes)
+    few = {"predict_at": jnp.zeros((3, 4), jnp.int32), "summary_at": jnp.zeros((3, 2), jnp.int32)}
+    for given in ({},) if family in CAUSAL else ({}, few):
+        batch = row(20, 3, labels=jnp.zeros(3, jnp.int32), **given)
+        counted = dot_flops(lambda p, batch=batch: outputs(net, p, batch), shapes(net))
+        assert net.flops(batch) == pytest.approx(counted, rel=0.01)
+    # Without labels nobody asks a classifier.
+    bare = dot_flops(lambda p: net.apply(p, row(20, 3)).hidden, shapes(net))
+    words = dot_flops(lambda p: outputs(net, p, row(20, 3))["words"], shapes(net)) if "words" in SAYS[task] else bare
+    assert net.flops(row(20, 3)) == pytest.approx(words, rel=0.01)
