@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.config_objectives import Distillation, Masking, Selection
+from train.config_objectives import Distillation, Labelled, Masking, Selection
 from train.folder import Folder, differences, read_config, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
@@ -26,7 +26,7 @@ SIZES = [(name, size) for family in configs.families() for name, size in configs
 
 HOLD = """
 import sys
-from train.config_objectives import Distillation, Masking, Selection
+from train.config_objectives import Distillation, Labelled, Masking, Selection
 from train.folder import Folder
 with Folder(sys.argv[1]).claim():
     print("held", flush=True)
@@ -222,7 +222,8 @@ MAKES_ANOTHER = {
     "tokenizer.vocab: 2048 before, 512 now": {"tokenizer": Tokenizer(vocab=512)},
     "optim.lr: 0.001 before, 0.002 now": {"optim": Optim(lr=2e-3)},
     "masking.rate: 0.15 before, 0.3 now": {"masking": Masking(rate=0.3)},
-    "distillation.teacher:  before, runs/big now": {"distillation": Distillation(teacher="runs/big")},
+    "distillation.soft: 5.0 before, 1.0 now": {"distillation": Distillation(soft=1.0)},
+    "labelled.coarse: False before, True now": {"labelled": Labelled(coarse=True)},
     "selection.best: False before, True now": {"selection": Selection(best=True)},
     "model.layers: 4 before, 6 now": {"model": dataclasses.replace(NANO, layers=6)},
 }
@@ -236,5 +237,5 @@ def test_everything_else_makes_it_another_run(line: str, changed: dict[str, Any]
 def test_every_field_is_either_compared_or_may_change() -> None:
     """A new field is compared unless it is named here: forgetting it can only refuse too much."""
     compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim", "init"}
-    compared |= {"masking", "distillation", "selection"}
+    compared |= {"masking", "distillation", "labelled", "selection"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

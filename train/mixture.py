@@ -6,13 +6,14 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from train.texts import Document
 
 
+@runtime_checkable
 class Planned(Protocol):
     """Rows as `train.rows`, `train.plans` and `train.labelled` plan them: numbered, each made into arrays by an objective."""
 
