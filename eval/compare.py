@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.comparison import CONFIDENCE, Comparison, Estimate, Row, compare
+from eval.finished import scientific
 from train.console import short
 from train.quantities import QUANTITIES
 
@@ -23,7 +24,7 @@ FACTS: dict[str, Callable[[Row], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
     "tokens seen": lambda row: short(row.first.tokens),
-    "FLOPs": lambda row: "-" if row.first.flops is None else f"{row.first.flops:.2e}".replace("e+", "e"),
+    "FLOPs": lambda row: "-" if row.first.flops is None else scientific(row.first.flops),
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
 }
 """What a row is, beside its configuration; "-" where the run has not recorded it."""
@@ -115,10 +116,13 @@ def render(found: Comparison, width: int | None = None) -> str:
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:
-    """Columns that the tables of scores need, or with names folded at `least`; a list of values wraps as it must."""
-    boundless = console.options.update(max_width=10_000)
-    sizes = [Measurement.get(console, boundless, table) for table in tables.values() if table.show_header]
-    return max(size.minimum if least else size.maximum for size in sizes)
+    """Columns that the tables of scores need: at `least` with their names folded."""
+    boundless, widths = console.options.update(max_width=10_000), []
+    for table in (table for table in tables.values() if table.show_header):
+        gaps = (len(table.columns) - 1) * table.padding[1]
+        least_width = sum(column.min_width or 0 for column in table.columns) + gaps
+        widths.append(least_width if least else Measurement.get(console, boundless, table).maximum)
+    return max(widths)
 
 
 def _shared(rows: Sequence[Row]) -> dict[str, str]:
@@ -170,14 +174,14 @@ class Column(NamedTuple):
 def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Column], layout: Layout) -> Table:
     """A table of some rows, after their numbers and names."""
     table = Table(box=None, padding=(0, layout.gap, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("", style="dim", no_wrap=True)
+    table.add_column("", style="dim", no_wrap=True, min_width=len(str(len(names))))
     table.add_column("run", overflow="fold", min_width=8)
     for title, cells, justify in columns:
         # rich would cut what it may not wrap, unless it is told how much room that needs.
         room = max(len(line) for cell in (title, *cells) for line in str(cell).splitlines())
         table.add_column(Text(title, justify=justify), justify=justify, no_wrap=True, min_width=room)
-    for number, *cells in zip(numbers, *(column.cells for column in columns), strict=True):
-        table.add_row(str(number + 1), Text(names[number]), *cells)
+    for place, number in enumerate(numbers):
+        table.add_row(str(number + 1), Text(names[number]), *(column.cells[place] for column in columns))
     return table
 
 

@@ -64,7 +64,8 @@ def read(path: str | Path) -> Finished:
     trained = [row for row in read_rows(folder.metrics) if row.get("kind") == "train"]
     if not trained:
         raise BadInput(f"{folder.metrics}: no row of the training; put the file back")
-    per_step = read_rows(folder.starts)[-1].get("flops") if folder.starts.exists() else None
+    starts = read_rows(folder.starts) if folder.starts.exists() else []
+    per_step = starts[-1].get("flops") if starts else None
     return Finished(
         path=folder.path,
         run=run,
@@ -107,7 +108,7 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
         least, most = (chosen(runs, key=lambda run: run.tokens) for chosen in (min, max))
         told = f"{least.path} has seen {short(least.tokens)} tokens and {most.path} {short(most.tokens)}"
         if least.flops is not None and most.flops is not None:
-            told += f", in {least.flops:.2e} and {most.flops:.2e} FLOPs"
+            told += f", in {scientific(least.flops)} and {scientific(most.flops)} FLOPs"
         lines.append(f"unequal budgets: {told}")
     for name in quantities.COUNTS:
         counts = {run.scores[name]: run for run in runs if name in run.scores}
@@ -115,6 +116,11 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
             (one, first), (two, second), *_ = counts.items()
             lines.append(f"unequal scores: {first.path} is scored on {one:,} {name} and {second.path} on {two:,}")
     return lines
+
+
+def scientific(number: float) -> str:
+    """A number too large to be read in digits: 1.23e18."""
+    return f"{number:.2e}".replace("e+", "e")
 
 
 def _scores(path: Path) -> dict[str, float | int]:
