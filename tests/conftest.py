@@ -28,7 +28,7 @@ from zoo import runtime  # noqa: E402
 
 runtime.prepare(devices=8)
 
-OPT_IN = ("slow", "parity", "aot")
+OPT_IN = ("slow", "parity", "aot", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
