@@ -105,6 +105,12 @@ def row(length: int, rows: int = 1, **fields: Any) -> Batch:
     return Batch(tokens=jnp.arange(1, rows * length + 1, dtype=jnp.int32).reshape(rows, length), **fields)
 
 
+def as_batch(asked: dict[str, np.ndarray]) -> Batch:
+    """What `tests.theirs` asks a model."""
+    kinds = jnp.asarray(asked["types"]) if "types" in asked else None
+    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=jnp.asarray(asked["real"], jnp.int32), types=kinds)
+
+
 def sees(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """bool[T, T]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not."""
     probe = np.float32(np.random.default_rng(0).standard_normal(net.config.width))

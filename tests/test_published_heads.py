@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tests import published, theirs
-from tests.small import jit, said
+from tests.small import as_batch, jit, said
 from tests.vectors import make
 from train import config
 from train import mesh as meshes
@@ -85,11 +85,6 @@ def test_what_transformers_computes(family: str, task: str, folders: Callable[[s
         # The project's bound against torch (DESIGN, "Equal gradients"), of the norm and of a projection as long as the leaf.
         bound = np.sqrt(stored[name].size) * (1e-3 * expected[0] + 1e-5 * whole)
         assert make.probe(name, stored[name]) == pytest.approx(expected, abs=bound), name
-
-
-def as_batch(asked: dict[str, np.ndarray]) -> Batch:
-    kinds = jnp.asarray(asked["types"]) if "types" in asked else None
-    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=jnp.asarray(asked["real"], jnp.int32), types=kinds)
 
 
 def without_padding(cfg: Any, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
