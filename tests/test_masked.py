@@ -90,6 +90,13 @@ def test_robertas_pair_has_two_separators_and_no_types():
     assert not {"summary_at", "labels"} & row.keys()
 
 
+def test_a_model_of_one_type_gets_none_whatever_its_tokenizer():
+    asked = run(length=12)
+    asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, types=1))
+    build = masked.builder(asked, TOKENIZERS["bert"], never)
+    assert not build(np.random.default_rng(0), (sequence([10, 11], [12, 13, 14], label=1),), 12)["types"].any()
+
+
 def test_documents_of_a_sequence_have_a_separator_between():
     asked = run(masking=SHOWN, rows="full_sentences", length=12)
     row = builder(asked)(np.random.default_rng(0), (sequence([10, 11], [12], [13, 14, 15]),), 12)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from encoder_text import LETTERS, roberta, stream, uncased
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from train.config import Data
@@ -272,16 +272,20 @@ def test_a_share_of_the_documents_has_a_shorter_target():
 # --- packing, samples, fingerprints ---
 
 
-@settings(deadline=None, max_examples=30)
-@given(DOCUMENTS, st.integers(7, 40), st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"]))
-def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows):
-    tokens = documents(sizes)
-    alone = plan(tokens, data(rows, length), BERT, 3, "held-out")
-    together = plan(tokens, data(rows, length, pack=True), BERT, 3, "held-out")
+@settings(deadline=None, max_examples=60)
+@given(
+    DOCUMENTS, st.integers(8, 40), st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"]), st.sampled_from([BERT, ROBERTA])
+)
+# The first two documents are a sequence of 8 tokens, the last is one of 9: together one too many.
+@example([[3], [2], [12], [7]], 16, "full_sentences", BERT)
+def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, tokenizer):
+    tokens = documents(sizes, tokenizer)
+    alone = plan(tokens, data(rows, length), tokenizer, 3, "held-out")
+    together = plan(tokens, data(rows, length, pack=True), tokenizer, 3, "held-out")
     assert all(len(row) == 1 for row in contents(alone))
     room, packed = [], []
     for sequence in sequences(alone):
-        size = taken(sequence, BERT.marks)
+        size = taken(sequence, tokenizer.marks)
         fits = [number for number, left in enumerate(room) if left >= size]
         number = fits[0] if fits else len(room)
         if not fits:
@@ -322,6 +326,9 @@ def test_the_fingerprint_follows_everything_a_row_depends_on():
         found.setdefault(planned.fingerprint, set()).add(repr((contents(planned), planned.length)))
     assert all(len(rows) == 1 for rows in found.values())
     assert len(found) == len(set().union(*found.values()))
+    # The same sequences in the same order, two a row.
+    short = [plan(documents([[3], [3]]), data("doc_sentences", 16, pack=pack), BERT, 0, "held-out") for pack in (False, True)]
+    assert sequences(short[0]) == sequences(short[1]) and short[0].fingerprint != short[1].fingerprint
 
 
 def test_a_mixture_takes_plans_as_it_takes_rows():

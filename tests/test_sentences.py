@@ -12,6 +12,7 @@ from train import sentences as module
 from train.config import Data
 from train.corpus import split
 from train.sentences import ABBREVIATIONS, sentences
+from train.tokenizer import Tokenizer
 
 BOTH = [
     "He left.| She stayed!| Why?| Nobody knows",
@@ -32,7 +33,12 @@ SPACES = [
     "She saw it!\u2014Ahab.| The U.S. coast. ",
 ]
 MERGES = " ".join([*BOTH, *SPACES]).replace("|", "")
-TOKENIZERS = {"wordpiece": uncased(["mr", "mrs", "st", "alms"]), "bytes": roberta(), "merges": roberta([MERGES] * 3, 500)}
+TOKENIZERS = {
+    "gpt": Tokenizer.train([MERGES], 300),
+    "wordpiece": uncased(["mr", "mrs", "st", "alms"]),
+    "bytes": roberta(),
+    "merges": roberta([MERGES] * 3, 500),
+}
 
 # WordPiece does not know of spaces.
 CASES = [(name, text) for name in TOKENIZERS for text in (BOTH if name == "wordpiece" else BOTH + SPACES)]

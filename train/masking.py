@@ -81,15 +81,10 @@ def mask(
 
 
 def _number(rng: np.random.Generator, length: int, masks: Masks) -> int:
-    number = masks.rate * length
-    if masks.rule == "bert":
-        whole = round(number)
-    elif masks.rule == "roberta":
-        whole = int(number + rng.random())
-    else:
-        whole = math.ceil(number)
-    # What `largest` says also holds where adding a random number rounds up to the next whole one.
-    return min(max(1, whole), masks.largest(length))
+    if masks.rule != "roberta":
+        return masks.largest(length)
+    # The sum may be rounded up to a whole number that is more than the largest.
+    return min(max(1, int(masks.rate * length + rng.random())), masks.largest(length))
 
 
 def _weighted(

@@ -49,8 +49,8 @@ def sentences(tokens: Tokens, tokenizer: Tokenizer, longest: int) -> Sentences:
     """The sentences of all documents; one of more than `longest` ids is cut into pieces of that many and a rest."""
     first, last = tokens.offsets[:-1], tokens.offsets[1:] - 1
     starts = np.union1d(first, _ends(tokens.ids, _Vocabulary.of(tokenizer)) + 1)
-    starts = starts[tokens.ids[starts] != tokens.end_of_text]
     document = np.searchsorted(tokens.offsets, starts, side="right") - 1
+    # What begins with the end of its document is empty: it is cut into no pieces.
     size = np.minimum(np.append(starts[1:], len(tokens.ids)), last[document]) - starts
     return cut(Sentences(document, starts - first[document], size), longest)
 
@@ -70,7 +70,7 @@ class _Vocabulary:
     """Whether entries begin with the space before them."""
     kind: UInt8[np.ndarray, " V"]
     apart: Bool[np.ndarray, " V"]
-    """Begins with white space, or is a mark."""
+    """Begins with white space."""
     digit_first: Bool[np.ndarray, " V"]
     digit_last: Bool[np.ndarray, " V"]
     within: Bool[np.ndarray, " V"]
@@ -93,14 +93,12 @@ class _Vocabulary:
         kind[table(rf"^\s*[^\w\s]*[.!?][{CLOSERS}]*$")] = STOP
         kind[table(r"^\.$")] = FULL_STOP
         kind[table(r"^\s+$")] = SPACE
-        apart = table(r"^\s")
-        apart[[*marks, tokenizer.end_of_text]] = True
         spellings = [spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,))]
         words = {tuple(ids.tolist()) for ids in tokenizer.encode_many(spellings)}
         return cls(
             spaced=spaced,
             kind=kind,
-            apart=apart,
+            apart=table(r"^\s"),
             digit_first=table(r"^\d"),
             digit_last=table(r"\d$"),
             within=table("[\\w'\u2019\ufffd]$" if spaced else "['\u2019]$"),
@@ -110,7 +108,7 @@ class _Vocabulary:
 
 
 def _ends(ids: Integer[np.ndarray, " tokens"], vocabulary: _Vocabulary) -> Int64[np.ndarray, " ends"]:
-    """The last id of each sentence that ends before its document does; some that end with it."""
+    """The last id of each sentence, save those that end only because their document does."""
     chunks = range(0, len(ids), CHUNK)
     # Few ids are of a kind that matters: everything after this is done with those alone.
     at = np.concatenate([first + np.flatnonzero(vocabulary.kind[ids[first : first + CHUNK]]) for first in chunks])
