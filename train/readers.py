@@ -157,7 +157,7 @@ def _question(record: Record, options: Labelled) -> Question:
             )
     return Question(
         origin=where,
-        document=values.get("title") or context,
+        document=string(values.get("title") or context, f"{where}: the title"),
         id=str(values.get("id") or where),
         question=string(get(values, "question", str, where), f"{where}: the question"),
         context=context,
