@@ -132,6 +132,7 @@ def test_all_files_of_a_tokenizer_give_the_same(ours: Tokenizer, folder: Path, t
         for text in TEXTS:
             assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
         assert theirs.convert_tokens_to_ids([theirs.pad_token, theirs.mask_token]) == [ours.marks.pad, ours.marks.mask]
+        assert_a_mask_stands_for_a_word_and_its_space(ours, theirs)
 
 
 def test_templates_are_those_of_transformers(ours: Tokenizer, theirs: Any, folder: Path):
@@ -149,7 +150,7 @@ def test_templates_are_those_of_transformers(ours: Tokenizer, theirs: Any, folde
         assert made.dtype == types.dtype == np.int32
 
 
-def test_a_mask_stands_for_a_word_and_its_space(ours: Tokenizer, theirs: Any):
+def assert_a_mask_stands_for_a_word_and_its_space(ours: Tokenizer, theirs: Any):
     """What `transformers` makes of a mask in a text is the sum of its parts."""
     expected = theirs(f"The white {theirs.mask_token} swims")["input_ids"]
     made = np.concatenate([ours.encode("The white"), [ours.marks.mask], ours.encode(" swims")])

@@ -92,6 +92,15 @@ def test_starts_of_words_are_told_by_the_first_character(trained: Tokenizer):
     assert len(whale) > 1 and not starts[whale].any()
 
 
+def test_an_empty_affix_is_none(trained: Tokenizer, tmp_path: Path):
+    """RoBERTa's released tokenizer.json spells it so; it is RoBERTa's all the same."""
+    trained.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    tokenizer_files.write(tmp_path, Tokenizer({**content, "model": {**content["model"], **affixes}}), longest=512)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "RobertaTokenizer"
+
+
 BAD = {
     "no mask": ('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "#version: 0.2\n", "vocab.json: it has no <mask>, and an"),
     "a gap": ('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 9}', "", "vocab.json: its 5 entries do not have the ids"),

@@ -66,7 +66,7 @@ class Tokenizer:
         self.marks = _marks(self._core, ids)
         model = self._core.model
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
-        if False:
+        if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
         self.kind = "gpt" if self.marks is None else "wordpiece" if self._continues else "roberta"
         if self.marks is None and END_OF_TEXT not in ids:
