@@ -49,8 +49,8 @@ def a_run(tmp_path, **data):
     return tiny.run(data=Data(length=32, batch=4, **data), out=str(tmp_path / "runs"))
 
 
-def shown(capsys, run, rows=3, first=0):
-    inspect.inspect(run, Folder.of(run), rows=rows, first=first)
+def shown(capsys, run, count=3, first=0):
+    inspect.inspect(run, Folder.of(run), count=rows, first=first)
     return capsys.readouterr().out
 
 
@@ -80,7 +80,7 @@ def trained_on(monkeypatch, build):
 def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatch, first):
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
-    out = shown(capsys, run, rows=5, first=first)
+    out = shown(capsys, run, count=5, first=first)
     text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
     numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
@@ -101,9 +101,9 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
 
 
 def test_documents_are_named(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
-    out = shown(capsys, run, rows=20)
-    named = re.findall(r"document (\d+), two.jsonl:(\d+): targets (\d+) to (\d+)", out)
+    run = a_run(tmp_path, paths=(files[1],), count="packed")
+    out = shown(capsys, run, count=20)
+    named = re.findall(r"document (\d+), two.jsonl:(\d+): tokens (\d+) to (\d+)", out)
     assert len(named) > 20
     # A long document comes in pieces.
     pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
@@ -111,15 +111,15 @@ def test_documents_are_named(tmp_path, files, capsys):
     for number, line, _, _ in named:
         assert int(line) == int(number) + 1
     # Each document begins with its own number.
-    starts = re.findall(r"document (\d+), [^\n]*targets 0 to [^\n]*\n +0 │<\|endoftext\|>│(.*)│\n", out)
+    starts = re.findall(r"document (\d+), [^\n]*tokens 0 to [^\n]*\n +0 │<\|endoftext\|>│(.*)│\n", out)
     assert starts
     for number, line in starts:
         assert line.replace("│", "").startswith(f"document {number}:"[: len(line)])
 
 
 def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
-    out = shown(capsys, run, rows=6)
+    run = a_run(tmp_path, paths=(files[1],), count="packed")
+    out = shown(capsys, run, count=6)
     text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 6, np.arange(6))
     with batches.read(0) as stream:
@@ -143,14 +143,14 @@ def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
     last = next(i for i in itertools.count() if batches.use(i).row == len(text.rows) - 1)
     missing = 32 - len(text.rows.components[0].rows.tokens.ids) % 32
     assert 1 < missing < 32
-    out = shown(capsys, run, rows=1, first=last)
+    out = shown(capsys, run, count=1, first=last)
     assert f"  padding: {missing}\n" in out
     assert f"1 row: {32 - missing} tokens, {(32 - missing) / 32:.1%} filled" in out
 
 
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
     trained_on(monkeypatch, masked)
-    out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), rows=9)
+    out = shown(capsys, a_run(tmp_path, paths=(files[1],), count="packed"), count=9)
     assert "padding" in out
     for example in out.split("\nExample ")[1:]:
         found = cells(f" {example}")
@@ -176,21 +176,21 @@ def test_where_one_target_is_not_the_next_token_all_are_shown(tmp_path, files, c
         return {**arrays, "targets": targets}
 
     trained_on(monkeypatch, build)
-    assert shown(capsys, a_run(tmp_path, paths=(files[0],)), rows=1).split("\nExample ")[1].count("→") == 32
+    assert shown(capsys, a_run(tmp_path, paths=(files[0],)), count=1).split("\nExample ")[1].count("→") == 32
 
 
 @pytest.mark.parametrize("width", [20, 80, 140])
 def test_every_line_fits(tmp_path, files, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     run = a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],))
-    out = shown(capsys, run, rows=15)
+    out = shown(capsys, run, count=15)
     lines = [line for line in out.splitlines() if "│" in line and line[:1] == " "]
     assert len(lines) > 20 and max(map(cell_len, lines)) <= width
     assert max(map(cell_len, lines)) > width - 5
 
 
 def test_no_text_plays_tricks_with_the_terminal(tmp_path, files, capsys):
-    out = shown(capsys, a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],)), rows=15)
+    out = shown(capsys, a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],)), count=15)
     assert {character for character in out if not character.isprintable()} == {"\n"}
     assert all(said in out for said in ("\\x1b", "\\x07", "\\t", "\\r"))
     # A mark at the beginning of a token would sit on the bar before it.
@@ -198,7 +198,7 @@ def test_no_text_plays_tricks_with_the_terminal(tmp_path, files, capsys):
 
 
 def test_styles_are_for_terminals(tmp_path, files, monkeypatch, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
+    run = a_run(tmp_path, paths=(files[1],), count="packed")
     plain = shown(capsys, run)
 
     class Terminal(io.StringIO):
@@ -206,7 +206,7 @@ def test_styles_are_for_terminals(tmp_path, files, monkeypatch, capsys):
             return True
 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    inspect.inspect(run, Folder.of(run), rows=3, first=0)
+    inspect.inspect(run, Folder.of(run), count=3, first=0)
     styled = terminal.getvalue()
     assert "\x1b" not in plain and "\x1b[2m│" in styled and "\x1b[32m" in styled
     assert re.sub(r"\x1b\[[\d;]*m", "", styled) == plain
@@ -253,7 +253,7 @@ from train import inspect, recipes
 from train.config import Data, Tokenizer
 from train.folder import Folder
 run = dataclasses.replace(recipes.find("gpt-nano")(), data=Data(paths=({files[1]!r},), length=32), tokenizer=Tokenizer(vocab=300))
-inspect.inspect(run, Folder("nowhere"), rows=1, first=0)
+inspect.inspect(run, Folder("nowhere"), count=1, first=0)
 """
     ended = run_python("-c", program, env={"JAX_PLATFORMS": "no-such-platform"})
     assert (ended.code, ended.stderr) == (0, "")

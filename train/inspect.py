@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,11 +11,10 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from train import config, inputs
+from train import config, features, inputs, rows
 from train.batches import Batches
 from train.folder import Folder
 from train.mixture import Mixture
-from train.rows import Piece, Row
 from train.texts import Document
 from train.tokenizer import Tokenizer
 from zoo import runtime
@@ -29,8 +29,8 @@ GUTTER = 7
 """Columns before the tokens."""
 
 
-def inspect(run: config.Run, folder: Folder, *, rows: int, first: int) -> None:
-    """Print the examples `first`, `first` + 1, ... of a run's stream, `rows` of them, exactly as it trains on them.
+def inspect(run: config.Run, folder: Folder, *, count: int, first: int) -> None:
+    """Print the examples `first`, `first` + 1, ... of a run's stream, `count` of them, exactly as it trains on them.
 
     Each with where it is from, its tokens, and which predictions count; then how well the rows are filled. Styled on a terminal,
     plain text elsewhere. It needs neither parameters nor a device: it reads the fields of `Batch`, whatever the objective.
@@ -41,11 +41,12 @@ def inspect(run: config.Run, folder: Folder, *, rows: int, first: int) -> None:
     Raises:
         BadInput: see `inputs.read`; no row, or a negative first one.
     """
-    require(rows >= 1, "rows", rows, "choose 1 or more rows")
+    require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
+    run = inputs.settled(run, folder)
     text = inputs.read(run, folder, runtime.cache_dir() / "text")
     batches = Batches(text.rows, inputs.builder(run, text), run.seed, 1, np.arange(1), period=run.masking.static)
-    examples = range(first, first + rows)
+    examples = range(first, first + count)
     chosen = [batches.use(example).row for example in examples]
     names = _document_names(text.rows, chosen)
     console = Console(highlight=False, markup=False, emoji=False)
@@ -76,7 +77,7 @@ class _Counts:
 
     def add(self, example: Batch) -> None:
         self.rows += 1
-        self.room += len(example.tokens)
+        self.room += example.tokens.size
         self.tokens += int(_filled(example).sum())
         self.predictions += int((_weights(example) > 0).sum())
 
@@ -90,7 +91,7 @@ def _document_names(mixture: Mixture, chosen: list[int]) -> list[dict[int, str]]
     """Of each component, the names of the documents that the chosen rows are from, by number."""
     wanted: list[set[int]] = [set() for _ in mixture.components]
     for number in chosen:
-        wanted[mixture.locate(number)[0]] |= {piece.document for piece in mixture.row(number).pieces}
+        wanted[mixture.locate(number)[0]] |= {each.document for each in _ranges(mixture.row(number))}
     return [_names(component.documents, numbers) for component, numbers in zip(mixture.components, wanted, strict=True)]
 
 
@@ -105,9 +106,26 @@ def _names(documents: Iterable[Document], wanted: set[int]) -> dict[int, str]:
     return names
 
 
-def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Row, names: dict[int, str]) -> None:
+class _Range(NamedTuple):
+    """A part of a document, or of a labelled example, in a row."""
+
+    document: int
+    start: int
+    size: int
+
+
+def _ranges(row: Any) -> list[_Range]:
+    """Where the parts of a row are from, whichever plan it is of."""
+    if isinstance(row, rows.Row):
+        return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
+    if isinstance(row, features.Row):
+        return [_Range(row.example, 0, len(inputs.ids)) for inputs in row.inputs]
+    return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]
+
+
+def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str]) -> None:
     """One example: where it is from, its encoder side if it has one, its tokens, its labels."""
-    origins = [_origin(piece, names) for piece in row.pieces]
+    origins = [_origin(each, names) for each in dict.fromkeys(_ranges(row))]
     # Where each piece is a segment, a segment's heading says where it is from.
     apart = example.segments is not None and example.source is None and int(example.segments.max()) == len(origins)
     if not apart:
@@ -117,14 +135,25 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Row, name
         _heading(console, "encoder side")
         _side(console, tokenizer, example.source, [])
         _heading(console, "decoder side")
-    _side(console, tokenizer, example, origins if apart else [])
+    for number, option in enumerate(_options(example), 1):
+        if option is not example:
+            _heading(console, f"option {number}")
+        _side(console, tokenizer, option, origins if apart else [])
     if example.labels is not None:
         _heading(console, f"labels: {_printable(str(example.labels))}")
 
 
-def _origin(piece: Piece, names: dict[int, str]) -> str:
-    last = piece.start + len(piece.ids) - 1
-    return f"document {piece.document:,}, {_printable(names[piece.document])}: targets {piece.start:,} to {last:,}"
+def _options(example: Batch) -> list[Batch]:
+    """The options of a question, each as a row; of anything else the row itself."""
+    if example.tokens.ndim == 1:
+        return [example]
+    fields = {name: value for name in ("tokens", "segments", "positions", "types") if (value := getattr(example, name)) is not None}
+    return [Batch(**{name: value[number] for name, value in fields.items()}) for number in range(len(example.tokens))]
+
+
+def _origin(part: _Range, names: dict[int, str]) -> str:
+    last = part.start + part.size - 1
+    return f"document {part.document:,}, {_printable(names[part.document])}: tokens {part.start:,} to {last:,}"
 
 
 def _heading(console: Console, text: str) -> None:

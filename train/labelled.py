@@ -18,6 +18,7 @@ from train.features import Row
 from train.folder import Folder
 from train.load import tokenizer_of
 from train.mixture import Component, Mixture
+from train.texts import Document
 from train.tokenizer import FILE, Tokenizer
 from zoo.encoder_config import LABELLED
 from zoo.errors import BadInput, require
@@ -153,7 +154,8 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
     require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
     rows = _weighed(rows_of(training, run, tokenizer), run)
-    component = Component(", ".join(run.data.paths), 1.0, (), rows)
+    named = [Document(example.origin, "") for example in training]
+    component = Component(", ".join(run.data.paths), 1.0, named, rows)
     return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer))
 
 

@@ -37,5 +37,5 @@ def data(args: list[str]) -> int:
     refuse_unnamed(asked.run, args)
     from train import inspect
 
-    inspect.inspect(asked.run, folder or Folder.of(asked.run), rows=asked.rows, first=asked.first)
+    inspect.inspect(asked.run, folder or Folder.of(asked.run), count=asked.rows, first=asked.first)
     return 0
