@@ -21,7 +21,7 @@ from zoo.models import Model, model
 
 TASKS: dict[str, Task] = {"classification": "sequence", "tagging": "tokens", "span": "span", "choice": "choice"}
 """Objective -> the head it trains."""
-WORDS = "the whale is seen by old men of ship capital france paris and white sleeps naive".split()
+WORDS = ["the", "whale", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france", "paris", "and", "white", "sleeps", "naive"]
 IOB = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 STRIDE = 5
 

@@ -2,25 +2,20 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
-from conftest import Ended
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from eval import terminal
-from eval.encoding import Encoder
 from eval.fill_mask import Filled, fill, table
-from eval.settings import Texts
 from tests import encoders
 from tests.commands import call
-from zoo.errors import BadInput
 
 ASKED = (
     "The [MASK] whale sleeps.",

@@ -50,7 +50,7 @@ def a_run(tmp_path, **data):
 
 
 def shown(capsys, run, count=3, first=0):
-    inspect.inspect(run, Folder.of(run), count=rows, first=first)
+    inspect.inspect(run, Folder.of(run), count=count, first=first)
     return capsys.readouterr().out
 
 
@@ -261,8 +261,8 @@ inspect.inspect(run, Folder("nowhere"), count=1, first=0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"), [({"rows": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")]
+    ("changes", "line"), [({"count": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")]
 )
 def test_wrong_numbers_are_refused(tmp_path, changes, line):
     with pytest.raises(BadInput, match=re.escape(line)):
-        inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"rows": 1, "first": 0, **changes})
+        inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"count": 1, "first": 0, **changes})
