@@ -101,7 +101,7 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
 
 
 def test_documents_are_named(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), count="packed")
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
     out = shown(capsys, run, count=20)
     named = re.findall(r"document (\d+), two.jsonl:(\d+): tokens (\d+) to (\d+)", out)
     assert len(named) > 20
@@ -118,7 +118,7 @@ def test_documents_are_named(tmp_path, files, capsys):
 
 
 def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), count="packed")
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
     out = shown(capsys, run, count=6)
     text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 6, np.arange(6))
@@ -150,7 +150,7 @@ def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
 
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
     trained_on(monkeypatch, masked)
-    out = shown(capsys, a_run(tmp_path, paths=(files[1],), count="packed"), count=9)
+    out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), count=9)
     assert "padding" in out
     for example in out.split("\nExample ")[1:]:
         found = cells(f" {example}")
@@ -198,7 +198,7 @@ def test_no_text_plays_tricks_with_the_terminal(tmp_path, files, capsys):
 
 
 def test_styles_are_for_terminals(tmp_path, files, monkeypatch, capsys):
-    run = a_run(tmp_path, paths=(files[1],), count="packed")
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
     plain = shown(capsys, run)
 
     class Terminal(io.StringIO):
