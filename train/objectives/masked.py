@@ -133,7 +133,7 @@ def loss(
     logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)
     at_label = jnp.take_along_axis(logits, jnp.maximum(batch.labels, 0)[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - at_label
-    return {**sums, "next": nats.sum()}, out.carry
+    return {**sums, "next": jnp.where(batch.labels == IGNORED, 0, nats).sum()}, out.carry
 
 
 def _pieces(predicted: int, chunk: int) -> int:
