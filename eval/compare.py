@@ -205,7 +205,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
         texts.append(f"{mean}{mark and '  '}\n{tail}" if half and layout.stacked else f"{mean} {tail}" if half else mean)
     good = [(each.mean > 0) == (quantity.better == "higher") for each in estimates]
     styles = ["green" if star and better else "red" if star else "" for star, better in zip(starred, good, strict=True)]
-    title = _title(quantity.label.lower() + ARROWS[quantity.better], layout)
+    title = _title(quantity.label + ARROWS[quantity.better], layout)
     # To the right by blanks: rich strips those at the end of a line that it moves there itself.
     room = max(len(line) for text in (title, *texts) for line in text.splitlines())
     cells = ["\n".join(line.rjust(room) for line in text.splitlines()) for text in texts]

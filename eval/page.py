@@ -119,7 +119,8 @@ figcaption b{color:var(--ink);font-size:1rem;margin-right:auto}
 .key.dashed::before{border-top:2px dashed}
 .key.cross::before{content:"\\00d7";border:0;width:auto;height:auto;vertical-align:baseline;font-weight:700}
 .key.faint::before{opacity:.35}
-.one{color:var(--one)}.two{color:var(--two)}.three{color:var(--three)}
+.key.dotted::before{border-top-style:dotted}
+.ink{color:var(--ink)}.one{color:var(--one)}.two{color:var(--two)}.three{color:var(--three)}
 .key span{color:var(--muted)}
 svg{display:block;width:100%;height:auto}
 svg text{font-family:inherit!important}
@@ -158,10 +159,32 @@ border-radius:10px;font-size:.875rem}
 .card table{width:100%}
 .card th{width:44%}
 .card td{padding-right:0}
+.confusion{font-variant-numeric:tabular-nums}
+.confusion caption{text-align:left;color:var(--muted);padding-bottom:10px}
+.scroll .confusion th,.scroll .confusion td{padding:6px 10px;text-align:right;border:2px solid var(--page);min-width:3.5em}
+.scroll .confusion th{border-color:transparent}
+.scroll .confusion tr>:first-child{text-align:left;padding-left:0;min-width:0;max-width:12em;overflow-wrap:break-word}
+.confusion thead th{vertical-align:bottom;white-space:normal;overflow-wrap:break-word;max-width:8em}
+.confusion .right{background:color-mix(in srgb,var(--one) calc(.45*var(--share)),var(--card))}
+.confusion .wrong{background:color-mix(in srgb,var(--two) calc(.45*var(--share)),var(--card))}
+.confusion .none{background:var(--card);color:var(--muted)}
+.scroll .confusion .share{color:var(--muted);min-width:0}
+.worst{width:100%}
+.worst .texts>div+div{margin-top:6px;padding-top:6px;border-top:1px dashed var(--grid)}
+.worst .texts{width:60%;white-space:pre-wrap;overflow-wrap:anywhere}
+.worst .texts details{margin:0;color:inherit}
+.worst td{padding-right:24px}
+.worst .number{padding-right:0}.worst th.number{font-weight:400}
 footer{margin-top:48px;padding-top:14px;border-top:1px solid var(--grid);color:var(--muted);font-size:.875rem}
 @media (max-width:760px){main{padding:24px 14px 40px}.plots,.both{grid-template-columns:minmax(0,1fr)}.plots{gap:14px}
 figure{padding:12px 10px 6px}svg.wide{display:none}svg.narrow{display:block}.tiles{gap:14px 28px}
 .scroll{font-size:.875rem}.scroll th,.scroll td{padding-right:12px}.scroll td:first-child{min-width:7.5em}
+.scroll .confusion th,.scroll .confusion td{padding:6px 8px;min-width:2.75em}.scroll .confusion tr>:first-child{max-width:8em}
+.confusion thead .class{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;max-width:none;max-height:11em}
+.worst thead{display:none}
+.worst tr{display:grid;grid-template-columns:1fr 1fr auto;border-top:1px solid var(--grid);padding:8px 0}
+.worst td{border:0!important;padding:2px 14px 2px 0}.worst .texts{grid-column:1/-1;width:auto}
+.worst td[data-name]::before{content:attr(data-name);display:block;color:var(--muted);font-size:.8125rem;font-weight:400}
 .tiles dd{font-size:1.5rem}h1{font-size:1.625rem}h2{margin-top:36px}figcaption b{width:100%}}
 @media print{figure,.card,.sample{break-inside:avoid}}
 """

@@ -1,5 +1,6 @@
 """Curves of a run as SVG that takes its colours and its font from the page around it."""
 
+import dataclasses
 import html
 import io
 import re
@@ -7,6 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from train import quantities
+from train.quantities import QUANTITIES
 
 # Colours that matplotlib is given, and what they become: so one drawing serves light and dark pages.
 INK, MUTED, GRID, ONE, TWO, THREE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -22,26 +26,66 @@ BUCKETS = 400
 """A longer curve is drawn by the least and greatest value of so many stretches: no spike is lost, and the file stays small."""
 
 
-def curves(train: Sequence[Any], valid: Sequence[Any], resumed: Sequence[int]) -> str:
-    """Figures of loss with validation, bits per byte, throughput, learning rate and gradient norm; dashed where it resumed."""
-    figures = [_loss(train, valid, resumed)]
-    if valid:
-        figures.append(_bits(valid, resumed))
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Steps that every curve marks."""
+
+    resumed: Sequence[int] = ()
+    best: int | None = None
+    """The step that the run chose, where that is not its last."""
+
+
+def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
+    """Figures of the loss, of what the validations measured besides, of throughput, learning rate and gradient norm."""
+    figures = [_loss(train, valid, marks), *(_measured(valid, name, marks) for name in _names(valid))]
     if train:
-        figures += [_throughput(train, resumed), _simple(train, "lr", "Learning rate", resumed)]
-        figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", resumed))
+        figures += [_throughput(train, marks), _simple(train, "lr", "Learning rate", marks)]
+        figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marks))
     return f"<div class=plots>{''.join(figures)}</div>"
 
 
-def _loss(train: Sequence[Any], valid: Sequence[Any], resumed: Sequence[int]) -> str:
+DRAWN = ("loss", "perplexity")
+"""What the curve of the loss shows already: perplexity is e to it."""
+MOST = 3
+"""Quantities of validations that have a figure of their own."""
+
+
+def _names(valid: Sequence[Any]) -> list[str]:
+    """The quantities of validations that have a figure of their own: those held against another first, then the leading ones."""
+    if not valid:
+        return []
+    compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
+    leading = [name for name in quantities.leading(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
+    return list(dict.fromkeys([*compared, *leading]))[:MOST]
+
+
+def _compared(valid: Sequence[Any]) -> list[str]:
+    """The quantities of validations that have a reference there."""
+    return [name for name, each in QUANTITIES.items() if valid and name in valid[-1] and each.reference in valid[-1]]
+
+
+def _is_loss(valid: Sequence[Any], name: str) -> bool:
+    """Whether a quantity is all there is of the loss, and has its curve."""
+    return all(row.get(name) == row["loss"] for row in valid)
+
+
+def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
+    """(label, value) of what a quantity is held against; validations are of the same rows, so that it is the same in all."""
+    reference = QUANTITIES[name].reference
+    return QUANTITIES[reference].label, float(valid[-1][reference])
+
+
+def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
     steps, loss = _column(train, "loss")
     valid_steps, valid_loss = _column(valid, "loss")
-    bottom, top, outside = _limits(np.concatenate([loss, valid_loss]))
+    lines = [_reference(valid, name) for name in _compared(valid) if _is_loss(valid, name)]
+    bottom, top, outside = _limits(np.array([*loss, *valid_loss, *(value for _, value in lines)]))
     smooth = _smooth(loss, top)
 
     def draw(axes: Any) -> None:
         _noisy(axes, steps, loss, smooth)
         _dotted(axes, valid_steps, valid_loss)
+        _dashed(axes, lines)
         lost = steps[~np.isfinite(loss)][:: 1 + len(steps) // BUCKETS]
         axes.plot(lost, np.full(len(lost), 0.03), "x", color=THREE, markersize=5, transform=axes.get_xaxis_transform())
         axes.set_ylim(bottom, top)
@@ -49,22 +93,30 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], resumed: Sequence[int]) ->
     keys = [_key("one", "training, smoothed"), _key("one faint", "each row")] if len(smooth) else [_key("one", "training")]
     keys += [_key("two dots", "validation")] if len(valid_steps) else []
     keys += [_key("three cross", "not finite")] if not np.isfinite(loss).all() else []
+    keys += [_key("ink dashed", label) for label, _ in lines]
     told = [_told("Training loss", steps, smooth if len(smooth) else loss), _told("validation loss", valid_steps, valid_loss)]
-    return _figure("Loss, nats a token", "; ".join(filter(None, told)), draw, resumed, keys=keys, outside=outside, lead=True)
+    return _figure("Loss", told, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
 
 
-def _bits(valid: Sequence[Any], resumed: Sequence[int]) -> str:
-    steps, bits = _column(valid, "bits_per_byte")
-    bottom, top, outside = _limits(bits)
+def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
+    """One quantity of the validations, beside what it is held against."""
+    quantity = QUANTITIES[name]
+    steps, values = _column([row for row in valid if name in row], name)
+    lines = [_reference(valid, name)] if name in _compared(valid) else []
+    # Where more is better, what lies far above the rest is the best and no spike.
+    bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=quantity.better == "lower")
 
     def draw(axes: Any) -> None:
-        _dotted(axes, steps, bits)
+        _dotted(axes, steps, values)
+        _dashed(axes, lines)
         axes.set_ylim(bottom, top)
 
-    return _figure("Bits per byte, validation", _told("Bits per byte", steps, bits), draw, resumed, outside=outside)
+    keys = [_key("two dots", quantity.label), *(_key("ink dashed", label) for label, _ in lines)] if lines else []
+    told = [_told(quantity.title, steps, values)]
+    return _figure(f"{quantity.title}, validation", told, draw, marks, keys=keys, lines=lines, outside=outside)
 
 
-def _throughput(train: Sequence[Any], resumed: Sequence[int]) -> str:
+def _throughput(train: Sequence[Any], marks: Marks) -> str:
     steps = np.array([row["step"] for row in train])
     rate = np.array([row["time"]["tokens_per_s"] for row in train], float)
     share = np.array([np.nan if row["time"]["mfu"] is None else row["time"]["mfu"] for row in train])
@@ -87,10 +139,10 @@ def _throughput(train: Sequence[Any], resumed: Sequence[int]) -> str:
             right.yaxis.set_major_locator(_ticks(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
-    return _figure(title, _told("Tokens a second", steps, rate), draw, resumed, outside=outside)
+    return _figure(title, [_told("Tokens a second", steps, rate)], draw, marks, outside=outside)
 
 
-def _simple(train: Sequence[Any], name: str, title: str, resumed: Sequence[int]) -> str:
+def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
     steps, values = _column(train, name)
     _, top, outside = _limits(values)
 
@@ -99,29 +151,35 @@ def _simple(train: Sequence[Any], name: str, title: str, resumed: Sequence[int])
         _noisy(axes, steps, values, values[:0] if name == "lr" else _smooth(values, top))
         axes.set_ylim(0, top)
 
-    return _figure(title, _told(title, steps, values), draw, resumed, outside=outside)
+    return _figure(title, [_told(title, steps, values)], draw, marks, outside=outside)
 
 
 def _figure(
     title: str,
-    told: str,
+    told: Sequence[str],
     draw: Callable[[Any], None],
-    resumed: Sequence[int],
+    marks: Marks,
     *,
     keys: Sequence[str] = (),
+    lines: Sequence[tuple[str, float]] = (),
     outside: int = 0,
     lead: bool = False,
 ) -> str:
-    label = html.escape(f"{title}. {told}")
-    drawings = _svg(draw, resumed, NARROW, label, "narrow" if lead else "")
-    drawings += _svg(draw, resumed, WIDE, label, "wide") if lead else ""
-    keys = [*keys, *([_key("dashed", "resumed")] if resumed and lead else [])]
+    """A drawing under its title and the keys of its curves; `told` is what those who cannot see it hear of the curves."""
+    words = [*told, *(f"{name} {value:.4g}" for name, value in lines)]
+    words += [f"the best validation at step {marks.best:,}"] if marks.best is not None else []
+    label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
+    drawings = _svg(draw, marks, NARROW, label, "narrow" if lead else "")
+    drawings += _svg(draw, marks, WIDE, label, "wide") if lead else ""
+    if lead:
+        keys = [*keys, *([_key("dashed", "resumed")] if marks.resumed else [])]
+        keys += [_key("two dotted", f"the run's choice, step {marks.best:,}")] if marks.best is not None else []
     note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
     kind = " class=lead-plot" if lead else ""
     return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
 
-def _svg(draw: Callable[[Any], None], resumed: Sequence[int], size: tuple[float, float], label: str, kind: str) -> str:
+def _svg(draw: Callable[[Any], None], marks: Marks, size: tuple[float, float], label: str, kind: str) -> str:
     # Imported here: this takes more than a second, which no other command should pay.
     import matplotlib
     from matplotlib.figure import Figure
@@ -138,8 +196,10 @@ def _svg(draw: Callable[[Any], None], resumed: Sequence[int], size: tuple[float,
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(length=0)
         axes.grid(axis="y")
-        for step in resumed:
+        for step in marks.resumed:
             axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        if marks.best is not None:
+            axes.axvline(marks.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
         draw(axes)
         axes.set_xlabel("step")
         written = io.StringIO()
@@ -213,6 +273,11 @@ def _dotted(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
     _curve(axes, steps, values, TWO, **({"marker": "o", "markersize": 4} if len(values) <= 60 else {}))
 
 
+def _dashed(axes: Any, lines: Sequence[tuple[str, float]]) -> None:
+    for _, value in lines:
+        axes.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
+
+
 def _thin(values: np.ndarray) -> np.ndarray:
     """Positions of the values to draw: all of a short curve, else the least and the greatest of each stretch."""
     if len(values) <= 2 * BUCKETS:
@@ -237,14 +302,15 @@ def _smooth(values: np.ndarray, top: float) -> np.ndarray:
         return (sums[at + after + 1] - sums[at - before]) / (counts[at + after + 1] - counts[at - before])
 
 
-def _limits(values: np.ndarray) -> tuple[float, float, int]:
-    """Bottom and top of a frame around the finite values, and how many lie above: a lone huge spike does not flatten the rest."""
+def _limits(values: np.ndarray, *, spikes: bool = True) -> tuple[float, float, int]:
+    """Bottom and top of a frame around the finite values, and how many lie above: a lone huge spike does not flatten the rest,
+    where there are `spikes`."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0, 1.0, 0
     bottom, usual, top = float(finite.min()), float(np.quantile(finite, 0.98, method="lower")), float(finite.max())
     usual = max(usual, float(finite[0]))
-    if top - bottom > 4 * (usual - bottom) > 0:
+    if spikes and top - bottom > 4 * (usual - bottom) > 0:
         top = usual
     room = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
     return bottom - room, top + room, int((finite > top).sum())

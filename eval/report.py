@@ -9,28 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from eval import plots
+from eval import mistakes, plots
 from eval.page import card, date, measured, number, page, section, table, text
+from train import quantities
 from train.config import Run
 from train.console import clock, short
 from train.folder import Folder, flat, read_config, write_text
 from train.metrics import read
+from train.quantities import QUANTITIES
 from zoo.errors import BadInput
 
-SCORES = {
-    "bits_per_byte": ("Bits per byte", "loss in bits over the bytes of the text; comparable between tokenizers"),
-    "perplexity": ("Perplexity", "e to the loss; comparable only with the same tokenizer"),
-    "loss": ("Loss", "mean negative log likelihood of a token, in nats"),
-    "tokens": ("Tokens", "predicted, each once"),
-    "bytes": ("Bytes", "of held-out text"),
-    "stride": ("Stride", "tokens from one window to the next"),
+COUNTED = {
+    "tokens": "predicted, each once",
+    "bytes": "of held-out text",
+    "predictions": "of masked tokens",
+    "pairs": "of segments, told to be consecutive or not",
+    "examples": "held out",
+    "words": "held out",
+    "entities": "held out",
+    "questions": "held out",
+    "stride": "tokens from one window of the text to the next",
+    "step": "of the parameters that were scored",
 }
+"""What scores.json holds beside quantities: what they were measured on."""
 
 Number = int | float
 # What a file must hold: a type; [of each item]; {name: of its value}, names beyond these being free; {str: of every value}.
 SHAPES: dict[str, Any] = {
     "scores.json": {str: object},
     "evaluations.json": {str: {"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}}},
+    "predictions.json": mistakes.SHAPE,
     "samples.json": {"step": int, "samples": [{"prompt": str, "text": str, "truth": str}]},
     "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
 }
@@ -41,8 +49,9 @@ def write(folder: str | Path) -> Path:
     """Write RUN/report.html from the run's config.json and whatever else the run has written so far.
 
     Each file may be missing, so this works at any moment of a run: before its first row, while it goes, after it was killed. Read
-    are metrics.jsonl, starts.jsonl, scores.json; evaluations.json, the newest result of each task, in which the metric "x_stderr"
-    is the standard error of "x"; samples.json, see `eval.samples`; data.json, what each source gives over the whole run.
+    are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.mistakes`; evaluations.json, the newest result of
+    each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see `eval.samples`; data.json, what each
+    source gives over the whole run.
 
     Returns:
         The path of the report.
@@ -63,12 +72,16 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     valid = [row for row in rows if row["kind"] == "valid"]
     resumed = [start["step"] for start in starts[1:]]
     scores, tasks = _json(path / "scores.json") or {}, _json(path / "evaluations.json")
-    samples, sources = _json(path / "samples.json"), _json(path / "data.json")
-    sentence = _sentence(name, run, train, valid, scores)
+    samples, sources, errors = (_json(path / f"{name}.json") for name in ("samples", "data", "predictions"))
+    scored = scores.get("step")
+    best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
+    judged = {name: scores[name] for name in QUANTITIES if isinstance(scores.get(name), Number)}
+    sentence = _sentence(name, run, train, valid, judged, best)
     parts = [
-        f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, scores)}</header>",
-        section("Curves", plots.curves(train, valid, resumed)) if train or valid else "",
+        f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
+        section("Curves", plots.curves(train, valid, plots.Marks(resumed, best))) if train or valid else "",
         section("Held-out score", _score_table(scores)) if scores else "",
+        mistakes.render(errors) if errors else "",
         section("Tasks", _tasks(tasks)) if tasks else "",
         section("Samples", _samples(samples)) if samples and samples["samples"] else "",
         section("Origin", _origin(run, train, sources)),
@@ -88,7 +101,10 @@ def _json(path: Path) -> Any:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
-    if wrong := _differs(found, SHAPES[path.name], ""):
+    wrong = _differs(found, SHAPES[path.name], "")
+    if not wrong and path.name == "predictions.json":
+        wrong = mistakes.differs(found)
+    if wrong:
         raise BadInput(f"{path} does not hold what it should ({wrong}); make it again, or remove it")
     return found
 
@@ -110,31 +126,28 @@ def _differs(value: Any, shape: Any, where: str) -> str:
     return next((wrong for part in parts if (wrong := _differs(*part))), "").lstrip(".")
 
 
-def _sentence(name: str, run: Run, train: Sequence[Any], valid: Sequence[Any], scores: Mapping[str, Any]) -> str:
+def _sentence(
+    name: str, run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number], best: int | None
+) -> str:
     if not train:
         return f"No step of {name} has been recorded yet, of {run.steps:,} planned."
-    last = train[-1]
-    amount = f"{short(last['tokens'])} tokens"
-    if {"bits_per_byte", "perplexity"} <= scores.keys():
-        return (
-            f"After {last['step']:,} steps on {amount}, {name} needs {scores['bits_per_byte']:.3f} bits per byte of held-out "
-            f"text (perplexity {number(scores['perplexity'])})."
-        )
-    reached = f"{name} has taken {last['step']:,} of {run.steps:,} steps, on {amount}"
+    last, planned = train[-1]["step"], f" of {run.steps:,}"
+    amount = f"on {short(train[-1]['tokens'])} tokens"
+    if judged:
+        steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
+        whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
+        return f"After {steps}, {whose} reaches {quantities.told(judged)} on what it held out."
+    reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    return (
-        f"{reached}; at step {valid[-1]['step']:,} it needed {valid[-1]['bits_per_byte']:.3f} bits per byte of the validation "
-        "sample. There is no final score."
-    )
+    told = quantities.told(valid[-1])
+    return f"{reached}; its validation at step {valid[-1]['step']:,} gave {told}. There is no final score."
 
 
-def _tiles(train: Sequence[Any], valid: Sequence[Any], scores: Mapping[str, Any]) -> str:
-    tiles: list[tuple[str, str]] = []
-    if "bits_per_byte" in scores:
-        tiles.append((f"{scores['bits_per_byte']:.3f}", "bits per byte, held out"))
-    elif valid:
-        tiles.append((f"{valid[-1]['bits_per_byte']:.3f}", "bits per byte, validation"))
+def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
+    numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
+    leading = quantities.leading(numbers)[:2]
+    tiles = [(QUANTITIES[name].show(numbers[name]), f"{QUANTITIES[name].label}, {where}") for name in leading]
     if train:
         # The first row still holds the start-up, and a row whose only step compiled has no rate.
         timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
@@ -152,12 +165,17 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], scores: Mapping[str, Any]
 
 
 def _score_table(scores: Mapping[str, Any]) -> str:
-    named = [(*SCORES[key], scores[key]) for key in SCORES if key in scores]
-    named += [(key, "", value) for key, value in scores.items() if key not in SCORES]
-    lines = "".join(
-        f"<tr><th scope=row>{text(title)}</th><td class=number>{text(number(value))}</td><td class=note>{note}</td></tr>"
-        for title, note, value in named
-    )
+    """Quantities, what they were measured on, and whatever else a scorer has to say."""
+    # Only scores by the byte are of windows that overlap.
+    known = [*QUANTITIES, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
+    scores = {key: value for key, value in scores.items() if key in known or key != "stride"}
+    lines = ""
+    for key in [*(key for key in known if key in scores), *(key for key in scores if key not in known)]:
+        value, quantity = scores[key], QUANTITIES.get(key)
+        shown = quantity.show(value) if quantity and isinstance(value, Number) else number(value)
+        title = quantity.title if quantity else key[:1].upper() + key[1:].replace("_", " ")
+        note = quantity.note if quantity else COUNTED.get(key, "")
+        lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(shown)}</td><td class=note>{text(note)}</td></tr>"
     return f"<table class=scores>{lines}</table>"
 
 
@@ -209,7 +227,8 @@ def _samples(found: Mapping[str, Any]) -> str:
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
     """Where the parameters come from, how much text they have seen, and which."""
     done = train[-1]["step"] if train else 0
-    planned = run.steps * run.data.batch * run.data.length
+    # A row of several options has more tokens than its length.
+    planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
     start = f"as {run.init} left them" if run.init else f"drawn at random, seed {run.seed}"
     seen = f"{short(train[-1]['tokens'] if train else 0)}" + (f" of {short(planned)} planned" if done < run.steps else "")
     facts = {"Parameters at the start": start, "Tokens trained on": seen}

@@ -22,7 +22,15 @@ from zoo import configs
 from zoo.errors import BadInput
 
 RUN = Run(recipe="gpt-nano", model=configs.find("gpt-nano")[1].config)
-SCORES = {"loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 2.125, "tokens": 36012, "bytes": 120345, "stride": 128}
+SCORES = {
+    "bits_per_byte": 2.125,
+    "perplexity": 20.0855,
+    "loss": 3.0,
+    "tokens": 36012,
+    "bytes": 120345,
+    "stride": 128,
+    "step": 1000,
+}
 FACTS = {"devices": "1 x cpu", "mesh": "data=1"}
 SOURCE = {"name": "books.txt", "weight": 0.7, "tokens": 416123, "rows": 6506, "drawn": 1280, "share": 0.75, "epochs": 0.5}
 TASKS = {
@@ -35,7 +43,12 @@ TASKS = {
     "perplexity": {"step": None, "metrics": {"loss": 5.7, "tokens": 47193}, "examples": 1, "details": {}},
 }
 SAMPLES = {"step": 400, "temperature": 0.8, "samples": [{"prompt": "It was", "text": " the  whale\n\tand", "truth": " not"}]}
-MORE = {"evaluations.json": TASKS, "samples.json": SAMPLES, "data.json": [SOURCE]}
+MISTAKES = {
+    "labels": ["good", "bad"],
+    "confusion": [[40, 10], [0, 7]],
+    "worst": [{"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}],
+}
+MORE = {"predictions.json": MISTAKES, "evaluations.json": TASKS, "samples.json": SAMPLES, "data.json": [SOURCE]}
 
 
 class Page(html.parser.HTMLParser):
@@ -71,7 +84,7 @@ def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: 
     files = Folder(path)
     files.write_config(run)
     for number in range(starts):
-        metrics.started(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"})
+        metrics.started(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
     file = metrics.Metrics(files.metrics)
     for row in rows:
         file.write(row)
@@ -90,7 +103,7 @@ def rows(count: int, every: int = 10, **changed: Any) -> list[dict[str, Any]]:
         values = {"loss": loss, "grad_norm": 0.5, "skipped": 0, "tokens_per_s": 5000.0, "mfu": 0.4, "seconds": 0.8} | changed
         made.append(metrics.train_row(step=step, lr=1e-3, tokens=step * 4096, **values))
         if number % 10 == 0:
-            made.append(metrics.valid_row(step=step, loss=loss + 0.1, bits_per_byte=2.0 + 1 / number, seconds=2.0))
+            made.append(metrics.valid_row(step=step, seconds=2.0, loss=loss + 0.1, bits_per_byte=2.0 + 1 / number))
     return made
 
 
@@ -145,10 +158,12 @@ def test_it_says_how_the_run_ended(tmp_path: Path) -> None:
     name = tmp_path.name
     assert f"No step of {name} has been recorded yet, of 1,000 planned." in page(folder(tmp_path)).words
     words = page(folder(tmp_path, rows=rows(12))).words
-    assert f"{name} has taken 120 of 1,000 steps, on 492k tokens; at step 100 it needed 2.100 bits per byte" in words
+    assert (
+        f"{name} has taken 120 of 1,000 steps, on 492k tokens; its validation at step 100 gave 2.1000 bits/byte. There" in words
+    )
     assert "There is no final score." in words
     words = page(folder(tmp_path, rows=rows(100), scores=SCORES)).words
-    assert f"After 1,000 steps on 4.10M tokens, {name} needs 2.125 bits per byte of held-out text (perplexity 20.09)." in words
+    assert f"After 1,000 steps on 4.10M tokens, {name} reaches 2.1250 bits/byte, perplexity 20.09 on what" in words
     assert "training time 13:20 " in words
     assert "Bytes 120,345" in words
 
@@ -222,6 +237,8 @@ def test_a_frame_ignores_a_lone_spike_and_says_so() -> None:
     assert 7 < top < 7.5
     assert above == 1
     assert plots._limits(np.full(5, math.nan)) == (0, 1, 0)
+    # The best of what should be high is no spike.
+    assert plots._limits(np.array([0.5, 0.5, 0.51, 0.9]), spikes=False)[1:] == (pytest.approx(0.924), 0)
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -253,6 +270,8 @@ def test_a_row_torn_by_a_kill_does_not_matter_and_a_damaged_one_is_named(tmp_pat
             '{"a": {"step": null, "metrics": {"x": "1"}, "examples": 1, "details": {}}}',
             r"\(a.metrics.x: str\)",
         ),
+        ("predictions.json", '{"labels": ["a"], "confusion": [], "worst": [{"text": ""}]}', r"\(no worst\[0\].pair\)"),
+        ("predictions.json", '{"labels": ["a"], "confusion": [[1, 2]], "worst": []}', r"\(confusion: rows of 2 for 1 labels\)"),
         ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": ""}]}', r"samples.json .* \(no samples\[0\].truth\)"),
         ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": "", "truth": 1}]}', r"samples\[0\].truth: int"),
         ("data.json", "[1]", r"data.json .* \(\[0\]: int instead of dict\)"),

@@ -168,10 +168,10 @@ def run(
         stride, (params, step) = max(1, cfg.data.length // 2), choice.params(engine.get(state), abstract)
         score = scorer(data.scored(cfg, stride))(params)
         if process == 0:
-            # Before the samples: a run is finished when it has its score.
-            write_json(folder.scores, {**score.record(), "stride": stride, "step": step})
             if mistakes := getattr(score, "mistakes", None):
                 write_json(folder.predictions, mistakes)
+            # Before the samples, and after all else that only scoring gives: a run is finished when it has its score.
+            write_json(folder.scores, {**score.record(), "stride": stride, "step": step})
         if sample is not None and cfg.log.samples:
             console.doing("writing samples")
             given = (folder.samples, net, params, mesh, data)

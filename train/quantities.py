@@ -17,6 +17,7 @@ class Quantity:
     """How people are told of a number."""
 
     label: str
+    """As it stands within a sentence."""
     note: str
     """What it is, with its unit."""
     better: Literal["lower", "higher"] | None
@@ -24,39 +25,49 @@ class Quantity:
     format: str = ".4f"
     unit: str = ""
     """What follows the number in a line of text."""
+    reference: str = ""
+    """The quantity that it is held against: the same number for whoever knows next to nothing."""
+
+    @property
+    def title(self) -> str:
+        """The label at the head of something."""
+        return self.label[0].upper() + self.label[1:]
 
     def show(self, value: float | int) -> str:
         """The number alone, without its unit."""
-        return format(value, self.format)
+        # What exploded has up to 305 digits before the point.
+        return format(value, self.format if abs(value) < 1e6 else ".4g")
 
 
 QUANTITIES: dict[str, Quantity] = {
     "bits_per_byte": Quantity(
-        label="Bits per byte",
+        label="bits per byte",
         note="loss in bits over the bytes of the text; comparable between tokenizers",
         better="lower",
         unit="bits/byte",
     ),
     "perplexity": Quantity(
-        label="Perplexity", note="e to the loss; comparable only with the same tokenizer", better="lower", format=".2f"
+        label="perplexity", note="e to the loss of a token; comparable only with the same tokenizer", better="lower", format=".2f"
     ),
-    "loss": Quantity(label="Loss", note="mean negative log likelihood of what is predicted, in nats", better="lower"),
-    "masked_loss": Quantity(label="Masked loss", note="mean loss of a masked token, in nats", better="lower"),
-    "next_loss": Quantity(label="Next-sentence loss", note="mean loss of a pair of segments, in nats", better="lower"),
-    "accuracy": Quantity(label="Accuracy", note="share of predictions that are right", better="higher"),
+    "loss": Quantity(label="loss", note="mean of what training minimizes, in nats (of numbers, their squared error)", better="lower"),
+    "masked_loss": Quantity(
+        label="masked loss", note="mean loss of a masked token, in nats", better="lower", reference="unigram_loss"
+    ),
+    "next_loss": Quantity(label="next-sentence loss", note="mean loss of a pair of segments, in nats", better="lower"),
+    "accuracy": Quantity(label="accuracy", note="share of predictions that are right", better="higher"),
     "next_accuracy": Quantity(
-        label="Next-sentence accuracy", note="share of pairs told to be consecutive or not, rightly", better="higher"
+        label="next-sentence accuracy", note="share of pairs told to be consecutive or not, rightly", better="higher"
     ),
     "f1": Quantity(label="F1", note="harmonic mean of precision and recall", better="higher"),
-    "f1_macro": Quantity(label="Macro F1", note="F1 of each class, every class weighing the same", better="higher"),
+    "f1_macro": Quantity(label="macro F1", note="F1 of each class, every class weighing the same", better="higher"),
     "matthews": Quantity(label="Matthews", note="correlation of predicted and true classes, -1 to 1", better="higher"),
     "pearson": Quantity(label="Pearson", note="linear correlation with the true values, -1 to 1", better="higher"),
     "spearman": Quantity(label="Spearman", note="correlation of the ranks, -1 to 1", better="higher"),
-    "entity_f1": Quantity(label="Entity F1", note="F1 of whole entities: type, first and last word", better="higher"),
-    "exact": Quantity(label="Exact match", note="share of answers that are one of those given, normalized", better="higher"),
-    "mean_squared_error": Quantity(label="Squared error", note="mean square of the difference to the true value", better="lower"),
+    "entity_f1": Quantity(label="entity F1", note="F1 of whole entities: type, first and last word", better="higher"),
+    "exact": Quantity(label="exact match", note="share of answers that are one of those given, normalized", better="higher"),
+    "mean_squared_error": Quantity(label="squared error", note="mean square of the difference to the true value", better="lower"),
     "unigram_loss": Quantity(
-        label="Unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None
+        label="unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None
     ),
 }
 """In the order in which they are shown."""
@@ -91,5 +102,5 @@ def told(score: Mapping[str, Any], most: int = 2) -> str:
     for name in leading(score)[:most]:
         quantity = QUANTITIES[name]
         value = quantity.show(score[name])
-        shown.append(f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label.lower()} {value}")
+        shown.append(f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label} {value}")
     return ", ".join(shown)
