@@ -96,12 +96,13 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
 
 def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:
     """F1 of whole entities where the tags are IOB, else the share of right tags. Words that a row has no ids of do not count."""
-    truths, founds, losses, said = [], [], [], []
+    truths, founds, losses, words, said = [], [], [], [], []
     for row, each in zip(rows.rows, logits, strict=True):
         asked = np.flatnonzero(row.labels != IGNORED)
         truths.append([labels[label] for label in row.labels[asked].tolist()])
         founds.append([labels[label] for label in each[asked].argmax(-1).tolist()])
         losses.append(_surprise(each[asked], row.labels[asked]).mean())
+        words.append(len(asked))
         wrong = [
             (place, true, found) for place, (true, found) in enumerate(zip(truths[-1], founds[-1], strict=True)) if true != found
         ]
@@ -112,7 +113,7 @@ def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, .
     else:
         right = [true == found for one in zip(truths, founds, strict=True) for true, found in zip(*one, strict=True)]
         told |= {"accuracy": float(np.mean(right))}
-    return _score(rows, told, np.array(losses), said)
+    return _score(rows, {**told, "words": sum(words)}, np.array(losses), said, counts=words)
 
 
 def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
@@ -139,7 +140,8 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
     for each, given in zip(decoded, truths, strict=True):
         said.append((given[0] if given else "(no answer)", each.choose(None if all(truths) else 0.0) or "(no answer)"))
     chosen = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
-    return _score(chosen, told, np.array(losses), said, whole=True)
+    counts = [len(numbers) for numbers in windows.values()]
+    return _score(chosen, told, np.array(losses), said, counts=counts, whole=True)
 
 
 def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:
@@ -162,9 +164,18 @@ TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {
 
 
 def _score(
-    rows: Rows, told: dict[str, Any], losses: np.ndarray, said: Sequence[tuple[str, ...]], *, whole: bool = False
+    rows: Rows,
+    told: dict[str, Any],
+    losses: np.ndarray,
+    said: Sequence[tuple[str, ...]],
+    *,
+    counts: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> Score:
-    """The score of rows, or of `whole` examples, with a loss and what is (true, found) of each."""
+    """The score of rows, or of `whole` examples, with a loss and what is (true, found) of each.
+
+    A loss that is a mean itself is one of `counts` words or windows, each of which weighs the same, as in training.
+    """
     order = np.argsort(-losses, kind="stable")[:WORST]
     worst = []
     for number in order.tolist():
@@ -172,7 +183,7 @@ def _score(
         text, pair = _shown(example)
         truth, found = said[number]
         worst.append({"text": text, "pair": pair, "truth": truth, "found": found, "loss": float(losses[number])})
-    numbers = {"loss": float(losses.mean()), **told, "examples": len(losses)}
+    numbers = {"loss": float(np.average(losses, weights=counts)), **told, "examples": len(losses)}
     return Score(numbers=numbers, mistakes={"labels": [], "confusion": [], "worst": worst})
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ class Rows:
     length: int
     """Tokens a row has room for, T."""
     fingerprint: str
-    """Of the examples, the tokenizer and how they are made rows."""
+    """Of all rows, their length and the tokenizer."""
+    labels: tuple[str, ...] = ()
+    """What the numbers of classes are called."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,6 +52,15 @@ class Rows:
     def targets(self) -> int:
         """As many: what of a row is learned from is all of it."""
         return self.text_size
+
+    @functools.cached_property
+    def asked(self) -> str:
+        """A fingerprint of the examples and of what they may be told to be, wherever they were read and whatever reads them."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for example in self.examples:
+            said = {name: value for name, value in vars(example).items() if name not in ("origin", "document", "id")}
+            digest.update(repr(sorted(said.items())).encode())
+        return digest.hexdigest()
 
     def spread(self, count: int) -> "Rows":
         """The rows of at most `count` examples, evenly spaced: a sample that is the same each time."""
@@ -78,9 +90,11 @@ class Labelled:
         return found
 
     def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint remembers of its data, so that it is never resumed on other data."""
-        held_out = self.held_out.fingerprint
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": held_out}
+        """What a checkpoint remembers of its data, so that it is never resumed on other data.
+
+        Of what is held out, the examples: runs of any tokenizer, length and weights are asked the same and can be compared.
+        """
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.asked}
 
     def facts(self, run: config.Run) -> dict[str, str]:
         """The data and what the run does with it, as the console and the report show it."""
@@ -113,6 +127,7 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
     if regression:
         fix = "a regression has one output; name one, or leave out --labelled.regression"
         require(len(named) <= 1, "model.labels", " ".join(named), fix)
+    _read_once.cache_clear()
     labels = named or (("score",) if regression else labels_of(_split(run)[0]))
     if len(labels) == 1 and not regression:
         raise BadInput(f"--data.paths: every example has the label {labels[0]}; there is nothing to tell apart")
@@ -126,6 +141,7 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
         BadInput: data that cannot be read, no tokenizer, labels that the head has not, or a sequence that is too long.
     """
     training, held_out = _split(run)
+    _read_once.cache_clear()
     if run.tokenizer.path:
         tokenizer = Tokenizer.load(run.tokenizer.path)
     elif (folder.tokenizer / FILE).exists() and folder.begun:
@@ -152,12 +168,12 @@ def rows_of(examples: Sequence[Example], run: config.Run, tokenizer: Tokenizer) 
     options, length = run.labelled, run.data.length
     names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
     made = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names))
-    digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {options} {names}".encode())
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {names}".encode())
     for row in made:
         for inputs in row.inputs:
-            digest.update(inputs.ids.tobytes())
+            digest.update(inputs.ids.tobytes() + inputs.types.tobytes())
         digest.update(np.asarray(row.labels).tobytes())
-    return Rows(examples, made, length, digest.hexdigest())
+    return Rows(examples, made, length, digest.hexdigest(), tuple(names))
 
 
 def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
@@ -168,7 +184,7 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
             found |= set(example.tags)
         elif isinstance(example, Text):
             found.add(str(example.label))
-    whole = all(name.lstrip("-").isdecimal() for name in found)
+    whole = all(re.fullmatch(r"-?\d{1,18}", name) for name in found)
     return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
 
 
@@ -187,7 +203,7 @@ def _split(run: config.Run) -> tuple[list[Example], list[Example]]:
 
 @functools.lru_cache(maxsize=1)
 def _read_once(objective: str, data: config.Data, options: config.Labelled) -> Any:
-    """A run asks for its labels first and for its rows later: its files are read once."""
+    """A run asks for its labels first and for its rows later: its files are read once. The next run reads them anew."""
     return readers.split(objective, data, options)
 
 
