@@ -21,13 +21,13 @@ from zoo.models import Model, model
 
 TASKS: dict[str, Task] = {"classification": "sequence", "tagging": "tokens", "span": "span", "choice": "choice"}
 """Objective -> the head it trains."""
-WORDS = ["the", "whale", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france", "paris", "and", "white", "sleeps", "naive"]
+WORDS = ["the", "whale", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france", "and", "white", "sleeps", "naive"]
 IOB = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 STRIDE = 5
 
 
-def run(goal: str, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 24, **changes: Any) -> Run:
-    """A run of a small model, whose vocabulary is larger than its tokenizer's; `changes` are of its labelled files, or its own."""
+def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 32, **changes: Any) -> Run:
+    """A run of a small model, whose vocabulary is larger than its tokenizer's; `changes` are of `labelled`, or its own."""
     task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
     named = {"labels": labels} if task in LABELLED else {}
     net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
@@ -51,8 +51,7 @@ def family_of(cfg: Run) -> str:
 
 def build(cfg: Run) -> Any:
     """The function that makes arrays of a row."""
-    unread: Any = None
-    return objective(cfg.objective).builder(cfg, tokenizer(KINDS[family_of(cfg)]), unread)
+    return objective(cfg.objective).builder(cfg, tokenizer(KINDS[family_of(cfg)]), lambda: np.zeros(0, np.int64))
 
 
 def batch(cfg: Run, made: Rows) -> Batch:

@@ -128,6 +128,7 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
     if regression:
         fix = "a regression has one output; name one, or leave out --labelled.regression"
         require(len(named) <= 1, "model.labels", " ".join(named), fix)
+    _read_once.cache_clear()
     labels = named or (("score",) if regression else labels_of(_split(run)[0]))
     if len(labels) == 1 and not regression:
         raise BadInput(f"--data.paths: every example has the label {labels[0]}; there is nothing to tell apart")
@@ -141,6 +142,7 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
         BadInput: data that cannot be read, no tokenizer, labels that the head has not, or a sequence that is too long.
     """
     training, held_out = _split(run)
+    _read_once.cache_clear()
     if run.tokenizer.path:
         tokenizer = Tokenizer.load(run.tokenizer.path)
     elif (folder.tokenizer / FILE).exists() and folder.begun:
@@ -203,7 +205,7 @@ def _split(run: config.Run) -> tuple[list[Example], list[Example]]:
 
 @functools.lru_cache(maxsize=1)
 def _read_once(objective: str, data: config.Data, options: config.Labelled) -> Any:
-    """A run asks for its labels first and for its rows later: its files are read once."""
+    """A run asks for its labels first and for its rows later: its files are read once. The next run reads them anew."""
     return readers.split(objective, data, options)
 
 

@@ -2,7 +2,7 @@
 
 Shape letters (the legend for the whole project): B batch, T query positions, S key positions, N query heads, K key/value
 heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions, Q sequences in a row,
-C choices of a question, O outputs of a classifier.
+C choices of a question, O outputs of a classifier, A examples: B of them, except that the rows of choices are [A, C].
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Batch:
     """Which positions are predicted. None: all of them, P = T."""
     targets: Int[Any, "*B P"] | None = None
     """What is to be predicted there."""
-    weights: Float[Any, "*B P"] | None = None
+    weights: Float[Any, "*A P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
     order: Int[Any, "*B T"] | None = None
     """XLNet's factorization ranks: a position sees the positions of lower rank."""
@@ -47,7 +47,7 @@ class Batch:
     int32 [B, T], of a span its first and last position int32 [B, 2], of choices int32 [B], the other fields being [B, C, T]."""
     source: "Batch | None" = None
     """The encoder side of an encoder-decoder."""
-    index: UInt32[Any, "*B"] | None = None
+    index: UInt32[Any, "*A"] | None = None
     """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
 
 
