@@ -181,7 +181,7 @@ def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Colum
         room = max(len(line) for cell in (title, *cells) for line in str(cell).splitlines())
         table.add_column(Text(title, justify=justify), justify=justify, no_wrap=True, min_width=room)
     for place, number in enumerate(numbers):
-        table.add_row(str(number + 1), Text(names[number]), *(column.cells[place] for column in columns))
+        table.add_row(str(number + 1), names[number], *(column.cells[place] for column in columns))
     return table
 
 

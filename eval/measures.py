@@ -233,9 +233,8 @@ def _unit(values: Values) -> Float64[np.ndarray, " N"]:
     # Compared, not subtracted: the mean of equal numbers is rounded, and their differences to it would be taken for values.
     if values.min() == values.max():
         return np.zeros(len(values))
+    centred = values - values.mean(dtype=np.float64)
     # Scaled to 1 first, so that no square overflows or vanishes.
-    centred = values / np.abs(values).max().astype(np.float64)
-    centred = centred - centred.mean()
     centred = centred / np.abs(centred).max()
     return centred / np.linalg.norm(centred)
 

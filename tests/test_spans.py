@@ -31,8 +31,9 @@ def windows(rng: np.random.Generator, count: int, length: int, *, text: str = TE
         begin = int(rng.integers(0, len(tokens) - size + 1))
         context[window] = first, first + size
         places[window, first : first + size] = tokens[begin : begin + size]
-    # Few values, so that there are ties.
-    start, end = rng.integers(-2, 3, (2, count, length)).astype(np.float32) / 2
+    # Few values, so that there are ties; or many, so that rounding would make some.
+    logits = rng.integers(-2, 3, (2, count, length)) / 2 if rng.random() < 0.5 else 100 + rng.normal(size=(2, count, length))
+    start, end = logits.astype(np.float32)
     return dict(start=start, end=end, context=context, spans=places, text=text)
 
 
