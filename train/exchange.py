@@ -7,6 +7,7 @@ from train import config, tokenizer_files
 from train import mesh as meshes
 from train.folder import NAME, is_run
 from train.load import Loaded, load
+from train.tokenizer import Tokenizer
 from zoo import configs, hub, models, pretrained, tensors
 from zoo.errors import BadInput, require
 
@@ -55,9 +56,17 @@ def export(run: str, target: str, *, step: int | None, shard: float, mesh: confi
 
 
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
-    cfg, end = loaded.net.config, loaded.tokenizer.end_of_text
-    pretrained.save(folder, cfg, loaded.params, extra={"bos_token_id": end, "eos_token_id": end}, largest=largest)
+    cfg = loaded.net.config
+    pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     tokenizer_files.write(folder, loaded.tokenizer, longest=cfg.context)
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The marks that a config.json names. (RoBERTa's padding decides its positions, and is among the model's numbers.)"""
+    marks, end = tokenizer.marks, tokenizer.end_of_text
+    if marks is None:
+        return {"bos_token_id": end, "eos_token_id": end}
+    return {"bos_token_id": marks.cls, "eos_token_id": end} if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
 
 
 def _fact(loaded: Loaded) -> str:
