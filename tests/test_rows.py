@@ -145,5 +145,5 @@ def test_causal_rows_of_packed_documents():
 
 
 def test_objectives_are_the_files_of_the_folder():
-    assert objectives() == ["causal", "distilled", "masked"]
+    assert objectives() == ["causal", "choice", "classification", "distilled", "masked", "span", "tagging"]
     assert objective("causal") is causal
