@@ -52,16 +52,19 @@ def read(path: str | Path) -> Finished:
     folder, run = Folder(path), read_config(path)
     if not folder.scores.exists():
         raise BadInput(f"{path} is not finished: it has no {folder.scores.name}; train it to step {run.steps}, its last")
-    checkpoint = folder.checkpoints / folder_name(run.steps)
+    rows = read_rows(folder.metrics)
+    # One that may end before its last step validates at its end.
+    last = rows[-1]["step"] if rows and run.selection.patience else run.steps
+    checkpoint = folder.checkpoints / folder_name(last)
     try:
-        meta = Marker.read(checkpoint, run.steps).meta
+        meta = Marker.read(checkpoint, last).meta
         held_out, tokenizer, data = meta["held_out"], meta["tokenizer"], meta["data"]
     except Damaged as damage:
-        fix = f"train it to step {run.steps}, its last, or put the checkpoint back"
+        fix = f"train it to step {last}, its last, or put the checkpoint back"
         raise BadInput(f"{path} is not finished: {checkpoint.name}: {damage}; {fix}") from None
     except KeyError as absent:
         raise BadInput(f"{checkpoint / NAME}: no {absent}, so the run does not say what it read; train it anew") from None
-    trained = [row for row in read_rows(folder.metrics) if row.get("kind") == "train"]
+    trained = [row for row in rows if row.get("kind") == "train"]
     if not trained:
         raise BadInput(f"{folder.metrics}: no row of the training; put the file back")
     starts = read_rows(folder.starts) if folder.starts.exists() else []
@@ -75,7 +78,7 @@ def read(path: str | Path) -> Finished:
         data=data,
         parameters=parameter_count(run.model),
         tokens=trained[-1]["tokens"],
-        flops=None if per_step is None else run.steps * per_step,
+        flops=None if per_step is None else last * per_step,
     )
 
 

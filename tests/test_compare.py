@@ -20,6 +20,7 @@ from tests import tiny
 from tests.commands import TINY
 from train import metrics
 from train.config import Data, Mesh, Optim, Run, Tokenizer
+from train.config_objectives import Selection
 from train.folder import Folder, write_json
 from train.marker import Marker, folder_name
 from zoo import cli
@@ -30,18 +31,29 @@ RUN = tiny.run()
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 
 
-def make(path: Path, run: Run = RUN, *, scores: Any = None, flops: float | None = None, meta: Any = META, **changes: Any) -> str:
-    """The folder of a finished run, as far as it is read here."""
+def make(
+    path: Path,
+    run: Run = RUN,
+    *,
+    scores: Any = None,
+    flops: float | None = None,
+    meta: Any = META,
+    ended: int | None = None,
+    **changes: Any,
+) -> str:
+    """The folder of a finished run, as far as it is read here; it `ended` at its last step or before."""
     run = dataclasses.replace(run, **changes)
-    files, step = Folder(path), run.steps
+    files, step = Folder(path), ended or run.steps
     checkpoint = files.checkpoints / folder_name(step)
     checkpoint.mkdir(parents=True)
     Marker(step=step, meta=meta, leaves={}).write(checkpoint)
     files.write_config(run)
     write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
-    metrics.started(files, 0, {})
-    (start,) = metrics.read(files.starts)
-    files.starts.write_text(json.dumps(start | ({} if flops is None else {"flops": flops})) + "\n")
+    metrics.started(files, 0, {}, flops or 0.0)
+    if flops is None:
+        # As starts were noted before they had this number.
+        (start,) = metrics.read(files.starts)
+        files.starts.write_text(json.dumps({key: value for key, value in start.items() if key != "flops"}) + "\n")
     rows = metrics.Metrics(files.metrics)
     seen = step * run.data.batch * run.data.length
     numbers = dict(loss=2.0, grad_norm=1.0, lr=0.1, skipped=0, seconds=1.0, tokens_per_s=1.0, mfu=None)
@@ -188,6 +200,18 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     ):
         compare([same_tokens, same_flops])
     assert [row.first.flops for row in compare([first, unknown], unequal=True).rows] == [40e9, None]
+
+
+def test_a_run_that_no_longer_got_better_has_spent_what_it_had(tmp_path: Path) -> None:
+    patient = {"selection": Selection(best=True, patience=2)}
+    early = make(tmp_path / "early", flops=2e9, ended=RUN.steps // 2, **patient)
+    (row,) = compare([early]).rows
+    seen = RUN.steps // 2 * RUN.data.batch * RUN.data.length
+    assert (row.first.tokens, row.first.flops) == (seen, RUN.steps // 2 * 2e9)
+    with pytest.raises(BadInput, match="make them equal"):
+        compare([early, make(tmp_path / "whole", flops=2e9, **patient)])
+    with pytest.raises(BadInput, match="is not finished"):
+        compare([make(tmp_path / "cut", ended=RUN.steps // 2)])
 
 
 def test_a_budget_within_a_hundredth_is_equal(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def run(
 
         # --- Steps ---
         console.doing("compiling the step")
-        at, stopping = first, False
+        # A run that ended early and was killed before it was scored has no step left.
+        at, stopping = first, choice.exhausted(first)
         with (
             jax.transfer_guard("disallow"),
             _profile(cfg, folder) as profiled,
@@ -162,6 +163,9 @@ def run(
                 on_end(folder.path)
             console.finish(f"stopped and saved at step {at} of {cfg.steps}; the same command goes on from there")
             return 128 + stop.signal
+
+        if at < cfg.steps:
+            console.notice(f"ended at step {at} of {cfg.steps}: {cfg.selection.patience} validations without a better one")
 
         # --- Score ---
         console.doing("scoring what is held out")

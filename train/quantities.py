@@ -49,7 +49,9 @@ QUANTITIES: dict[str, Quantity] = {
     "perplexity": Quantity(
         label="perplexity", note="e to the loss of a token; comparable only with the same tokenizer", better="lower", format=".2f"
     ),
-    "loss": Quantity(label="loss", note="mean of what training minimizes, in nats (of numbers, their squared error)", better="lower"),
+    "loss": Quantity(
+        label="loss", note="mean of what training minimizes, in nats (of numbers, their squared error)", better="lower"
+    ),
     "masked_loss": Quantity(
         label="masked loss", note="mean loss of a masked token, in nats", better="lower", reference="unigram_loss"
     ),
@@ -76,8 +78,8 @@ COUNTS = ("tokens", "bytes", "predictions", "examples", "pairs", "words", "entit
 """What quantities were measured on: numbers that agree between scores of the same thing."""
 
 
-def find(name: str, among: Collection[str] = tuple(QUANTITIES)) -> Quantity:
-    """The quantity of a name that has to be one of some.
+def find(name: str, among: Collection[str] = tuple(QUANTITIES), option: str = "--metric") -> Quantity:
+    """The quantity of a name, given as an option, that has to be one of some.
 
     Raises:
         BadInput: it is none of them; the nearest is named.
@@ -86,7 +88,7 @@ def find(name: str, among: Collection[str] = tuple(QUANTITIES)) -> Quantity:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         fix = f"the nearest is {near[0]} (all: {', '.join(known)})" if near else "nothing is"
-        raise BadInput(f"--metric {name}: not measured here; {fix}")
+        raise BadInput(f"{option} {name}: not measured here; {fix}")
     return QUANTITIES[name]
 
 

@@ -1,14 +1,20 @@
 """The best checkpoint of a run by its validations, and the end of a run that no longer gets better."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from train import config, quantities
 from train.checkpoint import Checkpoints
 from train.folder import Folder
 from train.quantities import QUANTITIES
-from zoo.errors import BadInput
+
+JUDGES = tuple(name for name, quantity in QUANTITIES.items() if quantity.better)
+"""Quantities of which one value is better than another."""
+OPTION = "--selection.measure"
 
 
 class Choice:
@@ -19,6 +25,12 @@ class Choice:
     """
 
     def __init__(self, run: config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
+        """
+        Raises:
+            BadInput: there is no measure of the name that decides.
+        """
+        if run.selection.measure:
+            quantities.find(run.selection.measure, JUDGES, OPTION)
         self._run = run
         self._kept = Checkpoints(folder.best, 1, notify=notify)
 
@@ -32,7 +44,8 @@ class Choice:
             self._kept.__exit__(*error)
 
     def note(self, state: Any, score: Any, meta: dict[str, str]) -> None:
-        """Keep the parameters of a state if its validation is the best so far; of equal ones the first.
+        """Keep the parameters of a state if its validation is the best so far; of equal ones the first. One that is not finite
+        is never the best.
 
         Raises:
             BadInput: the score lacks the measure that decides.
@@ -41,12 +54,12 @@ class Choice:
             return
         numbers = score.record()
         measure = self._run.selection.measure or quantities.leading(numbers)[0]
-        if measure not in numbers or measure not in QUANTITIES:
-            known = ", ".join(name for name in QUANTITIES if name in numbers)
-            raise BadInput(f"--selection.measure {measure}: a validation of this run has {known}")
+        higher = quantities.find(measure, [name for name in JUDGES if name in numbers], OPTION).better == "higher"
         self._kept.wait()
         value, before = float(numbers[measure]), self._best()
-        higher = QUANTITIES[measure].better == "higher"
+        if not math.isfinite(value) or (before is not None and int(jax.device_get(state.step)) <= before[0]):
+            # A resumed run comes by validations that were judged before: on other devices they may differ in their last digits.
+            return
         if before is None or (value > before[1] if higher else value < before[1]):
             # What the optimizer knows is of no use to whoever reads the best parameters.
             kept = dataclasses.replace(state, opt_state={}, carry={})
