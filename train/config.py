@@ -46,7 +46,7 @@ class Data:
     pack: bool = False
     """Whether several sequences of an encoder share a row, first-fit, isolated from each other."""
     short: float = 0.1
-    """Share of segment pairs made for a shorter length, drawn at random."""
+    """Share of the documents whose segment pairs are made for a shorter length, drawn at random."""
     length: int = 256
     """Tokens in a row, T."""
     batch: int = 16
