@@ -23,8 +23,8 @@ from train.quantities import QUANTITIES
 FACTS: dict[str, Callable[[Row], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
-    "tokens seen": lambda row: short(row.first.tokens),
-    "FLOPs": lambda row: "-" if row.first.flops is None else scientific(row.first.flops),
+    "tokens seen": lambda row: short(row.tokens),
+    "FLOPs": lambda row: "-" if row.flops is None else scientific(row.flops),
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
 }
 """What a row is, beside its configuration; "-" where the run has not recorded it."""
@@ -63,7 +63,8 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
 
 
 def record(found: Comparison) -> dict[str, Any]:
-    """A comparison as JSON: rows with the value of every run, means, and half the width of each interval."""
+    """A comparison as JSON: rows with the value of every run, means, and half the width of each interval; tokens and FLOPs are
+    means over the runs of a row."""
     rows = []
     for number, row in enumerate(found.rows):
         scores = {
@@ -77,8 +78,8 @@ def record(found: Comparison) -> dict[str, Any]:
                 "seeds": row.seeds,
                 "recipe": row.first.run.recipe,
                 "parameters": row.first.parameters,
-                "tokens_seen": row.first.tokens,
-                "flops": row.first.flops,
+                "tokens_seen": row.tokens,
+                "flops": row.flops,
                 "scores": scores,
                 "difference_to_first": difference,
                 "differing": {key: values[number] for key, values in found.differing.items()},
@@ -196,7 +197,7 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
     """
     quantity = QUANTITIES[metric]
     starred = [bool(sign) and each.clear for each in estimates]
-    means = _aligned([format(each.mean, sign + quantity.format) for each in estimates])
+    means = _aligned([quantity.show(each.mean, sign) for each in estimates])
     halves = _aligned(["" if each.half is None else quantity.show(each.half) for each in estimates])
     texts = []
     for estimate, mean, half, star in zip(estimates, means, halves, starred, strict=True):

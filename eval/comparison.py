@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ class Row:
     def seeds(self) -> list[int]:
         return [each.run.seed for each in self.runs]
 
+    @property
+    def tokens(self) -> float:
+        """Seen in training, the mean over the runs: those that stop when they get no better differ."""
+        return statistics.fmean(each.tokens for each in self.runs)
+
+    @property
+    def flops(self) -> float | None:
+        """As `tokens`; None where a run has not recorded what a step costs."""
+        known = [each.flops for each in self.runs if each.flops is not None]
+        return statistics.fmean(known) if len(known) == len(self.runs) else None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -108,6 +120,9 @@ def _refuse_twice(paths: Sequence[str]) -> None:
 
 def _metrics(runs: Sequence[Finished], asked: Sequence[str]) -> list[str]:
     shared = functools.reduce(set.intersection, (set(run.scores) for run in runs))
+    if len({frozenset(name for name in run.scores if name.endswith("_loss")) for run in runs}) > 1:
+        # The sum of what each run minimizes: with next sentences it is not what it is without.
+        shared.discard("loss")
     if asked:
         for name in asked:
             quantities.find(name, shared)

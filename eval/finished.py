@@ -77,7 +77,8 @@ def read(path: str | Path) -> Finished:
         tokenizer=tokenizer,
         data=data,
         parameters=parameter_count(run.model),
-        tokens=trained[-1]["tokens"],
+        # Every step sees as many, and a run that ended early may have done so between two rows.
+        tokens=trained[-1]["tokens"] * last // trained[-1]["step"],
         flops=None if per_step is None else last * per_step,
     )
 

@@ -55,9 +55,10 @@ def make(
         (start,) = metrics.read(files.starts)
         files.starts.write_text(json.dumps({key: value for key, value in start.items() if key != "flops"}) + "\n")
     rows = metrics.Metrics(files.metrics)
-    seen = step * run.data.batch * run.data.length
+    row = step - step % 4
+    seen = row * run.data.batch * run.data.length
     numbers = dict(loss=2.0, grad_norm=1.0, lr=0.1, skipped=0, seconds=1.0, tokens_per_s=1.0, mfu=None)
-    rows.write(metrics.train_row(step=step, tokens=seen, **numbers))
+    rows.write(metrics.train_row(step=row, tokens=seen, **numbers))
     rows.write(metrics.valid_row(step=step, loss=2.0, bits_per_byte=1.0, seconds=1.0))
     rows.close()
     return str(path)
@@ -182,6 +183,14 @@ def test_what_is_compared_are_the_quantities_that_all_have(tmp_path: Path) -> No
     assert compare([one, two], metric=["accuracy", "unigram_loss", "accuracy"]).metrics == ["accuracy", "unigram_loss"]
 
 
+def test_a_loss_with_next_sentences_is_no_loss_without(tmp_path: Path) -> None:
+    masked = {"loss": 3.0, "masked_loss": 3.0, "unigram_loss": 6.0, "accuracy": 0.5}
+    one = make(tmp_path / "a", objective="masked", scores=masked | {"loss": 3.5, "next_loss": 0.5})
+    two = make(tmp_path / "b", objective="masked", scores=masked, **faster())
+    assert compare([one, two]).metrics == ["masked_loss", "accuracy"]
+    assert compare([two]).metrics == ["loss", "masked_loss", "accuracy"]
+
+
 # --- budgets --------------------------------------------------------------------------------------------------------------------
 
 
@@ -205,8 +214,11 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
 def test_a_run_that_no_longer_got_better_has_spent_what_it_had(tmp_path: Path) -> None:
     patient = {"selection": Selection(best=True, patience=2)}
     early = make(tmp_path / "early", flops=2e9, ended=RUN.steps // 2, **patient)
+    earlier = make(tmp_path / "earlier", flops=2e9, ended=RUN.steps // 2 - 4, seed=1, **patient)
     (row,) = compare([early]).rows
     seen = RUN.steps // 2 * RUN.data.batch * RUN.data.length
+    (both,) = compare([early, earlier], unequal=True).rows
+    assert (both.tokens, both.flops) == (seen * 0.8, RUN.steps // 2 * 2e9 * 0.8)
     assert (row.first.tokens, row.first.flops) == (seen, RUN.steps // 2 * 2e9)
     with pytest.raises(BadInput, match="make them equal"):
         compare([early, make(tmp_path / "whole", flops=2e9, **patient)])
@@ -222,10 +234,7 @@ def test_a_budget_within_a_hundredth_is_equal(tmp_path: Path) -> None:
 
 
 def test_what_is_unequal_is_said_and_shown(tmp_path: Path) -> None:
-    paths = [
-        make(tmp_path / "first", flops=2e9),
-        make(tmp_path / "second", steps=40, scores={"loss": 1.0, "tokens": 90}),
-    ]
+    paths = [make(tmp_path / "first", flops=2e9), make(tmp_path / "second", steps=40, scores={"loss": 1.0, "tokens": 90})]
     with pytest.raises(BadInput) as refused:
         compare(paths)
     expected = (
@@ -336,16 +345,10 @@ def test_a_metric_that_is_not_measured_gets_the_nearest(tmp_path: Path) -> None:
 
 
 def test_runs_of_another_objective_are_refused_unless_they_are_scored_alike(tmp_path: Path) -> None:
-    def scored(name: str, objective: str) -> finished.Finished:
-        found = finished.read(make(tmp_path / name))
-        # The objectives of a configuration are checked where it is read.
-        object.__setattr__(found.run, "objective", objective)
-        return found
-
-    causal, masked, distilled = scored("a", "causal"), scored("b", "masked"), scored("c", "distilled")
-    finished.refuse_incomparable([masked, distilled])
-    with pytest.raises(BadInput, match=r"c was scored as masked and .*a as causal; compare runs of one objective"):
-        finished.refuse_incomparable([causal, distilled])
+    masked, distilled = (make(tmp_path / name, objective=name) for name in ("masked", "distilled"))
+    assert len(compare([masked, distilled]).rows) == 2
+    with pytest.raises(BadInput, match=r"distilled was scored as masked and .*a as causal; compare runs of one objective$"):
+        compare([make(tmp_path / "a"), distilled])
 
 
 # --- the table ------------------------------------------------------------------------------------------------------------------
@@ -372,6 +375,13 @@ def test_no_number_is_cut_at_any_width(width: int, tmp_path: Path) -> None:
                 assert format(each.half, form) in numbers
     if width >= 80:
         assert max(map(len, shown.splitlines())) <= width
+
+
+def test_what_exploded_does_not_widen_the_table(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "a", scores={"perplexity": 1e304}), make(tmp_path / "b", scores={"perplexity": 20.0}, **faster())]
+    shown = command.render(compare(paths), width=80)
+    assert re.search(r"1  a +1e\+304\n2  b +20.00\n", shown)
+    assert "2  b   -1e+304" in re.sub(" +", lambda gap: gap[0][:3], shown)
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:

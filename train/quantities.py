@@ -33,10 +33,10 @@ class Quantity:
         """The label at the head of something."""
         return self.label[0].upper() + self.label[1:]
 
-    def show(self, value: float | int) -> str:
-        """The number alone, without its unit."""
+    def show(self, value: float | int, sign: Literal["", "+"] = "") -> str:
+        """The number alone, without its unit; `sign` "+": as a difference."""
         # What exploded has up to 305 digits before the point.
-        return format(value, self.format if abs(value) < 1e6 else ".4g")
+        return format(value, sign + (self.format if abs(value) < 1e6 else ".4g"))
 
 
 QUANTITIES: dict[str, Quantity] = {
