@@ -21,7 +21,7 @@ from zoo.models import Model
 
 def pseudo_nats(
     encoder: Encoder,
-    texts: Sequence[Integer[np.ndarray, " n"]],
+    texts: Sequence[Integer[np.ndarray, " _"]],
     *,
     length: int = 0,
     name: Callable[[int], str] = "text {}".format,

@@ -14,16 +14,18 @@ from safetensors.numpy import load_file
 from eval import embed as command
 from eval.embed import Pool, embed, table
 from eval.encoding import Encoder, Text
+from eval.likelihood import row_length
 from tests import encoders
 from tests.commands import call
 from zoo.errors import BadInput
 
 TEXTS = (
-    "The whale is seen by the old men of the ship.",
-    "A white whale sleeps",
-    "Paris",
-    "The capital of France is Paris, and the",
+    "The old men of the ship.",
+    "Paris is the capital of France, the whale",
+    "A white whale sleeps by the ship",
+    "The capital of France is Paris.",
 )
+"""Of different lengths, and yet of one shape when they are gathered."""
 
 
 @functools.cache
@@ -47,13 +49,13 @@ def bound(wanted: np.ndarray) -> dict[str, float]:
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_vector_is_the_mean_over_the_real_tokens_or_the_first_one_of_the_text_alone(family: str) -> None:
-    for number in (0, 1):
+    for number in (1, 0):
         alone = states(family, number)
         np.testing.assert_allclose(vectors(family)[number], alone.mean(0), **bound(alone))
         np.testing.assert_allclose(vectors(family, "cls")[number], alone[0], **bound(alone))
     assert vectors(family).dtype == np.float32 and vectors(family).shape == (4, 32)
     # What a mean over padding too, or over the text without its marks, would give is another vector.
-    row = 12
+    row = row_length(len(alone), encoders.POSITIONS)
     padded = alone.sum(0) / row
     assert len(alone) < row and np.abs(padded - alone.mean(0)).max() > 0.01
     assert np.abs(alone[1:-1].mean(0) - alone.mean(0)).max() > 0.01
@@ -72,7 +74,7 @@ def test_a_normalized_vector_has_length_1() -> None:
 def test_the_cosines_of_a_table() -> None:
     texts = encoders.texts("one\nline", "a very long text " * 9, "three")
     shown = table(texts, np.array([[2, 0], [0, 0], [3, 3]], np.float32), 40).splitlines()
-    assert shown[:3] == ["  1  one line", "  2  a very long text a very long text a…", "  3  three"]
+    assert shown[:3] == ["  1  one line", "  2  a very long text a very long text…", "  3  three"]
     assert [line.split() for line in shown[4:]] == [
         ["1", "2", "3"],
         ["1", "1.000", "0.000", "0.707"],
