@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from safetensors.numpy import save
 
 from eval import encoding, terminal
-from eval.encoding import NOTHING, Encoder, Row, Text
+from eval.encoding import Encoder, Row, Text
 from eval.settings import Texts
 from train import config
 from train import mesh as meshes
@@ -88,7 +88,7 @@ def embed(
     tokenizer = encoder.loaded.tokenizer
     ids = list(tokenizer.encode_many(text for _, text in texts))
     tokens = [encoder.framed(each, where, truncate=truncate) for each, (where, _) in zip(ids, texts, strict=True)]
-    rows = [Row(number, texts[number].where, each, NOTHING, NOTHING) for number, each in enumerate(tokens)]
+    rows = [Row(number, texts[number].where, each) for number, each in enumerate(tokens)]
     vectors = np.empty((len(rows), encoder.loaded.net.config.width), np.float32)
     for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
         vectors[row.number] = vector

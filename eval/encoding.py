@@ -26,7 +26,9 @@ from zoo.models import Model
 STDIN = Path("/dev/stdin")
 
 Compute = Callable[[Model, Any, Batch], tuple[jax.Array, ...]]
-"""(model, parameters, batch) -> arrays with the batch's rows first. Equal ones share their compiled programs."""
+"""(model, parameters, batch with one position a row to predict) -> arrays, the batch's rows first.
+
+Equal ones share their compiled programs."""
 
 
 class Text(NamedTuple):
@@ -46,14 +48,10 @@ class Row(NamedTuple):
     """How a message calls that."""
     tokens: Int32[np.ndarray, " n"]
     """Ids, marks included."""
-    at: Integer[np.ndarray, " k"]
-    """Positions that something is asked of; as `Batch.predict_at`."""
-    targets: Integer[np.ndarray, " k"]
-    """Ids asked for there."""
-
-
-NOTHING = np.zeros(0, np.int32)
-"""`at` and `targets` of a row of which nothing is asked."""
+    at: int = 0
+    """A position that something is asked of."""
+    target: int = 0
+    """The id asked for there."""
 
 
 def read(asked: Texts) -> list[Text]:
@@ -142,8 +140,8 @@ class Encoder:
         with jax.set_mesh(loaded.mesh):
             params = program.cast(loaded.params)
         before: tuple[list[Row], Any] | None = None
-        for group, (length, places), size in self._groups(rows):
-            arrays = self._arrays([*group, *group[:1] * (size - len(group))], length, places)
+        for length, group, size in self._groups(rows):
+            arrays = self._arrays([*group, *group[:1] * (size - len(group))], length)
             local = meshes.local_rows(loaded.mesh, size)
             mine = jax.tree.map(lambda array, local=local: array[local], arrays)
             with jax.set_mesh(loaded.mesh):
@@ -155,41 +153,35 @@ class Encoder:
         if before is not None:
             yield from _each(*before)
 
-    def _groups(self, rows: Iterable[Row]) -> Iterator[tuple[list[Row], tuple[int, int], int]]:
-        """(rows, shape of each: length and places asked about; rows that the batch has)."""
-        waiting: dict[tuple[int, int], list[Row]] = {}
-        often: set[tuple[int, int]] = set()
+    def _groups(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[Row], int]]:
+        """(length, rows that fit into it, rows that the batch has)."""
+        waiting: dict[int, list[Row]] = {}
+        often: set[int] = set()
         for row in rows:
-            shape = row_length(len(row.tokens), self.room), _places(len(row.at))
-            group = waiting.setdefault(shape, [])
+            length = row_length(len(row.tokens), self.room)
+            group = waiting.setdefault(length, [])
             group.append(row)
-            if len(group) == self._most(*shape):
-                often.add(shape)
-                yield waiting.pop(shape), shape, len(group)
-        for shape, group in sorted(waiting.items()):
+            if len(group) == self._most(length):
+                often.add(length)
+                yield length, waiting.pop(length), len(group)
+        for length, group in sorted(waiting.items()):
             # Rounded up where there are few, so that calls with some more or fewer rows share a program.
             few = meshes.fitting(self.loaded.mesh, 1 << (len(group) - 1).bit_length())
-            most = self._most(*shape)
-            yield group, shape, most if shape in often else min(most, few)
+            most = self._most(length)
+            yield length, group, most if length in often else min(most, few)
 
-    def _most(self, length: int, places: int) -> int:
-        """Rows of a batch of this shape: as many tokens as `batch` rows of full length have, unless there are too many logits."""
+    def _most(self, length: int) -> int:
+        """Rows of a batch: as many tokens as `batch` rows of full length have, unless there are too many logits."""
         mesh, rows = self.loaded.mesh, max(self.batch, self.batch * self.room // length)
-        if places:
-            rows = min(rows, max(1, LOGITS * mesh.size // (places * self.loaded.net.config.vocab)))
-        return meshes.fitting(mesh, rows)
+        return meshes.fitting(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
 
-    def _arrays(self, rows: list[Row], length: int, places: int) -> Batch:
+    def _arrays(self, rows: list[Row], length: int) -> Batch:
         tokens = np.full((len(rows), length), self.marks.pad, np.int32)
         segments = np.zeros_like(tokens)
-        at, targets = np.zeros((2, len(rows), places), np.int32)
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = row.tokens
             segments[i, : len(row.tokens)] = 1
-            at[i, : len(row.at)] = row.at
-            targets[i, : len(row.at)] = row.targets
-        if not places:
-            return Batch(tokens=tokens, segments=segments)
+        at, targets = (np.array(each, np.int32)[:, None] for each in ([row.at for row in rows], [row.target for row in rows]))
         return Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
 
 
@@ -223,8 +215,3 @@ def _each(rows: list[Row], computed: tuple[jax.Array, ...]) -> Iterator[tuple[Ro
         if not all(np.isfinite(each).all() for each in mine):
             raise BadInput(f"{row.where}: the result is not finite; the weights are damaged, or too large for bfloat16")
         yield row, mine
-
-
-def _places(asked: int) -> int:
-    """Room for the positions asked about: 0, or the next power of two."""
-    return 1 << (asked - 1).bit_length() if asked else 0

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -112,19 +112,18 @@ def fill(
     masks = _masks(texts)
     rows = _rows(encoder, texts, masks, truncate)
     # The same word is one entry after a space and another one elsewhere; both are asked for everywhere.
-    ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in _spacings(tokenizer, texts, masks)} if targets else {}
-    judge = _Judge(tokenizer.vocab_size, top, tuple(sorted({each for several in ids.values() for each in several})))
-    found: dict[int, list[Filled]] = {}
+    ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in {_spaced(tokenizer, mask) for mask in masks}}
+    judge = _Judge(tokenizer.vocab_size, top, tuple(sorted(set().union(*ids.values()))))
+    found: dict[int, Filled] = {}
     for row, (chances, entries) in encoder.run(rows, judge):
-        text = texts[row.number].text
-        for number, mask in enumerate(masks[row.number]):
-            wanted = set(ids[_spaced(tokenizer, text, mask)] if targets else entries[number].tolist())
-            pairs = [(chance, entry) for chance, entry in zip(chances[number].tolist(), entries[number].tolist(), strict=True)]
-            ranked = sorted((pair for pair in pairs if pair[1] in wanted), key=lambda pair: (-pair[0], pair[1]))
-            candidates = tuple(_candidate(tokenizer, text, mask, entry, chance) for chance, entry in ranked)
-            found.setdefault(row.number, []).append(Filled(text, number + 1, mask.start, mask.end, candidates))
-        terminal.progress(len(found), len(texts))
-    return [each for number in range(len(texts)) for each in found[number]]
+        mask = masks[row.number]
+        pairs = zip(chances.tolist(), entries.tolist(), strict=True)
+        wanted = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
+        ranked = sorted(wanted, key=lambda pair: (-pair[0], pair[1]))
+        candidates = tuple(_candidate(tokenizer, mask, entry, chance) for chance, entry in ranked)
+        found[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
+        terminal.progress(len(found), len(masks))
+    return [found[number] for number in range(len(masks))]
 
 
 def table(filled: Filled, columns: int | None) -> str:
@@ -145,57 +144,56 @@ def table(filled: Filled, columns: int | None) -> str:
 
 
 class _Mask(NamedTuple):
-    """A mask's characters in a text."""
+    """A mask and where it stands."""
 
+    source: int
+    """Number of its text."""
+    text: str
+    number: int
+    """Which of the text's masks, from 1."""
     start: int
     end: int
+    """Its characters."""
 
 
-def _masks(texts: Sequence[Text]) -> list[list[_Mask]]:
-    """The masks of each text."""
-    masks = [[_Mask(*found.span()) for found in SPELLED.finditer(text)] for _, text in texts]
-    for (where, _), found in zip(texts, masks, strict=True):
+def _masks(texts: Sequence[Text]) -> list[_Mask]:
+    """The masks of all texts, in their order."""
+    masks = []
+    for source, (where, text) in enumerate(texts):
+        found = [_Mask(source, text, number, *each.span()) for number, each in enumerate(SPELLED.finditer(text), 1)]
         if not found:
             raise BadInput(f"{where}: holds no mask; write {BERT['mask']} where a word is to be filled in")
+        masks += found
     return masks
 
 
-def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[Sequence[_Mask]], truncate: bool) -> Iterator[Row]:
-    """A row for each text; every one is checked before the first is given."""
-    tokenizer, marks = encoder.loaded.tokenizer, encoder.marks
-    pieces = tokenizer.encode_many(
-        piece
-        for (_, text), found in zip(texts, masks, strict=True)
-        for piece in _between(text, found, strips=tokenizer.kind == "roberta")
-    )
+def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], truncate: bool) -> list[Row]:
+    """A row for each mask, in which all masks of its text are masked."""
+    tokenizer, mark = encoder.loaded.tokenizer, encoder.marks.mask
+    pieces = [SPELLED.split(text) for _, text in texts]
+    if tokenizer.kind == "roberta":
+        # The mask takes the white space before it.
+        pieces = [[*(piece.rstrip() for piece in several[:-1]), several[-1]] for several in pieces]
+    ids = tokenizer.encode_many(piece for several in pieces for piece in several)
+    tokens = []
+    for (where, _), several in zip(texts, pieces, strict=True):
+        parts = [next(ids)]
+        for _ in several[1:]:
+            parts += [np.array([mark], np.int32), next(ids)]
+        tokens.append(encoder.framed(np.concatenate(parts), where, truncate=truncate))
     rows = []
-    for number, ((where, _), found) in enumerate(zip(texts, masks, strict=True)):
-        parts = [next(pieces)]
-        for _ in found:
-            parts += [np.array([marks.mask], np.int32), next(pieces)]
-        tokens = encoder.framed(np.concatenate(parts), where, truncate=truncate)
-        at = np.flatnonzero(tokens == marks.mask)
-        if len(at) < len(found):
-            beyond = f"mask {len(at) + 1} is beyond the model's {encoder.room} positions"
+    for number, mask in enumerate(masks):
+        where, at = texts[mask.source].where, np.flatnonzero(tokens[mask.source] == mark)
+        if mask.number > len(at):
+            beyond = f"mask {mask.number} is beyond the model's {encoder.room} positions"
             raise BadInput(f"{where}: {beyond}; shorten the text before it")
-        rows.append(Row(number, where, tokens, at, np.zeros_like(at)))
-    return iter(rows)
+        rows.append(Row(number, where, tokens[mask.source], int(at[mask.number - 1])))
+    return rows
 
 
-def _between(text: str, masks: Sequence[_Mask], *, strips: bool) -> Iterator[str]:
-    """What stands before, between and after the masks; with `strips` a mask takes the white space before it."""
-    ends = [mask.start for mask in masks]
-    for start, end in zip([0, *(mask.end for mask in masks)], [*ends, len(text)], strict=True):
-        yield text[start:end].rstrip() if strips and end in ends else text[start:end]
-
-
-def _spaced(tokenizer: Tokenizer, text: str, mask: _Mask) -> bool:
+def _spaced(tokenizer: Tokenizer, mask: _Mask) -> bool:
     """Whether what fills the mask begins with a space of its own."""
-    return tokenizer.kind == "roberta" and text[: mask.start][-1:].isspace()
-
-
-def _spacings(tokenizer: Tokenizer, texts: Sequence[Text], masks: Sequence[Sequence[_Mask]]) -> set[bool]:
-    return {_spaced(tokenizer, text, mask) for (_, text), found in zip(texts, masks, strict=True) for mask in found}
+    return tokenizer.kind == "roberta" and mask.text[: mask.start][-1:].isspace()
 
 
 def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list[int]:
@@ -213,13 +211,13 @@ def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list
     return ids
 
 
-def _candidate(tokenizer: Tokenizer, text: str, mask: _Mask, entry: int, chance: float) -> Candidate:
-    token, before = tokenizer.decode([entry]), text[: mask.start]
+def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, chance: float) -> Candidate:
+    token, before = tokenizer.decode([entry]), mask.text[: mask.start]
     continues = tokenizer.kind == "wordpiece" and token.startswith(CONTINUES)
     word = token.removeprefix(CONTINUES) if continues else token
     if continues or tokenizer.kind == "roberta":
         before = before.rstrip()
-    return Candidate(token, entry, chance, len(before), len(before + word), before + word + text[mask.end :])
+    return Candidate(token, entry, chance, len(before), len(before + word), before + word + mask.text[mask.end :])
 
 
 def _number(probability: float) -> str:
@@ -234,7 +232,7 @@ def _record(filled: Filled) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Judge:
-    """What is computed: probabilities and ids, [B, P, some]."""
+    """What is computed: probabilities and ids, [B, some]."""
 
     entries: int
     """Of the tokenizer: a model's vocabulary may be larger, and those ids have no text."""
@@ -244,9 +242,9 @@ class _Judge:
 
     def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         hidden = heads.gather(net.apply(params, batch).hidden, batch.predict_at)
-        chances = jax.nn.softmax(net.unembed(params, hidden), axis=-1)
+        chances = jax.nn.softmax(net.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
-            found = jax.lax.top_k(chances[..., : self.entries], self.top)
+            found = jax.lax.top_k(chances[:, : self.entries], self.top)
             return found[0], found[1]
         ids = jnp.array(self.ids, jnp.int32)
-        return chances[..., ids], jnp.broadcast_to(ids, (*chances.shape[:-1], len(self.ids)))
+        return chances[:, ids], jnp.broadcast_to(ids, (len(chances), len(self.ids)))

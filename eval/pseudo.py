@@ -21,7 +21,7 @@ from zoo.models import Model
 
 def pseudo_nats(
     encoder: Encoder,
-    texts: Sequence[Integer[np.ndarray, " n"]],
+    texts: Sequence[Integer[np.ndarray, " _"]],
     *,
     length: int = 0,
     name: Callable[[int], str] = "text {}".format,
@@ -50,7 +50,7 @@ def pseudo_nats(
     rows = (row for number in chosen for row in _rows(encoder, texts[number], room, number, name(number)))
     count, nats = sum(len(texts[number]) for number in chosen), np.zeros(len(texts))
     for done, (row, (surprise,)) in enumerate(encoder.run(rows, _surprise), 1):
-        nats[row.number] += float(surprise[0])
+        nats[row.number] += float(surprise)
         progress(done, count)
     return nats[[first[key] for key in keys]]
 
@@ -61,13 +61,13 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
         tokens = encoder.framed(ids[start : start + size], where)
-        at = np.array([place - start + 1])
+        at = place - start + 1
         tokens[at] = encoder.marks.mask
-        yield Row(number, where, tokens, at, ids[place : place + 1])
+        yield Row(number, where, tokens, at, int(ids[place]))
 
 
 def _surprise(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-    """-log p of the targets, [B, P]."""
+    """-log p of the targets, [B]."""
     assert batch.targets is not None
     hidden = heads.gather(net.apply(params, batch).hidden, batch.predict_at)
-    return (token_losses(lambda each: net.unembed(params, each), hidden, batch.targets, vocabulary=net.config.vocab),)
+    return (token_losses(lambda each: net.unembed(params, each), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)

@@ -103,7 +103,7 @@ class Texts:
     """What an encoder reads: texts, or the lines of files."""
 
     text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Texts."""
+    """Texts, each in quotes."""
     files: tuple[str, ...] = ()
     """Files of texts (.txt), one a line, blank lines passed over; - is standard input."""
     truncate: bool = False

@@ -1,5 +1,6 @@
 """Small encoders with real tokenizers, in memory and as published folders, for the tests of what is asked of them."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,3 +79,22 @@ def _forward(net: Model) -> Any:
         return states, net.unembed(params, states)
 
     return jit(forward)
+
+
+def gpt() -> Loaded:
+    """What is no encoder."""
+    net, words = small("gpt"), Tokenizer.train([TEXT] * 5, 300)
+    return Loaded("gpt", net, {}, words, loaded("bert").mesh)
+
+
+def with_tokenizer(made: Loaded, words: Tokenizer) -> Loaded:
+    return dataclasses.replace(made, tokenizer=words)
+
+
+def broken(family: str, word: str) -> Encoder:
+    """An encoder to which a word is not a number."""
+    made = loaded(family)
+    (entry,) = made.tokenizer.encode(word).tolist()
+    table = made.params["embed"]["tokens"]["embedding"].at[entry].set(jnp.nan)
+    params = {**made.params, "embed": {**made.params["embed"], "tokens": {"embedding": table}}}
+    return Encoder.of(dataclasses.replace(made, params=params), batch=4, dtype=jnp.float32)

@@ -1,5 +1,7 @@
 """Words for masks: which are the likeliest, how likely, and how they are shown."""
 
+import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -14,16 +16,12 @@ from rich.cells import cell_len
 
 from eval import terminal
 from eval.fill_mask import Filled, fill, table
+from eval.likelihood import row_length
 from tests import encoders
 from tests.commands import call
 
-ASKED = (
-    "The [MASK] whale sleeps.",
-    "The capital of <mask> is [MASK].",
-    "[MASK]",
-    "The whale is seen by the old [MASK] of the ship, and the white whale",
-)
-FAMILIES = tuple(encoders.KINDS)
+ASKED = ("The old [MASK] sleeps by the  <mask>, Naïve!", "The old men is seen by [MASK], Naïve")
+"""Of different lengths, and yet of one shape when they are gathered."""
 
 
 def ids_of(family: str, text: str) -> list[int]:
@@ -38,54 +36,59 @@ def filled(family: str, *given: str, top: int = 5, targets: tuple[str, ...] = ()
     return fill(encoders.encoder(family, batch, **which), encoders.texts(*given), top=top, targets=targets)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@functools.cache
+def everything(family: str) -> list[Filled]:
+    """The masks of `ASKED` with every entry as a candidate."""
+    return filled(family, *ASKED, top=encoders.loaded(family).tokenizer.vocab_size)
+
+
+def chances(found: Filled) -> dict[int, float]:
+    return {each.id: each.probability for each in found.candidates}
+
+
+@pytest.mark.parametrize("family", encoders.KINDS)
 def test_probabilities_are_the_softmax_at_the_mask_of_the_text_alone(family: str) -> None:
-    made = encoders.loaded(family)
-    masks = [(text, number) for text in ASKED for number in range(len(re.findall(r"\[MASK\]|<mask>", text)))]
-    found = filled(family, *ASKED)
-    assert [(each.text, each.number - 1) for each in found] == masks
+    made, found = encoders.loaded(family), everything(family)
+    assert [(each.text, each.number) for each in found] == [(ASKED[0], 1), (ASKED[0], 2), (ASKED[1], 1)]
+    lengths = {len(ids_of(family, text)) for text in ASKED}
+    assert len(lengths) == 2 and len({row_length(length, encoders.POSITIONS) for length in lengths}) == 1
     for each in found:
         tokens = ids_of(family, each.text)
         places = np.flatnonzero(np.array(tokens) == made.tokenizer.marks.mask)
         wanted = np.exp(encoders.logs(made, tokens, int(places[each.number - 1])))[: made.tokenizer.vocab_size]
-        assert [candidate.id for candidate in each.candidates] == np.argsort(-wanted)[:5].tolist()
-        np.testing.assert_allclose([one.probability for one in each.candidates], np.sort(wanted)[: -5 - 1 : -1], atol=1e-6)
+        assert sorted(chances(each)) == list(range(made.tokenizer.vocab_size))
+        np.testing.assert_allclose([chances(each)[entry] for entry in range(len(wanted))], wanted, rtol=1e-5, atol=1e-7)
+        assert list(chances(each).values()) == sorted(chances(each).values(), reverse=True)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_neither_the_batch_nor_the_mesh_nor_other_texts_matter(family: str) -> None:
-    def facts(found: list[Filled]) -> tuple[list[int], list[float]]:
-        candidates = [candidate for each in found for candidate in each.candidates]
-        return [each.id for each in candidates], [each.probability for each in candidates]
-
-    ids, chances = facts(filled(family, *ASKED))
-    alone = facts([each for text in ASKED for each in filled(family, text)])
-    for others in (alone, facts(filled(family, *ASKED, batch=1)), facts(filled(family, *ASKED, shape=(2, 2, 2)))):
-        assert others[0] == ids
-        np.testing.assert_allclose(others[1], chances, rtol=1e-5)
+@pytest.mark.parametrize("how", [{"batch": 1}, {"shape": (2, 2, 2)}], ids=["batch", "mesh"])
+def test_neither_the_batch_nor_the_mesh_matters(how: dict[str, Any]) -> None:
+    for found, other in zip(filled("bert", *ASKED, top=91, **how), everything("bert"), strict=True):
+        assert chances(found) == pytest.approx(chances(other), rel=1e-5, abs=1e-7)
 
 
-def test_a_target_is_judged_among_the_whole_vocabulary_and_has_the_space_its_mask_took() -> None:
-    everything = {each.id: each.probability for each in filled("bert", ASKED[0], top=91)[0].candidates}
-    (found,) = filled("bert", ASKED[0], targets=("men", "whale", "men"))
-    assert {each.token for each in found.candidates} == {"men", "whale"}
-    assert found.candidates[0].probability > found.candidates[1].probability
-    for each in found.candidates:
-        assert each.probability == pytest.approx(everything[each.id])
-    inside, first = filled("roberta", "The <mask> sleeps.", "<mask> sleeps.", targets=("the",))
-    assert [each.candidates[0].token for each in (inside, first)] == [" the", "the"]
-    assert (inside.candidates[0].text, first.candidates[0].text) == ("The the sleeps.", "the sleeps.")
+def test_a_target_is_judged_among_the_whole_vocabulary() -> None:
+    for found, other in zip(filled("bert", *ASKED, targets=("men", "Whale", "men")), everything("bert"), strict=True):
+        assert {each.token for each in found.candidates} == {"men", "whale"}
+        assert chances(found) == pytest.approx({entry: chances(other)[entry] for entry in chances(found)})
+        assert found.candidates[0].probability > found.candidates[1].probability
+
+
+def test_a_target_has_the_space_that_its_mask_took() -> None:
+    found = filled("roberta", "The <mask> is seen.", "<mask>.", targets=("the",))
+    assert [[each.token for each in one.candidates] for one in found] == [[" the"], ["the"]]
+    assert [one.candidates[0].text for one in found] == ["The the is seen.", "the."]
 
 
 def test_the_text_is_shown_as_it_was_written_with_the_word_in_its_place() -> None:
-    texts = {
-        each.token: each.text for each in filled("bert", "A  Naïve [MASK] sleeps, [MASK]!", top=91)[0].candidates
-    }
-    assert texts["whale"] == "A  Naïve whale sleeps, [MASK]!"
-    piece = next(token for token in texts if token.startswith("##"))
-    assert texts[piece] == f"A  Naïve{piece[2:]} sleeps, [MASK]!"
-    bytes_too = filled("roberta", "A whale <mask>!", top=319)[0].candidates
-    assert {each.text for each in bytes_too if each.token in (" of", "ing", "!")} >= {"A whale of!", "A whale!!"}
+    second = everything("bert")[1]
+    texts = {each.token: each.text for each in second.candidates}
+    assert texts["whale"] == "The old [MASK] sleeps by the  whale, Naïve!"
+    assert texts["##e"] == "The old [MASK] sleeps by thee, Naïve!"
+    assert all(each.text[each.start : each.end] == each.token.removeprefix("##") for each in second.candidates)
+    texts = {each.token: each.text for each in everything("roberta")[1].candidates}
+    assert texts[" whale"] == "The old [MASK] sleeps by the whale, Naïve!"
+    assert texts["!"] == "The old [MASK] sleeps by the!, Naïve!"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), st.integers(0, 150), st.integers(20, 90))
@@ -99,15 +102,13 @@ def test_an_excerpt_fits_and_shows_what_it_is_for(text: str, start: int, room: i
 
 
 def test_a_table_fits_its_terminal() -> None:
-    long = "The whale is seen. " * 5
-    (found,) = filled("bert", "The capital of [MASK] is seen by the old men of the ship, and sleeps.")
-    lines = table(found, 60).splitlines()
+    found = dataclasses.replace(everything("bert")[1], candidates=everything("bert")[1].candidates[:5])
+    lines = table(found, 50).splitlines()
     assert lines[1].split() == ["probability", "token", "text"]
-    assert max(map(cell_len, lines)) <= 60
+    assert max(map(cell_len, lines)) <= 50
     for line, each in zip(lines[2:], found.candidates, strict=True):
         assert line.split()[0] == f"{each.probability:.4f}"
         assert each.token.removeprefix("##") in line.split("  ")[-1]
-    assert long
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +121,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_prints_tables_or_objects(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("The capital of <mask> is <mask>.\n\nThe [MASK]\n")
-    shown = call(capsys, "fill-mask", str(place / "roberta"), "--files", str(lines), "--top", "2")
+    lines, where = tmp_path / "lines.txt", str(place / "roberta")
+    lines.write_text(f"{ASKED[0]}\n\n{ASKED[1]}\n")
+    shown = call(capsys, "fill-mask", where, "--files", str(lines))
     assert (shown.code, shown.stderr) == (0, "")
-    assert [line for line in shown.stdout.splitlines() if line.startswith("---")] == [f"--- mask {n} of 3" for n in (1, 2, 3)]
-    said = call(capsys, "fill-mask", str(place / "roberta"), "--text", "The capital of <mask> is <mask>.", "--text", "The [MASK]", "--json")
-    objects = [json.loads(line) for line in said.stdout.splitlines()]
-    wanted = filled("roberta", "The capital of <mask> is <mask>.", "The [MASK]")
-    assert [(each["text"], each["mask"]) for each in objects] == [(each.text, each.number) for each in wanted]
-    for one, other in zip(objects, wanted, strict=True):
-        assert [each["id"] for each in one["candidates"]] == [each.id for each in other.candidates]
-        assert [each["probability"] for each in one["candidates"]] == pytest.approx([each.probability for each in other.candidates])
+    said = call(capsys, "fill-mask", where, "--text", ASKED[0], "--text", ASKED[1], "--json")
+    objects, tables = [json.loads(line) for line in said.stdout.splitlines()], shown.stdout.split("--- mask ")[1:]
+    for number, (one, shown, other) in enumerate(zip(objects, tables, everything("roberta"), strict=True), 1):
+        assert (one["text"], one["mask"]) == (other.text, other.number)
+        assert {each["id"]: each["probability"] for each in one["candidates"]} == pytest.approx(
+            {each.id: each.probability for each in other.candidates[:5]}, rel=1e-5
+        )
+        title, text, head, *rows = shown.splitlines()
+        assert (title, text, head.split()) == (f"{number} of 3", other.text, ["probability", "token", "text"])
+        for row, each in zip(rows, one["candidates"], strict=True):
+            assert row.endswith("  " + re.sub(r"\s", " ", each["text"]))
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
@@ -144,9 +148,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "none": (("--text", "[MASK]", "--top", "0"), "--top 0: choose 1 or more"),
     "too many": (("--text", "[MASK]", "--top", "400"), "--top 400: the tokenizer has 319 entries"),
     "a blank target": (("--text", "[MASK]", "--targets", ""), "--targets '': write a word"),
-    "an unknown target": (("--text", "[MASK]", "--targets", "xy"), """--targets 'xy': to the vocabulary it is "x" + "y"; a mask"""),
-    "too long": (("--text", "x" * 40 + "[MASK]"), "--text: 43 tokens with its marks, but the model has 40 positions; shorten it, or"),
-    "a mask cut off": (("--text", "[MASK]" + "x" * 40 + "[MASK]", "--truncate"), "--text: mask 2 is beyond the model's 40 positions"),
+    "an unknown target": (
+        ("--text", "[MASK]", "--targets", "xy"),
+        """--targets 'xy': to the vocabulary it is "x" + "y"; a mask""",
+    ),
+    "too long": (
+        ("--text", "x" * 40 + "[MASK]"),
+        "--text: 43 tokens with its marks, but the model has 40 positions; shorten it, or",
+    ),
+    "a mask cut off": (
+        ("--text", "[MASK]" + "x" * 40 + "[MASK]", "--truncate"),
+        "--text: mask 2 is beyond the model's 40 positions",
+    ),
     "two readers": (("--files", "-", "--processes", "2"), "--processes 2: only one process can read standard input"),
 }
 
@@ -164,5 +177,26 @@ def test_a_model_that_predicts_no_words_is_refused(place: Path, capsys: pytest.C
 
 
 def test_a_text_that_is_truncated_loses_its_end() -> None:
-    cut, short = (fill(encoders.encoder("roberta"), encoders.texts(text), top=3, truncate=True)[0] for text in ("<mask>" + "x" * 60, "<mask>" + "x" * 37))
-    assert [each.probability for each in cut.candidates] == pytest.approx([each.probability for each in short.candidates])
+    made, ids = encoders.encoder("roberta"), np.arange(10, 10 + encoders.POSITIONS)
+    marks = made.marks
+    assert made.framed(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]
+    assert made.framed(ids[:-2], "").tolist() == [marks.cls, *ids[:-2], marks.sep]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", encoders.KINDS)
+def test_ids_and_probabilities_are_those_of_the_pipeline_of_transformers(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pipeline = transformers.pipeline("fill-mask", str(encoders.folder(tmp_path / "model", family)), device="cpu", top_k=20)
+    mask = pipeline.tokenizer.mask_token
+    found = filled(family, *ASKED, top=20)
+    for text in ASKED:
+        said = pipeline(text.replace("[MASK]", mask).replace("<mask>", mask))
+        mine = [each for each in found if each.text == text]
+        for theirs, ours in zip(said if isinstance(said[0], list) else [said], mine, strict=True):
+            # The vocabulary has a few rows that the tokenizer has no entry for; those are not listed here.
+            listed = [each for each in theirs if each["token"] < encoders.loaded(family).tokenizer.vocab_size]
+            assert [each["token"] for each in listed] == [each.id for each in ours.candidates][: len(listed)]
+            chances = [each.probability for each in ours.candidates][: len(listed)]
+            np.testing.assert_allclose(chances, [each["score"] for each in listed], atol=1e-5)
+            assert len(listed) >= 15

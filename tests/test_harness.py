@@ -166,7 +166,7 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
         with pytest.raises(BadInput, match=f"--task harness:{name}: {said}") as refused:
             harness.read([folder], Settings(argument=name))
         assert "\n" not in str(refused.value)
-    with pytest.raises(BadInput, match=r"this task reads \.yaml files"):
+    with pytest.raises(BadInput, match=r"only \.yaml files are read here"):
         harness.read([data], Settings(argument="gone"))
 
 

@@ -131,7 +131,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
     assert tasks.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
     for names, said in {
         ("gone.jsonl",): "gone.jsonl: no such file",
-        (str(tmp_path / "read.me"),): r"this task reads \.jsonl files",
+        (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
         (str(tmp_path / "empty"),): r"the folder holds no \.jsonl file",
         (str(both[0]), str(tmp_path)): "named twice",
     }.items():

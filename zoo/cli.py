@@ -15,8 +15,8 @@ usage: zoo COMMAND ...
   zoo eval RUN [...]          exact held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          finished runs side by side, those that differ in their seed alone as one row
   zoo generate RUN|DIR [...]  continue prompts, or choose the likelier of given continuations
-  zoo fill-mask RUN|DIR [...] an encoder's likeliest words for the masks of texts, or how likely given words are
-  zoo embed RUN|DIR [...]     an encoder's vectors of texts, or how alike the texts are
+  zoo fill-mask RUN|DIR ...   an encoder's likeliest words for the masks of texts, or how likely given words are
+  zoo embed RUN|DIR ...       an encoder's vectors of texts, or how alike the texts are
   zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
   zoo import DIR|HUB_ID       check published weights and keep them under models/
   zoo export RUN DIR          a run's weights as a folder that transformers loads

@@ -110,7 +110,7 @@ def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
         elif not path.exists():
             raise BadInput(f"--files {name}: no such file")
         elif path.suffix.lower() not in suffixes:
-            raise BadInput(f"--files {name}: this task reads {kinds} files")
+            raise BadInput(f"--files {name}: only {kinds} files are read here")
         else:
             found.append(path)
     resolved = [path.resolve() for path in found]
@@ -131,7 +131,7 @@ def lines(file: Path) -> Iterator[tuple[str, str]]:
             while raw := stream.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(raw) > LONGEST_LINE:
-                    raise BadInput(f"{file}:{number}: longer than {LONGEST_LINE >> 20} MiB; this task reads an example a line")
+                    raise BadInput(f"{file}:{number}: longer than {LONGEST_LINE >> 20} MiB; an example a line is read")
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if text.strip():
                     some = True
