@@ -1,13 +1,14 @@
 """Runs on labelled examples, small enough to read: the examples, their rows, and the batches that are made of them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
 from tests.encoders import KINDS, POSITIONS, tokenizer
-from tests.small import LABELS, small
+from tests.small import LABELS, jit, random_params, small
 from train import labelled
 from train.batches import in_order
 from train.config import Data, Run
@@ -65,6 +66,37 @@ def net(cfg: Run) -> Model:
 
 
 @functools.cache
+def answers(made: Model) -> Callable[..., Array]:
+    """Logits of sequences [B, O], or of tokens [B, T, O]."""
+
+    def of(params: Any, batch: Batch) -> Array:
+        hidden = made.apply(params, batch).hidden
+        if made.task in ("tokens", "span"):
+            return made.token_logits(params, hidden)
+        return made.sequence_logits(params, hidden[:, :1])[:, 0]
+
+    return jit(of)
+
+
+def logits(cfg: Run, batch: Batch) -> np.ndarray:
+    """The same of random parameters in float64; of options [B, C], each of them in a batch of its own."""
+    made, fields = net(cfg), ("tokens", "segments", "positions", "types")
+    params, one = random_params(made), answers(made)
+    if cfg.objective != "choice":
+        return np.asarray(one(params, Batch(**{name: getattr(batch, name) for name in fields})), np.float64)
+    each = [Batch(**{name: getattr(batch, name)[:, option] for name in fields}) for option in range(batch.tokens.shape[1])]
+    return np.stack([np.asarray(one(params, option), np.float64)[:, 0] for option in each], 1)
+
+
+def entropy(values: np.ndarray, truth: int, smoothing: float) -> float:
+    """Cross-entropy in nats of the truth, mixed with the uniform distribution, under the softmax of some logits."""
+    logs = values - values.max() - np.log(np.exp(values - values.max()).sum())
+    wanted = np.full(len(values), smoothing / len(values))
+    wanted[truth] += 1 - smoothing
+    return float(-(wanted * logs).sum())
+
+
+@functools.cache
 def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs: bool = False) -> tuple[Any, ...]:
     """Examples of words drawn at random. Of three questions one has no answer; contexts have several windows."""
     rng = np.random.default_rng(count)
@@ -76,7 +108,7 @@ def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs
         where = f"file:{number}"
         if goal == "classification":
             label = float(rng.normal()) if labels == ("score",) else labels[int(rng.integers(len(labels)))]
-            return Text(origin=where, text=" ".join(some(1, 9)), pair=" ".join(some(1, 9)) if pairs else None, label=label)
+            return Text(origin=where, text=" ".join(some(4, 9)), pair=" ".join(some(1, 9)) if pairs else None, label=label)
         if goal == "tagging":
             words = some(1, 14)
             return Tagged(origin=where, words=tuple(words), tags=tuple(rng.choice(labels, len(words)).tolist()))
