@@ -105,4 +105,6 @@ def _judged(logits: Float[Array, "B P V"], truth: Int[Array, "B P"], asked: Bool
     """Of each row: the surprise in nats of what is asked, how much of it is told rightly, and how much there is."""
     truth = jnp.where(asked, truth, 0)
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), truth[..., None], -1)[..., 0]
-    return [jnp.where(asked, each, 0).sum(-1) for each in (nats, logits.argmax(-1) == truth, jnp.ones_like(nats))]
+    return [
+        jnp.where(asked, each, 0).sum(-1, dtype=jnp.float32) for each in (nats, logits.argmax(-1) == truth, jnp.ones_like(nats))
+    ]
