@@ -147,7 +147,8 @@ def _options(example: Batch) -> list[Batch]:
     """The options of a question, each as a row; of anything else the row itself."""
     if example.tokens.ndim == 1:
         return [example]
-    fields = {name: value for name in ("tokens", "segments", "positions", "types") if (value := getattr(example, name)) is not None}
+    names = ("tokens", "segments", "positions", "types")
+    fields = {name: value for name in names if (value := getattr(example, name)) is not None}
     return [Batch(**{name: value[number] for name, value in fields.items()}) for number in range(len(example.tokens))]
 
 
