@@ -90,7 +90,7 @@ class Labelled:
     truncate: bool = False
     """Cut what does not fit into a row, the longer text of a pair first. Otherwise it is refused."""
     stride: int = 128
-    """Tokens of a context by which each of its windows begins after the one before (span); at most what a window has room for."""
+    """Tokens of a context by which each of its windows begins after the one before (span); it must have room for as many."""
 
     def __post_init__(self) -> None:
         require(self.stride >= 1, "labelled.stride", self.stride, "choose 1 or more tokens")

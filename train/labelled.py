@@ -122,6 +122,7 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
     Raises:
         BadInput: data that cannot be read; or a number of labels that the head has not.
     """
+    _refuse_idle(run)
     if run.model.task not in LABELLED:
         return run
     regression, named = run.labelled.regression, run.model.labels
@@ -197,6 +198,28 @@ FEATURES: dict[str, Callable[..., Iterable[Row]]] = {
     "choice": lambda examples, tokenizer, options, length, names: features.choices(examples, tokenizer, options, length),
 }
 """Objective -> `(examples, tokenizer, options, length, names) -> rows`."""
+
+
+MEANT = {
+    "classification": ("text", "pair", "label", "header", "encoding", "coarse", "regression", "class_weights", "truncate"),
+    "tagging": ("text", "label", "encoding", "class_weights", "truncate"),
+    "span": ("encoding", "truncate", "stride"),
+    "choice": ("encoding", "truncate"),
+}
+"""Objective -> the fields of `Labelled` that mean something to it."""
+
+
+def _refuse_idle(run: config.Run) -> None:
+    """Refuse options that would change nothing."""
+    for field in dataclasses.fields(config.Labelled):
+        value = getattr(run.labelled, field.name)
+        idle = field.name not in MEANT[run.objective] and value != field.default
+        require(not idle, f"labelled.{field.name}", value, f"it means nothing to {run.objective}; leave it out")
+    several = " ".join(f"{weight:g}" for weight in run.data.weights)
+    require(not several, "data.weights", several, "labelled data are one source; leave it out")
+    require(run.loss_chunk == 0, "loss_chunk", run.loss_chunk, "labels are few, and their loss is computed at once; leave it out")
+    smooth = run.label_smoothing == 0 or not run.labelled.regression
+    require(smooth, "label_smoothing", run.label_smoothing, "a regression has no labels to smooth; leave it out")
 
 
 def _split(run: config.Run) -> tuple[list[Example], list[Example]]:
