@@ -14,7 +14,7 @@ from tests import tiny
 from tests.encoder_text import LETTERS, roberta, stream, uncased
 from tests.gradients import assert_equal_gradients
 from tests.small import jit, random_params, small
-from train.config import Data, Masking
+from train.config import Data, Masking, RowPlan
 from train.objectives import masked
 from train.plans import Plan, Sequence, plan
 from train.prepare import Tokens
@@ -24,7 +24,7 @@ from zoo.models import Model
 
 LENGTH = 32
 TOKENIZERS = {"bert": uncased(), "roberta": roberta(), "distilbert": uncased()}
-ROWS = {"bert": "sentence_pairs", "roberta": "doc_sentences", "distilbert": "doc_sentences"}
+ROWS: dict[str, RowPlan] = {"bert": "sentence_pairs", "roberta": "doc_sentences", "distilbert": "doc_sentences"}
 
 PREDICTED = ("predict_at", "targets", "weights")
 SUMMARIES = {"summary_at": 0, "labels": IGNORED}
@@ -115,7 +115,7 @@ def call(family: str) -> Callable[[Any, Batch], Any]:
 
 def gradients(family: str, arrays: Arrays) -> tuple[Any, dict[str, float]]:
     """(gradients of all terms' sum, each term's sum)"""
-    whole = {name: jnp.asarray(_filled(name, values, len(alone(family)["tokens"]))) for name, values in arrays.items()}
+    whole: dict[str, Any] = {name: jnp.asarray(_filled(name, values, len(alone(family)["tokens"]))) for name, values in arrays.items()}
     grads, sums = jax.device_get(call(family)(random_params(net_of(family)), Batch(**whole)))
     return grads, {name: float(value) for name, value in sums.items()}
 
