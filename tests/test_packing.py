@@ -115,7 +115,9 @@ def call(family: str) -> Callable[[Any, Batch], Any]:
 
 def gradients(family: str, arrays: Arrays) -> tuple[Any, dict[str, float]]:
     """(gradients of all terms' sum, each term's sum)"""
-    whole: dict[str, Any] = {name: jnp.asarray(_filled(name, values, len(alone(family)["tokens"]))) for name, values in arrays.items()}
+    whole: dict[str, Any] = {
+        name: jnp.asarray(_filled(name, values, len(alone(family)["tokens"]))) for name, values in arrays.items()
+    }
     grads, sums = jax.device_get(call(family)(random_params(net_of(family)), Batch(**whole)))
     return grads, {name: float(value) for name, value in sums.items()}
 
