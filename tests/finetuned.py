@@ -32,7 +32,8 @@ def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, le
     task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
     named = {"labels": labels} if task in LABELLED else {}
     net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
-    options = {"stride": STRIDE, **{name: value for name, value in changes.items() if name in fields}}
+    options = {"stride": STRIDE} if goal == "span" else {}
+    options |= {name: value for name, value in changes.items() if name in fields}
     return Run(
         recipe="tiny",
         model=net.config,
