@@ -81,6 +81,10 @@ def home(net: Model, name: str) -> ModuleType:
     return net.module if hasattr(net.module, name) else encoder
 
 
+BODIES = list({home(small(family), "run_stack"): family for family in reversed(models.families())}.values())
+"""One family of each body: what heads and numbers do not touch is asked of it."""
+
+
 @functools.cache
 def shapes(net: Model) -> Any:
     return jax.eval_shape(lambda: net.init(jax.random.key(0)))

@@ -11,21 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import (
-    HEADS,
-    home,
-    jit,
-    loss,
-    outputs,
-    random_params,
-    row,
-    seeds,
-    sees,
-    shapes,
-    small,
-    with_dropout,
-    with_head,
-)
+from tests.small import HEADS, SAYS, home, jit, random_params, row, said, seeds, sees, shapes, small, with_dropout, with_head
 from train import config, optim
 from train import mesh as meshes
 from train.objectives import objectives
@@ -179,35 +165,37 @@ def test_initial_parameters(family: str) -> None:
 # --- the forward pass -----------------------------------------------------------------------------------------------------------
 
 
-WIDTHS = {"words": 384, "pretraining": 2, "next": 2, "sequence": 3, "choice": 1, "tokens": 3, "span": 2}
-"""Last axis of the logits: rows of the vocabulary with those that are padding, or outputs by task."""
+WIDTHS = {"pretraining": 2, "next": 2, "sequence": 3, "choice": 1, "tokens": 3, "span": 2}
+"""Outputs of a classifier by task."""
 
 
 @every_head
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_arithmetic_follows_the_parameters_dtype(family: str, task: str, dtype: Any) -> None:
-    """Hidden states of it, and float32 logits, with dropout and without."""
-    dropout = with_dropout(small(family))
-    net, batch = with_head(family, task, **dropout), row(8, 2)
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes(net))
-    for given in (None, seeds(2)):
+def test_the_arithmetic_follows_the_parameters_dtype(family: str, task: str) -> None:
+    """Hidden states of it, and float32 logits; dropout makes them no wider."""
+    net, batch = with_head(family, task, **with_dropout(small(family))), row(8, 2)
+    expected = {"words": (2, 8, 384), "sequences": (2, 1, WIDTHS.get(task)), "tokens": (2, 8, WIDTHS.get(task))}
+    for dtype, given in ((jnp.float32, None), (jnp.bfloat16, seeds(2))):
+        params = jax.tree.map(lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes(net))
         hidden = jax.eval_shape(lambda p, given=given: net.apply(p, batch, seeds=given).hidden, params)
         assert (hidden.shape, hidden.dtype) == ((2, 8, 32), dtype)
-        said = jax.eval_shape(lambda p, given=given: outputs(net, p, batch, given), params)
-        shapes_of = {"words": (2, 8, 384), "sequences": (2, 1, WIDTHS.get(task)), "tokens": (2, 8, WIDTHS.get(task))}
-        if task != "body":
-            assert {name: (each.shape, each.dtype) for name, each in said.items()} == {
-                name: (shapes_of[name], jnp.float32) for name in said
-            }
+        logits = jax.eval_shape(lambda p, h, given=given: said(net, p, h, batch, given), params, hidden)
+        logits.pop("hidden", None)
+        assert {name: (each.shape, each.dtype) for name, each in logits.items()} == {
+            name: (expected[name], jnp.float32) for name in SAYS[task] if name != "hidden"
+        }
 
 
 @every_family
 def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
     net, batch = small(family), row(8, 2)
     params = random_params(net)
-    probabilities = jit(lambda p: jax.nn.softmax(net.unembed(p, net.apply(p, batch).hidden)))(params)
+
+    def score(params: Any) -> tuple[jax.Array, jax.Array]:
+        logs = jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden))
+        return logs[..., 7].mean(), jnp.exp(logs)
+
+    gradient, probabilities = jit(jax.grad(score, has_aux=True))(params)
     assert (probabilities[..., 300:] == 0).all() and (probabilities[..., :300] > 0).all()
-    gradient = jit(jax.grad(lambda p: loss(net, p, batch)))(params)
     for path in net.module.PADDED:
         leaf = functools.reduce(lambda tree, name: tree[name], path.split("/"), gradient)
         assert (leaf[300:] == 0).all()
@@ -245,6 +233,6 @@ def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
         same &= np.tri(16, dtype=bool)
     # A padding token sees itself through the residual stream alone.
     np.testing.assert_array_equal(sees(net, params, packed), same | np.eye(16, dtype=bool))
-    # Without segments the documents do run into each other: reset positions isolate nothing.
-    leaky = dataclasses.replace(packed, segments=None)
+    # In one segment the documents do run into each other: reset positions isolate nothing.
+    leaky = dataclasses.replace(packed, segments=jnp.minimum(SEGMENTS, 1))
     assert np.abs(apply(params, leaky).hidden - hidden)[:, 5:].max() > 1e-2

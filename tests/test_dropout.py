@@ -8,27 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import HEADS, SAYS, jit, random_params, row, seeds, shapes, small, with_dropout, with_head
-from zoo import models, sharding
+from tests.small import BODIES, HEADS, SAYS, jit, random_params, row, seeds, shapes, small, with_dropout, with_head
+from zoo import sharding
 from zoo.batch import Batch, Output
 from zoo.models import Model
 
-every_family = pytest.mark.parametrize("family", models.families())
+every_body = pytest.mark.parametrize("family", BODIES)
 
 
-@every_family
+@every_body
 def test_rate_zero_is_no_dropout(family: str) -> None:
     net, batch = small(family), row(8, 2)
     params = random_params(net)
-    off, zero = (jit(net.apply)(params, batch, seeds=given).hidden for given in (None, seeds(2)))
+    off, zero = (compiled(net)(params, batch, seeds=given).hidden for given in (None, seeds(2)))
     np.testing.assert_array_equal(off, zero)
 
 
-@every_family
+@every_body
 def test_dropout_of_an_example_depends_on_its_own_seeds(family: str) -> None:
     """A micro-batch of two of eight examples gives what the whole batch gives there; another step gives something else."""
     net, batch = small(family, **with_dropout(small(family))), row(8, 8)
-    params, apply = random_params(net), jit(net.apply)
+    params, apply = random_params(net), compiled(net)
     whole = apply(params, batch, seeds=seeds(8)).hidden
     part = jax.tree.map(lambda leaf: leaf[2:4], batch)
     np.testing.assert_allclose(apply(params, part, seeds=seeds(8)[2:4]).hidden, whole[2:4], atol=1e-5, rtol=0)
@@ -70,7 +70,7 @@ SITES = {
 
 @pytest.mark.parametrize(("family", "embedding"), [("gpt", "embedding_dropout"), ("bert", "dropout")])
 def test_dropout_drops_at_its_rate_and_nowhere_alike(family: str, embedding: str) -> None:
-    """Within 4 standard deviations; no two places of the model, and no two rows, drop the same. The encoders have one body."""
+    """Within 4 standard deviations; no two places of the model, and no two rows, drop the same."""
     sites = [(embedding, "embed/positions/embedding", 0), *SITES.values()]
     masks = [dropped(family, field, leaf, layer=layer) for field, leaf, layer in sites]
     size = masks[0].size
@@ -116,7 +116,7 @@ def test_a_head_drops_where_the_published_one_does(family: str, task: str) -> No
     # Of so small a number tanh is the number itself.
     hidden = jnp.full((rows, 8, 32), size)
     say = net.token_logits if task in ("tokens", "span") else net.sequence_logits
-    entries = np.asarray(jit(say)(params, hidden, seeds(rows))[..., 0], np.float64) / size / 32
+    entries = np.asarray(say(params, hidden, seeds(rows))[..., 0], np.float64) / size / 32
     variance = ((1 - rate) ** -BEFORE[family, task] - 1) / 32
     assert abs(entries.mean() - 1) <= 4 * np.sqrt(variance / entries.size) + 1e-5
     assert abs(entries.var() - variance) <= 4 * variance * np.sqrt(3 / entries.size) + 1e-9
