@@ -58,6 +58,16 @@ def of_run(
     return score
 
 
+def judged(labels: Sequence[str]) -> tuple[str, ...]:
+    """What a classifier of texts is judged by, of those in `measures.MEASURES`; a single label names a number.
+
+    The F1 of two classes is that of the second one.
+    """
+    if len(labels) == 1:
+        return "pearson", "spearman", "mean_squared_error"
+    return "accuracy", "f1" if len(labels) == 2 else "f1_macro", "matthews"
+
+
 # --- Logits of a batch ----------------------------------------------------------------------------------------------------------
 
 
@@ -82,14 +92,13 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
     truth = np.concatenate([row.labels for row in rows.rows])
     if len(labels) == 1:
         found = logits[:, 0]
-        told = measures.score(("pearson", "spearman", "mean_squared_error"), truth.astype(np.float64), found)
+        told = measures.score(judged(labels), truth.astype(np.float64), found)
         losses = np.square(found - truth)
         said = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
         return _score(rows, told, losses, said)
     found = logits.argmax(-1)
-    names = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "f1_macro", "matthews")
     said = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
-    score = _score(rows, measures.score(names, truth, found), _surprise(logits, truth), said)
+    score = _score(rows, measures.score(judged(labels), truth, found), _surprise(logits, truth), said)
     confusion = measures.confusion(truth, found, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 

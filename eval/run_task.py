@@ -87,10 +87,17 @@ def table(result: Result) -> str:
 
 def _check_options(task: str, settings: Settings, known: Sequence[str]) -> None:
     for field in dataclasses.fields(Settings):
-        value = getattr(settings, field.name)
-        require(
-            field.name in known or value == field.default, field.name, value, f"it means nothing to --task {task}; leave it out"
-        )
+        value, default = getattr(settings, field.name), field.default
+        if field.name in known or value == default:
+            continue
+        name = field.name
+        if dataclasses.is_dataclass(value):
+            # Of a group the first option that is another.
+            inner = next(
+                each.name for each in dataclasses.fields(value) if getattr(value, each.name) != getattr(default, each.name)
+            )
+            name, value = f"{name}.{inner}", getattr(value, inner)
+        require(False, name, value, f"it means nothing to --task {task}; leave it out")
 
 
 def _kept(run: Path) -> dict[str, Any]:

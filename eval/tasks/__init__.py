@@ -1,7 +1,8 @@
 """Tasks on local files, one file each: what the files hold, and what is measured on them. Found by listing this folder.
 
 A task is a module with a docstring that defines its format and its metrics, and
-- `OPTIONS`: names of the fields of `Settings`, beside `batch` and `dtype`, that mean something to it;
+- `OPTIONS`: names of the fields of `Settings`, beside `batch` and `dtype`, that mean something to it; `argument` is needed,
+  unless the task says `ALONE = True`;
 - `read(names, settings) -> examples`, of the files or folders named; what can be refused before a model is loaded is;
 - `score(subject, examples, settings, progress) -> Result`.
 Nothing here imports jax, so that a name can be refused at once.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from train.config_objectives import Labelled
 from zoo.errors import BadInput
 
 LONGEST_LINE = 16 << 20
@@ -47,6 +49,8 @@ class Settings:
     """New tokens per row; 0 = half a row."""
     words: bool = False
     """Also the perplexity per word."""
+    labelled: Labelled = Labelled()
+    """How labelled files are read; as it is, a run reads them as its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +91,7 @@ def find(name: str) -> tuple[ModuleType, str]:
     module = importlib.import_module(f"{__name__}.{first}")
     if colon and "argument" not in module.OPTIONS:
         raise BadInput(f"--task {name}: {first} takes nothing after a colon; choose --task {first}")
-    if "argument" in module.OPTIONS and not argument:
+    if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "ALONE", False)):
         raise BadInput(f"--task {name}: say which one, --task {first}:NAME")
     return module, argument
 

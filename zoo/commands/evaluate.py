@@ -12,6 +12,7 @@ def evaluate(args: list[str]) -> int:
     import tyro
 
     from train.config import Machine, Mesh, Precision
+    from train.config_objectives import Labelled
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
@@ -21,7 +22,8 @@ def evaluate(args: list[str]) -> int:
         """Folder of a run; with --task also a folder of published weights, or hub:ID."""
         task: str = ""
         """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness); of an encoder masked,
-        pseudo_perplexity or blimp. A run keeps the result."""
+        pseudo_perplexity or blimp; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE. A run keeps
+        the result."""
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
         step: int | None = None
@@ -31,7 +33,7 @@ def evaluate(args: list[str]) -> int:
         stride: int = 0
         """New tokens per row: smaller gives every token more context, at more rows; 0 = half a row."""
         length: int = 0
-        """perplexity, masked, pseudo_perplexity: tokens in a row; 0 = the model's positions."""
+        """perplexity, masked, pseudo_perplexity: tokens in a row; 0 = the model's positions. labelled: 0 = as the run's."""
         words: bool = False
         """perplexity: also that of a word."""
         field: str = "text"
@@ -40,6 +42,8 @@ def evaluate(args: list[str]) -> int:
         """Dtype of a task's arithmetic. auto: the run's own; of published weights float32 on CPU, else bfloat16."""
         json: bool = False
         """Print a task's result as JSON."""
+        labelled: Labelled = Labelled()
+        """labelled: how files are read; without any of these a run reads them as its own."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -53,6 +57,7 @@ def evaluate(args: list[str]) -> int:
         for name in ("files", "length", "words", "field", "precision", "json"):
             value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
+        require(asked.labelled == Labelled(), "labelled", "options", "they need --task labelled")
     if (code := on_machine(asked.machine, ["eval", *args])) is not None:
         return code
     if not asked.task:
@@ -61,7 +66,7 @@ def evaluate(args: list[str]) -> int:
         return scores.main(asked.run, step=asked.step, batch=asked.batch, stride=asked.stride, mesh=asked.mesh)
     from eval import run_task, tasks
 
-    given = {name: getattr(asked, name) for name in ("batch", "stride", "length", "words", "field")}
+    given = {name: getattr(asked, name) for name in ("batch", "stride", "length", "words", "field", "labelled")}
     return run_task.main(
         asked.run,
         task=asked.task,

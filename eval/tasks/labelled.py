@@ -1,0 +1,141 @@
+"""What a fine-tuned encoder is worth on labelled files: any of the formats it could be fine-tuned on.
+
+Format: what the head is trained on (see `train.readers`): classes or numbers of texts or of pairs (.tsv, .csv, .jsonl, .txt of
+TREC), tags of words (.conll, .jsonl), answers in texts (.json of SQuAD, .jsonl), or choices (.json and .txt of RACE, .jsonl), all
+of them also as .parquet and as folders of `datasets`. Labels are the head's, spelled as its config.json spells them.
+
+How files are read and cut is said by the options of training (`--labelled.text`, `--labelled.truncate`, ...); where none is
+given, a run reads them as its own. Rows have room for what the run's have; those of published weights for the model's positions.
+
+Metrics:
+- the loss, in nats, and what the head is judged by: accuracy, F1 (of the second of two classes; of more the mean over classes)
+  and Matthews' correlation of classes; Pearson's and Spearman's correlation and squared error of numbers; entity F1 of IOB tags,
+  accuracy of others; exact match and F1 of answers; accuracy of choices;
+- with the name of a task of GLUE after the colon, what that task is judged by alone (Wang et al. 2019, table 1);
+- accuracy_stderr: the standard error of an accuracy over independent examples.
+Details: length; and which class was taken for which, true classes being rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import labelled, measures
+from eval.mistakes import CLASSES
+from eval.tasks import Progress, Result, Settings
+from train import readers
+from train.config import Data, Run
+from train.labelled import Rows, rows_of
+from train.load import Loaded
+from train.objectives import objective
+from zoo import hub
+from zoo.configs import Objective
+from zoo.errors import BadInput, require
+
+OPTIONS = ("argument", "length", "labelled")
+ALONE = True
+GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
+"""Task of a head -> the objective that trains it."""
+STEP = 32
+"""Rows of published weights are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
+
+
+def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    """The names: what stands in the files is known when the model is.
+
+    Raises:
+        BadInput: nothing of a name, no such task of GLUE, or an option that has no meaning here.
+    """
+    for name in names:
+        if not name.startswith(hub.PREFIX) and not Path(name).exists():
+            raise BadInput(f"--files {name}: no such file")
+    if settings.argument:
+        measures.glue(settings.argument)
+    weights = settings.labelled.class_weights
+    require(weights == "none", "labelled.class_weights", weights, "they are of the training loss; leave them out")
+    return tuple(names)
+
+
+def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress: Progress) -> Result:
+    """Score every example of the files.
+
+    Raises:
+        BadInput: a model without such a head, measures that are not of it, a label that it does not have, or files that it
+            cannot read; see `train.readers` and `train.features`.
+    """
+    cfg, goal = subject.net.config, GOALS.get(subject.net.task)
+    if goal is None:
+        raise BadInput(
+            f"--task labelled: {subject.name} is made for the task {subject.net.task}, without labels; fine-tune it first"
+        )
+    labels = getattr(cfg, "labels", ())
+    wanted = _wanted(settings.argument, goal, labels)
+    run = _run(subject, goal, settings)
+    examples, _ = readers.read(goal, names, Data(), run.labelled)
+    rows = rows_of(examples, run, subject.tokenizer)
+    if subject.run is None and not settings.length:
+        rows = _shortened(rows)
+    build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)
+    told = labelled.of_run(run, subject.net, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
+        subject.params
+    )
+    found = dict(told.record())
+    count = int(found.pop("examples"))
+    metrics = {name: value for name, value in found.items() if not wanted or name in wanted}
+    if "accuracy" in metrics and goal != "tagging" and count > 1:
+        metrics["accuracy_stderr"] = math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / (count - 1))
+    details: dict[str, Any] = {"length": rows.length}
+    confusion = told.mistakes["confusion"]
+    if 0 < len(confusion) <= CLASSES:
+        details["confusion"] = {name: dict(zip(labels, row, strict=True)) for name, row in zip(labels, confusion, strict=True)}
+    return Result(metrics, count, details)
+
+
+def _wanted(argument: str, goal: Objective, labels: Sequence[str]) -> tuple[str, ...]:
+    """The measures of a task of GLUE, if one is named and the head is of its kind."""
+    if not argument:
+        return ()
+    wanted = measures.glue(argument)
+    if goal != "classification" or not set(wanted) <= set(labelled.judged(labels)):
+        told = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
+        kind = told if goal == "classification" else f"{goal}, not classes of texts"
+        raise BadInput(f"--task labelled:{argument}: it is judged by {' and '.join(wanted)}, and the model is of {kind}")
+    return wanted
+
+
+def _run(subject: Loaded, goal: Objective, settings: Settings) -> Run:
+    """A run that makes rows as the model wants them."""
+    cfg, options, own = subject.net.config, settings.labelled, subject.run
+    numbers = goal == "classification" and len(cfg.labels) == 1
+    if options == type(options)() and own is not None:
+        options = dataclasses.replace(own.labelled, class_weights="none")
+    require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
+    options = dataclasses.replace(options, regression=numbers)
+    length = settings.length or (own.data.length if own else cfg.context)
+    require(1 <= length <= cfg.context, "length", length, f"choose 1 to the model's {cfg.context} positions")
+    return Run(recipe="", model=cfg, objective=goal, labelled=options, data=Data(length=length, batch=settings.batch))
+
+
+def _shortened(rows: Rows) -> Rows:
+    """The same rows without room that none of them needs."""
+    longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
+    return dataclasses.replace(rows, length=min(rows.length, -(-longest // STEP) * STEP))
+
+
+def _counted(build: Callable[..., Any], count: int, progress: Progress) -> Callable[..., Any]:
+    """`build`, telling how many rows it has made."""
+    done = 0
+
+    def told(*row: Any) -> Any:
+        nonlocal done
+        done += 1
+        progress(min(done, count), count)
+        return build(*row)
+
+    return told
+
+
+def _unread() -> Any:
+    raise AssertionError("no labelled objective asks how often ids occur")
