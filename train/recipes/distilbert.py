@@ -12,8 +12,8 @@ def distilbert_nano() -> Run:
 
     Command: zoo train distilbert-nano --distillation.teacher runs/bert-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured yet.
-    Expect: not measured yet.
+    Time: not measured on an idle machine.
+    Expect: not measured.
     """
     model = configs.find("distilbert-nano")[1].config
     return Run(

@@ -17,8 +17,8 @@ def finetune_classification(init: str = "") -> Run:
 
     Command: zoo train finetune-classification --init DIR --data.paths train.tsv --data.valid-paths dev.tsv
     Hardware: 2 CPU cores, float32.
-    Time: not measured yet.
-    Expect: not measured yet.
+    Time: not measured on an idle machine.
+    Expect: not measured.
     """
     return _run("finetune-classification", "classification", "sequence", init, length=128)
 
@@ -28,8 +28,8 @@ def finetune_tagging(init: str = "") -> Run:
 
     Command: zoo train finetune-tagging --init DIR --data.paths train.conll
     Hardware: 2 CPU cores, float32.
-    Time: not measured yet.
-    Expect: not measured yet.
+    Time: not measured on an idle machine.
+    Expect: not measured.
     """
     return _run("finetune-tagging", "tagging", "tokens", init, length=128)
 
@@ -39,8 +39,8 @@ def finetune_span(init: str = "") -> Run:
 
     Command: zoo train finetune-span --init DIR --data.paths train.json
     Hardware: 2 CPU cores, float32.
-    Time: not measured yet.
-    Expect: not measured yet.
+    Time: not measured on an idle machine.
+    Expect: not measured.
     """
     return _run("finetune-span", "span", "span", init, length=384)
 

@@ -12,8 +12,8 @@ def roberta_nano() -> Run:
 
     Command: zoo train roberta-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured yet.
-    Expect: not measured yet.
+    Time: not measured on an idle machine.
+    Expect: 6.20 nats a masked token held out (the tokens' frequencies alone: 6.56), 12 % of them right.
     """
     model = configs.find("roberta-nano")[1].config
     return Run(
