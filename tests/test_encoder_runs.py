@@ -93,8 +93,15 @@ def test_weights_come_back_from_an_export(name: str, place: Path, capsys: pytest
     assert not [path for path in ours if ours[path].tobytes() != theirs[path].tobytes()]
 
 
-@pytest.mark.parametrize("mesh", ["--mesh.fsdp 4", "--mesh.tensor 2"])
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("bert", "--mesh.fsdp 4"),
+        ("distilbert", "--mesh.tensor 2"),
+        pytest.param("bert", "--mesh.tensor 2", marks=pytest.mark.slow),
+        pytest.param("distilbert", "--mesh.fsdp 4", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_the_same_on_every_mesh(name: str, mesh: str, place: Path) -> None:
     """Against eight devices of data parallelism, which is what a run takes by itself."""
     expected = losses(place / "runs" / name)

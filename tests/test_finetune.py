@@ -117,10 +117,16 @@ def scores(run: Path) -> dict[str, Any]:
     return json.loads((run / "scores.json").read_text())
 
 
+# What is particular to each goal is tested without a run, too.
+each_goal = pytest.mark.parametrize(
+    "goal", [pytest.param(goal, marks=[] if goal in ("classification", "span") else pytest.mark.slow) for goal in FILES]
+)
+
+
 # --- A run ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("goal", FILES)
+@each_goal
 def test_an_easy_task_is_learned_and_the_best_checkpoint_is_the_runs(goal: str, train: Callable[..., Path]) -> None:
     run = train(goal, goal, *STEPS)
     losses, valid = [row["loss"] for row in rows(run, "train")], rows(run, "valid")
@@ -135,7 +141,7 @@ def test_an_easy_task_is_learned_and_the_best_checkpoint_is_the_runs(goal: str, 
     assert "drawn afresh" in said and "held out" in said
 
 
-@pytest.mark.parametrize("goal", FILES)
+@each_goal
 def test_a_run_scores_again_what_it_scored(goal: str, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = train(goal, goal, *STEPS)
     ended = call(capsys, "eval", str(run), "--batch", "7")
