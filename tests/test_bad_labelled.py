@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.labelled_files import ARTICLE, QUIZ, ROWS, Content, flat_questions, halves, put, read, squad
+from tests.labelled_files import ARTICLE, CONTEXT, QUIZ, ROWS, Content, flat_questions, halves, put, read, squad
 from zoo.errors import BadInput
 
 WRONG: dict[str, tuple[str, str, Content, dict[str, Any], str]] = {
@@ -119,8 +119,8 @@ WRONG: dict[str, tuple[str, str, Content, dict[str, Any], str]] = {
         "a.json: question q1: the answer",
     ),
     "an answer before the text": (
-        *("span", "a.jsonl", [flat_questions()[0] | {"answers": {"text": ["t."], "answer_start": [-2]}}], {}),
-        'a.jsonl:1: the answer "t." is not at character -2',
+        *("span", "a.jsonl", [flat_questions()[0] | {"answers": {"text": [CONTEXT[-6:-3]], "answer_start": [-6]}}], {}),
+        'a.jsonl:1: the answer "s n" is not at character -6',
     ),
     "a blank answer": (
         "span",

@@ -143,11 +143,13 @@ def test_the_fingerprint_of_rows_changes_with_all_that_makes_them() -> None:
     cfg, some = run("classification"), list(examples("classification"))
     first = some[0]
     assert isinstance(first, Text)
+    turned = " ".join(first.text.split()[::-1])
     longer = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, length=33))
     relabelled = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, labels=("no", "yes", "perhaps")))
     prints = {
         "as it is": rows(cfg, some).fingerprint,
         "another text": rows(cfg, [dataclasses.replace(first, text="whale"), *some[1:]]).fingerprint,
+        "words in another order": rows(cfg, [dataclasses.replace(first, text=turned), *some[1:]]).fingerprint,
         "a second text": rows(cfg, [dataclasses.replace(first, pair="whale"), *some[1:]]).fingerprint,
         "another label": rows(
             cfg, [dataclasses.replace(first, label={"no": "yes"}.get(str(first.label), "no")), *some[1:]]

@@ -82,6 +82,8 @@ def test_an_example_says_its_file_and_line(tmp_path: Path) -> None:
         (f"{lines}:2", "two\nlines"),
         (f"{lines}:4", "b"),
     ]
+    words = put(tmp_path / "a.conll", "a\tO\nb\tO\n\n\nc\tO\nd\tO\n")
+    assert [each.origin for each in read("tagging", words)] == [f"{words}:1", f"{words}:5"]
     rows = put(tmp_path / "a.parquet", ROWS)
     assert [each.origin for each in read("classification", rows)] == [f"{rows}: row {number}" for number in (1, 2, 3)]
 
