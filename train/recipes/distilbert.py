@@ -12,8 +12,8 @@ def distilbert_nano() -> Run:
 
     Command: zoo train distilbert-nano --distillation.teacher runs/bert-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured on an idle machine.
-    Expect: not measured.
+    Time: 2 minutes 16 seconds.
+    Expect: 11.6 % of masked words held out right, of which its teacher has 11.2 % (`zoo eval RUN --task masked`); one seed.
     """
     model = configs.find("distilbert-nano")[1].config
     return Run(

@@ -28,8 +28,8 @@ def finetune_tagging(init: str = "") -> Run:
 
     Command: zoo train finetune-tagging --init DIR --data.paths train.conll
     Hardware: 2 CPU cores, float32.
-    Time: not measured on an idle machine.
-    Expect: not measured.
+    Time: 4 minutes for 250 steps of 32 rows of 48 on one core.
+    Expect: entity F1 0.44 on the last tenth of WNUT-17's training file with MiniLM, --optim.lr 3e-4, those steps; one seed.
     """
     return _run("finetune-tagging", "tagging", "tokens", init, length=128)
 
