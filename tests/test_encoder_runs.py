@@ -118,6 +118,15 @@ def test_a_teacher_lies_over_the_mesh_as_its_student_does(place: Path) -> None:
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
+def test_a_student_is_scored_without_its_teacher(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = place / "runs" / "bert"
+    teacher.rename(place / "elsewhere")
+    try:
+        assert call(capsys, "eval", "runs/distilbert").code == 0
+    finally:
+        (place / "elsewhere").rename(teacher)
+
+
 REFUSED = {
     "bert --data.paths one.txt": r"--data\.rows segment_pairs: the training text is one document, and random pairs take .*jsonl",
     "bert --data.rows full_sentences": r"--data\.rows full_sentences: the model also learns which sentence is next, from pairs",

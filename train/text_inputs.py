@@ -93,19 +93,11 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
         quiet: show no progress: another process does.
 
     Raises:
-        BadInput: see `corpus.split`, `Tokenizer.load` and `rows.training_rows`; or the tokenizer has ids beyond the vocabulary.
+        BadInput: see `corpus.split`, `Tokenizer.load` and `rows.training_rows`; the tokenizer has ids beyond the vocabulary, or
+            is not the teacher's.
     """
     parts = _parts(run.data)
-    if run.tokenizer.path:
-        tokenizer = Tokenizer.load(run.tokenizer.path)
-    elif (folder.tokenizer / FILE).exists() and folder.begun:
-        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
-        tokenizer = Tokenizer.load(folder.tokenizer)
-    elif source := run.init or run.distillation.teacher:
-        tokenizer = tokenizer_of(source)
-    else:
-        text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
-        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
+    tokenizer = _tokenizer(run, folder, parts)
     require(
         tokenizer.vocab_size <= run.model.vocab,
         "model.vocab",
@@ -145,6 +137,25 @@ def _parts(data: config.Data) -> list[_Part]:
         return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
     alone = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
     return [_Part(one.paths[0], weight, *corpus.split(one)) for one, weight in zip(alone, data.weights, strict=True)]
+
+
+def _tokenizer(run: config.Run, folder: Folder, parts: list[_Part]) -> Tokenizer:
+    # Without a checkpoint nothing depends on the folder's, and it may be of a text that has changed since.
+    if (folder.tokenizer / FILE).exists() and folder.begun:
+        return Tokenizer.load(folder.tokenizer)
+    wanted, teacher = run.tokenizer, run.distillation.teacher
+    if wanted.path:
+        tokenizer = Tokenizer.load(wanted.path)
+    elif source := run.init or teacher:
+        tokenizer = tokenizer_of(source)
+    else:
+        text = corpus.sample([part.documents for part in parts])
+        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
+    if teacher and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
+        raise BadInput(
+            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
+        )
+    return tokenizer
 
 
 def _held_out(parts: list[_Part], data: config.Data) -> Iterable[Document]:

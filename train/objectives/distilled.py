@@ -1,7 +1,6 @@
 """Learn from a teacher: its probabilities, its hidden states, and masked words (Sanh et al. 2019, section 2)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from train import config
-from train.batches import Build
-from train.load import load, tokenizer_of
+from train.load import load
 from train.losses import soft_losses, token_losses
 from train.objectives import masked
-from train.tokenizer import Tokenizer
 from zoo import heads, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -24,21 +21,7 @@ from zoo.models import Model
 DATA = "text"
 
 
-plan, scored = masked.plan, masked.scored
-
-
-def builder(run: config.Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """Masked rows, as `train.objectives.masked` makes them.
-
-    Raises:
-        BadInput: the run's tokenizer is not its teacher's.
-    """
-    teacher = run.distillation.teacher
-    if tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
-        raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
-        )
-    return masked.builder(run, tokenizer, counts)
+plan, scored, builder = masked.plan, masked.scored, masked.builder
 
 
 def bind(run: config.Run, mesh: Mesh) -> "Distilled":
