@@ -118,6 +118,17 @@ def test_a_teacher_lies_over_the_mesh_as_its_student_does(place: Path) -> None:
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
+TERMS = {"bert": {"masked", "next"}, "roberta": set(), "distilbert": {"masked", "soft", "cosine"}}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_terms_of_a_loss_are_in_its_metrics(name: str, place: Path) -> None:
+    for row in metrics.read(place / "runs" / name / "metrics.jsonl"):
+        if row["kind"] == "train":
+            assert row.get("terms", {}).keys() == TERMS[name]
+            assert sum(row.get("terms", {"all": row["loss"]}).values()) == pytest.approx(row["loss"], rel=1e-5)
+
+
 def test_a_student_is_scored_without_its_teacher(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = place / "runs" / "bert"
     teacher.rename(place / "elsewhere")

@@ -16,6 +16,10 @@ from train.sinks import Sinks
 from zoo.errors import BadInput
 
 
+OVERALL = ("loss", "grad_norm", "lr", "finite")
+"""Metrics that every step has; the others are terms of its loss."""
+
+
 class Recorder:
     """Takes each step's metrics, fetched one step late so that the device never waits for the host, and writes rows.
 
@@ -95,6 +99,7 @@ class Recorder:
             seconds=seconds,
             tokens_per_s=self._tokens / seconds,
             mfu=mfu(self._flops, seconds, self._rate),
+            **self._terms(),
         )
         self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
         self._show(row)
@@ -117,6 +122,11 @@ class Recorder:
         for file in (self._rows, self._ledger):
             if file is not None:
                 file.sync()
+
+    def _terms(self) -> dict[str, dict[str, float]]:
+        """What the loss is the sum of, where it has several terms."""
+        terms = {name: value for name, value in self._values.items() if name not in OVERALL}
+        return {"terms": terms} if len(terms) > 1 else {}
 
     def _fetch(self) -> None:
         if self._late is None:
