@@ -80,7 +80,7 @@ def _generate(
     ids = [np.array([*mark, *prompt], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
     generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
     shown = [""] if asked.examples else prompts
-    if len(ids) * decoding.samples == 1 and not as_json:
+    if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
         watched = sys.stdout.isatty() and jax.process_count() == 1
         pieces = generator.stream(ids[0], decoding, chunk=1 if watched else CHUNK)
@@ -93,7 +93,9 @@ def _generate(
     for each in generator.generate(ids, decoding, progress=terminal.progress):
         if as_json:
             facts = {"prompt": prompts[each.prompt], "sample": each.sample, "text": each.text}
-            yield json.dumps(facts | {"tokens": len(each.ids), "ended": each.ended}, ensure_ascii=False) + "\n"
+            facts |= {"tokens": len(each.ids), "ended": each.ended}
+            facts |= {} if each.score is None else {"score": each.score}
+            yield json.dumps(facts, ensure_ascii=False) + "\n"
         else:
             title = f"prompt {each.prompt + 1} of {len(prompts)}, sample {each.sample + 1} of {decoding.samples}"
             yield f"--- {title}, ended by {each.ended}\n{shown[each.prompt]}{each.text}\n"

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
+from eval import beam
 from eval import sampling as drawing
-from eval.settings import Decoding, Sampling
+from eval.settings import Beams, Decoding, Sampling
 from train import mesh as meshes
 from train.tokenizer import Tokenizer
 from zoo import seeds as seeding
@@ -45,6 +46,8 @@ class Generated:
     text: str
     """Of the tokens, cut before the stop string."""
     ended: Ended
+    score: float | None = None
+    """What a search ranks its texts by; see `eval.beam`."""
 
 
 class Generator:
@@ -84,7 +87,8 @@ class Generator:
         numbers: Sequence[int] | None = None,
         progress: Callable[[int, int], None] = lambda done, count: None,
     ) -> list[Generated]:
-        """Continue every prompt `decoding.samples` times; the samples of a prompt follow each other, in the prompts' order.
+        """Continue every prompt `decoding.samples` times; the samples of a prompt follow each other, in the prompts' order. Those
+        of a search are its best, the best first.
 
         Args:
             prompts: token ids of each, at least one. (A text from nothing begins with the tokenizer's end-of-text mark.)
@@ -96,6 +100,9 @@ class Generator:
                 positions, or logits that are not finite.
         """
         self._check(prompts, decoding.limit)
+        beams = decoding.search.beams
+        entries = self.tokenizer.vocab_size
+        require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
         keys = range(len(prompts)) if numbers is None else numbers
         texts = [
             _Text(self.tokenizer, decoding, prompt, sample, np.asarray(prompts[prompt], np.int32), key)
@@ -105,10 +112,16 @@ class Generator:
         by_length: dict[int, list[_Text]] = {}
         for text in texts:
             by_length.setdefault(_slots(len(text.given)), []).append(text)
+        # A search has the samples of a prompt at once.
+        most = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
         for slots, group in sorted(by_length.items(), reverse=True):
-            for first in range(0, len(group), self._batch):
-                for _ in self._continue(group[first : first + self._batch], slots, min(self._batch, len(texts)), decoding, CHUNK):
-                    pass
+            for first in range(0, len(group), most):
+                some, rows = group[first : first + most], min(most, len(texts))
+                if beams > 1:
+                    self._search(some, slots, rows // decoding.samples, decoding)
+                else:
+                    for _ in self._continue(some, slots, rows, decoding, CHUNK):
+                        pass
                 progress(sum(text.ended is not None for text in texts), len(texts))
         return [text.generated() for text in texts]
 
@@ -118,7 +131,7 @@ class Generator:
         The bytes of an unfinished character are held back, and so is what may become a stop string.
 
         Args:
-            number: of the prompt, for the draws.
+            number: of the prompt, for the draws. A search has no text before its end: `generate` it.
             chunk: tokens drawn by one dispatch.
 
         Raises:
@@ -167,6 +180,21 @@ class Generator:
                 state, drawn = _go_on(self._model, decoding.sampling, count, self._params, state)
                 self._take(texts, drawn)
                 yield
+
+    def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
+        """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
+        rows, several = meshes.fitting(self.mesh, rows), texts[:: decoding.samples]
+        end = None if decoding.past_end else self.tokenizer.end_of_text
+        with jax.set_mesh(self.mesh):
+            local = meshes.local_rows(self.mesh, rows)
+            mine = jax.tree.map(lambda leaf: leaf[local], _padded(several, slots, rows))
+            prompts = meshes.place(mine, self.mesh, rows)
+            found = _find(self._model, decoding.search, slots, decoding.limit, end, self._params, prompts)
+        tokens, scores, finite = jax.device_get(found)
+        for number, text in enumerate(texts):
+            row, sample = divmod(number, decoding.samples)
+            text.take(tokens[row, sample].tolist(), [bool(finite[row])] * decoding.limit)
+            text.score = float(scores[row, sample])
 
     @staticmethod
     def _take(texts: "list[_Text]", drawn: Any) -> None:
@@ -240,6 +268,13 @@ def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Ro
     return jax.lax.scan(one, rows, None, length=count)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _find(model: _Model, search: Beams, slots: int, limit: int, end: int | None, params: Any, prompts: Batch) -> beam.Found:
+    cache = model.net.init_cache(prompts.tokens.shape[0], slots + limit - 1, model.dtype)
+    found = beam.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
+    return jax.tree.map(lambda leaf: constrain(leaf, None), found)
+
+
 def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
     """Put a batch's tokens into the cache and draw the token after its last column: (rows, (token [B], finite [B]))."""
     hidden, cache = model.net.decode(params, batch, rows.cache)
@@ -281,6 +316,7 @@ class _Text:
         self.prompt, self.sample, self.given, self.number = prompt, sample, given, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
+        self.score: float | None = None
         self._tokenizer, self._stop, self._limit = tokenizer, decoding.stop, decoding.limit
         self._end = None if decoding.past_end else tokenizer.end_of_text
 
@@ -319,7 +355,7 @@ class _Text:
 
     def generated(self) -> Generated:
         assert self.ended
-        return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended)
+        return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended, self.score)
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self.ids)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -39,6 +39,24 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Beams:
+    """Beam search, which draws nothing: it keeps the best texts of every length."""
+
+    beams: int = 1
+    """Texts that are kept; 1 = no beam search. --samples says how many of them are given, the best first."""
+    length_penalty: float = 1.0
+    """A text's score is its log probability over its length to this power: 0 favours short texts, more than 1 long ones."""
+    search_until: Literal["full", "unlikely", "impossible"] = "unlikely"
+    """When a search ends: as many texts are finished as there are beams; none that is still going would be among the best at its
+    present length; or none could be at any length."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.beams <= 1024, "beams", self.beams, "choose 1 (no beam search) to 1,024")
+        finite = abs(self.length_penalty) <= 100
+        require(finite, "length_penalty", self.length_penalty, "choose 0 (off) or a power of -100 to 100")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How far prompts are continued and by which draws."""
 
@@ -53,8 +71,20 @@ class Decoding:
     past_end: bool = False
     """Go on after the end-of-text mark."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
+    search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
     def __post_init__(self) -> None:
+        beams = self.search.beams
+        if beams > 1:
+            require(self.samples <= beams, "samples", self.samples, f"a search gives at most as many as --beams {beams}")
+            for field in dataclasses.fields(Sampling):
+                value = getattr(self.sampling, field.name)
+                unchanged = value == field.default or self.sampling == GREEDY
+                require(unchanged, field.name, value, "beam search draws nothing; leave it out, or choose --beams 1")
+        else:
+            for field in dataclasses.fields(Beams):
+                value = getattr(self.search, field.name)
+                require(value == field.default, field.name, value, "it needs beam search; choose --beams 2 or more")
         require(self.limit >= 1, "limit", self.limit, "choose 1 or more new tokens")
         require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
