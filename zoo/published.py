@@ -53,6 +53,13 @@ class Published:
             raise self.wrong(key, value, "it must be a finite number")
         return float(value)
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; an absent or null one takes the default."""
+        value = self._take(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "it must be true or false")
+        return value
+
     def choice(self, key: str, choices: Mapping[str, T], default: str, *, why: str = "this family computes") -> T:
         """What a name stands for; `why` introduces the `choices` where it is none of them."""
         value = self._take(key, default)

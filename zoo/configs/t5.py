@@ -1,0 +1,262 @@
+"""Sizes of T5 (Raffel et al. 2020) and T5 1.1, as released, and the forms of its Table 2: shared stacks, and a decoder alone.
+
+The files of Flan-T5, and those of T5 1.1 trained on as language models, have the numbers of T5 1.1.
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from zoo.configs import Activation, Compute, Size
+from zoo.errors import BadInput, require
+from zoo.published import BOOKKEEPING, Published
+
+Architecture = Literal["encoder_decoder", "shared", "decoder"]
+
+LARGEST = {
+    "vocab": 1 << 21,
+    "layers": 512,
+    "decoder_layers": 512,
+    "width": 1 << 16,
+    "heads": 1 << 12,
+    "head": 1 << 16,
+    "ffn": 1 << 20,
+}
+"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of a T5. Relative positions take rows of any length, so there is no `context`."""
+
+    vocab: int
+    """Rows of the table that encoder and decoder share. Published files have more than their tokenizer has entries."""
+    layers: int
+    """Of the encoder."""
+    decoder_layers: int
+    """The same number unless encoder and decoder are two stacks."""
+    width: int
+    """Size of the residual stream, D."""
+    heads: int
+    head: int
+    """Size of a head. heads x head is the inner width of attention and need not equal `width`."""
+    ffn: int
+    """Inner width of the feed-forward layers."""
+    buckets: int = 32
+    """Kinds of relative position that have a bias."""
+    max_distance: int = 128
+    """All positions from here on share the last bucket."""
+    activation: Activation
+    gated: bool
+    """Whether the activation is multiplied by a second, linear projection, as in T5 1.1."""
+    tied: bool
+    """Whether the output's table is the input's; hidden states are then scaled by width^-1/2 before it. T5 1.1 has one more."""
+    eps: float = 1e-6
+    """Added to the mean square in norms."""
+    dropout: float = 0.1
+    """Share dropped of embeddings, attention weights, inner feed-forward states, each sub-layer's output and the last norm's."""
+    architecture: Architecture = "encoder_decoder"
+    """Two stacks; two that share all parameters they both have; or a decoder alone, that reads a prefix as it reads the rest."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        for field, largest in LARGEST.items():
+            value = getattr(self, field)
+            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
+        # An encoder has half of them for either side, and half of those for one distance each.
+        buckets = 4 <= self.buckets <= 1 << 16 and self.buckets % 4 == 0
+        require(buckets, "model.buckets", self.buckets, "choose a multiple of 4 up to 65,536")
+        far = self.buckets // 2 < self.max_distance <= 1 << 20
+        fix = f"choose more than {self.buckets // 2} (half of --model.buckets) and at most 1,048,576"
+        require(far, "model.max_distance", self.max_distance, fix)
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "choose a share of at least 0 and less than 1")
+        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
+        for field, known in {"activation": get_args(Activation), "architecture": get_args(Architecture)}.items():
+            value = getattr(self, field)
+            require(value in known, f"model.{field}", value, f"choose one of {', '.join(known)}")
+        one = self.architecture == "encoder_decoder" or self.decoder_layers == self.layers
+        fix = f"--model.architecture {self.architecture} has one stack; choose --model.layers, {self.layers}"
+        require(one, "model.decoder_layers", self.decoder_layers, fix)
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------------
+
+MODEL_TYPE = "t5"
+"""What a published config.json calls this family."""
+
+FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
+    "relu": ("relu", False),
+    "gated-gelu": ("gelu_tanh", True),
+    "gelu": ("gelu", False),
+    "gelu_new": ("gelu_tanh", False),
+    "gated-gelu_new": ("gelu_tanh", True),
+    "gated-relu": ("relu", True),
+}
+"""Published name -> our activation, and whether it is gated; an export writes the first that fits."""
+
+
+def from_published(published: Published) -> Config:
+    """The numbers in a config.json of type t5; absent ones are those of `transformers`' T5Config.
+
+    Raises:
+        BadInput: something this family does not compute.
+    """
+    for key, value in COMPUTED.items():
+        published.only(key, value)
+    published.never("quantization_config")
+    published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
+    activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu")
+    # What `transformers` writes beside it, worked out from it.
+    published.only("is_gated_act", gated)
+    published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
+    layers = published.whole("num_layers", 6)
+    # `transformers` 5 ties whenever it can, and keeps what the file said under the second name.
+    tied = published.flag("tie_word_embeddings", True)
+    return Config(
+        vocab=published.whole("vocab_size", 32_128),
+        layers=layers,
+        decoder_layers=published.whole("num_decoder_layers", layers),
+        width=published.whole("d_model", 512),
+        heads=published.whole("num_heads", 8),
+        head=published.whole("d_kv", 64),
+        ffn=published.whole("d_ff", 2048),
+        buckets=published.whole("relative_attention_num_buckets", 32),
+        max_distance=published.whole("relative_attention_max_distance", 128),
+        activation=activation,
+        gated=gated,
+        tied=published.flag("scale_decoder_outputs", tied),
+        eps=published.number("layer_norm_epsilon", 1e-6),
+        dropout=published.number("dropout_rate", 0.1),
+    )
+
+
+def to_published(cfg: Config) -> dict[str, Any]:
+    """The numbers as a config.json of type t5 has them.
+
+    Raises:
+        BadInput: shared stacks, a decoder alone or an activation, which the type has no words for.
+    """
+    if cfg.architecture != "encoder_decoder":
+        raise BadInput(f"model.architecture {cfg.architecture}: no such T5 was published; there is no export of this model")
+    names = [name for name, ours in FEED_FORWARD.items() if ours == (cfg.activation, cfg.gated)]
+    if not names:
+        raise BadInput(
+            f"model.activation {cfg.activation}: a t5 config.json knows no gate of it; there is no export of this model"
+        )
+    return {
+        "vocab_size": cfg.vocab,
+        "num_layers": cfg.layers,
+        "num_decoder_layers": cfg.decoder_layers,
+        "d_model": cfg.width,
+        "num_heads": cfg.heads,
+        "d_kv": cfg.head,
+        "d_ff": cfg.ffn,
+        "relative_attention_num_buckets": cfg.buckets,
+        "relative_attention_max_distance": cfg.max_distance,
+        "feed_forward_proj": names[0],
+        "tie_word_embeddings": cfg.tied,
+        "layer_norm_epsilon": cfg.eps,
+        "dropout_rate": cfg.dropout,
+        "pad_token_id": 0,
+        **COMPUTED,
+    }
+
+
+COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
+"""Keys that change what is computed, with the value that is computed here: a decoder begins with the padding's id."""
+
+SPELLED: dict[Activation, dict[str, None]] = {
+    "relu": {"relu": None},
+    "gelu": {"gelu": None},
+    "gelu_tanh": {"gelu_new": None, "gelu_pytorch_tanh": None},
+}
+"""Our activation -> its names in `transformers`."""
+
+WITHOUT_EFFECT = (
+    # Rows are of any length; how fresh weights are spread; a classifier that is not read.
+    *("n_positions", "initializer_factor", "classifier_dropout", "output_past", "max_length"),
+)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+VOCAB = 32_128
+
+
+def released(layers: int, width: int, head: int, heads: int, ffn: int, *, count: int | None = None) -> Size:
+    """A row of Raffel et al. 2020, section 3.7, as released."""
+    return Size(
+        config=Config(
+            vocab=VOCAB,
+            layers=layers,
+            decoder_layers=layers,
+            width=width,
+            heads=heads,
+            head=head,
+            ffn=ffn,
+            activation="relu",
+            gated=False,
+            tied=True,
+        ),
+        objective="denoising",
+        source="Raffel et al. 2020, section 3.7, and the released checkpoint",
+        published_count=count,
+    )
+
+
+def released_1_1(layers: int, width: int, heads: int, ffn: int, *, count: int, flan: str) -> Size:
+    """A checkpoint of T5 1.1: gated feed-forward layers and a table of its own for the output."""
+    return Size(
+        config=Config(
+            vocab=VOCAB,
+            layers=layers,
+            decoder_layers=layers,
+            width=width,
+            heads=heads,
+            head=64,
+            ffn=ffn,
+            activation="gelu_tanh",
+            gated=True,
+            tied=False,
+        ),
+        objective="denoising",
+        source="google-research/text-to-text-transfer-transformer, released_checkpoints.md, and the released checkpoint",
+        published_count=count,
+        note=f"pretrained without dropout, 0.1 is for fine-tuning. {flan} and the LM-adapted files have these numbers",
+    )
+
+
+NANO = Size(
+    config=Config(
+        vocab=4096,
+        layers=4,
+        decoder_layers=4,
+        width=192,
+        heads=6,
+        head=32,
+        ffn=512,
+        activation="gelu_tanh",
+        gated=True,
+        tied=True,
+        dropout=0.0,
+    ),
+    objective="denoising",
+    source="this project",
+    assumed=dict.fromkeys(
+        (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+        "ours: a T5 1.1 body small enough to train in minutes on a laptop, and one table, where a second would be a sixth of it",
+    ),
+)
+
+SIZES: dict[str, Size] = {
+    "t5-nano": NANO,
+    "t5-small": released(6, 512, 64, 8, 2048, count=60_506_624),
+    "t5-base": released(12, 768, 64, 12, 3072, count=222_903_552),
+    "t5-large": released(24, 1024, 64, 16, 4096, count=737_668_096),
+    "t5-3b": released(24, 1024, 128, 32, 16384),
+    "t5-11b": released(24, 1024, 128, 128, 65536),
+    "t5-v1.1-small": released_1_1(8, 512, 6, 1024, count=76_961_152, flan="flan-t5-small"),
+    "t5-v1.1-base": released_1_1(12, 768, 12, 2048, count=247_577_856, flan="flan-t5-base"),
+    "t5-v1.1-large": released_1_1(24, 1024, 16, 2816, count=783_150_080, flan="flan-t5-large"),
+    "t5-v1.1-xl": released_1_1(24, 2048, 32, 5120, count=2_849_757_184, flan="flan-t5-xl"),
+    "t5-v1.1-xxl": released_1_1(24, 4096, 64, 10240, count=11_135_332_352, flan="flan-t5-xxl"),
+}
