@@ -69,9 +69,12 @@ def search(
     hidden, cache = net.decode(params, prompts, cache)
     logits = _logits(net, params, hidden, entries)
     empty = jnp.zeros((rows, count, limit), jnp.int32)
+    cache = jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), cache, axes)
+    # All beams of a prompt have its one source.
+    axes = {name: None if name.startswith("source") else axis for name, axis in axes.items()}
     start = _Search(
         size=jnp.int32(0),
-        cache=jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), cache, axes),
+        cache=cache,
         tokens=empty,
         # All beams of a prompt begin alike: only the first one may be continued, or all would be.
         score=jnp.broadcast_to(jnp.where(jnp.arange(count) == 0, 0.0, NEVER), (rows, count)),

@@ -91,7 +91,8 @@ class Generator:
         of a search are its best, the best first.
 
         Args:
-            prompts: token ids of each, at least one. (A text from nothing begins with the tokenizer's end-of-text mark.)
+            prompts: token ids of each, at least one: of an encoder-decoder the source, its end mark included. (A text from
+                nothing begins with the tokenizer's end-of-text mark.)
             numbers: the prompts' numbers for the draws; None = 0, 1, 2, ...
             progress: called with (continuations done, continuations in all) after each batch.
 
@@ -169,11 +170,11 @@ class Generator:
         ahead = math.ceil((decoding.limit - 1) / count) * count
         with jax.set_mesh(self.mesh):
             local = meshes.local_rows(self.mesh, rows)
-            mine = jax.tree.map(lambda leaf: leaf[local], _padded(texts, slots, rows))
+            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
             prompts, numbers = meshes.place(mine, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             seed = np.uint32(decoding.seed)
-            state, drawn = _start(self._model, decoding.sampling, slots + ahead, self._params, prompts, seed, numbers)
+            state, drawn = _start(self._model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
             self._take(texts, drawn)
             yield
             while not all(text.ended for text in texts):
@@ -181,15 +182,24 @@ class Generator:
                 self._take(texts, drawn)
                 yield
 
+    def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
+        """What is read before the first token is drawn; of an encoder-decoder the source, and the mark that texts begin with."""
+        given = _padded(texts, slots, rows)
+        if not self.net.sourced:
+            return given
+        assert isinstance(self.tokenizer.text_marks, TextMarks), "an encoder-decoder's tokenizer has marks"
+        begin = np.full((rows, 1), self.tokenizer.text_marks.pad, np.int32)
+        return Batch(tokens=begin, segments=given.segments[:, -1:], positions=np.zeros_like(begin), source=given)
+
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
         """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
         rows, several = meshes.fitting(self.mesh, rows), texts[:: decoding.samples]
         end = None if decoding.past_end else self.tokenizer.end_of_text
         with jax.set_mesh(self.mesh):
             local = meshes.local_rows(self.mesh, rows)
-            mine = jax.tree.map(lambda leaf: leaf[local], _padded(several, slots, rows))
+            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
             prompts = meshes.place(mine, self.mesh, rows)
-            found = _find(self._model, decoding.search, slots, decoding.limit, end, self._params, prompts)
+            found = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
         tokens, scores, finite = jax.device_get(found)
         for number, text in enumerate(texts):
             row, sample = divmod(number, decoding.samples)
@@ -234,19 +244,19 @@ class _Model(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(model: _Model, sampling: Sampling, slots: int, params: Any, prompts: Batch, seed: Any, numbers: Any) -> Any:
+def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: Batch, seed: Any, numbers: Any) -> Any:
     """Read the prompts and draw the first token of each row: (rows, (tokens [1, B], finite [1, B])).
 
-    `numbers` are those of the rows' prompts and samples, uint32 [2, B].
+    There is room for `ahead` more. `numbers` are those of the rows' prompts and samples, uint32 [2, B].
     """
     assert prompts.segments is not None and prompts.positions is not None
-    size = prompts.tokens.shape[0]
+    size, length = prompts.tokens.shape
     seen = None
     if sampling.repetition_penalty != 1:
         real = jnp.where(prompts.segments > 0, prompts.tokens, model.entries)
         seen = jnp.zeros((size, model.entries), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
     rows = _Rows(
-        cache=model.net.init_cache(size, slots, model.dtype),
+        cache=model.net.init_cache(size, length + ahead, model.dtype),
         token=prompts.tokens[:, -1],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
@@ -268,9 +278,10 @@ def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Ro
     return jax.lax.scan(one, rows, None, length=count)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _find(model: _Model, search: Beams, slots: int, limit: int, end: int | None, params: Any, prompts: Batch) -> beam.Found:
-    cache = model.net.init_cache(prompts.tokens.shape[0], slots + limit - 1, model.dtype)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam.Found:
+    rows, length = prompts.tokens.shape
+    cache = model.net.init_cache(rows, length + limit - 1, model.dtype)
     found = beam.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
     return jax.tree.map(lambda leaf: constrain(leaf, None), found)
 
