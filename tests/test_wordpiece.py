@@ -115,7 +115,7 @@ def test_other_bad_files_are_refused(published: Path, tmp_path: Path, monkeypatc
         patch.setattr(tokenizer_files, "LARGEST_FILE", 1000)
         assert refused(published).startswith(f"{published}/vocab.txt: larger than 0 MiB")
     (published / "vocab.txt").unlink()
-    assert refused(published).startswith(f"{published}: holds no tokenizer.json and no vocab.json or vocab.txt")
+    assert refused(published).startswith(f"{published}: holds no tokenizer.json and no vocab.json, vocab.txt or spiece.model")
 
 
 def test_an_entry_that_a_line_cannot_hold_is_not_written(tmp_path: Path):

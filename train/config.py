@@ -70,14 +70,15 @@ class Data:
 class Tokenizer:
     """Trained on the training text, or loaded."""
 
-    kind: Literal["gpt", "wordpiece", "roberta"] = "gpt"
-    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, or BERT's WordPiece."""
+    kind: Literal["gpt", "wordpiece", "roberta", "sentencepiece"] = "gpt"
+    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, BERT's WordPiece, or T5's unigram model
+    with its 100 sentinels."""
     lowercase: bool = True
     """A trained WordPiece drops case and accents, as the "uncased" models."""
     path: str = ""
     """Folder with a tokenizer.json to load. None: train one on the training text."""
     vocab: int = 2048
-    """Entries of a trained tokenizer, its marks and the 256 bytes (WordPiece: the characters) included."""
+    """Entries of a trained tokenizer, its marks and the 256 bytes (WordPiece, unigram: the characters) included."""
 
     def __post_init__(self) -> None:
         require(

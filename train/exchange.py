@@ -58,12 +58,14 @@ def export(run: str, target: str, *, step: int | None, shard: float, mesh: confi
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.net.config
     pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
-    tokenizer_files.write(folder, loaded.tokenizer, longest=cfg.context)
+    tokenizer_files.write(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The marks that a config.json names. (RoBERTa's padding decides its positions, and is among the model's numbers.)"""
-    marks, end = tokenizer.marks, tokenizer.end_of_text
+    marks, text, end = tokenizer.marks, tokenizer.text_marks, tokenizer.end_of_text
+    if text is not None:
+        return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
         return {"bos_token_id": end, "eos_token_id": end}
     return {"bos_token_id": marks.cls, "eos_token_id": end} if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}

@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, RoBERTa's, which has marks, and BERT's WordPiece."""
+"""Text to token ids and back: GPT-2's byte-level BPE, RoBERTa's, which has marks, BERT's WordPiece and T5's unigram models."""
 
 import hashlib
 import json
@@ -12,16 +12,18 @@ import tokenizers
 from jaxtyping import Bool, Int32, Int64, Integer
 from tokenizers import decoders, models
 
-from train import byte_bpe, marks, wordpiece
+from train import byte_bpe, marks, unigram, wordpiece
 from train.byte_bpe import END_OF_TEXT
-from train.marks import Marks
+from train.marks import Marks, TextMarks
 from train.pieces import LONGEST_PIECE, cut, groups
 from zoo.errors import BadInput
 
 FILE = "tokenizer.json"
 LARGEST_FILE = 64 << 20
 
-Kind = Literal["gpt", "wordpiece", "roberta"]
+Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece"]
+Cuts = Literal["anywhere", "spaces", "nowhere"]
+SPACES = " \n\r\t"
 
 # The library's threads do not survive a fork. Where nobody said whether to use them, it warns at a fork; where somebody said yes,
 # the child hangs. So yes is said here, and no in the child.
@@ -37,13 +39,15 @@ class Tokenizer:
     """
 
     kind: Kind
-    """Whose rules: GPT-2's, BERT's or RoBERTa's."""
+    """Whose rules: GPT-2's, BERT's, RoBERTa's or T5's."""
     vocab_size: int
     """Entries; ids are 0 .. vocab_size - 1."""
     marks: Marks | None
     """An encoder's special tokens; GPT-2's has none but the end of text."""
+    text_marks: TextMarks | None
+    """T5's special tokens."""
     end_of_text: int
-    """Id that ends a document: of "<|endoftext|>", 0 in a tokenizer trained here, or an encoder's `marks.sep`."""
+    """Id that ends a document: of "<|endoftext|>", 0 in a tokenizer trained here, an encoder's `marks.sep`, or T5's "</s>"."""
     fingerprint: str
     """SHA-256 of the tokenizer.json, whatever its layout: equal for equal tokenizers."""
 
@@ -63,17 +67,25 @@ class Tokenizer:
         self.vocab_size = len(ids)
         if set(ids.values()) != set(range(self.vocab_size)):
             raise BadInput(f"its {self.vocab_size} entries do not have the ids 0 to {self.vocab_size - 1}; number them so")
-        self.marks = _marks(self._core, ids)
         model = self._core.model
+        text = isinstance(model, models.Unigram)
+        self.marks, self.text_marks = (None, marks.text_marks(ids)) if text else (_marks(self._core, ids), None)
+        if text:
+            self._core.model = unigram.unspelled(self._core)  # pyright: ignore[reportAttributeAccessIssue]
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
-        self.kind = "gpt" if self.marks is None else "wordpiece" if self._continues else "roberta"
-        if self.marks is None and END_OF_TEXT not in ids:
+        if self.text_marks:
+            self.kind, self.end_of_text = "sentencepiece", self.text_marks.end
+        elif self.marks:
+            self.kind, self.end_of_text = "wordpiece" if self._continues else "roberta", self.marks.sep
+        elif END_OF_TEXT in ids:
+            self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
+        else:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
-        self.end_of_text = self.marks.sep if self.marks else ids[END_OF_TEXT]
-        self._cuts = _whole_or_cut(content)
-        special = {*self.marks.special} - {self.marks.unk} if self.marks else {self.end_of_text}
+        self._cuts = _cuts(content)
+        own = self.text_marks or self.marks
+        special = {*own.special} - {own.unk} if own else {self.end_of_text}
         for number in sorted(special):
             if number in self.encode(name := str(self._core.id_to_token(number))):
                 raise BadInput(f"{name} is not marked as special, so any text could end a document; mark it")
@@ -81,7 +93,7 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int, kind: Kind = "gpt", lowercase: bool = True) -> "Tokenizer":
         """A tokenizer of up to `vocab` entries: the marks, the 256 bytes (WordPiece: the characters), then merges, most frequent
-        pair first.
+        pair first; or of the most likely pieces, for T5's kind (see `train.unigram`).
 
         The same texts give the same tokenizer, whole or in the pieces of `train.pieces.cut`. A text too small for that many
         merges gives fewer entries: a model's vocabulary is the tokenizer's `vocab_size`, not what was asked for.
@@ -89,6 +101,8 @@ class Tokenizer:
         Args:
             lowercase: WordPiece alone: drop case and accents, as the "uncased" models.
         """
+        if kind == "sentencepiece":
+            return cls(unigram.train(texts, vocab))
         if kind == "wordpiece":
             return cls(wordpiece.train(texts, vocab, lowercase=lowercase))
         return cls((byte_bpe.train_roberta if kind == "roberta" else byte_bpe.train_gpt)(texts, vocab))
@@ -98,8 +112,8 @@ class Tokenizer:
         """The tokenizer of a folder that holds a tokenizer.json.
 
         Raises:
-            BadInput: no such file, or one that is no tokenizer, has gaps between its ids, has neither "<|endoftext|>" nor an
-                encoder's marks, or lacks some of these.
+            BadInput: no such file, or one that is no tokenizer, has gaps between its ids, has neither "<|endoftext|>" nor
+                the marks of its kind, or lacks some of these.
         """
         file = Path(folder) / FILE
         try:
@@ -168,31 +182,33 @@ class Tokenizer:
     def pieces(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
         """(piece, is it the last of a text) as this tokenizer may encode them one by one.
 
-        Takes the same of texts that are whole, or in the pieces of `train.pieces.cut`; those are kept or cut further. A tokenizer
-        whose rules are neither GPT-2's nor BERT's gets every text whole.
+        Takes the same of texts that are whole, or in the pieces of `train.pieces.cut`; those are kept or cut further, but T5's
+        rules let a text be cut before spaces alone. A tokenizer of other rules gets every text whole.
 
         Raises:
             BadInput: a text longer than can be encoded at once.
         """
         whole: list[str] = []
         for text, last in texts:
-            if self._cuts:
-                yield from ((piece, end and last) for piece, end in cut([text]))
-                continue
-            whole.append(text)
-            if sum(map(len, whole)) > LONGEST_PIECE:
-                raise BadInput(
-                    f"a text of more than {LONGEST_PIECE:,} characters: this tokenizer's rules need each text whole; "
-                    "make several documents of it (a .jsonl line each)"
-                )
-            if last:
-                yield "".join(whole), True
-                whole = []
+            for piece, end in cut([text]) if self._cuts != "nowhere" else [(text, True)]:
+                if whole and (self._cuts == "anywhere" or (self._cuts == "spaces" and piece[:1] in SPACES)):
+                    yield "".join(whole), False
+                    whole = []
+                whole.append(piece)
+                if sum(map(len, whole)) > LONGEST_PIECE:
+                    raise BadInput(
+                        f"a text of more than {LONGEST_PIECE:,} characters: this tokenizer's rules need each text whole; "
+                        "make several documents of it (a .jsonl line each)"
+                    )
+                if end and last:
+                    yield "".join(whole), True
+                    whole = []
 
     def decode(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
         """The text of ids; end-of-text reads "<|endoftext|>", other marks their names, and bytes that are no UTF-8 U+FFFD.
 
-        WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost.
+        WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost. T5's kind gives
+        the text as it is normalized, "<unk>" for what is unknown.
 
         Raises:
             ValueError: an id outside the vocabulary (the library would drop it unsaid).
@@ -206,11 +222,10 @@ class Tokenizer:
         """UTF-8 bytes that each id stands for; 0 for added entries (the marks).
 
         Byte-level BPE: a text's bytes are the sum over its ids. WordPiece: the bytes of the piece without "##"; the sum is less
-        than the text has, for spaces, dropped accents and unknown words are not counted.
+        than the text has, for spaces, dropped accents and unknown words are not counted. T5's: of the text as it is normalized,
+        with a space before it; what is unknown is not counted.
         """
-        # Byte-level BPE writes one character of its alphabet for each byte.
-        size = len if self._continues is None else lambda entry: len(entry.removeprefix(self._continues).encode())
-        sizes = np.array([size(entry) for entry in self._entries()], np.int64)
+        sizes = np.array([self._size(entry) for entry in self._entries()], np.int64)
         sizes[list(self._core.get_added_tokens_decoder())] = 0
         return sizes
 
@@ -219,12 +234,22 @@ class Tokenizer:
 
         WordPiece: it has no "##". Byte-level BPE: it begins with anything but a letter or digit (a space, punctuation), which no
         rule joins to the letters before it. A text's first word, or one after a line end, has no space: to this table it goes on
-        with what stands before it.
+        with what stands before it. T5's: it begins with a space.
         """
+        if self.text_marks:
+            special = {*self.text_marks.special}
+            starts = (entry.startswith(unigram.SPACE) or number in special for number, entry in enumerate(self._entries()))
+            return np.array(list(starts), bool)
         if self._continues:
             return np.array([not entry.startswith(self._continues) for entry in self._entries()], bool)
         firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
         return np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
+
+    def _size(self, entry: str) -> int:
+        if self.text_marks:
+            return len(entry.replace(unigram.SPACE, " ").encode())
+        # Byte-level BPE writes one character of its alphabet for each byte.
+        return len(entry) if self._continues is None else len(entry.removeprefix(self._continues).encode())
 
     def _entries(self) -> Iterator[str]:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
@@ -244,16 +269,23 @@ def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
     raise BadInput(f"its marks are those of {wanted}, and its model is another; give one of that kind")
 
 
-def _whole_or_cut(content: Any) -> bool:
-    """Whether a text is divided by GPT-2's rules alone or by BERT's, and may hence be cut as `train.pieces` does.
+def _cuts(content: Any) -> Cuts:
+    """Where a text may be cut without a trace: as `train.pieces` does by GPT-2's rules alone or BERT's; before spaces by T5's.
 
-    BERT's divide at every space and around all punctuation, and normalize no character with regard to one before a space.
+    BERT's divide at every space and around all punctuation. None normalizes a character with regard to one before a space.
     """
     rules, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer")
-    gpt = rules.get("type") == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
-    bert = rules.get("type") == "BertPreTokenizer" and (normalizer is None or normalizer.get("type") == "BertNormalizer")
-    special = all(token["special"] for token in content.get("added_tokens", ()))
-    return special and ((gpt and normalizer is None) or bert)
+    kind, normal = rules.get("type"), (normalizer or {}).get("type")
+    if not all(token["special"] for token in content.get("added_tokens", ())):
+        return "nowhere"
+    gpt = kind == "ByteLevel" and not rules.get("add_prefix_space") and rules.get("use_regex", True)
+    if (gpt and normal is None) or (kind == "BertPreTokenizer" and normal in (None, "BertNormalizer")):
+        return "anywhere"
+    parts: list[Any] = rules.get("pretokenizers", []) if kind == "Sequence" else []
+    words = [part["type"] for part in parts] == ["WhitespaceSplit", "Metaspace"]
+    # Older files have the flag, newer ones the word.
+    prefixed = words and parts[1].get("prepend_scheme", "always") == "always" and parts[1].get("add_prefix_space", True)
+    return "spaces" if prefixed and normal in (None, "Precompiled") else "nowhere"
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:

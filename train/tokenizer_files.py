@@ -1,38 +1,42 @@
 """A tokenizer in the files that published models come with."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from train import byte_bpe, marks, wordpiece
+from train import byte_bpe, marks, unigram, wordpiece
 from train.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, Tokenizer
 from zoo.errors import BadInput
 from zoo.published import read_json
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ENTRIES = "vocab.txt"
+PIECES = "spiece.model"
+MOST_SENTINELS = 10_000
 SETTINGS = "tokenizer_config.json"
 
 
 def read(folder: Path) -> Tokenizer:
     """The tokenizer of a published model: its tokenizer.json; or its vocab.json and merges.txt, RoBERTa's if "<s>" is an entry,
-    else GPT-2's; or its vocab.txt, BERT's.
+    else GPT-2's; or its vocab.txt, BERT's; or its spiece.model, T5's.
 
     A vocabulary alone does not say all rules. Those are read from tokenizer_config.json: `do_lower_case`, `strip_accents` and
-    `tokenize_chinese_chars` for BERT, `add_prefix_space` for RoBERTa. What it does not say is as in `transformers`: BERT drops
-    case, and accents with it, and divides Chinese; RoBERTa puts no space before a text.
+    `tokenize_chinese_chars` for BERT, `add_prefix_space` for RoBERTa, `extra_ids` for T5. What it does not say is as in
+    `transformers`: BERT drops case, and accents with it, and divides Chinese; RoBERTa puts no space before a text; T5 has 100
+    sentinels.
 
     Raises:
         BadInput: none of these, or one that defines no usable tokenizer; see `Tokenizer.load`.
     """
     if (folder / FILE).exists():
         return Tokenizer.load(folder)
-    if not (folder / VOCABULARY).exists() and not (folder / ENTRIES).exists():
-        raise BadInput(f"{folder}: holds no {FILE} and no {VOCABULARY} or {ENTRIES}; put the model's tokenizer there")
+    if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES)):
+        raise BadInput(f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES} or {PIECES}; put the model's tokenizer there")
     if not (folder / VOCABULARY).exists():
-        return _wordpiece(folder)
+        return _wordpiece(folder) if (folder / ENTRIES).exists() else _pieces(folder)
     vocabulary = read_json(folder / VOCABULARY, LARGEST_FILE)
     encoder = marks.ROBERTA["cls"] in vocabulary
     prefix_space = encoder and bool(_setting(folder, "add_prefix_space", False))
@@ -50,12 +54,12 @@ def read(folder: Path) -> Tokenizer:
         raise BadInput(f"{folder / VOCABULARY}: no vocabulary that fits {MERGES} ({why}); fetch both again") from None
 
 
-def write(folder: Path, tokenizer: Tokenizer, *, longest: int) -> None:
+def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
     """Write what `transformers` loads the tokenizer from: tokenizer.json, tokenizer_config.json, and vocab.txt for BERT's kind,
-    vocab.json and merges.txt for the others.
+    vocab.json and merges.txt for RoBERTa's and GPT-2's.
 
     Args:
-        longest: tokens the model has positions for.
+        longest: tokens the model has positions for; None: any number.
     """
     tokenizer.save(folder)
     core = tokenizers.Tokenizer.from_file(str(folder / FILE))
@@ -64,11 +68,13 @@ def write(folder: Path, tokenizer: Tokenizer, *, longest: int) -> None:
         if broken := [entry for entry in entries if "\n" in entry or "\r" in entry]:
             raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; take it out of the {FILE}")
         (folder / ENTRIES).write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8", newline="\n")
-    else:
+    elif tokenizer.kind != "sentencepiece":
         core.model.save(str(folder))
         # Marks that tokenizer.json adds to the vocabulary are unknown to the model.
         (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    settings = {**_settings(tokenizer.kind, json.loads(core.to_str())), "model_max_length": longest}
+    settings = _settings(tokenizer.kind, json.loads(core.to_str()))
+    if longest is not None:
+        settings["model_max_length"] = longest
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -81,7 +87,7 @@ def _settings(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     if kind == "gpt":
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
-    names = marks.BERT if kind == "wordpiece" else marks.ROBERTA
+    names = {"wordpiece": marks.BERT, "roberta": marks.ROBERTA, "sentencepiece": marks.TEXT}[kind]
     given: dict[str, Any] = {f"{role}_token": name for role, name in names.items()}
     model, normalizer, rules = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
     if kind == "wordpiece":
@@ -93,6 +99,11 @@ def _settings(kind: str, content: dict[str, Any]) -> dict[str, Any]:
         made = wordpiece.content(model["vocab"], **flags)
         switches = dict(zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), flags.values(), strict=True))
         given |= {"tokenizer_class": "BertTokenizer", **switches}
+    elif kind == "sentencepiece":
+        entries = [(entry, score) for entry, score in model["vocab"]]
+        made = unigram.content(entries, base64.b64decode(normalizer.get("precompiled_charsmap", "")))
+        given["eos_token"] = given.pop("end_token")
+        given |= {"tokenizer_class": "T5Tokenizer", "extra_ids": sum(unigram.is_sentinel(entry) for entry, _ in entries)}
     else:
         prefix_space = rules.get("add_prefix_space", False)
         made = byte_bpe.roberta(model["vocab"], [(first, second) for first, second in model["merges"]], prefix_space=prefix_space)
@@ -127,6 +138,23 @@ def _wordpiece(folder: Path) -> Tokenizer:
         if marks.named(vocab) is None:
             raise BadInput(f"it has none of {', '.join(marks.BERT.values())}; fetch a vocabulary of BERT's")
         return Tokenizer(wordpiece.content(vocab, **rules))
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+
+
+def _pieces(folder: Path) -> Tokenizer:
+    """T5's tokenizer of a spiece.model."""
+    file = folder / PIECES
+    sentinels = read_json(folder / SETTINGS, LARGEST_FILE).get("extra_ids") if (folder / SETTINGS).exists() else None
+    sentinels = marks.SENTINELS if sentinels is None else sentinels
+    if not isinstance(sentinels, int) or not 0 <= sentinels <= MOST_SENTINELS:
+        raise BadInput(f"{folder / SETTINGS}: extra_ids is {json.dumps(sentinels)[:60]}; it must be 0 to {MOST_SENTINELS}")
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
+        return Tokenizer(unigram.read(file.read_bytes(), sentinels))
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 

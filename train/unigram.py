@@ -1,0 +1,190 @@
+"""SentencePiece's unigram models, as T5 has them: their rules as the content of a tokenizer.json, their files, their training.
+
+Kudo 2018, section 3.2; Raffel et al. 2020, section 2.1 (the vocabulary) and 3.1.4 (the sentinels).
+"""
+
+import collections
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from train import spiece
+from train.marks import SENTINELS, TEXT, sentinel
+from zoo.errors import BadInput, require
+
+SPACE = "\u2581"
+"""What the entries have in place of a space; one stands before every word."""
+CHARACTERS = 1000
+"""Different characters a trained vocabulary has at most; rarer ones are unknown."""
+LEAST_COVERED = 0.98
+"""Share of a text's characters that are of those, at least: the library takes no less."""
+LONGEST_WORD = 1000
+"""Characters that are trained on at once: of a longer word, its parts. The library drops what is longer than 4,192 bytes."""
+KINDS = (spiece.NORMAL, spiece.UNKNOWN, spiece.CONTROL)
+
+Entries = Sequence[tuple[str, float]]
+"""The entries in the order of their ids, with the logarithm of each one's probability."""
+
+
+def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
+    """A tokenizer.json of T5's rules. The template in it is for other programs: ours add marks themselves.
+
+    Args:
+        entries: the marks and sentinels among them, by their names.
+        charsmap: what is made of each character before anything else; SentencePiece compiles it into its models.
+    """
+    unknown = [entry for entry, _ in entries].index(TEXT["unk"])
+    core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=unknown, byte_fallback=False))
+    if charsmap:
+        core.normalizer = normalizers.Precompiled(charsmap)  # pyright: ignore[reportAttributeAccessIssue]
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    rules = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    core.pre_tokenizer = rules  # pyright: ignore[reportAttributeAccessIssue]
+    core.decoder = decoders.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
+        replacement=SPACE, prepend_scheme="always"
+    )
+    special = [entry for entry, _ in entries if entry in TEXT.values() or is_sentinel(entry)]
+    core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    end = TEXT["end"]
+    core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, [entry for entry, _ in entries].index(end))]
+    )
+    return json.loads(core.to_str())
+
+
+def is_sentinel(entry: str) -> bool:
+    """Whether an entry is named as a sentinel."""
+    return _SENTINEL.fullmatch(entry) is not None
+
+
+def unspelled(core: tokenizers.Tokenizer) -> models.Unigram:
+    """The model of a tokenizer, in which no text can spell a special entry.
+
+    The library takes these for entries like any other: a text that spells "</s>" would get its id. A space within a name, which
+    these rules let into no word, keeps it from that.
+    """
+    model = json.loads(core.to_str())["model"]
+    special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
+    entries = [(f" {entry}" if entry in special else entry, score) for entry, score in model["vocab"]]
+    return models.Unigram(entries, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
+
+
+def read(raw: bytes, sentinels: int = SENTINELS) -> dict[str, Any]:
+    """A tokenizer.json of a spiece.model, with as many sentinels after its entries.
+
+    Raises:
+        BadInput: it is no such file, or has rules that are not T5's.
+    """
+    found = spiece.parse(raw)
+    other = {
+        "is another kind of model than unigram": found.kind != spiece.UNIGRAM,
+        "spells unknown characters as bytes": found.byte_fallback,
+        "has spaces after words": found.treat_whitespace_as_suffix,
+        "has entries across spaces": not found.split_by_whitespace,
+        "puts no space before a text": not found.add_dummy_prefix,
+        "keeps repeated spaces": not found.remove_extra_whitespaces,
+        "writes spaces as they are": not found.escape_whitespaces,
+        "has entries of other kinds": not {entry.kind for entry in found.entries} <= {*KINDS},
+    }
+    if reasons := [why for why, is_so in other.items() if is_so]:
+        raise BadInput(f"it {reasons[0]}, which T5's rules have no place for; give a model of T5's kind")
+    return _numbered([(entry.name, entry.score) for entry in found.entries], found.charsmap, sentinels)
+
+
+def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
+    """A tokenizer.json of up to `vocab` entries: pad, end and unknown, pieces, the most likely first, and the sentinels.
+
+    Raises:
+        BadInput: a vocabulary too small for the characters of the texts, or no text.
+    """
+    require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
+    try:
+        return read(model(texts, vocab - SENTINELS))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise BadInput(f"--tokenizer.vocab {vocab}: no unigram model of this text ({why}); choose a larger one") from None
+
+
+def model(texts: Iterable[str], vocab: int) -> bytes:
+    """A spiece.model of up to `vocab` entries, without sentinels.
+
+    Raises:
+        RuntimeError: the library cannot make one.
+    """
+    lines = list(_lines(texts))
+    often = collections.Counter(character for line in lines for character in line)
+    most = min(CHARACTERS, vocab // 2)
+    kept = sum(count for _, count in often.most_common(most))
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=made,
+        model_type="unigram",
+        vocab_size=vocab,
+        # A text too small for so many gives fewer.
+        hard_vocab_limit=False,
+        character_coverage=1.0 if len(often) <= most else max(kept / often.total(), LEAST_COVERED),
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece=TEXT["pad"],
+        eos_piece=TEXT["end"],
+        unk_piece=TEXT["unk"],
+        # As many parts of a sum whatever the machine: so it is rounded alike.
+        num_threads=16,
+        minloglevel=2,
+    )
+    return made.getvalue()
+
+
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+_CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
+"""What begins a piece that goes on with a word, where `train.pieces.cut` cuts without a space."""
+
+
+def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:
+    """With the sentinels after all entries: <extra_id_0> has the highest id."""
+    names = [entry for entry, _ in entries]
+    if missing := [name for name in TEXT.values() if name not in names]:
+        raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
+    return content([*entries, *((sentinel(number), 0.0) for number in reversed(range(sentinels)))], charsmap)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """All words of some texts, in their order, in lines of about `LONGEST_WORD` characters.
+
+    The same lines whether the texts are whole or in the pieces of `train.pieces.cut`.
+    """
+    line, size = [], 0
+    for word in _words(texts):
+        if size + len(word) > LONGEST_WORD and line:
+            yield " ".join(line)
+            line, size = [], 0
+        line.append(word)
+        size += len(word) + 1
+    if line:
+        yield " ".join(line)
+
+
+def _words(texts: Iterable[str]) -> Iterator[str]:
+    """A word that pieces divide is whole again; one that is too long is in parts."""
+    rest = ""
+    for text in texts:
+        if not _CONTINUES.match(text):
+            yield from _parts(rest)
+            rest = ""
+        *words, rest = re.split(r"[ \n\r\t]+", rest + text)
+        for word in words:
+            yield from _parts(word)
+    yield from _parts(rest)
+
+
+def _parts(word: str) -> Iterator[str]:
+    return (word[start : start + LONGEST_WORD] for start in range(0, len(word), LONGEST_WORD))
