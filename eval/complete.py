@@ -75,11 +75,13 @@ def _prompts(asked: Prompts, decoding: Decoding) -> tuple[list[str], Decoding]:
 def _generate(
     loaded: Loaded, prompts: list[str], asked: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
 ) -> Iterator[str]:
-    """What is printed, piece by piece. A text is shown after its prompt; an answer to examples, alone."""
+    """What is printed, piece by piece. A text is shown after its prompt; an answer to examples, or to a source, alone."""
     mark = [loaded.tokenizer.end_of_text] if asked.begin else []
-    ids = [np.array([*mark, *prompt], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
+    # A source is a whole text.
+    after = [loaded.tokenizer.end_of_text] if loaded.net.sourced else []
+    ids = [np.array([*mark, *prompt, *after], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
     generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
-    shown = [""] if asked.examples else prompts
+    shown = [""] * len(prompts) if asked.examples or loaded.net.sourced else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
         watched = sys.stdout.isatty() and jax.process_count() == 1

@@ -64,14 +64,20 @@ class Generator:
             batch: rows continued at a time; filled up to what the mesh divides.
 
         Raises:
-            BadInput: the family does not generate, or the mesh does not divide its heads.
+            BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no mark that an
+                encoder-decoder's text could begin with.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
         jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
         heads = net.config.heads
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
+        marks = tokenizer.text_marks
+        if net.sourced and marks is None:
+            raise BadInput(f"{net.family} begins what it writes with a mark for padding, which this tokenizer does not have")
+        self._first = marks.pad if marks else 0
         # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
-        compute = dataclasses.replace(net.config.compute, unroll=net.config.layers)
+        layers = getattr(net.config, "decoder_layers", net.config.layers)
+        compute = dataclasses.replace(net.config.compute, unroll=layers)
         net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
         self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
         self._batch = batch
@@ -187,8 +193,8 @@ class Generator:
         given = _padded(texts, slots, rows)
         if not self.net.sourced:
             return given
-        assert isinstance(self.tokenizer.text_marks, TextMarks), "an encoder-decoder's tokenizer has marks"
-        begin = np.full((rows, 1), self.tokenizer.text_marks.pad, np.int32)
+        assert given.segments is not None
+        begin = np.full((rows, 1), self._first, np.int32)
         return Batch(tokens=begin, segments=given.segments[:, -1:], positions=np.zeros_like(begin), source=given)
 
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:

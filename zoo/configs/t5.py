@@ -77,6 +77,11 @@ class Config:
         fix = f"--model.architecture {self.architecture} has one stack; choose --model.layers, {self.layers}"
         require(one, "model.decoder_layers", self.decoder_layers, fix)
 
+    @property
+    def sourced(self) -> bool:
+        """Whether it has an encoder, whose text the decoder reads."""
+        return self.architecture != "decoder"
+
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ class Config:
         """Size of an attention head."""
         return self.width // self.heads
 
+    @property
+    def sourced(self) -> bool:
+        """It has an encoder, whose text the decoder reads."""
+        return True
+
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

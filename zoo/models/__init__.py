@@ -71,6 +71,11 @@ class Model:
         return self.config.task if hasattr(self.config, "task") else next(iter(self.module.HF))
 
     @property
+    def sourced(self) -> bool:
+        """Whether it writes a text after reading another, `Batch.source`: an encoder-decoder."""
+        return getattr(self.config, "sourced", False)
+
+    @property
     def names(self) -> Names:
         """Its published names."""
         return self.module.HF[self.task]
