@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from zoo import seeds as seeding
 from zoo.attention import HEADS, attention
 from zoo.configs import Activation
-from zoo.masks import Mask
+from zoo.masks import Bias, Mask
 from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
@@ -64,23 +64,95 @@ class LayerNorm(nnx.Module):
         return layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalization (Zhang and Sennrich 2019): a scale and no bias, statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return rms_norm(x, self.scale[...], self.eps)
+
+
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention: fused q, k, v projection, the attention door, output projection."""
+    """Multi-head self-attention: fused q, k, v projection, the attention door, output projection.
 
-    def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs):
-        self.qkv = Linear("btd,dcnh->btcnh", (width, 3, heads, head), (3, heads, head), init, rngs)
-        self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,), out_init, rngs)
+    `shift` is what the door calls its bias; a `scale` of None is 1/sqrt(H).
+    """
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Mask, *, dropout: float, seeds: Seeds, impl: str) -> Float[Array, "B T D"]:
+    def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs, *, biases: bool = True):
+        self.qkv = Linear("btd,dcnh->btcnh", (width, 3, heads, head), (3, heads, head) if biases else None, init, rngs)
+        self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if biases else None, out_init, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask,
+        *,
+        dropout: float,
+        seeds: Seeds,
+        impl: str,
+        shift: Bias | None = None,
+        scale: float | None = None,
+    ) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         drop = None if seeds is None else (dropout, seeds)
-        return self.out(attention(q, k, v, mask=mask, dropout=drop, impl=impl))
+        return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, impl=impl))
 
-    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: "Past", *, impl: str) -> tuple[Float[Array, "B T D"], "Past"]:
+    def decode(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask,
+        past: "Past",
+        *,
+        impl: str,
+        shift: Bias | None = None,
+        scale: float | None = None,
+    ) -> tuple[Float[Array, "B T D"], "Past"]:
         """Attention of T new tokens over all slots of the cache, their own included; `mask` says which slots are seen."""
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         past = past.write(k, v)
-        return self.out(attention(q, *past.read(), mask=mask, impl=impl)), past
+        return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention over the hidden states of a source, whose k and v have one fused projection."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head: int,
+        inits: tuple[Init, Init, Init],
+        rngs: nnx.Rngs,
+        *,
+        biases: bool = True,
+    ):
+        q_init, kv_init, out_init = inits
+        self.q = Linear("btd,dnh->btnh", (width, heads, head), (heads, head) if biases else None, q_init, rngs)
+        self.kv = Linear("bsd,dcnh->bscnh", (width, 2, heads, head), (2, heads, head) if biases else None, kv_init, rngs)
+        self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if biases else None, out_init, rngs)
+
+    def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+        """Keys and values of a source."""
+        k, v = jnp.moveaxis(self.kv(source), 2, 0)
+        return k, v
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        k: Float[Array, "B S N H"],
+        v: Float[Array, "B S N H"],
+        mask: Mask,
+        *,
+        dropout: float,
+        seeds: Seeds,
+        impl: str,
+        scale: float | None = None,
+    ) -> Float[Array, "B T D"]:
+        drop = None if seeds is None else (dropout, seeds)
+        return self.out(attention(self.q(x), k, v, mask=mask, scale=scale, dropout=drop, impl=impl))
 
 
 @jax.tree_util.register_dataclass
@@ -114,13 +186,37 @@ class Past:
 class Mlp(nnx.Module):
     """Two projections with an activation between them."""
 
+    def __init__(
+        self,
+        width: int,
+        ffn: int,
+        activation: Activation,
+        init: Init,
+        out_init: Init,
+        rngs: nnx.Rngs,
+        *,
+        biases: bool = True,
+    ):
+        self.activation = activation
+        self.up = Linear("btd,df->btf", (width, ffn), (ffn,) if biases else None, init, rngs)
+        self.down = Linear("btf,fd->btd", (ffn, width), (width,) if biases else None, out_init, rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
+        """`dropped` is dropout of the inner states, where a family has it."""
+        return self.down(dropped(ACTIVATIONS[self.activation](self.up(x))))
+
+
+class GatedMlp(nnx.Module):
+    """Activation of one projection times another, linear one, then a third (Shazeer 2020); no biases."""
+
     def __init__(self, width: int, ffn: int, activation: Activation, init: Init, out_init: Init, rngs: nnx.Rngs):
         self.activation = activation
-        self.up = Linear("btd,df->btf", (width, ffn), (ffn,), init, rngs)
-        self.down = Linear("btf,fd->btd", (ffn, width), (width,), out_init, rngs)
+        self.gated = Linear("btd,dcf->btcf", (width, 2, ffn), None, init, rngs)
+        self.down = Linear("btf,fd->btd", (ffn, width), None, out_init, rngs)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
+        gate, linear = jnp.moveaxis(self.gated(x), 2, 0)
+        return self.down(dropped(ACTIVATIONS[self.activation](gate) * linear))
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -136,6 +232,12 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """x / sqrt(mean of squares + eps) * scale over the last axis, in float32; x's dtype comes back."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:

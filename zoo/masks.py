@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo import positions, tiles
 from zoo.tiles import Tile
@@ -227,9 +227,9 @@ class Buckets(Spec):
     bidirectional: bool = _static(True)
     max_distance: int = _static(128)
 
-    def prepare(self, t: int, s: int) -> "ByDistance":
-        """The bias of a whole stack, looked up once before its scan: every layer shares it."""
-        relative = jnp.arange(t + s) - (t - 1)
+    def prepare(self, t: int, s: int, at: int | Int[Array, ""] = 0) -> "ByDistance":
+        """The bias of a whole stack, looked up once before its scan: every layer shares it. The first query is key `at`."""
+        relative = jnp.arange(t + s) - (t - 1) - at
         bucket = positions.t5_bucket(relative, self.bidirectional, self.table.shape[0], self.max_distance)
         # Its gradient is a sum over thousands of pairs, which bfloat16 could not take.
         table = self.table.astype(jnp.promote_types(self.table.dtype, jnp.float32))

@@ -23,6 +23,8 @@ class Row:
     """How the axes of one layer's tensor are split and ordered, as "d (c n h) -> d c n h"; none: as they are."""
     bare: bool = False
     """Whether the name stands without the prefix, as those of heads do."""
+    optional: bool = False
+    """Whether only some configurations of the family have the leaf."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Names:
     """What may stand before the names; an export writes the first."""
     rows: tuple[Row, ...]
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Full name of a tensor that may be absent -> the leaf it must equal where it is not. Never written."""
+    """Full name of a tensor that may be absent -> the leaf it must equal where it is not. Never written, unless it is a row's
+    of the configuration."""
     constants: tuple[str, ...] = ()
     """Names of buffers that hold no parameter; they are not read."""
     idle: tuple[str, ...] = ()

@@ -22,8 +22,19 @@ def sinusoids(length: int, width: int) -> Float[Array, "{length} {width}"]:
     Raises:
         ValueError: an odd width.
     """
-    angles = _angles(jnp.arange(length), width)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+    return sinusoids_at(jnp.arange(length), width)
+
+
+def sinusoids_at(positions: Int[Array, "*B"], width: int, *, halves: bool = False) -> Float[Array, "*B {width}"]:
+    """The same encodings of given positions; `halves` has all the sines first and then all the cosines.
+
+    Raises:
+        ValueError: an odd width.
+    """
+    angles = _angles(positions, width)
+    if halves:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
 
 
 def relative_sinusoids(first: int, count: int, width: int) -> Float[Array, "{count} {width}"]:

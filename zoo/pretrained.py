@@ -205,7 +205,7 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
     by_path = {leaf.path: leaf for leaf in leaves}
     for name, path in names.tied.items():
         original = by_path[path].names[0][0]
-        if name in found and original in found and not _equal(found[name], found[original]):
+        if name in found and name not in expected and original in found and not _equal(found[name], found[original]):
             problems.append(f"{name} differs from {original}, which this family ties it to")
     if problems:
         more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
@@ -301,10 +301,13 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
     names = net.names
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     stored = {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
-    if differing := stored.keys() ^ {row.leaf for row in names.rows}:
+    needed = {row.leaf for row in names.rows if not row.optional}
+    if differing := (stored.keys() - {row.leaf for row in names.rows}) | (needed - stored.keys()):
         raise ValueError(f"the published names of {net.family} and its parameters differ in {', '.join(sorted(differing))}")
     leaves = []
     for row in names.rows:
+        if row.leaf not in stored:
+            continue
         stacked = "layers" in row.leaf.split("/")
         shape = stored[row.leaf][1:] if stacked else stored[row.leaf]
         padding = 0

@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo import seeds as seeding
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
+from zoo.decoding import advance, empty_cache
 from zoo.layers import Embed, LayerNorm, Mlp, Past, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
 from zoo.masks import Mask
 from zoo.names import Names, Row
@@ -70,14 +70,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    shape = (cfg.layers, rows, length, cfg.heads, cfg.head)
-    return {
-        "k": jnp.zeros(shape, dtype),
-        "v": jnp.zeros(shape, dtype),
-        "segments": jnp.zeros((rows, length), jnp.int32),
-        "positions": jnp.zeros((rows, length), jnp.int32),
-        "at": jnp.int32(0),
-    }
+    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def decode(
@@ -88,15 +81,8 @@ def decode(
     Raises:
         ValueError: more tokens than the cache has slots.
     """
-    rows, length = batch.tokens.shape
-    at, slots = cache["at"], cache["k"].shape[2]
-    if length > slots:
-        raise ValueError(f"{length} tokens into a cache of {slots} slots")
-    new = {
-        "segments": jnp.ones((rows, length), jnp.int32) if batch.segments is None else batch.segments,
-        "positions": jnp.broadcast_to(at + jnp.arange(length), (rows, length)) if batch.positions is None else batch.positions,
-    }
-    known = {name: constrain(jax.lax.dynamic_update_slice(cache[name], new[name], (0, at)), BATCH) for name in new}
+    new, known = advance(batch, cache)
+    at = cache["at"]
 
     def body(block: Block, carry: Any, _: None, index: Array, attends: str) -> tuple[Any, None]:
         x, k, v = carry
@@ -121,7 +107,7 @@ def decode(
         unroll=cfg.compute.unroll,
     )
     hidden = layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps)
-    return hidden, {**known, "k": k, "v": v, "at": at + length}
+    return hidden, {**known, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:

@@ -1,0 +1,357 @@
+"""T5: an encoder-decoder with pre-RMS-norm blocks and relative position biases, no biases otherwise (Raffel et al. 2020).
+
+T5 1.0, T5 1.1, and two more architectures of the paper's Table 2: stacks that share what they both have, and a decoder alone.
+
+Attention is not scaled. Norms, scores and position biases are float32 in any precision. In float16 the feed-forward states of
+published weights overflow; bfloat16 has the range of float32, so nothing is clamped here.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo import seeds as seeding
+from zoo.batch import Batch, Output
+from zoo.configs.t5 import Config
+from zoo.decoding import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.layers import (
+    CrossAttention,
+    Embed,
+    GatedMlp,
+    Init,
+    Mlp,
+    Past,
+    RMSNorm,
+    Seeds,
+    SelfAttention,
+    dropout,
+    lookup,
+    rms_norm,
+    tied_logits,
+)
+from zoo.masks import Buckets, ByDistance, Mask
+from zoo.names import Names, Row
+from zoo.sharding import BATCH, Rules, constrain
+from zoo.stack import init_stack, run_stack
+
+OBJECTIVES = ("denoising", "text_to_text")
+SHARDING: Rules = (
+    (r"relative/embedding", (None, "tensor")),
+    (r"unembed/embedding", ("tensor", "fsdp")),
+)
+PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
+"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+
+ENCODER, DECODER = range(2)
+"""Sides, by which their seeds differ."""
+EMBEDDING_SITE = 0
+ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE = range(6)
+SCALE = 1.0
+
+
+def init(cfg: Config, key: Array) -> dict[str, Any]:
+    """Parameters, normal: tables of deviation 1, kernels of 1/sqrt(inputs), queries' times 1/sqrt(H) (the paper's code)."""
+    outside, encoder, decoder = jax.random.split(key, 3)
+    params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
+    cross = cfg.architecture != "decoder"
+    params["decoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=cross), decoder, cfg.decoder_layers)
+    if cfg.architecture == "encoder_decoder":
+        params["encoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)
+    return params
+
+
+def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+    """Hidden states of `batch.tokens`, after the decoder's last norm, and of `batch.source`. `seeds` u32[B, 2] turns dropout on.
+
+    A decoder alone has no source. It reads on causally, or by `batch.order`: every position sees those of its segment whose rank
+    is not higher, which for a prefix is 0.
+
+    Raises:
+        ValueError: no source, or one for a decoder alone.
+    """
+    if (batch.source is None) != (cfg.architecture == "decoder"):
+        raise ValueError(f"a T5 of architecture {cfg.architecture} takes a batch with{'out' if batch.source else ''} source")
+    source = None if batch.source is None else _encode(cfg, params, batch.source, _fold(seeds, ENCODER))
+    ranks = batch.order if cfg.architecture == "decoder" else None
+    mask = Mask(
+        causal=ranks is None,
+        query_segments=batch.segments,
+        key_segments=batch.segments,
+        query_ranks=ranks,
+        key_ranks=ranks,
+    )
+    seen = None if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
+    length = batch.tokens.shape[1]
+    shift = _relative(cfg, params, DECODER).prepare(length, length)
+    side = _fold(seeds, DECODER)
+
+    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+        layer = _fold(side, index + 1)
+        x = block.attend(x, mask, shift, layer)
+        if block.cross is not None:
+            x = block.attend_source(x, *block.cross.read(source), seen, layer)
+        return constrain(block.feed_forward(x, layer), BATCH), None
+
+    x = dropout(_embed(params, batch.tokens), cfg.dropout, side, EMBEDDING_SITE)
+    x, _ = _run(cfg, params, DECODER, body, x)
+    return Output(hidden=_last_norm(cfg, params, DECODER, x, side), source_hidden=source)
+
+
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
+    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
+
+    A decoder alone also keeps "order", int32 [B, S], the ranks of the tokens in the slots.
+    """
+    cache = empty_cache(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype)
+    return cache | ({"order": jnp.zeros((rows, length), jnp.int32)} if cfg.architecture == "decoder" else {})
+
+
+def decode(
+    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+
+    The first call has a source, of which the cache keeps "source_k" and "source_v" [L, B, S, N, H] and "source_segments". Of a
+    decoder alone, it may have an order: what comes later without one is behind all that came before.
+
+    Raises:
+        ValueError: more tokens than the cache has slots, or no source.
+    """
+    new, known = advance(batch, cache)
+    at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
+    source, seen, per_layer = {}, None, None
+    if cfg.architecture != "decoder":
+        source = source_of(cache) if batch.source is None else _read(cfg, params, batch.source)
+        per_layer = source["source_k"], source["source_v"]
+        seen = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
+    by = "order" if cfg.architecture == "decoder" else "positions"
+    mask = Mask(
+        query_segments=new["segments"],
+        key_segments=known["segments"],
+        query_ranks=new[by],
+        key_ranks=known[by],
+    )
+    shift = _relative(cfg, params, DECODER).prepare(length, slots, at)
+
+    def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
+        x, k, v = carry
+        y, past = block.attention.decode(
+            block.norm1(x), mask, Past(k=k, v=v, layer=index, at=at), shift=shift, scale=SCALE, impl=cfg.compute.attention
+        )
+        x = x + y
+        if source is not None:
+            x = block.attend_source(x, *source, seen, None)
+        return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
+
+    carry = (_embed(params, batch.tokens), cache["k"], cache["v"])
+    (x, k, v), _ = _run(cfg, params, DECODER, body, carry, per_layer)
+    hidden = _last_norm(cfg, params, DECODER, x, None)
+    return hidden, {**source, **known, "k": k, "v": v, "at": at + length}
+
+
+def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """float32 logits; rows >= cfg.vocab are padding and get no probability."""
+    if not cfg.tied:
+        return tied_logits(hidden, params["unembed"]["embedding"], cfg.vocab)
+    scaled = hidden * jnp.asarray(cfg.width**-0.5, hidden.dtype)
+    return tied_logits(scaled, params["embed"]["tokens"]["embedding"], cfg.vocab)
+
+
+def flops(cfg: Config, batch: Batch) -> float:
+    """Matrix-product FLOPs of a forward pass, unembedding included; attention counted in full, T x T and T x S."""
+    rows, length = batch.tokens.shape
+    inner = cfg.heads * cfg.head
+    attention, mlp = 4 * cfg.width * inner, (3 if cfg.gated else 2) * cfg.width * cfg.ffn
+    target = 2.0 * rows * length
+    total = target * (cfg.decoder_layers * (attention + mlp + 2 * length * inner) + cfg.width * cfg.vocab)
+    if batch.source is None:
+        return total
+    source = 2.0 * rows * batch.source.tokens.shape[1]
+    total += source * cfg.layers * (attention + mlp + 2 * batch.source.tokens.shape[1] * inner)
+    # Queries and outputs of cross-attention are the target's, its keys and values, and as many scores, the source's.
+    return total + cfg.decoder_layers * (target * attention / 2 + source * (attention / 2 + 2 * length * inner))
+
+
+# --- the stacks -----------------------------------------------------------------------------------------------------------------
+
+
+def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
+    """The encoder's hidden states, after its last norm."""
+    length = source.tokens.shape[1]
+    mask = Mask(query_segments=source.segments, key_segments=source.segments)
+    shift = _relative(cfg, params, ENCODER).prepare(length, length)
+
+    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+        layer = _fold(seeds, index + 1)
+        return constrain(block.feed_forward(block.attend(x, mask, shift, layer), layer), BATCH), None
+
+    x = dropout(_embed(params, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
+    x, _ = _run(cfg, params, ENCODER, body, x)
+    return _last_norm(cfg, params, ENCODER, x, seeds)
+
+
+def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+    """What decoding keeps of a source."""
+    hidden = _encode(cfg, params, source, None)
+
+    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
+        assert block.cross is not None
+        return carry, block.cross.read(hidden)
+
+    _, (k, v) = _run(cfg, params, DECODER, body, None)
+    return read_source(k, v, source)
+
+
+def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
+    """`run_stack` over the layers of a side. What an encoder shares with its decoder lies with the decoder."""
+    cross, layers = side == DECODER and cfg.architecture != "decoder", params["decoder"]["layers"]
+    if side == ENCODER and cfg.architecture == "encoder_decoder":
+        layers = params["encoder"]["layers"]
+    elif side == ENCODER:
+        layers = {name: layers[name] for name in ("norm1", "attention", "norm2", "mlp")}
+    block, compute = functools.partial(Block, cfg, cross=cross), cfg.compute
+    return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+
+
+def _relative(cfg: Config, params: dict[str, Any], side: int) -> Buckets:
+    """The position biases of a side. A decoder alone has the buckets of both directions, as it reads a prefix in both."""
+    table = params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"]
+    both = side == ENCODER or cfg.architecture == "decoder"
+    return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance)
+
+
+def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return lookup(params["embed"]["tokens"]["embedding"], tokens, rows="tensor")
+
+
+def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
+    own = side == ENCODER and cfg.architecture == "encoder_decoder"
+    normed = rms_norm(x, params["encoder" if own else "decoder"]["norm"]["scale"], cfg.eps)
+    # Its number follows those of the layers.
+    return dropout(normed, cfg.dropout, seeds, 1 + (cfg.layers if side == ENCODER else cfg.decoder_layers))
+
+
+def _fold(seeds: Seeds, number: Any) -> Seeds:
+    return None if seeds is None else seeding.fold(seeds, number)
+
+
+class Outside(nnx.Module):
+    """What exists once: the tables of tokens, and of each side that there is, its position biases and its last norm."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.embed = Embeddings(cfg, rngs)
+        if cfg.architecture != "decoder":
+            self.encoder = Side(cfg, rngs, norm=cfg.architecture == "encoder_decoder")
+        self.decoder = Side(cfg, rngs, norm=True)
+        if not cfg.tied:
+            self.unembed = Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True)
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.tokens = Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True)
+
+
+class Side(nnx.Module):
+    """The position biases of a side, whose buckets mean other distances than the other's, so they are never shared."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs, *, norm: bool):
+        self.relative = Embed(cfg.buckets, cfg.heads, jax.nn.initializers.normal(cfg.width**-0.5), rngs)
+        if norm:
+            self.norm = RMSNorm(cfg.width, cfg.eps)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), the same over a source if there is `cross`, then x + mlp(norm(x))."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs, *, cross: bool):
+        width, heads, head = cfg.width, cfg.heads, cfg.head
+        normal = jax.nn.initializers.normal
+        query, inside, out = normal((width * head) ** -0.5), normal(width**-0.5), normal((heads * head) ** -0.5)
+
+        def fused(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return inside(key, shape, dtype) * jnp.array([head**-0.5, 1, 1], dtype)[:, None, None]
+
+        self.cfg = cfg
+        self.norm1 = RMSNorm(width, cfg.eps)
+        self.attention = SelfAttention(width, heads, head, fused, out, rngs, biases=False)
+        self.cross = CrossAttention(width, heads, head, (query, inside, out), rngs, biases=False) if cross else None
+        self.norm3 = RMSNorm(width, cfg.eps) if cross else None
+        self.norm2 = RMSNorm(width, cfg.eps)
+        self.mlp = _mlp(cfg, inside, normal(cfg.ffn**-0.5), rngs)
+
+    def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance, seeds: Seeds) -> Float[Array, "B T D"]:
+        cfg, inside = self.cfg, _fold(seeds, ATTENTION_SITE)
+        y = self.attention(
+            self.norm1(x), mask, dropout=cfg.dropout, seeds=inside, shift=shift, scale=SCALE, impl=cfg.compute.attention
+        )
+        return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
+
+    def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+        assert self.cross is not None and self.norm3 is not None
+        cfg, inside = self.cfg, _fold(seeds, CROSS_SITE)
+        y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=inside, scale=SCALE, impl=cfg.compute.attention)
+        return x + dropout(y, cfg.dropout, seeds, CROSS_RESIDUAL_SITE)
+
+    def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
+        rate = self.cfg.dropout
+        y = self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, rate, seeds, INNER_SITE))
+        return x + dropout(y, rate, seeds, MLP_SITE)
+
+
+def _mlp(cfg: Config, init: Init, out_init: Init, rngs: nnx.Rngs) -> Mlp | GatedMlp:
+    if cfg.gated:
+        return GatedMlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
+    return Mlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs, biases=False)
+
+
+# --- published names ------------------------------------------------------------------------------------------------------------
+
+
+def _rows(side: str, last: int) -> tuple[Row, ...]:
+    """Names of what both sides have; the feed-forward layer is the `last` of a block."""
+    block, feed = f"{side}.block.{{layer}}.layer", f"{side}.block.{{layer}}.layer.{last}"
+    own, inner = f"{block}.0.SelfAttention", f"{feed}.DenseReluDense"
+    return (
+        Row(f"{side}/layers/norm1/scale", f"{block}.0.layer_norm.weight"),
+        Row(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{each}.weight" for each in "qkv"), "(n h) d -> d c n h"),
+        Row(f"{side}/layers/attention/out/kernel", f"{own}.o.weight", "d (n h) -> n h d"),
+        Row(f"{side}/relative/embedding", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        Row(f"{side}/layers/norm2/scale", f"{feed}.layer_norm.weight"),
+        Row(f"{side}/layers/mlp/up/kernel", f"{inner}.wi.weight", "f d -> d f", optional=True),
+        Row(
+            f"{side}/layers/mlp/gated/kernel",
+            (f"{inner}.wi_0.weight", f"{inner}.wi_1.weight"),
+            "f d -> d c f",
+            optional=True,
+        ),
+        Row(f"{side}/layers/mlp/down/kernel", f"{inner}.wo.weight", "d f -> f d"),
+        Row(f"{side}/norm/scale", f"{side}.final_layer_norm.weight"),
+    )
+
+
+CROSS = "decoder.block.{layer}.layer.1.EncDecAttention"
+NAMES = Names(
+    architecture="T5ForConditionalGeneration",
+    prefixes=("",),
+    rows=(
+        Row("embed/tokens/embedding", "shared.weight"),
+        *_rows("encoder", 1),
+        *_rows("decoder", 2),
+        Row("decoder/layers/norm3/scale", "decoder.block.{layer}.layer.1.layer_norm.weight"),
+        Row("decoder/layers/cross/q/kernel", f"{CROSS}.q.weight", "(n h) d -> d n h"),
+        Row("decoder/layers/cross/kv/kernel", (f"{CROSS}.k.weight", f"{CROSS}.v.weight"), "(n h) d -> d c n h"),
+        Row("decoder/layers/cross/out/kernel", f"{CROSS}.o.weight", "d (n h) -> n h d"),
+        Row("unembed/embedding", "lm_head.weight", optional=True),
+    ),
+    tied=dict.fromkeys(
+        ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
+    ),
+    # T5 1.0 was released with position biases of cross-attention, which its code never read.
+    idle=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+)
+HF = {"text_to_text": NAMES}

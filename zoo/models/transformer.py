@@ -1,0 +1,285 @@
+"""The Transformer: an encoder-decoder with norms after each sub-layer and sinusoidal positions (Vaswani et al. 2017)."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo import positions
+from zoo import seeds as seeding
+from zoo.batch import Batch, Output
+from zoo.configs.transformer import Config
+from zoo.decoding import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.layers import (
+    CrossAttention,
+    Embed,
+    Init,
+    LayerNorm,
+    Mlp,
+    Past,
+    Seeds,
+    SelfAttention,
+    dropout,
+    lookup,
+    padded,
+    tied_logits,
+)
+from zoo.masks import Mask
+from zoo.names import Names, Row
+from zoo.sharding import BATCH, Rules, constrain
+from zoo.stack import init_stack, run_stack
+
+OBJECTIVES = ("text_to_text",)
+SHARDING: Rules = ((r"unembed/bias", ("tensor",)),)
+PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
+"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+
+ENCODER, DECODER = range(2)
+"""Sides, by which their seeds differ."""
+EMBEDDING_SITE = 0
+ATTENTION_SITE, CROSS_SITE, MLP_SITE = range(3)
+
+
+def init(cfg: Config, key: Array) -> dict[str, Any]:
+    """Parameters: kernels uniform after Glorot, the table normal of deviation 1/sqrt(D), which the factor sqrt(D) makes 1."""
+    outside, encoder, decoder = jax.random.split(key, 3)
+    return {
+        **nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside)))),
+        "encoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)},
+        "decoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=True), decoder, cfg.layers)},
+    }
+
+
+def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+    """Hidden states of `batch.tokens`, and of `batch.source`. `seeds` u32[B, 2] turns dropout on.
+
+    Raises:
+        ValueError: no source.
+    """
+    if batch.source is None:
+        raise ValueError("an encoder-decoder takes a batch with a source")
+    source = _encode(cfg, params, batch.source, _fold(seeds, ENCODER))
+    mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
+    seen, side = cross_mask(batch.segments, batch.tokens, batch.source), _fold(seeds, DECODER)
+
+    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+        assert block.cross is not None
+        layer = _fold(side, index + 1)
+        x = block.attend_source(block.attend(x, mask, layer), *block.cross.read(source), seen, layer)
+        return constrain(block.feed_forward(x, layer), BATCH), None
+
+    x = dropout(_embed(cfg, params, batch), cfg.dropout, side, EMBEDDING_SITE)
+    x, _ = _run(cfg, params, DECODER, body, x)
+    return Output(hidden=x, source_hidden=source)
+
+
+def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
+    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
+    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
+
+
+def decode(
+    cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+
+    The first call has a source, of which the cache keeps "source_k" and "source_v" [L, B, S, N, H] and "source_segments".
+
+    Raises:
+        ValueError: more tokens than the cache has slots, or no source.
+    """
+    new, known = advance(batch, cache)
+    at = cache["at"]
+    source = source_of(cache) if batch.source is None else _read(cfg, params, batch.source)
+    seen = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
+    mask = Mask(
+        causal=True,
+        query_segments=new["segments"],
+        key_segments=known["segments"],
+        query_positions=new["positions"],
+        key_positions=known["positions"],
+    )
+
+    def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
+        x, k, v = carry
+        y, past = block.attention.decode(x, mask, Past(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
+        x = block.attend_source(block.norm1(x + y), *source, seen, None)
+        return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
+
+    x = _embed(cfg, params, Batch(tokens=batch.tokens, positions=new["positions"]))
+    kept = source["source_k"], source["source_v"]
+    (x, k, v), _ = _run(cfg, params, DECODER, body, (x, cache["k"], cache["v"]), kept)
+    return x, {**source, **known, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+
+
+def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """float32 logits from the shared table; rows >= cfg.vocab are padding and get no probability."""
+    logits = tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
+    return logits + params["unembed"]["bias"].astype(jnp.float32) if cfg.output_bias else logits
+
+
+def flops(cfg: Config, batch: Batch) -> float:
+    """Matrix-product FLOPs of a forward pass, unembedding included; attention counted in full, T x T and T x S."""
+    assert batch.source is not None
+    rows, length = batch.tokens.shape
+    width, reach = cfg.width, batch.source.tokens.shape[1]
+    attention, mlp = 4 * width * width, 2 * width * cfg.ffn
+    target, source = 2.0 * rows * length, 2.0 * rows * reach
+    # Queries and outputs of cross-attention are the target's, its keys and values the source's.
+    of_target = cfg.layers * (1.5 * attention + mlp + 2 * (length + reach) * width) + width * cfg.vocab
+    of_source = cfg.layers * (1.5 * attention + mlp + 2 * reach * width)
+    return target * of_target + source * of_source
+
+
+# --- the stacks -----------------------------------------------------------------------------------------------------------------
+
+
+def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
+    mask = Mask(query_segments=source.segments, key_segments=source.segments)
+
+    def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+        layer = _fold(seeds, index + 1)
+        return constrain(block.feed_forward(block.attend(x, mask, layer), layer), BATCH), None
+
+    x = dropout(_embed(cfg, params, source), cfg.dropout, seeds, EMBEDDING_SITE)
+    return _run(cfg, params, ENCODER, body, x)[0]
+
+
+def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+    """What decoding keeps of a source."""
+    hidden = _encode(cfg, params, source, None)
+
+    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
+        assert block.cross is not None
+        return carry, block.cross.read(hidden)
+
+    _, (k, v) = _run(cfg, params, DECODER, body, None)
+    return read_source(k, v, source)
+
+
+def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
+    """`run_stack` over the layers of a side."""
+    layers, compute = params["decoder" if side == DECODER else "encoder"]["layers"], cfg.compute
+    block = functools.partial(Block, cfg, cross=side == DECODER)
+    return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
+
+
+def _embed(cfg: Config, params: dict[str, Any], batch: Batch) -> Float[Array, "B T D"]:
+    x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
+    at = jnp.arange(x.shape[1])[None] if batch.positions is None else batch.positions
+    places = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")
+    return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + places.astype(x.dtype), BATCH)
+
+
+def _fold(seeds: Seeds, number: Any) -> Seeds:
+    return None if seeds is None else seeding.fold(seeds, number)
+
+
+class Outside(nnx.Module):
+    """What exists once: the table, and the output's biases if there are any."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.embed = Embeddings(cfg, rngs)
+        if cfg.output_bias:
+            self.unembed = OutputBias(cfg)
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.tokens = Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(cfg.width**-0.5), rngs, pad=True)
+
+
+class OutputBias(nnx.Module):
+    def __init__(self, cfg: Config):
+        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+
+
+class Block(nnx.Module):
+    """norm(x + attention(x)), the same over a source if there is `cross`, then norm(x + mlp(x))."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs, *, cross: bool):
+        width, biases = cfg.width, cfg.attention_bias
+        square, wide = _glorot(width, width), _glorot(width, cfg.ffn)
+        self.cfg = cfg
+        self.attention = SelfAttention(width, cfg.heads, cfg.head, square, square, rngs, biases=biases)
+        self.norm1 = LayerNorm(width, cfg.eps)
+        self.cross = CrossAttention(width, cfg.heads, cfg.head, (square,) * 3, rngs, biases=biases) if cross else None
+        self.norm3 = LayerNorm(width, cfg.eps) if cross else None
+        self.mlp = Mlp(width, cfg.ffn, cfg.activation, wide, wide, rngs)
+        self.norm2 = LayerNorm(width, cfg.eps)
+
+    def attend(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+        cfg = self.cfg
+        y = self.attention(x, mask, dropout=0.0, seeds=None, impl=cfg.compute.attention)
+        return self.norm1(x + dropout(y, cfg.dropout, seeds, ATTENTION_SITE))
+
+    def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+        assert self.cross is not None and self.norm3 is not None
+        y = self.cross(x, k, v, mask, dropout=0.0, seeds=None, impl=self.cfg.compute.attention)
+        return self.norm3(x + dropout(y, self.cfg.dropout, seeds, CROSS_SITE))
+
+    def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
+        return self.norm2(x + dropout(self.mlp(x), self.cfg.dropout, seeds, MLP_SITE))
+
+
+def _glorot(inputs: int, outputs: int) -> Init:
+    """Uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010), by the sizes of the product, however it is fused."""
+    most = math.sqrt(6 / (inputs + outputs))
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -most, most)
+
+
+# --- published names ------------------------------------------------------------------------------------------------------------
+
+
+def _linear(leaf: str, name: str, weight: str, bias: str = "") -> tuple[Row, ...]:
+    return Row(f"{leaf}/kernel", f"{name}.weight", weight), Row(f"{leaf}/bias", f"{name}.bias", bias)
+
+
+def _norm(leaf: str, name: str) -> tuple[Row, ...]:
+    return Row(f"{leaf}/scale", f"{name}.weight"), Row(f"{leaf}/bias", f"{name}.bias")
+
+
+def _fused(leaf: str, name: str, parts: str) -> tuple[Row, ...]:
+    names = {kind: tuple(f"{name}.{each}_proj.{kind}" for each in parts) for kind in ("weight", "bias")}
+    return Row(f"{leaf}/kernel", names["weight"], "(n h) d -> d c n h"), Row(f"{leaf}/bias", names["bias"], "(n h) -> c n h")
+
+
+def _rows(side: str) -> tuple[Row, ...]:
+    """Names of what both sides have."""
+    ours, theirs = f"{side}/layers", f"{side}.layers.{{layer}}"
+    return (
+        *_fused(f"{ours}/attention/qkv", f"{theirs}.self_attn", "qkv"),
+        *_linear(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj", "d (n h) -> n h d"),
+        *_norm(f"{ours}/norm1", f"{theirs}.self_attn_layer_norm"),
+        *_linear(f"{ours}/mlp/up", f"{theirs}.fc1", "f d -> d f"),
+        *_linear(f"{ours}/mlp/down", f"{theirs}.fc2", "d f -> f d"),
+        *_norm(f"{ours}/norm2", f"{theirs}.final_layer_norm"),
+    )
+
+
+CROSS = "decoder.layers.{layer}.encoder_attn"
+NAMES = Names(
+    # Marian's models are this one with biases everywhere; the paper's own were not published.
+    architecture="MarianMTModel",
+    prefixes=("model.",),
+    rows=(
+        Row("embed/tokens/embedding", "shared.weight"),
+        *_rows("encoder"),
+        *_rows("decoder"),
+        *_linear("decoder/layers/cross/q", f"{CROSS}.q_proj", "(n h) d -> d n h", "(n h) -> n h"),
+        *_fused("decoder/layers/cross/kv", CROSS, "kv"),
+        *_linear("decoder/layers/cross/out", f"{CROSS}.out_proj", "d (n h) -> n h d"),
+        *_norm("decoder/layers/norm3", f"{CROSS}_layer_norm"),
+        Row("unembed/bias", "final_logits_bias", "() v -> v", bare=True),
+    ),
+    tied=dict.fromkeys(
+        ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
+    ),
+    # The table of sinusoids, which old files carry.
+    constants=("encoder.embed_positions.weight", "decoder.embed_positions.weight"),
+)
+HF = {"text_to_text": NAMES}
