@@ -58,7 +58,7 @@ def scorer(
     net: Model,
     mesh: Mesh,
     rows: Rows,
-    build: Callable[..., dict[str, np.ndarray]],
+    build: Callable[..., dict[str, Any]],
     token_bytes: np.ndarray,
     *,
     batch: int,
@@ -98,7 +98,7 @@ def scorer(
     return score
 
 
-def _count(rows: Rows, build: Callable[..., dict[str, np.ndarray]], token_bytes: np.ndarray) -> tuple[int, int]:
+def _count(rows: Rows, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
     """Counted targets of all rows and the bytes they stand for, from the very arrays the model is given."""
     tokens, size = 0, 0
     for batch in batches.in_order(rows, build, 1, np.arange(1)):

@@ -13,8 +13,9 @@ from jaxtyping import Int, Int64
 from train.mixture import Mixture, Planned
 from zoo.batch import IGNORED, Batch
 
-Build = Callable[[np.random.Generator, Any, int], dict[str, np.ndarray]]
-"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row, `weights` among them."""
+Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
+"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row: arrays, `weights` among them, and a
+`Batch` for `source`."""
 
 
 class Use(NamedTuple):
@@ -77,7 +78,7 @@ class Batches:
         numbers = step * self._batch + self._local.astype(np.int64)
         return _stack([self._example(number) for number in numbers.tolist()], numbers)
 
-    def _example(self, number: int) -> dict[str, np.ndarray]:
+    def _example(self, number: int) -> dict[str, Any]:
         row, epoch = self.use(number)
         rng = _generator(self._seed, epoch % self._period if self._period else epoch, row)
         return self._build(rng, self._rows.row(row), self._rows.length)
@@ -99,7 +100,7 @@ def in_order(rows: Planned, build: Build, batch: int, local: Int[np.ndarray, " l
         yield _stack(examples, numbers)
 
 
-def _uncounted(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
     """The same example, of which nothing is asked."""
     nothing = {"weights": 0, "labels": IGNORED}
     return arrays | {name: np.full_like(arrays[name], value) for name, value in nothing.items() if name in arrays}
@@ -120,6 +121,6 @@ def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _stack(examples: list[dict[str, np.ndarray]], numbers: Int64[np.ndarray, " local"]) -> Batch:
-    fields: dict[str, Any] = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+def _stack(examples: list[dict[str, Any]], numbers: Int64[np.ndarray, " local"]) -> Batch:
+    fields: dict[str, Any] = jax.tree.map(lambda *each: np.stack(each), *examples)
     return Batch(**fields, index=(numbers % (1 << 32)).astype(np.uint32))

@@ -7,7 +7,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from train.config_objectives import Distillation, Labelled, Masking, Selection
+from train.config_objectives import Denoising, Distillation, Labelled, Masking, Selection
 from zoo.configs import Objective
 from zoo.errors import require
 
@@ -48,7 +48,9 @@ class Data:
     short: float = 0.1
     """Share of the documents whose segment pairs are made for a shorter length, drawn at random."""
     length: int = 256
-    """Tokens in a row, T."""
+    """Tokens in a row, T; of an encoder-decoder those of its source."""
+    target_length: int = 0
+    """Tokens of a row's target in text to text; 0 = as many as `length`."""
     batch: int = 16
     """Rows in a global batch, over all devices and micro-batches, B."""
 
@@ -63,6 +65,12 @@ class Data:
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
         require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
+        require(
+            0 <= self.target_length <= 1 << 20,
+            "data.target_length",
+            self.target_length,
+            "choose 0 (as --data.length) to 1,048,576",
+        )
         require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
 
 
@@ -240,6 +248,7 @@ class Run(Generic[Model]):
     data: Data = dataclasses.field(default_factory=Data)
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     masking: Masking = dataclasses.field(default_factory=Masking)
+    denoising: Denoising = dataclasses.field(default_factory=Denoising)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
     labelled: Labelled = dataclasses.field(default_factory=Labelled)
     optim: Optim = dataclasses.field(default_factory=Optim)

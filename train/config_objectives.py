@@ -1,4 +1,4 @@
-"""What a run predicts, in numbers: masking, distillation, labelled files, and which checkpoint is kept as its best."""
+"""What a run predicts, in numbers: masking, denoising, distillation, labelled files, and which checkpoint is kept as its best."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ from zoo.errors import require
 
 ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
+Disturbance = Literal["spans", "iid", "bert", "deshuffle", "prefix", "lm"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,26 @@ class Masking:
         require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate asks for) or more")
         require(self.static >= 0, "masking.static", self.static, "choose 0 (dynamic) or a number of masks")
         require(0 <= self.rare <= 10, "masking.rare", self.rare, "choose 0 (all tokens alike) to 10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """What an encoder reads of a text and what a decoder writes of it (Raffel et al. 2020, sections 3.2 and 3.3)."""
+
+    kind: Disturbance = "spans"
+    """spans: read the text with a sentinel for each span that is left out, write the spans. iid: the same of single tokens, those
+    that are neighbours as one. bert: read sentinels and random tokens for some, write the whole text. deshuffle: read the tokens
+    in random order, write the text. prefix: read its beginning, write the rest. lm: write it; for a decoder alone."""
+    density: float = 0.15
+    """Share of the tokens that are left out or replaced (spans, iid, bert)."""
+    mean_span: float = 3.0
+    """Tokens of a span on average (spans)."""
+    causal: bool = False
+    """Of a decoder alone: whether what it reads sees only what is before it, as a language model's, rather than all of it."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
+        require(1 <= self.mean_span <= 1000, "denoising.mean_span", self.mean_span, "choose 1 to 1,000 tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

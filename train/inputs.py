@@ -64,7 +64,7 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     return _reader(run).read(run, folder, cache, quiet=quiet)
 
 
-def builder(run: config.Run, data: Inputs) -> Callable[..., dict[str, np.ndarray]]:
+def builder(run: config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
     """The function that makes a row the arrays of a `Batch`."""
     return objective(run.objective).builder(run, data.tokenizer, data.counts)
 

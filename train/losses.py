@@ -1,10 +1,14 @@
 """Losses as weighted sums; dividing by the weights happens once, in the step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from zoo.batch import Batch
+from zoo.models import Model
 
 
 def token_losses(
@@ -39,7 +43,24 @@ def token_losses(
     _, by_chunk = jax.lax.scan(
         lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (_split(hidden, chunk), _split(targets, chunk))
     )
-    return _joined(by_chunk)
+    return _joined(by_chunk)[:, : targets.shape[1]]
+
+
+def summed(
+    model: Model, params: Any, batch: Batch, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+) -> tuple[Float[Array, ""], Any]:
+    """Cross-entropy in nats of a batch's targets, at the positions of its tokens, summed by their weights; the model's carry."""
+    assert batch.targets is not None and batch.weights is not None
+    out = model.apply(params, batch, seeds=seeds, carry=carry)
+    nats = token_losses(
+        lambda hidden: model.unembed(params, hidden),
+        out.hidden,
+        batch.targets,
+        vocabulary=model.config.vocab,
+        smoothing=smoothing,
+        chunk=chunk,
+    )
+    return (nats * batch.weights).sum(), out.carry
 
 
 def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothing: float = 0.0) -> Float[Array, "*B"]:
@@ -78,11 +99,12 @@ def soft_losses(
     _, by_chunk = jax.lax.scan(
         lambda _, xs: (None, jax.checkpoint(losses)(*xs)), None, (_split(hidden, chunk), _split(shown, chunk))
     )
-    return _joined(by_chunk)
+    return _joined(by_chunk)[:, : hidden.shape[1]]
 
 
 def _split(x: Array, chunk: int) -> Array:
-    """[B, T, ...] as chunks along T, [T / chunk, B, chunk, ...]."""
+    """[B, T, ...] as chunks along T, [T / chunk, B, chunk, ...]; the last one is filled up with zeros."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)])
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
 

@@ -112,27 +112,32 @@ def training_rows(tokens: Tokens, data: Data) -> Rows:
     return windows(tokens, data.length) if data.rows == "windows" else packed(tokens, data.length)
 
 
-def windows(tokens: Tokens, length: int, stride: int | None = None) -> Rows:
+def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> Rows:
     """Windows of `length` targets over the stream of all documents; documents in a window see each other.
 
     A window begins `stride` targets after the one before (None: `length`, none overlap). Those it shares with the one before are
-    its context. The last one may be short.
+    its context. The last one may be short, and is left out if it has fewer than `least`.
+
+    Args:
+        with_ends: whether the end-of-text of each document is one of its targets.
     """
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
         raise ValueError(f"stride {stride} is not between 1 and the length {length}")
-    count = 1 + max(0, -(-(len(tokens.ids) - length) // stride))
+    offsets = tokens.offsets if with_ends else tokens.offsets - np.arange(len(tokens.offsets))
+    count = 1 + max(0, -(-(int(offsets[-1]) - length) // stride))
+    count -= count > 1 and int(offsets[-1]) - (count - 1) * stride < least
     begin = np.arange(count, dtype=np.int64) * stride
-    end = np.minimum(begin + length, len(tokens.ids))
+    end = np.minimum(begin + length, offsets[-1])
     context = np.full(count, length - stride, np.int64)
     context[0] = 0
-    first_document = np.searchsorted(tokens.offsets, begin, side="right") - 1
-    pieces = np.searchsorted(tokens.offsets, end, side="left") - first_document
+    first_document = np.searchsorted(offsets, begin, side="right") - 1
+    pieces = np.searchsorted(offsets, end, side="left") - first_document
     row, nth = expand(pieces)
     document = first_document[row] + nth
-    start = np.maximum(begin[row], tokens.offsets[document])
-    size = np.minimum(end[row], tokens.offsets[document + 1]) - start
-    return Rows(tokens, length, False, ends(pieces), document, start - tokens.offsets[document], size, context)
+    start = np.maximum(begin[row], offsets[document])
+    size = np.minimum(end[row], offsets[document + 1]) - start
+    return Rows(tokens, length, False, ends(pieces), document, start - offsets[document], size, context)
 
 
 def packed(tokens: Tokens, length: int) -> Rows:

@@ -9,7 +9,7 @@ import numpy as np
 from train import rows
 from train.batches import Build
 from train.config import Run
-from train.losses import token_losses
+from train.losses import summed
 from train.prepare import Tokens
 from train.rows import Row, Rows
 from train.tokenizer import Tokenizer
@@ -77,14 +77,5 @@ def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
     """Summed cross-entropy, in nats, of the counted predictions of a batch; and the model's carry."""
-    assert batch.targets is not None and batch.weights is not None
-    out = model.apply(params, batch, seeds=seeds, carry=carry)
-    nats = token_losses(
-        lambda hidden: model.unembed(params, hidden),
-        out.hidden,
-        batch.targets,
-        vocabulary=model.config.vocab,
-        smoothing=smoothing,
-        chunk=chunk,
-    )
-    return {"causal": (nats * batch.weights).sum()}, out.carry
+    nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+    return {"causal": nats}, carry
