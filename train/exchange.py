@@ -37,8 +37,16 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: conf
     with tensors.new_folder(target) as made:
         loaded = load(folder, meshes.make(mesh))
         _write(made, loaded)
-    print(f"{target}: {_fact(loaded)}\nzoo generate {target}, zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
+    first = f"zoo {_use(loaded)} {target}, " if _use(loaded) else ""
+    print(f"{target}: {_fact(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
     return 0
+
+
+def _use(loaded: Loaded) -> str:
+    """The command that shows what a model can do; none for one that has yet to learn it."""
+    if hasattr(loaded.net.module, "init_cache"):
+        return "generate"
+    return "fill-mask" if "masked" in loaded.params else "embed" if loaded.net.task == "body" else ""
 
 
 def export(run: str, target: str, *, step: int | None, shard: float, mesh: config.Mesh) -> int:

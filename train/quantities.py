@@ -67,6 +67,13 @@ QUANTITIES: dict[str, Quantity] = {
     "spearman": Quantity(label="Spearman", note="correlation of the ranks, -1 to 1", better="higher"),
     "entity_f1": Quantity(label="entity F1", note="F1 of whole entities: type, first and last word", better="higher"),
     "exact": Quantity(label="exact match", note="share of answers that are one of those given, normalized", better="higher"),
+    "bleu": Quantity(
+        label="BLEU", note="n-grams in common with the texts that were wanted, 0 to 100", better="higher", format=".2f"
+    ),
+    "chrf": Quantity(label="chrF", note="the same of characters, 0 to 100", better="higher", format=".2f"),
+    "rouge1": Quantity(label="ROUGE-1", note="F1 of words in common", better="higher"),
+    "rouge2": Quantity(label="ROUGE-2", note="F1 of pairs of words in common", better="higher"),
+    "rougeL": Quantity(label="ROUGE-L", note="F1 of the longest words in common, in order", better="higher"),
     "mean_squared_error": Quantity(label="squared error", note="mean square of the difference to the true value", better="lower"),
     "unigram_loss": Quantity(
         label="unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None

@@ -15,7 +15,6 @@ from train.quantities import QUANTITIES
 from train.sinks import Sinks
 from zoo.errors import BadInput
 
-
 OVERALL = ("loss", "grad_norm", "lr", "finite")
 """Metrics that every step has; the others are terms of its loss."""
 
