@@ -210,11 +210,12 @@ def _is_table(value: Any) -> bool:
 
 
 def _samples(found: Mapping[str, Any]) -> str:
-    """Beginnings of held-out text, and how the model and the text go on."""
+    """Beginnings of held-out text, and how the model and the text go on; or held-out sources, and what was written for them."""
     how = f", temperature {number(found['temperature'])}" if "temperature" in found else ""
-    lead = (
-        f"Beginnings of held-out text, continued by the model after step {found['step']:,}{how}, and as the text itself goes on."
-    )
+    step = f"the model after step {found['step']:,}"
+    lead = f"Beginnings of held-out text, continued by {step}{how}, and as the text itself goes on."
+    if "pairs" in found:
+        lead = f"Held-out sources, the likeliest texts that {step} writes for them, word by word, and the texts that are wanted."
     shown = "".join(
         f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
         f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"

@@ -78,8 +78,8 @@ def main(
 
 
 def table(result: Result) -> str:
-    """A result in plain text: the tables of its details, then its metrics."""
-    tables = {name: rows for name, rows in result.details.items() if _is_table(rows)}
+    """A result in plain text: the tables of numbers among its details, then its metrics."""
+    tables = {name: rows for name, rows in result.details.items() if _is_table(rows) and not _is_text(rows)}
     blocks = [_lines(name, rows) for name, rows in tables.items()]
     metrics = [f"{name:20} {_number(value):>14}" for name, value in result.metrics.items()]
     return "\n\n".join([*blocks, "\n".join([*metrics, f"{'examples':20} {result.examples:>14,}"])])
@@ -138,6 +138,11 @@ def _progress(task: str) -> Iterator[Progress]:
 
 def _is_table(rows: Any) -> bool:
     return isinstance(rows, dict) and bool(rows) and all(isinstance(row, dict) for row in rows.values())
+
+
+def _is_text(rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a table holds texts, which are for the report: they are too long for a line of a terminal."""
+    return any(isinstance(value, str) for row in rows.values() for value in row.values())
 
 
 def _lines(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:

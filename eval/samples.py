@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Integer
 
 from eval.generate import HELD, Generator
-from eval.settings import Decoding, Sampling
+from eval.settings import GREEDY, Decoding, Sampling
 from train.folder import write_json
 from train.prepare import Tokens
+from train.text_pairs import TextPairs
 from train.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.models import Model
 
@@ -30,9 +31,11 @@ class Beginning(NamedTuple):
 
 
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
-    """`write` of a run's held-out text, where its model generates."""
-    if hasattr(net.module, "decode"):
+    """`write` of a run's held-out text, where its model continues texts; `write_pairs`, where it writes one for another."""
+    if "causal" in net.module.OBJECTIVES:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
+    elif net.sourced and isinstance(data, TextPairs):
+        write_pairs(file, net, params, mesh, data, **how)
 
 
 def write(
@@ -74,6 +77,29 @@ def write(
             samples.append({"prompt": shown, "text": generated.text, "truth": tokenizer.decode(truth)})
     if jax.process_index() == 0:
         write_json(file, {"step": step, "temperature": TEMPERATURE, "seed": SEED, "samples": samples})
+
+
+def write_pairs(
+    file: Path, net: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
+) -> None:
+    """Write the same of held-out pairs: sources, the likeliest text that the model writes for each, and the one that is wanted.
+
+    Args:
+        length: tokens of the longest source that the model was trained on: its text is cut there.
+
+    Raises:
+        BadInput: the model's logits are not finite.
+    """
+    rows = data.held_out
+    chosen = np.unique(np.linspace(0, len(rows.examples) - 1, count).astype(int)).tolist()
+    generator = Generator(net, params, mesh, data.tokenizer, dtype=dtype, batch=count)
+    made = generator.generate([rows.sides[each].source for each in chosen], Decoding(limit=length, sampling=GREEDY))
+    samples = [
+        {"prompt": rows.examples[each].source, "text": written.text, "truth": rows.examples[each].target}
+        for each, written in zip(chosen, made, strict=True)
+    ]
+    if jax.process_index() == 0:
+        write_json(file, {"step": step, "pairs": True, "samples": samples})
 
 
 def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.settings import Beams
 from train.config_objectives import Labelled
 from zoo.errors import BadInput
 
@@ -51,6 +52,12 @@ class Settings:
     """Also the perplexity per word."""
     labelled: Labelled = Labelled()
     """How labelled files are read; as it is, a run reads them as its own."""
+    prefix: str = ""
+    """What stands before every source; none: the run's own."""
+    limit: int = 0
+    """Tokens of a generated text at most; 0 = the task's choice."""
+    search: Beams = Beams()
+    """How texts are searched for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,15 @@ from zoo.commands.machine import on_machine
 from zoo.errors import require
 
 
+PASSED = ("batch", "stride", "length", "words", "field", "limit", "prefix")
+"""Options that are `eval.tasks.Settings`' own."""
+
+
 def evaluate(args: list[str]) -> int:
     """`zoo eval RUN [options]`, `zoo eval RUN|DIR|hub:ID --task T --files ... [options]`."""
     import tyro
 
+    from eval.settings import Beams
     from train.config import Machine, Mesh, Precision
     from train.config_objectives import Labelled
 
@@ -22,8 +27,8 @@ def evaluate(args: list[str]) -> int:
         """Folder of a run; with --task also a folder of published weights, or hub:ID."""
         task: str = ""
         """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness); of an encoder masked,
-        pseudo_perplexity or blimp; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE. A run keeps
-        the result."""
+        pseudo_perplexity or blimp; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE; of an
+        encoder-decoder text_to_text, or text_to_text:bleu. A run keeps the result."""
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
         step: int | None = None
@@ -42,8 +47,13 @@ def evaluate(args: list[str]) -> int:
         """Dtype of a task's arithmetic. auto: the run's own; of published weights float32 on CPU, else bfloat16."""
         json: bool = False
         """Print a task's result as JSON."""
+        limit: int = 0
+        """text_to_text: tokens of a text at most; 0 = 128."""
+        prefix: str = ""
+        """text_to_text: stands before every source; none: the run's own."""
+        search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
         labelled: Labelled = Labelled()
-        """labelled: how files are read; without any of these a run reads them as its own."""
+        """labelled, text_to_text: how files are read; without any of these a run reads them as its own."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -54,10 +64,11 @@ def evaluate(args: list[str]) -> int:
         # Imports no JAX: a wrong name is refused at once.
         tasks.check(asked.task)
     else:
-        for name in ("files", "length", "words", "field", "precision", "json"):
+        for name in ("files", "length", "words", "field", "precision", "json", "limit", "prefix"):
             value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(asked.labelled == Labelled(), "labelled", "options", "they need --task labelled")
+        require(asked.search == Beams(), "beams", "and its options", "they need --task text_to_text")
     if (code := on_machine(asked.machine, ["eval", *args])) is not None:
         return code
     if not asked.task:
@@ -66,7 +77,7 @@ def evaluate(args: list[str]) -> int:
         return scores.main(asked.run, step=asked.step, batch=asked.batch, stride=asked.stride, mesh=asked.mesh)
     from eval import run_task, tasks
 
-    given = {name: getattr(asked, name) for name in ("batch", "stride", "length", "words", "field", "labelled")}
+    given = {name: getattr(asked, name) for name in (*PASSED, "labelled", "search")}
     return run_task.main(
         asked.run,
         task=asked.task,

@@ -1,0 +1,92 @@
+"""How good the texts are that an encoder-decoder writes: translations, summaries, answers.
+
+Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second being wanted for
+line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text and
+--labelled.label. A run puts its own prefix before each source unless told another.
+
+Texts are written greedily or searched for (--beams), of at most --limit tokens.
+
+Metrics, all of them or those named after the colon, as in text_to_text:bleu,chrf:
+- bleu: BLEU of detokenized texts, 0 to 100; chrf: chrF2, 0 to 100, both sacrebleu's with its signature in the details;
+- rouge: F of words (rouge1), of pairs of words (rouge2) and of the longest common subsequence (rougeL), stemmed, 0 to 1;
+- exact: exact match and F1 of words, normalized as SQuAD's answers, 0 to 1.
+Examples are pairs. Details: beams, limit, signatures, and some of the texts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval import overlap
+from eval.generate import Generator
+from eval.settings import GREEDY, Decoding
+from eval.tasks import Progress, Result, Settings
+from train import readers
+from train.config import Data
+from train.examples import Pair
+from train.load import Loaded
+from train.text_pairs import parallel
+from zoo.errors import BadInput, require
+
+OPTIONS = ("argument", "labelled", "limit", "prefix", "search")
+ALONE = True
+LIMIT = 128
+"""Tokens of a text at most, where nothing is said."""
+SHOWN = 10
+TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
+
+
+def read(names: Sequence[str], settings: Settings) -> list[Pair]:
+    """The pairs of parallel files or of tables.
+
+    Raises:
+        BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.text_pairs` and `train.readers`.
+    """
+    _measures(settings.argument)
+    if any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
+        return readers.read("text_to_text", names, Data(), settings.labelled)[0]  # pyright: ignore[reportReturnType]
+    require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
+    return list(parallel(names[:1], names[1:], settings.labelled))
+
+
+def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Progress) -> Result:
+    """Write a text for every source and compare it with the one that is wanted.
+
+    Raises:
+        BadInput: a model that reads no source, or a measure that is not installed.
+    """
+    net, tokenizer, run = subject.net, subject.tokenizer, subject.run
+    if not net.sourced:
+        raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
+    measures, wanted = _measures(settings.argument), [pair.target for pair in pairs]
+    # What is not installed is missed before the work, not after it.
+    for name in measures:
+        overlap.MEASURES[name](wanted[:1], wanted[:1])
+    prefix = settings.prefix or (run.pairs.prefix if run else "")
+    texts = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
+    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(texts)]
+    limit = settings.limit or LIMIT
+    decoding = Decoding(limit=limit, sampling=GREEDY, search=settings.search)
+    generator = Generator(net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch)
+    found = [each.text for each in generator.generate(sources, decoding, progress=progress)]
+    metrics, details = {}, {"beams": settings.search.beams, "limit": limit}
+    for name in measures:
+        numbers, said = overlap.MEASURES[name](found, wanted)
+        metrics |= numbers
+        details |= said
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, SHOWN).astype(int)).tolist()
+    details["texts"] = {
+        str(number + 1): {"source": pairs[number].source, "wanted": wanted[number], "written": found[number]} for number in chosen
+    }
+    return Result(metrics, len(pairs), details)
+
+
+def _measures(argument: str) -> list[str]:
+    """The measures that are asked for."""
+    asked = argument.split(",") if argument else list(overlap.MEASURES)
+    for name in asked:
+        if name not in overlap.MEASURES:
+            known = ", ".join(overlap.MEASURES)
+            raise BadInput(f"--task text_to_text:{argument}: there is no measure {name!r}; choose from {known}")
+    return asked
