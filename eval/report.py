@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import mistakes, plots
+from eval import alignment, mistakes, plots
 from eval.page import card, date, measured, number, page, section, table, text
 from train import quantities
 from train.config import Run
@@ -102,6 +102,8 @@ def _json(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
     wrong = _differs(found, SHAPES[path.name], "")
+    if not wrong and path.name == "samples.json" and "alignment" in found:
+        wrong = _differs(found["alignment"], alignment.SHAPE, "alignment")
     if not wrong and path.name == "predictions.json":
         wrong = mistakes.differs(found)
     if wrong:
@@ -222,7 +224,14 @@ def _samples(found: Mapping[str, Any]) -> str:
         f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
         for sample in found["samples"]
     )
-    return f"<p class=note>{text(lead)}</p>{shown}"
+    return f"<p class=note>{text(lead)}</p>{shown}{_looked_at(found['alignment']) if 'alignment' in found else ''}"
+
+
+def _looked_at(found: Mapping[str, Any]) -> str:
+    lead = (
+        "The first of these texts: how much of the decoder's attention each of its tokens, a row, has for each of its source's."
+    )
+    return f"<p class=note>{text(lead)} Mean over layers and heads.</p>{alignment.draw(found)}"
 
 
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
+from eval import alignment
 from eval.generate import HELD, Generator
 from eval.settings import GREEDY, Decoding, Sampling
 from train.folder import write_json
@@ -82,7 +83,8 @@ def write(
 def write_pairs(
     file: Path, net: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
-    """Write the same of held-out pairs: sources, the likeliest text that the model writes for each, and the one that is wanted.
+    """Write {"step", "pairs", "samples", "alignment"} of held-out pairs: sources as prompts, the likeliest text that the model
+    writes for each, and the one that is wanted; on a single device, also which tokens it looked at in the first of them.
 
     Args:
         length: tokens of the longest source that the model was trained on: its text is cut there.
@@ -98,8 +100,13 @@ def write_pairs(
         {"prompt": rows.examples[each].source, "text": written.text, "truth": rows.examples[each].target}
         for each, written in zip(chosen, made, strict=True)
     ]
+    found: dict[str, Any] = {"step": step, "pairs": True, "samples": samples}
+    if mesh.devices.size == 1:
+        # The first sample, looked at once more; dense, so not over a mesh.
+        source = rows.sides[chosen[0]].source
+        found["alignment"] = alignment.record(net, params, data.tokenizer, source, made[0].ids)
     if jax.process_index() == 0:
-        write_json(file, {"step": step, "pairs": True, "samples": samples})
+        write_json(file, found)
 
 
 def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:

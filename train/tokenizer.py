@@ -204,6 +204,10 @@ class Tokenizer:
                     yield "".join(whole), True
                     whole = []
 
+    def entries(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> list[str]:
+        """Each id as the vocabulary spells it."""
+        return [str(self._core.id_to_token(number)) for number in np.asarray(ids).tolist()]
+
     def decode(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
         """The text of ids; end-of-text reads "<|endoftext|>", other marks their names, and bytes that are no UTF-8 U+FFFD.
 

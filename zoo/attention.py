@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
@@ -55,8 +57,13 @@ def attention(
         made.add(name)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
-    run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
+    if (seen := _watched.get()) is not None:
+        # Weights are what comes out where each key has a value of its own.
+        unit = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))
+        weights = reference(q, k, unit, mask, bias, seed, heads, scale=scale, rate=rate)
+        io_callback(lambda each: seen.append(np.moveaxis(each, 1, 2)), None, weights, ordered=True)
+    run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
     return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
 
 
@@ -239,6 +246,24 @@ def choices() -> Iterator[set[str]]:
         yield made
     finally:
         _choices.reset(token)
+
+
+_watched: contextvars.ContextVar[list[np.ndarray] | None] = contextvars.ContextVar("watched", default=None)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[np.ndarray]]:
+    """Collect the weights, [B, N, T, S], of the calls that programs traced inside the block make, in the order in which they run.
+
+    For looking at a few examples without a mesh: they are computed besides, dense. The list is whole after the block.
+    """
+    seen: list[np.ndarray] = []
+    token = _watched.set(seen)
+    try:
+        yield seen
+        jax.effects_barrier()
+    finally:
+        _watched.reset(token)
 
 
 def usable() -> list[tuple[str, bool, str]]:

@@ -1,7 +1,7 @@
 """How good the texts are that an encoder-decoder writes: translations, summaries, answers.
 
-Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second being wanted for
-line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text and
+Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second being wanted
+for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text and
 --labelled.label. A run puts its own prefix before each source unless told another.
 
 Texts are written greedily or searched for (--beams), of at most --limit tokens.
