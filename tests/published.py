@@ -55,7 +55,7 @@ MARIAN = dict(
     decoder_ffn_dim=20,
     activation_function="relu",
     scale_embedding=True,
-    max_position_embeddings=16,
+    max_position_embeddings=1024,
     pad_token_id=0,
     decoder_start_token_id=0,
 )
@@ -112,11 +112,23 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape, *_ in pretrained.explain(cfg)}
 
 
-def write(folder: Path, config: dict[str, Any], *, sharded: bool = False, spread: float = 0.2) -> dict[str, np.ndarray]:
-    """Make a published folder and return its tensors. Sharded: one file a tensor, so that a test can change one cheaply."""
+def write(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    sharded: bool = False,
+    spread: float = 0.2,
+    factors: dict[str, float] | None = None,
+) -> dict[str, np.ndarray]:
+    """Make a published folder and return its tensors. Sharded: one file a tensor, so that a test can change one cheaply.
+
+    `factors` multiply the spread of the tensors whose names end so.
+    """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     drawn = weights(shapes_of(folder), spread)
+    for end, factor in (factors or {}).items():
+        drawn |= {name: np.float32(factor) * each for name, each in drawn.items() if name.endswith(end)}
     if not sharded:
         save_file(drawn, folder / tensors.SINGLE)
         return drawn
