@@ -13,9 +13,9 @@ from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.folder import Folder, is_run, read_config
-from train.tokenizer import Tokenizer
+from train.tokenizer import FILE, Tokenizer
 from zoo import hub, models, pretrained, sharding
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.models import Model
 
 
@@ -60,6 +60,24 @@ def tokenizer_of(where: str) -> Tokenizer:
     """The tokenizer of what `load` would load."""
     folder = hub.folder_of(where)
     return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else tokenizer_files.read(folder)
+
+
+def chosen_tokenizer(run: config.Run, folder: Folder) -> Tokenizer | None:
+    """The tokenizer of a run that has one to begin with: that of `tokenizer.path`, of its own folder if it goes on, of what it
+    begins from or of its teacher."""
+    if run.tokenizer.path:
+        return tokenizer_files.read(Path(run.tokenizer.path))
+    if (folder.tokenizer / FILE).exists() and folder.begun:
+        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
+        return Tokenizer.load(folder.tokenizer)
+    source = run.init or run.distillation.teacher
+    return tokenizer_of(source) if source else None
+
+
+def check_vocabulary(run: config.Run, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's vocabulary."""
+    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
+    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 
 def no_checkpoint(path: Path) -> BadInput:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from train.config import Optim
+from zoo.errors import BadInput
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
@@ -30,14 +31,19 @@ def optimizer(cfg: Optim) -> optax.GradientTransformation:
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
     """Learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
 
-    inverse_sqrt is lr * sqrt(max(warmup, 1) / step) (Vaswani et al. 2017, section 5.3, with the peak given instead of d_model).
+    With n the step counted from 1 and w the warm-up, at least 1: inverse_sqrt is lr * min(n / w, sqrt(w / n)) (Vaswani et al.
+    2017, section 5.3: there the peak is (d_model * w)^-1/2); inverse_sqrt_flat has no rise, lr * sqrt(w / max(n, w)) (Raffel et
+    al. 2020, section 3.1.2: w^-1/2).
     """
+    if cfg.schedule == "inverse_sqrt_flat":
+        flat = max(cfg.warmup, 1)
+        return lambda step: cfg.lr * jnp.sqrt(flat / jnp.maximum(step + 1, flat))
     warmup = min(cfg.warmup, steps)
     rest = max(steps - warmup, 1)
     decays: dict[str, optax.Schedule] = {
         "cosine": optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.final),
         "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.final, rest),
-        "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + warmup, 1)),
+        "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / (step + warmup + 1)),
         "constant": optax.constant_schedule(cfg.lr),
     }
     # Step 0 already moves: its rate is one warm-up increment, not 0.
@@ -60,7 +66,12 @@ def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
     Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
+    layers = next((leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/")), None)
+    if layers is None:
+        raise BadInput(
+            "--optim.layer-decay, --optim.freeze-layers and --optim.freeze-embeddings: this model has two stacks of layers, and "
+            "they mean a single one; leave them out"
+        )
     numbers = np.arange(layers)
     by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (layers - 1 - numbers))
     embeddings = 0.0 if cfg.freeze_embeddings else rate**layers

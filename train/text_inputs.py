@@ -14,14 +14,14 @@ from train import config, corpus
 from train.console import short
 from train.corpus import Documents
 from train.folder import Folder
-from train.load import tokenizer_of
+from train.load import check_vocabulary, chosen_tokenizer
 from train.mixture import Component, Mixture, Share
 from train.objectives import objective
 from train.prepare import Progress, Tokens, prepare
 from train.progress import shown
 from train.texts import Document
-from train.tokenizer import FILE, Tokenizer
-from zoo.errors import BadInput, require
+from train.tokenizer import Tokenizer
+from zoo.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,22 +96,11 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
         BadInput: see `corpus.split`, `Tokenizer.load` and `rows.training_rows`; or the tokenizer has ids beyond the vocabulary.
     """
     parts = _parts(run.data)
-    if run.tokenizer.path:
-        tokenizer = Tokenizer.load(run.tokenizer.path)
-    elif (folder.tokenizer / FILE).exists() and folder.begun:
-        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
-        tokenizer = Tokenizer.load(folder.tokenizer)
-    elif source := run.init or run.distillation.teacher:
-        tokenizer = tokenizer_of(source)
-    else:
+    tokenizer = chosen_tokenizer(run, folder)
+    if tokenizer is None:
         text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
-    require(
-        tokenizer.vocab_size <= run.model.vocab,
-        "model.vocab",
-        run.model.vocab,
-        f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more",
-    )
+    check_vocabulary(run, tokenizer)
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     with contextlib.nullcontext() if quiet else shown("tokenizing") as progress:
