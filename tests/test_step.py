@@ -132,7 +132,8 @@ def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
     t5 = optim.schedule(recipes.find("t5")().optim, 1 << 19)
     for step in (1, 2, 100, 3999, 4000, 4001, 9_999, 10_000, 10_001, 50_000, 99_999):
         expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
-        assert float(noam(jnp.int32(step - 1))) == pytest.approx(expected, rel=1e-5)
+        # A rise is computed as the peak less a part of it, in float32.
+        assert float(noam(jnp.int32(step - 1))) == pytest.approx(expected, rel=1e-5, abs=base.optim.lr * 2**-23)
         assert float(t5(jnp.int32(step - 1))) == pytest.approx(1 / math.sqrt(max(step, 10_000)), rel=1e-5)
 
 
