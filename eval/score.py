@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train import batches, config
 from train import mesh as meshes
 from train.losses import token_losses
-from train.rows import Rows
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -48,7 +47,7 @@ class Score:
 
 
 def of_run(
-    run: config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """The scorer of a run's text."""
     return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
@@ -57,7 +56,7 @@ def of_run(
 def scorer(
     net: Model,
     mesh: Mesh,
-    rows: Rows,
+    rows: Any,
     build: Callable[..., dict[str, Any]],
     token_bytes: np.ndarray,
     *,
@@ -98,7 +97,7 @@ def scorer(
     return score
 
 
-def _count(rows: Rows, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
+def _count(rows: Any, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
     """Counted targets of all rows and the bytes they stand for, from the very arrays the model is given."""
     tokens, size = 0, 0
     for batch in batches.in_order(rows, build, 1, np.arange(1)):

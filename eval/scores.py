@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from eval import labelled, masked, score
+from eval import labelled, masked, score, targets
 from train import config, inputs, optim
 from train import mesh as meshes
 from train.folder import Folder, read_config
@@ -22,6 +22,7 @@ SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "causal": score.of_run,
     "masked": masked.of_run,
     "distilled": masked.of_run,
+    **dict.fromkeys(("denoising", "text_to_text"), targets.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
 """Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype) -> (params -> score)`; a score has `record()`."""

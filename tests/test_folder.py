@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.config_objectives import Distillation, Labelled, Masking, Selection
+from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Selection
 from train.folder import Folder, differences, read_config, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 @pytest.mark.parametrize(("name", "size"), SIZES, ids=[name for name, _ in SIZES])
 def test_the_configuration_of_every_size_comes_back(name: str, size: configs.Size, tmp_path: Path) -> None:
-    run = Run(recipe=name, model=size.config, data=Data(length=size.config.context))
+    run = Run(recipe=name, model=size.config, data=Data(length=getattr(size.config, "context", 256)))
     assert round_trip(run, tmp_path) == run
 
 
@@ -222,6 +222,8 @@ MAKES_ANOTHER = {
     "tokenizer.vocab: 2048 before, 512 now": {"tokenizer": Tokenizer(vocab=512)},
     "optim.lr: 0.001 before, 0.002 now": {"optim": Optim(lr=2e-3)},
     "masking.rate: 0.15 before, 0.3 now": {"masking": Masking(rate=0.3)},
+    "denoising.kind: spans before, iid now": {"denoising": Denoising(kind="iid")},
+    "pairs.prefix:  before, translate: now": {"pairs": Pairs(prefix="translate:")},
     "distillation.soft: 5.0 before, 1.0 now": {"distillation": Distillation(soft=1.0)},
     "labelled.coarse: False before, True now": {"labelled": Labelled(coarse=True)},
     "selection.best: False before, True now": {"selection": Selection(best=True)},
@@ -237,5 +239,5 @@ def test_everything_else_makes_it_another_run(line: str, changed: dict[str, Any]
 def test_every_field_is_either_compared_or_may_change() -> None:
     """A new field is compared unless it is named here: forgetting it can only refuse too much."""
     compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim", "init"}
-    compared |= {"masking", "distillation", "labelled", "selection"}
+    compared |= {"masking", "denoising", "pairs", "distillation", "labelled", "selection"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

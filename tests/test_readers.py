@@ -212,7 +212,7 @@ def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(
         Question(origin=row["id"], document=row["title"], id=row["id"], question="?", context="c", answers=())
         for row in questions_of(sizes)
     ]
-    training, held_out = readers._halves(examples, fraction)  # pyright: ignore
+    training, held_out = readers.halves(examples, fraction)  # pyright: ignore
     assert training and held_out
     assert sorted(each.origin for each in [*training, *held_out]) == sorted(each.origin for each in examples)
     assert not {each.document for each in training} & {each.document for each in held_out}

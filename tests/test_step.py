@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
 from tests.gradients import assert_equal_gradients
-from train import config, optim
+from train import config, optim, recipes
 from train import mesh as meshes
 from train.losses import token_losses
 from train.objectives import causal
@@ -102,7 +102,7 @@ PEAK, WARMUP, STEPS, FINAL = 2e-3, 50, 450, 0.1
 CLOSED = {
     "cosine": lambda t: PEAK * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * (t - WARMUP) / (STEPS - WARMUP)))),
     "linear": lambda t: PEAK * (1 - (1 - FINAL) * (t - WARMUP) / (STEPS - WARMUP)),
-    "inverse_sqrt": lambda t: PEAK * math.sqrt(WARMUP / t),
+    "inverse_sqrt": lambda t: PEAK * math.sqrt(WARMUP / (t + 1)),
     "constant": lambda t: PEAK,
 }
 
@@ -120,11 +120,24 @@ def test_schedules_are_their_closed_forms(name: str) -> None:
         assert rate(step) == pytest.approx(PEAK * (step + 1) / WARMUP, rel=1e-5)
     for step in (50, 51, 137, 250, 449, 450):
         assert rate(step) == pytest.approx(CLOSED[name](step), rel=1e-5)
-    assert rate(WARMUP) == pytest.approx(rate(WARMUP - 1), rel=1e-3)
-    assert rate(STEPS) == pytest.approx(PEAK * {"inverse_sqrt": 1 / 3, "constant": 1}.get(name, FINAL), rel=1e-5)
+    # Of an inverse square root the first step after the peak is at sqrt(50 / 51) of it.
+    assert rate(WARMUP) == pytest.approx(rate(WARMUP - 1), rel=1e-2 if name == "inverse_sqrt" else 1e-3)
+    last = PEAK * math.sqrt(50 / 451) if name == "inverse_sqrt" else PEAK if name == "constant" else PEAK * FINAL
+    assert rate(STEPS) == pytest.approx(last, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", CLOSED)
+def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
+    base = recipes.find("transformer-base")()
+    noam = optim.schedule(base.optim, base.steps)
+    t5 = optim.schedule(recipes.find("t5")().optim, 1 << 19)
+    for step in (1, 2, 100, 3999, 4000, 4001, 9_999, 10_000, 10_001, 50_000, 99_999):
+        expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
+        # A rise is computed as the peak less a part of it, in float32.
+        assert float(noam(jnp.int32(step - 1))) == pytest.approx(expected, rel=1e-5, abs=base.optim.lr * 2**-23)
+        assert float(t5(jnp.int32(step - 1))) == pytest.approx(1 / math.sqrt(max(step, 10_000)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CLOSED, "inverse_sqrt_flat"])
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (1, 10), (10, 10), (50, 10), (0, 1)])
 def test_short_schedules_neither_stand_still_nor_overshoot(name: str, warmup: int, steps: int) -> None:
     rate = rates(name, warmup, steps)

@@ -7,12 +7,12 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from train.config_objectives import Denoising, Distillation, Labelled, Masking, Selection
+from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Selection
 from zoo.configs import Objective
 from zoo.errors import require
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
+Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
 RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
 Engine = Literal["jit", "pmap"]
@@ -104,7 +104,7 @@ class Optim:
     schedule: Schedule = "cosine"
     """Shape of the decay after the warm-up."""
     warmup: int = 100
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up from 0; of inverse_sqrt_flat, at the peak."""
     final: float = 0.1
     """Learning rate at the last step, as a share of the peak (cosine, linear)."""
     b1: float = 0.9
@@ -249,6 +249,7 @@ class Run(Generic[Model]):
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     masking: Masking = dataclasses.field(default_factory=Masking)
     denoising: Denoising = dataclasses.field(default_factory=Denoising)
+    pairs: Pairs = dataclasses.field(default_factory=Pairs)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
     labelled: Labelled = dataclasses.field(default_factory=Labelled)
     optim: Optim = dataclasses.field(default_factory=Optim)

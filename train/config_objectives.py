@@ -1,4 +1,4 @@
-"""What a run predicts, in numbers: masking, denoising, distillation, labelled files, and which checkpoint is kept as its best."""
+"""What a run predicts, in numbers: masking, denoising, pairs of texts, distillation, labels, and which checkpoint is kept."""
 
 import dataclasses
 import math
@@ -60,6 +60,32 @@ class Denoising:
     def __post_init__(self) -> None:
         require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
         require(1 <= self.mean_span <= 1000, "denoising.mean_span", self.mean_span, "choose 1 to 1,000 tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Parallel files for text to text: line n of a target is written for line n of its source. They may be .gz, .xz or .bz2.
+
+    Pairs in the columns of a table are given as --data.paths, with --labelled.text and --labelled.label for the columns."""
+
+    source: tuple[str, ...] = ()
+    """Files of what is read."""
+    target: tuple[str, ...] = ()
+    """Files of what is written, one for each of `source`."""
+    valid_source: tuple[str, ...] = ()
+    """What is held out, as `source`. None: the end of all pairs is."""
+    valid_target: tuple[str, ...] = ()
+    prefix: str = ""
+    """Stands before every source with a space between, to say what is asked: "translate English to German:"."""
+
+    def __post_init__(self) -> None:
+        for source, target in (("source", "target"), ("valid_source", "valid_target")):
+            one, other = getattr(self, source), getattr(self, target)
+            option = f"--pairs.{source.replace('_', '-')}"
+            fix = f"there are {len(one)} files of {option}; give one for each"
+            require(len(one) == len(other), f"pairs.{target}", " ".join(other), fix)
+        needed = bool(self.source) or not self.valid_source
+        require(needed, "pairs.valid_source", " ".join(self.valid_source), "it goes with --pairs.source; give both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -60,3 +60,11 @@ class Choice(Example):
     options: tuple[str, ...]
     answer: int
     """Number of the right one, from 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair(Example):
+    """A text that is read and the text that is written for it."""
+
+    source: str
+    target: str

@@ -1,4 +1,4 @@
-"""What a run reads, from its files to the rows it trains on and the rows it is scored on: text, or labelled examples."""
+"""What a run reads, from its files to the rows it trains on and the rows it is scored on: text, labelled examples, or pairs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from train import config, labelled, text_inputs
+from train import config, labelled, text_inputs, text_pairs
 from train.folder import Folder
 from train.mixture import Mixture
 from train.objectives import objective
 from train.tokenizer import Tokenizer
+from zoo import configs, models
+from zoo.errors import require
 
 
 @runtime_checkable
@@ -38,7 +40,7 @@ class Inputs(Protocol):
         ...
 
 
-READERS: dict[str, Any] = {"text": text_inputs, "labelled": labelled}
+READERS: dict[str, Any] = {"text": text_inputs, "labelled": labelled, "pairs": text_pairs}
 """What an objective calls its data -> the module that reads it."""
 
 
@@ -46,8 +48,11 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
     """The run with what its data decides filled in: the labels of a classifier.
 
     Raises:
-        BadInput: data that cannot be read, or that does not fit the run.
+        BadInput: an objective that the family is not trained by, data that cannot be read, or that does not fit the run.
     """
+    able = models.family(configs.family_of(run.model)).OBJECTIVES
+    fix = f"a {configs.family_of(run.model)} is trained by {', '.join(able)}; choose the recipe of another family"
+    require(run.objective in able, "objective", run.objective, fix)
     return _reader(run).settled(run, folder)
 
 

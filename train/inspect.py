@@ -11,7 +11,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from train import config, features, inputs, rows
+from train import config, features, inputs, rows, text_pairs
 from train.batches import Batches
 from train.folder import Folder
 from train.mixture import Mixture
@@ -118,6 +118,8 @@ def _ranges(row: Any) -> list[_Range]:
     """Where the parts of a row are from, whichever plan it is of."""
     if isinstance(row, rows.Row):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
+    if isinstance(row[0], text_pairs.Placed):
+        return [_Range(each.example, 0, len(each.sides.source)) for each in row]
     if isinstance(row, features.Row):
         return [_Range(row.example, 0, len(inputs.ids)) for inputs in row.inputs]
     return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]

@@ -16,10 +16,10 @@ from train.console import short
 from train.examples import Example, Tagged, Text
 from train.features import Row
 from train.folder import Folder
-from train.load import tokenizer_of
+from train.load import check_vocabulary, chosen_tokenizer
 from train.mixture import Component, Mixture
 from train.texts import Document
-from train.tokenizer import FILE, Tokenizer
+from train.tokenizer import Tokenizer
 from zoo.encoder_config import LABELLED
 from zoo.errors import BadInput, require
 
@@ -122,7 +122,8 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
     Raises:
         BadInput: data that cannot be read; or a number of labels that the head has not.
     """
-    _refuse_idle(run)
+    refuse_idle(run)
+    _refuse_unlearned(run)
     if run.model.task not in LABELLED:
         return run
     regression, named = run.labelled.regression, run.model.labels
@@ -144,18 +145,12 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     """
     training, held_out = _split(run)
     _read_once.cache_clear()
-    if run.tokenizer.path:
-        tokenizer = Tokenizer.load(run.tokenizer.path)
-    elif (folder.tokenizer / FILE).exists() and folder.begun:
-        tokenizer = Tokenizer.load(folder.tokenizer)
-    elif run.init:
-        tokenizer = tokenizer_of(run.init)
-    else:
+    tokenizer = chosen_tokenizer(run, folder)
+    if tokenizer is None:
         raise BadInput(
             "--init: name the run or the published weights to begin from, or give --tokenizer.path to begin from nothing"
         )
-    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
-    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
+    check_vocabulary(run, tokenizer)
     rows = _weighed(rows_of(training, run, tokenizer), run)
     named = [Document(example.origin, "") for example in training]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
@@ -205,11 +200,12 @@ MEANT = {
     "tagging": ("text", "label", "encoding", "class_weights", "truncate"),
     "span": ("encoding", "truncate", "stride"),
     "choice": ("encoding", "truncate"),
+    "text_to_text": ("text", "label", "header", "encoding", "truncate"),
 }
 """Objective -> the fields of `Labelled` that mean something to it."""
 
 
-def _refuse_idle(run: config.Run) -> None:
+def refuse_idle(run: config.Run) -> None:
     """Refuse options that would change nothing."""
     for field in dataclasses.fields(config.Labelled):
         value = getattr(run.labelled, field.name)
@@ -217,6 +213,10 @@ def _refuse_idle(run: config.Run) -> None:
         require(not idle, f"labelled.{field.name}", value, f"it means nothing to {run.objective}; leave it out")
     several = " ".join(f"{weight:g}" for weight in run.data.weights)
     require(not several, "data.weights", several, "labelled data are one source; leave it out")
+
+
+def _refuse_unlearned(run: config.Run) -> None:
+    """Refuse options of a loss that labels have not."""
     require(run.loss_chunk == 0, "loss_chunk", run.loss_chunk, "labels are few, and their loss is computed at once; leave it out")
     smooth = run.label_smoothing == 0 or not run.labelled.regression
     require(smooth, "label_smoothing", run.label_smoothing, "a regression has no labels to smooth; leave it out")

@@ -13,9 +13,9 @@ from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.folder import Folder, is_run, read_config
-from train.tokenizer import Tokenizer
+from train.tokenizer import FILE, Tokenizer
 from zoo import hub, models, pretrained, sharding
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.models import Model
 
 
@@ -60,6 +60,37 @@ def tokenizer_of(where: str) -> Tokenizer:
     """The tokenizer of what `load` would load."""
     folder = hub.folder_of(where)
     return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else tokenizer_files.read(folder)
+
+
+def chosen_tokenizer(run: config.Run, folder: Folder) -> Tokenizer | None:
+    """The tokenizer of a run that has one to begin with: its own folder's if it goes on, or that of `tokenizer.path`, of what it
+    begins from or of its teacher.
+
+    Raises:
+        BadInput: it is not the teacher's.
+    """
+    # Without a checkpoint nothing depends on the folder's, and it may be of a text that has changed since.
+    if (folder.tokenizer / FILE).exists() and folder.begun:
+        return Tokenizer.load(folder.tokenizer)
+    teacher = run.distillation.teacher
+    source = run.init or teacher
+    if run.tokenizer.path:
+        tokenizer = tokenizer_files.read(Path(run.tokenizer.path))
+    elif source:
+        tokenizer = tokenizer_of(source)
+    else:
+        return None
+    if teacher and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
+        raise BadInput(
+            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
+        )
+    return tokenizer
+
+
+def check_vocabulary(run: config.Run, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's vocabulary."""
+    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
+    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 
 def no_checkpoint(path: Path) -> BadInput:

@@ -30,14 +30,19 @@ def optimizer(cfg: Optim) -> optax.GradientTransformation:
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
     """Learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
 
-    inverse_sqrt is lr * sqrt(max(warmup, 1) / step) (Vaswani et al. 2017, section 5.3, with the peak given instead of d_model).
+    With n the step counted from 1 and w the warm-up, at least 1: inverse_sqrt is lr * min(n / w, sqrt(w / n)) (Vaswani et al.
+    2017, section 5.3: there the peak is (d_model * w)^-1/2); inverse_sqrt_flat has no rise, lr * sqrt(w / max(n, w)) (Raffel et
+    al. 2020, section 3.1.2: w^-1/2).
     """
+    if cfg.schedule == "inverse_sqrt_flat":
+        flat = max(cfg.warmup, 1)
+        return lambda step: cfg.lr * jnp.sqrt(flat / jnp.maximum(step + 1, flat))
     warmup = min(cfg.warmup, steps)
     rest = max(steps - warmup, 1)
     decays: dict[str, optax.Schedule] = {
         "cosine": optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.final),
         "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.final, rest),
-        "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + warmup, 1)),
+        "inverse_sqrt": lambda step: cfg.lr * jnp.sqrt(max(warmup, 1) / (step + warmup + 1)),
         "constant": optax.constant_schedule(cfg.lr),
     }
     # Step 0 already moves: its rate is one warm-up increment, not 0.

@@ -13,7 +13,7 @@ from typing import Any
 from train import formats, records
 from train.config import Data
 from train.config_objectives import Labelled
-from train.examples import Answer, Choice, Example, Question, Tagged, Text
+from train.examples import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.formats import get
 from train.records import Record, column
 from train.sources import check_file, data_set, inside, kind
@@ -48,7 +48,7 @@ def split(objective: str, data: Data, options: Labelled) -> tuple[list[Example],
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
     found, keys = read(objective, data.paths, data, options)
     if not data.valid_paths:
-        return _halves(found, data.valid_fraction)
+        return halves(found, data.valid_fraction)
     valid, others = read(objective, data.valid_paths, data, options)
     if both := keys & others:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
@@ -92,8 +92,11 @@ def _sources(path: str, objective: str, data: Data, options: Labelled) -> Iterat
         yield str(file.resolve()), str(file), check_file(file, reader, words)(file, options)
 
 
-def _halves(examples: list[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """Cut before the document, by first appearance, that begins nearest to where the held-out examples should."""
+def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+    """Examples to train on and to hold out.
+
+    They are cut before the document, by first appearance, that begins nearest to where the held-out examples should.
+    """
     documents: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
         documents.setdefault(example.document or number, []).append(number)
@@ -121,6 +124,25 @@ def _text(record: Record, options: Labelled) -> Text:
         if not colon or not label:
             raise BadInput(f"{where}: label {json.dumps(value)} has no colon; leave out --labelled.coarse")
     return Text(origin=where, text=text, pair=pair, label=label)
+
+
+def _pair(record: Record, options: Labelled) -> Pair:
+    where = record.where
+    source = string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
+    target = string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
+    return pair(where, source, target)
+
+
+def pair(where: str, source: str, target: str) -> Pair:
+    """A pair of texts.
+
+    Raises:
+        BadInput: one of them is empty.
+    """
+    for name, text in (("source", source), ("target", target)):
+        if not text.strip():
+            raise BadInput(f"{where}: the {name} is empty; write one, or leave the pair out")
+    return Pair(origin=where, source=source, target=target)
 
 
 def _tagged(record: Record, options: Labelled) -> Tagged:
@@ -203,6 +225,7 @@ TASKS = {
     "classification": Task({".tsv": records.tsv, ".csv": records.comma_separated, ".txt": formats.trec, **ANY}, _text),
     "tagging": Task({".conll": formats.conll, **ANY}, _tagged),
     "span": Task({".json": formats.squad, **ANY}, _question),
+    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair),
     "choice": Task({".json": formats.race, ".txt": formats.race, **ANY}, _choice),
 }
 """By objective."""

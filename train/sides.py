@@ -27,8 +27,8 @@ def two(examples: Sequence[Sides], source: int, target: int, pad: int) -> dict[s
     decoder = _laid(inputs, target, pad)
     targets = _laid([each.target for each in examples], target, pad)["tokens"]
     weights = (decoder["segments"] > 0).astype(np.float32)
-    encoder = Batch(**_laid([each.source for each in examples], source, pad))
-    return {**decoder, "targets": targets, "weights": weights, "source": encoder}
+    encoder: dict[str, Any] = {**_laid([each.source for each in examples], source, pad)}
+    return {**decoder, "targets": targets, "weights": weights, "source": Batch(**encoder)}
 
 
 def one(example: Sides, length: int, pad: int, *, causal: bool) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from train import config, corpus
 from train.console import short
 from train.corpus import Documents
 from train.folder import Folder
-from train.load import tokenizer_of
+from train.load import check_vocabulary, chosen_tokenizer
 from train.mixture import Component, Mixture, Share
 from train.objectives import objective
 from train.prepare import Progress, Tokens, prepare
 from train.progress import shown
 from train.texts import Document
-from train.tokenizer import FILE, Tokenizer
-from zoo.errors import BadInput, require
+from train.tokenizer import Tokenizer
+from zoo.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,13 +97,11 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
             is not the teacher's.
     """
     parts = _parts(run.data)
-    tokenizer = _tokenizer(run, folder, parts)
-    require(
-        tokenizer.vocab_size <= run.model.vocab,
-        "model.vocab",
-        run.model.vocab,
-        f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more",
-    )
+    tokenizer = chosen_tokenizer(run, folder)
+    if tokenizer is None:
+        text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
+        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
+    check_vocabulary(run, tokenizer)
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     with contextlib.nullcontext() if quiet else shown("tokenizing") as progress:
@@ -137,25 +135,6 @@ def _parts(data: config.Data) -> list[_Part]:
         return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
     alone = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
     return [_Part(one.paths[0], weight, *corpus.split(one)) for one, weight in zip(alone, data.weights, strict=True)]
-
-
-def _tokenizer(run: config.Run, folder: Folder, parts: list[_Part]) -> Tokenizer:
-    # Without a checkpoint nothing depends on the folder's, and it may be of a text that has changed since.
-    if (folder.tokenizer / FILE).exists() and folder.begun:
-        return Tokenizer.load(folder.tokenizer)
-    wanted, teacher = run.tokenizer, run.distillation.teacher
-    if wanted.path:
-        tokenizer = Tokenizer.load(wanted.path)
-    elif source := run.init or teacher:
-        tokenizer = tokenizer_of(source)
-    else:
-        text = corpus.sample([part.documents for part in parts])
-        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
-    if teacher and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
-        raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
-        )
-    return tokenizer
 
 
 def _held_out(parts: list[_Part], data: config.Data) -> Iterable[Document]:

@@ -2,7 +2,7 @@
 
 An objective is a module with
 
-- `DATA`: "text", or "labelled" for examples that somebody labelled;
+- `DATA`: "text", "labelled" for examples that somebody labelled, or "pairs" for texts and what is written for them;
 - `builder(run, tokenizer, counts) -> build`: the function that makes a row arrays, on the host; `counts()` is how often each id
   occurs in the training data;
 - of text, `plan(tokens, run, tokenizer)` and `scored(tokens, run, tokenizer, stride)`: its rows for training and for scoring;

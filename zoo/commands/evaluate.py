@@ -6,7 +6,6 @@ from typing import Annotated
 from zoo.commands.machine import on_machine
 from zoo.errors import require
 
-
 PASSED = ("batch", "stride", "length", "words", "field", "limit", "prefix")
 """Options that are `eval.tasks.Settings`' own."""
 

@@ -1,0 +1,46 @@
+"""Write a text for a text: a translation, a summary, an answer (Vaswani et al. 2017; Raffel et al. 2020, section 2.4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from train import sides
+from train.batches import Build
+from train.config import Run
+from train.losses import summed
+from train.text_pairs import Placed, marks_of
+from train.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.models import Model
+
+DATA = "pairs"
+
+
+def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
+    """`build(rng, row, length)`: one row of `train.text_pairs` as the fields of `Batch`; see `train.sides.two`, and `one` for a
+    decoder alone. Draws nothing."""
+    pad, target = marks_of(tokenizer).pad, run.data.target_length or run.data.length
+    alone = getattr(run.model, "architecture", None) == "decoder"
+
+    def build(rng: np.random.Generator, row: tuple[Placed, ...], length: int) -> dict[str, Any]:
+        if alone:
+            return sides.one(row[0].sides, length + target, pad, causal=run.denoising.causal)
+        return sides.two([each.sides for each in row], length, target, pad)
+
+    return build
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+    """What the loss is divided by: the number of predictions."""
+    assert batch.weights is not None
+    return {"text_to_text": batch.weights.sum()}
+
+
+def loss(
+    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+) -> tuple[dict[str, jax.Array], Any]:
+    """Summed cross-entropy, in nats, of the targets of a batch; and the model's carry."""
+    nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+    return {"text_to_text": nats}, carry

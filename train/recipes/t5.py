@@ -1,0 +1,76 @@
+"""Recipes of the T5 family."""
+
+import dataclasses
+
+from train import origin
+from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from zoo import configs
+from zoo.configs import Compute
+
+
+def t5_nano() -> Run:
+    """A T5 of 4.9 million parameters that learns to write what was left out of Moby-Dick, on a laptop.
+
+    Command: zoo train t5-nano
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    model = configs.find("t5-nano")[1].config
+    return Run(
+        recipe="t5-nano",
+        model=dataclasses.replace(model, compute=Compute(unroll=4)),
+        objective="denoising",
+        steps=300,
+        data=Data(length=128, batch=16),
+        tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
+        optim=Optim(lr=3e-3, warmup=30, schedule="linear", final=0.05, b2=0.99, weight_decay=0.01),
+        checkpoint=Checkpoint(every=100),
+        log=Log(every=10, validate_every=100, samples=0),
+    )
+
+
+def t5() -> Run:
+    """T5 base from scratch on your own text, as the baseline of the paper (Raffel et al. 2020, section 3.1) with its final spans.
+
+    Command: zoo train t5 --data.paths corpus.jsonl
+    Hardware: meant for 8 accelerators.
+    Time: not measured, for want of the hardware.
+    Expect: not measured; the paper's baseline sees 34 billion tokens of C4. Its final models: --steps 1000000 --data.batch 2048.
+    """
+    model = configs.find("t5-base")[1].config
+    return Run(
+        recipe="t5",
+        model=model,
+        objective="denoising",
+        steps=1 << 19,
+        data=Data(length=512, batch=128),
+        # The table's last 28 rows are no entries.
+        tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
+        optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
+    )
+
+
+def finetune_text_to_text(init: str = "") -> Run:
+    """Write a text for a text, as a translation, a summary or an answer; begins from a T5 (Raffel et al. 2020, section 3.1.2).
+
+    Command: zoo train finetune-text-to-text --init DIR --pairs.source train.en --pairs.target train.de
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured; the paper takes 262,144 steps of 128 rows.
+    """
+    model = origin.numbers(init) if init else configs.find("t5-small")[1].config
+    return Run(
+        recipe="finetune-text-to-text",
+        model=model,
+        objective="text_to_text",
+        init=init,
+        steps=1_000,
+        data=Data(length=128, batch=16, pack=getattr(model, "architecture", None) != "decoder"),
+        tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
+        optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0),
+        checkpoint=Checkpoint(every=200),
+        log=Log(every=10, validate_every=100, validate_rows=256, samples=0),
+    )
