@@ -3,7 +3,7 @@
 The attention of the decoder over the source, as Bahdanau et al. 2015 draw it (figure 3), averaged over layers and heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def record(
     return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": found.round(4).tolist()}
 
 
-def draw(found: dict[str, Any]) -> str:
+def draw(found: Mapping[str, Any]) -> str:
     """A picture of it: a row for each token of the text, a column for each of the source, the darker the more it is looked at."""
     source, said, table = found["source"], found["text"], found["weights"]
     left, top = 12 + LETTER * max(map(len, said)), 12 + LETTER * max(map(len, source))

@@ -1,8 +1,8 @@
 """How good the texts are that an encoder-decoder writes: translations, summaries, answers.
 
 Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second being wanted
-for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text and
---labelled.label. A run puts its own prefix before each source unless told another.
+for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text
+and --labelled.label. A run puts its own prefix before each source unless told another.
 
 Texts are written greedily or searched for (--beams), of at most --limit tokens.
 
@@ -15,6 +15,7 @@ Examples are pairs. Details: beams, limit, signatures, and some of the texts.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """
     _measures(settings.argument)
     if any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        return readers.read("text_to_text", names, Data(), settings.labelled)[0]  # pyright: ignore[reportReturnType]
+        return readers.read("text_to_text", tuple(names), Data(), settings.labelled)[0]  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
     return list(parallel(names[:1], names[1:], settings.labelled))
 
@@ -70,7 +71,8 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     decoding = Decoding(limit=limit, sampling=GREEDY, search=settings.search)
     generator = Generator(net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch)
     found = [each.text for each in generator.generate(sources, decoding, progress=progress)]
-    metrics, details = {}, {"beams": settings.search.beams, "limit": limit}
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {"beams": settings.search.beams, "limit": limit}
     for name in measures:
         numbers, said = overlap.MEASURES[name](found, wanted)
         metrics |= numbers
