@@ -217,7 +217,7 @@ def _samples(found: Mapping[str, Any]) -> str:
     step = f"the model after step {found['step']:,}"
     lead = f"Beginnings of held-out text, continued by {step}{how}, and as the text itself goes on."
     if "pairs" in found:
-        lead = f"Held-out sources, the likeliest texts that {step} writes for them, word by word, and the texts that are wanted."
+        lead = f"Held-out sources, what {step} writes for them greedily, and the texts that are wanted."
     shown = "".join(
         f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
         f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
@@ -229,9 +229,10 @@ def _samples(found: Mapping[str, Any]) -> str:
 
 def _looked_at(found: Mapping[str, Any]) -> str:
     lead = (
-        "The first of these texts: how much of the decoder's attention each of its tokens, a row, has for each of its source's."
+        "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
+        "over layers and heads."
     )
-    return f"<p class=note>{text(lead)} Mean over layers and heads.</p>{alignment.draw(found)}"
+    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{alignment.draw(found)}'
 
 
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
