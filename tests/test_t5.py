@@ -122,11 +122,10 @@ def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own(fo
 
 
 def test_a_source_is_asked_for_and_refused() -> None:
-    for architecture, batch, said in (
-        ("shared", row(4), "a T5 of architecture shared takes a batch with source"),
-        ("decoder", with_source(of("shared"), row(4)), "a T5 of architecture decoder takes a batch without source"),
+    for net, batch, said in (
+        (of("shared"), row(4), "a T5 of architecture shared takes a batch with source"),
+        (of("decoder"), with_source(of("shared"), row(4)), "a T5 of architecture decoder takes a batch without source"),
     ):
-        net = of(architecture)
         with pytest.raises(ValueError, match=said):
             net.apply(random_params(net), batch)
     net = of("shared")
