@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 @pytest.mark.parametrize(("name", "size"), SIZES, ids=[name for name, _ in SIZES])
 def test_the_configuration_of_every_size_comes_back(name: str, size: configs.Size, tmp_path: Path) -> None:
-    run = Run(recipe=name, model=size.config, data=Data(length=getattr(size.config, "context", 512)))
+    run = Run(recipe=name, model=size.config, data=Data(length=getattr(size.config, "context", 256)))
     assert round_trip(run, tmp_path) == run
 
 
