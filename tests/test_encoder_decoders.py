@@ -75,13 +75,9 @@ def test_the_same_bits_come_out(form: str, tmp_path: Path) -> None:
 # --- T5's names -----------------------------------------------------------------------------------------------------------------
 
 
-def changed(folder: Path, form: str, tensors_: dict[str, np.ndarray], **said: Any) -> pretrained.Opened:
+def changed(folder: Path, form: str, other: dict[str, np.ndarray], **said: Any) -> pretrained.Opened:
     """What a folder holds after its tensors and its config.json were changed."""
-    stored = written(folder, form)
-    save_file(
-        {**stored, **{name: stored.get(name, each) if each is None else each for name, each in tensors_.items()}},
-        folder / tensors.SINGLE,
-    )
+    save_file({**written(folder, form), **other}, folder / tensors.SINGLE)
     numbers = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**numbers, **said}))
     return pretrained.open_folder(folder)

@@ -38,15 +38,6 @@ def test_each_layer_has_its_share_of_the_one_above(name: Any) -> None:
             assert plain[path][layer].any()
 
 
-def test_of_two_stacks_each_counts_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    stacks = {"encoder": {"layers": {"kernel": jnp.ones((2, 2))}}, "decoder": {"layers": {"kernel": jnp.ones((3, 2))}}}
-    monkeypatch.setitem(globals(), "PARAMS", {"embed": PARAMS["embed"], **stacks})
-    plain, decayed = (moved(Optim(clip=0.0, layer_decay=rate)) for rate in (1.0, 0.5))
-    for path, shares in {"encoder/layers/kernel": (0.5, 1.0), "decoder/layers/kernel": (0.25, 0.5, 1.0)}.items():
-        np.testing.assert_allclose(decayed[path], np.array(shares)[:, None] * plain[path], rtol=1e-6)
-    np.testing.assert_allclose(decayed["embed/tokens/embedding"], 0.125 * plain["embed/tokens/embedding"], rtol=1e-6)
-
-
 def test_what_is_frozen_does_not_move_and_is_not_seen() -> None:
     """Not even by weight decay; and a gradient there that is no number reaches neither the norm nor anything else."""
     cfg = Optim(freeze_layers=2, freeze_embeddings=True, weight_decay=0.1, clip=1.0)

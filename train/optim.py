@@ -62,21 +62,20 @@ def _freezes(cfg: Optim) -> bool:
 def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
     """Updates times rate^(layers above), and times 0 where frozen (Yang et al. 2019, appendix A.4.2).
 
-    Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings. Of two stacks
-    each counts its own layers, and the embeddings are below the taller one.
+    Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    tallest = max(leaf.shape[0] for keys, leaf in leaves if "layers" in path_of(keys).split("/"))
-    embeddings = 0.0 if cfg.freeze_embeddings else rate**tallest
+    layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
+    numbers = np.arange(layers)
+    by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (layers - 1 - numbers))
+    embeddings = 0.0 if cfg.freeze_embeddings else rate**layers
 
     def scale(keys: Any, update: jax.Array) -> jax.Array:
-        parts = path_of(keys).split("/")
-        if "layers" in parts:
-            numbers = np.arange(update.shape[0])
-            by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (len(numbers) - 1 - numbers))
+        part = path_of(keys).split("/")[0]
+        if part == "layers":
             factor = jnp.asarray(by_layer, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
         else:
-            factor = jnp.asarray(embeddings if parts[0] == "embed" else 1.0, update.dtype)
+            factor = jnp.asarray(embeddings if part == "embed" else 1.0, update.dtype)
         # A frozen gradient may be anything, not a number included.
         return jnp.where(factor == 0, 0, update * factor)
 
