@@ -11,10 +11,24 @@ import optax
 
 from train.config import Optim
 from zoo.errors import BadInput
+from zoo.models import Model
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 """Leaves with weight decay, by path: matrices and embeddings, never norms and biases."""
+
+
+def check(cfg: Optim, net: Model) -> None:
+    """Refuse what means one stack of layers to a model that has two.
+
+    Raises:
+        BadInput: rates by layer, or frozen parts.
+    """
+    if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: net.init(jax.random.key(0))):
+        raise BadInput(
+            "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: they mean one stack of layers, and a "
+            f"{net.family} has two; leave them out"
+        )
 
 
 def optimizer(cfg: Optim) -> optax.GradientTransformation:
@@ -66,12 +80,7 @@ def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
     Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    layers = next((leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/")), None)
-    if layers is None:
-        raise BadInput(
-            "--optim.layer-decay, --optim.freeze-layers and --optim.freeze-embeddings: this model has two stacks of layers, and "
-            "they mean a single one; leave them out"
-        )
+    layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
     numbers = np.arange(layers)
     by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (layers - 1 - numbers))
     embeddings = 0.0 if cfg.freeze_embeddings else rate**layers
