@@ -28,12 +28,58 @@ ROBERTA = BERT | dict(model_type="roberta", max_position_embeddings=18, type_voc
 DISTILBERT = dict(
     model_type="distilbert", vocab_size=61, max_position_embeddings=16, n_layers=2, dim=12, n_heads=3, hidden_dim=20
 )
-TINY: dict[str, dict[str, Any]] = {"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA}
+T5 = dict(
+    model_type="t5",
+    vocab_size=61,
+    d_model=12,
+    d_kv=5,
+    d_ff=20,
+    num_layers=2,
+    num_decoder_layers=3,
+    num_heads=3,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=6,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+    decoder_start_token_id=0,
+)
+MARIAN = dict(
+    model_type="marian",
+    vocab_size=61,
+    d_model=12,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=3,
+    decoder_attention_heads=3,
+    encoder_ffn_dim=20,
+    decoder_ffn_dim=20,
+    activation_function="relu",
+    scale_embedding=True,
+    max_position_embeddings=1024,
+    pad_token_id=0,
+    decoder_start_token_id=0,
+)
+TINY: dict[str, dict[str, Any]] = {
+    "bert": BERT,
+    "distilbert": DISTILBERT,
+    "gpt": GPT2,
+    "roberta": ROBERTA,
+    "t5": T5,
+    "transformer": MARIAN,
+}
 """By family."""
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
+    "t5-1.1": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-gated-tied": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True}),
+    "t5-plain-untied": ("t5", {"feed_forward_proj": "gelu_new", "tie_word_embeddings": False}),
+    "marian": ("transformer", {}),
+}
+"""Encoder-decoders as `transformers` has them: a family, and what its config.json says."""
 
 HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
 """(family, task) of every model that `transformers` has too."""
-ENCODERS = [(family, task) for family, task in HEADS if task != "causal"]
+ENCODERS = [(family, task) for family, task in HEADS if hasattr(configs.family(family).Config, "task")]
 LABELS = ("no", "perhaps", "yes")
 
 
@@ -66,11 +112,23 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape, *_ in pretrained.explain(cfg)}
 
 
-def write(folder: Path, config: dict[str, Any], *, sharded: bool = False, spread: float = 0.2) -> dict[str, np.ndarray]:
-    """Make a published folder and return its tensors. Sharded: one file a tensor, so that a test can change one cheaply."""
+def write(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    sharded: bool = False,
+    spread: float = 0.2,
+    factors: dict[str, float] | None = None,
+) -> dict[str, np.ndarray]:
+    """Make a published folder and return its tensors. Sharded: one file a tensor, so that a test can change one cheaply.
+
+    `factors` multiply the spread of the tensors whose names end so.
+    """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     drawn = weights(shapes_of(folder), spread)
+    for end, factor in (factors or {}).items():
+        drawn |= {name: np.float32(factor) * each for name, each in drawn.items() if name.endswith(end)}
     if not sharded:
         save_file(drawn, folder / tensors.SINGLE)
         return drawn

@@ -17,14 +17,20 @@ from zoo.heads import gather, summaries
 from zoo.models import Model, model
 from zoo.seeds import example_seeds
 
-SMALL = dict(vocab=300, context=32, layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
+SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
 LABELS = ("no", "perhaps", "yes")
 HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
 """(family, task) of every kind of model that there is."""
 
+ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
+"""Families with a choice of heads."""
+GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
+"""Families in which no token sees those behind it."""
+
 SAYS = {
     "body": ("hidden",),
     "causal": ("words",),
+    "text_to_text": ("words",),
     "pretraining": ("words", "sequences"),
     "masked": ("words",),
     "next": ("sequences",),
@@ -51,7 +57,7 @@ def small(family: str, **changes: Any) -> Model:
 
 def with_head(family: str, task: str, **changes: Any) -> Model:
     """The same with another head; a family of one kind of model has no choice."""
-    return small(family, **changes) if task == "causal" else small(family, task=task, **changes)
+    return small(family, task=task, **changes) if family in ENCODERS else small(family, **changes)
 
 
 def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
@@ -91,12 +97,20 @@ def shapes(net: Model) -> Any:
 
 
 def random_params(net: Model) -> Any:
-    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero."""
+    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero.
+
+    T5's kernels are as spread as they begin, those of queries the least: as its scores are not scaled, more would magnify every
+    rounding.
+    """
     rng = np.random.default_rng(0)
 
     def draw(keys: Any, leaf: Any) -> jax.Array:
         path = sharding.path_of(keys)
         values = 0.3 * rng.standard_normal(leaf.shape) + path.endswith("scale")
+        if net.family == "t5" and path.endswith("kernel"):
+            values *= net.config.width**-0.5 / 0.3
+            queries = values[:, :, :1] if "qkv" in path else values if "/q/" in path else values[:0]
+            queries *= net.config.head**-0.5
         if path in net.module.PADDED:
             values[getattr(net.config, net.module.PADDED[path]) :] = 0
         return jnp.float32(values)
@@ -109,14 +123,38 @@ def row(length: int, rows: int = 1, **fields: Any) -> Batch:
     return Batch(tokens=jnp.arange(1, rows * length + 1, dtype=jnp.int32).reshape(rows, length), **fields)
 
 
+def with_source(net: Model, batch: Batch) -> Batch:
+    """As an encoder-decoder takes it: with a source of the rows' segments, and of tokens that they do not have."""
+    if "text_to_text" not in net.module.OBJECTIVES:
+        return batch
+    source = Batch(tokens=batch.tokens + batch.tokens.size, segments=batch.segments, positions=batch.positions)
+    return dataclasses.replace(batch, source=source)
+
+
+def reversed_layers(params: Any) -> Any:
+    """The same with every stack upside down."""
+
+    def turned(keys: Any, leaf: Any) -> Any:
+        return leaf[::-1] if "layers" in sharding.path_of(keys).split("/") else leaf
+
+    return jax.tree_util.tree_map_with_path(turned, params)
+
+
 def as_batch(asked: dict[str, np.ndarray]) -> Batch:
     """What `tests.theirs` asks a model."""
     kinds = jnp.asarray(asked["types"]) if "types" in asked else None
-    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=jnp.asarray(asked["real"], jnp.int32), types=kinds)
+    source = None
+    if "source" in asked:
+        source = Batch(tokens=jnp.asarray(asked["source"]), segments=jnp.asarray(asked["source_real"], jnp.int32))
+    segments = jnp.asarray(asked["real"], jnp.int32)
+    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=segments, types=kinds, source=source)
 
 
-def sees(net: Model, params: Any, batch: Batch) -> np.ndarray:
-    """bool[T, T]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not."""
+def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
+    """bool[T, S]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not.
+
+    `tokens` [S] are the row's own, unless others are given: a source's.
+    """
     probe = np.float32(np.random.default_rng(0).standard_normal(net.config.width))
 
     def outputs(table: Any) -> Any:
@@ -124,7 +162,7 @@ def sees(net: Model, params: Any, batch: Batch) -> np.ndarray:
         return net.apply({**params, "embed": embed}, batch).hidden[0] @ probe
 
     jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
-    return (np.asarray(jacobian[:, batch.tokens[0]]) != 0).any(-1)
+    return (np.asarray(jacobian[:, batch.tokens[0] if tokens is None else tokens]) != 0).any(-1)
 
 
 def loss(net: Model, params: Any, batch: Batch, seeds: Any = None) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import BODIES, HEADS, SAYS, jit, random_params, row, seeds, shapes, small, with_dropout, with_head
+from tests.small import BODIES, HEADS, SAYS, jit, random_params, row, seeds, shapes, small, with_dropout, with_head, with_source
 from zoo import sharding
 from zoo.batch import Batch, Output
 from zoo.models import Model
@@ -18,8 +18,8 @@ every_body = pytest.mark.parametrize("family", BODIES)
 
 @every_body
 def test_rate_zero_is_no_dropout(family: str) -> None:
-    net, batch = small(family), row(8, 2)
-    params = random_params(net)
+    net = small(family)
+    params, batch = random_params(net), with_source(net, row(8, 2))
     off, zero = (compiled(net)(params, batch, seeds=given).hidden for given in (None, seeds(2)))
     np.testing.assert_array_equal(off, zero)
 
@@ -27,8 +27,8 @@ def test_rate_zero_is_no_dropout(family: str) -> None:
 @every_body
 def test_dropout_of_an_example_depends_on_its_own_seeds(family: str) -> None:
     """A micro-batch of two of eight examples gives what the whole batch gives there; another step gives something else."""
-    net, batch = small(family, **with_dropout(small(family))), row(8, 8)
-    params, apply = random_params(net), compiled(net)
+    net = small(family, **with_dropout(small(family)))
+    params, apply, batch = random_params(net), compiled(net), with_source(net, row(8, 8))
     whole = apply(params, batch, seeds=seeds(8)).hidden
     part = jax.tree.map(lambda leaf: leaf[2:4], batch)
     np.testing.assert_allclose(apply(params, part, seeds=seeds(8)[2:4]).hidden, whole[2:4], atol=1e-5, rtol=0)

@@ -1,22 +1,21 @@
 """Encoders: which rows of their tables are read, what their heads are asked and by whom, and how fresh parameters are drawn."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import HEADS, SAYS, jit, outputs, random_params, row, said, small, with_head
+from tests.small import ENCODERS, HEADS, SAYS, jit, outputs, random_params, row, said, small, with_head
 from train import config
 from train import mesh as meshes
 from zoo import encoder_config, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
-FAMILIES = list(dict(head for head in HEADS if head[1] != "causal"))
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", ENCODERS)
 OFFSETS = {"bert": 0, "distilbert": 0, "roberta": 2}
 """The row of the table of positions that the first token takes."""
 
@@ -114,7 +113,7 @@ def test_heads_are_asked_at_positions() -> None:
     np.testing.assert_allclose(whole["sequences"], net.sequence_logits(params, hidden[:, :1]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "task"), [(family, task) for family in FAMILIES for task in SAYS if task != "causal"])
+@pytest.mark.parametrize(("family", "task"), [(family, task) for family in ENCODERS for task in get_args(encoder_config.Task)])
 def test_a_head_that_is_not_there_is_missed(family: str, task: Any) -> None:
     """A task that the family lacks by whoever makes the parameters, a question to another head by its name."""
     if (family, task) not in HEADS:

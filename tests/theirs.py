@@ -14,7 +14,8 @@ PAIR = 0.4
 
 
 def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest].
+    """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest]; of an
+    encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's.
 
     The id of padding is no token's: `transformers` takes the positions of RoBERTa from it, and gives it no gradient.
     """
@@ -22,6 +23,10 @@ def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndar
     real = at < ends
     drawn = rng.integers(2, config["vocab_size"], real.shape)
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
+    if config["model_type"] in ("t5", "marian"):
+        width = max(lengths) + 2
+        there = np.arange(width) < width - np.array(lengths)[:, None] // 2
+        return batch | {"source": np.where(there, rng.integers(2, config["vocab_size"], there.shape), 0), "source_real": there}
     if config.get("type_vocab_size", 0) < 2:
         return batch
     return batch | {"types": (real & (at >= PAIR * ends)).astype(np.int32)}
@@ -55,6 +60,9 @@ def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]
     import torch
 
     arguments = {"input_ids": batch["tokens"], "attention_mask": batch["real"], "token_type_ids": batch.get("types")}
+    if "source" in batch:
+        decoder = {f"decoder_{name}": each for name, each in arguments.items() if each is not None}
+        arguments = {"input_ids": batch["source"], "attention_mask": batch["source_real"], **decoder}
     tensors = {name: torch.tensor(each).long() for name, each in arguments.items() if each is not None}
     said = net(**{name: each[None] if task == "choice" else each for name, each in tensors.items()})
     match task:
@@ -62,7 +70,7 @@ def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]
             return {"hidden": said.last_hidden_state}
         case "pretraining":
             return {"words": said.prediction_logits, "sequences": said.seq_relationship_logits[:, None]}
-        case "causal" | "masked":
+        case "causal" | "masked" | "text_to_text":
             return {"words": said.logits}
         case "choice":
             return {"sequences": said.logits.reshape(-1, 1, 1)}
@@ -84,5 +92,7 @@ def computed(net: Any, task: str, batch: dict[str, np.ndarray]) -> tuple[dict[st
     gradients = {
         name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
         for name, each in net.named_parameters()
+        # Marian's sinusoids are a table there, and never learned.
+        if "embed_positions" not in name
     }
     return {name: each.detach().numpy() for name, each in said.items()}, gradients

@@ -1,8 +1,9 @@
 """Make the frozen vectors again: `python -m tests.vectors.make`, with torch and transformers of the group `parity`.
 
 Each file says what `transformers` computes for the weights of `tests.published`. GPT-2's: logits of a padded batch, and the
-gradient of the summed cross-entropy of its real tokens. An encoder's, for each of its heads: what it says of a padded batch, and
-the gradient of a weighted sum of that. Outputs are kept whole, of each gradient its norm and its product with a fixed vector.
+gradient of the summed cross-entropy of its real tokens. An encoder's, for each of its heads, and the encoder-decoders', for each
+of their forms: what it says of a padded batch, and the gradient of a weighted sum of that. Outputs are kept whole, of each
+gradient its norm and its product with a fixed vector.
 """
 
 import json
@@ -58,23 +59,42 @@ def gpt2() -> dict:
 
 
 def encoder(family: str) -> dict[str, Any]:
-    """By task: the outputs that count, in a list, and the probe of each gradient."""
+    """By task."""
+    tasks = [task for other, task in published.ENCODERS if other == family]
+    return versions() | {task: of_model(family, task, published.config(family, task)) for task in tasks}
+
+
+def encoder_decoders() -> dict[str, Any]:
+    """By form."""
+    task = "text_to_text"
+    said = {form: (family, published.config(family, task, form_of(form))) for form, (family, _) in published.FORMS.items()}
+    return versions() | {form: of_model(family, task, config) for form, (family, config) in said.items()}
+
+
+def form_of(form: str) -> dict[str, Any]:
+    """The numbers of a tiny encoder-decoder of this form."""
+    family, changes = published.FORMS[form]
+    return published.TINY[family] | changes
+
+
+def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The outputs that count, in a list, and the probe of each gradient."""
+    with tempfile.TemporaryDirectory() as parent:
+        published.write(Path(parent, "m"), config)
+        net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
+    asked = theirs.given(config, LENGTHS)
+    said, gradients = theirs.computed(net, task, asked)
+    return {
+        "outputs": {name: [round(float(x), 6) for x in counted(name, each, asked)] for name, each in said.items()},
+        "gradients": {name: [float(f"{x:.6g}") for x in probe(name, each)] for name, each in gradients.items()},
+    }
+
+
+def versions() -> dict[str, str]:
     import torch
     import transformers
 
-    made: dict[str, Any] = {"transformers": transformers.__version__, "torch": torch.__version__}
-    for task in (task for other, task in published.ENCODERS if other == family):
-        config = published.config(family, task)
-        with tempfile.TemporaryDirectory() as parent:
-            published.write(Path(parent, "m"), config)
-            net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
-        asked = theirs.given(config, LENGTHS)
-        said, gradients = theirs.computed(net, task, asked)
-        made[task] = {
-            "outputs": {name: [round(float(x), 6) for x in counted(name, each, asked)] for name, each in said.items()},
-            "gradients": {name: [float(f"{x:.6g}") for x in probe(name, each)] for name, each in gradients.items()},
-        }
-    return made
+    return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
 def counted(name: str, said: np.ndarray, asked: dict[str, np.ndarray]) -> np.ndarray:
@@ -86,3 +106,4 @@ if __name__ == "__main__":
     (FOLDER / "gpt2.json").write_text(json.dumps(gpt2()) + "\n")
     for name in dict(published.ENCODERS):
         (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
+    (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")

@@ -84,7 +84,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         query_ranks=ranks,
         key_ranks=ranks,
     )
-    seen = None if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
+    seen = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
     length = batch.tokens.shape[1]
     shift = _relative(cfg, params, DECODER).prepare(length, length)
     side = _fold(seeds, DECODER)
@@ -92,7 +92,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
         layer = _fold(side, index + 1)
         x = block.attend(x, mask, shift, layer)
-        if block.cross is not None:
+        if block.cross is not None and source is not None:
             x = block.attend_source(x, *block.cross.read(source), seen, layer)
         return constrain(block.feed_forward(x, layer), BATCH), None
 
@@ -123,7 +123,7 @@ def decode(
     """
     new, known = advance(batch, cache)
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
-    source, seen, per_layer = {}, None, None
+    source, seen, per_layer = {}, Mask(), None
     if cfg.architecture != "decoder":
         source = source_of(cache) if batch.source is None else _read(cfg, params, batch.source)
         per_layer = source["source_k"], source["source_v"]
@@ -144,7 +144,7 @@ def decode(
         )
         x = x + y
         if source is not None:
-            x = block.attend_source(x, *source, seen, None)
+            x = block.attend_source(x, source[0], source[1], seen, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     carry = (_embed(params, batch.tokens), cache["k"], cache["v"])

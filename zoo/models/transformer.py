@@ -107,7 +107,7 @@ def decode(
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
         y, past = block.attention.decode(x, mask, Past(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
-        x = block.attend_source(block.norm1(x + y), *source, seen, None)
+        x = block.attend_source(block.norm1(x + y), source[0], source[1], seen, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     x = _embed(cfg, params, Batch(tokens=batch.tokens, positions=new["positions"]))
@@ -207,7 +207,7 @@ class Block(nnx.Module):
         self.cfg = cfg
         self.attention = SelfAttention(width, cfg.heads, cfg.head, square, square, rngs, biases=biases)
         self.norm1 = LayerNorm(width, cfg.eps)
-        self.cross = CrossAttention(width, cfg.heads, cfg.head, (square,) * 3, rngs, biases=biases) if cross else None
+        self.cross = CrossAttention(width, cfg.heads, cfg.head, (square, square, square), rngs, biases=biases) if cross else None
         self.norm3 = LayerNorm(width, cfg.eps) if cross else None
         self.mlp = Mlp(width, cfg.ffn, cfg.activation, wide, wide, rngs)
         self.norm2 = LayerNorm(width, cfg.eps)
