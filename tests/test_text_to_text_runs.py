@@ -13,6 +13,7 @@ from tests.commands import call, snapshot, words
 from tests.small import jit
 from train import metrics
 from train.load import load
+from train.marker import by_path
 from zoo import cli
 
 SIZE = (
@@ -143,3 +144,26 @@ def test_what_cannot_be_trained_is_refused_in_one_line(line: str, place: Path, c
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert re.match(f"zoo: {REFUSED[line]}", ended.stderr.rstrip("\n")), ended.stderr
     assert snapshot(place) == before
+
+
+def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command("transformer", "--name kept --checkpoint.every 1")) == 0
+    ended = call(capsys, *words("export runs/kept out/mean --last 3"))
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.rstrip().endswith("step 4 and 2 before it, averaged")
+    each = [by_path(jax.device_get(load("runs/kept", step=step).params)) for step in (2, 3, 4)]
+    found = by_path(jax.device_get(load("out/mean").params))
+    assert found.keys() == each[0].keys()
+    for path, leaf in found.items():
+        mean = np.mean([one[path].astype(np.float64) for one in each], axis=0)
+        # Two additions and a division in float32.
+        np.testing.assert_allclose(leaf, mean, rtol=4 * 2**-24, atol=4 * 2**-24 * np.abs(mean).max())
+    assert max(float(np.abs(found[path] - each[2][path]).max()) for path in found) > 1e-4
+    for line, told in (
+        ("export runs/kept out/other --last 9", "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with"),
+        ("export runs/kept out/other --last 2 --step 3", "--last 2: it takes the newest checkpoints; leave out --step"),
+        ("export out/mean out/other --last 2", "--last 2: out/mean is no run"),
+    ):
+        ended = call(capsys, *words(line))
+        assert ended.code == 2 and ended.stderr.startswith(f"zoo: {told}"), ended
+        assert not (place / "out" / "other").exists()
