@@ -139,6 +139,10 @@ class Checkpoints:
         """The newest step whose marker is sound and whose files have their sizes. Digests are checked by `restore`."""
         return next((step for step in self._steps() if self._is_sound(step)), None)
 
+    def sound(self) -> list[int]:
+        """The intact steps, newest first."""
+        return [step for step in self._steps() if self._is_sound(step)]
+
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays of a step.
 
@@ -248,7 +252,7 @@ class Checkpoints:
         sync_directory(self.folder)
 
     def _prune(self) -> None:
-        for step in [step for step in self._steps() if self._is_sound(step)][self._keep :]:
+        for step in self.sound()[self._keep :]:
             # Renamed first, so that a kill half-way through the deletion leaves no half step under a step's name.
             old = self._path(step)
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
@@ -348,7 +352,7 @@ class Checkpoints:
         try:
             return Marker.read(self._path(step), step)
         except Damaged as damage:
-            sound = ", ".join(str(step) for step in self._steps() if self._is_sound(step)) or "none"
+            sound = ", ".join(map(str, self.sound())) or "none"
             raise BadInput(f"{self._path(step)}: {damage}; steps that can be read: {sound}") from damage
 
     def _path(self, step: int) -> pathlib.Path:

@@ -84,7 +84,7 @@ class Tokenizer:
     lowercase: bool = True
     """A trained WordPiece drops case and accents, as the "uncased" models."""
     path: str = ""
-    """Folder with a tokenizer.json to load. None: train one on the training text."""
+    """Folder with a tokenizer to load, a tokenizer.json or what else is published. None: train one on the training text."""
     vocab: int = 2048
     """Entries of a trained tokenizer, its marks and the 256 bytes (WordPiece, unigram: the characters) included."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.folder import NAME, is_run
-from train.load import Loaded, load
+from train.load import Loaded, averaged, load
 from train.tokenizer import Tokenizer
 from zoo import configs, hub, models, pretrained, tensors
 from zoo.errors import BadInput, require
@@ -49,16 +49,20 @@ def _use(loaded: Loaded) -> str:
     return "fill-mask" if "masked" in loaded.params else "embed" if loaded.net.task == "body" else ""
 
 
-def export(run: str, target: str, *, step: int | None, shard: float, mesh: config.Mesh) -> int:
+def export(run: str, target: str, *, step: int | None, last: int, shard: float, mesh: config.Mesh) -> int:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
+
+    Args:
+        last: the mean of so many of its newest checkpoints instead; 0 = of none.
 
     Raises:
         BadInput: see `train.load.load`; `target` exists; or the model has no published form.
     """
+    require(step is None or not last, "last", last, "it takes the newest checkpoints; leave out --step")
     with tensors.new_folder(Path(target)) as made:
-        loaded = load(run, meshes.make(mesh), step)
+        loaded = averaged(run, meshes.make(mesh), last) if last else load(run, meshes.make(mesh), step)
         _write(made, loaded, largest=int(shard * 1e9))
-    at = "" if loaded.step is None else f", step {loaded.step:,}"
+    at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     print(f"{target}: {_fact(loaded)}{at}")
     return 0
 

@@ -1,6 +1,7 @@
 """A model ready for use, from wherever it is: a run, a folder of published weights, or the hub."""
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,25 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
     cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
     return _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
+
+
+def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
+    """A run with the mean of the parameters of its newest intact checkpoints (Vaswani et al. 2017, section 6.1).
+
+    Raises:
+        BadInput: no run, or one with fewer checkpoints.
+    """
+    if not is_run(path := Path(where)):
+        raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; leave --last out")
+    keep = read_config(path).checkpoint.keep
+    steps = Checkpoints(Folder(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
+    fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
+    require(1 <= last <= len(steps), "last", last, fix)
+    newest, *others = (load(where, mesh, step) for step in steps[:last])
+    total = functools.reduce(
+        lambda one, other: jax.tree.map(jnp.add, one, other), [each.params for each in others], newest.params
+    )
+    return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total))
 
 
 def tokenizer_of(where: str) -> Tokenizer:

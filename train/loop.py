@@ -59,6 +59,7 @@ def run(
     if cfg.init and not folder.begun:
         begin.check(cfg)
     dtype, net = DTYPES[cfg.precision], model(cfg.model)
+    optim.check(cfg.optim, net)
     goal = objectives.bind(cfg, mesh)
 
     # --- Data ---

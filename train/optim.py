@@ -10,10 +10,25 @@ import numpy as np
 import optax
 
 from train.config import Optim
+from zoo.errors import BadInput
+from zoo.models import Model
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 """Leaves with weight decay, by path: matrices and embeddings, never norms and biases."""
+
+
+def check(cfg: Optim, net: Model) -> None:
+    """Refuse what means one stack of layers to a model that has two.
+
+    Raises:
+        BadInput: rates by layer, or frozen parts.
+    """
+    if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: net.init(jax.random.key(0))):
+        raise BadInput(
+            "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: they mean one stack of layers, and a "
+            f"{net.family} has two; leave them out"
+        )
 
 
 def optimizer(cfg: Optim) -> optax.GradientTransformation:

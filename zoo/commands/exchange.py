@@ -52,6 +52,8 @@ def export(args: list[str]) -> int:
         """Folder to make."""
         step: int | None = None
         """Checkpoint; None = the newest intact one."""
+        last: int = 0
+        """Average the parameters of so many of the newest checkpoints, as the Transformer's paper does; 0 = take one as it is."""
         shard: float = 5.0
         """Largest safetensors file, in GB."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -63,4 +65,4 @@ def export(args: list[str]) -> int:
         return code
     from train import exchange
 
-    return exchange.export(asked.run, asked.target, step=asked.step, shard=asked.shard, mesh=asked.mesh)
+    return exchange.export(asked.run, asked.target, step=asked.step, last=asked.last, shard=asked.shard, mesh=asked.mesh)
