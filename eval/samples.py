@@ -33,10 +33,11 @@ class Beginning(NamedTuple):
 
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
     """`write` of a run's held-out text, where its model continues texts; `write_pairs`, where it writes one for another."""
-    if "causal" in net.module.OBJECTIVES:
+    if isinstance(data, TextPairs):
+        if net.sourced:
+            write_pairs(file, net, params, mesh, data, **how)
+    elif hasattr(net.module, "decode") and not net.sourced:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
-    elif net.sourced and isinstance(data, TextPairs):
-        write_pairs(file, net, params, mesh, data, **how)
 
 
 def write(
