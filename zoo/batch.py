@@ -39,7 +39,8 @@ class Batch:
     weights: Float[Any, "*A P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
     order: Int[Any, "*B T"] | None = None
-    """XLNet's factorization ranks: a position sees the positions of lower rank."""
+    """XLNet's factorization ranks: a position sees the positions of lower rank. Of a decoder's prefix: 0 throughout, and 1,
+    2, ... behind it; a position sees those of its own rank too."""
     summary_at: Int[Any, "*B Q"] | None = None
     """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row. None: position 0."""
     labels: Any | None = None

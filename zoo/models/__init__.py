@@ -119,8 +119,10 @@ class Model:
         """Hidden states of T more tokens of each row, and the cache with them in it. A prompt is decoded so at once.
 
         Tokens of segment 0 are padding: nothing sees them, and rows of different lengths are padded on the left. Positions are
-        each row's own; without segments and positions the tokens are real and follow the slots. The caller sees to it that
-        "at" + T does not exceed the slots: JAX would overwrite the last ones unsaid.
+        each row's own; without segments and positions the tokens are real and follow the slots. Of an encoder-decoder the first
+        call has `batch.source`, which the cache keeps for the others; every array of it but "at" has an axis B, the second if it
+        has five, and rows may be chosen along it. The caller sees to it that "at" + T does not exceed the slots: JAX would
+        overwrite the last ones unsaid.
         """
         return self.module.decode(self.config, params, batch, cache)
 
