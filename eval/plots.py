@@ -4,7 +4,7 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,44 @@ def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
         figures += [_throughput(train, marks), _simple(train, "lr", "Learning rate", marks)]
         figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marks))
     return f"<div class=plots>{''.join(figures)}</div>"
+
+
+CELL, LETTER = 16, 7.2
+"""Pixels of a square of an alignment, and about those that a letter is wide."""
+
+
+def alignment(found: Mapping[str, Any]) -> str:
+    """What tokens look at, see `eval.alignment`, as Bahdanau et al. 2015 draw it (figure 3): a row for each token of the text, a
+    column for each of its source, the darker the more it is looked at."""
+    source, said, table = found["source"], found["text"], found["weights"]
+    left, top = 12 + LETTER * max(map(len, said)), 12 + LETTER * max(map(len, source))
+    wide, high = left + CELL * len(source) + 4, top + CELL * len(said) + 4
+    squares = "".join(
+        f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
+        f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}"><title>{html.escape(said[row])}, {html.escape(source[column])}: {weight:.2f}'
+        "</title></rect>"
+        for row, line in enumerate(table)
+        for column, weight in enumerate(line)
+        if weight >= 0.005
+    )
+    rows = "".join(
+        f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{html.escape(token)}</text>'
+        for row, token in enumerate(said)
+    )
+    columns = "".join(
+        f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{html.escape(token)}</text>'
+        for column, token in enumerate(source)
+    )
+    frame = (
+        f'<rect x="{left - 1:.0f}" y="{top - 1:.0f}" width="{CELL * len(source) + 1}" height="{CELL * len(said) + 1}" '
+        'fill="none" stroke="var(--grid)"/>'
+    )
+    label = "attention of each token of the text, a row, over those of its source, a column"
+    style = f'style="width:{wide:.0f}px;max-width:none" font-size="12" fill="var(--ink)"'
+    return (
+        f'<figure class=scroll><svg viewBox="0 0 {wide:.0f} {high:.0f}" {style} role="img" aria-label="{label}">'
+        f"<title>{label}</title>{frame}{squares}{rows}{columns}</svg></figure>"
+    )
 
 
 DRAWN = ("loss", "perplexity")

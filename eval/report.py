@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import alignment, mistakes, plots
+from eval import mistakes, plots
 from eval.page import card, date, measured, number, page, section, table, text
 from train import quantities
 from train.config import Run
@@ -42,6 +42,8 @@ SHAPES: dict[str, Any] = {
     "samples.json": {"step": int, "samples": [{"prompt": str, "text": str, "truth": str}]},
     "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
 }
+ALIGNMENT: dict[str, Any] = {"source": [str], "text": [str], "weights": [[Number]]}
+"""What samples.json may hold besides."""
 ERROR = "_stderr"
 
 
@@ -103,7 +105,7 @@ def _json(path: Path) -> Any:
         raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
     wrong = _differs(found, SHAPES[path.name], "")
     if not wrong and path.name == "samples.json" and "alignment" in found:
-        wrong = _differs(found["alignment"], alignment.SHAPE, "alignment")
+        wrong = _differs(found["alignment"], ALIGNMENT, "alignment")
     if not wrong and path.name == "predictions.json":
         wrong = mistakes.differs(found)
     if wrong:
@@ -232,7 +234,7 @@ def _looked_at(found: Mapping[str, Any]) -> str:
         "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
         "over layers and heads."
     )
-    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{alignment.draw(found)}'
+    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{plots.alignment(found)}'
 
 
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:

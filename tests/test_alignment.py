@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import alignment
+from eval import alignment, plots
 from tests.test_generate_source import FAMILIES, model, words
 from zoo.attention import attention, watched
 from zoo.masks import Mask
@@ -58,7 +58,7 @@ def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Gener
 def test_the_picture_has_a_square_for_each_weight_and_names_its_tokens() -> None:
     net, params = model("t5")
     source = words().encode("Call me <b>")
-    drawn = alignment.draw(alignment.record(net, params, words(), source, words().encode("years ago").tolist()))
+    drawn = plots.alignment(alignment.record(net, params, words(), source, words().encode("years ago").tolist()))
     assert "<b>" not in drawn and "&lt;" in drawn
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
     assert len(texts) == len(source) + len(words().encode("years ago")) + 1
