@@ -43,8 +43,8 @@ def weights(
 def record(
     net: Model, params: Any, tokenizer: Tokenizer, source: Integer[np.ndarray, " S"], written: Sequence[int]
 ) -> dict[str, Any]:
-    """{"source", "text", "weights"} as JSON carries them: the tokens of both, the text's end mark being its last one, and for each
-    of the text's a weight for each of the source's."""
+    """{"source", "text", "weights"} as JSON carries them: the tokens of both, the text's end mark being its last one, and for
+    each of the text's a weight for each of the source's."""
     assert tokenizer.text_marks is not None
     start, ids = tokenizer.text_marks.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
     found = weights(net, params, source, ids, start)

@@ -56,8 +56,8 @@ def alignment(found: Mapping[str, Any]) -> str:
     wide, high = left + CELL * len(source) + 4, top + CELL * len(said) + 4
     squares = "".join(
         f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
-        f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}"><title>{html.escape(said[row])}, {html.escape(source[column])}: {weight:.2f}'
-        "</title></rect>"
+        f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}">'
+        f"<title>{html.escape(f'{said[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
         for row, line in enumerate(table)
         for column, weight in enumerate(line)
         if weight >= 0.005
