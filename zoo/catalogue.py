@@ -94,7 +94,7 @@ def describe(row: Row) -> dict[str, Any]:
 
 def _listing(console: Console, chosen: list[Row]) -> None:
     for (family, objective), group in itertools.groupby(chosen, key=lambda row: (row.family, row.size.objective)):
-        console.print(f"{family}, {objective} language model", style="bold")
+        console.print(f"{family}, {_kind(objective)}", style="bold")
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("size", vertical="bottom", no_wrap=True)
         for heading in ("parameters", "layers\nx width", "heads\nx size", "context", "vocab", "assumed"):
@@ -119,7 +119,7 @@ def _page(console: Console, row: Row) -> None:
     facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     facts.add_column(no_wrap=True, style="dim")
     facts.add_column()
-    facts.add_row("family", f"{row.family}, {size.objective} language model")
+    facts.add_row("family", f"{row.family}, {_kind(size.objective)}")
     facts.add_row("parameters", f"{row.parameters:,}")
     facts.add_row("published", "no exact count" if size.published_count is None else f"{size.published_count:,}")
     facts.add_row("source", size.source)
@@ -151,3 +151,10 @@ def _cell(size: Size, *fields: str) -> str:
     """Values joined by x, each marked if it is assumed; "-" for a field this family does not have."""
     marked = (f"{getattr(size.config, field, '-')}{'*' if field in size.assumed else ''}" for field in fields)
     return "x".join(marked)
+
+
+def _kind(objective: str) -> str:
+    """What a model is, by what it is trained to do."""
+    return {"denoising": "denoising encoder-decoder", "text_to_text": "encoder-decoder"}.get(
+        objective, f"{objective} language model"
+    )
