@@ -133,7 +133,7 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
         BadInput: options that would change nothing.
     """
     labelled.refuse_idle(run)
-    alone = getattr(run.model, "architecture", None) == "decoder"
+    alone = not run.model.sourced
     require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder alone has a row for each pair; leave it out")
     return run
 

@@ -128,7 +128,7 @@ def _marks(tokenizer: Tokenizer) -> TextMarks:
 
 
 def _alone(run: Run) -> bool:
-    return run.model.architecture == "decoder"
+    return not run.model.sourced
 
 
 def _lm(run: Run) -> bool:

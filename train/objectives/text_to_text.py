@@ -22,7 +22,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     """`build(rng, row, length)`: one row of `train.text_pairs` as the fields of `Batch`; see `train.sides.two`, and `one` for a
     decoder alone. Draws nothing."""
     pad, target = marks_of(tokenizer).pad, run.data.target_length or run.data.length
-    alone = getattr(run.model, "architecture", None) == "decoder"
+    alone = not run.model.sourced
 
     def build(rng: np.random.Generator, row: tuple[Placed, ...], length: int) -> dict[str, Any]:
         if alone:

@@ -68,7 +68,7 @@ def finetune_text_to_text(init: str = "") -> Run:
         objective="text_to_text",
         init=init,
         steps=1_000,
-        data=Data(length=128, batch=16, pack=getattr(model, "architecture", None) != "decoder"),
+        data=Data(length=128, batch=16, pack=getattr(model, "sourced", False)),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=200),
