@@ -13,7 +13,7 @@ def distilbert_nano() -> Run:
     Command: zoo train distilbert-nano --distillation.teacher runs/bert-nano
     Hardware: 2 CPU cores, float32.
     Time: 2 minutes 16 seconds.
-    Expect: 11.6 % of masked words held out right, of which its teacher has 11.2 % (`zoo eval RUN --task masked`); one seed.
+    Expect: 11.5, 12.6 and 11.8 % of masked words right with three seeds, their teachers of the same seeds 11.2, 11.0 and 11.1 %.
     """
     model = configs.find("distilbert-nano")[1].config
     return Run(
