@@ -3,7 +3,8 @@
 A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF`, its published names by
 task, and `PADDED`, the leaves stored with rows that are not counted (where a model has them); `init_carry` where something is
 carried from step to step. Modules are found by listing this folder; nothing is registered. A family that generates text has
-`init_cache` and `decode` (an encoder-decoder's configuration says `sourced`), one whose models tell sequences or tokens apart `sequence_logits` and `token_logits` (see `Model`).
+`init_cache` and `decode` (an encoder-decoder's configuration says `sourced`), one whose models tell sequences or tokens apart
+`sequence_logits` and `token_logits` (see `Model`).
 """
 
 import dataclasses
