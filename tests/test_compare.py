@@ -242,7 +242,7 @@ def test_what_is_unequal_is_said_and_shown(tmp_path: Path) -> None:
         f"tokens and {paths[1]} on 90; make them equal, or add --unequal to compare them as they are"
     )
     assert str(refused.value) == expected
-    shown = command.render(compare(paths, unequal=True), width=200)
+    shown = command.render(compare(paths, unequal=True), width=400)
     assert shown.startswith(f"! unequal budgets: {paths[0]} has seen 10.2k tokens and {paths[1]} 20.5k\n! unequal scores: ")
     assert re.search(r"first +10.2k  4.00e10 +2.0000\n2  second +20.5k +- +1.0000\n", shown)
 

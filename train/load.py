@@ -83,24 +83,25 @@ def tokenizer_of(where: str) -> Tokenizer:
 
 
 def chosen_tokenizer(run: config.Run, folder: Folder) -> Tokenizer | None:
-    """The tokenizer of a run that has one to begin with: its own folder's if it goes on, or that of `tokenizer.path`, of what it
+    """The tokenizer of a run that has one to begin with: that of `tokenizer.path`, of its own folder if it goes on, of what it
     begins from or of its teacher.
 
     Raises:
-        BadInput: it is not the teacher's.
+        BadInput: a run that begins has another one than its teacher.
     """
-    # Without a checkpoint nothing depends on the folder's, and it may be of a text that has changed since.
-    if (folder.tokenizer / FILE).exists() and folder.begun:
-        return Tokenizer.load(folder.tokenizer)
     teacher = run.distillation.teacher
     source = run.init or teacher
     if run.tokenizer.path:
         tokenizer = tokenizer_files.read(Path(run.tokenizer.path))
+    elif (folder.tokenizer / FILE).exists() and folder.begun:
+        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
+        tokenizer = Tokenizer.load(folder.tokenizer)
     elif source:
         tokenizer = tokenizer_of(source)
     else:
         return None
-    if teacher and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
+    # Who only scores a student may not have its teacher.
+    if teacher and not folder.begun and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
         raise BadInput(
             f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
         )
