@@ -39,8 +39,8 @@ def finetune_span(init: str = "") -> Run:
 
     Command: zoo train finetune-span --init DIR --data.paths train.json
     Hardware: 2 CPU cores, float32.
-    Time: not measured on an idle machine.
-    Expect: not measured.
+    Time: 15 minutes for 200 steps of 16 rows of 256 on a machine busy with other work; not measured on an idle one.
+    Expect: F1 0.46 and exact match 0.27 on XQuAD's last 8 English documents, trained on 40, MiniLM, --optim.lr 2e-4; one seed.
     """
     return _run("finetune-span", "span", "span", init, length=384)
 
