@@ -16,6 +16,7 @@ from eval.finished import Finished
 from eval.tasks import mean_and_error
 from train import quantities
 from train.folder import flat, may_change
+from train.plans import PAIRED
 from zoo.errors import BadInput
 
 CONFIDENCE = 0.95
@@ -142,7 +143,9 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
     for group in groups.values():
         group.sort(key=lambda run: run.run.seed)
         for one, two in itertools.pairwise(group):
-            if one.data != two.data:
+            # Which second texts are random ones, the seed decides.
+            drawn = one.run.data.rows in PAIRED and one.run.seed != two.run.seed
+            if one.data != two.data and not drawn:
                 raise BadInput(f"{one.path} and {two.path} are configured alike and were trained on other text; train one anew")
             if one.run.seed == two.run.seed:
                 raise BadInput(f"{one.path} and {two.path} are one run: the seed is the same, and all that matters; name one")

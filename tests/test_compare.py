@@ -247,6 +247,15 @@ def test_what_is_unequal_is_said_and_shown(tmp_path: Path) -> None:
     assert re.search(r"first +10.2k  4.00e10 +2.0000\n2  second +20.5k +- +1.0000\n", shown)
 
 
+def test_pairs_are_drawn_anew_for_each_seed(tmp_path: Path) -> None:
+    """So what is read of one text differs between seeds, and runs of one seed that differ there read another."""
+    pairs = dataclasses.replace(RUN.data, rows="segment_pairs")
+    paths = [make(tmp_path / str(seed), seed=seed, data=pairs, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
+    assert [run.run.seed for run in compare(paths).rows[0].runs] == [0, 1]
+    with pytest.raises(BadInput, match="were trained on other text"):
+        compare([paths[0], make(tmp_path / "other", data=pairs, meta=META | {"data": "e"})])
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 
