@@ -18,7 +18,7 @@ from zoo.models import Model
 from zoo.sharding import BATCH, constrain
 
 NEVER = -1e9
-"""Score of what cannot be: far below every sum of log probabilities, and still exact to add to."""
+"""Score of what cannot be: far below every sum of log probabilities."""
 
 
 class Found(NamedTuple):
