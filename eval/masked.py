@@ -13,8 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from train import batches, config
 from train import mesh as meshes
+from train.mixture import ordered
 from zoo import heads
 from zoo.batch import IGNORED, Batch
+from zoo.errors import BadInput
 from zoo.models import Model
 
 SUMS = ("masked_nats", "hits", "unigram_nats", "predictions", "next_nats", "next_hits", "pairs")
@@ -65,7 +67,12 @@ def scorer(
     `counts[V]` is how often each id occurs in the training text; one that does not occur counts as if it did once. Row sums are
     added up in float64 on the host, so that the batch size does not enter the result.
     """
-    batch = meshes.fitting(mesh, min(batch, len(rows)))
+    size = meshes.fitting(mesh, rows.batch if ordered(rows) else min(batch, len(rows)))
+    if ordered(rows) and size != rows.batch:
+        raise BadInput(
+            f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; choose one "
+            "that does"
+        )
     everywhere = NamedSharding(mesh, PartitionSpec())
     seen = np.maximum(counts.astype(np.float64), 1)
     unigram = jnp.asarray(np.log(seen.sum()) - np.log(seen), jnp.float32)
@@ -74,28 +81,31 @@ def scorer(
     def cast(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
-    def row_sums(params: Any, batch: Batch) -> jax.Array:
-        """[7, rows] of `SUMS`."""
+    def row_sums(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
+        """[7, rows] of `SUMS`, and the model's carry."""
         assert batch.targets is not None and batch.weights is not None
-        hidden = net.apply(params, batch).hidden
-        words = _judged(net.unembed(params, heads.gather(hidden, batch.predict_at)), batch.targets, batch.weights > 0)
+        out = net.apply(params, batch, carry=carry)
+        words = _judged(net.unembed(params, heads.predictions(out, batch)), batch.targets, batch.weights > 0)
         known = jnp.where(batch.weights > 0, unigram[batch.targets], 0).sum(-1)
         pairs = [jnp.zeros_like(known)] * 3
         if batch.labels is not None:
-            logits = net.sequence_logits(params, heads.summaries(hidden, batch.summary_at))
+            logits = net.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at))
             pairs = _judged(logits, batch.labels, batch.labels != IGNORED)
         nats, hits, count = words
-        return jnp.stack([nats, hits, known, count, *pairs])
+        return jnp.stack([nats, hits, known, count, *pairs]), out.carry
 
-    compiled = jax.jit(row_sums, out_shardings=everywhere)
-    local = meshes.local_rows(mesh, batch)
+    along = meshes.batch_sharding(mesh)
+    compiled = jax.jit(row_sums, out_shardings=(everywhere, along))
+    begin = jax.jit(lambda: net.init_carry(size), out_shardings=along)
+    local = meshes.local_rows(mesh, size)
 
     def score(params: Any) -> Score:
         totals = np.zeros(len(SUMS))
         with jax.set_mesh(mesh):
-            ready = cast(params)
-            for mine in batches.in_order(rows, build, batch, local):
-                totals += np.asarray(jax.device_get(compiled(ready, meshes.place(mine, mesh, batch))), np.float64).sum(-1)
+            ready, carry = cast(params), begin()
+            for mine in batches.in_order(rows, build, size, local):
+                sums, carry = compiled(ready, meshes.place(mine, mesh, size), carry)
+                totals += np.asarray(jax.device_get(sums), np.float64).sum(-1)
         return Score(**dict(zip(SUMS, totals.tolist(), strict=True)))
 
     return score

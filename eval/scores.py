@@ -20,8 +20,7 @@ from zoo.models import Model, model
 
 SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "causal": score.of_run,
-    "masked": masked.of_run,
-    "distilled": masked.of_run,
+    **dict.fromkeys(("masked", "distilled", "permutation"), masked.of_run),
     **dict.fromkeys(("denoising", "text_to_text"), targets.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
@@ -49,8 +48,8 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     folder, devices = Folder(path), meshes.make(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     # Rows are filled up to what the mesh divides, so only the model can fail to fit.
-    cut = dataclasses.replace(cfg.data, batch=meshes.fitting(devices, 1))
-    meshes.check(cfg := dataclasses.replace(cfg, accumulate=1, engine="jit", data=cut), devices)
+    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
+    meshes.check(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=meshes.fitting(devices, 1))), devices)
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), inputs.read(cfg, folder, runtime.cache_dir() / "text")
     state = meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)

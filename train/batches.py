@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
-from train.mixture import Mixture, Planned
+from train.mixture import Mixture, Planned, ordered
 from zoo.batch import IGNORED, Batch
 
 Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
@@ -28,7 +28,7 @@ class Use(NamedTuple):
 
 
 class Batches:
-    """The training batches of a run, each component shuffled anew in each of its epochs.
+    """The training batches of a run, each component shuffled anew in each of its epochs, unless its rows continue each other.
 
     Example i of the stream is example i % B of step i // B; `rows.draw` says which component gives it. An epoch of a component is
     as many of its examples as it has rows, each row once; it may end inside a batch. `build` draws from a generator keyed by
@@ -40,7 +40,7 @@ class Batches:
     ) -> None:
         """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
         self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
-        self._orders: list[Any] = [_order(len(component.rows), seed, number) for number, component in enumerate(rows.components)]
+        self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
 
     def use(self, example: int) -> Use:
         """The row that example number `example` of the stream is."""
@@ -106,10 +106,14 @@ def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
     return arrays | {name: np.full_like(arrays[name], value) for name, value in nothing.items() if name in arrays}
 
 
-def _order(rows: int, seed: int, component: int) -> grain.MapDataset[int]:
+def _order(rows: Planned, seed: int, component: int) -> grain.MapDataset[int]:
     """Rows of a component in the order in which they are used, epoch after epoch."""
-    # Components of one size must not be shuffled alike, nor like those of a run with the next seed: so their seeds lie far apart.
-    order = grain.MapDataset.range(rows).seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle().repeat()
+    order = grain.MapDataset.range(len(rows))
+    if not ordered(rows):
+        # Components of one size must not be shuffled alike, nor like those of a run with the next seed: so their seeds lie far
+        # apart.
+        order = order.seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle()
+    order = order.repeat()
     # Grain prepares a dataset at its first use, which is not safe in several threads at once.
     order[0]
     return order

@@ -7,7 +7,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Selection
+from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
 from zoo.configs import Objective
 from zoo.errors import require
 
@@ -249,6 +249,7 @@ class Run(Generic[Model]):
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     masking: Masking = dataclasses.field(default_factory=Masking)
     denoising: Denoising = dataclasses.field(default_factory=Denoising)
+    permutation: Permutation = dataclasses.field(default_factory=Permutation)
     pairs: Pairs = dataclasses.field(default_factory=Pairs)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
     labelled: Labelled = dataclasses.field(default_factory=Labelled)

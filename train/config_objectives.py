@@ -1,4 +1,4 @@
-"""What a run predicts, in numbers: masking, denoising, pairs of texts, distillation, labels, and which checkpoint is kept."""
+"""What a run predicts, in numbers: masking, denoising, permutations, pairs of texts, distillation, labels; and what is kept."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ from zoo.errors import require
 ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
 Disturbance = Literal["spans", "iid", "bert", "deshuffle", "prefix", "lm"]
+Factorization = Literal["permutation", "denoising"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,34 @@ class Denoising:
     def __post_init__(self) -> None:
         require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
         require(1 <= self.mean_span <= 1000, "denoising.mean_span", self.mean_span, "choose 1 to 1,000 tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Permutation:
+    """What a permutation language model predicts, and in which order (Yang et al. 2019, sections 2.2 to 2.5)."""
+
+    kind: Factorization = "permutation"
+    """permutation: each target from what comes before it in a random order. denoising: all at once from the rest of the row, with
+    marks in their place as --masking.masked and --masking.random say (BERT's objective on the same rows; the paper's Table 6)."""
+    predictions: int = 0
+    """Targets of a row, exactly; 0 = a sixth of its tokens."""
+    spans: bool = True
+    """Whether targets are spans of whole words' beginnings, or single tokens anywhere."""
+    longest: int = 5
+    """Tokens of the longest span."""
+    context: float = 6.0
+    """Tokens of context around a span for each token of its own (the authors' `mask_alpha` / `mask_beta`)."""
+    window: int = 0
+    """Tokens within which the order is random (the authors' `perm_size`); windows come one after the other. It divides both parts
+    of a row, the reused one and the rest; 0 = each part is one window."""
+    bidirectional: bool = False
+    """Whether half of the rows are read from right to left (the authors' `bi_data`)."""
+
+    def __post_init__(self) -> None:
+        require(self.predictions >= 0, "permutation.predictions", self.predictions, "choose 0 (a sixth of a row) or more")
+        require(1 <= self.longest <= 1000, "permutation.longest", self.longest, "choose 1 to 1,000 tokens")
+        require(0 <= self.context <= 1000, "permutation.context", self.context, "choose 0 to 1,000 tokens")
+        require(self.window >= 0, "permutation.window", self.window, "choose 0 (each part is one window) or a number of tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from train.console import Console
 from train.folder import Folder, differences, read_config, write_json
 from train.inputs import Inputs
 from train.marker import compare
+from train.mixture import ordered
 from train.recorder import Recorder
 from train.step import DTYPES, ENGINES, make_step
 from zoo import attention, runtime
@@ -68,6 +69,7 @@ def run(
     local = meshes.local_rows(mesh, cfg.data.batch)
     batches = Batches(data.rows, build, cfg.seed, cfg.data.batch, local, period=cfg.masking.static)
     shapes = batches.shapes()
+    _check_carry(cfg, net, data)
     implementations = _implementations(cfg, net, goal, shapes)
 
     with contextlib.ExitStack() as stack:
@@ -253,6 +255,14 @@ def _refuse_another(folder: Folder, cfg: config.Run) -> None:
     """A folder is one run: refuse to go on with other numbers than it began with."""
     if folder.config.exists() and (changed := differences(read_config(folder.path), cfg)):
         raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+
+
+def _check_carry(cfg: config.Run, net: Model, data: Inputs) -> None:
+    """Refuse a memory of rows that have nothing to do with each other."""
+    carries = bool(jax.tree.leaves(jax.eval_shape(lambda: net.init_carry(cfg.data.batch))))
+    if carries and not ordered(data.rows.components[0].rows):
+        fix = f"its rows of {cfg.objective} do not continue each other, they are shuffled; choose --model.memory 0"
+        raise BadInput(f"--model.memory: the model would remember the row before, but {fix}")
 
 
 def _precision(cfg: config.Run) -> config.Precision:

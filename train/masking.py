@@ -73,11 +73,21 @@ def mask(
     else:
         chosen = rng.permutation(candidates)[:number]
     at = np.sort(chosen)
-    what = rng.random(len(at))
-    shown = np.where(
-        what < masks.masked + masks.random, masks.entries[rng.integers(len(masks.entries), size=len(at))], tokens[at]
-    )
-    return at, np.where(what < masks.masked, masks.mask, shown).astype(np.int32)
+    return at, disguised(rng, tokens[at], masks.masked, masks.random, masks.mask, masks.entries)
+
+
+def disguised(
+    rng: np.random.Generator,
+    ids: Int32[np.ndarray, " k"],
+    masked: float,
+    random: float,
+    mask: int,
+    entries: Int32[np.ndarray, " entries"],
+) -> Int32[np.ndarray, " k"]:
+    """What is shown for tokens to predict: a share `masked` as the mask, a share `random` as some entry, the rest as it is."""
+    what = rng.random(len(ids))
+    shown = np.where(what < masked + random, entries[rng.integers(len(entries), size=len(ids))], ids)
+    return np.where(what < masked, mask, shown).astype(np.int32)
 
 
 def _number(rng: np.random.Generator, length: int, masks: Masks) -> int:

@@ -44,6 +44,20 @@ class Planned(Protocol):
         ...
 
 
+@runtime_checkable
+class Continued(Planned, Protocol):
+    """Rows that may continue each other: row n reads on where row n - `batch` stopped."""
+
+    batch: int
+    ordered: bool
+    """Whether they are used in order, `batch` at a time."""
+
+
+def ordered(rows: Planned) -> bool:
+    """Whether rows have to be used in order."""
+    return isinstance(rows, Continued) and rows.ordered
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Component:
     """Text that is split, tokenized, planned and shuffled on its own."""

@@ -69,11 +69,11 @@ def pairs(sentences: Sentences, room: int, rng: np.random.Generator, *, short: f
     ranges = np.frombuffer(found, np.int64).reshape(-1, 5)
     first, last = ranges[:, (0, 2)], ranges[:, (1, 3)]
     size = bounds[last] - bounds[first]
-    cuts = _cuts(size, room)
-    return Pairs(sentences.document[first], sentences.start[first] + rng.binomial(cuts, EVEN), size - cuts, ranges[:, 4])
+    lost = cuts(size, room)
+    return Pairs(sentences.document[first], sentences.start[first] + rng.binomial(lost, EVEN), size - lost, ranges[:, 4])
 
 
-def _cuts(size: Int64[np.ndarray, "pairs 2"], room: int) -> Int64[np.ndarray, "pairs 2"]:
+def cuts(size: Int64[np.ndarray, "pairs 2"], room: int) -> Int64[np.ndarray, "pairs 2"]:
     """Tokens that each text loses when the longer one loses one at a time, the second where they are equal, until both fit."""
     excess = np.maximum(size.sum(1) - room, 0)
     a, b = size[:, 0], size[:, 1]

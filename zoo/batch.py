@@ -34,6 +34,8 @@ class Batch:
     """Token types (sentence A or B)."""
     predict_at: Int[Any, "*B P"] | None = None
     """Which positions are predicted. None: all of them, P = T."""
+    query_at: Int[Any, "*B P"] | None = None
+    """The same, of positions that are predicted without being seen: by XLNet's query stream, from what is of lower rank."""
     targets: Int[Any, "*B P"] | None = None
     """What is to be predicted there."""
     weights: Float[Any, "*A P"] | None = None
@@ -59,6 +61,8 @@ class Output:
 
     hidden: Float[Array, "B T D"]
     """Final hidden states, after the last norm."""
+    predicted: Float[Array, "B P D"] | None = None
+    """Final hidden states of the query stream, of `batch.query_at`."""
     source_hidden: Float[Array, "B S D"] | None = None
     """The encoder's final hidden states."""
     carry: Any = dataclasses.field(default_factory=dict)

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo import seeds as seeding
-from zoo.batch import Batch
+from zoo.batch import Batch, Output
 from zoo.configs import Activation
 from zoo.encoder_config import LABELLED, EncoderConfig
 from zoo.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, tied_logits
@@ -100,6 +100,11 @@ def gather(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float
     if at is None:
         return hidden
     return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)
+
+
+def predictions(out: Output, batch: Batch) -> Float[Array, "B P D"]:
+    """Hidden states of what is predicted: of the query stream where there is one, else those at `batch.predict_at`."""
+    return gather(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
 
 
 def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Float[Array, "B Q D"]:

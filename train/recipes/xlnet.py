@@ -1,0 +1,54 @@
+"""Recipes of XLNet (Yang et al. 2019)."""
+
+import dataclasses
+
+from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config_objectives import Permutation
+from zoo import configs
+from zoo.configs import Compute
+
+
+def xlnet_nano() -> Run:
+    """An XLNet that learns to read Moby-Dick in any order, with a memory of what it read before, on a laptop.
+
+    Command: zoo train xlnet-nano
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    model = configs.find("xlnet-nano")[1].config
+    return Run(
+        recipe="xlnet-nano",
+        model=dataclasses.replace(model, compute=Compute(unroll=4)),
+        objective="permutation",
+        steps=400,
+        data=Data(length=128, batch=16),
+        tokenizer=Tokenizer(kind="xlnet", vocab=model.vocab),
+        optim=Optim(lr=2e-3, warmup=40, schedule="linear", final=0.05, b2=0.99, weight_decay=0.01),
+        checkpoint=Checkpoint(every=100),
+        log=Log(every=10, validate_every=100, validate_rows=128, samples=0),
+    )
+
+
+def xlnet() -> Run:
+    """XLNet base from scratch on your own text, as the authors' code trains it, with BERT base's schedule (sections 3.1 and A.4).
+
+    Command: zoo train xlnet --data.paths corpus.jsonl
+    Hardware: meant for 8 accelerators.
+    Time: not measured, for want of the hardware.
+    Expect: not measured; the paper has no loss. Its rows of Table 6: --permutation.kind denoising, --model.memory 0,
+        --permutation.no-spans, --permutation.no-bidirectional.
+    """
+    model = dataclasses.replace(configs.find("xlnet-base-cased")[1].config, memory=384, reuse=256)
+    return Run(
+        recipe="xlnet",
+        model=model,
+        objective="permutation",
+        steps=1_000_000,
+        data=Data(length=512, batch=256),
+        permutation=Permutation(predictions=85, window=256, bidirectional=True),
+        tokenizer=Tokenizer(kind="xlnet", vocab=model.vocab),
+        optim=Optim(lr=1e-4, warmup=10_000, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
+    )
