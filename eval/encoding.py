@@ -24,6 +24,8 @@ from zoo.errors import BadInput, require
 from zoo.models import Model
 
 STDIN = Path("/dev/stdin")
+UNLIMITED = 512
+"""Tokens that a model without learned positions is given at most: as many as published ones are pretrained on."""
 
 Compute = Callable[[Model, Any, Batch], tuple[jax.Array, ...]]
 """(model, parameters, batch with one position a row to predict) -> arrays, the batch's rows first.
@@ -52,6 +54,8 @@ class Row(NamedTuple):
     """A position that something is asked of."""
     target: int = 0
     """The id asked for there."""
+    order: Int32[np.ndarray, " n"] | None = None
+    """Ranks in a factorization order: then every token is asked for, from those of lower rank."""
 
 
 def read(asked: Texts) -> list[Text]:
@@ -98,7 +102,7 @@ class Encoder:
             raise BadInput(f"{loaded.name}: {net.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)")
         if loaded.tokenizer.marks is None:
             raise BadInput(f"{loaded.name}: its tokenizer has no marks for text, separator and mask; give it that of an encoder")
-        return Encoder(loaded, loaded.tokenizer.marks, net.config.context, batch, dtype)
+        return Encoder(loaded, loaded.tokenizer.marks, getattr(net.config, "context", UNLIMITED), batch, dtype)
 
     def check_masked(self) -> None:
         """Refuse a model that predicts no words.
@@ -181,6 +185,11 @@ class Encoder:
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = row.tokens
             segments[i, : len(row.tokens)] = 1
+        if rows[0].order is not None:
+            order, everywhere = np.zeros_like(tokens), np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
+            for i, row in enumerate(rows):
+                order[i, : len(row.tokens)] = row.order
+            return Batch(tokens=tokens, segments=segments, order=order, query_at=everywhere)
         at, targets = (np.array(each, np.int32)[:, None] for each in ([row.at for row in rows], [row.target for row in rows]))
         return Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
 

@@ -9,7 +9,7 @@ import tiny
 from encoder_text import stream
 from pieces_text import spelled
 
-from train.config import Data, Permutation
+from train.config import Data, Masking, Permutation
 from train.objectives import permutation
 from train.tokenizer import Tokenizer
 from zoo import configs

@@ -54,6 +54,8 @@ class Settings:
     """How labelled files are read; as it is, a run reads them as its own."""
     prefix: str = ""
     """What stands before every source; none: the run's own."""
+    orders: int = 0
+    """Random orders of each document; 0 = the task's choice."""
     limit: int = 0
     """Tokens of a generated text at most; 0 = the task's choice."""
     search: Beams = Beams()

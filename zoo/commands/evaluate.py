@@ -6,7 +6,7 @@ from typing import Annotated
 from zoo.commands.machine import on_machine
 from zoo.errors import require
 
-PASSED = ("batch", "stride", "length", "words", "field", "limit", "prefix")
+PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "prefix")
 """Options that are `eval.tasks.Settings`' own."""
 
 
@@ -26,7 +26,7 @@ def evaluate(args: list[str]) -> int:
         """Folder of a run; with --task also a folder of published weights, or hub:ID."""
         task: str = ""
         """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness); of an encoder masked,
-        pseudo_perplexity or blimp; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE; of an
+        pseudo_perplexity or blimp, of an XLNet permutation_likelihood; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE; of an
         encoder-decoder text_to_text, or text_to_text:bleu. A run keeps the result."""
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
@@ -37,15 +37,18 @@ def evaluate(args: list[str]) -> int:
         stride: int = 0
         """New tokens per row: smaller gives every token more context, at more rows; 0 = half a row."""
         length: int = 0
-        """perplexity, masked, pseudo_perplexity: tokens in a row; 0 = the model's positions. labelled: 0 = as the run's."""
+        """perplexity, masked, pseudo_perplexity, permutation_likelihood: tokens in a row; 0 = the model's positions. labelled:
+        0 = as the run's."""
         words: bool = False
         """perplexity: also that of a word."""
         field: str = "text"
-        """lambada, perplexity, masked, pseudo_perplexity: field of a .jsonl line that holds the text."""
+        """lambada, perplexity, masked, pseudo_perplexity, permutation_likelihood: field of a .jsonl line that holds the text."""
         precision: Precision = "auto"
         """Dtype of a task's arithmetic. auto: the run's own; of published weights float32 on CPU, else bfloat16."""
         json: bool = False
         """Print a task's result as JSON."""
+        orders: int = 0
+        """permutation_likelihood: random orders of each document; 0 = 8."""
         limit: int = 0
         """text_to_text: tokens of a text at most; 0 = 128."""
         prefix: str = ""
@@ -63,7 +66,7 @@ def evaluate(args: list[str]) -> int:
         # Imports no JAX: a wrong name is refused at once.
         tasks.check(asked.task)
     else:
-        for name in ("files", "length", "words", "field", "precision", "json", "limit", "prefix"):
+        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "prefix"):
             value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(asked.labelled == Labelled(), "labelled", "options", "they need --task labelled")

@@ -1,0 +1,69 @@
+"""How likely a model finds texts whose tokens it is told in random orders: what a permutation language model is trained on.
+
+Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is comparable
+with the perplexity of a model that reads from left to right, which is told the easiest order.
+
+Format: the files that training reads (see `train.corpus`). Each document is scored alone; one longer than `length` tokens (512
+unless told) in pieces that do not see each other.
+
+Metrics, over all documents and `orders` random orders of each:
+- loss: mean nats per token; loss_stderr: the standard error of that mean over the orders, the documents being given (of one order
+  there is none); perplexity: e to the loss;
+- tokens that are counted, and how many of them are unknown to the vocabulary.
+Examples are documents. Details: length, orders.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.encoding import Encoder
+from eval.permuted import permuted_nats
+from eval.tasks import Progress, Result, Settings, mean_and_error
+from train import corpus
+from train.config import Data
+from train.corpus import Documents
+from train.load import Loaded
+from train.prepare import prepare
+from zoo import runtime
+from zoo.errors import BadInput, require
+
+OPTIONS = ("field", "length", "orders")
+ORDERS = 8
+"""Orders of a document, where nothing is said."""
+
+
+def read(names: Sequence[str], settings: Settings) -> Documents:
+    """The documents of all files, each checked once.
+
+    Raises:
+        BadInput: see `corpus`.
+    """
+    return corpus.documents(names, Data(field=settings.field))
+
+
+def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
+    """Score every document in some orders.
+
+    Raises:
+        BadInput: text without tokens; see also `Encoder.of` and `permuted_nats`.
+    """
+    encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
+    length, orders = settings.length or encoder.room, settings.orders or ORDERS
+    require(1 <= length <= encoder.room, "length", settings.length, f"choose 1 to {encoder.room} tokens")
+    require(orders >= 1, "orders", orders, "choose 1 or more")
+    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
+    if not (count := sum(map(len, texts))):
+        raise BadInput("--files: they hold no token, only white space; give some text")
+    found = permuted_nats(encoder, texts, orders=orders, length=length, name="document {}".format, progress=progress)
+    loss, error = mean_and_error((found.sum(0) / count).tolist())
+    metrics = {
+        "loss": loss,
+        **({} if error is None else {"loss_stderr": error}),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "tokens": count,
+        "unknown": sum(int(np.count_nonzero(text == encoder.marks.unk)) for text in texts),
+    }
+    return Result(metrics, documents.count, {"length": length, "orders": orders})
