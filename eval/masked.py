@@ -70,8 +70,8 @@ def scorer(
     size = meshes.fitting(mesh, rows.batch if ordered(rows) else min(batch, len(rows)))
     if ordered(rows) and size != rows.batch:
         raise BadInput(
-            f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; choose one "
-            "that does"
+            f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; "
+            "choose one that does"
         )
     everywhere = NamedSharding(mesh, PartitionSpec())
     seen = np.maximum(counts.astype(np.float64), 1)

@@ -1,7 +1,7 @@
-"""Permutation likelihoods: how likely a model finds a text whose tokens it is told in random orders (Yang et al. 2019, section 2.2).
+"""Permutation likelihoods: how likely a model finds a text whose tokens it is told in random orders.
 
-Along an order z, -log p of a text is the sum over its places of -log p(token z_t | tokens z_1 ... z_t-1 and where they stand). What
-a permutation language model is trained to lower is its mean over all orders.
+Along an order z, -log p of a text is the sum over its places of -log p(token z_t | tokens z_1 ... z_t-1 and where they stand).
+What a permutation language model is trained to lower is its mean over all orders (Yang et al. 2019, section 2.2).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -87,9 +87,7 @@ def test_what_is_not_predicted_sees_neither_targets_nor_marks():
 
 
 def test_denoising_shows_no_target_and_asks_no_query_stream():
-    asked = dataclasses.replace(
-        run(options={"kind": "denoising"}), masking=dataclasses.replace(run().masking, masked=1.0, random=0)
-    )
+    asked = dataclasses.replace(run(options={"kind": "denoising"}), masking=Masking(masked=1.0, random=0.0))
     plain = rows(run())
     for (_, shown), (_, row) in zip(plain, rows(asked), strict=True):
         assert "query_at" not in row

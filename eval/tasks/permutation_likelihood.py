@@ -1,7 +1,7 @@
 """How likely a model finds texts whose tokens it is told in random orders: what a permutation language model is trained on.
 
-Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is comparable
-with the perplexity of a model that reads from left to right, which is told the easiest order.
+Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is
+comparable with the perplexity of a model that reads from left to right, which is told the easiest order.
 
 Format: the files that training reads (see `train.corpus`). Each document is scored alone; one longer than `length` tokens (512
 unless told) in pieces that do not see each other.

@@ -26,8 +26,8 @@ def evaluate(args: list[str]) -> int:
         """Folder of a run; with --task also a folder of published weights, or hub:ID."""
         task: str = ""
         """blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness); of an encoder masked,
-        pseudo_perplexity or blimp, of an XLNet permutation_likelihood; of a fine-tuned one labelled, or labelled:NAME for the measures of a task of GLUE; of an
-        encoder-decoder text_to_text, or text_to_text:bleu. A run keeps the result."""
+        pseudo_perplexity or blimp, of an XLNet permutation_likelihood; of a fine-tuned one labelled, or labelled:NAME for the
+        measures of a task of GLUE; of an encoder-decoder text_to_text, or text_to_text:bleu. A run keeps the result."""
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
         step: int | None = None
