@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 IGNORED = -100
 """The label of what is not asked, as published data sets write it."""
@@ -41,6 +41,8 @@ class Batch:
     order: Int[Any, "*B T"] | None = None
     """XLNet's factorization ranks: a position sees the positions of lower rank. Of a decoder's prefix: 0 throughout, and 1,
     2, ... behind it; a position sees those of its own rank too."""
+    backward: Bool[Any, "*B"] | None = None
+    """Rows whose text runs from right to left: there a key's distance has the opposite sign (XLNet). None: no row."""
     summary_at: Int[Any, "*B Q"] | None = None
     """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row. None: position 0."""
     labels: Any | None = None
@@ -59,6 +61,8 @@ class Output:
 
     hidden: Float[Array, "B T D"]
     """Final hidden states, after the last norm."""
+    predicted: Float[Array, "B P D"] | None = None
+    """Of XLNet's query stream: final hidden states at `Batch.predict_at`, of positions that do not see their own tokens."""
     source_hidden: Float[Array, "B S D"] | None = None
     """The encoder's final hidden states."""
     carry: Any = dataclasses.field(default_factory=dict)

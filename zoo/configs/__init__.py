@@ -16,7 +16,9 @@ from zoo.errors import BadInput, require
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Attends = Literal["full", "window"]
-Objective = Literal["causal", "masked", "distilled", "classification", "tagging", "span", "choice", "denoising", "text_to_text"]
+Objective = Literal[
+    "causal", "masked", "distilled", "permutation", "classification", "tagging", "span", "choice", "denoising", "text_to_text"
+]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Remat = Literal["none", "full", "attention"]
 
@@ -90,12 +92,12 @@ def family_of(config: Any) -> str:
 
 def shape(config: Any) -> dict[str, Any]:
     """What the weights of a model's body depend on: all numbers but how it is computed, what is dropped while it is learned, how
-    fresh parameters are drawn, and what stands on top of it."""
+    fresh parameters are drawn, what is remembered from row to row, and what stands on top of it."""
     numbers = dataclasses.asdict(config)
     return {name: value for name, value in numbers.items() if name not in APART and not name.endswith("dropout")}
 
 
-APART = ("compute", "initializer", "task", "labels")
+APART = ("compute", "initializer", "memory", "reuse", "task", "labels")
 
 
 def named(config: Any) -> str | None:
