@@ -364,7 +364,7 @@ def test_the_streams_drop_apart() -> None:
     params = jax.tree_util.tree_map_with_path(
         lambda keys, leaf: jnp.full(leaf.shape, float(sharding.path_of(keys).endswith(("scale", "down/bias")))), shapes(net)
     )
-    both = jnp.arange(1, 17, dtype=jnp.float32)
+    both = jnp.float32(np.random.default_rng(0).standard_normal(16))
     params["embed"] = {"tokens": {"embedding": jnp.tile(both, (128, 1))}, "mask": {"embedding": both}}
     order = jnp.tile(jnp.arange(8), (rows, 1))
     batch = Batch(tokens=jnp.zeros((rows, 8), jnp.int32), order=order, predict_at=order)

@@ -41,15 +41,15 @@ def drawn(seed: int, *, padding: bool = False) -> Batch:
     rng = np.random.default_rng(seed)
     first = np.arange(ROWS) if padding else np.zeros(ROWS, int)
     real = np.arange(LENGTH) >= first[:, None]
-    order = np.stack([np.maximum(rng.permutation(LENGTH) - 3, -1) for _ in range(ROWS)])
-    at = np.stack([rng.permutation(np.flatnonzero(ranks >= 0))[:4] for ranks in np.where(real, order, -1)[:, ::1]])
+    order = np.stack([np.maximum(rng.permutation(LENGTH) - 2, -1) for _ in range(ROWS)])
+    at = np.stack([rng.permutation(np.flatnonzero(ranks >= 0))[:4] for ranks in np.where(real, order, -1)])
     fields = {"tokens": rng.integers(0, 131, (ROWS, LENGTH)), "types": rng.integers(0, 3, (ROWS, LENGTH)), "order": order}
     fields |= {"predict_at": at} | ({"segments": real} if padding else {})
     return Batch(**{name: jnp.asarray(each, jnp.int32) for name, each in fields.items()})
 
 
 def asked(batch: Batch) -> dict[str, Any]:
-    """The batch as theirs takes it: whom a position does not see, itself included where it is predicted, and a row of one-hots."""
+    """The batch as theirs takes it: whom a position does not see (itself, where it is predicted), and one-hot targets."""
     import torch
 
     order, at = np.asarray(batch.order), np.asarray(batch.predict_at)
