@@ -336,6 +336,15 @@ def test_who_remembers() -> None:
     }
 
 
+def test_who_generates() -> None:
+    """A model of words; a classifier of the same family says that it does not."""
+    assert tiny().generates
+    net = tiny(task="sequence", labels=("a", "b"))
+    assert not net.generates
+    with pytest.raises(BadInput, match=r"^model.task sequence: a xlnet with this head does not generate text$"):
+        net.init_cache(1, 4, jnp.float32)
+
+
 # --- right to left --------------------------------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,8 @@ class Batch:
     weights: Float[Any, "*A P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
     order: Int[Any, "*B T"] | None = None
-    """XLNet's factorization ranks: a position sees the positions of lower rank. Of a decoder's prefix: 0 throughout, and 1,
-    2, ... behind it; a position sees those of its own rank too."""
+    """Ranks: a position sees those of its own rank and of lower ones. XLNet's are places in the order of prediction, -1 of what
+    all see; where it predicts, only lower ones are seen. Of a decoder's prefix they are 0, and 1, 2, ... behind it."""
     backward: Bool[Any, "*B"] | None = None
     """Rows whose text runs from right to left: there a key's distance has the opposite sign (XLNet). None: no row."""
     summary_at: Int[Any, "*B Q"] | None = None

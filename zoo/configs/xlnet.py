@@ -39,6 +39,11 @@ class Config(BodyConfig):
         """Token types that its texts have: first text, second text, summary. Only whether two are equal counts."""
         return 3
 
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text: only the head of pretraining has words."""
+        return self.task == "permutation"
+
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

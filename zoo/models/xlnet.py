@@ -229,7 +229,7 @@ def _unknown(params: dict[str, Any], places: Int[Array, "B P"]) -> Float[Array, 
 
 def _remembers(cfg: Config) -> int:
     """Positions that a training step remembers: rows of other tasks do not continue each other."""
-    return cfg.memory if cfg.task == "permutation" else 0
+    return cfg.memory if cfg.generates else 0
 
 
 def _remember(before: Float[Array, "B M D"], x: Float[Array, "B T D"]) -> Float[Array, "B M D"]:
