@@ -36,7 +36,7 @@ def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: An
     if isinstance(data, TextPairs):
         if net.sourced:
             write_pairs(file, net, params, mesh, data, **how)
-    elif hasattr(net.module, "decode") and not net.sourced:
+    elif net.generates and not net.sourced:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
 
 

@@ -59,6 +59,7 @@ MARIAN = dict(
     pad_token_id=0,
     decoder_start_token_id=0,
 )
+XLNET = dict(model_type="xlnet", vocab_size=61, n_layer=2, d_model=12, n_head=3, d_inner=20)
 TINY: dict[str, dict[str, Any]] = {
     "bert": BERT,
     "distilbert": DISTILBERT,
@@ -66,6 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
     "roberta": ROBERTA,
     "t5": T5,
     "transformer": MARIAN,
+    "xlnet": XLNET,
 }
 """By family."""
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {

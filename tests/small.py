@@ -12,7 +12,7 @@ import numpy as np
 from zoo import configs, encoder, models, sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
-from zoo.encoder_config import LABELLED
+from zoo.encoder_config import LABELLED, EncoderConfig
 from zoo.heads import gather, summaries
 from zoo.models import Model, model
 from zoo.seeds import example_seeds
@@ -24,7 +24,10 @@ HEADS = [(family, task) for family in models.families() for task in models.famil
 
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
 """Families with a choice of heads."""
+PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
+"""Those of them that learn positions."""
 GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
+ONE_WAY = [family for family in GENERATORS if family not in ENCODERS]
 """Families in which no token sees those behind it."""
 
 SAYS = {
@@ -33,6 +36,7 @@ SAYS = {
     "text_to_text": ("words",),
     "pretraining": ("words", "sequences"),
     "masked": ("words",),
+    "permutation": ("words",),
     "next": ("sequences",),
     "sequence": ("sequences",),
     "choice": ("sequences",),
@@ -147,7 +151,8 @@ def as_batch(asked: dict[str, np.ndarray]) -> Batch:
     if "source" in asked:
         source = Batch(tokens=jnp.asarray(asked["source"]), segments=jnp.asarray(asked["source_real"], jnp.int32))
     segments = jnp.asarray(asked["real"], jnp.int32)
-    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=segments, types=kinds, source=source)
+    last = jnp.asarray(asked["summary_at"]) if "summary_at" in asked else None
+    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=segments, types=kinds, summary_at=last, source=source)
 
 
 def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
@@ -163,6 +168,17 @@ def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarra
 
     jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
     return (np.asarray(jacobian[:, batch.tokens[0] if tokens is None else tokens]) != 0).any(-1)
+
+
+def following(net: Model, params: Any, batch: Batch) -> jax.Array:
+    """[B, T, D]: what `decode` of a batch gives, in a forward pass over it; of XLNet, predicted in the order of the text."""
+    if net.family in ONE_WAY:
+        return net.apply(params, batch).hidden
+    tokens = jnp.pad(batch.tokens, ((0, 0), (0, 1)))
+    order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    predicted = net.apply(params, Batch(tokens=tokens, order=order, query_at=order[:, 1:])).predicted
+    assert predicted is not None
+    return predicted
 
 
 def loss(net: Model, params: Any, batch: Batch, seeds: Any = None) -> jax.Array:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.small import (
-    GENERATORS,
     HEADS,
+    ONE_WAY,
     SAYS,
     home,
     jit,
@@ -221,7 +221,7 @@ def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
         assert (leaf[:300] != 0).any(-1).all()
 
 
-@pytest.mark.parametrize("family", GENERATORS)
+@pytest.mark.parametrize("family", ONE_WAY)
 def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly: the derivative by every later token is 0, by every other one it is not. A leaky mask is caught."""
     net = small(family)
@@ -248,7 +248,7 @@ def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
     alone = apply(params, apart).hidden
     np.testing.assert_allclose(hidden[0, :15].reshape(3, 5, -1), alone, atol=1e-5, rtol=0)
     same = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0] != 0)
-    ahead = np.tri(16, dtype=bool) if family in GENERATORS else True
+    ahead = np.tri(16, dtype=bool) if family in ONE_WAY else True
     # A padding token sees itself through the residual stream alone.
     np.testing.assert_array_equal(sees(net, params, packed), (same & ahead) | np.eye(16, dtype=bool))
     if packed.source is not None:

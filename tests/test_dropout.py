@@ -97,6 +97,10 @@ BEFORE = {
     ("roberta", "choice"): 1,
     ("roberta", "tokens"): 1,
     ("roberta", "span"): 0,
+    ("xlnet", "sequence"): 1,
+    ("xlnet", "choice"): 1,
+    ("xlnet", "tokens"): 0,
+    ("xlnet", "span"): 0,
 }
 """Dropouts of a head before its outputs, as `transformers` has them."""
 

@@ -29,6 +29,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "roberta": {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "distilbert": {"model_type": "distilbert"},
     "t5": {"model_type": "t5", "decoder_start_token_id": 0},
+    # Not the defaults of its class, which are the large size's.
+    "xlnet": {"model_type": "xlnet", "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
     "transformer": {
         **{"model_type": "marian", "d_model": 512, "activation_function": "relu", "scale_embedding": True},
         **{"vocab_size": 8192, "encoder_layers": 6, "encoder_ffn_dim": 2048, "encoder_attention_heads": 8},

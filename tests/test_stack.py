@@ -15,6 +15,7 @@ from tests.small import (
     BODIES,
     ENCODERS,
     HEADS,
+    PLACED,
     SAYS,
     home,
     jit,
@@ -76,15 +77,19 @@ def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeyp
 
 @every_body
 def test_remat_recomputes(family: str) -> None:
-    """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more."""
+    """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more.
+
+    XLNet's encodings of 32 distances, which each layer projects, need no gradient.
+    """
     products = {}
     for name in stack.POLICIES:
         net = small(family, compute=Compute(remat=name))
         products[name] = dot_flops(jax.grad(lambda p, net=net: loss(net, p, with_source(net, row(16)))), shapes(net))
     net = small(family)
     forward = dot_flops(lambda p: loss(net, p, with_source(net, row(16))), shapes(net))
-    assert products["none"] == pytest.approx(3 * forward)
-    assert 3 * forward < products["attention"] < products["full"] <= 4 * forward
+    constant = 2 * 2 * 32 * 32 * 32 if family == "xlnet" else 0
+    assert products["none"] == pytest.approx(3 * forward - constant)
+    assert products["none"] < products["attention"] < products["full"] <= 4 * forward
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -145,7 +150,7 @@ def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes:
         assert net.flops(batch) == dot_flops(lambda p, batch=batch: outputs(net, p, batch), shapes(net))
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
+@pytest.mark.parametrize("family", [*CAUSAL, *PLACED])
 def test_without_labels_nobody_asks_a_classifier(family: str) -> None:
     """The words of both, and of a model for labels the body alone."""
     batch = row(20, 3)

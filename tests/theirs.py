@@ -15,19 +15,25 @@ PAIR = 0.4
 
 def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
     """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest]; of an
-    encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's.
+    encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's. XLNet's is padded in
+    front and has "summary_at" [rows, 1], the last position.
 
     The id of padding is no token's: `transformers` takes the positions of RoBERTa from it, and gives it no gradient.
     """
     rng, at, ends = np.random.Generator(np.random.PCG64(1)), np.arange(max(lengths)), np.array(lengths)[:, None]
-    real = at < ends
+    xlnet = config["model_type"] == "xlnet"
+    if xlnet:
+        at = at - (max(lengths) - ends)
+    real = (at >= 0) & (at < ends)
     drawn = rng.integers(2, config["vocab_size"], real.shape)
     batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
     if config["model_type"] in ("t5", "marian"):
         width = max(lengths) + 2
         there = np.arange(width) < width - np.array(lengths)[:, None] // 2
         return batch | {"source": np.where(there, rng.integers(2, config["vocab_size"], there.shape), 0), "source_real": there}
-    if config.get("type_vocab_size", 0) < 2:
+    if xlnet:
+        batch["summary_at"] = np.full((len(lengths), 1), max(lengths) - 1)
+    if config.get("type_vocab_size", 0) < 2 and not xlnet:
         return batch
     return batch | {"types": (real & (at >= PAIR * ends)).astype(np.int32)}
 
@@ -70,7 +76,7 @@ def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]
             return {"hidden": said.last_hidden_state}
         case "pretraining":
             return {"words": said.prediction_logits, "sequences": said.seq_relationship_logits[:, None]}
-        case "causal" | "masked" | "text_to_text":
+        case "causal" | "masked" | "permutation" | "text_to_text":
             return {"words": said.logits}
         case "choice":
             return {"sequences": said.logits.reshape(-1, 1, 1)}

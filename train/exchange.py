@@ -44,7 +44,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: conf
 
 def _use(loaded: Loaded) -> str:
     """The command that shows what a model can do; none for one that has yet to learn it."""
-    if hasattr(loaded.net.module, "init_cache"):
+    if loaded.net.generates:
         return "generate"
     return "fill-mask" if "masked" in loaded.params else "embed" if loaded.net.task == "body" else ""
 

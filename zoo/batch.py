@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 IGNORED = -100
 """The label of what is not asked, as published data sets write it."""
@@ -41,8 +41,10 @@ class Batch:
     weights: Float[Any, "*A P"] | None = None
     """Weight of each prediction in the loss; 0 = not counted."""
     order: Int[Any, "*B T"] | None = None
-    """XLNet's factorization ranks: a position sees the positions of lower rank. Of a decoder's prefix: 0 throughout, and 1,
-    2, ... behind it; a position sees those of its own rank too."""
+    """Ranks: a position sees those of its own rank and of lower ones. XLNet's are places in the order of prediction, -1 of what
+    all see; where it predicts, only lower ones are seen. Of a decoder's prefix they are 0, and 1, 2, ... behind it."""
+    backward: Bool[Any, "*B"] | None = None
+    """Rows whose text runs from right to left: there a key's distance has the opposite sign (XLNet). None: no row."""
     summary_at: Int[Any, "*B Q"] | None = None
     """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row. None: position 0."""
     labels: Any | None = None

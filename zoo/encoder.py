@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from zoo import heads
 from zoo import seeds as seeding
 from zoo.batch import Batch, Output
-from zoo.encoder_config import EncoderConfig, Task
-from zoo.errors import BadInput
+from zoo.encoder_config import BodyConfig, EncoderConfig, Task
 from zoo.heads import Head
 from zoo.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup
 from zoo.masks import Mask
@@ -35,20 +34,14 @@ class Family(Generic[Config]):
     heads: Mapping[Task, Head]
 
     def head(self, cfg: Config) -> Head:
-        """The head of a model.
-
-        Raises:
-            BadInput: the family has none for that task.
-        """
-        if cfg.task not in self.heads:
-            raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(self.heads)}")
-        return self.heads[cfg.task]
+        """The head of a model; see `zoo.heads.find`."""
+        return heads.find(self.heads, cfg)
 
     def init(self, cfg: Config, key: Array) -> dict[str, Any]:
         """Fresh parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
         outside, layers, top = jax.random.split(key, 3)
         params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
-        above = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), _initializer(cfg), nnx.Rngs(top))))
+        above = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(top))))
         return {**params, **above, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers, cfg.layers)}
 
     def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
@@ -107,7 +100,7 @@ class Embeddings(nnx.Module):
     """Tables of tokens, positions and types, and the norm of their sum."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
-        init = _initializer(cfg)
+        init = initializer(cfg)
         self.tokens = Embed(cfg.vocab, cfg.width, init, rngs, pad=True)
         self.positions = Embed(cfg.context + cfg.position_offset, cfg.width, init, rngs)
         if cfg.types:
@@ -119,7 +112,7 @@ class Block(nnx.Module):
     """norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
-        init = _initializer(cfg)
+        init = initializer(cfg)
         self.cfg = cfg
         self.attention = SelfAttention(cfg.width, cfg.heads, cfg.head, init, init, rngs)
         self.norm1 = LayerNorm(cfg.width, cfg.eps)
@@ -148,7 +141,8 @@ def _embed(cfg: EncoderConfig, embed: dict[str, Any], batch: Batch) -> Float[Arr
     return constrain(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps), BATCH)
 
 
-def _initializer(cfg: EncoderConfig) -> Init:
+def initializer(cfg: BodyConfig) -> Init:
+    """How fresh kernels and tables are drawn."""
     # 0.02 is the deviation before the cut, in Google's code and in JAX alike; after it, 0.0176.
     of = {"normal": jax.nn.initializers.normal, "truncated": jax.nn.initializers.truncated_normal}
     return of[cfg.initializer](0.02)
@@ -174,7 +168,7 @@ def published(
             architecture=head.architecture,
             prefixes=("", prefix) if task == "body" else (prefix, ""),
             rows=(*body, *head.rows),
-            tied=tied if "masked" in head.parts else {},
+            tied=tied if head.parts & {"masked", "unembed"} else {},
             constants=constants,
             idle=head.idle,
             renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},

@@ -1,6 +1,7 @@
-"""Numbers that BERT, RoBERTa and DistilBERT share: a bidirectional encoder with learned positions, and the head it carries.
+"""Numbers that bidirectional bodies share, and the head they carry: BERT, RoBERTa and DistilBERT, and XLNet.
 
-A family's file in `zoo.configs` subclasses `EncoderConfig` and says where its numbers are published. Nothing here imports jax.
+A family's file in `zoo.configs` subclasses `BodyConfig`, or `EncoderConfig` if it has learned positions, and says where its
+numbers are published. Nothing here imports jax.
 """
 
 import dataclasses
@@ -11,9 +12,9 @@ from zoo.configs import Activation, Compute
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
-Task = Literal["body", "pretraining", "masked", "next", "sequence", "choice", "tokens", "span"]
-"""What an encoder has on top: nothing, masked words and next sentence, one of these, or a classifier of sequences, of choices, of
-tokens or of the ends of a span."""
+Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
+"""What a body has on top: nothing, masked words and next sentence, one of these, words in any order of prediction, or a
+classifier of sequences, of choices, of tokens or of the ends of a span."""
 Initializer = Literal["normal", "truncated"]
 
 LABELLED: tuple[Task, ...] = ("sequence", "tokens")
@@ -31,13 +32,11 @@ LARGEST = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Numbers of an encoder."""
+class BodyConfig:
+    """Numbers of a body, however it knows where a token is, and of the head on it."""
 
     vocab: int
     """Entries of the tokenizer; input and output share one table."""
-    context: int
-    """The longest row. The table of positions has `position_offset` rows more."""
     layers: int
     width: int
     """Size of the residual stream, D."""
@@ -45,17 +44,13 @@ class EncoderConfig:
     """They share the width evenly."""
     ffn: int
     """Inner width of the feed-forward layers."""
-    types: int
-    """Token types (sentence A or B); 0 = the family has none."""
-    position_offset: int = 0
-    """Row of the table of positions that the first token takes."""
     activation: Activation = "gelu"
-    """Of the feed-forward layers and, but in RoBERTa, of the masked head. Google's BERT code has had the tanh form since 2020;
-    `transformers`, and with it every published folder, erf."""
+    """Of the feed-forward layers and, but in RoBERTa, of the masked head. Google's BERT code has had the tanh form since 2020, as
+    XLNet's has; `transformers`, and with it every published folder, erf."""
     eps: float
     """Added to the variance in layer norms."""
     dropout: float = 0.1
-    """Share of the embedding sum and of each sub-layer's output dropped."""
+    """Share of the embeddings and of each sub-layer's output dropped."""
     attention_dropout: float = 0.1
     """Share of the attention weights dropped."""
     head_dropout: float = 0.1
@@ -70,11 +65,10 @@ class EncoderConfig:
     compute: Compute = dataclasses.field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        for field, largest in LARGEST.items():
-            value = getattr(self, field)
+        # Not every family has each of them.
+        for field in (field.name for field in dataclasses.fields(self) if field.name in LARGEST):
+            value, largest = getattr(self, field), LARGEST[field]
             require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
-        require(0 <= self.types <= 1024, "model.types", self.types, "choose 0 (none) to 1,024")
-        require(0 <= self.position_offset <= 1024, "model.position_offset", self.position_offset, "choose 0 to 1,024")
         divides = self.width % self.heads == 0
         require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
         for field in ("dropout", "attention_dropout", "head_dropout"):
@@ -98,6 +92,23 @@ class EncoderConfig:
     def head(self) -> int:
         """Size of an attention head."""
         return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(BodyConfig):
+    """Numbers of an encoder with learned positions."""
+
+    context: int
+    """The longest row. The table of positions has `position_offset` rows more."""
+    types: int
+    """Token types (sentence A or B); 0 = the family has none."""
+    position_offset: int = 0
+    """Row of the table of positions that the first token takes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.types <= 1024, "model.types", self.types, "choose 0 (none) to 1,024")
+        require(0 <= self.position_offset <= 1024, "model.position_offset", self.position_offset, "choose 0 to 1,024")
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
@@ -177,12 +188,12 @@ def spelled(cfg: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def activation(cfg: EncoderConfig) -> str:
+def activation(cfg: BodyConfig) -> str:
     """The published name of the activation."""
     return next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation)
 
 
-def named_labels(cfg: EncoderConfig) -> dict[str, Any]:
+def named_labels(cfg: BodyConfig) -> dict[str, Any]:
     """The keys that name a classifier's rows."""
     if cfg.task not in LABELLED:
         return {}

@@ -1,9 +1,10 @@
-"""What an encoder has on top: masked words, the next sentence, and classifiers of sequences, choices, tokens and spans.
+"""What a body has on top: words, the next sentence, and classifiers of sequences, choices, tokens and spans.
 
 A family declares its heads as rows, `Head`, each with the published names of its leaves. A leaf's path begins with its part:
 
 - `pooler`: dense layer and tanh over the summary's hidden state, a part of the published body;
 - `masked`: dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
+- `unembed`: the tied table and a bias alone (Yang et al. 2019);
 - `next`: the pooled summary to next sentence or not;
 - `dense`: a dense layer of the head's own before the classifier;
 - `classifier`: the outputs.
@@ -11,7 +12,7 @@ A family declares its heads as rows, `Head`, each with the published names of it
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from jaxtyping import Array, Float, Int
 from zoo import seeds as seeding
 from zoo.batch import Batch, Output
 from zoo.configs import Activation
-from zoo.encoder_config import LABELLED, EncoderConfig
+from zoo.encoder_config import LABELLED, BodyConfig, Task
+from zoo.errors import BadInput
 from zoo.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, tied_logits
 from zoo.names import Row
 from zoo.sharding import BATCH, constrain
@@ -56,7 +58,18 @@ class Head:
         return frozenset(row.leaf.split("/")[0] for row in self.rows)
 
 
-def outputs(cfg: EncoderConfig) -> int:
+def find(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
+    """The head of a model, from the table of its family.
+
+    Raises:
+        BadInput: the family has none for that task.
+    """
+    if cfg.task not in table:
+        raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(table)}")
+    return table[cfg.task]
+
+
+def outputs(cfg: BodyConfig) -> int:
     """Rows of the classifier.
 
     Raises:
@@ -72,12 +85,14 @@ def outputs(cfg: EncoderConfig) -> int:
 class Top(nnx.Module):
     """The parameters of a head."""
 
-    def __init__(self, cfg: EncoderConfig, head: Head, init: Init, rngs: nnx.Rngs):
+    def __init__(self, cfg: BodyConfig, head: Head, init: Init, rngs: nnx.Rngs):
         parts = head.parts
         if "pooler" in parts:
             self.pooler = _linear(cfg.width, cfg.width, init, rngs)
         if "masked" in parts:
             self.masked = Masked(cfg, init, rngs)
+        if "unembed" in parts:
+            self.unembed = Unembed(cfg)
         if "next" in parts:
             self.next = _linear(cfg.width, 2, init, rngs)
         if "dense" in parts:
@@ -89,9 +104,16 @@ class Top(nnx.Module):
 class Masked(nnx.Module):
     """Dense layer, activation, norm, and the bias of the vocabulary."""
 
-    def __init__(self, cfg: EncoderConfig, init: Init, rngs: nnx.Rngs):
+    def __init__(self, cfg: BodyConfig, init: Init, rngs: nnx.Rngs):
         self.dense = _linear(cfg.width, cfg.width, init, rngs)
         self.norm = LayerNorm(cfg.width, cfg.eps)
+        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+
+
+class Unembed(nnx.Module):
+    """The bias of the vocabulary."""
+
+    def __init__(self, cfg: BodyConfig):
         self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
 
 
@@ -112,9 +134,7 @@ def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Fl
     return hidden[:, :1] if at is None else gather(hidden, at)
 
 
-def masked_logits(
-    cfg: EncoderConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]
-) -> Float[Array, "*B rows"]:
+def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
     """float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
 
     Raises:
@@ -126,8 +146,18 @@ def masked_logits(
     return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
 
 
+def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """float32 logits of the words at hidden states, by the table and a bias alone; rows >= cfg.vocab get no probability.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
+    bias = _part(params, "unembed", cfg)["bias"]
+    return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab) + bias.astype(jnp.float32)
+
+
 def sequence_logits(
-    cfg: EncoderConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B Q D"], seeds: Seeds = None
+    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B Q D"], seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
     """float32 logits of sequences, from the hidden states of their summaries; of next sentence (0: it is, 1: it is another).
 
@@ -145,7 +175,7 @@ def sequence_logits(
 
 
 def token_logits(
-    cfg: EncoderConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B T D"], seeds: Seeds = None
+    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B T D"], seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
     """float32 logits of each token: of its label, or of being the first and the last of a span.
 
@@ -158,14 +188,14 @@ def token_logits(
     return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
 
 
-def flops(cfg: EncoderConfig, head: Head, batch: Batch) -> float:
+def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
     """Matrix-product FLOPs of a head over a batch: words at the predicted positions, or what the labels ask for."""
     *rows, length = batch.tokens.shape
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
     dense, total = 2.0 * cfg.width * cfg.width, 0.0
-    if "masked" in head.parts:
+    if head.parts & {"masked", "unembed"}:
         predicted = math.prod(rows) * (length if batch.predict_at is None else batch.predict_at.shape[-1])
-        total += predicted * (dense + 2.0 * cfg.width * cfg.vocab)
+        total += predicted * (dense * ("masked" in head.parts) + 2.0 * cfg.width * cfg.vocab)
     if batch.labels is None:
         return total
     if cfg.task in ("tokens", "span"):
@@ -185,7 +215,7 @@ def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"
     return jnp.einsum("...d,de->...e", x, kernel, preferred_element_type=jnp.float32).astype(kernel.dtype) + part["bias"]
 
 
-def _part(params: dict[str, Any], name: str, cfg: EncoderConfig) -> dict[str, Any]:
+def _part(params: dict[str, Any], name: str, cfg: BodyConfig) -> dict[str, Any]:
     if name not in params:
         raise ValueError(f"a model for the task {cfg.task} has no {name}")
     return params[name]

@@ -39,11 +39,11 @@ class Published:
         file = folder / FILE
         return cls(file, read_json(file, LARGEST_FILE))
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1; an absent or null one takes the default."""
+    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of at least `least`; an absent or null one takes the default."""
         value = self._take(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(key, value, "it must be a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(key, value, f"it must be a whole number of at least {least}")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -17,16 +17,7 @@ from zoo.errors import BadInput, require
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Attends = Literal["full", "window"]
 Objective = Literal[
-    "causal",
-    "masked",
-    "permutation",
-    "distilled",
-    "classification",
-    "tagging",
-    "span",
-    "choice",
-    "denoising",
-    "text_to_text",
+    "causal", "masked", "distilled", "permutation", "classification", "tagging", "span", "choice", "denoising", "text_to_text"
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Remat = Literal["none", "full", "attention"]

@@ -3,8 +3,8 @@
 A family's module is its interface: `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF`, its published names by
 task, and `PADDED`, the leaves stored with rows that are not counted (where a model has them); `init_carry` where something is
 carried from step to step. Modules are found by listing this folder; nothing is registered. A family that generates text has
-`init_cache` and `decode` (an encoder-decoder's configuration says `sourced`), one whose models tell sequences or tokens apart
-`sequence_logits` and `token_logits` (see `Model`).
+`init_cache` and `decode` (an encoder-decoder's configuration says `sourced`; where some heads are not of words, it says which
+`generates`), one whose models tell sequences or tokens apart `sequence_logits` and `token_logits` (see `Model`).
 """
 
 import dataclasses
@@ -77,6 +77,11 @@ class Model:
         return getattr(self.config, "sourced", False)
 
     @property
+    def generates(self) -> bool:
+        """Whether it writes text: its family does, and what stands on top of it are words."""
+        return hasattr(self.module, "init_cache") and getattr(self.config, "generates", True)
+
+    @property
     def names(self) -> Names:
         """Its published names."""
         return self.module.HF[self.task]
@@ -117,9 +122,12 @@ class Model:
         encoder-decoder, what it makes of `batch.source` in the first call.
 
         Raises:
-            BadInput: the family does not generate.
+            BadInput: the family does not generate, or not with this head.
         """
-        return self._able("init_cache")(self.config, rows, length, dtype)
+        empty = self._able("init_cache")
+        if not self.generates:
+            raise BadInput(f"model.task {self.task}: a {self.family} with this head does not generate text")
+        return empty(self.config, rows, length, dtype)
 
     def decode(self, params: Any, batch: Batch, cache: dict[str, Any]) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
         """Hidden states of T more tokens of each row, and the cache with them in it. A prompt is decoded so at once.

@@ -1,0 +1,78 @@
+"""XLNet in numpy, float64, one row at a time, from what each query sees: what `zoo.models.xlnet` is compared with."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.special import erf
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the queries of a stream see, each array [queries, keys]; the keys of memory come first."""
+
+    allowed: Array
+    """Whether a query sees a key."""
+    distance: Array
+    """The query's place less the key's, as the row is read."""
+    different: Array | None = None
+    """Whether their types differ; None: there is no term of types."""
+
+
+def forward(
+    cfg: Any, params: Any, tokens: Array, content: Seen, query: Seen | None = None, memory: Array | None = None
+) -> tuple[Array, Array | None, list[Array]]:
+    """(hidden states [T, D], those of the query stream [P, D], inputs of each layer).
+
+    Args:
+        memory: [L, M, D].
+    """
+    outside = {name: np.float64(params["embed"][name]["embedding"]) for name in ("tokens", "mask")}
+    x, inputs = outside["tokens"][tokens], []
+    g = None if query is None else np.tile(outside["mask"], (len(query.allowed), 1))
+    for number in range(cfg.layers):
+        layer = _at(params["layers"], number)
+        inputs.append(x)
+        whole = x if memory is None else np.concatenate([np.float64(memory[number]), x])
+        x, g = _block(cfg, layer, x, whole, content), None if query is None else _block(cfg, layer, g, whole, query)
+    return x, g, inputs
+
+
+def log_probabilities(cfg: Any, params: Any, hidden: Array) -> Array:
+    """[..., V]."""
+    logits = hidden @ np.float64(params["embed"]["tokens"]["embedding"])[: cfg.vocab].T
+    logits = logits + np.float64(params["unembed"]["bias"])[: cfg.vocab]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def _at(tree: Any, number: int) -> Any:
+    return {name: _at(each, number) if isinstance(each, dict) else np.float64(each[number]) for name, each in tree.items()}
+
+
+def _block(cfg: Any, layer: Any, x: Array, whole: Array, seen: Seen) -> Array:
+    attention = layer["attention"]
+    q = np.einsum("td,dnh->tnh", x, attention["q"]["kernel"])
+    k, v = np.moveaxis(np.einsum("sd,dcnh->scnh", whole, attention["kv"]["kernel"]), 1, 0)
+    angles = seen.distance[..., None] / 10_000 ** (np.arange(0, cfg.width, 2) / cfg.width)
+    r = np.einsum("tsd,dnh->tsnh", np.concatenate([np.sin(angles), np.cos(angles)], -1), attention["r"]["kernel"])
+    scores = np.einsum("tnh,snh->nts", q + attention["content"]["embedding"], k)
+    scores += np.einsum("tnh,tsnh->nts", q + attention["distance"]["embedding"], r)
+    if seen.different is not None:
+        both = np.einsum("tnh,cnh->ntc", q + attention["type"]["embedding"], attention["types"]["embedding"])
+        scores += np.where(seen.different, both[..., 1:], both[..., :1])
+    scores = np.where(seen.allowed, scores / np.sqrt(cfg.head), -np.inf)
+    # The first in an order sees nothing.
+    weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-1e300))
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    y = np.einsum("nts,snh,nhd->td", weights, v, attention["out"]["kernel"])
+    x = _norm(cfg, layer["norm1"], x + y)
+    inner = x @ layer["mlp"]["up"]["kernel"] + layer["mlp"]["up"]["bias"]
+    inner = 0.5 * inner * (1 + erf(inner / np.sqrt(2)))
+    return _norm(cfg, layer["norm2"], x + inner @ layer["mlp"]["down"]["kernel"] + layer["mlp"]["down"]["bias"])
+
+
+def _norm(cfg: Any, norm: Any, x: Array) -> Array:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + cfg.eps) * norm["scale"] + norm["bias"]
