@@ -70,6 +70,9 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     Args:
         seeds: u32[B, 2], turns dropout on.
         carry: what `init_carry` or the step before gave: inputs of every layer at earlier positions. They get no gradient.
+
+    Raises:
+        ValueError: a query stream without an order.
     """
     carry = carry or None
     length = batch.tokens.shape[1]
@@ -216,6 +219,8 @@ def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | N
     mask = Mask(query_segments=segments, query_ranks=batch.order, **keys)
     content, query = Stream(mask=mask, first=length - 1, types=batch.types), None
     if at is not None:
+        if batch.order is None:
+            raise ValueError("positions of a query stream without an order: they would see what they are to predict")
         mask = Mask(query_segments=picked(segments), query_ranks=picked(batch.order), strict=True, **keys)
         query = Stream(mask=mask, first=memory + length - 1, at=memory + at, types=picked(batch.types))
     return content, query, with_memory(batch.types, 0)
