@@ -19,6 +19,7 @@ from tests.test_stack import dot_flops
 from tests.two_streams import Seen
 from train import config
 from train import mesh as meshes
+from train.recipes import finetune
 from zoo import catalogue, configs, models, pretrained, sharding, tensors
 from zoo.batch import Batch
 from zoo.configs import Compute
@@ -516,6 +517,15 @@ def test_what_is_not_computed_is_refused(keys: dict[str, Any], told: str) -> Non
     with pytest.raises(BadInput) as refusal:
         read(**keys)
     assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_fine_tuning_begins_from(tmp_path: Path) -> None:
+    """A published folder under another head: rows as long as the recipe's, and nothing remembered between them."""
+    folder = tmp_path / "there"
+    published.write(folder, published.config("xlnet", "permutation", {**published.XLNET, "mem_len": 7}))
+    run = finetune.finetune_span(init=str(folder))
+    assert (run.data.length, run.model.task, run.model.memory) == (384, "span", 7)
+    assert models.model(run.model).init_carry(2) == {}
 
 
 def test_two_rates_of_dropout_have_no_published_form(tmp_path: Path) -> None:
