@@ -329,9 +329,14 @@ def test_who_remembers() -> None:
     assert tiny(memory=4, task="tokens", labels=("a", "b")).init_carry(2) == {}
     net = tiny(memory=4)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(net))
-    out = jax.eval_shape(lambda: net.apply(narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2)))
-    assert out.hidden.dtype == jnp.bfloat16
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), out.carry) == {
+
+    def shaped() -> tuple[jax.Array, Any]:
+        out = net.apply(narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2))
+        return out.hidden, out.carry
+
+    hidden, carry = jax.eval_shape(shaped)
+    assert hidden.dtype == jnp.bfloat16
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry) == {
         "hidden": ((2, 2, 4, 16), jnp.float32),
         "filled": ((2,), jnp.int32),
     }
@@ -457,7 +462,7 @@ def test_every_size_has_its_source_and_its_reasons() -> None:
 def test_a_row_has_no_limit() -> None:
     net = tiny()
     batch = Batch(tokens=jnp.ones((1, 3000), jnp.int32))
-    assert jax.eval_shape(lambda: net.apply(random_params(net), batch)).hidden.shape == (1, 3000, 16)
+    assert jax.eval_shape(lambda: net.apply(random_params(net), batch).hidden).shape == (1, 3000, 16)
 
 
 @pytest.mark.parametrize(
