@@ -19,6 +19,7 @@ from tests.test_stack import dot_flops
 from tests.two_streams import Seen
 from train import config
 from train import mesh as meshes
+from train.recipes import finetune
 from zoo import catalogue, configs, models, pretrained, sharding, tensors
 from zoo.batch import Batch
 from zoo.configs import Compute
@@ -328,9 +329,14 @@ def test_who_remembers() -> None:
     assert tiny(memory=4, task="tokens", labels=("a", "b")).init_carry(2) == {}
     net = tiny(memory=4)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(net))
-    out = jax.eval_shape(lambda: net.apply(narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2)))
-    assert out.hidden.dtype == jnp.bfloat16
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), out.carry) == {
+
+    def shaped() -> tuple[jax.Array, Any]:
+        out = net.apply(narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2))
+        return out.hidden, out.carry
+
+    hidden, carry = jax.eval_shape(shaped)
+    assert hidden.dtype == jnp.bfloat16
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry) == {
         "hidden": ((2, 2, 4, 16), jnp.float32),
         "filled": ((2,), jnp.int32),
     }
@@ -456,7 +462,7 @@ def test_every_size_has_its_source_and_its_reasons() -> None:
 def test_a_row_has_no_limit() -> None:
     net = tiny()
     batch = Batch(tokens=jnp.ones((1, 3000), jnp.int32))
-    assert jax.eval_shape(lambda: net.apply(random_params(net), batch)).hidden.shape == (1, 3000, 16)
+    assert jax.eval_shape(lambda: net.apply(random_params(net), batch).hidden).shape == (1, 3000, 16)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +522,15 @@ def test_what_is_not_computed_is_refused(keys: dict[str, Any], told: str) -> Non
     with pytest.raises(BadInput) as refusal:
         read(**keys)
     assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_fine_tuning_begins_from(tmp_path: Path) -> None:
+    """A published folder under another head: rows as long as the recipe's, and nothing remembered between them."""
+    folder = tmp_path / "there"
+    published.write(folder, published.config("xlnet", "permutation", {**published.XLNET, "mem_len": 7}))
+    run = finetune.finetune_span(init=str(folder))
+    assert (run.data.length, run.model.task, run.model.memory) == (384, "span", 7)
+    assert models.model(run.model).init_carry(2) == {}
 
 
 def test_two_rates_of_dropout_have_no_published_form(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ OPTIONS = ("argument", "length", "labelled")
 ALONE = True
 GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
+USUAL = 512
+"""Tokens of a row, where neither a run nor a table of positions says how many."""
 STEP = 32
 """Rows of published weights are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
 
@@ -113,8 +115,10 @@ def _run(subject: Loaded, goal: Objective, settings: Settings) -> Run:
         options = dataclasses.replace(own.labelled, class_weights="none")
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
     options = dataclasses.replace(options, regression=numbers)
-    length = settings.length or (own.data.length if own else cfg.context)
-    require(1 <= length <= cfg.context, "length", length, f"choose 1 to the model's {cfg.context} positions")
+    context = getattr(cfg, "context", None)
+    length = settings.length or (own.data.length if own else context or USUAL)
+    most = context or length
+    require(1 <= length <= most, "length", length, f"choose 1 to the model's {most} positions" if context else "choose 1 or more")
     return Run(recipe="", model=cfg, objective=goal, labelled=options, data=Data(length=length, batch=settings.batch))
 
 

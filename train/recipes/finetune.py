@@ -65,7 +65,8 @@ def _run(name: str, objective: Objective, task: Task, init: str, *, length: int)
         objective=objective,
         init=init,
         steps=1_000,
-        data=Data(length=min(length, model.context), batch=16),
+        # A family without learned positions has no `context`.
+        data=Data(length=min(length, getattr(model, "context", length)), batch=16),
         optim=Optim(lr=3e-5, warmup=100, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         selection=Selection(best=True),
         checkpoint=Checkpoint(every=200),

@@ -119,7 +119,7 @@ class Model:
 
         A dict of arrays: "k" and "v" [L, B, S, K, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
         slots, segment 0 where there is none; "at", int32, the first free slot. A family may keep more under other names: an
-        encoder-decoder, what it makes of `batch.source` in the first call.
+        encoder-decoder, what it makes of `batch.source` in the first call; XLNet, its distances, which are no row's.
 
         Raises:
             BadInput: the family does not generate, or not with this head.
@@ -134,7 +134,7 @@ class Model:
 
         Tokens of segment 0 are padding: nothing sees them, and rows of different lengths are padded on the left. Positions are
         each row's own; without segments and positions the tokens are real and follow the slots. Of an encoder-decoder the first
-        call has `batch.source`, which the cache keeps for the others; every array of it but "at" has an axis B, the second if it
+        call has `batch.source`, which the cache keeps for the others. Every array that is of rows has an axis B, the second if it
         has five, and rows may be chosen along it. The caller sees to it that "at" + T does not exceed the slots: JAX would
         overwrite the last ones unsaid.
         """

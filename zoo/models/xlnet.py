@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo import encoder, heads, positions
 from zoo import seeds as seeding
+from zoo.attention import HEADS as HEADS_AXIS
 from zoo.batch import Batch, Output
 from zoo.configs.xlnet import Config
 from zoo.decoding import advance, empty_cache
@@ -133,6 +134,9 @@ def decode(
     The text is read from left to right: each token's hidden state is the query stream's at the position after it. Types are not
     told apart, and nothing but the cache is remembered.
 
+    The first call puts the projected encodings of all distances into the cache, "r" [L, N, H, 2 S]: made anew for each token,
+    they would cost more than all the rest.
+
     Raises:
         ValueError: more tokens than the cache has slots.
     """
@@ -146,19 +150,21 @@ def decode(
     )
     # What lies strictly before the next position lies up to this one: both streams see the same, at a distance greater by one.
     content, query = Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1)
-    encodings = positions.sinusoids_at(at + length - jnp.arange(slots + length), cfg.width, halves=True)
+    r = cache["r"] if "r" in cache else _every_distance(cfg, params, slots)
+    # From that of the last query to the first key on.
+    needed = jax.lax.dynamic_slice_in_dim(r, slots - at - length, slots + length, axis=3)
 
-    def body(block: Block, carry: Any, _: None, index: Array, __: None) -> tuple[Any, None]:
+    def body(block: Block, carry: Any, r: Array, index: Array, _: None) -> tuple[Any, None]:
         x, g, k, v = carry
         past = Past(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
         k, v = past.read()
-        keys = Keys(k=k, v=v, r=block.attention.distances(encodings, parts=1))
+        keys = Keys(k=k, v=v, r=r)
         x, g = (constrain(block(each, keys, stream, None), BATCH) for each, stream in ((x, content), (g, query)))
         return (x, g, past.k, past.v), None
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
-    (_, g, k, v), _ = _run(cfg, params, body, (x, _unknown(params, batch.tokens), cache["k"], cache["v"]))
-    return g, {**known, "k": k, "v": v, "at": at + length}
+    (_, g, k, v), _ = _run(cfg, params, body, (x, _unknown(params, batch.tokens), cache["k"], cache["v"]), needed)
+    return g, {**known, "k": k, "v": v, "r": r, "at": at + length}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
@@ -224,6 +230,17 @@ def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | N
         mask = Mask(query_segments=picked(segments), query_ranks=picked(batch.order), strict=True, **keys)
         query = Stream(mask=mask, first=memory + length - 1, at=memory + at, types=picked(batch.types))
     return content, query, with_memory(batch.types, 0)
+
+
+def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Array, "L N H X"]:
+    """Projected encodings of the distances S, S - 1, ..., 1 - S, X of them: a query may lie behind all S slots."""
+    encodings = positions.relative_sinusoids(slots, 2 * slots, cfg.width)
+
+    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Array]:
+        return carry, block.attention.distances(encodings, parts=1)
+
+    _, r = _run(cfg, params, body, None)
+    return constrain(r, None, HEADS_AXIS)
 
 
 def _unknown(params: dict[str, Any], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:
