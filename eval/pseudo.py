@@ -61,7 +61,7 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
         tokens = encoder.framed(ids[start : start + size], where)
-        at = place - start + 1
+        at = place - start + encoder.marks.before
         tokens[at] = encoder.marks.mask
         yield Row(number, where, tokens, at, int(ids[place]))
 
