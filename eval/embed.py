@@ -19,6 +19,7 @@ from train import config
 from train import mesh as meshes
 from train.folder import replacing
 from train.load import load
+from zoo import heads
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
@@ -78,8 +79,8 @@ def embed(
     """A vector for each text, from the last hidden states.
 
     Args:
-        pool: "mean" of all tokens, marks included, as sentence-transformers (Reimers and Gurevych 2019, section 3); "cls", the
-            first token's, as it leaves the body, without pooler.
+        pool: "mean" of all tokens, marks included, as sentence-transformers (Reimers and Gurevych 2019, section 3); "cls", that
+            mark's, as it leaves the body, without pooler.
         normalize: divide each by its Euclidean length.
 
     Raises:
@@ -166,7 +167,7 @@ class _Pooled:
         assert batch.segments is not None
         hidden = net.apply(params, batch).hidden.astype(jnp.float32)
         if self.pool == "cls":
-            vectors = hidden[:, 0]
+            vectors = heads.summaries(hidden, batch.summary_at)[:, 0]
         else:
             real = (batch.segments > 0)[..., None]
             vectors = jnp.where(real, hidden, 0).sum(1) / real.sum(1)

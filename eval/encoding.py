@@ -16,6 +16,7 @@ from eval.likelihood import LOGITS, row_length
 from eval.settings import Texts
 from train import config
 from train import mesh as meshes
+from train.features import is_typed
 from train.load import Loaded
 from train.marks import Marks
 from train.step import DTYPES
@@ -111,7 +112,7 @@ class Encoder:
             BadInput: it has no head for masked words.
         """
         loaded = self.loaded
-        if "masked" not in loaded.params:
+        if not {"masked", "unembed"} & loaded.params.keys():
             raise BadInput(f"{loaded.name}: a {loaded.net.family} for the task {loaded.net.task} has no head for masked words")
 
     def framed(self, ids: Integer[np.ndarray, " n"], where: str, *, truncate: bool = False) -> Int32[np.ndarray, " m"]:
@@ -180,8 +181,10 @@ class Encoder:
         return meshes.fitting(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
 
     def _arrays(self, rows: list[Row], length: int) -> Batch:
-        tokens = np.full((len(rows), length), self.marks.pad, np.int32)
-        segments = np.zeros_like(tokens)
+        marks = self.marks
+        tokens = np.full((len(rows), length), marks.pad, np.int32)
+        segments, types = np.zeros((2, *tokens.shape), np.int32)
+        summaries = [marks.summary(len(row.tokens)) for row in rows]
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = row.tokens
             segments[i, : len(row.tokens)] = 1
@@ -190,8 +193,19 @@ class Encoder:
             for i, row in enumerate(rows):
                 order[i, : len(row.tokens)] = row.order
             return Batch(tokens=tokens, segments=segments, order=order, query_at=everywhere)
-        at, targets = (np.array(each, np.int32)[:, None] for each in ([row.at for row in rows], [row.target for row in rows]))
-        return Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
+        at, targets, summary_at = (
+            np.array(each, np.int32)[:, None] for each in ([row.at for row in rows], [row.target for row in rows], summaries)
+        )
+        batch = Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
+        if (hidden := tokens == marks.mask).any() and "permutation" in self.loaded.net.module.OBJECTIVES:
+            # A query stream predicts what nothing sees: neither itself nor another mask of the text.
+            batch = dataclasses.replace(batch, order=np.where(hidden, 0, -1).astype(np.int32), query_at=at, predict_at=None)
+        if not marks.cls_last:
+            return batch
+        # Of a text alone, only this mark has a type of its own.
+        if is_typed(self.loaded.net.config.types, marks):
+            np.put_along_axis(types, summary_at, marks.types - 1, 1)
+        return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 
 def dtype_of(precision: config.Precision) -> Any:

@@ -25,7 +25,7 @@ from zoo.errors import BadInput, require
 from zoo.models import Model
 
 SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
-"""How a mask is written in a text: as either family names it, whatever the model."""
+"""How a mask is written in a text: as BERT names it, or as RoBERTa and XLNet do, whatever the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Candidate:
     """What may stand for a mask."""
 
     token: str
-    """As the tokenizer decodes it: RoBERTa's with the space before a word, BERT's pieces with their ##."""
+    """As the tokenizer spells it: RoBERTa's and XLNet's with the space before a word, BERT's pieces with their ##."""
     id: int
     probability: float
     """Of it among the whole vocabulary, at this mask, all masks of the text being masked."""
@@ -99,8 +99,8 @@ def fill(
 ) -> list[Filled]:
     """The `top` likeliest entries for every mask of the texts, in their order; or the targets, the likeliest first.
 
-    Each mask is judged alone, the text's others being masked. RoBERTa's mask takes the white space before it: its entries have a
-    space of their own, and a target gets one there.
+    Each mask is judged alone, the text's others being masked. RoBERTa's mask and XLNet's take the white space before them: their
+    entries have a space of their own. A target of RoBERTa's gets one there, of XLNet's everywhere.
 
     Raises:
         BadInput: a text without a mask, too long or with a mask beyond its cut; a model without a head for masked words, a target
@@ -212,11 +212,13 @@ def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list
 
 
 def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, chance: float) -> Candidate:
-    token, before = tokenizer.decode([entry]), mask.text[: mask.start]
+    token, before = tokenizer.spell(entry), mask.text[: mask.start]
     continues = tokenizer.kind == "wordpiece" and token.startswith(CONTINUES)
     word = token.removeprefix(CONTINUES) if continues else token
-    if continues or tokenizer.kind == "roberta":
+    if continues or tokenizer.kind in ("roberta", "xlnet"):
         before = before.rstrip()
+    if tokenizer.kind == "xlnet" and not before:
+        word = word.lstrip()
     return Candidate(token, entry, chance, len(before), len(before + word), before + word + mask.text[mask.end :])
 
 
@@ -241,7 +243,7 @@ class _Judge:
     """Those asked for; none: the likeliest."""
 
     def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = heads.gather(net.apply(params, batch).hidden, batch.predict_at)
+        hidden = heads.predictions(net.apply(params, batch), batch)
         chances = jax.nn.softmax(net.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
             found = jax.lax.top_k(chances[:, : self.entries], self.top)

@@ -135,13 +135,14 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
         question = rows.examples[example]
         assert isinstance(question, Question)
         where, places = np.zeros((len(numbers), 2), np.int64), np.zeros((len(numbers), rows.length, 2), np.int64)
+        cls = np.zeros(len(numbers), np.int64)
         for nth, number in enumerate(numbers):
             context = rows.rows[number].context
             assert context is not None
-            where[nth] = context.first, context.first + len(context.spans)
+            where[nth], cls[nth] = (context.first, context.first + len(context.spans)), context.summary
             places[nth, where[nth, 0] : where[nth, 1]] = context.spans
         start, end = logits[numbers].astype(np.float32).swapaxes(0, 1)
-        decoded.append(spans.decode(start, end, context=where, spans=places, text=question.context))
+        decoded.append(spans.decode(start, end, context=where, spans=places, text=question.context, cls=cls))
         truths.append([answer.text for answer in question.answers])
         ends = np.array([rows.rows[number].labels for number in numbers])
         losses.append(_surprise(logits[numbers], ends).mean())

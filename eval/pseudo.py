@@ -61,7 +61,7 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
         tokens = encoder.framed(ids[start : start + size], where)
-        at = place - start + 1
+        at = place - start + encoder.marks.before
         tokens[at] = encoder.marks.mask
         yield Row(number, where, tokens, at, int(ids[place]))
 
@@ -69,5 +69,5 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
 def _surprise(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
     """-log p of the targets, [B]."""
     assert batch.targets is not None
-    hidden = heads.gather(net.apply(params, batch).hidden, batch.predict_at)
+    hidden = heads.predictions(net.apply(params, batch), batch)
     return (token_losses(lambda each: net.unembed(params, each), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)

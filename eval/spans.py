@@ -66,7 +66,7 @@ def decode(
     text: str,
     best: int = 20,
     longest: int = LONGEST,
-    cls: int = 0,
+    cls: Integer[np.ndarray, " W"] | int = 0,
 ) -> Decoded:
     """The best answers to one question, from the logits of its windows.
 
@@ -82,7 +82,7 @@ def decode(
         text: the whole context.
         best: answers wanted.
         longest: tokens of the longest answer.
-        cls: place of CLS in a window.
+        cls: place of CLS in each window.
 
     Raises:
         ValueError: no window, or a logit of the context or of CLS that is not finite.
@@ -92,12 +92,13 @@ def decode(
         raise ValueError("no windows")
     place = np.arange(length)
     inside = (place >= context[:, :1]) & (place < context[:, 1:])
+    cls = np.broadcast_to(cls, windows)[:, None]
     read = inside | (place == cls)
     if not (np.isfinite(start[read]).all() and np.isfinite(end[read]).all()):
         raise ValueError("a logit is not finite")
     # In float64: rounding shall make no ties.
     starts, ends = start.astype(np.float64), end.astype(np.float64)
-    null = float((starts[:, cls] + ends[:, cls]).min())
+    null = float((np.take_along_axis(starts, cls, 1) + np.take_along_axis(ends, cls, 1)).min())
     starts, ends = np.where(inside, starts, -np.inf), np.where(inside, ends, -np.inf)
     # [W, T, width]: the last token is so many after the first.
     width = min(longest, length)

@@ -177,9 +177,9 @@ def test_pieces_train_the_tokenizer_of_the_whole(chapters: list[str], ours: Toke
         patch.setattr(pieces, "PIECE", 100)
         cut = [piece for text in chapters for piece, _ in pieces.cut([text])]
         japanese = ["\u3053\u308c\u3002\u305d\u308c\u3001\u3042\u308c " * 20]
-        assert [*unigram._lines(cut)] == [*unigram._lines(chapters)]
+        assert [*unigram.lines(cut)] == [*unigram.lines(chapters)]
         patch.setattr(pieces, "PIECE", 2)
-        assert [*unigram._lines(piece for piece, _ in pieces.cut(japanese))] == [*unigram._lines(japanese)]
+        assert [*unigram.lines(piece for piece, _ in pieces.cut(japanese))] == [*unigram.lines(japanese)]
     assert len(cut) > 50 * len(chapters)
 
 

@@ -78,9 +78,9 @@ class Data:
 class Tokenizer:
     """Trained on the training text, or loaded."""
 
-    kind: Literal["gpt", "wordpiece", "roberta", "sentencepiece"] = "gpt"
-    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, BERT's WordPiece, or T5's unigram model
-    with its 100 sentinels."""
+    kind: Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"] = "gpt"
+    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, BERT's WordPiece, T5's unigram model
+    with its 100 sentinels (sentencepiece), or XLNet's."""
     lowercase: bool = True
     """A trained WordPiece drops case and accents, as the "uncased" models."""
     path: str = ""

@@ -80,6 +80,8 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
         return {"bos_token_id": end, "eos_token_id": end}
+    if marks.bos is not None and marks.eos is not None:
+        return {"pad_token_id": marks.pad, "bos_token_id": marks.bos, "eos_token_id": marks.eos}
     return {"bos_token_id": marks.cls, "eos_token_id": end} if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
 
 

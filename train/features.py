@@ -11,7 +11,7 @@ from train.examples import Choice, Question, Tagged, Text
 from train.marks import Marks
 from train.tokenizer import Tokenizer
 from zoo.batch import IGNORED
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 TOGETHER = 1024
 """Contexts that are tokenized at a time: what the library keeps of each is larger than its ids."""
@@ -29,6 +29,8 @@ class Context(NamedTuple):
 
     first: int
     """Position in the row of the first token."""
+    summary: int
+    """Position in the row of the mark that says that there is no answer (its CLS)."""
     spans: Int64[np.ndarray, "tokens 2"]
     """For each token its first character in the context and the one after its last."""
 
@@ -39,8 +41,8 @@ class Row(NamedTuple):
     inputs: tuple[Inputs, ...]
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
-    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, (0, 0) if none;
-    [] the right option."""
+    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, both CLS's where
+    there is none; [] the right option."""
     weights: Float[np.ndarray, " S"]
     """What the labels count in the loss: [n] of tags, otherwise [1]."""
     example: int
@@ -51,7 +53,10 @@ class Row(NamedTuple):
 def texts(
     examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
-    """`cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number."""
+    """`cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number.
+
+    Here as below, XLNet's marks put `cls` last.
+    """
     marks, encoded = _marks(tokenizer), _encoded(tokenizer, (text for each in examples for text in (each.text, each.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
@@ -71,7 +76,8 @@ def tags(
         classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
         first = np.diff(word, prepend=-1) > 0
         labels = np.full(len(inputs.ids), IGNORED, np.int32)
-        labels[1:-1] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
+        words = slice(marks.before, marks.before + len(labels) - 2)
+        labels[words] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
         if (labels == IGNORED).all():
             raise BadInput(f"{example.origin}: the tokenizer gives no ids to these words; mend them or leave the sentence out")
         yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number)
@@ -115,12 +121,13 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
         room = length - 2 - marks.between - len(question)
         for start in _starts(len(ids), room, options.stride):
             end = min(start + room, len(ids))
-            first = 1 + len(question) + marks.between
-            labels = np.zeros(2, np.int32)
-            if answer and start <= answer[0] and answer[1] < end:
-                labels += np.array(answer, np.int32) - start + first
+            first = marks.before + len(question) + marks.between
             inputs = Inputs(*marks.pair(question, ids[start:end]))
-            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, spans[start:end]))
+            summary = marks.summary(len(inputs.ids))
+            labels = np.full(2, summary, np.int32)
+            if answer and start <= answer[0] and answer[1] < end:
+                labels = np.array(answer, np.int32) - np.int32(start - first)
+            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]))
 
 
 def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
@@ -137,13 +144,27 @@ def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
     return names[label]
 
 
-def padded(inputs: Inputs, length: int, pad: int, *, typed: bool) -> dict[str, Int32[np.ndarray, " T"]]:
-    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and, where they are `typed`, types."""
-    tokens = np.full(length, pad, np.int32)
+def is_typed(types: int, marks: Marks) -> bool:
+    """Whether a model of so many token types tells those of a pair apart.
+
+    Raises:
+        BadInput: it has several, but fewer than the marks.
+    """
+    fix = f"the tokenizer's pairs have {marks.types} token types; choose as many, or 1 (none)"
+    require(types <= 1 or types >= marks.types, "model.types", types, fix)
+    return types > 1
+
+
+def padded(inputs: Inputs, length: int, marks: Marks, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
+    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and, where they are `typed`, types; and
+    summary_at [1], the place of CLS, where that is not the first."""
+    # On the right for XLNet too, which others pad on the left: its positions are relative, and nothing sees segment 0.
+    tokens = np.full(length, marks.pad, np.int32)
     segments, positions, types = np.zeros((3, length), np.int32)
     size = len(inputs.ids)
     tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types * typed
-    return {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
+    arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
+    return arrays | {"summary_at": np.array([marks.summary(size)], np.int32)} if marks.cls_last else arrays
 
 
 # --- Pieces of the above ---

@@ -268,7 +268,7 @@ def _chopped(cell: Text, width: int) -> list[Text]:
 
 def _token(tokenizer: Tokenizer, number: int) -> str:
     known = 0 <= number < tokenizer.vocab_size
-    return _printable(tokenizer.decode([number])) if known else f"<{number}>"
+    return _printable(tokenizer.spell(number)) if known else f"<{number}>"
 
 
 def _printable(text: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Integer
@@ -13,6 +14,11 @@ BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": 
 """Names in BERT's released vocabularies; a vocabulary trained here has the ids 0 to 4 in this order."""
 ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 """Names in RoBERTa's. Here as there, the first four have the ids 0 to 3, and the mask has the last id."""
+XLNET = {
+    **{"unk": "<unk>", "bos": "<s>", "eos": "</s>", "cls": "<cls>", "sep": "<sep>"},
+    **{"pad": "<pad>", "mask": "<mask>", "eod": "<eod>", "eop": "<eop>"},
+}
+"""Names in XLNet's, which has the ids 0 to 8 in this order; a vocabulary trained here too."""
 
 TEXT = {"pad": "<pad>", "end": "</s>", "unk": "<unk>"}
 """Names in T5's vocabulary, which has the ids 0 to 2 in this order; a vocabulary trained here too."""
@@ -27,51 +33,82 @@ class Marks:
     pad: int
     unk: int
     cls: int
-    """Begins every input."""
+    """Stands for the whole input: begins it, or, XLNet's, ends it."""
     sep: int
     """Ends every text."""
     mask: int
     between: int = 1
-    """Separators between the two texts of a pair: BERT 1, RoBERTa 2."""
+    """Separators between the two texts of a pair: RoBERTa 2, the others 1."""
+    cls_last: bool = False
+    """Whether `cls` ends every input (XLNet; Yang et al. 2019, section 2.5)."""
+    bos: int | None = None
+    """This one and the next are XLNet's, and in no template."""
+    eos: int | None = None
+    eod: int | None = None
+    """XLNet's end of a document."""
+    eop: int | None = None
+    """XLNet's end of a paragraph, which nothing here writes: as in its own programs unless asked for."""
 
     @property
     def special(self) -> tuple[int, ...]:
         """All of them, in ascending order."""
-        return tuple(sorted((self.pad, self.unk, self.cls, self.sep, self.mask)))
+        every = (self.pad, self.unk, self.cls, self.sep, self.mask, self.bos, self.eos, self.eod, self.eop)
+        return tuple(sorted(mark for mark in every if mark is not None))
+
+    @property
+    def end(self) -> int:
+        """What ends a document: `sep`; XLNet's data have `eod` there (zihangdai/xlnet, `data_utils.py`)."""
+        return self.sep if self.eod is None else self.eod
 
     @property
     def types(self) -> int:
-        """Token types that a pair has: RoBERTa, which sets its texts apart by two separators, has one."""
-        return 2 if self.between == 1 else 1
+        """Token types of a pair. RoBERTa, which sets its texts apart by two separators, has one; XLNet's `cls` has its own."""
+        return 3 if self.cls_last else 2 if self.between == 1 else 1
+
+    @property
+    def before(self) -> int:
+        """Marks before the first text."""
+        return 0 if self.cls_last else 1
+
+    def summary(self, size: int) -> int:
+        """Where `cls` is in an input of `size` ids, marks included."""
+        return size - 1 if self.cls_last else 0
 
     def single(self, ids: Integer[np.ndarray, " a"]) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """`cls A sep` (Devlin et al. 2019, section 4), and its token types."""
-        whole = np.concatenate([[self.cls], ids, [self.sep]]).astype(np.int32)
-        return whole, np.zeros_like(whole)
+        """`cls A sep` (Devlin et al. 2019, section 4), in XLNet `A sep cls`, and its token types."""
+        return self._framed([(ids, 0), ([self.sep], 0)])
 
     def pair(
         self, first: Integer[np.ndarray, " a"], second: Integer[np.ndarray, " b"]
     ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """`cls A sep B sep`, in RoBERTa `cls A sep sep B sep`, and its token types: BERT's `B sep` has type 1."""
-        whole = np.concatenate([[self.cls], first, [self.sep] * self.between, second, [self.sep]]).astype(np.int32)
-        types = np.zeros_like(whole)
-        types[len(whole) - len(second) - 1 :] = self.types - 1
-        return whole, types
+        """`cls A sep B sep`, in RoBERTa `cls A sep sep B sep`, in XLNet `A sep B sep cls`, and its token types: `B sep` has type
+        1, save in RoBERTa, and XLNet's `cls` type 2."""
+        other = min(1, self.types - 1)
+        return self._framed([(first, 0), ([self.sep] * self.between, 0), (second, other), ([self.sep], other)])
+
+    def _framed(self, parts: list[tuple[Any, int]]) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+        """The parts, each with its token type, and `cls`."""
+        parts = [*parts, ([self.cls], self.types - 1)] if self.cls_last else [([self.cls], 0), *parts]
+        ids = np.concatenate([np.asarray(part, np.int32) for part, _ in parts])
+        return ids, np.repeat(np.array([kind for _, kind in parts], np.int32), [len(part) for part, _ in parts])
 
 
 def named(ids: Mapping[str, int]) -> Marks | None:
-    """The marks of a vocabulary, by their names: those it has more of, BERT's or RoBERTa's. None: it has not one of them.
+    """The marks of a vocabulary, by their names: those it has more of, BERT's, RoBERTa's or XLNet's. None: it has none of them.
 
     Raises:
         BadInput: it has some of them, not all.
     """
-    names = max((BERT, ROBERTA), key=lambda names: len(ids.keys() & set(names.values())))
+    # RoBERTa's names are XLNet's too: of as many the first are taken.
+    names = max((BERT, ROBERTA, XLNET), key=lambda names: len(ids.keys() & set(names.values())))
     missing = [name for name in names.values() if name not in ids]
     if len(missing) == len(names):
         return None
     if missing:
         raise BadInput(f"it has no {' and no '.join(missing)}, and an encoder needs {', '.join(names.values())}; add them")
-    return Marks(**{role: ids[name] for role, name in names.items()}, between=1 if names is BERT else 2)
+    return Marks(
+        **{role: ids[name] for role, name in names.items()}, between=2 if names is ROBERTA else 1, cls_last=names is XLNET
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

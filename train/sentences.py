@@ -1,9 +1,9 @@
 """Where sentences end in a prepared stream of ids: told by what the vocabulary's entries look like, without the text.
 
 A sentence ends after a run of . ! ? and the closing quotes and brackets that follow, with the white space after them. It does not
-end after an abbreviation or an initial (`ABBREVIATIONS`), nor inside a number. A vocabulary that keeps spaces, byte-level BPE,
-also tells "3.14", "example.com" and "Well...then" from an end: no space follows. WordPiece drops them; there a full stop between
-digits is a number's.
+end after an abbreviation or an initial (`ABBREVIATIONS`), nor inside a number. A vocabulary that keeps spaces, byte-level BPE or
+a unigram model, also tells "3.14", "example.com" and "Well...then" from an end: no space follows. WordPiece drops them; there a
+full stop between digits is a number's.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class _Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "_Vocabulary":
-        entries = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
+        entries = [tokenizer.spell(number) for number in range(tokenizer.vocab_size)]
         marks = set() if tokenizer.marks is None else set(tokenizer.marks.special)
         spaced = tokenizer.kind != "wordpiece"
 
@@ -92,7 +92,9 @@ class _Vocabulary:
         kind[table(rf"^[{CLOSERS}]+$")] = CLOSER
         kind[table(rf"^\s*[^\w\s]*[.!?][{CLOSERS}]*$")] = STOP
         kind[table(r"^\.$")] = FULL_STOP
-        kind[table(r"^\s+$")] = SPACE
+        # A unigram model's only entry of white space belongs to the word after it.
+        if tokenizer.kind in ("gpt", "roberta"):
+            kind[table(r"^\s+$")] = SPACE
         spellings = [spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,))]
         words = {tuple(ids.tolist()) for ids in tokenizer.encode_many(spellings)}
         return cls(

@@ -12,8 +12,8 @@ from zoo.errors import BadInput
 
 UNIGRAM = 1
 """The number of this kind of model."""
-NORMAL, UNKNOWN, CONTROL = 1, 2, 3
-"""The kinds of entries that T5's model has."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = range(1, 5)
+"""The kinds of entries that T5's model has, and one that XLNet's has besides: what a text is always divided at."""
 
 
 class Entry(NamedTuple):

@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, RoBERTa's, which has marks, BERT's WordPiece and T5's unigram models."""
+"""Text to token ids and back: byte-level BPE, GPT-2's and RoBERTa's, BERT's WordPiece, T5's and XLNet's unigram models."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import tokenizers
 from jaxtyping import Bool, Int32, Int64, Integer
 from tokenizers import decoders, models
 
-from train import byte_bpe, marks, unigram, wordpiece
+from train import byte_bpe, marks, unigram, unigram_xlnet, wordpiece
 from train.byte_bpe import END_OF_TEXT
 from train.marks import Marks, TextMarks
 from train.pieces import LONGEST_PIECE, cut, groups
@@ -21,7 +21,7 @@ from zoo.errors import BadInput
 FILE = "tokenizer.json"
 LARGEST_FILE = 64 << 20
 
-Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece"]
+Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"]
 Cuts = Literal["anywhere", "spaces", "nowhere"]
 SPACES = " \n\r\t"
 
@@ -39,7 +39,7 @@ class Tokenizer:
     """
 
     kind: Kind
-    """Whose rules: GPT-2's, BERT's, RoBERTa's or T5's."""
+    """Whose rules: GPT-2's, BERT's, RoBERTa's, T5's or XLNet's."""
     vocab_size: int
     """Entries; ids are 0 .. vocab_size - 1."""
     marks: Marks | None
@@ -47,7 +47,7 @@ class Tokenizer:
     text_marks: TextMarks | None
     """T5's special tokens."""
     end_of_text: int
-    """Id that ends a document: of "<|endoftext|>", 0 in a tokenizer trained here, an encoder's `marks.sep`, or T5's "</s>"."""
+    """Id that ends a document: of "<|endoftext|>", 0 in a tokenizer trained here, an encoder's `marks.end`, or T5's "</s>"."""
     fingerprint: str
     """SHA-256 of the tokenizer.json, whatever its layout: equal for equal tokenizers."""
 
@@ -68,9 +68,10 @@ class Tokenizer:
         if set(ids.values()) != set(range(self.vocab_size)):
             raise BadInput(f"its {self.vocab_size} entries do not have the ids 0 to {self.vocab_size - 1}; number them so")
         model = self._core.model
-        text = isinstance(model, models.Unigram)
+        self._unigram = isinstance(model, models.Unigram)
+        text = self._unigram and not unigram_xlnet.owns(ids)
         self.marks, self.text_marks = (None, marks.text_marks(ids)) if text else (_marks(self._core, ids), None)
-        if text:
+        if self._unigram:
             self._core.model = unigram.unspelled(self._core)  # pyright: ignore[reportAttributeAccessIssue]
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         if self._continues and self._core.decoder is None:
@@ -78,22 +79,22 @@ class Tokenizer:
         if self.text_marks:
             self.kind, self.end_of_text = "sentencepiece", self.text_marks.end
         elif self.marks:
-            self.kind, self.end_of_text = "wordpiece" if self._continues else "roberta", self.marks.sep
+            self.kind = "wordpiece" if self._continues else "xlnet" if self._unigram else "roberta"
+            self.end_of_text = self.marks.end
         elif END_OF_TEXT in ids:
             self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
         else:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
         self._cuts = _cuts(content)
         own = self.text_marks or self.marks
-        special = {*own.special} - {own.unk} if own else {self.end_of_text}
-        for number in sorted(special):
+        for number in sorted(self._special() - ({own.unk} if own else set())):
             if number in self.encode(name := str(self._core.id_to_token(number))):
                 raise BadInput(f"{name} is not marked as special, so any text could end a document; mark it")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int, kind: Kind = "gpt", lowercase: bool = True) -> "Tokenizer":
         """A tokenizer of up to `vocab` entries: the marks, the 256 bytes (WordPiece: the characters), then merges, most frequent
-        pair first; or of the most likely pieces, for T5's kind (see `train.unigram`).
+        pair first; or of the most likely pieces, for T5's kind and XLNet's (see `train.unigram` and `train.unigram_xlnet`).
 
         The same texts give the same tokenizer, whole or in the pieces of `train.pieces.cut`. A text too small for that many
         merges gives fewer entries: a model's vocabulary is the tokenizer's `vocab_size`, not what was asked for.
@@ -103,6 +104,8 @@ class Tokenizer:
         """
         if kind == "sentencepiece":
             return cls(unigram.train(texts, vocab))
+        if kind == "xlnet":
+            return cls(unigram_xlnet.train(texts, vocab))
         if kind == "wordpiece":
             return cls(wordpiece.train(texts, vocab, lowercase=lowercase))
         return cls((byte_bpe.train_roberta if kind == "roberta" else byte_bpe.train_gpt)(texts, vocab))
@@ -161,8 +164,8 @@ class Tokenizer:
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, "tokens 2"]]]:
         """Ids of each text, and where each of them stands in it: its first character, and the one after its last.
 
-        Tokens that share a character (bytes of an emoji) have the same span. RoBERTa's leave out the space before a word. What
-        normalization drops lies in no span, or within one.
+        Tokens that share a character (bytes of an emoji) have the same span. RoBERTa's, T5's and XLNet's leave out the space
+        before a word. What normalization drops lies in no span, or within one.
         """
         encodings = self._core.encode_batch(texts, add_special_tokens=False)
         return [(np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)) for encoding in encodings]
@@ -183,7 +186,7 @@ class Tokenizer:
         """(piece, is it the last of a text) as this tokenizer may encode them one by one.
 
         Takes the same of texts that are whole, or in the pieces of `train.pieces.cut`; those are kept or cut further, but T5's
-        rules let a text be cut before spaces alone. A tokenizer of other rules gets every text whole.
+        rules and XLNet's let a text be cut before spaces alone. A tokenizer of other rules gets every text whole.
 
         Raises:
             BadInput: a text longer than can be encoded at once.
@@ -208,11 +211,18 @@ class Tokenizer:
         """Each id as the vocabulary spells it."""
         return [str(self._core.id_to_token(number)) for number in np.asarray(ids).tolist()]
 
+    def spell(self, number: int) -> str:
+        """What an id stands for within a text: with the space before a word, save WordPiece's, which says by "##" where there is
+        none. (`decode` gives an id of T5's or XLNet's as a text of its own, which begins with no space.)"""
+        if self._unigram:
+            return str(self._core.id_to_token(number)).replace(unigram.SPACE, " ")
+        return self.decode([number])
+
     def decode(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
         """The text of ids; end-of-text reads "<|endoftext|>", other marks their names, and bytes that are no UTF-8 U+FFFD.
 
-        WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost. T5's kind gives
-        the text as it is normalized, "<unk>" for what is unknown.
+        WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost. T5's kind and
+        XLNet's give the text as it is normalized, "<unk>" for what is unknown.
 
         Raises:
             ValueError: an id outside the vocabulary (the library would drop it unsaid).
@@ -226,8 +236,8 @@ class Tokenizer:
         """UTF-8 bytes that each id stands for; 0 for added entries (the marks).
 
         Byte-level BPE: a text's bytes are the sum over its ids. WordPiece: the bytes of the piece without "##"; the sum is less
-        than the text has, for spaces, dropped accents and unknown words are not counted. T5's: of the text as it is normalized,
-        with a space before it; what is unknown is not counted.
+        than the text has, for spaces, dropped accents and unknown words are not counted. T5's and XLNet's: of the text as it is
+        normalized, with a space before it; what is unknown is not counted.
         """
         sizes = np.array([self._size(entry) for entry in self._entries()], np.int64)
         sizes[list(self._core.get_added_tokens_decoder())] = 0
@@ -238,10 +248,10 @@ class Tokenizer:
 
         WordPiece: it has no "##". Byte-level BPE: it begins with anything but a letter or digit (a space, punctuation), which no
         rule joins to the letters before it. A text's first word, or one after a line end, has no space: to this table it goes on
-        with what stands before it. T5's: it begins with a space.
+        with what stands before it. T5's and XLNet's: it begins with a space.
         """
-        if self.text_marks:
-            special = {*self.text_marks.special}
+        if self._unigram:
+            special = self._special()
             starts = (entry.startswith(unigram.SPACE) or number in special for number, entry in enumerate(self._entries()))
             return np.array(list(starts), bool)
         if self._continues:
@@ -249,8 +259,12 @@ class Tokenizer:
         firsts = (self._core.decode([number], skip_special_tokens=False)[:1] for number in range(self.vocab_size))
         return np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
 
+    def _special(self) -> set[int]:
+        own = self.text_marks or self.marks
+        return {*own.special} if own else {self.end_of_text}
+
     def _size(self, entry: str) -> int:
-        if self.text_marks:
+        if self._unigram:
             return len(entry.replace(unigram.SPACE, " ").encode())
         # Byte-level BPE writes one character of its alphabet for each byte.
         return len(entry) if self._continues is None else len(entry.removeprefix(self._continues).encode())
@@ -267,14 +281,20 @@ def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
     if found is None:
         return None
     unknown = core.model.unk_token if isinstance(core.model, models.WordPiece) else None
-    if isinstance(core.model, models.BPE) if found.between == 2 else unknown == marks.BERT["unk"]:
-        return found
-    wanted = "byte-level BPE" if found.between == 2 else f"WordPiece, with {marks.BERT['unk']} for the unknown"
-    raise BadInput(f"its marks are those of {wanted}, and its model is another; give one of that kind")
+    if found.cls_last:
+        fits, wanted = isinstance(core.model, models.Unigram), "a unigram model"
+    elif found.between == 2:
+        fits, wanted = isinstance(core.model, models.BPE), "byte-level BPE"
+    else:
+        fits, wanted = unknown == marks.BERT["unk"], f"WordPiece, with {marks.BERT['unk']} for the unknown"
+    if not fits:
+        raise BadInput(f"its marks are those of {wanted}, and its model is another; give one of that kind")
+    return found
 
 
 def _cuts(content: Any) -> Cuts:
-    """Where a text may be cut without a trace: as `train.pieces` does by GPT-2's rules alone or BERT's; before spaces by T5's.
+    """Where a text may be cut without a trace: as `train.pieces` does by GPT-2's rules alone or BERT's; before spaces by T5's or
+    XLNet's.
 
     BERT's divide at every space and around all punctuation. None normalizes a character with regard to one before a space.
     """
@@ -289,7 +309,7 @@ def _cuts(content: Any) -> Cuts:
     words = [part["type"] for part in parts] == ["WhitespaceSplit", "Metaspace"]
     # Older files have the flag, newer ones the word.
     prefixed = words and parts[1].get("prepend_scheme", "always") == "always" and parts[1].get("add_prefix_space", True)
-    return "spaces" if prefixed and normal in (None, "Precompiled") else "nowhere"
+    return "spaces" if prefixed and (normal in (None, "Precompiled") or unigram_xlnet.is_normalizer(normalizer)) else "nowhere"
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from train import byte_bpe, marks, unigram, wordpiece
+from train import byte_bpe, marks, spiece, unigram, unigram_xlnet, wordpiece
 from train.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, Tokenizer
 from zoo.errors import BadInput
 from zoo.published import read_json
@@ -21,12 +21,12 @@ SETTINGS = "tokenizer_config.json"
 
 def read(folder: Path) -> Tokenizer:
     """The tokenizer of a published model: its tokenizer.json; or its vocab.json and merges.txt, RoBERTa's if "<s>" is an entry,
-    else GPT-2's; or its vocab.txt, BERT's; or its spiece.model, T5's.
+    else GPT-2's; or its vocab.txt, BERT's; or its spiece.model, XLNet's if "<cls>" or "<sep>" is an entry, else T5's.
 
     A vocabulary alone does not say all rules. Those are read from tokenizer_config.json: `do_lower_case`, `strip_accents` and
-    `tokenize_chinese_chars` for BERT, `add_prefix_space` for RoBERTa, `extra_ids` for T5. What it does not say is as in
-    `transformers`: BERT drops case, and accents with it, and divides Chinese; RoBERTa puts no space before a text; T5 has 100
-    sentinels.
+    `tokenize_chinese_chars` for BERT, `add_prefix_space` for RoBERTa, `extra_ids` for T5, `do_lower_case` and `keep_accents` for
+    XLNet. What it does not say is as in `transformers`: BERT drops case, and accents with it, and divides Chinese; RoBERTa puts
+    no space before a text; T5 has 100 sentinels; XLNet keeps case and drops accents.
 
     Raises:
         BadInput: none of these, or one that defines no usable tokenizer; see `Tokenizer.load`.
@@ -68,7 +68,7 @@ def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
         if broken := [entry for entry in entries if "\n" in entry or "\r" in entry]:
             raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; take it out of the {FILE}")
         (folder / ENTRIES).write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8", newline="\n")
-    elif tokenizer.kind != "sentencepiece":
+    elif tokenizer.kind not in ("sentencepiece", "xlnet"):
         core.model.save(str(folder))
         # Marks that tokenizer.json adds to the vocabulary are unknown to the model.
         (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
@@ -87,7 +87,7 @@ def _settings(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     if kind == "gpt":
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
-    names = {"wordpiece": marks.BERT, "roberta": marks.ROBERTA, "sentencepiece": marks.TEXT}[kind]
+    names = {"wordpiece": marks.BERT, "roberta": marks.ROBERTA, "sentencepiece": marks.TEXT, "xlnet": marks.XLNET}[kind]
     given: dict[str, Any] = {f"{role}_token": name for role, name in names.items()}
     model, normalizer, rules = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
     if kind == "wordpiece":
@@ -104,6 +104,25 @@ def _settings(kind: str, content: dict[str, Any]) -> dict[str, Any]:
         made = unigram.content(entries, base64.b64decode(normalizer.get("precompiled_charsmap", "")))
         given["eos_token"] = given.pop("end_token")
         given |= {"tokenizer_class": "T5Tokenizer", "extra_ids": sum(unigram.is_sentinel(entry) for entry, _ in entries)}
+    elif kind == "xlnet":
+        steps = normalizer.get("normalizers", [])
+        kinds = [step["type"] for step in steps]
+        charsmap = next((step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"), "")
+        lowercase = "Lowercase" in kinds
+        # The class drops accents whatever it is told.
+        made = unigram_xlnet.content(
+            [(entry, score) for entry, score in model["vocab"]], base64.b64decode(charsmap), lowercase=lowercase
+        )
+        content = {
+            **content,
+            "normalizer": {**normalizer, "normalizers": [step for step in steps if step != unigram_xlnet.SPACES]},
+        }
+        given = {name: value for name, value in given.items() if name not in ("eod_token", "eop_token")}
+        mask = {"__type": "AddedToken", "content": names["mask"], "lstrip": True, "rstrip": False, "single_word": False}
+        given |= {"mask_token": {**mask, "normalized": False}, "padding_side": "left", "tokenizer_class": "XLNetTokenizer"}
+        given |= {"do_lower_case": lowercase, "keep_accents": "StripAccents" not in kinds}
+        # Without being told, the class leaves out the types, and so that of CLS.
+        given["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         prefix_space = rules.get("add_prefix_space", False)
         made = byte_bpe.roberta(model["vocab"], [(first, second) for first, second in model["merges"]], prefix_space=prefix_space)
@@ -143,20 +162,33 @@ def _wordpiece(folder: Path) -> Tokenizer:
 
 
 def _pieces(folder: Path) -> Tokenizer:
-    """T5's tokenizer of a spiece.model."""
+    """T5's tokenizer of a spiece.model, or XLNet's."""
     file = folder / PIECES
-    sentinels = read_json(folder / SETTINGS, LARGEST_FILE).get("extra_ids") if (folder / SETTINGS).exists() else None
-    sentinels = marks.SENTINELS if sentinels is None else sentinels
-    if not isinstance(sentinels, int) or not 0 <= sentinels <= MOST_SENTINELS:
-        raise BadInput(f"{folder / SETTINGS}: extra_ids is {json.dumps(sentinels)[:60]}; it must be 0 to {MOST_SENTINELS}")
     try:
         if file.stat().st_size > LARGEST_FILE:
             raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
-        return Tokenizer(unigram.read(file.read_bytes(), sentinels))
+        found = spiece.parse(file.read_bytes())
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
+    xlnet = unigram_xlnet.owns(entry.name for entry in found.entries)
+    switches = {"lowercase": "do_lower_case", "keep_accents": "keep_accents"}
+    flags = {name: bool(_setting(folder, key, False)) for name, key in switches.items()} if xlnet else {}
+    sentinels = 0 if xlnet else _sentinels(folder)
+    try:
+        return Tokenizer(unigram_xlnet.read(found, **flags) if xlnet else unigram.read(found, sentinels))
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+
+
+def _sentinels(folder: Path) -> int:
+    """How many T5's tokenizer has."""
+    count = read_json(folder / SETTINGS, LARGEST_FILE).get("extra_ids") if (folder / SETTINGS).exists() else None
+    count = marks.SENTINELS if count is None else count
+    if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
+        raise BadInput(f"{folder / SETTINGS}: extra_ids is {json.dumps(count)[:60]}; it must be 0 to {MOST_SENTINELS}")
+    return count
 
 
 def _setting(folder: Path, key: str, default: bool | None) -> bool | None:

@@ -1,9 +1,11 @@
-"""SentencePiece's unigram models, as T5 has them: their rules as the content of a tokenizer.json, their files, their training.
+"""SentencePiece's unigram models: their rules as the content of a tokenizer.json, their files, their training; T5's whole.
 
-Kudo 2018, section 3.2; Raffel et al. 2020, section 2.1 (the vocabulary) and 3.1.4 (the sentinels).
+Kudo 2018, section 3.2; Raffel et al. 2020, section 2.1 (the vocabulary) and 3.1.4 (the sentinels). XLNet's are in
+`train.unigram_xlnet`.
 """
 
 import collections
+import contextlib
 import io
 import json
 import re
@@ -39,22 +41,40 @@ def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
         entries: the marks and sentinels among them, by their names.
         charsmap: what is made of each character before anything else; SentencePiece compiles it into its models.
     """
-    unknown = [entry for entry, _ in entries].index(TEXT["unk"])
-    core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=unknown, byte_fallback=False))
-    if charsmap:
-        core.normalizer = normalizers.Precompiled(charsmap)  # pyright: ignore[reportAttributeAccessIssue]
+    end, names = TEXT["end"], [entry for entry, _ in entries]
+    special = [entry for entry in names if entry in TEXT.values() or is_sentinel(entry)]
+    return divided(
+        entries,
+        unknown=TEXT["unk"],
+        normalizer=normalizers.Precompiled(charsmap) if charsmap else None,
+        special=[AddedToken(name, special=True, normalized=False) for name in special],
+        template=processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, names.index(end))]
+        ),
+    )
+
+
+def divided(
+    entries: Entries,
+    *,
+    unknown: str,
+    normalizer: normalizers.Normalizer | None,
+    special: Sequence[AddedToken],
+    template: processors.TemplateProcessing,
+) -> dict[str, Any]:
+    """A tokenizer.json of a unigram model that divides the words between white space, each with a space before it."""
+    names = [entry for entry, _ in entries]
+    core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=names.index(unknown), byte_fallback=False))
+    if normalizer is not None:
+        core.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
     words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
     rules = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
     core.pre_tokenizer = rules  # pyright: ignore[reportAttributeAccessIssue]
     core.decoder = decoders.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
         replacement=SPACE, prepend_scheme="always"
     )
-    special = [entry for entry, _ in entries if entry in TEXT.values() or is_sentinel(entry)]
-    core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    end = TEXT["end"]
-    core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, [entry for entry, _ in entries].index(end))]
-    )
+    core.add_special_tokens(list(special))
+    core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
     return json.loads(core.to_str())
 
 
@@ -75,13 +95,22 @@ def unspelled(core: tokenizers.Tokenizer) -> models.Unigram:
     return models.Unigram(entries, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
 
 
-def read(raw: bytes, sentinels: int = SENTINELS) -> dict[str, Any]:
+def read(found: spiece.Model, sentinels: int = SENTINELS) -> dict[str, Any]:
     """A tokenizer.json of a spiece.model, with as many sentinels after its entries.
 
     Raises:
-        BadInput: it is no such file, or has rules that are not T5's.
+        BadInput: it has rules that are not T5's.
     """
-    found = spiece.parse(raw)
+    check(found, "T5", KINDS)
+    return _numbered([(entry.name, entry.score) for entry in found.entries], found.charsmap, sentinels)
+
+
+def check(found: spiece.Model, family: str, kinds: Sequence[int]) -> None:
+    """Refuse a spiece.model whose words are not divided as `divided` says, or with entries of other kinds.
+
+    Raises:
+        BadInput: it is one.
+    """
     other = {
         "is another kind of model than unigram": found.kind != spiece.UNIGRAM,
         "spells unknown characters as bytes": found.byte_fallback,
@@ -90,11 +119,10 @@ def read(raw: bytes, sentinels: int = SENTINELS) -> dict[str, Any]:
         "puts no space before a text": not found.add_dummy_prefix,
         "keeps repeated spaces": not found.remove_extra_whitespaces,
         "writes spaces as they are": not found.escape_whitespaces,
-        "has entries of other kinds": not {entry.kind for entry in found.entries} <= {*KINDS},
+        "has entries of other kinds": not {entry.kind for entry in found.entries} <= {*kinds},
     }
     if reasons := [why for why, is_so in other.items() if is_so]:
-        raise BadInput(f"it {reasons[0]}, which T5's rules have no place for; give a model of T5's kind")
-    return _numbered([(entry.name, entry.score) for entry in found.entries], found.charsmap, sentinels)
+        raise BadInput(f"it {reasons[0]}, which {family}'s rules have no place for; give a model of {family}'s kind")
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
@@ -104,60 +132,66 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
         BadInput: a vocabulary too small for the characters of the texts, or no text.
     """
     require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
+    with explained(vocab):
+        return read(spiece.parse(model(texts, vocab - SENTINELS)))
+
+
+@contextlib.contextmanager
+def explained(vocab: int) -> Iterator[None]:
+    """Where the library cannot make a model, say so as one line.
+
+    Raises:
+        BadInput: instead of the library's error.
+    """
     try:
-        return read(model(texts, vocab - SENTINELS))
+        yield
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise BadInput(f"--tokenizer.vocab {vocab}: no unigram model of this text ({why}); choose a larger one") from None
 
 
 def model(texts: Iterable[str], vocab: int) -> bytes:
-    """A spiece.model of up to `vocab` entries, without sentinels.
+    """T5's spiece.model of up to `vocab` entries, without sentinels.
 
     Raises:
         RuntimeError: the library cannot make one.
     """
-    lines = list(_lines(texts))
-    often = collections.Counter(character for line in lines for character in line)
+    pieces = {"pad_piece": TEXT["pad"], "eos_piece": TEXT["end"], "unk_piece": TEXT["unk"]}
+    return trained(list(lines(texts)), vocab, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, **pieces)
+
+
+def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options: Any) -> bytes:
+    """A spiece.model of up to `vocab` entries.
+
+    Args:
+        text: in lines.
+        coverage: share of its characters that are not unknown; less where it has too many different ones.
+        options: further ones of the library.
+
+    Raises:
+        RuntimeError: the library cannot make one.
+    """
+    often = collections.Counter(character for line in text for character in line)
     most = min(CHARACTERS, vocab // 2)
     kept = sum(count for _, count in often.most_common(most))
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
+        sentence_iterator=iter(text),
         model_writer=made,
         model_type="unigram",
         vocab_size=vocab,
         # A text too small for so many gives fewer.
         hard_vocab_limit=False,
-        character_coverage=1.0 if len(often) <= most else max(kept / often.total(), LEAST_COVERED),
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        pad_piece=TEXT["pad"],
-        eos_piece=TEXT["end"],
-        unk_piece=TEXT["unk"],
+        character_coverage=coverage if len(often) <= most else min(coverage, max(kept / often.total(), LEAST_COVERED)),
         # As many parts of a sum whatever the machine: so it is rounded alike.
         num_threads=16,
         minloglevel=2,
+        **options,
     )
     return made.getvalue()
 
 
-_SENTINEL = re.compile(r"<extra_id_\d+>")
-_CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
-"""What begins a piece that goes on with a word, where `train.pieces.cut` cuts without a space."""
-
-
-def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:
-    """With the sentinels after all entries: <extra_id_0> has the highest id."""
-    names = [entry for entry, _ in entries]
-    if missing := [name for name in TEXT.values() if name not in names]:
-        raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
-    return content([*entries, *((sentinel(number), 0.0) for number in reversed(range(sentinels)))], charsmap)
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
+def lines(texts: Iterable[str]) -> Iterator[str]:
     """All words of some texts, in their order, in lines of about `LONGEST_WORD` characters.
 
     The same lines whether the texts are whole or in the pieces of `train.pieces.cut`.
@@ -171,6 +205,19 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
         size += len(word) + 1
     if line:
         yield " ".join(line)
+
+
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+_CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
+"""What begins a piece that goes on with a word, where `train.pieces.cut` cuts without a space."""
+
+
+def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:
+    """With the sentinels after all entries: <extra_id_0> has the highest id."""
+    names = [entry for entry, _ in entries]
+    if missing := [name for name in TEXT.values() if name not in names]:
+        raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
+    return content([*entries, *((sentinel(number), 0.0) for number in reversed(range(sentinels)))], charsmap)
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:

@@ -46,7 +46,8 @@ class Batch:
     backward: Bool[Any, "*B"] | None = None
     """Rows whose text runs from right to left: there a key's distance has the opposite sign (XLNet). None: no row."""
     summary_at: Int[Any, "*B Q"] | None = None
-    """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row. None: position 0."""
+    """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row, or it is not the
+    first token. None: position 0. Of choices [B, C, 1]."""
     labels: Any | None = None
     """What a head on top is to say; `IGNORED` where nothing is asked. Of sequences int32 (regression: float32) [B, Q], of tokens
     int32 [B, T], of a span its first and last position int32 [B, 2], of choices int32 [B], the other fields being [B, C, T]."""

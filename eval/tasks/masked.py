@@ -52,6 +52,8 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     """
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     encoder.check_masked()
+    if "masked" not in subject.net.module.OBJECTIVES:
+        raise BadInput(f"--task masked: a {subject.net.family} never sees a mask; choose --task permutation_likelihood")
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
     tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from train.batches import Build
 from train.config import Run
-from train.features import Row, padded
+from train.features import Row, is_typed, padded
 from train.losses import class_losses
 from train.tokenizer import Tokenizer
 from zoo import heads
@@ -23,13 +23,14 @@ DATA = "labelled"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: tokens, segments, positions and types int32 [C, length]; labels int32 [], the right option;
-    weights float32 [1]."""
-    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
-    pad, typed = tokenizer.marks.pad, run.model.types > 1
+    """`build(rng, row, length)`: tokens, segments, positions and types int32 [C, length], with XLNet's marks summary_at int32
+    [C, 1]; labels int32 [], the right option; weights float32 [1]."""
+    marks = tokenizer.marks
+    assert marks is not None, "rows are made with a tokenizer that has marks"
+    typed = is_typed(run.model.types, marks)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
-        options = [padded(inputs, length, pad, typed=typed) for inputs in row.inputs]
+        options = [padded(inputs, length, marks, typed=typed) for inputs in row.inputs]
         fields = {name: np.stack([option[name] for option in options]) for name in options[0]}
         return fields | {"labels": row.labels, "weights": row.weights}
 
@@ -58,10 +59,10 @@ def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float
     def flat(x: Any) -> Any:
         return None if x is None else x.reshape(-1, *x.shape[2:])
 
-    fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types")}
+    fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types", "summary_at")}
     one = dataclasses.replace(batch, **fields, labels=None, weights=None)
     if seeds is not None:
         numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))
         seeds = seeding.fold(jnp.repeat(seeds, count, axis=0), flat(numbers))
     hidden = model.apply(params, one, seeds=seeds).hidden
-    return model.sequence_logits(params, heads.summaries(hidden, None), seeds)[:, 0, 0].reshape(-1, count)
+    return model.sequence_logits(params, heads.summaries(hidden, one.summary_at), seeds)[:, 0, 0].reshape(-1, count)

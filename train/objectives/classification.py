@@ -9,7 +9,7 @@ import numpy as np
 
 from train.batches import Build
 from train.config import Run
-from train.features import Row, padded
+from train.features import Row, is_typed, padded
 from train.losses import class_losses
 from train.tokenizer import Tokenizer
 from zoo import heads
@@ -21,12 +21,13 @@ DATA = "labelled"
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """`build(rng, row, length)`: tokens, segments, positions and types int32 [length]; labels [1], int32 or, of a regression,
-    float32; weights float32 [1]."""
-    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
-    pad, typed = tokenizer.marks.pad, run.model.types > 1
+    float32; weights float32 [1]; and see `train.features.padded`."""
+    marks = tokenizer.marks
+    assert marks is not None, "rows are made with a tokenizer that has marks"
+    typed = is_typed(run.model.types, marks)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
-        return padded(row.inputs[0], length, pad, typed=typed) | {"labels": row.labels, "weights": row.weights}
+        return padded(row.inputs[0], length, marks, typed=typed) | {"labels": row.labels, "weights": row.weights}
 
     return build
 

@@ -12,6 +12,7 @@ from jaxtyping import Int32, Int64
 from train import plans
 from train.batches import Build
 from train.config import Run
+from train.features import is_typed
 from train.losses import token_losses
 from train.marks import Marks
 from train.masking import Masks, Rule, largest_of_packed, mask
@@ -42,10 +43,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     """`build(rng, row, length)`: one row of `train.plans` as the fields of `Batch`.
 
     A sequence is laid out as [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with as many separators between as the tokenizer's marks
-    say; where one is of several documents, a separator ends each. tokens, segments (1, 2, ...; 0 = padding), positions (from 0 in
-    each sequence) and types (1 from the second text on, where the model tells two apart) are int32 [length]. predict_at, targets
-    (int32) and weights (float32: 1, or 0 for the rest of P) are [P], P being the most predictions that a row can have, rounded up
-    so that the loss's chunks are equal. For a model with a next-sentence head also summary_at, the position of each [CLS], and
+    say; XLNet's put [CLS] last. Where one is of several documents, what ends a document stands between them: a separator, or
+    XLNet's own mark. tokens, segments (1, 2, ...; 0 = padding), positions (from 0 in each sequence) and types (1 from the second
+    text on, where the model tells two apart) are int32 [length]. predict_at, targets (int32) and weights (float32: 1, or 0 for
+    the rest of P) are [P], P being the most predictions that a row can have, rounded up so that the loss's chunks are equal. For
+    a model with a next-sentence head, or with XLNet's marks, also summary_at, the position of each [CLS], and for such a head
     labels, `IGNORED` for the rest of Q; both int32 [Q], Q being the most sequences that a row can have.
 
     How many tokens are predicted, and what a random one is, is as in the distiller where rare tokens are preferred, else as in
@@ -72,7 +74,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     pieces = _pieces(predicted, run.loss_chunk)
     predicted = -(-predicted // pieces) * pieces
     sequences = run.data.length // shortest if packed else 1
-    typed = int(run.model.types > 1)
+    typed = is_typed(run.model.types, marks)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
         tokens = np.full(length, marks.pad, np.int32)
@@ -83,7 +85,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         start, done = 0, 0
         for number, sequence in enumerate(row):
             ids, kinds = _laid_out(sequence, marks)
-            at, shown = mask(rng, ids, (ids != marks.cls) & (ids != marks.sep), masks)
+            at, shown = mask(rng, ids, (ids != marks.cls) & (ids != marks.sep) & (ids != marks.end), masks)
             end, now = start + len(ids), done + len(at)
             tokens[start:end] = ids
             tokens[start + at] = shown
@@ -91,13 +93,15 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
             positions[start:end] = np.arange(len(ids))
             types[start:end] = kinds * typed
             predict_at[done:now], targets[done:now], weights[done:now] = start + at, ids[at], 1
-            summary_at[number] = start
+            summary_at[number] = start + marks.summary(len(ids))
             if sequence.label is not None:
                 labels[number] = sequence.label
             start, done = end, now
         arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
         arrays |= {"predict_at": predict_at, "targets": targets, "weights": weights}
-        return arrays | {"summary_at": summary_at, "labels": labels} if labelled else arrays
+        if labelled or marks.cls_last:
+            arrays["summary_at"] = summary_at
+        return arrays | {"labels": labels} if labelled else arrays
 
     return build
 
@@ -165,11 +169,11 @@ def _masks(run: Run, tokenizer: Tokenizer, marks: Marks, counts: Callable[[], In
 
 
 def _laid_out(sequence: Sequence, marks: Marks) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-    """(ids, token types) of a sequence in its template. A separator stands between documents; a text has none of its own."""
+    """(ids, token types) of a sequence in its template. Between documents stands what ends one; a text has none of its own."""
     if sequence.pair:
         first, second = sequence.parts
         return marks.pair(first.ids, second.ids)
     parts = [sequence.parts[0].ids]
     for part in sequence.parts[1:]:
-        parts += [np.array([marks.sep]), part.ids]
+        parts += [np.array([marks.end]), part.ids]
     return marks.single(np.concatenate(parts))

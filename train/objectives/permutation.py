@@ -151,7 +151,7 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
 
 
 def _marks(tokenizer: Tokenizer) -> Marks:
-    if tokenizer.marks is None or not tokenizer.marks.last:
+    if tokenizer.marks is None or not tokenizer.marks.cls_last:
         raise BadInput(
             f"--tokenizer.kind {tokenizer.kind}: its <cls> does not end a text; choose xlnet, or a --tokenizer.path of that kind"
         )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from train.batches import Build
 from train.config import Run
-from train.features import Row, padded
+from train.features import Row, is_typed, padded
 from train.losses import class_losses
 from train.tokenizer import Tokenizer
 from zoo.batch import Batch
@@ -21,12 +21,13 @@ DATA = "labelled"
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """`build(rng, row, length)`: tokens, segments, positions and types int32 [length]; labels int32 [2], the first and the last
-    token, both 0 for a window without an answer; weights float32 [1]."""
-    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
-    pad, typed = tokenizer.marks.pad, run.model.types > 1
+    token, both CLS for a window without an answer; weights float32 [1]; and see `train.features.padded`."""
+    marks = tokenizer.marks
+    assert marks is not None, "rows are made with a tokenizer that has marks"
+    typed = is_typed(run.model.types, marks)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
-        return padded(row.inputs[0], length, pad, typed=typed) | {"labels": row.labels, "weights": row.weights}
+        return padded(row.inputs[0], length, marks, typed=typed) | {"labels": row.labels, "weights": row.weights}
 
     return build
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from train.batches import Build
 from train.config import Run
-from train.features import Row, padded
+from train.features import Row, is_typed, padded
 from train.losses import class_losses
 from train.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -22,13 +22,14 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
 
     A label is `IGNORED`, with weight 0, at the marks, at further pieces of a word and at padding.
     """
-    assert tokenizer.marks is not None, "rows are made with a tokenizer that has marks"
-    pad, typed = tokenizer.marks.pad, run.model.types > 1
+    marks = tokenizer.marks
+    assert marks is not None, "rows are made with a tokenizer that has marks"
+    typed = is_typed(run.model.types, marks)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
         labels, weights = np.full(length, IGNORED, np.int32), np.zeros(length, np.float32)
         labels[: len(row.labels)], weights[: len(row.weights)] = row.labels, row.weights
-        return padded(row.inputs[0], length, pad, typed=typed) | {"labels": labels, "weights": weights}
+        return padded(row.inputs[0], length, marks, typed=typed) | {"labels": labels, "weights": weights}
 
     return build
 

@@ -21,7 +21,7 @@ def embed(args: list[str]) -> int:
         """Folder of a run or of published weights, or hub:ID."""
         texts: Annotated[Texts, tyro.conf.arg(name="", prefix_name=False)]
         pool: Literal["mean", "cls"] = "mean"
-        """mean: of all tokens, marks included, as sentence-transformers; cls: that of the first one."""
+        """mean: of all tokens, marks included, as sentence-transformers; cls: that of the mark for the whole."""
         normalize: bool = False
         """Divide each vector by its length."""
         out: str = ""
