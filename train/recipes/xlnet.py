@@ -36,8 +36,7 @@ def xlnet() -> Run:
     Command: zoo train xlnet --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
     Time: not measured, for want of the hardware.
-    Expect: not measured; the paper has no loss. Its rows of Table 6: --permutation.kind denoising, --model.memory 0,
-        --permutation.no-spans, --permutation.no-bidirectional.
+    Expect: not measured; the paper has no loss. Rows of its Table 6: --permutation.kind denoising, .no-spans, --model.memory 0.
     """
     model = dataclasses.replace(configs.find("xlnet-base-cased")[1].config, memory=384, reuse=256)
     return Run(
