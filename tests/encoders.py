@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.encoding import Encoder, Text
-from tests.small import jit, random_params, small
+from tests.small import PLACED, jit, random_params, small
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.load import Loaded
@@ -22,7 +22,7 @@ from zoo.models import Model
 from zoo.sharding import shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
-KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece"}
+KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece", "xlnet": "xlnet"}
 """Family -> its tokenizer."""
 POSITIONS = 40
 
@@ -36,7 +36,7 @@ def tokenizer(kind: Kind) -> Tokenizer:
 def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
     """A model of random weights on data x fsdp x tensor devices; its vocabulary is larger than its tokenizer's."""
     words = tokenizer(KINDS[family])
-    net = small(family, task=task, vocab=words.vocab_size + 5, context=POSITIONS)
+    net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in PLACED else {}))
     data, fsdp, tensor = shape
     mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))

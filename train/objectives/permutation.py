@@ -128,6 +128,8 @@ def _numbers(run: Run) -> tuple[int, int]:
 def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Streams:
     data, memory, reuse = run.data, run.model.memory, run.model.reuse
     _marks(tokenizer)
+    task = run.model.task
+    require(task == "permutation", "model.task", task, "only the head of permutation has words to predict; choose it")
     require(data.rows == "windows", "data.rows", data.rows, "rows of this objective are windows of one stream; choose windows")
     require(not data.pack, "data.pack", data.pack, "rows of this objective are full; leave it out")
     least = MARKS + 2

@@ -38,7 +38,7 @@ def xlnet() -> Run:
     Time: not measured, for want of the hardware.
     Expect: not measured; the paper has no loss. Rows of its Table 6: --permutation.kind denoising, .no-spans, --model.memory 0.
     """
-    model = dataclasses.replace(configs.find("xlnet-base-cased")[1].config, memory=384, reuse=256)
+    model = dataclasses.replace(configs.find("xlnet-base-cased")[1].config, task="permutation")
     return Run(
         recipe="xlnet",
         model=model,

@@ -1,0 +1,84 @@
+"""What XLNet's second stream costs: `python -m benchmarks.two_streams`.
+
+The same training step twice, on the same rows with the same targets and head: once the targets are predicted by the query stream,
+once from the content stream, with marks in their place. Timed in the same rounds. Prints Markdown.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from train import config, inputs, optim, recipes
+from train.batches import Batches
+from train.config import Tokenizer
+from train.folder import Folder
+from train.objectives import objective
+from train.state import State
+from train.step import make_step
+from zoo import models, runtime
+
+CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
+"""A recipe, rows and tokens a row."""
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.two_streams", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--attention", default="auto")
+    asked = parser.parse_args()
+    timing.begin()
+    print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
+    print("|---|---|---|---|---|")
+    for recipe, rows, length in CASES:
+        run = _run(recipe, rows, length, asked.attention)
+        both = {kind: _program(run, kind) for kind in ("permutation", "denoising")}
+        seconds = timing.interleaved(both, asked.rounds)
+        ratios = seconds["permutation"] / seconds["denoising"]
+        low, middle, high = np.quantile(ratios, [0.2, 0.5, 0.8])
+        targets = run.permutation.predictions or length // 6
+        shape = f"{rows} x {length}, {run.model.memory}"
+        print(f"| {recipe} | {shape} | {targets} | {asked.attention} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+    return 0
+
+
+def _run(recipe: str, rows: int, length: int, attention: Any) -> config.Run:
+    run = recipes.find(recipe)()
+    model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, attention=attention))
+    data = dataclasses.replace(run.data, batch=rows, length=length)
+    tokenizer = Tokenizer(kind="xlnet", vocab=min(model.vocab, 4096))
+    return dataclasses.replace(run, model=model, data=data, tokenizer=tokenizer, precision="float32")
+
+
+def _program(run: config.Run, kind: Any) -> Callable[[], object]:
+    """The run's step on its first batch."""
+    run = dataclasses.replace(run, permutation=dataclasses.replace(run.permutation, kind=kind))
+    with tempfile.TemporaryDirectory() as scratch:
+        data = inputs.read(run, Folder(Path(scratch)), runtime.cache_dir() / "text", quiet=True)
+        batches = Batches(data.rows, inputs.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
+        with batches.read(0) as stream:
+            batch = jax.tree.map(jnp.asarray, next(stream))
+    net, tx = models.model(run.model), optim.optimizer(run.optim)
+    params = jax.jit(net.init)(jax.random.key(0))
+    carry, key = net.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
+    held = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
+    step = jax.jit(make_step(run, net, objective(run.objective), tx, jnp.float32), donate_argnums=0)
+
+    def once() -> Any:
+        held[0], metrics = step(held[0], batch)
+        return jax.block_until_ready(metrics)
+
+    return once
+
+
+if __name__ == "__main__":
+    sys.exit(main())
