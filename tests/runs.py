@@ -29,11 +29,17 @@ PATIENCE = 240
 """Seconds that a process may take for anything, on a machine busy with other things."""
 WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
 STEPS, EVERY = 20, 3
-FLAGS = [
-    *tiny.FLAGS,
-    *("--steps", str(STEPS), "--checkpoint.every", str(EVERY), "--data.paths", "text.txt", "--log.ledger"),
-    *("--model.attention-dropout", "0.1", "--model.compute.unroll", "1"),
-]
+ANY = f"--steps {STEPS} --checkpoint.every {EVERY} --log.ledger --model.compute.unroll 1"
+SMALL = (
+    "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --model.dropout 0.1 --tokenizer.vocab 300"
+    " --data.length 32 --data.batch 8 --optim.warmup 5 --log.every 2 --log.validate-every 10 --log.samples 0"
+)
+FLAGS = {
+    "gpt-nano": [*tiny.FLAGS, "--data.paths", "text.txt", "--model.attention-dropout", "0.1"],
+    "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
+    "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
+}
+"""Recipe -> options that make it a run of seconds with every dropout on."""
 QUICK = {
     # Programs that run for a second are not worth optimizing: compiling them takes several.
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
@@ -55,13 +61,14 @@ def home() -> Path:
     folder = Path(CACHE.name, "home")
     folder.mkdir()
     (folder / "text.txt").write_text(text())
+    (folder / "turned.txt").write_text("".join(" ".join(reversed(line.split())) + "\n" for line in text().splitlines()))
     return folder
 
 
 @functools.cache
-def reference(*flags: str, **machine: int) -> "Training":
+def reference(*flags: str, recipe: str = "gpt-nano", **machine: int) -> "Training":
     """A run from start to end that nothing happened to: in one process on eight devices, unless told otherwise."""
-    run = Training(home(), f"reference-{len(list(home().glob('runs/reference-*')))}", flags)
+    run = Training(home(), f"reference-{len(list(home().glob('runs/reference-*')))}", flags, recipe)
     run.finish(**machine)
     assert run.resumed_at() == [0]
     return run
@@ -74,6 +81,7 @@ class Training:
     home: Path
     name: str
     flags: tuple[str, ...] = ()
+    recipe: str = "gpt-nano"
 
     @property
     def folder(self) -> Path:
@@ -81,7 +89,8 @@ class Training:
 
     def argv(self, *flags: str, devices: int = 8, processes: int = 1) -> list[str]:
         several = ["--processes", str(processes)] if processes > 1 else []
-        return ["train", "gpt-nano", *FLAGS, "--name", self.name, "--devices", str(devices), *several, *self.flags, *flags]
+        own = [*FLAGS[self.recipe], *ANY.split(), *self.flags, *flags]
+        return ["train", self.recipe, *own, "--name", self.name, "--devices", str(devices), *several]
 
     @contextlib.contextmanager
     def start(self, *flags: str, **machine: int) -> Iterator["Started"]:
