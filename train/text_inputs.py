@@ -21,7 +21,8 @@ from train.prepare import Progress, Tokens, prepare
 from train.progress import shown
 from train.texts import Document
 from train.tokenizer import Tokenizer
-from zoo.errors import BadInput
+from zoo.encoder_config import LABELLED
+from zoo.errors import BadInput, require
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +83,13 @@ COUNTED = 1 << 24
 
 
 def settled(run: config.Run, folder: Folder) -> config.Run:
-    """The run as it is: text decides nothing of it."""
+    """The run as it is: text decides nothing of it.
+
+    Raises:
+        BadInput: a head of labels.
+    """
+    task = getattr(run.model, "task", "")
+    require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
     return run
 
 
