@@ -51,22 +51,21 @@ def ids(text: str) -> list[int]:
 def run(goal: Any, *, task: str = "", masking: Masking | None = None, **data: Any) -> Any:
     names = {"labels": ("no", "yes")} if goal in ("classification", "tagging") else {}
     made = small.small("bert", task=task or TASKS[goal], vocab=WORDS.vocab_size, context=40, types=3, **names)
-    given_ = {"length": LENGTH, "batch": 2} | data
+    given_: dict[str, Any] = {"length": LENGTH, "batch": 2} | data
     options = Labelled(stride=2) if goal == "span" else Labelled()
     return tiny.run(model=made.config, objective=goal, data=Data(**given_), labelled=options, masking=masking or Masking())
 
 
+QUESTION = Question(
+    origin="1", id="1", question="who", context="the men sees the whale the ship", answers=(Answer("the whale", 13),)
+)
 EXAMPLES: dict[str, list[Example]] = {
     "classification": [
         Text(origin="1", text="the whale", pair=None, label="no"),
         Text(origin="2", text="men", pair="the ship", label="yes"),
     ],
     "tagging": [Tagged(origin="1", words=("the", "abc", "ship"), tags=("no", "yes", "no"))],
-    "span": [
-        Question(
-            origin="1", id="1", question="who", context="the men sees the whale the ship", answers=(Answer("the whale", 13),)
-        ),
-    ],
+    "span": [QUESTION],
     "choice": [Choice(origin="1", article="the ship", question="who", options=("men", "the whale"), answer=1)],
 }
 
@@ -109,7 +108,7 @@ def agree_on_tags() -> None:
 def agree_on_spans() -> None:
     """Windows have room for 12 - 4 tokens; those without the answer point at their own CLS, wherever it is."""
     made, rows = built("span")
-    context = ids(EXAMPLES["span"][0].context)  # pyright: ignore[reportAttributeAccessIssue]
+    context = ids(QUESTION.context)
     assert (len(context), len(rows)) == (7, 1)
     assert rows[0]["tokens"].tolist() == filled([*ids("who"), SEP, *context, SEP, CLS], PAD)
     assert (rows[0]["labels"].tolist(), rows[0]["summary_at"].tolist()) == ([5, 6], [10])
@@ -244,8 +243,7 @@ def test_options_are_judged_by_their_own_cls():
 def test_answers_are_told_from_windows_that_end_with_cls():
     """A model that is surest of CLS says that there is none; one that is least sure of it gives an answer."""
     cfg = dataclasses.replace(run("span"), data=Data(length=8, batch=2))
-    question = dataclasses.replace(EXAMPLES["span"][0], answers=())
-    made = rows_of([question], cfg, WORDS)
+    made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
     _, tell = labelled.TASKS["span"]
     for sure, exact in ((9, 1), (-9, 0)):
         logits = np.zeros((len(made), 2, 8))

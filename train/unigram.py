@@ -156,8 +156,17 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
     Raises:
         RuntimeError: the library cannot make one.
     """
-    pieces = {"pad_piece": TEXT["pad"], "eos_piece": TEXT["end"], "unk_piece": TEXT["unk"]}
-    return trained(list(lines(texts)), vocab, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, **pieces)
+    return trained(
+        list(lines(texts)),
+        vocab,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece=TEXT["pad"],
+        eos_piece=TEXT["end"],
+        unk_piece=TEXT["unk"],
+    )
 
 
 def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options: Any) -> bytes:

@@ -3,7 +3,7 @@
 T5's rules of words (`train.unigram`), on a text of which accents and the quotes of LaTeX are gone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import AddedToken, normalizers, processors
@@ -104,21 +104,24 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
     # Trained on what is going to be encoded, so that no entry has an accent.
     steps = normalizers.Sequence(_before(lowercase=False, keep_accents=False))
     given = [steps.normalize_str(line) for line in unigram.lines(texts)]
-    first = ("unk", "bos", "eos")
     return unigram.trained(
         given,
         vocab,
         coverage=COVERED,
-        **{f"{role}_id": number for number, role in enumerate(first)},
-        **{f"{role}_piece": XLNET[role] for role in first},
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_piece=XLNET["unk"],
+        bos_piece=XLNET["bos"],
+        eos_piece=XLNET["eos"],
         # Padding is one of the symbols: its id is not the library's to choose.
         pad_id=-1,
-        control_symbols=[name for role, name in XLNET.items() if role not in first],
+        control_symbols=[*XLNET.values()][3:],
         user_defined_symbols=list(APART),
     )
 
 
-def _before(*, lowercase: bool, keep_accents: bool) -> Sequence[normalizers.Normalizer]:
+def _before(*, lowercase: bool, keep_accents: bool) -> list[normalizers.Normalizer]:
     """The steps of normalization before SentencePiece's own."""
     return [
         *(normalizers.Replace(quote, '"') for quote in QUOTES),
