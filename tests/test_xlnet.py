@@ -154,7 +154,7 @@ def reached(net: Model, params: Any, batch: Batch, carry: Any = None) -> np.ndar
 
     jacobian = np.asarray(jit(jax.jacrev(said))(params["embed"]["tokens"]["embedding"]))
     rows = np.arange(len(batch.tokens))[:, None, None]
-    places = np.arange(batch.predict_at.shape[1])[None, :, None]
+    places = np.arange(jacobian.shape[1])[None, :, None]
     return (jacobian[rows, places, np.asarray(batch.tokens)[:, None]] != 0).any(-1)
 
 
