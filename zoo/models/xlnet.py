@@ -97,6 +97,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     x = dropout(x, cfg.dropout, of_content, EMBEDDING_SITE)
     g = None
     if query is not None:
+        assert batch.query_at is not None
         g = dropout(_unknown(params, batch.query_at), cfg.dropout, of_query, EMBEDDING_SITE)
     before = None if carry is None else jnp.moveaxis(carry["hidden"], 1, 0)
     (x, g), remembered = _run(cfg, params, body, (x, g), before)
@@ -217,7 +218,7 @@ def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | N
         return jnp.concatenate([jnp.broadcast_to(before, (len(values), memory)), values], axis=1)
 
     def picked(values: Any) -> Any:
-        return None if values is None else jnp.take_along_axis(values, at, axis=1)
+        return None if values is None or at is None else jnp.take_along_axis(values, at, axis=1)
 
     # Slots that were never filled are the first ones, and are of segment 0, which nobody sees.
     filled = None if carry is None else jnp.int32(jnp.arange(memory) >= memory - carry["filled"][:, None])
