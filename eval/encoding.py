@@ -191,6 +191,7 @@ class Encoder:
         if rows[0].order is not None:
             order, everywhere = np.zeros_like(tokens), np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
             for i, row in enumerate(rows):
+                assert row.order is not None, "of rows that are asked together all have one, or none"
                 order[i, : len(row.tokens)] = row.order
             return Batch(tokens=tokens, segments=segments, order=order, query_at=everywhere)
         at, targets, summary_at = (

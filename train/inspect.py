@@ -11,7 +11,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from train import config, features, inputs, rows, text_pairs
+from train import config, features, inputs, rows, streams, text_pairs
 from train.batches import Batches
 from train.folder import Folder
 from train.mixture import Mixture
@@ -116,6 +116,9 @@ class _Range(NamedTuple):
 
 def _ranges(row: Any) -> list[_Range]:
     """Where the parts of a row are from, whichever plan it is of."""
+    if isinstance(row, streams.Window):
+        # Only where it begins: its second text may be from anywhere.
+        return [_Range(*row.origin, 1)]
     if isinstance(row, rows.Row):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
     if isinstance(row[0], text_pairs.Placed):
@@ -206,8 +209,8 @@ def _weights(side: Batch) -> np.ndarray:
     """The weight in the loss of the prediction at each position; 0 where nothing is predicted."""
     weights = np.zeros(len(side.tokens), np.float32)
     if side.targets is not None:
-        at = np.arange(len(weights)) if side.predict_at is None else side.predict_at
-        # Unused places of `predict_at` have weight 0 and may name any position.
+        at = np.arange(len(weights)) if side.places is None else side.places
+        # Unused ones have weight 0 and may name any position.
         np.add.at(weights, at, 1.0 if side.weights is None else side.weights)
     return weights
 
@@ -235,7 +238,7 @@ def _targets(side: Batch) -> dict[int, int]:
     """Targets of the predictions that count, by position; where all are the next tokens, only those with no next token."""
     if side.targets is None:
         return {}
-    at = range(len(side.tokens)) if side.predict_at is None else side.predict_at.tolist()
+    at = range(len(side.tokens)) if side.places is None else side.places.tolist()
     weights = np.ones(len(side.targets)) if side.weights is None else side.weights
     targets = {place: target for place, target, weight in zip(at, side.targets.tolist(), weights, strict=True) if weight > 0}
     segments = _filled(side).astype(int) if side.segments is None else side.segments

@@ -25,6 +25,8 @@ class Reading:
     ids: Integer[np.ndarray, " tokens"]
     breaks: Int64[np.ndarray, " breaks"]
     """Where a sentence begins, ascending; never 0."""
+    offsets: Int64[np.ndarray, " documents_and_one"]
+    """Where each document begins, read forward; the last entry is the end."""
     backward: bool
     """Whether that is from the last to the first."""
 
@@ -37,6 +39,15 @@ class Window(NamedTuple):
     """Of the stretch, in `reading.ids`."""
     reuse: int
     """Ids of the stretch."""
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(document, which of its ids) where the row begins."""
+        at, offsets = self.begin, self.reading.offsets
+        if self.reading.backward:
+            at = len(self.reading.ids) - 1 - at
+        document = int(np.searchsorted(offsets, at, side="right")) - 1
+        return document, at - int(offsets[document])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,10 +130,11 @@ def streams(
     """
     whole = sentences(tokens, tokenizer, max(1, len(tokens.ids)))
     begins = np.unique(tokens.offsets[whole.document] + whole.start)
-    forward = Reading(tokens.ids, begins[begins > 0], False)
+    forward = Reading(tokens.ids, begins[begins > 0], tokens.offsets, False)
     readings = (forward,)
     if bidirectional:
-        readings = (forward, Reading(tokens.ids[::-1], np.ascontiguousarray(len(tokens.ids) - forward.breaks[::-1]), True))
+        breaks = np.ascontiguousarray(len(tokens.ids) - forward.breaks[::-1])
+        readings = (forward, Reading(tokens.ids[::-1], breaks, tokens.offsets, True))
     each = len(tokens.ids) // (batch // len(readings))
     left = each - (length - MARKS)
     if left < 0:

@@ -56,6 +56,11 @@ class Batch:
     index: UInt32[Any, "*A"] | None = None
     """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
 
+    @property
+    def places(self) -> Int[Any, "*B P"] | None:
+        """Which positions are predicted, whether they are seen or not. None: all of them."""
+        return self.predict_at if self.query_at is None else self.query_at
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -194,7 +194,7 @@ def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
     dense, total = 2.0 * cfg.width * cfg.width, 0.0
     if head.parts & {"masked", "unembed"}:
-        predicted = math.prod(rows) * (length if batch.predict_at is None else batch.predict_at.shape[-1])
+        predicted = math.prod(rows) * (length if batch.places is None else batch.places.shape[-1])
         total += predicted * (dense * ("masked" in head.parts) + 2.0 * cfg.width * cfg.vocab)
     if batch.labels is None:
         return total
