@@ -76,13 +76,32 @@ def test_every_order_is_drawn_alike():
     )
 
 
-def test_a_mask_is_predicted_unseen_from_the_rest_of_its_text():
-    """By pseudo-likelihood and by fill-mask alike: what stands in the place of a mask changes nothing."""
+def test_a_mask_is_predicted_from_the_rest_of_its_text_and_from_no_other_mask():
+    """As by hand: masks are of rank 0, which nothing sees, the rest is seen by all; only <cls> has a type of its own."""
     model = xlnet()
-    one, other = (fill(model, texts(f"The <mask> whale is {word}."), top=1)[0] for word in ("seen", "old"))
-    assert one.candidates[0].probability != other.candidates[0].probability
-    mark = dataclasses.replace(model.marks, mask=model.marks.eop)
-    strange = dataclasses.replace(model, marks=mark)
+    net, params, tokenizer = model.loaded.net, model.loaded.params, model.loaded.tokenizer
+    parts = [tokenizer.encode(each) for each in ("The", " whale is", " by the men.")]
+    ids = np.concatenate([parts[0], [model.marks.mask], parts[1], [model.marks.mask], parts[2]])
+    tokens, types = model.marks.single(ids)
+    places = np.flatnonzero(tokens == model.marks.mask)
+    shown = np.where(tokens == model.marks.mask, 50, tokens)
+    for seen in (tokens, shown):
+        order = jnp.array([np.where(tokens == model.marks.mask, 0, -1)], jnp.int32)
+        batch = Batch(tokens=jnp.array([seen]), types=jnp.array([types]), order=order, query_at=jnp.array([places]))
+        predicted = jit(net.apply)(params, batch).predicted
+        logits = np.asarray(net.unembed(params, predicted)[0], np.float64)[:, : net.config.vocab]
+        wanted = np.exp(logits - logits.max(-1, keepdims=True))
+        wanted /= wanted.sum(-1, keepdims=True)
+        found = fill(model, texts("The <mask> whale is <mask> by the men."), top=tokenizer.vocab_size)
+        for number, each in enumerate(found):
+            for candidate in each.candidates:
+                np.testing.assert_allclose(candidate.probability, wanted[number, candidate.id], rtol=1e-5, atol=1e-8)
+
+
+def test_a_token_is_as_likely_as_if_a_mask_stood_there():
+    """A pseudo-likelihood is the same whatever id stands for the mask: nothing sees it."""
+    model = xlnet()
+    strange = dataclasses.replace(model, marks=dataclasses.replace(model.marks, mask=model.marks.eop))
     np.testing.assert_allclose(pseudo_nats(strange, IDS), pseudo_nats(model, IDS), rtol=1e-6)
 
 
