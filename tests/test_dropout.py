@@ -97,6 +97,7 @@ BEFORE = {
     ("roberta", "choice"): 1,
     ("roberta", "tokens"): 1,
     ("roberta", "span"): 0,
+    ("xlnet", "pretraining"): 0,
     ("xlnet", "sequence"): 1,
     ("xlnet", "choice"): 1,
     ("xlnet", "tokens"): 0,

@@ -9,6 +9,7 @@ import tiny
 from encoder_text import stream
 from pieces_text import spelled
 
+from train import streams
 from train.config import Data, Masking, Permutation
 from train.objectives import permutation
 from train.tokenizer import Tokenizer
@@ -94,6 +95,18 @@ def test_denoising_shows_no_target_and_asks_no_query_stream():
         assert (row["tokens"][row["predict_at"]] == MARKS.mask).all()
         assert set(row["order"][:16]) == {-1} and set(row["order"][16:]) == {16}
         np.testing.assert_array_equal(np.delete(row["tokens"], row["predict_at"]), np.delete(shown["tokens"], row["predict_at"]))
+
+
+def test_a_model_that_tells_next_sentences_is_told_which_they_are():
+    asked = run()
+    asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
+    said = []
+    for number, (window, row) in enumerate(rows(asked)):
+        *_, follows = streams.texts(np.random.default_rng(number), window, 29)
+        assert row["summary_at"].tolist() == [47] and row["tokens"][47] == MARKS.cls
+        assert row["labels"].tolist() == [0 if follows else 1]
+        said += row["labels"].tolist()
+    assert 0.3 < np.mean(said) < 0.8
 
 
 def test_rows_read_backward_say_so():

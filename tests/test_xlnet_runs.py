@@ -24,7 +24,7 @@ PRETRAIN = f"xlnet-nano {SIZE} {RUN} --data.paths text.txt --model.memory 16 --m
 MODELS = {
     "memory": PRETRAIN,
     "both-ways": f"{PRETRAIN} --permutation.bidirectional --permutation.window 4 --model.reuse 16",
-    "denoising": f"{PRETRAIN} --permutation.kind denoising",
+    "denoising": f"{PRETRAIN} --permutation.kind denoising --model.task pretraining",
     "taught": f"finetune-classification --init runs/memory {RUN} --data.paths labels.tsv",
 }
 """Run -> its recipe and options."""
@@ -104,7 +104,7 @@ REFUSED = {
     "memory --data.rows packed": "--data.rows packed: rows of this objective are windows of one stream; choose windows",
     "memory --tokenizer.kind roberta": "--tokenizer.kind roberta: its <cls> does not end a text; choose xlnet, or a",
     "memory --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
-    "memory --model.task body": "--model.task body: only the head of permutation has words to predict; choose it",
+    "memory --model.task body": "--model.task body: it has no words to predict; choose permutation, or pretraining for next",
     "memory --init runs/taught --objective masked": "--objective masked: a xlnet is trained by permutation, classification",
 }
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zoo import heads
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -73,6 +74,12 @@ def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothi
         possible = logits > -1e29
         nats = nats - smoothing * jnp.where(possible, logs, 0).sum(-1) / possible.sum(-1)
     return jnp.where(labels < 0, 0, nats)
+
+
+def pair_loss(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any) -> Float[Array, ""]:
+    """Summed cross-entropy in nats of the labels of a batch's pairs: whether the second text follows the first."""
+    assert batch.labels is not None
+    return class_losses(model.sequence_logits(params, heads.summaries(hidden, batch.summary_at), seeds), batch.labels).sum()
 
 
 def soft_losses(

@@ -13,7 +13,7 @@ from train import plans
 from train.batches import Build
 from train.config import Run
 from train.features import is_typed
-from train.losses import token_losses
+from train.losses import pair_loss, token_losses
 from train.marks import Marks
 from train.masking import Masks, Rule, largest_of_packed, mask
 from train.plans import PAIRED, Plan, Row, Sequence
@@ -134,10 +134,7 @@ def loss(
     sums = {"masked": (nats * batch.weights).sum()}
     if batch.labels is None:
         return sums, out.carry
-    logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)
-    at_label = jnp.take_along_axis(logits, jnp.maximum(batch.labels, 0)[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - at_label
-    return {**sums, "next": jnp.where(batch.labels == IGNORED, 0, nats).sum()}, out.carry
+    return {**sums, "next": pair_loss(model, params, out.hidden, batch, seeds)}, out.carry
 
 
 def _pieces(predicted: int, chunk: int) -> int:

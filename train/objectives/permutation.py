@@ -4,24 +4,27 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int64
 
 from train import orders, streams
 from train.batches import Build
 from train.config import Run
-from train.losses import token_losses
+from train.losses import pair_loss, token_losses
 from train.marks import Marks
 from train.masking import disguised
 from train.prepare import Tokens
 from train.streams import MARKS, Streams, Window
 from train.tokenizer import Tokenizer
 from zoo import heads
-from zoo.batch import Batch
+from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 
 DATA: Literal["text", "labelled"] = "text"
+PRETRAINING = "pretraining"
+"""The task whose model also tells a text that follows from a random one (a row of the paper's Table 6)."""
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Streams:
@@ -43,6 +46,8 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     exactly `run.permutation.predictions`, shared among both parts by their length. Of bidirectional data also backward, whether
     the row is read from right to left.
 
+    For a model with a next-sentence head also summary_at, the position of <cls>, and labels, whether B is random; int32 [1].
+
     Denoising has predict_at in the place of query_at, targets disguised among the tokens, and one rank for each part: the reused
     part does not see the rest, which would give away through the memory what the next row predicts.
 
@@ -55,10 +60,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
         divides = reuse % asked.window == 0 and (run.data.length - reuse) % asked.window == 0
         require(divides, "permutation.window", asked.window, fix + "; choose a divisor of both, or 0")
+    labelled = run.model.task == PRETRAINING
     begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
     def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-        first, second, _ = streams.texts(rng, row, room)
+        first, second, follows = streams.texts(rng, row, room)
         reused = row.reading.ids[row.begin : row.begin + reuse]
         tokens = np.concatenate([reused, first, [marks.sep], second, [marks.sep, marks.cls]]).astype(np.int32)
         text = np.ones(length, bool)
@@ -74,6 +80,8 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         )
         at = np.flatnonzero(targets).astype(np.int32)
         arrays = {"tokens": tokens, "types": types, "targets": tokens[at], "weights": np.ones(len(at), np.float32)}
+        if labelled:
+            arrays |= {"summary_at": np.array([length - 1], np.int32), "labels": np.array([int(not follows)], np.int32)}
         if asked.bidirectional:
             arrays["backward"] = np.array(row.reading.backward)
         bases = [-1, reuse if reuse else -1]
@@ -90,15 +98,17 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss is divided by: the number of predictions."""
+    """What each term of the loss is divided by: the number of predictions, and of labelled pairs where there are any."""
     assert batch.weights is not None
-    return {"permutation": batch.weights.sum()}
+    counted = {"permutation": batch.weights.sum()}
+    return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
 
 
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy of a batch's predictions, in nats, `chunk` of a row at a time; and the model's carry."""
+    """Summed cross-entropies of a batch, in nats, of its predictions, `chunk` of a row at a time, and of its pairs' labels; and
+    the model's carry."""
     assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
@@ -109,7 +119,10 @@ def loss(
         smoothing=smoothing,
         chunk=chunk,
     )
-    return {"permutation": (nats * batch.weights).sum()}, out.carry
+    sums = {"permutation": (nats * batch.weights).sum()}
+    if batch.labels is not None:
+        sums["next"] = pair_loss(model, params, out.hidden, batch, seeds)
+    return sums, out.carry
 
 
 def _numbers(run: Run) -> tuple[int, int]:
@@ -129,7 +142,8 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
     data, memory, reuse = run.data, run.model.memory, run.model.reuse
     _marks(tokenizer)
     task = run.model.task
-    require(task == "permutation", "model.task", task, "only the head of permutation has words to predict; choose it")
+    fix = f"it has no words to predict; choose permutation, or {PRETRAINING} for next sentences too"
+    require(run.model.generates, "model.task", task, fix)
     require(data.rows == "windows", "data.rows", data.rows, "rows of this objective are windows of one stream; choose windows")
     require(not data.pack, "data.pack", data.pack, "rows of this objective are full; leave it out")
     least = MARKS + 2

@@ -22,8 +22,8 @@ class Config(BodyConfig):
     eps: float = 1e-12
     initializer: Initializer = "normal"
     memory: int = 0
-    """Positions whose hidden states the next row of the same text sees; 0 = none. Only pretraining (`task` permutation) has rows
-    that continue each other, so only there it is used."""
+    """Positions whose hidden states the next row of the same text sees; 0 = none. Only pretraining (`task` permutation or
+    pretraining) has rows that continue each other, so only there it is used."""
     reuse: int = 0
     """Positions of each row, from its first on, that are remembered; 0 = all."""
 
@@ -41,8 +41,8 @@ class Config(BodyConfig):
 
     @property
     def generates(self) -> bool:
-        """Whether it writes text: only the head of pretraining has words."""
-        return self.task == "permutation"
+        """Whether it writes text: only the heads of pretraining have words."""
+        return self.task in ("permutation", "pretraining")
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------

@@ -315,11 +315,14 @@ BODY = (
 )
 """What are called biases there are vectors that all queries share, learned as the other tables are: their weights decay."""
 
+WORDS = (Row("unembed/bias", "lm_loss.bias", bare=True),)
 SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "logits_proj"))
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="XLNetModel"),
-    "permutation": Head(architecture="XLNetLMHeadModel", rows=(Row("unembed/bias", "lm_loss.bias", bare=True),)),
+    "permutation": Head(architecture="XLNetLMHeadModel", rows=WORDS),
+    # Its names are ours: no model of the paper's ablation "+ next-sent pred" was published.
+    "pretraining": Head(architecture="", rows=(*WORDS, *linear("pooler", "sequence_summary.summary"), *linear("next", "next"))),
     "sequence": Head(architecture="XLNetForSequenceClassification", rows=SUMMARY),
     "choice": Head(architecture="XLNetForMultipleChoice", rows=SUMMARY),
     "tokens": Head(architecture="XLNetForTokenClassification", rows=linear("classifier", "classifier"), drops=False),
