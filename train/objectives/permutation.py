@@ -84,7 +84,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
             arrays |= {"summary_at": np.array([length - 1], np.int32), "labels": np.array([int(not follows)], np.int32)}
         if asked.bidirectional:
             arrays["backward"] = np.array(row.reading.backward)
-        bases = [-1, reuse if reuse else -1]
+        bases = [-1, reuse or -1]
         if asked.kind == "denoising":
             shown = tokens.copy()
             shown[at] = disguised(rng, tokens[at], run.masking.masked, run.masking.random, marks.mask, entries)
