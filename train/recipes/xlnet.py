@@ -13,8 +13,8 @@ def xlnet_nano() -> Run:
 
     Command: zoo train xlnet-nano
     Hardware: 2 CPU cores, float32.
-    Time: not measured.
-    Expect: not measured.
+    Time: 2 minutes 19 seconds.
+    Expect: 5.83 nats a target held out (words' frequencies alone: 6.41), 12 % right; --model.memory 0, which shuffles rows: 5.59.
     """
     model = configs.find("xlnet-nano")[1].config
     return Run(
