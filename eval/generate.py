@@ -75,6 +75,7 @@ class Generator:
         if net.sourced and marks is None:
             raise BadInput(f"{net.family} begins what it writes with a mark for padding, which this tokenizer does not have")
         self._first = marks.pad if marks else 0
+        self._goes_on = not net.sourced
         # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
         layers = getattr(net.config, "decoder_layers", net.config.layers)
         compute = dataclasses.replace(net.config.compute, unroll=layers)
@@ -112,7 +113,7 @@ class Generator:
         require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
         keys = range(len(prompts)) if numbers is None else numbers
         texts = [
-            _Text(self.tokenizer, decoding, prompt, sample, np.asarray(prompts[prompt], np.int32), key)
+            _Text(self.tokenizer, decoding, prompt, sample, np.asarray(prompts[prompt], np.int32), key, goes_on=self._goes_on)
             for prompt, key in zip(range(len(prompts)), keys, strict=True)
             for sample in range(decoding.samples)
         ]
@@ -145,7 +146,7 @@ class Generator:
             BadInput: as `generate`.
         """
         self._check([prompt], decoding.limit)
-        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number)
+        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
         shown = 0
         for _ in self._continue([text], _slots(len(text.given)), 1, decoding, chunk):
             final = text.final()
@@ -328,13 +329,23 @@ class _Text:
     """One continuation as it grows."""
 
     def __init__(
-        self, tokenizer: Tokenizer, decoding: Decoding, prompt: int, sample: int, given: np.ndarray, number: int
+        self,
+        tokenizer: Tokenizer,
+        decoding: Decoding,
+        prompt: int,
+        sample: int,
+        given: np.ndarray,
+        number: int,
+        *,
+        goes_on: bool = False,
     ) -> None:
+        """`goes_on`: it continues its prompt, rather than being a text of its own, as an encoder-decoder's."""
+        self._decode = tokenizer.continuation if goes_on else tokenizer.decode
         self.prompt, self.sample, self.given, self.number = prompt, sample, given, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None
-        self._tokenizer, self._stop, self._limit = tokenizer, decoding.stop, decoding.limit
+        self._stop, self._limit = decoding.stop, decoding.limit
         self._end = None if decoding.past_end else tokenizer.end_of_text
 
     def take(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
@@ -355,9 +366,7 @@ class _Text:
             self.ids.append(token)
             self.ended = "limit" if len(self.ids) == self._limit else None
         if self._stop and self._cut(self._decoded()) is not None:
-            size = next(
-                n for n in range(before + 1, len(self.ids) + 1) if self._cut(self._tokenizer.decode(self.ids[:n])) is not None
-            )
+            size = next(n for n in range(before + 1, len(self.ids) + 1) if self._cut(self._decode(self.ids[:n])) is not None)
             del self.ids[size:]
             self.ended = "stop"
 
@@ -375,7 +384,7 @@ class _Text:
         return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended, self.score)
 
     def _decoded(self) -> str:
-        return self._tokenizer.decode(self.ids)
+        return self._decode(self.ids)
 
     def _cut(self, text: str) -> int | None:
         """Where the first stop string begins; None if there is none."""

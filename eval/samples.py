@@ -76,7 +76,7 @@ def write(
         made = generator.generate([each.prompt for each in found], decoding)
         for (prompt, truth), generated in zip(found, made, strict=True):
             shown = tokenizer.decode(prompt).removeprefix(END_OF_TEXT)
-            samples.append({"prompt": shown, "text": generated.text, "truth": tokenizer.decode(truth)})
+            samples.append({"prompt": shown, "text": generated.text, "truth": tokenizer.continuation(truth)})
     if jax.process_index() == 0:
         write_json(file, {"step": step, "temperature": TEMPERATURE, "seed": SEED, "samples": samples})
 
@@ -139,7 +139,7 @@ def _cut(held_out: Tokens, tokenizer: Tokenizer, document: int, start: int, leng
     front = [] if start else [held_out.end_of_text]
 
     def word(at: int) -> bool:
-        return tokenizer.decode(ids[at : at + 1])[:1].isspace()
+        return at < len(ids) and tokenizer.spell(int(ids[at]))[:1].isspace()
 
     if start:
         ids = ids[next(filter(word, range(min(len(ids) // 2, PROMPT))), 0) :]

@@ -304,3 +304,16 @@ def test_damaged_files_are_refused_or_read(raw: bytes):
             broken[at] = rng.integers(256)
         with contextlib.suppress(BadInput):
             spiece.parse(bytes(broken))
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "xlnet", "gpt"])
+def test_a_continuation_keeps_the_space_before_its_first_word(kind: Any) -> None:
+    """Wherever a text is cut, both parts are the text; decoded by itself the second one may lack a space."""
+    said = "the old men see the white whale. it sleeps, and the ship goes on. "
+    made = Tokenizer.train([said * 9], 300, kind)
+    ids = made.encode(said.strip()).tolist()
+    whole = made.decode(ids)
+    assert all(made.decode(ids[:cut]) + made.continuation(ids[cut:]) == whole for cut in range(1, len(ids)))
+    lacking = [cut for cut in range(1, len(ids)) if made.decode(ids[:cut]) + made.decode(ids[cut:]) != whole]
+    assert bool(lacking) == (kind != "gpt")
+    assert made.continuation([]) == ""

@@ -232,6 +232,13 @@ class Tokenizer:
             raise ValueError(f"ids {numbers.min()} to {numbers.max()} are not all in a vocabulary of {self.vocab_size}")
         return self._core.decode(numbers.tolist(), skip_special_tokens=False)
 
+    def continuation(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
+        """The text of ids that go on with another text: T5's and XLNet's with the space before its first word, if any."""
+        text = self.decode(ids)
+        if self._unigram and len(ids) and self.spell(int(ids[0])).startswith(" ") and not text.startswith(" "):
+            return f" {text}"
+        return text
+
     def token_bytes(self) -> Int64[np.ndarray, " V"]:
         """UTF-8 bytes that each id stands for; 0 for added entries (the marks).
 
