@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Selection
+from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
 from train.folder import Folder, differences, read_config, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
@@ -223,6 +223,7 @@ MAKES_ANOTHER = {
     "optim.lr: 0.001 before, 0.002 now": {"optim": Optim(lr=2e-3)},
     "masking.rate: 0.15 before, 0.3 now": {"masking": Masking(rate=0.3)},
     "denoising.kind: spans before, iid now": {"denoising": Denoising(kind="iid")},
+    "permutation.longest: 5 before, 3 now": {"permutation": Permutation(longest=3)},
     "pairs.prefix:  before, translate: now": {"pairs": Pairs(prefix="translate:")},
     "distillation.soft: 5.0 before, 1.0 now": {"distillation": Distillation(soft=1.0)},
     "labelled.coarse: False before, True now": {"labelled": Labelled(coarse=True)},
@@ -239,5 +240,5 @@ def test_everything_else_makes_it_another_run(line: str, changed: dict[str, Any]
 def test_every_field_is_either_compared_or_may_change() -> None:
     """A new field is compared unless it is named here: forgetting it can only refuse too much."""
     compared = {"model", "objective", "steps", "seed", "precision", "label_smoothing", "data", "tokenizer", "optim", "init"}
-    compared |= {"masking", "denoising", "pairs", "distillation", "labelled", "selection"}
+    compared |= {"masking", "denoising", "permutation", "pairs", "distillation", "labelled", "selection"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

@@ -57,7 +57,7 @@ def test_a_row_has_no_limit() -> None:
         ({"heads": 3}, "--model.heads 3: it must divide --model.width 16"),
         (
             {"task": "masked"},
-            "model.task masked: this family has no such head; choose one of body, permutation, sequence, choice,",
+            "model.task masked: this family has no such head; choose one of body, permutation, pretraining, sequence,",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
