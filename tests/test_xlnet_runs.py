@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("place")
     said = [f"the {n}th whale of {n % 7} is {'seen' if n % 2 else 'lost'}." for n in range(200)]
     (folder / "text.txt").write_text(" ".join(said))
+    (folder / "more.txt").write_text(" ".join(reversed(said)))
     rows = "".join(f"{text}\t{'good' if n % 2 else 'bad'}\n" for n, text in enumerate(said))
     (folder / "labels.tsv").write_text(f"text\tlabel\n{rows}")
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +101,7 @@ REFUSED = {
     "memory --permutation.window 7": "--permutation.window 7: it does not divide the parts of a row, 12 reused tokens and 20",
     "memory --model.reuse 40": "--model.reuse 40: a row of 32 has 5 tokens for two texts and their marks besides; choose at most",
     "memory --data.batch 512": "--data.paths: the training text has .* tokens, .* for each of 512 streams, fewer than a row",
-    "memory --data.paths text.txt labels.tsv --data.weights 1 2": r"labels.tsv: |--data.weights 1.0 2.0: rows of a model with a",
+    "memory --data.paths text.txt more.txt --data.weights 1 2": ".*--data.weights 1.0 2.0: rows of a model with a memory",
     "memory --data.rows packed": "--data.rows packed: rows of this objective are windows of one stream; choose windows",
     "memory --tokenizer.kind roberta": "--tokenizer.kind roberta: its <cls> does not end a text; choose xlnet, or a",
     "memory --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
