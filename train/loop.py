@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train import begin, config, inputs, metrics, objectives, optim, quantities, selection, sinks
+from train import begin, config, hardware, inputs, metrics, objectives, optim, quantities, selection, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
@@ -274,7 +274,7 @@ def _precision(cfg: config.Run) -> config.Precision:
 def _rate(dtype: Any) -> tuple[float, str]:
     """FLOP/s of all devices that MFU is stated against, and its source in words."""
     kind = jax.devices()[0].device_kind
-    if peak := metrics.device_peak(kind, dtype):
+    if peak := hardware.device_peak(kind, dtype):
         return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
     rate = metrics.matrix_rate(dtype) * jax.process_count()
     return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
