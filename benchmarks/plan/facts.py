@@ -137,24 +137,26 @@ def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) 
 
 def gathered(sent: Iterable[Sent], program: Program) -> list[str]:
     """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers."""
-    whole: dict[int, list[str]] = {}
+    whole: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
-        parts = path_of(keys).split("/")
-        if any(part.endswith("layers") for part in parts) and leaf.shape[0] > 1:
-            whole.setdefault(math.prod(leaf.sharding.shard_shape(leaf.shape)), []).append("/".join(parts))
+        path = path_of(keys)
+        if any(part.endswith("layers") for part in path.split("/")) and leaf.shape[0] > 1:
+            held = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            whole.setdefault((leaf.shape[0], held), []).append(path)
     return stacks(sent, whole)
 
 
-def stacks(sent: Iterable[Sent], whole: dict[int, list[str]]) -> list[str]:
-    """The same, of stacks by the number of a device's own elements."""
+def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> list[str]:
+    """The same, of stacks by their layers and the number of a device's own elements."""
     found: dict[str, None] = {}
     for each in sent:
         if each.kind != "all-gather" or each.run.loop or "fsdp" not in each.axes.split(" x "):
             continue
         for array in each.arrays:
-            if names := whole.get(array.elements):
+            known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in array.shape)
+            if names := " or ".join(path for paths in known for path in paths):
                 size = array.bytes * each.members / 2**20
-                found[f"all layers of {' or '.join(names)} are gathered at once, outside of the loop: {size:,.1f} MiB"] = None
+                found[f"all layers of {names} are gathered at once, outside of the loop: {size:,.1f} MiB"] = None
     return list(found)
 
 

@@ -124,7 +124,7 @@ def _training(run: config.Run, mesh: Mesh) -> Any:
     assert made.engine.trace is not None
     state = made.state
     arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
-    others = {"memory of the model": state.carry, "teacher": frozen, "counters": (state.step, state.key)}
+    others = {"memory of the model": state.carry, "teacher": frozen}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     return made.engine.trace(state, batch, frozen), arguments, objectives.flops(goal, net, batch)
 

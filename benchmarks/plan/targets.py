@@ -79,9 +79,9 @@ class _Gpu:
     """Shared memory of a core, bytes; a block can have 1 KiB less."""
 
 
-# Data sheets of H100 and H200 (132 SMs, 50 MB L2), A100 (108 SMs, 40 MB); "Hopper Tuning Guide" (228 KiB shared memory an SM); the
-# tables of compute capability 8.0, 9.0 and 10.0 in the CUDA programming guide; for B200, whose SMs no data sheet counts, XLA's own
-# description (openxla/xla, xla/backends/gpu/target_config/specs/b200.txtpb).
+# Data sheets of H100 and H200 (132 SMs, 50 MB L2) and A100 (108 SMs, 40 MB); "Hopper Tuning Guide" (228 KiB shared memory an SM);
+# the tables of compute capability 8.0, 9.0 and 10.0 in the CUDA programming guide; for B200, whose SMs no data sheet counts,
+# XLA's own description (openxla/xla, xla/backends/gpu/target_config/specs/b200.txtpb).
 _HOPPER: dict[str, Any] = {"capability": (9, 0), "cores": 132, "lanes": 128, "clock": 1.98, "cache": 52428800, "shared": 233472}
 GPUS = {
     "a100": _Gpu(
@@ -150,6 +150,10 @@ def prepare(target: Target) -> None:
     if why := missing(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
     runtime.prepare(int(target.size) if target.platform == "cpu" else 1)
+    import jax
+
+    # A plan says how long compiling takes, and keeps what it read of a program.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def missing(platform: Platform) -> str | None:
