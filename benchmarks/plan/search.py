@@ -94,7 +94,8 @@ def search(
     large: list[tuple[Candidate, Plan]] = []
     tried = 0
     why = ""
-    while waiting and time.monotonic() - began < seconds:
+    # One is compiled however little time there is: it may be all that is needed.
+    while waiting and (not tried or time.monotonic() - began < seconds):
         candidate = waiting.pop(0)
         try:
             plan = kept.plan(candidate.of(run), mode, target, fresh=fresh)
@@ -147,7 +148,7 @@ def ordered(run: config.Run, mode: Mode, target: Target) -> list[Candidate]:
         state = 16 * parameters / share
         activations = 2 * KEPT[each.remat] * layers * width * tokens / (each.data * each.fsdp * each.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
-        # Bytes that a device sends: by fsdp two gathers and a scatter of each layer's parameters in each micro-batch, by data a sum
+        # Bytes that a device sends: by fsdp two gathers and a scatter of each layer in each micro-batch, by data a sum
         # of all gradients, and by tensor two sums of activations in each block and direction.
         gathered = 8 * parameters / each.tensor * (1 - 1 / each.fsdp) * each.accumulate
         summed = 8 * parameters / share * (1 - 1 / each.data)
