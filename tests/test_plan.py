@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests import tiny
 from train import config, recipes
 from train.config import Data, Distillation, Mesh
 from zoo import attention, configs, models
+from zoo.batch import Batch
 from zoo.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -162,10 +164,9 @@ def sending(kind: str, axes: str, members: int, size: float) -> Sent:
 
 
 def seconds(target: str, shape: dict[str, int], sent: Sent, *torus: int) -> float | None:
-    grid = devices(int(np.prod(list(shape.values()))), *torus).reshape(tuple(shape.values()))
-    mesh = SimpleNamespace(devices=grid, axis_names=tuple(shape), size=grid.size)
-    nothing = Work(products=0, kernels=0, bytes=0, unknown=())
-    return roofline.times(nothing, [sent], mesh, targets.parse(target), "bfloat16").interconnect  # pyright: ignore[reportArgumentType]
+    mesh = roofline.Grid(tuple(shape), devices(math.prod(shape.values()), *torus).reshape(tuple(shape.values())))
+    nothing = Work(products=0.0, kernels=0.0, bytes=0.0, unknown=())
+    return roofline.times(nothing, [sent], mesh, targets.parse(target), "bfloat16").interconnect
 
 
 def test_time_between_hosts_is_the_networks() -> None:
@@ -188,7 +189,7 @@ def test_an_axis_has_the_links_of_the_dimensions_it_spans() -> None:
 
 
 def test_the_bound_is_the_slowest_of_three() -> None:
-    mesh: Any = SimpleNamespace(size=4)
+    mesh = roofline.Grid(("data",), devices(4))
     target = targets.parse("h100:4")
     times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
     assert roofline.bound(4 * 989.4e12, times, mesh, target, "bfloat16") == pytest.approx(0.5)
@@ -299,7 +300,7 @@ def test_what_does_not_fit_together_is_refused(case: str) -> None:
 def test_an_error_of_the_compiler_is_told_in_a_line_with_our_file() -> None:
     """The first line of what it says; the last file of ours it passed."""
     try:
-        models.family("gpt").apply(small().model, {}, SimpleNamespace(tokens=np.zeros((1, 99), np.int32)))
+        models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
     except ValueError as error:
         told = program.told(error)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", told)

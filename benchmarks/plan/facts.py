@@ -82,12 +82,13 @@ def read(program: Program, name: str) -> Plan:
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
     sent: list[Sent] = []
+    grid = roofline.Grid(mesh.axis_names, mesh.devices)
     done, found = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
         sent = collectives.sent(module, dict(mesh.shape))
         done = work.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        found = roofline.times(done, sent, mesh, target, run.precision)
+        found = roofline.times(done, sent, grid, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -113,7 +114,7 @@ def read(program: Program, name: str) -> Plan:
         bytes=done and done.bytes,
         collectives=collectives.collectives(sent),
         times=found,
-        bound=roofline.bound(program.flops, found, mesh, target, run.precision),
+        bound=roofline.bound(program.flops, found, grid, target, run.precision),
         unknown=list(done.unknown) if done else [],
         warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program)],
         seconds=program.seconds,

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from benchmarks.plan.collectives import OTHER, Sent
 from benchmarks.plan.targets import HOST, Target
@@ -29,7 +28,15 @@ class Times:
         return None if None in each else max(each)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def times(work: Work, sent: Iterable[Sent], mesh: Mesh, target: Target, dtype: str) -> Times:
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A mesh's axes, and its devices in their order: each has a number, `id`, and of a TPU `coords`, its place in the torus."""
+
+    axes: tuple[str, ...]
+    devices: np.ndarray
+
+
+def times(work: Work, sent: Iterable[Sent], mesh: Grid, target: Target, dtype: str) -> Times:
     """Of a step whose matrix products are of `dtype`."""
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
@@ -38,19 +45,19 @@ def times(work: Work, sent: Iterable[Sent], mesh: Mesh, target: Target, dtype: s
     return Times(
         compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
-        interconnect=None if device is None or (mesh.size > 1 and device.links is None) else math.fsum(seconds),
+        interconnect=None if device is None or (mesh.devices.size > 1 and device.links is None) else math.fsum(seconds),
     )
 
 
-def bound(flops: float, found: Times, mesh: Mesh, target: Target, dtype: str) -> float | None:
+def bound(flops: float, found: Times, mesh: Grid, target: Target, dtype: str) -> float | None:
     """The most of the devices' peak that the model's own `flops` can put to use (MFU), 0 to 1."""
     device, longest = target.published, found.longest
     if device is None or not longest or dtype not in device.peak:
         return None
-    return flops / mesh.size / (device.peak[dtype] * 1e12) / longest
+    return flops / mesh.devices.size / (device.peak[dtype] * 1e12) / longest
 
 
-def _seconds(each: Sent, mesh: Mesh, target: Target, device: Device) -> float:
+def _seconds(each: Sent, mesh: Grid, target: Target, device: Device) -> float:
     """Of one execution, the links being free of everything else."""
     assert device.links is not None
     group = _group(each.axes, mesh)
@@ -59,7 +66,8 @@ def _seconds(each: Sent, mesh: Mesh, target: Target, device: Device) -> float:
         spanned = len([True for places in zip(*(_place(member) for member in group), strict=True) if len(set(places)) > 1])
         return each.sent / (device.links * 1e9 * ((spanned or device.torus) / device.torus))
     inside = each.sent / (device.links * 1e9)
-    hosts = [_number(member, mesh) // HOST for member in group]
+    first = min(member.id for member in mesh.devices.flat)
+    hosts = [(member.id - first) // HOST for member in group]
     count = len(set(hosts))
     if count == 1 or device.network is None:
         return inside
@@ -70,18 +78,13 @@ def _seconds(each: Sent, mesh: Mesh, target: Target, device: Device) -> float:
     return max(inside, across / (device.network * 1e9))
 
 
-def _group(axes: str, mesh: Mesh) -> list[Any]:
+def _group(axes: str, mesh: Grid) -> list[Any]:
     """Devices that exchange with each other along some axes."""
     if axes == OTHER:
         return list(mesh.devices.flat)
     chosen = axes.split(" x ")
-    return list(mesh.devices[tuple(slice(None) if name in chosen else 0 for name in mesh.axis_names)].flat)
+    return list(mesh.devices[tuple(slice(None) if name in chosen else 0 for name in mesh.axes)].flat)
 
 
 def _place(device: Any) -> tuple[int, ...]:
     return tuple(device.coords)
-
-
-def _number(device: Any, mesh: Mesh) -> int:
-    first = min(each.id for each in mesh.devices.flat)
-    return int(np.int64(device.id) - first)
