@@ -160,7 +160,7 @@ def devices(count: int, *torus: int) -> np.ndarray:
 
 def sending(kind: str, axes: str, members: int, size: float) -> Sent:
     instruction = Instruction("x", kind, (), (), "", "", False)
-    return Sent(Executed(instruction, Computation("c", {}), 1, ""), kind, axes, members, size, ())
+    return Sent(Executed(instruction, Computation("c", {}), 1.0, ""), kind, axes, members, size, ())
 
 
 def seconds(target: str, shape: dict[str, int], sent: Sent, *torus: int) -> float | None:

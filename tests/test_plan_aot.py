@@ -88,7 +88,7 @@ def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> 
 @pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
 @pytest.mark.parametrize("platform", SMALL)
 def test_closed_formulas(platform: str, axis: str) -> None:
-    """What data, FSDP and tensor parallelism send, as on CPU (tests/test_plan_hlo.py): of gradients in float32, of activations and
+    """What data, FSDP and tensor parallelism send, as on CPU (tests/test_plan_hlo.py): gradients in float32, activations and
     gathered weights in what the arithmetic has."""
     needs(platform)
     run = dataclasses.replace(subject.of_size("gpt2"), accumulate=1, loss_chunk=0)

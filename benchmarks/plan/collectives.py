@@ -78,7 +78,7 @@ def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
                 if members > 1:
                     # The result of what is only started has its operands too; they alone are always what is sent.
                     arrays = tuple(array for operand in computation.given(each) for array in operand.arrays)
-                    kind, size = each.op.removesuffix("-start"), sum(array.bytes for array in arrays)
+                    kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
                     found.append(Sent(run, kind, name, members, size * members if kind == "all-gather" else size, arrays))
     return found
 

@@ -32,7 +32,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        return self.elements * BYTES.get(self.dtype, 1)
+        return float(self.elements * BYTES.get(self.dtype, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        return sum(array.bytes for array in self.arrays)
+        return sum((array.bytes for array in self.arrays), 0.0)
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -107,21 +107,21 @@ class Module:
 
     def runs(self) -> Iterator["Run"]:
         """Every instruction that is executed by itself, with how often; of a fusion the fusion, not what is in it."""
-        yield from self._runs(self.computations[self.entry], 1, "", self.entry)
+        yield from self._runs(self.computations[self.entry], 1.0, "")
 
-    def _runs(self, computation: Computation, times: float, loop: str, path: str) -> Iterator["Run"]:
+    def _runs(self, computation: Computation, times: float, loop: str) -> Iterator["Run"]:
         for each in computation.instructions.values():
             if each.op == "while":
                 body = _attribute(each.rest, "body")
                 trips = self.trips(each)
-                yield from self._runs(self.computations[body], times * trips, body, f"{path}/{each.name}")
+                yield from self._runs(self.computations[body], times * trips, body)
             elif each.op == "conditional":
                 # One branch runs: the one that gives the most to do is taken.
-                branches = [list(self._runs(self.computations[name], times, loop, f"{path}/{each.name}")) for name in each.called]
+                branches = [list(self._runs(self.computations[name], times, loop)) for name in each.called]
                 yield from max(branches, key=len)
             elif each.op == "call" or (each.op.endswith("-start") and each.called and each.op not in SENT):
                 for name in each.called:
-                    yield from self._runs(self.computations[name], times, loop, f"{path}/{each.name}")
+                    yield from self._runs(self.computations[name], times, loop)
             else:
                 yield Run(each, computation, times, loop)
 

@@ -190,11 +190,11 @@ class _Traffic:
             return 0.0
         given = computation.given(instruction)
         if instruction.op != "fusion":
-            read = sum(self._read(instruction, place, operand) for place, operand in enumerate(given))
+            read = sum((self._read(instruction, place, operand) for place, operand in enumerate(given)), 0.0)
             return read + self._written(instruction, computation)
         inner = self.module.computations[instruction.called[0]]
         pairs = zip(inner.parameters, given, strict=False)
-        read = sum(self._read_inside(inner, parameter, operand) for parameter, operand in pairs)
+        read = sum((self._read_inside(inner, parameter, operand) for parameter, operand in pairs), 0.0)
         return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
 
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
@@ -221,7 +221,7 @@ class _Traffic:
         """What an instruction writes: an update in place only what is new."""
         given = computation.given(instruction)
         if instruction.op == "tuple":
-            return sum(self._written(each, computation) for each in given)
+            return sum((self._written(each, computation) for each in given), 0.0)
         if instruction.op == "bitcast" and given:
             return self._written(given[0], computation)
         if instruction.op in _UPDATES and len(given) > 1:
@@ -229,7 +229,7 @@ class _Traffic:
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
-        return sum(array.bytes for array in instruction.arrays if not (self.on_chip and array.space))
+        return sum((array.bytes for array in instruction.arrays if not (self.on_chip and array.space)), 0.0)
 
 
 _SLICES = ("dynamic-slice", "gather", "slice")
