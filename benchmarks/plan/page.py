@@ -11,7 +11,10 @@ from eval.page import section, table, text
 
 __all__ = ["Plan", "page"]
 
-COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--ink)", "var(--muted)")
+COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
+"""Of what may be large; the rest is grey."""
+WIDE, NARROW = 1040.0, 360.0
+"""Pixels of the roofline on a page and on a phone: its text comes out equally large."""
 
 
 def page(found: Plan) -> str:
@@ -34,9 +37,8 @@ def _memory(found: Plan) -> str:
     held = show.held(found)
     limit = max(found.device_memory or 0, found.total)
     segments, at = [], 0.0
-    for number, (name, size) in enumerate(held.items()):
-        wide = 1000 * size / limit
-        colour = COLOURS[min(number, len(COLOURS) - 1)]
+    for name, size in held.items():
+        wide, colour = 1000 * size / limit, COLOURS.get(name, "var(--muted)")
         told = html.escape(f"{name}: {show.binary(size)}")
         segments.append(
             f'<rect x="{at:.2f}" y="0" width="{max(wide, 0):.2f}" height="44" fill="{colour}"><title>{told}</title></rect>'
@@ -51,8 +53,7 @@ def _memory(found: Plan) -> str:
         f"<title>{label}</title>{''.join(segments)}</svg>"
     )
     keys = "".join(
-        f'<span class=key style="color:{COLOURS[min(number, len(COLOURS) - 1)]}"><span>{text(name)}</span></span>'
-        for number, name in enumerate(held)
+        f'<span class=key style="color:{COLOURS.get(name, "var(--muted)")}"><span>{text(name)}</span></span>' for name in held
     )
     limit_told = "" if found.device_memory is None else f"; the frame is {show.binary(found.device_memory)}"
     figure = f"<figure><figcaption><b>{show.binary(found.total)}{limit_told}</b>{keys}</figcaption>{bar}</figure>"
@@ -72,10 +73,23 @@ def _roofline(found: Plan) -> str:
     if device is None or device.bandwidth is None or peak is None or not found.products or not found.bytes:
         return ""
     flops, top, slope = found.products + (found.kernels or 0), peak * 1e12, device.bandwidth * 1e9
-    intensity, ridge = flops / found.bytes, top / slope
-    low, high = math.floor(math.log10(min(intensity, ridge)) - 0.5), math.ceil(math.log10(max(intensity, ridge)) + 0.5)
+    sent = flops / found.times.interconnect if found.times.interconnect else None
+    at = flops / found.bytes
+    reached = min(top, slope * at, sent or top)
+    keys = '<span class="key one"><span>memory and compute</span></span>'
+    keys += '<span class="key two dashed"><span>interconnect</span></span>' if sent else ""
+    keys += '<span class="key three dots"><span>this step</span></span>'
+    drawings = "".join(_roofs(wide, top, slope, sent, at, reached) for wide in (WIDE, NARROW))
+    return f"<figure><figcaption><b>FLOP/s of a device</b>{keys}</figcaption>{drawings}</figure>"
+
+
+def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float, reached: float) -> str:
+    """The drawing, of `wide` pixels: `top` FLOP/s of compute, `slope` bytes/s of memory, `sent` FLOP/s that is sent for at most,
+    and a step of `at` FLOPs a byte that has `reached` FLOP/s at most."""
+    ridge = top / slope
+    low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
     floor, ceiling = math.floor(math.log10(slope * 10.0**low)), math.ceil(math.log10(top) + 0.15)
-    left, right, bottom, upper = 64.0, 700.0, 300.0, 16.0
+    left, right, bottom, upper = 60.0, wide - 24, 300.0, 16.0
 
     def x(value: float) -> float:
         return left + (math.log10(value) - low) / (high - low) * (right - left)
@@ -83,32 +97,21 @@ def _roofline(found: Plan) -> str:
     def y(value: float) -> float:
         return bottom - (math.log10(value) - floor) / (ceiling - floor) * (bottom - upper)
 
-    grid = [_line(left, y(10.0**each), right, y(10.0**each), "var(--grid)", 1) for each in range(floor, ceiling + 1)]
-    ticks = [_word(left - 8, y(10.0**each) + 4, f"{show.decimal(10.0**each)}", "end") for each in range(floor, ceiling + 1)]
-    ticks += [_word(x(10.0**each), bottom + 18, f"{10.0**each:g}", "middle") for each in range(low, high + 1)]
-    roof = (
-        f'<polyline points="{x(10.0**low):.1f},{y(slope * 10.0**low):.1f} {x(ridge):.1f},{y(top):.1f} {right:.1f},{y(top):.1f}" '
-        'fill="none" stroke="var(--one)" stroke-width="2"/>'
-    )
-    marks, keys = [], '<span class="key one"><span>memory and compute</span></span>'
-    if found.times.interconnect:
-        least = flops / found.times.interconnect
-        if 10.0**floor < least < 10.0**ceiling:
-            marks.append(_line(left, y(least), right, y(least), "var(--two)", 2, dashed=True))
-            keys += '<span class="key two dashed"><span>interconnect</span></span>'
-    reached = min(top, slope * intensity, *((flops / found.times.interconnect,) if found.times.interconnect else ()))
-    told = f"this step: {intensity:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s at most"
-    marks.append(
-        f'<circle cx="{x(intensity):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{told}</title></circle>'
-    )
-    keys += '<span class="key three dots"><span>this step</span></span>'
-    axes = _word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle")
-    drawn = "".join([*grid, *ticks, roof, *marks, axes])
-    svg = (
-        f'<svg viewBox="0 0 716 346" font-size="13" fill="var(--muted)" role="img" aria-label="{html.escape(told)}">'
-        f"<title>{html.escape(told)}</title>{drawn}</svg>"
-    )
-    return f"<figure><figcaption><b>FLOP/s of a device</b>{keys}</figcaption>{svg}</figure>"
+    rows, columns = ([10.0**each for each in range(first, last + 1)] for first, last in ((floor, ceiling), (low, high)))
+    drawn = [_line(left, y(each), right, y(each), "var(--grid)", 1) for each in rows]
+    drawn += [_word(left - 8, y(each) + 4, show.decimal(each), "end") for each in rows]
+    drawn += [_word(x(each), bottom + 18, f"{each:g}", "middle") for each in columns]
+    corners = ((10.0**low, slope * 10.0**low), (ridge, top), (10.0**high, top))
+    points = " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners)
+    drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--one)" stroke-width="2"/>')
+    if sent and 10.0**floor < sent < 10.0**ceiling:
+        drawn.append(_line(left, y(sent), right, y(sent), "var(--two)", 2, dashed=True))
+    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s at most")
+    drawn.append(f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{told}</title></circle>')
+    drawn.append(_word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle"))
+    kind = "wide" if wide == WIDE else "narrow"
+    frame = f'class="{kind}" viewBox="0 0 {wide:.0f} 346" font-size="13" fill="var(--muted)" role="img"'
+    return f'<svg {frame} aria-label="{told}"><title>{told}</title>{"".join(drawn)}</svg>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, wide: float, *, dashed: bool = False) -> str:
