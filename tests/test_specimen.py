@@ -73,6 +73,7 @@ def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path)
         real = next(stream)
 
     def described(batch: Any) -> Any:
-        return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), batch)
+        leaves = jax.tree_util.tree_leaves_with_path(batch)
+        return {jax.tree_util.keystr(keys): (leaf.shape, str(leaf.dtype)) for keys, leaf in leaves}
 
     assert described(specimen.batch(specimen.settled(run))) == described(real)

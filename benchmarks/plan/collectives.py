@@ -70,17 +70,30 @@ def collectives(found: Iterable[Sent]) -> list[Collective]:
 def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
     """Everything that is sent, on a mesh of these sizes by axis, whose devices are numbered with the last axis fastest."""
     axes = _axes(sizes)
-    found = []
+    found, begun = [], set()
     for run in module.runs():
         for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            if each.op in SENT:
-                name, members = _along(each, sizes, axes)
-                if members > 1:
-                    # The result of what is only started has its operands too; they alone are always what is sent.
-                    arrays = tuple(array for operand in computation.given(each) for array in operand.arrays)
-                    kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
-                    found.append(Sent(run, kind, name, members, size * members if kind == "all-gather" else size, arrays))
+            if each.op not in SENT:
+                continue
+            name, members = _along(each, sizes, axes)
+            inside = computation is not run.computation
+            # A TPU goes on with one that is under way in several fusions, and names it again in each: links of a chain.
+            chain = re.findall(r'channel_id=\d+|chain_id="\d+"', each.rest)
+            channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, each.name)
+            if members > 1 and channel not in begun:
+                begun.add(channel)
+                # The result of what is only started has its operands too; they alone are always what is sent.
+                arrays = tuple(array for operand in computation.given(each) for array in operand.arrays)
+                kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
+                if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
+                    kind = "reduce-scatter"
+                found.append(Sent(run, kind, name, members, size * members if kind == "all-gather" else size, arrays))
     return found
+
+
+def _is_scattered(fusion: Instruction, arrays: Iterable[Array], members: int) -> bool:
+    """Whether of a sum each device keeps its own part alone: so a TPU writes what others call reduce-scatter."""
+    return members * sum(array.elements for array in fusion.arrays) == sum(array.elements for array in arrays)
 
 
 def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:

@@ -1,9 +1,10 @@
 """The very program that a run's devices would execute, compiled from shapes: nothing is allocated, and no device is needed."""
 
+import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -75,25 +76,25 @@ def compiled(run: config.Run, mode: Mode, target: Target) -> Program:
     if mode != "train":
         run = dataclasses.replace(run, accumulate=1)
     devices = targets.devices(target)
-    mesh = meshes.make(run.mesh, devices)
+    try:
+        mesh = meshes.make(run.mesh, devices)
+    except (NotImplementedError, ValueError) as error:
+        shape = f"data={run.mesh.data} fsdp={run.mesh.fsdp} tensor={run.mesh.tensor}"
+        raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
     meshes.check(run, mesh)
     began = time.perf_counter()
     # Libraries ask JAX for its device: it is the target's.
-    with attention.choices() as calls, jax.default_device(devices[0]):
+    with attention.choices() as calls, jax.default_device(devices[0]), _refusals(target):
         traced, arguments, flops = _TRACED[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     made = {"run": run, "mode": mode, "target": target, "mesh": mesh, "arguments": arguments, "calls": tuple(calls)}
     try:
-        with jax.default_device(devices[0]):
+        with jax.default_device(devices[0]), _refusals(target):
             program = lowered.compile()
-    except Exception as error:
-        if (used := _exhausted(str(error))) is None:
-            raise BadInput(f"--target {target.name}: {told(error)}") from error
+    except TooLarge as large:
         held = sum(map(per_device, arguments.values()))
-        seconds = time.perf_counter() - began
-        return Program(
-            **made, text="", temporaries=max(0, used - held), total=max(used, held), fits=False, flops=flops, seconds=seconds
-        )
+        sizes = {"temporaries": max(0, large.used - held), "total": max(large.used, held)}
+        return Program(**made, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
@@ -210,22 +211,45 @@ def _batch(run: config.Run, mesh: Mesh) -> Batch:
 # --- when it fails --------------------------------------------------------------------------------------------------------------
 
 
-def _exhausted(message: str) -> int | None:
-    """Bytes that a program needs which the TPU's compiler found too large for its memory; None: it failed for another reason."""
+class TooLarge(Exception):
+    """The TPU's compiler gave up: a program needs more memory than a device has."""
+
+    def __init__(self, used: int) -> None:
+        super().__init__(used)
+        self.used = used
+        """Bytes."""
+
+
+@contextlib.contextmanager
+def _refusals(target: Target) -> Iterator[None]:
+    """Errors of JAX and of the compiler as refusals of ours."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        if (used := exhausted(str(error))) is not None:
+            raise TooLarge(used) from None
+        raise BadInput(f"--target {target.name}: {told(error)}") from error
+
+
+def exhausted(message: str) -> int | None:
+    """Bytes that a program needs, of an error that says that this is too much; None: it is another error."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    if found is None:
-        return None
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    return None if found is None else int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def told(error: BaseException) -> str:
-    """An error of the compiler in a line: what it says first, and the file of ours that it came from."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = ""
-    at = error.__traceback__
+    """An error of the compiler in a line: what it says first, and the last file of ours that it came through."""
+    where, at = "", error.__traceback__
     while at is not None:
-        file = at.tb_frame.f_code.co_filename
-        if ours := re.search(r"/((zoo|train)/[\w/]+\.py)$", file):
+        if ours := re.search(r"/((zoo|train)/[\w/]+\.py)$", at.tb_frame.f_code.co_filename):
             where = f" ({ours[1]}:{at.tb_lineno})"
         at = at.tb_next
-    return f"the compiler refused the program: {(lines or [type(error).__name__])[0][:300]}{where}"
+    return f"the compiler refused the program: {first_line(error)}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]

@@ -91,7 +91,7 @@ def rates(found: Plan) -> list[tuple[str, str, str]]:
     return [(name, amount, _seconds(getattr(found.times, name))) for name, amount in amounts.items()]
 
 
-def binary(count: float) -> str:
+def binary(count: int | float) -> str:
     """Bytes in the powers of 1,024 that memory is sold in."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
@@ -99,7 +99,7 @@ def binary(count: float) -> str:
     return f"{count:,.0f} B"
 
 
-def decimal(count: float) -> str:
+def decimal(count: int | float) -> str:
     """A number with the prefix of its unit."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from train import recipes
-from train.config import Mesh, Run
+from train.config import Distillation, Mesh, Run
 from zoo import configs
 from zoo.configs import Compute
 
@@ -12,8 +12,8 @@ from zoo.configs import Compute
 def default(name: str, init: str = "") -> Run:
     """The run of a name, recipes first. Imports no JAX.
 
-    A size has the data, objective and optimizer of the recipe, its rows at most as long as the model's positions, and a mesh of
-    its own: data parallel over all devices unless told otherwise.
+    A size has the data, objective, dropout and optimizer of the recipe, its rows at most as long as the model's positions, and a
+    mesh of its own: data parallel over all devices unless told otherwise. What would need a teacher learns masked words.
 
     Args:
         init: what a recipe that takes its numbers from elsewhere begins from.
@@ -34,7 +34,8 @@ def of_size(name: str) -> Run:
     """
     family, size = configs.find(name)
     near = min(_of(family), key=lambda run: _apart(run.model, size.config))
-    model = dataclasses.replace(size.config, compute=Compute(remat=near.model.compute.remat))
+    rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
+    model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))
     if hasattr(model, "task"):
         model = dataclasses.replace(model, task=near.model.task)
     length = min(near.data.length, getattr(model, "context", near.data.length))
@@ -43,6 +44,8 @@ def of_size(name: str) -> Run:
         near,
         recipe=name,
         model=model,
+        objective="masked" if near.distillation.teacher else near.objective,
+        distillation=Distillation(),
         mesh=Mesh(),
         data=dataclasses.replace(near.data, length=length),
         loss_chunk=chunk,
