@@ -152,6 +152,47 @@ ENTRY %main (x: f32[2,10,8], y: f32[3,8,16]) -> f32[2,10,16] {
     assert work.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
 
 
+TPU = """
+%scatter (a: f32[8,16]) -> f32[4,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %sum = f32[8,16]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  %half = s32[] constant(4)
+  %none = s32[] constant(0)
+  ROOT %own = f32[4,16]{1,0} dynamic-slice(%sum, %half, %none), dynamic_slice_sizes={4,16}
+}
+
+%begin (b: f32[4,16]) -> f32[8,16] {
+  %b = f32[4,16]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %g = f32[8,16]{1,0:T(8,128)S(1)} all-gather(%b), channel_id=7, replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+%go_on (c: f32[4,16]) -> f32[8,16] {
+  %c = f32[4,16]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %g.1 = f32[8,16]{1,0:T(8,128)S(1)} all-gather(%c), channel_id=7, replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %part = f32[4,16]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%scatter
+  %first = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%begin
+  ROOT %second = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%go_on
+}
+"""
+
+
+def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
+    """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
+    found = {row.kind: (row.count, row.bytes) for row in collectives.collectives(collectives.sent(hlo.parse(TPU), {"fsdp": 2}))}
+    assert found == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
+
+
+def test_what_stays_on_a_chip_is_no_traffic() -> None:
+    """Of a TPU; elsewhere another memory is the device's too."""
+    module = hlo.parse(TPU)
+    assert work.work(module, [], 2, on_chip=True).bytes == 8 * 16 * 4
+    assert work.work(module, [], 2).bytes > 8 * 16 * 4
+
+
 def test_no_program_is_told() -> None:
     with pytest.raises(ValueError, match="it has no entry"):
         hlo.parse("HloModule nothing\n")
