@@ -78,15 +78,15 @@ def _text(run: config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
 
 
 def _labelled(run: config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
-    text, where, first = _nonsense(12), {"origin": "nonsense"}, getattr(run.model, "labels", ("0",))[:1]
-    known: tuple[Example, ...] = (
-        Text(text=text, label=0.0 if run.labelled.regression else next(iter(first), ""), **where),
-        Tagged(words=WORDS, tags=tuple(first) * len(WORDS), **where),
-        Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **where),
-        Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **where),
-    )
-    fitting = {"classification": 0, "tagging": 1, "span": 2, "choice": 3}[run.objective]
-    return labelled.rows_of([known[fitting]], run, tokenizer)
+    text, where = _nonsense(12), {"origin": "nonsense"}
+    label = next(iter(getattr(run.model, "labels", ())), "")
+    known: dict[str, Example] = {
+        "classification": Text(text=text, label=0.0 if run.labelled.regression else label, **where),
+        "tagging": Tagged(words=WORDS, tags=(label,) * len(WORDS), **where),
+        "span": Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **where),
+        "choice": Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **where),
+    }
+    return labelled.rows_of([known[run.objective]], run, tokenizer)
 
 
 def _pairs(run: config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
