@@ -36,9 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "tagging.conll", words * 4)
     articles = [labelled_files.squad(title=title)["data"][0] for title in ("one", "two", "three")]
     labelled_files.put(folder / "span.json", json.dumps({"data": articles, "version": "v2.0"}))
-    four = [
-        dict(article=f"A sea of {n}.", question=f"Which {n}?", options=["a", "b", "c", "d"], answer="ABCD"[n]) for n in range(4)
-    ]
+    four = [dict(article=f"A sea of {n}.", question="Which?", options=list("abcd"), answer="ABCD"[n]) for n in range(4)]
     labelled_files.put(folder / "choice.jsonl", four)
     lines = "".join(" ".join(random.Random(n).choices(book.split()[:200], k=6)) + "\n" for n in range(40))
     for side in ("source", "target"):

@@ -181,18 +181,17 @@ def parse(text: str) -> Module:
         ValueError: no program.
     """
     computations: dict[str, Computation] = {}
-    entry, current = "", None
+    entry, current, instructions = "", "", {}
     for line in text.splitlines():
-        if current is None:
+        if not current:
             if (header := _HEADER.match(line)) and not line.startswith("HloModule"):
-                current = header[2]
-                computations[current] = Computation(current, {})
+                current, instructions = header[2], {}
                 entry = current if header[1] else entry
         elif line.startswith("}"):
-            current = None
+            computations[current] = Computation(current, instructions)
+            current = ""
         elif found := _LINE.match(line):
-            instruction = _instruction(found[2], found[3], bool(found[1]))
-            dict.__setitem__(computations[current].instructions, found[2], instruction)  # pyright: ignore[reportArgumentType]
+            instructions[found[2]] = _instruction(found[2], found[3], bool(found[1]))
     if entry not in computations:
         raise ValueError("no program: it has no entry")
     return Module(computations, entry)

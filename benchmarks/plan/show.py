@@ -130,8 +130,10 @@ def _plan(console: Console, found: Plan) -> None:
             numbers = (f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.sent)}B")
             rows.add_row(row.kind, row.axes, *numbers)
         console.print(rows)
-    for line in [*found.warnings, *(f"the FLOPs of {name} are not counted" for name in found.unknown)]:
-        console.print(Text.assemble(("\nwarning ", "bold"), line), soft_wrap=True)
+    if lines := [*found.warnings, *(f"the FLOPs of {name} are not counted" for name in found.unknown)]:
+        console.print()
+    for line in lines:
+        console.print(Text.assemble(("warning ", "bold"), line), soft_wrap=True)
     console.print(f"\n{made(found)}", style="dim", soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ def plan(args: list[str]) -> int:
     from train.config import Run
 
     if args[:1] in (["-h"], ["--help"]):
-        print(__help__, end="")
+        print(HELP, end="")
         return 0
     if not args or args[0].startswith("-"):
         raise BadInput("zoo plan: say what to plan, a size (zoo models) or a recipe (zoo train --help), before the options")
@@ -66,7 +66,7 @@ def plan(args: list[str]) -> int:
     return main.plan(run, asked.mode, target, page=asked.page, fresh=asked.fresh, as_json=asked.json)
 
 
-__help__ = """\
+HELP = """\
 usage: zoo plan MODEL|RECIPE --target T [options]
 
 Compile a job for devices that are not here: memory, FLOPs, communication, and the most of the peak that it can reach.
