@@ -7,8 +7,6 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
-
 GIB = 1 << 30
 
 
@@ -46,6 +44,9 @@ def device_peak(kind: str, dtype: Any) -> float | None:
     CPU. Then `train.metrics.matrix_rate` gives a rate to state MFU against. On Ampere and later float32 means TF32, which is how
     JAX multiplies float32 matrices there by default.
     """
+    # Imported here: a command line that only names a device should not wait for it.
+    import numpy as np
+
     found = device(kind)
     tera = None if found is None else found.peak.get(np.dtype(dtype).name)
     return None if tera is None else tera * 1e12
