@@ -151,3 +151,18 @@ def test_gpt3_175b_on_512_h100() -> None:
 def test_large_encoders_and_decoders_on_a_pod(size: str) -> None:
     needs("tpu")
     whole(planned(job(size, {"fsdp": 64, "data": 4}, batch=256, remat="full", accumulate=1), "train", "v5e:16x16"))
+
+
+EVERY = [size for family in configs.families() for size in configs.family(family).SIZES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", EVERY)
+@pytest.mark.parametrize(("platform", "target"), [("tpu", "v5p:4x4x4"), ("gpu", "h200:64")])
+def test_every_published_size_has_a_plan(platform: str, target: str, size: str) -> None:
+    """That fits 64 devices, its parameters over as many of them as divide the width."""
+    needs(platform)
+    width = configs.find(size)[1].config.width
+    fsdp = max(each for each in (1, 2, 4, 8, 16, 32, 64) if width % each == 0)
+    plan = planned(job(size, {"fsdp": fsdp}, batch=64, remat="full", accumulate=1), "train", target)
+    assert plan.fits and plan.bound is not None
