@@ -114,7 +114,7 @@ def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float,
     return f'<svg {frame} aria-label="{told}"><title>{told}</title>{"".join(drawn)}</svg>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, wide: float, *, dashed: bool = False) -> str:
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, wide: int, *, dashed: bool = False) -> str:
     style = ' stroke-dasharray="6 4"' if dashed else ""
     ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
     return f'<line {ends} stroke="{colour}" stroke-width="{wide}"{style}/>'
