@@ -90,11 +90,11 @@ def test_forward_and_decoding_are_planned_too() -> None:
     forward = kept.plan(small(), "forward", CPU)
     decode = kept.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
     assert "optimizer" not in forward.memory and forward.products is not None
-    assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.05)
+    # The table's padding is multiplied too, 384 rows for 300.
+    assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.1)
     model = small().model
     # Keys and values of 32 tokens of 4 rows and half of the heads, and their segments and positions.
     assert decode.memory["cache"] == 2 * model.layers * 4 * 32 * 2 * model.head * 4 + 2 * 4 * 32 * 4 + 4
-    # The table's padding is multiplied too, 384 rows for 300.
     assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
 
 
