@@ -13,11 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import Ended, clean_environment
 
-from benchmarks.plan import facts, kept, page, program, roofline, search, show, subject, targets
+from benchmarks.plan import facts, hlo, kept, page, program, roofline, search, show, subject, targets, work
 from benchmarks.plan.collectives import Sent
 from benchmarks.plan.facts import Plan
 from benchmarks.plan.hlo import Computation, Instruction
@@ -31,6 +32,7 @@ from train.config import Data, Distillation, Mesh
 from zoo import attention, configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.masks import Mask
 
 ROOT = Path(__file__).parent.parent
 CPU = targets.parse("cpu:8")
@@ -196,6 +198,51 @@ def test_the_bound_is_the_slowest_of_three() -> None:
     times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
     assert roofline.bound(4 * 989.4e12, times, mesh, target, "bfloat16") == pytest.approx(0.5)
     assert roofline.bound(1.0, dataclasses.replace(times, memory=None), mesh, target, "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [Mask(), Mask(causal=True), Mask(causal=True, window=3), Mask(window=3), Mask(window=50)],
+    ids=["full", "causal", "window", "band", "wide band"],
+)
+def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves(mask: Mask) -> None:
+    """Two products of heads of 16, by counting the pairs; each is a multiplication and an addition."""
+    shape = jax.ShapeDtypeStruct((2, 9, 4, 16), np.float32)
+    request = attention.Request.of(shape, shape, shape, mask, None, None)
+    dense = mask.dense(9, 9)
+    pairs = 81 if dense is None else int(np.broadcast_to(dense, (1, 1, 9, 9)).sum())
+    call = attention.Call(name="xla", request=request, mask=mask, scope="door0")
+    assert call.flops == 2 * 2 * 2 * 4 * 16 * pairs
+
+
+def test_kernels_are_counted_by_direction_and_loop() -> None:
+    """A forward pass that is computed again is one more; all kernels of a backward pass together are two and a half."""
+    text = """
+%body (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  %again = f32[2]{0} custom-call(%p), custom_call_target="k", metadata={op_name="transpose(jvp())/rematted_computation/door0/f"}
+  %dq = f32[2]{0} custom-call(%again), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dq"}
+  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dkv"}
+}
+
+%more (q: f32[2]) -> pred[] {
+  %q = f32[2]{0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %other = f32[2]{0} custom-call(%x), custom_call_target="__cudnn$conv"
+  %first = f32[2]{0} custom-call(%other), custom_call_target="k", metadata={op_name="jit(s)/jvp()/door0/f"}
+  ROOT %loop = f32[2]{0} while(%first), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    shape = jax.ShapeDtypeStruct((2, 8, 4, 16), np.float32)
+    request = attention.Request.of(shape, shape, shape, Mask(), None, None)
+    call = attention.Call(name="xla", request=request, mask=Mask(), scope="door0")
+    found = work.work(hlo.parse(text), [call], 2)
+    assert found.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
+    assert found.unknown == ("__cudnn$conv",)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------------
