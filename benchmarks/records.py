@@ -3,6 +3,7 @@
 The header is {"schema", "what", "environment", "asked", "unit"}. A cell is {"key": {axis: value}, "process", "state", "reason",
 ...measured columns}; `key` and `process`, the number of the fresh process that measured it, tell it from all others. `unit` holds
 the axes of the reference that a cell's column "ratio" is over, measured in the same rounds: {"implementation": "xla"}.
+Whatever is timed has the columns of `timing.columns`, which `zoo bench compare` reads.
 
     cells.jsonl   what was measured        table.md, table.csv, report.html   the same, for people
 """

@@ -26,6 +26,9 @@ SLOW = 2.0
 CALM = 0.01
 """Relative uncertainty of the medians at which rounds end."""
 
+RATIOS = {"ratio": "median", "ratio_p20": "p20", "ratio_p80": "p80"}
+"""Column -> what it is of the ratios of all rounds."""
+
 
 def begin() -> float:
     """Set this process up, print what it runs on, and return the rate of matrix products measured there, in FLOP/s."""
@@ -57,6 +60,20 @@ class Quantiles:
         """About the standard error of the median, relative to it: half of what lies between the 20th and 80th percentile, over
         the root of n."""
         return (self.p80 - self.p20) / 2 / self.n**0.5 / self.median
+
+
+def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
+    """Columns of a cell: its quantiles, and those of its time over the unit's in the same rounds, None without a unit.
+
+    Args:
+        seconds: of each round, [n].
+        unit: the same of the program that "ratio" is over.
+    """
+    each = Quantiles.of(seconds)
+    found: dict[str, float | int | None] = {"seconds": each.median, "seconds_p20": each.p20, "seconds_p80": each.p80}
+    found |= {"seconds_least": each.least, "n": each.n}
+    ratio = None if unit is None else Quantiles.of(np.asarray(seconds) / np.asarray(unit))
+    return found | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
 
 
 def warm(program: Program, *, most: int = 10, seconds: float = 3.0) -> list[float]:

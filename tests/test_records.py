@@ -217,6 +217,14 @@ def test_quantiles_are_numpys(rng: np.random.Generator) -> None:
     assert timing.Quantiles(1.0, 0.9, 1.1, 0.8, 25).uncertainty == pytest.approx(0.02)
 
 
+def test_ratios_are_of_the_same_rounds() -> None:
+    """A round that is slow for both says nothing of either."""
+    found = timing.columns([1.0, 20.0, 3.0], [2.0, 40.0, 1.5])
+    assert (found["ratio"], found["ratio_p20"], found["ratio_p80"]) == pytest.approx((0.5, 0.5, 1.4))
+    assert (found["seconds"], found["seconds_least"], found["n"]) == (3.0, 1.0, 3)
+    assert timing.columns([1.0])["ratio"] is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "calls"),
     [((1.0, 0.1, 0.1), 3), ((0.1,), 2), ((0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1), 10), ((4.0, 1.0), 1)],
