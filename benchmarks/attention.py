@@ -50,10 +50,12 @@ def main(
             _sweep(todo, settings, folder, 0, resume=resume)
         else:
             code = _repeat(settings.repeats, folder, argv)
-    finally:
-        # Also of a sweep that was stopped.
+    except KeyboardInterrupt:
         if (folder / records.CELLS).exists():
             _show(folder, as_json)
+            print("stopped; --resume completes it", file=sys.stderr)
+        raise
+    _show(folder, as_json)
     return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
 
 
@@ -88,21 +90,16 @@ def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, 
     environment = records.environment(settings.dtype)
     asked = dataclasses.asdict(settings)
     writer = Writer(folder / records.CELLS, "attention", environment, asked, resume, {"implementation": UNIT})
-    names = settings.impl
-    peer_names = peers_attention.NAMES if settings.peers else ()
-    missing = {row: [name for name in (*names, *peer_names) if not writer.has(row.key(name), process)] for row in todo}
+    names = (*settings.impl, *(peers_attention.NAMES if settings.peers else ()))
+    missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
-    progress = Progress(sum(weights.values()))
+    progress = Progress(sum(weights.values(), 0.0))
     try:
         for row, weight in weights.items():
             progress.begin(str(row))
-            lacking = missing[row]
-            peers = peers_attention.programs if settings.peers and set(peer_names) & set(lacking) else None
-            ours = [name for name in names if name in lacking]
-            cells = attention_row.measure(row, ours, settings, environment, progress.doing, peers)
+            cells = attention_row.measure(row, missing[row], settings, environment, progress.doing)
             for cell in cells:
-                if cell["key"]["implementation"] in lacking:
-                    writer.write({"process": process, **cell, **_machine_columns(environment, row)})
+                writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weight, attention_tables.in_a_line(cells))
     finally:
         progress.close()

@@ -74,7 +74,8 @@ def _sentence(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
 def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     rates = results.environment["matrix_rate"].items()
     tiles = [(f"{mean:.2f}", f"of xla's time: {name}") for name, mean in _means(cells).items()]
-    tiles += [(f"{rate / 1e9:,.0f}", f"GFLOP/s, matrix products in {dtype}") for dtype, rate in rates]
+    scaled = [(dtype, rate, *figures.unit(rate)) for dtype, rate in rates]
+    tiles += [(f"{rate / scale:,.0f}", f"{named}, matrix products in {dtype}") for dtype, rate, scale, named in scaled]
     tiles.append((f"{results.environment['copy_rate'] / 1e9:,.1f}", "GB/s, copies"))
     shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>"
