@@ -15,9 +15,9 @@ from eval.page import text
 LOOKS = {
     "one": (ONE, "o"),
     "two": (TWO, "s"),
-    "three": (THREE, "^"),
-    "four": (FOUR, "D"),
-    "five": (FIVE, "v"),
+    "four": (FOUR, "^"),
+    "five": (FIVE, "D"),
+    "three": (THREE, "v"),
     "six": (SIX, "P"),
     "ink": (INK, "X"),
     "muted": (MUTED, "*"),
