@@ -158,9 +158,8 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert chosen.impl == ("xla", "blocked")
     assert {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 28, 28, 152), Shape(2, 64, 64, 8, 8, 64)}
     # bert-base and gpt2 have the same heads.
-    assert (
-        len(rows(resolved(Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,)), "cpu", quick=True))) == 1
-    )
+    same = Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",))
+    assert len(rows(resolved(same, "cpu", quick=True))) == 1
     grouped = resolved(
         Settings(shape=("1,8,8,12,12,16", "1,8,8,12,4,16"), feature=("grouped",), direction=("both",)), "cpu", quick=True
     )
@@ -443,20 +442,20 @@ def test_progress_tells_what_is_left() -> None:
 
 def test_killed_and_resumed(tmp_path: Path, zoo: Callable[..., Ended]) -> None:
     """Nothing that was finished is lost, and nothing is measured twice."""
-    path = tmp_path / "out" / "cells.jsonl"
-    command = [sys.executable, "-P", "-m", "zoo.cli", *LINE.split(), "--out", "out"]
+    path, line = tmp_path / "out" / "cells.jsonl", [*LINE.replace("full t5", "full").split(), "--out", "out"]
+    command = [sys.executable, "-P", "-m", "zoo.cli", *line]
     with subprocess.Popen(command, env=clean_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 4):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     left = path.read_bytes()
-    assert 4 <= left.count(b"\n") < 13, "killed too late"
+    assert 4 <= left.count(b"\n") < 7, "killed too late"
     path.write_bytes(left + b'{"key": {"implem')
-    ended = zoo(*LINE.split(), "--out", "out", "--resume")
+    ended = zoo(*line, "--resume")
     assert ended.code == 0, ended.stderr
     assert path.read_bytes().startswith(left)
     cells = records.read(path).cells
-    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == 12
+    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == 6
 
 
 @pytest.mark.slow
