@@ -266,11 +266,16 @@ def watched() -> Iterator[list[np.ndarray]]:
         _watched.reset(token)
 
 
+def refusal(impl: str, request: Request) -> str | None:
+    """Why an implementation cannot honour a request on this platform; None if it can."""
+    return IMPLEMENTATIONS[impl].refuses(request, _platform())
+
+
 def usable() -> list[tuple[str, bool, str]]:
     """(implementation, whether it runs on this platform, why not), for a plain causal request."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
-    reasons = {name: row.refuses(request, _platform()) for name, row in IMPLEMENTATIONS.items()}
+    reasons = {name: refusal(name, request) for name in IMPLEMENTATIONS}
     return [(name, why is None, why or "") for name, why in reasons.items()]
 
 
