@@ -1,4 +1,4 @@
-"""What a step of a model is asked to do: its numbers, and a batch of random text with the targets of the family's first objective."""
+"""What a step of a model is asked to do: its numbers, and a batch of random text with targets of the family's first objective."""
 
 import dataclasses
 import math
@@ -59,7 +59,9 @@ class Case:
             recipe=self.size,
             objective=self.objective,  # pyright: ignore[reportArgumentType]
             steps=1 << 30,
-            data=config.Data(length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch),
+            data=config.Data(
+                length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch
+            ),
             optim=config.Optim(schedule="constant", warmup=0),
             **{"model": self.config, **changes},
         )

@@ -111,7 +111,9 @@ def _frames(text: str) -> Mapping[int, tuple[Frame, ...]]:
     }
     links = {
         number: (int(place), int(parent))
-        for number, place, parent in _table(text, "StackFrames", r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", "0")
+        for number, place, parent in _table(
+            text, "StackFrames", r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", "0"
+        )
     }
     # The outermost frame has no parent, which XLA writes as 0, or as 1 where it counts every parent one too high.
     shift = links[1][1] if 1 in links else 0

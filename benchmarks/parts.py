@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the instructions of its program by what they are for, forward and backward told apart."""
+"""Where the time of a step goes: the instructions of its program by what they are for, forward and backward told apart."""
 
 import dataclasses
 import re
@@ -35,9 +35,10 @@ RULES: Sequence[tuple[str, str, str]] = (
 )
 """File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
 MOVES = frozenset(
-    "parameter constant bitcast copy copy-start copy-done transpose reshape slice dynamic-slice dynamic-update-slice broadcast "
-    "concatenate pad reverse iota get-tuple-element tuple".split()
+    ("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice")
+    + ("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple")
 )
+"""Instructions that compute nothing."""
 LOOPS = ("while", "conditional", "call")
 
 
@@ -67,6 +68,8 @@ class Parts:
     seconds: float
     """A step while the profiler listened."""
     idle: float
+    clock: str
+    """See `benchmarks.trace.Profile`."""
 
     @property
     def table(self) -> Mapping[str, Mapping[str, float]]:
@@ -108,7 +111,7 @@ def of(program: Program, profile: Profile) -> Parts:
                 times=spent.times,
             )
         )
-    return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle)
+    return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle, profile.clock)
 
 
 def part_of(program: Program, instruction: Instruction) -> str:
@@ -148,5 +151,7 @@ def _said(program: Program, instruction: Instruction) -> str:
         return instruction.opcode
     inside = [inner.opcode for inner in program.inside(instruction) if inner.opcode not in MOVES]
     return "+".join(dict.fromkeys(inside)) or "+".join(
-        dict.fromkeys(inner.opcode for inner in program.inside(instruction) if inner.opcode not in ("parameter", "constant", "bitcast"))
+        dict.fromkeys(
+            inner.opcode for inner in program.inside(instruction) if inner.opcode not in ("parameter", "constant", "bitcast")
+        )
     )

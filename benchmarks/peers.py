@@ -1,11 +1,11 @@
 """Other implementations of the same step, each in a process of its own, driven in turn: the others sleep while one works.
 
-A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with ours
-before it is timed. `python -m benchmarks.peers NAME FOLDER` is such a process: it reads "step" from its standard input and answers
-with a JSON object a line.
+A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
+ours before it is timed. `python -m benchmarks.peers NAME FOLDER PRECISION` is such a process: it reads a line for each step from
+its standard input and answers each with a JSON object.
 
-In one process the thread pools of torch and XLA would stand side by side, KerasHub would take JAX's flags and memory, and a peer's
-failure would end the whole; a process apart also shows what memory each needs.
+In one process the thread pools of torch and XLA would stand side by side, and a peer's failure would end the whole; a process
+apart also shows what memory each needs.
 """
 
 import contextlib
@@ -58,6 +58,12 @@ PEERS: dict[str, Kind] = {
 a model has it)."""
 
 
+def asked(settings: Any) -> list[tuple[str, str]]:
+    """(peer, precision) of those that settings ask for."""
+    pairs = [(name, precision) for precision in settings.precision for name in PEERS] if settings.peers else []
+    return [(name, precision) for name, precision in pairs if precision == "float32" or PEERS[name].reduced]
+
+
 class PeerFailed(Exception):
     """A peer cannot do what is asked; the message is one line."""
 
@@ -96,20 +102,16 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
 
 
 class Peer:
-    """A peer at work. Use it as a context: its process ends with it."""
+    """A peer at work, until it is closed. `resident` is its memory at its peak, in bytes."""
 
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
         """Start its process, which loads the weights and takes two steps: see `first`."""
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed with the peer
         argv = [sys.executable, "-m", "benchmarks.peers", name, str(folder), precision]
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1)
-        self.first: dict[str, Any] = {}
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
+        )
+        self.resident = 0
 
     def begin(self) -> dict[str, Any]:
         """Wait for its first two steps: their "losses", "build_s" and "first_step_s", seconds, and "rss", bytes at its peak.
@@ -117,8 +119,7 @@ class Peer:
         Raises:
             PeerFailed: it cannot.
         """
-        self.first = self._answer(PATIENCE)
-        return self.first
+        return self._answer(PATIENCE)
 
     def run(self) -> float:
         """One step, to its end; its loss.
@@ -132,7 +133,9 @@ class Peer:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # said better by what it left
-        return float(self._answer(PATIENCE / 10)["loss"])
+        found = self._answer(PATIENCE / 10)
+        self.resident = found["rss"]
+        return float(found["loss"])
 
     def close(self) -> None:
         """End its process."""

@@ -76,7 +76,10 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     # Its body always has a pooler, of which the masked words know nothing.
     whole = folder / "keras"
     whole.mkdir(exist_ok=True)
-    pooler = {"bert.pooler.dense.weight": np.zeros((width, width), np.float32), "bert.pooler.dense.bias": np.zeros(width, np.float32)}
+    pooler = {
+        "bert.pooler.dense.weight": np.zeros((width, width), np.float32),
+        "bert.pooler.dense.bias": np.zeros(width, np.float32),
+    }
     save_file(tensors | pooler, whole / file.name)
     (whole / "config.json").write_text((folder / "config.json").read_text())
     backbone = models.BertBackbone.from_preset(str(whole), dropout=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.cases import Case
 from train import config, objectives, optim
@@ -109,23 +109,14 @@ class Step:
         self._batch = meshes.place(self._made.batch, self.mesh, case.batch)
         self._jitted = self._made.jitted
 
-    @property
-    def flops(self) -> float | None:
-        """Matrix-product FLOPs of a step; None of decoding, which is bound by the memory that it reads."""
-        batch = self.case.arrays()
-        if self.case.mode == "decode":
-            return None
-        whole = objectives.flops(objectives.objective(self.case.objective), self.net, batch)
-        return whole if self.case.mode == "train" else self.net.flops(batch)
-
     def compile(self) -> dict[str, float]:
-        """Compile it for its shapes; nothing of their size is allocated. Returns "lower_s" and "compile_s", seconds."""
+        """Compile it for its shapes; nothing of their size is allocated. Returns "lower_seconds" and "compile_seconds"."""
         with jax.set_mesh(self.mesh):
             began = time.perf_counter()
             lowered = self._jitted.lower(self._made.shapes, self._batch)
             between = time.perf_counter()
             self.compiled = lowered.compile()
-        return {"lower_s": between - began, "compile_s": time.perf_counter() - between}
+        return {"lower_seconds": between - began, "compile_seconds": time.perf_counter() - between}
 
     @property
     def state_bytes(self) -> int:

@@ -45,8 +45,8 @@ class Profile:
     """By instruction."""
     idle: float
     """Seconds of a step in which nothing was worked on: it was being launched, or waited for."""
-    source: str
-    """Whose clocks these are: "threads" of the host, or "device"."""
+    clock: str
+    """Whose: "threads" of the host, or "device"."""
 
 
 def profile(program: Callable[[], object], steps: int = 3) -> Profile:
@@ -76,16 +76,16 @@ def read(file: Path, steps: int, seconds: float) -> Profile:
     planes = list(ProfileData.from_file(str(file)).planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     if threads := [pieces for plane in devices for line in plane.lines if (pieces := _stream(line))]:
-        source = "device"
+        clock = "device"
     else:
         hosts = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines]
-        threads, source = _threads(hosts), "threads"
+        threads, clock = _threads(hosts), "threads"
     shares, busy, times = _shared(threads)
     if not shares:
         raise ValueError(f"{file} has no instruction of a program")
     spent = {name: Spent(shares[name] / steps, busy[name] / steps, times[name] / steps) for name in shares}
     each = seconds / steps
-    return Profile(each, spent, max(0.0, each - sum(one.seconds for one in spent.values())), source)
+    return Profile(each, spent, max(0.0, each - sum(one.seconds for one in spent.values())), clock)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -172,8 +172,8 @@ def _shared(threads: Iterable[list[Piece]]) -> tuple[dict[str, float], dict[str,
     """By instruction: seconds, an instant being shared evenly by those who work then; seconds of all threads; runs."""
     shares, busy, times = defaultdict(float), defaultdict(float), defaultdict(int)
     # Sweep over the ends of pieces; the pieces that contain the present instant are few.
-    running: list[tuple[float, int, str]] = []
-    at, number = 0.0, 0
+    running: list[tuple[float, str]] = []
+    at = 0.0
 
     def advance(until: float) -> None:
         nonlocal at
@@ -185,15 +185,14 @@ def _shared(threads: Iterable[list[Piece]]) -> tuple[dict[str, float], dict[str,
     def step_to(until: float) -> None:
         nonlocal at
         if until > at:
-            for _, _, name in running:
+            for _, name in running:
                 shares[name] += (until - at) / len(running)
             at = until
 
     for piece in heapq.merge(*threads):
         advance(piece.begin)
-        number += 1
-        heapq.heappush(running, (piece.end, number, piece.name))
+        heapq.heappush(running, (piece.end, piece.name))
         busy[piece.name] += piece.end - piece.begin
         times[piece.name] += piece.first
-    advance(float("inf") if not running else max(end for end, _, _ in running))
+    advance(float("inf") if not running else max(end for end, _ in running))
     return shares, busy, times
