@@ -1,7 +1,7 @@
 """Other implementations of the same step, each in a process of its own, driven in turn: the others sleep while one works.
 
 A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
-ours before it is timed. `python -m benchmarks.peers NAME FOLDER PRECISION` is such a process: it reads a line for each step from
+ours before it is timed. `python -m benchmarks.peers KIND FOLDER PRECISION` is such a process: it reads a line for each step from
 its standard input and answers each with a JSON object.
 
 In one process the thread pools of torch and XLA would stand side by side, and a peer's failure would end the whole; a process
@@ -36,7 +36,7 @@ PATIENCE = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A peer by its name."""
+    """How a peer is built."""
 
     module: str
     """Where it is built: `build(folder, asked, batch) -> a function that takes a step and returns its loss`."""
@@ -74,9 +74,9 @@ def missing(name: str) -> str:
     return f"{' and '.join(absent)} not installed" if absent else ""
 
 
-def versions(name: str) -> dict[str, str]:
+def versions(kind: Kind) -> dict[str, str]:
     """Versions of what a peer is made of."""
-    return {package: importlib.metadata.version(package.replace("_", "-")) for package in PEERS[name].packages}
+    return {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
 
 
 def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
@@ -107,7 +107,15 @@ class Peer:
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
         """Start its process, which loads the weights and takes two steps: see `first`."""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed with the peer
-        argv = [sys.executable, "-m", "benchmarks.peers", name, str(folder), precision]
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "benchmarks.peers",
+            json.dumps(dataclasses.asdict(PEERS[name])),
+            str(folder),
+            precision,
+        ]
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
         )
@@ -168,7 +176,7 @@ class Peer:
 # --- the peer's own process -----------------------------------------------------------------------------------------------------
 
 
-def serve(name: str, folder: Path, precision: str) -> int:
+def serve(kind: Kind, folder: Path, precision: str) -> int:
     """Build the peer, take two steps, then one for each line that is read."""
     # Whatever a library prints goes to the log; the answers alone to standard output.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -177,7 +185,6 @@ def serve(name: str, folder: Path, precision: str) -> int:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    kind = PEERS[name]
     asked = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
     try:
         build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
@@ -192,7 +199,7 @@ def serve(name: str, folder: Path, precision: str) -> int:
         lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
         answer(error=" ".join(lines)[:300])
         return 1
-    answer(losses=losses, build_s=built - began, first_step_s=first - built, rss=_resident(), versions=versions(name))
+    answer(losses=losses, build_s=built - began, first_step_s=first - built, rss=_resident(), versions=versions(kind))
     for _ in sys.stdin:
         answer(loss=step(), rss=_resident())
     return 0
@@ -204,4 +211,4 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    sys.exit(serve(Kind(**json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]))
