@@ -32,8 +32,8 @@ def render(results: Results) -> str:
     blocks.append(section("Exponents", table(FIT_HEAD, growth_tables.fits(results))))
     blocks.append(section("Every number", table(HEAD, growth_tables.lines(results))))
     told = (
-        "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, and no speed-up. Memory "
-        "is of all devices together, as XLA planned it."
+        "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, and no speed-up. "
+        "Memory is of all devices together, as XLA planned it."
     )
     blocks.append(f"<p class=note>{text(told)}</p>" if "devices" in found else "")
     blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))

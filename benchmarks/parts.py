@@ -34,10 +34,10 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
-MOVES = frozenset(
-    ("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice")
-    + ("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple")
-)
+MOVES = {
+    *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
+    *("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple"),
+}
 """Instructions that compute nothing."""
 LOOPS = ("while", "conditional", "call")
 
@@ -87,8 +87,8 @@ class Parts:
         return sum(row.busy for row in rows) / seconds if seconds else 0.0
 
 
-def of(program: Program, profile: Profile) -> Parts:
-    """The parts of a profiled program."""
+def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
+    """The parts of a profiled program; one that does not train has no update, all is forward."""
     rows = []
     for name, spent in profile.spent.items():
         instruction = program.instructions.get(name)
@@ -104,7 +104,7 @@ def of(program: Program, profile: Profile) -> Parts:
                 shape=instruction.shape,
                 op_name=told.op_name,
                 part=part_of(program, instruction),
-                direction=direction_of(told),
+                direction=direction_of(told) if training else "forward",
                 where=where,
                 seconds=spent.seconds,
                 busy=spent.busy,

@@ -106,7 +106,7 @@ class Peer:
 
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
         """Start its process, which loads the weights and takes two steps: see `first`."""
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed with the peer
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         argv = [
             sys.executable,
             "-P",

@@ -5,6 +5,7 @@ Several repeats are done by fresh processes, one after the other, each of which 
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,8 @@ def _check(todo: Sequence[Case], settings: Settings) -> None:
 
 def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: int, *, resume: bool = True) -> None:
     environment = records.environment(settings.precision)
+    # Peers on torch take as many threads as there are cores, whatever this says.
+    environment["threads"] = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}"
     asked = dataclasses.asdict(settings)
     writer = Writer(folder / records.CELLS, "step", environment, asked, resume, unit(settings))
     ways = variants(settings)

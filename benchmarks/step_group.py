@@ -97,11 +97,14 @@ def measure(
             _guarded(trial, functools.partial(group.invite, name=name, precision=precision, folder=folder))
         show("timing")
         group.time(trials)
-        if settings.profile:
-            for trial in trials:
-                if trial.state == "timed" and trial.step is not None:
-                    show("profiling")
-                    _guarded(trial, group.profile)
+        for trial in trials if settings.profile else ():
+            if trial.state == "timed" and trial.step is not None:
+                show("profiling")
+                try:
+                    group.profile(trial)
+                except Exception as error:
+                    # Its time is no worse for it.
+                    trial.reason = f"it has no profile: {first_line(error)}"
         return [trial.cell() for trial in trials]
 
 
@@ -112,6 +115,7 @@ class _Group:
         self.case, self.settings, self.environment = case, settings, environment
         self.params: Any = None
         self._wanted: tuple[float, ...] = ()
+        self._precision = ""
         self._needed = 0
         # By what they hold: the step that has it now.
         self._holders: dict[Any, Step] = {}
@@ -182,9 +186,12 @@ class _Group:
 
     def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""
-        trial.columns |= {"loss": losses[0], "loss_after": losses[1]}
-        self._wanted = self._wanted or losses
-        bounds = AGREE["dropout" if self.settings.dropout else trial.key["precision"]]
+        trial.columns |= {name: loss for name, loss in zip(("loss", "loss_after"), losses, strict=True) if math.isfinite(loss)}
+        if not self._wanted:
+            self._wanted, self._precision = losses, trial.key["precision"]
+        # Of two precisions the coarser.
+        either = max(trial.key["precision"], self._precision, key=lambda precision: AGREE[precision])
+        bounds = AGREE["dropout" if self.settings.dropout else either]
         for told, loss, wanted, bound in zip(("first loss", "loss after an update"), losses, self._wanted, bounds, strict=True):
             # NaN is no agreement.
             if not abs(loss - wanted) <= bound * abs(wanted):
@@ -226,7 +233,8 @@ class _Group:
         """Where the time of a timed program goes."""
         assert trial.step is not None
         step = self._held(trial.step)
-        found = parts.of(hlo.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED))
+        program, profile = hlo.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED)
+        found = parts.of(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": found.seconds,
             "clock": found.clock,
@@ -243,6 +251,8 @@ class _Group:
             except Exception as error:
                 trial.end("failed", first_line(error))
                 # What it held may be lost with it.
+                for step in self._holders.values():
+                    step.stop()
                 self._holders.clear()
                 raise _Broken from error
 

@@ -131,8 +131,8 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
 
 LEGEND_OF_PARTS = (
     "threads: how many worked on a part at a time, on average. matrix products: those of the layers' projections; attention and "
-    "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: nothing "
-    "was worked on."
+    "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: "
+    "nothing was worked on."
 )
 
 

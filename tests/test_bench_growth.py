@@ -103,10 +103,16 @@ def test_resuming_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         growth.main(asked, quick=False, out=str(tmp_path), resume=False, as_json=True)
     assert len(records.read(tmp_path).cells) == 4
-    made.clear()
-    monkeypatch.setattr(growth, "_axis", lambda *given: {} if made.append(given[1]) else {})
+    measured: list[tuple[str, int]] = []
+
+    def again(settings: Settings, axis: str, values: Any, progress: Any) -> Any:
+        measured.extend((axis, value) for value in values)
+        return {value: {"state": "failed", "reason": "not now"} for value in values}
+
+    monkeypatch.setattr(growth, "_axis", again)
+    monkeypatch.setattr(growth, "_devices", lambda settings, values, progress: again(settings, "devices", values, progress))
     growth.main(asked, quick=False, out=str(tmp_path), resume=True, as_json=True)
-    assert made[0] == "width" and "length" not in made and "layers" not in made
+    assert measured == [("width", 32), ("width", 64), ("devices", 1), ("devices", 2)]
 
 
 BAD = {

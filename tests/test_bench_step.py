@@ -14,6 +14,10 @@ from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import OURS, Settings
 from tests.commands import call
+from train import mesh as meshes
+from train import optim
+from train.objectives import causal
+from train.step import ENGINES, make_step
 from zoo import configs
 
 ROOT = Path(peers.__file__).parent.parent
@@ -115,6 +119,23 @@ def _accounted(profile: dict[str, Any]) -> None:
     assert profile["parts"]["optimizer"].keys() <= {"update", "forward", "backward"}
     named = sum(row["seconds"] for row in profile["other"])
     assert named >= 0.9 * sum(profile["parts"].get("other", {}).values())
+
+
+def test_it_is_the_trainers_own_step() -> None:
+    """Bit for bit, twice: what is measured is what `train.step` launches."""
+    case = cases.case("gpt-nano", "train", **SMALL)
+    ours, params = Step(case, Variant()), programs.initial(case)
+    ours.compile()
+    ours.start(params)
+    run, net = ours.run_config, ours.net
+    tx = optim.optimizer(run.optim)
+    places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, ours.mesh))
+    engine = ENGINES["jit"](make_step(run, net, causal, tx, ours.dtype), ours.mesh, places, case.batch)
+    state = dataclasses.replace(meshes.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
+    batch = engine.place(case.arrays())
+    for _ in range(2):
+        state, metrics = engine.step(state, batch, {})
+        assert float(metrics["loss"]) == ours.run()
 
 
 def test_decoding_costs_no_prompt(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ usage: zoo COMMAND ...
   zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
   zoo import DIR|HUB_ID       check published weights and keep them under models/
   zoo export RUN DIR          a run's weights as a folder that transformers loads
+  zoo bench attention [...]   every attention implementation here, its numbers checked, then timed; --quick is a minute's worth
+  zoo bench compare A B       two results of a benchmark: what became slower, faster, wrong or missing
   zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
 
 Every command takes --help. `zoo train --help` lists the recipes.
@@ -60,6 +62,7 @@ COMMANDS = {
     "data": "data:data",
     "import": "exchange:import_weights",
     "export": "exchange:export",
+    "bench": "bench:bench",
     "doctor": "doctor:doctor",
 }
 """Command -> the file of `zoo.commands` and the function in it, called with the arguments; it returns the exit code."""

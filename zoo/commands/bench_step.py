@@ -21,8 +21,8 @@ def step(args: list[str]) -> int:
         models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ()
         """Sizes as `zoo models` lists them, or how their names begin: gpt2, bert-base, t5-small."""
         mode: Literal["train", "inference", "decode"] = "train"
-        """train: the trainer's step with the family's first objective, AdamW and clipping. inference: a forward pass with the same
-        loss. decode: one token through the cache."""
+        """train: the trainer's step with the family's first objective, AdamW and clipping. inference: a forward pass with the
+        same loss. decode: one token through the cache."""
         batch: int | None = None
         """Rows; none = what suits the family."""
         length: int | None = None
@@ -79,7 +79,7 @@ def growth(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Growth:
-        """How time, memory and compilation of a small model's training step grow; each axis by itself, with the exponent fitted."""
+        """How time, memory and compilation of a small model's step grow; each axis by itself, with the exponent fitted."""
 
         model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "gpt-nano"
         """A size of the family, as `zoo models` lists them; its depth and width are chosen here."""
