@@ -7,7 +7,7 @@ from benchmarks import growth_tables
 from benchmarks.growth_tables import FIT_HEAD, HEAD, QUANTITIES, Exponent
 from benchmarks.records import Results
 from benchmarks.step_page import environment
-from eval.drawing import NARROW, ONE, THREE, TWO, key, svg, thousands
+from eval.drawing import NARROW, ONE, THREE, TWO, key, svg
 from eval.page import page, section, table, text
 
 LOOKS = {"time": (ONE, "one"), "memory": (TWO, "two"), "compilation": (THREE, "three")}
@@ -59,8 +59,9 @@ def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> str:
                 axes.plot(x, [fit.factor * value**fit.value / y[0] for value in x], color=LOOKS[name][0])
         axes.xaxis.set_major_locator(FixedLocator(x))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(thousands)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.04, y=0.08)
         axes.set_xlabel(UNITS[axis])

@@ -13,7 +13,6 @@ from benchmarks import attention_tables
 from benchmarks.attention_tables import machine_line, seconds_text
 from benchmarks.records import Results
 from benchmarks.step_tables import gigabytes
-from eval.page import measured
 
 AXES = ("length", "layers", "width", "devices")
 QUANTITIES = {"time": "seconds", "memory": "memory", "compilation": "compile_seconds"}
@@ -31,7 +30,7 @@ class Exponent(NamedTuple):
     """a."""
 
     def __str__(self) -> str:
-        return measured(self.value, self.error) if self.error else f"{self.value:.2f}"
+        return f"{self.value:.2f}" + ("" if self.error is None else f" \N{PLUS-MINUS SIGN} {self.error:.2f}")
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> Exponent | None:

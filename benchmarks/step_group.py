@@ -237,6 +237,7 @@ class _Group:
         found = parts.of(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": found.seconds,
+            "plain": trial.columns["seconds"],
             "clock": found.clock,
             "parts": found.table,
             "busy": {part: found.busy(part) for part in found.table},

@@ -35,7 +35,7 @@ def render(results: Results) -> str:
     lead = _sentence(results)
     blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(found)}</header>"]
     for title, cells in found.items():
-        content = _ratios(title, cells) + table(HEAD, [step_tables.line(cell) for cell in cells])
+        content = _ratios(title, cells) + table(("program", "way", *HEAD[1:]), map(_line, cells), words=2)
         if told := step_tables.notes(cells):
             content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in told) + "</ul>"
         blocks.append(section(text(title), content))
@@ -70,10 +70,10 @@ def _sentence(results: Results) -> str:
 
 
 def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Our fastest of each model, and its peers' time over it."""
+    """Of each model our fastest in the precision of its first row, and its peers' time over it."""
     tiles = []
     for cells in found.values():
-        if (best := step_tables.fastest(cells)) is None:
+        if (best := step_tables.fastest(cells, cells[0]["key"]["precision"])) is None:
             continue
         share = best.get("mfu") or best.get("of_matrix_rate")
         rate = f", {share:.0%} of the matrix rate" if share else ""
@@ -81,7 +81,7 @@ def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for cell in cells:
             same = cell["key"]["precision"] == best["key"]["precision"]
             if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
-                tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of that: {name_of(cell['key'])}"))
+                tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of that takes {name_of(cell['key'])}"))
     shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>"
 
@@ -97,7 +97,7 @@ def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
             colour = ONE if cell["key"]["program"] == OURS else TWO
             axes.barh(place, cell["ratio"], color=colour, height=0.62)
             axes.plot([cell["ratio_p20"], cell["ratio_p80"]], [place, place], color=INK, linewidth=1.6)
-            axes.text(cell["ratio_p80"], place, f"  {cell['ratio']:.2f}", va="center", color=INK)
+            _beside(axes, max(cell["ratio"], cell["ratio_p80"]), place, f"{cell['ratio']:.2f}")
         axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
         _categories(axes, [name_of(cell["key"]) for cell in timed])
         axes.set_xlim(0, 1.12 * max(cell["ratio_p80"] for cell in timed))
@@ -117,7 +117,7 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
             for way in parts.DIRECTIONS:
                 axes.barh(place, 1e3 * by.get(way, 0.0), left=left, color=COLOURS[way], height=0.62)
                 left += 1e3 * by.get(way, 0.0)
-            axes.text(left, place, f"  {left / profile['seconds'] / 1e3:.1%}", va="center", color=INK)
+            _beside(axes, left, place, f"{left / profile['seconds'] / 1e3:.1%}")
         _categories(axes, [part for part, _ in by_time])
         axes.set_xlim(0, 1.14 * max(1e3 * sum(by.values()) for _, by in by_time))
         axes.set_xlabel("milliseconds of a step")
@@ -126,7 +126,7 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
     keys = "".join(key(KEYS[way], way) for way in parts.DIRECTIONS)
     drawn = _figure(f"Parts of a step: {title}", told, keys, draw, len(by_time))
     note = f"<p class=note>{text(step_tables.profile_told(profile))}. {text(LEGEND_OF_PARTS)}</p>"
-    return drawn + note + table(PROFILE_HEAD, step_tables.profile_lines(profile)) + _instructions(profile)
+    return drawn + note + table(PROFILE_HEAD, map(_filled, step_tables.profile_lines(profile))) + _instructions(profile)
 
 
 LEGEND_OF_PARTS = (
@@ -134,6 +134,17 @@ LEGEND_OF_PARTS = (
     "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: "
     "nothing was worked on."
 )
+
+
+def _line(cell: Mapping[str, Any]) -> list[str]:
+    """A row of the table, the program and its way in two columns."""
+    name, *numbers = step_tables.line(cell)
+    program, _, way = name.partition(", ")
+    return _filled([program, way, *numbers])
+
+
+def _filled(row: Sequence[str]) -> list[str]:
+    return [each or "\N{EN DASH}" for each in row]
 
 
 def _instructions(profile: Mapping[str, Any]) -> str:
@@ -158,6 +169,10 @@ def _figure(title: str, told: str, keys: str, draw: Callable[[Any], None], rows:
     height = 0.75 + 0.34 * rows
     drawings = svg(draw, (10.6, height), label, "wide") + svg(draw, (5.0, height), label, "narrow")
     return f"<figure class=lead-plot><figcaption><b>{text(title)}</b>{keys}</figcaption>{drawings}</figure>"
+
+
+def _beside(axes: Any, at: float, place: int, told: str) -> None:
+    axes.annotate(told, (at, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _categories(axes: Any, names: Sequence[str]) -> None:

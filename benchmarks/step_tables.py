@@ -125,7 +125,8 @@ def show(results: Results) -> None:
 
 def profile_told(profile: Mapping[str, Any]) -> str:
     """What a profile is of."""
-    return f"{1e3 * profile['seconds']:.0f} ms a step under the profiler, by the clocks of {profile['clock']}"
+    seconds, plain = 1e3 * profile["seconds"], 1e3 * profile["plain"]
+    return f"{seconds:.0f} ms a step under the profiler, {plain:.0f} ms without, by the clocks of {profile['clock']}"
 
 
 def _table(head: Sequence[str], rows: Any) -> Table:
@@ -163,7 +164,8 @@ def csv(results: Results) -> str:
     return attention_tables.csv(dataclasses.replace(results, cells=plain))
 
 
-def fastest(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Ours that takes the least time, of a model."""
+def fastest(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
+    """Ours that takes the least time, of a model in a precision."""
     timed = [cell for cell in cells if cell["state"] == "timed" and cell["key"]["program"] == OURS]
+    timed = [cell for cell in timed if cell["key"]["precision"] == precision]
     return min(timed, key=lambda cell: cell["seconds"], default=None)
