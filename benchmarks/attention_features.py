@@ -125,7 +125,7 @@ def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
 def _packed(shape: Shape, rng: np.random.Generator) -> list[Call]:
     """Documents of random lengths, no padding, each causal."""
     marks = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
-    segments = np.int32(1 + np.pad(marks, ((0, 0), (1, 0))).cumsum(1))
+    segments = (1 + np.pad(marks, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
     sizes = (segments[:, :, None] == np.arange(1, DOCUMENTS + 1)).sum(1)
     mask = Mask(causal=True, query_segments=segments, key_segments=segments)
     return [Call(shape.queries, mask, int(_triangle(sizes).sum()))]

@@ -15,6 +15,7 @@ from benchmarks import attention_cost as cost
 from benchmarks import conformance, device_time, timing
 from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
+from benchmarks.peers_attention import Peer
 from benchmarks.timing import Program
 from train.metrics import device_peak
 from zoo import attention as door
@@ -37,16 +38,15 @@ class Trial:
     reason: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
     program: Program | None = None
-    found: Any = None
-    """What its first call returned, on the host."""
+    found: list[np.ndarray] | None = None
+    """What its first call returned: outputs, then gradients."""
 
     def end(self, state: str, reason: str = "") -> "Trial":
         self.state, self.reason, self.program = state, reason, None
         return self
 
 
-Peer = Callable[[Problem, str], Mapping[str, Program | str]]
-"""(problem, direction) -> peer's name -> a program that returns numpy arrays as ours does, or why there is none."""
+Peers = Callable[[Problem, str], Mapping[str, Peer | str]]
 
 
 def measure(
@@ -55,7 +55,7 @@ def measure(
     settings: Settings,
     environment: Mapping[str, Any],
     show: Callable[[str], None],
-    peers: Peer | None,
+    peers: Peers | None,
 ) -> list[dict[str, Any]]:
     """The cells of a row, less the process.
 
@@ -63,6 +63,7 @@ def measure(
         names: implementations; `UNIT` is measured besides in any case, and has a cell if it is among them.
         environment: of this process.
         show: told what is done.
+        peers: `peers_attention.programs`, if peers are to be timed.
     """
     order = sorted({*names, UNIT} & door.IMPLEMENTATIONS.keys(), key=lambda name: (name not in BASELINES, name != BASELINES[0]))
     trials = []
@@ -156,26 +157,32 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
         trial.end("skipped", reason)
         return
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
-    _first_call(trial, row, settings, baseline)
+    _first_call(trial, _arrays, row, settings, baseline)
 
 
-def _join(trial: Trial, made: Program | str, row: Row, settings: Settings, baseline: Trial | None) -> None:
+def _join(trial: Trial, made: Peer | str, row: Row, settings: Settings, baseline: Trial | None) -> None:
     """A peer, if it is one."""
     if isinstance(made, str):
         trial.end("skipped", made)
         return
-    trial.program = made
-    _first_call(trial, row, settings, baseline)
+    trial.program, arrays = made
+    _first_call(trial, arrays, row, settings, baseline)
 
 
-def _first_call(trial: Trial, row: Row, settings: Settings, baseline: Trial | None) -> None:
+def _arrays(returned: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(returned)]
+
+
+def _first_call(
+    trial: Trial, arrays: Callable[[Any], list[np.ndarray]], row: Row, settings: Settings, baseline: Trial | None
+) -> None:
     """Compare what a program returns with the baseline, and let it run warm."""
     assert trial.program is not None
     began = time.perf_counter()
     returned = trial.program()
     spent = time.perf_counter() - began
-    trial.found = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(returned)]
-    if baseline is not None:
+    trial.found = arrays(returned)
+    if baseline is not None and baseline.found is not None:
         difference, bound = _difference(trial.found, baseline.found), _bound(row)
         trial.columns |= {"compared": baseline.name, "difference": difference}
         # NaN is no agreement.

@@ -30,7 +30,10 @@ def assert_refused(ended: Ended, expected: str) -> None:
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; choose models, train, eval, compare, generate, fill-mask, embed, data, import, "
-    "export, doctor",
+    "export, bench, doctor",
+    "bench": "zoo bench : write zoo bench attention or compare",
+    "bench atention": "zoo bench atention: write zoo bench attention or compare",
+    "bench compare x": "Missing from zoo bench compare: B",
     "train gpt-nona": "no recipe is called 'gpt-nona'; the nearest is 'gpt-nano'",
     "models gpt2-lrage": "no model is called 'gpt2-lrage'; the nearest is 'gpt2-large'",
     "models gpt-4": "the architecture of gpt-4 is unpublished.* nearest published architecture here is gpt3-175b$",
