@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import growth_page, growth_tables, programs, records, timing
+from benchmarks.attention_row import first_line
 from benchmarks.cases import Case, case
 from benchmarks.growth_tables import AXES
-from benchmarks.programs import Step, Variant
+from benchmarks.programs import Step, Variant, cold
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
-from benchmarks.step_group import cold, first_line
 from zoo import runtime
 from zoo.errors import require
 

@@ -4,20 +4,20 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import hlo, parts, peers, programs, records, timing, trace
+from benchmarks.attention_cost import free
+from benchmarks.attention_row import first_line
 from benchmarks.cases import Case
 from benchmarks.peers import Peer
-from benchmarks.programs import Step, Variant
+from benchmarks.programs import Step, Variant, cold
 from benchmarks.step_settings import Settings, key, peer_key
 from train import objectives
 from train.metrics import device_peak, mfu
@@ -284,12 +284,6 @@ class _Broken(Exception):
     """A program that ran before and does not any more."""
 
 
-def first_line(error: Exception) -> str:
-    """An error in a line: its kind, and the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
-
-
 def _guarded(trial: Trial, act: Callable[[Trial], None]) -> None:
     """Do something with a trial; what goes wrong is its end and nobody else's."""
     try:
@@ -322,26 +316,3 @@ def _short(variant: Variant) -> str:
 def _too_large(need: int, what: str) -> str:
     room = free()
     return "" if need <= ROOM * room else f"{what} {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"
-
-
-def free() -> int:
-    """Bytes of memory that the first device, or the host of a CPU, has left."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    told = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", told.read_text()) if told.exists() else None
-    return int(found[1]) * 1024 if found else 1 << 62
-
-
-@contextlib.contextmanager
-def cold() -> Iterator[None]:
-    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
