@@ -141,7 +141,7 @@ def _measure(settings: Settings, writer: Writer) -> None:
     lacking = {
         axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
     }
-    progress = Progress(sum(map(len, lacking.values())))
+    progress = Progress(float(sum(map(len, lacking.values()))))
     try:
         for axis, values in lacking.items():
             if not values:
@@ -150,7 +150,7 @@ def _measure(settings: Settings, writer: Writer) -> None:
             found = _devices(settings, values, progress) if axis == "devices" else _axis(settings, axis, values, progress)
             for value, cell in found.items():
                 writer.write({"key": key(settings, axis, value), "process": 0, **cell})
-            progress.done(len(values), growth_tables.in_a_line(found))
+            progress.done(float(len(values)), growth_tables.in_a_line(found))
     finally:
         progress.close()
 

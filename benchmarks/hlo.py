@@ -42,6 +42,12 @@ class Program:
     instructions: Mapping[str, Instruction]
     computations: Mapping[str, Sequence[Instruction]]
 
+    @functools.cached_property
+    def callers(self) -> Mapping[str, Instruction]:
+        """Instruction -> the one that runs the computation it is in: a fusion, or a loop."""
+        called = {each.calls: each for each in self.instructions.values() if each.calls}
+        return {each.name: called[name] for name, inside in self.computations.items() if name in called for each in inside}
+
     def inside(self, instruction: Instruction) -> Sequence[Instruction]:
         """What a fusion computes, or the instruction alone."""
         return self.computations.get(instruction.calls, (instruction,)) if instruction.opcode == "fusion" else (instruction,)

@@ -104,7 +104,7 @@ def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
                 shape=instruction.shape,
                 op_name=told.op_name,
                 part=part_of(program, instruction),
-                direction=direction_of(told) if training else "forward",
+                direction=direction_of(program, told) if training else "forward",
                 where=where,
                 seconds=spent.seconds,
                 busy=spent.busy,
@@ -115,7 +115,7 @@ def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
 
 
 def part_of(program: Program, instruction: Instruction) -> str:
-    """What an instruction is for. A fusion of several is what its root is for, but if it only moves data."""
+    """What an instruction is for. A fusion of several is what its root is for, unless it only moves data."""
     opcodes = {inner.opcode for inner in program.inside(instruction)}
     if instruction.opcode in LOOPS:
         return OTHER
@@ -123,26 +123,35 @@ def part_of(program: Program, instruction: Instruction) -> str:
         return MOVEMENT
     if opcodes <= MOVES | {"convert"}:
         return CASTS
-    told = program.traced(instruction)
-    if re.search(r"jit\((gelu|relu|tanh)\)", told.op_name):
+    computing = [inner for inner in reversed(program.inside(instruction)) if inner.opcode not in MOVES]
+    found = [part for each in (program.traced(instruction), *computing) if (part := _ruled(each))]
+    # What is computed where layers are stacked is of the layer.
+    part = next((part for part in found if part != MOVEMENT), next(iter(found), OTHER))
+    return PRODUCTS if part == ELEMENTWISE and opcodes & {"dot", "convolution"} else part
+
+
+def direction_of(program: Program, instruction: Instruction) -> str:
+    """Forward, backward (what the backward pass computes again is its) or update; that of the loop it is in, where it says
+    nothing itself."""
+    within: Instruction | None = instruction
+    while within is not None:
+        if "transpose(" in within.op_name or "rematted" in within.op_name:
+            return "backward"
+        if "jvp(" in within.op_name:
+            return "forward"
+        within = program.callers.get(within.name)
+    return "update"
+
+
+def _ruled(instruction: Instruction) -> str:
+    """The part that an instruction's source belongs to; "" where no rule knows."""
+    if re.search(r"jit\((gelu|relu|tanh)\)", instruction.op_name):
         return ACTIVATIONS
-    part = next((part for frame in told.frames if (part := _ruled(frame.file, frame.function))), OTHER)
-    if part == ELEMENTWISE and opcodes & {"dot", "convolution"}:
-        return PRODUCTS
-    return part
-
-
-def direction_of(instruction: Instruction) -> str:
-    """Forward, backward (what the backward pass computes again is its) or update."""
-    path = instruction.op_name
-    if "transpose(" in path or "rematted" in path:
-        return "backward"
-    return "forward" if "jvp(" in path else "update"
-
-
-def _ruled(file: str, function: str) -> str:
-    rules = (part for of, name, part in RULES if re.search(f"(^|/)({of})$", file) and re.fullmatch(name, function))
-    return next(rules, "")
+    for frame in instruction.frames:
+        for file, function, part in RULES:
+            if re.search(f"(^|/)({file})$", frame.file) and re.fullmatch(function, frame.function):
+                return part
+    return ""
 
 
 def _said(program: Program, instruction: Instruction) -> str:

@@ -94,7 +94,7 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
     ways = variants(settings)
     lacking = {case: [each for each in _keys(case, settings) if not writer.has(each, process)] for case in todo}
     left = {case: keys for case, keys in lacking.items() if keys}
-    progress = Progress(sum(map(len, left.values())))
+    progress = Progress(float(sum(map(len, left.values()))))
     try:
         for case, keys in left.items():
             progress.begin(f"{case.size} {case.mode}")
@@ -104,7 +104,7 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
             cells = [cell for cell in cells if records.identity(cell["key"]) in wanted]
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment)})
-            progress.done(len(keys), step_tables.in_a_line(cells))
+            progress.done(float(len(keys)), step_tables.in_a_line(cells))
     finally:
         progress.close()
         writer.close()
