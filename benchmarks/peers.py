@@ -123,7 +123,7 @@ class Peer:
         self.resident = 0
 
     def begin(self) -> dict[str, Any]:
-        """Wait for its first two steps: their "losses", "build_s" and "first_step_s", seconds, and "rss", bytes at its peak.
+        """Wait for its first two steps: "losses", seconds ("build_s", "first_step_s", "second_step_s"), "rss", bytes at its peak.
 
         Raises:
             PeerFailed: it cannot.
@@ -196,11 +196,13 @@ def serve(kind: Kind, folder: Path, precision: str) -> int:
         losses = [step()]
         first = time.perf_counter()
         losses.append(step())
+        second = time.perf_counter()
     except Exception as error:
         lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
         answer(error=" ".join(lines)[:300])
         return 1
-    answer(losses=losses, build_s=built - began, first_step_s=first - built, rss=_resident(), versions=versions(kind))
+    seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": second - first}
+    answer(losses=losses, **seconds, rss=_resident(), versions=versions(kind))
     for _ in sys.stdin:
         answer(loss=step(), rss=_resident())
     return 0

@@ -48,6 +48,8 @@ class Trial:
     step: Step | None = None
     peer: Peer | None = None
     losses: tuple[float, ...] = ()
+    second: float = 0.0
+    """Seconds of its second step."""
 
     @property
     def ready(self) -> bool:
@@ -151,6 +153,7 @@ class _Group:
         first = step.run()
         called = time.perf_counter() - began
         losses = first, step.run()
+        trial.second = time.perf_counter() - began - called
         step.stop()
         trial.step = step
         trial.columns |= {"first_step_seconds": sum(spent.values()) + called}
@@ -181,7 +184,7 @@ class _Group:
             trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
             return
         trial.columns |= {"first_step_seconds": found["build_s"] + found["first_step_s"], "resident": found["rss"]}
-        trial.columns["versions"] = found["versions"]
+        trial.columns["versions"], trial.second = found["versions"], found["second_step_s"]
         self._agree(trial, tuple(found["losses"]), 0.0)
 
     def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
@@ -217,8 +220,9 @@ class _Group:
             rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
             try:
                 for name, trial in ready.items():
-                    # The two steps of the comparison were its first.
-                    trial.columns["warm_calls"] = 2 + len(timing.warm(called[name]))
+                    # The two steps of the comparison were its first; of steps that take seconds they warm enough.
+                    more = [] if trial.second > timing.SLOW else timing.warm(called[name])
+                    trial.columns["warm_calls"] = 2 + len(more)
                 seconds = timing.measured(called, rounds=rounds, budget=budget)
             except _Broken:
                 continue
