@@ -20,6 +20,8 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 STEP = "benchmark step"
+STREAMS = ("Stream", "XLA Ops")
+"""Lines of a device, a GPU's and a TPU's, on which it says what it runs."""
 BEGINS, ENDS, HANDS_ON = "ThreadpoolListener::StartRegion", "ThreadpoolListener::StopRegion", "ThreadpoolListener::Record"
 
 
@@ -75,7 +77,8 @@ def read(file: Path, steps: int, seconds: float) -> Profile:
     """
     planes = list(ProfileData.from_file(str(file)).planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    if threads := [pieces for plane in devices for line in plane.lines if (pieces := _stream(line))]:
+    streams = [line for plane in devices for line in plane.lines if line.name.startswith(STREAMS)]
+    if threads := [pieces for line in streams if (pieces := _stream(line))]:
         clock = "device"
     else:
         hosts = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines]
@@ -159,7 +162,7 @@ def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, 
 
 
 def _stream(line: Any) -> list[Piece]:
-    """What a line of a device ran; nothing of lines that name programs, steps or kinds of instructions."""
+    """What a line of a device ran."""
     found = []
     for event in line.events:
         begin, end, _, op, _ = _event(event)
