@@ -185,12 +185,7 @@ def _train(step: Step) -> Made:
         state, metrics = inner(state, batch)
         return state, metrics["loss"]
 
-    jitted = jax.jit(
-        whole,
-        donate_argnums=0,
-        in_shardings=(places, meshes.batch_sharding(mesh)),
-        out_shardings=(places, step._everywhere),
-    )
+    jitted = _compiled(whole, step, places)
 
     def begun(params: Any) -> State:
         return State(
@@ -215,9 +210,7 @@ def _inference(step: Step) -> Made:
         weights = goal.weights(batch)
         return params, sum((sums[name] / weights[name] for name in sums), jnp.float32(0))
 
-    jitted = jax.jit(
-        whole, donate_argnums=0, in_shardings=(places, meshes.batch_sharding(mesh)), out_shardings=(places, step._everywhere)
-    )
+    jitted = _compiled(whole, step, places)
     return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), places, step))
 
 
@@ -244,10 +237,23 @@ def _decode(step: Step) -> Made:
     shapes = jax.eval_shape(prefilled, jax.eval_shape(net.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    jitted = jax.jit(whole, donate_argnums=0, out_shardings=(places, step._everywhere))
+    jitted = _compiled(whole, step, places)
     return Made(jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, places, step))
 
 
+def _compiled(whole: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, places: Any) -> Any:
+    """A step as `train.step.jit_engine` launches one: over the mesh, what it holds donated."""
+    return jax.jit(
+        whole,
+        donate_argnums=0,
+        in_shardings=(places, meshes.batch_sharding(step.mesh)),
+        out_shardings=(places, step._everywhere),
+        compiler_options=COMPILER or None,
+    )
+
+
+COMPILER: dict[str, Any] = {}
+"""Options of the compiler. Tests, which measure nothing, let it hurry."""
 TOLD = 7
 """The token whose loss decoding gives."""
 MODES: dict[str, Callable[[Step], Made]] = {"train": _train, "inference": _inference, "decode": _decode}

@@ -66,7 +66,7 @@ def line(cell: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def gigabytes(size: float | None) -> str:
+def gigabytes(size: float | int | None) -> str:
     """Bytes as people read them."""
     if size is None:
         return ""
