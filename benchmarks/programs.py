@@ -200,8 +200,7 @@ def _train(step: Step) -> Made:
 
 
 def _inference(step: Step) -> Made:
-    net, mesh = step.net, step.mesh
-    goal = objectives.objective(step.case.objective)
+    net, goal = step.net, objectives.objective(step.case.objective)
     shapes = _weights(step)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 

@@ -32,6 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, size in table.items():
             if name.endswith("-nano"):
                 monkeypatch.setitem(table, name, dataclasses.replace(size, config=_shrunk(size.config)))
+    monkeypatch.setitem(programs.COMPILER, "xla_backend_optimization_level", 0)
     monkeypatch.setattr(
         records, "environment", lambda dtypes: {**records.machine(), "load": 0.0, "clock_mhz": None, **_rates(dtypes)}
     )
@@ -179,37 +180,37 @@ def test_another_optimizer_is_wrong_by_its_second_loss(tmp_path: Path, monkeypat
 
 
 PEER = """
-import numpy as np
 def build(folder, asked, batch):
     assert (folder / "config.json").exists() and batch["tokens"].shape == (2, 8)
     losses = iter({losses})
     return lambda: next(losses)
 """
+PLANTED = {
+    "honest": ("[{first}, {second}] * 99", "timed", ""),
+    "off at once": ("[{first} + 0.01] * 99", "wrong", "first loss"),
+    "off after an update": ("[{first}, {second} + 0.1] * 99", "wrong", "after an update"),
+    "nan": ("[float('nan')] * 99", "wrong", "nan"),
+    "unable": ("[1 / 0]", "failed", "ZeroDivisionError: division by zero"),
+    "short of breath": ("[{first}, {second}]", "failed", "ended with code 1: StopIteration"),
+}
 
 
-@pytest.mark.parametrize(
-    ("losses", "state", "said"),
-    [
-        ("[{first}, {second}] * 99", "timed", ""),
-        ("[{first} + 0.01] * 99", "wrong", "first loss"),
-        ("[{first}, {second} + 0.1] * 99", "wrong", "after an update"),
-        ("[float('nan')] * 99", "wrong", "nan"),
-        ("[1 / 0]", "failed", "ZeroDivisionError: division by zero"),
-        ("[{first}, {second}]", "failed", "StopIteration"),
-    ],
-)
-def test_a_peer_is_timed_if_it_agrees(
-    losses: str, state: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt_losses: tuple[float, float]
-) -> None:
+def test_a_peer_is_timed_if_it_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt_losses: tuple[float, float]) -> None:
+    """And what is wrong with one peer stops no other."""
     first, second = gpt_losses
-    (tmp_path / "planted_peer.py").write_text(PEER.format(losses=losses.format(first=first, second=second)))
+    kinds = {}
+    for name, (losses, _, _) in PLANTED.items():
+        module = f"planted_{name.replace(' ', '_')}"
+        (tmp_path / f"{module}.py").write_text(PEER.format(losses=losses.format(first=first, second=second)))
+        kinds[name] = Kind(module, ())
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    monkeypatch.setattr(peers, "PEERS", {"planted": Kind("planted_peer", ())})
+    monkeypatch.setattr(peers, "PEERS", kinds)
     found = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert found[f"{OURS} scan"]["state"] == "timed"
-    peer = found["planted "]
-    assert peer["state"] == state and said in peer["reason"]
-    assert ("seconds" in peer) == (state == "timed")
+    for name, (_, state, said) in PLANTED.items():
+        peer = found[f"{name} "]
+        assert (peer["state"], "seconds" in peer) == (state, state == "timed"), peer
+        assert said in peer["reason"]
 
 
 @pytest.fixture(scope="module")
