@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, parts, peers, programs, records, step, step_group, step_settings, trace
+from benchmarks import cases, parts, peers, programs, records, step, step_group, step_settings, timing, trace
 from benchmarks.hlo import parse
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
@@ -303,6 +303,26 @@ def test_a_killed_run_is_completed_and_measures_nothing_twice(tmp_path: Path, mo
     measured(tmp_path / "out", *asked, resume=True)
     assert again == ["bert-nano"]
     assert records.read(tmp_path / "out").cells[:1] == before
+
+
+@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.3, 1)])
+def test_compare_takes_steps_over_the_first_way_of_each_model(
+    slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = settings("gpt-nano", "bert-nano", layers=("scan", "unroll"))
+    for name, factor in (("before", 1.0), ("after", slower)):
+        environment = records.environment(("float32",))
+        writer = records.Writer(tmp_path / name / records.CELLS, "step", environment, {}, False, step_settings.unit(asked))
+        for process, case, way in itertools.product(range(3), step_settings.cases(asked), step_settings.variants(asked)):
+            ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
+            columns = timing.columns([2.0 * ratio], [2.0])
+            writer.write(
+                {"key": step_settings.key(case, way, asked), "process": process, "state": "timed", "reason": "", **columns}
+            )
+        writer.close()
+    done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))
+    assert done.code == code, done.stdout
+    assert ("regression (2)" in done.stdout) == (code == 1)
 
 
 BAD = {
