@@ -1,6 +1,7 @@
 """`zoo bench step`: steps agree before they are timed, results survive a kill, and the profiler's time is all accounted for."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
