@@ -9,45 +9,26 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, parts, peers, programs, records, step, step_group, step_settings, timing, trace
-from benchmarks.hlo import parse
+from benchmarks import cases, peers, programs, records, step, step_group, step_settings, timing
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import OURS, Settings
+from tests import steps
 from tests.commands import call
+from tests.steps import SMALL
 from train import mesh as meshes
 from train import optim
 from train.objectives import causal
 from train.step import ENGINES, make_step
-from zoo import configs
 
 ROOT = Path(peers.__file__).parent.parent
-SMALL = {"batch": 2, "length": 8}
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nanos, made smaller, and a machine that is known already: what is measured here is only whether it is."""
-    for family in configs.families():
-        table = configs.family(family).SIZES
-        for name, size in table.items():
-            if name.endswith("-nano"):
-                monkeypatch.setitem(table, name, dataclasses.replace(size, config=_shrunk(size.config)))
-    monkeypatch.setitem(programs.COMPILER, "xla_backend_optimization_level", 0)
-    monkeypatch.setattr(
-        records, "environment", lambda dtypes: {**records.machine(), "load": 0.0, "clock_mhz": None, **_rates(dtypes)}
-    )
-
-
-def _shrunk(cfg: Any) -> Any:
-    fields = {field.name for field in dataclasses.fields(cfg)}
-    numbers = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "head": 16, "ffn": 64, "context": 16}
-    return dataclasses.replace(cfg, **{name: each for name, each in numbers.items() if name in fields})
-
-
-def _rates(dtypes: Any) -> dict[str, Any]:
-    rates = {"matrix_rate": dict.fromkeys(dtypes, 1e9), "copy_rate": 1e9}
-    return {**rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
+    """Small models, quick compilation, and a machine that is known already."""
+    steps.shrink(monkeypatch)
+    monkeypatch.setattr(records, "environment", steps.environment)
 
 
 def settings(*models: str, **changes: Any) -> Settings:
@@ -361,58 +342,3 @@ def test_results_that_are_there_are_not_overwritten(tmp_path: Path, capsys: pyte
     done = call(capsys, "bench", "step", "gpt-nano", "--out", str(tmp_path))
     assert done.code == 2 and "has results already; --resume completes them" in done.stderr
     assert (tmp_path / "cells.jsonl").read_text() == "kept"
-
-
-# --- the profiler's time --------------------------------------------------------------------------------------------------------
-
-
-def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
-    """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
-    ours, theirs = [_told(0, 10, "dot"), _hands(2, 7)], [_begins(4, 7), _told(5, 1, "copy"), _ends(8)]
-    shares, busy, times = trace._shared(trace._threads([_Line(ours), _Line(theirs)]))
-    seconds = {name: round(each * 1e9, 6) for name, each in shares.items()}
-    assert seconds == {"dot": 9.5, "copy": 0.5}
-    assert {name: round(each * 1e9, 6) for name, each in busy.items()} == {"dot": 13.0, "copy": 1.0}
-    assert times["dot"] == 1 and times["copy"] == 1
-
-
-@dataclasses.dataclass
-class _Line:
-    events: list[Any]
-
-
-@dataclasses.dataclass
-class _Event:
-    name: str
-    start_ns: float
-    duration_ns: float
-    stats: list[tuple[str, Any]]
-
-
-def _told(start: float, duration: float, name: str) -> _Event:
-    return _Event(name, start, duration, [("hlo_op", name)])
-
-
-def _hands(at: float, number: int) -> _Event:
-    return _Event(trace.HANDS_ON, at, 0, [("_p", number)])
-
-
-def _begins(at: float, number: int) -> _Event:
-    return _Event(trace.BEGINS, at, 0, [("_c", number)])
-
-
-def _ends(at: float) -> _Event:
-    return _Event(trace.ENDS, at, 0, [])
-
-
-def test_every_part_is_found_by_where_its_instructions_come_from() -> None:
-    """Of a compiled step of each body: no instruction that computes is of no part."""
-    for name in ("gpt-nano", "t5-nano"):
-        made = Step(cases.case(name, "train", **SMALL), Variant())
-        made.compile()
-        program = parse(made.compiled.as_text())
-        compute = [each for each in program.instructions.values() if each.opcode in ("fusion", "dot")]
-        found = {each.name: parts.part_of(program, each) for each in compute}
-        assert set(parts.PARTS[:5]) <= set(found.values())
-        unknown = [each for each in compute if found[each.name] == parts.OTHER]
-        assert len(unknown) <= 0.02 * len(compute), [(each.name, each.op_name) for each in unknown]
