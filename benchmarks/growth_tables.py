@@ -33,7 +33,7 @@ class Exponent(NamedTuple):
         return f"{self.value:.2f}" + ("" if self.error is None else f" \N{PLUS-MINUS SIGN} {self.error:.2f}")
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> Exponent | None:
+def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | None:
     """Fitted by least squares to the logarithms; None of fewer than two different points, or of what is not above 0."""
     if len(set(x)) < 2 or min(*x, *y) <= 0:
         return None

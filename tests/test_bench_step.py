@@ -291,7 +291,7 @@ def test_a_killed_run_is_completed_and_measures_nothing_twice(tmp_path: Path, mo
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = settings("gpt-nano", "bert-nano", layers=("scan", "unroll"))
+    asked = step_settings.resolved(settings("gpt-nano", "bert-nano", layers=("scan", "unroll")), "cpu")
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = records.environment(("float32",))
         writer = records.Writer(tmp_path / name / records.CELLS, "step", environment, {}, False, step_settings.unit(asked))
