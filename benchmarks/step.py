@@ -118,7 +118,7 @@ def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
 
 def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:
     """What the process that measured a cell found the machine able to do."""
-    return {"matrix_rate": environment["matrix_rate"], "load": environment["load"], "clock_mhz": environment["clock_mhz"]}
+    return {"load": environment["load"], "clock_mhz": environment["clock_mhz"]}
 
 
 def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:

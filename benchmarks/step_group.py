@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks import hlo, parts, peers, programs, records, timing, trace
 from benchmarks.attention_cost import free
@@ -21,6 +22,7 @@ from benchmarks.programs import Step, Variant, cold
 from benchmarks.step_settings import Settings, key, peer_key
 from train import objectives
 from train.metrics import device_peak, mfu
+from train.step import DTYPES
 from zoo.errors import BadInput
 
 AGREE = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
@@ -217,18 +219,21 @@ class _Group:
         unit = records.identity(trials[0].key)
         while ready := {records.identity(trial.key): trial for trial in trials if trial.ready}:
             called = {name: self._unbroken(trial) for name, trial in ready.items()}
+            probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
             rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
             try:
                 for name, trial in ready.items():
                     # The two steps of the comparison were its first; of steps that take seconds they warm enough.
                     more = [] if trial.second > timing.SLOW else timing.warm(called[name])
                     trial.columns["warm_calls"] = 2 + len(more)
-                seconds = timing.measured(called, rounds=rounds, budget=budget)
+                asked = called | {precision: probe for precision, (probe, _) in probes.items()}
+                seconds = timing.measured(asked, rounds=rounds, budget=budget)
             except _Broken:
                 continue
+            rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
             for name, trial in ready.items():
                 trial.columns |= timing.columns(seconds[name], seconds.get(unit))
-                trial.columns |= self._rates(trial.columns["seconds"], trial)
+                trial.columns |= self._rates(trial, rates[trial.key["precision"]])
                 if trial.peer is not None:
                     trial.columns["resident"] = trial.peer.resident
                 trial.end("timed", trial.reason)
@@ -273,12 +278,12 @@ class _Group:
         self._holders[place] = step
         return step
 
-    def _rates(self, seconds: float, trial: Trial) -> dict[str, Any]:
-        """Columns that follow from the time of a step."""
-        precision, flops = trial.key["precision"], _flops(self.case)
+    def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
+        """Columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
+        seconds, flops = trial.columns["seconds"], _flops(self.case)
         found: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
-        rate = self.environment["matrix_rate"][precision]
-        peak = device_peak(self.environment["device"], precision)
+        found["matrix_rate"] = rate
+        peak = device_peak(self.environment["device"], trial.key["precision"])
         if flops is not None:
             found |= {"of_matrix_rate": mfu(flops, seconds, rate), "mfu": peak and mfu(flops, seconds, peak * _devices(trial))}
         return found
@@ -311,6 +316,16 @@ def _flops(case: Case) -> float | None:
         return None
     batch, net = case.arrays(), case.net
     return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
+
+
+def _probe(precision: str) -> tuple[timing.Program, float]:
+    """Matrix products to take turns with the steps, and their FLOPs: what the machine could do in the very rounds."""
+    size, count = (1024, 16) if jax.default_backend() == "cpu" else (8192, 4)
+    operand = jax.jit(lambda key: jax.random.normal(key, (size, size), DTYPES[precision]))(jax.random.key(0))
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    program = lambda: jax.block_until_ready([product(operand) for _ in range(count)])  # noqa: E731
+    program()
+    return program, 2.0 * size**3 * count
 
 
 def _short(variant: Variant) -> str:

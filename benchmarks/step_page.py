@@ -17,7 +17,7 @@ FORMULAS = {
     "time": "wall seconds of a step, to its end; programs of a model take turns, one step each a round; median of the rounds",
     "over unit": "the median of the ratios of each round: a step's time over that of the first row; below 1 is faster",
     "rate": "matrix-product FLOPs of the model (attention counted in full, the backward pass twice the forward one) a second, "
-    "over the rate of matrix products measured in the same process; of a card with a published peak, over that",
+    "over the best rate of matrix products that took turns with the steps; of a card with a published peak, over that",
     "tokens/s": "tokens read a second, those of a source included; decoding: tokens written",
     "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process",
     "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "

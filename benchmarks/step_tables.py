@@ -73,6 +73,13 @@ def gigabytes(size: float | int | None) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
+def _narrow(cell: Mapping[str, Any]) -> list[str]:
+    """The same with half of what lies between the percentiles, in percent of the median, for a terminal."""
+    row = line(cell)
+    spread = (cell["seconds_p80"] - cell["seconds_p20"]) / 2 / cell["seconds"] if row[2] else 0.0
+    return [*row[:2], f"{spread:.1%}" if row[2] else "", *row[3:]]
+
+
 def _told(value: float | None, how: str) -> str:
     return "" if value is None else how.format(value)
 
@@ -112,9 +119,11 @@ def profile_lines(profile: Mapping[str, Any]) -> list[list[str]]:
 def show(results: Results) -> None:
     """The tables, on stdout."""
     console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 100
     for title, cells in models(results.cells).items():
         console.print(Text(f"\n{title}", "bold"))
-        console.print(_table(HEAD, map(line, cells)))
+        console.print(_table((*HEAD[:2], "spread", *HEAD[3:]), map(_narrow, cells)))
         for note in notes(cells):
             console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
         for name, profile in profiles(cells):
@@ -132,7 +141,7 @@ def profile_told(profile: Mapping[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Any) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for place, title in enumerate(head):
-        table.add_column(title, justify="right" if place else "left", overflow="fold")
+        table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
         table.add_row(*(Text(each, "bold red" if each in ("WRONG", "FAILED") else "") for each in row))
     return table
