@@ -81,7 +81,7 @@ def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for cell in cells:
             same = cell["key"]["precision"] == best["key"]["precision"]
             if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
-                tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of that takes {name_of(cell['key'])}"))
+                tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
     shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>"
 
