@@ -159,6 +159,8 @@ class _Group:
         step.stop()
         trial.step = step
         trial.columns |= {"first_step_seconds": sum(spent.values()) + called}
+        if (stats := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
+            trial.columns["allocator_peak"] = stats["peak_bytes_in_use"]
         self._needed = max(self._needed, memory.peak)
         self._agree(trial, losses, called)
 

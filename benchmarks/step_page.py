@@ -19,7 +19,8 @@ FORMULAS = {
     "rate": "matrix-product FLOPs of the model (attention counted in full, the backward pass twice the forward one) a second, "
     "over the best rate of matrix products that took turns with the steps; of a card with a published peak, over that",
     "tokens/s": "tokens read a second, those of a source included; decoding: tokens written",
-    "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process",
+    "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process. In "
+    "table.csv, of an accelerator, also allocator_peak: the most that its allocator has given out up to then",
     "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "
     "loading its weights on",
     "agreement": "the loss of the first step, and that after its update, are those of the unit within the bounds of "
