@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from train import config
+from train.config import Data, Optim, Run
 from zoo import configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -53,16 +53,14 @@ class Case:
     def net(self) -> Model:
         return models.model(self.config)
 
-    def run(self, **changes: Any) -> config.Run:
+    def run(self, **changes: Any) -> Run:
         """The case as the trainer takes it: AdamW and clipping, at a constant rate."""
-        return config.Run(
+        return Run(
             recipe=self.size,
             objective=self.objective,  # pyright: ignore[reportArgumentType]
             steps=1 << 30,
-            data=config.Data(
-                length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch
-            ),
-            optim=config.Optim(schedule="constant", warmup=0),
+            data=Data(length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch),
+            optim=Optim(schedule="constant", warmup=0),
             **{"model": self.config, **changes},
         )
 

@@ -214,9 +214,10 @@ def _one(settings: Settings, count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+    given: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(sys.argv[1]).items()
+    }
+    # Whatever is printed on the way goes to standard error; the last line of standard output is the cell.
     with contextlib.redirect_stdout(sys.stderr):
-        measured = _one(
-            Settings(**{name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}), int(sys.argv[2])
-        )
-    print(json.dumps(measured))
+        columns = _one(Settings(**given), int(sys.argv[2]))
+    print(json.dumps(columns))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -207,7 +208,7 @@ def _inference(step: Step) -> Made:
     def whole(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
         sums, _ = goal.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
         weights = goal.weights(batch)
-        return params, sum((sums[name] / weights[name] for name in sums), jnp.float32(0))
+        return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
 
     jitted = _compiled(whole, step, places)
     return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), places, step))

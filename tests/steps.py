@@ -9,7 +9,7 @@ import pytest
 from benchmarks import programs, records
 from zoo import configs
 
-SMALL = {"batch": 2, "length": 8}
+SMALL: dict[str, Any] = {"batch": 2, "length": 8}
 NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "head": 16, "ffn": 64, "context": 16}
 
 

@@ -134,8 +134,8 @@ def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
 
 
 def test_another_loss_is_wrong_and_never_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variant whose loss forgets a tenth of the predictions."""
-    honest = programs._train
+    """A variant whose norms are others."""
+    honest = programs._inference
 
     def planted(made: Step) -> programs.Made:
         if made.variant.layers == "unroll":
@@ -143,8 +143,8 @@ def test_another_loss_is_wrong_and_never_timed(tmp_path: Path, monkeypatch: pyte
             made.net = dataclasses.replace(made.net, config=dataclasses.replace(case.config, compute=made.net.config.compute))
         return honest(made)
 
-    monkeypatch.setitem(programs.MODES, "train", planted)
-    found = measured(tmp_path / "out", "gpt-nano", layers=("scan", "unroll"))
+    monkeypatch.setitem(programs.MODES, "inference", planted)
+    found = measured(tmp_path / "out", "gpt-nano", mode="inference", layers=("scan", "unroll"))
     wrong = found[f"{OURS} unroll"]
     assert wrong["state"] == "wrong" and "first loss" in wrong["reason"] and "seconds" not in wrong
     assert found[f"{OURS} scan"]["state"] == "timed"
@@ -217,7 +217,7 @@ def gpt_losses(_losses: dict[str, tuple[float, float]]) -> tuple[float, float]:
 
 def test_a_peer_that_is_not_installed_gives_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
-    cell = measured(tmp_path / "out", "gpt-nano", peers=True)["absent "]
+    cell = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True)["absent "]
     assert (cell["state"], cell["reason"]) == ("skipped", "no_such_package not installed")
 
 
@@ -243,7 +243,7 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
 
 
 def test_an_attention_that_refuses_is_skipped_with_the_doors_reason(tmp_path: Path) -> None:
-    found = measured(tmp_path / "out", "gpt-nano", attention=("auto", "cudnn"))
+    found = measured(tmp_path / "out", "gpt-nano", mode="inference", attention=("auto", "cudnn"))
     states = {cell["key"]["attention"]: cell for cell in records.read(tmp_path / "out").cells}
     assert found and states["auto"]["state"] == "timed"
     assert states["cudnn"]["state"] == "skipped" and "cudnn" in states["cudnn"]["reason"]
@@ -260,7 +260,7 @@ def test_what_breaks_while_it_is_timed_stops_no_other(tmp_path: Path, monkeypatc
         return honest(made)
 
     monkeypatch.setattr(Step, "run", run)
-    found = measured(tmp_path / "out", "gpt-nano", layers=("scan", "unroll"), rounds=3)
+    found = measured(tmp_path / "out", "gpt-nano", mode="inference", layers=("scan", "unroll"), rounds=3)
     assert found[f"{OURS} scan"]["state"] == "timed" and found[f"{OURS} scan"]["n"] == 3
     assert found[f"{OURS} unroll"]["state"] == "failed"
     assert found[f"{OURS} unroll"]["reason"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
@@ -279,13 +279,13 @@ def test_a_killed_run_is_completed_and_measures_nothing_twice(tmp_path: Path, mo
 
     monkeypatch.setattr(step_group, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
-        measured(tmp_path / "out", *asked)
+        measured(tmp_path / "out", *asked, mode="inference")
     before = records.read(tmp_path / "out").cells
     assert [cell["key"]["model"] for cell in before] == ["gpt-nano"]
     assert "gpt-nano" in (tmp_path / "out" / "report.html").read_text()
     again = []
     monkeypatch.setattr(step_group, "measure", lambda case, *given: again.append(case.size) or measure(case, *given))
-    measured(tmp_path / "out", *asked, resume=True)
+    measured(tmp_path / "out", *asked, mode="inference", resume=True)
     assert again == ["bert-nano"]
     assert records.read(tmp_path / "out").cells[:1] == before
 
