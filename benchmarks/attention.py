@@ -5,6 +5,7 @@ A sweep of several repeats is done by fresh processes, one after the other, each
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,15 +19,15 @@ from benchmarks.records import Writer
 from zoo import launch, runtime
 from zoo.errors import BadInput
 
+PROCESS = "ZOO_BENCH_PROCESS"
+"""Environment variable that holds the number of a fresh process."""
 
-def main(
-    asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume: bool, as_json: bool, process: int | None = None
-) -> int:
+
+def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
     """The command.
 
     Args:
         argv: the command's arguments after `zoo`: what fresh processes are started with.
-        process: number of the fresh process that this is; None = the one that was started by a person.
 
     Returns:
         0; 1 if something is wrong or failed; whatever a fresh process that died returned.
@@ -34,6 +35,8 @@ def main(
     Raises:
         BadInput: see `attention_settings.resolved` and `records.Writer`.
     """
+    told = os.environ.pop(PROCESS, None)
+    process = None if told is None else int(told)
     alone = process is not None or asked.repeats == 1
     machine = _here() if alone else _elsewhere()
     settings = resolved(asked, machine["backend"], quick=quick)
@@ -50,10 +53,15 @@ def main(
             _sweep(todo, settings, folder, 0, resume=resume)
         else:
             code = _repeat(settings.repeats, folder, argv)
-    finally:
-        # Also of a sweep that was stopped.
+    except KeyboardInterrupt:
         if (folder / records.CELLS).exists():
             _show(folder, as_json)
+            print("stopped; --resume completes it", file=sys.stderr)
+        raise
+    if code and not (folder / records.CELLS).exists():
+        # No process came to write anything; each has said why.
+        return code
+    _show(folder, as_json)
     return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
 
 
@@ -76,8 +84,8 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     code = 0
     for number in range(repeats):
         print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
-        command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume", "--process", str(number)]
-        ended = subprocess.run(command).returncode
+        command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume"]
+        ended = subprocess.run(command, env=os.environ | {PROCESS: str(number)}).returncode
         if ended:
             print(f"process {number + 1} ended with {ended}; --resume completes it", file=sys.stderr, flush=True)
             code = code or (ended if ended > 0 else 128 - ended)
@@ -88,21 +96,16 @@ def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, 
     environment = records.environment(settings.dtype)
     asked = dataclasses.asdict(settings)
     writer = Writer(folder / records.CELLS, "attention", environment, asked, resume, {"implementation": UNIT})
-    names = settings.impl
-    peer_names = peers_attention.NAMES if settings.peers else ()
-    missing = {row: [name for name in (*names, *peer_names) if not writer.has(row.key(name), process)] for row in todo}
+    names = (*settings.impl, *(peers_attention.NAMES if settings.peers else ()))
+    missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
-    progress = Progress(sum(weights.values()))
+    progress = Progress(sum(weights.values(), 0.0))
     try:
         for row, weight in weights.items():
             progress.begin(str(row))
-            lacking = missing[row]
-            peers = peers_attention.programs if settings.peers and set(peer_names) & set(lacking) else None
-            ours = [name for name in names if name in lacking]
-            cells = attention_row.measure(row, ours, settings, environment, progress.doing, peers)
+            cells = attention_row.measure(row, missing[row], settings, environment, progress.doing)
             for cell in cells:
-                if cell["key"]["implementation"] in lacking:
-                    writer.write({"process": process, **cell, **_machine_columns(environment, row)})
+                writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weight, attention_tables.in_a_line(cells))
     finally:
         progress.close()

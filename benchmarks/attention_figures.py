@@ -15,9 +15,9 @@ from eval.page import text
 LOOKS = {
     "one": (ONE, "o"),
     "two": (TWO, "s"),
-    "three": (THREE, "^"),
-    "four": (FOUR, "D"),
-    "five": (FIVE, "v"),
+    "four": (FOUR, "^"),
+    "five": (FIVE, "D"),
+    "three": (THREE, "v"),
     "six": (SIX, "P"),
     "ink": (INK, "X"),
     "muted": (MUTED, "*"),
@@ -48,7 +48,7 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
     lines: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
     for cell in cells:
         lines[cell["key"]["implementation"]].append((cell["key"]["queries"], cell["flops_per_s"]))
-    scale, unit = _unit(max(rate for line in lines.values() for _, rate in line))
+    scale, named = unit(max(rate for line in lines.values() for _, rate in line))
     lengths = sorted({length for line in lines.values() for length, _ in line})
 
     def draw(axes: Any) -> None:
@@ -65,9 +65,9 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
 
     told = [f"{name} {min(line)[1] / scale:.3g} to {max(line)[1] / scale:.3g}" for name, line in lines.items()]
     direction, dtype = cells[0]["key"]["direction"], cells[0]["key"]["dtype"]
-    label = text(f"{title}, {direction}, {dtype}: {unit} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(told)}")
+    label = text(f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(told)}")
     keys = "".join(drawing.key(kinds[name], text(name)) for name in lines)
-    caption = f"<figcaption><b>{text(title)}, {unit}</b>{keys}</figcaption>"
+    caption = f"<figcaption><b>{text(title)}, {named}</b>{keys}</figcaption>"
     return f"<figure>{caption}{drawing.svg(draw, NARROW, label)}</figure>"
 
 
@@ -79,12 +79,14 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
         copy: bytes/s of memory.
     """
     timed = [cell for cell in cells if cell["state"] == "timed"]
-    scale, unit = _unit(matrix)
+    scale, named = unit(matrix)
     ridge = matrix / copy
     least = min([ridge, *(cell["intensity"] for cell in timed)]) / 2
     most = max([ridge, *(cell["intensity"] for cell in timed)]) * 2
 
     def draw(axes: Any) -> None:
+        from matplotlib.ticker import LogLocator
+
         axes.plot([least, ridge, most], np.asarray([least * copy, matrix, matrix]) / scale, color=MUTED, linestyle=(0, (6, 3)))
         for name, kind in kinds.items():
             colour, mark = LOOKS[kind]
@@ -95,16 +97,17 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.minorticks_off()
         axes.grid(axis="x")
         axes.set_xlabel("FLOPs a byte")
 
-    label = text(f"Roofline: {matrix / scale:.3g} {unit} from {ridge:.3g} FLOPs a byte on, {copy / 1e9:.3g} GB/s below")
+    label = text(f"Roofline: {matrix / scale:.3g} {named} from {ridge:.3g} FLOPs a byte on, {copy / 1e9:.3g} GB/s below")
     keys = "".join(drawing.key(f"{kind} dots", text(name)) for name, kind in kinds.items())
-    keys += drawing.key("muted dashed", f"attainable: {matrix / scale:,.0f} {unit}, {copy / 1e9:,.1f} GB/s")
+    keys += drawing.key("muted dashed", f"attainable: {matrix / scale:,.0f} {named}, {copy / 1e9:,.1f} GB/s")
     drawings = drawing.svg(draw, NARROW, label, "narrow") + drawing.svg(draw, WIDE, label, "wide")
-    return f"<figure class=lead-plot><figcaption><b>{unit}</b>{keys}</figcaption>{drawings}</figure>"
+    return f"<figure class=lead-plot><figcaption><b>{named}</b>{keys}</figcaption>{drawings}</figure>"
 
 
 def support(cells: Cells) -> str:
@@ -130,7 +133,7 @@ def _square(cells: Cells) -> str:
         reasons = {cell["reason"] for cell in cells}
         hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else told
         shown = "-" if state == "skipped" else state
-        look = "none" if state == "skipped" else 'wrong style="--share:100%"'
+        look = "none" if state == "skipped" else 'none style="background:color-mix(in srgb,var(--three) 50%,var(--card))"'
         return f'<td class={look} title="{text(hover)}">{shown}</td>'
     ratios = [cell["ratio"] for cell in cells if cell["state"] == "timed" and cell["ratio"]]
     if not ratios:
@@ -151,5 +154,6 @@ def _heads(cell: Mapping[str, Any]) -> str:
     return f"{cell['key']['heads']} heads of {cell['key']['head']}"
 
 
-def _unit(most: float) -> tuple[float, str]:
+def unit(most: float) -> tuple[float, str]:
+    """(scale, name) in which rates up to this one are told."""
     return (1e12, "TFLOP/s") if most >= 2e12 else (1e9, "GFLOP/s")

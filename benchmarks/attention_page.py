@@ -20,6 +20,7 @@ COLUMNS = (
 )
 WORDS = 7
 """Columns of words; the others are numbers."""
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render(results: Results) -> str:
@@ -74,7 +75,8 @@ def _sentence(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
 def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     rates = results.environment["matrix_rate"].items()
     tiles = [(f"{mean:.2f}", f"of xla's time: {name}") for name, mean in _means(cells).items()]
-    tiles += [(f"{rate / 1e9:,.0f}", f"GFLOP/s, matrix products in {dtype}") for dtype, rate in rates]
+    scaled = [(dtype, rate, *figures.unit(rate)) for dtype, rate in rates]
+    tiles += [(f"{rate / scale:,.0f}", f"{named}, matrix products in {dtype}") for dtype, rate, scale, named in scaled]
     tiles.append((f"{results.environment['copy_rate'] / 1e9:,.1f}", "GB/s, copies"))
     shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>"
@@ -101,8 +103,8 @@ def _line(cell: Mapping[str, Any]) -> list[Any]:
         return "" if cell.get(name) is None else format(cell[name] / scale, show)
 
     return [
-        *(key["dtype"], key["direction"], key["feature"], shape_of(key), heads_of(key), key["implementation"]),
-        cell.get("kernels", ""),
+        *(key["dtype"], key["direction"], key["feature"], _whole(shape_of(key)), _whole(heads_of(key)), key["implementation"]),
+        _whole(cell.get("kernels", "")).replace(f",{SPACE}", ", "),
         *(seconds_text(cell["seconds"]), span("seconds", seconds_text), f"{cell['n']:g}"),
         *(given("ratio", ".3f"), span("ratio", "{:.3f}".format)),
         *(given("tokens_per_s", ",.0f"), given("flops_per_s", ",.1f", 1e9), percent("of_matrix_rate"), percent("of_peak")),
@@ -110,6 +112,11 @@ def _line(cell: Mapping[str, Any]) -> list[Any]:
         *(given("memory", ",.1f", 1e6), given("compile_seconds", ".2f")),
         *(cell.get("clock", ""), given("error", ".0e")),
     ]
+
+
+def _whole(words: str) -> str:
+    """Words that stay in one line."""
+    return words.replace(" ", SPACE)
 
 
 def _formulas(cells: Sequence[Mapping[str, Any]]) -> str:

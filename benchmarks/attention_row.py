@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import attention_cost as cost
-from benchmarks import conformance, device_time, timing
+from benchmarks import conformance, device_time, peers_attention, timing
 from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
 from benchmarks.peers_attention import Peer
@@ -41,12 +42,12 @@ class Trial:
     found: list[np.ndarray] | None = None
     """What its first call returned: outputs, then gradients."""
 
-    def end(self, state: str, reason: str = "") -> "Trial":
+    def end(self, state: str, reason: str = "") -> None:
         self.state, self.reason, self.program = state, reason, None
-        return self
 
 
-Peers = Callable[[Problem, str], Mapping[str, Peer | str]]
+MakePeer = Callable[[str, Problem, str], Peer | str]
+"""(peer, problem, direction) -> its program, or why there is none: `peers_attention.made`."""
 
 
 def measure(
@@ -55,29 +56,25 @@ def measure(
     settings: Settings,
     environment: Mapping[str, Any],
     show: Callable[[str], None],
-    peers: Peers | None,
+    peer: MakePeer = peers_attention.made,
 ) -> list[dict[str, Any]]:
     """The cells of a row, less the process.
 
     Args:
-        names: implementations; `UNIT` is measured besides in any case, and has a cell if it is among them.
+        names: implementations, and peers. `UNIT` is measured besides in any case, and has a cell if it is among them.
         environment: of this process.
         show: told what is done.
-        peers: `peers_attention.programs`, if peers are to be timed.
     """
-    order = sorted({*names, UNIT} & door.IMPLEMENTATIONS.keys(), key=lambda name: (name not in BASELINES, name != BASELINES[0]))
-    trials = []
-    problem = _made(row, [Trial(name) for name in order], trials)
+    trials = [Trial(name) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    problem = _made(row, trials)
     if problem is not None:
         baseline: Trial | None = None
         for trial in trials:
             show(f"{trial.name}: checking, compiling")
-            _guarded(trial, functools.partial(_prepare, row=row, problem=problem, settings=settings, baseline=baseline))
-            baseline = baseline or (trial if trial.found is not None and trial.name in BASELINES else None)
-        for name, made in {} if peers is None else peers(problem, row.direction).items():
-            trials.append(Trial(name))
-            show(f"{name}: comparing")
-            _guarded(trials[-1], functools.partial(_join, made=made, row=row, settings=settings, baseline=baseline))
+            start = _prepare if trial.name in door.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
+            _guarded(trial, functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline))
+            if baseline is None and trial.name in BASELINES and trial.found is not None:
+                baseline = trial
         for trial in trials:
             trial.found = None
         show("timing")
@@ -87,27 +84,33 @@ def measure(
                 peak = device_peak(environment["device"], row.dtype)
                 spent = trial.columns.get("device_seconds") or trial.columns["seconds"]
                 trial.columns |= cost.rates(problem, row.direction, spent, environment, peak)
-    wanted = [trial for trial in trials if trial.name in names or trial.name not in door.IMPLEMENTATIONS]
+    wanted = [trial for trial in trials if trial.name in names]
     return [{"key": row.key(each.name), "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
 
 
-def _made(row: Row, started: Sequence[Trial], trials: list[Trial]) -> Problem | None:
+def _turn(name: str) -> int:
+    """Baselines come first, peers last."""
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in door.IMPLEMENTATIONS)
+
+
+def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
     """The arrays of a row. None, and all trials at an end, where it has none: they would not fit, or do not make sense."""
-    trials += started
     shape, feature = row.shape, FEATURES[row.feature]
+    # q, k, v and the output; as much again for their gradients.
+    numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
+    least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
+    reason = _too_large(least, "its inputs and outputs alone need")
     if feature.square and shape.queries != shape.keys:
         reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
-        for trial in trials:
-            trial.end("skipped", reason)
-        return None
-    # q, k, v, the cotangent, and as much again for the gradients and the output.
-    least = 2 * 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
-    least *= np.dtype(row.dtype).itemsize if row.dtype != "bfloat16" else 2
-    if reason := _too_large(least, "its inputs and outputs alone need"):
-        for trial in trials:
-            trial.end("skipped", reason)
-        return None
-    return Problem.of(feature, shape, row.dtype)
+    state = "skipped"
+    if not reason:
+        try:
+            return Problem.of(feature, shape, row.dtype)
+        except Exception as error:
+            state, reason = "failed", first_line(error)
+    for trial in trials:
+        trial.end(state, reason)
+    return None
 
 
 def _guarded(trial: Trial, act: Callable[[Trial], None]) -> None:
@@ -160,8 +163,9 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
     _first_call(trial, _arrays, row, settings, baseline)
 
 
-def _join(trial: Trial, made: Peer | str, row: Row, settings: Settings, baseline: Trial | None) -> None:
-    """A peer, if it is one."""
+def _join(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
+    """What a peer needs is no matter of ours; its numbers are."""
+    made = peer(trial.name, problem, row.direction)
     if isinstance(made, str):
         trial.end("skipped", made)
         return
@@ -246,7 +250,7 @@ def _too_large(need: int, what: str) -> str:
     return "" if need <= ROOM * room else f"{what} {gigabytes(need)}, and {gigabytes(room)} are free"
 
 
-def gigabytes(size: float) -> str:
+def gigabytes(size: int | float) -> str:
     """Bytes as people read them."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
@@ -289,12 +293,22 @@ def _time(trials: Sequence[Trial], settings: Settings) -> None:
         programs = {name: unbroken(trial) for name, trial in ready.items()}
         try:
             seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
-            on_device = device_time.measured(programs)
         except _Broken:
+            continue
+        on_device, why = _on_device(programs)
+        if any(trial.state for trial in ready.values()):
             continue
         for name, trial in ready.items():
             trial.columns |= timing.columns(seconds[name], seconds.get(UNIT))
             if name in on_device:
                 trial.columns["device_seconds"] = on_device[name]
             trial.columns["clock"] = "device" if name in on_device else "wall"
-            trial.end("timed", trial.reason)
+            trial.end("timed", trial.reason or why)
+
+
+def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
+    """(seconds of the device, why there are none): a profiler that does not work costs nobody the wall time."""
+    try:
+        return device_time.measured(programs), ""
+    except Exception as error:
+        return {}, f"wall time, for the profiler failed: {first_line(error)}"

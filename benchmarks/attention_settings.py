@@ -57,7 +57,7 @@ _ACCELERATOR = dataclasses.replace(
     feature=tuple(FEATURES),
     tokens=16384,
 )
-_QUICK = {"direction": ("both",), "feature": ("full", "causal", "t5"), "model": ("gpt2",), "budget": 0.5}
+_QUICK = {"feature": ("full", "causal", "t5"), "model": ("gpt2",), "budget": 0.5}
 DEFAULTS = {
     "sweep": {"cpu": _CPU, "accelerator": _ACCELERATOR},
     "quick": {

@@ -74,6 +74,9 @@ def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name} {' '.join(cell_text(cell).split())}" for name, cell in shown) or "nothing runs here"
 
 
+HEAD = ("feature", "B x T", "N x H")
+
+
 class Part:
     """Cells that make one table: of one dtype and direction."""
 
@@ -110,26 +113,40 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return told
 
 
+CELL = 18
+"""Columns that a cell takes on the terminal."""
+
+
 def show(results: Results) -> None:
-    """The table, on stdout."""
+    """The table, on stdout: in several where it is wider than the terminal."""
     console, cells = Console(highlight=False, markup=False, emoji=False), merged(results.cells)
     for part in Part.of(cells):
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for title in ("feature", "B x T", "N x H"):
-            table.add_column(title, no_wrap=True)
-        for name in part.names:
-            table.add_column(Text(name), no_wrap=True, justify="right")
-        last = ""
-        for feature, *rest in part.lines():
-            styled = [Text(each, "bold red" if each in ("WRONG", "FAILED") else "") for each in rest]
-            table.add_row(Text("" if feature == last else feature), *styled)
-            last = feature
         console.print(Text(f"\n{part.title}", "bold"))
-        console.print(table)
+        lines = part.lines()
+        labels = sum(max(map(len, column)) + 2 for column in zip(HEAD, *(line[:3] for line in lines), strict=True))
+        several = max(1, (console.width - labels) // (CELL + 2))
+        for first in range(0, max(1, len(part.names)), several):
+            console.print(_block(part.names[first : first + several], lines, first))
     console.print(Text(f"\n{LEGEND}", "dim"))
     for note in notes(cells):
         console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
     console.print(Text(machine_line(results), "dim"), soft_wrap=True)
+
+
+def _block(names: Sequence[str], lines: Sequence[Sequence[str]], first: int) -> Table:
+    """Some implementations, from number `first` on, of all rows."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for title in HEAD:
+        table.add_column(title, no_wrap=True)
+    for name in names:
+        table.add_column(Text(name), no_wrap=True, justify="right", min_width=CELL)
+    last = ""
+    for feature, *rest in lines:
+        texts = [*rest[:2], *rest[2 + first : 2 + first + len(names)]]
+        styled = [Text(each, "bold red" if each in ("WRONG", "FAILED") else "") for each in texts]
+        table.add_row(Text("" if feature == last else feature), *styled)
+        last = feature
+    return table
 
 
 def machine_line(results: Results) -> str:

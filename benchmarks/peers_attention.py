@@ -7,7 +7,7 @@ torch wants them, [B, N, T, H], before the clock starts.
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,24 +26,24 @@ Peer = tuple[Program, Callable[[Any], list[np.ndarray]]]
 """A program, and what makes arrays of that which it returns, in the order and layout of ours: outputs, then gradients."""
 
 
-def programs(problem: Problem, direction: str) -> Mapping[str, Peer | str]:
-    """Peer -> its program, or why there is none."""
+def made(name: str, problem: Problem, direction: str) -> Peer | str:
+    """The program of a peer, or why there is none."""
     if importlib.util.find_spec("torch") is None:
-        return dict.fromkeys(NAMES, "torch is not installed; it comes with the group parity (CONTRIBUTING.md)")
+        return "torch is not installed; it comes with the group parity (CONTRIBUTING.md)"
     if problem.feature.rate:
-        return dict.fromkeys(NAMES, "torch drops other weights than ours, so that outputs cannot be compared")
+        return "torch drops other weights than ours, so that outputs cannot be compared"
     import torch  # pyright: ignore[reportMissingImports]
 
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        return dict.fromkeys(NAMES, "this torch has no CUDA")
-    place = "cuda" if on_gpu else "cpu"
-    made: dict[str, Peer | str] = {SDPA: _program(problem, direction, place, _attend)}
+        return "this torch has no CUDA"
+    if name == SDPA:
+        return _program(problem, direction, "cuda" if on_gpu else "cpu", _attend)
     if not on_gpu:
-        return made | {FLEX: "FlexAttention is timed on a GPU only"}
+        return "FlexAttention is timed on a GPU only"
     if any(call.bias is not None for call in problem.calls):
-        return made | {FLEX: "FlexAttention is not asked here for a learned bias"}
-    return made | {FLEX: _program(problem, direction, place, _flex)}
+        return "FlexAttention is not asked here for a learned bias"
+    return _program(problem, direction, "cuda", _flex)
 
 
 Attend = Callable[[Any, Any, Any, Any], Any]

@@ -1,8 +1,9 @@
 """How far a long measurement is, on stderr: a line redrawn in place on a terminal, else a line for each piece of work."""
 
+import shutil
 import sys
 import time
-from typing import IO
+from typing import Any
 
 from train.console import clock
 
@@ -10,7 +11,7 @@ from train.console import clock
 class Progress:
     """Of pieces of work of known weights; what was done before does not count for the time left."""
 
-    def __init__(self, weights: float, stream: IO[str] | None = None) -> None:
+    def __init__(self, weights: float, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
         self._all, self._done, self._began = weights, 0.0, time.monotonic()
         self._piece, self._width = "", 0
@@ -46,8 +47,6 @@ class Progress:
     def _show(self, text: str) -> None:
         if not self._stream.isatty():
             return
-        import shutil
-
         line = f"[{self._left()}] {text}"[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
         self._width = len(line)

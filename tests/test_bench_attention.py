@@ -1,6 +1,8 @@
 """`zoo bench attention`: what is counted, what is checked before it is timed, what becomes of cells that fail, what is shown."""
 
 import dataclasses
+import functools
+import io
 import json
 import os
 import re
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Ended, clean_environment
+from conftest import Ended, clean_environment, seen_on_terminal
 from jax.profiler import ProfileData
 
 from benchmarks import (
@@ -24,12 +26,14 @@ from benchmarks import (
     attention_page,
     attention_row,
     attention_tables,
+    conformance,
     device_time,
     peers_attention,
     records,
 )
 from benchmarks.attention_features import FEATURES, Problem, Shape
 from benchmarks.attention_settings import Row, Settings, resolved, rows
+from benchmarks.progress import Progress
 from tests.commands import call
 from zoo import attention as door
 from zoo.errors import BadInput
@@ -37,6 +41,12 @@ from zoo.kernels import blocked
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
 ENVIRONMENT = {"device": "cpu", "matrix_rate": {"float32": 1e11, "bfloat16": 1e11}, "copy_rate": 1e10}
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate's programs, compiled sooner: what they compute is the same."""
+    monkeypatch.setattr(conformance, "check", functools.partial(conformance.check, options={"xla_backend_optimization_level": 0}))
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------------------
@@ -88,7 +98,7 @@ def test_the_predicted_scores_are_a_part_of_what_is_needed() -> None:
     for direction in ("forward", "both"):
         function, arguments = problem.program("xla", direction)
         required = attention_cost.required(jax.jit(function).lower(*arguments).compile())
-        assert required and required / 2 < attention_cost.predicted("xla", problem, direction) <= required
+        assert required and required / 3 < attention_cost.predicted("xla", problem, direction) <= required
     assert attention_cost.predicted("blocked", problem, "both") == 0
 
 
@@ -148,9 +158,8 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert chosen.impl == ("xla", "blocked")
     assert {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 28, 28, 152), Shape(2, 64, 64, 8, 8, 64)}
     # bert-base and gpt2 have the same heads.
-    assert (
-        len(rows(resolved(Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,)), "cpu", quick=True))) == 1
-    )
+    same = Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",))
+    assert len(rows(resolved(same, "cpu", quick=True))) == 1
     grouped = resolved(
         Settings(shape=("1,8,8,12,12,16", "1,8,8,12,4,16"), feature=("grouped",), direction=("both",)), "cpu", quick=True
     )
@@ -214,8 +223,10 @@ TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
 ASKED = Settings(rounds=3)
 
 
-def measured(row: Row = TINY, names: Any = ("xla", "planted"), asked: Settings = ASKED, peers: Any = None) -> dict[str, Any]:
-    cells = attention_row.measure(row, names, asked, ENVIRONMENT, lambda told: None, peers)
+def measured(
+    row: Row = TINY, names: Any = ("xla", "planted"), asked: Settings = ASKED, peer: Any = peers_attention.made
+) -> dict[str, Any]:
+    cells = attention_row.measure(row, names, asked, ENVIRONMENT, lambda told: None, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     return {cell["key"]["implementation"]: cell for cell in cells}
 
@@ -277,7 +288,7 @@ def test_one_that_breaks_during_the_rounds(plant: Any) -> None:
         if len(calls) > 4:
             raise MemoryError("no more")
 
-    found = measured(names=("xla",), peers=lambda problem, direction: {"torch": (program, lambda _: same(problem))})
+    found = measured(names=("xla", "torch"), peer=lambda name, problem, direction: (program, lambda _: same(problem)))
     assert (found["torch"]["state"], found["torch"]["reason"]) == ("failed", "MemoryError: no more")
     assert (found["xla"]["state"], found["xla"]["n"]) == ("timed", 3)
 
@@ -337,7 +348,7 @@ def test_every_feature_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_torch_a_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers_attention.importlib.util, "find_spec", lambda name: None)
-    found = measured(names=("xla",), peers=peers_attention.programs)
+    found = measured(names=("xla", *peers_attention.NAMES))
     assert {found[name]["state"] for name in peers_attention.NAMES} == {"skipped"}
     assert found["torch"]["reason"].startswith("torch is not installed; it comes with the group parity")
 
@@ -348,7 +359,7 @@ def test_without_torch_a_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_computes_the_same(name: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
     row = Row("float32", direction, name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
-    cell = measured(row, ("xla",), dataclasses.replace(ASKED, rounds=1), peers_attention.programs)["torch"]
+    cell = measured(row, ("xla", "torch"), dataclasses.replace(ASKED, rounds=1))["torch"]
     if FEATURES[name].rate:
         assert cell["reason"] == "torch drops other weights than ours, so that outputs cannot be compared"
     else:
@@ -383,7 +394,7 @@ def test_a_sweep_leaves_a_folder(swept: Path) -> None:
 
 def test_the_page_needs_nothing_else(swept: Path) -> None:
     page = (swept / "report.html").read_text()
-    assert "<script" not in page and "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert "<script" not in page and "//" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert 'title="skipped: it runs on gpu, and this is cpu"' in page
     assert page.count("<svg") >= 2 + 2
     assert "4 B T S N H" in page
@@ -400,22 +411,51 @@ def test_it_is_not_written_over_and_a_full_one_is_resumed(swept: Path, capsys: p
     assert (swept / "cells.jsonl").read_bytes() == before
 
 
+def test_stopped_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the second row: what is finished is kept and shown."""
+    real, seen = attention_row.measure, []
+
+    def stopping(row: Row, *rest: Any) -> Any:
+        seen.append(row)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(row, *rest)
+
+    monkeypatch.setattr(attention_row, "measure", stopping)
+    ended = call(capsys, *LINE.split(), "--out", str(tmp_path / "out"))
+    assert ended.code == 130 and "stopped; --resume completes it" in ended.stderr
+    assert re.search(r"full +2 x 16 .*us", ended.stdout) and len(records.read(tmp_path / "out").cells) == 3
+
+
+def test_progress_tells_what_is_left() -> None:
+    out = io.StringIO()
+    progress = Progress(4.0, out)
+    for piece in ("one", "two"):
+        progress.begin(piece)
+        progress.doing("compiling")
+        progress.done(2.0, "done")
+    progress.close()
+    assert re.fullmatch(r"one: done  \[50%, [\d:]+ left\]\ntwo: done  \[100%, 0:00 left\]\n", out.getvalue())
+    shown = seen_on_terminal(lambda terminal: (Progress(4.0, terminal).begin("a" * 500), None)[1])
+    assert shown.startswith("\r[0%] aaa") and len(shown) < 200
+
+
 def test_killed_and_resumed(tmp_path: Path, zoo: Callable[..., Ended]) -> None:
     """Nothing that was finished is lost, and nothing is measured twice."""
-    path = tmp_path / "out" / "cells.jsonl"
-    command = [sys.executable, "-P", "-m", "zoo.cli", *LINE.split(), "--out", "out"]
+    path, line = tmp_path / "out" / "cells.jsonl", [*LINE.replace("full t5", "full").split(), "--out", "out"]
+    command = [sys.executable, "-P", "-m", "zoo.cli", *line]
     with subprocess.Popen(command, env=clean_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 4):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     left = path.read_bytes()
-    assert 4 <= left.count(b"\n") < 13, "killed too late"
+    assert 4 <= left.count(b"\n") < 7, "killed too late"
     path.write_bytes(left + b'{"key": {"implem')
-    ended = zoo(*LINE.split(), "--out", "out", "--resume")
+    ended = zoo(*line, "--resume")
     assert ended.code == 0, ended.stderr
     assert path.read_bytes().startswith(left)
     cells = records.read(path).cells
-    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == 12
+    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == 6
 
 
 @pytest.mark.slow
@@ -455,9 +495,9 @@ def test_the_table_fits_100_columns(swept: Path, monkeypatch: pytest.MonkeyPatch
     ]
     attention_tables.show(dataclasses.replace(results, cells=[*results.cells, *extra]))
     out = capsys.readouterr().out
-    head = next(line for line in out.splitlines() if line.startswith("feature"))
-    for name in ("xla", "blocked", "torch", "reference", "planted"):
-        assert name in head
+    heads = [line for line in out.splitlines() if line.startswith("feature")]
+    assert [head.split()[7:] for head in heads] == [["xla", "blocked", "torch"], ["reference", "planted"]]
+    assert max(map(len, (line for line in out.splitlines() if " x " in line))) <= 100
     assert "12.3 ms  0.50  25%" in out and "WRONG" in out and "planted, wrong: it is off (1 cell)" in out
     assert "float32, forward and backward" in out
 

@@ -67,14 +67,13 @@ def attention(args: list[str]) -> int:
         """Complete the results that are there."""
         json: bool = False
         """Print the cells as JSON, one a line."""
-        process: Annotated[int | None, tyro.conf.Suppress] = None
 
     asked = tyro.cli(Attention, args=args, prog="zoo bench attention")
     from benchmarks import attention as benchmark
     from benchmarks.attention_settings import Settings
 
     given = dataclasses.asdict(asked)
-    how = {name: given.pop(name) for name in ("quick", "out", "resume", "process", "json")}
+    how = {name: given.pop(name) for name in ("quick", "out", "resume", "json")}
     as_json = how.pop("json")
     return benchmark.main(Settings(**given), ["bench", "attention", *args], as_json=as_json, **how)
 
