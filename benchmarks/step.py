@@ -6,31 +6,27 @@ Several repeats are done by fresh processes, one after the other, each of which 
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, records, step_group, step_page, step_tables
+from benchmarks.attention import PROCESS, elsewhere, repeat
 from benchmarks.cases import Case
 from benchmarks.programs import Step
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
 from benchmarks.step_settings import Settings, cases, key, peer_key, resolved, unit, variants
-from zoo import launch, runtime
+from zoo import runtime
 from zoo.errors import BadInput
 
 
-def main(
-    asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_json: bool, devices: int = 0, process: int | None = None
-) -> int:
+def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_json: bool, devices: int = 0) -> int:
     """The command.
 
     Args:
         argv: the command's arguments after `zoo`: what fresh processes are started with.
         devices: CPU devices to simulate; 0 = the real ones.
-        process: number of the fresh process that this is; None = the one that was started by a person.
 
     Returns:
         0; 1 if something is wrong or failed; whatever a fresh process that died returned.
@@ -38,12 +34,14 @@ def main(
     Raises:
         BadInput: see `step_settings` and `records.Writer`; a mesh or a batch that does not fit the devices.
     """
-    runtime.prepare(devices)
-    runtime.canary()
-    machine = records.machine()
+    told = os.environ.pop(PROCESS, None)
+    process = None if told is None else int(told)
+    alone = process is not None or asked.repeats == 1
+    machine = _here(devices) if alone else elsewhere()
     settings = resolved(asked, machine["backend"])
     todo = cases(settings)
-    _check(todo, settings)
+    if alone:
+        _check(todo, settings)
     folder = Path(out) if out else records.default_folder("step", machine)
     if process is None and not resume and (folder / records.CELLS).exists():
         raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
@@ -55,12 +53,21 @@ def main(
         if settings.repeats == 1:
             _measure(todo, settings, folder, 0, resume=resume)
         else:
-            code = _repeat(settings.repeats, folder, argv)
+            code = repeat(settings.repeats, folder, argv)
     finally:
         # Also of a run that was stopped.
         if (folder / records.CELLS).exists():
             show(folder, as_json)
+    if not (folder / records.CELLS).exists():
+        # No process came to write anything; each has said why.
+        return code
     return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
+
+
+def _here(devices: int) -> dict[str, Any]:
+    runtime.prepare(devices)
+    runtime.canary()
+    return records.machine()
 
 
 def show(folder: Path, as_json: bool) -> None:
@@ -119,16 +126,3 @@ def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
 def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:
     """What the process that measured a cell found the machine able to do."""
     return {"load": environment["load"], "clock_mhz": environment["clock_mhz"]}
-
-
-def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
-    """Start the fresh processes. One that dies does not stop the others; returns the first code that is not 0."""
-    code = 0
-    for number in range(repeats):
-        print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
-        command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume", "--process", str(number)]
-        ended = subprocess.run(command).returncode
-        if ended:
-            print(f"process {number + 1} ended with {ended}; --resume completes it", file=sys.stderr, flush=True)
-            code = code or (ended if ended > 0 else 128 - ended)
-    return code

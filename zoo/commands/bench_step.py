@@ -61,14 +61,13 @@ def step(args: list[str]) -> int:
         """Complete the results that are there."""
         json: bool = False
         """Print the cells as JSON, one a line."""
-        process: Annotated[int | None, tyro.conf.Suppress] = None
 
     asked = tyro.cli(Step, args=args, prog="zoo bench step")
     from benchmarks import step as benchmark
     from benchmarks.step_settings import Settings
 
     given = dataclasses.asdict(asked)
-    how = {name: given.pop(name) for name in ("devices", "out", "resume", "process", "json")}
+    how = {name: given.pop(name) for name in ("devices", "out", "resume", "json")}
     as_json = how.pop("json")
     return benchmark.main(Settings(**given), ["bench", "step", *args], as_json=as_json, **how)
 
