@@ -94,6 +94,10 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peers.asked(settings):
             trial = Trial(peer_key(case, name, precision, settings))
+            if group.crowded and any(other.peer for other in trials):
+                # Those that are there are timed and leave; the unit takes turns with the next ones again.
+                show("timing")
+                group.time(trials)
             trials.append(trial)
             show(f"{name}, {precision}: first steps")
             # Its process ends with the measuring, however that ends.
@@ -123,6 +127,16 @@ class _Group:
         self._needed = 0
         # By what they hold: the step that has it now.
         self._holders: dict[Any, Step] = {}
+
+    @property
+    def _room(self) -> int:
+        """Bytes that our programs and one peer more need in the rounds: a peer is taken to need half as much again as ours do."""
+        return int(2.5 * self._needed)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one peer more would not fit the memory."""
+        return bool(_too_large(self._room, ""))
 
     # --- before the rounds ---
 
@@ -172,8 +186,8 @@ class _Group:
         if not self._wanted:
             trial.end("skipped", "no program of ours ran that it could be compared with")
             return
-        if reason := _too_large(self._needed, "it is taken to need what ours does,"):
-            trial.end("skipped", reason)
+        if self.crowded:
+            trial.end("skipped", _too_large(self._room, "ours and it are taken to need"))
             return
         try:
             if not (folder / peers.ASKED).exists():
@@ -220,7 +234,8 @@ class _Group:
         """Rounds of all that are ready. One that breaks leaves, and the others begin anew."""
         unit = records.identity(trials[0].key)
         while ready := {records.identity(trial.key): trial for trial in trials if trial.ready}:
-            called = {name: self._unbroken(trial) for name, trial in ready.items()}
+            taking = ready | ({unit: trials[0]} if trials[0].state == "timed" and trials[0].losses else {})
+            called = {name: self._unbroken(trial) for name, trial in taking.items()}
             probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
             rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
             try:
@@ -228,11 +243,17 @@ class _Group:
                     # The two steps of the comparison were its first; of steps that take seconds they warm enough.
                     more = [] if trial.second > timing.SLOW else timing.warm(called[name])
                     trial.columns["warm_calls"] = 2 + len(more)
+                for trial in taking.values():
+                    # So that no round has to make a state first.
+                    self._unbroken(trial, take=False)()
                 asked = called | {precision: probe for precision, (probe, _) in probes.items()}
                 seconds = timing.measured(asked, rounds=rounds, budget=budget)
             except _Broken:
                 continue
             rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
+            for step in self._holders.values():
+                step.stop()
+            self._holders.clear()
             for name, trial in ready.items():
                 trial.columns |= timing.columns(seconds[name], seconds.get(unit))
                 trial.columns |= self._rates(trial, rates[trial.key["precision"]])
@@ -256,10 +277,15 @@ class _Group:
             "other": [dataclasses.asdict(row) for row in found.rows if row.part == parts.OTHER][:10],
         }
 
-    def _unbroken(self, trial: Trial) -> timing.Program:
+    def _unbroken(self, trial: Trial, *, take: bool = True) -> timing.Program:
+        """A step of a trial, or without `take` only its state; what goes wrong is the trial's end."""
+
         def run() -> object:
             try:
-                return trial.peer.run() if trial.peer is not None else self._held(_step(trial)).run()
+                if trial.peer is not None:
+                    return trial.peer.run() if take else None
+                step = self._held(_step(trial))
+                return step.run() if take else None
             except Exception as error:
                 trial.end("failed", first_line(error))
                 # What it held may be lost with it.

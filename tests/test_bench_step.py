@@ -215,6 +215,29 @@ def gpt_losses(_losses: dict[str, tuple[float, float]]) -> tuple[float, float]:
     return _losses["gpt"]
 
 
+def test_peers_that_do_not_fit_together_are_timed_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt_losses: tuple[float, float]
+) -> None:
+    """Each with the unit in its rounds; what has room beside none is skipped, with the numbers."""
+    first, second = gpt_losses
+    (tmp_path / "fitting.py").write_text(PEER.format(losses=f"[{first}, {second}] * 99"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setattr(peers, "PEERS", {name: Kind("fitting", ()) for name in ("one", "two")})
+    alive: list[Peer] = []
+    start, close = Peer.__init__, Peer.close
+    monkeypatch.setattr(Peer, "__init__", lambda self, *given: (start(self, *given), alive.append(self))[0])
+    monkeypatch.setattr(Peer, "close", lambda self: (close(self), alive.remove(self) if self in alive else None)[0])
+    honest = step_group._Group.crowded
+    monkeypatch.setattr(step_group._Group, "crowded", property(lambda self: len(alive) > 0))
+    found = measured(tmp_path / "out", "gpt-nano", peers=True)
+    assert [found[name]["state"] for name in (f"{OURS} scan", "one ", "two ")] == ["timed"] * 3
+    assert found["one "]["ratio"] and found["two "]["ratio"]
+    monkeypatch.setattr(step_group, "free", lambda: int(2 * found[f"{OURS} scan"]["memory"]))
+    monkeypatch.setattr(step_group._Group, "crowded", honest)
+    found = measured(tmp_path / "again", "gpt-nano", peers=True)
+    assert found["one "]["state"] == "skipped" and " GB are free" in found["one "]["reason"]
+
+
 def test_a_peer_that_is_not_installed_gives_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
     cell = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True)["absent "]
