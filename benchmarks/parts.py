@@ -23,7 +23,8 @@ DIRECTIONS = ("forward", "backward", "update")
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention|masks|tiles|positions|kernels/\w+)\.py", ".*", ATTENTION),
     (r"zoo/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
-    (r"zoo/(layers|seeds)\.py", r"(dropout|keep|fold|hashed|_\w+)\b.*", DROPOUT),
+    (r"zoo/layers\.py", r"dropout\b.*", DROPOUT),
+    (r"zoo/seeds\.py", ".*", DROPOUT),
     (r"zoo/layers\.py", r"<lambda>", ACTIVATIONS),
     (r"zoo/layers\.py", r"tied_logits\b.*", HEAD),
     (r"zoo/layers\.py", r"lookup\b.*", EMBEDDING),
@@ -34,6 +35,9 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
+PLUMBING = ("product", "_product", "_product_gradients", "_contracted")
+"""Functions of `zoo.layers` that compute for whoever calls them. Their gradients are called by the step, so that there only a
+`jax.named_scope` tells for whom: one called unembed is the loss head's."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
     *("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple"),
@@ -147,7 +151,12 @@ def _ruled(instruction: Instruction) -> str:
     """The part that an instruction's source belongs to; "" where no rule knows."""
     if re.search(r"jit\((gelu|relu|tanh)\)", instruction.op_name):
         return ACTIVATIONS
-    for frame in instruction.frames:
+    if re.search(r"\bunembed\b", instruction.op_name):
+        return HEAD
+    plumbing = [frame for frame in instruction.frames if frame.function in PLUMBING]
+    for frame in instruction.frames[len(plumbing) :]:
+        if plumbing and not re.search(r"zoo/|train/losses", frame.file):
+            return ELEMENTWISE
         for file, function, part in RULES:
             if re.search(f"(^|/)({file})$", frame.file) and re.fullmatch(function, frame.function):
                 return part
