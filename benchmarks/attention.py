@@ -38,7 +38,7 @@ def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume:
     told = os.environ.pop(PROCESS, None)
     process = None if told is None else int(told)
     alone = process is not None or asked.repeats == 1
-    machine = _here() if alone else _elsewhere()
+    machine = _here() if alone else elsewhere()
     settings = resolved(asked, machine["backend"], quick=quick)
     todo = rows(settings)
     folder = Path(out) if out else records.default_folder("attention", machine)
@@ -52,7 +52,7 @@ def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume:
         if alone:
             _sweep(todo, settings, folder, 0, resume=resume)
         else:
-            code = _repeat(settings.repeats, folder, argv)
+            code = repeat(settings.repeats, folder, argv)
     except KeyboardInterrupt:
         if (folder / records.CELLS).exists():
             _show(folder, as_json)
@@ -71,7 +71,7 @@ def _here() -> dict[str, Any]:
     return records.machine()
 
 
-def _elsewhere() -> dict[str, Any]:
+def elsewhere() -> dict[str, Any]:
     """The machine, asked of another process: one that only starts others must not hold its accelerator."""
     program = "from zoo import runtime; runtime.prepare(); from benchmarks import records; import json"
     command = [sys.executable, "-P", "-c", f"{program}; print(json.dumps(records.machine()))"]
@@ -79,7 +79,7 @@ def _elsewhere() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
+def repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     """Start the fresh processes. One that dies does not stop the others; returns the first code that is not 0."""
     code = 0
     for number in range(repeats):

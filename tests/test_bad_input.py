@@ -31,8 +31,8 @@ def assert_refused(ended: Ended, expected: str) -> None:
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; choose models, train, eval, compare, generate, fill-mask, embed, data, import, "
     "export, bench, doctor",
-    "bench": "zoo bench : write zoo bench attention or compare",
-    "bench atention": "zoo bench atention: write zoo bench attention or compare",
+    "bench": "zoo bench : choose from attention, step, growth, compare",
+    "bench atention": "zoo bench atention: choose from attention, step, growth, compare",
     "bench compare x": "Missing from zoo bench compare: B",
     "train gpt-nona": "no recipe is called 'gpt-nona'; the nearest is 'gpt-nano'",
     "models gpt2-lrage": "no model is called 'gpt2-lrage'; the nearest is 'gpt2-large'",

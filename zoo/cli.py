@@ -21,6 +21,8 @@ usage: zoo COMMAND ...
   zoo import DIR|HUB_ID       check published weights and keep them under models/
   zoo export RUN DIR          a run's weights as a folder that transformers loads
   zoo bench attention [...]   every attention implementation here, its numbers checked, then timed; --quick is a minute's worth
+  zoo bench step MODEL...     training, inference and decoding steps, beside transformers and KerasHub, and where their time goes
+  zoo bench growth [MODEL]    how the cost of a small model grows with length, layers, width and devices
   zoo bench compare A B       two results of a benchmark: what became slower, faster, wrong or missing
   zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
 

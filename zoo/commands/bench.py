@@ -3,18 +3,19 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands.bench_step import growth, step
 from zoo.errors import BadInput
 
 
 def bench(args: list[str]) -> int:
-    """`zoo bench attention [options]`, `zoo bench compare A B [options]`."""
-    kinds = {"attention": attention, "compare": compare}
+    """`zoo bench attention|step|growth [options]`, `zoo bench compare A B [options]`."""
+    kinds = {"attention": attention, "step": step, "growth": growth, "compare": compare}
     if args[:1] in (["-h"], ["--help"]):
         for name, kind in kinds.items():
             print(f"zoo bench {name:<10} {(kind.__doc__ or '').strip()}")
         return 0
     if not args or args[0] not in kinds:
-        raise BadInput(f"zoo bench {' '.join(args[:1])}: write zoo bench {' or '.join(kinds)}")
+        raise BadInput(f"zoo bench {' '.join(args[:1])}: choose from {', '.join(kinds)}")
     return kinds[args[0]](args[1:])
 
 
