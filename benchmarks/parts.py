@@ -35,7 +35,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
-PLUMBING = ("product", "_product", "_product_gradients", "_contracted")
+PLUMBING = ("product", "_product", "_product_kept", "_product_gradients", "_contracted")
 """Functions of `zoo.layers` that compute for whoever calls them. Their gradients are called by the step, so that there only a
 `jax.named_scope` tells for whom: one called unembed is the loss head's."""
 MOVES = {

@@ -10,16 +10,15 @@ import functools
 import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.plan import targets
 from zoo import attention as door
 from zoo.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
@@ -32,30 +31,7 @@ SCORES = B // 4 * N // 2 * T * T
 """Entries of the scores [B, N, T, S] on one device."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A platform to compile for: the plugins, any of which will do, and how its devices are described."""
-
-    plugins: tuple[str, ...]
-    extra: str
-    lowering: str
-    describe: dict[str, str]
-
-
-TARGETS = {
-    "gpu": Target(
-        ("jax_cuda13_plugin", "jax_cuda12_plugin"),
-        "cuda13",
-        "cuda",
-        {
-            "platform": "cuda",
-            "topology_name": "1x1x8",
-            "topology": "1x1x8",
-            "target_config": Path(__file__).with_name("h100.txtpb").read_text(),
-        },
-    ),
-    "tpu": Target(("libtpu",), "tpu", "tpu", {"platform": "tpu", "topology_name": "v5e:2x4"}),
-}
+TARGETS = {"gpu": targets.parse("h100:8"), "tpu": targets.parse("v5e:2x4")}
 
 KERNELS = {
     "cudnn": [r"__cudnn\$fmha\w*Softmax", r"__cudnn\$fmha\w*SoftmaxBackward"],
@@ -146,21 +122,8 @@ CALLS = [
 
 def missing() -> dict[str, str]:
     """Why targets cannot be compiled for here."""
-    absent = {name: each for name, each in TARGETS.items() if not any(importlib.util.find_spec(p) for p in each.plugins)}
-    return {
-        name: f"compiling for {name} needs the extra {each.extra}: pip install -e '.[{each.extra}]'"
-        for name, each in absent.items()
-    }
-
-
-@functools.cache
-def devices(platform: str) -> np.ndarray:
-    with pytest.MonkeyPatch.context() as patch:
-        # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
-        told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-        for name, value in told.items():
-            patch.setenv(name, value)
-        return np.array(topologies.get_topology_desc(**TARGETS[platform].describe).devices)
+    found = {name: targets.missing(target.platform) for name, target in TARGETS.items()}
+    return {name: why for name, why in found.items() if why}
 
 
 @contextlib.contextmanager
@@ -171,7 +134,8 @@ def aimed(platform: str) -> Iterator[Mesh]:
         pytest.fail("; ".join(why.values()), pytrace=False)
     if platform in why:
         pytest.skip(why[platform])
-    mesh = Mesh(devices(platform).reshape(2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+    devices = np.array(targets.devices(TARGETS[platform]))
+    mesh = Mesh(devices.reshape(2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
     with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
         yield mesh
 
@@ -268,11 +232,11 @@ def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else object())
     with (
-        pytest.raises(pytest.skip.Exception, match=r"compiling for tpu needs the extra tpu: pip install -e '\.\[tpu\]'"),
+        pytest.raises(pytest.skip.Exception, match=r"compiling for tpu needs the extra tpu: pip install 'jax-zoo\[tpu\]'"),
         aimed("tpu"),
     ):
         pass
-    hidden = [plugin for each in TARGETS.values() for plugin in each.plugins]
+    hidden = [plugin for plugins, _ in targets.PLUGINS.values() for plugin in plugins]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else found(name))
     with pytest.raises(pytest.fail.Exception, match=r"needs the extra cuda13.*needs the extra tpu"), aimed("gpu"):
         pass

@@ -30,7 +30,7 @@ def assert_refused(ended: Ended, expected: str) -> None:
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; choose models, train, eval, compare, generate, fill-mask, embed, data, import, "
-    "export, bench, doctor",
+    "export, bench, plan, doctor",
     "bench": "zoo bench : choose from attention, step, growth, compare",
     "bench atention": "zoo bench atention: choose from attention, step, growth, compare",
     "bench compare x": "Missing from zoo bench compare: B",
@@ -45,6 +45,18 @@ COMMAND_LINES = {
     "generate": r"Missing from zoo generate: RUN\|DIR",
     "generate x --prompt a --limitt 3": "Unrecognized options: --limitt, 3 .*--limit INT",
     "data": r"zoo data : write zoo data inspect \[RECIPE\|RUN\]",
+    "plan": "zoo plan: say what to plan",
+    "plan gpt2-lrage --target cpu:8": "no model is called 'gpt2-lrage'; the nearest is 'gpt2-large'",
+    "plan gpt2": r"--target \(none\): there is no such target; choose one like .*v5p:16x16x16.*h100:64, .*cpu:8$",
+    "plan gpt2 --target h100": "--target h100: say how many, 1 to 8 or a multiple of it .* for example h100:64$",
+    "plan gpt2 --target h100:12": "--target h100:12: say how many",
+    "plan gpt2 --target v5p": "--target v5p: say the slice of a v5p, one of v5p:2x2x1, .*v5p:8x8x8",
+    "plan gpt2 --target v5e:8by8": "--target v5e:8by8: say the slice of a v5e, one of v5e:1x1",
+    "plan gpt2 --target cpu:0": "--target cpu:0: say how many devices to simulate",
+    "plan gpt2 --target cpu:8 --devices 8": "--devices 8: --target says them: cpu:8$",
+    "plan gpt2 --target cpu:8 --search --page x.html": "--page x.html: a search has none",
+    "plan gpt2 --target cpu:8 --batch 6": "--accumulate 4: it must divide --data.batch 6",
+    "plan gpt2 --target cpu:8 --seq 2048": "--data.length 2,?048: the model has 1024 positions",
     "data inspect gpt-nona": "no recipe is called 'gpt-nona'",
     "import": r"Missing from zoo import: DIR\|HUB_ID",
     "export runs/done": "Missing from zoo export: DIR",

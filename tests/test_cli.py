@@ -39,6 +39,8 @@ QUICK = {
     "train gpt-nano --stpes 3": (2, "--steps INT"),
     "train gpt-nona": (2, "'gpt-nano'"),
     "models gpt2-lrage": (2, "'gpt2-large'"),
+    "plan gpt2 --help": (0, "--target STR"),
+    "plan gpt2 --target v5q:2": (2, "v5p:16x16x16"),
 }
 
 

@@ -26,4 +26,4 @@ def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_every_command_it_names_exists():
     named = set(re.findall(r"`zoo ([a-z-]+)", README))
-    assert {"train", "generate", "import"} <= named <= cli.COMMANDS.keys() | {"plan"}
+    assert {"train", "generate", "import"} <= named <= cli.COMMANDS.keys()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train import begin, config, inputs, metrics, objectives, optim, quantities, selection, sinks
+from train import begin, config, hardware, inputs, metrics, objectives, optim, quantities, selection, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ from train.inputs import Inputs
 from train.marker import compare
 from train.mixture import ordered
 from train.recorder import Recorder
-from train.step import DTYPES, ENGINES, make_step
+from train.step import DTYPES, assemble
 from zoo import attention, runtime
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -84,9 +84,9 @@ def run(
         stack.enter_context(checkpoints)
 
         # --- State ---
-        tx = optim.optimizer(cfg.optim)
-        abstract = meshes.abstract_state(cfg, net, tx, mesh)
-        restored = checkpoints.restore(abstract)
+        built = assemble(cfg, net, goal, mesh)
+        engine = built.engine
+        restored = checkpoints.restore(built.state)
         if restored is not None and (changed := compare(restored[1], data.fingerprints())):
             raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
@@ -100,10 +100,8 @@ def run(
             state, _ = restored
         else:
             given = begin.params(cfg, net, mesh, console.notice) if cfg.init else None
-            state = meshes.init_state(cfg, net, tx, mesh, objectives.begin(goal, net, given))
+            state = meshes.init_state(cfg, net, built.tx, mesh, objectives.begin(goal, net, given))
         first = int(jax.device_get(state.step))
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        engine = ENGINES[cfg.engine](make_step(cfg, net, goal, tx, dtype), mesh, places, cfg.data.batch)
         state, frozen = engine.put(state), engine.hold(objectives.frozen(goal))
 
         # --- What people see ---
@@ -172,7 +170,7 @@ def run(
 
         # --- Score ---
         console.doing("scoring what is held out")
-        stride, (params, step) = max(1, cfg.data.length // 2), choice.params(engine.get(state), abstract)
+        stride, (params, step) = max(1, cfg.data.length // 2), choice.params(engine.get(state), built.state)
         score = scorer(data.scored(cfg, stride))(params)
         if process == 0:
             if mistakes := getattr(score, "mistakes", None):
@@ -274,7 +272,7 @@ def _precision(cfg: config.Run) -> config.Precision:
 def _rate(dtype: Any) -> tuple[float, str]:
     """FLOP/s of all devices that MFU is stated against, and its source in words."""
     kind = jax.devices()[0].device_kind
-    if peak := metrics.device_peak(kind, dtype):
+    if peak := hardware.device_peak(kind, dtype):
         return peak * jax.device_count(), f"{kind}'s published peak, {peak / 1e12:.0f} TFLOP/s each"
     rate = metrics.matrix_rate(dtype) * jax.process_count()
     return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
@@ -292,7 +290,7 @@ def _implementations(cfg: config.Run, net: Model, goal: Any, batch: Batch) -> st
     params, carry = jax.eval_shape(lambda: (net.init(jax.random.key(0)), net.init_carry(cfg.data.batch)))
     with attention.choices() as made:
         jax.eval_shape(loss, params, batch, seeds, objectives.frozen(goal), carry)
-    return ", ".join(sorted(made))
+    return ", ".join(sorted({call.name for call in made}))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,20 +127,6 @@ def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
     return flops_per_step / (seconds * rate)
 
 
-def device_peak(kind: str, dtype: Any) -> float | None:
-    """Published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
-
-    None where none is published for that dtype: a TPU's float32, the bfloat16 of a GPU older than Ampere, a slice of a GPU, any
-    CPU. Then `matrix_rate` gives a rate to state MFU against. On Ampere and later float32 means TF32, which is how JAX multiplies
-    float32 matrices there by default.
-    """
-    names = [name for name in PEAKS if re.fullmatch(f"{name}([ -].*)?", kind) and (name == kind or not name.startswith("TPU"))]
-    if not names or "MIG" in kind:
-        return None
-    tera = PEAKS[max(names, key=len)].get(np.dtype(dtype).name)
-    return None if tera is None else tera * 1e12
-
-
 def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
     """Measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices together.
 
@@ -212,41 +197,3 @@ def _restored(value: Any) -> Any:
     if isinstance(value, list):
         return [_restored(item) for item in value]
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-# Dense TFLOP/s of one JAX device, by `device_kind` (a GPU's up to words that do not matter). Where a data sheet prints
-# only the rate with 2:4 sparsity, half of it. float32 is TF32 from Ampere on.
-PEAKS: dict[str, dict[str, float]] = {
-    # NVIDIA B200: HGX B200 data sheet, 36 and 18 PFLOP/s (sparse) for eight.
-    "NVIDIA B200": {"bfloat16": 2250, "float32": 1125},
-    # NVIDIA H200 data sheet: SXM 1,979 and 989; NVL 1,671 and 835 (sparse).
-    "NVIDIA H200 NVL": {"bfloat16": 835.5, "float32": 417.5},
-    "NVIDIA H200": {"bfloat16": 989.4, "float32": 494.7},
-    # NVIDIA H100 architecture white paper: SXM5 989.4 and 494.7, PCIe 756 and 378; data sheet: NVL 1,671 and 835 (sparse).
-    "NVIDIA H100 NVL": {"bfloat16": 835.5, "float32": 417.5},
-    "NVIDIA H100 PCIe": {"bfloat16": 756, "float32": 378},
-    "NVIDIA H100": {"bfloat16": 989.4, "float32": 494.7},
-    # NVIDIA A100 data sheet: the same for SXM4 and PCIe.
-    "NVIDIA A100": {"bfloat16": 312, "float32": 156},
-    # NVIDIA L4 data sheet: 242 and 120 (sparse).
-    "NVIDIA L4": {"bfloat16": 121, "float32": 60},
-    # NVIDIA A10 data sheet.
-    "NVIDIA A10": {"bfloat16": 125, "float32": 62.5},
-    # NVIDIA V100 and T4 data sheets: no bfloat16, no TF32.
-    "Tesla V100-PCIE": {"float32": 14},
-    "Tesla V100-SXM2": {"float32": 15.7},
-    "Tesla T4": {"float32": 8.1},
-    # Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks": 46 and 123 a chip, which is two
-    # devices.
-    "TPU v2": {"bfloat16": 23},
-    "TPU v3": {"bfloat16": 61.5},
-    # Cloud TPU documentation, one page a version: 275, 197, 459, 918 a chip, which is one device; 2,307 a chip of two devices.
-    "TPU v4": {"bfloat16": 275},
-    "TPU v5 lite": {"bfloat16": 197},
-    "TPU v5e": {"bfloat16": 197},
-    "TPU v5": {"bfloat16": 459},
-    "TPU v5p": {"bfloat16": 459},
-    "TPU v6 lite": {"bfloat16": 918},
-    "TPU v6e": {"bfloat16": 918},
-    "TPU7x": {"bfloat16": 1153.5},
-}

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train import config, optim
-from train.mesh import batch_sharding, place
+from train.mesh import abstract_state, batch_sharding, place
 from train.state import State
 from zoo.batch import Batch
 from zoo.models import Model
@@ -105,6 +105,30 @@ def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...
 
 
 @dataclasses.dataclass(frozen=True)
+class Assembly:
+    """All that a run's steps are made of, before anything is allocated."""
+
+    tx: optax.GradientTransformation
+    state: State
+    """Shapes, dtypes and shardings; see `train.mesh.abstract_state`."""
+    engine: "Engine"
+
+
+def assemble(run: config.Run, model: Model, objective: Any, mesh: Mesh) -> Assembly:
+    """The step of a run on a mesh, whose devices need not be here: the trainer runs it, and a plan compiles it.
+
+    Args:
+        run: its precision settled, float32 or bfloat16.
+        objective: bound to the run (`train.objectives.bind`, or `sketch`).
+    """
+    tx = optim.optimizer(run.optim)
+    state = abstract_state(run, model, tx, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(run, model, objective, tx, DTYPES[run.precision])
+    return Assembly(tx, state, ENGINES[run.engine](step, mesh, places, run.data.batch))
+
+
+@dataclasses.dataclass(frozen=True)
 class Engine:
     """How a step is launched. States go in with `put` and out with `get`; `place` lays out this process's rows of a batch."""
 
@@ -114,6 +138,8 @@ class Engine:
     get: Callable[[State], State]
     place: Callable[[Batch], Batch]
     hold: Callable[[Any], Any]
+    trace: Callable[[State, Batch, Any], Any] | None = None
+    """The step traced on shapes, to be lowered and compiled; None where an engine cannot be without its devices."""
 
 
 def jit_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
@@ -127,7 +153,11 @@ def jit_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
         with jax.set_mesh(mesh):
             return compiled(state, batch, frozen)
 
-    return Engine(step=run, put=_same, get=_same, place=lambda batch: place(batch, mesh, rows), hold=_same)
+    def trace(state: State, batch: Batch, frozen: Any = {}) -> Any:  # noqa: B006
+        with jax.set_mesh(mesh):
+            return compiled.trace(state, batch, frozen)
+
+    return Engine(step=run, put=_same, get=_same, place=lambda batch: place(batch, mesh, rows), hold=_same, trace=trace)
 
 
 def _same(tree: Any) -> Any:

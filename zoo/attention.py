@@ -53,8 +53,10 @@ def attention(
     """
     request = Request.of(q, k, v, mask, bias, dropout)
     name = choose(impl, request)
+    scope = SCOPE
     if (made := _choices.get()) is not None:
-        made.add(name)
+        scope = f"{SCOPE}{len(made)}"
+        made.append(Call(name=name, request=request, mask=mask, scope=scope))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
@@ -64,7 +66,8 @@ def attention(
         weights = reference(q, k, unit, mask, bias, seed, heads, scale=scale, rate=rate)
         io_callback(lambda each: seen.append(np.moveaxis(each, 1, 2)), None, weights, ordered=True)
     run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
-    return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
+    with jax.named_scope(scope):
+        return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
 
 
 # --- requests and implementations -----------------------------------------------------------------------------------------------
@@ -234,13 +237,41 @@ def choose(impl: str, request: Request, platform: str | None = None) -> str:
     return impl
 
 
-_choices: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("choices", default=None)
+SCOPE = "door"
+"""What operations of a call are named after, in profiles and in compiled programs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of the door as it was traced."""
+
+    name: str
+    """The implementation it runs on."""
+    request: Request
+    mask: Mask
+    scope: str
+    """Names its operations: `SCOPE` and its number."""
+
+    @property
+    def flops(self) -> float:
+        """Of the two matrix products of a forward pass over all examples, of the pairs that causality and a window leave."""
+        b, t, s, n, _, h = self.request.shape
+        pairs = float(t * s)
+        if self.mask.query_positions is None and self.mask.key_positions is None:
+            # Query i sees i + 1 keys before the window, which a band has on both sides.
+            reach = s if self.mask.window is None else self.mask.window
+            before = sum(min(i + 1, reach, s) for i in range(t))
+            pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
+        return 4.0 * b * n * h * pairs
+
+
+_choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("choices", default=None)
 
 
 @contextlib.contextmanager
-def choices() -> Iterator[set[str]]:
-    """Collect the implementations that calls traced inside the block run on, so that a run can say what `auto` chose."""
-    made: set[str] = set()
+def choices() -> Iterator[list[Call]]:
+    """Collect the calls traced inside the block, so that a run can say what `auto` chose and a plan what kernels compute."""
+    made: list[Call] = []
     token = _choices.set(made)
     try:
         yield made

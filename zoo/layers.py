@@ -10,6 +10,7 @@ Shape letters: see `zoo.batch`.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: Float[Array, "*BD"], kernel: Float[Array, "*DE"], summed: int) -> Float[Array, "*BE"]:
     """float32 sums of products over the last `summed` axes of x, which are the first of the kernel.
 
@@ -245,11 +245,17 @@ def product(x: Float[Array, "*BD"], kernel: Float[Array, "*DE"], summed: int) ->
     the derivative that JAX makes of an einsum over [B, T, D] is dy^T x, transposed, for which XLA on CPU first transposes dy and
     then takes twice as long for the product. In float32 on CPU, where XLA has no product of transposed bfloat16.
     """
+    y: Any = _product(x, kernel, summed)
+    return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, kernel: Array, summed: int) -> Array:
     return _contracted(x, kernel, range(x.ndim - summed, x.ndim), range(summed))
 
 
-def _product(x: Array, kernel: Array, summed: int) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, summed), (x, kernel)
+def _product_kept(x: Array, kernel: Array, summed: int) -> tuple[Any, tuple[Array, Array]]:
+    return _product(x, kernel, summed), (x, kernel)
 
 
 def _product_gradients(summed: int, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
@@ -261,7 +267,7 @@ def _product_gradients(summed: int, residuals: tuple[Array, Array], d_y: Array) 
     return d_x.astype(x.dtype), _contracted(rows, d_rows, (0,), (0,)).astype(kernel.dtype)
 
 
-product.defvjp(_product, _product_gradients)
+_product.defvjp(_product_kept, _product_gradients)
 
 
 def _contracted(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:

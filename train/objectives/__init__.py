@@ -11,7 +11,8 @@ An objective is a module with
 
 One that needs more than that, such as a teacher, has `bind(run, mesh)`, which gives an object with the same `weights` and `loss`
 and with whatever of this it has: `frozen`, arrays that the loss reads and nothing trains; `begin(model, params)`, the parameters
-of a run's start; `flops(model, batch)`, those of a step.
+of a run's start; `flops(model, batch)`, those of a step. Beside it stands `sketch(run, mesh)`, which gives the same with shapes
+and shardings in the place of arrays, and needs nothing that they would be read from.
 """
 
 import importlib
@@ -44,6 +45,12 @@ def bind(run: Run, mesh: Mesh) -> Any:
     """The objective of a run, ready for its step."""
     module = objective(run.objective)
     return module.bind(run, mesh) if hasattr(module, "bind") else module
+
+
+def sketch(run: Run, mesh: Mesh) -> Any:
+    """The same without any array, for a step that is compiled and not run."""
+    module = objective(run.objective)
+    return module.sketch(run, mesh) if hasattr(module, "sketch") else bind(run, mesh)
 
 
 def frozen(goal: Any) -> Any:

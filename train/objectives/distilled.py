@@ -1,6 +1,7 @@
 """Learn from a teacher: its probabilities, its hidden states, and masked words (Sanh et al. 2019, section 2)."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from train import config
+from train import config, origin
 from train.load import load
 from train.losses import soft_losses, token_losses
 from train.objectives import masked
-from zoo import heads, sharding
+from zoo import configs, heads, hub, models, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
@@ -30,14 +31,46 @@ def bind(run: config.Run, mesh: Mesh) -> "Distilled":
     Raises:
         BadInput: no teacher, or one that cannot teach this student.
     """
-    chosen, student = run.distillation, run.model
+    chosen = run.distillation
     require(bool(chosen.teacher), "distillation.teacher", chosen.teacher, "name the run or the weights to learn from")
     loaded = load(chosen.teacher, mesh)
-    theirs = loaded.net.config
     if "masked" not in loaded.params:
         raise BadInput(
             f"--distillation.teacher {chosen.teacher}: it has no head for masked words, so it has no probabilities to teach"
         )
+    _check(run, loaded.net.config)
+    frozen = jax.tree.map(lambda leaf: leaf.astype(run.precision), loaded.params)
+    return Distilled(teacher=loaded.net, frozen=frozen, chosen=chosen, given=loaded.params, mesh=mesh)
+
+
+def sketch(run: config.Run, mesh: Mesh) -> "Distilled":
+    """The same in shapes. A teacher that is not here is the published size that its folder is named after.
+
+    Raises:
+        BadInput: no teacher, one that cannot teach this student, or a folder that is neither there nor named after a size.
+    """
+    named = run.distillation.teacher
+    require(bool(named), "distillation.teacher", named, "name the run or the weights to learn from")
+    if named.startswith(hub.PREFIX) or Path(named).exists():
+        theirs = origin.numbers(named)
+    else:
+        try:
+            theirs = configs.find(Path(named).name)[1].config
+        except BadInput as unknown:
+            raise BadInput(f"--distillation.teacher {named}: nothing is there, and {unknown}") from None
+    teacher = models.model(dataclasses.replace(theirs, task="masked"))
+    _check(run, teacher.config)
+    shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
+    places = sharding.shardings(mesh, shapes, teacher.module.SHARDING)
+
+    def of(dtype: Any) -> Any:
+        return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places)
+
+    return Distilled(teacher=teacher, frozen=of(run.precision), chosen=run.distillation, given=of(jnp.float32), mesh=mesh)
+
+
+def _check(run: config.Run, theirs: Any) -> None:
+    student = run.model
     for field in ("vocab", "width"):
         ours = getattr(student, field)
         fix = f"its teacher has {getattr(theirs, field):,}; choose the same"
@@ -46,8 +79,6 @@ def bind(run: config.Run, mesh: Mesh) -> "Distilled":
     require(run.data.length <= theirs.context, "data.length", run.data.length, fix)
     fix = f"its teacher has {theirs.layers}; choose at most as many"
     require(student.layers <= theirs.layers, "model.layers", student.layers, fix)
-    frozen = jax.tree.map(lambda leaf: leaf.astype(run.precision), loaded.params)
-    return Distilled(teacher=loaded.net, frozen=frozen, chosen=chosen, given=loaded.params, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

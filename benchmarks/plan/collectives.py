@@ -1,0 +1,180 @@
+"""What a program sends between its devices: which arrays, along which axes of the mesh, how often and how many bytes."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from benchmarks.plan.hlo import SENT, Array, Instruction, Module, Run
+
+Groups = frozenset[frozenset[int]]
+
+OTHER = "other"
+"""Devices that do not lie along axes of the mesh."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+    """Operations of one kind along the same axes, in a step."""
+
+    kind: str
+    axes: str
+    """Of the mesh, joined by x."""
+    members: int
+    """Devices that exchange with each other."""
+    count: float
+    bytes: float
+    """Of the whole arrays: those gathered, reduced, or before they are scattered."""
+    sent: float
+    """That a device sends, if all pass on as much: n - 1 of n parts, twice of an all-reduce."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """One of them."""
+
+    run: Run
+    kind: str
+    axes: str
+    members: int
+    bytes: float
+    """Of the whole array, of one execution."""
+    arrays: tuple[Array, ...]
+    """A device's own, before."""
+
+    @property
+    def sent(self) -> float:
+        """As `Collective.sent`, of one execution."""
+        if self.kind == "collective-permute":
+            return self.bytes
+        return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.members - 1) / self.members
+
+
+def collectives(found: Iterable[Sent]) -> list[Collective]:
+    """Summed by kind and axes, the most bytes first."""
+    sums: dict[tuple[str, str, int], list[float]] = {}
+    for each in found:
+        total = sums.setdefault((each.kind, each.axes, each.members), [0.0, 0.0, 0.0])
+        for place, value in enumerate((1, each.bytes, each.sent)):
+            total[place] += each.run.times * value
+    rows = [
+        Collective(kind=kind, axes=axes, members=members, count=count, bytes=size, sent=sent)
+        for (kind, axes, members), (count, size, sent) in sums.items()
+    ]
+    return sorted(rows, key=lambda row: -row.sent)
+
+
+def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
+    """Everything that is sent, on a mesh of these sizes by axis, whose devices are numbered with the last axis fastest."""
+    axes = _axes(sizes)
+    found, begun = [], set()
+    for run in module.runs():
+        for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
+            if each.op not in SENT:
+                continue
+            name, members = _along(each, sizes, axes)
+            inside = computation is not run.computation
+            # A TPU goes on with one that is under way in several fusions, and names it again in each: links of a chain.
+            chain = re.findall(r'channel_id=\d+|chain_id="\d+"', each.rest)
+            channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, each.name)
+            if members > 1 and channel not in begun:
+                begun.add(channel)
+                # The result of what is only started has its operands too; they alone are always what is sent.
+                arrays = tuple(array for operand in computation.given(each) for array in operand.arrays)
+                kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
+                if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
+                    kind = "reduce-scatter"
+                found.append(Sent(run, kind, name, members, size * members if kind == "all-gather" else size, arrays))
+    return found
+
+
+def _is_scattered(fusion: Instruction, arrays: Iterable[Array], members: int) -> bool:
+    """Whether of a sum each device keeps its own part alone: so a TPU writes what others call reduce-scatter."""
+    return members * sum(array.elements for array in fusion.arrays) == sum(array.elements for array in arrays)
+
+
+def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
+    """The groups of devices along every choice of axes, the fewest axes first."""
+    numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    names = [name for name, size in sizes.items() if size > 1]
+    found: dict[Groups, str] = {}
+    for count in range(1, len(names) + 1):
+        for chosen in itertools.combinations(names, count):
+            places = [list(sizes).index(name) for name in chosen]
+            moved = np.moveaxis(numbers, places, range(-count, 0))
+            rows = moved.reshape(-1, math.prod(sizes[name] for name in chosen))
+            found.setdefault(frozenset(frozenset(row) for row in rows.tolist()), " x ".join(chosen))
+    return found
+
+
+def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> tuple[str, int]:
+    """(axes, devices of a group)."""
+    if instruction.op.startswith("collective-permute"):
+        return _permuted(instruction, sizes)
+    groups = groups_of(instruction.rest, math.prod(sizes.values()))
+    members = max(map(len, groups))
+    return axes.get(groups, OTHER), members
+
+
+def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """Along which axes the partners of a permutation differ."""
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.rest)
+    numbers = [int(number) for number in re.findall(r"\d+", pairs[1])] if pairs else []
+    ends = np.array(numbers).reshape(-1, 2).T
+    if not ends.size or (ends[0] == ends[1]).all():
+        return OTHER, 1
+    source, target = (np.array(np.unravel_index(end, tuple(sizes.values()))) for end in ends)
+    differ = (source != target).any(1)
+    name = " x ".join(axis for axis, moved in zip(sizes, differ, strict=True) if moved)
+    return name, math.prod(size for size, moved in zip(sizes.values(), differ, strict=True) if moved)
+
+
+def groups_of(attributes: str, count: int) -> Groups:
+    """The groups of `replica_groups` in any of the ways in which XLA prints them; none: all `count` devices.
+
+    {{0,1},{2,3}}; [2,2]<=[4], rows of an array of 0, 1, ... in that shape, or of a transposed one: [2,2]<=[2,2]T(1,0); or
+    mesh['a'=2,'b'=2] {'b'}, along axes of a mesh of XLA's, or parts of them: {'b':(1)2}.
+    """
+    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
+        return frozenset(frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
+    if found := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        rows = _iota(found[2]).reshape(_whole(found[1]))
+        return frozenset(frozenset(row) for row in rows.tolist())
+    pattern = r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}"
+    if found := re.search(pattern, attributes):
+        return _named(found[1], found[2], found[3])
+    return frozenset({frozenset(range(count))})
+
+
+def _named(axes: str, order: str | None, along: str) -> Groups:
+    sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes)}
+    numbers = np.arange(math.prod(sizes.values())) if not order else _iota(f"<={order}")
+    shape: list[tuple[int, bool]] = []
+    parts = {name: (pre, size) for name, pre, size in re.findall(r"'([\w.]+)'(?::\((\d+)\)(\d+))?", along)}
+    for name, size in sizes.items():
+        pre, taken = parts.get(name, ("", "1"))
+        if name in parts and not pre:
+            shape.append((size, True))
+        else:
+            before = int(pre or 1)
+            shape += [(before, False), (int(taken), True), (size // (before * int(taken)), False)]
+    array = numbers.reshape([size for size, _ in shape])
+    moved = [place for place, (_, chosen) in enumerate(shape) if chosen]
+    rows = np.moveaxis(array, moved, range(-len(moved), 0)).reshape(-1, math.prod(shape[place][0] for place in moved))
+    return frozenset(frozenset(row) for row in rows.tolist())
+
+
+def _iota(text: str) -> np.ndarray:
+    """0, 1, ... as `<=[2,4]T(1,0)` orders them."""
+    shape = re.search(r"\[([\d,]+)\]", text)
+    assert shape
+    numbers = np.arange(math.prod(_whole(shape[1]))).reshape(_whole(shape[1]))
+    turned = re.search(r"T\(([\d,]+)\)", text)
+    return numbers.transpose(_whole(turned[1])).reshape(-1) if turned else numbers.reshape(-1)
+
+
+def _whole(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))

@@ -1,0 +1,233 @@
+"""XLA's optimized programs as it prints them: computations, their instructions, and how often each of them runs.
+
+The text is read because nothing else says what a program sends: XLA's own cost analysis counts the body of a loop once and looks
+into no kernel.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+BYTES = {
+    **{"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8},
+    **{"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0},
+}
+"""Of an element; what is not named here has 1 (the float8 types)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The type of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int = 0
+    """Memory that it lies in, by XLA's number: 0 is the device's own, 1 of a TPU what is on the chip."""
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> float:
+        return float(self.elements * BYTES.get(self.dtype, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a computation."""
+
+    name: str
+    op: str
+    arrays: tuple[Array, ...]
+    """What it gives; several of a tuple, nested ones in order."""
+    operands: tuple[str, ...]
+    """Names of instructions of the same computation."""
+    literal: str
+    """What stands between the parentheses: the value of a constant, the number of a parameter."""
+    rest: str
+    """Attributes, as printed."""
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum((array.bytes for array in self.arrays), 0.0)
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Computations that it runs."""
+        return tuple(re.findall(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", self.rest)) + tuple(
+            name.strip().lstrip("%")
+            for names in re.findall(r"branch_computations=\{([^}]*)\}", self.rest)
+            for name in names.split(",")
+        )
+
+    @property
+    def origin(self) -> str:
+        """What it was in JAX: its path of names."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    name: str
+    instructions: Mapping[str, Instruction]
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        last = list(self.instructions.values())[-1]
+        return next((each for each in self.instructions.values() if each.root), last)
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for each in self.instructions.values():
+            for name in dict.fromkeys(each.operands):
+                found.get(name, []).append(each)
+        return found
+
+    @functools.cached_property
+    def parameters(self) -> list[Instruction]:
+        """In the order in which they are given."""
+        found = [each for each in self.instructions.values() if each.op == "parameter"]
+        return sorted(found, key=lambda each: int(each.literal or 0))
+
+    def given(self, instruction: Instruction) -> list[Instruction]:
+        """The operands of an instruction."""
+        return [self.instructions[name] for name in instruction.operands if name in self.instructions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    computations: Mapping[str, Computation]
+    entry: str
+
+    def runs(self) -> Iterator["Run"]:
+        """Every instruction that is executed by itself, with how often; of a fusion the fusion, not what is in it."""
+        yield from self._runs(self.computations[self.entry], 1.0, "")
+
+    def _runs(self, computation: Computation, times: float, loop: str) -> Iterator["Run"]:
+        for each in computation.instructions.values():
+            if each.op == "while":
+                body = _attribute(each.rest, "body")
+                trips = self.trips(each)
+                yield from self._runs(self.computations[body], times * trips, body)
+            elif each.op == "conditional":
+                # One branch runs: the one that gives the most to do is taken.
+                branches = [list(self._runs(self.computations[name], times, loop)) for name in each.called]
+                yield from max(branches, key=len)
+            elif each.op == "call" or (each.op.endswith("-start") and each.called and each.op not in SENT):
+                for name in each.called:
+                    yield from self._runs(self.computations[name], times, loop)
+            else:
+                yield Run(each, computation, times, loop)
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a loop runs: as XLA found out, or else as its condition compares a counter from 0 with a constant."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(known[1])
+        condition = self.computations[_attribute(loop.rest, "condition")]
+        constants = [int(each.literal) for each in self._within(condition) if each.op == "constant" and each.literal.isdigit()]
+        compared = any(each.op == "compare" and "direction=LT" in each.rest for each in self._within(condition))
+        # Where nothing is known, once: less than the truth, and never invented.
+        return max(constants) if compared and constants else 1
+
+    def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
+        """An instruction that is no fusion; of a fusion all that are in it."""
+        if instruction.op != "fusion":
+            return
+        for name in instruction.called:
+            computation = self.computations[name]
+            for each in computation.instructions.values():
+                yield each, computation
+                yield from self.inside(each)
+
+    def _within(self, computation: Computation) -> Iterator[Instruction]:
+        for each in computation.instructions.values():
+            yield each
+            yield from (inner for inner, _ in self.inside(each))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An instruction as it is executed."""
+
+    instruction: Instruction
+    computation: Computation
+    times: float
+    """In a step."""
+    loop: str
+    """The body of the innermost loop that it is in; "" outside of all."""
+
+
+SENT = {
+    *(f"{kind}{suffix}" for kind in ("all-gather", "all-reduce", "collective-permute") for suffix in ("", "-start")),
+    *("reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-broadcast"),
+}
+"""Operations between devices. What only waits for one (`-done`) sends nothing."""
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))? ?(?:-> .*)?\{\s*$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+
+
+def parse(text: str) -> Module:
+    """A program as `Compiled.as_text` gives it.
+
+    Raises:
+        ValueError: no program.
+    """
+    computations: dict[str, Computation] = {}
+    entry, current, instructions = "", "", {}
+    for line in text.splitlines():
+        if not current:
+            if (header := _HEADER.match(line)) and not line.startswith("HloModule"):
+                current, instructions = header[2], {}
+                entry = current if header[1] else entry
+        elif line.startswith("}"):
+            computations[current] = Computation(current, instructions)
+            current = ""
+        elif found := _LINE.match(line):
+            instructions[found[2]] = _instruction(found[2], found[3], bool(found[1]))
+    if entry not in computations:
+        raise ValueError("no program: it has no entry")
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    kind, text = text[:end], text[end:].lstrip()
+    opening = text.index("(")
+    closing = _closing(text, opening)
+    inside, rest = text[opening + 1 : closing], text[closing + 1 :]
+    arrays = tuple(
+        Array(dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size), _space(layout))
+        for dtype, shape, layout in _ARRAY.findall(kind)
+    )
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(name, text[:opening], arrays, operands, inside.strip(), rest, root)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis closes that opens at `opening`."""
+    depth = 0
+    for found in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if found[0] == "(" else -1
+        if not depth:
+            return opening + found.start()
+    raise ValueError(f"no program: unbalanced parentheses in {text[:80]}")
+
+
+def _space(layout: str) -> int:
+    found = re.search(r"S\((\d+)\)", layout)
+    return int(found[1]) if found else 0
+
+
+def _attribute(rest: str, name: str) -> str:
+    found = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
+    if found is None:
+        raise ValueError(f"no program: a loop without {name}")
+    return found[1]

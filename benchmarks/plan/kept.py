@@ -1,0 +1,57 @@
+"""Plans that were made before: a compiler's answer to the same question is the same, and takes minutes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from benchmarks.plan import facts, program
+from benchmarks.plan.facts import Plan
+from benchmarks.plan.program import Mode
+from benchmarks.plan.targets import Target
+from train import config
+from train.folder import write_text
+from zoo import runtime
+
+SOURCES = ("zoo", "train", "benchmarks/plan")
+APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
+"""Fields of a run that its step does not depend on."""
+
+
+def plan(run: config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
+    """The plan of a run, from the cache folder if it was made there by this code and these compilers.
+
+    Raises:
+        BadInput: see `program.compiled`. What failed is not kept.
+    """
+    file = runtime.private(runtime.cache_dir() / "plans") / f"{key(run, mode, target)}.json"
+    if not fresh and (before := _read(file)) is not None:
+        return before
+    found = facts.read(program.compiled(run, mode, target), run.recipe)
+    write_text(file, json.dumps(found.plain()))
+    return found
+
+
+def key(run: config.Run, mode: Mode, target: Target) -> str:
+    """What a plan depends on: the run, the target, this code, the compilers and their flags."""
+    numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
+    flags = {name: value for name, value in os.environ.items() if name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    asked = [type(run.model).__module__, numbers, mode, dataclasses.asdict(target), facts.versions(target.platform), flags]
+    return hashlib.sha256(f"{_code()} {json.dumps(asked, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
+
+
+def _code() -> str:
+    """Of the source that plans are made by."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for file in sorted(file for room in SOURCES for file in (root / room).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> Plan | None:
+    """None: not there, or not whole."""
+    try:
+        return Plan.of(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,60 @@
+"""`zoo plan`: one plan, or a search, from what was asked for to what is shown."""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.plan import kept, page, show
+from benchmarks.plan.program import Mode
+from benchmarks.plan.targets import Target
+from train import config
+from train.folder import write_text
+from zoo.errors import BadInput
+
+
+def plan(run: config.Run, mode: Mode, target: Target, *, page: str, fresh: bool, as_json: bool) -> int:
+    """Plan a run for a target and show it; returns the exit code.
+
+    Raises:
+        BadInput: see `program.compiled`; a page that cannot be written.
+    """
+    found = kept.plan(run, mode, target, fresh=fresh)
+    if page:
+        _write(Path(page), found)
+    print(json.dumps(found.plain(), indent=2) if as_json else show.plan(found), end="\n" if as_json else "")
+    return 0
+
+
+def search(run: config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
+    """Search for the best mesh and show what was found; returns the exit code.
+
+    Raises:
+        BadInput: nothing that was tried fits.
+    """
+    from benchmarks.plan import search as searching
+
+    found = searching.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
+    if as_json:
+        print(json.dumps([each.plain() for each in found.ranked[:top]], indent=2))
+    else:
+        print(show.search(found, top), end="")
+    return 0
+
+
+def _write(file: Path, found: "page.Plan") -> None:
+    try:
+        write_text(file, page.page(found))
+    except OSError as error:
+        raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in a folder that is there") from None
+
+
+def _told():
+    """Writes a line of progress to stderr, in place on a terminal."""
+
+    def tell(line: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{line}", end="" if line else "\n", file=sys.stderr, flush=True)
+        elif line:
+            print(line, file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,132 @@
+"""A plan as a page: its memory as a stacked bar, its step under the roofs of its device, and what it sends."""
+
+import html
+import math
+
+from benchmarks.plan import show
+from benchmarks.plan.facts import Plan
+from benchmarks.plan.targets import parse
+from eval.page import page as whole
+from eval.page import section, table, text
+
+__all__ = ["Plan", "page"]
+
+COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
+"""Of what may be large; the rest is grey."""
+WIDE, NARROW = 1040.0, 360.0
+"""Pixels of the roofline on a page and on a phone: its text comes out equally large."""
+
+
+def page(found: Plan) -> str:
+    """One HTML file that needs nothing else."""
+    title, sentence = show.headline(found), f"{show.binary(found.total)} on a device, {show.verdict(found)}. {show.judged(found)}"
+    parts = [
+        f"<header><h1>{text(title)}</h1><p class=lead>{text(sentence)}</p></header>",
+        section("What is planned", table(("", ""), show.given(found).items(), words=2)),
+        section("Memory of a device", _memory(found)),
+        section("A step", _times(found) + _roofline(found)) if found.products is not None else "",
+        section("Sent in a step", _sent(found)) if found.collectives else "",
+        section("Warnings", "".join(f"<p>{text(line)}</p>" for line in found.warnings)) if found.warnings else "",
+        f"<footer>{text(show.made(found))}. A bound is what no program exceeds at the published rates: a run is slower.</footer>",
+    ]
+    return whole(title, sentence, parts)
+
+
+def _memory(found: Plan) -> str:
+    """The stacked bar over all of a device's memory, and the same in numbers."""
+    held = show.held(found)
+    limit = max(found.device_memory or 0, found.total)
+    segments, at = [], 0.0
+    for name, size in held.items():
+        wide, colour = 1000 * size / limit, COLOURS.get(name, "var(--muted)")
+        told = html.escape(f"{name}: {show.binary(size)}")
+        segments.append(
+            f'<rect x="{at:.2f}" y="0" width="{max(wide, 0):.2f}" height="44" fill="{colour}"><title>{told}</title></rect>'
+        )
+        at += wide
+    if found.device_memory is not None:
+        end = 1000 * found.device_memory / limit
+        segments.append(f'<rect x="0" y="0" width="{end:.2f}" height="44" fill="none" stroke="var(--ink)" stroke-width="1.5"/>')
+    label = html.escape("; ".join(f"{name} {show.binary(size)}" for name, size in held.items()))
+    bar = (
+        f'<svg viewBox="-1 -1 1002 46" preserveAspectRatio="none" style="height:46px" role="img" aria-label="{label}">'
+        f"<title>{label}</title>{''.join(segments)}</svg>"
+    )
+    keys = "".join(
+        f'<span class=key style="color:{COLOURS.get(name, "var(--muted)")}"><span>{text(name)}</span></span>' for name in held
+    )
+    limit_told = "" if found.device_memory is None else f"; the frame is {show.binary(found.device_memory)}"
+    figure = f"<figure><figcaption><b>{show.binary(found.total)}{limit_told}</b>{keys}</figcaption>{bar}</figure>"
+    rows = [(name, show.binary(size)) for name, size in {**held, "total": found.total}.items()]
+    return figure + table(("", "bytes"), rows)
+
+
+def _times(found: Plan) -> str:
+    rows = [(name, amount, seconds) for name, amount, seconds in show.rates(found)]
+    return table(("", "a device does", "at least"), rows, words=2)
+
+
+def _roofline(found: Plan) -> str:
+    """FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, interconnect and compute, and where this step is."""
+    device = parse(found.target).published
+    peak = None if device is None else device.peak.get(found.precision)
+    if device is None or device.bandwidth is None or peak is None or not found.products or not found.bytes:
+        return ""
+    flops, top, slope = found.products + (found.kernels or 0), peak * 1e12, device.bandwidth * 1e9
+    sent = flops / found.times.interconnect if found.times.interconnect else None
+    at = flops / found.bytes
+    reached = min(top, slope * at, sent or top)
+    keys = '<span class="key one"><span>memory and compute</span></span>'
+    keys += '<span class="key two dashed"><span>interconnect</span></span>' if sent else ""
+    keys += '<span class="key three dots"><span>this step</span></span>'
+    drawings = "".join(_roofs(wide, top, slope, sent, at, reached) for wide in (WIDE, NARROW))
+    return f"<figure><figcaption><b>FLOP/s of a device</b>{keys}</figcaption>{drawings}</figure>"
+
+
+def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float, reached: float) -> str:
+    """The drawing, of `wide` pixels: `top` FLOP/s of compute, `slope` bytes/s of memory, `sent` FLOP/s that is sent for at most,
+    and a step of `at` FLOPs a byte that has `reached` FLOP/s at most."""
+    ridge = top / slope
+    low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
+    floor, ceiling = math.floor(math.log10(slope * 10.0**low)), math.ceil(math.log10(top) + 0.15)
+    left, right, bottom, upper = 60.0, wide - 24, 300.0, 16.0
+
+    def x(value: float) -> float:
+        return left + (math.log10(value) - low) / (high - low) * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - (math.log10(value) - floor) / (ceiling - floor) * (bottom - upper)
+
+    rows, columns = ([10.0**each for each in range(first, last + 1)] for first, last in ((floor, ceiling), (low, high)))
+    drawn = [_line(left, y(each), right, y(each), "var(--grid)", 1) for each in rows]
+    drawn += [_word(left - 8, y(each) + 4, show.decimal(each), "end") for each in rows]
+    drawn += [_word(x(each), bottom + 18, f"{each:g}", "middle") for each in columns]
+    corners = ((10.0**low, slope * 10.0**low), (ridge, top), (10.0**high, top))
+    points = " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners)
+    drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--one)" stroke-width="2"/>')
+    if sent and 10.0**floor < sent < 10.0**ceiling:
+        drawn.append(_line(left, y(sent), right, y(sent), "var(--two)", 2, dashed=True))
+    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s at most")
+    drawn.append(f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{told}</title></circle>')
+    drawn.append(_word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle"))
+    kind = "wide" if wide == WIDE else "narrow"
+    frame = f'class="{kind}" viewBox="0 0 {wide:.0f} 346" font-size="13" fill="var(--muted)" role="img"'
+    return f'<svg {frame} aria-label="{told}"><title>{told}</title>{"".join(drawn)}</svg>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, wide: int, *, dashed: bool = False) -> str:
+    style = ' stroke-dasharray="6 4"' if dashed else ""
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{wide}"{style}/>'
+
+
+def _word(x: float, y: float, word: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(word.strip())}</text>'
+
+
+def _sent(found: Plan) -> str:
+    rows = [
+        (row.kind, row.axes, row.members, round(row.count), f"{show.decimal(row.bytes)}B", f"{show.decimal(row.sent)}B")
+        for row in found.collectives
+    ]
+    return table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)

@@ -1,0 +1,234 @@
+"""Devices to compile for: TPU slices, GPUs on hosts of eight, and simulated CPU devices. None but the last need be here."""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from train.hardware import DEVICES, Device
+from zoo.errors import BadInput
+
+Platform = Literal["cpu", "gpu", "tpu"]
+
+HOST = 8
+"""GPUs of a host."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a program is compiled for."""
+
+    name: str
+    """As it was asked for: v5p:8x8x8, h100:64, cpu:8."""
+    platform: Platform
+    kind: str
+    """JAX's `device_kind` of the devices."""
+    chip: str
+    """Before the colon of the name."""
+    size: str
+    """Behind it."""
+
+    @property
+    def published(self) -> Device | None:
+        """What is published of a device; nothing of a CPU."""
+        return DEVICES.get(self.kind)
+
+    @property
+    def lowering(self) -> str:
+        """What JAX calls the platform when it lowers for it."""
+        return {"gpu": "cuda"}.get(self.platform, self.platform)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tpu:
+    kind: str
+    known: tuple[str, ...]
+    """Slices that can be had, by the Cloud TPU documentation; the compiler may know more."""
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+TPUS = {
+    "v4": _Tpu(kind="TPU v4", known=_DEEP),
+    "v5e": _Tpu(kind="TPU v5e", known=_FLAT),
+    "v5p": _Tpu(kind="TPU v5p", known=_DEEP),
+    "v6e": _Tpu(kind="TPU v6e", known=_FLAT),
+    "tpu7x": _Tpu(kind="TPU7x", known=_DEEP),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Gpu:
+    """What XLA's compiler asks of a GPU that `train.hardware` does not say."""
+
+    kind: str
+    name: str
+    capability: tuple[int, int]
+    cores: int
+    lanes: int
+    """Scalar float32 units of a core."""
+    clock: float
+    """GHz."""
+    cache: int
+    """L2, bytes."""
+    shared: int
+    """Shared memory of a core, bytes; a block can have 1 KiB less."""
+
+
+# Data sheets of H100 and H200 (132 SMs, 50 MB L2) and A100 (108 SMs, 40 MB); "Hopper Tuning Guide" (228 KiB shared memory an SM);
+# the tables of compute capability 8.0, 9.0 and 10.0 in the CUDA programming guide; for B200, whose SMs no data sheet counts,
+# XLA's own description (openxla/xla, xla/backends/gpu/target_config/specs/b200.txtpb).
+_HOPPER: dict[str, Any] = {"capability": (9, 0), "cores": 132, "lanes": 128, "clock": 1.98, "cache": 52428800, "shared": 233472}
+GPUS = {
+    "a100": _Gpu(
+        kind="NVIDIA A100-SXM4-80GB",
+        name="NVIDIA A100-SXM4-80GB",
+        capability=(8, 0),
+        cores=108,
+        lanes=64,
+        clock=1.41,
+        cache=41943040,
+        shared=167936,
+    ),
+    "h100": _Gpu(kind="NVIDIA H100", name="NVIDIA H100 80GB HBM3", **_HOPPER),
+    "h200": _Gpu(kind="NVIDIA H200", name="NVIDIA H200", **_HOPPER),
+    "b200": _Gpu(
+        kind="NVIDIA B200",
+        name="NVIDIA B200",
+        capability=(10, 0),
+        cores=148,
+        lanes=128,
+        clock=1.965,
+        cache=132644864,
+        shared=233472,
+    ),
+}
+
+PLUGINS: Mapping[Platform, tuple[tuple[str, ...], str]] = {
+    "tpu": (("libtpu",), "tpu"),
+    "gpu": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "cuda13"),
+}
+"""Packages with a platform's compiler, any of which will do, and the extra that brings one."""
+
+
+def parse(name: str) -> Target:
+    """The target of a name. Imports no JAX.
+
+    Raises:
+        BadInput: no such target, or none of that shape; lists the known ones.
+    """
+    chip, _, size = name.partition(":")
+    if chip in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
+        return Target(name=name, platform="tpu", kind=TPUS[chip].kind, chip=chip, size=size)
+    if chip in TPUS:
+        raise BadInput(f"--target {name}: say the slice of a {chip}, one of {', '.join(f'{chip}:{s}' for s in TPUS[chip].known)}")
+    count = int(size) if re.fullmatch(r"[1-9]\d{0,5}", size) else 0
+    if chip in GPUS and count and (count <= HOST or count % HOST == 0):
+        return Target(name=name, platform="gpu", kind=GPUS[chip].kind, chip=chip, size=size)
+    if chip in GPUS:
+        raise BadInput(f"--target {name}: say how many, 1 to {HOST} or a multiple of it (hosts of {HOST}), for example {chip}:64")
+    if chip == "cpu" and 1 <= count <= 4096:
+        return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size)
+    if chip == "cpu":
+        raise BadInput(f"--target {name}: say how many devices to simulate, 1 to 4,096, for example cpu:8")
+    known = [*(f"{tpu}:{each.known[-1]}" for tpu, each in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
+    raise BadInput(f"--target {name or '(none)'}: there is no such target; choose one like {', '.join(known)}")
+
+
+def prepare(target: Target) -> None:
+    """Set this process up before JAX starts: what is compiled for is not here, and must not be looked for.
+
+    Raises:
+        BadInput: the extra with the target's compiler is not installed.
+    """
+    from zoo import runtime
+
+    if why := missing(target.platform):
+        raise BadInput(f"--target {target.name}: {why}")
+    runtime.prepare(int(target.size) if target.platform == "cpu" else 1)
+    import jax
+
+    # A plan says how long compiling takes, and keeps what it read of a program.
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def missing(platform: Platform) -> str | None:
+    """Why a platform cannot be compiled for here; None if it can."""
+    plugins, extra = PLUGINS.get(platform, ((), ""))
+    if not plugins or any(importlib.util.find_spec(plugin) for plugin in plugins):
+        return None
+    return f"compiling for {platform} needs the extra {extra}: pip install 'jax-zoo[{extra}]'"
+
+
+@functools.cache
+def devices(target: Target) -> tuple[Any, ...]:
+    """The target's devices, to make a mesh of; after `prepare`.
+
+    Raises:
+        BadInput: no compiler here, or it does not know such a slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    if why := missing(target.platform):
+        raise BadInput(f"--target {target.name}: {why}")
+    if target.platform == "cpu":
+        return tuple(jax.devices("cpu")[: int(target.size)])
+    # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
+    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    before = {key: os.environ.get(key) for key in told}
+    os.environ.update(told)
+    try:
+        return tuple(topologies.get_topology_desc(**_description(target)).devices)
+    except Exception as error:
+        known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known) if target.chip in TPUS else "others"
+        why = str(error).strip().splitlines()[0][:200]
+        raise BadInput(f"--target {target.name}: the compiler has no such devices ({why}); known are {known}") from None
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+
+
+def _description(target: Target) -> dict[str, str]:
+    if target.platform == "tpu":
+        return {"platform": "tpu", "topology_name": target.name}
+    count = int(target.size)
+    # Partitions, hosts of each, devices of each.
+    shape = f"1x{math.ceil(count / HOST)}x{min(count, HOST)}"
+    return {"platform": "cuda", "topology_name": shape, "topology": shape, "target_config": config(target)}
+
+
+def config(target: Target) -> str:
+    """A GPU as XLA's GpuTargetConfig. The cuDNN version is the one in constraints.txt."""
+    gpu, published = GPUS[target.chip], DEVICES[target.kind]
+    assert published.memory is not None and published.bandwidth is not None
+    major, minor = gpu.capability
+    return f"""
+platform_name: "CUDA"
+device_description_str: "{gpu.name}"
+dnn_version_info {{ major: 9 minor: 28 patch: 1 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  core_count: {gpu.cores}
+  fpus_per_core: {gpu.lanes}
+  clock_rate_ghz: {gpu.clock}
+  device_memory_size: {published.memory:.0f}
+  memory_bandwidth: {published.bandwidth * 1e9:.0f}
+  l2_cache_size: {gpu.cache}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {gpu.shared - 1024}
+  shared_memory_per_core: {gpu.shared}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+"""

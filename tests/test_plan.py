@@ -1,0 +1,439 @@
+"""`zoo plan`: what it compiles is what a run does, and what it says of it can be checked by hand."""
+
+import ast
+import dataclasses
+import functools
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import Ended, clean_environment
+
+from benchmarks.plan import facts, hlo, kept, page, program, roofline, search, show, subject, targets, work
+from benchmarks.plan.collectives import Sent
+from benchmarks.plan.facts import Plan
+from benchmarks.plan.hlo import Computation, Instruction
+from benchmarks.plan.hlo import Run as Executed
+from benchmarks.plan.search import Candidate
+from benchmarks.plan.work import Work
+from tests import tiny
+from tests.runs import QUICK
+from train import config, recipes
+from train.config import Data, Distillation, Mesh
+from zoo import attention, configs, models
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.masks import Mask
+
+ROOT = Path(__file__).parent.parent
+CPU = targets.parse("cpu:8")
+
+
+def small(**changes: Any) -> config.Run:
+    """A GPT of a second's compiling."""
+    run = tiny.run()
+    model = dataclasses.replace(run.model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
+    return dataclasses.replace(run, **{"model": model, "data": Data(length=32, batch=16), **changes})
+
+
+@functools.cache
+def planned() -> Plan:
+    return kept.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
+
+
+def test_what_a_device_holds_is_what_the_sharding_says() -> None:
+    """Parameters by hand: split over fsdp and tensor as the table has it; AdamW's two moments twice that, and its counter."""
+    model = small().model
+    width, ffn, heads, layers = model.width, model.ffn, model.heads * model.head, model.layers
+    rows = 384  # 300 entries, padded to a multiple of 128
+    tables = rows * width // 4 + model.context * width // 2
+    kernels = (3 * width * heads + heads * width + 2 * width * ffn) // 4
+    biases = 3 * heads // 2 + width + ffn // 2 + width
+    by_hand = 4 * (tables + layers * (kernels + biases + 4 * width) + 2 * width)
+    assert planned().memory["parameters"] == by_hand
+    assert planned().memory["optimizer"] == 2 * by_hand + 4
+    # Tokens, targets and weights of 4 rows, and their numbers.
+    assert planned().memory["batch"] == 4 * (3 * 32 + 1) * 4
+    assert planned().total == pytest.approx(sum(show.held(planned()).values()), abs=64)
+
+
+def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = small(mesh=Mesh(fsdp=2, tensor=2)), planned()
+    monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
+    assert kept.plan(run, "train", CPU) == before
+    keys = {
+        kept.key(changed, mode, target)
+        for changed, mode, target in (
+            (run, "train", CPU),
+            (run, "forward", CPU),
+            (run, "train", targets.parse("cpu:4")),
+            (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
+            (dataclasses.replace(run, accumulate=2), "train", CPU),
+            (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
+            (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
+        )
+    }
+    assert len(keys) == 7
+    assert kept.key(dataclasses.replace(run, name="another"), "train", CPU) == kept.key(run, "train", CPU)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
+    assert kept.key(run, "train", CPU) not in keys
+
+
+def test_forward_and_decoding_are_planned_too() -> None:
+    forward = kept.plan(small(), "forward", CPU)
+    decode = kept.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
+    assert "optimizer" not in forward.memory and forward.products is not None
+    # The table's padding is multiplied too, 384 rows for 300.
+    assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.1)
+    model = small().model
+    # Keys and values of 32 tokens of 4 rows and half of the heads, and their segments and positions.
+    assert decode.memory["cache"] == 2 * model.layers * 4 * 32 * 2 * model.head * 4 + 2 * 4 * 32 * 4 + 4
+    assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
+
+
+def test_a_plan_survives_json() -> None:
+    assert Plan.of(json.loads(json.dumps(planned().plain()))) == planned()
+
+
+def test_what_is_shown() -> None:
+    """Every part is there, memory adds up, and a page says the same without scripts."""
+    text = show.plan(planned())
+    for said in (
+        "tiny, train, for 8 x cpu (cpu:8)",
+        "mesh       data=2 x fsdp=2 x tensor=2",
+        "all-gather",
+        "traced and compiled",
+    ):
+        assert said in text
+    assert max(map(len, text.splitlines())) <= 130
+    drawn = page.page(planned())
+    assert "<script" not in drawn and drawn.count("<rect") >= 4 and "all-gather" in drawn
+
+
+def test_a_page_under_a_known_roof_has_the_roofline() -> None:
+    times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
+    known = dataclasses.replace(
+        planned(),
+        target="h100:8",
+        precision="bfloat16",
+        device_memory=80 * 10**9,
+        times=times,
+        bound=0.25,
+        products=1e12,
+        bytes=6e9,
+    )
+    assert "FLOPs a byte of memory" in page.page(known)
+    assert "MFU is 25.0% at most, bound by interconnect" in show.plan(known)
+
+
+# --- targets and roofs ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_target_has_published_numbers() -> None:
+    for name in ("v4:2x2x1", "v5e:2x2", "v5p:8x8x8", "v6e:2x2", "tpu7x:2x2x1", "a100:8", "h100:64", "h200:8", "b200:8"):
+        device = targets.parse(name).published
+        assert device is not None and device.memory and device.bandwidth and device.links and "bfloat16" in device.peak, name
+    assert targets.parse("cpu:8").published is None
+    assert "device_memory_size: 80000000000" in targets.config(targets.parse("h100:8"))
+
+
+def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
+    for name, extra in (("v5e:2x2", "tpu"), ("h100:8", "cuda13")):
+        with pytest.raises(
+            BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: pip install 'jax-zoo\["
+        ):
+            targets.prepare(targets.parse(name))
+
+
+def devices(count: int, *torus: int) -> np.ndarray:
+    """Devices of hosts of eight, or of a torus of that shape."""
+    coords = list(np.ndindex(*torus)) if torus else [(0,)] * count
+    each = [SimpleNamespace(id=n, coords=coords[n % len(coords)], platform="tpu" if torus else "gpu") for n in range(count)]
+    return np.array(each, object)
+
+
+def sending(kind: str, axes: str, members: int, size: float) -> Sent:
+    instruction = Instruction("x", kind, (), (), "", "", False)
+    return Sent(Executed(instruction, Computation("c", {}), 1.0, ""), kind, axes, members, size, ())
+
+
+def seconds(target: str, shape: dict[str, int], sent: Sent, *torus: int) -> float | None:
+    mesh = roofline.Grid(tuple(shape), devices(math.prod(shape.values()), *torus).reshape(tuple(shape.values())))
+    nothing = Work(products=0.0, kernels=0.0, bytes=0.0, unknown=())
+    return roofline.times(nothing, [sent], mesh, targets.parse(target), "bfloat16").interconnect
+
+
+def test_time_between_hosts_is_the_networks() -> None:
+    """An all-reduce of 1 GB: of 8 H100 over NVLink, 2 x 7/8 GB at 450 GB/s; of 16 on two hosts, half of it twice over 8 ports."""
+    inside = seconds("h100:8", {"data": 8}, sending("all-reduce", "data", 8, 1e9))
+    assert inside == pytest.approx(2 * 7 / 8 / 450)
+    across = seconds("h100:16", {"data": 16}, sending("all-reduce", "data", 16, 1e9))
+    assert across == pytest.approx(max(2 * 15 / 16 / 450, 2 * 1 / 2 / 8 / 50))
+    # One device of each host: everything goes through its own port.
+    alone = seconds("h100:16", {"data": 2, "tensor": 8}, sending("all-reduce", "data", 2, 1e9))
+    assert alone == pytest.approx(2 * 1 / 2 / 50)
+
+
+def test_an_axis_has_the_links_of_the_dimensions_it_spans() -> None:
+    """Of a v5e two of four links along one dimension of the torus, all four along both."""
+    one = seconds("v5e:4x4", {"data": 4, "fsdp": 4}, sending("all-gather", "fsdp", 4, 1e9), 4, 4)
+    both = seconds("v5e:4x4", {"data": 1, "fsdp": 16}, sending("all-gather", "fsdp", 16, 1e9), 4, 4)
+    assert one == pytest.approx(3 / 4 / 100)
+    assert both == pytest.approx(15 / 16 / 200)
+
+
+def test_the_bound_is_the_slowest_of_three() -> None:
+    mesh = roofline.Grid(("data",), devices(4))
+    target = targets.parse("h100:4")
+    times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
+    assert roofline.bound(4 * 989.4e12, times, mesh, target, "bfloat16") == pytest.approx(0.5)
+    assert roofline.bound(1.0, dataclasses.replace(times, memory=None), mesh, target, "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [Mask(), Mask(causal=True), Mask(causal=True, window=3), Mask(window=3), Mask(window=50)],
+    ids=["full", "causal", "window", "band", "wide band"],
+)
+def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves(mask: Mask) -> None:
+    """Two products of heads of 16, by counting the pairs; each is a multiplication and an addition."""
+    shape = jax.ShapeDtypeStruct((2, 9, 4, 16), np.float32)
+    request = attention.Request.of(shape, shape, shape, mask, None, None)
+    dense = mask.dense(9, 9)
+    pairs = 81 if dense is None else int(np.broadcast_to(dense, (1, 1, 9, 9)).sum())
+    call = attention.Call(name="xla", request=request, mask=mask, scope="door0")
+    assert call.flops == 2 * 2 * 2 * 4 * 16 * pairs
+
+
+def test_kernels_are_counted_by_direction_and_loop() -> None:
+    """A forward pass that is computed again is one more; all kernels of a backward pass together are two and a half."""
+    text = """
+%body (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  %again = f32[2]{0} custom-call(%p), custom_call_target="k", metadata={op_name="transpose(jvp())/rematted_computation/door0/f"}
+  %dq = f32[2]{0} custom-call(%again), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dq"}
+  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dkv"}
+}
+
+%more (q: f32[2]) -> pred[] {
+  %q = f32[2]{0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %other = f32[2]{0} custom-call(%x), custom_call_target="__cudnn$conv"
+  %first = f32[2]{0} custom-call(%other), custom_call_target="k", metadata={op_name="jit(s)/jvp()/door0/f"}
+  ROOT %loop = f32[2]{0} while(%first), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    shape = jax.ShapeDtypeStruct((2, 8, 4, 16), np.float32)
+    request = attention.Request.of(shape, shape, shape, Mask(), None, None)
+    call = attention.Call(name="xla", request=request, mask=Mask(), scope="door0")
+    found = work.work(hlo.parse(text), [call], 2)
+    assert found.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
+    assert found.unknown == ("__cudnn$conv",)
+
+
+# --- names ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
+    near = {
+        "gpt2-xl": "gpt2",
+        "gpt3-13b": "gpt3-175b",
+        "bert-large-uncased": "bert",
+        "xlnet-large-cased": "xlnet",
+        "t5-11b": "t5",
+    }
+    for size, recipe in near.items():
+        run, like = subject.default(size), recipes.find(recipe)()
+        assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
+        assert run.recipe == size and configs.named(run.model) == size and run.mesh == Mesh()
+    assert subject.default("gpt3-175b").mesh.fsdp == 64
+
+
+def test_every_published_size_has_a_run() -> None:
+    for family in configs.families():
+        for size in configs.family(family).SIZES:
+            assert configs.shape(subject.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
+
+
+def test_plan_names_no_family_and_no_implementation() -> None:
+    """Adding one adds no line here."""
+    known = {*models.families(), *attention.IMPLEMENTATIONS, *configs.families()}
+    for file in (ROOT / "benchmarks/plan").glob("*.py"):
+        strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert not known & {each for each in strings if isinstance(each, str)}, file
+
+
+# --- search ---------------------------------------------------------------------------------------------------------------------
+
+
+def candidate(**changes: Any) -> Candidate:
+    return Candidate(**{"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 2, **changes})
+
+
+def test_what_cannot_be_better_is_not_tried() -> None:
+    tried = candidate()
+    assert search.needless(candidate(remat="none", accumulate=1), tried, fits=False)
+    assert not search.needless(candidate(remat="full"), tried, fits=False)
+    assert not search.needless(candidate(accumulate=4), tried, fits=False)
+    assert search.needless(candidate(remat="full", accumulate=4), tried, fits=True)
+    assert not search.needless(candidate(remat="none", accumulate=4), tried, fits=True)
+    assert not search.needless(candidate(data=4, tensor=1), tried, fits=True)
+
+
+def test_candidates_are_meshes_that_divide() -> None:
+    found = set(search.candidates(small(), "train", 8))
+    assert {each.mesh for each in found} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
+    assert {each.accumulate for each in found if each.mesh == (2, 2, 2)} == {1, 2, 4}
+    assert {each.accumulate for each in search.candidates(small(), "decode", 8)} == {1}
+
+
+def test_a_search_ranks_what_fits_and_goes_on_where_it_was() -> None:
+    """With no time at all it compiles one, and the next search has that one kept."""
+    told: list[str] = []
+    found = search.search(small(), "train", CPU, seconds=0.0, tell=told.append)
+    assert len(found.ranked) == 1 and "1 tried, 1 fit" in told[0] and "left for want of time" in found.told
+    assert search.search(small(), "train", CPU, seconds=0.0).ranked == found.ranked
+    assert "the best of 1 that fit" in show.search(found, 10)
+
+
+def test_a_search_in_which_nothing_fits_says_what_needs_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "LARGE", 1)
+    tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
+    monkeypatch.setattr(kept, "plan", lambda *_, **__: tight)
+    with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
+        search.search(small(), "train", CPU, seconds=60.0)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Callable[[], config.Run], program.Mode, str]] = {
+    "mesh": (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
+    "batch": (lambda: small(data=Data(length=32, batch=12)), "train", "--data.batch 12: 12 rows .* choose a multiple of 8"),
+    "heads": (lambda: small(mesh=Mesh(tensor=8)), "train", "--mesh.tensor 8: it does not divide the 4 heads"),
+    "engine": (lambda: small(engine="pmap"), "train", "--engine pmap: pmap has no program without its devices"),
+    "decode": (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
+    "teacher": (
+        lambda: dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher="runs/nobody")),
+        "train",
+        "--distillation.teacher runs/nobody: nothing is there, and no model is called 'nobody'",
+    ),
+    "attention": (
+        lambda: small(model=dataclasses.replace(small().model, compute=configs.Compute(attention="cudnn"))),
+        "train",
+        "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_together_is_refused(case: str) -> None:
+    make, mode, expected = REFUSED[case]
+    with pytest.raises(BadInput, match=expected):
+        program.compiled(make(), mode, CPU)
+
+
+def test_an_error_of_the_compiler_is_told_in_a_line_with_our_file() -> None:
+    """The first line of what it says; the last file of ours it passed."""
+    try:
+        models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
+    except ValueError as error:
+        told = program.told(error)
+    assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", told)
+
+
+def test_a_slice_too_small_is_no_error_but_a_plan() -> None:
+    """As the TPU's compiler says it, in its units."""
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 15.75G hbm. Exceeded hbm capacity by 24.75G."
+    )
+    assert program.exhausted(message) == int(40.5 * 2**30)
+    assert program.exhausted("INVALID_ARGUMENT: something else") is None
+
+
+# --- as a user starts it --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(zoo: Callable[..., Ended], tmp_path: Path) -> None:
+    """Text, JSON and a page of one job; the second time nothing is compiled."""
+    job = ("plan", "gpt-nano", *tiny.FLAGS, "--target", "cpu:8", "--mesh.fsdp", "4")
+    first = zoo(*job, "--page", "plan.html", env=QUICK)
+    assert (first.code, first.stderr) == (0, ""), first
+    assert "mesh       data=2 x fsdp=4" in first.stdout
+    assert "Memory of a device" in (tmp_path / "plan.html").read_text()
+    again = zoo(*job, "--json", env=QUICK)
+    assert json.loads(again.stdout)["mesh"]["fsdp"] == 4
+    refused = zoo(*job, "--batch", "6")
+    assert refused.code == 2 and "choose a multiple of 8" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+MEASURE = """
+import os, sys
+from zoo import runtime
+runtime.prepare(8)
+import jax, numpy as np
+from benchmarks.plan import program, subject, targets
+from train import mesh as meshes, objectives, recipes
+from train.step import assemble
+from zoo.models import model
+import dataclasses
+from train.config import Mesh
+
+run = dataclasses.replace(recipes.find("gpt-nano")(), mesh=Mesh(fsdp=2, tensor=2))
+target = targets.parse("cpu:8")
+planned = program.compiled(run, "train", target)
+run, mesh = program.settled(run, target), meshes.make(run.mesh)
+net, goal = model(run.model), objectives.bind(run, mesh)
+made = assemble(run, net, goal, mesh)
+state = made.engine.put(meshes.init_state(run, net, made.tx, mesh))
+host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+def step(state):
+    state, metrics = made.engine.step(state, made.engine.place(host), {})
+    jax.block_until_ready((state, metrics))
+    return state
+
+state = step(step(state))
+live = sum(shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards)
+before, peaks = resident("VmRSS"), []
+for _ in range(5):
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")
+    state = step(state)
+    peaks.append(resident("VmHWM"))
+print(8 * planned.total, live + float(np.median(peaks)) - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_what_a_real_run_takes() -> None:
+    """A step of gpt-nano on eight simulated devices, against all of them together in the plan.
+
+    Measured is what arrays are alive, and by how much the process grows beyond that at the step's peak (VmHWM, reset before each
+    of five steps, the median). Large blocks go straight to the kernel and back, so that no freed memory is taken again unseen.
+    """
+    environment = clean_environment() | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
+    expected, measured = map(float, done.stdout.split())
+    assert expected == pytest.approx(measured, rel=0.1), (expected, measured)

@@ -1,0 +1,326 @@
+"""Compiled programs, read from their text: how often what is in a loop runs, along which axes is sent, what is multiplied."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from benchmarks.plan import collectives, facts, hlo, program, targets, work
+from benchmarks.plan.collectives import Sent, groups_of
+from tests import tiny
+from train.config import Data, Mesh, Run
+from zoo.configs import Compute
+
+SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+
+# A loop of five in a loop whose count only its condition tells, three; and what is sent in every way of writing it down.
+PROGRAM = """
+HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->f32[8,16]{1,0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%a, %b)
+}
+
+%fused (param_0: f32[5,16,16], param_1: s32[]) -> f32[16,16] {
+  %param_0 = f32[5,16,16]{2,1,0} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,16,16]{2,1,0} dynamic-slice(%param_0, %param_1, %zero, %zero), dynamic_slice_sizes={1,16,16}
+  ROOT %bitcast.2 = f32[16,16]{1,0} bitcast(%slice)
+}
+
+%inner_body (p: (s32[], f32[8,16], f32[5,16,16])) -> (s32[], f32[8,16], f32[5,16,16]) {
+  %p = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,16]{1,0} get-tuple-element(%p), index=1
+  %w = f32[5,16,16]{2,1,0} get-tuple-element(%p), index=2
+  %layer = f32[16,16]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused
+  %dot.1 = f32[8,16]{1,0} dot(%x, %layer), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/dot"}
+  %all-reduce.1 = f32[8,16]{1,0} all-reduce(%dot.1), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
+  ROOT %t = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) tuple(%i, %all-reduce.1, %w)
+}
+
+%inner_condition (p.1: (s32[], f32[8,16], f32[5,16,16])) -> pred[] {
+  %p.1 = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %n = s32[] constant(7)
+  ROOT %less = pred[] compare(%i.1, %n), direction=LT
+}
+
+%outer_body (q: (s32[], f32[8,16], f32[5,16,16])) -> (s32[], f32[8,16], f32[5,16,16]) {
+  %q = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) parameter(0)
+  ROOT %inner = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) while(%q), condition=%inner_condition, body=%inner_body, \
+backend_config={"known_trip_count":{"n":"5"}}
+}
+
+%outer_condition (q.1: (s32[], f32[8,16], f32[5,16,16])) -> pred[] {
+  %q.1 = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q.1), index=0
+  %three = s32[] constant(3)
+  ROOT %under = pred[] compare(%j, %three), direction=LT
+}
+
+ENTRY %main (arg: f32[8,16], stack: f32[5,16,16]) -> f32[8,16] {
+  %arg = f32[8,16]{1,0} parameter(0)
+  %stack = f32[5,16,16]{2,1,0} parameter(1)
+  %zero.1 = s32[] constant(0)
+  %start = (f32[4,16]{1,0}, f32[8,16]{1,0}) all-gather-start(%arg), channel_id=2, replica_groups={{0,4},{1,5},{2,6},{3,7}}, \
+dimensions={0}
+  %done = f32[8,16]{1,0} all-gather-done(%start)
+  %shift = f32[8,16]{1,0} collective-permute(%done), source_target_pairs={{0,2},{2,0},{1,3},{3,1},{4,6},{6,4},{5,7},{7,5}}
+  %in = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) tuple(%zero.1, %shift, %stack)
+  %outer = (s32[], f32[8,16]{1,0}, f32[5,16,16]{2,1,0}) while(%in), condition=%outer_condition, body=%outer_body
+  ROOT %out = f32[8,16]{1,0} get-tuple-element(%outer), index=1
+}
+"""
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
+    """Of nested loops the product; of a count that XLA did not note, what the condition compares with."""
+    module = hlo.parse(PROGRAM)
+    times = {run.instruction.name: run.times for run in module.runs()}
+    assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
+    assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
+
+
+def test_what_is_sent_is_named_by_kind_and_axis() -> None:
+    found = {row.kind: row for row in collectives.collectives(collectives.sent(hlo.parse(PROGRAM), SIZES))}
+    array = 8 * 16 * 4
+    assert {kind: (row.axes, row.members, row.count, row.bytes, row.sent) for kind, row in found.items()} == {
+        # Twice a half of each array.
+        "all-reduce": ("tensor", 2, 15, 15 * array, 15 * array),
+        # What is gathered is twice what a device has; half of that it sends.
+        "all-gather": ("data", 2, 1, 2 * array, array),
+        "collective-permute": ("fsdp", 2, 1, array, array),
+    }
+
+
+def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
+    """And a fusion writes its result, a product reads both operands and writes one; nothing else moves."""
+    layer, array = 16 * 16 * 4, 8 * 16 * 4
+    # The index of the layer is read too.
+    each = (layer + 4 + layer) + (array + layer + array)
+    assert work.work(hlo.parse(PROGRAM), [], 8).bytes == 15 * each
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups={}", [[0, 1, 2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={1}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'b'}, x=1", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+    ],
+)
+def test_groups_are_read_however_they_are_written(text: str, groups: list[list[int]]) -> None:
+    assert groups_of(text, 4) == frozenset(map(frozenset, groups))
+
+
+def test_a_batch_of_products_written_as_a_convolution_counts_as_the_products() -> None:
+    """As a TPU writes it: the batch is a dimension of the window, spread out so that only equal places meet."""
+    text = """
+ENTRY %main (x: f32[6,32,8], y: f32[6,8,16]) -> f32[6,32,16] {
+  %x = f32[6,32,8]{2,1,0} parameter(0)
+  %y = f32[6,8,16]{2,1,0} parameter(1)
+  ROOT %c = f32[6,32,16]{2,1,0} convolution(%x, %y), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert work.work(hlo.parse(text), [], 1).products == 2 * 6 * 32 * 8 * 16
+
+
+def test_a_convolution_counts_no_padding() -> None:
+    text = """
+ENTRY %main (x: f32[2,10,8], y: f32[3,8,16]) -> f32[2,10,16] {
+  %x = f32[2,10,8]{2,1,0} parameter(0)
+  %y = f32[3,8,16]{2,1,0} parameter(1)
+  ROOT %c = f32[2,10,16]{2,1,0} convolution(%x, %y), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f
+}
+"""
+    assert work.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
+
+
+TPU = """
+%scatter (a: f32[8,16]) -> f32[4,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %sum = f32[8,16]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  %half = s32[] constant(4)
+  %none = s32[] constant(0)
+  ROOT %own = f32[4,16]{1,0} dynamic-slice(%sum, %half, %none), dynamic_slice_sizes={4,16}
+}
+
+%begin (b: f32[4,16]) -> f32[8,16] {
+  %b = f32[4,16]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %g = f32[8,16]{1,0:T(8,128)S(1)} all-gather(%b), channel_id=7, replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+%go_on (c: f32[4,16]) -> f32[8,16] {
+  %c = f32[4,16]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %g.1 = f32[8,16]{1,0:T(8,128)S(1)} all-gather(%c), channel_id=7, replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %part = f32[4,16]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%scatter
+  %first = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%begin
+  ROOT %second = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%go_on
+}
+"""
+
+
+def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
+    """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
+    found = {row.kind: (row.count, row.bytes) for row in collectives.collectives(collectives.sent(hlo.parse(TPU), {"fsdp": 2}))}
+    assert found == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
+
+
+def test_what_stays_on_a_chip_is_no_traffic() -> None:
+    """Of a TPU; elsewhere another memory is the device's too."""
+    module = hlo.parse(TPU)
+    assert work.work(module, [], 2, on_chip=True).bytes == 8 * 16 * 4
+    assert work.work(module, [], 2).bytes > 8 * 16 * 4
+
+
+def test_no_program_is_told() -> None:
+    with pytest.raises(ValueError, match="it has no entry"):
+        hlo.parse("HloModule nothing\n")
+
+
+# --- compiled here --------------------------------------------------------------------------------------------------------------
+
+
+def test_products_and_gathers_of_a_real_loop() -> None:
+    """Twelve layers of a product each, forward and backward, weights split over eight devices."""
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    layers, width, rows = 12, 64, 32
+
+    def loss(stack: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0].sum()
+
+    def placed(*shape: int, axes: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, axes))
+
+    stack = placed(layers, width, width, axes=PartitionSpec(None, "fsdp"))
+    x = placed(rows, width, axes=PartitionSpec("fsdp"))
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(stack, x).compile().as_text()
+    module = hlo.parse(text)
+    # Each layer forward, its gradient by the weights and, but for the first of its inputs, by what it is given.
+    assert work.work(module, [], 8).products == 3 * layers * 2 * rows / 8 * width * width
+    rows_by_kind = {row.kind: row for row in collectives.collectives(collectives.sent(module, {"fsdp": 8}))}
+    assert rows_by_kind["all-gather"].count == 2 * layers
+    assert rows_by_kind["all-gather"].bytes == 2 * layers * width * width * 4
+    assert set(rows_by_kind) == {"all-gather", "all-reduce"} and rows_by_kind["all-reduce"].axes == "fsdp"
+
+
+LAYERS, WIDTH, ROWS, LENGTH, VOCAB = 4, 64, 16, 32, 512
+
+
+def gpt(**mesh: int) -> Run:
+    """A GPT whose tables and layers divide over eight devices, without dropout."""
+    run = tiny.run()
+    numbers = {"width": WIDTH, "heads": 8, "head": 8, "ffn": 4 * WIDTH, "layers": LAYERS, "vocab": VOCAB, "context": LENGTH}
+    rates = {name: 0.0 for name in ("dropout", "embedding_dropout", "attention_dropout")}
+    model = dataclasses.replace(run.model, **numbers, **rates, compute=Compute(attention="xla"))
+    return dataclasses.replace(run, model=model, mesh=Mesh(**mesh), data=Data(length=LENGTH, batch=ROWS))
+
+
+@functools.cache
+def compiled(axis: str) -> tuple[program.Program, list[Sent]]:
+    """The training step with all eight devices along one axis, and what it sends."""
+    made = program.compiled(gpt(**{axis: 8}), "train", targets.parse("cpu:8"))
+    return made, collectives.sent(hlo.parse(made.text), dict(made.mesh.shape))
+
+
+def stored(made: program.Program, *parts: str) -> int:
+    """Bytes of the parameters whose path has all of these parts, whole."""
+    leaves = jax.tree_util.tree_leaves_with_path(made.arguments["parameters"])
+    paths = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+    return sum(math.prod(leaf.shape) * 4 for path, leaf in paths.items() if all(part in path for part in parts))
+
+
+def total(sent: list[Sent], kind: str) -> float:
+    return sum(each.run.times * each.bytes for each in sent if each.kind == kind)
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_everything_goes_along_the_axis_that_there_is(axis: str) -> None:
+    assert {each.axes for each in compiled(axis)[1]} == {axis}
+
+
+def test_data_parallel_sends_each_gradient_once() -> None:
+    """All parameters' gradients are summed over the devices. The tied table has two, of the lookup and of
+    the logits, and XLA sums them one by one."""
+    made, sent = compiled("data")
+    expected = stored(made) + stored(made, "embed/tokens")
+    assert {each.kind for each in sent} == {"all-reduce"}
+    assert total(sent, "all-reduce") == pytest.approx(expected, rel=0.05)
+
+
+def test_fsdp_gathers_each_layer_twice_and_scatters_it_once() -> None:
+    """Kernels are gathered forward and backward, tables once. On CPU XLA does not scatter sums: each device gets all of them."""
+    made, sent = compiled("fsdp")
+    gathers = 2 * stored(made, "layers", "kernel") + stored(made, "embed")
+    assert total(sent, "all-gather") == pytest.approx(gathers, rel=0.05)
+    scatters = stored(made) + stored(made, "embed/tokens")
+    assert total(sent, "all-reduce") + total(sent, "reduce-scatter") == pytest.approx(scatters, rel=0.05)
+    inside = sum(each.run.times for each in sent if each.kind == "all-gather" and each.run.loop)
+    assert inside == 2 * LAYERS * 4
+
+
+def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
+    """The activations of all rows; besides, those of the embeddings and the gradient of the last hidden states."""
+    _, sent = compiled("tensor")
+    activations = ROWS * LENGTH * WIDTH * 4
+    assert total(sent, "all-reduce") == pytest.approx((4 * LAYERS + 2) * activations, rel=0.05)
+    assert sum(each.run.times for each in sent if each.run.loop) == 4 * LAYERS
+
+
+def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
+    """A gather inside of it is not; the same gather with its loop forgotten is."""
+    made, sent = compiled("fsdp")
+    assert not facts.gathered(sent, made)
+    text = """
+ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
+  %w = f32[4,8,256]{2,1,0} parameter(0)
+  ROOT %g = f32[4,64,256]{2,1,0} all-gather(%w), replica_groups=[1,8]<=[8], dimensions={1}
+}
+"""
+    (line,) = facts.gathered(collectives.sent(hlo.parse(text), dict(made.mesh.shape)), made)
+    assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
+
+
+def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:
+    made, _ = compiled("tensor")
+    found = facts.copied(made.arguments, dict(made.mesh.shape), large=LENGTH * WIDTH * 4)
+    assert len(found) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in found)
+    assert facts.copied(made.arguments, dict(made.mesh.shape)) == []
+
+
+def test_flops_of_a_step_are_the_models_own() -> None:
+    """Without recomputation a program multiplies what the model's formula says, but for no gradient by what is looked up."""
+    for axis in ("data", "fsdp", "tensor"):
+        made, _ = compiled(axis)
+        products = work.work(hlo.parse(made.text), made.calls, 8).products
+        assert products == pytest.approx(made.flops / 8, rel=0.02), axis
+
+
+def test_places_of_a_mesh_are_numbered_as_the_compiler_does() -> None:
+    """The devices of a mesh in their order are the partitions 0, 1, ...: groups of the axes are read off their numbers."""
+    axes = collectives._axes(SIZES)
+    grid = np.arange(8).reshape(2, 2, 2)
+    assert axes[frozenset(frozenset(pair) for pair in grid.reshape(4, 2).tolist())] == "tensor"
+    assert axes[frozenset(frozenset(pair) for pair in grid.transpose(1, 2, 0).reshape(4, 2).tolist())] == "data"
+    assert axes[frozenset(frozenset(four) for four in grid.reshape(2, 4).tolist())] == "fsdp x tensor"
