@@ -220,9 +220,9 @@ def test_kernels_are_counted_by_direction_and_loop() -> None:
     text = """
 %body (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
-  %again = f32[2]{0} custom-call(%p), custom_call_target="k", metadata={op_name="transpose(jvp())/rematted_computation/door0/f"}
-  %dq = f32[2]{0} custom-call(%again), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dq"}
-  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="k", metadata={op_name="transpose(jvp())/door0/dkv"}
+  %again = f32[2]{0} custom-call(%p), custom_call_target="mosaic", metadata={op_name="transpose(j)/rematted_computation/door0/f"}
+  %dq = f32[2]{0} custom-call(%again), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
+  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
 }
 
 %more (q: f32[2]) -> pred[] {
@@ -232,8 +232,9 @@ def test_kernels_are_counted_by_direction_and_loop() -> None:
 
 ENTRY %main (x: f32[2]) -> f32[2] {
   %x = f32[2]{0} parameter(0)
-  %other = f32[2]{0} custom-call(%x), custom_call_target="__cudnn$conv"
-  %first = f32[2]{0} custom-call(%other), custom_call_target="k", metadata={op_name="jit(s)/jvp()/door0/f"}
+  %check = f32[2]{0} custom-call(%x), custom_call_target="AssumeGatherIndicesInBound", metadata={op_name="jvp()/door0/f"}
+  %other = f32[2]{0} custom-call(%check), custom_call_target="__cudnn$conv"
+  %first = f32[2]{0} custom-call(%other), custom_call_target="mosaic", metadata={op_name="jit(s)/jvp()/door0/f"}
   ROOT %loop = f32[2]{0} while(%first), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """

@@ -193,6 +193,19 @@ def test_what_stays_on_a_chip_is_no_traffic() -> None:
     assert work.work(module, [], 2).bytes > 8 * 16 * 4
 
 
+def test_a_part_of_an_axis_is_named_so() -> None:
+    """As a TPU sums along a long axis: within halves of it, then between them."""
+    text = """
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %within = f32[8]{0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  ROOT %between = f32[8]{0} all-reduce(%within), replica_groups={{0,2},{1,3},{4,6},{5,7}}
+}
+"""
+    (row,) = collectives.collectives(collectives.sent(hlo.parse(text), {"data": 2, "fsdp": 4}))
+    assert (row.axes, row.members, row.count) == ("fsdp, part", 2, 2)
+
+
 def test_no_program_is_told() -> None:
     with pytest.raises(ValueError, match="it has no entry"):
         hlo.parse("HloModule nothing\n")

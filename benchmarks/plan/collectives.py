@@ -14,6 +14,8 @@ Groups = frozenset[frozenset[int]]
 
 OTHER = "other"
 """Devices that do not lie along axes of the mesh."""
+PART = ", part"
+"""Behind axes of which only some of the devices exchange with each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,12 @@ def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Gro
         return _permuted(instruction, sizes)
     groups = groups_of(instruction.rest, math.prod(sizes.values()))
     members = max(map(len, groups))
-    return axes.get(groups, OTHER), members
+    if groups in axes:
+        return axes[groups], members
+    # The compiler may go along an axis in steps, first within a part of it and then between the parts.
+    first = next(iter(groups))
+    around = (name for whole, name in axes.items() if any(first <= each for each in whole))
+    return next((f"{name}{PART}" for name in around), OTHER), members
 
 
 def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from benchmarks.plan import collectives, hlo, roofline, work
-from benchmarks.plan.collectives import Collective, Sent
+from benchmarks.plan.collectives import PART, Collective, Sent
 from benchmarks.plan.program import Program, per_device
 from benchmarks.plan.roofline import Times
 from zoo.models import parameter_count
@@ -151,7 +151,7 @@ def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> lis
     """The same, of stacks by their layers and the number of a device's own elements."""
     found: dict[str, None] = {}
     for each in sent:
-        if each.kind != "all-gather" or each.run.loop or "fsdp" not in each.axes.split(" x "):
+        if each.kind != "all-gather" or each.run.loop or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
             continue
         for array in each.arrays:
             known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in array.shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan.collectives import OTHER, Sent
+from benchmarks.plan.collectives import OTHER, PART, Sent
 from benchmarks.plan.targets import HOST, Target
 from benchmarks.plan.work import Work
 from train.hardware import Device
@@ -82,7 +82,7 @@ def _group(axes: str, mesh: Grid) -> list[Any]:
     """Devices that exchange with each other along some axes."""
     if axes == OTHER:
         return list(mesh.devices.flat)
-    chosen = axes.split(" x ")
+    chosen = axes.removesuffix(PART).split(" x ")
     return list(mesh.devices[tuple(slice(None) if name in chosen else 0 for name in mesh.axes)].flat)
 
 

@@ -12,7 +12,8 @@ from benchmarks.plan.facts import Plan
 if TYPE_CHECKING:
     from benchmarks.plan.search import Found
 
-NARROWEST = 80
+NARROWEST = 100
+"""Columns that tables need: a narrower terminal wraps lines, but no number is cut."""
 BAR = 28
 """Columns of the whole of a device's memory."""
 
@@ -147,7 +148,7 @@ def _search(console: Console, found: "Found", top: int) -> None:
     shown = found.ranked[:top]
     if shown:
         console.print(f"{headline(shown[0])}: the best of {len(found.ranked)} that fit", style="bold")
-    table = _table("mesh", "remat", "micro-batches", "memory", "compute", "memory ", "interconnect", "MFU at most", words=(1,))
+    table = _table("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU at most", words=(1,))
     for each in shown:
         times = [_seconds(value) for value in (each.times.compute, each.times.memory, each.times.interconnect)]
         bound = "" if each.bound is None else f"{each.bound:.1%}"

@@ -51,7 +51,7 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
         moved += run.times * _Traffic(module, on_chip).of(run)
         for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
             products += run.times * _flops(each, computation)
-            if each.op == "custom-call" and _gemm(each) is None:
+            if each.op == "custom-call" and _gemm(each) is None and _KERNELS.search(_called(each)):
                 kernels.append(dataclasses.replace(run, instruction=each))
     inside, unknown = _inside(kernels, calls, devices)
     return Work(products=products, kernels=inside, bytes=moved, unknown=unknown)
@@ -126,7 +126,8 @@ def _places(given: int, kernel: int, out: int, stride: int, pad: int, spread: in
 
 
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
-"""Targets of custom calls that multiply: one that is of no call of attention is not counted, and a plan says so."""
+"""Targets of custom calls that multiply; others move or check something. One that is of no call of attention is not counted, and
+a plan says so."""
 
 
 def _called(instruction: Instruction) -> str:
@@ -146,7 +147,7 @@ def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tupl
         origin = run.instruction.origin
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
-            unknown |= {target} if _KERNELS.search(target := _called(run.instruction)) else set()
+            unknown.add(_called(run.instruction))
         elif _is_backward(origin, scope):
             backward.setdefault((scope, run.computation.name), []).append(run)
         else:
