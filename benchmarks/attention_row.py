@@ -18,7 +18,7 @@ from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
 from benchmarks.peers_attention import Peer
 from benchmarks.timing import Program
-from train.metrics import device_peak
+from train.hardware import device_peak
 from zoo import attention as door
 from zoo.errors import BadInput
 

@@ -21,7 +21,8 @@ from benchmarks.peers import Peer
 from benchmarks.programs import Step, Variant, cold
 from benchmarks.step_settings import Settings, key, peer_key
 from train import objectives
-from train.metrics import device_peak, mfu
+from train.hardware import device_peak
+from train.metrics import mfu
 from train.step import DTYPES
 from zoo.errors import BadInput
 

@@ -344,7 +344,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     return engine, lambda: engine.put(meshes.init_state(run, net, tx, mesh)), frozen
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_the_state_is_donated(name: str) -> None:
     """The next state lies where this one lay, leaf for leaf: nothing is held twice."""
     engine, begin, frozen = launched(name)

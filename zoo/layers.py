@@ -314,7 +314,8 @@ def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
     """float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
     with jax.named_scope("unembed"):
-        logits = product(hidden, table.T, 1)
+        # Its width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
+        logits = product(hidden, constrain(table, "tensor", None).T, 1)
     if table.shape[0] == vocabulary:
         return logits
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
