@@ -1,188 +1,128 @@
-"""Time a whole training step of the gpt2 shape, and its parts alone: `python -m benchmarks.step`.
+"""`zoo bench step`: measure models one after the other, write their cells as soon as they are known, then show all of them.
 
-The step is the trainer's own, AdamW and clipping included, in float32 without dropout. Its parts are the same work on the same
-shapes, forward and backward, timed in the same rounds; what they do not sum up to is shown too. With the group `parity`
-installed, the step of `transformers` on torch (eager, AdamW) is timed in the same rounds, on the same weights and tokens. The
-first losses of all must agree. Prints Markdown.
+Several repeats are done by fresh processes, one after the other, each of which measures everything once more.
 """
 
-import argparse
 import dataclasses
-import importlib.util
-import sys
-import tempfile
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from benchmarks import timing
-from train import config, optim
-from train.losses import token_losses
-from train.objectives import causal
-from train.state import State
-from train.step import make_step
-from zoo import configs, models, pretrained
-from zoo.attention import attention
-from zoo.batch import Batch
-from zoo.configs import Compute
-from zoo.layers import ACTIVATIONS, layer_norm
-from zoo.masks import Mask
-
-VARIANTS = {
-    "blocked, layers scanned": Compute(attention="blocked"),
-    "blocked, layers unrolled": Compute(attention="blocked", unroll=12),
-    "xla, layers unrolled": Compute(attention="xla", unroll=12),
-}
+from benchmarks import peers, records, step_group, step_page, step_tables
+from benchmarks.attention import PROCESS, elsewhere, repeat
+from benchmarks.cases import Case
+from benchmarks.programs import Step
+from benchmarks.progress import Progress
+from benchmarks.records import Writer
+from benchmarks.step_settings import Settings, cases, key, peer_key, resolved, unit, variants
+from zoo import runtime
+from zoo.errors import BadInput
 
 
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    rate = timing.begin()
-    size = configs.find("gpt2")[1].config
-    cfg = dataclasses.replace(size, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
-    net = models.model(cfg)
-    params = jax.jit(net.init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, cfg.vocab, (asked.rows, asked.length + 1)), jnp.int32)
-    ones = jnp.ones((asked.rows, asked.length), jnp.float32)
-    batch = Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=ones, index=jnp.arange(asked.rows, dtype=jnp.uint32))
+def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_json: bool, devices: int = 0) -> int:
+    """The command.
 
-    made = {name: _step(dataclasses.replace(cfg, compute=compute), params, batch) for name, compute in VARIANTS.items()}
-    if importlib.util.find_spec("torch"):
-        made["transformers, eager"] = _transformers(cfg, params, batch)
-    losses = {name: loss for name, (_, loss) in made.items()}
-    for name, loss in losses.items():
-        print(f"loss of {name}: {loss:.6f}")
-    if not max(losses.values()) - min(losses.values()) < 1e-4:
-        raise RuntimeError(f"the steps do not compute the same: their first losses are {losses}")
-    programs = {name: program for name, (program, _) in made.items()}
-    parts = _parts(cfg, params, batch)
-    seconds = timing.interleaved({**programs, **parts}, asked.rounds)
-    middle = {name: float(np.median(each)) for name, each in seconds.items()}
-    unit = middle[next(iter(VARIANTS))]
+    Args:
+        argv: the command's arguments after `zoo`: what fresh processes are started with.
+        devices: CPU devices to simulate; 0 = the real ones.
 
-    def row(name: str, value: float, spread: str = "") -> str:
-        return f"| {name} | {value / unit:.2f} {spread}|"
+    Returns:
+        0; 1 if something is wrong or failed; whatever a fresh process that died returned.
 
-    print(
-        f"\n| {asked.rows} x {asked.length} tokens | time over the first's median, of {asked.rounds} (least .. most) |\n|---|---|"
-    )
-    for name in programs:
-        least, most = seconds[name].min() / unit, seconds[name].max() / unit
-        print(row(name, middle[name], f"({least:.2f} .. {most:.2f}) "))
-    print("| *its parts alone:* | |")
-    for name in parts:
-        print(row(name, middle[name]))
-    print(row("the step less its parts", unit - sum(middle[name] for name in parts)))
-    flops = 3 * net.flops(batch)
-    print(f"\nMatrix-product FLOPs of a step: {flops / 1e9:.0f} G, {flops / unit / rate:.0%} of the measured rate.")
-    return 0
+    Raises:
+        BadInput: see `step_settings` and `records.Writer`; a mesh or a batch that does not fit the devices.
+    """
+    told = os.environ.pop(PROCESS, None)
+    process = None if told is None else int(told)
+    alone = process is not None or asked.repeats == 1
+    machine = _here(devices) if alone else elsewhere()
+    settings = resolved(asked, machine["backend"])
+    todo = cases(settings)
+    if alone:
+        _check(todo, settings)
+    folder = Path(out) if out else records.default_folder("step", machine)
+    if process is None and not resume and (folder / records.CELLS).exists():
+        raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+    if process is not None:
+        _measure(todo, settings, folder, process)
+        return 0
+    code = 0
+    try:
+        if settings.repeats == 1:
+            _measure(todo, settings, folder, 0, resume=resume)
+        else:
+            code = repeat(settings.repeats, folder, argv)
+    finally:
+        # Also of a run that was stopped.
+        if (folder / records.CELLS).exists():
+            show(folder, as_json)
+    if not (folder / records.CELLS).exists():
+        # No process came to write anything; each has said why.
+        return code
+    return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
 
 
-def _step(cfg: Any, params: Any, batch: Batch) -> tuple[Callable[[], object], float]:
-    """The trainer's step on a state that it moves on, and the loss of the first."""
-    net = models.model(cfg)
-    rows, length = batch.tokens.shape
-    run = config.Run(recipe="gpt2", model=cfg, steps=1000, data=config.Data(length=length, batch=rows))
-    tx = optim.optimizer(run.optim)
-    own = jax.tree.map(jnp.copy, params)
-    state = State(step=jnp.int32(0), params=own, opt_state=tx.init(own), carry={}, key=jnp.zeros(2, jnp.uint32))
-    step = jax.jit(make_step(run, net, causal, tx, jnp.float32), donate_argnums=0)
-    held = [state]
-
-    def once() -> Any:
-        held[0], metrics = step(held[0], batch)
-        return jax.block_until_ready(metrics)
-
-    return once, float(once()["loss"])
+def _here(devices: int) -> dict[str, Any]:
+    runtime.prepare(devices)
+    runtime.canary()
+    return records.machine()
 
 
-def _parts(cfg: Any, params: Any, batch: Batch) -> dict[str, Callable[[], object]]:
-    """What a step does, each kind of work for all layers, forward and backward."""
-    net, rows, length = models.model(cfg), *batch.tokens.shape
-    rng = np.random.default_rng(1)
-
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    def pulled(function: Callable[..., jax.Array], times: int, *arrays: Any) -> Callable[[], object]:
-        """`function` and its gradient by all arrays, `times` over."""
-
-        @jax.jit
-        def run(*arrays: Any) -> Any:
-            out, backward = jax.vjp(function, *arrays)
-            return backward(jnp.ones_like(out))
-
-        def repeated() -> object:
-            return [jax.block_until_ready(run(*arrays)) for _ in range(times)]
-
-        return repeated
-
-    x, wide = normal(rows, length, cfg.width), normal(rows, length, cfg.ffn)
-    q, k, v = (normal(rows, length, cfg.heads, cfg.head) for _ in range(3))
-    layer = jax.tree.map(lambda leaf: leaf[0], params["layers"])
-
-    def products(x: jax.Array, wide: jax.Array, layer: Any) -> jax.Array:
-        qkv = jnp.einsum("btd,dcnh->btcnh", x, layer["attention"]["qkv"]["kernel"])
-        out = jnp.einsum("btnh,nhd->btd", qkv[:, :, 0], layer["attention"]["out"]["kernel"])
-        up = jnp.einsum("btd,df->btf", x, layer["mlp"]["up"]["kernel"])
-        down = jnp.einsum("btf,fd->btd", wide, layer["mlp"]["down"]["kernel"])
-        return jnp.concatenate([qkv.reshape(rows, length, -1), out, up, down], -1)
-
-    def head(params: Any, hidden: jax.Array) -> jax.Array:
-        assert batch.targets is not None
-        return token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=cfg.vocab).sum()
-
-    tx = optim.optimizer(config.Optim())
-    update = jax.jit(lambda grads, state, params: tx.update(grads, state, params))
-    state = tx.init(params)
-    return {
-        "attention": pulled(lambda q, k, v: attention(q, k, v, mask=Mask(causal=True), impl="blocked"), cfg.layers, q, k, v),
-        "matrix products of the layers": pulled(products, cfg.layers, x, wide, layer),
-        "loss head": pulled(head, 1, params, x),
-        "optimizer": lambda: jax.block_until_ready(update(params, state, params)),
-        "norms": pulled(
-            lambda x, s, b: layer_norm(x, s, b, cfg.eps), 2 * cfg.layers + 1, x, jnp.ones(cfg.width), jnp.zeros(cfg.width)
-        ),
-        "activations": pulled(ACTIVATIONS[cfg.activation], cfg.layers, wide),
-    }
+def show(folder: Path, as_json: bool) -> None:
+    """Write what a folder's results look like, and print them."""
+    results = records.read(folder)
+    written = {"table.md": step_tables.markdown(results), "table.csv": step_tables.csv(results)}
+    records.write_texts(folder, {**written, "report.html": step_page.render(results)})
+    if as_json:
+        for cell in results.cells:
+            print(json.dumps(cell))
+        return
+    step_tables.show(results)
+    print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
 
 
-def _transformers(cfg: Any, params: Any, batch: Batch) -> tuple[Callable[[], object], float]:
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers
-
-    with tempfile.TemporaryDirectory() as folder:
-        pretrained.save(Path(folder), cfg, params)
-        model = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    rates = config.Optim()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rates.lr, weight_decay=rates.weight_decay)
-    tokens, targets = (torch.tensor(np.asarray(each), dtype=torch.long) for each in (batch.tokens, batch.targets))
-
-    def once() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(tokens).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
-        optimizer.step()
-        return loss.item()
-
-    return once, once()
+def _check(todo: Sequence[Case], settings: Settings) -> None:
+    """Refuse, before anything is measured, what no cell could do: a mesh that there are no devices for or that does not divide
+    the model. What only some ways of computing refuse is said in their cells."""
+    for case in todo:
+        for variant in variants(settings):
+            if variant.mesh != "data=1":
+                Step(case, dataclasses.replace(variant, attention="auto"))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: int, *, resume: bool = True) -> None:
+    environment = records.environment(settings.precision)
+    # Peers on torch take as many threads as there are cores, whatever this says.
+    environment["threads"] = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}"
+    asked = dataclasses.asdict(settings)
+    writer = Writer(folder / records.CELLS, "step", environment, asked, resume, unit(settings))
+    ways = variants(settings)
+    lacking = {case: [each for each in _keys(case, settings) if not writer.has(each, process)] for case in todo}
+    left = {case: keys for case, keys in lacking.items() if keys}
+    progress = Progress(float(sum(map(len, left.values()))))
+    try:
+        for case, keys in left.items():
+            progress.begin(f"{case.size} {case.mode}")
+            wanted = {records.identity(each) for each in keys}
+            cells = step_group.measure(case, ways, settings, environment, progress.doing)
+            # Those of a group that was written in part are there already.
+            cells = [cell for cell in cells if records.identity(cell["key"]) in wanted]
+            for cell in cells:
+                writer.write({"process": process, **cell, **_machine_columns(environment)})
+            progress.done(float(len(keys)), step_tables.in_a_line(cells))
+    finally:
+        progress.close()
+        writer.close()
+
+
+def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
+    """Of all cells of a model."""
+    found = [key(case, variant, settings) for variant in variants(settings)]
+    return found + [peer_key(case, name, precision, settings) for name, precision in peers.asked(settings)]
+
+
+def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:
+    """What the process that measured a cell found the machine able to do."""
+    return {"load": environment["load"], "clock_mhz": environment["clock_mhz"]}

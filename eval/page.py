@@ -95,9 +95,10 @@ PAGE = """<!doctype html>
 """
 
 STYLE = """
-:root{--page:#fbfbf9;--card:#ffffff;--ink:#1b1f24;--muted:#59616b;--grid:#e2e4e8;--one:#1a5fb4;--two:#b3450b;--three:#b3261e}
+:root{--page:#fbfbf9;--card:#ffffff;--ink:#1b1f24;--muted:#59616b;--grid:#e2e4e8;--one:#1a5fb4;--two:#b3450b;--three:#b3261e;
+--four:#1b7f5c;--five:#7a3fb0;--six:#8a6d00}
 @media (prefers-color-scheme:dark){:root{--page:#12151a;--card:#1a1e25;--ink:#e7e9ec;--muted:#a3abb6;--grid:#303741;--one:#78aeff;
---two:#ffa45c;--three:#ff8a80}}
+--two:#ffa45c;--three:#ff8a80;--four:#5fd3a4;--five:#c79bff;--six:#e3c24d}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
@@ -121,6 +122,7 @@ figcaption b{color:var(--ink);font-size:1rem;margin-right:auto}
 .key.faint::before{opacity:.35}
 .key.dotted::before{border-top-style:dotted}
 .ink{color:var(--ink)}.one{color:var(--one)}.two{color:var(--two)}.three{color:var(--three)}
+.four{color:var(--four)}.five{color:var(--five)}.six{color:var(--six)}.muted{color:var(--muted)}
 .key span{color:var(--muted)}
 svg{display:block;width:100%;height:auto}
 svg text{font-family:inherit!important}

@@ -2,22 +2,15 @@
 
 import dataclasses
 import html
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from eval import drawing
+from eval.drawing import INK, MUTED, NARROW, ONE, THREE, TWO, WIDE
 from train import quantities
 from train.quantities import QUANTITIES
-
-# Colours that matplotlib is given, and what they become: so one drawing serves light and dark pages.
-INK, MUTED, GRID, ONE, TWO, THREE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ONE: "--one", TWO: "--two", THREE: "--three"}
-
-WIDE, NARROW = (10.6, 3.4), (5.0, 2.9)
-"""Inches of the drawing across the page and of one in a column: the text of both comes out equally large."""
 
 FAINT = 0.35
 """Opacity of single values behind their average; the page's legend has the same."""
@@ -128,10 +121,14 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
         axes.plot(lost, np.full(len(lost), 0.03), "x", color=THREE, markersize=5, transform=axes.get_xaxis_transform())
         axes.set_ylim(bottom, top)
 
-    keys = [_key("one", "training, smoothed"), _key("one faint", "each row")] if len(smooth) else [_key("one", "training")]
-    keys += [_key("two dots", "validation")] if len(valid_steps) else []
-    keys += [_key("three cross", "not finite")] if not np.isfinite(loss).all() else []
-    keys += [_key("ink dashed", label) for label, _ in lines]
+    keys = (
+        [drawing.key("one", "training, smoothed"), drawing.key("one faint", "each row")]
+        if len(smooth)
+        else [drawing.key("one", "training")]
+    )
+    keys += [drawing.key("two dots", "validation")] if len(valid_steps) else []
+    keys += [drawing.key("three cross", "not finite")] if not np.isfinite(loss).all() else []
+    keys += [drawing.key("ink dashed", label) for label, _ in lines]
     told = [_told("Training loss", steps, smooth if len(smooth) else loss), _told("validation loss", valid_steps, valid_loss)]
     return _figure("Loss", told, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
 
@@ -149,7 +146,7 @@ def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
         _dashed(axes, lines)
         axes.set_ylim(bottom, top)
 
-    keys = [_key("two dots", quantity.label), *(_key("ink dashed", label) for label, _ in lines)] if lines else []
+    keys = [drawing.key("two dots", quantity.label), *(drawing.key("ink dashed", label) for label, _ in lines)] if lines else []
     told = [_told(quantity.title, steps, values)]
     return _figure(f"{quantity.title}, validation", told, draw, marks, keys=keys, lines=lines, outside=outside)
 
@@ -167,14 +164,14 @@ def _throughput(train: Sequence[Any], marks: Marks) -> str:
     def draw(axes: Any) -> None:
         _noisy(axes, steps, rate, _smooth(rate, top))
         axes.set_ylim(0, top)
-        axes.yaxis.set_major_formatter(_thousands)
+        axes.yaxis.set_major_formatter(drawing.thousands)
         if one_scale:
             percent = 100 * float(np.median(ratio))
             right = axes.secondary_yaxis("right", functions=(lambda y: y * percent, lambda y: y / percent))
             right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "")
             right.spines["right"].set_visible(False)
             right.tick_params(length=0)
-            right.yaxis.set_major_locator(_ticks(4))
+            right.yaxis.set_major_locator(drawing.ticks(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
     return _figure(title, [_told("Tokens a second", steps, rate)], draw, marks, outside=outside)
@@ -210,81 +207,23 @@ def _figure(
     drawings = _svg(draw, marks, NARROW, label, "narrow" if lead else "")
     drawings += _svg(draw, marks, WIDE, label, "wide") if lead else ""
     if lead:
-        keys = [*keys, *([_key("dashed", "resumed")] if marks.resumed else [])]
-        keys += [_key("two dotted", f"the run's choice, step {marks.best:,}")] if marks.best is not None else []
+        keys = [*keys, *([drawing.key("dashed", "resumed")] if marks.resumed else [])]
+        keys += [drawing.key("two dotted", f"the run's choice, step {marks.best:,}")] if marks.best is not None else []
     note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
     kind = " class=lead-plot" if lead else ""
     return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
 
 def _svg(draw: Callable[[Any], None], marks: Marks, size: tuple[float, float], label: str, kind: str) -> str:
-    # Imported here: this takes more than a second, which no other command should pay.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Names of clip paths and markers are digests of the salt and of what they draw. Were two drawings to share one, the one that
-    # the page hides could take it from the one that it shows.
-    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": f"{label} {kind}"}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(_ticks(8 if size == WIDE else 5, integer=True))
-        axes.yaxis.set_major_locator(_ticks(6))
-        axes.xaxis.set_major_formatter(_thousands)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.tick_params(length=0)
-        axes.grid(axis="y")
+    def marked(axes: Any) -> None:
         for step in marks.resumed:
             axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         if marks.best is not None:
             axes.axvline(marks.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
         draw(axes)
         axes.set_xlabel("step")
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawing = written.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    for colour, variable in VARIABLES.items():
-        drawing = drawing.replace(colour, f"var({variable})")
-    view = re.search(r'viewBox="[^"]*"', drawing)
-    assert view
-    # No other id is referred to.
-    content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
-    content = content[content.index(">") + 1 :].replace("xlink:href", "href")
-    name = f' class="{kind}"' if kind else ""
-    return f'<svg{name} {view[0]} role="img" aria-label="{label}"><title>{label}</title>{content}'
 
-
-_SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.linewidth": 1,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 1,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "lines.linewidth": 1.4,
-    "lines.solid_joinstyle": "round",
-    "path.simplify": False,
-}
-
-
-def _ticks(count: int, integer: bool = False) -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10])
-
-
-def _thousands(value: float, _: object) -> str:
-    scale, unit = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= each[0]), (1, ""))
-    return f"{value / scale:g}{unit}"
+    return drawing.svg(marked, size, label, kind)
 
 
 def _column(rows: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -361,7 +300,3 @@ def _told(name: str, steps: np.ndarray, values: np.ndarray) -> str:
         return ""
     first, last = seen[0], seen[-1]
     return f"{name} from {values[first]:.4g} at step {steps[first]:,} to {values[last]:.4g} at step {steps[last]:,}"
-
-
-def _key(kind: str, text: str) -> str:
-    return f'<span class="key {kind}"><span>{text}</span></span>'

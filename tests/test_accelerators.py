@@ -181,7 +181,7 @@ def test_the_comparison_catches_what_goes_wrong(monkeypatch):
 
 @pytest.fixture
 def told_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(door, "_platform", lambda: "gpu")
+    monkeypatch.setattr(door, "target", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
 
 
@@ -328,7 +328,7 @@ def test_the_mesh_says_whom_a_program_is_for(kind, platform, chosen):
     """Compiling for devices that are not here chooses by those."""
     device = AbstractDevice(kind, 1, platform)
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    assert door._platform() == "cpu"
+    assert door.target() == "cpu"
     with jax.sharding.use_abstract_mesh(mesh):
-        assert door._platform() == chosen
+        assert door.target() == chosen
         assert door.choose("auto", request()) == door.choose("auto", request(), chosen)

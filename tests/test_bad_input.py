@@ -30,7 +30,10 @@ def assert_refused(ended: Ended, expected: str) -> None:
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; choose models, train, eval, compare, generate, fill-mask, embed, data, import, "
-    "export, plan, doctor",
+    "export, bench, plan, doctor",
+    "bench": "zoo bench : choose from attention, step, growth, compare",
+    "bench atention": "zoo bench atention: choose from attention, step, growth, compare",
+    "bench compare x": "Missing from zoo bench compare: B",
     "train gpt-nona": "no recipe is called 'gpt-nona'; the nearest is 'gpt-nano'",
     "models gpt2-lrage": "no model is called 'gpt2-lrage'; the nearest is 'gpt2-large'",
     "models gpt-4": "the architecture of gpt-4 is unpublished.* nearest published architecture here is gpt3-175b$",

@@ -35,6 +35,7 @@ QUICK = {
     "train --help": (0, "gpt-nano"),
     "train gpt-nano --help": (0, "--optim.weight-decay FLOAT"),
     "eval --help": (0, "--stride INT"),
+    "bench attention --help": (0, "--cell-seconds FLOAT"),
     "train gpt-nano --stpes 3": (2, "--steps INT"),
     "train gpt-nona": (2, "'gpt-nano'"),
     "models gpt2-lrage": (2, "'gpt2-large'"),

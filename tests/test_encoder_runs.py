@@ -96,7 +96,7 @@ def test_weights_come_back_from_an_export(name: str, place: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("bert", "--mesh.fsdp 4"),
+        pytest.param("bert", "--mesh.fsdp 4", marks=pytest.mark.slow),
         ("distilbert", "--mesh.tensor 2"),
         pytest.param("bert", "--mesh.tensor 2", marks=pytest.mark.slow),
         pytest.param("distilbert", "--mesh.fsdp 4", marks=pytest.mark.slow),

@@ -76,7 +76,7 @@ def test_cached_text_is_that_of_whole_forward_passes(family: str) -> None:
     assert len(set(expected)) > 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["t5", pytest.param("transformer", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("decoding", [GREEDILY, SEARCHED, DRAWN], ids=["greedy", "searched", "drawn"])
 def test_a_text_is_its_sources_whatever_is_written_beside_it(family: str, decoding: Decoding) -> None:
     together = generator(family).generate(sources(), decoding)

@@ -144,6 +144,7 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
             model.generate_until(requests("generate_until", (contexts[0], asked | dict([wrong]))))
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_number_of_the_request(model: Any) -> None:
     asked = [("The whale", {"max_gen_toks": 4, **each}) for each in ({}, {"temperature": 2.0}, {"do_sample": True, "top_k": 9})]
     found = model.generate_until(requests("generate_until", *asked))

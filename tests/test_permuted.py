@@ -52,6 +52,7 @@ def test_a_text_is_as_likely_along_an_order_as_the_chain_rule_says():
     assert len(set(found[0].round(3))) == 3
 
 
+@pytest.mark.slow
 def test_neither_batch_nor_mesh_nor_neighbours_change_a_likelihood():
     found = permuted_nats(xlnet(), IDS, orders=2)
     np.testing.assert_allclose(permuted_nats(xlnet(batch=1), IDS, orders=2), found, rtol=1e-5)

@@ -308,6 +308,7 @@ def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str):
     assert not ran.exists()
 
 
+@pytest.mark.slow
 def test_random_damage_is_refused_in_bounded_memory():
     count = 10_000
     ended = run_python("-m", "tests.fuzz_weights", "1", str(count), cwd=Path(__file__).parent.parent)

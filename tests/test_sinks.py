@@ -189,6 +189,7 @@ def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
     assert notice.startswith("--log.sinks tensorboard failed and gets no more rows; metrics.jsonl has them all (OSError: ")
 
 
+@pytest.mark.slow
 def test_a_sink_that_cannot_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     """Without an account W&B refuses; nobody is asked for one."""
     done = start("wandb,tensorboard", tmp_path / "run", 0, 3, WANDB_MODE="online", WANDB_API_KEY="")

@@ -53,7 +53,9 @@ def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: An
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
 
 
-@every_body
+@pytest.mark.parametrize(
+    "family", [name if name in ("gpt", "xlnet") else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
+)
 def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrolled, with every remat policy, and as a loop over the layers; dropout on, since a layer's draws go by its number."""
     dropout = with_dropout(small(family))

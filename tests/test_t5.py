@@ -93,7 +93,7 @@ def test_padding_and_what_it_holds_do_not_matter(side: str) -> None:
         np.testing.assert_allclose(hidden, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=["gated", "plain"])
+@pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)], ids=["gated", "plain"])
 def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own(form: dict[str, Any]) -> None:
     """Two examples in a row, of other lengths on either side, against each alone."""
     net, rng = of("encoder_decoder", **form), np.random.default_rng(0)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from tests.small import small
 from zoo.batch import Batch
@@ -28,6 +29,7 @@ def temporaries(impl: str, length: int) -> int:
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_both_streams_is_linear_in_length() -> None:
     """At a fixed number of targets nothing of size T x T is stored; by `xla` it is, and that is seen."""
     found = {length: temporaries("blocked", length) for length in (512, 2048)}

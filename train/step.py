@@ -17,7 +17,7 @@ from train.state import State
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.seeds import example_seeds
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import BATCH, constrain, target
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Dtype of the arithmetic under each precision policy."""
@@ -56,16 +56,28 @@ def make_step(run: config.Run, model: Model, objective: Any, tx: optax.GradientT
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         lr = rate(state.step)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        new = (params, opt_state, carry)
-        old = (state.params, state.opt_state, state.carry)
-        params, opt_state, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        def moved() -> Any:
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state, carry
+
+        params, opt_state, carry = _if(finite, moved, (state.params, state.opt_state, state.carry))
         state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
         return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, "finite": finite.astype(jnp.float32)}
 
     return step
+
+
+def _if(finite: jax.Array, moved: Callable[[], Any], old: Any) -> Any:
+    """What `moved()` gives where a step is finite, else `old`.
+
+    XLA on CPU computes an optimizer's moments and the parameters apart. In a branch each is written in place; with a select it
+    first copies all moments. On accelerators they are one kernel, and a branch would make the host wait for `finite`.
+    """
+    if target() == "cpu":
+        return jax.lax.cond(finite, moved, lambda: old)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved(), old)
 
 
 def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...], pieces: int) -> Any:

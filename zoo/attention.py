@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import seeds
 from zoo.errors import BadInput
 from zoo.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
-from zoo.sharding import BATCH
+from zoo.sharding import BATCH, target
 
 HEADS = "tensor"
 """The mesh axis that heads lie on."""
@@ -226,7 +226,7 @@ def choose(impl: str, request: Request, platform: str | None = None) -> str:
     Raises:
         BadInput: an unknown name, or one that cannot honour the request: says why, and who can.
     """
-    platform = platform or _platform()
+    platform = platform or target()
     if impl == "auto":
         long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
         return next(name for name in long_enough if IMPLEMENTATIONS[name].refuses(request, platform) is None)
@@ -297,25 +297,23 @@ def watched() -> Iterator[list[np.ndarray]]:
         _watched.reset(token)
 
 
+def refusal(impl: str, request: Request) -> str | None:
+    """Why an implementation cannot honour a request on this platform; None if it can."""
+    return IMPLEMENTATIONS[impl].refuses(request, target())
+
+
 def usable() -> list[tuple[str, bool, str]]:
     """(implementation, whether it runs on this platform, why not), for a plain causal request."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
-    reasons = {name: row.refuses(request, _platform()) for name, row in IMPLEMENTATIONS.items()}
+    reasons = {name: refusal(name, request) for name in IMPLEMENTATIONS}
     return [(name, why is None, why or "") for name, why in reasons.items()]
 
 
 def auto() -> str:
     """What `auto` chooses on this platform, in words."""
-    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[_platform()]]
+    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target()]]
     return ", else ".join(lines)
-
-
-def _platform() -> str:
-    """Whom a program is for: the devices of the context mesh, which need not be here, or else the default backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
 
 
 def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):

@@ -20,6 +20,10 @@ usage: zoo COMMAND ...
   zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
   zoo import DIR|HUB_ID       check published weights and keep them under models/
   zoo export RUN DIR          a run's weights as a folder that transformers loads
+  zoo bench attention [...]   every attention implementation here, its numbers checked, then timed; --quick is a minute's worth
+  zoo bench step MODEL...     training, inference and decoding steps, beside transformers and KerasHub, and where their time goes
+  zoo bench growth [MODEL]    how the cost of a small model grows with length, layers, width and devices
+  zoo bench compare A B       two results of a benchmark: what became slower, faster, wrong or missing
   zoo plan MODEL|RECIPE ...   compile a job for devices that are not here: memory, FLOPs, communication, the peak it can reach
   zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
 
@@ -61,6 +65,7 @@ COMMANDS = {
     "data": "data:data",
     "import": "exchange:import_weights",
     "export": "exchange:export",
+    "bench": "bench:bench",
     "plan": "plan:plan",
     "doctor": "doctor:doctor",
 }

@@ -25,7 +25,7 @@ from zoo.batch import Batch, Output
 from zoo.configs import Activation
 from zoo.encoder_config import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
-from zoo.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, tied_logits
+from zoo.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, product, tied_logits
 from zoo.names import Row
 from zoo.sharding import BATCH, constrain
 
@@ -212,7 +212,7 @@ def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs) -> Linear:
 
 def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
     kernel = part["kernel"]
-    return jnp.einsum("...d,de->...e", x, kernel, preferred_element_type=jnp.float32).astype(kernel.dtype) + part["bias"]
+    return product(x, kernel, 1).astype(kernel.dtype) + part["bias"]
 
 
 def _part(params: dict[str, Any], name: str, cfg: BodyConfig) -> dict[str, Any]:

@@ -8,7 +8,9 @@ Shape letters: see `zoo.batch`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from zoo import seeds as seeding
 from zoo.attention import HEADS, attention
 from zoo.configs import Activation
 from zoo.masks import Bias, Mask
-from zoo.sharding import BATCH, constrain
+from zoo.sharding import BATCH, constrain, target
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
@@ -29,16 +31,17 @@ VOCABULARY_MULTIPLE = 128
 
 
 class Linear(nnx.Module):
-    """A projection along named axes: `Linear("btd,df->btf", (D, F), (F,), init, rngs)`."""
+    """A projection along named axes: `Linear("btd,df->btf", (D, F), (F,), init, rngs)`. The kernel's first axes are x's last."""
 
     def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None, init: Init, rngs: nnx.Rngs):
-        self.equation = equation
+        of_x, _, of_kernel = equation.partition("->")[0].rpartition(",")
+        self.summed = sum(letter in of_x for letter in of_kernel)
         self.kernel = nnx.Param(init(rngs.params(), kernel, jnp.float32))
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
-        y = jnp.einsum(self.equation, x, kernel, preferred_element_type=jnp.float32).astype(kernel.dtype)
+        y = product(x, kernel, self.summed).astype(kernel.dtype)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -203,7 +206,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
         """`dropped` is dropout of the inner states, where a family has it."""
-        return self.down(dropped(ACTIVATIONS[self.activation](self.up(x))))
+        return recomputed(lambda inner: self.down(dropped(ACTIVATIONS[self.activation](inner))))(self.up(x))
 
 
 class GatedMlp(nnx.Module):
@@ -215,9 +218,18 @@ class GatedMlp(nnx.Module):
         self.down = Linear("btf,fd->btd", (ffn, width), None, out_init, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
-        gate, linear = jnp.moveaxis(self.gated(x), 2, 0)
-        return self.down(dropped(ACTIVATIONS[self.activation](gate) * linear))
+        """`dropped` is dropout of the inner states, where a family has it."""
 
+        def inner(gated: Array) -> Array:
+            gate, linear = jnp.moveaxis(gated, 2, 0)
+            return self.down(dropped(ACTIVATIONS[self.activation](gate) * linear))
+
+        return recomputed(inner)(self.gated(x))
+
+
+recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+"""Of such a function the gradient keeps the arguments and nothing else. Doing elementwise arithmetic again costs less than to
+store and load what is between, most of all in a scan, which stacks it for all layers."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -226,6 +238,43 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def product(x: Float[Array, "*BD"], kernel: Float[Array, "*DE"], summed: int) -> Float[Array, "*BE"]:
+    """float32 sums of products over the last `summed` axes of x, which are the first of the kernel.
+
+    Its gradients are products of the kernel's dtype too, whatever the cotangent's is. That of the kernel is x^T dy of matrices:
+    the derivative that JAX makes of an einsum over [B, T, D] is dy^T x, transposed, for which XLA on CPU first transposes dy and
+    then takes twice as long for the product. In float32 on CPU, where XLA has no product of transposed bfloat16.
+    """
+    y: Any = _product(x, kernel, summed)
+    return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, kernel: Array, summed: int) -> Array:
+    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), range(summed))
+
+
+def _product_kept(x: Array, kernel: Array, summed: int) -> tuple[Any, tuple[Array, Array]]:
+    return _product(x, kernel, summed), (x, kernel)
+
+
+def _product_gradients(summed: int, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    d_y, leading = d_y.astype(kernel.dtype), x.ndim - summed
+    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), range(summed, kernel.ndim))
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32) if target() == "cpu" else kernel.dtype
+    rows, d_rows = (each.reshape(-1, *each.shape[leading:]).astype(dtype) for each in (x, d_y))
+    return d_x.astype(x.dtype), _contracted(rows, d_rows, (0,), (0,)).astype(kernel.dtype)
+
+
+_product.defvjp(_product_kept, _product_gradients)
+
+
+def _contracted(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:
+    return jax.lax.dot_general(x, y, ((tuple(of_x), tuple(of_y)), ((), ())), preferred_element_type=jnp.float32)
+
+
+@functools.partial(recomputed, static_argnums=3)
 def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32; x's dtype comes back."""
     wide = x.astype(jnp.float32)
@@ -234,6 +283,7 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
+@functools.partial(recomputed, static_argnums=2)
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """x / sqrt(mean of squares + eps) * scale over the last axis, in float32; x's dtype comes back."""
     wide = x.astype(jnp.float32)
@@ -263,7 +313,9 @@ def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
     """float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
-    logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    with jax.named_scope("unembed"):
+        # Its width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
+        logits = product(hidden, constrain(table, "tensor", None).T, 1)
     if table.shape[0] == vocabulary:
         return logits
     return jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)

@@ -87,3 +87,10 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def target() -> str:
+    """The platform a program is for: that of the context mesh's devices, which need not be here, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)

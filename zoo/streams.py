@@ -61,7 +61,7 @@ class Attention(nnx.Module):
         init, width, each = initializer(cfg), cfg.width, (cfg.heads, cfg.head)
         self.q = Linear("btd,dnh->btnh", (width, *each), None, init, rngs)
         self.kv = Linear("bsd,dcnh->bscnh", (width, 2, *each), None, init, rngs)
-        self.r = Linear("xd,dnh->nhx", (width, *each), None, init, rngs)
+        self.r = Linear("xd,dnh->xnh", (width, *each), None, init, rngs)
         self.out = Linear("btnh,nhd->btd", (*each, width), None, init, rngs)
         self.content, self.distance, self.type = (Vectors(each, init, rngs) for _ in range(3))
         self.types = Vectors((2, *each), init, rngs)
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
         kernel = self.r.kernel[...]
         encodings = encodings.astype(kernel.dtype)
         if parts == 1:
-            return self.r(encodings)
+            return jnp.moveaxis(self.r(encodings), 0, -1)
         apart, halves = encodings.reshape(len(encodings), parts, -1), kernel.reshape(parts, -1, *kernel.shape[1:])
         r = jnp.einsum("xcd,cdnh->nchx", apart, halves, preferred_element_type=jnp.float32).astype(kernel.dtype)
         return r.reshape(len(r), -1, len(encodings))

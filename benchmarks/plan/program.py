@@ -87,21 +87,15 @@ def compiled(run: config.Run, mode: Mode, target: Target) -> Program:
     with attention.choices() as calls, jax.default_device(devices[0]), _refusals(target):
         traced, arguments, flops = _TRACED[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
-    made: dict[str, Any] = {
-        "run": run,
-        "mode": mode,
-        "target": target,
-        "mesh": mesh,
-        "arguments": arguments,
-        "calls": tuple(calls),
-    }
+    made: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
+    made |= {"arguments": arguments, "calls": tuple(calls)}
     try:
         with jax.default_device(devices[0]), _refusals(target):
             program = lowered.compile()
     except TooLarge as large:
         held = sum(map(per_device, arguments.values()))
-        total, seconds = max(large.used, held), time.perf_counter() - began
-        return Program(**made, text="", temporaries=total - held, total=total, fits=False, flops=flops, seconds=seconds)
+        sizes: dict[str, Any] = {"temporaries": max(0, large.used - held), "total": max(large.used, held)}
+        return Program(**made, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes

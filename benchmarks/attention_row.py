@@ -1,0 +1,314 @@
+"""One row of the sweep: every implementation of it is checked, compiled, compared, and then timed in the same rounds."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from benchmarks import attention_cost as cost
+from benchmarks import conformance, device_time, peers_attention, timing
+from benchmarks.attention_features import FEATURES, Problem
+from benchmarks.attention_settings import UNIT, Row, Settings
+from benchmarks.peers_attention import Peer
+from benchmarks.timing import Program
+from train.hardware import device_peak
+from zoo import attention as door
+from zoo.errors import BadInput
+
+BASELINES = ("reference", UNIT)
+"""What the others of a row are compared with at its shape: the first of these that ran."""
+ROOM = 0.9
+"""Share of the free memory that a program may need."""
+EVEN = 640
+"""Length at which those are checked that do not take the odd one of a case."""
+
+
+@dataclass
+class Trial:
+    """One implementation on its way: until it has a state it has a program to time."""
+
+    name: str
+    state: str = ""
+    reason: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+    program: Program | None = None
+    found: list[np.ndarray] | None = None
+    """What its first call returned: outputs, then gradients."""
+
+    def end(self, state: str, reason: str = "") -> None:
+        self.state, self.reason, self.program = state, reason, None
+
+
+MakePeer = Callable[[str, Problem, str], Peer | str]
+"""(peer, problem, direction) -> its program, or why there is none: `peers_attention.made`."""
+
+
+def measure(
+    row: Row,
+    names: Sequence[str],
+    settings: Settings,
+    environment: Mapping[str, Any],
+    show: Callable[[str], None],
+    peer: MakePeer = peers_attention.made,
+) -> list[dict[str, Any]]:
+    """The cells of a row, less the process.
+
+    Args:
+        names: implementations, and peers. `UNIT` is measured besides in any case, and has a cell if it is among them.
+        environment: of this process.
+        show: told what is done.
+    """
+    trials = [Trial(name) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    problem = _made(row, trials)
+    if problem is not None:
+        baseline: Trial | None = None
+        for trial in trials:
+            show(f"{trial.name}: checking, compiling")
+            start = _prepare if trial.name in door.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
+            _guarded(trial, functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline))
+            if baseline is None and trial.name in BASELINES and trial.found is not None:
+                baseline = trial
+        for trial in trials:
+            trial.found = None
+        show("timing")
+        _time(trials, settings)
+        for trial in trials:
+            if trial.state == "timed":
+                peak = device_peak(environment["device"], row.dtype)
+                spent = trial.columns.get("device_seconds") or trial.columns["seconds"]
+                trial.columns |= cost.rates(problem, row.direction, spent, environment, peak)
+    wanted = [trial for trial in trials if trial.name in names]
+    return [{"key": row.key(each.name), "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
+
+
+def _turn(name: str) -> int:
+    """Baselines come first, peers last."""
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in door.IMPLEMENTATIONS)
+
+
+def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
+    """The arrays of a row. None, and all trials at an end, where it has none: they would not fit, or do not make sense."""
+    shape, feature = row.shape, FEATURES[row.feature]
+    # q, k, v and the output; as much again for their gradients.
+    numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
+    least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
+    reason = _too_large(least, "its inputs and outputs alone need")
+    if feature.square and shape.queries != shape.keys:
+        reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
+    state = "skipped"
+    if not reason:
+        try:
+            return Problem.of(feature, shape, row.dtype)
+        except Exception as error:
+            state, reason = "failed", first_line(error)
+    for trial in trials:
+        trial.end(state, reason)
+    return None
+
+
+def _guarded(trial: Trial, act: Callable[[Trial], None]) -> None:
+    """Do something with a trial; what goes wrong is its end and nobody else's."""
+    try:
+        act(trial)
+    except Exception as error:
+        trial.end("failed", first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """An error in a line: its kind, and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
+
+
+# --- before the rounds ----------------------------------------------------------------------------------------------------------
+
+
+def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None) -> None:
+    name = trial.name
+    for request in problem.requests():
+        if why := door.refusal(name, request):
+            trial.end("skipped", why)
+            return
+    state, reason, error = _checked(name, row.feature, row.dtype)
+    trial.columns["error"] = error
+    if state:
+        trial.end(state, reason)
+        return
+    if reason := _too_large(cost.predicted(name, problem, row.direction), "its scores alone need"):
+        trial.end("skipped", reason)
+        return
+    function, arguments = problem.program(name, row.direction)
+    with _cold():
+        began = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        between = time.perf_counter()
+        compiled = lowered.compile()
+        ended = time.perf_counter()
+    memory = cost.required(compiled)
+    trial.columns |= {"lower_seconds": between - began, "compile_seconds": ended - between, "memory": memory}
+    trial.columns["kernels"] = cost.kernels(compiled.as_text() or "")
+    # The arguments are there already.
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
+    if memory and (reason := _too_large(memory - held, "compiled, it needs")):
+        trial.end("skipped", reason)
+        return
+    trial.program = lambda: jax.block_until_ready(compiled(*arguments))
+    _first_call(trial, _arrays, row, settings, baseline)
+
+
+def _join(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
+    """What a peer needs is no matter of ours; its numbers are."""
+    made = peer(trial.name, problem, row.direction)
+    if isinstance(made, str):
+        trial.end("skipped", made)
+        return
+    trial.program, arrays = made
+    _first_call(trial, arrays, row, settings, baseline)
+
+
+def _arrays(returned: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(returned)]
+
+
+def _first_call(
+    trial: Trial, arrays: Callable[[Any], list[np.ndarray]], row: Row, settings: Settings, baseline: Trial | None
+) -> None:
+    """Compare what a program returns with the baseline, and let it run warm."""
+    assert trial.program is not None
+    began = time.perf_counter()
+    returned = trial.program()
+    spent = time.perf_counter() - began
+    trial.found = arrays(returned)
+    if baseline is not None and baseline.found is not None:
+        difference, bound = _difference(trial.found, baseline.found), _bound(row)
+        trial.columns |= {"compared": baseline.name, "difference": difference}
+        # NaN is no agreement.
+        if not difference <= bound:
+            told = (
+                f"its results differ from those of {baseline.name} by {difference:.1e} of the largest, and {bound:.1e} is allowed"
+            )
+            trial.end("wrong", told)
+            return
+    if spent > settings.cell_seconds:
+        trial.columns |= {**timing.columns([spent]), "clock": "wall"}
+        limit = f"--cell-seconds {settings.cell_seconds:g}"
+        told = f"its first call took {spent:.1f} s, over {limit}: timed by that alone, without a ratio"
+        trial.end("timed", told)
+        return
+    trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
+
+
+@functools.cache
+def _checked(name: str, feature: str, dtype: str) -> tuple[str, str, float | None]:
+    """(state, reason, error) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
+
+    One that refuses the case for its odd length is checked at another; one that refuses that too is neither checked nor timed.
+    """
+    worst = 0.0
+    for case in FEATURES[feature].cases:
+        try:
+            result = _check(name, case, dtype)
+        except BadInput as refusal:
+            return "skipped", f"it cannot be checked: {refusal}", None
+        if not result.ok:
+            where = max(result.errors, key=lambda array: result.errors[array])
+            told = f"{where} is off by {result.worst:.1e} on the case {case!r}, and {result.bound:.0e} is allowed"
+            return "wrong", f"it disagrees with float64: {told}", result.worst
+        worst = max(worst, result.worst)
+    return "", "", worst
+
+
+def _check(name: str, case: str, dtype: str) -> conformance.Result:
+    try:
+        return conformance.check(name, case, dtype)
+    except BadInput:
+        return conformance.check(name, case, dtype, length=EVEN)
+
+
+def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest of any array, relative to its largest entry or 1."""
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        return float("inf")
+    pairs = zip(ours, theirs, strict=True)
+    return float(np.max([np.abs(one - other).max() / max(np.abs(other).max(), 1.0) for one, other in pairs]))
+
+
+def _bound(row: Row) -> float:
+    """Of two results that are both within what conformance allows at its length; errors grow with the root of the terms."""
+    return 2 * conformance.BOUNDS[row.dtype] * max(1.0, row.shape.keys / conformance.Case().keys) ** 0.5
+
+
+def _too_large(need: int, what: str) -> str:
+    room = cost.free()
+    return "" if need <= ROOM * room else f"{what} {gigabytes(need)}, and {gigabytes(room)} are free"
+
+
+def gigabytes(size: int | float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def _cold() -> Iterator[None]:
+    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Whether it is used is decided once, at the first program, until it is reset.
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+# --- the rounds -----------------------------------------------------------------------------------------------------------------
+
+
+class _Broken(Exception):
+    """A program that ran before and does not any more."""
+
+
+def _time(trials: Sequence[Trial], settings: Settings) -> None:
+    """Rounds of all that have a program. One that breaks leaves, and the others begin anew."""
+    while ready := {trial.name: trial for trial in trials if trial.program is not None}:
+
+        def unbroken(trial: Trial) -> Program:
+            def run() -> object:
+                try:
+                    return trial.program() if trial.program else None
+                except Exception as error:
+                    trial.end("failed", first_line(error))
+                    raise _Broken from error
+
+            return run
+
+        programs = {name: unbroken(trial) for name, trial in ready.items()}
+        try:
+            seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
+        except _Broken:
+            continue
+        on_device, why = _on_device(programs)
+        if any(trial.state for trial in ready.values()):
+            continue
+        for name, trial in ready.items():
+            trial.columns |= timing.columns(seconds[name], seconds.get(UNIT))
+            if name in on_device:
+                trial.columns["device_seconds"] = on_device[name]
+            trial.columns["clock"] = "device" if name in on_device else "wall"
+            trial.end("timed", trial.reason or why)
+
+
+def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
+    """(seconds of the device, why there are none): a profiler that does not work costs nobody the wall time."""
+    try:
+        return device_time.measured(programs), ""
+    except Exception as error:
+        return {}, f"wall time, for the profiler failed: {first_line(error)}"

@@ -1,0 +1,223 @@
+"""`zoo bench growth`: how time, memory and compilation of a small model's step grow with length, layers, width and devices.
+
+Along each axis all else stays as it is. Values of an axis are timed in the same rounds; each number of devices has a process of
+its own, over whose devices the same batch is split. Simulated devices share the cores of this machine: they show what splitting
+costs, and no speed-up.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import growth_page, growth_tables, programs, records, timing
+from benchmarks.attention_row import first_line
+from benchmarks.cases import Case, case
+from benchmarks.growth_tables import AXES
+from benchmarks.programs import Step, Variant, cold
+from benchmarks.progress import Progress
+from benchmarks.records import Writer
+from zoo import runtime
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Empty or None is: as `DEFAULTS` has it."""
+
+    model: str = "gpt-nano"
+    batch: int | None = None
+    length: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    width: tuple[int, ...] = ()
+    device_counts: tuple[int, ...] = ()
+    rounds: int | None = None
+
+
+DEFAULTS = {
+    "whole": Settings(
+        batch=8,
+        length=(64, 128, 256, 512, 1024),
+        layers=(2, 4, 8, 16, 32),
+        width=(64, 128, 256, 512),
+        device_counts=(1, 2, 4, 8),
+        rounds=9,
+    ),
+    "quick": Settings(
+        batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5
+    ),
+}
+BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
+"""What the axes that do not grow stay at."""
+HEAD = 32
+"""Size of a head; a wider model has more of them."""
+
+
+def main(asked: Settings, *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
+    """The command. Returns 0; 1 if something failed.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `records.Writer`.
+    """
+    settings = resolved(asked, quick=quick)
+    runtime.prepare()
+    runtime.canary()
+    machine = records.machine()
+    folder = Path(out) if out else records.default_folder("growth", machine)
+    environment = records.environment()
+    writer = Writer(folder / records.CELLS, "growth", environment, dataclasses.asdict(settings), resume)
+    try:
+        _measure(settings, writer)
+    finally:
+        writer.close()
+        results = records.read(folder)
+        written = {"table.md": growth_tables.markdown(results), "table.csv": growth_tables.csv(results)}
+        records.write_texts(folder, {**written, "report.html": growth_page.render(results)})
+    if as_json:
+        for cell in results.cells:
+            print(json.dumps(cell))
+    else:
+        growth_tables.show(results)
+        print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
+    return int(any(cell["state"] == "failed" for cell in results.cells))
+
+
+def resolved(settings: Settings, *, quick: bool) -> Settings:
+    """With everything that is left out filled in.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, or a single value of an axis.
+    """
+    default = DEFAULTS["quick" if quick else "whole"]
+    filled = {field.name: getattr(settings, field.name) or getattr(default, field.name) for field in dataclasses.fields(settings)}
+    for name in ("batch", "rounds"):
+        value = getattr(settings, name)
+        require(value is None or value > 0, name, value, "choose 1 or more, or leave it out")
+    for name in ("length", "layers", "width", "device_counts"):
+        values, told = filled[name], " ".join(map(str, filled[name]))
+        require(all(value > 0 for value in values), name, told, "choose numbers of 1 or more")
+        require(len(set(values)) > 1, name, told, "growth needs two different values or more")
+        filled[name] = tuple(sorted(set(values)))
+    for width in filled["width"]:
+        require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
+    for count in filled["device_counts"]:
+        require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
+    found = Settings(**filled)
+    _case(found, "length", BASE["length"])
+    return found
+
+
+def key(settings: Settings, axis: str, value: int) -> dict[str, Any]:
+    """Of a cell."""
+    return {"model": settings.model, "batch": settings.batch, "axis": axis, "value": value}
+
+
+def _values(settings: Settings, axis: str) -> Sequence[int]:
+    return getattr(settings, "device_counts" if axis == "devices" else axis)
+
+
+def _case(settings: Settings, axis: str, value: int) -> Case:
+    """The model with an axis at a value and the others at their base."""
+    numbers = {**BASE, axis: value}
+    made = case(settings.model, "train", batch=settings.batch or 0)
+    fields = {field.name for field in dataclasses.fields(made.config)}
+    width = numbers["width"]
+    changes = {
+        **{name: numbers["layers"] for name in ("layers", "decoder_layers")},
+        **{"width": width, "heads": width // HEAD, "head": HEAD, "ffn": 4 * width, "context": max(numbers["length"], 2)},
+    }
+    cfg = dataclasses.replace(made.config, **{name: each for name, each in changes.items() if name in fields})
+    length = numbers["length"]
+    return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
+
+
+def _measure(settings: Settings, writer: Writer) -> None:
+    lacking = {
+        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
+    }
+    progress = Progress(float(sum(map(len, lacking.values()))))
+    try:
+        for axis, values in lacking.items():
+            if not values:
+                continue
+            progress.begin(f"growth with {axis}")
+            found = _devices(settings, values, progress) if axis == "devices" else _axis(settings, axis, values, progress)
+            for value, cell in found.items():
+                writer.write({"key": key(settings, axis, value), "process": 0, **cell})
+            progress.done(float(len(values)), growth_tables.in_a_line(found))
+    finally:
+        progress.close()
+
+
+def _axis(settings: Settings, axis: str, values: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+    """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
+    steps, found = {}, {}
+    for value in values:
+        progress.doing(f"{value}: compiling")
+        try:
+            steps[value], found[value] = _ready(_case(settings, axis, value), Variant())
+        except Exception as error:
+            found[value] = {"state": "failed", "reason": first_line(error)}
+    progress.doing("timing")
+    seconds = (
+        timing.measured({str(value): step.run for value, step in steps.items()}, rounds=settings.rounds or 0) if steps else {}
+    )
+    for value in steps:
+        found[value] |= timing.columns(seconds[str(value)])
+    return found
+
+
+def _devices(settings: Settings, counts: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+    """Cells of the axis of devices, each from a process of its own."""
+    found = {}
+    for count in counts:
+        progress.doing(f"{count} devices")
+        argv = [sys.executable, "-P", "-m", "benchmarks.growth", json.dumps(dataclasses.asdict(settings)), str(count)]
+        # On a CPU devices are simulated, and the process takes no other kind.
+        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            found[count] = {"state": "failed", "reason": (said or ["it said nothing"])[-1][:300]}
+            continue
+        found[count] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
+    """A step that is warm, and the columns known so far."""
+    step = Step(case, variant)
+    with cold():
+        spent = step.compile()
+    params = programs.initial(case)
+    step.start(params)
+    began = time.perf_counter()
+    loss = step.run()
+    first = time.perf_counter() - began
+    timing.warm(step.run)
+    memory = step.memory.peak * step.mesh.size
+    columns = {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
+    return step, {"state": "timed", "reason": "", **columns}
+
+
+def _one(settings: Settings, count: int) -> dict[str, Any]:
+    """The cell of a number of devices, in their process."""
+    runtime.prepare(count)
+    step, columns = _ready(_case(settings, "devices", count), Variant(mesh=f"data={count}"))
+    seconds = timing.measured({"": step.run}, rounds=settings.rounds or 0)[""]
+    return columns | timing.columns(seconds)
+
+
+if __name__ == "__main__":
+    given: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(sys.argv[1]).items()
+    }
+    # Whatever is printed on the way goes to standard error; the last line of standard output is the cell.
+    with contextlib.redirect_stdout(sys.stderr):
+        columns = _one(Settings(**given), int(sys.argv[2]))
+    print(json.dumps(columns))

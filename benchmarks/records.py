@@ -1,0 +1,258 @@
+"""Result files: JSONL, a header and then a line for each cell, appended as soon as it is known.
+
+The header is {"schema", "what", "environment", "asked", "unit"}. A cell is {"key": {axis: value}, "process", "state", "reason",
+...measured columns}; `key` and `process`, the number of the fresh process that measured it, tell it from all others. `unit` holds
+the axes of the reference that a cell's column "ratio" is over, measured in the same rounds: {"implementation": "xla"}.
+Whatever is timed has the columns of `timing.columns`, which `zoo bench compare` reads.
+
+    cells.jsonl   what was measured        table.md, table.csv, report.html   the same, for people
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import timing
+from train.folder import write_text
+from train.metrics import matrix_rate, versions
+from zoo.errors import BadInput
+
+SCHEMA = 1
+KINDS = ("attention", "step", "growth")
+STATES = ("timed", "skipped", "failed", "wrong")
+"""Of a cell: measured; not tried, with the reason; tried and died; computes something else, and was not timed."""
+CELLS = "cells.jsonl"
+MACHINE = ("backend", "device", "devices", "cpu", "cores")
+"""What of an environment makes it another machine; times of two machines are not compared."""
+
+
+def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
+    """What a process measures on, and what that can do at best: takes a second or two, on an otherwise idle machine.
+
+    "matrix_rate" is FLOP/s of matrix products by dtype (`train.metrics.matrix_rate`), "copy_rate" bytes/s read and written by
+    `timing.copy_rate`, "load" the load average of the last minute before these, "clock_mhz" the mean over the cores just after
+    them, None where the system does not say.
+    """
+    load = round(os.getloadavg()[0], 2)
+    rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        **machine(),
+        "load": load,
+        "clock_mhz": _clock(),
+        **rates,
+        "versions": versions(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The part of an environment that `MACHINE` names."""
+    devices = jax.local_devices()
+    told = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
+    return told | {"cpu": timing.processor(), "cores": os.cpu_count()}
+
+
+def hardware(machine: Mapping[str, Any]) -> str:
+    """A machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
+    on_cpu = machine["backend"] == "cpu"
+    told = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
+    count = f"-x{machine['devices']}" if not on_cpu and machine["devices"] > 1 else ""
+    return re.sub(r"[^a-z0-9.]+", "-", told.lower()).strip("-") + count
+
+
+def default_folder(what: str, machine: Mapping[str, Any]) -> Path:
+    """Where results go unless told: runs/bench/<what>_<hardware>_<date>."""
+    return Path("runs", "bench", f"{what}_{hardware(machine)}_{datetime.datetime.now(datetime.UTC):%Y-%m-%d}")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result file."""
+
+    path: Path
+    what: str
+    environment: dict[str, Any]
+    asked: dict[str, Any]
+    unit: dict[str, Any]
+    cells: list[dict[str, Any]]
+
+    def same_machine(self, other: "Results") -> bool:
+        """Whether both were measured on one kind of machine."""
+        return all(self.environment.get(key) == other.environment.get(key) for key in MACHINE)
+
+
+def read(path: str | Path) -> Results:
+    """The results in a file, or in a folder's cells.jsonl. A last line that a killed run tore off is ignored.
+
+    Raises:
+        BadInput: no such file, no result file, one of another schema, or a damaged line, with its number.
+    """
+    path = Path(path) / CELLS if Path(path).is_dir() else Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); name a folder or file of zoo bench") from None
+    if not lines:
+        raise BadInput(f"{path} is no result file of zoo bench: it has no header")
+    header = _object(path, 1, lines[0])
+    if "schema" not in header:
+        raise BadInput(f"{path} is no result file of zoo bench: its first line has no schema")
+    if header["schema"] != SCHEMA:
+        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; measure again")
+    wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
+    if wrong or header.get("what") not in KINDS:
+        raise BadInput(f"{path}:1 is no header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be")
+    cells = [_cell(path, number, line) for number, line in enumerate(lines[1:], 2)]
+    return Results(path, header["what"], header["environment"], header["asked"], header["unit"], cells)
+
+
+def identity(key: Mapping[str, Any]) -> str:
+    """A key as a string that is equal for equal keys."""
+    return json.dumps(key, sort_keys=True)
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}:{number} is no line of a result file: it is not a JSON object")
+    return found
+
+
+def _cell(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    cell = _object(path, number, line)
+    if not (isinstance(cell.get("key"), dict) and type(cell.get("process")) is int and cell.get("state") in STATES):
+        raise BadInput(f"{path}:{number} is no cell: it needs a key, a process, and a state of {', '.join(STATES)}")
+    return cell
+
+
+# --- writing --------------------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """The result file of a run that may be killed at any moment, and resumed. One process writes to it at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        environment: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        resume: bool,
+        unit: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open `path`, made with its folder if need be; a line torn by a kill is dropped.
+
+        Args:
+            resume: go on with the file that is there, if one is. It keeps its header: the first process's environment.
+            unit: axes of the reference of column "ratio"; without any nothing is compared.
+
+        Raises:
+            BadInput: the file is there and `resume` is False; it answers another question or is of another machine; it cannot be
+                written, or another process writes to it.
+        """
+        # As it comes back from the file: lists for tuples.
+        header = json.loads(
+            _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": asked, "unit": dict(unit or {})})
+        )
+        if path.exists() and not resume:
+            raise BadInput(f"{path.parent} has results already; --resume completes them, --out chooses another folder")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written ({error.strerror}); choose another --out") from None
+        self._cells: dict[tuple[str, int], dict[str, Any]] = {}
+        try:
+            self._begin(path, header)
+        except BlockingIOError:
+            self.close()
+            raise BadInput(f"{path} is being written by another process; wait for it, or choose another --out") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def has(self, key: Mapping[str, Any], process: int) -> bool:
+        """Whether a cell is there, in whatever state."""
+        return (identity(key), process) in self._cells
+
+    def write(self, cell: Mapping[str, Any]) -> None:
+        """Append a cell: it is on the disk when this returns.
+
+        Raises:
+            ValueError: it lacks something, or is there already.
+        """
+        state, place = cell["state"], (identity(cell["key"]), cell["process"])
+        if state not in STATES or (state != "timed" and not cell["reason"]):
+            raise ValueError(f"state {state!r} with reason {cell['reason']!r}")
+        if place in self._cells:
+            raise ValueError(f"{place} is measured already")
+        self._append(cell)
+        self._cells[place] = dict(cell)
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._file.close()
+
+    def _begin(self, path: Path, header: dict[str, Any]) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.seek(0)
+        whole = self._file.read().rpartition(b"\n")[0]
+        if not whole:
+            self._file.truncate(0)
+            self._append(header)
+            return
+        before = read(path)
+        if told := _differences(before, header):
+            raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(told)}; choose another --out")
+        self._file.truncate(len(whole) + 1)
+        self._cells = {(identity(cell["key"]), cell["process"]): cell for cell in before.cells}
+
+    def _append(self, value: Mapping[str, Any]) -> None:
+        self._file.write(_line(value).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write the files of a folder of results that are for people, each whole or not at all."""
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    # numpy's numbers have `item`.
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda each: each.item()) + "\n"
+
+
+def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
+    """What makes a question another one, or a machine, as "key: old before, new now"."""
+    pairs = {"what": (before.what, header["what"]), "unit": (before.unit, header["unit"])}
+    for key in sorted(before.asked.keys() | header["asked"].keys()):
+        pairs[key] = before.asked.get(key), header["asked"].get(key)
+    for key in MACHINE:
+        pairs[key] = before.environment.get(key), header["environment"].get(key)
+    old, new = (each.get("versions", {}) for each in (before.environment, header["environment"]))
+    for key in sorted(old.keys() | new.keys()):
+        pairs[key] = old.get(key), new.get(key)
+    return [f"{key}: {one} before, {other} now" for key, (one, other) in pairs.items() if one != other]
+
+
+def _clock() -> float | None:
+    """Mean clock of the cores now, in MHz."""
+    told = Path("/proc/cpuinfo")
+    found = re.findall(r"^cpu MHz\s*: ([\d.]+)", told.read_text(), re.MULTILINE) if told.exists() else []
+    return round(sum(map(float, found)) / len(found), 1) if found else None

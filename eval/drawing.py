@@ -1,0 +1,94 @@
+"""Drawings as SVG that takes its colours and its font from the page around it."""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+# Colours that matplotlib is given, and what they become: so one drawing serves light and dark pages.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+ONE, TWO, THREE, FOUR, FIVE, SIX = "#040404", "#050505", "#060606", "#070707", "#080808", "#090909"
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ONE: "--one", TWO: "--two", THREE: "--three"}
+VARIABLES |= {FOUR: "--four", FIVE: "--five", SIX: "--six"}
+
+WIDE, NARROW = (10.6, 3.4), (5.0, 2.9)
+"""Inches of the drawing across the page and of one in a column: the text of both comes out equally large."""
+
+
+def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind: str = "") -> str:
+    """What `draw` does to matplotlib axes, as an <svg>.
+
+    Args:
+        size: inches, `WIDE` or `NARROW`.
+        label: what those hear who cannot see it; escaped already. No two drawings of a page share both label and kind.
+        kind: its class, "wide" or "narrow" where a page has both and shows one.
+    """
+    # Imported here: this takes more than a second, which no other command should pay.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Names of clip paths and markers are digests of the salt and of what they draw. Were two drawings to share one, the one that
+    # the page hides could take it from the one that it shows.
+    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": f"{label} {kind}"}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(ticks(8 if size == WIDE else 5, integer=True))
+        axes.yaxis.set_major_locator(ticks(6))
+        axes.xaxis.set_major_formatter(thousands)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.tick_params(length=0)
+        axes.grid(axis="y")
+        draw(axes)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing = written.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        drawing = drawing.replace(colour, f"var({variable})")
+    view = re.search(r'viewBox="[^"]*"', drawing)
+    assert view
+    # No other id is referred to.
+    content = re.sub(r' id="(?:figure|axes|matplotlib|patch|line2d|xtick|ytick|text|LineCollection)[^"]*"', "", drawing)
+    content = content[content.index(">") + 1 :].replace("xlink:href", "href")
+    name = f' class="{kind}"' if kind else ""
+    return f'<svg{name} {view[0]} role="img" aria-label="{label}"><title>{label}</title>{content}'
+
+
+def ticks(count: int, integer: bool = False) -> Any:
+    """A locator of at most about `count` round values."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10])
+
+
+def thousands(value: float, _: object = None) -> str:
+    """A number as a label of an axis: 2.5k, 3M."""
+    scale, unit = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= each[0]), (1, ""))
+    return f"{value / scale:g}{unit}"
+
+
+def key(kind: str, text: str) -> str:
+    """A line of a legend: `kind` are classes of the page's style sheet, `text` is HTML."""
+    return f'<span class="key {kind}"><span>{text}</span></span>'
+
+
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.linewidth": 1,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "lines.linewidth": 1.4,
+    "lines.solid_joinstyle": "round",
+    "path.simplify": False,
+}
