@@ -193,6 +193,19 @@ def test_what_stays_on_a_chip_is_no_traffic() -> None:
     assert work.work(module, [], 2).bytes > 8 * 16 * 4
 
 
+def test_a_scatter_that_is_only_started_is_one() -> None:
+    """As a GPU prints it; what waits for it sends nothing."""
+    text = """
+ENTRY %main (x: f32[8]) -> f32[4] {
+  %x = f32[8]{0} parameter(0)
+  %begun = ((f32[8]{0}), f32[4]{0}) reduce-scatter-start(%x), replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  ROOT %ended = f32[4]{0} reduce-scatter-done(%begun)
+}
+"""
+    (row,) = collectives.collectives(collectives.sent(hlo.parse(text), {"fsdp": 2}))
+    assert (row.kind, row.count, row.bytes, row.sent) == ("reduce-scatter", 1, 32, 16)
+
+
 def test_a_part_of_an_axis_is_named_so() -> None:
     """As a TPU sums along a long axis: within halves of it, then between them."""
     text = """

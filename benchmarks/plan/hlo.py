@@ -163,10 +163,16 @@ class Run:
     """The body of the innermost loop that it is in; "" outside of all."""
 
 
-SENT = {
-    *(f"{kind}{suffix}" for kind in ("all-gather", "all-reduce", "collective-permute") for suffix in ("", "-start")),
-    *("reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-broadcast"),
-}
+_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+SENT = {f"{kind}{suffix}" for kind in _KINDS for suffix in ("", "-start")}
 """Operations between devices. What only waits for one (`-done`) sends nothing."""
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))? ?(?:-> .*)?\{\s*$")
