@@ -333,6 +333,7 @@ def test_no_two_places_drop_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net.module, "dropout", spy)
     monkeypatch.setattr(layers, "attention", door)
     monkeypatch.setattr(net.module, "run_stack", loop)
+    monkeypatch.setattr(layers, "recomputed", lambda function: function)
     net.apply(params, batch, seeds=seeds(1))
     # Of each side the embedding and the last norm; of each layer attention, its output, inner and outer feed-forward, and cross.
     assert len(drawn) == 2 * 2 + 2 * 4 + 2 * 6

@@ -31,15 +31,20 @@ def check(cfg: Optim, net: Model) -> None:
         )
 
 
-def optimizer(cfg: Optim) -> optax.GradientTransformation:
-    """Clipping, preconditioning and decoupled decay, at learning rate 1."""
+def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
+    """Clipping, preconditioning and decoupled decay, at learning rate 1. `update` takes the gradients' `norm` if it is known."""
     freeze = [optax.stateless(lambda updates, _: _scaled(updates, cfg, 1.0))] if _freezes(cfg) else []
-    clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip > 0 else []
+    clip = [_clip(cfg.clip)] if cfg.clip > 0 else []
     decay = [optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)] if cfg.weight_decay > 0 else []
     # Once more at the end: decay must not move what is frozen either.
     by_layer = cfg.layer_decay < 1 or _freezes(cfg)
     layers = [optax.stateless(lambda updates, _: _scaled(updates, cfg, cfg.layer_decay))] if by_layer else []
-    return optax.chain(*freeze, *clip, PRECONDITIONERS[cfg.name](cfg), *decay, *layers)
+    return optax.with_extra_args_support(optax.chain(*freeze, *clip, PRECONDITIONERS[cfg.name](cfg), *decay, *layers))
+
+
+def norm(cfg: Optim, grads: Any) -> jax.Array:
+    """Global norm of the gradients of what is trained, before clipping."""
+    return optax.tree.norm(_scaled(grads, cfg, 1.0) if _freezes(cfg) else grads)
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
@@ -95,6 +100,17 @@ def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
         return jnp.where(factor == 0, 0, update * factor)
 
     return jax.tree_util.tree_map_with_path(scale, updates)
+
+
+def _clip(most: float) -> optax.GradientTransformationExtraArgs:
+    """Pascanu et al. 2013, algorithm 1. Not `optax.clip_by_global_norm`: that takes the norm of all gradients once more, and
+    divides by it, which XLA on CPU does apart from the moments."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, most / (optax.tree.norm(grads) if norm is None else norm))
+        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _adam(cfg: Optim) -> optax.GradientTransformation:

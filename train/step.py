@@ -54,12 +54,12 @@ def make_step(run: config.Run, model: Model, objective: Any, tx: optax.GradientT
         (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)
         total, terms, grads = reduce((total, terms, grads))
 
-        norm = optax.tree.norm(grads)
+        norm = optim.norm(run.optim, grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         lr = rate(state.step)
 
         def moved() -> Any:
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm)
             return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state, carry
 
         params, opt_state, carry = _if(finite, moved, (state.params, state.opt_state, state.carry))
