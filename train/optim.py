@@ -106,9 +106,9 @@ def _clip(most: float) -> optax.GradientTransformationExtraArgs:
     """Pascanu et al. 2013, algorithm 1. Not `optax.clip_by_global_norm`: that takes the norm of all gradients once more, and
     divides by it, which XLA on CPU does apart from the moments."""
 
-    def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
-        factor = jnp.minimum(1.0, most / (optax.tree.norm(grads) if norm is None else norm))
-        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads), state
+    def update(updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, most / (optax.tree.norm(updates) if norm is None else norm))
+        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
