@@ -221,6 +221,13 @@ class Started:
         code = self.process.wait(PATIENCE)
         return Ended(code, self.out.read_text(), self.err.read_text(), time.monotonic() - start)
 
+    def interrupted(self) -> Ended:
+        """By SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
+        while self.process.poll() is None:
+            self.send(signal.SIGINT)
+            time.sleep(0.01)
+        return self.ended()
+
     def killed(self) -> None:
         self.send(signal.SIGKILL)
         done = self.ended()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -88,10 +87,7 @@ def test_signals_save_and_a_folder_in_use_is_refused(capsys: pytest.CaptureFixtu
             assert taken <= starts[-1] < STEPS
     with run.start() as started:
         started.reach(starts[-1] + 1)
-        started.send(signal.SIGINT)
-        time.sleep(0.05)
-        started.send(signal.SIGINT)
-        done = started.ended()
+        done = started.interrupted()
         assert (done.code, done.stderr) == (128 + signal.SIGINT, "")
         assert "stopped and saved" not in done.stdout
     newest = run.latest()
