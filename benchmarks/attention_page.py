@@ -10,8 +10,9 @@ from benchmarks.attention_cost import FORMULAS
 from benchmarks.attention_features import FEATURES
 from benchmarks.attention_settings import UNIT
 from benchmarks.attention_tables import Part, heads_of, merged, notes, seconds_text, shape_of
+from benchmarks.cards import device, environment
 from benchmarks.records import Results
-from eval.page import card, page, section, table, text
+from eval.page import page, section, table, text
 
 COLUMNS = (
     *("Dtype", "Direction", "Feature", "B x T", "N x H", "Implementation", "Kernels"),
@@ -36,17 +37,16 @@ def render(results: Results) -> str:
         mine = _of(part, cells)
         if any(cell["state"] == "timed" for cell in mine):
             parts.append(section(f"Throughput against length: {text(part.title)}", figures.throughput(mine, kinds)))
-    environment = results.environment
-    for dtype, rate in environment["matrix_rate"].items():
+    for dtype, rate in results.environment["matrix_rate"].items():
         mine = [cell for cell in cells if cell["key"]["dtype"] == dtype]
         if any(cell["state"] == "timed" for cell in mine):
-            drawn = figures.roofline(mine, kinds, rate, environment["copy_rate"])
+            drawn = figures.roofline(mine, kinds, rate, results.environment["copy_rate"])
             parts.append(section(f"Roofline: {text(dtype)}", drawn))
     if said := notes(cells):
         parts.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in said) + "</ul>"))
     parts.append(section("All that was timed", _everything(cells)))
     parts.append(section("What the numbers are", _formulas(cells)))
-    parts.append(section("Environment", f"<div class=cards>{_environment(results)}</div>"))
+    parts.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
     parts.append(f"<footer>{text('Made by zoo bench attention from nothing but its own cells.jsonl.')}</footer>")
     return page("Attention", lead, parts)
 
@@ -66,9 +66,8 @@ def _means(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _sentence(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     timed = sum(cell["state"] == "timed" for cell in cells)
-    where = results.environment["cpu" if results.environment["backend"] == "cpu" else "device"]
     bad = sum(cell["state"] in ("wrong", "failed") for cell in cells)
-    told = f"{timed} of {len(cells)} cells timed on {where}"
+    told = f"{timed} of {len(cells)} cells timed on {device(results)}"
     return f"{told}; {bad} wrong or failed." if bad else f"{told}; none is wrong."
 
 
@@ -124,16 +123,3 @@ def _formulas(cells: Sequence[Mapping[str, Any]]) -> str:
     lines = [*FORMULAS.items(), *((name, FEATURES[name].what) for name in asked if name in FEATURES)]
     rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(told)}</td></tr>" for name, told in lines)
     return f"<table>{rows}</table>"
-
-
-def _environment(results: Results) -> str:
-    told = dict(results.environment)
-    versions = told.pop("versions")
-    told["matrix_rate"] = ", ".join(f"{dtype} {rate / 1e9:,.1f} GFLOP/s" for dtype, rate in told["matrix_rate"].items())
-    told["copy_rate"] = f"{told['copy_rate'] / 1e9:,.1f} GB/s"
-    asked = {name: value for name, value in results.asked.items() if value not in (None, [], "")}
-
-    def titled(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name.replace("_", " "): value for name, value in values.items()}
-
-    return card("machine", titled(told)) + card("asked", titled(asked)) + card("versions", versions)

@@ -1,16 +1,14 @@
 """One row of the sweep: every implementation of it is checked, compiled, compared, and then timed in the same rounds."""
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import attention_cost as cost
 from benchmarks import conformance, device_time, peers_attention, timing
@@ -145,7 +143,7 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
         trial.end("skipped", reason)
         return
     function, arguments = problem.program(name, row.direction)
-    with _cold():
+    with timing.cold():
         began = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
         between = time.perf_counter()
@@ -253,20 +251,6 @@ def _too_large(need: int, what: str) -> str:
 def gigabytes(size: int | float) -> str:
     """Bytes as people read them."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-@contextlib.contextmanager
-def _cold() -> Iterator[None]:
-    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    # Whether it is used is decided once, at the first program, until it is reset.
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------

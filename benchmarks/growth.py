@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth_page, growth_tables, programs, records, timing
+from benchmarks import command, growth_page, growth_tables, programs, records, timing
 from benchmarks.attention_row import first_line
 from benchmarks.cases import Case, case
 from benchmarks.growth_tables import AXES
-from benchmarks.programs import Step, Variant, cold
+from benchmarks.programs import Step, Variant
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
 from zoo import runtime
@@ -59,33 +59,29 @@ HEAD = 32
 """Size of a head; a wider model has more of them."""
 
 
+VIEWS = command.Views(
+    markdown=growth_tables.markdown, csv=growth_tables.csv, page=growth_page.render, terminal=growth_tables.show
+)
+
+
 def main(asked: Settings, *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
-    """The command. Returns 0; 1 if something failed.
+    """The command: see `command.perform`.
 
     Raises:
-        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `records.Writer`.
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
     """
     settings = resolved(asked, quick=quick)
-    runtime.prepare()
-    runtime.canary()
-    machine = records.machine()
-    folder = Path(out) if out else records.default_folder("growth", machine)
-    environment = records.environment()
-    writer = Writer(folder / records.CELLS, "growth", environment, dataclasses.asdict(settings), resume)
-    try:
-        _measure(settings, writer)
-    finally:
-        writer.close()
-        results = records.read(folder)
-        written = {"table.md": growth_tables.markdown(results), "table.csv": growth_tables.csv(results)}
-        records.write_texts(folder, {**written, "report.html": growth_page.render(results)})
-    if as_json:
-        for cell in results.cells:
-            print(json.dumps(cell))
-    else:
-        growth_tables.show(results)
-        print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
-    return int(any(cell["state"] == "failed" for cell in results.cells))
+    return command.perform(
+        command.start(1),
+        "growth",
+        lambda folder, process, resume: _measure(settings, folder, resume),
+        VIEWS,
+        repeats=1,
+        argv=(),
+        out=out,
+        resume=resume,
+        as_json=as_json,
+    )
 
 
 def resolved(settings: Settings, *, quick: bool) -> Settings:
@@ -137,7 +133,8 @@ def _case(settings: Settings, axis: str, value: int) -> Case:
     return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
 
 
-def _measure(settings: Settings, writer: Writer) -> None:
+def _measure(settings: Settings, folder: Path, resume: bool) -> None:
+    writer = Writer(folder / records.CELLS, "growth", records.environment(), dataclasses.asdict(settings), resume)
     lacking = {
         axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
     }
@@ -153,6 +150,7 @@ def _measure(settings: Settings, writer: Writer) -> None:
             progress.done(float(len(values)), growth_tables.in_a_line(found))
     finally:
         progress.close()
+        writer.close()
 
 
 def _axis(settings: Settings, axis: str, values: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
@@ -192,7 +190,7 @@ def _devices(settings: Settings, counts: Sequence[int], progress: Progress) -> d
 def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
     """A step that is warm, and the columns known so far."""
     step = Step(case, variant)
-    with cold():
+    with timing.cold():
         spent = step.compile()
     params = programs.initial(case)
     step.start(params)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import growth_tables
+from benchmarks.cards import device, environment
 from benchmarks.growth_tables import FIT_HEAD, HEAD, QUANTITIES, Exponent
 from benchmarks.records import Results
-from benchmarks.step_page import environment
 from eval.drawing import NARROW, ONE, THREE, TWO, key, svg
 from eval.page import page, section, table, text
 
@@ -17,10 +17,9 @@ UNITS = {"length": "tokens of a row", "layers": "layers", "width": "width", "dev
 def render(results: Results) -> str:
     """The page."""
     asked, found = results.asked, growth_tables.by_axis(results)
-    where = results.environment["cpu" if results.environment["backend"] == "cpu" else "device"]
     lead = (
-        f"A training step of {asked['model']}, {asked['batch']} rows, on {where}: everything over its value at the left, both "
-        "axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
+        f"A training step of {asked['model']}, {asked['batch']} rows, on {device(results)}: everything over its value at the "
+        "left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
     )
     plots = "".join(_plot(axis, cells) for axis, cells in found.items())
     blocks = [

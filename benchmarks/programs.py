@@ -1,15 +1,13 @@
 """Steps of a case as compiled programs: the trainer's own step, a forward pass with its loss, or one token through the cache."""
 
-import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.cases import Case
@@ -282,16 +280,3 @@ def _size(shape: tuple[int, ...]) -> int:
     for axis in shape:
         total *= axis
     return total
-
-
-@contextlib.contextmanager
-def cold() -> Iterator[None]:
-    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()

@@ -18,7 +18,7 @@ from benchmarks.attention_cost import free
 from benchmarks.attention_row import first_line
 from benchmarks.cases import Case
 from benchmarks.peers import Peer
-from benchmarks.programs import Step, Variant, cold
+from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import Settings, key, peer_key
 from train import objectives
 from train.hardware import device_peak
@@ -153,7 +153,7 @@ class _Group:
             trial.end("skipped", reason)
             return
         try:
-            with cold():
+            with timing.cold():
                 spent = step.compile()
         except BadInput as refusal:
             trial.end("skipped", str(refusal))

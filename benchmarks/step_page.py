@@ -5,11 +5,12 @@ from typing import Any
 
 from benchmarks import parts, step_tables
 from benchmarks.attention_tables import seconds_text
+from benchmarks.cards import device, environment
 from benchmarks.records import Results
 from benchmarks.step_settings import OURS
 from benchmarks.step_tables import HEAD, PROFILE_HEAD, name_of
 from eval.drawing import INK, MUTED, ONE, THREE, TWO, key, svg, thousands, ticks
-from eval.page import card, page, section, table, text
+from eval.page import page, section, table, text
 
 COLOURS = {"forward": ONE, "backward": TWO, "update": THREE}
 KEYS = {"forward": "one block", "backward": "two block", "update": "three block"}
@@ -48,26 +49,10 @@ def render(results: Results) -> str:
     return page("Steps", lead, blocks)
 
 
-def environment(results: Results) -> str:
-    """Cards of the machine, of what was asked and of versions."""
-    told = dict(results.environment)
-    versions = told.pop("versions")
-    told["matrix_rate"] = ", ".join(f"{dtype} {rate / 1e9:,.1f} GFLOP/s" for dtype, rate in told["matrix_rate"].items())
-    told["copy_rate"] = f"{told['copy_rate'] / 1e9:,.1f} GB/s"
-    asked = {name: value for name, value in results.asked.items() if value not in (None, [], "")}
-    peers = {name: version for cell in results.cells for name, version in cell.get("versions", {}).items()}
-
-    def titled(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name.replace("_", " "): value for name, value in values.items()}
-
-    return card("machine", titled(told)) + card("asked", titled(asked)) + card("versions", {**versions, **peers})
-
-
 def _sentence(results: Results) -> str:
     cells = step_tables.merged(results.cells)
     timed, bad = (sum(cell["state"] in states for cell in cells) for states in (("timed",), ("wrong", "failed")))
-    where = results.environment["cpu" if results.environment["backend"] == "cpu" else "device"]
-    return f"{timed} of {len(cells)} programs timed on {where}; {f'{bad} wrong or failed' if bad else 'none is wrong'}."
+    return f"{timed} of {len(cells)} programs timed on {device(results)}; {f'{bad} wrong or failed' if bad else 'none is wrong'}."
 
 
 def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -3,10 +3,11 @@
 A program is a function that returns when its work is done.
 """
 
+import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from train.metrics import matrix_rate
 from zoo import runtime
@@ -164,3 +166,17 @@ def _enough(found: Mapping[str, list[float]], rounds: int, spent: float, budget:
     if rounds < FEWEST and max(one.median for one in each) <= SLOW:
         return False
     return rounds >= MOST or spent >= budget or max(one.uncertainty for one in each) <= CALM
+
+
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Whether it is used is decided once, at the first program, until it is reset.
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()

@@ -1,0 +1,137 @@
+"""What the benchmarks' commands have in common: fresh processes, the folder of results, and what is shown of them at the end."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.records import Results
+from zoo import launch, runtime
+from zoo.errors import BadInput
+
+PROCESS = "ZOO_BENCH_PROCESS"
+"""Environment variable that holds the number of a fresh process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a command finds when it starts."""
+
+    process: int | None
+    """Which of several fresh processes this is; None = the one that was asked."""
+    alone: bool
+    """Whether this process measures, and starts no others."""
+    machine: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Views:
+    """How results are shown."""
+
+    markdown: Callable[[Results], str]
+    csv: Callable[[Results], str]
+    page: Callable[[Results], str]
+    terminal: Callable[[Results], None]
+
+
+def start(repeats: int, devices: int = 0) -> Start:
+    """Set this process up, if it is to measure.
+
+    Args:
+        devices: CPU devices to simulate; 0 = the real ones.
+    """
+    told = os.environ.pop(PROCESS, None)
+    process = None if told is None else int(told)
+    if process is None and repeats > 1:
+        return Start(process, False, _elsewhere())
+    runtime.prepare(devices)
+    runtime.canary()
+    return Start(process, True, records.machine())
+
+
+def perform(
+    begun: Start,
+    what: str,
+    measure: Callable[[Path, int, bool], None],
+    views: Views,
+    *,
+    repeats: int,
+    argv: Sequence[str],
+    out: str,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    """Measure, here or in fresh processes one after the other, and show what there is then, also of a run that was stopped.
+
+    Args:
+        what: the benchmark's name, by which a folder is named where `out` names none.
+        measure: `(folder, process, resume)` writes cells.
+        argv: the command's arguments after `zoo`: what fresh processes are started with.
+
+    Returns:
+        0; 1 if something is wrong or failed; whatever a fresh process that died returned.
+
+    Raises:
+        BadInput: the folder has results and `resume` is false; see `records.Writer`.
+    """
+    folder = Path(out) if out else records.default_folder(what, begun.machine)
+    if begun.process is not None:
+        measure(folder, begun.process, True)
+        return 0
+    if not resume and (folder / records.CELLS).exists():
+        raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+    code = 0
+    try:
+        if begun.alone:
+            measure(folder, 0, resume)
+        else:
+            code = _repeat(repeats, folder, argv)
+    except KeyboardInterrupt:
+        print("stopped; --resume completes it", file=sys.stderr)
+        raise
+    finally:
+        if (folder / records.CELLS).exists():
+            _show(folder, views, as_json)
+    if not (folder / records.CELLS).exists():
+        # No process came to write anything; each has said why.
+        return code
+    return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
+
+
+def _elsewhere() -> dict[str, Any]:
+    """The machine, asked of another process: one that only starts others must not hold its accelerator."""
+    program = "from zoo import runtime; runtime.prepare(); from benchmarks import records; import json"
+    command = [sys.executable, "-P", "-c", f"{program}; print(json.dumps(records.machine()))"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
+    """Start the fresh processes. One that dies does not stop the others; returns the first code that is not 0."""
+    code = 0
+    for number in range(repeats):
+        print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
+        command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume"]
+        ended = subprocess.run(command, env=os.environ | {PROCESS: str(number)}).returncode
+        if ended:
+            print(f"process {number + 1} ended with {ended}; --resume completes it", file=sys.stderr, flush=True)
+            code = code or (ended if ended > 0 else 128 - ended)
+    return code
+
+
+def _show(folder: Path, views: Views, as_json: bool) -> None:
+    """Write what a folder's results look like, and print them."""
+    results = records.read(folder)
+    written = {"table.md": views.markdown(results), "table.csv": views.csv(results), "report.html": views.page(results)}
+    records.write_texts(folder, written)
+    if as_json:
+        for cell in results.cells:
+            print(json.dumps(cell))
+        return
+    views.terminal(results)
+    print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
