@@ -24,7 +24,7 @@ def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume:
     Raises:
         BadInput: see `attention_settings.resolved` and `command.perform`.
     """
-    begun = command.start(asked.repeats)
+    begun = command.start(asked.repeats, peers=asked.peers)
     settings = resolved(asked, begun.machine["backend"], quick=quick)
     todo = rows(settings)
     return command.perform(
@@ -74,4 +74,5 @@ def _machine_columns(environment: dict[str, Any], row: Row) -> dict[str, Any]:
         "matrix_rate": environment["matrix_rate"][row.dtype],
         "copy_rate": environment["copy_rate"],
         "load": environment["load"],
+        "clock_mhz": environment["clock_mhz"],
     }

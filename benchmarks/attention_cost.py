@@ -1,6 +1,7 @@
 """What an attention costs by its definition, what a compiled program takes, and how near a time is to what the machine can do."""
 
 import collections
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,10 +63,16 @@ def free() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    room = int(re.findall(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        # Not Linux: all of the memory, for what is taken of it is not said in the same way everywhere.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = int(re.findall(r"MemAvailable: +(\d+) kB", meminfo.read_text())[0]) * 1024
+    limit, used, stat = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current", "memory.stat"))
     if limit.exists() and (told := limit.read_text().strip()) != "max":
-        room = min(room, int(told) - int(used.read_text()))
+        # Files that were read and may be dropped count as used.
+        dropped = int(re.findall(r"^inactive_file (\d+)", stat.read_text(), re.MULTILINE)[0])
+        room = min(room, int(told) - int(used.read_text()) + dropped)
     return room
 
 
@@ -90,7 +97,9 @@ def rates(problem: Problem, direction: str, seconds: float, environment: Mapping
         peak: published rate of the device for matrix products of the dtype, in FLOP/s.
     """
     work, moved = flops(problem, direction), traffic(problem, direction)
-    matrix = environment["matrix_rate"][str(problem.trained["k"].dtype)]
+    # The environment's is that of all accelerators, and attention runs on one.
+    devices = 1 if environment["backend"] == "cpu" else environment["devices"]
+    matrix = environment["matrix_rate"][str(problem.trained["k"].dtype)] / devices
     attainable = min(matrix, work / moved * environment["copy_rate"])
     return {
         "tokens_per_s": problem.shape.batch * problem.shape.queries / seconds,

@@ -117,8 +117,10 @@ def _window(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 
 def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
-    """Lengths spread evenly from half of the keys to all of them."""
+    """Lengths spread evenly from half of the keys to all of them; of a single row three quarters."""
     lengths = np.linspace(shape.keys, -(-shape.keys // 2), shape.batch).astype(np.int32)
+    if shape.batch == 1:
+        lengths[:] = -(-3 * shape.keys // 4)
     return [Call(shape.queries, Mask(key_lengths=lengths), shape.queries * int(lengths.sum()))]
 
 

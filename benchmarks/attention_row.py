@@ -1,6 +1,7 @@
 """One row of the sweep: every implementation of it is checked, compiled, compared, and then timed in the same rounds."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
 from benchmarks.peers_attention import Peer
 from benchmarks.timing import Program
+from benchmarks.trials import Broken, first_line, guarded, slow, too_large
 from train.hardware import device_peak
 from zoo import attention as door
 from zoo.errors import BadInput
 
 BASELINES = ("reference", UNIT)
 """What the others of a row are compared with at its shape: the first of these that ran."""
-ROOM = 0.9
-"""Share of the free memory that a program may need."""
+TINY = 1e-20
+"""Below this an array counts as zero."""
 EVEN = 640
 """Length at which those are checked that do not take the odd one of a case."""
 
@@ -70,7 +72,7 @@ def measure(
         for trial in trials:
             show(f"{trial.name}: checking, compiling")
             start = _prepare if trial.name in door.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
-            _guarded(trial, functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline))
+            guarded(trial, functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline))
             if baseline is None and trial.name in BASELINES and trial.found is not None:
                 baseline = trial
         for trial in trials:
@@ -97,7 +99,7 @@ def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
     # q, k, v and the output; as much again for their gradients.
     numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
     least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
-    reason = _too_large(least, "its inputs and outputs alone need")
+    reason = too_large(least, "its inputs and outputs alone need")
     if feature.square and shape.queries != shape.keys:
         reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
     state = "skipped"
@@ -111,20 +113,6 @@ def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
     return None
 
 
-def _guarded(trial: Trial, act: Callable[[Trial], None]) -> None:
-    """Do something with a trial; what goes wrong is its end and nobody else's."""
-    try:
-        act(trial)
-    except Exception as error:
-        trial.end("failed", first_line(error))
-
-
-def first_line(error: Exception) -> str:
-    """An error in a line: its kind, and the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
-
-
 # --- before the rounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -135,11 +123,11 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
             trial.end("skipped", why)
             return
     state, reason, error = _checked(name, row.feature, row.dtype)
-    trial.columns["error"] = error
+    trial.columns |= _known("error", error)
     if state:
         trial.end(state, reason)
         return
-    if reason := _too_large(cost.predicted(name, problem, row.direction), "its scores alone need"):
+    if reason := too_large(cost.predicted(name, problem, row.direction), "its scores alone need"):
         trial.end("skipped", reason)
         return
     function, arguments = problem.program(name, row.direction)
@@ -154,7 +142,7 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
     trial.columns["kernels"] = cost.kernels(compiled.as_text() or "")
     # The arguments are there already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    if memory and (reason := _too_large(memory - held, "compiled, it needs")):
+    if memory and (reason := too_large(memory - held, "compiled, it needs")):
         trial.end("skipped", reason)
         return
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
@@ -186,7 +174,7 @@ def _first_call(
     trial.found = arrays(returned)
     if baseline is not None and baseline.found is not None:
         difference, bound = _difference(trial.found, baseline.found), _bound(row)
-        trial.columns |= {"compared": baseline.name, "difference": difference}
+        trial.columns |= {"compared": baseline.name, **_known("difference", difference)}
         # NaN is no agreement.
         if not difference <= bound:
             told = (
@@ -194,11 +182,7 @@ def _first_call(
             )
             trial.end("wrong", told)
             return
-    if spent > settings.cell_seconds:
-        trial.columns |= {**timing.columns([spent]), "clock": "wall"}
-        limit = f"--cell-seconds {settings.cell_seconds:g}"
-        told = f"its first call took {spent:.1f} s, over {limit}: timed by that alone, without a ratio"
-        trial.end("timed", told)
+    if slow(trial, spent, settings.cell_seconds, clock="wall"):
         return
     trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
@@ -230,34 +214,40 @@ def _check(name: str, case: str, dtype: str) -> conformance.Result:
         return conformance.check(name, case, dtype, length=EVEN)
 
 
+def _known(name: str, value: float | None) -> dict[str, float]:
+    """A column, where it is a number: files of results have no NaN and no infinity."""
+    return {} if value is None or not math.isfinite(value) else {name: value}
+
+
 def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The largest of any array, relative to its largest entry or 1."""
+    """The largest of any array: its largest entry relative to their largest, or the root of its mean square relative to theirs.
+
+    Attention over long rows averages, so that most entries are small: held to the largest alone, zeros would pass for them.
+    """
     if [each.shape for each in ours] != [each.shape for each in theirs]:
         return float("inf")
-    pairs = zip(ours, theirs, strict=True)
-    return float(np.max([np.abs(one - other).max() / max(np.abs(other).max(), 1.0) for one, other in pairs]))
+    pairs = list(zip(ours, theirs, strict=True))
+    found = [size(one - other) / max(size(other), TINY) for one, other in pairs for size in (_largest, _root_mean_square)]
+    # `max` would drop a NaN that does not come first.
+    return float(np.max(found))
+
+
+def _largest(x: np.ndarray) -> float:
+    return float(np.abs(x).max())
+
+
+def _root_mean_square(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def _bound(row: Row) -> float:
-    """Of two results that are both within what conformance allows at its length; errors grow with the root of the terms."""
-    return 2 * conformance.BOUNDS[row.dtype] * max(1.0, row.shape.keys / conformance.Case().keys) ** 0.5
-
-
-def _too_large(need: int, what: str) -> str:
-    room = cost.free()
-    return "" if need <= ROOM * room else f"{what} {gigabytes(need)}, and {gigabytes(room)} are free"
-
-
-def gigabytes(size: int | float) -> str:
-    """Bytes as people read them."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    """Of two results that are both within what conformance allows. Sums in float32 lose with the root of their terms; rounding to
+    bfloat16 costs each entry the same share, however many terms it has."""
+    terms = max(1.0, row.shape.keys / conformance.Case().keys) ** 0.5 if row.dtype == "float32" else 1.0
+    return 2 * conformance.BOUNDS[row.dtype] * terms
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------
-
-
-class _Broken(Exception):
-    """A program that ran before and does not any more."""
 
 
 def _time(trials: Sequence[Trial], settings: Settings) -> None:
@@ -270,14 +260,14 @@ def _time(trials: Sequence[Trial], settings: Settings) -> None:
                     return trial.program() if trial.program else None
                 except Exception as error:
                     trial.end("failed", first_line(error))
-                    raise _Broken from error
+                    raise Broken from error
 
             return run
 
         programs = {name: unbroken(trial) for name, trial in ready.items()}
         try:
             seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
-        except _Broken:
+        except Broken:
             continue
         on_device, why = _on_device(programs)
         if any(trial.state for trial in ready.values()):

@@ -16,6 +16,8 @@ from zoo.errors import BadInput
 
 PROCESS = "ZOO_BENCH_PROCESS"
 """Environment variable that holds the number of a fresh process."""
+REFUSED = 2
+"""Code that a process ends with which refused what it was asked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,15 @@ class Views:
     terminal: Callable[[Results], None]
 
 
-def start(repeats: int, devices: int = 0) -> Start:
+def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
     """Set this process up, if it is to measure.
 
     Args:
         devices: CPU devices to simulate; 0 = the real ones.
+        peers: whether other libraries are to share its accelerator, most of whose memory JAX would else take at once.
     """
+    if peers:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     told = os.environ.pop(PROCESS, None)
     process = None if told is None else int(told)
     if process is None and repeats > 1:
@@ -77,30 +82,38 @@ def perform(
         0; 1 if something is wrong or failed; whatever a fresh process that died returned.
 
     Raises:
-        BadInput: the folder has results and `resume` is false; see `records.Writer`.
+        BadInput: the folder has results and `resume` is false, or those of another benchmark; see `records.Writer`.
     """
-    folder = Path(out) if out else records.default_folder(what, begun.machine)
+    folder = Path(out) if out else records.default_folder(what, begun.machine, newest=resume)
     if begun.process is not None:
         measure(folder, begun.process, True)
         return 0
-    if not resume and (folder / records.CELLS).exists():
-        raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+    if (folder / records.CELLS).exists():
+        if not resume:
+            raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
+        if (before := records.read(folder).what) != what:
+            raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     code = 0
     try:
-        if begun.alone:
-            measure(folder, 0, resume)
-        else:
-            code = _repeat(repeats, folder, argv)
-    except KeyboardInterrupt:
-        print("stopped; --resume completes it", file=sys.stderr)
+        code = _here(measure, folder, resume) if begun.alone else _repeat(repeats, folder, argv)
+    except BadInput:
+        # Nothing was measured, and what lies there is not touched.
         raise
-    finally:
-        if (folder / records.CELLS).exists():
-            _show(folder, views, as_json)
-    if not (folder / records.CELLS).exists():
-        # No process came to write anything; each has said why.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            print("stopped; --resume completes it", file=sys.stderr)
+        _show(folder, views, as_json)
+        raise
+    if code == REFUSED:
         return code
-    return code or int(any(cell["state"] in ("wrong", "failed") for cell in records.read(folder).cells))
+    results = _show(folder, views, as_json)
+    # Without any no process came to write, and each has said why.
+    return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
+
+
+def _here(measure: Callable[[Path, int, bool], None], folder: Path, resume: bool) -> int:
+    measure(folder, 0, resume)
+    return 0
 
 
 def _elsewhere() -> dict[str, Any]:
@@ -124,14 +137,17 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     return code
 
 
-def _show(folder: Path, views: Views, as_json: bool) -> None:
-    """Write what a folder's results look like, and print them."""
+def _show(folder: Path, views: Views, as_json: bool) -> Results | None:
+    """Write what a folder's results look like, and print them; None where there are none."""
+    if not (folder / records.CELLS).exists():
+        return None
     results = records.read(folder)
     written = {"table.md": views.markdown(results), "table.csv": views.csv(results), "report.html": views.page(results)}
     records.write_texts(folder, written)
     if as_json:
         for cell in results.cells:
             print(json.dumps(cell))
-        return
-    views.terminal(results)
-    print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
+    else:
+        views.terminal(results)
+        print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
+    return results

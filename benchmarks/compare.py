@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
-from benchmarks.records import MACHINE, Results, identity, read
+from benchmarks.records import MACHINE, Results, changed, identity, read
 from zoo.errors import BadInput, require
 
 FEWEST = 3
@@ -86,6 +86,8 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
     if not before.same_machine(after) or not before.unit:
         _side_by_side(before, after, as_json)
         return 0
+    if all(before.unit.items() <= json.loads(key).items() for key in common):
+        raise BadInput(f"{a} and {b} have no cell in common but {_told(before.unit)}, the unit: nothing to compare")
     if before.unit != after.unit:
         raise BadInput(f"{a} has ratios over {_told(before.unit)}, {b} over {_told(after.unit)}: they cannot be compared")
     for results in (before, after):
@@ -134,6 +136,8 @@ def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mappin
     if _is_unit(old, unit):
         return Change(key, "same", "the unit")
     one, other = Spread.of(old), Spread.of(new)
+    if one is not None and not any(cell.get("ratio") for cell in new):
+        return Change(key, "regression", f"had a ratio before, and none now: {new[0]['reason'] or 'it was timed alone'}")
     if one is None or other is None:
         return Change(key, "unknown", f"its spread is unknown: fewer than {FEWEST} processes have a ratio of it")
     moved, spread = other.mean - one.mean, max(one.half, other.half)
@@ -176,6 +180,8 @@ def _show(found: Sequence[Change], before: Results, after: Results, threshold: f
         f"changed is what moved by more than its spread and {threshold:.0%}",
         soft_wrap=True,
     )
+    for name, (one, other) in changed(before.environment, after.environment).items():
+        console.print(Text(f"{name}: {one or 'none'} before, {other or 'none'} now", "dim"), soft_wrap=True)
     constant = _constant(found)
     for kind in KINDS[:-1]:
         rows = [change for change in found if change.kind == kind]

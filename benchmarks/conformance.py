@@ -166,7 +166,8 @@ class Result:
 
     @property
     def worst(self) -> float:
-        return max(self.errors.values())
+        # `max` would drop a NaN that does not come first.
+        return float(np.max(list(self.errors.values())))
 
     @property
     def ok(self) -> bool:

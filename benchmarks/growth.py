@@ -7,6 +7,7 @@ costs, and no speed-up.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command, growth_page, growth_tables, programs, records, timing
-from benchmarks.attention_row import first_line
 from benchmarks.cases import Case, case
 from benchmarks.growth_tables import AXES
 from benchmarks.programs import Step, Variant
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
+from benchmarks.trials import Broken, first_line
 from zoo import runtime
 from zoo.errors import require
 
@@ -163,12 +164,27 @@ def _axis(settings: Settings, axis: str, values: Sequence[int], progress: Progre
         except Exception as error:
             found[value] = {"state": "failed", "reason": first_line(error)}
     progress.doing("timing")
-    seconds = (
-        timing.measured({str(value): step.run for value, step in steps.items()}, rounds=settings.rounds or 0) if steps else {}
-    )
-    for value in steps:
-        found[value] |= timing.columns(seconds[str(value)])
+    while steps:
+        try:
+            seconds = timing.measured(_unbroken(steps, found), rounds=settings.rounds or 0)
+        except Broken:
+            continue
+        return found | {value: found[value] | timing.columns(seconds[str(value)]) for value in steps}
     return found
+
+
+def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
+    """Programs of which one that breaks leaves the steps, with its reason found."""
+
+    def run(value: int) -> None:
+        try:
+            steps[value].run()
+        except Exception as error:
+            del steps[value]
+            found[value] = {"state": "failed", "reason": first_line(error)}
+            raise Broken from error
+
+    return {str(value): functools.partial(run, value) for value in steps}
 
 
 def _devices(settings: Settings, counts: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:

@@ -32,7 +32,9 @@ from zoo.errors import BadInput
 
 ASKED, BATCH = "asked.json", "batch.npz"
 PATIENCE = 600.0
-"""Seconds that a peer may take to begin, compilation included; a step may take a tenth of it."""
+"""Seconds that a peer may take to begin, compilation included, and for each step."""
+COLD = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+"""Environment of a peer: its seconds of compilation are to be those of a first time, as ours are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Kind:
     """How a peer is built."""
 
     module: str
-    """Where it is built: `build(folder, asked, batch) -> a function that takes a step and returns its loss`."""
+    """Where it is built: `build(folder, asked, batch) -> a function that takes a step and returns its loss`. Imported before
+    that, and before the first step's clock starts: `packages`."""
     packages: tuple[str, ...]
     """What must be installed."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -118,7 +121,13 @@ class Peer:
             precision,
         ]
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            bufsize=1,
+            env=os.environ | COLD,
         )
         self.resident = 0
 
@@ -142,7 +151,7 @@ class Peer:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # said better by what it left
-        found = self._answer(PATIENCE / 10)
+        found = self._answer(PATIENCE)
         self.resident = found["rss"]
         return float(found["loss"])
 
@@ -189,6 +198,8 @@ def serve(kind: Kind, folder: Path, precision: str) -> int:
     asked = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
     try:
         build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
+        for package in kind.packages:
+            importlib.import_module(package)
         began = time.perf_counter()
         with np.load(folder / BATCH) as arrays:
             step = build(folder, asked, dict(arrays))

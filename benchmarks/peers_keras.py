@@ -3,6 +3,7 @@
 KerasHub reads weights in the form of `transformers` for GPT-2 and BERT's body; what it does not read is put in place here.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from zoo import runtime
 
 os.environ["KERAS_BACKEND"] = "jax"
+# The same flags as ours, before anything starts JAX: without the safe one its numbers may be wrong.
+runtime.prepare()
 
 Inputs = dict[str, np.ndarray]
 
@@ -24,8 +27,6 @@ def build(folder: Path, asked: Mapping[str, Any], batch: Mapping[str, np.ndarray
     Raises:
         NotImplementedError: KerasHub has no such model, or the mode is of one token.
     """
-    # The same flags as ours: without the safe one its numbers may be wrong.
-    runtime.prepare()
     import keras  # pyright: ignore[reportMissingImports]
 
     if asked["family"] not in MODELS:
@@ -82,7 +83,9 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     }
     save_file(tensors | pooler, whole / file.name)
     (whole / "config.json").write_text((folder / "config.json").read_text())
-    backbone = models.BertBackbone.from_preset(str(whole), dropout=0.0)
+    # Its own converter leaves Keras' default.
+    rate = json.loads((folder / "config.json").read_text())["hidden_dropout_prob"]
+    backbone = models.BertBackbone.from_preset(str(whole), dropout=rate)
     model = models.BertMaskedLM(backbone=backbone)
     head = model.masked_lm_head
     head._intermediate_dense.kernel.assign(tensors["cls.predictions.transform.dense.weight"].T)
@@ -95,8 +98,6 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
 
 
 def _t5(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
-    import json
-
     from keras_hub import models  # pyright: ignore[reportMissingImports]
 
     said, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")

@@ -10,9 +10,11 @@ Whatever is timed has the columns of `timing.columns`, which `zoo bench compare`
 
 import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ KINDS = ("attention", "step", "growth")
 STATES = ("timed", "skipped", "failed", "wrong")
 """Of a cell: measured; not tried, with the reason; tried and died; computes something else, and was not timed."""
 CELLS = "cells.jsonl"
+SETTINGS = r"(JAX|XLA|LIBTPU|GLIBC|OMP|MKL|OPENBLAS|TORCH\w*|CUDA)_"
+"""Environment variables that change what is measured begin so."""
 MACHINE = ("backend", "device", "devices", "cpu", "cores")
 """What of an environment makes it another machine; times of two machines are not compared."""
 
@@ -37,9 +41,10 @@ MACHINE = ("backend", "device", "devices", "cpu", "cores")
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     """What a process measures on, and what that can do at best: takes a second or two, on an otherwise idle machine.
 
-    "matrix_rate" is FLOP/s of matrix products by dtype (`train.metrics.matrix_rate`), "copy_rate" bytes/s read and written by
-    `timing.copy_rate`, "load" the load average of the last minute before these, "clock_mhz" the mean over the cores just after
-    them, None where the system does not say.
+    "versions" has the commit of a checkout too, with a + where it was changed since; "settings" the environment variables that
+    change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.metrics.matrix_rate`), "copy_rate"
+    bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these, "clock_mhz" the mean
+    over the cores just after them, None where the system does not say.
     """
     load = round(os.getloadavg()[0], 2)
     rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
@@ -49,7 +54,8 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
         "load": load,
         "clock_mhz": _clock(),
         **rates,
-        "versions": versions(),
+        "versions": {**versions(), "jax-zoo": importlib.metadata.version("jax-zoo"), "revision": _revision()},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
     }
 
 
@@ -68,9 +74,11 @@ def hardware(machine: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", told.lower()).strip("-") + count
 
 
-def default_folder(what: str, machine: Mapping[str, Any]) -> Path:
-    """Where results go unless told: runs/bench/<what>_<hardware>_<date>."""
-    return Path("runs", "bench", f"{what}_{hardware(machine)}_{datetime.datetime.now(datetime.UTC):%Y-%m-%d}")
+def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = False) -> Path:
+    """Where results go unless told: runs/bench/<what>_<hardware>_<date>; with `newest` the last one that is there, if any is."""
+    place, name = Path("runs", "bench"), f"{what}_{hardware(machine)}_"
+    there = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
+    return there[-1] if there else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------
@@ -136,6 +144,9 @@ def _cell(path: Path, number: int, line: bytes) -> dict[str, Any]:
     cell = _object(path, number, line)
     if not (isinstance(cell.get("key"), dict) and type(cell.get("process")) is int and cell.get("state") in STATES):
         raise BadInput(f"{path}:{number} is no cell: it needs a key, a process, and a state of {', '.join(STATES)}")
+    needed = [] if cell["state"] != "timed" else ["seconds", *(timing.RATIOS if cell.get("ratio") is not None else ())]
+    if lacking := [name for name in needed if not isinstance(cell.get(name), int | float) or not cell[name] > 0]:
+        raise BadInput(f"{path}:{number} is no timed cell: it has no number above 0 as {' and '.join(lacking)}")
     return cell
 
 
@@ -210,8 +221,11 @@ class Writer:
     def _begin(self, path: Path, header: dict[str, Any]) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._file.seek(0)
-        whole = self._file.read().rpartition(b"\n")[0]
+        found = self._file.read()
+        whole = found.rpartition(b"\n")[0]
         if not whole:
+            if not found.startswith(b'{"schema"'[: len(found)]):
+                raise BadInput(f"{path} is no result file of zoo bench; choose another --out")
             self._file.truncate(0)
             self._append(header)
             return
@@ -245,10 +259,30 @@ def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
         pairs[key] = before.asked.get(key), header["asked"].get(key)
     for key in MACHINE:
         pairs[key] = before.environment.get(key), header["environment"].get(key)
-    old, new = (each.get("versions", {}) for each in (before.environment, header["environment"]))
-    for key in sorted(old.keys() | new.keys()):
-        pairs[key] = old.get(key), new.get(key)
+    pairs |= changed(before.environment, header["environment"])
     return [f"{key}: {one} before, {other} now" for key, (one, other) in pairs.items() if one != other]
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs in the versions and settings of two environments, as (before, after)."""
+    pairs = {}
+    for part in ("versions", "settings"):
+        old, new = (each.get(part, {}) for each in (before, after))
+        pairs |= {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def _revision() -> str:
+    """The commit that this code is of, with a + where it was changed since; "" where it is no checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _clock() -> float | None:

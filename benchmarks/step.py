@@ -15,6 +15,7 @@ from benchmarks.programs import Step
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
 from benchmarks.step_settings import Settings, cases, key, peer_key, resolved, unit, variants
+from zoo.errors import require
 
 VIEWS = command.Views(markdown=step_tables.markdown, csv=step_tables.csv, page=step_page.render, terminal=step_tables.show)
 
@@ -28,7 +29,8 @@ def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_jso
     Raises:
         BadInput: see `step_settings` and `command.perform`; a mesh or a batch that does not fit the devices.
     """
-    begun = command.start(asked.repeats, devices)
+    require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
+    begun = command.start(asked.repeats, devices, peers=asked.peers)
     settings = resolved(asked, begun.machine["backend"])
     todo = cases(settings)
     if begun.alone:
@@ -69,12 +71,13 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
         for case, keys in left.items():
             progress.begin(f"{case.size} {case.mode}")
             wanted = {records.identity(each) for each in keys}
-            cells = step_group.measure(case, ways, settings, environment, progress.doing)
-            # Those of a group that was written in part are there already.
-            cells = [cell for cell in cells if records.identity(cell["key"]) in wanted]
-            for cell in cells:
-                writer.write({"process": process, **cell, **_machine_columns(environment)})
-            progress.done(float(len(keys)), step_tables.in_a_line(cells))
+            shown = []
+            for cell in step_group.measure(case, ways, settings, environment, progress.doing):
+                # Those of a group that was written in part are there already.
+                if records.identity(cell["key"]) in wanted:
+                    writer.write({"process": process, **cell, **_machine_columns(environment)})
+                    shown.append(cell)
+            progress.done(float(len(keys)), step_tables.in_a_line(shown))
     finally:
         progress.close()
         writer.close()

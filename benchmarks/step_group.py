@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import hlo, parts, peers, programs, records, timing, trace
-from benchmarks.attention_cost import free
-from benchmarks.attention_row import first_line
 from benchmarks.cases import Case
 from benchmarks.peers import Peer
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import Settings, key, peer_key
+from benchmarks.trials import Broken, first_line, guarded, slow, too_large
 from train import objectives
 from train.hardware import device_peak
 from train.metrics import mfu
@@ -32,8 +32,8 @@ AGREE = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e
 The first is a mean over hundreds of predictions, whose roundings cancel; a mistake in the loss shows there. The second follows an
 update by Adam, which magnifies the roundings of small gradients; a mistake in a gradient or in the optimizer shows there. With
 dropout each implementation drops others."""
-ROOM = 0.9
-"""Share of the free memory that a program may need."""
+LOSSES = {"loss": "first loss", "loss_after": "loss after an update"}
+"""Columns, and what they are called."""
 PROFILED = 3
 """Steps under the profiler."""
 SHOWN = 25
@@ -78,8 +78,8 @@ def measure(
     settings: Settings,
     environment: Mapping[str, Any],
     show: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """The cells of a model, less the process.
+) -> Iterator[dict[str, Any]]:
+    """The cells of a model, less the process, each as soon as it is known.
 
     Args:
         variants: the first is what ratios are over and what losses are compared with.
@@ -91,7 +91,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
             show(f"{_short(variant)}: compiling")
-            _guarded(trial, functools.partial(group.prepare, variant=variant))
+            guarded(trial, functools.partial(group.prepare, variant=variant))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peers.asked(settings):
             trial = Trial(peer_key(case, name, precision, settings))
@@ -103,18 +103,20 @@ def measure(
             show(f"{name}, {precision}: first steps")
             # Its process ends with the measuring, however that ends.
             stack.callback(trial.dismiss)
-            _guarded(trial, functools.partial(group.invite, name=name, precision=precision, folder=folder))
+            guarded(trial, functools.partial(group.invite, name=name, precision=precision, folder=folder))
         show("timing")
         group.time(trials)
-        for trial in trials if settings.profile else ():
-            if trial.state == "timed" and trial.step is not None:
-                show("profiling")
-                try:
-                    group.profile(trial)
-                except Exception as error:
-                    # Its time is no worse for it.
-                    trial.reason = f"it has no profile: {first_line(error)}"
-        return [trial.cell() for trial in trials]
+        # What needs no profile is known now; one profile takes as long as several steps.
+        waiting = [settings.profile and trial.state == "timed" and trial.step is not None for trial in trials]
+        yield from (trial.cell() for trial, waits in zip(trials, waiting, strict=True) if not waits)
+        for trial in itertools.compress(trials, waiting):
+            show("profiling")
+            try:
+                group.profile(trial)
+            except Exception as error:
+                # Its time is no worse for it.
+                trial.reason = f"it has no profile: {first_line(error)}"
+            yield trial.cell()
 
 
 class _Group:
@@ -124,7 +126,7 @@ class _Group:
         self.case, self.settings, self.environment = case, settings, environment
         self.params: Any = None
         self._wanted: tuple[float, ...] = ()
-        self._precision = ""
+        self._judge: Trial | None = None
         self._needed = 0
         # By what they hold: the step that has it now.
         self._holders: dict[Any, Step] = {}
@@ -137,7 +139,7 @@ class _Group:
     @property
     def crowded(self) -> bool:
         """Whether one peer more would not fit the memory."""
-        return bool(_too_large(self._room, ""))
+        return bool(too_large(self._room, ""))
 
     # --- before the rounds ---
 
@@ -149,7 +151,7 @@ class _Group:
             trial.end("skipped", str(refusal))
             return
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
-        if reason := _too_large(step.state_bytes * devices, "its state alone needs"):
+        if reason := too_large(step.state_bytes * devices, "its state alone needs"):
             trial.end("skipped", reason)
             return
         try:
@@ -160,7 +162,7 @@ class _Group:
             return
         memory = step.memory
         trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
-        if reason := _too_large(memory.peak * devices, "compiled, it needs"):
+        if reason := too_large(memory.peak * devices, "compiled, it needs"):
             trial.end("skipped", reason)
             return
         if self.params is None:
@@ -188,7 +190,7 @@ class _Group:
             trial.end("skipped", "no program of ours ran that it could be compared with")
             return
         if self.crowded:
-            trial.end("skipped", _too_large(self._room, "ours and it are taken to need"))
+            trial.end("skipped", too_large(self._room, "ours and it are taken to need"))
             return
         try:
             if not (folder / peers.ASKED).exists():
@@ -208,24 +210,21 @@ class _Group:
 
     def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""
-        trial.columns |= {name: loss for name, loss in zip(("loss", "loss_after"), losses, strict=True) if math.isfinite(loss)}
-        if not self._wanted:
-            self._wanted, self._precision = losses, trial.key["precision"]
-        # Of two precisions the coarser.
-        either = max(trial.key["precision"], self._precision, key=lambda precision: AGREE[precision])
-        bounds = AGREE["dropout" if self.settings.dropout else either]
-        for told, loss, wanted, bound in zip(("first loss", "loss after an update"), losses, self._wanted, bounds, strict=True):
-            # NaN is no agreement.
-            if not abs(loss - wanted) <= bound * abs(wanted):
-                trial.end("wrong", f"its {told} is {loss:.6f} and that of the unit {wanted:.6f}: more than {bound:.0e} apart")
-                return
-        if not math.isfinite(losses[0]):
-            trial.end("wrong", f"its first loss is {losses[0]}")
+        trial.columns |= {name: loss for name, loss in zip(LOSSES, losses, strict=True) if math.isfinite(loss)}
+        if not all(map(math.isfinite, losses)):
+            trial.end("wrong", f"its first two losses are {losses[0]} and {losses[1]}")
             return
-        if spent > self.settings.cell_seconds:
-            limit = f"--cell-seconds {self.settings.cell_seconds:g}"
-            trial.columns |= timing.columns([spent])
-            trial.end("timed", f"its first call took {spent:.1f} s, over {limit}: timed by that alone, without a ratio")
+        if not self._wanted:
+            self._wanted, self._judge = losses, trial
+        # Of two precisions the coarser.
+        either = max((each.key["precision"] for each in (trial, self._judge or trial)), key=AGREE.__getitem__)
+        bounds = AGREE["dropout" if self.settings.dropout else either]
+        for told, loss, wanted, bound in zip(LOSSES.values(), losses, self._wanted, bounds, strict=True):
+            if abs(loss - wanted) > bound * abs(wanted):
+                told = f"its {told} is {loss:.6f} and that of the first of ours {wanted:.6f}: more than {bound:.0e} apart"
+                trial.end("wrong", told)
+                return
+        if slow(trial, spent, self.settings.cell_seconds):
             return
         trial.losses = losses
 
@@ -249,7 +248,7 @@ class _Group:
                     self._unbroken(trial, take=False)()
                 asked = called | {precision: probe for precision, (probe, _) in probes.items()}
                 seconds = timing.measured(asked, rounds=rounds, budget=budget)
-            except _Broken:
+            except Broken:
                 continue
             rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
             for step in self._holders.values():
@@ -293,7 +292,7 @@ class _Group:
                 for step in self._holders.values():
                     step.stop()
                 self._holders.clear()
-                raise _Broken from error
+                raise Broken from error
 
         return run
 
@@ -314,20 +313,13 @@ class _Group:
         found["matrix_rate"] = rate
         peak = device_peak(self.environment["device"], trial.key["precision"])
         if flops is not None:
-            found |= {"of_matrix_rate": mfu(flops, seconds, rate), "mfu": peak and mfu(flops, seconds, peak * _devices(trial))}
+            # The products beside it ran on one device; simulated ones share this machine's cores.
+            together = rate if jax.default_backend() == "cpu" else rate * _devices(trial)
+            found |= {
+                "of_matrix_rate": mfu(flops, seconds, together),
+                "mfu": peak and mfu(flops, seconds, peak * _devices(trial)),
+            }
         return found
-
-
-class _Broken(Exception):
-    """A program that ran before and does not any more."""
-
-
-def _guarded(trial: Trial, act: Callable[[Trial], None]) -> None:
-    """Do something with a trial; what goes wrong is its end and nobody else's."""
-    try:
-        act(trial)
-    except Exception as error:
-        trial.end("failed", first_line(error))
 
 
 def _step(trial: Trial) -> Step:
@@ -359,8 +351,3 @@ def _probe(precision: str) -> tuple[timing.Program, float]:
 
 def _short(variant: Variant) -> str:
     return ", ".join(each for each in vars(variant).values() if each not in ("none", "auto", "data=1"))
-
-
-def _too_large(need: int, what: str) -> str:
-    room = free()
-    return "" if need <= ROOM * room else f"{what} {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"

@@ -22,6 +22,8 @@ from benchmarks import (
     conformance,
     device_time,
     peers_attention,
+    records,
+    trials,
 )
 from benchmarks.attention_features import FEATURES, Problem, Shape
 from benchmarks.attention_settings import Row, Settings, resolved, rows
@@ -31,7 +33,13 @@ from zoo.errors import BadInput
 from zoo.kernels import blocked
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
-ENVIRONMENT = {"device": "cpu", "matrix_rate": {"float32": 1e11, "bfloat16": 1e11}, "copy_rate": 1e10}
+ENVIRONMENT = {
+    "backend": "cpu",
+    "devices": 8,
+    "device": "cpu",
+    "matrix_rate": {"float32": 1e11, "bfloat16": 1e11},
+    "copy_rate": 1e10,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +257,39 @@ def test_a_wrong_one_is_never_timed(plant: Any) -> None:
     assert found["planted"].keys() == {"key", "state", "reason", "error"}
 
 
+@pytest.mark.parametrize("short", [lambda out: out * jnp.nan, lambda out: out * jnp.inf], ids=["nan", "infinity"])
+def test_what_is_no_number_is_wrong_and_can_be_written(plant: Any, short: Any, tmp_path: Path) -> None:
+    """At the timed length alone: files of results have no NaN and no infinity."""
+
+    def planted(q: Any, k: Any, v: Any, *rest: Any, scale: float, rate: float) -> Any:
+        out = blocked.blocked(q, k, v, *rest, scale=scale, rate=rate)
+        return short(out) if q.shape[1] < 100 else out
+
+    plant(planted)
+    cell = measured(TINY._replace(direction="forward"))["planted"]
+    assert cell["state"] == "wrong" and "difference" not in cell
+    writer = records.Writer(tmp_path / records.CELLS, "attention", {}, {}, False)
+    writer.write({**cell, "process": 0})
+    writer.close()
+
+
+def test_a_single_row_has_padding_too() -> None:
+    call = Problem.of(FEATURES["padding"], Shape(1, 16, 16, 1, 1, 8), "float32").calls[0]
+    assert call.pairs == 16 * 12
+
+
+def test_zeros_are_no_attention_over_long_rows() -> None:
+    """Full attention over many keys averages: its entries are small beside 1, and all but the first of a causal one's are."""
+    long = np.full((1, 16384, 1, 8), 0.01, np.float32)
+    causal = long.copy()
+    causal[:, 0] = 5
+    bound = attention_row._bound(TINY._replace(dtype="bfloat16", shape=Shape(1, 16384, 16384, 1, 1, 8)))
+    first_only = np.where(np.arange(16384)[None, :, None, None] < 1, causal, 0)
+    for ours, theirs in ((0 * long, long), (first_only, causal)):
+        assert attention_row._difference([ours], [theirs]) > bound
+    assert attention_row._difference([1.004 * causal], [causal]) < bound
+
+
 def test_one_that_is_wrong_only_where_it_is_timed(plant: Any) -> None:
     """Right at the case's 577 tokens, wrong at 16."""
 
@@ -307,7 +348,7 @@ def test_a_slow_one_is_timed_by_its_first_call() -> None:
     ("free", "told"), [(2**10, "its inputs and outputs alone"), (2**14, "its scores alone"), (2**15, "compiled, it")]
 )
 def test_what_does_not_fit_is_not_run(free: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_cost, "free", lambda: free)
+    monkeypatch.setattr(trials, "free", lambda: free)
     row = TINY._replace(shape=Shape(1, 64, 64, 1, 1, 4))
     reasons = {name: cell["reason"] for name, cell in measured(row, ("xla", "blocked")).items() if cell["state"] == "skipped"}
     assert any(re.match(rf"{told} needs? [\d.]+ MB, and [\d.]+ MB are free", why) for why in reasons.values()), reasons

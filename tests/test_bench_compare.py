@@ -32,7 +32,8 @@ def made(
         for number, value in enumerate(processes):
             cell = {"key": {"implementation": implementation, "length": int(length)}, "process": number}
             if isinstance(value, tuple):
-                writer.write({**cell, "state": value[0], "reason": value[1]})
+                columns = {"seconds": 99.0, "ratio": None} if value[0] == "timed" else {}
+                writer.write({**cell, "state": value[0], "reason": value[1], **columns})
             else:
                 ratios = {"ratio": value, "ratio_p20": value / (1 + noise), "ratio_p80": value * (1 + noise)}
                 writer.write({**cell, "state": "timed", "reason": "", "seconds": value, **ratios})
@@ -40,6 +41,8 @@ def made(
     return str(folder)
 
 
+ALONE = ("timed", "its first call took 99 s")
+"""What is too slow for rounds."""
 XLA = {"xla 128": [1.0, 1.0, 1.0]}
 
 
@@ -96,6 +99,8 @@ def test_a_change_is_beyond_spread_and_threshold(
         ([("wrong", "off")] * 3, [("wrong", "off")] * 3, "same", "wrong before, wrong now"),
         ([("skipped", "no")] * 3, [0.5] * 3, "same", "skipped before, timed now"),
         ([0.5] * 3, [0.9, 0.9], "unknown", "its spread is unknown: fewer than 3"),
+        ([0.5] * 3, [ALONE] * 3, "regression", "had a ratio before, and none now: its first call took 99 s"),
+        ([ALONE] * 3, [0.5] * 3, "unknown", "its spread is unknown"),
     ],
 )
 def test_what_became_of_a_cell(
@@ -108,8 +113,16 @@ def test_what_became_of_a_cell(
 
 
 def test_what_is_on_one_side_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = compared(tmp_path, capsys, {"blocked 128": [0.5] * 3}, {"blocked 512": [0.5] * 3})
-    assert (code, kinds(found)) == (0, {"blocked 128": "missing", "blocked 512": "new", "xla 128": "same"})
+    both = {"blocked 64": [0.5] * 3}
+    code, found = compared(tmp_path, capsys, {"blocked 128": [0.5] * 3} | both, {"blocked 512": [0.5] * 3} | both)
+    expected = {"blocked 128": "missing", "blocked 512": "new", "xla 128": "same", "blocked 64": "same"}
+    assert (code, kinds(found)) == (0, expected)
+
+
+def test_what_else_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = made(tmp_path / "a", XLA | {"blocked 128": [0.5] * 3})
+    b = made(tmp_path / "b", XLA | {"blocked 128": [0.5] * 3}, machine=MACHINE | {"versions": {"jax": "2"}})
+    assert "jax: 1 before, 2 now" in call(capsys, "bench", "compare", a, b).stdout
 
 
 def test_the_spread_is_students_or_that_of_the_rounds(tmp_path: Path) -> None:
@@ -163,6 +176,8 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     full = made(tmp_path / "full", {"blocked 128": [0.5] * 3})
     one = made(tmp_path / "one", {"blocked 128": [0.5]})
     other = made(tmp_path / "other", {"blocked 512": [0.5] * 3})
+    unit = made(tmp_path / "unit", XLA | {"blocked 512": [0.5] * 3})
+    full_too = made(tmp_path / "full_too", XLA | {"blocked 128": [0.5] * 3})
     step = made(tmp_path / "step", {"blocked 128": [0.5] * 3}, what="step")
     (tmp_path / "schema").mkdir()
     (tmp_path / "schema" / "cells.jsonl").write_text('{"schema": 7}\n')
@@ -176,5 +191,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ended = call(capsys, "bench", "compare", full, b)
         assert (ended.code, ended.stdout) == (2, "") and ended.stderr.count("\n") == 1
         assert re.search(told, ended.stderr), ended.stderr
+    ended = call(capsys, "bench", "compare", full_too, unit)
+    assert ended.code == 2 and "have no cell in common but xla, the unit: nothing to compare" in ended.stderr
     ended = call(capsys, "bench", "compare", full, full, "--threshold", "nan")
     assert ended.code == 2 and "--threshold nan: choose a share" in ended.stderr

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, programs, records, step, step_group, step_settings, timing
+from benchmarks import cases, peers, programs, records, step, step_group, step_settings, timing, trials
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import OURS, Settings
@@ -164,6 +164,21 @@ def test_another_optimizer_is_wrong_by_its_second_loss(tmp_path: Path, monkeypat
     assert wrong["state"] == "wrong" and "after an update" in wrong["reason"]
 
 
+def test_the_first_of_ours_is_no_measure_if_it_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = programs.MODES["inference"]
+
+    def planted(made: Step) -> programs.Made:
+        found = honest(made)
+        if made.variant.layers == "unroll":
+            return found
+        return dataclasses.replace(found, jitted=jax.jit(lambda state, batch: (state, jax.numpy.float32(jax.numpy.inf))))
+
+    monkeypatch.setitem(programs.MODES, "inference", planted)
+    found = measured(tmp_path / "out", "gpt-nano", mode="inference", layers=("scan", "unroll"))
+    assert found[f"{OURS} scan"]["state"] == "wrong" and "its first two losses are inf and inf" in found[f"{OURS} scan"]["reason"]
+    assert found[f"{OURS} unroll"]["state"] == "timed"
+
+
 PEER = """
 def build(folder, asked, batch):
     assert (folder / "config.json").exists() and batch["tokens"].shape == (2, 8)
@@ -232,10 +247,10 @@ def test_peers_that_do_not_fit_together_are_timed_one_after_the_other(
     found = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [found[name]["state"] for name in (f"{OURS} scan", "one ", "two ")] == ["timed"] * 3
     assert found["one "]["ratio"] and found["two "]["ratio"]
-    monkeypatch.setattr(step_group, "free", lambda: int(2 * found[f"{OURS} scan"]["memory"]))
+    monkeypatch.setattr(trials, "free", lambda: int(2 * found[f"{OURS} scan"]["memory"]))
     monkeypatch.setattr(step_group._Group, "crowded", honest)
     found = measured(tmp_path / "again", "gpt-nano", peers=True)
-    assert found["one "]["state"] == "skipped" and " GB are free" in found["one "]["reason"]
+    assert found["one "]["state"] == "skipped" and " are free" in found["one "]["reason"]
 
 
 def test_a_peer_that_is_not_installed_gives_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +275,9 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
     case = cases.case("gpt-nano", "train", **SMALL)
     state = Step(case, Variant()).state_bytes
     for room, said in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
-        monkeypatch.setattr(step_group, "free", lambda room=room: int(room))
+        monkeypatch.setattr(trials, "free", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[f"{OURS} scan"]
-        assert cell["state"] == "skipped" and said in cell["reason"] and " GB are free" in cell["reason"]
+        assert cell["state"] == "skipped" and said in cell["reason"] and " are free" in cell["reason"]
 
 
 def test_an_attention_that_refuses_is_skipped_with_the_doors_reason(tmp_path: Path) -> None:

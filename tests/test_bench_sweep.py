@@ -69,6 +69,10 @@ def test_it_is_not_written_over_and_a_full_one_is_resumed(swept: Path, capsys: p
     assert ended.code == 2 and "has results already; --resume completes them" in ended.stderr
     ended = call(capsys, *LINE.split(), "--rounds", "3", "--out", str(swept), "--resume")
     assert ended.code == 2 and "cannot be resumed: rounds: 2 before, 3 now" in ended.stderr
+    assert ended.stdout == ""
+    for other in ("step gpt-nano --repeats 3", "growth"):
+        ended = call(capsys, "bench", *other.split(), "--out", str(swept), "--resume")
+        assert (ended.code, ended.stdout) == (2, "") and "has results of zoo bench attention; choose another" in ended.stderr
     ended = call(capsys, *LINE.split(), "--out", str(swept), "--resume", "--json")
     assert ended.code == 0 and len(ended.stdout.splitlines()) == 12
     assert (swept / "cells.jsonl").read_bytes() == before

@@ -27,7 +27,8 @@ def writer(path: Path, resume: bool = True, **changes: Any) -> Writer:
 
 
 def cell(number: int, process: int = 0, **more: Any) -> dict[str, Any]:
-    return {"key": {"length": number, "implementation": "xla"}, "process": process, "state": "timed", "reason": "", **more}
+    known = {"state": "timed", "reason": "", "seconds": 0.5}
+    return {"key": {"length": number, "implementation": "xla"}, "process": process, **known, **more}
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
@@ -158,6 +159,8 @@ HEADER = {"schema": 1, "what": "attention", "environment": {}, "asked": {}, "uni
         ([json.dumps(HEADER), "{}"], ":2 is no cell: it needs a key, a process, and a state of timed,"),
         ([json.dumps(HEADER), json.dumps(cell(1)), "{"], ":3 is no line"),
         ([json.dumps(HEADER), json.dumps(cell(1, state="ok"))], ":2 is no cell"),
+        ([json.dumps(HEADER), json.dumps(cell(1, seconds=None))], ":2 is no timed cell: it has no number above 0 as seconds"),
+        ([json.dumps(HEADER), json.dumps(cell(1, ratio=1.0))], ":2 is no timed cell: .* as ratio_p20 and ratio_p80"),
     ],
 )
 def test_what_is_no_result_file(lines: list[str], told: str, tmp_path: Path) -> None:
@@ -179,6 +182,30 @@ def test_an_environment_is_told_and_names_a_folder() -> None:
     gpu = {"backend": "gpu", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "cpu": "", "cores": 2}
     assert records.hardware(gpu) == "nvidia-h100-80gb-hbm3-x8"
     assert records.default_folder("step", MACHINE).name.startswith("step_a-r-cpu-2-cores_2")
+
+
+def test_what_is_resumed_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it was begun before midnight."""
+    monkeypatch.chdir(tmp_path)
+    today = records.default_folder("step", MACHINE)
+    assert records.default_folder("step", MACHINE, newest=True) == today
+    for name in ("step_a-r-cpu-2-cores_2026-01-01", "step_a-r-cpu-2-cores_2026-01-02", "step_a-r-cpu-2-cores-x_2026-01-03"):
+        writer(tmp_path / "runs" / "bench" / name).close()
+    assert records.default_folder("step", MACHINE, newest=True).name == "step_a-r-cpu-2-cores_2026-01-02"
+    assert records.default_folder("step", MACHINE) == today
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """However short; a header of ours that a kill tore off is begun anew."""
+    path = tmp_path / "cells.jsonl"
+    path.write_text("my notes")
+    with pytest.raises(BadInput, match="is no result file of zoo bench; choose another --out"):
+        writer(tmp_path)
+    assert path.read_text() == "my notes"
+    for torn in ("", "{", '{"schema":1,"what'):
+        path.write_text(torn)
+        writer(tmp_path).close()
+        assert read(tmp_path).cells == []
 
 
 # --- timing ---------------------------------------------------------------------------------------------------------------------
