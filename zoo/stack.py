@@ -43,14 +43,18 @@ def run_stack(
     graph = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0))))
     layers = jax.tree.leaves(params)[0].shape[0]
     period = len(pattern)
-    whole = (params, per_layer, jnp.arange(layers))
-    periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), whole)
+    periods = (params, per_layer, jnp.arange(layers))
+    if period > 1:
+        # Not of a period of one: XLA on CPU copies donated parameters that a loop takes reshaped.
+        periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)
 
     def one(carry: Any, leaves: Any, kind: Any) -> tuple[Any, Any]:
         params, x, index = leaves
         return body(nnx.merge(graph, params), carry, x, index, kind)
 
     def run_period(carry: Any, leaves: Any) -> tuple[Any, Any]:
+        if period == 1:
+            return one(carry, leaves, pattern[0])
         ys = []
         for i, kind in enumerate(pattern):
             carry, y = one(carry, jax.tree.map(lambda leaf, i=i: leaf[i], leaves), kind)
@@ -60,4 +64,4 @@ def run_stack(
     if POLICIES[remat] is not None:
         run_period = jax.checkpoint(run_period, policy=POLICIES[remat], prevent_cse=False)
     carry, ys = jax.lax.scan(run_period, carry, periods, unroll=unroll)
-    return carry, jax.tree.map(lambda leaf: leaf.reshape(layers, *leaf.shape[2:]), ys)
+    return carry, ys if period == 1 else jax.tree.map(lambda leaf: leaf.reshape(layers, *leaf.shape[2:]), ys)
