@@ -175,6 +175,10 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
   %x = f32[8,16]{1,0:T(8,128)} parameter(0)
   %part = f32[4,16]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%scatter
   %first = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%begin
+  %fetch = (f32[8,16]{1,0:T(8,128)S(1)}, f32[8,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %fetched = f32[8,16]{1,0:T(8,128)S(1)} copy-done(%fetch)
+  %rows = f32[2,16]{1,0:T(8,128)S(1)} slice(%x), slice={[0:2], [0:16]}
+  %again = f32[1,16]{1,0:T(8,128)S(1)} slice(%rows), slice={[0:1], [0:16]}
   ROOT %second = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%go_on
 }
 """
@@ -187,10 +191,12 @@ def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
 
 
 def test_what_stays_on_a_chip_is_no_traffic() -> None:
-    """Of a TPU; elsewhere another memory is the device's too."""
-    module = hlo.parse(TPU)
-    assert work.work(module, [], 2, on_chip=True).bytes == 8 * 16 * 4
-    assert work.work(module, [], 2).bytes > 8 * 16 * 4
+    """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, of a slice the slice."""
+    module, row = hlo.parse(TPU), 16 * 4
+    fused, fetched, sliced = 8 * row, 8 * row, 2 * row
+    assert work.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
+    # Both fusions that gather read a half and write a whole; here everything is written too, and the slice of the slice read.
+    assert work.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
 
 
 def test_a_scatter_that_is_only_started_is_one() -> None:
@@ -314,18 +320,38 @@ def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
     assert sum(each.run.times for each in sent if each.run.loop) == 4 * LAYERS
 
 
-def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
-    """A gather inside of it is not; the same gather with its loop forgotten is."""
-    made, sent = compiled("fsdp")
-    assert not facts.gathered(sent, made)
-    text = """
+STACK = """
 ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
   %w = f32[4,8,256]{2,1,0} parameter(0)
   ROOT %g = f32[4,64,256]{2,1,0} all-gather(%w), replica_groups=[1,8]<=[8], dimensions={1}
 }
 """
-    (line,) = facts.gathered(collectives.sent(hlo.parse(text), dict(made.mesh.shape)), made)
+
+
+def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
+    """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
+    made, sent = compiled("fsdp")
+    assert not facts.gathered(sent, made)
+    (line,) = facts.gathered(collectives.sent(hlo.parse(STACK), dict(made.mesh.shape)), made)
     assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
+    micro = """
+%micro (p: f32[4,8,256]) -> f32[4,8,256] {
+  %p = f32[4,8,256]{2,1,0} parameter(0)
+  %g = f32[4,64,256]{2,1,0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %own = f32[4,8,256]{2,1,0} slice(%g), slice={[0:4], [0:8], [0:256]}
+}
+
+%more (q: f32[4,8,256]) -> pred[] {
+  %q = f32[4,8,256]{2,1,0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
+  %w = f32[4,8,256]{2,1,0} parameter(0)
+  ROOT %loop = f32[4,8,256]{2,1,0} while(%w), condition=%more, body=%micro, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    assert facts.gathered(collectives.sent(hlo.parse(micro), dict(made.mesh.shape)), made) == [line]
 
 
 def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:

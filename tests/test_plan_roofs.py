@@ -95,6 +95,12 @@ def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves(mask: Ma
     assert call.flops == 2 * 2 * 2 * 4 * 16 * pairs
 
 
+def calling() -> attention.Call:
+    shape = jax.ShapeDtypeStruct((2, 8, 4, 16), np.float32)
+    request = attention.Request.of(shape, shape, shape, Mask(), None, None)
+    return attention.Call(name="xla", request=request, mask=Mask(), scope="door0")
+
+
 def test_kernels_are_counted_by_direction_and_loop() -> None:
     """A forward pass that is computed again is one more; all kernels of a backward pass together are two and a half."""
     text = """
@@ -118,9 +124,22 @@ ENTRY %main (x: f32[2]) -> f32[2] {
   ROOT %loop = f32[2]{0} while(%first), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    shape = jax.ShapeDtypeStruct((2, 8, 4, 16), np.float32)
-    request = attention.Request.of(shape, shape, shape, Mask(), None, None)
-    call = attention.Call(name="xla", request=request, mask=Mask(), scope="door0")
+    call = calling()
     found = work.work(hlo.parse(text), [call], 2)
     assert found.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
     assert found.unknown == ("__cudnn$conv",)
+
+
+def test_unrolled_layers_have_a_backward_pass_each() -> None:
+    """Two copies of a call that was traced once, each with two kernels for its gradients."""
+    text = """
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %dq = f32[2]{0} custom-call(%x), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
+  %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
+  %dq.1 = f32[2]{0} custom-call(%dkv), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
+  ROOT %dkv.1 = f32[2]{0} custom-call(%dq.1), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
+}
+"""
+    call = calling()
+    assert work.work(hlo.parse(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2

@@ -137,7 +137,8 @@ def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) 
 
 
 def gathered(sent: Iterable[Sent], program: Program) -> list[str]:
-    """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers."""
+    """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers. They may be in one over
+    micro-batches, so what tells them is how much is gathered: within the loop over the layers it is one layer."""
     whole: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
         path = path_of(keys)
@@ -151,13 +152,13 @@ def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> lis
     """The same, of stacks by their layers and the number of a device's own elements."""
     found: dict[str, None] = {}
     for each in sent:
-        if each.kind != "all-gather" or each.run.loop or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
+        if each.kind != "all-gather" or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
             continue
         for array in each.arrays:
             known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in array.shape)
             if names := " or ".join(path for paths in known for path in paths):
                 size = array.bytes * each.members / 2**20
-                found[f"all layers of {names} are gathered at once, outside of the loop: {size:,.1f} MiB"] = None
+                found[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
     return list(found)
 
 

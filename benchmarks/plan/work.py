@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -138,22 +139,26 @@ def _called(instruction: Instruction) -> str:
 def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
     """(FLOPs in kernels, targets of kernels that belong to no call).
 
-    Those of a call that are a part of the backward pass share its products; each of another is a forward pass.
+    Those of a call that are a part of the backward pass share its products; each of another is a forward pass. Layers that are
+    unrolled are traced once, so they share a call: a backward pass is there as often as its most frequent kernel.
     """
     flops = {call.scope: call.flops / devices for call in calls}
     found, unknown = 0.0, set()
-    backward: dict[tuple[str, str], list[Run]] = {}
+    backward: dict[tuple[str, str], dict[Any, float]] = {}
     for run in kernels:
         origin = run.instruction.origin
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
             unknown.add(_called(run.instruction))
         elif _is_backward(origin, scope):
-            backward.setdefault((scope, run.computation.name), []).append(run)
+            alike = backward.setdefault((scope, run.computation.name), {})
+            # Copies of a kernel give the same arrays, wherever those are put.
+            kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
+            alike[kernel] = alike.get(kernel, 0.0) + run.times
         else:
             found += run.times * flops[scope]
-    for (scope, _), runs in backward.items():
-        found += BACKWARD * flops[scope] * runs[0].times
+    for (scope, _), alike in backward.items():
+        found += BACKWARD * flops[scope] * max(alike.values())
     return found, tuple(sorted(unknown))
 
 
@@ -188,9 +193,9 @@ class _Traffic:
         return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
 
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
-        """What an instruction reads of an operand: a slice, or all."""
+        """What an instruction reads of an operand: a slice, or all. Where a slice is put does not matter."""
         if place == 0 and user.op in _SLICES:
-            return self._size(user)
+            return user.bytes if self._size(operand) else 0.0
         return 0.0 if place == 0 and user.op in _UPDATES else self._size(operand)
 
     def _read_inside(self, inner: Computation, parameter: Instruction, operand: Instruction) -> float:
@@ -219,7 +224,9 @@ class _Traffic:
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
-        return sum((array.bytes for array in instruction.arrays if not (self.on_chip and array.space)), 0.0)
+        # What begins a copy gives the new array, and with it the old one and a word to wait for.
+        arrays = instruction.arrays[:1] if instruction.op == "copy-start" else instruction.arrays
+        return sum((array.bytes for array in arrays if not (self.on_chip and array.space)), 0.0)
 
 
 _SLICES = ("dynamic-slice", "gather", "slice")
