@@ -102,6 +102,14 @@ def test_what_is_sent_is_named_by_kind_and_axis() -> None:
     }
 
 
+def test_what_is_sent_knows_who_exchanges_it() -> None:
+    """Groups in order, of a permutation from whom to whom."""
+    found = {each.kind: each.groups for each in collectives.sent(hlo.parse(PROGRAM), SIZES)}
+    assert found["all-reduce"] == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert found["all-gather"] == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert found["collective-permute"][:2] == ((0, 2), (2, 0))
+
+
 def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
     """And a fusion writes its result, a product reads both operands and writes one; nothing else moves."""
     layer, array = 16 * 16 * 4, 8 * 16 * 4
@@ -191,7 +199,7 @@ def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
 
 
 def test_what_stays_on_a_chip_is_no_traffic() -> None:
-    """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, of a slice the slice."""
+    """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
     module, row = hlo.parse(TPU), 16 * 4
     fused, fetched, sliced = 8 * row, 8 * row, 2 * row
     assert work.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
@@ -359,6 +367,28 @@ def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:
     found = facts.copied(made.arguments, dict(made.mesh.shape), large=LENGTH * WIDTH * 4)
     assert len(found) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in found)
     assert facts.copied(made.arguments, dict(made.mesh.shape)) == []
+
+
+def test_what_data_parallelism_copies_is_told_in_a_line() -> None:
+    """All of the state."""
+    made, _ = compiled("data")
+    (line,) = facts.copied(made.arguments, dict(made.mesh.shape), large=1)
+    held = program.per_device(made.arguments["parameters"]) + program.per_device(made.arguments["optimizer"])
+    assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
+
+
+def test_whatever_a_program_is_given_is_looked_at() -> None:
+    """A cache and a teacher too, but no batch."""
+    mesh = jax.make_mesh((2, 2, 2, 1), tuple(SIZES), axis_types=(AxisType.Auto,) * 4)
+
+    def given(*axes: str | None) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"keys": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))}
+
+    arguments = {"cache": given("data", "fsdp"), "teacher": given("data", "tensor"), "batch": given("data")}
+    assert facts.copied(arguments, SIZES, large=1) == [
+        "cache keys (8, 4) is copied over tensor: 0 MiB on each device",
+        "teacher keys (8, 4) is copied over fsdp: 0 MiB on each device",
+    ]
 
 
 def test_flops_of_a_step_are_the_models_own() -> None:

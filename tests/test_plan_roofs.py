@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import jax
@@ -42,42 +43,81 @@ def devices(count: int, *torus: int) -> np.ndarray:
     return np.array(each, object)
 
 
-def sending(kind: str, axes: str, members: int, size: float) -> Sent:
-    instruction = Instruction("x", kind, (), (), "", "", False)
-    return Sent(Executed(instruction, Computation("c", {}), 1.0, ""), kind, axes, members, size, ())
+def sending(kind: str, groups: Sequence[Sequence[int]], size: float = 1e9) -> Sent:
+    """An exchange of 1 GB."""
+    instruction, listed = Instruction("x", kind, (), (), "", "", False), tuple(map(tuple, groups))
+    run = Executed(instruction, Computation("c", {}), 1.0, "")
+    return Sent(run, kind, "data", max(map(len, listed)), size, (), listed)
 
 
-def seconds(target: str, shape: dict[str, int], sent: Sent, *torus: int) -> float | None:
-    mesh = roofline.Grid(tuple(shape), devices(math.prod(shape.values()), *torus).reshape(tuple(shape.values())))
+def rows(*shape: int) -> list[list[int]]:
+    """Groups along the last of some axes."""
+    return np.arange(math.prod(shape)).reshape(-1, shape[-1]).tolist()
+
+
+def columns(*shape: int) -> list[list[int]]:
+    """Along the first of two."""
+    return np.arange(math.prod(shape)).reshape(shape).T.tolist()
+
+
+def seconds(target: str, sent: Sequence[Sent], *torus: int) -> float | None:
+    count = math.prod(torus) if torus else int(target.partition(":")[2])
     nothing = Work(products=0.0, kernels=0.0, bytes=0.0, unknown=())
-    return roofline.times(nothing, [sent], mesh, targets.parse(target), "bfloat16").interconnect
+    return roofline.times(nothing, sent, devices(count, *torus), targets.parse(target), "bfloat16").interconnect
 
 
 def test_time_between_hosts_is_the_networks() -> None:
-    """An all-reduce of 1 GB: of 8 H100 over NVLink, 2 x 7/8 GB at 450 GB/s; of 16 on two hosts, half of it twice over 8 ports."""
-    inside = seconds("h100:8", {"data": 8}, sending("all-reduce", "data", 8, 1e9))
-    assert inside == pytest.approx(2 * 7 / 8 / 450)
-    across = seconds("h100:16", {"data": 16}, sending("all-reduce", "data", 16, 1e9))
-    assert across == pytest.approx(max(2 * 15 / 16 / 450, 2 * 1 / 2 / 8 / 50))
+    """A gather of 1 GB: of 8 H100 over NVLink, 7/8 GB at 450 GB/s; of 16 on two hosts, half of it over the 8 ports of each."""
+    assert seconds("h100:8", [sending("all-gather", rows(8))]) == pytest.approx(7 / 8 / 450)
+    assert seconds("h100:16", [sending("all-gather", rows(16))]) == pytest.approx(max(7 / 8 / 450, 1 / 2 / 8 / 50))
     # One device of each host: everything goes through its own port.
-    alone = seconds("h100:16", {"data": 2, "tensor": 8}, sending("all-reduce", "data", 2, 1e9))
-    assert alone == pytest.approx(2 * 1 / 2 / 50)
+    assert seconds("h100:16", [sending("all-gather", columns(2, 8))]) == pytest.approx(1 / 2 / 50)
+
+
+def test_a_sum_is_taken_in_the_switches_where_that_sends_less() -> None:
+    """Of eight each sends its array once, and its part of the sum; of two half of the array twice. Of a host it goes out once."""
+    assert seconds("h100:8", [sending("all-reduce", rows(8))]) == pytest.approx((1 + 1 / 8) / 450)
+    assert seconds("h100:2", [sending("all-reduce", rows(2))]) == pytest.approx(1 / 450)
+    assert seconds("h100:32", [sending("all-reduce", columns(4, 8))]) == pytest.approx(1 / 50)
+
+
+def test_what_each_device_has_for_all_others_goes_out_from_each() -> None:
+    """Of 16 parts of each device's 1 GB eight go to the other host, through its own port; a shift by eight sends all of it."""
+    assert seconds("h100:16", [sending("all-to-all", rows(16))]) == pytest.approx(1 / 2 / 50)
+    shift = [(place, (place + 8) % 16) for place in range(16)]
+    assert seconds("h100:16", [sending("collective-permute", shift)]) == pytest.approx(1 / 50)
+
+
+def test_every_group_is_looked_at_and_as_it_is() -> None:
+    """Of threes on hosts of eight, {6, 7, 8} and {15, 16, 17} go over the network: the middle host needs two thirds of both
+    arrays. Groups within hosts do not, though their axis leaves them."""
+    threes = seconds("h100:24", [sending("all-gather", rows(8, 3))])
+    assert threes == pytest.approx(max(2 / 3 / 450, 2 * 2 / 3 / 8 / 50))
+    assert seconds("h100:16", [sending("all-gather", rows(4, 4))]) == pytest.approx(3 / 4 / 450)
 
 
 def test_an_axis_has_the_links_of_the_dimensions_it_spans() -> None:
     """Of a v5e two of four links along one dimension of the torus, all four along both."""
-    one = seconds("v5e:4x4", {"data": 4, "fsdp": 4}, sending("all-gather", "fsdp", 4, 1e9), 4, 4)
-    both = seconds("v5e:4x4", {"data": 1, "fsdp": 16}, sending("all-gather", "fsdp", 16, 1e9), 4, 4)
-    assert one == pytest.approx(3 / 4 / 100)
-    assert both == pytest.approx(15 / 16 / 200)
+    assert seconds("v5e:4x4", [sending("all-gather", rows(4, 4))], 4, 4) == pytest.approx(3 / 4 / 100)
+    assert seconds("v5e:4x4", [sending("all-gather", rows(16))], 4, 4) == pytest.approx(15 / 16 / 200)
+
+
+def test_what_goes_over_different_links_goes_at_once() -> None:
+    """NVLink and the network; a dimension of the torus and another one. What spans both has what the others leave."""
+    within, across = sending("all-gather", rows(2, 8)), sending("all-gather", columns(2, 8))
+    assert seconds("h100:16", [within, across]) == pytest.approx(1 / 2 / 50)
+    along, down, over = (sending("all-gather", groups) for groups in (rows(4, 4), columns(4, 4), rows(16)))
+    assert seconds("v5e:4x4", [along, down], 4, 4) == pytest.approx(3 / 4 / 100)
+    assert seconds("v5e:4x4", [along, along], 4, 4) == pytest.approx(2 * 3 / 4 / 100)
+    assert seconds("v5e:4x4", [along, over], 4, 4) == pytest.approx((3 / 4 + 15 / 16) / 200)
 
 
 def test_the_bound_is_the_slowest_of_three() -> None:
-    mesh = roofline.Grid(("data",), devices(4))
     target = targets.parse("h100:4")
     times = roofline.Times(compute=1.0, memory=2.0, interconnect=0.5)
-    assert roofline.bound(4 * 989.4e12, times, mesh, target, "bfloat16") == pytest.approx(0.5)
-    assert roofline.bound(1.0, dataclasses.replace(times, memory=None), mesh, target, "bfloat16") is None
+    assert times.slowest == "memory"
+    assert roofline.bound(4 * 989.4e12, times, 4, target, "bfloat16") == pytest.approx(0.5)
+    assert roofline.bound(1.0, dataclasses.replace(times, memory=None), 4, target, "bfloat16") is None
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ from zoo.sharding import path_of
 
 LARGE = 64 << 20
 """Bytes that a device may hold of an array that others hold too, before a plan warns of it."""
-PARTED = ("fsdp", "tensor")
-"""Axes that parameters are to be split over; over `data` they are copied by intention."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class Plan:
     collectives: list[Collective]
     times: Times
     bound: float | None
-    """MFU at most."""
+    """MFU: at most, where compute or links bound it; an estimate where memory does."""
     unknown: list[str]
     """Kernels whose FLOPs are not counted."""
     warnings: list[str]
@@ -82,13 +80,12 @@ def read(program: Program, name: str) -> Plan:
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
     sent: list[Sent] = []
-    grid = roofline.Grid(mesh.axis_names, mesh.devices)
     done, found = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
         sent = collectives.sent(module, dict(mesh.shape))
         done = work.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        found = roofline.times(done, sent, grid, target, run.precision)
+        found = roofline.times(done, sent, mesh.devices, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -114,7 +111,7 @@ def read(program: Program, name: str) -> Plan:
         bytes=done and done.bytes,
         collectives=collectives.collectives(sent),
         times=found,
-        bound=roofline.bound(program.flops, found, grid, target, run.precision),
+        bound=roofline.bound(program.flops, found, mesh.size, target, run.precision),
         unknown=list(done.unknown) if done else [],
         warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program)],
         seconds=program.seconds,
@@ -123,16 +120,24 @@ def read(program: Program, name: str) -> Plan:
 
 
 def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
-    """Warnings of parameters and optimizer state that every device along an axis holds whole."""
-    found = []
-    for what in ("parameters", "optimizer"):
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(arguments.get(what, {})):
+    """Warnings of what every device along an axis holds whole: by name, but over `data`, where all is by intention, in a line."""
+    found: list[str] = []
+    whole: dict[str, float] = {}
+    for what, tree in arguments.items():
+        # A batch is the rows that a device has.
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree if what != "batch" else {}):
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
             held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            axes = [axis for axis in PARTED if mesh[axis] > 1 and axis not in used]
+            axes = [axis for axis, size in mesh.items() if size > 1 and axis not in used]
+            if "data" in axes:
+                whole[what] = whole.get(what, 0) + held
+                axes.remove("data")
             if axes and held >= large:
                 each = f"{held / 2**20:,.0f} MiB on each device"
                 found.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {each}")
+    if sum(whole.values()) >= large:
+        size = f"{sum(whole.values()) / 2**20:,.0f} MiB on each device"
+        found.append(f"{', '.join(whole)}: copied over data, {size}; fsdp instead of data would divide them")
     return found
 
 
