@@ -24,7 +24,7 @@ def plan(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
-        """Compile a job for devices that are not here: memory, FLOPs, communication and the most of the peak it can reach."""
+        """Compile a job for devices that are not here: memory, FLOPs, communication and what bounds its share of the peak."""
 
         run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         target: str = ""
@@ -63,13 +63,13 @@ def plan(args: list[str]) -> int:
 
     if asked.search:
         return main.search(run, asked.mode, target, minutes=asked.minutes, top=asked.top, fresh=asked.fresh, as_json=asked.json)
-    return main.plan(run, asked.mode, target, page=asked.page, fresh=asked.fresh, as_json=asked.json)
+    return main.plan(run, asked.mode, target, file=asked.page, fresh=asked.fresh, as_json=asked.json)
 
 
 HELP = """\
 usage: zoo plan MODEL|RECIPE --target T [options]
 
-Compile a job for devices that are not here: memory, FLOPs, communication, and the most of the peak that it can reach.
+Compile a job for devices that are not here: memory, FLOPs, communication, and what bounds its share of the peak.
 
   zoo plan gpt3-175b --target v5p:8x8x8
   zoo plan bert-large-uncased --target h100:8 --search
