@@ -80,6 +80,32 @@ def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: 
     assert kept.key(run, "train", CPU) not in keys
 
 
+def test_what_a_plan_was_made_with_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries, settings, of a simulated device the processor, and the numbers of a teacher that is only named."""
+    run, gpu = small(), targets.parse("h100:8")
+    seen = [kept.key(run, "train", CPU)]
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    seen.append(kept.key(run, "train", CPU))
+    far = kept.key(run, "train", gpu)
+    monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
+    seen.append(kept.key(run, "train", CPU))
+    assert kept.key(run, "train", gpu) == far
+    version = kept.facts.importlib.metadata.version
+    for package in ("optax", "flax"):
+        changed = {package: "9.9"}
+        monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
+        seen.append(kept.key(run, "train", CPU))
+    assert len(set(seen)) == len(seen)
+    assert {"jax-cuda13-pjrt", "jax-cuda12-pjrt"} <= set(kept.facts.GPU_PACKAGES)
+    teacher = tmp_path / "bert-nano"
+    student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    as_published = kept.key(student, "train", CPU)
+    teacher.mkdir()
+    numbers = {"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}
+    (teacher / "config.json").write_text(json.dumps(numbers))
+    assert kept.key(student, "train", CPU) != as_published
+
+
 def test_forward_and_decoding_are_planned_too() -> None:
     forward = kept.plan(small(), "forward", CPU)
     decode = kept.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)

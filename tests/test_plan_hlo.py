@@ -90,6 +90,17 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
     assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
 
 
+def test_a_loop_that_runs_nobody_knows_how_often_is_told() -> None:
+    """Once is not what it does, so what is in it is not counted silently."""
+    module = hlo.parse(PROGRAM)
+    assert module.unknown() == []
+    text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
+    text = text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}')
+    module = hlo.parse(text)
+    assert module.unknown() == ["jit(step)/while"]
+    assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
+
+
 def test_what_is_sent_is_named_by_kind_and_axis() -> None:
     found = {row.kind: row for row in collectives.collectives(collectives.sent(hlo.parse(PROGRAM), SIZES))}
     array = 8 * 16 * 4

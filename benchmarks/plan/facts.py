@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -80,9 +80,11 @@ def read(program: Program, name: str) -> Plan:
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
     sent: list[Sent] = []
+    loops: list[str] = []
     done, found = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
+        loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown()]
         sent = collectives.sent(module, dict(mesh.shape))
         done = work.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
         found = roofline.times(done, sent, mesh.devices, target, run.precision)
@@ -113,7 +115,7 @@ def read(program: Program, name: str) -> Plan:
         times=found,
         bound=roofline.bound(program.flops, found, mesh.size, target, run.precision),
         unknown=list(done.unknown) if done else [],
-        warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program)],
+        warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program), *loops],
         seconds=program.seconds,
         versions=versions(target.platform),
     )
@@ -169,7 +171,11 @@ def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> lis
 
 def versions(platform: str) -> dict[str, str]:
     """Of what compiled it."""
-    names: Sequence[str] = ("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ()))
+    return installed(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are here."""
     found = {}
     for name in names:
         try:
@@ -179,4 +185,5 @@ def versions(platform: str) -> dict[str, str]:
     return found
 
 
-GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))
+"""Of the two parts the second is the compiler."""
