@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from benchmarks.plan import hlo, roofline, targets, work
 from benchmarks.plan.collectives import Sent
@@ -34,6 +36,30 @@ def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> 
             BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: pip install 'jax-zoo\["
         ):
             targets.prepare(targets.parse(name))
+
+
+def test_devices_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler that answers, other than one that knows no such slice; and more CPU devices than this process has."""
+
+    def fails(error: Exception) -> str:
+        def describe(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(topologies, "get_topology_desc", describe)
+        monkeypatch.setattr(targets, "missing", lambda platform: None)
+        target = targets.parse("tpu7x:2x2x1" if isinstance(error, ValueError) else "a100:8")
+        with pytest.raises(BadInput) as refused:
+            targets.devices(target)
+        return str(refused.value)
+
+    assert re.match(
+        r"--target a100:8: the compiler could not be loaded \(no topology\); install it again: pip install 'jax-zoo\[cuda13\]'",
+        fails(NotImplementedError("no topology")),
+    )
+    assert fails(RuntimeError("not so")).endswith("no such devices (not so); known are a100:1 to a100:8, and multiples of 8")
+    assert "known are tpu7x:2x2x1, " in fails(ValueError())
+    with pytest.raises(BadInput, match="--target cpu:16: this process has 8; start a new one"):
+        targets.devices(targets.parse("cpu:16"))
 
 
 def devices(count: int, *torus: int) -> np.ndarray:

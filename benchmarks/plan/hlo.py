@@ -117,7 +117,7 @@ class Module:
                 # Where nothing is known, once: less than the truth, and never invented; `unknown` says where.
                 yield from self._runs(self.computations[body], times * (1 if trips is None else trips), body)
             elif each.op == "conditional":
-                # One branch runs: the one with the most instructions is taken, for it is likely to be the one with the most to do.
+                # One branch runs: the one with the most instructions is taken, likely the one with the most to do.
                 branches = [list(self._runs(self.computations[name], times, loop)) for name in each.called]
                 yield from max(branches, key=len)
             elif each.op == "call" or (each.op.endswith("-start") and each.called and each.op not in SENT):
