@@ -7,7 +7,7 @@ is known: sums are taken in the switches where there are any. The time of the me
 import dataclasses
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -79,7 +79,7 @@ def _over_torus(sent: Sequence[Sent], devices: Sequence, device: Device) -> floa
     assert device.links is not None
     # Devices of one chip share its place, and send to each other over none of these links.
     places = [tuple(each.coords) for each in devices]
-    loads: Counter[frozenset[int]] = Counter()
+    loads: defaultdict[frozenset[int], float] = defaultdict(float)
     for each in sent:
         corners = [zip(*(places[member] for member in group), strict=True) for group in each.groups]
         spanned = frozenset(at for group in corners for at, values in enumerate(group) if len(set(values)) > 1)
@@ -95,11 +95,11 @@ def _over_hosts(sent: Sequence[Sent], devices: Sequence, device: Device) -> floa
     assert device.links is not None
     first = min(each.id for each in devices)
     hosts = [(each.id - first) // device.host for each in devices]
-    inside = math.fsum(each.run.times * _within(each, hosts) for each in sent)
+    inside = math.fsum(each.run.times * _within(each, hosts) for each in sent) / (device.links * 1e9)
     across = math.fsum(each.run.times * _between(each, hosts, in_switches=True) for each in sent)
-    if across and device.network is None:
-        return None
-    return max(inside / (device.links * 1e9), across / ((device.network or 1) * 1e9))
+    if not across:
+        return inside
+    return None if device.network is None else max(inside, across / (device.network * 1e9))
 
 
 def _between(each: Sent, places: Sequence[Hashable], *, in_switches: bool) -> float:
@@ -109,11 +109,11 @@ def _between(each: Sent, places: Sequence[Hashable], *, in_switches: bool) -> fl
     Args:
         in_switches: whether sums may be taken on the way, so that each array of a place goes out once.
     """
-    load: Counter[Hashable] = Counter()
+    load: defaultdict[Hashable, float] = defaultdict(float)
     if each.kind == "collective-permute":
         pairs = [(places[source], places[target]) for source, target in each.groups]
         leaving, coming = (Counter(pair[end] for pair in pairs if pair[0] != pair[1]) for end in (0, 1))
-        load = leaving | coming
+        load.update(leaving | coming)
     for place, own, members in _shares(each, places):
         if own < members:
             there = (members - own) / members
