@@ -62,18 +62,16 @@ def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: 
     run, before = small(mesh=Mesh(fsdp=2, tensor=2)), planned()
     monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
     assert kept.plan(run, "train", CPU) == before
-    keys = {
-        kept.key(changed, mode, target)
-        for changed, mode, target in (
-            (run, "train", CPU),
-            (run, "forward", CPU),
-            (run, "train", targets.parse("cpu:4")),
-            (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
-            (dataclasses.replace(run, accumulate=2), "train", CPU),
-            (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
-            (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
-        )
-    }
+    asked: list[tuple[config.Run, program.Mode, targets.Target]] = [
+        (run, "train", CPU),
+        (run, "forward", CPU),
+        (run, "train", targets.parse("cpu:4")),
+        (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
+        (dataclasses.replace(run, accumulate=2), "train", CPU),
+        (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
+        (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
+    ]
+    keys = {kept.key(*each) for each in asked}
     assert len(keys) == 7
     assert kept.key(dataclasses.replace(run, name="another"), "train", CPU) == kept.key(run, "train", CPU)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
@@ -298,10 +296,9 @@ def test_what_does_not_fit_together_is_refused(case: str) -> None:
 
 def test_an_error_of_the_compiler_is_told_in_a_line_with_our_file() -> None:
     """The first line of what it says; the last file of ours it passed."""
-    try:
+    with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
-    except ValueError as error:
-        told = program.told(error)
+    told = program.told(error.value)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", told)
 
 

@@ -267,6 +267,7 @@ def test_products_and_gathers_of_a_real_loop() -> None:
     x = placed(rows, width, axes=PartitionSpec("fsdp"))
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).lower(stack, x).compile().as_text()
+    assert text is not None
     module = hlo.parse(text)
     # Each layer forward, its gradient by the weights and, but for the first of its inputs, by what it is given.
     assert work.work(module, [], 8).products == 3 * layers * 2 * rows / 8 * width * width

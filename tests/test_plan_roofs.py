@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -41,23 +40,26 @@ def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> 
 def test_devices_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiler that answers, other than one that knows no such slice; and more CPU devices than this process has."""
 
-    def fails(error: Exception) -> str:
+    def fails(name: str, error: Exception) -> str:
         def describe(**_: object) -> None:
             raise error
 
         monkeypatch.setattr(topologies, "get_topology_desc", describe)
         monkeypatch.setattr(targets, "missing", lambda platform: None)
-        target = targets.parse("tpu7x:2x2x1" if isinstance(error, ValueError) else "a100:8")
         with pytest.raises(BadInput) as refused:
-            targets.devices(target)
+            targets.devices(targets.parse(name))
         return str(refused.value)
 
-    assert re.match(
-        r"--target a100:8: the compiler could not be loaded \(no topology\); install it again: pip install 'jax-zoo\[cuda13\]'",
-        fails(NotImplementedError("no topology")),
-    )
-    assert fails(RuntimeError("not so")).endswith("no such devices (not so); known are a100:1 to a100:8, and multiples of 8")
-    assert "known are tpu7x:2x2x1, " in fails(ValueError())
+    for name, error, extra in (
+        ("a100:8", NotImplementedError("none"), "cuda13"),
+        ("tpu7x:2x2x1", RuntimeError("ABORTED: lockfile\nand more"), "tpu"),
+        ("a100:16", RuntimeError(), "cuda13"),
+    ):
+        told = fails(name, error)
+        assert f"--target {name}: the compiler could not be loaded (" in told and f"jax-zoo[{extra}]" in told
+    refused = fails("a100:24", RuntimeError("INVALID_ARGUMENT: no"))
+    assert refused.endswith("no such devices (INVALID_ARGUMENT: no); known are a100:1 to a100:8, and multiples of 8")
+    assert "; known are tpu7x:2x2x1, " in fails("tpu7x:9x9x9", RuntimeError("INVALID_ARGUMENT: not divisible"))
     with pytest.raises(BadInput, match="--target cpu:16: this process has 8; start a new one"):
         targets.devices(targets.parse("cpu:16"))
 

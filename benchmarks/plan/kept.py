@@ -12,12 +12,12 @@ from benchmarks.plan.program import Mode
 from benchmarks.plan.targets import Target
 from train import config, objectives
 from train.folder import write_text
-from zoo import runtime
+from zoo import attention, runtime
 
 SOURCES = ("zoo", "train", "benchmarks/plan")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
 """Fields of a run that its step does not depend on."""
-TRACED = ("flax", "optax", "tokamax")
+TRACED = ("flax", "optax", *(each.requires for each in attention.IMPLEMENTATIONS.values() if each.requires))
 """Libraries beside JAX that programs are made with."""
 
 

@@ -185,26 +185,21 @@ def devices(target: Target) -> tuple[Any, ...]:
     os.environ.update(told)
     try:
         return tuple(topologies.get_topology_desc(**_description(target)).devices)
-    except NotImplementedError as error:
-        # Nothing has registered itself as the platform's compiler, though it is installed.
-        again = f"install it again: pip install 'jax-zoo[{PLUGINS[target.platform][1]}]'"
-        raise BadInput(f"--target {target.name}: the compiler could not be loaded ({_first_line(error)}); {again}") from None
     except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        # So a compiler refuses a shape; all else is that there is none, or that another process has it.
+        if not why.startswith("INVALID_ARGUMENT"):
+            mend = f"end what else uses it, or install it again: pip install 'jax-zoo[{PLUGINS[target.platform][1]}]'"
+            raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {mend}") from None
         if target.chip in TPUS:
             known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)
         else:
             host = DEVICES[target.kind].host
             known = f"{target.chip}:1 to {target.chip}:{host}, and multiples of {host}"
-        raise BadInput(
-            f"--target {target.name}: the compiler has no such devices ({_first_line(error)}); known are {known}"
-        ) from None
+        raise BadInput(f"--target {target.name}: the compiler has no such devices ({why}); known are {known}") from None
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _description(target: Target) -> dict[str, str]:
