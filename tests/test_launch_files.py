@@ -10,9 +10,10 @@ import pytest
 import tyro
 import yaml
 
-from benchmarks.plan import subject, targets
+from benchmarks.plan import targets
 from train import recipes
 from train.config import Run
+from zoo.commands import plan
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = sorted((DOCS / "launch").glob("*.sh"))
@@ -77,26 +78,28 @@ def test_slurm_starts_as_many_processes_as_nodes() -> None:
     assert run.mesh.fsdp * run.mesh.tensor == told["nodes"] * told["gpus-per-node"]
 
 
-PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding="utf-8")) if (DOCS / "scale.md").exists() else []
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
+def test_slurm_queues_a_job_again_that_was_told_to_leave(tmp_path: Path, code: int, again: bool) -> None:
+    """And no other: one that is done or that failed would be run for ever."""
+    told = tmp_path / "told"
+    for name, line in (
+        ("srun", f"exit {code}"),
+        ("scontrol", f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(told))}'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", DOCS / "launch/slurm.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert (told.read_text() if told.exists() else "") == ("requeue 7\n" if again else "")
+
+
+PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("line", PLANS)
 def test_plans_that_are_shown_can_be_asked_for(line: str) -> None:
     """A known job and target, and options that exist."""
     _, _, name, *options = shlex.split(line)
-    if name.isupper():
-        return
-    target = options[options.index("--target") + 1]
-    targets.parse(target)
-    known = {"--target", "--batch", "--seq", "--mode", "--minutes", "--top", "--page"}
-    kept, at = [], 0
-    while at < len(options):
-        if options[at] in known:
-            at += 2
-        elif options[at] in ("--search", "--json", "--fresh"):
-            at += 1
-        else:
-            kept.append(options[at])
-            at += 1
-    default = subject.default(name)
-    tyro.cli(Run[type(default.model)], default=default, args=kept)
+    if not name.isupper():
+        targets.parse(plan.asked(name, options).target)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Ended, clean_environment
 
-from benchmarks.plan import facts, kept, page, program, roofline, search, show, subject, targets
+from benchmarks.plan import kept, page, program, roofline, search, show, subject, targets
 from benchmarks.plan.facts import Plan
 from benchmarks.plan.search import Candidate
 from tests import tiny
@@ -62,22 +62,46 @@ def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: 
     run, before = small(mesh=Mesh(fsdp=2, tensor=2)), planned()
     monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
     assert kept.plan(run, "train", CPU) == before
-    keys = {
-        kept.key(changed, mode, target)
-        for changed, mode, target in (
-            (run, "train", CPU),
-            (run, "forward", CPU),
-            (run, "train", targets.parse("cpu:4")),
-            (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
-            (dataclasses.replace(run, accumulate=2), "train", CPU),
-            (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
-            (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
-        )
-    }
+    asked: list[tuple[config.Run, program.Mode, targets.Target]] = [
+        (run, "train", CPU),
+        (run, "forward", CPU),
+        (run, "train", targets.parse("cpu:4")),
+        (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
+        (dataclasses.replace(run, accumulate=2), "train", CPU),
+        (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
+        (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
+    ]
+    keys = {kept.key(*each) for each in asked}
     assert len(keys) == 7
     assert kept.key(dataclasses.replace(run, name="another"), "train", CPU) == kept.key(run, "train", CPU)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
     assert kept.key(run, "train", CPU) not in keys
+
+
+def test_what_a_plan_was_made_with_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries, settings, of a simulated device the processor, and the numbers of a teacher that is only named."""
+    run, gpu = small(), targets.parse("h100:8")
+    seen = [kept.key(run, "train", CPU)]
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    seen.append(kept.key(run, "train", CPU))
+    far = kept.key(run, "train", gpu)
+    monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
+    seen.append(kept.key(run, "train", CPU))
+    assert kept.key(run, "train", gpu) == far
+    version = kept.facts.importlib.metadata.version
+    for package in ("optax", "flax"):
+        changed = {package: "9.9"}
+        monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
+        seen.append(kept.key(run, "train", CPU))
+    assert len(set(seen)) == len(seen)
+    assert {"jax-cuda13-pjrt", "jax-cuda12-pjrt"} <= set(kept.facts.GPU_PACKAGES)
+    teacher = tmp_path / "bert-nano"
+    student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    as_published = kept.key(student, "train", CPU)
+    teacher.mkdir()
+    numbers = {"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}
+    (teacher / "config.json").write_text(json.dumps(numbers))
+    assert kept.key(student, "train", CPU) != as_published
 
 
 def test_forward_and_decoding_are_planned_too() -> None:
@@ -125,6 +149,19 @@ def test_a_page_under_a_known_roof_has_the_roofline() -> None:
     )
     assert "FLOPs a byte of memory" in page.page(known)
     assert "MFU is 25.0% at most, bound by interconnect" in show.plan(known)
+    cached = dataclasses.replace(known, times=dataclasses.replace(times, memory=4e-3))
+    assert "MFU is about 25.0%, nothing being cached, bound by memory" in show.plan(cached)
+    for said in ("at least 1 ms", "about 2 ms", "at least 3 ms"):
+        assert said in show.plan(known) and said in page.page(known)
+    # However slow its links are, a step is drawn within the frame.
+    slow = page.page(dataclasses.replace(known, times=dataclasses.replace(times, interconnect=1e3)))
+    assert all(16 <= float(height) <= 300 for height in re.findall(r'<circle cx="[^"]*" cy="([^"]*)"', slow))
+
+
+def test_what_is_not_counted_is_told_wherever_a_plan_is() -> None:
+    some = dataclasses.replace(planned(), unknown=["strange_kernel"], warnings=["all is well"])
+    for line in ("the FLOPs of strange_kernel are not counted", "all is well"):
+        assert line in show.plan(some) and line in page.page(some)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------------
@@ -167,13 +204,43 @@ def candidate(**changes: Any) -> Candidate:
 
 
 def test_what_cannot_be_better_is_not_tried() -> None:
-    tried = candidate()
-    assert search.needless(candidate(remat="none", accumulate=1), tried, fits=False)
-    assert not search.needless(candidate(remat="full"), tried, fits=False)
-    assert not search.needless(candidate(accumulate=4), tried, fits=False)
-    assert search.needless(candidate(remat="full", accumulate=4), tried, fits=True)
-    assert not search.needless(candidate(remat="none", accumulate=4), tried, fits=True)
-    assert not search.needless(candidate(data=4, tensor=1), tried, fits=True)
+    tried, large = candidate(accumulate=4), dataclasses.replace(planned(), fits=False)
+    assert search.needless(candidate(remat="none", accumulate=2), tried, large)
+    assert search.needless(candidate(remat="none", accumulate=4), tried, large)
+    assert not search.needless(candidate(remat="full", accumulate=4), tried, large)
+    assert not search.needless(candidate(accumulate=8), tried, large)
+    # One that sums no gradients of micro-batches needs no place for the sum.
+    assert not search.needless(candidate(accumulate=1), tried, large)
+    assert search.needless(candidate(remat="none", accumulate=1), candidate(accumulate=1), large)
+    fits = dataclasses.replace(planned(), times=roofline.Times(compute=3.0, memory=2.0, interconnect=1.0))
+    assert search.needless(candidate(remat="full", accumulate=8), tried, fits)
+    assert not search.needless(candidate(remat="none", accumulate=8), tried, fits)
+    assert not search.needless(candidate(data=4, tensor=1), tried, fits)
+    # One that reads and writes less may be better than what its memory bounds, or what nothing is known of.
+    for memory in (4.0, None):
+        slow = dataclasses.replace(fits, times=dataclasses.replace(fits.times, memory=memory))
+        assert not search.needless(candidate(remat="full", accumulate=8), tried, slow)
+
+
+def test_a_search_says_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no candidate that needed no try."""
+    fits = dataclasses.replace(planned(), times=roofline.Times(compute=3.0, memory=2.0, interconnect=1.0), bound=0.5)
+
+    def plan(run: config.Run, *_: object, **__: object) -> Plan:
+        if run.mesh.tensor > 1:
+            raise BadInput("--target cpu:8: the compiler refused the program")
+        return fits
+
+    monkeypatch.setattr(kept, "plan", plan)
+    told = search.search(small(), "train", CPU, seconds=60.0).told
+    found = re.search(
+        r"(\d+) of (\d+) candidates compiled, (\d+) needed no try, .*; (\d+) refused, the last because of --target", told
+    )
+    assert found
+    tried, count, needless, refused = map(int, found.groups())
+    candidates = list(search.candidates(small(), "train", 8))
+    assert refused == len([each for each in candidates if each.tensor > 1])
+    assert (count, tried + needless + refused) == (len(candidates), len(candidates))
 
 
 def test_candidates_are_meshes_that_divide() -> None:
@@ -193,7 +260,6 @@ def test_a_search_ranks_what_fits_and_goes_on_where_it_was() -> None:
 
 
 def test_a_search_in_which_nothing_fits_says_what_needs_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "LARGE", 1)
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
     monkeypatch.setattr(kept, "plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
@@ -230,10 +296,9 @@ def test_what_does_not_fit_together_is_refused(case: str) -> None:
 
 def test_an_error_of_the_compiler_is_told_in_a_line_with_our_file() -> None:
     """The first line of what it says; the last file of ours it passed."""
-    try:
+    with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
-    except ValueError as error:
-        told = program.told(error)
+    told = program.told(error.value)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", told)
 
 
@@ -259,7 +324,8 @@ def test_the_command(zoo: Callable[..., Ended], tmp_path: Path) -> None:
     again = zoo(*job, "--json", env=QUICK)
     assert json.loads(again.stdout)["mesh"]["fsdp"] == 4
     refused = zoo(*job, "--batch", "6")
-    assert refused.code == 2 and "choose a multiple of 8" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
+    assert re.match(r"zoo: --batch 6: .* choose a multiple of 8", refused.stderr)
 
 
 MEASURE = """

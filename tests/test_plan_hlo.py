@@ -90,6 +90,17 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
     assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
 
 
+def test_a_loop_that_runs_nobody_knows_how_often_is_told() -> None:
+    """Once is not what it does, so what is in it is not counted silently."""
+    module = hlo.parse(PROGRAM)
+    assert module.unknown() == []
+    text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
+    text = text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}')
+    module = hlo.parse(text)
+    assert module.unknown() == ["jit(step)/while"]
+    assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
+
+
 def test_what_is_sent_is_named_by_kind_and_axis() -> None:
     found = {row.kind: row for row in collectives.collectives(collectives.sent(hlo.parse(PROGRAM), SIZES))}
     array = 8 * 16 * 4
@@ -100,6 +111,14 @@ def test_what_is_sent_is_named_by_kind_and_axis() -> None:
         "all-gather": ("data", 2, 1, 2 * array, array),
         "collective-permute": ("fsdp", 2, 1, array, array),
     }
+
+
+def test_what_is_sent_knows_who_exchanges_it() -> None:
+    """Groups in order, of a permutation from whom to whom."""
+    found = {each.kind: each.groups for each in collectives.sent(hlo.parse(PROGRAM), SIZES)}
+    assert found["all-reduce"] == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert found["all-gather"] == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert found["collective-permute"][:2] == ((0, 2), (2, 0))
 
 
 def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
@@ -175,6 +194,13 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
   %x = f32[8,16]{1,0:T(8,128)} parameter(0)
   %part = f32[4,16]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%scatter
   %first = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%begin
+  %fetch = (f32[8,16]{1,0:T(8,128)S(1)}, f32[8,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %fetched = f32[8,16]{1,0:T(8,128)S(1)} copy-done(%fetch)
+  %take = ((f32[8,16]{1,0:T(8,128)}), f32[1,16]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[7:8], [0:16]}
+  %taken = f32[1,16]{1,0:T(8,128)S(1)} slice-done(%take)
+  %room = f32[8,16]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %rows = f32[2,16]{1,0:T(8,128)S(1)} slice(%x), slice={[0:2], [0:16]}
+  %again = f32[1,16]{1,0:T(8,128)S(1)} slice(%rows), slice={[0:1], [0:16]}
   ROOT %second = f32[8,16]{1,0:T(8,128)S(1)} fusion(%part), kind=kCustom, calls=%go_on
 }
 """
@@ -187,10 +213,12 @@ def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
 
 
 def test_what_stays_on_a_chip_is_no_traffic() -> None:
-    """Of a TPU; elsewhere another memory is the device's too."""
-    module = hlo.parse(TPU)
-    assert work.work(module, [], 2, on_chip=True).bytes == 8 * 16 * 4
-    assert work.work(module, [], 2).bytes > 8 * 16 * 4
+    """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
+    module, row = hlo.parse(TPU), 16 * 4
+    fused, fetched, sliced = 8 * row, 8 * row, (1 + 2) * row
+    assert work.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
+    # Both fusions that gather read a half and write a whole; here everything is written too, and the slice of the slice read.
+    assert work.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
 
 
 def test_a_scatter_that_is_only_started_is_one() -> None:
@@ -242,6 +270,7 @@ def test_products_and_gathers_of_a_real_loop() -> None:
     x = placed(rows, width, axes=PartitionSpec("fsdp"))
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).lower(stack, x).compile().as_text()
+    assert text is not None
     module = hlo.parse(text)
     # Each layer forward, its gradient by the weights and, but for the first of its inputs, by what it is given.
     assert work.work(module, [], 8).products == 3 * layers * 2 * rows / 8 * width * width
@@ -314,18 +343,38 @@ def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
     assert sum(each.run.times for each in sent if each.run.loop) == 4 * LAYERS
 
 
-def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
-    """A gather inside of it is not; the same gather with its loop forgotten is."""
-    made, sent = compiled("fsdp")
-    assert not facts.gathered(sent, made)
-    text = """
+STACK = """
 ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
   %w = f32[4,8,256]{2,1,0} parameter(0)
   ROOT %g = f32[4,64,256]{2,1,0} all-gather(%w), replica_groups=[1,8]<=[8], dimensions={1}
 }
 """
-    (line,) = facts.gathered(collectives.sent(hlo.parse(text), dict(made.mesh.shape)), made)
+
+
+def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
+    """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
+    made, sent = compiled("fsdp")
+    assert not facts.gathered(sent, made)
+    (line,) = facts.gathered(collectives.sent(hlo.parse(STACK), dict(made.mesh.shape)), made)
     assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
+    micro = """
+%micro (p: f32[4,8,256]) -> f32[4,8,256] {
+  %p = f32[4,8,256]{2,1,0} parameter(0)
+  %g = f32[4,64,256]{2,1,0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %own = f32[4,8,256]{2,1,0} slice(%g), slice={[0:4], [0:8], [0:256]}
+}
+
+%more (q: f32[4,8,256]) -> pred[] {
+  %q = f32[4,8,256]{2,1,0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
+  %w = f32[4,8,256]{2,1,0} parameter(0)
+  ROOT %loop = f32[4,8,256]{2,1,0} while(%w), condition=%more, body=%micro, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    assert facts.gathered(collectives.sent(hlo.parse(micro), dict(made.mesh.shape)), made) == [line]
 
 
 def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:
@@ -333,6 +382,28 @@ def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:
     found = facts.copied(made.arguments, dict(made.mesh.shape), large=LENGTH * WIDTH * 4)
     assert len(found) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in found)
     assert facts.copied(made.arguments, dict(made.mesh.shape)) == []
+
+
+def test_what_data_parallelism_copies_is_told_in_a_line() -> None:
+    """All of the state."""
+    made, _ = compiled("data")
+    (line,) = facts.copied(made.arguments, dict(made.mesh.shape), large=1)
+    held = program.per_device(made.arguments["parameters"]) + program.per_device(made.arguments["optimizer"])
+    assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
+
+
+def test_whatever_a_program_is_given_is_looked_at() -> None:
+    """A cache and a teacher too, but no batch."""
+    mesh = jax.make_mesh((2, 2, 2, 1), tuple(SIZES), axis_types=(AxisType.Auto,) * 4)
+
+    def given(*axes: str | None) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"keys": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))}
+
+    arguments = {"cache": given("data", "fsdp"), "teacher": given("data", "tensor"), "batch": given("data")}
+    assert facts.copied(arguments, SIZES, large=1) == [
+        "cache keys (8, 4) is copied over tensor: 0 MiB on each device",
+        "teacher keys (8, 4) is copied over fsdp: 0 MiB on each device",
+    ]
 
 
 def test_flops_of_a_step_are_the_models_own() -> None:

@@ -24,7 +24,7 @@ usage: zoo COMMAND ...
   zoo bench step MODEL...     training, inference and decoding steps, beside transformers and KerasHub, and where their time goes
   zoo bench growth [MODEL]    how the cost of a small model grows with length, layers, width and devices
   zoo bench compare A B       two results of a benchmark: what became slower, faster, wrong or missing
-  zoo plan MODEL|RECIPE ...   compile a job for devices that are not here: memory, FLOPs, communication, the peak it can reach
+  zoo plan MODEL|RECIPE ...   compile a job for devices that are not here: memory, FLOPs, communication, what bounds its MFU
   zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
 
 Every command takes --help. `zoo train --help` lists the recipes.

@@ -47,7 +47,7 @@ def prepare(devices: int = 0) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(private(cache_dir() / f"compiled-{_processor()}")))
+        jax.config.update("jax_compilation_cache_dir", str(private(cache_dir() / f"compiled-{processor()}")))
     # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -126,7 +126,7 @@ def canary_error() -> float:
     return float(np.max(errors))
 
 
-def _processor() -> str:
+def processor() -> str:
     """A name for this kind of processor: compiled programs use its instructions, and home folders are shared by machines."""
     kind = platform.machine() + platform.processor()
     info = Path("/proc/cpuinfo")

@@ -1,7 +1,8 @@
 """`zoo plan`: a job compiled for devices that are not here, and what its program says of memory, time and communication.
 
-    subject -> program -> hlo -> roofline -> report
-    a run      compiled   read   judged      shown
+    subject -> program -> hlo, collectives, work -> roofline -> show, page
+    a run      compiled   read                      judged      shown
 
-`targets` says what devices there are, `search` tries meshes.
+`facts` has all that a plan says, `kept` keeps it, `targets` says what devices there are, `search` tries meshes, `main` is what
+the command calls.
 """

@@ -46,6 +46,8 @@ class Sent:
     """Of the whole array, of one execution."""
     arrays: tuple[Array, ...]
     """A device's own, before."""
+    groups: tuple[tuple[int, ...], ...]
+    """Places in the mesh of the devices that exchange with each other; of a permutation pairs, from the first to the second."""
 
     @property
     def sent(self) -> float:
@@ -77,7 +79,7 @@ def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
         for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
             if each.op not in SENT:
                 continue
-            name, members = _along(each, sizes, axes)
+            name, members, groups = _along(each, sizes, axes)
             inside = computation is not run.computation
             # A TPU goes on with one that is under way in several fusions, and names it again in each: links of a chain.
             chain = re.findall(r'channel_id=\d+|chain_id="\d+"', each.rest)
@@ -89,7 +91,8 @@ def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
                 kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
                 if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
                     kind = "reduce-scatter"
-                found.append(Sent(run, kind, name, members, size * members if kind == "all-gather" else size, arrays))
+                size = size * members if kind == "all-gather" else size
+                found.append(Sent(run, kind, name, members, size, arrays, groups))
     return found
 
 
@@ -112,31 +115,35 @@ def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
     return found
 
 
-def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> tuple[str, int]:
-    """(axes, devices of a group)."""
+Placed = tuple[str, int, tuple[tuple[int, ...], ...]]
+"""(axes, devices of a group, groups as in `Sent`)."""
+
+
+def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> Placed:
     if instruction.op.startswith("collective-permute"):
         return _permuted(instruction, sizes)
     groups = groups_of(instruction.rest, math.prod(sizes.values()))
-    members = max(map(len, groups))
+    members, listed = max(map(len, groups)), tuple(sorted(tuple(sorted(group)) for group in groups))
     if groups in axes:
-        return axes[groups], members
+        return axes[groups], members, listed
     # The compiler may go along an axis in steps, first within a part of it and then between the parts.
     first = next(iter(groups))
     around = (name for whole, name in axes.items() if any(first <= each for each in whole))
-    return next((f"{name}{PART}" for name in around), OTHER), members
+    return next((f"{name}{PART}" for name in around), OTHER), members, listed
 
 
-def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> tuple[str, int]:
+def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> Placed:
     """Along which axes the partners of a permutation differ."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.rest)
     numbers = [int(number) for number in re.findall(r"\d+", pairs[1])] if pairs else []
     ends = np.array(numbers).reshape(-1, 2).T
     if not ends.size or (ends[0] == ends[1]).all():
-        return OTHER, 1
+        return OTHER, 1, ()
     source, target = (np.array(np.unravel_index(end, tuple(sizes.values()))) for end in ends)
     differ = (source != target).any(1)
     name = " x ".join(axis for axis, moved in zip(sizes, differ, strict=True) if moved)
-    return name, math.prod(size for size, moved in zip(sizes.values(), differ, strict=True) if moved)
+    members = math.prod(size for size, moved in zip(sizes.values(), differ, strict=True) if moved)
+    return name, members, tuple(map(tuple, ends.T.tolist()))
 
 
 def groups_of(attributes: str, count: int) -> Groups:

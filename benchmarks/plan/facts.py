@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,8 +17,6 @@ from zoo.sharding import path_of
 
 LARGE = 64 << 20
 """Bytes that a device may hold of an array that others hold too, before a plan warns of it."""
-PARTED = ("fsdp", "tensor")
-"""Axes that parameters are to be split over; over `data` they are copied by intention."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class Plan:
     collectives: list[Collective]
     times: Times
     bound: float | None
-    """MFU at most."""
+    """MFU: at most, where compute or links bound it; an estimate where memory does."""
     unknown: list[str]
     """Kernels whose FLOPs are not counted."""
     warnings: list[str]
@@ -82,13 +80,14 @@ def read(program: Program, name: str) -> Plan:
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
     sent: list[Sent] = []
-    grid = roofline.Grid(mesh.axis_names, mesh.devices)
+    loops: list[str] = []
     done, found = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
+        loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown()]
         sent = collectives.sent(module, dict(mesh.shape))
         done = work.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        found = roofline.times(done, sent, grid, target, run.precision)
+        found = roofline.times(done, sent, mesh.devices, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -114,30 +113,39 @@ def read(program: Program, name: str) -> Plan:
         bytes=done and done.bytes,
         collectives=collectives.collectives(sent),
         times=found,
-        bound=roofline.bound(program.flops, found, grid, target, run.precision),
+        bound=roofline.bound(program.flops, found, mesh.size, target, run.precision),
         unknown=list(done.unknown) if done else [],
-        warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program)],
+        warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program), *loops],
         seconds=program.seconds,
         versions=versions(target.platform),
     )
 
 
 def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
-    """Warnings of parameters and optimizer state that every device along an axis holds whole."""
-    found = []
-    for what in ("parameters", "optimizer"):
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(arguments.get(what, {})):
+    """Warnings of what every device along an axis holds whole: by name, but over `data`, where all is by intention, in a line."""
+    found: list[str] = []
+    whole: dict[str, float] = {}
+    for what, tree in arguments.items():
+        # A batch is the rows that a device has.
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree if what != "batch" else {}):
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
             held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            axes = [axis for axis in PARTED if mesh[axis] > 1 and axis not in used]
+            axes = [axis for axis, size in mesh.items() if size > 1 and axis not in used]
+            if "data" in axes:
+                whole[what] = whole.get(what, 0) + held
+                axes.remove("data")
             if axes and held >= large:
                 each = f"{held / 2**20:,.0f} MiB on each device"
                 found.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {each}")
+    if sum(whole.values()) >= large:
+        size = f"{sum(whole.values()) / 2**20:,.0f} MiB on each device"
+        found.append(f"{', '.join(whole)}: copied over data, {size}; fsdp instead of data would divide them")
     return found
 
 
 def gathered(sent: Iterable[Sent], program: Program) -> list[str]:
-    """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers."""
+    """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers. They may be in one over
+    micro-batches, so what tells them is how much is gathered: within the loop over the layers it is one layer."""
     whole: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
         path = path_of(keys)
@@ -151,19 +159,23 @@ def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> lis
     """The same, of stacks by their layers and the number of a device's own elements."""
     found: dict[str, None] = {}
     for each in sent:
-        if each.kind != "all-gather" or each.run.loop or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
+        if each.kind != "all-gather" or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
             continue
         for array in each.arrays:
             known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in array.shape)
             if names := " or ".join(path for paths in known for path in paths):
                 size = array.bytes * each.members / 2**20
-                found[f"all layers of {names} are gathered at once, outside of the loop: {size:,.1f} MiB"] = None
+                found[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
     return list(found)
 
 
 def versions(platform: str) -> dict[str, str]:
     """Of what compiled it."""
-    names: Sequence[str] = ("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ()))
+    return installed(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are here."""
     found = {}
     for name in names:
         try:
@@ -173,4 +185,5 @@ def versions(platform: str) -> dict[str, str]:
     return found
 
 
-GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))
+"""Of the two parts the second is the compiler."""

@@ -114,9 +114,10 @@ class Module:
             if each.op == "while":
                 body = _attribute(each.rest, "body")
                 trips = self.trips(each)
-                yield from self._runs(self.computations[body], times * trips, body)
+                # Where nothing is known, once: less than the truth, and never invented; `unknown` says where.
+                yield from self._runs(self.computations[body], times * (1 if trips is None else trips), body)
             elif each.op == "conditional":
-                # One branch runs: the one that gives the most to do is taken.
+                # One branch runs: the one with the most instructions is taken, likely the one with the most to do.
                 branches = [list(self._runs(self.computations[name], times, loop)) for name in each.called]
                 yield from max(branches, key=len)
             elif each.op == "call" or (each.op.endswith("-start") and each.called and each.op not in SENT):
@@ -125,15 +126,20 @@ class Module:
             else:
                 yield Run(each, computation, times, loop)
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: as XLA found out, or else as its condition compares a counter from 0 with a constant."""
+    def unknown(self) -> list[str]:
+        """Loops that run nobody knows how often, by what they were in JAX."""
+        every = (each for computation in self.computations.values() for each in computation.instructions.values())
+        return sorted({each.origin or each.name for each in every if each.op == "while" and self.trips(each) is None})
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs: as XLA found out, or else as its condition compares a counter from 0 with a constant; None if
+        neither says it."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known[1])
         condition = self.computations[_attribute(loop.rest, "condition")]
         constants = [int(each.literal) for each in self._within(condition) if each.op == "constant" and each.literal.isdigit()]
         compared = any(each.op == "compare" and "direction=LT" in each.rest for each in self._within(condition))
-        # Where nothing is known, once: less than the truth, and never invented.
-        return max(constants) if compared and constants else 1
+        return max(constants) if compared and constants else None
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
         """An instruction that is no fusion; of a fusion all that are in it."""

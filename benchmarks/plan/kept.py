@@ -10,13 +10,15 @@ from benchmarks.plan import facts, program
 from benchmarks.plan.facts import Plan
 from benchmarks.plan.program import Mode
 from benchmarks.plan.targets import Target
-from train import config
+from train import config, objectives
 from train.folder import write_text
-from zoo import runtime
+from zoo import attention, runtime
 
 SOURCES = ("zoo", "train", "benchmarks/plan")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
 """Fields of a run that its step does not depend on."""
+TRACED = ("flax", "optax", *(each.requires for each in attention.IMPLEMENTATIONS.values() if each.requires))
+"""Libraries beside JAX that programs are made with."""
 
 
 def plan(run: config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
@@ -34,11 +36,23 @@ def plan(run: config.Run, mode: Mode, target: Target, *, fresh: bool = False) ->
 
 
 def key(run: config.Run, mode: Mode, target: Target) -> str:
-    """What a plan depends on: the run, the target, this code, the compilers and their flags."""
+    """What a plan depends on: the run and what it names, the target, this code, the libraries and compilers with their settings,
+    and where it is compiled for this processor, that.
+
+    Raises:
+        BadInput: what the run names is not there.
+    """
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
-    flags = {name: value for name, value in os.environ.items() if name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-    asked = [type(run.model).__module__, numbers, mode, dataclasses.asdict(target), facts.versions(target.platform), flags]
+    named = objectives.named(run)
+    others = None if named is None else [type(named).__module__, dataclasses.asdict(named)]
+    versions = facts.versions(target.platform) | facts.installed(TRACED)
+    flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
+    here = runtime.processor() if target.platform == "cpu" else ""
+    asked = [type(run.model).__module__, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
     return hashlib.sha256(f"{_code()} {json.dumps(asked, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
+
+
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def _code() -> str:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.plan import kept, page, show
+from benchmarks.plan.facts import Plan
 from benchmarks.plan.program import Mode
 from benchmarks.plan.targets import Target
 from train import config
@@ -12,15 +13,18 @@ from train.folder import write_text
 from zoo.errors import BadInput
 
 
-def plan(run: config.Run, mode: Mode, target: Target, *, page: str, fresh: bool, as_json: bool) -> int:
+def plan(run: config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
     """Plan a run for a target and show it; returns the exit code.
+
+    Args:
+        file: a page to write, if any.
 
     Raises:
         BadInput: see `program.compiled`; a page that cannot be written.
     """
     found = kept.plan(run, mode, target, fresh=fresh)
-    if page:
-        _write(Path(page), found)
+    if file:
+        _write(Path(file), found)
     print(json.dumps(found.plain(), indent=2) if as_json else show.plan(found), end="\n" if as_json else "")
     return 0
 
@@ -41,7 +45,7 @@ def search(run: config.Run, mode: Mode, target: Target, *, minutes: float, top: 
     return 0
 
 
-def _write(file: Path, found: "page.Plan") -> None:
+def _write(file: Path, found: Plan) -> None:
     try:
         write_text(file, page.page(found))
     except OSError as error:

@@ -9,10 +9,12 @@ from benchmarks.plan.targets import parse
 from eval.page import page as whole
 from eval.page import section, table, text
 
-__all__ = ["Plan", "page"]
-
 COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
 """Of what may be large; the rest is grey."""
+_WORTH = (
+    "At the published rates no program is faster than its compute and its links allow. "
+    "The time of its memory is an estimate: a program that finds arrays in a cache takes less."
+)
 WIDE, NARROW = 1040.0, 360.0
 """Pixels of the roofline on a page and on a phone: its text comes out equally large."""
 
@@ -20,14 +22,15 @@ WIDE, NARROW = 1040.0, 360.0
 def page(found: Plan) -> str:
     """One HTML file that needs nothing else."""
     title, sentence = show.headline(found), f"{show.binary(found.total)} on a device, {show.verdict(found)}. {show.judged(found)}"
+    warnings = show.warnings(found)
     parts = [
         f"<header><h1>{text(title)}</h1><p class=lead>{text(sentence)}</p></header>",
         section("What is planned", table(("", ""), show.given(found).items(), words=2)),
         section("Memory of a device", _memory(found)),
         section("A step", _times(found) + _roofline(found)) if found.products is not None else "",
         section("Sent in a step", _sent(found)) if found.collectives else "",
-        section("Warnings", "".join(f"<p>{text(line)}</p>" for line in found.warnings)) if found.warnings else "",
-        f"<footer>{text(show.made(found))}. A bound is what no program exceeds at the published rates: a run is slower.</footer>",
+        section("Warnings", "".join(f"<p>{text(line)}</p>" for line in warnings)) if warnings else "",
+        f"<footer>{text(show.made(found))}. {_WORTH}</footer>",
     ]
     return whole(title, sentence, parts)
 
@@ -63,7 +66,7 @@ def _memory(found: Plan) -> str:
 
 def _times(found: Plan) -> str:
     rows = [(name, amount, seconds) for name, amount, seconds in show.rates(found)]
-    return table(("", "a device does", "at least"), rows, words=2)
+    return table(("", "a device does", "takes"), rows, words=2)
 
 
 def _roofline(found: Plan) -> str:
@@ -85,10 +88,10 @@ def _roofline(found: Plan) -> str:
 
 def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float, reached: float) -> str:
     """The drawing, of `wide` pixels: `top` FLOP/s of compute, `slope` bytes/s of memory, `sent` FLOP/s that is sent for at most,
-    and a step of `at` FLOPs a byte that has `reached` FLOP/s at most."""
+    and a step of `at` FLOPs a byte that has `reached` FLOP/s."""
     ridge = top / slope
     low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
-    floor, ceiling = math.floor(math.log10(slope * 10.0**low)), math.ceil(math.log10(top) + 0.15)
+    floor, ceiling = math.floor(math.log10(min(slope * 10.0**low, reached))), math.ceil(math.log10(top) + 0.15)
     left, right, bottom, upper = 60.0, wide - 24, 300.0, 16.0
 
     def x(value: float) -> float:
@@ -106,7 +109,7 @@ def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float,
     drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--one)" stroke-width="2"/>')
     if sent and 10.0**floor < sent < 10.0**ceiling:
         drawn.append(_line(left, y(sent), right, y(sent), "var(--two)", 2, dashed=True))
-    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s at most")
+    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s")
     drawn.append(f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{told}</title></circle>')
     drawn.append(_word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle"))
     kind = "wide" if wide == WIDE else "narrow"

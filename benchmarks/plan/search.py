@@ -1,4 +1,4 @@
-"""Which mesh, remat and micro-batches are best: those tried that fit, by the most of the peak that they can reach."""
+"""Which mesh, remat and micro-batches are best: those tried that fit, by the share of the peak that bounds leave them."""
 
 import dataclasses
 import math
@@ -77,7 +77,7 @@ def search(
 ) -> Found:
     """Compile candidates, the likely ones first, until all are tried or the time is over.
 
-    What needs more memory than one that does not fit, or keeps less than one that fits, is not tried.
+    What needs more memory than one that does not fit, or takes no less time than one that fits, is not tried.
 
     Args:
         seconds: when no other candidate is begun; the one under way ends.
@@ -92,21 +92,21 @@ def search(
     began, count = time.monotonic(), len(waiting)
     fitting: list[tuple[Candidate, Plan]] = []
     large: list[tuple[Candidate, Plan]] = []
-    tried = 0
+    tried = refused = 0
     why = ""
     # One is compiled however little time there is: it may be all that is needed.
     while waiting and (not tried or time.monotonic() - began < seconds):
         candidate = waiting.pop(0)
         try:
             plan = kept.plan(candidate.of(run), mode, target, fresh=fresh)
-        except BadInput as refused:
-            why = str(refused)
-            tell(f"{candidate}: {refused}")
+        except BadInput as error:
+            refused, why = refused + 1, str(error)
+            tell(f"{candidate}: {why}")
             continue
         tried += 1
         (fitting if plan.fits else large).append((candidate, plan))
-        waiting = [each for each in waiting if not needless(each, candidate, fits=plan.fits)]
-        said = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {plan.bound:.1%} at most"
+        waiting = [each for each in waiting if not needless(each, candidate, plan)]
+        said = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {show.worth(plan)}"
         tell(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {show.binary(plan.total)}, {said}")
     tell("")
     if not fitting and not large:
@@ -114,27 +114,34 @@ def search(
     if not fitting:
         least, plan = min(large, key=lambda pair: pair[1].total)
         limit = show.binary(plan.device_memory or 0)
-        rest = f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
+        rest = f"; {refused} were refused, the last because of {why}" if refused else ""
+        rest += f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
         raise BadInput(
             f"--target {target.name}: none of {tried} tried fits {limit}; the least, {least}, needs "
             f"{show.binary(plan.total)}: choose more devices or a smaller --batch{rest}"
         )
     ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
-    needed = count - tried - len(waiting)
-    told = f"{tried} of {count} candidates compiled, {needed} needed no try, in {time.monotonic() - began:.0f} s"
+    needless_ones = count - tried - refused - len(waiting)
+    told = f"{tried} of {count} candidates compiled, {needless_ones} needed no try, in {time.monotonic() - began:.0f} s"
+    if refused:
+        told += f"; {refused} refused, the last because of {why}"
     if waiting:
         told += f"; {len(waiting)} left for want of time: the same command with --minutes goes on"
     return Found(ranked=ranked, told=told)
 
 
-def needless(each: Candidate, tried: Candidate, *, fits: bool) -> bool:
-    """Whether a candidate need not be tried after another: on the same mesh it needs more memory than one that does not fit, or
-    computes and sends no less than one that fits."""
+def needless(each: Candidate, tried: Candidate, plan: Plan) -> bool:
+    """Whether a candidate need not be tried after another, whose plan this is: on the same mesh it needs more memory than one
+    that does not fit, or computes and sends no less than one that fits and is bound by that."""
     if each.mesh != tried.mesh:
         return False
-    if fits:
-        return each.thrift >= tried.thrift and each.accumulate >= tried.accumulate
-    return each.thrift <= tried.thrift and each.accumulate <= tried.accumulate
+    if plan.fits:
+        # What keeps less may also read and write less, and where nothing is published the least memory is the best.
+        bound = plan.times.longest is not None and plan.times.slowest != "memory"
+        return bound and each.thrift >= tried.thrift and each.accumulate >= tried.accumulate
+    # Micro-batches need another tree of gradients to sum into: without them it may fit in spite of its larger activations.
+    fewer = each.accumulate == tried.accumulate or 1 < each.accumulate < tried.accumulate
+    return each.thrift <= tried.thrift and fewer
 
 
 def ordered(run: config.Run, mode: Mode, target: Target) -> list[Candidate]:

@@ -66,7 +66,7 @@ def verdict(found: Plan) -> str:
 
 
 def judged(found: Plan) -> str:
-    """The bound on MFU in a sentence."""
+    """The bound on MFU in a sentence; that by memory is an estimate."""
     if found.products is None:
         return "The compiler gave up for want of memory, so there is no program to judge."
     share = ""
@@ -74,13 +74,23 @@ def judged(found: Plan) -> str:
         share = f" The model's own FLOPs are {found.model_flops / found.devices / compiled:.0%} of those compiled."
     if found.bound is None:
         return f"No rates are published for {found.kind} in {found.precision}, so MFU has no bound here.{share}"
-    each = {"compute": found.times.compute, "memory": found.times.memory, "interconnect": found.times.interconnect}
-    slowest = max(each, key=lambda name: each[name] or 0)
-    return f"MFU is {found.bound:.1%} at most, bound by {slowest}, if all three go on at once.{share}"
+    return f"MFU is {worth(found)}, bound by {found.times.slowest}, if all three go on at once.{share}"
+
+
+def worth(found: Plan) -> str:
+    """The bound as what it is: no run exceeds what compute and links allow, and one that finds arrays in a cache the memory's."""
+    if found.bound is None:
+        return "not bound"
+    return f"about {found.bound:.1%}, nothing being cached" if found.times.slowest == "memory" else f"{found.bound:.1%} at most"
+
+
+def warnings(found: Plan) -> list[str]:
+    """All that a plan warns of, a line each."""
+    return [*found.warnings, *(f"the FLOPs of {name} are not counted" for name in found.unknown)]
 
 
 def rates(found: Plan) -> list[tuple[str, str, str]]:
-    """(what, how much a device does in a step, seconds that takes at least) of compute, memory and interconnect."""
+    """(what, how much a device does in a step, seconds that takes) of compute, memory and interconnect."""
     if found.products is None or found.bytes is None:
         return []
     kernels = f", {decimal(found.kernels)}FLOP of it in kernels" if found.kernels else ""
@@ -89,7 +99,10 @@ def rates(found: Plan) -> list[tuple[str, str, str]]:
         "memory": f"{decimal(found.bytes)}B",
         "interconnect": f"{decimal(sum(row.sent for row in found.collectives))}B",
     }
-    return [(name, amount, _seconds(getattr(found.times, name))) for name, amount in amounts.items()]
+    seconds = {name: getattr(found.times, name) for name in amounts}
+    sure = {"compute": "at least ", "memory": "about ", "interconnect": "at least "}
+    told = {name: _seconds(value) if value is None else sure[name] + _seconds(value) for name, value in seconds.items()}
+    return [(name, amount, told[name]) for name, amount in amounts.items()]
 
 
 def binary(count: int | float) -> str:
@@ -119,7 +132,7 @@ def _plan(console: Console, found: Plan) -> None:
     console.print(memory)
     if table := rates(found):
         console.print("\na step of a device, at the published rates", style="bold")
-        steps = _table("", "at least", "", words=())
+        steps = _table("", "", "", words=(1,))
         for name, amount, seconds in table:
             steps.add_row(name, seconds, Text(amount, style="dim"))
         console.print(steps)
@@ -131,7 +144,7 @@ def _plan(console: Console, found: Plan) -> None:
             numbers = (f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.sent)}B")
             rows.add_row(row.kind, row.axes, *numbers)
         console.print(rows)
-    if lines := [*found.warnings, *(f"the FLOPs of {name} are not counted" for name in found.unknown)]:
+    if lines := warnings(found):
         console.print()
     for line in lines:
         console.print(Text.assemble(("warning ", "bold"), line), soft_wrap=True)
@@ -148,7 +161,7 @@ def _search(console: Console, found: "Found", top: int) -> None:
     shown = found.ranked[:top]
     if shown:
         console.print(f"{headline(shown[0])}: the best of {len(found.ranked)} that fit", style="bold")
-    table = _table("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU at most", words=(1,))
+    table = _table("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound", words=(1,))
     for each in shown:
         times = [_seconds(value) for value in (each.times.compute, each.times.memory, each.times.interconnect)]
         bound = "" if each.bound is None else f"{each.bound:.1%}"

@@ -14,9 +14,6 @@ from zoo.errors import BadInput
 
 Platform = Literal["cpu", "gpu", "tpu"]
 
-HOST = 8
-"""GPUs of a host."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
@@ -127,10 +124,11 @@ def parse(name: str) -> Target:
     if chip in TPUS:
         raise BadInput(f"--target {name}: say the slice of a {chip}, one of {', '.join(f'{chip}:{s}' for s in TPUS[chip].known)}")
     count = int(size) if re.fullmatch(r"[1-9]\d{0,5}", size) else 0
-    if chip in GPUS and count and (count <= HOST or count % HOST == 0):
-        return Target(name=name, platform="gpu", kind=GPUS[chip].kind, chip=chip, size=size)
     if chip in GPUS:
-        raise BadInput(f"--target {name}: say how many, 1 to {HOST} or a multiple of it (hosts of {HOST}), for example {chip}:64")
+        host = DEVICES[GPUS[chip].kind].host
+        if count and (count <= host or count % host == 0):
+            return Target(name=name, platform="gpu", kind=GPUS[chip].kind, chip=chip, size=size)
+        raise BadInput(f"--target {name}: say how many, 1 to {host} or a multiple of it (hosts of {host}), for example {chip}:64")
     if chip == "cpu" and 1 <= count <= 4096:
         return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size)
     if chip == "cpu":
@@ -169,7 +167,7 @@ def devices(target: Target) -> tuple[Any, ...]:
     """The target's devices, to make a mesh of; after `prepare`.
 
     Raises:
-        BadInput: no compiler here, or it does not know such a slice.
+        BadInput: no compiler here, or it does not know such a slice; or more CPU devices than this process simulates.
     """
     import jax
     from jax.experimental import topologies
@@ -177,7 +175,10 @@ def devices(target: Target) -> tuple[Any, ...]:
     if why := missing(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
     if target.platform == "cpu":
-        return tuple(jax.devices("cpu")[: int(target.size)])
+        here = jax.devices("cpu")
+        if len(here) < int(target.size):
+            raise BadInput(f"--target {target.name}: this process has {len(here)}; start a new one with prepare(target)")
+        return tuple(here[: int(target.size)])
     # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
     told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     before = {key: os.environ.get(key) for key in told}
@@ -185,8 +186,16 @@ def devices(target: Target) -> tuple[Any, ...]:
     try:
         return tuple(topologies.get_topology_desc(**_description(target)).devices)
     except Exception as error:
-        known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known) if target.chip in TPUS else "others"
-        why = str(error).strip().splitlines()[0][:200]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        # So a compiler refuses a shape; all else is that there is none, or that another process has it.
+        if not why.startswith("INVALID_ARGUMENT"):
+            mend = f"end what else uses it, or install it again: pip install 'jax-zoo[{PLUGINS[target.platform][1]}]'"
+            raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {mend}") from None
+        if target.chip in TPUS:
+            known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)
+        else:
+            host = DEVICES[target.kind].host
+            known = f"{target.chip}:1 to {target.chip}:{host}, and multiples of {host}"
         raise BadInput(f"--target {target.name}: the compiler has no such devices ({why}); known are {known}") from None
     finally:
         for key, value in before.items():
@@ -196,9 +205,9 @@ def devices(target: Target) -> tuple[Any, ...]:
 def _description(target: Target) -> dict[str, str]:
     if target.platform == "tpu":
         return {"platform": "tpu", "topology_name": target.name}
-    count = int(target.size)
+    count, host = int(target.size), DEVICES[target.kind].host
     # Partitions, hosts of each, devices of each.
-    shape = f"1x{math.ceil(count / HOST)}x{min(count, HOST)}"
+    shape = f"1x{math.ceil(count / host)}x{min(count, host)}"
     return {"platform": "cuda", "topology_name": shape, "topology": shape, "target_config": config(target)}
 
 

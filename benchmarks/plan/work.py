@@ -5,10 +5,11 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from benchmarks.plan.hlo import SENT, Computation, Instruction, Module, Run
+from benchmarks.plan.hlo import SENT, Array, Computation, Instruction, Module, Run
 from zoo.attention import Call
 
 FREE = {
@@ -138,22 +139,26 @@ def _called(instruction: Instruction) -> str:
 def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
     """(FLOPs in kernels, targets of kernels that belong to no call).
 
-    Those of a call that are a part of the backward pass share its products; each of another is a forward pass.
+    Those of a call that are a part of the backward pass share its products; each of another is a forward pass. Layers that are
+    unrolled are traced once, so they share a call: a backward pass is there as often as its most frequent kernel.
     """
     flops = {call.scope: call.flops / devices for call in calls}
     found, unknown = 0.0, set()
-    backward: dict[tuple[str, str], list[Run]] = {}
+    backward: dict[tuple[str, str], dict[Any, float]] = {}
     for run in kernels:
         origin = run.instruction.origin
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
             unknown.add(_called(run.instruction))
         elif _is_backward(origin, scope):
-            backward.setdefault((scope, run.computation.name), []).append(run)
+            alike = backward.setdefault((scope, run.computation.name), {})
+            # Copies of a kernel give the same arrays, wherever those are put.
+            kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
+            alike[kernel] = alike.get(kernel, 0.0) + run.times
         else:
             found += run.times * flops[scope]
-    for (scope, _), runs in backward.items():
-        found += BACKWARD * flops[scope] * runs[0].times
+    for (scope, _), alike in backward.items():
+        found += BACKWARD * flops[scope] * max(alike.values())
     return found, tuple(sorted(unknown))
 
 
@@ -178,6 +183,8 @@ class _Traffic:
         instruction, computation = run.instruction, run.computation
         if instruction.op in FREE or instruction.op.endswith(("-done", "-update")) or instruction.op in SENT:
             return 0.0
+        if instruction.op == "custom-call" and _called(instruction) in _NAMED:
+            return 0.0
         given = computation.given(instruction)
         if instruction.op != "fusion":
             read = sum((self._read(instruction, place, operand) for place, operand in enumerate(given)), 0.0)
@@ -188,10 +195,11 @@ class _Traffic:
         return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
 
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
-        """What an instruction reads of an operand: a slice, or all."""
-        if place == 0 and user.op in _SLICES:
-            return self._size(user)
-        return 0.0 if place == 0 and user.op in _UPDATES else self._size(operand)
+        """What an instruction reads of an operand: a slice, or all. Where a slice is put does not matter."""
+        op = user.op.removesuffix("-start")
+        if place == 0 and op in _SLICES:
+            return sum((array.bytes for array in _given_by(user)), 0.0) if self._size(operand) else 0.0
+        return 0.0 if place == 0 and op in _UPDATES else self._size(operand)
 
     def _read_inside(self, inner: Computation, parameter: Instruction, operand: Instruction) -> float:
         """What a fusion reads of an operand: where it only takes slices, those, and no more than all of it."""
@@ -214,14 +222,26 @@ class _Traffic:
             return sum((self._written(each, computation) for each in given), 0.0)
         if instruction.op == "bitcast" and given:
             return self._written(given[0], computation)
-        if instruction.op in _UPDATES and len(given) > 1:
-            return self._size(given[_UPDATES[instruction.op]])
+        op = instruction.op.removesuffix("-start")
+        if op in _UPDATES and len(given) > 1:
+            return self._size(given[_UPDATES[op]])
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
-        return sum((array.bytes for array in instruction.arrays if not (self.on_chip and array.space)), 0.0)
+        return sum((array.bytes for array in _given_by(instruction) if not (self.on_chip and array.space)), 0.0)
 
 
+def _given_by(instruction: Instruction) -> tuple[Array, ...]:
+    """What an instruction makes. One that only begins something names also what it is made of, and a word to wait for."""
+    if not instruction.op.endswith("-start"):
+        return instruction.arrays
+    # A copy comes before its original, all else after what it is made of.
+    first = 0 if instruction.op == "copy-start" else len(instruction.operands)
+    return instruction.arrays[first : first + 1]
+
+
+_NAMED = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls of a TPU's programs that only say where an array is."""
 _SLICES = ("dynamic-slice", "gather", "slice")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Instructions that change a part of their first operand in place -> which operand the part is."""

@@ -7,7 +7,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-# Two minutes before the end of its time, and when it is preempted, a run saves and leaves; requeued, it goes on from there.
+# Two minutes before the end of its time a run is told to leave: it saves first. What follows srun below queues the job again, for
+# Slurm does so by itself only after preemption or the failure of a node.
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -19,10 +20,15 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export COORDINATOR="$first:29500"
 
 # What one process leaves with ends all: the others would wait for it.
+code=0
 srun --kill-on-bad-exit=1 bash -c '
     exec zoo train gpt3-175b --name gpt3-13b \
         --model.layers 40 --model.width 5120 --model.heads 40 --model.ffn 20480 \
         --mesh.fsdp 64 --mesh.tensor 1 --data.batch 512 --accumulate 1 \
         --data.paths corpus/ --tokenizer.path tokenizer/ \
         --processes "$SLURM_NTASKS" --process "$SLURM_PROCID" --coordinator "$COORDINATOR"
-'
+' || code=$?
+
+# 143: it was told to leave, and has saved. Queued again, it goes on from there.
+[ "$code" != 143 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"

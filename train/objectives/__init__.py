@@ -12,7 +12,8 @@ An objective is a module with
 One that needs more than that, such as a teacher, has `bind(run, mesh)`, which gives an object with the same `weights` and `loss`
 and with whatever of this it has: `frozen`, arrays that the loss reads and nothing trains; `begin(model, params)`, the parameters
 of a run's start; `flops(model, batch)`, those of a step. Beside it stands `sketch(run, mesh)`, which gives the same with shapes
-and shardings in the place of arrays, and needs nothing that they would be read from.
+and shardings in the place of arrays, and needs nothing that they would be read from; `named(run)` is what those shapes are of, if
+the run only names it.
 """
 
 import importlib
@@ -51,6 +52,16 @@ def sketch(run: Run, mesh: Mesh) -> Any:
     """The same without any array, for a step that is compiled and not run."""
     module = objective(run.objective)
     return module.sketch(run, mesh) if hasattr(module, "sketch") else bind(run, mesh)
+
+
+def named(run: Run) -> Any:
+    """The configuration of what a run only names and its step depends on, such as a teacher; None: there is none.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    module = objective(run.objective)
+    return module.named(run) if hasattr(module, "named") else None
 
 
 def frozen(goal: Any) -> Any:

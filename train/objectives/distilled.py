@@ -49,16 +49,7 @@ def sketch(run: config.Run, mesh: Mesh) -> "Distilled":
     Raises:
         BadInput: no teacher, one that cannot teach this student, or a folder that is neither there nor named after a size.
     """
-    named = run.distillation.teacher
-    require(bool(named), "distillation.teacher", named, "name the run or the weights to learn from")
-    if named.startswith(hub.PREFIX) or Path(named).exists():
-        theirs = origin.numbers(named)
-    else:
-        try:
-            theirs = configs.find(Path(named).name)[1].config
-        except BadInput as unknown:
-            raise BadInput(f"--distillation.teacher {named}: nothing is there, and {unknown}") from None
-    teacher = models.model(dataclasses.replace(theirs, task="masked"))
+    teacher = models.model(dataclasses.replace(named(run), task="masked"))
     _check(run, teacher.config)
     shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
     places = sharding.shardings(mesh, shapes, teacher.module.SHARDING)
@@ -67,6 +58,22 @@ def sketch(run: config.Run, mesh: Mesh) -> "Distilled":
         return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places)
 
     return Distilled(teacher=teacher, frozen=of(run.precision), chosen=run.distillation, given=of(jnp.float32), mesh=mesh)
+
+
+def named(run: config.Run) -> Any:
+    """The numbers of a run's teacher, whose weights are not read.
+
+    Raises:
+        BadInput: no teacher, or a folder that is neither there nor named after a size.
+    """
+    teacher = run.distillation.teacher
+    require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
+    if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
+        return origin.numbers(teacher)
+    try:
+        return configs.find(Path(teacher).name)[1].config
+    except BadInput as unknown:
+        raise BadInput(f"--distillation.teacher {teacher}: nothing is there, and {unknown}") from None
 
 
 def _check(run: config.Run, theirs: Any) -> None:

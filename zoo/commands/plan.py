@@ -1,7 +1,7 @@
 """`zoo plan`."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from zoo.commands.machine import alone, option
 from zoo.errors import BadInput, require
@@ -9,22 +9,57 @@ from zoo.errors import BadInput, require
 
 def plan(args: list[str]) -> int:
     """`zoo plan MODEL|RECIPE --target T [options]`."""
-    import tyro
-
-    from benchmarks.plan import subject, targets
-    from train.config import Run
+    from benchmarks.plan import targets
 
     if args[:1] in (["-h"], ["--help"]):
         print(HELP, end="")
         return 0
     if not args or args[0].startswith("-"):
         raise BadInput("zoo plan: say what to plan, a size (zoo models) or a recipe (zoo train --help), before the options")
-    name, args = args[0], args[1:]
+    request = asked(args[0], args[1:])
+    target = targets.parse(request.target)
+    run = request.run
+    alone(run.machine)
+    require(run.machine.devices == 0, "devices", run.machine.devices, f"--target says them: cpu:{run.machine.devices}")
+    require(request.minutes > 0, "minutes", request.minutes, "choose more than 0")
+    require(request.top >= 1, "top", request.top, "choose 1 or more")
+    require(not (request.search and request.page), "page", request.page, "a search has none; plan the mesh that it found")
+    data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
+    targets.prepare(target)
+    from benchmarks.plan import main
+
+    how = {"fresh": request.fresh, "as_json": request.json}
+    try:
+        if request.search:
+            return main.search(run, request.mode, target, minutes=request.minutes, top=request.top, **how)
+        return main.plan(run, request.mode, target, file=request.page, **how)
+    except BadInput as refused:
+        message = str(refused)
+        # By the name that it was asked by.
+        for given, long, short in ((request.batch, "--data.batch ", "--batch "), (request.seq, "--data.length ", "--seq ")):
+            if given and message.startswith(long):
+                message = short + message.removeprefix(long)
+        raise BadInput(message) from None
+
+
+def asked(name: str, args: list[str]) -> Any:
+    """What the options behind a name ask for.
+
+    Raises:
+        BadInput: see `subject.default`.
+        SystemExit: from tyro, with 0 after --help and 2 after an option it cannot read.
+    """
+    import tyro
+
+    from benchmarks.plan import subject
+    from train.config import Run
+
     default = subject.default(name, option(args, "--init"))
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
-        """Compile a job for devices that are not here: memory, FLOPs, communication and the most of the peak it can reach."""
+        """Compile a job for devices that are not here: memory, FLOPs, communication and what bounds its share of the peak."""
 
         run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         target: str = ""
@@ -48,28 +83,13 @@ def plan(args: list[str]) -> int:
         json: bool = False
         """Print JSON."""
 
-    asked = tyro.cli(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args)
-    target = targets.parse(asked.target)
-    run = asked.run
-    alone(run.machine)
-    require(run.machine.devices == 0, "devices", run.machine.devices, f"--target says them: cpu:{run.machine.devices}")
-    require(asked.minutes > 0, "minutes", asked.minutes, "choose more than 0")
-    require(asked.top >= 1, "top", asked.top, "choose 1 or more")
-    require(not (asked.search and asked.page), "page", asked.page, "a search has none; plan the mesh that it found")
-    data = {"batch": asked.batch or run.data.batch, "length": asked.seq or run.data.length}
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
-    targets.prepare(target)
-    from benchmarks.plan import main
-
-    if asked.search:
-        return main.search(run, asked.mode, target, minutes=asked.minutes, top=asked.top, fresh=asked.fresh, as_json=asked.json)
-    return main.plan(run, asked.mode, target, page=asked.page, fresh=asked.fresh, as_json=asked.json)
+    return tyro.cli(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args)
 
 
 HELP = """\
 usage: zoo plan MODEL|RECIPE --target T [options]
 
-Compile a job for devices that are not here: memory, FLOPs, communication, and the most of the peak that it can reach.
+Compile a job for devices that are not here: memory, FLOPs, communication, and what bounds its share of the peak.
 
   zoo plan gpt3-175b --target v5p:8x8x8
   zoo plan bert-large-uncased --target h100:8 --search
