@@ -421,3 +421,12 @@ def test_places_of_a_mesh_are_numbered_as_the_compiler_does() -> None:
     assert axes[frozenset(frozenset(pair) for pair in grid.reshape(4, 2).tolist())] == "tensor"
     assert axes[frozenset(frozenset(pair) for pair in grid.transpose(1, 2, 0).reshape(4, 2).tolist())] == "data"
     assert axes[frozenset(frozenset(four) for four in grid.reshape(2, 4).tolist())] == "fsdp x tensor"
+
+
+def test_a_layer_that_has_as_many_elements_as_a_stack_is_no_stack() -> None:
+    """One of its axes may even be as long as there are layers: that of q, k and v, of three layers."""
+    made, _ = compiled("fsdp")
+    layer = STACK.replace("f32[4,8,256]", "f32[1,8,4,256]").replace("f32[4,64,256]", "f32[1,64,4,256]").replace("{2,1,0}", "")
+    sent = collectives.sent(hlo.parse(layer), dict(made.mesh.shape))
+    assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)]
+    assert not facts.gathered(sent, made)

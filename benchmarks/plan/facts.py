@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -162,7 +164,9 @@ def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> lis
         if each.kind != "all-gather" or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
             continue
         for array in each.arrays:
-            known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in array.shape)
+            # The layers come first, in one axis or two: a layer may have another axis of as many, and the elements of a stack.
+            first = set(itertools.accumulate(array.shape, operator.mul))
+            known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in first)
             if names := " or ".join(path for paths in known for path in paths):
                 size = array.bytes * each.members / 2**20
                 found[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
