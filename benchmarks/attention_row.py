@@ -24,9 +24,9 @@ from zoo.errors import BadInput
 
 BASELINES = ("reference", UNIT)
 """What the others of a row are compared with at its shape: the first of these that ran."""
-AGREE = {"float32": 2e-5, "bfloat16": 0.1}
-"""How far results may differ from the baseline's, in the measure of `_difference`. torch, which rounds the scores and a bias to
-bfloat16 too, comes to 0.08; a mistake of 1 % in the scale is a thousand times the first."""
+LIKE = {"float32": 2e-5, "bfloat16": 0.1}
+"""How far results may lie from the baseline's by the root of the mean square, relative to its own. torch, which rounds the scores
+and a bias to bfloat16 too, comes to 0.08; a mistake of 1 % in the scale is hundreds of times the first."""
 TINY = 1e-20
 """Below this an array counts as zero."""
 EVEN = 640
@@ -176,15 +176,14 @@ def _first_call(
     spent = time.perf_counter() - began
     trial.found = arrays(returned)
     if baseline is not None and baseline.found is not None:
-        difference, bound = _difference(trial.found, baseline.found), AGREE[row.dtype]
-        trial.columns |= {"compared": baseline.name, **_known("difference", difference)}
-        # NaN is no agreement.
-        if not difference <= bound:
-            told = (
-                f"its results differ from those of {baseline.name} by {difference:.1e} of the largest, and {bound:.1e} is allowed"
-            )
-            trial.end("wrong", told)
-            return
+        difference, distance = _difference(trial.found, baseline.found), _distance(trial.found, baseline.found)
+        trial.columns |= {"compared": baseline.name, **_known("difference", difference), **_known("distance", distance)}
+        for off, bound, of in ((difference, _bound(row), "the largest"), (distance, LIKE[row.dtype], "their mean square's root")):
+            # NaN is no agreement.
+            if not off <= bound:
+                told = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
+                trial.end("wrong", told)
+                return
     if slow(trial, spent, settings.cell_seconds, clock="wall"):
         return
     trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
@@ -223,24 +222,33 @@ def _known(name: str, value: float | None) -> dict[str, float]:
 
 
 def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The largest of any array: its largest entry relative to their largest, or the root of its mean square relative to theirs.
+    """The largest of any array, relative to its largest entry or 1."""
+    return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), ours, theirs)
 
-    Attention over long rows averages, so that most entries are small: held to the largest alone, zeros would pass for them.
+
+def _distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest root of a mean square of any array, relative to its own.
+
+    Attention over long rows averages, so that most entries are small: held to the largest or 1 alone, zeros would pass for them.
     """
+    return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), ours, theirs)
+
+
+def _worst(measure: Callable[[np.ndarray, np.ndarray], float], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """Of all pairs of arrays; infinite for other shapes."""
     if [each.shape for each in ours] != [each.shape for each in theirs]:
         return float("inf")
-    pairs = list(zip(ours, theirs, strict=True))
-    found = [size(one - other) / max(size(other), TINY) for one, other in pairs for size in (_largest, _root_mean_square)]
     # `max` would drop a NaN that does not come first.
-    return float(np.max(found))
+    return float(np.max([measure(one, other) for one, other in zip(ours, theirs, strict=True)]))
 
 
-def _largest(x: np.ndarray) -> float:
-    return float(np.abs(x).max())
-
-
-def _root_mean_square(x: np.ndarray) -> float:
+def _size(x: np.ndarray) -> float:
     return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
+
+
+def _bound(row: Row) -> float:
+    """Of two results that are both within what conformance allows at its length; errors grow with the root of the terms."""
+    return 2 * conformance.BOUNDS[row.dtype] * max(1.0, row.shape.keys / conformance.Case().keys) ** 0.5
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,10 @@ def perform(
             raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     code = 0
     try:
-        code = _here(measure, folder, resume) if begun.alone else _repeat(repeats, folder, argv)
+        if begun.alone:
+            measure(folder, 0, resume)
+        else:
+            code = _repeat(repeats, folder, argv)
     except BadInput:
         # Nothing was measured, and what lies there is not touched.
         raise
@@ -109,11 +112,6 @@ def perform(
     results = _show(folder, views, as_json)
     # Without any no process came to write, and each has said why.
     return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
-
-
-def _here(measure: Callable[[Path, int, bool], None], folder: Path, resume: bool) -> int:
-    measure(folder, 0, resume)
-    return 0
 
 
 def _elsewhere() -> dict[str, Any]:

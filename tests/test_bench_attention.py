@@ -267,7 +267,7 @@ def test_what_is_no_number_is_wrong_and_can_be_written(plant: Any, short: Any, t
 
     plant(planted)
     cell = measured(TINY._replace(direction="forward"))["planted"]
-    assert cell["state"] == "wrong" and "difference" not in cell
+    assert cell["state"] == "wrong" and not {"difference", "distance"} & cell.keys()
     writer = records.Writer(tmp_path / records.CELLS, "attention", {}, {}, False)
     writer.write({**cell, "process": 0})
     writer.close()
@@ -283,11 +283,11 @@ def test_zeros_are_no_attention_over_long_rows() -> None:
     long = np.full((1, 16384, 1, 8), 0.01, np.float32)
     causal = long.copy()
     causal[:, 0] = 5
-    bound = attention_row.AGREE["bfloat16"]
+    bound = attention_row.LIKE["bfloat16"]
     first_only = np.where(np.arange(16384)[None, :, None, None] < 1, causal, 0)
     for ours, theirs in ((0 * long, long), (first_only, causal)):
-        assert attention_row._difference([ours], [theirs]) > bound
-    assert attention_row._difference([1.004 * causal], [causal]) < bound
+        assert attention_row._distance([ours], [theirs]) > bound
+    assert attention_row._distance([1.004 * causal], [causal]) < bound
 
 
 def test_one_that_is_wrong_only_where_it_is_timed(plant: Any) -> None:
