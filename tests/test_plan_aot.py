@@ -88,7 +88,7 @@ def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> 
 
 @pytest.mark.parametrize("platform", SMALL)
 def test_closed_formulas(platform: str) -> None:
-    """What FSDP, tensor and data parallelism send of gpt-nano, to 5 %, as on CPU (tests/test_plan_hlo.py), but in other dtypes.
+    """What FSDP, tensor and data parallelism send of gpt-nano, to 5 %, as on CPU (tests/test_plan_sent.py), but in other dtypes.
 
     Kernels are gathered in bfloat16, forward and backward, and their gradients summed in float32; of the tied table, that of the
     logits in float32 and that of the lookup in bfloat16. Activations are summed in float32, those of the lookup in bfloat16.
