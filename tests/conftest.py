@@ -19,6 +19,8 @@ import pytest
 
 # Before any import of ours or of a library that reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where it is set, each of the many processes that tests start compiles JAX's sources anew, which takes longer than most tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 CACHE = tempfile.TemporaryDirectory(prefix="zoo-tests-")
 os.environ["ZOO_CACHE"] = str(Path(CACHE.name, "here"))
 # A shell starts what runs in its background deaf to Ctrl-C, and every process below it: tests that send it would wait for ever.

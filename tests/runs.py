@@ -44,9 +44,6 @@ FLAGS = {
 QUICK = {
     # Programs that run for a second are not worth optimizing: compiling them takes several.
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    # Python compiles every library in every process where the environment forbids it to keep what it compiled.
-    "PYTHONDONTWRITEBYTECODE": "",
-    "PYTHONPYCACHEPREFIX": str(Path(CACHE.name, "python")),
 }
 
 
