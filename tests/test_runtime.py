@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -62,6 +63,27 @@ def test_another_sound_setting_of_the_user_stays(tmp_path: Path) -> None:
     verdict, flags, _, _, kept, _ = started(XLA_FLAGS=eigen, JAX_COMPILATION_CACHE_DIR=cache)
     assert verdict < 1e-5
     assert (flags, kept) == (eigen, cache)
+
+
+def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
+    program = """
+import resource
+from zoo import runtime
+runtime.prepare(1)
+import jax, jax.numpy as jnp
+# 100 MB of temporaries: more than an arena of a thread can hold.
+step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
+x = jnp.ones((5000, 8))
+fresh = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    fresh.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(fresh)[6])
+"""
+    kept, given_back = (int(run_python("-c", program, env=env).stdout) for env in ({}, {"MALLOC_TOP_PAD_": "131072"}))
+    pages = 100e6 / resource.getpagesize()
+    assert kept < 0.1 * pages and given_back > 0.9 * pages
 
 
 def test_preparing_twice_is_nothing_and_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

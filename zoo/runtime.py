@@ -3,7 +3,9 @@
 JAX is imported inside functions only, so that the command line answers without it.
 """
 
+import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import stat
@@ -13,6 +15,10 @@ from zoo.errors import BadInput
 
 SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 SAFE_VALUE = "individual_dot"
+ACCELERATORS = ("jax_plugins", "libtpu")
+"""Modules through which JAX finds accelerators."""
+KEPT = {-8: 1, -4: 0, -1: -1}
+"""Options of glibc's mallopt: M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h)."""
 
 
 def prepare(devices: int = 0) -> None:
@@ -20,7 +26,8 @@ def prepare(devices: int = 0) -> None:
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
     flag that keeps dots apart is added to XLA_FLAGS; a value the user set for that flag stays, and `canary` judges it.
-    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder.
+    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder. Where only the CPU can
+    be JAX's platform, memory that is freed is kept for the next step (see `_keep_memory`).
 
     Args:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
@@ -46,11 +53,26 @@ def prepare(devices: int = 0) -> None:
     if devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+    if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
+        _keep_memory()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(private(cache_dir() / f"compiled-{processor()}")))
     # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _keep_memory() -> None:
+    """Have the C library keep freed memory, instead of giving it back to the system.
+
+    XLA on CPU takes all temporaries of a step at once and frees them at its end. glibc takes that much from the system each time,
+    which fills every page with zeros when it is first touched: a tenth of a step's time. The arenas of threads give large blocks
+    back whatever they are told, so there is one arena. Where the environment has settings of malloc, they stay.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] == "glibc" and not chosen:
+        for option, value in KEPT.items():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def cache_dir() -> Path:
