@@ -25,7 +25,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/seeds\.py", ".*", DROPOUT),
-    (r"zoo/layers\.py", r"<lambda>", ACTIVATIONS),
+    (r"zoo/layers\.py", r"<lambda>|gelu", ACTIVATIONS),
     (r"zoo/layers\.py", r"tied_logits\b.*", HEAD),
     (r"zoo/layers\.py", r"lookup\b.*", EMBEDDING),
     (r"zoo/heads\.py|train/losses\.py", ".*", HEAD),

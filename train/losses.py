@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from zoo import heads
 from zoo.batch import Batch
 from zoo.models import Model
+from zoo.reductions import log_sum_exp
 
 
 def token_losses(
@@ -31,7 +32,7 @@ def token_losses(
     def losses(hidden: Array, targets: Array) -> Array:
         logits = unembed(hidden).astype(jnp.float32)
         # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
-        nats = jax.nn.logsumexp(logits, axis=-1)
+        nats = log_sum_exp(logits)
         at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         if smoothing == 0:
             return nats - at_target

@@ -1,5 +1,6 @@
 """Optimizers and schedules, from optax. An optimizer here yields the direction to subtract; the step multiplies by the rate."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 from train.config import Optim
 from zoo.errors import BadInput
 from zoo.models import Model
+from zoo.reductions import square_sum
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
@@ -44,7 +46,8 @@ def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
 
 def norm(cfg: Optim, grads: Any) -> jax.Array:
     """Global norm of the gradients of what is trained, before clipping."""
-    return optax.tree.norm(_scaled(grads, cfg, 1.0) if _freezes(cfg) else grads)
+    trained = _scaled(grads, cfg, 1.0) if _freezes(cfg) else grads
+    return jnp.sqrt(functools.reduce(jnp.add, map(square_sum, jax.tree.leaves(trained))))
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:

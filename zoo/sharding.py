@@ -94,3 +94,9 @@ def target() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+
+
+def single_cpu() -> bool:
+    """Whether a program is for one CPU device: its arrays can be cut and joined anywhere, for nothing is sent."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return target() == "cpu" and (mesh.empty or mesh.size == 1)

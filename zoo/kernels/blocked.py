@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo import seeds
 from zoo.masks import Mask
+from zoo.reductions import row_max
 from zoo.tiles import Tile, add, take
 
 MASKED = -1e30
@@ -151,7 +152,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
                 if bias is not None:
                     scores = scores + bias.part(tile).dense(plan.rows, plan.columns, plan.scale)
                 scores = _masked(scores, mask, tile)
-                higher = jnp.maximum(top, _row_max(scores))
+                higher = jnp.maximum(top, row_max(scores))
                 weights = jnp.exp(scores - higher[..., None])
                 shrink = jnp.exp(top - higher)
                 total = total * shrink + _row_sum(weights)
@@ -259,16 +260,8 @@ def _dropped(weights: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Ti
     return jnp.where(seeds.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), weights, 0)
 
 
-def _row_max(scores: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Maxima of the rows. Half against half first: XLA's CPU code for a reduction along rows takes one number at a time."""
-    while scores.shape[-1] % 2 == 0 and scores.shape[-1] > 16:
-        half = scores.shape[-1] // 2
-        scores = jnp.maximum(scores[..., :half], scores[..., half:])
-    return scores.max(-1)
-
-
 def _row_sum(weights: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Sums of the rows, as a product with ones, for the same reason."""
+    """Sums of the rows, as a product with ones: of weights in cache that is quicker than halves (`zoo.reductions`)."""
     return lax.dot_general(weights, jnp.ones(weights.shape[-1], weights.dtype), (((3,), (0,)), ((), ())))
 
 

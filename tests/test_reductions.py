@@ -1,0 +1,95 @@
+"""Reductions in the forms that XLA on CPU is quick at, against float64 numpy, on one device and on a mesh."""
+
+import contextlib
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from zoo import reductions
+from zoo.layers import gelu, tied_logits
+from zoo.sharding import single_cpu
+
+PLACES = {"one device": None, "mesh": PartitionSpec("fsdp", "tensor")}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest):
+    """`place(x)` puts a matrix on one device, or cut over a mesh that is then the context's."""
+    spec = PLACES[request.param]
+    with contextlib.ExitStack() as stack:
+        if spec is None:
+            assert single_cpu()
+            yield jnp.asarray
+        else:
+            mesh = jax.make_mesh(
+                (1, 2, 4, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 4
+            )
+            stack.enter_context(jax.set_mesh(mesh))
+            assert not single_cpu()
+            yield lambda x: jax.device_put(x, NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("columns", [4, 72, 1000, 50304])
+def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(6, columns)).astype(np.float32) * 20
+    x[0, 1:] = -1e30
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: reductions.log_sum_exp(x).sum()))(place(x))
+    wide = x.astype(np.float64)
+    shifted = np.exp(wide - wide.max(-1, keepdims=True))
+    true = (np.log(shifted.sum(-1)) + wide.max(-1)).sum()
+    assert float(value) == pytest.approx(true, rel=1e-6)
+    np.testing.assert_allclose(gradient, shifted / shifted.sum(-1, keepdims=True), rtol=2e-5, atol=1e-7)
+
+
+def test_log_sum_exp_of_what_is_not_finite() -> None:
+    rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
+    np.testing.assert_allclose(reductions.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
+
+
+@pytest.mark.parametrize("columns", [1, 16, 17, 48, 1024])
+def test_rows(columns: int, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3, 2, columns)).astype(np.float32)
+    np.testing.assert_array_equal(reductions.row_max(jnp.asarray(x)), x.max(-1))
+    np.testing.assert_allclose(reductions.row_sum(jnp.asarray(x)), x.sum(-1, dtype=np.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 8), (64, 40), (6, 34, 4), (2, 512, 1024)])
+def test_square_sum(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    x = rng.normal(size=shape).astype(np.float32)
+    assert float(jax.jit(reductions.square_sum)(x)) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=1e-6)
+
+
+def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(66, 44)).astype(np.float32)
+    assert float(jax.jit(reductions.square_sum)(place(x))) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=1e-6)
+
+
+def test_padding_rows_get_no_probability_and_no_gradient(place, rng: np.random.Generator) -> None:
+    hidden = rng.normal(size=(6, 8)).astype(np.float32)
+    table = place(rng.normal(size=(128, 8)).astype(np.float32))
+
+    def loss(hidden, table):
+        logits = tied_logits(hidden, table, 101)
+        return jnp.sin(logits).sum(), logits
+
+    (_, logits), (d_hidden, d_table) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, table)
+    real = hidden.astype(np.float64) @ np.asarray(table, np.float64)[:101].T
+    np.testing.assert_allclose(logits[:, :101], real, atol=1e-5)
+    assert (np.asarray(logits[:, 101:]) == np.float32(-1e30)).all()
+    assert (np.asarray(d_table[101:]) == 0).all()
+    np.testing.assert_allclose(d_table[:101], np.cos(real).T @ hidden, atol=1e-4)
+    np.testing.assert_allclose(d_hidden, np.cos(real) @ np.asarray(table, np.float64)[:101], atol=1e-4)
+
+
+def test_gelu_is_x_times_the_normal_distribution() -> None:
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    true = [0.5 * each * (1 + math.erf(each / math.sqrt(2))) for each in x.astype(np.float64)]
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), true, atol=1e-6)
+    narrow = gelu(jnp.full(1, -2.5, jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    # In bfloat16 1 + erf(x) would be a multiple of 2^-8.
+    assert float(narrow[0]) == pytest.approx(-0.0155240, rel=4e-3)
