@@ -52,9 +52,9 @@ def _log_sum_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     """Sum of all squares, float32."""
     squares = jnp.square(x.astype(jnp.float32))
-    if single_cpu() and x.ndim > 1:
-        rows = squares.size // x.shape[-1]
-        squares = squares.reshape(-1, math.gcd(rows, 32), x.shape[-1]).sum(1)
+    columns = math.gcd(x.size // 32, 1024)
+    if single_cpu() and x.size == 32 * (x.size // 32) and columns >= 16:
+        squares = squares.reshape(-1, 32, columns).sum(1)
         # XLA would make one sum of two in a row.
         squares = lax.optimization_barrier(squares)
     return squares.sum()
