@@ -309,6 +309,9 @@ class _Group:
     def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
         """Columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
         seconds, flops = trial.columns["seconds"], _flops(self.case)
+        if self.case.mode == "decode":
+            read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
+            found |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
         found: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
         found["matrix_rate"] = rate
         peak = device_peak(self.environment["device"], trial.key["precision"])
@@ -337,6 +340,12 @@ def _flops(case: Case) -> float | None:
         return None
     batch, net = case.arrays(), case.net
     return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
+@functools.cache
+def _reads(case: Case, precision: str) -> int:
+    """Bytes that a step must read, however it is computed; a peer's are taken to be the same."""
+    return Step(case, Variant(precision=precision)).reads
+
+
 
 
 def _probe(precision: str) -> tuple[timing.Program, float]:
