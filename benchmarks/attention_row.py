@@ -85,8 +85,7 @@ def measure(
         for trial in trials:
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
-                spent = trial.columns.get("device_seconds") or trial.columns["seconds"]
-                trial.columns |= cost.rates(problem, row.direction, spent, environment, peak)
+                trial.columns |= cost.rates(problem, row.direction, cost.time_of(trial.columns), environment, peak)
     wanted = [trial for trial in trials if trial.name in names]
     return [{"key": row.key(each.name), "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
 

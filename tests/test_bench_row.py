@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import attention_cost as cost
 from benchmarks import (
     attention_row,
     conformance,
@@ -81,6 +82,30 @@ def test_a_right_one_is_timed(plant: Any) -> None:
 
 
 def test_a_wrong_one_is_never_timed(plant: Any) -> None:
+def test_the_time_is_the_devices_where_the_profiler_gives_it(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates follow from it, and the clock says so; the ratio is of wall times."""
+    monkeypatch.setattr(attention_row.device_time, "measured", lambda programs: {"planted": 1e-9})
+    plant(blocked.blocked)
+    found = measured()
+    assert [(cell["clock"], cost.time_of(cell)) for cell in found.values()] == [
+        ("wall", found["xla"]["seconds"]),
+        ("device", 1e-9),
+    ]
+    for cell in found.values():
+        assert cell["tokens_per_s"] == pytest.approx(2 * 16 / cost.time_of(cell))
+    assert found["planted"]["ratio"] > 1e-3
+
+
+def test_a_profiler_that_fails_costs_nobody_the_wall_time(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(programs: Any) -> dict[str, float]:
+        raise RuntimeError("no counters")
+
+    monkeypatch.setattr(attention_row.device_time, "measured", broken)
+    cell = measured(names=("xla",))["xla"]
+    assert (cell["state"], cell["clock"]) == ("timed", "wall")
+    assert cell["reason"] == "wall time, for the profiler failed: RuntimeError: no counters"
+
+
     """One that forgets the scale."""
     plant(lambda *arrays, scale, rate: blocked.blocked(*arrays, scale=1.0, rate=rate))
     found = measured()
@@ -167,7 +192,7 @@ def same(problem: Problem) -> list[np.ndarray]:
 def test_a_slow_one_is_timed_by_its_first_call() -> None:
     found = measured(names=("xla", "blocked"), asked=dataclasses.replace(ASKED, cell_seconds=1e-9))
     for cell in found.values():
-        assert (cell["state"], cell["n"], cell["ratio"]) == ("timed", 1, None)
+        assert (cell["state"], cell["n"], cell["ratio"], cell["clock"]) == ("timed", 1, None, "wall")
         assert re.match(r"its first call took \S+ s, over --cell-seconds 1e-09: timed by that alone", cell["reason"])
 
 
