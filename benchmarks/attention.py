@@ -12,6 +12,7 @@ from benchmarks import attention_page, attention_row, attention_tables, command,
 from benchmarks.attention_settings import UNIT, Row, Settings, resolved, rows
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
+from benchmarks.trials import Watch
 
 VIEWS = command.Views(
     markdown=attention_tables.markdown, csv=attention_tables.csv, page=attention_page.render, terminal=attention_tables.show
@@ -48,10 +49,11 @@ def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, 
     missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
     progress = Progress(sum(weights.values(), 0.0))
+    watch = Watch(progress.doing, writer, process)
     try:
         for row, weight in weights.items():
             progress.begin(str(row))
-            cells = attention_row.measure(row, missing[row], settings, environment, progress.doing)
+            cells = attention_row.measure(row, missing[row], settings, environment, watch)
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weight, attention_tables.in_a_line(cells))

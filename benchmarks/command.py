@@ -1,12 +1,15 @@
 """What the benchmarks' commands have in common: fresh processes, the folder of results, and what is shown of them at the end."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks import records
@@ -59,6 +62,28 @@ def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
     return Start(process, True, records.machine())
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C it leaves time to close what is open."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    if launch.importing(frame):
+        os._exit(128 + number)
+    raise _Terminated
+
+
+@contextlib.contextmanager
+def _termination_heeded() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except _Terminated:
+        sys.exit(128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_termination_heeded()
 def perform(
     begun: Start,
     what: str,
@@ -83,6 +108,7 @@ def perform(
 
     Raises:
         BadInput: the folder has results and `resume` is false, or those of another benchmark; see `records.Writer`.
+        SystemExit: with 143, after SIGTERM.
     """
     folder = Path(out) if out else records.default_folder(what, begun.machine, newest=resume)
     if begun.process is not None:
@@ -128,7 +154,15 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     for number in range(repeats):
         print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
         command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume"]
-        ended = subprocess.run(command, env=os.environ | {PROCESS: str(number)}).returncode
+        # Its own process group: Ctrl-C reaches it through this process alone.
+        with subprocess.Popen(command, env=os.environ | {PROCESS: str(number)}, process_group=0) as child:
+            try:
+                ended = child.wait()
+            except KeyboardInterrupt as stopped:
+                # Not killed: it would seem to have died of what it was at.
+                child.send_signal(signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
+                child.wait()
+                raise
         if ended:
             print(f"process {number + 1} ended with {ended}; --resume completes it", file=sys.stderr, flush=True)
             code = code or (ended if ended > 0 else 128 - ended)

@@ -23,7 +23,7 @@ from benchmarks.growth_tables import AXES
 from benchmarks.programs import Step, Variant
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
-from benchmarks.trials import Broken, first_line
+from benchmarks.trials import Broken, Watch, first_line
 from zoo import runtime
 from zoo.errors import require
 
@@ -140,12 +140,13 @@ def _measure(settings: Settings, folder: Path, resume: bool) -> None:
         axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
     }
     progress = Progress(float(sum(map(len, lacking.values()))))
+    watch = Watch(progress.doing, writer, 0)
     try:
         for axis, values in lacking.items():
             if not values:
                 continue
             progress.begin(f"growth with {axis}")
-            found = _devices(settings, values, progress) if axis == "devices" else _axis(settings, axis, values, progress)
+            found = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
             for value, cell in found.items():
                 writer.write({"key": key(settings, axis, value), "process": 0, **cell})
             progress.done(float(len(values)), growth_tables.in_a_line(found))
@@ -154,16 +155,16 @@ def _measure(settings: Settings, folder: Path, resume: bool) -> None:
         writer.close()
 
 
-def _axis(settings: Settings, axis: str, values: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
     steps, found = {}, {}
     for value in values:
-        progress.doing(f"{value}: compiling")
+        watch.begin(f"{value}: compiling", key(settings, axis, value))
         try:
             steps[value], found[value] = _ready(_case(settings, axis, value), Variant())
         except Exception as error:
             found[value] = {"state": "failed", "reason": first_line(error)}
-    progress.doing("timing")
+    watch.begin("timing", *(key(settings, axis, value) for value in steps))
     while steps:
         try:
             seconds = timing.measured(_unbroken(steps, found), rounds=settings.rounds or 0)
@@ -187,11 +188,11 @@ def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[
     return {str(value): functools.partial(run, value) for value in steps}
 
 
-def _devices(settings: Settings, counts: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of the axis of devices, each from a process of its own."""
     found = {}
     for count in counts:
-        progress.doing(f"{count} devices")
+        watch.begin(f"{count} devices", key(settings, "devices", count))
         argv = [sys.executable, "-P", "-m", "benchmarks.growth", json.dumps(dataclasses.asdict(settings)), str(count)]
         # On a CPU devices are simulated, and the process takes no other kind.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})

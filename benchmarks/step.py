@@ -15,6 +15,7 @@ from benchmarks.programs import Step
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
 from benchmarks.step_settings import Settings, cases, key, peer_key, resolved, unit, variants
+from benchmarks.trials import Watch
 from zoo.errors import require
 
 VIEWS = command.Views(markdown=step_tables.markdown, csv=step_tables.csv, page=step_page.render, terminal=step_tables.show)
@@ -67,12 +68,13 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
     lacking = {case: [each for each in _keys(case, settings) if not writer.has(each, process)] for case in todo}
     left = {case: keys for case, keys in lacking.items() if keys}
     progress = Progress(float(sum(map(len, left.values()))))
+    watch = Watch(progress.doing, writer, process)
     try:
         for case, keys in left.items():
             progress.begin(f"{case.size} {case.mode}")
             wanted = {records.identity(each) for each in keys}
             shown = []
-            for cell in step_group.measure(case, ways, settings, environment, progress.doing):
+            for cell in step_group.measure(case, ways, settings, environment, watch):
                 # Those of a group that was written in part are there already.
                 if records.identity(cell["key"]) in wanted:
                     writer.write({"process": process, **cell, **_machine_columns(environment)})

@@ -25,6 +25,7 @@ from benchmarks import (
 )
 from benchmarks.attention_features import FEATURES, Problem, Shape
 from benchmarks.attention_settings import Row, Settings
+from tests.steps import UNWATCHED
 from zoo import attention as door
 from zoo.kernels import blocked
 
@@ -64,7 +65,7 @@ ASKED = Settings(rounds=3)
 def measured(
     row: Row = TINY, names: Any = ("xla", "planted"), asked: Settings = ASKED, peer: Any = peers_attention.made
 ) -> dict[str, Any]:
-    cells = attention_row.measure(row, names, asked, ENVIRONMENT, lambda told: None, peer)
+    cells = attention_row.measure(row, names, asked, ENVIRONMENT, UNWATCHED, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     return {cell["key"]["implementation"]: cell for cell in cells}
 
@@ -81,7 +82,6 @@ def test_a_right_one_is_timed(plant: Any) -> None:
     json.dumps(list(found.values()), allow_nan=False)
 
 
-def test_a_wrong_one_is_never_timed(plant: Any) -> None:
 def test_the_time_is_the_devices_where_the_profiler_gives_it(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rates follow from it, and the clock says so; the ratio is of wall times."""
     monkeypatch.setattr(attention_row.device_time, "measured", lambda programs: {"planted": 1e-9})
@@ -106,6 +106,7 @@ def test_a_profiler_that_fails_costs_nobody_the_wall_time(plant: Any, monkeypatc
     assert cell["reason"] == "wall time, for the profiler failed: RuntimeError: no counters"
 
 
+def test_a_wrong_one_is_never_timed(plant: Any) -> None:
     """One that forgets the scale."""
     plant(lambda *arrays, scale, rate: blocked.blocked(*arrays, scale=1.0, rate=rate))
     found = measured()
