@@ -63,22 +63,27 @@ def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C it leaves time to close what is open."""
+    """A signal that asks to end: like Ctrl-C it leaves time to close what is open."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     if launch.importing(frame):
         os._exit(128 + number)
-    raise _Terminated
+    raise _Terminated(number)
 
 
 @contextlib.contextmanager
 def _termination_heeded() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _terminate)
+    """SIGTERM, and SIGHUP of a terminal that is closed unless it is ignored, are no deaths of what is measured."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _terminate) for number in numbers}
     try:
         yield
-    except _Terminated:
-        sys.exit(128 + signal.SIGTERM)
+    except _Terminated as asked:
+        sys.exit(128 + asked.number)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -107,8 +112,8 @@ def perform(
         0; 1 if something is wrong or failed; whatever a fresh process that died returned.
 
     Raises:
-        BadInput: the folder has results and `resume` is false, or those of another benchmark; see `records.Writer`.
-        SystemExit: with 143, after SIGTERM.
+        BadInput: the folder has results and is not to be resumed, or those of another benchmark; see `records.Writer`.
+        SystemExit: after SIGTERM, with 143, and SIGHUP, with 129.
     """
     folder = Path(out) if out else records.default_folder(what, begun.machine, newest=resume)
     if begun.process is not None:
@@ -160,7 +165,7 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
                 ended = child.wait()
             except KeyboardInterrupt as stopped:
                 # Not killed: it would seem to have died of what it was at.
-                child.send_signal(signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
+                child.send_signal(stopped.number if isinstance(stopped, _Terminated) else signal.SIGINT)
                 child.wait()
                 raise
         if ended:

@@ -76,10 +76,11 @@ def test_what_kills_it_twice_is_failed_and_stops_no_other(line: str, tmp_path: P
     assert (tmp_path / "out" / "cells.jsonl").read_bytes() == content
 
 
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 LINE = "bench attention --impl blocked --feature full --direction forward --shape 2,16,16,2,2,8"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_stopped_by_a_signal_it_died_of_nothing(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +105,7 @@ def test_stopped_by_a_signal_it_died_of_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_a_stopped_command_stops_its_fresh_process_in_order(number: int, code: int, tmp_path: Path) -> None:
     """It is waited for, and not killed."""
     path = tmp_path / "out" / "cells.jsonl"
