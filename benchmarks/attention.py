@@ -4,6 +4,7 @@ A sweep of several repeats is done by fresh processes, one after the other, each
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ VIEWS = command.Views(
 )
 
 
-def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
+def main(asked: Settings, request: command.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
@@ -28,17 +29,8 @@ def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume:
     begun = command.start(asked.repeats, peers=asked.peers)
     settings = resolved(asked, begun.machine["backend"], quick=quick)
     todo = rows(settings)
-    return command.perform(
-        begun,
-        "attention",
-        lambda folder, process, resume: _sweep(todo, settings, folder, process, resume),
-        VIEWS,
-        repeats=settings.repeats,
-        argv=argv,
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_sweep, todo, settings)
+    return command.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, resume: bool) -> None:
@@ -58,8 +50,8 @@ def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, 
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weight, attention_tables.in_a_line(cells))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
 def _weight(row: Row) -> float:

@@ -65,24 +65,15 @@ VIEWS = command.Views(
 )
 
 
-def main(asked: Settings, *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
+def main(asked: Settings, request: command.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
     """
     settings = resolved(asked, quick=quick)
-    return command.perform(
-        command.start(1),
-        "growth",
-        lambda folder, process, resume: _measure(settings, folder, resume),
-        VIEWS,
-        repeats=1,
-        argv=(),
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_measure, settings)
+    return command.perform(command.start(1), "growth", measure, VIEWS, request, repeats=1)
 
 
 def resolved(settings: Settings, *, quick: bool) -> Settings:
@@ -134,13 +125,13 @@ def _case(settings: Settings, axis: str, value: int) -> Case:
     return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
 
 
-def _measure(settings: Settings, folder: Path, resume: bool) -> None:
+def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> None:
     writer = Writer(folder / records.CELLS, "growth", records.environment(), dataclasses.asdict(settings), resume)
     lacking = {
-        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
+        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), process)] for axis in AXES
     }
     progress = Progress(float(sum(map(len, lacking.values()))))
-    watch = Watch(progress.doing, writer, 0)
+    watch = Watch(progress.doing, writer, process)
     try:
         for axis, values in lacking.items():
             if not values:
@@ -148,11 +139,11 @@ def _measure(settings: Settings, folder: Path, resume: bool) -> None:
             progress.begin(f"growth with {axis}")
             found = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
             for value, cell in found.items():
-                writer.write({"key": key(settings, axis, value), "process": 0, **cell})
+                writer.write({"key": key(settings, axis, value), "process": process, **cell})
             progress.done(float(len(values)), growth_tables.in_a_line(found))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
 def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:

@@ -4,6 +4,7 @@ Several repeats are done by fresh processes, one after the other, each of which 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from zoo.errors import require
 VIEWS = command.Views(markdown=step_tables.markdown, csv=step_tables.csv, page=step_page.render, terminal=step_tables.show)
 
 
-def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_json: bool, devices: int = 0) -> int:
+def main(asked: Settings, request: command.Request, *, devices: int = 0) -> int:
     """The command: see `command.perform`.
 
     Args:
@@ -36,17 +37,8 @@ def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_jso
     todo = cases(settings)
     if begun.alone:
         _check(todo, settings)
-    return command.perform(
-        begun,
-        "step",
-        lambda folder, process, resume: _measure(todo, settings, folder, process, resume),
-        VIEWS,
-        repeats=settings.repeats,
-        argv=argv,
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_measure, todo, settings)
+    return command.perform(begun, "step", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _check(todo: Sequence[Case], settings: Settings) -> None:
@@ -81,8 +73,8 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
                     shown.append(cell)
             progress.done(float(len(keys)), step_tables.in_a_line(shown))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
 def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cases, peers, programs, reads, records, step, step_group, step_settings, timing, trials
+from benchmarks.command import Request
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import OURS, Settings
@@ -37,7 +38,7 @@ def settings(*models: str, **changes: Any) -> Settings:
 
 def measured(folder: Path, *models: str, resume: bool = False, **changes: Any) -> dict[str, dict[str, Any]]:
     """Cells by the names of their programs."""
-    step.main(settings(*models, **changes), [], out=str(folder), resume=resume, as_json=True)
+    step.main(settings(*models, **changes), Request([], str(folder), resume=resume, json=True))
     return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in records.read(folder).cells}
 
 
