@@ -4,6 +4,7 @@ A sweep of several repeats is done by fresh processes, one after the other, each
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from benchmarks import attention_page, attention_row, attention_tables, command,
 from benchmarks.attention_settings import UNIT, Row, Settings, resolved, rows
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
+from benchmarks.trials import Watch
 
 VIEWS = command.Views(
     markdown=attention_tables.markdown, csv=attention_tables.csv, page=attention_page.render, terminal=attention_tables.show
 )
 
 
-def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
+def main(asked: Settings, request: command.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
@@ -27,17 +29,8 @@ def main(asked: Settings, argv: Sequence[str], *, quick: bool, out: str, resume:
     begun = command.start(asked.repeats, peers=asked.peers)
     settings = resolved(asked, begun.machine["backend"], quick=quick)
     todo = rows(settings)
-    return command.perform(
-        begun,
-        "attention",
-        lambda folder, process, resume: _sweep(todo, settings, folder, process, resume),
-        VIEWS,
-        repeats=settings.repeats,
-        argv=argv,
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_sweep, todo, settings)
+    return command.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, resume: bool) -> None:
@@ -48,16 +41,17 @@ def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, 
     missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
     progress = Progress(sum(weights.values(), 0.0))
+    watch = Watch(progress.doing, writer, process)
     try:
         for row, weight in weights.items():
             progress.begin(str(row))
-            cells = attention_row.measure(row, missing[row], settings, environment, progress.doing)
+            cells = attention_row.measure(row, missing[row], settings, environment, watch)
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weight, attention_tables.in_a_line(cells))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
 def _weight(row: Row) -> float:

@@ -20,9 +20,17 @@ FORMULAS = {
     "of the matrix rate": "FLOP/s over the rate of matrix products of the same dtype, measured by the same process",
     "attainable": "the lower of the matrix rate and FLOPs / bytes times the measured copy rate (the roofline)",
     "memory": "arguments, outputs and temporaries of the compiled program",
-    "time": "median of interleaved rounds, with the 20th and 80th percentile",
-    "ratio": "time over that of xla in the same round: median, 20th and 80th percentile of the rounds",
+    "time": "the device's own, by its profiler, where that gives one: seconds in which it is at work, a mean of several calls; "
+    "else wall time, to the end of a call on the host: median of interleaved rounds. Rates follow from it. In table.csv and "
+    "cells.jsonl clock says which it is, device or wall, seconds is always wall time and device_seconds the device's",
+    "percentiles": "20th and 80th of the wall times of the rounds",
+    "ratio": "wall time over that of xla in the same round: median, 20th and 80th percentile of the rounds",
 }
+
+
+def time_of(cell: Mapping[str, Any]) -> float:
+    """Seconds of a timed cell, by its clock: see `FORMULAS`."""
+    return cell["device_seconds" if cell.get("clock") == "device" else "seconds"]
 
 
 def flops(problem: Problem, direction: str) -> int:

@@ -17,7 +17,7 @@ from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
 from benchmarks.peers_attention import Peer
 from benchmarks.timing import Program
-from benchmarks.trials import Broken, first_line, guarded, slow, too_large
+from benchmarks.trials import Broken, Watch, first_line, guarded, slow, too_large
 from train.hardware import device_peak
 from zoo import attention as door
 from zoo.errors import BadInput
@@ -38,6 +38,7 @@ class Trial:
     """One implementation on its way: until it has a state it has a program to time."""
 
     name: str
+    key: dict[str, Any]
     state: str = ""
     reason: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +59,7 @@ def measure(
     names: Sequence[str],
     settings: Settings,
     environment: Mapping[str, Any],
-    show: Callable[[str], None],
+    watch: Watch,
     peer: MakePeer = peers_attention.made,
 ) -> list[dict[str, Any]]:
     """The cells of a row, less the process.
@@ -66,29 +67,29 @@ def measure(
     Args:
         names: implementations, and peers. `UNIT` is measured besides in any case, and has a cell if it is among them.
         environment: of this process.
-        show: told what is done.
+        watch: told what is done.
     """
-    trials = [Trial(name) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    trials = [Trial(name, row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    watch.begin("making the inputs", *(trial.key for trial in trials))
     problem = _made(row, trials)
     if problem is not None:
         baseline: Trial | None = None
         for trial in trials:
-            show(f"{trial.name}: checking, compiling")
             start = _prepare if trial.name in door.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
-            guarded(trial, functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline))
+            act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
+            guarded(trial, act, watch, f"{trial.name}: checking, compiling")
             if baseline is None and trial.name in BASELINES and trial.found is not None:
                 baseline = trial
         for trial in trials:
             trial.found = None
-        show("timing")
+        watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
         _time(trials, settings)
         for trial in trials:
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
-                spent = trial.columns.get("device_seconds") or trial.columns["seconds"]
-                trial.columns |= cost.rates(problem, row.direction, spent, environment, peak)
+                trial.columns |= cost.rates(problem, row.direction, cost.time_of(trial.columns), environment, peak)
     wanted = [trial for trial in trials if trial.name in names]
-    return [{"key": row.key(each.name), "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
+    return [{"key": each.key, "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
 
 
 def _turn(name: str) -> int:

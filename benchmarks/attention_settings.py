@@ -1,10 +1,9 @@
 """What `zoo bench attention` is asked: options, what a machine is asked where they are left out, and the rows that follow."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from benchmarks import command
 from benchmarks.attention_features import FEATURES, Shape
 from zoo import attention as door
 from zoo import configs
@@ -123,7 +122,6 @@ def rows(settings: Settings) -> list[Row]:
 
 
 _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget")
-_COUNTS = ("tokens", "batch", "rounds", "budget", "cell_seconds", "repeats")
 
 
 def _check(settings: Settings) -> None:
@@ -134,24 +132,14 @@ def _check(settings: Settings) -> None:
         ("feature", FEATURES),
     ):
         for value in getattr(settings, name):
-            _known(name, value, known)
+            command.known(name, value, known)
     for name in settings.model:
         configs.find(name)
     for told in settings.shape:
         Shape.parse(told)
     for length in settings.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
-    for name in _COUNTS:
-        value = getattr(settings, name)
-        require(value is None or value > 0, name, value, "choose a number above 0, or leave it out")
+    command.check_numbers(settings, "tokens", "batch", "rounds", "budget", "cell_seconds", "repeats")
     for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
         if getattr(settings, one) and getattr(settings, other):
             raise BadInput(f"--{one} with --{other}: the one decides what the other would; leave one of them out")
-    if settings.rounds and settings.budget:
-        raise BadInput(f"--rounds with --budget {settings.budget}: both say when rounds end; leave one of them out")
-
-
-def _known(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.0)[0]
-        raise BadInput(f"--{name} {value}: choose from {', '.join(known)}; the nearest is {near}")

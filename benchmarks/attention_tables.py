@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.attention_cost import FORMULAS
+from benchmarks.attention_cost import FORMULAS, time_of
 from benchmarks.records import Results, identity
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
 """Of several processes the state that is told: the first of these that one of them came to."""
-LEGEND = "median time, time over xla's in the same rounds, share of the matrix rate"
+LEGEND = "time (* the device's by its profiler, else wall), wall time over xla's in the same rounds, share of the matrix rate"
 
 
 def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -65,7 +65,8 @@ def cell_text(cell: Mapping[str, Any] | None) -> str:
     if cell["state"] != "timed":
         return "-" if cell["state"] == "skipped" else cell["state"].upper()
     ratio = "     " if cell["ratio"] is None else f"{cell['ratio']:5.2f}"
-    return f"{seconds_text(cell['seconds']):>7} {ratio} {cell['of_matrix_rate']:4.0%}"
+    mark = "*" if cell.get("clock") == "device" else ""
+    return f"{seconds_text(time_of(cell)) + mark:>8} {ratio} {cell['of_matrix_rate']:4.0%}"
 
 
 def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -113,7 +114,7 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return told
 
 
-CELL = 18
+CELL = 19
 """Columns that a cell takes on the terminal."""
 
 

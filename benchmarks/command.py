@@ -1,18 +1,22 @@
 """What the benchmarks' commands have in common: fresh processes, the folder of results, and what is shown of them at the end."""
 
+import contextlib
 import dataclasses
+import difflib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks import records
 from benchmarks.records import Results
 from zoo import launch, runtime
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 PROCESS = "ZOO_BENCH_PROCESS"
 """Environment variable that holds the number of a fresh process."""
@@ -29,6 +33,18 @@ class Start:
     alone: bool
     """Whether this process measures, and starts no others."""
     machine: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a command was called, less what is measured."""
+
+    argv: Sequence[str]
+    """Its arguments after `zoo`: what fresh processes are started with."""
+    out: str = ""
+    """Folder of the results; none = one of its name."""
+    resume: bool = False
+    json: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,59 +75,109 @@ def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
     return Start(process, True, records.machine())
 
 
+class _Terminated(KeyboardInterrupt):
+    """A signal that asks to end: like Ctrl-C it leaves time to close what is open."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    if launch.importing(frame):
+        os._exit(128 + number)
+    raise _Terminated(number)
+
+
+@contextlib.contextmanager
+def _termination_heeded() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed unless it is ignored, are no deaths of what is measured."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _terminate) for number in numbers}
+    try:
+        yield
+    except _Terminated as asked:
+        sys.exit(128 + asked.number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@_termination_heeded()
 def perform(
     begun: Start,
     what: str,
     measure: Callable[[Path, int, bool], None],
     views: Views,
+    request: Request,
     *,
     repeats: int,
-    argv: Sequence[str],
-    out: str,
-    resume: bool,
-    as_json: bool,
 ) -> int:
     """Measure, here or in fresh processes one after the other, and show what there is then, also of a run that was stopped.
 
     Args:
-        what: the benchmark's name, by which a folder is named where `out` names none.
+        what: the benchmark's name, by which a folder is named where the request names none.
         measure: `(folder, process, resume)` writes cells.
-        argv: the command's arguments after `zoo`: what fresh processes are started with.
 
     Returns:
         0; 1 if something is wrong or failed; whatever a fresh process that died returned.
 
     Raises:
-        BadInput: the folder has results and `resume` is false, or those of another benchmark; see `records.Writer`.
+        BadInput: the folder has results and is not to be resumed, or those of another benchmark; see `records.Writer`.
+        SystemExit: after SIGTERM, with 143, and SIGHUP, with 129.
     """
-    folder = Path(out) if out else records.default_folder(what, begun.machine, newest=resume)
+    folder = Path(request.out) if request.out else records.default_folder(what, begun.machine, newest=request.resume)
     if begun.process is not None:
         measure(folder, begun.process, True)
         return 0
     if (folder / records.CELLS).exists():
-        if not resume:
+        if not request.resume:
             raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
         if (before := records.read(folder).what) != what:
             raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     code = 0
     try:
         if begun.alone:
-            measure(folder, 0, resume)
+            measure(folder, 0, request.resume)
         else:
-            code = _repeat(repeats, folder, argv)
+            code = _repeat(repeats, folder, request.argv)
     except BadInput:
         # Nothing was measured, and what lies there is not touched.
         raise
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             print("stopped; --resume completes it", file=sys.stderr)
-        _show(folder, views, as_json)
+        _show(folder, views, request.json)
         raise
     if code == REFUSED:
         return code
-    results = _show(folder, views, as_json)
+    results = _show(folder, views, request.json)
     # Without any no process came to write, and each has said why.
     return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
+
+
+def known(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value of an option that is none of its choices.
+
+    Raises:
+        BadInput: with the nearest.
+    """
+    names = list(choices)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
+        raise BadInput(f"--{name} {value}: choose from {', '.join(names)}; the nearest is {near}")
+
+
+def check_numbers(settings: Any, *names: str) -> None:
+    """Refuse numbers of settings that make no sense.
+
+    Raises:
+        BadInput: one of these is not above 0; or rounds and a budget for them are both told.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value > 0, name, value, "choose a number above 0, or leave it out")
+    if settings.rounds and settings.budget:
+        raise BadInput(f"--rounds with --budget {settings.budget}: both say when rounds end; leave one of them out")
 
 
 def _elsewhere() -> dict[str, Any]:
@@ -128,7 +194,15 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     for number in range(repeats):
         print(f"process {number + 1} of {repeats}", file=sys.stderr, flush=True)
         command = [*launch.PROGRAM, *argv, "--out", str(folder), "--resume"]
-        ended = subprocess.run(command, env=os.environ | {PROCESS: str(number)}).returncode
+        # Its own process group: Ctrl-C reaches it through this process alone.
+        with subprocess.Popen(command, env=os.environ | {PROCESS: str(number)}, process_group=0) as child:
+            try:
+                ended = child.wait()
+            except KeyboardInterrupt as stopped:
+                # Not killed: it would seem to have died of what it was at.
+                child.send_signal(stopped.number if isinstance(stopped, _Terminated) else signal.SIGINT)
+                child.wait()
+                raise
         if ended:
             print(f"process {number + 1} ended with {ended}; --resume completes it", file=sys.stderr, flush=True)
             code = code or (ended if ended > 0 else 128 - ended)

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
+from benchmarks.attention_tables import SEVERITY
 from benchmarks.records import MACHINE, Results, changed, identity, read
 from zoo.errors import BadInput, require
 
@@ -157,7 +158,7 @@ def _by_key(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 def _state(cells: Cells) -> str:
     """The worst that a process came to."""
-    return min((cell["state"] for cell in cells), key=("wrong", "failed", "timed", "skipped").index)
+    return min((cell["state"] for cell in cells), key=SEVERITY.index)
 
 
 def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:

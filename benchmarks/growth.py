@@ -23,7 +23,7 @@ from benchmarks.growth_tables import AXES
 from benchmarks.programs import Step, Variant
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
-from benchmarks.trials import Broken, first_line
+from benchmarks.trials import Broken, Watch, first_line
 from zoo import runtime
 from zoo.errors import require
 
@@ -65,24 +65,15 @@ VIEWS = command.Views(
 )
 
 
-def main(asked: Settings, *, quick: bool, out: str, resume: bool, as_json: bool) -> int:
+def main(asked: Settings, request: command.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
     """
     settings = resolved(asked, quick=quick)
-    return command.perform(
-        command.start(1),
-        "growth",
-        lambda folder, process, resume: _measure(settings, folder, resume),
-        VIEWS,
-        repeats=1,
-        argv=(),
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_measure, settings)
+    return command.perform(command.start(1), "growth", measure, VIEWS, request, repeats=1)
 
 
 def resolved(settings: Settings, *, quick: bool) -> Settings:
@@ -134,36 +125,37 @@ def _case(settings: Settings, axis: str, value: int) -> Case:
     return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
 
 
-def _measure(settings: Settings, folder: Path, resume: bool) -> None:
+def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> None:
     writer = Writer(folder / records.CELLS, "growth", records.environment(), dataclasses.asdict(settings), resume)
     lacking = {
-        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), 0)] for axis in AXES
+        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), process)] for axis in AXES
     }
     progress = Progress(float(sum(map(len, lacking.values()))))
+    watch = Watch(progress.doing, writer, process)
     try:
         for axis, values in lacking.items():
             if not values:
                 continue
             progress.begin(f"growth with {axis}")
-            found = _devices(settings, values, progress) if axis == "devices" else _axis(settings, axis, values, progress)
+            found = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
             for value, cell in found.items():
-                writer.write({"key": key(settings, axis, value), "process": 0, **cell})
+                writer.write({"key": key(settings, axis, value), "process": process, **cell})
             progress.done(float(len(values)), growth_tables.in_a_line(found))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
-def _axis(settings: Settings, axis: str, values: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
     steps, found = {}, {}
     for value in values:
-        progress.doing(f"{value}: compiling")
+        watch.begin(f"{value}: compiling", key(settings, axis, value))
         try:
             steps[value], found[value] = _ready(_case(settings, axis, value), Variant())
         except Exception as error:
             found[value] = {"state": "failed", "reason": first_line(error)}
-    progress.doing("timing")
+    watch.begin("timing", *(key(settings, axis, value) for value in steps))
     while steps:
         try:
             seconds = timing.measured(_unbroken(steps, found), rounds=settings.rounds or 0)
@@ -187,11 +179,11 @@ def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[
     return {str(value): functools.partial(run, value) for value in steps}
 
 
-def _devices(settings: Settings, counts: Sequence[int], progress: Progress) -> dict[int, dict[str, Any]]:
+def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of the axis of devices, each from a process of its own."""
     found = {}
     for count in counts:
-        progress.doing(f"{count} devices")
+        watch.begin(f"{count} devices", key(settings, "devices", count))
         argv = [sys.executable, "-P", "-m", "benchmarks.growth", json.dumps(dataclasses.asdict(settings)), str(count)]
         # On a CPU devices are simulated, and the process takes no other kind.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})

@@ -8,24 +8,13 @@ the gain would be the ratio of the rows' fill. Prints Markdown.
 import argparse
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
-from train import config, inputs, optim, recipes
-from train.batches import Batches
-from train.folder import Folder
-from train.objectives import objective
-from train.state import State
-from train.step import make_step
-from zoo import models, runtime
-from zoo.batch import Batch
+from benchmarks import runs, timing
+from train import config, recipes
 
 CASES = (
     ("bert-nano", "sentence_pairs"),
@@ -63,23 +52,9 @@ def _run(recipe: str, rows: Any, *, pack: bool) -> config.Run:
 
 def _program(run: config.Run) -> tuple[float, Callable[[], object]]:
     """The share of all tokens of the run's rows that is not padding, and its step on one batch of them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        data = inputs.read(run, Folder(Path(scratch)), runtime.cache_dir() / "text", quiet=True)
-        batches = Batches(data.rows, inputs.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
-        with batches.read(0) as stream:
-            several = [next(stream) for _ in range(-(-len(data.rows) // run.data.batch))]
-    fill = float(np.mean([(batch.segments > 0).mean() for batch in several if batch.segments is not None]))
-    net, tx = models.model(run.model), optim.optimizer(run.optim)
-    params = jax.jit(net.init)(jax.random.key(0))
-    held = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry={}, key=jnp.zeros(2, jnp.uint32))]
-    step = jax.jit(make_step(run, net, objective(run.objective), tx, jnp.float32), donate_argnums=0)
-    batch: Batch = jax.tree.map(jnp.asarray, several[0])
-
-    def once() -> Any:
-        held[0], metrics = step(held[0], batch)
-        return jax.block_until_ready(metrics)
-
-    return fill, once
+    batches = runs.first_batches(run)
+    fill = float(np.mean([(batch.segments > 0).mean() for batch in batches if batch.segments is not None]))
+    return fill, runs.program(run, batches[0])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.cases import Case
+from benchmarks.reads import reads
 from train import config, objectives, optim
 from train import mesh as meshes
 from train.state import State
@@ -124,6 +125,12 @@ class Step:
         """Bytes of what it holds from step to step, on each device."""
         leaves = jax.tree.leaves(self._made.shapes)
         return sum(leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+    @property
+    def reads(self) -> int:
+        """Bytes that it must read of parameters, cache and batch, on one device: see `benchmarks.reads`."""
+        # Without the mesh: what says where a table lies would stand between it and the lookup.
+        return sum(reads(self._jitted, self._made.shapes, self._batch))
 
     @property
     def memory(self) -> Memory:

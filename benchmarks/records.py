@@ -5,9 +5,13 @@ The header is {"schema", "what", "environment", "asked", "unit"}. A cell is {"ke
 the axes of the reference that a cell's column "ratio" is over, measured in the same rounds: {"implementation": "xla"}.
 Whatever is timed has the columns of `timing.columns`, which `zoo bench compare` reads.
 
+Between the cells stand what is worked on from there on, {"attempt": [key, ...], "process"}, nothing where work was left in order;
+and what a process that was killed had been at, {"death": [key, ...], "process"}, which the next one writes.
+
     cells.jsonl   what was measured        table.md, table.csv, report.html   the same, for people
 """
 
+import collections
 import datetime
 import fcntl
 import importlib.metadata
@@ -16,7 +20,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,16 @@ from train.folder import write_text
 from train.metrics import matrix_rate, versions
 from zoo.errors import BadInput
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, 2)
+"""Those that are read. The first had no attempts: who reads that one alone refuses the second by its header."""
 KINDS = ("attention", "step", "growth")
 STATES = ("timed", "skipped", "failed", "wrong")
 """Of a cell: measured; not tried, with the reason; tried and died; computes something else, and was not timed."""
+DEATHS = 2
+"""Of a process while a cell was worked on: after as many it is not tried again."""
+DIED = "the process ended twice while it ran; out of memory?"
+"""Why."""
 CELLS = "cells.jsonl"
 SETTINGS = r"(JAX|XLA|LIBTPU|GLIBC|OMP|MKL|OPENBLAS|TORCH\w*|CUDA)_"
 """Environment variables that change what is measured begin so."""
@@ -84,6 +94,10 @@ def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = Fals
 # --- reading --------------------------------------------------------------------------------------------------------------------
 
 
+Place = tuple[str, int]
+"""What tells a cell from all others: `identity` of its key, and its process."""
+
+
 @dataclass(frozen=True)
 class Results:
     """A result file."""
@@ -94,6 +108,11 @@ class Results:
     asked: dict[str, Any]
     unit: dict[str, Any]
     cells: list[dict[str, Any]]
+    schema: int = SCHEMA
+    deaths: collections.Counter[Place] = field(default_factory=collections.Counter)
+    """How often a process died of a cell."""
+    begun: frozenset[Place] = frozenset()
+    """What the last process that wrote was at: what it died of, unless it is still at it."""
 
     def same_machine(self, other: "Results") -> bool:
         """Whether both were measured on one kind of machine."""
@@ -116,13 +135,27 @@ def read(path: str | Path) -> Results:
     header = _object(path, 1, lines[0])
     if "schema" not in header:
         raise BadInput(f"{path} is no result file of zoo bench: its first line has no schema")
-    if header["schema"] != SCHEMA:
-        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; measure again")
+    if header["schema"] not in SCHEMAS:
+        known = " and ".join(map(str, SCHEMAS))
+        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {known}; measure again")
     wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
     if wrong or header.get("what") not in KINDS:
         raise BadInput(f"{path}:1 is no header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be")
-    cells = [_cell(path, number, line) for number, line in enumerate(lines[1:], 2)]
-    return Results(path, header["what"], header["environment"], header["asked"], header["unit"], cells)
+    cells: list[dict[str, Any]] = []
+    deaths: collections.Counter[Place] = collections.Counter()
+    begun: set[Place] = set()
+    for number, line in enumerate(lines[1:], 2):
+        found = _object(path, number, line)
+        if "attempt" in found:
+            begun = _places(path, number, found, "attempt")
+        elif "death" in found:
+            deaths.update(_places(path, number, found, "death"))
+            begun = set()
+        else:
+            cells.append(_cell(path, number, found))
+            begun.discard((identity(found["key"]), found["process"]))
+    known = (header["what"], header["environment"], header["asked"], header["unit"])
+    return Results(path, *known, cells, header["schema"], deaths, frozenset(begun))
 
 
 def identity(key: Mapping[str, Any]) -> str:
@@ -140,8 +173,14 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return found
 
 
-def _cell(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    cell = _object(path, number, line)
+def _places(path: Path, number: int, line: Mapping[str, Any], name: str) -> set[Place]:
+    keys, process = line[name], line.get("process")
+    if not (isinstance(keys, list) and all(isinstance(key, dict) for key in keys) and type(process) is int):
+        raise BadInput(f"{path}:{number} is no {name}: it needs a list of keys, and a process")
+    return {(identity(key), process) for key in keys}
+
+
+def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(cell.get("key"), dict) and type(cell.get("process")) is int and cell.get("state") in STATES):
         raise BadInput(f"{path}:{number} is no cell: it needs a key, a process, and a state of {', '.join(STATES)}")
     needed = [] if cell["state"] != "timed" else ["seconds", *(timing.RATIOS if cell.get("ratio") is not None else ())]
@@ -154,7 +193,10 @@ def _cell(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 class Writer:
-    """The result file of a run that may be killed at any moment, and resumed. One process writes to it at a time."""
+    """The result file of a run that may be killed at any moment, and resumed. One process writes to it at a time.
+
+    Cells of which processes died `DEATHS` times are recorded as failed when it is opened.
+    """
 
     def __init__(
         self,
@@ -186,7 +228,9 @@ class Writer:
             self._file = path.open("a+b")
         except OSError as error:
             raise BadInput(f"{path} cannot be written ({error.strerror}); choose another --out") from None
-        self._cells: dict[tuple[str, int], dict[str, Any]] = {}
+        self._cells: dict[Place, dict[str, Any]] = {}
+        self._deaths: collections.Counter[Place] = collections.Counter()
+        self._begun: set[Place] = set()
         try:
             self._begin(path, header)
         except BlockingIOError:
@@ -199,6 +243,15 @@ class Writer:
     def has(self, key: Mapping[str, Any], process: int) -> bool:
         """Whether a cell is there, in whatever state."""
         return (identity(key), process) in self._cells
+
+    def died(self, key: Mapping[str, Any], process: int) -> bool:
+        """Whether processes died of a cell so often that it is not to be tried again, not even beside another."""
+        return self._deaths[identity(key), process] >= DEATHS
+
+    def begin(self, keys: Sequence[Mapping[str, Any]], process: int) -> None:
+        """Record, before it is done, that these cells are worked on, and no others any more: what may kill this process."""
+        self._begun = {(identity(key), process) for key in keys}
+        self._append({"attempt": keys, "process": process})
 
     def write(self, cell: Mapping[str, Any]) -> None:
         """Append a cell: it is on the disk when this returns.
@@ -213,10 +266,15 @@ class Writer:
             raise ValueError(f"{place} is measured already")
         self._append(cell)
         self._cells[place] = dict(cell)
+        self._begun.discard(place)
 
     def close(self) -> None:
-        """Let another process write."""
-        self._file.close()
+        """Let another process write. What was begun and has no end is left in order: nobody died of it."""
+        try:
+            if self._begun:
+                self.begin([], next(iter(self._begun))[1])
+        finally:
+            self._file.close()
 
     def _begin(self, path: Path, header: dict[str, Any]) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,6 +292,14 @@ class Writer:
             raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(told)}; choose another --out")
         self._file.truncate(len(whole) + 1)
         self._cells = {(identity(cell["key"]), cell["process"]): cell for cell in before.cells}
+        self._deaths = before.deaths + collections.Counter(before.begun)
+        if before.begun:
+            keys = [json.loads(key) for key, _ in sorted(before.begun)]
+            self._append({"death": keys, "process": next(iter(before.begun))[1]})
+        for place in sorted(self._deaths.keys() - self._cells.keys()):
+            key, process = json.loads(place[0]), place[1]
+            if self.died(key, process):
+                self.write({"key": key, "process": process, "state": "failed", "reason": DIED})
 
     def _append(self, value: Mapping[str, Any]) -> None:
         self._file.write(_line(value).encode())
@@ -254,7 +320,7 @@ def _line(value: Mapping[str, Any]) -> str:
 
 def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
     """What makes a question another one, or a machine, as "key: old before, new now"."""
-    pairs = {"what": (before.what, header["what"]), "unit": (before.unit, header["unit"])}
+    pairs = {name: (getattr(before, name), header[name]) for name in ("schema", "what", "unit")}
     for key in sorted(before.asked.keys() | header["asked"].keys()):
         pairs[key] = before.asked.get(key), header["asked"].get(key)
     for key in MACHINE:

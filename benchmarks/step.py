@@ -4,6 +4,7 @@ Several repeats are done by fresh processes, one after the other, each of which 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ from benchmarks.programs import Step
 from benchmarks.progress import Progress
 from benchmarks.records import Writer
 from benchmarks.step_settings import Settings, cases, key, peer_key, resolved, unit, variants
+from benchmarks.trials import Watch
 from zoo.errors import require
 
 VIEWS = command.Views(markdown=step_tables.markdown, csv=step_tables.csv, page=step_page.render, terminal=step_tables.show)
 
 
-def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_json: bool, devices: int = 0) -> int:
+def main(asked: Settings, request: command.Request, *, devices: int = 0) -> int:
     """The command: see `command.perform`.
 
     Args:
@@ -35,17 +37,8 @@ def main(asked: Settings, argv: Sequence[str], *, out: str, resume: bool, as_jso
     todo = cases(settings)
     if begun.alone:
         _check(todo, settings)
-    return command.perform(
-        begun,
-        "step",
-        lambda folder, process, resume: _measure(todo, settings, folder, process, resume),
-        VIEWS,
-        repeats=settings.repeats,
-        argv=argv,
-        out=out,
-        resume=resume,
-        as_json=as_json,
-    )
+    measure = functools.partial(_measure, todo, settings)
+    return command.perform(begun, "step", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _check(todo: Sequence[Case], settings: Settings) -> None:
@@ -67,20 +60,21 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
     lacking = {case: [each for each in _keys(case, settings) if not writer.has(each, process)] for case in todo}
     left = {case: keys for case, keys in lacking.items() if keys}
     progress = Progress(float(sum(map(len, left.values()))))
+    watch = Watch(progress.doing, writer, process)
     try:
         for case, keys in left.items():
             progress.begin(f"{case.size} {case.mode}")
             wanted = {records.identity(each) for each in keys}
             shown = []
-            for cell in step_group.measure(case, ways, settings, environment, progress.doing):
+            for cell in step_group.measure(case, ways, settings, environment, watch):
                 # Those of a group that was written in part are there already.
                 if records.identity(cell["key"]) in wanted:
                     writer.write({"process": process, **cell, **_machine_columns(environment)})
                     shown.append(cell)
             progress.done(float(len(keys)), step_tables.in_a_line(shown))
     finally:
-        progress.close()
         writer.close()
+        progress.close()
 
 
 def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmarks.cases import Case
 from benchmarks.peers import Peer
 from benchmarks.programs import Step, Variant
 from benchmarks.step_settings import Settings, key, peer_key
-from benchmarks.trials import Broken, first_line, guarded, slow, too_large
+from benchmarks.trials import Broken, Watch, first_line, guarded, slow, too_large
 from train import objectives
 from train.hardware import device_peak
 from train.metrics import mfu
@@ -77,40 +77,37 @@ def measure(
     variants: Sequence[Variant],
     settings: Settings,
     environment: Mapping[str, Any],
-    show: Callable[[str], None],
+    watch: Watch,
 ) -> Iterator[dict[str, Any]]:
     """The cells of a model, less the process, each as soon as it is known.
 
     Args:
         variants: the first is what ratios are over and what losses are compared with.
         environment: of this process.
-        show: told what is done.
+        watch: told what is done.
     """
     trials = [Trial(key(case, variant, settings)) for variant in variants]
     group = _Group(case, settings, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
-            show(f"{_short(variant)}: compiling")
-            guarded(trial, functools.partial(group.prepare, variant=variant))
+            guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peers.asked(settings):
             trial = Trial(peer_key(case, name, precision, settings))
             if group.crowded and any(other.peer for other in trials):
                 # Those that are there are timed and leave; the unit takes turns with the next ones again.
-                show("timing")
-                group.time(trials)
+                group.time(trials, watch)
             trials.append(trial)
-            show(f"{name}, {precision}: first steps")
             # Its process ends with the measuring, however that ends.
             stack.callback(trial.dismiss)
-            guarded(trial, functools.partial(group.invite, name=name, precision=precision, folder=folder))
-        show("timing")
-        group.time(trials)
+            act = functools.partial(group.invite, name=name, precision=precision, folder=folder)
+            guarded(trial, act, watch, f"{name}, {precision}: first steps")
+        group.time(trials, watch)
         # What needs no profile is known now; one profile takes as long as several steps.
         waiting = [settings.profile and trial.state == "timed" and trial.step is not None for trial in trials]
         yield from (trial.cell() for trial, waits in zip(trials, waiting, strict=True) if not waits)
         for trial in itertools.compress(trials, waiting):
-            show("profiling")
+            watch.begin("profiling", trial.key)
             try:
                 group.profile(trial)
             except Exception as error:
@@ -230,11 +227,12 @@ class _Group:
 
     # --- the rounds ---
 
-    def time(self, trials: Sequence[Trial]) -> None:
+    def time(self, trials: Sequence[Trial], watch: Watch) -> None:
         """Rounds of all that are ready. One that breaks leaves, and the others begin anew."""
         unit = records.identity(trials[0].key)
         while ready := {records.identity(trial.key): trial for trial in trials if trial.ready}:
             taking = ready | ({unit: trials[0]} if trials[0].state == "timed" and trials[0].losses else {})
+            watch.begin("timing", *(trial.key for trial in taking.values()))
             called = {name: self._unbroken(trial) for name, trial in taking.items()}
             probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
             rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
@@ -311,6 +309,9 @@ class _Group:
         seconds, flops = trial.columns["seconds"], _flops(self.case)
         found: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
         found["matrix_rate"] = rate
+        if self.case.mode == "decode":
+            read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
+            found |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
         peak = device_peak(self.environment["device"], trial.key["precision"])
         if flops is not None:
             # The products beside it ran on one device; simulated ones share this machine's cores.
@@ -337,6 +338,12 @@ def _flops(case: Case) -> float | None:
         return None
     batch, net = case.arrays(), case.net
     return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
+
+
+@functools.cache
+def _reads(case: Case, precision: str) -> int:
+    """Bytes that a step must read, however it is computed; a peer's are taken to be the same."""
+    return Step(case, Variant(precision=precision)).reads
 
 
 def _probe(precision: str) -> tuple[timing.Program, float]:

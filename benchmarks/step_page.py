@@ -8,7 +8,7 @@ from benchmarks.attention_tables import seconds_text
 from benchmarks.cards import device, environment
 from benchmarks.records import Results
 from benchmarks.step_settings import OURS
-from benchmarks.step_tables import HEAD, PROFILE_HEAD, name_of
+from benchmarks.step_tables import LEGEND, PROFILE_HEAD, READING, head, name_of
 from eval.drawing import INK, MUTED, ONE, THREE, TWO, key, svg, thousands, ticks
 from eval.page import page, section, table, text
 
@@ -19,6 +19,7 @@ FORMULAS = {
     "over unit": "the median of the ratios of each round: a step's time over that of the first row; below 1 is faster",
     "rate": "matrix-product FLOPs of the model (attention counted in full, the backward pass twice the forward one) a second, "
     "over the best rate of matrix products that took turns with the steps; of a card with a published peak, over that",
+    **{title: LEGEND[title] for title in READING},
     "tokens/s": "tokens read a second, those of a source included; decoding: tokens written",
     "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process. In "
     "table.csv, of an accelerator, also allocator_peak: the most that its allocator has given out up to then",
@@ -37,7 +38,8 @@ def render(results: Results) -> str:
     lead = _sentence(results)
     blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(found)}</header>"]
     for title, cells in found.items():
-        content = _ratios(title, cells) + table(("program", "way", *HEAD[1:]), map(_line, cells), words=2)
+        titles = ("program", "way", *head(cells[0]["key"]["mode"])[1:])
+        content = _ratios(title, cells) + table(titles, map(_line, cells), words=2)
         if told := step_tables.notes(cells):
             content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in told) + "</ul>"
         blocks.append(section(text(title), content))
@@ -61,15 +63,19 @@ def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for cells in found.values():
         if (best := step_tables.fastest(cells, cells[0]["key"]["precision"])) is None:
             continue
-        share = best.get("mfu") or best.get("of_matrix_rate")
-        rate = f", {share:.0%} of the matrix rate" if share else ""
-        tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{rate}"))
+        tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{_share(best)}"))
         for cell in cells:
             same = cell["key"]["precision"] == best["key"]["precision"]
             if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
                 tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
     shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
     return f"<dl class=tiles>{shown}</dl>"
+
+
+def _share(cell: Mapping[str, Any]) -> str:
+    """How near a step comes to what bounds it."""
+    shares = {"matrix": cell.get("mfu") or cell.get("of_matrix_rate"), "copy": cell.get("of_copy_rate")}
+    return "".join(f", {share:.0%} of the {name} rate" for name, share in shares.items() if share)
 
 
 def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:

@@ -1,15 +1,14 @@
 """What `zoo bench step` is asked: models, what is done with them, and the ways of computing it that are measured side by side."""
 
 import dataclasses
-import difflib
 import itertools
-from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
+from benchmarks import command
 from benchmarks.cases import Case, Mode, case
 from benchmarks.programs import Variant
 from zoo.configs import Implementation, Remat
-from zoo.errors import BadInput, require
+from zoo.errors import BadInput
 
 OURS = "jax-zoo"
 """What our own programs are called beside their peers."""
@@ -60,15 +59,11 @@ def resolved(settings: Settings, backend: str) -> Settings:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
     for name, known in AXES.items():
         for value in getattr(settings, name):
-            _known(name, value, known)
+            command.known(name, value, known)
     for name in (*AXES, "mesh"):
         if not getattr(settings, name) and name != "precision":
             raise BadInput(f"--{name}: nothing is named; name something, or leave the option out")
-    for name in ("batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats"):
-        value = getattr(settings, name)
-        require(value is None or value > 0, name, value, "choose a number above 0, or leave it out")
-    if settings.rounds and settings.budget:
-        raise BadInput(f"--rounds with --budget {settings.budget}: both say when rounds end; leave one of them out")
+    command.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
     precision = settings.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
     budget = None if settings.rounds else settings.budget or BUDGET
     return dataclasses.replace(settings, precision=precision, budget=budget)
@@ -116,10 +111,3 @@ def unit(settings: Settings) -> dict[str, Any]:
 def _of(case: Case, settings: Settings) -> dict[str, Any]:
     shape = {"model": case.size, "mode": case.mode, "batch": case.batch, "length": case.length, "source": case.source}
     return {**shape, "dropout": settings.dropout}
-
-
-def _known(name: str, value: str, known: Iterable[str]) -> None:
-    choices: Sequence[str] = list(known)
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
-        raise BadInput(f"--{name} {value}: choose from {', '.join(choices)}; the nearest is {near}")

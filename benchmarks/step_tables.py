@@ -17,12 +17,32 @@ from benchmarks.step_settings import OURS
 WAYS = ("layers", "remat", "precision", "attention", "mesh")
 USUAL = {"remat": "none", "attention": "auto", "mesh": "data=1"}
 """Values that need no mention."""
-HEAD = ("", "time", "20-80 %", "over unit", "tokens/s", "rate", "memory", "compile", "first step")
-LEGEND = (
-    "time: median of a step; over unit: its time over that of the first row in the same rounds, median; rate: share of the "
-    "matrix rate measured here (of the published peak where there is one); memory: what XLA planned, of a peer the whole process "
-    "at its peak; compile: seconds, without a cache; first step: seconds to its end, lowering and compilation included"
-)
+PRODUCTS, READING = ("rate",), ("reads", "GB/s", "of copies")
+"""Columns of what bounds a step: matrix products, or decoding the memory that it reads."""
+LEGEND = {
+    "time": "median of a step",
+    "over unit": "its time over that of the first row in the same rounds, median",
+    "rate": "share of the matrix rate measured here (of the published peak where there is one)",
+    "reads": "what a step must read once: the parameters that it uses, but of a table that is only looked up the rows looked up, "
+    "and all slots of the cache, in the dtype of its arithmetic; of a peer as much",
+    "GB/s": "that over the time",
+    "of copies": "share of the rate measured here at which memory is copied, bytes read and bytes written",
+    "memory": "what XLA planned, of a peer the whole process at its peak",
+    "compile": "seconds, without a cache",
+    "first step": "seconds to its end, lowering and compilation included",
+}
+
+
+def head(mode: str) -> tuple[str, ...]:
+    """Titles of the columns of `line`."""
+    bounds = READING if mode == "decode" else PRODUCTS
+    return ("", "time", "20-80 %", "over unit", "tokens/s", *bounds, "memory", "compile", "first step")
+
+
+def legend(results: Results) -> str:
+    """What the columns of its tables are."""
+    shown = {title for cell in results.cells for title in head(cell["key"]["mode"])}
+    return "; ".join(f"{title}: {told}" for title, told in LEGEND.items() if title in shown)
 
 
 def title_of(key: Mapping[str, Any]) -> str:
@@ -47,23 +67,24 @@ def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def line(cell: Mapping[str, Any]) -> list[str]:
-    """A row of a table: see `HEAD`."""
+    """A row of a table: see `head`."""
     name = name_of(cell["key"])
     memory = cell.get("memory", cell.get("resident"))
     tail = [gigabytes(memory), _told(cell.get("compile_seconds"), "{:.1f}"), _told(cell.get("first_step_seconds"), "{:.1f}")]
     if cell["state"] != "timed":
-        return [name, "-" if cell["state"] == "skipped" else cell["state"].upper(), "", "", "", "", *tail]
+        between = [""] * (len(head(cell["key"]["mode"])) - 2 - len(tail))
+        return [name, "-" if cell["state"] == "skipped" else cell["state"].upper(), *between, *tail]
     low, high = (seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
-    share = cell.get("mfu") or cell.get("of_matrix_rate")
-    return [
-        name,
-        seconds_text(cell["seconds"]),
-        f"{low} .. {high}",
-        _told(cell["ratio"], "{:.2f}"),
-        f"{cell['tokens_per_s']:,.0f}",
-        _told(share, "{:.0%}"),
-        *tail,
-    ]
+    row = [name, seconds_text(cell["seconds"]), f"{low} .. {high}", _told(cell["ratio"], "{:.2f}")]
+    return [*row, f"{cell['tokens_per_s']:,.0f}", *_bounds(cell), *tail]
+
+
+def _bounds(cell: Mapping[str, Any]) -> list[str]:
+    """How near a step comes to what bounds it."""
+    if cell["key"]["mode"] != "decode":
+        return [_told(cell.get("mfu") or cell.get("of_matrix_rate"), "{:.0%}")]
+    speed = cell.get("bytes_per_s")
+    return [gigabytes(cell.get("bytes")), _told(speed and speed / 1e9, "{:.1f}"), _told(cell.get("of_copy_rate"), "{:.0%}")]
 
 
 def gigabytes(size: float | int | None) -> str:
@@ -120,16 +141,17 @@ def show(results: Results) -> None:
     """The tables, on stdout."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = 100
+        console.width = 120
     for title, cells in models(results.cells).items():
         console.print(Text(f"\n{title}", "bold"))
-        console.print(_table((*HEAD[:2], "spread", *HEAD[3:]), map(_narrow, cells)))
+        titles = head(cells[0]["key"]["mode"])
+        console.print(_table((*titles[:2], "spread", *titles[3:]), map(_narrow, cells)))
         for note in notes(cells):
             console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
         for name, profile in profiles(cells):
             console.print(Text(f"\nwhere a step of {name} goes", "bold"), Text(f"  {profile_told(profile)}", "dim"), sep="")
             console.print(_table(PROFILE_HEAD, profile_lines(profile)))
-    console.print(Text(f"\n{LEGEND}\n{machine_line(results)}", "dim"), soft_wrap=True)
+    console.print(Text(f"\n{legend(results)}\n{machine_line(results)}", "dim"), soft_wrap=True)
 
 
 def profile_told(profile: Mapping[str, Any]) -> str:
@@ -149,9 +171,11 @@ def _table(head: Sequence[str], rows: Any) -> Table:
 
 def markdown(results: Results) -> str:
     """table.md."""
-    blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results), f"{LEGEND[0].upper()}{LEGEND[1:]}."]
+    blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results)]
+    if told := legend(results):
+        blocks.append(f"{told[0].upper()}{told[1:]}.")
     for title, cells in models(results.cells).items():
-        blocks += [f"## {title}", _markdown(HEAD, list(map(line, cells)))]
+        blocks += [f"## {title}", _markdown(head(cells[0]["key"]["mode"]), list(map(line, cells)))]
         if told := notes(cells):
             blocks.append("\n".join(f"- {note}" for note in told))
         for name, profile in profiles(cells):

@@ -1,9 +1,9 @@
 """Programs on their way to being timed: what goes wrong with one is its own end, told in a line, and nobody else's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from benchmarks import timing
+from benchmarks import records, timing
 from benchmarks.attention_cost import free
 
 ROOM = 0.9
@@ -14,6 +14,7 @@ ROOM = 0.9
 class Trial(Protocol):
     """One program; without a state it is still on its way."""
 
+    key: dict[str, Any]
     columns: dict[str, Any]
 
     def end(self, state: str, reason: str = "") -> None: ...
@@ -23,8 +24,28 @@ class Broken(Exception):
     """A program that ran before and does not any more."""
 
 
-def guarded(trial: Trial, act: Callable[[Any], None]) -> None:
-    """Do something with a trial; an error is its end."""
+class Watch:
+    """Is told what a process does before it does it: shows it, and notes in the file of results of which cells it may die."""
+
+    def __init__(self, show: Callable[[str], None], writer: records.Writer, process: int) -> None:
+        self._show, self._writer, self._process = show, writer, process
+
+    def begin(self, told: str, *keys: Mapping[str, Any]) -> None:
+        """These cells are worked on from now on, and no others any more."""
+        self._writer.begin(keys, self._process)
+        self._show(told)
+
+    def died(self, key: Mapping[str, Any]) -> bool:
+        """Whether processes died of a cell so often that it is not to be tried again."""
+        return self._writer.died(key, self._process)
+
+
+def guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, told: str) -> None:
+    """Do something with a trial, unless processes died of it; an error is its end."""
+    if watch.died(trial.key):
+        trial.end("failed", records.DIED)
+        return
+    watch.begin(told, trial.key)
     try:
         act(trial)
     except Exception as error:

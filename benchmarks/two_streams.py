@@ -7,24 +7,14 @@ once from the content stream, with marks in their place. Timed in the same round
 import argparse
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
-from train import config, inputs, optim, recipes
-from train.batches import Batches
+from benchmarks import runs, timing
+from train import config, recipes
 from train.config import Tokenizer
-from train.folder import Folder
-from train.objectives import objective
-from train.state import State
-from train.step import make_step
-from zoo import models, runtime
 
 CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 """A recipe, rows and tokens a row."""
@@ -62,22 +52,7 @@ def _run(recipe: str, rows: int, length: int, attention: Any) -> config.Run:
 def _program(run: config.Run, kind: Any) -> Callable[[], object]:
     """The run's step on its first batch."""
     run = dataclasses.replace(run, permutation=dataclasses.replace(run.permutation, kind=kind))
-    with tempfile.TemporaryDirectory() as scratch:
-        data = inputs.read(run, Folder(Path(scratch)), runtime.cache_dir() / "text", quiet=True)
-        batches = Batches(data.rows, inputs.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
-        with batches.read(0) as stream:
-            batch = jax.tree.map(jnp.asarray, next(stream))
-    net, tx = models.model(run.model), optim.optimizer(run.optim)
-    params = jax.jit(net.init)(jax.random.key(0))
-    carry, key = net.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
-    held = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
-    step = jax.jit(make_step(run, net, objective(run.objective), tx, jnp.float32), donate_argnums=0)
-
-    def once() -> Any:
-        held[0], metrics = step(held[0], batch)
-        return jax.block_until_ready(metrics)
-
-    return once
+    return runs.program(run, *runs.first_batches(run, 1))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,32 @@
 """Small models and a known machine, for the tests of what steps cost: they measure only whether something is measured."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from benchmarks import programs, records
+from benchmarks import programs, records, trials
 from zoo import configs
 
 SMALL: dict[str, Any] = {"batch": 2, "length": 8}
 NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "head": 16, "ffn": 64, "context": 16}
+
+
+class _Unwatched(trials.Watch):
+    """Notes nothing, and knows of no death."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, told: str, *keys: Mapping[str, Any]) -> None:
+        pass
+
+    def died(self, key: Mapping[str, Any]) -> bool:
+        return False
+
+
+UNWATCHED = _Unwatched()
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:

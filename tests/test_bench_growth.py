@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import growth, growth_page, growth_tables, records
+from benchmarks.command import Request
 from benchmarks.growth import Settings
 from tests.commands import call
 
@@ -101,7 +102,7 @@ def test_resuming_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(growth, "_axis", columns)
     monkeypatch.setattr(growth, "_devices", lambda settings, values, progress: columns(settings, "devices", values, progress))
     with pytest.raises(KeyboardInterrupt):
-        growth.main(asked, quick=False, out=str(tmp_path), resume=False, as_json=True)
+        growth.main(asked, Request([], str(tmp_path), resume=False, json=True), quick=False)
     assert len(records.read(tmp_path).cells) == 4
     measured: list[tuple[str, int]] = []
 
@@ -111,7 +112,7 @@ def test_resuming_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(growth, "_axis", again)
     monkeypatch.setattr(growth, "_devices", lambda settings, values, progress: again(settings, "devices", values, progress))
-    growth.main(asked, quick=False, out=str(tmp_path), resume=True, as_json=True)
+    growth.main(asked, Request([], str(tmp_path), resume=True, json=True), quick=False)
     assert measured == [("width", 32), ("width", 64), ("devices", 1), ("devices", 2)]
 
 

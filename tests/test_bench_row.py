@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import attention_cost as cost
 from benchmarks import (
     attention_row,
     conformance,
@@ -24,6 +25,7 @@ from benchmarks import (
 )
 from benchmarks.attention_features import FEATURES, Problem, Shape
 from benchmarks.attention_settings import Row, Settings
+from tests.steps import UNWATCHED
 from zoo import attention as door
 from zoo.kernels import blocked
 
@@ -63,7 +65,7 @@ ASKED = Settings(rounds=3)
 def measured(
     row: Row = TINY, names: Any = ("xla", "planted"), asked: Settings = ASKED, peer: Any = peers_attention.made
 ) -> dict[str, Any]:
-    cells = attention_row.measure(row, names, asked, ENVIRONMENT, lambda told: None, peer)
+    cells = attention_row.measure(row, names, asked, ENVIRONMENT, UNWATCHED, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     return {cell["key"]["implementation"]: cell for cell in cells}
 
@@ -78,6 +80,30 @@ def test_a_right_one_is_timed(plant: Any) -> None:
     assert cell["ratio_p20"] <= cell["ratio"] <= cell["ratio_p80"] and found["xla"]["ratio"] == 1
     assert min(cell[name] for name in ("lower_seconds", "compile_seconds", "memory", "flops_per_s", "of_matrix_rate")) > 0
     json.dumps(list(found.values()), allow_nan=False)
+
+
+def test_the_time_is_the_devices_where_the_profiler_gives_it(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates follow from it, and the clock says so; the ratio is of wall times."""
+    monkeypatch.setattr(attention_row.device_time, "measured", lambda programs: {"planted": 1e-9})
+    plant(blocked.blocked)
+    found = measured()
+    assert [(cell["clock"], cost.time_of(cell)) for cell in found.values()] == [
+        ("wall", found["xla"]["seconds"]),
+        ("device", 1e-9),
+    ]
+    for cell in found.values():
+        assert cell["tokens_per_s"] == pytest.approx(2 * 16 / cost.time_of(cell))
+    assert found["planted"]["ratio"] > 1e-3
+
+
+def test_a_profiler_that_fails_costs_nobody_the_wall_time(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(programs: Any) -> dict[str, float]:
+        raise RuntimeError("no counters")
+
+    monkeypatch.setattr(attention_row.device_time, "measured", broken)
+    cell = measured(names=("xla",))["xla"]
+    assert (cell["state"], cell["clock"]) == ("timed", "wall")
+    assert cell["reason"] == "wall time, for the profiler failed: RuntimeError: no counters"
 
 
 def test_a_wrong_one_is_never_timed(plant: Any) -> None:
@@ -167,7 +193,7 @@ def same(problem: Problem) -> list[np.ndarray]:
 def test_a_slow_one_is_timed_by_its_first_call() -> None:
     found = measured(names=("xla", "blocked"), asked=dataclasses.replace(ASKED, cell_seconds=1e-9))
     for cell in found.values():
-        assert (cell["state"], cell["n"], cell["ratio"]) == ("timed", 1, None)
+        assert (cell["state"], cell["n"], cell["ratio"], cell["clock"]) == ("timed", 1, None, "wall")
         assert re.match(r"its first call took \S+ s, over --cell-seconds 1e-09: timed by that alone", cell["reason"])
 
 

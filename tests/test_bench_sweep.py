@@ -1,5 +1,6 @@
 """A whole `zoo bench attention`: what it leaves, what a kill and Ctrl-C leave of it, and what people see."""
 
+import csv
 import dataclasses
 import functools
 import io
@@ -112,11 +113,11 @@ def test_killed_and_resumed(tmp_path: Path, zoo: Callable[..., Ended]) -> None:
     path, line = tmp_path / "out" / "cells.jsonl", [*LINE.replace("full t5", "full").split(), "--out", "out"]
     command = [sys.executable, "-P", "-m", "zoo.cli", *line]
     with subprocess.Popen(command, env=clean_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 4):
+        while process.poll() is None and (not path.exists() or path.read_bytes().count(b'"state"') < 3):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     left = path.read_bytes()
-    assert 4 <= left.count(b"\n") < 7, "killed too late"
+    assert 3 <= left.count(b'"state"') < 6, "killed too late"
     path.write_bytes(left + b'{"key": {"implem')
     ended = zoo(*line, "--resume")
     assert ended.code == 0, ended.stderr
@@ -167,6 +168,25 @@ def test_the_table_fits_100_columns(swept: Path, monkeypatch: pytest.MonkeyPatch
     assert max(map(len, (line for line in out.splitlines() if " x " in line))) <= 100
     assert "12.3 ms  0.50  25%" in out and "WRONG" in out and "planted, wrong: it is off (1 cell)" in out
     assert "float32, forward and backward" in out
+
+
+def test_every_output_says_whose_time_it_is(swept: Path) -> None:
+    """A device's is marked in the table, and wall time is not; page, CSV and JSONL have a column."""
+    results = records.read(swept)
+    first = next(cell for cell in results.cells if cell["state"] == "timed")
+    timed = [{**first, "seconds": 2.0}, {**first, "seconds": 3.0, "device_seconds": 0.5, "clock": "device"}]
+    for cell, name in zip(timed, ("wall", "device"), strict=True):
+        cell["key"] = {**first["key"], "implementation": name}
+    mixed = dataclasses.replace(results, cells=timed)
+    table, page = attention_tables.markdown(mixed), attention_page.render(mixed)
+    assert re.search(r"\| 2.00 s [^|]*\| 500 ms\* ", table) and "(* the device's by its profiler, else wall)" in table
+    assert re.search(r"<td>wall</td><td\b[^>]*>2.00 s</td>", page) and re.search(r"<td>device</td><td\b[^>]*>500 ms</td>", page)
+    assert all("a mean of several calls; else wall time" in each for each in (table, page))
+    lines = csv.DictReader(io.StringIO(attention_tables.csv(mixed)))
+    assert [(line["clock"], line["seconds"], line["device_seconds"]) for line in lines] == [
+        ("wall", "2.0", ""),
+        ("device", "3.0", "0.5"),
+    ]
 
 
 @pytest.mark.parametrize(

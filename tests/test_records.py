@@ -108,6 +108,89 @@ for number in range(100000):
     assert [each["key"]["length"] for each in read(tmp_path).cells][: len(told)] == told
 
 
+ONE, TWO = {"length": 1, "implementation": "xla"}, {"length": 2, "implementation": "xla"}
+
+
+def abandoned(one: Writer) -> None:
+    """What a kill leaves of a writer."""
+    one._file.close()
+
+
+def test_what_a_process_died_of_twice_is_failed(tmp_path: Path) -> None:
+    """What it was at last, and had not ended; of the same process by number. What was begun before that is measured again."""
+    for _ in range(2):
+        one = writer(tmp_path)
+        assert not one.has(ONE, 0) and not one.died(ONE, 0)
+        one.begin([ONE, TWO], 0)
+        one.begin([TWO], 0)
+        one.begin([ONE], 0)
+        abandoned(one)
+    one = writer(tmp_path)
+    assert one.has(ONE, 0) and one.died(ONE, 0)
+    assert not any((one.has(key, process), one.died(key, process)) != (False, False) for key, process in ((TWO, 0), (ONE, 1)))
+    one.begin([TWO], 0)
+    one.write(cell(2))
+    abandoned(one)
+    again = writer(tmp_path)
+    assert again.died(ONE, 0) and not again.died(TWO, 0)
+    again.close()
+    assert read(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": records.DIED}, cell(2)]
+
+
+def test_beside_another_it_may_be_died_of_though_it_has_a_cell(tmp_path: Path) -> None:
+    """A unit is measured again for those of its row that lack."""
+    one = writer(tmp_path)
+    one.write(cell(1))
+    one.close()
+    for _ in range(2):
+        one = writer(tmp_path)
+        assert not one.died(ONE, 0)
+        one.begin([ONE], 0)
+        abandoned(one)
+    one = writer(tmp_path)
+    assert one.died(ONE, 0)
+    one.close()
+    assert read(tmp_path).cells == [cell(1)]
+
+
+def test_nobody_dies_of_what_is_left_in_order(tmp_path: Path) -> None:
+    for _ in range(3):
+        one = writer(tmp_path)
+        one.begin([ONE], 0)
+        one.close()
+        one.close()
+    one = writer(tmp_path)
+    assert not one.has(ONE, 0) and not one.died(ONE, 0)
+    one.close()
+
+
+def test_killed_twice_at_the_same(tmp_path: Path) -> None:
+    """kill -9 of a process: what it had begun is on the disk before it is at it."""
+    program = f"""
+import os, pathlib, signal
+from tests.test_records import writer, ONE
+writer(pathlib.Path({str(tmp_path)!r})).begin([ONE], 0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = str(Path(__file__).parent.parent)
+    environment = clean_environment() | {"PYTHONPATH": f"{root}:{root}/tests"}
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -signal.SIGKILL
+    one = writer(tmp_path)
+    assert one.has(ONE, 0)
+    one.close()
+
+
+def test_results_without_attempts_are_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    """A reader of that schema would not take what is added."""
+    path = tmp_path / "cells.jsonl"
+    old = {"schema": 1, "what": "attention", "environment": MACHINE, "asked": {**ASKED, "lengths": [128, 512]}, "unit": UNIT}
+    path.write_text(f"{json.dumps(old)}\n{json.dumps(cell(1))}\n")
+    assert read(tmp_path).cells == [cell(1)]
+    with pytest.raises(BadInput, match="cannot be resumed: schema: 1 before, 2 now; choose another --out"):
+        writer(tmp_path)
+
+
 def test_a_folder_with_results_is_not_written_over(tmp_path: Path) -> None:
     writer(tmp_path).close()
     with pytest.raises(BadInput, match="has results already; --resume completes them, --out chooses another folder"):
@@ -143,7 +226,7 @@ def test_another_question_is_not_resumed(changes: dict[str, Any], told: str, tmp
     writer(tmp_path, environment=MACHINE | {"load": 5.0}).close()
 
 
-HEADER = {"schema": 1, "what": "attention", "environment": {}, "asked": {}, "unit": {}}
+HEADER = {"schema": 2, "what": "attention", "environment": {}, "asked": {}, "unit": {}}
 
 
 @pytest.mark.parametrize(
@@ -153,12 +236,14 @@ HEADER = {"schema": 1, "what": "attention", "environment": {}, "asked": {}, "uni
         (["hello"], ":1 is no line of a result file: it is not a JSON object"),
         (["[1]"], ":1 is no line"),
         (['{"step": 1}'], "is no result file of zoo bench: its first line has no schema"),
-        ([json.dumps(HEADER | {"schema": 2})], "has schema 2, and this version reads 1; measure again"),
+        ([json.dumps(HEADER | {"schema": 3})], "has schema 3, and this version reads 1 and 2; measure again"),
         ([json.dumps(HEADER | {"what": "tea"})], ":1 is no header of zoo bench: what is missing"),
         ([json.dumps(HEADER | {"asked": 1})], ":1 is no header of zoo bench: asked is missing"),
         ([json.dumps(HEADER), "{}"], ":2 is no cell: it needs a key, a process, and a state of timed,"),
         ([json.dumps(HEADER), json.dumps(cell(1)), "{"], ":3 is no line"),
         ([json.dumps(HEADER), json.dumps(cell(1, state="ok"))], ":2 is no cell"),
+        ([json.dumps(HEADER), '{"attempt": [1], "process": 0}'], ":2 is no attempt: it needs a list of keys, and a process"),
+        ([json.dumps(HEADER), '{"death": [{}]}'], ":2 is no death: it needs a list of keys, and a process"),
         ([json.dumps(HEADER), json.dumps(cell(1, seconds=None))], ":2 is no timed cell: it has no number above 0 as seconds"),
         ([json.dumps(HEADER), json.dumps(cell(1, ratio=1.0))], ":2 is no timed cell: .* as ratio_p20 and ratio_p80"),
     ],

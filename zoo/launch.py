@@ -154,11 +154,18 @@ def heed_interrupts() -> None:
         sys.unraisablehook = again
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def importing(frame: FrameType | None) -> bool:
+    """Whether a signal that came in this frame came in an import: raise nothing there."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os._exit(128 + signal.SIGINT)
+            return True
         frame = frame.f_back
+    return False
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if importing(frame):
+        os._exit(128 + signal.SIGINT)
     raise KeyboardInterrupt
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.commands.bench_step import growth, step
+from zoo.commands.bench_step import Output, growth, step
 from zoo.errors import BadInput
 
 
@@ -61,21 +61,16 @@ def attention(args: list[str]) -> int:
         """A small sweep, in a minute or so."""
         peers: bool = False
         """Also time torch's attention, if torch is installed."""
-        out: str = ""
-        """Folder of the results; none = runs/bench/attention_<hardware>_<date>."""
-        resume: bool = False
-        """Complete the results that are there."""
-        json: bool = False
-        """Print the cells as JSON, one a line."""
+        output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
     asked = tyro.cli(Attention, args=args, prog="zoo bench attention")
     from benchmarks import attention as benchmark
     from benchmarks.attention_settings import Settings
+    from benchmarks.command import Request
 
     given = dataclasses.asdict(asked)
-    how = {name: given.pop(name) for name in ("quick", "out", "resume", "json")}
-    as_json = how.pop("json")
-    return benchmark.main(Settings(**given), ["bench", "attention", *args], as_json=as_json, **how)
+    quick, output = given.pop("quick"), Request(("bench", "attention", *args), **given.pop("output"))
+    return benchmark.main(Settings(**given), output, quick=quick)
 
 
 def compare(args: list[str]) -> int:

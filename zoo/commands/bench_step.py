@@ -6,6 +6,18 @@ from typing import Annotated, Literal
 from zoo.configs import Implementation, Remat
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What becomes of the results."""
+
+    out: str = ""
+    """Their folder; none = runs/bench/<benchmark>_<hardware>_<date>."""
+    resume: bool = False
+    """Complete those that are there. What its process was killed at twice is recorded as failed."""
+    json: bool = False
+    """Print the cells as JSON, one a line."""
+
+
 def step(args: list[str]) -> int:
     """time training, inference and decoding steps of models, beside other implementations of them"""
     import tyro
@@ -55,21 +67,16 @@ def step(args: list[str]) -> int:
         """Fresh processes, one after the other, that measure everything anew: `zoo bench compare` needs 3."""
         devices: int = 0
         """Simulate this many CPU devices; 0 = use the real ones."""
-        out: str = ""
-        """Folder of the results; none = runs/bench/step_<hardware>_<date>."""
-        resume: bool = False
-        """Complete the results that are there."""
-        json: bool = False
-        """Print the cells as JSON, one a line."""
+        output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
     asked = tyro.cli(Step, args=args, prog="zoo bench step")
     from benchmarks import step as benchmark
+    from benchmarks.command import Request
     from benchmarks.step_settings import Settings
 
     given = dataclasses.asdict(asked)
-    how = {name: given.pop(name) for name in ("devices", "out", "resume", "json")}
-    as_json = how.pop("json")
-    return benchmark.main(Settings(**given), ["bench", "step", *args], as_json=as_json, **how)
+    devices, output = given.pop("devices"), Request(("bench", "step", *args), **given.pop("output"))
+    return benchmark.main(Settings(**given), output, devices=devices)
 
 
 def growth(args: list[str]) -> int:
@@ -96,17 +103,12 @@ def growth(args: list[str]) -> int:
         """Rounds along each axis."""
         quick: bool = False
         """Fewer and smaller, in a minute."""
-        out: str = ""
-        """Folder of the results; none = runs/bench/growth_<hardware>_<date>."""
-        resume: bool = False
-        """Complete the results that are there."""
-        json: bool = False
-        """Print the cells as JSON, one a line."""
+        output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
     asked = tyro.cli(Growth, args=args, prog="zoo bench growth")
     from benchmarks import growth as benchmark
+    from benchmarks.command import Request
 
     given = dataclasses.asdict(asked)
-    how = {name: given.pop(name) for name in ("quick", "out", "resume", "json")}
-    as_json = how.pop("json")
-    return benchmark.main(benchmark.Settings(**given), as_json=as_json, **how)
+    quick, output = given.pop("quick"), Request(("bench", "growth", *args), **given.pop("output"))
+    return benchmark.main(benchmark.Settings(**given), output, quick=quick)
