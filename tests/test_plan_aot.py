@@ -28,8 +28,9 @@ def sizes(family: str) -> list[str]:
     return [nano, min((name for name in known if name != nano), key=lambda name: abs(known[name].config.width - 768))]
 
 
+# A nano compiles in a few seconds, a base size in up to two minutes.
 JOBS = [
-    (platform, size, mode)
+    pytest.param(platform, size, mode, marks=[] if size.endswith("nano") else pytest.mark.slow)
     for platform in SMALL
     for family in models.families()
     for size in sizes(family)
