@@ -10,7 +10,7 @@ from eval.page import page as whole
 from eval.page import section, table, text
 
 COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
-"""Of what may be large; the rest is grey."""
+"""Of what may be large; the rest is grey, under one key."""
 _WORTH = (
     "At the published rates no program is faster than its compute and its links allow. "
     "The time of its memory is an estimate: a program that finds arrays in a cache takes less."
@@ -56,8 +56,10 @@ def _memory(found: Plan) -> str:
         f"<title>{label}</title>{''.join(segments)}</svg>"
     )
     keys = "".join(
-        f'<span class=key style="color:{COLOURS.get(name, "var(--muted)")}"><span>{text(name)}</span></span>' for name in held
+        f'<span class=key style="color:{COLOURS[name]}"><span>{text(name)}</span></span>' for name in held if name in COLOURS
     )
+    if rest := ", ".join(name for name in held if name not in COLOURS):
+        keys += f'<span class="key muted"><span>{text(rest)}</span></span>'
     limit_told = "" if found.device_memory is None else f"; the frame is {show.binary(found.device_memory)}"
     figure = f"<figure><figcaption><b>{show.binary(found.total)}{limit_told}</b>{keys}</figcaption>{bar}</figure>"
     rows = [(name, show.binary(size)) for name, size in {**held, "total": found.total}.items()]
@@ -103,7 +105,7 @@ def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float,
     rows, columns = ([10.0**each for each in range(first, last + 1)] for first, last in ((floor, ceiling), (low, high)))
     drawn = [_line(left, y(each), right, y(each), "var(--grid)", 1) for each in rows]
     drawn += [_word(left - 8, y(each) + 4, show.decimal(each), "end") for each in rows]
-    drawn += [_word(x(each), bottom + 18, f"{each:g}", "middle") for each in columns]
+    drawn += [_word(x(each), bottom + 18, f"{each:,g}", "middle") for each in columns]
     corners = ((10.0**low, slope * 10.0**low), (ridge, top), (10.0**high, top))
     points = " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners)
     drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--one)" stroke-width="2"/>')
