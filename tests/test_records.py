@@ -138,10 +138,11 @@ def test_what_a_process_died_of_twice_is_failed(tmp_path: Path) -> None:
 
 
 def test_beside_another_it_may_be_died_of_though_it_has_a_cell(tmp_path: Path) -> None:
-    """A unit is measured again for those of its row that lack."""
+    """A unit is measured again for those of its row that lack. A kill after its end is none of its deaths."""
     one = writer(tmp_path)
+    one.begin([ONE], 0)
     one.write(cell(1))
-    one.close()
+    abandoned(one)
     for _ in range(2):
         one = writer(tmp_path)
         assert not one.died(ONE, 0)
