@@ -111,8 +111,11 @@ def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((B, case.length, heads, H), jnp.bfloat16) for heads in (N, case.groups)]
 
 
+MINUTES = {("tpu", "bucket bias"), ("tpu", "relative bias")}
+"""Cases that XLA takes two minutes over, by platform: those are slow, whatever is compared with it."""
+
 CALLS = [
-    (platform, impl, name)
+    pytest.param(platform, impl, name, marks=pytest.mark.slow if (platform, name) in MINUTES else [])
     for platform in TARGETS
     for impl, row in door.IMPLEMENTATIONS.items()
     for name, case in CASES.items()
