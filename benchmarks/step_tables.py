@@ -59,9 +59,9 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 
 def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Title -> the cells of a model, one for each program."""
+    """Title -> the cells of a model, one for each program: ours first, the unit at their head, whatever was finished first."""
     found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for cell in merged(cells):
+    for cell in sorted(merged(cells), key=lambda cell: (cell["key"]["program"] != OURS, cell["state"] != "timed")):
         found[title_of(cell["key"])].append(cell)
     return found
 

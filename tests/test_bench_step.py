@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, programs, reads, records, step, step_group, step_settings, timing, trials
+from benchmarks import cases, peers, programs, reads, records, step, step_group, step_settings, step_tables, timing, trials
 from benchmarks.command import Request
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
@@ -123,6 +123,15 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         state, metrics = engine.step(state, batch, {})
         assert float(metrics["loss"]) == ours.run()
+
+
+def test_tables_begin_with_the_unit() -> None:
+    """Peers need no profile, so that their cells are written before ours; ratios are over the first row."""
+    job = {"model": "gpt2", "mode": "train", "batch": 2, "length": 512, "source": 0, "dropout": False}
+    made = [("transformers", "", "timed"), (OURS, "unroll", "failed"), (OURS, "scan", "timed")]
+    cells = [{"key": {**job, **UNIT, "program": name, "layers": layers}, "state": state} for name, layers, state in made]
+    rows = step_tables.models(cells)["gpt2, train, 2 x 512"]
+    assert [row["key"]["layers"] for row in rows] == ["scan", "unroll", ""]
 
 
 def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
