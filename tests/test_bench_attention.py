@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from benchmarks import (
-    attention_cost,
-    device_time,
-)
+from benchmarks import attention_cost, device_time
 from benchmarks.attention_features import FEATURES, Problem, Shape
 from benchmarks.attention_settings import Settings, resolved, rows
 from tests.commands import call

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, programs, reads, records, step, step_group, step_settings, step_tables, timing, trials
+from benchmarks import cases, peers, programs, records, step, step_group, step_settings, step_tables, timing, trials
 from benchmarks.command import Request
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Step, Variant
@@ -144,46 +144,6 @@ def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
         shown = (tmp_path / "out" / name).read_text()
         assert "of copies" in shown and f"{cell['of_copy_rate']:.0%}" in shown and "what a step must read once" in shown
     assert "bytes_per_s" in (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-@pytest.mark.parametrize("name", ["gpt-nano", "t5-nano", "transformer-nano", "xlnet-nano"])
-def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str) -> None:
-    """Parameters but for those of an encoder, of keys and values of its source, and rows of tables that are not asked for."""
-    made = Step(cases.case(name, "decode", **SMALL), Variant(layers=layers, precision=precision))
-    shapes, item = made._made.shapes, 4 if precision == "float32" else 2
-    unused = {
-        "gpt-nano": ("embed/positions",),
-        "t5-nano": ("encoder/", "cross/kv", "decoder/relative"),
-        "transformer-nano": ("encoder/", "cross/kv"),
-        "xlnet-nano": ("cache/r", "attention/r/", "attention/type", "attention/types"),
-    }[name]
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    kept = [
-        leaf
-        for path, leaf in leaves
-        if not any(part in jax.tree_util.keystr(path, simple=True, separator="/") for part in unused)
-    ]
-    # T5's biases of distances are looked up after they became float32.
-    biases = 2 * (8 + 1 if item == 4 else 32)
-    rows = {"gpt-nano": 2 * 32, "t5-nano": biases, "xlnet-nano": 2 * 2 * 16 * (8 + 1)}.get(name, 0)
-    tokens = 2 * 4
-    assert made.reads == sum(leaf.size * leaf.dtype.itemsize for leaf in kept) + rows * item + tokens
-
-
-def test_reading_is_counted_once() -> None:
-    """Whole arrays once, tables by what is looked up, at most all of them, and nothing of what is handed on."""
-    table, stack = jax.ShapeDtypeStruct((10, 4), "float32"), jax.ShapeDtypeStruct((3, 4), "float32")
-
-    def twice(table: Any, stack: Any, index: Any, unused: Any) -> Any:
-        found = jax.jit(lambda table: table[index])(table)
-        total, _ = jax.lax.scan(lambda carry, layer: (carry + layer * layer, layer[:2].sum()), found.sum(0), stack)
-        return total, unused
-
-    for count, read in ((3, 3 * 4 * 4), (20, 10 * 4 * 4)):
-        index = jax.ShapeDtypeStruct((count,), "int32")
-        assert reads.reads(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]
 
 
 # --- what must not be timed -----------------------------------------------------------------------------------------------------

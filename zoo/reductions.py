@@ -53,7 +53,7 @@ def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     """Sum of all squares, float32."""
     squares = jnp.square(x.astype(jnp.float32))
     columns = math.gcd(x.size // 32, 1024)
-    if single_cpu() and x.size == 32 * (x.size // 32) and columns >= 16:
+    if single_cpu() and x.size % 32 == 0 and columns >= 16:
         squares = squares.reshape(-1, 32, columns).sum(1)
         # XLA would make one sum of two in a row.
         squares = lax.optimization_barrier(squares)

@@ -66,7 +66,7 @@ def _keep_memory() -> None:
     """Have the C library keep freed memory, instead of giving it back to the system.
 
     XLA on CPU takes all temporaries of a step at once and frees them at its end. glibc takes that much from the system each time,
-    which fills every page with zeros when it is first touched: a tenth of a step's time. The arenas of threads give large blocks
+    which fills every page with zeros when it is first touched: 5 % of a step's time. The arenas of threads give large blocks
     back whatever they are told, so there is one arena. Where the environment has settings of malloc, they stay.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
