@@ -90,6 +90,40 @@ def test_a_loop_that_runs_nobody_knows_how_often_is_told() -> None:
     assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
 
 
+@pytest.mark.parametrize(
+    ("begins", "times"),
+    [
+        ("constant(0)", 3),
+        # The loops of `blocked` begin at the first block that sees anything.
+        ("constant(1)", 2),
+        ("constant(7)", 0),
+        ("fusion(%stack), kind=kLoop, calls=%first", None),
+    ],
+)
+def test_a_loop_runs_from_where_its_counter_begins(begins: str, times: int | None) -> None:
+    module = hlo.parse(PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {begins}"))
+    entry = module.computations[module.entry]
+    assert module.trips(entry.instructions["outer"], entry) == times
+    assert module.unknown() == ([] if times is not None else ["outer"])
+
+
+def test_the_condition_of_a_loop_may_be_fused() -> None:
+    """With the constant inside or outside; a counter that is compared with anything else tells nothing."""
+    fused = """%smaller (a.2: s32[], b.2: s32[]) -> pred[] {
+  %a.2 = s32[] parameter(0)
+  %b.2 = s32[] parameter(1)
+  ROOT %smaller.1 = pred[] compare(%b.2, %a.2), direction=LT
+}
+
+%outer_condition"""
+    compare = "ROOT %under = pred[] compare(%j, %three), direction=LT"
+    text = PROGRAM.replace("%outer_condition (q", fused + " (q", 1)
+    for given, times in (("%three, %j", 3), ("%j, %three", None)):
+        module = hlo.parse(text.replace(compare, f"ROOT %under = pred[] fusion({given}), kind=kLoop, calls=%smaller"))
+        entry = module.computations[module.entry]
+        assert module.trips(entry.instructions["outer"], entry) == times
+
+
 def test_what_is_sent_is_named_by_kind_and_axis() -> None:
     found = {row.kind: row for row in collectives.collectives(collectives.sent(hlo.parse(PROGRAM), SIZES))}
     array = 8 * 16 * 4

@@ -113,7 +113,7 @@ class Module:
         for each in computation.instructions.values():
             if each.op == "while":
                 body = _attribute(each.rest, "body")
-                trips = self.trips(each)
+                trips = self.trips(each, computation)
                 # Where nothing is known, once: less than the truth, and never invented; `unknown` says where.
                 yield from self._runs(self.computations[body], times * (1 if trips is None else trips), body)
             elif each.op == "conditional":
@@ -128,18 +128,29 @@ class Module:
 
     def unknown(self) -> list[str]:
         """Loops that run nobody knows how often, by what they were in JAX."""
-        every = (each for computation in self.computations.values() for each in computation.instructions.values())
-        return sorted({each.origin or each.name for each in every if each.op == "while" and self.trips(each) is None})
+        every = [(each, computation) for computation in self.computations.values() for each in computation.instructions.values()]
+        loops = [(each, computation) for each, computation in every if each.op == "while"]
+        return sorted({each.origin or each.name for each, computation in loops if self.trips(each, computation) is None})
 
-    def trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs: as XLA found out, or else as its condition compares a counter from 0 with a constant; None if
-        neither says it."""
+    def trips(self, loop: Instruction, computation: Computation) -> int | None:
+        """How often a loop of a computation runs; None if nothing says it.
+
+        It is what XLA found out, or else what is between the constant that a counter begins at and the one that the condition
+        compares it with: counters of JAX go up by one.
+        """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known[1])
         condition = self.computations[_attribute(loop.rest, "condition")]
-        constants = [int(each.literal) for each in self._within(condition) if each.op == "constant" and each.literal.isdigit()]
-        compared = any(each.op == "compare" and "direction=LT" in each.rest for each in self._within(condition))
-        return max(constants) if compared and constants else None
+        test, given = condition.root, condition.given(condition.root)
+        if test.op == "fusion":
+            within = self.computations[test.called[0]]
+            test, outside = within.root, given
+            given = [outside[int(each.literal)] if each.op == "parameter" else each for each in within.given(test)]
+        if test.op != "compare" or "direction=LT" not in test.rest or given[0].op != "get-tuple-element":
+            return None
+        start = _beginning(loop, computation, int(_attribute(given[0].rest, "index")))
+        last = _integer(given[1])
+        return None if start is None or last is None else max(0, last - start)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
         """An instruction that is no fusion; of a fusion all that are in it."""
@@ -150,11 +161,6 @@ class Module:
             for each in computation.instructions.values():
                 yield each, computation
                 yield from self.inside(each)
-
-    def _within(self, computation: Computation) -> Iterator[Instruction]:
-        for each in computation.instructions.values():
-            yield each
-            yield from (inner for inner, _ in self.inside(each))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +244,24 @@ def _space(layout: str) -> int:
     return int(found[1]) if found else 0
 
 
+def _beginning(loop: Instruction, computation: Computation, index: int) -> int | None:
+    """The constant that a loop's value of this number begins as; None if it is none."""
+    values = computation.given(loop)[0]
+    if values.op != "tuple":
+        return None
+    value = computation.instructions[values.operands[index]]
+    while value.op in ("copy", "bitcast"):
+        value = computation.given(value)[0]
+    return _integer(value)
+
+
+def _integer(constant: Instruction) -> int | None:
+    found = re.fullmatch(r"-?\d+", constant.literal) if constant.op == "constant" else None
+    return None if found is None else int(found[0])
+
+
 def _attribute(rest: str, name: str) -> str:
     found = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
     if found is None:
-        raise ValueError(f"no program: a loop without {name}")
+        raise ValueError(f"no program: {name} is missing from {rest[:80]}")
     return found[1]
