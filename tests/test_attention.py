@@ -12,6 +12,7 @@ from zoo import seeds
 from zoo.attention import attention
 from zoo.errors import BadInput
 from zoo.masks import Buckets, ByDistance, Dense, Mask, Relative
+from zoo.tiles import Tile
 
 B, T, S, N, H = 2, 7, 7, 4, 8
 
@@ -107,6 +108,31 @@ def test_reference_drops_what_the_hash_says():
 
 TABLE = normal(8, 32, N)
 EVERY_BIAS = {**{name: bias for name, (bias, _) in BIASES.items()}, "buckets": Buckets(table=TABLE)}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_cut_to_tiles_is_the_mask(name):
+    mask = MASKS[name][0].for_tiles(T, T, S)
+    whole = Tile({"B": 0, "T": 0, "S": 0, "N": 0}, {"B": B, "T": T, "S": S, "N": N})
+    allowed, wanted = mask.part(whole).dense(T, S), MASKS[name][0].dense(T, S)
+    if wanted is None:
+        assert allowed is None
+    else:
+        np.testing.assert_array_equal(allowed, wanted)
+
+
+def test_tiles_cut_no_array_twice():
+    """XLA on CPU makes one function of two cuts that are alike, and calls it for every entry of the scores."""
+    bias = as_type(BIASES["relative"][0], jnp.float32)
+    for spec, of_queries, of_keys in [
+        (MASKS["segments"][0], "query_segments", "key_segments"),
+        (MASKS["content ranks"][0], "query_ranks", "key_ranks"),
+        (bias, "query_types", "key_types"),
+    ]:
+        tiled = spec.for_tiles(T, T, S)
+        assert getattr(tiled, of_queries).dtype != getattr(tiled, of_keys).dtype
+    # What has a gradient is still what had one.
+    assert [name for name, _, _ in bias.numbers().arrays()] == [name for name, _, _ in bias.for_tiles(T, T, S).numbers().arrays()]
 
 
 @pytest.mark.parametrize("groups", [1, 2])

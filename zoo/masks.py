@@ -152,6 +152,10 @@ class Mask(Spec):
             rows, columns = (min(size, max(NARROW, self.window)) for size in (rows, columns))
         return rows, columns
 
+    def for_tiles(self, rows: int, t: int, s: int) -> "Mask":
+        """With keys' numbers in float32; see `_unlike`."""
+        return _unlike(self.padded(t, s), jnp.float32)
+
     def part(self, tile: Tile) -> Any:
         part, changes = super().part(tile), {}
         if self.key_lengths is not None:
@@ -331,6 +335,10 @@ class Relative(Distanced):
         # Scattered queries take all distances there are: of padding keys, which are masked, they may lack some.
         return (Distanced if self.query_positions is None else Spec).padded(self, t, s)
 
+    def for_tiles(self, rows: int, t: int, s: int) -> "Relative":
+        # What is floating has a gradient.
+        return _unlike(self.padded(t, s), jnp.int16)
+
     def part(self, tile: Tile) -> Any:
         if self.query_positions is None:
             return super().part(tile)
@@ -339,6 +347,15 @@ class Relative(Distanced):
 
     def _reach(self, tile: Tile) -> Tile:
         return super()._reach(tile) if self.query_positions is None else tile
+
+
+def _unlike(spec: Any, dtype: Any) -> Any:
+    """With the arrays of keys in another dtype, which takes their numbers and compares with the queries' as before.
+
+    Queries and keys often have one array. A tile cuts it twice, and XLA on CPU makes one cut of two that are alike, a function
+    that it calls for every entry of the scores: their exponentials are then not vectorized, and take 8 times as long.
+    """
+    return spec._replace(lambda letters, x: x.astype(dtype) if letters == "BS" else x)
 
 
 @jax.custom_vjp
