@@ -68,6 +68,29 @@ def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
     assert float(jax.jit(reductions.square_sum)(place(x))) == pytest.approx(np.square(x, dtype=np.float64).sum(), rel=1e-6)
 
 
+@pytest.mark.parametrize("within", [(12,), (3, 4)])
+def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.Generator) -> None:
+    weights = rng.normal(size=(66, 12)).astype(np.float32)
+    weights = place(weights).reshape(6, 11, *within)
+    x = rng.normal(size=within).astype(np.float32)
+
+    def summed(x):
+        everywhere = reductions.spread(x, weights.shape)
+        return (everywhere * weights).sum(), everywhere
+
+    gradient, everywhere = jax.jit(jax.grad(summed, has_aux=True))(x)
+    np.testing.assert_array_equal(everywhere, np.broadcast_to(x, weights.shape))
+    np.testing.assert_allclose(gradient, np.asarray(weights, np.float64).sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_what_is_spread_are_summed_in_float32() -> None:
+    """In bfloat16 a sum of ones ends at 256."""
+    x = jnp.zeros(4, jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda x: reductions.spread(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
+
+
 def test_padding_rows_get_no_probability_and_no_gradient(place, rng: np.random.Generator) -> None:
     hidden = rng.normal(size=(6, 8)).astype(np.float32)
     table = place(rng.normal(size=(128, 8)).astype(np.float32))

@@ -22,6 +22,7 @@ from zoo import seeds as seeding
 from zoo.attention import HEADS, attention
 from zoo.configs import Activation
 from zoo.masks import Bias, Mask
+from zoo.reductions import spread
 from zoo.sharding import BATCH, constrain, single_cpu, target
 
 Init = Callable[..., Array]
@@ -43,7 +44,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
         y = product(x, kernel, self.summed).astype(kernel.dtype)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + spread(self.bias[...], y.shape)
 
 
 class Embed(nnx.Module):
@@ -100,7 +101,7 @@ class SelfAttention(nnx.Module):
         shift: Bias | None = None,
         scale: float | None = None,
     ) -> Float[Array, "B T D"]:
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = unstacked(self.qkv(x), 2)
         drop = None if seeds is None else (dropout, seeds)
         return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, impl=impl))
 
@@ -115,7 +116,7 @@ class SelfAttention(nnx.Module):
         scale: float | None = None,
     ) -> tuple[Float[Array, "B T D"], "Past"]:
         """Attention of T new tokens over all slots of the cache, their own included; `mask` says which slots are seen."""
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = unstacked(self.qkv(x), 2)
         past = past.write(k, v)
         return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
 
@@ -140,7 +141,7 @@ class CrossAttention(nnx.Module):
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         """Keys and values of a source."""
-        k, v = jnp.moveaxis(self.kv(source), 2, 0)
+        k, v = unstacked(self.kv(source), 2)
         return k, v
 
     def __call__(
@@ -222,10 +223,15 @@ class GatedMlp(nnx.Module):
         """`dropped` is dropout of the inner states, where a family has it."""
 
         def inner(gated: Array) -> Array:
-            gate, linear = jnp.moveaxis(gated, 2, 0)
+            gate, linear = unstacked(gated, 2)
             return self.down(dropped(ACTIVATIONS[self.activation](gate) * linear))
 
         return recomputed(inner)(self.gated(x))
+
+
+def unstacked(x: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:
+    """An array's slices along an axis. Their gradients are joined; those of indexing are padded and added."""
+    return [part.squeeze(axis) for part in jax.lax.split(x, [1] * x.shape[axis], axis)]
 
 
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -296,6 +302,7 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
+    scale, bias = (spread(each.astype(jnp.float32), x.shape) for each in (scale, bias))
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
@@ -303,7 +310,8 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """x / sqrt(mean of squares + eps) * scale over the last axis, in float32; x's dtype comes back."""
     wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+    return (wide * inverse * spread(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:
@@ -329,15 +337,18 @@ def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
     """float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
+    padding, joined = table.shape[0] - vocabulary, single_cpu()
     with jax.named_scope("unembed"):
         # Its width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
-        logits = product(hidden, constrain(table, "tensor", None).T, 1)
-    padding = table.shape[0] - vocabulary
-    if padding and single_cpu():
-        # Written in place: a select would copy all logits, and their gradient.
-        masked = jnp.full((*logits.shape[:-1], padding), -1e30, logits.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=-1)
-    return jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30) if padding else logits
+        kernel = constrain(table, "tensor", None).T
+        logits = product(hidden.reshape(-1, hidden.shape[-1]) if joined else hidden, kernel, 1)
+    if padding and joined:
+        # Written in place, in the matrix as the product made it: a select would copy all logits, and their gradient.
+        masked = jnp.full((logits.shape[0], padding), -1e30, logits.dtype)
+        logits = jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=1)
+    elif padding:
+        logits = jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
+    return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def padded(rows: int) -> int:

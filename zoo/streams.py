@@ -11,8 +11,9 @@ from zoo import seeds as seeding
 from zoo.attention import attention
 from zoo.configs.xlnet import Config
 from zoo.encoder import initializer
-from zoo.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout
+from zoo.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, unstacked
 from zoo.masks import Mask, Relative
+from zoo.reductions import spread
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 
@@ -68,7 +69,7 @@ class Attention(nnx.Module):
 
     def read(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
         """Keys and values."""
-        k, v = jnp.moveaxis(self.kv(x), 2, 0)
+        k, v = unstacked(self.kv(x), 2)
         return k, v
 
     def distances(self, encodings: Float[Array, "X D"], *, parts: int) -> Float[Array, "N E X"]:
@@ -85,12 +86,12 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
     ) -> Float[Array, "B T D"]:
         q = self.q(x)
-        q_r, q_s = q + self.distance.embedding[...], None
+        q_r, q_s = q + spread(self.distance.embedding[...], q.shape), None
         if keys.sign is not None:
             # Of the opposite distance the sines are opposite and the cosines the same.
             q_r = jnp.concatenate([keys.sign[:, None, None, None].astype(q.dtype) * q_r, q_r], axis=-1)
         if stream.types is not None:
-            by_type = q + self.type.embedding[...]
+            by_type = q + spread(self.type.embedding[...], q.shape)
             q_s = jnp.einsum("btnh,cnh->btnc", by_type, self.types.embedding[...], preferred_element_type=jnp.float32)
         shift = Relative(
             q_r=q_r,
@@ -102,7 +103,7 @@ class Attention(nnx.Module):
             key_types=keys.types,
         )
         drop = None if seeds is None else (dropout, seeds)
-        q = q + self.content.embedding[...]
+        q = q + spread(self.content.embedding[...], q.shape)
         return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=shift, dropout=drop, impl=impl))
 
 
