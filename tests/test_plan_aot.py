@@ -6,16 +6,26 @@ Each target needs its own extra, `tpu` or `cuda13`; one of two is skipped with w
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from benchmarks import timing
 from benchmarks.plan import facts, program, subject, targets
 from benchmarks.plan.facts import Plan
 from train.config import Mesh, Run
 from zoo import configs, models
 
 pytestmark = pytest.mark.aot
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    """As `targets.prepare` has it: JAX's cache takes a program for devices that are not here, and cannot read it again."""
+    with timing.cold():
+        yield
+
 
 SMALL = {"tpu": "v5e:2x2", "gpu": "h100:8"}
 """What every family is compiled for."""
