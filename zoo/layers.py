@@ -348,7 +348,7 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
         logits = jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=1)
     elif padding:
         logits = jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
-    return logits.reshape(*hidden.shape[:-1], -1)
+    return logits.reshape(*hidden.shape[:-1], table.shape[0])
 
 
 def padded(rows: int) -> int:

@@ -55,7 +55,7 @@ def _log_sum_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     """Sum of all squares, float32."""
     squares = jnp.square(x.astype(jnp.float32))
-    # Rows a power of two apart would push each other out of the cache: of 512 or 1024 numbers, eight times as slow.
+    # Rows a power of two apart would push each other out of the cache: of 512 or 1024 numbers, five to seven times as slow.
     columns = math.gcd(x.size // 16, 768)
     if single_cpu() and x.size % 16 == 0 and columns >= 16:
         squares = squares.reshape(-1, 16, columns).sum(1)
