@@ -1,6 +1,7 @@
 """The roofs of `zoo plan`: the three times that bound a step, from published numbers, and the products they count."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from benchmarks.plan import hlo, roofline, targets, work
@@ -62,6 +64,25 @@ def test_devices_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> 
     assert "; known are tpu7x:2x2x1, " in fails("tpu7x:9x9x9", RuntimeError("INVALID_ARGUMENT: not divisible"))
     with pytest.raises(BadInput, match="--target cpu:16: this process has 8; start a new one"):
         targets.devices(targets.parse("cpu:16"))
+
+
+def test_libraries_are_told_of_the_targets_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX has cuDNN take heads of more than 128 (Turing-NLG's are 152) from Hopper on, and asks the GPU that is here."""
+    heads = jax.ShapeDtypeStruct((1, 128, 2, 152), "bfloat16")
+
+    def check() -> None:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), heads, heads, heads)
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
+    monkeypatch.setattr(targets, "devices", lambda target: jax.devices())
+    for name in ("h100:8", "b200:8"):
+        with targets.present(targets.parse(name)):
+            check()
+    for name in ("a100:8", "cpu:8"):
+        with targets.present(targets.parse(name)), pytest.raises(NotImplementedError, match="must be <= 128"):
+            check()
+    with pytest.raises(NotImplementedError, match="must be <= 128"):
+        check()
 
 
 def devices(count: int, *torus: int) -> np.ndarray:

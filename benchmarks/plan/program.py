@@ -83,14 +83,13 @@ def compiled(run: config.Run, mode: Mode, target: Target) -> Program:
         raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
     meshes.check(run, mesh)
     began = time.perf_counter()
-    # Libraries ask JAX for its device: it is the target's.
-    with attention.choices() as calls, jax.default_device(devices[0]), _refusals(target):
+    with attention.choices() as calls, targets.present(target), _refusals(target):
         traced, arguments, flops = _TRACED[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     made: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
     made |= {"arguments": arguments, "calls": tuple(calls)}
     try:
-        with jax.default_device(devices[0]), _refusals(target):
+        with targets.present(target), _refusals(target):
             program = lowered.compile()
     except TooLarge as large:
         held = sum(map(per_device, arguments.values()))

@@ -1,12 +1,13 @@
 """Devices to compile for: TPU slices, GPUs on hosts of eight, and simulated CPU devices. None but the last need be here."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from train.hardware import DEVICES, Device
@@ -200,6 +201,28 @@ def devices(target: Target) -> tuple[Any, ...]:
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+
+
+@contextlib.contextmanager
+def present(target: Target) -> Iterator[None]:
+    """Inside, libraries that ask JAX what device is here are told of the target's."""
+    import jax
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # nothing public tells it of GPUs that are not here
+
+    before = cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal
+    if target.platform == "gpu":
+        have = GPUS[target.chip].capability
+        cudnn.check_compute_capability = lambda least: have >= _capability(least)
+        cudnn.is_cuda_compute_capability_equal = lambda other: have == _capability(other)
+    try:
+        with jax.default_device(devices(target)[0]):
+            yield
+    finally:
+        cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal = before
+
+
+def _capability(said: str) -> tuple[int, ...]:
+    return tuple(map(int, said.split(".")))
 
 
 def _description(target: Target) -> dict[str, str]:

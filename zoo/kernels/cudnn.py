@@ -19,7 +19,7 @@ def limits(request) -> str | None:
     h = request.shape[-1]
     if request.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, and this is {request.dtype}"
-    # JAX asks the default backend, also when it compiles for other devices: 128 where that is no GPU.
+    # As JAX has it, by the GPU that is here; what plans for another one tells both of it (`benchmarks.plan.targets.present`).
     largest = 256 if capability() >= 9 else 128
     if h > largest or h % 8:
         return f"it takes head sizes up to {largest} here that are multiples of 8, and this is {h}"
