@@ -201,8 +201,8 @@ def test_a_missing_feature_is_named_with_those_who_have_it():
 
 
 def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
-    for queries, name in ((1, "xla"), (127, "xla"), (128, "blocked"), (2048, "blocked")):
+    for queries, name in ((1, "xla"), (63, "xla"), (64, "blocked"), (2048, "blocked")):
         q, k = ones(1, queries, N, H), ones(1, 2048, N, H)
         places = Mask(causal=True, query_positions=jnp.zeros((1, queries), jnp.int32))
         assert door.choose("auto", door.Request.of(q, k, k, places, None, None), platform="cpu") == name
-    assert door.auto() == "blocked from 128 queries on, else xla"
+    assert door.auto() == "blocked from 64 queries on, else xla"
