@@ -85,8 +85,10 @@ def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> 
     target = SMALL[platform]
     plan = planned(small(size, 4 if platform == "tpu" else 8), mode, target)
     whole(plan)
-    # What is copied over `data` is by intention.
-    assert sum(row.count for row in plan.collectives) > 0 and all("copied over data" in line for line in plan.warnings)
+    # What is copied over `data` is by intention; cuBLAS computes the products of base T5's training step for GPUs.
+    known = ("copied over data", "by cuBLAS")
+    assert sum(row.count for row in plan.collectives) > 0
+    assert all(any(words in line for words in known) for line in plan.warnings)
     # Who exchanges what is known: all of some axes, not a part of one, and nobody else.
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
 

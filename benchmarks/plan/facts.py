@@ -117,7 +117,7 @@ def read(program: Program, name: str) -> Plan:
         times=found,
         bound=roofline.bound(program.flops, found, mesh.size, target, run.precision),
         unknown=list(done.unknown) if done else [],
-        warnings=[*copied(program.arguments, dict(mesh.shape)), *gathered(sent, program), *loops],
+        warnings=[*program.remarks, *copied(program.arguments, dict(mesh.shape)), *gathered(sent, program), *loops],
         seconds=program.seconds,
         versions=versions(target.platform),
     )

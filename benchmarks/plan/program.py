@@ -49,6 +49,8 @@ class Program:
     """The model's own, of all devices, for a step: what MFU counts."""
     seconds: float
     """That tracing and compiling took."""
+    remarks: tuple[str, ...] = ()
+    """How it had to be compiled differently."""
 
 
 def settled(run: config.Run, target: Target) -> config.Run:
@@ -90,7 +92,7 @@ def compiled(run: config.Run, mode: Mode, target: Target) -> Program:
     made |= {"arguments": arguments, "calls": tuple(calls)}
     try:
         with targets.present(target), _refusals(target):
-            program = lowered.compile()
+            program, made["remarks"] = finished(lowered)
     except TooLarge as large:
         held = sum(map(per_device, arguments.values()))
         sizes: dict[str, Any] = {"temporaries": max(0, large.used - held), "total": max(large.used, held)}
@@ -100,6 +102,19 @@ def compiled(run: config.Run, mode: Mode, target: Target) -> Program:
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
     text = program.as_text()
     return Program(**made, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
+
+
+def finished(lowered: Any) -> tuple[Any, tuple[str, ...]]:
+    """The compiled program, and remarks on how."""
+    try:
+        return lowered.compile(), ()
+    except jax.errors.JaxRuntimeError as error:
+        # Where no GPU is there to time kernels on, XLA computes products with its own, in tiles of a fixed size, which fails for
+        # some counts of rows (456 of a T5 at JAX 0.10.2). On a GPU it would try others, and cuBLAS.
+        if "Couldn't find output tile sizes" not in str(error):
+            raise
+    cublas = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+    return cublas, ("XLA has no tiles for a product of this program: planned with all products by cuBLAS",)
 
 
 def per_device(tree: Any) -> int:
