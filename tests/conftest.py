@@ -104,20 +104,6 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(list(request.node.nodeid.encode()))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Leave LLVM's optimizations out: compiling is most of what tests do, and takes three fifths of the time without them.
-
-    The processes that tests start have them, and so have tests that were asked for and CI's second run; XLA_FLAGS can say
-    another level.
-    """
-    flags = os.environ["XLA_FLAGS"]
-    if LEVEL not in flags and not any(map(config.getoption, OPT_IN)):
-        os.environ["XLA_FLAGS"] = f"{flags} {LEVEL}=0"
-
-
-LEVEL = "--xla_backend_optimization_level"
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker in OPT_IN:
         parser.addoption(f"--{marker}", action="store_true", help=f"also run the tests marked {marker}")

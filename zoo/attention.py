@@ -210,9 +210,8 @@ class Choice:
 
 
 AUTO: dict[str, tuple[Choice, ...]] = {
-    # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.5 to 0.7 of xla's time at 128 queries,
-    # 0.7 to 0.9 at 64, and ever less beyond 128 (benchmarks/results/attention_*); at 32 as long in a causal gradient, and longer
-    # for a token at a time.
+    # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.6 to 0.8 of xla's time at 128 queries,
+    # 0.7 to 0.9 at 64, at 32 as long in a causal gradient, and longer at 8 (benchmarks/results/step-gains_*).
     "cpu": (Choice("blocked", queries=64), Choice("xla")),
     # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
     "gpu": (Choice("cudnn"), Choice("xla")),
