@@ -46,10 +46,13 @@ QUICK = {
 
 @pytest.mark.parametrize("line", QUICK)
 def test_help_and_slips_answer_in_half_a_second(line: str, tmp_path: Path) -> None:
-    """Seconds of processor time, the best of 5: what the wall shows on a quiet machine, whatever else runs on this one."""
+    """Seconds of processor time, the best of 30: what the wall shows on a quiet machine, whatever else runs on this one.
+
+    What runs on the other thread of a core makes them more, up to twice; tries go on until it rests for a moment.
+    """
     code, said = QUICK[line]
     seconds = []
-    while len(seconds) < 5 and min(seconds, default=1.0) > 0.5:
+    while len(seconds) < 30 and min(seconds, default=1.0) > 0.5:
         before = os.times()
         done = run_python("-P", "-m", "zoo.cli", *words(line), cwd=tmp_path)
         after = os.times()
