@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, UInt32
 
 from zoo import seeds as seeding
@@ -255,41 +256,61 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def product(x: Float[Array, "*BD"], kernel: Float[Array, "*DE"], summed: int) -> Float[Array, "*BE"]:
-    """float32 sums of products over the last `summed` axes of x, which are the first of the kernel.
+def product(x: Float[Array, "*BD"], kernel: Float[Array, "..."], summed: int, *, turned: bool = False) -> Float[Array, "*BE"]:
+    """float32 sums of products over the last `summed` axes of x, which are the first of the kernel; its last if it is `turned`.
 
-    Its gradients are products of the kernel's dtype too, whatever the cotangent's is. That of the kernel is x^T dy of matrices:
-    the derivative that JAX makes of an einsum over [B, T, D] is dy^T x, transposed, for which XLA on CPU first transposes dy and
-    then takes twice as long for the product. In float32 on CPU, where XLA has no product of transposed bfloat16.
+    Its gradients are products of the kernel's dtype too, whatever the cotangent's is. That of the kernel is a product of matrices
+    as it is stored: from the derivative that JAX makes of an einsum over [B, T, D], XLA on CPU first makes a transposed dy, and
+    then takes twice as long for the product.
     """
-    y: Any = _product(x, kernel, summed)
+    y: Any = _product(x, kernel, summed, turned)
     return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, kernel: Array, summed: int) -> Array:
-    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), range(summed))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, kernel: Array, summed: int, turned: bool) -> Array:
+    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), _axes(kernel, summed, turned))
 
 
-def _product_kept(x: Array, kernel: Array, summed: int) -> tuple[Any, tuple[Array, Array]]:
-    return _product(x, kernel, summed), (x, kernel)
+def _product_kept(x: Array, kernel: Array, summed: int, turned: bool) -> tuple[Any, tuple[Array, Array]]:
+    return _product(x, kernel, summed, turned), (x, kernel)
 
 
-def _product_gradients(summed: int, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+def _product_gradients(summed: int, turned: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     d_y, leading = d_y.astype(kernel.dtype), x.ndim - summed
     if single_cpu() and (x.ndim, kernel.ndim) != (2, 2):
         # Of a product over several axes XLA on CPU first transposes the kernel. A mesh cannot divide a joined axis.
-        matrices = x.reshape(-1, math.prod(kernel.shape[:summed])), kernel.reshape(math.prod(kernel.shape[:summed]), -1)
-        d_x, d_kernel = _product_gradients(1, matrices, d_y.reshape(matrices[0].shape[0], -1))
+        columns = math.prod(x.shape[leading:])
+        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if turned else (columns, -1))
+        d_x, d_kernel = _product_gradients(1, turned, matrices, d_y.reshape(matrices[0].shape[0], -1))
         return d_x.reshape(x.shape), d_kernel.reshape(kernel.shape)
-    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), range(summed, kernel.ndim))
-    dtype = jnp.promote_types(kernel.dtype, jnp.float32) if target() == "cpu" else kernel.dtype
-    rows, d_rows = (each.reshape(-1, *each.shape[leading:]).astype(dtype) for each in (x, d_y))
-    return d_x.astype(x.dtype), _contracted(rows, d_rows, (0,), (0,)).astype(kernel.dtype)
+    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not turned))
+    rows, d_rows = (each.reshape(-1, *each.shape[leading:]) for each in (x, d_y))
+    d_kernel = _summed_over_rows(d_rows, rows) if turned else _summed_over_rows(rows, d_rows)
+    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(_product_kept, _product_gradients)
+
+
+def _axes(kernel: Array, count: int, last: bool) -> range:
+    return range(kernel.ndim - count, kernel.ndim) if last else range(count)
+
+
+def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float[Array, "*DE"]:
+    """float32 x^T y. XLA on CPU has no product of a transposed bfloat16: it computes that in float32, at a fourth of the speed.
+
+    So x is stored transposed first; without the demand of a layout XLA would take the transposition into the product.
+    """
+    if target() == "cpu" and x.dtype == jnp.bfloat16:
+        if single_cpu() and x.ndim == 2:
+            return _contracted(with_layout_constraint(x.T, BY_ROWS), y, (1,), (0,))
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return _contracted(x, y, (0,), (0,))
+
+
+BY_ROWS = Layout(major_to_minor=(0, 1))
 
 
 def _contracted(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:
@@ -340,8 +361,8 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
     padding, joined = table.shape[0] - vocabulary, single_cpu()
     with jax.named_scope("unembed"):
         # Its width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
-        kernel = constrain(table, "tensor", None).T
-        logits = product(hidden.reshape(-1, hidden.shape[-1]) if joined else hidden, kernel, 1)
+        kernel = constrain(table, "tensor", None)
+        logits = product(hidden.reshape(-1, hidden.shape[-1]) if joined else hidden, kernel, 1, turned=True)
     if padding and joined:
         # Written in place, in the matrix as the product made it: a select would copy all logits, and their gradient.
         masked = jnp.full((logits.shape[0], padding), -1e30, logits.dtype)

@@ -1,0 +1,87 @@
+"""`zoo.layers.product`: sums and gradients against float64, as every layer and every table of words asks for them."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import mesh as meshes
+from train.config import Mesh
+from zoo.layers import product
+
+# x, kernel, summed axes, turned: a matrix, heads put together and taken apart, an odd width, a table of words.
+SHAPES = [
+    ((24, 16), (16, 40), 1, False),
+    ((3, 8, 16), (16, 3, 2, 4), 1, False),
+    ((3, 8, 2, 4), (2, 4, 16), 2, False),
+    ((7, 5), (5, 3), 1, False),
+    ((24, 16), (40, 16), 1, True),
+    ((3, 8, 16), (40, 16), 1, True),
+]
+BOUNDS = {"float32": 1e-6, "bfloat16": 8e-3}
+"""Of the largest entry. Gradients are rounded to the kernel's dtype, and bfloat16 has 8 bits."""
+
+
+def exact(x: np.ndarray, kernel: np.ndarray, d_y: np.ndarray, summed: int, turned: bool) -> list[np.ndarray]:
+    """The sums and both gradients, of matrices of float64."""
+    columns = math.prod(x.shape[x.ndim - summed :])
+    rows, d_rows = x.reshape(-1, columns).astype(np.float64), d_y.astype(np.float64)
+    matrix = kernel.astype(np.float64).reshape((-1, columns) if turned else (columns, -1))
+    matrix = matrix.T if turned else matrix
+    d_rows = d_rows.reshape(rows.shape[0], -1)
+    d_matrix = rows.T @ d_rows
+    return [rows @ matrix, d_rows @ matrix.T, d_matrix.T if turned else d_matrix]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("of_x", "of_kernel", "summed", "turned"), SHAPES)
+def test_sums_and_gradients(
+    of_x: tuple[int, ...],
+    of_kernel: tuple[int, ...],
+    summed: int,
+    turned: bool,
+    dtype: str,
+    devices: int,
+    rng: np.random.Generator,
+) -> None:
+    """On one device, where arrays are cut and joined, and on a mesh, where they are not."""
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in (of_x, of_kernel))
+    outputs = of_kernel[: len(of_kernel) - summed] if turned else of_kernel[summed:]
+    d_y = jnp.asarray(rng.standard_normal((*of_x[: len(of_x) - summed], *outputs)), dtype).astype(jnp.float32)
+    with jax.set_mesh(meshes.make(Mesh(data=devices), jax.devices()[:devices])):
+        y, back = jax.vjp(lambda x, kernel: product(x, kernel, summed, turned=turned), x, kernel)
+        found = [y, *jax.jit(back)(d_y)]
+    assert [each.dtype for each in found] == [jnp.float32, dtype, dtype]
+    for each, true in zip(found, exact(*map(np.asarray, (x, kernel, d_y)), summed, turned), strict=True):
+        error = np.abs(np.asarray(each, np.float64).reshape(true.shape) - true).max()
+        assert error <= BOUNDS[dtype] * np.abs(true).max()
+
+
+def test_a_gradient_that_is_used_transposed(rng: np.random.Generator) -> None:
+    """XLA on CPU fails where a product of bfloat16 is to write its float32 transposed: the gradient's own dtype is between."""
+    x, kernel, d_y = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((32, 16), (16, 64), (32, 64)))
+    d_kernel = lambda *of: jax.vjp(lambda kernel: product(of[0], kernel, 1), of[1])[1](of[2].astype(jnp.float32))[0]  # noqa: E731
+    found = jax.jit(lambda *of: d_kernel(*of).astype(jnp.float32).T)(x, kernel, d_y)
+    np.testing.assert_array_equal(found, np.asarray(jax.jit(d_kernel)(x, kernel, d_y), np.float32).T)
+
+
+def operands(function, *arguments: jax.Array) -> set[str]:
+    """The dtypes of what a compiled program multiplies as matrices."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    dtypes = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", text))
+    found = re.findall(r" dot\((%[\w.-]+), (%[\w.-]+)\)", text)
+    assert found
+    return {dtypes[name] for pair in found for name in pair}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_of_bfloat16_are_multiplied_in_what_bfloat16_is(turned: bool, rng: np.random.Generator) -> None:
+    """In bfloat16 where the processor multiplies it, else in float32; a kernel's gradient was computed in float32 everywhere."""
+    x, kernel, d_y = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((512, 256), (256, 256), (512, 256)))
+    plain = lambda x, y: jax.lax.dot(x, y, preferred_element_type=jnp.float32)  # noqa: E731
+    back = lambda x, kernel, d_y: jax.vjp(lambda *of: product(*of, 1, turned=turned), x, kernel)[1](d_y.astype(jnp.float32))  # noqa: E731
+    assert operands(back, x, kernel, d_y) == operands(plain, x, kernel)
