@@ -1,4 +1,4 @@
-"""`zoo.layers.product`: sums and gradients against float64, as every layer and every table of words asks for them."""
+"""Parts of layers: `product`, its sums and gradients against float64, as layers and tables of words ask for them; activations."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from train import mesh as meshes
 from train.config import Mesh
-from zoo.layers import product
+from zoo.layers import ACTIVATIONS, product
 
 # x, kernel, summed axes, turned: a matrix, heads put together and taken apart, an odd width, a table of words.
 SHAPES = [
@@ -85,3 +85,11 @@ def test_gradients_of_bfloat16_are_multiplied_in_what_bfloat16_is(turned: bool, 
     plain = lambda x, y: jax.lax.dot(x, y, preferred_element_type=jnp.float32)  # noqa: E731
     back = lambda x, kernel, d_y: jax.vjp(lambda *of: product(*of, 1, turned=turned), x, kernel)[1](d_y.astype(jnp.float32))  # noqa: E731
     assert operands(back, x, kernel, d_y) == operands(plain, x, kernel)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_of_bfloat16_is_rounded_once(name: str) -> None:
+    """It is computed in float32: what is written in bfloat16 XLA rounds at every step, and is off by several places."""
+    x = jnp.linspace(-6, 6, 4096).astype(jnp.bfloat16)
+    found, true = (jax.jit(ACTIVATIONS[name])(each).astype(jnp.bfloat16) for each in (x, x.astype(jnp.float32)))
+    np.testing.assert_array_equal(found, true)

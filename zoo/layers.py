@@ -249,9 +249,14 @@ def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def gelu_tanh(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """`gelu` with the normal distribution approximated by a tanh (the same paper, section 2), as GPT-2 and T5 1.1 have it."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
 }
 
@@ -305,6 +310,8 @@ def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float
     """
     if target() == "cpu" and x.dtype == jnp.bfloat16:
         if single_cpu() and x.ndim == 2:
+            # An activation that is done again just for this would be done while it is transposed, entry by entry.
+            x = jax.lax.optimization_barrier(x)
             return _contracted(with_layout_constraint(x.T, BY_ROWS), y, (1,), (0,))
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return _contracted(x, y, (0,), (0,))
