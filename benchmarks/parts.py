@@ -25,7 +25,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/seeds\.py", ".*", DROPOUT),
-    (r"zoo/layers\.py", r"<lambda>|gelu", ACTIVATIONS),
+    (r"zoo/layers\.py", r"gelu(_tanh)?", ACTIVATIONS),
     (r"zoo/layers\.py", r"tied_logits\b.*", HEAD),
     (r"zoo/layers\.py", r"lookup\b.*", EMBEDDING),
     (r"zoo/heads\.py|train/losses\.py", ".*", HEAD),
@@ -35,7 +35,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
-PLUMBING = ("product", "_product", "_product_kept", "_product_gradients", "_contracted")
+PLUMBING = ("product", "_product", "_product_kept", "_product_gradients", "_summed_over_rows", "_contracted")
 """Functions of `zoo.layers` that compute for whoever calls them. Their gradients are called by the step, so that there only a
 `jax.named_scope` tells for whom: one called unembed is the loss head's."""
 MOVES = {
