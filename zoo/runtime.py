@@ -26,8 +26,9 @@ def prepare(devices: int = 0) -> None:
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
     flag that keeps dots apart is added to XLA_FLAGS; a value the user set for that flag stays, and `canary` judges it.
-    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder. Where only the CPU can
-    be JAX's platform, memory that is freed is kept for the next step (see `_keep_memory`).
+    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it is
+    read (see `zoo.compile_cache`). Where only the CPU can be JAX's platform, memory that is freed is kept for the next step (see
+    `_keep_memory`).
 
     Args:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
@@ -38,6 +39,8 @@ def prepare(devices: int = 0) -> None:
     """
     import jax
     from jax._src.xla_bridge import backends_are_initialized  # JAX offers no public way to ask
+
+    from zoo import compile_cache
 
     flags = os.environ.get("XLA_FLAGS", "").split()
     safe = any(flag.partition("=")[0] == SAFE_FLAG for flag in flags)
@@ -57,6 +60,7 @@ def prepare(devices: int = 0) -> None:
         _keep_memory()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(private(cache_dir() / f"compiled-{processor()}")))
+    compile_cache.install()
     # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
