@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from benchmarks.hlo import Instruction, Program
+from benchmarks.source_files import own_path
 from benchmarks.trace import Profile
 
 PRODUCTS, ATTENTION, HEAD, NORMS, ACTIVATIONS = "matrix products", "attention", "loss head", "norms", "activations"
@@ -155,10 +156,11 @@ def _ruled(instruction: Instruction) -> str:
         return HEAD
     plumbing = [frame for frame in instruction.frames if frame.function in PLUMBING]
     for frame in instruction.frames[len(plumbing) :]:
-        if plumbing and not re.search(r"zoo/|train/losses", frame.file):
+        source = own_path(frame.file)
+        if plumbing and not re.match(r"zoo/|train/losses", source):
             return ELEMENTWISE
         for file, function, part in RULES:
-            if re.search(f"(^|/)({file})$", frame.file) and re.fullmatch(function, frame.function):
+            if re.search(f"(^|/)({file})$", source) and re.fullmatch(function, frame.function):
                 return part
     return ""
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
+from benchmarks.source_files import own_path
 from train import config, objectives, optim, specimen
 from train import mesh as meshes
 from train.step import DTYPES, assemble
@@ -255,11 +256,12 @@ def exhausted(message: str) -> int | None:
 
 
 def told(error: BaseException) -> str:
-    """An error of the compiler in a line: what it says first, and the last file of ours that it came through."""
+    """Return one line for an error of the compiler: its first line, and the last of our files that it passed."""
     where, at = "", error.__traceback__
     while at is not None:
-        if ours := re.search(r"/((zoo|train)/[\w/]+\.py)$", at.tb_frame.f_code.co_filename):
-            where = f" ({ours[1]}:{at.tb_lineno})"
+        file = own_path(at.tb_frame.f_code.co_filename)
+        if file.startswith(("zoo/", "train/")):
+            where = f" ({file}:{at.tb_lineno})"
         at = at.tb_next
     return f"the compiler refused the program: {first_line(error)}{where}"
 
