@@ -1,7 +1,8 @@
 """Set this checkout up once, then run in it. Needs Python 3.11 or newer and nothing else.
 
 python3 run.py train [...]    what `zoo train ...` does; any other `zoo` command likewise
-python3 run.py test [...]     the tests; arguments go to pytest
+python3 run.py test           the fast tests; arguments go to pytest
+python3 run.py test --full    all tests that need nothing special
 python3 run.py --extra NAME ...    cuda12, cuda13, tpu or none, instead of what this machine seems to have
 """
 
@@ -46,9 +47,11 @@ def main():
         ready.replace(STAMP)
     if args[:1] == ["test"]:
         os.chdir(ROOT)
-        # All tests are shared out, a file at a time; those that somebody chooses run in one process, which starts sooner.
-        several = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"] if len(args) == 1 else []
-        args = ["pytest", *several, *args[1:]]
+        # A whole tier is divided among processes, a file at a time. Tests that somebody chooses run in one process, which starts
+        # sooner. The order of collection stays: tests/support/tiers.py puts the longest files first.
+        whole_tier = args[1:] in ([], ["--full"])
+        parallel = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"] if whole_tier else []
+        args = ["pytest", *parallel, *args[1:]]
     else:
         args = ["zoo", *args]
     os.execv(ENV / "bin" / args[0], args)

@@ -1,0 +1,180 @@
+"""Training steps of every family, compiled by the real compilers for devices that are not here; run with --aot.
+
+Each target needs its own extra, `tpu` or `cuda13`; one of two is skipped with what it needs, none at all is a failure.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks import timing
+from benchmarks.plan import facts, program, subject, targets
+from benchmarks.plan.facts import Plan
+from train.config import Mesh, Run
+from zoo import configs, models
+
+pytestmark = pytest.mark.aot
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    """As `targets.prepare` has it: JAX's cache takes a program for devices that are not here, and cannot read it again."""
+    with timing.cold():
+        yield
+
+
+SMALL = {"tpu": "v5e:2x2", "gpu": "h100:8"}
+"""What every family is compiled for."""
+
+
+def sizes(family: str) -> list[str]:
+    """A family's nano and its base: of the others the one whose width is 768, or the nearest to it."""
+    known = configs.family(family).SIZES
+    nano = next(name for name in known if name.endswith("nano"))
+    return [nano, min((name for name in known if name != nano), key=lambda name: abs(known[name].config.width - 768))]
+
+
+# A nano compiles in a few seconds, a base size in up to two minutes.
+JOBS = [
+    pytest.param(platform, size, mode, marks=[] if size.endswith("nano") else pytest.mark.slow)
+    for platform in SMALL
+    for family in models.families()
+    for size in sizes(family)
+    for mode in ("train", "forward")
+]
+
+
+def needs(platform: str) -> None:
+    """Skip, or fail where there is no compiler at all."""
+    why = {name: targets.missing(targets.parse(each).platform) for name, each in SMALL.items()}
+    if all(why.values()):
+        pytest.fail("; ".join(map(str, why.values())), pytrace=False)
+    if why[platform]:
+        pytest.skip(str(why[platform]))
+
+
+def small(size: str, devices: int) -> Run:
+    """A size on a mesh of two axes, with two rows for each device."""
+    run = subject.of_size(size)
+    mesh = Mesh(fsdp=2, tensor=2) if run.model.heads % 2 == 0 else Mesh(fsdp=2)
+    data = dataclasses.replace(run.data, batch=2 * devices)
+    return dataclasses.replace(run, mesh=mesh, accumulate=1, data=data)
+
+
+@functools.cache
+def planned(run: Run, mode: program.Mode, target: str) -> Plan:
+    return facts.read(program.compiled(run, mode, targets.parse(target)), run.recipe)
+
+
+def whole(plan: Plan) -> None:
+    """What every plan must have: it fits, its FLOPs are counted whole, and a bound follows."""
+    assert plan.fits and plan.products is not None and plan.kernels is not None and not plan.unknown
+    share = plan.model_flops / plan.devices / (plan.products + plan.kernels)
+    # Recomputation adds a third at most; a causal kernel leaves out half of attention's products, which the model's count has.
+    assert 0.6 < share < 1.5, share
+    assert plan.bound is not None and 0 < plan.bound < 1.5
+
+
+@pytest.mark.parametrize(("platform", "size", "mode"), JOBS)
+def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> None:
+    needs(platform)
+    target = SMALL[platform]
+    plan = planned(small(size, 4 if platform == "tpu" else 8), mode, target)
+    whole(plan)
+    # What is copied over `data` is by intention; cuBLAS computes the products of base T5's training step for GPUs.
+    known = ("copied over data", "by cuBLAS")
+    assert sum(row.count for row in plan.collectives) > 0
+    assert all(any(words in line for words in known) for line in plan.warnings)
+    # Who exchanges what is known: all of some axes, not a part of one, and nobody else.
+    assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
+
+
+@pytest.mark.parametrize("platform", SMALL)
+def test_closed_formulas(platform: str) -> None:
+    """What FSDP, tensor and data parallelism send of gpt-nano, to 5 %, as on CPU (test_collectives.py), but in other dtypes.
+
+    Kernels are gathered in bfloat16, forward and backward, and their gradients summed in float32; of the tied table, that of the
+    logits in float32 and that of the lookup in bfloat16. Activations are summed in float32, those of the lookup in bfloat16.
+    """
+    needs(platform)
+    run = subject.default("gpt-nano")
+    # Of unrolled layers a GPU keeps what was gathered for the backward pass.
+    scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
+    run = dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
+    plan = planned(run, "train", SMALL[platform])
+    model, halves = run.model, plan.mesh["tensor"]
+    width, layers = model.width, model.layers
+    kernels = layers * (4 * width * width + 2 * width * model.ffn) // halves
+    table, positions = model.vocab * width // halves, model.context * width
+    sent: dict[tuple[str, str], float] = {}
+    for row in plan.collectives:
+        sent[row.kind, row.axes] = sent.get((row.kind, row.axes), 0.0) + row.bytes
+    rows = run.data.batch // (plan.mesh["data"] * plan.mesh["fsdp"])
+    activations = 4 * rows * model.context * width
+    assert sent["all-reduce", "tensor"] == pytest.approx((4 * layers + 1.5) * activations, rel=0.05)
+    # XLA gathers the table before it casts it for a GPU, and after that for a TPU.
+    gathered = 2 * 2 * kernels + (4 if platform == "gpu" else 2) * table + 2 * positions
+    assert sent["all-gather", "fsdp"] == pytest.approx(gathered, rel=0.05)
+    summed = 4 * kernels + (4 + 2) * table + 2 * positions
+    fsdp = ("fsdp", "data x fsdp") if platform == "gpu" else ("fsdp",)
+    kinds = ("reduce-scatter", "all-reduce")
+    assert sum(sent.get((kind, axes), 0) for kind in kinds for axes in fsdp) == pytest.approx(summed, rel=0.05)
+    if plan.mesh["data"] > 1:
+        # Of the layers, only the parts that each device keeps; the table goes over both axes at once.
+        assert sent["all-reduce", "data"] == pytest.approx(4 * kernels / plan.mesh["fsdp"], rel=0.05)
+
+
+# --- large jobs -----------------------------------------------------------------------------------------------------------------
+
+
+def job(name: str, mesh: dict[str, int], **changes: Any) -> Run:
+    run = subject.default(name)
+    data = dataclasses.replace(run.data, batch=changes.pop("batch", run.data.batch))
+    compute = dataclasses.replace(run.model.compute, remat=changes.pop("remat", run.model.compute.remat))
+    model = dataclasses.replace(run.model, compute=compute)
+    return dataclasses.replace(run, mesh=Mesh(**mesh), data=data, model=model, **changes)
+
+
+@pytest.mark.slow
+def test_gpt3_175b_on_512_chips() -> None:
+    """In a minute on two cores; parameters and AdamW's two moments as the sharding divides them."""
+    needs("tpu")
+    began = time.perf_counter()
+    plan = planned(subject.default("gpt3-175b"), "train", "v5p:8x8x8")
+    assert time.perf_counter() - began <= 60
+    whole(plan)
+    by_hand = 4 * 174_591_683_584 / 512
+    assert plan.memory["parameters"] == pytest.approx(by_hand, rel=0.1)
+    assert plan.memory["optimizer"] == pytest.approx(2 * by_hand, rel=0.1)
+
+
+@pytest.mark.slow
+def test_gpt3_175b_on_512_h100() -> None:
+    needs("gpu")
+    whole(planned(subject.default("gpt3-175b"), "train", "h100:512"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["t5-11b", "xlnet-large-cased"])
+def test_large_encoders_and_decoders_on_a_pod(size: str) -> None:
+    needs("tpu")
+    whole(planned(job(size, {"fsdp": 64, "data": 4}, batch=256, remat="full", accumulate=1), "train", "v5e:16x16"))
+
+
+EVERY = [size for family in configs.families() for size in configs.family(family).SIZES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", EVERY)
+@pytest.mark.parametrize(("platform", "target"), [("tpu", "v5p:4x4x4"), ("gpu", "h200:64")])
+def test_every_published_size_has_a_plan(platform: str, target: str, size: str) -> None:
+    """That fits 64 devices, its parameters over as many of them as divide the width and a torus of 4 x 4 x 4 can be cut into."""
+    needs(platform)
+    width = configs.find(size)[1].config.width
+    fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
+    plan = planned(job(size, {"fsdp": fsdp}, batch=64, remat="full", accumulate=1), "train", target)
+    assert plan.fits and plan.bound is not None

@@ -1,0 +1,56 @@
+"""What a step of decoding must read: the parameters that it uses and the cache, of tables the rows it looks up."""
+
+from typing import Any
+
+import jax
+import pytest
+
+from benchmarks import cases, reads
+from benchmarks.programs import Step, Variant
+from tests.support import benchmark_steps as steps
+from tests.support.benchmark_steps import SMALL
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.shrink(monkeypatch)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("name", ["gpt-nano", "t5-nano", "transformer-nano", "xlnet-nano"])
+def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str) -> None:
+    """Parameters but for those of an encoder, of keys and values of its source, and rows of tables that are not asked for."""
+    made = Step(cases.case(name, "decode", **SMALL), Variant(layers=layers, precision=precision))
+    shapes, item = made._made.shapes, 4 if precision == "float32" else 2
+    unused = {
+        "gpt-nano": ("embed/positions",),
+        "t5-nano": ("encoder/", "cross/kv", "decoder/relative"),
+        "transformer-nano": ("encoder/", "cross/kv"),
+        "xlnet-nano": ("cache/r", "attention/r/", "attention/type", "attention/types"),
+    }[name]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    kept = [
+        leaf
+        for path, leaf in leaves
+        if not any(part in jax.tree_util.keystr(path, simple=True, separator="/") for part in unused)
+    ]
+    # T5's biases of distances are looked up after they became float32.
+    biases = 2 * (8 + 1 if item == 4 else 32)
+    rows = {"gpt-nano": 2 * 32, "t5-nano": biases, "xlnet-nano": 2 * 2 * 16 * (8 + 1)}.get(name, 0)
+    tokens = 2 * 4
+    assert made.reads == sum(leaf.size * leaf.dtype.itemsize for leaf in kept) + rows * item + tokens
+
+
+def test_reading_is_counted_once() -> None:
+    """Whole arrays once, tables by what is looked up, at most all of them, and nothing of what is handed on."""
+    table, stack = jax.ShapeDtypeStruct((10, 4), "float32"), jax.ShapeDtypeStruct((3, 4), "float32")
+
+    def twice(table: Any, stack: Any, index: Any, unused: Any) -> Any:
+        found = jax.jit(lambda table: table[index])(table)
+        total, _ = jax.lax.scan(lambda carry, layer: (carry + layer * layer, layer[:2].sum()), found.sum(0), stack)
+        return total, unused
+
+    for count, read in ((3, 3 * 4 * 4), (20, 10 * 4 * 4)):
+        index = jax.ShapeDtypeStruct((count,), "int32")
+        assert reads.reads(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]

@@ -1,0 +1,188 @@
+"""The score of masked words and next sentences: a plain float64 loop over sequences alone, whatever the batch and the devices."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.masked import Score, scorer
+from tests.support import tiny
+from tests.support.encoder_text import LETTERS, roberta, stream, uncased
+from tests.support.small import random_params, small
+from train import batches, config
+from train import mesh as meshes
+from train.config import Data, Masking
+from train.objectives import masked
+from train.plans import Plan, plan
+
+LENGTH = 24
+TOKENIZERS = {"bert": uncased(), "roberta": roberta()}
+KINDS = {
+    "pairs": ("bert", "pretraining", Data(rows="segment_pairs", length=LENGTH)),
+    "packed pairs": ("bert", "pretraining", Data(rows="sentence_pairs", length=LENGTH, pack=True)),
+    "words alone": ("roberta", "masked", Data(rows="full_sentences", length=LENGTH)),
+}
+COMMON = "a"
+COUNTS = np.arange(300) * 7 % 40
+"""Of some ids none."""
+
+
+@functools.cache
+def model_of(kind: str) -> tuple[Any, Any]:
+    """A model with opinions, and such that it is right now and then."""
+    family, task, _ = KINDS[kind]
+    net = small(family, task=task)
+    params = jax.tree.map(np.array, random_params(net))
+    params["masked"]["bias"][TOKENIZERS[family].encode(COMMON)] += 8
+    return net, params
+
+
+@functools.cache
+def rows_of(kind: str) -> tuple[Plan, batches.Build]:
+    family, _, data = KINDS[kind]
+    run = tiny.run(model=model_of(kind)[0].config, objective="masked", data=data, masking=Masking(rate=0.3))
+    sentence = " ".join(f"{COMMON} {letter}" for letter in LETTERS[1:5])
+    words = [f"{sentence}. {COMMON} {letter}! {sentence}? {letter} {COMMON}." for letter in LETTERS[5:9]]
+    text = stream(words, TOKENIZERS[family])
+    return plan(text, data, TOKENIZERS[family], 0, "held-out"), masked.builder(run, TOKENIZERS[family], lambda: COUNTS)
+
+
+def scored(kind: str, rows: Plan, build: batches.Build, batch: int = 3, devices: int = 1, **axes: int) -> dict[str, float]:
+    net, params = model_of(kind)
+    mesh = meshes.make(config.Mesh(**axes), jax.devices()[:devices])
+    return vars(scorer(net, mesh, rows, build, COUNTS, batch=batch, dtype=jnp.float32)(params))
+
+
+@functools.cache
+def score(kind: str) -> dict[str, float]:
+    return scored(kind, *rows_of(kind))
+
+
+# --- the definition, sequence by sequence ---------------------------------------------------------------------------------------
+
+
+def norm(x: np.ndarray, p: Any, eps: float) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+
+
+def dense(x: np.ndarray, p: Any) -> np.ndarray:
+    return x @ p["kernel"] + p["bias"]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def hidden(p: Any, cfg: Any, tokens: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """Hidden states of a sequence alone, in float64 throughout."""
+    tables = {name: part["embedding"] for name, part in p["embed"].items() if name != "norm"}
+    places = np.arange(len(tokens)) + cfg.position_offset
+    x = norm(tables["tokens"][tokens] + tables["positions"][places] + tables["types"][types], p["embed"]["norm"], cfg.eps)
+    for number in range(cfg.layers):
+        layer = jax.tree.map(lambda leaf, number=number: leaf[number], p["layers"])
+        attention = layer["attention"]
+        q, k, v = np.einsum("td,dcnh->cnth", x, attention["qkv"]["kernel"]) + attention["qkv"]["bias"][:, :, None]
+        weights = np.exp(q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1]))
+        seen = weights / weights.sum(-1, keepdims=True) @ v
+        y = np.einsum("nth,nhd->td", seen, attention["out"]["kernel"]) + attention["out"]["bias"]
+        x = norm(x + y, layer["norm1"], cfg.eps)
+        x = norm(x + dense(gelu(dense(x, layer["mlp"]["up"])), layer["mlp"]["down"]), layer["norm2"], cfg.eps)
+    return x
+
+
+def judged(logits: np.ndarray, truth: int) -> np.ndarray:
+    """(surprise in nats, whether the likeliest is the true one)"""
+    return np.array([np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[truth], logits.argmax() == truth])
+
+
+def by_hand(kind: str) -> dict[str, float]:
+    (net, params), (rows, build) = model_of(kind), rows_of(kind)
+    p, cfg = jax.tree.map(np.float64, params), net.config
+    assert cfg.activation == "gelu"
+    # A batch of all rows has none that fill it up.
+    batch = next(batches.in_order(rows, build, len(rows), np.arange(len(rows))))
+    words, pairs, unigram, predictions, labels = np.zeros(2), np.zeros(2), 0.0, 0, 0
+    seen = np.maximum(COUNTS, 1)
+    for row in range(len(rows)):
+        one = {name: value[row] for name, value in vars(batch).items() if value is not None}
+        for number in range(1, one["segments"].max() + 1):
+            inside = one["segments"] == number
+            states = hidden(p, cfg, one["tokens"][inside], one["types"][inside])
+            first = int(inside.argmax())
+            for at, target in zip(one["predict_at"][one["weights"] > 0], one["targets"][one["weights"] > 0], strict=True):
+                if inside[at]:
+                    x = norm(gelu(dense(states[at - first], p["masked"]["dense"])), p["masked"]["norm"], cfg.eps)
+                    words += judged((p["embed"]["tokens"]["embedding"] @ x + p["masked"]["bias"])[: cfg.vocab], target)
+                    unigram -= math.log(seen[target] / seen.sum())
+                    predictions += 1
+            if "labels" in one:
+                assert one["summary_at"][number - 1] == first
+                pairs += judged(dense(np.tanh(dense(states[0], p["pooler"])), p["next"]), one["labels"][number - 1])
+                labels += 1
+    found = {"masked_nats": words[0], "hits": words[1], "unigram_nats": unigram, "predictions": predictions}
+    return found | {"next_nats": pairs[0], "next_hits": pairs[1], "pairs": labels}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_is_that_of_a_loop_over_the_sequences(kind: str) -> None:
+    found = score(kind)
+    assert found == pytest.approx(by_hand(kind), rel=1e-5)
+    # What there is to tell is told rightly in part, and there are rows that fill up the last batch.
+    assert 0 < found["hits"] < found["predictions"]
+    assert len(rows_of(kind)[0]) % 3
+    assert found["pairs"] == 0 if kind == "words alone" else 0 < found["next_hits"] < found["pairs"]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"batch": 1}, {"batch": 16, "devices": 8}, {"batch": 1, "devices": 8, "fsdp": 4}, {"devices": 8, "tensor": 4}],
+    ids=str,
+)
+def test_neither_batch_nor_devices_enter_a_score(machine: dict[str, int]) -> None:
+    expected, found = score("packed pairs"), scored("packed pairs", *rows_of("packed pairs"), **machine)
+    assert found == pytest.approx(expected, rel=1e-6)
+    for name in ("hits", "predictions", "next_hits", "pairs"):
+        assert found[name] == expected[name]
+
+
+def test_the_agreement_is_no_coincidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that fill up the last batch, if they counted, and pairs that see each other would both be seen."""
+    expected, (rows, build) = score("packed pairs"), rows_of("packed pairs")
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_uncounted", lambda arrays: arrays)
+        found = scored("packed pairs", rows, build)
+    assert found["predictions"] > expected["predictions"]
+    assert found["pairs"] > expected["pairs"]
+
+    def joined(*given: Any) -> dict[str, np.ndarray]:
+        arrays = build(*given)
+        return arrays | {"segments": np.minimum(arrays["segments"], 1)}
+
+    found = scored("packed pairs", rows, joined)
+    assert found["predictions"] == expected["predictions"]
+    assert abs(found["masked_nats"] / expected["masked_nats"] - 1) > 1e-3
+    assert abs(found["next_nats"] / expected["next_nats"] - 1) > 1e-3
+
+
+def test_what_a_score_says() -> None:
+    sums = {"masked_nats": 20.0, "hits": 3.0, "unigram_nats": 50.0, "predictions": 10.0}
+    found = Score(**sums, next_nats=1.0, next_hits=3.0, pairs=4.0).record()
+    words = {"accuracy": 0.3, "masked_loss": 2.0, "perplexity": pytest.approx(math.exp(2)), "unigram_loss": 5.0}
+    pairs = {"next_loss": 0.25, "next_accuracy": 0.75, "pairs": 4}
+    assert found == {"loss": 2.25, **words, "predictions": 10, **pairs}
+    alone = Score(**sums, next_nats=0.0, next_hits=0.0, pairs=0.0).record()
+    assert alone == {"loss": 2.0, **words, "predictions": 10}
+
+
+def test_a_text_of_one_sequence_is_scored() -> None:
+    """Fewer rows than devices: all but one are not counted."""
+    rows, build = rows_of("words alone")
+    (batch,) = batches.in_order(rows.spread(1), build, 1, np.arange(1))
+    assert batch.weights is not None
+    found = scored("words alone", rows.spread(1), build, batch=16, devices=8)
+    assert found["predictions"] == batch.weights.sum() > 0

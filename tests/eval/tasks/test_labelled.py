@@ -1,0 +1,212 @@
+"""`zoo eval --task labelled`: what it reads for which head, what it measures, and what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval import labelled as scores
+from eval import measures, tasks
+from eval.tasks import Result, Settings
+from eval.tasks import labelled as task
+from tests.support import encoders, finetuned
+from tests.support.commands import call
+from tests.support.finetuned import LABELS, examples, run
+from tests.support.labelled_files import put
+from tests.support.processes import Ended
+from train.config_objectives import Labelled
+from train.examples import Choice, Question, Tagged, Text
+from train.load import Loaded
+from zoo import configs
+from zoo.errors import BadInput
+from zoo.models import model
+
+
+def written(folder: Path, goal: str) -> Path:
+    """The examples of a task as a file."""
+    rows: list[dict[str, Any]] = []
+    for each in examples(goal, 27):
+        match each:
+            case Text():
+                rows.append({"text": each.text, "label": each.label})
+            case Tagged():
+                rows.append({"tokens": each.words, "tags": each.tags})
+            case Choice():
+                letter = "ABC"[each.answer]
+                rows.append({"article": each.article, "question": each.question, "options": each.options, "answer": letter})
+            case Question():
+                answers = {"text": [text for text, _ in each.answers], "answer_start": [start for _, start in each.answers]}
+                rows.append({"id": each.id, "question": each.question, "context": each.context, "answers": answers})
+    return put(folder / f"{goal}.jsonl", rows)
+
+
+def expected(goal: str, length: int) -> dict[str, Any]:
+    """What `eval.labelled` makes of the logits of all rows."""
+    cfg = run(goal, length=length)
+    rows = finetuned.rows(cfg, examples(goal, 27))
+    batch = finetuned.batch(cfg, rows)
+    logits = finetuned.logits(cfg, batch)
+    if goal == "span":
+        logits = np.where(np.asarray(batch.segments)[:, None] > 0, np.moveaxis(logits, 2, 1), -np.inf)
+    _, tell = scores.TASKS[goal]
+    return tell(rows, logits, cfg.model.labels).numbers
+
+
+def score(subject: Loaded, *files: Path, argument: str = "", **options: Any) -> Result:
+    settings = Settings(argument=argument, length=options.pop("length", 0), labelled=Labelled(**options))
+    seen: list[tuple[int, int]] = []
+    settings = dataclasses.replace(settings, dtype=jnp.float32)
+    names = task.read(tuple(map(str, files)), settings)
+    result = task.score(subject, names, settings, lambda done, count: seen.append((done, count)))
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    return result
+
+
+def loaded(goal: str) -> Loaded:
+    return encoders.loaded("bert", finetuned.TASKS[goal])
+
+
+@pytest.mark.parametrize("goal", finetuned.TASKS)
+def test_published_weights_are_scored_by_their_head(goal: str, tmp_path: Path) -> None:
+    """Windows of a context fill the model's positions; other rows are as long as the longest needs."""
+    found = score(loaded(goal), written(tmp_path, goal), **({"stride": 5} if goal == "span" else {}))
+    length = 40 if goal == "span" else 32
+    numbers = expected(goal, length)
+    assert found.examples == numbers.pop("examples") == 27
+    assert found.details["length"] == length
+    assert {name: found.metrics[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+    more = {"accuracy_stderr"} if goal in ("classification", "choice") else set()
+    assert found.metrics.keys() - numbers.keys() == more
+    if more:
+        share = numbers["accuracy"]
+        outcomes = np.arange(27) < round(share * 27)
+        assert found.metrics["accuracy_stderr"] == pytest.approx(outcomes.std(ddof=1) / np.sqrt(27))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    encoders.folder(folder / "classes", "bert", "sequence")
+    encoders.folder(folder / "masked", "bert", "masked")
+    written(folder, "classification")
+    put(folder / "other.tsv", "text\tlabel\nthe whale\tmaybe\n")
+    return folder
+
+
+def asked(capsys: pytest.CaptureFixture[str], place: Path, *flags: str, model: str = "classes") -> Ended:
+    return call(capsys, "eval", str(place / model), *flags)
+
+
+def test_the_command_prints_the_measures_of_a_task_of_glue_and_the_confusion(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(place / "classification.jsonl")
+    ended = asked(capsys, place, "--task", "labelled:mnli", "--files", file, "--json")
+    assert ended.code == 0
+    said = json.loads(ended.stdout)
+    assert said["metrics"].keys() == {"accuracy", "accuracy_stderr"}
+    assert (said["examples"], said["details"]["files"]) == (27, [file])
+    cfg = run("classification")
+    rows = finetuned.rows(cfg, examples("classification", 27))
+    found = finetuned.logits(cfg, finetuned.batch(cfg, rows)).argmax(-1)
+    truth = np.array([LABELS.index(each.label) for each in rows.examples if isinstance(each, Text)])
+    counts = measures.confusion(truth, found, 3)
+    assert said["details"]["confusion"] == {
+        name: dict(zip(LABELS, row, strict=True)) for name, row in zip(LABELS, counts.tolist(), strict=True)
+    }
+    assert said["metrics"]["accuracy"] == pytest.approx((truth == found).mean())
+    shown = asked(capsys, place, "--task", "labelled", "--files", file).stdout.splitlines()
+    assert shown[0].split() == ["confusion", *LABELS]
+    assert [line.split()[0] for line in shown[5:]] == ["loss", "accuracy", "f1_macro", "matthews", "accuracy_stderr", "examples"]
+
+
+def test_a_run_reads_files_as_its_own_unless_told_otherwise(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.tsv", "said\tso\nthe whale\tyes\nthe men\tno\n")
+    own = run("classification", text="said", label="so", class_weights="balanced", length=16)
+    subject = dataclasses.replace(loaded("classification"), run=own)
+    found = score(subject, file)
+    assert (found.examples, found.details["length"]) == (2, 16)
+    other = put(tmp_path / "b.tsv", "the whale\tyes\nthe men\tno\n")
+    assert score(subject, other, header=False, length=20).metrics == pytest.approx(found.metrics, rel=1e-5)
+    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose with --labelled\.text$'):
+        score(subject, file, truncate=True)
+
+
+def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
+    made = encoders.loaded("bert", "sequence")
+    net = dataclasses.replace(made.net.config, labels=("score",))
+    params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
+    subject = dataclasses.replace(made, net=model(net), params=params)
+    file = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\t0.5\nthe men\t2\nthe ship\t-1\n")
+    assert score(subject, file, argument="stsb").metrics.keys() == {"pearson", "spearman"}
+    with pytest.raises(BadInput, match=r"^--task labelled:mrpc: it is judged by accuracy and f1, and the model is of numbers$"):
+        score(subject, file, argument="mrpc")
+
+
+def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Path) -> None:
+    file = place / "classification.jsonl"
+    with pytest.raises(
+        BadInput, match=r"^--task labelled:stsb: it is judged by pearson and spearman, and the model is of 3 classes$"
+    ):
+        score(loaded("classification"), file, argument="stsb")
+    with pytest.raises(
+        BadInput, match=r"^--task labelled:cola: it is judged by matthews, and the model is of choice, not classes"
+    ):
+        score(loaded("choice"), written(tmp_path, "choice"), argument="cola")
+    assert score(loaded("classification"), file, argument="cola").metrics.keys() == {"matthews"}
+
+
+WRONG = {
+    "no task of GLUE": (("--task", "labelled:mlni"), "mlni: no task of GLUE is called so; the nearest is mnli"),
+    "a colon alone": (("--task", "labelled:"), "--task labelled:: say which one, --task labelled:NAME"),
+    "no file": (("--task", "labelled", "--files", "gone.tsv"), "--files gone.tsv: no such file"),
+    "no files": (("--task", "labelled", "--files"), "--files: name the files that --task labelled reads"),
+    "another label": (
+        ("--task", "labelled", "--files", "other.tsv"),
+        "other.tsv:2: label maybe is none of the 3 that the model learns (no, perhaps, yes); mend or leave it out",
+    ),
+    "a length": (("--task", "labelled", "--length", "41"), "--length 41: choose 1 to the model's 40 positions"),
+    "weights": (
+        ("--task", "labelled", "--labelled.class-weights", "balanced"),
+        "--labelled.class-weights balanced: they are of the training loss; leave them out",
+    ),
+    "numbers": (("--task", "labelled", "--labelled.regression"), "--labelled.regression True: the model gives no number"),
+    "too long": (("--task", "labelled", "--length", "5"), "classification.jsonl:1: "),
+    "an option of no meaning": (
+        ("--task", "blimp", "--labelled.text", "said"),
+        "--labelled.text said: it means nothing to --task blimp; leave it out",
+    ),
+    "another option": (("--task", "labelled", "--words"), "--words True: it means nothing to --task labelled; leave it out"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_one_line(
+    flags: tuple[str, ...], said: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    files = () if "--files" in flags else ("--files", "classification.jsonl")
+    ended = asked(capsys, place, *flags, *files)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].startswith(f"zoo: {said}")
+
+
+def test_a_model_without_a_head_for_labels_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = asked(capsys, place, "--task", "labelled", "--files", str(place / "other.tsv"), model="masked")
+    assert ended.code == 2
+    assert "--task labelled: masked is made for the task masked, without labels; fine-tune it first" in ended.stderr
+
+
+def test_options_of_files_need_the_task(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = asked(capsys, place, "--labelled.truncate")
+    assert (ended.code, ended.stderr) == (2, "zoo: --labelled options: they need --task labelled\n")
+
+
+def test_every_objective_of_labels_has_a_head() -> None:
+    assert set(task.GOALS.values()) == set(scores.TASKS) <= set(configs.Objective.__args__)
+    assert {goal: head for head, goal in task.GOALS.items()} == finetuned.TASKS
+    assert tasks.find("labelled") == (task, "") and tasks.find("labelled:rte") == (task, "rte")

@@ -1,0 +1,208 @@
+"""lm-evaluation-harness asks a zoo model: the same numbers as ours, from local files alone."""
+
+import builtins
+import importlib
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import huggingface_hub.constants
+import jax.numpy as jnp
+import pytest
+
+from eval import tasks
+from eval.generate import Generator
+from eval.likelihood import encode, likelihoods
+from eval.settings import Decoding, Sampling
+from eval.tasks import Settings, blimp, harness
+from tests.eval.tasks.test_tasks import pair, quiet, subject, tokenizer, write
+from zoo.errors import BadInput
+
+SENTENCES = ["The whale sleeps.", "The whale sleep.", "The men see.", "The old ship.", "The old whale of the men.", "The men."]
+
+
+@pytest.fixture(autouse=True)
+def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No network, though nothing tells the libraries so; and it must not even be tried."""
+    asked: list[Any] = []
+
+    def refuse(*address: Any, **_: Any) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert asked == []
+
+
+@pytest.fixture
+def model() -> Any:
+    from eval.harness import HarnessModel
+
+    return HarnessModel(subject(), batch=4)
+
+
+def requests(kind: Any, *arguments: tuple[Any, ...]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(request_type=kind, doc={}, arguments=each, idx=number) for number, each in enumerate(arguments)]
+
+
+def nats(pairs: Any) -> list[float]:
+    net, params, mesh = subject().net, subject().params, subject().mesh
+    return [each.nats for each in likelihoods(net, params, mesh, pairs, batch=4, dtype=jnp.float32)]
+
+
+def task(folder: Path, name: str, data: str, **fields: Any) -> str:
+    """A task's YAML file, which is JSON too; returns its folder."""
+    common = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": data}}, "test_split": "test"}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(json.dumps(common | fields))
+    return str(folder)
+
+
+def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
+    lines = [pair(one, other) for one in SENTENCES for other in SENTENCES if one != other]
+    data = write(tmp_path / "pairs.jsonl", *lines)
+    folder = task(
+        tmp_path / "tasks",
+        "local_pairs",
+        data,
+        output_type="multiple_choice",
+        doc_to_text="",
+        doc_to_target=0,
+        doc_to_choice="{{[sentence_good, sentence_bad]}}",
+        target_delimiter="",
+        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        metadata={"version": 1.5},
+    )
+    settings = Settings(argument="local_pairs")
+    result = harness.score(subject(), harness.read([folder], settings), settings, quiet)
+    ours = blimp.score(subject(), blimp.read([data], Settings()), Settings(), quiet)
+    assert result.metrics == {
+        "acc": pytest.approx(ours.metrics["accuracy"], abs=1e-12),
+        "acc_stderr": pytest.approx(ours.metrics["accuracy_stderr"], abs=1e-12),
+    }
+    assert result.examples == len(lines)
+    told = {"examples": 30, "version": "1.5", "shots": 0}
+    assert result.details == {"tasks": {"local_pairs": {**result.metrics, **told}}}
+
+
+def test_likelihoods_are_ours(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    texts = [("The whale", " sleeps"), ("", "The men"), ("The men ", "see"), ("The whale", " sleeps")]
+    found = model.loglikelihood(requests("loglikelihood", *texts))
+    assert [-logarithm for logarithm, _ in found] == pytest.approx(nats(encode(tokenizer(), texts)))
+    assert found[0] == found[3] and not caplog.records
+    model.loglikelihood(requests("loglikelihood", ("The whale " * 20, "sleeps"), texts[0]))
+    assert "1 of 2 requests are longer than the model's positions" in caplog.text
+    with pytest.raises(BadInput, match="empty continuation"):
+        model.loglikelihood(requests("loglikelihood", ("The whale", "")))
+
+
+def test_a_long_text_is_scored_in_windows_each_token_once(model: Any) -> None:
+    short, long = "The men see.", "The old whale sleeps, and the men of the ship see the whale; naïve 鯨. " * 4
+    ids, end = tokenizer().encode(long).tolist(), tokenizer().end_of_text
+    assert 64 < len(ids) <= 96
+    stream = [end, *ids]
+    # Full windows one after the other; the last one is filled with the context before it.
+    starts = [*range(0, len(ids) - 32, 32), len(ids) - 32]
+    ends = [min(start + 32, len(ids)) for start in range(0, len(ids), 32)]
+    firsts = [0, *ends[:-1]]
+    windows = [(stream[start : first + 1], ids[first:last]) for start, first, last in zip(starts, firsts, ends, strict=True)]
+    found = model.loglikelihood_rolling(requests("loglikelihood_rolling", (long,), (short,), ("",)))
+    assert -found[0] == pytest.approx(sum(nats(windows)), rel=1e-5)
+    assert -found[1] == pytest.approx(nats([([end], tokenizer().encode(short))])[0], rel=1e-5)
+    assert found[2] == 0
+
+
+def generator() -> Generator:
+    return Generator(subject().net, subject().params, subject().mesh, tokenizer(), dtype=jnp.float32, batch=4)
+
+
+def test_generation_is_that_of_the_generator(model: Any) -> None:
+    contexts = ["The whale", "", "The men of the ship see the whale; " * 3]
+    prompts = [tokenizer().encode(contexts[0]), [tokenizer().end_of_text], tokenizer().encode(contexts[2])[-12:]]
+    expected = generator().generate(prompts, Decoding(limit=20, sampling=Sampling(temperature=0.0)))
+    asked = {"until": [], "max_gen_toks": 20}
+    assert model.generate_until(requests("generate_until", *((each, asked) for each in contexts))) == [e.text for e in expected]
+    text = expected[0].text
+    stop = {"until": text[2:4], "max_gen_toks": 20, "do_sample": False, "temperature": 0.7}
+    assert model.generate_until(requests("generate_until", (contexts[0], stop))) == [text[: text.index(text[2:4])]]
+    for wrong, said in {
+        ("max_gen_toks", 32): "max_gen_toks 32 leaves no room for a context in the model's 32 positions",
+        ("num_beams", 4): "generation_kwargs: num_beams cannot be honoured",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            model.generate_until(requests("generate_until", (contexts[0], asked | dict([wrong]))))
+
+
+@pytest.mark.slow
+def test_draws_depend_on_the_number_of_the_request(model: Any) -> None:
+    asked = [("The whale", {"max_gen_toks": 4, **each}) for each in ({}, {"temperature": 2.0}, {"do_sample": True, "top_k": 9})]
+    found = model.generate_until(requests("generate_until", *asked))
+    prompt = [tokenizer().encode("The whale")]
+    for number, sampling in enumerate((Sampling(temperature=0.0), Sampling(temperature=2.0), Sampling(top_k=9))):
+        decoding = Decoding(limit=4, sampling=sampling)
+        assert found[number] == generator().generate(prompt, decoding, numbers=[number])[0].text
+
+
+def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> None:
+    fields = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    data = write(tmp_path / "a.jsonl", {"text": "The whale."})
+    folder = task(tmp_path / "tasks", "of_the_hub", data, **fields, dataset_path="organisation/name", dataset_kwargs={})
+    task(tmp_path / "tasks", "gone", str(tmp_path / "gone.jsonl"), **fields)
+    for name, said in {
+        "other": "no readable .yaml file defines it; those here define: gone, of_the_hub",
+        "of_the_hub": "it cannot be loaded from this machine alone: ",
+        "gone": "it cannot be loaded from this machine alone: .*gone.jsonl",
+    }.items():
+        with pytest.raises(BadInput, match=f"--task harness:{name}: {said}") as refused:
+            harness.read([folder], Settings(argument=name))
+        assert "\n" not in str(refused.value)
+    with pytest.raises(BadInput, match=r"only \.yaml files are read here"):
+        harness.read([data], Settings(argument="gone"))
+
+
+def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
+    one = {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.03, "f1,none": 0.4, "f1_stderr,none": "N/A", "exact,strict": 0.25}
+    found = {
+        "results": {
+            "a": one,
+            "b": {"alias": "b", "acc,none": 0.9, "acc_stderr,none": 0.04, "bits_per_byte,none": 2.0},
+            "both": {"alias": "both", "acc,none": 0.6},
+        },
+        "n-samples": {"a": {"original": 9, "effective": 4}, "b": {"original": 3, "effective": 3}},
+        "versions": {"a": 1.0, "b": 2.0},
+        "n-shot": {"a": 0, "b": 5},
+    }
+    result = harness.summary(found)
+    assert result.metrics == pytest.approx(
+        {"acc": 0.7, "acc_stderr": 0.025, "a f1": 0.4, "a exact,strict": 0.25, "b bits_per_byte": 2.0, "both acc": 0.6}
+    )
+    own = {"acc": 0.9, "acc_stderr": 0.04, "bits_per_byte": 2.0}
+    assert result.examples == 7 and result.details["tasks"]["b"] == {**own, "examples": 3, "version": "2.0", "shots": 5}
+    del found["results"]["b"], found["results"]["both"], found["n-samples"]["b"]
+    assert harness.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "lm_eval":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(sys.modules, "eval.harness", raising=False)
+    with pytest.raises(BadInput, match=r"^lm-evaluation-harness is not installed; pip install 'jax-zoo\[eval\]'$"):
+        importlib.import_module("eval.harness")
+    assert tasks.find("harness:x")[0] is harness

@@ -1,0 +1,378 @@
+"""Tasks on local files: what is read, what is measured, and what becomes of it."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from eval import run_task, tasks
+from eval.likelihood import encode, likelihoods
+from eval.tasks import Result, Settings, blimp, lambada, perplexity
+from tests.support import tiny
+from tests.support.small import random_params, small
+from train import config, tokenizer_files
+from train import mesh as meshes
+from train.checkpoint import Checkpoints
+from train.corpus import Document
+from train.folder import Folder
+from train.load import Loaded
+from train.state import State
+from train.tokenizer import Tokenizer
+from zoo import pretrained
+from zoo.errors import BadInput
+
+TEXT = "The whale is seen. The old whale sleeps, and the men of the ship see the whale; naïve 鯨. "
+
+
+def quiet(done: int, count: int) -> None:
+    pass
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT] * 4, 300)
+
+
+@functools.cache
+def subject(devices: int = 1) -> Loaded:
+    net = small("gpt")
+    return Loaded("small", net, random_params(net), tokenizer(), meshes.make(config.Mesh(), jax.devices()[:devices]))
+
+
+def write(path: Path, *lines: Any) -> str:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def pair(good: str, bad: str, **fields: str) -> dict[str, str]:
+    return {"sentence_good": good, "sentence_bad": bad, **fields}
+
+
+def _parts() -> tuple[Any, Any, Any]:
+    return subject().net, subject().params, subject().mesh
+
+
+# --- the folder of tasks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tasks.tasks())
+def test_a_task_says_what_it_reads_and_measures(name: str) -> None:
+    module = importlib.import_module(f"eval.tasks.{name}")
+    said = module.__doc__ or ""
+    assert "\nFormat: " in said and "\nMetrics" in said
+    assert set(module.OPTIONS) <= {field.name for field in dataclasses.fields(Settings)}
+    assert callable(module.read) and callable(module.score)
+
+
+def test_a_task_is_found_by_its_name() -> None:
+    assert tasks.find("blimp") == (blimp, "")
+    assert tasks.find("harness:a:b")[1] == "a:b"
+    for name, said in {
+        "blump": "the nearest is blimp",
+        "blimp:x": "blimp takes nothing after a colon",
+        "harness": "say which one, --task harness:NAME",
+        "": "no task is called so",
+    }.items():
+        with pytest.raises(BadInput, match=f"--task {name}: .*{said}"):
+            tasks.find(name)
+
+
+GOOD = '{"sentence_good": "a", "sentence_bad": "b"}'
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "no object": ("blimp", b"[1]", r"\.jsonl:1: no JSON object; write lines like {\"sentence_good\": "),
+    "no JSON": ("blimp", f"{GOOD}\n\n{{".encode(), r"\.jsonl:3: no JSON \("),
+    "no field": ("blimp", f'{GOOD}\n{{"sentence_good": "a"}}'.encode(), r':2: no field "sentence_bad"; it has "sentence_good"'),
+    "a number": ("blimp", b'{"sentence_good": "a", "sentence_bad": 1}', r':1: field "sentence_bad" holds no text'),
+    "a blank": ("blimp", b'{"sentence_good": "a", "sentence_bad": " "}', r':1: field "sentence_bad" holds no text'),
+    "a nameless": ("blimp", b'{"sentence_good": "a", "sentence_bad": "b", "UID": 3}', r':1: field "UID" holds no text'),
+    "half a character": ("blimp", b'{"sentence_good": "a", "sentence_bad": "\\ud800"}', r"lone surrogate at character 0"),
+    "no UTF-8": ("blimp", f"{GOOD}\n".encode() + b"\xff", r"\.jsonl:2: not UTF-8 \(byte 0 of the line\)"),
+    "nothing": ("blimp", b"\n \n", r"\.jsonl: holds no line"),
+    "a deep one": ("blimp", b"[" * 200_000, r"\.jsonl:1: no JSON"),
+    "one word": ("lambada", b'{"text": "a b"}\n{"text": " word\\n"}', r"\.jsonl:2: a passage of one word"),
+    "another field": ("lambada", b'{"passage": "a b"}', r':1: no field "text"; it has "passage"'),
+    "no documents": ("perplexity", b"\n", r"holds no text"),
+}
+
+
+@pytest.mark.parametrize(("task", "content", "said"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_line_is_refused_by_its_number(task: str, content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=said) as refused:
+        tasks.find(task)[0].read([str(file)], Settings())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "LONGEST_LINE", 1 << 20)
+    (tmp_path / "long.txt").write_bytes(b"a b\n" + b"a " * (1 << 20))
+    with pytest.raises(BadInput, match=r"long\.txt:2: longer than 1 MiB"):
+        lambada.read([str(tmp_path / "long.txt")], Settings())
+
+
+def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "._a.jsonl", "read.me"):
+        (tmp_path / name).write_text(GOOD)
+    (tmp_path / "empty").mkdir()
+    both = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert tasks.files([str(tmp_path)], (".jsonl",)) == both
+    assert tasks.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
+    for names, said in {
+        ("gone.jsonl",): "gone.jsonl: no such file",
+        (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
+        (str(tmp_path / "empty"),): r"the folder holds no \.jsonl file",
+        (str(both[0]), str(tmp_path)): "named twice",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            tasks.files(names, (".jsonl",))
+
+
+# --- minimal pairs --------------------------------------------------------------------------------------------------------------
+
+
+def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Path) -> None:
+    likely, unlikely = short_and_long()
+    first = write(tmp_path / "first.jsonl", pair(likely, unlikely), pair(unlikely, likely), pair(likely, unlikely))
+    fields = {"UID": "second", "linguistics_term": "agreement"}
+    second = write(tmp_path / "x.jsonl", pair(likely, unlikely, **fields), pair(likely, likely, **fields))
+    pairs = blimp.read([first, second], Settings())
+    assert [each.where for each in pairs][:4] == [f"{first}:1", f"{first}:2", f"{first}:3", f"{second}:1"]
+    result = blimp.score(subject(8), pairs, Settings(), quiet)
+    assert result.details["paradigms"]["first"]["accuracy"] == pytest.approx(2 / 3)
+    assert result.details["phenomena"]["agreement"] == {"accuracy": 0.75, "stderr": 0.25, "pairs": 2}
+    assert result.metrics["accuracy"] == pytest.approx((2 / 3 + 0.75) / 2)
+    assert result.metrics["ties"] == 1
+    assert result.examples == 5
+
+
+def short_and_long() -> tuple[str, str]:
+    """A sentence and one that is less likely as a whole but not token by token."""
+    sentences = ["The whale.", "The men.", "The men see.", "The old whale.", "The ship of the men.", "whale", "ship"]
+    found = likelihoods(*_parts(), encode(tokenizer(), [("", each) for each in sentences]), batch=4, dtype=jnp.float32)
+    scored = list(zip(sentences, found, strict=True))
+    fitting = ((a, b) for a, x in scored for b, y in scored if x.nats < y.nats and x.nats / x.tokens > y.nats / y.tokens)
+    return next(fitting)
+
+
+def test_a_model_that_cannot_tell_two_sentences_apart_gets_half(tmp_path: Path) -> None:
+    """The trap of BabyLM's pipeline, where equal scores counted as right."""
+    blind = dataclasses.replace(subject(), params=jax.tree.map(jnp.zeros_like, subject().params))
+    file = write(tmp_path / "a.jsonl", pair("The whale", "The men"), pair("The men", "The whale"))
+    lengths = {len(continuation) for _, continuation in encode(tokenizer(), [("", "The whale"), ("", "The men")])}
+    found = blimp.score(blind, blimp.read([file], Settings()), Settings(), quiet)
+    assert len(lengths) == 1
+    assert found.metrics == {"accuracy": 0.5, "accuracy_stderr": 0, "phenomenon_accuracy": 0.5, "ties": 2}
+
+
+def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
+    outcomes = {("p", "a"): [1.0, 0.0, 1.0, 0.0], ("p", "b"): [1.0, 1.0], ("q", "c"): [0.0, 0.5]}
+    result = blimp.summary(outcomes)
+    assert result.metrics["accuracy"] == pytest.approx((0.5 + 1 + 0.25) / 3)
+    assert result.metrics["phenomenon_accuracy"] == pytest.approx((0.75 + 0.25) / 2)
+    a, c = math.sqrt(4 * 0.25 / 3 / 4), 0.25
+    assert result.details["paradigms"]["a"]["stderr"] == pytest.approx(a)
+    assert result.metrics["accuracy_stderr"] == pytest.approx(math.sqrt(a**2 + c**2) / 3)
+    assert result.details["phenomena"]["p"]["stderr"] == pytest.approx(a / 2)
+
+
+def test_a_sentence_too_long_for_the_model_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", pair("The whale.", "The men."), pair("The whale.", "whale " * 40))
+    with pytest.raises(BadInput, match=rf"{re.escape(file)}:2: \d+ tokens, but the model has 32 positions"):
+        blimp.score(subject(), blimp.read([file], Settings()), Settings(), quiet)
+
+
+# --- the last word --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
+    lines = write(tmp_path / "a.txt", "The old whale sleeps ", "", "The  men\tsee")
+    objects = write(tmp_path / "b.jsonl", {"passage": "The\nwhale."})
+    found = lambada.read([lines], Settings()) + lambada.read([objects], Settings(field="passage"))
+    assert [(each.context, each.word) for each in found] == [
+        ("The old whale", " sleeps"),
+        ("The  men", "\tsee"),
+        ("The", "\nwhale."),
+    ]
+    assert [each.where for each in found] == [f"{lines}:1", f"{lines}:3", f"{objects}:1"]
+
+
+def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> None:
+    """With a model to which " whale" is the likeliest token everywhere."""
+    net, params, mesh = _parts()
+    (whale,) = tokenizer().encode(" whale").tolist()
+    bias = 9 * params["embed"]["tokens"]["embedding"][whale]
+    hunter = dataclasses.replace(subject(), params={**params, "norm": {**params["norm"], "bias": bias}})
+    long = "The whale. " * 20 + "The whale"
+    lines = ["The old whale", "The men", "The men whaled", long, "The ship whale"]
+    passages = lambada.read([write(tmp_path / "a.txt", *lines)], Settings())
+    result = lambada.score(hunter, passages, Settings(), quiet)
+    pairs = encode(tokenizer(), [(each.context, each.word) for each in passages])
+    pairs[3] = (pairs[3][0][-net.config.context :], pairs[3][1])
+    found = likelihoods(net, hunter.params, mesh, pairs, batch=16, dtype=jnp.float32)
+    assert found[2].tokens > 1
+    assert result.metrics == {
+        "accuracy": pytest.approx(3 / 5),
+        "accuracy_stderr": pytest.approx(math.sqrt(0.6 * 0.4 / 4)),
+        "perplexity": pytest.approx(math.exp(sum(each.nats for each in found) / 5), rel=1e-5),
+        "cut": 1,
+    }
+    assert result.examples == 5
+    assert result.details["tokens"] == 4 + found[2].tokens
+
+
+# --- any text -------------------------------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_that_of_each_token_after_what_its_row_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    first, second = TEXT[:50], "Queequeg sees."
+    file = write(tmp_path / "a.jsonl", {"text": first}, {"text": second})
+    settings = Settings(length=8, stride=3, words=True)
+    result = perplexity.score(subject(8), perplexity.read([file], settings), settings, quiet)
+    end = tokenizer().end_of_text
+    stream = [end, *tokenizer().encode(first).tolist(), end, *tokenizer().encode(second).tolist(), end]
+    begins = [3 * max(0, math.ceil((place - 8) / 3)) for place in range(1, len(stream))]
+    pairs = [(stream[begin:place], [stream[place]]) for place, begin in enumerate(begins, 1)]
+    total = sum(each.nats for each in likelihoods(*_parts(), pairs, batch=4, dtype=jnp.float32))
+    size, words = len((first + second).encode()), len(first.split()) + len(second.split())
+    assert result.metrics["tokens"] == len(stream) - 1 and result.metrics["bytes"] == size
+    assert result.metrics["loss"] == pytest.approx(total / (len(stream) - 1), rel=1e-5)
+    assert result.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+    assert result.metrics["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-4)
+    assert result.metrics["words"] == words
+    assert result.examples == 2 and result.details == {"length": 8, "stride": 3}
+    for wrong, said in {
+        Settings(length=33): "--length 33: choose at most the model's 32 positions",
+        Settings(length=8, stride=9): "--stride 9: choose 1 to 8 tokens",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            perplexity.score(subject(), perplexity.read([file], wrong), wrong, quiet)
+
+
+def test_words_in_pieces_count_once() -> None:
+    pieces = [("the wh", False), ("ale", False), (" and ", False), ("men", True), ("of", True), ("a", False), ("", True)]
+    assert perplexity.count_words([Document("x", text, last) for text, last in pieces]) == 6
+
+
+# --- from the command line to the folder of the run -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with one checkpoint, of the parameters alone."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    cfg = tiny.run(model=subject().net.config, precision="float32")
+    folder, everywhere = Folder(path), NamedSharding(meshes.make(config.Mesh()), PartitionSpec())
+    folder.tokenizer.mkdir(parents=True)
+    folder.write_config(cfg)
+    tokenizer().save(folder.tokenizer)
+    state = State(step=np.int32(7), params=subject().params, opt_state={}, carry={}, key=np.zeros(2, np.uint32))
+    with Checkpoints(folder.checkpoints, 1, notify=pytest.fail) as checkpoints:
+        checkpoints.save(jax.device_put(state, everywhere), {"tokenizer": tokenizer().fingerprint})
+        assert checkpoints.wait()
+    return path
+
+
+def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **options: Any) -> int:
+    return run_task.main(
+        str(where),
+        task=task,
+        files=files,
+        step=None,
+        settings=Settings(**options),
+        precision="auto",
+        mesh=config.Mesh(),
+        as_json=as_json,
+    )
+
+
+def test_another_tokenizer_than_it_was_trained_with_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    Tokenizer.train(["another text altogether"] * 4, 300).save(Folder(tmp_path / "run").tokenizer)
+    file = write(tmp_path / "one.jsonl", pair("The whale is seen.", "The whale see."))
+    with pytest.raises(BadInput, match=r"not the tokenizer that .* was trained with"):
+        evaluate(tmp_path / "run", "blimp", file)
+
+
+def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "one.jsonl", *[pair("The whale is seen.", "The whale see.")] * 2)
+    assert evaluate(run, "blimp", file) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"^one +(0|1)\.0000 +0\.0000 +2$", shown.out, re.MULTILINE)
+    assert re.search(r"^accuracy +(0|1)\.0000$", shown.out, re.MULTILINE) and shown.err == "scoring blimp ...\n"
+    passage = write(tmp_path / "two.txt", "The whale is seen", "The men see")
+    assert evaluate(run, "lambada", passage, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "evaluations.json").read_text())
+    assert list(kept) == ["blimp", "lambada"]
+    assert kept["lambada"] == {name: said[name] for name in ("step", "metrics", "examples", "details")}
+    assert (said["task"], said["model"], said["step"], said["details"]["files"]) == ("lambada", "tiny", 7, [passage])
+    assert "blimp" in (run / "report.html").read_text()
+    assert evaluate(run, "blimp", file, batch=3) == 0
+    assert json.loads((run / "evaluations.json").read_text()) == kept
+
+
+def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was read")
+
+    monkeypatch.setattr(run_task, "load", unread)
+    file = write(tmp_path / "a.jsonl", GOOD)
+    before = sorted(path.name for path in run.iterdir())
+    for argv, options, said in (
+        (("blump", file), {}, "no task is called so"),
+        (("blimp",), {}, "--files: name the files that --task blimp reads"),
+        (("blimp", file), {"words": True}, "--words True: it means nothing to --task blimp"),
+        (("lambada", file), {"stride": 3}, "--stride 3: it means nothing to --task lambada"),
+        (("blimp", file), {"batch": 0}, "--batch 0"),
+        (("lambada", file), {}, ":1: no field"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            evaluate(run, *argv, **options)
+    broken = tmp_path / "run"
+    (broken / "checkpoints").mkdir(parents=True)
+    for content in ("[]", "{", "\udcff"):
+        (broken / "evaluations.json").write_text(content, errors="surrogateescape")
+        with pytest.raises(BadInput, match=r"evaluations\.json: .*mend it or remove it"):
+            evaluate(broken, "blimp", file)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_published_weights_are_scored_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    pretrained.save(weights, subject().net.config, subject().params)
+    tokenizer_files.write(weights, tokenizer(), longest=32)
+    before = sorted(weights.iterdir())
+    file = write(tmp_path / "a.jsonl", pair("The whale.", "The men."))
+    assert evaluate(weights, "blimp", file, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["model"], said["step"]) == ("weights", None)
+    assert said["metrics"] == blimp.score(subject(), blimp.read([file], Settings()), Settings(), quiet).metrics
+    assert sorted(weights.iterdir()) == before
+
+
+def test_numbers_are_told_with_their_error() -> None:
+    table = run_task.table(Result({"accuracy": 0.5, "ties": 3}, 1200, {"phenomena": {"p": {"accuracy": 0.25}}, "note": {}}))
+    assert table.splitlines() == [
+        "phenomena    accuracy",
+        "p              0.2500",
+        "",
+        "accuracy                     0.5000",
+        "ties                              3",
+        "examples                      1,200",
+    ]
+    assert tasks.mean_and_error([1.0]) == (1.0, None)
+    assert tasks.mean_and_error([0.0, 1.0, 0.5])[1] == pytest.approx(np.std([0, 1, 0.5], ddof=1) / math.sqrt(3))

@@ -1,0 +1,110 @@
+"""Make the frozen vectors again: `python -m tests.golden.make`, with torch and transformers of the group `parity`.
+
+Each file has what `transformers` computes for the weights of `tests.support.published`. GPT-2's: logits of a padded batch and the
+gradient of the summed cross-entropy of its real tokens. An encoder's, for each of its heads, and the encoder-decoders', for each
+of their forms: what it says of a padded batch, and the gradient of a weighted sum of that. Outputs are kept whole, of each
+gradient its norm and its product with a fixed vector.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support import published
+from tests.support import transformers_outputs as theirs
+from zoo import models
+
+FOLDER = Path(__file__).parent
+LENGTHS = (7, 4)
+"""Real tokens of the rows; the rest, on the right, is padding."""
+
+
+def batch(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, which of them are real) of a padded batch, each [rows, longest]."""
+    ids = np.random.Generator(np.random.PCG64(1)).integers(0, vocabulary, (len(LENGTHS), max(LENGTHS)))
+    real = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    return np.where(real, ids, 0).astype(np.int32), real
+
+
+def probe(name: str, gradient: np.ndarray) -> list[float]:
+    """[norm, dot product with a vector drawn from the name]: any wrong order of axes changes the second."""
+    direction = published.weights({name: gradient.shape})[name] - published.is_scale(name)
+    return [float(np.linalg.norm(gradient.astype(np.float64))), float((gradient.astype(np.float64) * direction).sum())]
+
+
+def gpt2() -> dict:
+    import torch
+    import transformers
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made, "gpt2")
+        published.write(folder, published.GPT2)
+        net = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids, real = batch(net.config.vocab_size)
+    tokens, mask = torch.tensor(ids).long(), torch.tensor(real)
+    logits = net(tokens, attention_mask=mask.long()).logits
+    labels = torch.where(mask, tokens, -100)[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss.backward()
+    gradients = {name: probe(name, parameter.grad.numpy()) for name, parameter in net.named_parameters()}
+    return {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "logits": np.round(logits.detach().numpy().astype(np.float64), 7).tolist(),
+        "loss": loss.item(),
+        "gradients": gradients,
+    }
+
+
+def encoder(family: str) -> dict[str, Any]:
+    """By task."""
+    tasks = [task for other, task in published.ENCODERS if other == family]
+    return versions() | {task: of_model(family, task, published.config(family, task)) for task in tasks}
+
+
+def encoder_decoders() -> dict[str, Any]:
+    """By form."""
+    task = "text_to_text"
+    said = {form: (family, published.config(family, task, form_of(form))) for form, (family, _) in published.FORMS.items()}
+    return versions() | {form: of_model(family, task, config) for form, (family, config) in said.items()}
+
+
+def form_of(form: str) -> dict[str, Any]:
+    """The numbers of a tiny encoder-decoder of this form."""
+    family, changes = published.FORMS[form]
+    return published.TINY[family] | changes
+
+
+def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The outputs that count, in a list, and the probe of each gradient."""
+    with tempfile.TemporaryDirectory() as parent:
+        published.write(Path(parent, "m"), config)
+        net = theirs.load(Path(parent, "m"), models.family(family).HF[task].architecture)
+    asked = theirs.given(config, LENGTHS)
+    said, gradients = theirs.computed(net, task, asked)
+    return {
+        "outputs": {name: [round(float(x), 6) for x in counted(name, each, asked)] for name, each in said.items()},
+        "gradients": {name: [float(f"{x:.6g}") for x in probe(name, each)] for name, each in gradients.items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {"transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def counted(name: str, said: np.ndarray, asked: dict[str, np.ndarray]) -> np.ndarray:
+    """What is said of sequences, or of the real tokens, flat."""
+    return (said if name == "sequences" else said[asked["real"]]).ravel()
+
+
+if __name__ == "__main__":
+    (FOLDER / "gpt2.json").write_text(json.dumps(gpt2()) + "\n")
+    for name in dict(published.ENCODERS):
+        (FOLDER / f"{name}.json").write_text(json.dumps(encoder(name), separators=(",", ":")) + "\n")
+    (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")

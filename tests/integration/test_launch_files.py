@@ -1,0 +1,106 @@
+"""What docs/ tells people to run: launch files that shells and Kubernetes can read, and options that exist."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+import yaml
+
+from benchmarks.plan import targets
+from tests.support.processes import ROOT
+from train import recipes
+from train.config import Run
+from zoo.commands import plan
+
+DOCS = ROOT / "docs"
+SCRIPTS = sorted((DOCS / "launch").glob("*.sh"))
+
+
+def jobset() -> Any:
+    return yaml.safe_load((DOCS / "launch/jobset.yaml").read_text(encoding="utf-8"))
+
+
+def command(text: str) -> list[str]:
+    """The arguments of the `zoo train` in a file, its variables being numbers."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    found = re.search(r"(?:zoo|run\.py(?: --extra tpu)?) (train .*)", joined)
+    assert found
+    numbered = re.sub(r'"?\\?\$\{?COORDINATOR\}?"?', "host:1", found[1])
+    numbered = re.sub(r'(--process )"?\\?\$\{?\w+\}?"?', r"\g<1>0", numbered)
+    return shlex.split(re.sub(r'"?\\?\$\{?\w+\}?"?', "128", numbered).strip(" '\""))
+
+
+def parsed(args: list[str]) -> Run:
+    _, name, *options = args
+    default = recipes.find(name)()
+    return tyro.cli(Run[type(default.model)], default=default, args=options)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_what_a_shell_can_read(script: Path) -> None:
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("file", [*SCRIPTS, DOCS / "launch/jobset.yaml"], ids=lambda path: path.name)
+def test_what_they_start_has_these_options(file: Path) -> None:
+    """And joins its processes by an address."""
+    run = parsed(command(file.read_text(encoding="utf-8")))
+    assert run.machine.coordinator and run.data.paths == ("corpus/",)
+
+
+def test_the_job_set_is_one_slice() -> None:
+    """As many pods as the slice has hosts of four chips, each of which knows its number."""
+    (job,) = jobset()["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = 1
+    for size in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"):
+        chips *= int(size)
+    hosts = chips // container["resources"]["limits"]["google.com/tpu"]
+    script = container["command"][-1]
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == hosts
+    assert f"--processes {hosts} " in script and "$JOB_COMPLETION_INDEX" in script
+    # SET-JOB-0-POD.SET
+    assert f"{jobset()['metadata']['name']}-{job['name']}-0-0.{jobset()['metadata']['name']}:" in script
+
+
+def test_slurm_starts_as_many_processes_as_nodes() -> None:
+    """With meshes of all their devices."""
+    text = (DOCS / "launch/slurm.sh").read_text(encoding="utf-8")
+    told = {name: int(value) for name, value in re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)}
+    run = parsed(command(text))
+    assert told["ntasks-per-node"] == 1
+    assert run.mesh.fsdp * run.mesh.tensor == told["nodes"] * told["gpus-per-node"]
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
+def test_slurm_queues_a_job_again_that_was_told_to_leave(tmp_path: Path, code: int, again: bool) -> None:
+    """And no other: one that is done or that failed would be run for ever."""
+    told = tmp_path / "told"
+    for name, line in (
+        ("srun", f"exit {code}"),
+        ("scontrol", f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(told))}'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", DOCS / "launch/slurm.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert (told.read_text() if told.exists() else "") == ("requeue 7\n" if again else "")
+
+
+PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", PLANS)
+def test_plans_that_are_shown_can_be_asked_for(line: str) -> None:
+    """A known job and target, and options that exist."""
+    _, _, name, *options = shlex.split(line)
+    if not name.isupper():
+        targets.parse(plan.asked(name, options).target)

@@ -1,0 +1,122 @@
+"""The bare-machine path. What `install` does is tested whole, over the network, in the slow suite and by .ci/run itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT, Ended, clean_environment, run_python
+
+# run.py with the one step that needs a network put aside: what it would install is written down, and the commands print.
+OFFLINE = """
+import importlib.util, os, pathlib, sys
+spec = importlib.util.spec_from_file_location("run", sys.argv[1])
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+def install(extra, groups, fresh):
+    run.STAMP.unlink(missing_ok=True)
+    (run.ENV / "bin").mkdir(parents=True, exist_ok=True)
+    for name in ("zoo", "pytest"):
+        command = run.ENV / "bin" / name
+        command.write_text('#!/bin/sh\\necho "$(basename $0) in $(pwd):$(printf " <%s>" "$@")"\\n')
+        command.chmod(0o755)
+    print("install", extra, *groups, "fresh" if fresh else "more", file=sys.stderr)
+    if "FAIL" in os.environ:
+        raise run.subprocess.CalledProcessError(1, "uv")
+run.install = install
+del sys.argv[0]
+run.main()
+"""
+
+
+class Checkout:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("run.py", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        self.elsewhere = folder / "elsewhere"
+        self.elsewhere.mkdir()
+
+    def run(self, *argv: str, **env: str) -> Ended:
+        return run_python("-c", OFFLINE, str(self.folder / "run.py"), *argv, env=env, cwd=self.elsewhere)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_commands_reach_zoo_and_pytest_unchanged(checkout: Checkout) -> None:
+    done = checkout.run("--extra", "none", "train", "gpt-nano", "--optim.lr", "1e-3", "a b")
+    assert (done.code, done.stderr) == (0, "install none fresh\n")
+    assert done.stdout == f"zoo in {checkout.elsewhere}: <train> <gpt-nano> <--optim.lr> <1e-3> <a b>\n"
+    done = checkout.run("test", "-k", "x")
+    assert done.stdout == f"pytest in {checkout.folder}: <-k> <x>\n"
+
+
+def test_set_up_happens_once_and_again_when_something_changed(checkout: Checkout) -> None:
+    def installed(*argv: str, **env: str) -> str:
+        return checkout.run(*argv, **env).stderr.strip()
+
+    assert installed("--extra", "none", "train") == "install none fresh"
+    assert installed("train") == "", "the second start must be at once, and remember --extra"
+    assert installed("test") == "install none test more"
+    assert installed("test") == installed("train") == ""
+    with (checkout.folder / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert installed("train") == "install none fresh"
+    assert installed("test") == "install none test more"
+    assert installed("--extra", "cuda12", "train") == "install cuda12 fresh"
+
+
+def test_an_interrupted_set_up_is_redone(checkout: Checkout) -> None:
+    done = checkout.run("--extra", "none", "train", FAIL="1")
+    assert done.code == 1
+    assert "the same command tries again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkout.run("--extra", "none", "train").stderr == "install none fresh\n"
+    assert checkout.run("test", FAIL="1").code == 1
+    assert checkout.run("--extra", "none", "test").stderr == "install none test fresh\n"
+
+
+def test_an_unknown_extra_and_an_old_python_get_one_line(checkout: Checkout) -> None:
+    done = checkout.run("--extra", "cuda11", "train")
+    assert (done.code, done.stderr) == (1, "--extra cuda11: choose cuda12, cuda13, tpu or none\n")
+    path = str(checkout.folder / "run.py")
+    old = f"import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path({path!r}, run_name='__main__')"
+    done = run_python("-c", old)
+    assert done.code == 1
+    assert done.stderr.startswith("Python 3.11 or newer is needed; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all("==" in line and "/" not in line for line in lines)
+    names = {line.partition("==")[0] for line in lines}
+    assert {"jax", "flax", "pytest", "ruff", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu"} <= names
+    assert "torch" not in names, "its pinned build would be the one for CUDA"
+
+
+@pytest.mark.slow
+def test_a_bare_clone(tmp_path: Path) -> None:
+    """The real thing, with the network: a clone of what is committed, a first command, and the second at once."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    python = getattr(sys, "_base_executable", sys.executable)
+
+    def run() -> Ended:
+        command = [python, str(clone / "run.py"), "--help"]
+        done = subprocess.run(
+            command, env=clean_environment() | {"PATH": os.defpath}, cwd=tmp_path, capture_output=True, text=True
+        )
+        return Ended(done.returncode, done.stdout, done.stderr, 0.0)
+
+    first, second = run(), run()
+    assert first.code == 0, first.stderr
+    assert "setting up" in first.stderr
+    assert (second.code, second.stderr) == (0, "")
+    assert "zoo train" in second.stdout

@@ -1,0 +1,101 @@
+"""Small encoders with real tokenizers, in memory and as published folders, for the tests of what is asked of them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.encoding import Encoder, Text
+from tests.support.small import PLACED, jit, random_params, small
+from train import config, tokenizer_files
+from train import mesh as meshes
+from train.load import Loaded
+from train.tokenizer import Kind, Tokenizer
+from zoo import pretrained
+from zoo.batch import Batch
+from zoo.models import Model
+from zoo.sharding import shardings
+
+TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
+KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece"}
+"""Family -> its tokenizer, of those that see their masks."""
+ANY: dict[str, Kind] = {**KINDS, "xlnet": "xlnet"}
+POSITIONS = 40
+
+
+@functools.cache
+def tokenizer(kind: Kind) -> Tokenizer:
+    return Tokenizer.train([TEXT] * 5, 400, kind)
+
+
+@functools.cache
+def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
+    """A model of random weights on data x fsdp x tensor devices; its vocabulary is larger than its tokenizer's."""
+    words = tokenizer(ANY[family])
+    net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in PLACED else {}))
+    data, fsdp, tensor = shape
+    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
+    return Loaded(f"small {family}", net, params, words, mesh)
+
+
+def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:
+    return Encoder.of(loaded(family, **which), batch=batch, dtype=jnp.float32)
+
+
+def folder(path: Path, family: str, task: str = "masked") -> Path:
+    """The same as a published folder."""
+    made = loaded(family, task)
+    path.mkdir()
+    pretrained.save(path, made.net.config, made.params)
+    tokenizer_files.write(path, made.tokenizer, longest=POSITIONS)
+    return path
+
+
+def texts(*given: str) -> list[Text]:
+    return [Text(f"text {number}", text) for number, text in enumerate(given, 1)]
+
+
+def hidden(made: Loaded, tokens: Sequence[int]) -> np.ndarray:
+    """float32 [T, D]: the hidden states of a row alone, without padding."""
+    return np.asarray(_forward(made.net)(made.params, jnp.array([tokens], jnp.int32))[0][0])
+
+
+def logs(made: Loaded, tokens: Sequence[int], at: int) -> np.ndarray:
+    """float64 [V]: log-probabilities of the vocabulary at a position of a row alone, the softmax in numpy."""
+    values = np.asarray(_forward(made.net)(made.params, jnp.array([tokens], jnp.int32))[1][0, at], np.float64)
+    values = values[: made.net.config.vocab]
+    return values - np.log(np.exp(values - values.max()).sum()) - values.max()
+
+
+@functools.cache
+def _forward(net: Model) -> Any:
+    def forward(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states = net.apply(params, Batch(tokens=tokens)).hidden
+        return states, net.unembed(params, states)
+
+    return jit(forward)
+
+
+def gpt() -> Loaded:
+    """What is no encoder."""
+    net, words = small("gpt"), Tokenizer.train([TEXT] * 5, 300)
+    return Loaded("gpt", net, {}, words, loaded("bert").mesh)
+
+
+def with_tokenizer(made: Loaded, words: Tokenizer) -> Loaded:
+    return dataclasses.replace(made, tokenizer=words)
+
+
+def broken(family: str, word: str) -> Encoder:
+    """An encoder to which a word is not a number."""
+    made = loaded(family)
+    (entry,) = made.tokenizer.encode(word).tolist()
+    table = made.params["embed"]["tokens"]["embedding"].at[entry].set(jnp.nan)
+    params = {**made.params, "embed": {**made.params["embed"], "tokens": {"embedding": table}}}
+    return Encoder.of(dataclasses.replace(made, params=params), batch=4, dtype=jnp.float32)

@@ -1,0 +1,126 @@
+"""Runs on labelled examples, small enough to read: the examples, their rows, and the batches that are made of them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from tests.support.encoders import KINDS, POSITIONS, tokenizer
+from tests.support.small import LABELS, jit, random_params, small
+from train import labelled
+from train.batches import in_order
+from train.config import Data, Run
+from train.config_objectives import Labelled
+from train.examples import Answer, Choice, Example, Question, Tagged, Text
+from train.labelled import Rows
+from train.objectives import objective
+from zoo.batch import Batch
+from zoo.encoder_config import LABELLED, Task
+from zoo.models import Model, model
+
+TASKS: dict[str, Task] = {"classification": "sequence", "tagging": "tokens", "span": "span", "choice": "choice"}
+"""Objective -> the head it trains."""
+WORDS = ["the", "whale", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france", "and", "white", "sleeps", "naive"]
+IOB = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
+STRIDE = 5
+
+
+def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 32, **changes: Any) -> Run:
+    """A run of a small model, whose vocabulary is larger than its tokenizer's; `changes` are of `labelled`, or its own."""
+    task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
+    named = {"labels": labels} if task in LABELLED else {}
+    net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
+    options = {"stride": STRIDE} if goal == "span" else {}
+    options |= {name: value for name, value in changes.items() if name in fields}
+    return Run(
+        recipe="tiny",
+        model=net.config,
+        objective=goal,
+        labelled=Labelled(**options),
+        **{"data": Data(length=length, batch=8), **{name: value for name, value in changes.items() if name not in fields}},
+    )
+
+
+def rows(cfg: Run, examples: Sequence[Example]) -> Rows:
+    return labelled.rows_of(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
+
+
+def family_of(cfg: Run) -> str:
+    return model(cfg.model).family
+
+
+def build(cfg: Run) -> Any:
+    """The function that makes arrays of a row."""
+    return objective(cfg.objective).builder(cfg, tokenizer(KINDS[family_of(cfg)]), lambda: np.zeros(0, np.int64))
+
+
+def batch(cfg: Run, made: Rows) -> Batch:
+    """All rows in one."""
+    (whole,) = in_order(made, build(cfg), len(made), np.arange(len(made)))
+    return whole
+
+
+def net(cfg: Run) -> Model:
+    return model(cfg.model)
+
+
+@functools.cache
+def answers(made: Model) -> Callable[..., Array]:
+    """Logits of sequences [B, O], or of tokens [B, T, O]."""
+
+    def of(params: Any, batch: Batch) -> Array:
+        hidden = made.apply(params, batch).hidden
+        if made.task in ("tokens", "span"):
+            return made.token_logits(params, hidden)
+        return made.sequence_logits(params, hidden[:, :1])[:, 0]
+
+    return jit(of)
+
+
+def logits(cfg: Run, batch: Batch) -> np.ndarray:
+    """The same of random parameters in float64; of options [B, C], each of them in a batch of its own."""
+    made, fields = net(cfg), ("tokens", "segments", "positions", "types")
+    params, one = random_params(made), answers(made)
+    if cfg.objective != "choice":
+        return np.asarray(one(params, Batch(**{name: getattr(batch, name) for name in fields})), np.float64)
+    each = [Batch(**{name: getattr(batch, name)[:, option] for name in fields}) for option in range(batch.tokens.shape[1])]
+    return np.stack([np.asarray(one(params, option), np.float64)[:, 0] for option in each], 1)
+
+
+def entropy(values: np.ndarray, truth: int, smoothing: float) -> float:
+    """Cross-entropy in nats of the truth, mixed with the uniform distribution, under the softmax of some logits."""
+    logs = values - values.max() - np.log(np.exp(values - values.max()).sum())
+    wanted = np.full(len(values), smoothing / len(values))
+    wanted[truth] += 1 - smoothing
+    return float(-(wanted * logs).sum())
+
+
+@functools.cache
+def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs: bool = False) -> tuple[Any, ...]:
+    """Examples of words drawn at random. Of three questions one has no answer; contexts have several windows."""
+    rng = np.random.default_rng(count)
+
+    def some(least: int, most: int) -> list[str]:
+        return rng.choice(WORDS, int(rng.integers(least, most))).tolist()
+
+    def one(number: int) -> Example:
+        where = f"file:{number}"
+        if goal == "classification":
+            label = float(rng.normal()) if labels == ("score",) else labels[int(rng.integers(len(labels)))]
+            return Text(origin=where, text=" ".join(some(4, 9)), pair=" ".join(some(1, 9)) if pairs else None, label=label)
+        if goal == "tagging":
+            words = some(1, 14)
+            return Tagged(origin=where, words=tuple(words), tags=tuple(rng.choice(labels, len(words)).tolist()))
+        if goal == "choice":
+            options = tuple(" ".join(some(1, 4)) for _ in range(3))
+            text = dict(article=" ".join(some(3, 9)), question=" ".join(some(1, 3)))
+            return Choice(origin=where, **text, options=options, answer=int(rng.integers(3)))
+        context = some(20, 40)
+        first, size = int(rng.integers(15)), int(rng.integers(1, 4))
+        answer = Answer(" ".join(context[first : first + size]), len(" ".join([*context[:first], ""])))
+        answers = () if number % 3 == 0 else (answer, Answer(context[0], 0))
+        return Question(origin=where, id=str(number), question=" ".join(some(1, 4)), context=" ".join(context), answers=answers)
+
+    return tuple(one(number) for number in range(count))

@@ -1,0 +1,278 @@
+"""Runs as a user starts them: `zoo train` in processes of their own, watched, signalled, killed and compared."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tests.support import tiny
+from tests.support.environment import SCRATCH
+from tests.support.processes import Ended, clean_environment
+from train import config, metrics, optim
+from train import mesh as meshes
+from train.checkpoint import Checkpoints
+from train.folder import read_config
+from train.marker import by_path
+from zoo.models import model
+
+PATIENCE = 240
+"""Seconds that a process may take for anything, on a machine busy with other things."""
+WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
+STEPS, EVERY = 20, 3
+ANY = f"--steps {STEPS} --checkpoint.every {EVERY} --log.ledger --model.compute.unroll 1"
+SMALL = (
+    "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --model.dropout 0.1 --tokenizer.vocab 300"
+    " --data.length 32 --data.batch 8 --optim.warmup 5 --log.every 2 --log.validate-every 10 --log.samples 0"
+)
+FLAGS = {
+    "gpt-nano": [*tiny.FLAGS, "--data.paths", "text.txt", "--model.attention-dropout", "0.1"],
+    "t5-nano": f"{SMALL} --data.paths text.txt --model.decoder-layers 2 --model.head 8".split(),
+    "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
+    "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
+}
+"""Recipe -> options that make it a run of seconds with every dropout on."""
+QUICK = {
+    # Programs that run for a second are not worth optimizing: compiling them takes several.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
+
+
+def text(lines: int = 80) -> str:
+    """Sentences of few words: a text of some dozen rows, so that a run takes several epochs."""
+    rng = random.Random(0)
+    return "".join(" ".join(rng.choices(WORDS, k=12)) + ".\n" for _ in range(lines))
+
+
+@functools.cache
+def home() -> Path:
+    """The folder in which the runs of a test session are started."""
+    folder = SCRATCH / "home"
+    folder.mkdir()
+    (folder / "text.txt").write_text(text())
+    (folder / "turned.txt").write_text("".join(" ".join(reversed(line.split())) + "\n" for line in text().splitlines()))
+    return folder
+
+
+@functools.cache
+def reference(*flags: str, recipe: str = "gpt-nano", **machine: int) -> "Training":
+    """A run from start to end that nothing happened to: in one process on eight devices, unless told otherwise."""
+    run = Training(home(), f"reference-{len(list(home().glob('runs/reference-*')))}", flags, recipe)
+    run.finish(**machine)
+    assert run.resumed_at() == [0]
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A run in `home`/runs/`name`; `flags` are added to every start of it."""
+
+    home: Path
+    name: str
+    flags: tuple[str, ...] = ()
+    recipe: str = "gpt-nano"
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "runs" / self.name
+
+    def argv(self, *flags: str, devices: int = 8, processes: int = 1) -> list[str]:
+        several = ["--processes", str(processes)] if processes > 1 else []
+        own = [*FLAGS[self.recipe], *ANY.split(), *self.flags, *flags]
+        return ["train", self.recipe, *own, "--name", self.name, "--devices", str(devices), *several]
+
+    @contextlib.contextmanager
+    def start(self, *flags: str, **machine: int) -> Iterator["Started"]:
+        """The command under way, killed at the end of the block if it has not ended by then."""
+        command = [sys.executable, "-P", "-m", "zoo.cli", *self.argv(*flags, **machine)]
+        before = _inode(self.folder / "ledger.jsonl")
+        out, err = (self.home / f"{self.name}.{number}" for number in ("out", "err"))
+        with (
+            out.open("w") as stdout,
+            err.open("w") as stderr,
+            subprocess.Popen(
+                command, cwd=self.home, env=clean_environment() | QUICK, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+            ) as process,
+        ):
+            try:
+                yield Started(self, process, before, out, err)
+            finally:
+                process.kill()
+
+    def finish(self, *flags: str, **machine: int) -> Ended:
+        """Start and wait for the end, which must be a good one."""
+        with self.start(*flags, **machine) as started:
+            done = started.ended()
+        assert (done.code, done.stderr) == (0, ""), done
+        return done
+
+    # What it left.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """metrics.jsonl without what is measured in seconds."""
+        return [
+            {key: value for key, value in row.items() if key != "time"} for row in metrics.read(self.folder / "metrics.jsonl")
+        ]
+
+    def losses(self) -> np.ndarray:
+        return np.array([row["loss"] for row in self.rows()])
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return metrics.read(self.folder / "ledger.jsonl")
+
+    def resumed_at(self) -> list[int]:
+        """The steps at which the run was started, in the order of the starts."""
+        return [row["step"] for row in metrics.read(self.folder / "starts.jsonl")]
+
+    def latest(self) -> int | None:
+        return self._checkpoints().latest()
+
+    def state(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
+        run = read_config(self.folder)
+        abstract = meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(config.Mesh()))
+        restored = self._checkpoints().restore(abstract, step=step)
+        assert restored is not None
+        return by_path(jax.device_get(restored[0]))
+
+    def left_over(self) -> list[str]:
+        """Folders of saves or deletions that a kill interrupted."""
+        return [entry.name for entry in self.folder.glob("checkpoints/*.tmp")]
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints", 1, notify=lambda _: None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """One start of a run."""
+
+    training: Training
+    process: subprocess.Popen[bytes]
+    ledger_before: int
+    out: Path
+    err: Path
+
+    def reach(self, step: int) -> int:
+        """Wait until this start (not one before it) has taken `step` steps; returns how many it has taken."""
+        path = self.training.folder / "ledger.jsonl"
+
+        def taken() -> int:
+            # A start replaces the file by one with the steps it goes on from.
+            if _inode(path) in (0, self.ledger_before):
+                return -1
+            rows = metrics.read(path)
+            return rows[-1]["step"] if rows else 0
+
+        return self.wait(lambda: (found := taken()) >= step and found)
+
+    def wait(self, happened: Any) -> Any:
+        """Poll, every two milliseconds, until `happened()` is true, and return what it gave."""
+        deadline = time.monotonic() + PATIENCE
+        while not (result := happened()):
+            assert self.process.poll() is None, f"it ended too early: {self.out.read_text()}{self.err.read_text()}"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return result
+
+    def committed(self, step: int) -> None:
+        """Wait until a checkpoint of `step` or later is there."""
+        self.wait(lambda: (self.training.latest() or 0) >= step)
+
+    def saving(self) -> None:
+        """Wait until a save is under way; the deletion of an old step looks the same, but for its number."""
+        self.wait(lambda: max(self.training.left_over(), default="") > f"{self.training.latest() or 0:08d}")
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stopped(self, number: signal.Signals) -> int:
+        """Send a signal that saves and leaves, see that it does, and return the step, after which nothing was lost."""
+        self.send(number)
+        done = self.ended()
+        assert done.code == 128 + number, done
+        # JAX's coordination service says in its own words that a signal came.
+        assert not [line for line in done.stderr.splitlines() if "SIGTERM caught" not in line], done
+        step = self.training.latest()
+        assert f"stopped and saved at step {step} of" in done.stdout
+        assert self.training.ledger()[-1]["step"] == step
+        assert step is not None
+        return step
+
+    def workers(self) -> list[int]:
+        """The processes that a launcher started, by number."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return sorted(map(int, path.read_text().split()))
+
+    def ended(self) -> Ended:
+        start = time.monotonic()
+        code = self.process.wait(PATIENCE)
+        return Ended(code, self.out.read_text(), self.err.read_text(), time.monotonic() - start)
+
+    def interrupted(self) -> Ended:
+        """By SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
+        while self.process.poll() is None:
+            self.send(signal.SIGINT)
+            time.sleep(0.01)
+        return self.ended()
+
+    def killed(self) -> None:
+        self.send(signal.SIGKILL)
+        done = self.ended()
+        assert done.code == -signal.SIGKILL, f"it ended before it could be killed: {done}"
+
+
+def assert_same(run: Training, reference: Training) -> None:
+    """The same bits in every array, the same rows of metrics but for timing, the same samples, the same score."""
+    ours, theirs = run.state(), reference.state()
+    assert ours.keys() == theirs.keys()
+    assert not [path for path in ours if ours[path].tobytes() != theirs[path].tobytes()]
+    assert run.rows() == reference.rows()
+    assert run.ledger() == reference.ledger()
+    assert (run.folder / "scores.json").read_text() == (reference.folder / "scores.json").read_text()
+
+
+def assert_close(run: Training, reference: Training, tolerance: float = 1e-5) -> None:
+    """The same samples in the same order, and losses that agree relatively."""
+    assert run.ledger() == reference.ledger()
+    np.testing.assert_allclose(run.losses(), reference.losses(), rtol=tolerance)
+
+
+def assert_every_sample_once_per_epoch(run: Training, steps: int = STEPS) -> None:
+    ledger = run.ledger()
+    assert [row["step"] for row in ledger] == list(range(1, steps + 1))
+    samples = np.concatenate([row["rows"] for row in ledger])
+    epochs = np.split(samples, range(samples.max() + 1, len(samples), samples.max() + 1))
+    assert len(epochs) > 2
+    for epoch in epochs[:-1]:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(samples.max() + 1))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file, less the lock's."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.lock"]
+    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _inode(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_ino
+    return 0

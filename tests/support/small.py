@@ -1,0 +1,190 @@
+"""Small models of every family, for the tests that ask what a model computes."""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo import configs, encoder, models, sharding
+from zoo.batch import Batch
+from zoo.configs import Compute
+from zoo.encoder_config import LABELLED, EncoderConfig
+from zoo.heads import gather, summaries
+from zoo.models import Model, model
+from zoo.seeds import example_seeds
+
+SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
+LABELS = ("no", "perhaps", "yes")
+HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
+"""(family, task) of every kind of model that there is."""
+
+ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
+"""Families with a choice of heads."""
+PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
+"""Those of them that learn positions."""
+GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
+ONE_WAY = [family for family in GENERATORS if family not in ENCODERS]
+"""Families in which no token sees those behind it."""
+
+SAYS = {
+    "body": ("hidden",),
+    "causal": ("words",),
+    "text_to_text": ("words",),
+    "pretraining": ("words", "sequences"),
+    "masked": ("words",),
+    "permutation": ("words",),
+    "next": ("sequences",),
+    "sequence": ("sequences",),
+    "choice": ("sequences",),
+    "tokens": ("tokens",),
+    "span": ("tokens",),
+}
+"""What a model says by its task, as `outputs` calls it."""
+
+# Many programs that run once: the processor's code need not be good. What they compute is as without this.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def small(family: str, **changes: Any) -> Model:
+    """The family's first size, made small and without dropout, with three labels if its task has any."""
+    first = next(iter(configs.family(family).SIZES.values())).config
+    fields = {field.name for field in dataclasses.fields(first)}
+    numbers = {name: value for name, value in SMALL.items() if name in fields}
+    rates = {name: 0.0 for name in fields if name.endswith("dropout")}
+    labels = {"labels": LABELS} if changes.get("task") in LABELLED else {}
+    return model(dataclasses.replace(first, **{**numbers, **rates, **labels, "compute": Compute(), **changes}))
+
+
+def with_head(family: str, task: str, **changes: Any) -> Model:
+    """The same with another head; a family of one kind of model has no choice."""
+    return small(family, task=task, **changes) if family in ENCODERS else small(family, **changes)
+
+
+def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
+    """All that a model says of a batch: "words" [B, P, rows], "sequences" [B, Q, O], "tokens" [B, T, O]; a body its "hidden"
+    states."""
+    return said(net, params, net.apply(params, batch, seeds=seeds).hidden, batch, seeds)
+
+
+def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
+    """The same from the hidden states of the batch."""
+    say = {
+        "hidden": lambda: hidden,
+        "words": lambda: net.unembed(params, gather(hidden, batch.predict_at)),
+        "sequences": lambda: net.sequence_logits(params, summaries(hidden, batch.summary_at), seeds),
+        "tokens": lambda: net.token_logits(params, hidden, seeds),
+    }
+    return {name: say[name]() for name in SAYS[net.task]}
+
+
+def with_dropout(net: Model) -> dict[str, float]:
+    """Its rates of dropout, all of them 0.1."""
+    return {field.name: 0.1 for field in dataclasses.fields(net.config) if field.name.endswith("dropout")}
+
+
+def home(net: Model, name: str) -> ModuleType:
+    """The module in which a model's arithmetic looks a name up, where a test puts another: its own or the encoders'."""
+    return net.module if hasattr(net.module, name) else encoder
+
+
+BODIES = list({home(small(family), "run_stack"): family for family in reversed(models.families())}.values())
+"""One family of each body: what heads and numbers do not touch is asked of it."""
+
+
+@functools.cache
+def shapes(net: Model) -> Any:
+    return jax.eval_shape(lambda: net.init(jax.random.key(0)))
+
+
+def random_params(net: Model) -> Any:
+    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero.
+
+    T5's kernels are as spread as they begin, those of queries the least: as its scores are not scaled, more would magnify every
+    rounding.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(keys: Any, leaf: Any) -> jax.Array:
+        path = sharding.path_of(keys)
+        values = 0.3 * rng.standard_normal(leaf.shape) + path.endswith("scale")
+        if net.family == "t5" and path.endswith("kernel"):
+            values *= net.config.width**-0.5 / 0.3
+            queries = values[:, :, :1] if "qkv" in path else values if "/q/" in path else values[:0]
+            queries *= net.config.head**-0.5
+        if path in net.module.PADDED:
+            values[getattr(net.config, net.module.PADDED[path]) :] = 0
+        return jnp.float32(values)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(net))
+
+
+def row(length: int, rows: int = 1, **fields: Any) -> Batch:
+    """Rows in which every token is another one: a derivative by its table is one by its position."""
+    return Batch(tokens=jnp.arange(1, rows * length + 1, dtype=jnp.int32).reshape(rows, length), **fields)
+
+
+def with_source(net: Model, batch: Batch) -> Batch:
+    """As an encoder-decoder takes it: with a source of the rows' segments, and of tokens that they do not have."""
+    if "text_to_text" not in net.module.OBJECTIVES:
+        return batch
+    source = Batch(tokens=batch.tokens + batch.tokens.size, segments=batch.segments, positions=batch.positions)
+    return dataclasses.replace(batch, source=source)
+
+
+def reversed_layers(params: Any) -> Any:
+    """The same with every stack upside down."""
+
+    def turned(keys: Any, leaf: Any) -> Any:
+        return leaf[::-1] if "layers" in sharding.path_of(keys).split("/") else leaf
+
+    return jax.tree_util.tree_map_with_path(turned, params)
+
+
+def as_batch(asked: dict[str, np.ndarray]) -> Batch:
+    """What `tests.support.transformers_outputs` asks a model."""
+    kinds = jnp.asarray(asked["types"]) if "types" in asked else None
+    source = None
+    if "source" in asked:
+        source = Batch(tokens=jnp.asarray(asked["source"]), segments=jnp.asarray(asked["source_real"], jnp.int32))
+    segments = jnp.asarray(asked["real"], jnp.int32)
+    last = jnp.asarray(asked["summary_at"]) if "summary_at" in asked else None
+    return Batch(tokens=jnp.asarray(asked["tokens"]), segments=segments, types=kinds, summary_at=last, source=source)
+
+
+def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
+    """bool[T, S]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not.
+
+    `tokens` [S] are the row's own, unless others are given: a source's.
+    """
+    probe = np.float32(np.random.default_rng(0).standard_normal(net.config.width))
+
+    def outputs(table: Any) -> Any:
+        embed = {**params["embed"], "tokens": {"embedding": table}}
+        return net.apply({**params, "embed": embed}, batch).hidden[0] @ probe
+
+    jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
+    return (np.asarray(jacobian[:, batch.tokens[0] if tokens is None else tokens]) != 0).any(-1)
+
+
+def following(net: Model, params: Any, batch: Batch) -> jax.Array:
+    """[B, T, D]: what `decode` of a batch gives, in a forward pass over it; of XLNet, predicted in the order of the text."""
+    if net.family in ONE_WAY:
+        return net.apply(params, batch).hidden
+    tokens = jnp.pad(batch.tokens, ((0, 0), (0, 1)))
+    order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    predicted = net.apply(params, Batch(tokens=tokens, order=order, query_at=order[:, 1:])).predicted
+    assert predicted is not None
+    return predicted
+
+
+def loss(net: Model, params: Any, batch: Batch, seeds: Any = None) -> jax.Array:
+    logits = net.unembed(params, net.apply(params, batch, seeds=seeds).hidden)
+    return -jax.nn.log_softmax(logits)[..., 7].mean()
+
+
+def seeds(rows: int, step: int = 0) -> jax.Array:
+    return example_seeds(jnp.array([3, 1], jnp.uint32), jnp.int32(step), jnp.arange(rows, dtype=jnp.uint32))

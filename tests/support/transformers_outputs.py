@@ -1,0 +1,104 @@
+"""What `transformers` computes on torch for a published folder, and what it is asked: the same as `tests.support.small.outputs`.
+
+Torch is of the group `parity` and imported inside functions.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAIR = 0.4
+"""Share of a row that is its first text, where a family tells the two apart."""
+
+
+def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest]; of an
+    encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's. XLNet's is padded in
+    front and has "summary_at" [rows, 1], the last position.
+
+    The id of padding is no token's: `transformers` takes the positions of RoBERTa from it, and gives it no gradient.
+    """
+    rng, at, ends = np.random.Generator(np.random.PCG64(1)), np.arange(max(lengths)), np.array(lengths)[:, None]
+    xlnet = config["model_type"] == "xlnet"
+    if xlnet:
+        at = at - (max(lengths) - ends)
+    real = (at >= 0) & (at < ends)
+    drawn = rng.integers(2, config["vocab_size"], real.shape)
+    batch = {"tokens": np.where(real, drawn, config.get("pad_token_id", 0)).astype(np.int32), "real": real}
+    if config["model_type"] in ("t5", "marian"):
+        width = max(lengths) + 2
+        there = np.arange(width) < width - np.array(lengths)[:, None] // 2
+        return batch | {"source": np.where(there, rng.integers(2, config["vocab_size"], there.shape), 0), "source_real": there}
+    if xlnet:
+        batch["summary_at"] = np.full((len(lengths), 1), max(lengths) - 1)
+    if config.get("type_vocab_size", 0) < 2 and not xlnet:
+        return batch
+    return batch | {"types": (real & (at >= PAIR * ends)).astype(np.int32)}
+
+
+def directions(shapes: dict[str, tuple[int, ...]], real: np.ndarray) -> dict[str, np.ndarray]:
+    """A random number for every output that counts; the gradients compared are those of the sum of their products."""
+    drawn = {}
+    for name, shape in shapes.items():
+        values = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape).astype(np.float32)
+        drawn[name] = values if name == "sequences" else values * real[..., None]
+    return drawn
+
+
+def load(folder: Path, architecture: str) -> Any:
+    """The model of a folder, in float32, dropout off, attention written out.
+
+    Raises:
+        AssertionError: it lacks a tensor, or knows one that it did not expect.
+    """
+    import transformers
+
+    kind = getattr(transformers, architecture)
+    net, told = kind.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+    assert not any(told.values()), told
+    return net.eval()
+
+
+def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Its outputs under the names and in the shapes of ours. The rows are the choices of one question, if it has any."""
+    import torch
+
+    arguments = {"input_ids": batch["tokens"], "attention_mask": batch["real"], "token_type_ids": batch.get("types")}
+    if "source" in batch:
+        decoder = {f"decoder_{name}": each for name, each in arguments.items() if each is not None}
+        arguments = {"input_ids": batch["source"], "attention_mask": batch["source_real"], **decoder}
+    tensors = {name: torch.tensor(each).long() for name, each in arguments.items() if each is not None}
+    said = net(**{name: each[None] if task == "choice" else each for name, each in tensors.items()})
+    match task:
+        case "body":
+            return {"hidden": said.last_hidden_state}
+        case "pretraining":
+            return {"words": said.prediction_logits, "sequences": said.seq_relationship_logits[:, None]}
+        case "causal" | "masked" | "permutation" | "text_to_text":
+            return {"words": said.logits}
+        case "choice":
+            return {"sequences": said.logits.reshape(-1, 1, 1)}
+        case "tokens":
+            return {"tokens": said.logits}
+        case "span":
+            return {"tokens": torch.stack([said.start_logits, said.end_logits], -1)}
+    return {"sequences": said.logits[:, None]}
+
+
+def computed(net: Any, task: str, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(outputs, gradient of every parameter by its name); a parameter that the outputs do not depend on has a gradient of 0."""
+    import torch
+
+    net.zero_grad(set_to_none=True)
+    said = outputs(net, task, batch)
+    along = directions({name: tuple(each.shape) for name, each in said.items()}, batch["real"])
+    sum((each * torch.tensor(along[name])).sum() for name, each in said.items()).backward()
+    gradients = {
+        name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
+        for name, each in net.named_parameters()
+        # Marian's sinusoids are a table there, and never learned.
+        if "embed_positions" not in name
+    }
+    return {name: each.detach().numpy() for name, each in said.items()}, gradients

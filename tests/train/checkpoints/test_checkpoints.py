@@ -1,0 +1,391 @@
+"""Checkpoints against real files: round trips onto any mesh, and every way a step can be damaged."""
+
+import asyncio
+import collections
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
+from train.checkpoint import Checkpoints
+from train.marker import FORMAT, NAME, Marker
+from train.state import State
+from zoo.errors import BadInput
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    save_all(folder, 1, 2)
+    return folder
+
+
+@pytest.fixture
+def damaged(two_steps: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of a folder with steps 1 and 2 to damage, and its newest step. All must notice and fall back to step 1."""
+    shutil.copytree(two_steps, tmp_path / "copy")
+    return tmp_path / "copy", tmp_path / "copy" / "00000002"
+
+
+# Round trips.
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((8,), None), ((2, 4), Spec("b", "a")), ((4,), Spec(None, "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b"))), ((8,), Spec())],
+)
+def test_round_trip_onto_any_mesh(folder: Path, shape: tuple[int, ...], spec: Spec | None) -> None:
+    state = make(7)
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        checkpoints.save(state, META)
+    assert Checkpoints(folder, 1, notify=pytest.fail).latest() == 7
+
+    mesh = mesh_of(*shape)
+
+    def place(leaf: jax.Array) -> jax.sharding.Sharding:
+        if spec is None:
+            return leaf.sharding
+        return jax.NamedSharding(mesh, spec if leaf.shape == (16, 64) else Spec())
+
+    result = Checkpoints(folder, 1, notify=pytest.fail).restore(abstract(state, place))
+    assert result is not None
+    again, meta = result
+    assert meta == META
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert bits(again) == bits(state)
+    for leaf, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(abstract(state, place)), strict=True):
+        assert (leaf.dtype, leaf.sharding) == (wanted.dtype, wanted.sharding)
+
+
+def test_nothing_saved_is_none(folder: Path) -> None:
+    checkpoints = Checkpoints(folder, 1, notify=pytest.fail)
+    assert checkpoints.latest() is None
+    assert checkpoints.restore(abstract(make(0))) is None
+    assert not folder.exists()
+
+
+def test_keeps_the_newest_and_never_more_than_one_beyond(folder: Path) -> None:
+    with Checkpoints(folder, 2, notify=pytest.fail) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(make(step), META)
+            deadline = time.monotonic() + 30
+            while checkpoints.latest() != step or len(os.listdir(folder)) > 2:
+                checkpoints.poll()
+                assert len(os.listdir(folder)) <= 3
+                assert time.monotonic() < deadline
+    assert sorted(os.listdir(folder)) == ["00000004", "00000005"]
+
+
+def test_a_committed_step_is_not_saved_again_and_an_older_one_is_refused(folder: Path) -> None:
+    with Checkpoints(folder, 2, notify=pytest.fail) as checkpoints:
+        checkpoints.save(make(5), META)
+        checkpoints.wait()
+        before = (folder / "00000005" / NAME).stat()
+        checkpoints.save(make(5), META)
+        assert checkpoints.wait()
+        assert (folder / "00000005" / NAME).stat() == before
+        with pytest.raises(BadInput, match="step 5 is already here"):
+            checkpoints.save(make(4), META)
+
+
+def test_buffers_may_be_donated_at_once(folder: Path) -> None:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State) -> State:
+        return jax.tree.map(lambda leaf: leaf + 1, state)
+
+    state = make(0, width=1 << 14)
+    aliased = 0
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        for _ in range(6):
+            state = step(state)
+            expected, number = bits(state), int(state.step)
+            checkpoints.save(state, META)
+            for _ in range(3):
+                before = state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer()
+                state = step(state)
+                aliased += state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer() == before
+            jax.block_until_ready(state)
+            result = checkpoints.restore(abstract(state))
+            assert result is not None
+            assert int(result[0].step) == number
+            assert bits(result[0]) == expected
+    # Without donation in place this test would prove nothing.
+    assert aliased > 0
+
+
+def test_saves_where_an_event_loop_runs(folder: Path) -> None:
+    async def notebook() -> None:
+        save_all(folder, 1)
+
+    asyncio.run(notebook())
+    restored(Checkpoints(folder, 1, notify=pytest.fail))
+
+
+def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_all(folder, 1)
+    # As if the process was killed after the first file.
+    monkeypatch.setattr("train.checkpoint.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        checkpoints.save(make(2), META | {"step": 2})
+    monkeypatch.undo()
+    assert len(os.listdir(folder)) == 2
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
+        assert restored(checkpoints).step == 2
+    assert os.listdir(folder) == ["00000002"]
+
+
+# Damage.
+
+
+def mutations(original: bytes, rng: np.random.Generator) -> Iterator[tuple[str, bytes | None]]:
+    """Changed contents of a file, every one different from the original; None is deletion."""
+    size = len(original)
+    for bit in {0, 8 * size - 1, *rng.integers(0, 8 * size, 24).tolist()}:
+        changed = bytearray(original)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit}", bytes(changed)
+    for length in {0, size // 2, size - 1}:
+        yield f"cut to {length}", original[:length]
+    yield "one more", original + b"\0"
+    for tail in (16, 4096):
+        if (zeroed := original[:-tail] + bytes(min(tail, size))) != original:
+            yield f"tail of {tail} zeroed", zeroed
+    yield "deleted", None
+
+
+def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.random.Generator) -> None:
+    folder, newest = damaged
+    counts: collections.Counter[str] = collections.Counter()
+    wanted = abstract(make(0))
+    for file in sorted(file for file in newest.rglob("*") if file.is_file()):
+        path, original = file.relative_to(newest), file.read_bytes()
+        for what, changed in mutations(original, rng):
+            assert changed != original
+            file.unlink()
+            if changed is not None:
+                file.write_bytes(changed)
+            log = Log()
+            with Checkpoints(folder, 9, notify=log) as checkpoints:
+                result = checkpoints.restore(wanted)
+            assert result is not None
+            assert int(result[0].step) == 1, f"{path}: {what}"
+            assert len(log) == 1
+            assert "00000002 IS DAMAGED" in log[0]
+            assert path.as_posix() in log[0]
+            (folder / "00000002.corrupt-1").rename(newest)
+            file.write_bytes(original)
+            counts[path.parts[0]] += 1
+    assert restored(Checkpoints(folder, 9, notify=pytest.fail)).step == 2
+    assert counts.total() >= 300, counts
+    print(f"{counts.total()} mutations: {dict(counts)}")
+
+
+def half_copied(newest: Path) -> None:
+    for file in sorted(newest.rglob("*"))[::2]:
+        if file.is_file():
+            file.unlink()
+
+
+def cut_short(newest: Path) -> None:
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+def emptied(newest: Path) -> None:
+    shutil.rmtree(newest)
+    newest.mkdir()
+
+
+def with_the_marker_of_another_step(newest: Path) -> None:
+    shutil.copy(newest.parent / "00000001" / NAME, newest / NAME)
+
+
+def under_another_number(newest: Path) -> None:
+    shutil.copytree(newest.parent / "00000001", newest, dirs_exist_ok=True)
+    for file in newest.rglob("*"):
+        if file.is_file() and not (newest.parent / "00000001" / file.relative_to(newest)).exists():
+            file.unlink()
+
+
+def with_a_file_more(newest: Path) -> None:
+    (newest / "ocdbt.process_1").mkdir()
+    (newest / "ocdbt.process_1" / "manifest.ocdbt").write_bytes(b"")
+
+
+def with_a_marker_that_is_a_folder(newest: Path) -> None:
+    (newest / NAME).unlink()
+    (newest / NAME).mkdir()
+
+
+def with_a_forged_meta(newest: Path) -> None:
+    marker = json.loads((newest / NAME).read_text())
+    marker["meta"]["model"]["layers"] = 3
+    (newest / NAME).write_text(json.dumps(marker, sort_keys=True, indent=1) + "\n")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        half_copied,
+        cut_short,
+        emptied,
+        with_the_marker_of_another_step,
+        under_another_number,
+        with_a_file_more,
+        with_a_marker_that_is_a_folder,
+        with_a_forged_meta,
+    ],
+)
+def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Path], harm: Callable[[Path], None]) -> None:
+    folder, newest = damaged
+    harm(newest)
+    (folder / "00000002.corrupt-1").mkdir()
+
+    # A reader passes it over and touches nothing.
+    log = Log()
+    reader = Checkpoints(folder, 9, notify=log)
+    assert reader.latest() == 1
+    assert restored(reader).step == 1
+    assert "passed over" in log[0]
+    assert newest.exists()
+
+    log.clear()
+    with Checkpoints(folder, 9, notify=log) as writer:
+        assert restored(writer).step == 1
+        assert len(log) == 1
+        assert "00000002.corrupt-2" in log[0]
+        assert not newest.exists()
+        writer.save(make(2), META | {"step": 2})
+        writer.wait()
+        assert restored(writer).step == 2
+
+
+def test_junk_is_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
+    folder, newest = damaged
+    for name in ("99999", "notes", "0000002a", "000000003", "tmp"):
+        (folder / name).mkdir()
+    (folder / "00000098").write_text("a file")
+    (folder / "00000099").symlink_to(newest)
+    (folder / "00000097.tmp").symlink_to(newest)
+    (folder / "00000004.tmp").mkdir()
+    log = Log()
+    with Checkpoints(folder, 1, notify=log) as checkpoints:
+        assert not (folder / "00000004.tmp").exists()
+        for _ in range(3):
+            assert checkpoints.latest() == 2
+        assert restored(checkpoints).step == 2
+        checkpoints.save(make(3), META | {"step": 3})
+    assert len(log) == 8
+    assert all("is not a checkpoint" in message for message in log)
+    assert len(os.listdir(folder)) == 9
+    assert restored(Checkpoints(folder, 1, notify=log)).step == 3
+
+
+def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, Path]) -> None:
+    folder, newest = damaged
+    (newest / NAME).unlink()
+    log = Log()
+    with Checkpoints(folder, 2, notify=log) as checkpoints:
+        checkpoints.save(make(2), META | {"step": 2})
+    assert "in the way" in log[0]
+    assert restored(Checkpoints(folder, 2, notify=log)).step == 2
+
+
+def test_nothing_intact_is_refused_however_often_it_is_asked(damaged: tuple[Path, Path]) -> None:
+    folder, _ = damaged
+    for step in ("00000001", "00000002"):
+        file = next(file for file in (folder / step / "ocdbt.process_0" / "d").iterdir())
+        file.write_bytes(bytes(file.stat().st_size))
+    log = Log()
+    for _ in range(2):
+        with (
+            Checkpoints(folder, 2, notify=log) as checkpoints,
+            pytest.raises(BadInput, match=r"00000001\.corrupt-1.*delete the folder"),
+        ):
+            checkpoints.restore(abstract(make(0)))
+    assert len(log) == 2
+
+
+def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
+    folder, newest = damaged
+    checkpoints = Checkpoints(folder, 2, notify=pytest.fail)
+    assert restored(checkpoints, step=1).step == 1
+    assert checkpoints.meta(2) == META | {"step": 2}
+    with pytest.raises(BadInput, match="steps that can be read: 2, 1"):
+        checkpoints.restore(abstract(make(0)), step=3)
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[::-1])
+    with pytest.raises(BadInput, match="other content than was saved"):
+        checkpoints.restore(abstract(make(0)), step=2)
+    assert newest.exists()
+
+
+def test_another_format_is_refused_and_not_called_damaged(damaged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, newest = damaged
+    monkeypatch.setattr("train.marker.FORMAT", FORMAT + 1)
+    marker = Marker(step=2, meta={}, leaves={})
+    marker.write(newest)
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match=f"format {FORMAT + 1}"):
+        Checkpoints(folder, 2, notify=pytest.fail).restore(abstract(make(0)))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"file.*choose another --out"), Checkpoints(tmp_path / "file", 1, notify=pytest.fail):
+        pass
+
+
+# Other states.
+
+
+def without(state: State, name: str) -> State:
+    return State(**{**vars(state), "params": {key: value for key, value in state.params.items() if key != name}})
+
+
+def with_params(state: State, **more: Any) -> State:
+    return State(**{**vars(state), "params": {**state.params, **more}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "embed"), r'params/embed/table: "float32\[16,64\]" in the checkpoint, nothing asked'),
+        (lambda s: with_params(s, head=s.key), r'params/head: nothing in the checkpoint, "uint32\[2\]" asked'),
+        (
+            lambda s: with_params(s, embed={"table": s.params["embed"]["table"].astype(jnp.bfloat16)}),
+            r'table: .*, "bfloat16\[16,64\]" asked',
+        ),
+        (lambda s: with_params(s, embed={"table": s.params["embed"]["table"][:8]}), r'table: .*, "float32\[8,64\]" asked'),
+        (lambda s: with_params(s, embed={"table": s.params["embed"]["table"].T}), r'table: .*, "float32\[64,16\]" asked'),
+        (lambda s: State(**{**vars(s), "carry": {}}), r"carry/memory: .*, nothing asked"),
+        (lambda s: State(**{**vars(s), "opt_state": ()}), r"opt_state/0/count: .*opt_state/0/mu/embed/table: "),
+    ],
+)
+def test_other_leaves_are_refused_by_name(two_steps: Path, change: Callable[[State], State], message: str) -> None:
+    other = change(make(0))
+    with pytest.raises(BadInput, match=message):
+        Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(other))
+
+
+def test_a_leaf_without_a_sharding_and_two_leaves_of_one_path_are_our_mistake(two_steps: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="without a sharding: step"):
+        Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(make(0), lambda _: None))
+    clash = with_params(make(1), **{"embed/table": make(1).key})
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints, pytest.raises(ValueError, match="one path"):
+        checkpoints.save(clash, META)

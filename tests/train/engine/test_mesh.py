@@ -1,0 +1,189 @@
+"""One run, many machines: losses, gradients and SGD steps agree on every mesh, under pmap and with micro-batches."""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.support import tiny
+from tests.support.gradients import assert_equal_gradients
+from train import config, optim
+from train import mesh as meshes
+from train.objectives import causal
+from train.step import ENGINES, make_step
+from zoo import attention as door
+from zoo.attention import attention
+from zoo.configs import Compute
+from zoo.errors import BadInput
+from zoo.masks import Dense, Mask
+from zoo.models import model
+from zoo.sharding import BATCH
+
+ONE = config.Mesh(data=1)
+CASES = {
+    "data=8": {"mesh": config.Mesh(data=8)},
+    "fsdp=8": {"mesh": config.Mesh(data=1, fsdp=8)},
+    "data=2,fsdp=2,tensor=2": {"mesh": config.Mesh(data=2, fsdp=2, tensor=2)},
+    "pmap": {"mesh": config.Mesh(data=8), "engine": "pmap"},
+    "4 micro-batches": {"mesh": config.Mesh(data=4), "accumulate": 4},
+    "remat": {"mesh": config.Mesh(data=2), "compute": {"remat": "full"}},
+    "chunked loss": {"mesh": config.Mesh(data=2), "loss_chunk": 8},
+}
+
+
+def train(steps=20, tx=None, *, mesh=ONE, compute=None, **changes):
+    """Losses of `steps` steps, the first step's gradient, and the state after them."""
+    run = tiny.run(mesh=mesh, **changes)
+    if compute:
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
+    devices = meshes.make(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    meshes.check(run, devices)
+    # The trace of decay 0 is the gradient itself, passed on.
+    net, tx = model(run.model), optax.chain(optax.trace(0.0), tx or optim.optimizer(run.optim))
+    places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, devices))
+    engine = ENGINES[run.engine](make_step(run, net, causal, tx, jnp.float32), devices, places, run.data.batch)
+    state, losses, gradient = engine.put(meshes.init_state(run, net, tx, devices)), [], None
+    with jax.transfer_guard("disallow"):
+        for step in range(steps):
+            mine = jax.tree.map(lambda leaf: leaf[meshes.local_rows(devices, run.data.batch)], tiny.batch(step))
+            state, metrics = engine.step(state, engine.place(mine))
+            losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
+            if step == 0:
+                gradient = jax.device_get(engine.get(state).opt_state[0].trace)
+    return np.array(losses), gradient, jax.device_get(engine.get(state).params)
+
+
+@functools.cache
+def alone(steps=20, sgd=False):
+    return train(steps, optax.identity() if sgd else None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_agree(case):
+    """20 losses of AdamW with dropout to 1e-5 relative, and the first gradient."""
+    losses, gradient, _ = train(**CASES[case])
+    expected, theirs, _ = alone()
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert losses[-1] < losses[0] - 0.5
+    assert_equal_gradients(gradient, theirs)
+
+
+def test_parameters_after_a_step_of_sgd_agree():
+    _, _, ours = train(1, optax.identity(), mesh=config.Mesh(data=2, fsdp=2, tensor=2))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-8, rtol=1e-6), ours, alone(1, sgd=True)[2])
+
+
+def test_the_comparison_catches_a_wrong_gradient():
+    """A gradient off by one part in ten thousand, or with other dropout, is not equal."""
+    theirs = alone()[1]
+    with pytest.raises(AssertionError):
+        assert_equal_gradients(jax.tree.map(lambda leaf: leaf * (1 + 1e-4), theirs), theirs)
+    with pytest.raises(AssertionError):
+        assert_equal_gradients(train(1, seed=1)[1], theirs)
+
+
+def test_state_lies_where_the_table_says():
+    run = tiny.run(mesh=config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh, net, tx = meshes.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    state = meshes.init_state(run, net, tx, mesh)
+    up = state.params["layers"]["mlp"]["up"]["kernel"]
+    assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert up.addressable_data(0).shape == (2, 16, 32)
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == up.shape]
+    assert {leaf.sharding.spec for leaf in moments} == {PartitionSpec(None, "fsdp", "tensor")}
+    table = state.params["embed"]["tokens"]["embedding"]
+    assert table.shape == (384, 32)
+    assert table.sharding.spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_adafactor_treats_layers_as_separate_matrices():
+    """Updates of a stacked leaf equal those of each layer's own matrix, which stands outside the stack under another name."""
+    tx = optim.optimizer(config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
+    rng = np.random.default_rng(0)
+    grads = jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])
+    params = jnp.float32(rng.standard_normal((3, 128, 256)))
+
+    def whole(stacked):
+        return {"layers": {"kernel": stacked}, **{str(layer): {"kernel": stacked[layer]} for layer in range(3)}}
+
+    updates, _ = tx.update(whole(grads), tx.init(whole(params)), whole(params))
+    for layer in range(3):
+        np.testing.assert_allclose(updates["layers"]["kernel"][layer], updates[str(layer)]["kernel"], rtol=1e-5)
+    assert not np.allclose(updates["layers"]["kernel"][0], updates["layers"]["kernel"][1] * 10, rtol=0.1)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla", "blocked"])
+def test_the_door_adds_no_collective(impl):
+    """Under data, fsdp and tensor axes attention runs on local arrays: the compiled program has no communication."""
+    mesh = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    place = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
+    rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=place)
+    seeds = jax.ShapeDtypeStruct((8, 2), jnp.uint32, sharding=rows)
+    segments = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=rows)
+
+    def value(q, k, v, seeds, segments):
+        mask = Mask(causal=True, query_segments=segments, key_segments=segments)
+        return attention(q, k, v, mask=mask, dropout=(0.1, seeds), impl=impl)
+
+    def pull(q, k, v, seeds, segments, cotangent):
+        return jax.vjp(lambda *qkv: value(*qkv, seeds, segments), q, k, v)[1](cotangent)
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(pull).lower(q, q, q, seeds, segments, q).compile().as_text()
+    assert collectives(program) == {}
+
+
+def test_a_bias_table_costs_one_reduction():
+    """What the counter above would see: the gradient of something all examples share must be summed."""
+    mesh = meshes.make(config.Mesh(data=8))
+    q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+
+    def value(bias, q):
+        return attention(q, q, q, mask=Mask(), bias=Dense(values=bias)).sum()
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(value)).lower(jnp.zeros((1, 4, 16, 16)), q).compile().as_text()
+    assert set(collectives(program)) == {"all-reduce"}
+
+
+def collectives(program):
+    kinds = r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return dict(collections.Counter(re.findall(kinds, program)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": config.Mesh(data=3)}, "data=3 fsdp=1 tensor=1: does not multiply to the 8 devices; valid: data=8"),
+        ({"mesh": config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
+        ({"data": config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
+        ({"accumulate": 4}, r"--data.batch 16: 4 rows .* choose a multiple of 32"),
+        ({"engine": "pmap", "mesh": config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(changes, message):
+    run = tiny.run(**changes)
+    with pytest.raises(BadInput, match=message):
+        meshes.check(run, meshes.make(run.mesh))
+
+
+def test_a_leaf_that_does_not_divide_is_refused_by_name():
+    run = tiny.run(mesh=config.Mesh(data=1, fsdp=8))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, width=36, head=9))
+    with pytest.raises(BadInput, match=r"--mesh\.fsdp 8: it does not divide embed/positions/embedding of shape"):
+        meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(run.mesh))
+
+
+def test_dropout_and_auto_are_what_the_mesh_tests_use():
+    """The agreement above is worth something only with dropout inside attention on."""
+    run = tiny.run()
+    assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
+    assert door.AUTO["cpu"][-1] == door.Choice("xla"), "what takes rows as short as these"

@@ -1,0 +1,268 @@
+"""`zoo data inspect`: what is shown is what is trained on, it fits the terminal, and no text can play tricks with it."""
+
+import io
+import itertools
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from tests.support import tiny
+from tests.support.processes import run_python
+from train import inputs, inspect
+from train.batches import Batches
+from train.config import Data
+from train.folder import Folder
+from train.objectives import causal
+from train.rows import Row
+from train.texts import Document
+from train.tokenizer import Tokenizer
+from zoo import runtime
+from zoo.batch import Batch
+from zoo.errors import BadInput
+
+WORDS = "the cat sat on the mat and saw a dog run far away from it "
+NASTY = "\x1b[31mred\x07 e\u0301 \u202e\u200b 日本語 🐳 naïve\ttab\r" + "-" * 200 + "\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "one.txt").write_text((WORDS + "\n") * 8 + NASTY * 2)
+    lines = [json.dumps({"text": f"document {i}: " + WORDS * (1 + i % 3)}) for i in range(40)]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    return str(tmp_path / "one.txt"), str(tmp_path / "two.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def a_run(tmp_path, **data):
+    return tiny.run(data=Data(length=32, batch=4, **data), out=str(tmp_path / "runs"))
+
+
+def shown(capsys, run, count=3, first=0):
+    inspect.inspect(run, Folder.of(run), count=count, first=first)
+    return capsys.readouterr().out
+
+
+def cells(text):
+    """The tokens of all lines that begin with a position, as they are shown."""
+    lines = [match[1] for line in text.splitlines() if (match := re.fullmatch(r" *\d+ │(.*)│", line))]
+    return [cell for line in lines for cell in line.split("│")]
+
+
+def masked(rng, row: Row, length):
+    """As BERT does: some tokens are hidden, and only those are predicted; unused places have weight 0."""
+    arrays = causal.build(rng, row, length)
+    tokens, at = arrays["tokens"].copy(), np.zeros(8, np.int32)
+    at[:4] = np.sort(rng.choice(int(arrays["weights"].sum()), 4, replace=False))
+    targets, weights = tokens[at], np.float32([1, 1, 0.5, 1, 0, 0, 0, 0])
+    tokens[at[:4]] = ord("#")
+    return {**arrays, "tokens": tokens, "predict_at": at, "targets": targets, "weights": weights}
+
+
+def trained_on(monkeypatch, build):
+    """Let runs have an objective whose rows are made by `build`."""
+    goal = types.SimpleNamespace(DATA="text", builder=lambda run, tokenizer, counts: build)
+    monkeypatch.setattr(inputs, "objective", lambda name: goal)
+
+
+@pytest.mark.parametrize("first", [0, 41])
+def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatch, first):
+    monkeypatch.setenv("COLUMNS", "300")
+    run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
+    out = shown(capsys, run, count=5, first=first)
+    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
+    batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
+    numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
+    titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of \d+\n  from (.*)$", out, re.MULTILINE)
+    assert [tuple(map(int, title[:4])) for title in titles] == [(i, i // 4, i % 4, numbers[i]) for i in range(first, first + 5)]
+    for title, example in zip(titles, out.split("\nExample ")[1:], strict=True):
+        component, number = text.rows.locate(int(title[3]))
+        assert title[4] == files[component]
+        row = text.rows.components[component].rows.row(number)
+        ids = causal.build(np.random.default_rng(), row, 32)
+        last = sum(len(piece.ids) for piece in row.pieces)
+        expected = [text.tokenizer.decode([number]) for number in ids["tokens"][:last].tolist()]
+        found = cells(f" {example}")
+        assert found[-1].endswith(f"→{text.tokenizer.decode([int(ids['targets'][last - 1])])}".replace("\n", "↵"))
+        if all(part.isprintable() or part == "\n" for part in expected):
+            # A token on the edge of a line may be cut; together they are the text.
+            assert "".join(found).rpartition("→")[0] == "".join(expected).replace("\n", "↵")
+
+
+def test_documents_are_named(tmp_path, files, capsys):
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
+    out = shown(capsys, run, count=20)
+    named = re.findall(r"document (\d+), two.jsonl:(\d+): tokens (\d+) to (\d+)", out)
+    assert len(named) > 20
+    # A long document comes in pieces.
+    pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
+    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
+    for number, line, _, _ in named:
+        assert int(line) == int(number) + 1
+    # Each document begins with its own number.
+    starts = re.findall(r"document (\d+), [^\n]*tokens 0 to [^\n]*\n +0 │<\|endoftext\|>│(.*)│\n", out)
+    assert starts
+    for number, line in starts:
+        assert line.replace("│", "").startswith(f"document {number}:"[: len(line)])
+
+
+def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys):
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
+    out = shown(capsys, run, count=6)
+    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
+    batches = Batches(text.rows, causal.build, run.seed, 6, np.arange(6))
+    with batches.read(0) as stream:
+        batch = next(stream)
+    for example, segments in zip(out.split("\nExample ")[1:], batch.segments, strict=True):
+        sizes = np.bincount(segments, minlength=segments.max() + 1)
+        assert re.findall(r"^  segment (\d+): document", example, re.MULTILINE) == [str(i) for i in range(1, len(sizes))]
+        assert len(re.findall(r"^ +0 │", example, re.MULTILINE)) == segments.max()
+        assert re.findall(r"^  padding: (\d+)$", example, re.MULTILINE) == [str(sizes[0])] * bool(sizes[0])
+        # The last target of a document is not its next token.
+        assert example.count("→") == segments.max()
+    filled = (batch.segments > 0).mean()
+    assert out.endswith(f"\n6 rows: {(batch.segments > 0).sum()} tokens, {filled:.1%} filled; "
+                        f"{int(batch.weights.sum())} of them counted, 100.0%\n")  # fmt: skip
+
+
+def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
+    run = a_run(tmp_path, paths=(files[1],))
+    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
+    batches = Batches(text.rows, causal.build, run.seed, 1, np.arange(1))
+    last = next(i for i in itertools.count() if batches.use(i).row == len(text.rows) - 1)
+    missing = 32 - len(text.rows.components[0].rows.tokens.ids) % 32
+    assert 1 < missing < 32
+    out = shown(capsys, run, count=1, first=last)
+    assert f"  padding: {missing}\n" in out
+    assert f"1 row: {32 - missing} tokens, {(32 - missing) / 32:.1%} filled" in out
+
+
+def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
+    trained_on(monkeypatch, masked)
+    out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), count=9)
+    assert "padding" in out
+    for example in out.split("\nExample ")[1:]:
+        found = cells(f" {example}")
+        depth, counted = 0, []
+        for cell in found:
+            depth += cell.count("«")
+            counted += [cell] * (depth == 0)
+            depth -= cell.count("»")
+            assert depth in (0, 1)
+        assert depth == 0 and len(counted) == 4
+        assert all(re.fullmatch(r"\S→.+", cell) for cell in counted)
+        assert [cell.endswith("*0.5") for cell in counted] == [False, False, True, False]
+    assert "; 36 of them counted, " in out
+
+
+def test_where_one_target_is_not_the_next_token_all_are_shown(tmp_path, files, capsys, monkeypatch):
+    """A hidden token's target may happen to be the next token; that must not look as if there were none."""
+
+    def build(rng, row, length):
+        arrays = causal.build(rng, row, length)
+        targets = arrays["targets"].copy()
+        targets[3] = (targets[3] + 1) % 256
+        return {**arrays, "targets": targets}
+
+    trained_on(monkeypatch, build)
+    assert shown(capsys, a_run(tmp_path, paths=(files[0],)), count=1).split("\nExample ")[1].count("→") == 32
+
+
+@pytest.mark.parametrize("width", [20, 80, 140])
+def test_every_line_fits(tmp_path, files, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    run = a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],))
+    out = shown(capsys, run, count=15)
+    lines = [line for line in out.splitlines() if "│" in line and line[:1] == " "]
+    assert len(lines) > 20 and max(map(cell_len, lines)) <= width
+    assert max(map(cell_len, lines)) > width - 5
+
+
+def test_no_text_plays_tricks_with_the_terminal(tmp_path, files, capsys):
+    out = shown(capsys, a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],)), count=15)
+    assert {character for character in out if not character.isprintable()} == {"\n"}
+    assert all(said in out for said in ("\\x1b", "\\x07", "\\t", "\\r"))
+    # A mark at the beginning of a token would sit on the bar before it.
+    assert inspect._printable("\u202eé\u200be\u0301") == "\\u202eé\\u200be\u0301" and inspect._printable("\u0301e") == "\\u0301e"
+
+
+def test_styles_are_for_terminals(tmp_path, files, monkeypatch, capsys):
+    run = a_run(tmp_path, paths=(files[1],), rows="packed")
+    plain = shown(capsys, run)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    inspect.inspect(run, Folder.of(run), count=3, first=0)
+    styled = terminal.getvalue()
+    assert "\x1b" not in plain and "\x1b[2m│" in styled and "\x1b[32m" in styled
+    assert re.sub(r"\x1b\[[\d;]*m", "", styled) == plain
+
+
+def test_every_field_of_a_batch_is_shown():
+    """An encoder side, types, ranks and labels, of objectives that do not come from this text."""
+    tokenizer = Tokenizer.train([WORDS * 20], 300)
+
+    def encode(text):
+        return tokenizer.encode(text).astype(np.int32)
+
+    source, target = encode("the cat sat"), encode("a dog run")
+    example = Batch(
+        tokens=target,
+        types=np.repeat(np.int32([0, 1]), [2, len(target) - 2]),
+        targets=target,
+        order=np.arange(len(target), dtype=np.int32)[::-1].copy(),
+        labels=np.int32(7),
+        source=Batch(tokens=np.append(source, np.int32([0, 0, 0]))),
+    )
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
+    inspect._show(console, tokenizer, example, Row((), 0, False), {})
+    out = stream.getvalue()
+    order = [
+        "encoder side",
+        "the│ cat│ sat",
+        "padding: 3",
+        "decoder side",
+        "type 0",
+        f"#{len(target) - 1}→",
+        "type 1",
+        "labels: 7",
+    ]
+    assert [out.find(part) for part in order] == sorted(out.find(part) for part in order) and "«" not in out
+    assert all(part in out for part in order)
+
+
+def test_it_needs_no_device(files):
+    program = f"""
+import dataclasses, sys
+from train import inspect, recipes
+from train.config import Data, Tokenizer
+from train.folder import Folder
+run = dataclasses.replace(recipes.find("gpt-nano")(), data=Data(paths=({files[1]!r},), length=32), tokenizer=Tokenizer(vocab=300))
+inspect.inspect(run, Folder("nowhere"), count=1, first=0)
+"""
+    ended = run_python("-c", program, env={"JAX_PLATFORMS": "no-such-platform"})
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "1 row: 32 tokens" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"), [({"count": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")]
+)
+def test_wrong_numbers_are_refused(tmp_path, changes, line):
+    with pytest.raises(BadInput, match=re.escape(line)):
+        inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"count": 1, "first": 0, **changes})

@@ -1,0 +1,303 @@
+"""Pairs of texts: read as they were written, rows that keep the two sides apart, and packing that changes nothing."""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import tiny
+from tests.support.small import random_params, small
+from tests.support.unigram_text import spelled
+from train import text_pairs
+from train.batches import in_order
+from train.config import Data, Pairs
+from train.config_objectives import Labelled
+from train.examples import Pair
+from train.folder import Folder
+from train.objectives import text_to_text
+from train.sides import Sides
+from train.tokenizer import Tokenizer
+from zoo import configs
+from zoo.errors import BadInput
+
+TOKENIZER = spelled(["translate", "the", "whale"])
+MARKS = TOKENIZER.text_marks
+T5 = configs.find("t5-nano")[1].config
+TRANSFORMER = configs.find("transformer-nano")[1].config
+ENGLISH, GERMAN = ["a dog.", "the whale", "two men \u00fcber"], ["ein hund.", "der wal", "zwei"]
+
+
+def run(model: Any = T5, **changes: Any) -> Any:
+    return tiny.run(**{"model": model, "objective": "text_to_text", "data": Data(length=32, batch=4), **changes})
+
+
+def files(folder: Path, english: list[str] = ENGLISH, german: list[str] = GERMAN, end: str = "") -> Pairs:
+    made = []
+    for name, said in (("en", english), ("de", german)):
+        file, raw = folder / f"train.{name}{end}", "".join(f"{line}\n" for line in said).encode()
+        file.write_bytes(gzip.compress(raw) if end else raw)
+        made.append((str(file),))
+    return Pairs(source=made[0], target=made[1])
+
+
+def pairs_of(sources: list[str], targets: list[str]) -> list[Pair]:
+    return [Pair(origin=f"a:{n}", source=a, target=b) for n, (a, b) in enumerate(zip(sources, targets, strict=True), 1)]
+
+
+def read(asked: Any, folder: Path) -> Any:
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    TOKENIZER.save(folder / "tokenizer")
+    chosen = dataclasses.replace(asked.tokenizer, path=str(folder / "tokenizer"))
+    asked = dataclasses.replace(asked, tokenizer=chosen)
+    return text_pairs.read(text_pairs.settled(asked, Folder(folder / "run")), Folder(folder / "run"), folder)
+
+
+def said(row: Any) -> list[tuple[str, str]]:
+    return [(TOKENIZER.decode(each.sides.source), TOKENIZER.decode(each.sides.target)) for each in row]
+
+
+# --- Reading ---
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
+    asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
+    training, held_out = text_pairs.split(run(pairs=asked, data=Data(length=32, batch=4, valid_fraction=0.3)))
+    assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
+    assert len(held_out) == 1 and training[1].origin == f"{tmp_path}/train.en{end}:2"
+    with_valid = dataclasses.replace(asked, valid_source=(asked.source[0] + "2",), valid_target=asked.target)
+    Path(asked.source[0] + "2").write_bytes(Path(asked.source[0]).read_bytes())
+    if not end:
+        training, held_out = text_pairs.split(run(pairs=with_valid))
+        assert len(training) == len(held_out) == 3
+
+
+TABLES = {
+    "a.tsv": "source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b in zip(ENGLISH, GERMAN, strict=True)),
+    "a.csv": "source,target\n" + "".join(f"{a},{b}\n" for a, b in zip(ENGLISH, GERMAN, strict=True)),
+    "a.jsonl": "".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in zip(ENGLISH, GERMAN, strict=True)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_by_column(tmp_path: Path, name: str):
+    (tmp_path / name).write_text(TABLES[name])
+    training, held_out = text_pairs.split(run(data=Data(paths=(str(tmp_path / name),), length=32, batch=4)))
+    assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
+    turned = Labelled(text="target", label="source")
+    training, _ = text_pairs.split(run(data=Data(paths=(str(tmp_path / name),), length=32, batch=4), labelled=turned))
+    assert (training[0].source, training[0].target) == (GERMAN[0], ENGLISH[0])
+
+
+def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
+    several = files(
+        tmp_path, [f"{line} the dog and the whale" for line in ENGLISH] * 20, [f"{line} der hund" for line in GERMAN] * 20
+    )
+    tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
+    found = text_pairs.read(run(pairs=several, tokenizer=tokenizer), Folder(tmp_path / "run"), tmp_path)
+    assert found.tokenizer.kind == "sentencepiece"
+    unknown = found.tokenizer.text_marks.unk
+    assert unknown not in found.tokenizer.encode("two dog der hund.")
+    assert found.token_bytes.shape == (T5.vocab,) and found.counts()[unknown] == 0
+    assert found.counts().sum() == found.training.text_size
+    facts = found.facts(run(pairs=several))
+    assert facts["data"].startswith(f"{tmp_path}/train.en, {tmp_path}/train.de: 54 pairs, ") and facts["held out"] == "6 pairs"
+
+
+# --- Rows ---
+
+
+def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
+    asked = run(pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=Data(length=32, target_length=24, batch=4))
+    rows = text_pairs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
+    assert said(rows.row(0)) == [("translate a dog.</s>", "ein hund.</s>")]
+    row = text_to_text.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
+    assert row["source"].tokens.shape == (32,) and row["tokens"].shape == row["targets"].shape == (24,)
+    source, target = rows.row(1)[0].sides
+    assert TOKENIZER.decode(source) == "translate the whale</s>"
+    assert row["source"].tokens[: len(source)].tolist() == source.tolist() and not row["source"].tokens[len(source) :].any()
+    assert row["targets"][: len(target)].tolist() == target.tolist()
+    assert row["tokens"][: len(target)].tolist() == [MARKS.pad, *target[:-1]]
+    assert row["weights"].tolist() == (row["segments"] > 0).tolist() == [True] * len(target) + [False] * (24 - len(target))
+
+
+def test_a_spelled_sentinel_is_text(tmp_path: Path):
+    rows = text_pairs.rows_of(pairs_of(["<extra_id_0> a"], ["</s> b"]), run(), TOKENIZER)
+    source, target = rows.row(0)[0].sides
+    assert not {*source[:-1], *target[:-1]} & ({*MARKS.special} - {MARKS.unk})
+
+
+PACKED = Data(length=24, target_length=16, batch=4, pack=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 22), st.integers(1, 14)), min_size=1, max_size=40))
+def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int, int]]):
+    examples = pairs_of(["a" * source for source, _ in sizes], ["b" * target for _, target in sizes])
+    rows = text_pairs.rows_of(examples, run(data=PACKED), TOKENIZER)
+    build, seen = text_to_text.builder(run(data=PACKED), TOKENIZER, dict), []
+    full: list[list[int]] = []
+    for number in range(len(rows)):
+        placed = rows.row(number)
+        seen += [each.example for each in placed]
+        full.append([sum(len(side[n]) for side in (each.sides for each in placed)) for n in (0, 1)])
+        assert full[-1][0] <= 24 and full[-1][1] <= 16
+        row = build(np.random.default_rng(0), placed, 24)
+        for n, each in enumerate(placed, 1):
+            assert row["source"].tokens[row["source"].segments == n].tolist() == each.sides.source.tolist()
+            assert row["targets"][row["segments"] == n].tolist() == each.sides.target.tolist()
+            assert row["tokens"][row["segments"] == n].tolist() == [MARKS.pad, *each.sides.target[:-1]]
+            assert row["positions"][row["segments"] == n].tolist() == [*range(len(each.sides.target))]
+            assert row["source"].positions[row["source"].segments == n].tolist() == [*range(len(each.sides.source))]
+        assert row["segments"].max() == row["source"].segments.max() == len(placed)
+    assert sorted(seen) == [*range(len(sizes))]
+    # First-fit: the first pair of a row had no room in any row before it.
+    filled: list[list[int]] = []
+    for example, each in enumerate(rows.sides):
+        size = [len(each.source), len(each.target)]
+        at = next((n for n, row in enumerate(filled) if row[0] + size[0] <= 24 and row[1] + size[1] <= 16), len(filled))
+        filled = filled if at < len(filled) else [*filled, [0, 0]]
+        filled[at] = [filled[at][0] + size[0], filled[at][1] + size[1]]
+        assert example in [placed.example for placed in rows.row(at)]
+    assert filled == full
+
+
+def test_a_row_stays_open_as_long_as_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_pairs, "OPEN", 2)
+    sides = [Sides(np.zeros(n, np.int32), np.zeros(1, np.int32)) for n in (4, 5, 6, 5, 4)]
+    assert text_pairs._packed(sides, (10, 10)).tolist() == [0, 0, 1, 2, 1]
+    sides = [Sides(np.zeros(n, np.int32), np.zeros(1, np.int32)) for n in (7, 8, 9, 3, 2)]
+    assert text_pairs._packed(sides, (10, 10)).tolist() == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("family", ["t5", "transformer"])
+@pytest.mark.parametrize("mutant", ["none", "sources in one segment", "targets in one segment"])
+def test_a_packed_row_has_the_losses_of_its_pairs(family: str, mutant: str):
+    layers = {"decoder_layers": 2} if family == "t5" else {}
+    net = small(family, vocab=TOKENIZER.vocab_size, **layers)
+    params = random_params(net)
+    examples = pairs_of(["the whale", "abc def", "x"], ["ab", "the whale cd", "yz ab"])
+
+    def losses(data: Data) -> tuple[float, float]:
+        asked = run(net.config, data=data)
+        rows, build = text_pairs.rows_of(examples, asked, TOKENIZER), text_to_text.builder(asked, TOKENIZER, dict)
+        batch = jax.tree.map(jnp.asarray, next(in_order(rows, build, len(rows), np.arange(len(rows)))))
+        if data.pack and mutant != "none":
+            one = jnp.minimum(batch.source.segments if "sources" in mutant else batch.segments, 1)
+            changed = {"source": dataclasses.replace(batch.source, segments=one)} if "sources" in mutant else {"segments": one}
+            batch = dataclasses.replace(batch, **changed)
+        sums, _ = text_to_text.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.1, chunk=0)
+        return float(sums["text_to_text"]), float(text_to_text.weights(batch)["text_to_text"])
+
+    (alone, count), (packed, same) = losses(Data(length=64, batch=4)), losses(Data(length=64, batch=4, pack=True))
+    assert count == same > 10
+    # A sum of 20 nats or so of float32, about 1e-7 each.
+    assert (abs(alone - packed) < 1e-5 * alone) == (mutant == "none")
+
+
+def test_a_sample_of_the_rows_is_rows(tmp_path: Path):
+    rows = text_pairs.rows_of(pairs_of(["a" * n for n in range(1, 20)], ["b"] * 19), run(data=PACKED), TOKENIZER)
+    some = rows.spread(3)
+    assert len(some) == 3 and len(rows) > 3
+    assert [some.row(n) for n in (0, 2)] == [rows.row(0), rows.row(len(rows) - 1)]
+    assert rows.spread(100).row(1) == rows.row(1)
+    other = text_pairs.rows_of(pairs_of(["a" * n for n in range(1, 20)], ["b"] * 19), run(), TOKENIZER)
+    assert other.fingerprint != rows.fingerprint and other.asked == rows.asked
+
+
+def test_a_decoder_alone_reads_the_source_first():
+    alone = dataclasses.replace(T5, architecture="decoder")
+    rows = text_pairs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
+    row = text_to_text.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)
+    source, target = rows.row(0)[0].sides
+    assert "source" not in row and row["tokens"].shape == (64,)
+    assert row["targets"][row["weights"] > 0].tolist() == target.tolist()
+    assert row["targets"][: len(source)].tolist() == source.tolist()
+    assert row["order"][: len(source) + 1].max() == 0
+
+
+# --- What is refused ---
+
+
+def refused(asked: Any, folder: Path) -> str:
+    with pytest.raises(BadInput) as refusal:
+        read(asked, folder)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "another number of lines": ({"german": GERMAN[:2]}, {}, r"{0}/train.en has 3 lines and {0}/train.de 2; a pair is"),
+    "an empty source": ({"english": ["a", " ", "b"]}, {}, "{0}/train.en:2: the source is empty; write one"),
+    "an empty target": ({"german": ["a", "b", ""]}, {}, "{0}/train.de:3: the target is empty; write one"),
+    "both empty": ({"english": ["a", "", "c"], "german": ["a", "", "c"]}, {}, "{0}/train.en:2: the source is empty"),
+    "nothing": ({"english": [], "german": []}, {}, "{0}/train.en: holds no pairs"),
+    "one pair": ({"english": ["a"], "german": ["b"]}, {}, "--data.paths: all 1 examples are of one document; name others in"),
+    "a long source": (
+        {"english": ["a", "b" * 40, "c"]},
+        {},
+        "{0}/train.en:2: a source of 42 tokens, and a row has 32; choose a longer --data.length, or cut it with",
+    ),
+    "a long target": (
+        {"german": ["a", "b" * 40, "c"]},
+        {"data": Data(length=64, target_length=16, batch=4)},
+        "{0}/train.en:2: a target of 42 tokens, and a row has 16; choose a longer --data.target-length",
+    ),
+    "a table too": ({}, {"data": Data(paths=("a.tsv",), length=32)}, "--data.paths a.tsv: pairs are read from --pairs.source"),
+    "idle": ({}, {"labelled": Labelled(stride=3)}, "--labelled.stride 3: it means nothing to text_to_text; leave it out"),
+    "weights": ({}, {"data": Data(paths=("a",), weights=(1.0,))}, "--data.weights 1: labelled data are one source"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_pairs_that_make_no_rows_are_refused(tmp_path: Path, name: str):
+    given, changes, told = BAD[name]
+    assert refused(run(pairs=files(tmp_path, **given), **changes), tmp_path).startswith(told.format(tmp_path))
+
+
+def test_a_text_without_ids_is_refused():
+    tokenizer = Tokenizer.train(["a zero-width space is a space"] * 5, 257, "sentencepiece")
+    with pytest.raises(BadInput, match=r"^a:2: the tokenizer gives no ids to the target; mend it or leave the pair out$"):
+        text_pairs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
+
+
+def test_what_is_too_long_is_cut_where_that_is_asked_for(tmp_path: Path):
+    asked = run(pairs=files(tmp_path, ["a" * 40, "b", "c"], ["d", "e" * 50, "f"]), labelled=Labelled(truncate=True))
+    found = read(asked, tmp_path)
+    source, target = found.training.sides[0].source, found.training.sides[1].target
+    assert len(source) == len(target) == 32 and source[-1] == target[-1] == MARKS.end
+
+
+def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
+    given = files(tmp_path)
+    for options, told in (
+        ({"source": ("a", "b"), "target": ("c",)}, "--pairs.target c: there are 2 files of --pairs.source; give one for each"),
+        ({"valid_source": ("a",), "valid_target": ("c",)}, "--pairs.valid-source a: it goes with --pairs.source; give both"),
+    ):
+        with pytest.raises(BadInput) as refusal:
+            Pairs(**options)
+        assert str(refusal.value) == told
+    both = dataclasses.replace(given, valid_source=given.source, valid_target=given.target)
+    assert refused(run(pairs=both), tmp_path).startswith(f"--pairs.valid-source {tmp_path}/train.en: it is also in")
+    assert refused(run(), tmp_path).startswith("--pairs.source: there is no embedded data for text_to_text; name parallel files")
+    gone = dataclasses.replace(given, source=(f"{tmp_path}/gone",))
+    assert refused(run(pairs=gone), tmp_path).startswith(f"{tmp_path}/gone: cannot be read (No such file")
+    alone = run(dataclasses.replace(T5, architecture="decoder"), pairs=given, data=PACKED)
+    assert refused(alone, tmp_path).startswith("--data.pack True: a decoder alone has a row for each pair")
+
+
+def test_a_tokenizer_without_marks_is_refused():
+    with pytest.raises(
+        BadInput, match=r"--tokenizer.kind gpt: this tokenizer has no marks for text to text; choose sentencepiece"
+    ):
+        text_pairs.rows_of(pairs_of(["a"], ["b"]), run(), Tokenizer.train(["ab"], 300))
+    with pytest.raises(BadInput, match=r"--model.vocab 100: the tokenizer has"):
+        text_pairs.check_vocabulary(run(dataclasses.replace(T5, vocab=100)), TOKENIZER)

@@ -1,0 +1,80 @@
+"""What a run's batches look like is known without its data."""
+
+import dataclasses
+import json
+import lzma
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import labelled_files
+from tests.support.processes import ROOT
+from train import config, inputs, recipes, specimen
+from train.batches import Batches
+from train.config import Distillation
+from train.folder import Folder
+from train.tokenizer import Tokenizer
+
+ROWS = 8
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text as documents, labelled examples of every kind, parallel files, and a tokenizer for the labelled ones."""
+    folder = tmp_path_factory.mktemp("plan")
+    book = lzma.decompress((ROOT / "train/data/moby_dick.txt.xz").read_bytes()).decode()[20_000:220_000]
+    chapters = [book[start : start + 10_000] for start in range(0, len(book), 10_000)]
+    labelled_files.put(folder / "book.jsonl", [{"text": text} for text in chapters])
+    labelled_files.put(folder / "classification.jsonl", labelled_files.ROWS * 4)
+    words = "".join(
+        "".join(f"{word} {tag}\n" for word, tag in zip(*each, strict=True)) + "\n" for each in labelled_files.SENTENCES
+    )
+    labelled_files.put(folder / "tagging.conll", words * 4)
+    articles = [labelled_files.squad(title=title)["data"][0] for title in ("one", "two", "three")]
+    labelled_files.put(folder / "span.json", json.dumps({"data": articles, "version": "v2.0"}))
+    four = [dict(article=f"A sea of {n}.", question="Which?", options=list("abcd"), answer="ABCD"[n]) for n in range(4)]
+    labelled_files.put(folder / "choice.jsonl", four)
+    lines = "".join(" ".join(random.Random(n).choices(book.split()[:200], k=6)) + "\n" for n in range(40))
+    for side in ("source", "target"):
+        (folder / f"{side}.txt").write_text(lines)
+    (folder / "wordpiece").mkdir()
+    Tokenizer.train(chapters[:2], 400, "wordpiece").save(folder / "wordpiece")
+    return folder
+
+
+def with_data(run: config.Run, files: Path) -> config.Run:
+    """A recipe on those files, with few rows in a batch."""
+    data = dataclasses.replace(run.data, batch=ROWS, valid_fraction=0.4)
+    run = dataclasses.replace(run, accumulate=1, data=data, distillation=Distillation())
+    kind = {"denoising": "text", "text_to_text": "pairs"}.get(
+        run.objective, "labelled" if run.recipe.startswith("fine") else "text"
+    )
+    if kind == "pairs":
+        pairs = dataclasses.replace(run.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
+        run = dataclasses.replace(run, pairs=pairs)
+    else:
+        named = "book.jsonl" if kind == "text" else next(files.glob(f"{run.objective}.*")).name
+        run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
+    wanted = {"path": str(files / "wordpiece")} if kind == "labelled" else {"vocab": 500}
+    return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
+
+
+@pytest.mark.parametrize("name", sorted(recipes.recipes()))
+def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
+    """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
+    run = with_data(recipes.find(name)(), files)
+    settled = inputs.settled(run, Folder(str(tmp_path)))
+    data = inputs.read(settled, Folder(str(tmp_path)), files / "cache", quiet=True)
+    batches = Batches(data.rows, inputs.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.masking.static)
+    with batches.read(0) as stream:
+        real = next(stream)
+
+    def described(batch: Any) -> Any:
+        leaves = jax.tree_util.tree_leaves_with_path(batch)
+        return {jax.tree_util.keystr(keys): (leaf.shape, str(leaf.dtype)) for keys, leaf in leaves}
+
+    assert described(specimen.batch(specimen.settled(run))) == described(real)

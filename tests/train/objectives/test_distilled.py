@@ -1,0 +1,160 @@
+"""Distillation: the triple loss against its definition, what a student begins with, and what cannot teach whom."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.small import jit, random_params, small
+from train import config
+from train import mesh as meshes
+from train.config_objectives import Distillation
+from train.losses import soft_losses
+from train.objectives import distilled
+from train.objectives.distilled import Distilled, student_layers
+from zoo.batch import Batch
+
+MESH = meshes.make(config.Mesh(), jax.devices()[:1])
+LENGTHS = np.array([7, 4])
+SEGMENTS = (np.arange(8) < LENGTHS[:, None]).astype(np.int32)
+
+
+def batch() -> Batch:
+    rng = np.random.default_rng(0)
+    return Batch(
+        tokens=jnp.asarray(np.where(SEGMENTS, rng.integers(5, 300, SEGMENTS.shape), 0), jnp.int32),
+        segments=jnp.asarray(SEGMENTS),
+        predict_at=jnp.array([[2, 5, 0], [1, 0, 0]], jnp.int32),
+        targets=jnp.array([[17, 40, 0], [9, 0, 0]], jnp.int32),
+        weights=jnp.array([[1, 1, 0], [1, 0, 0]], jnp.float32),
+    )
+
+
+def pair(**chosen: Any) -> tuple[Any, Any, Distilled]:
+    """(student, its parameters, the objective with a teacher)."""
+    teacher, student = small("bert", layers=4), small("distilbert")
+    given = random_params(teacher)
+    goal = Distilled(teacher=teacher, frozen=given, chosen=Distillation(teacher="x", **chosen), given=given, mesh=MESH)
+    return student, random_params(student), goal
+
+
+def losses(student: Any, params: Any, goal: Distilled, chunk: int = 0) -> dict[str, float]:
+    terms, _ = jit(lambda p, f: goal.loss(student, p, batch(), f, seeds=None, carry={}, smoothing=0.0, chunk=chunk))(
+        params, goal.frozen
+    )
+    weights = goal.weights(batch())
+    return {name: float(terms[name] / weights[name]) for name in terms}
+
+
+def by_hand(student: Any, params: Any, goal: Distilled, at: np.ndarray) -> dict[str, float]:
+    """The three losses in float64 from both models' logits and hidden states; `at` says where the teacher is followed."""
+    ours, theirs = student.apply(params, batch()).hidden, goal.teacher.apply(goal.frozen, batch()).hidden
+    logits = [
+        np.float64(net.unembed(p, h))[..., :300] for net, p, h in ((student, params, ours), (goal.teacher, goal.frozen, theirs))
+    ]
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    chosen = goal.chosen
+    q, p = (log_softmax(each / chosen.temperature) for each in logits)
+    divergence = (np.exp(p) * (p - q)).sum(-1)
+    a, b = np.float64(ours), np.float64(theirs)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    one = batch()
+    nats = [-log_softmax(logits[0])[r, one.predict_at[r, i], one.targets[r, i]] for r, i in ((0, 0), (0, 1), (1, 0))]
+    return {
+        "masked": chosen.masked * np.mean(nats),
+        "soft": chosen.soft * chosen.temperature**2 * divergence[at].mean(),
+        "cosine": chosen.cosine * (1 - cosine)[at].mean(),
+    }
+
+
+@pytest.mark.parametrize("masked_only", [False, True])
+def test_the_triple_loss_is_its_definition(masked_only: bool) -> None:
+    student, params, goal = pair(masked_only=masked_only, temperature=1.5, soft=3.0, masked=2.0, cosine=0.5)
+    at = SEGMENTS > 0
+    if masked_only:
+        at = np.zeros_like(at)
+        at[0, [2, 5]] = at[1, 1] = True
+    found, expected = losses(student, params, goal), by_hand(student, params, goal, at)
+    assert found == pytest.approx(expected, rel=2e-5)
+    # Padding that counted, or another temperature, would be seen.
+    assert found["soft"] != pytest.approx(by_hand(student, params, goal, np.ones_like(at))["soft"], rel=1e-3)
+    warmer = dataclasses.replace(goal, chosen=dataclasses.replace(goal.chosen, temperature=2.0))
+    assert found["soft"] != pytest.approx(losses(student, params, warmer)["soft"], rel=1e-3)
+
+
+def test_chunks_change_nothing() -> None:
+    student, params, goal = pair()
+    assert losses(student, params, goal, chunk=2) == pytest.approx(losses(student, params, goal), rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_words() -> None:
+    teacher = small("bert", layers=4)
+    params = random_params(teacher)
+    goal = Distilled(teacher=teacher, frozen=params, chosen=Distillation(teacher="x"), given=params, mesh=MESH)
+    found = losses(teacher, params, goal)
+    assert abs(found["soft"]) < 1e-5 and abs(found["cosine"]) < 1e-5 and found["masked"] > 1
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_the_true_one() -> None:
+    student, params, goal = pair()
+
+    def total(p: Any, f: Any) -> jax.Array:
+        terms, _ = goal.loss(student, p, batch(), f, seeds=None, carry={}, smoothing=0.0, chunk=0)
+        weights = goal.weights(batch())
+        return sum(terms[name] / weights[name] for name in terms)
+
+    ours, theirs = jit(jax.grad(total, argnums=(0, 1)))(params, goal.frozen)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(theirs))
+    # Along a direction, against a difference quotient.
+    rng = np.random.default_rng(1)
+    step = jax.tree.map(lambda leaf: jnp.float32(rng.standard_normal(leaf.shape)), params)
+    h = 1e-3
+    there, back = (jit(total)(jax.tree.map(lambda p, s, k=k: p + k * s, params, step), goal.frozen) for k in (h, -h))
+    slope = sum(float((g * s).sum()) for g, s in zip(jax.tree.leaves(ours), jax.tree.leaves(step), strict=True))
+    assert float(there - back) / (2 * h) == pytest.approx(slope, rel=2e-2)
+
+
+def test_divergence_from_float64() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, 5, 11)).astype(np.float32) * 4
+    found = soft_losses(lambda x: x, lambda x: x, jnp.asarray(a), jnp.asarray(b), temperature=2.0)
+    p, q = (np.exp(np.float64(x) / 2) / np.exp(np.float64(x) / 2).sum(-1, keepdims=True) for x in (b, a))
+    np.testing.assert_allclose(found, (p * np.log(p / q)).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+# --- what a student begins with -------------------------------------------------------------------------------------------------
+
+
+def test_the_layers_of_the_released_student() -> None:
+    assert student_layers(12, 6) == [0, 2, 4, 7, 9, 11]
+    assert student_layers(4, 2) == [0, 3]
+    assert student_layers(3, 3) == [0, 1, 2]
+
+
+def test_a_student_begins_as_its_teacher() -> None:
+    student, params, goal = pair()
+    begun = goal.begin(student, None)
+    assert jax.tree.structure(begun) == jax.tree.structure(params)
+    for path in (("embed", "tokens", "embedding"), ("embed", "norm", "scale"), ("masked", "dense", "kernel")):
+        ours, theirs = begun, goal.given
+        for name in path:
+            ours, theirs = ours[name], theirs[name]
+        np.testing.assert_array_equal(ours, theirs)
+    kernel = goal.given["layers"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(begun["layers"]["mlp"]["up"]["kernel"], kernel[np.array([0, 3])])
+    assert goal.begin(student, params) is params
+
+
+def test_flops_are_those_of_both_models() -> None:
+    student, _, goal = pair()
+    shapes = batch()
+    everywhere = dataclasses.replace(shapes, predict_at=None)
+    assert goal.flops(student, shapes) == 3 * student.flops(everywhere) + goal.teacher.flops(everywhere)
+    assert distilled.DATA == "text"

@@ -1,0 +1,136 @@
+"""Rows of a permutation language model: the template, the targets, and that nothing shows what is predicted."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import tiny
+from tests.support.encoder_text import stream
+from tests.support.unigram_text import spelled
+from train import streams
+from train.config import Data, Masking, Permutation
+from train.objectives import permutation
+from train.tokenizer import Tokenizer
+from zoo import configs
+from zoo.errors import BadInput
+
+NANO = configs.find("xlnet-nano")[1].config
+TOKENIZER = Tokenizer.train(["the old men see the white whale. it sleeps, and the ship goes on. "] * 9, 300, "xlnet")
+MARKS = TOKENIZER.marks
+
+
+def run(memory: int = 16, reuse: int = 16, options: dict[str, Any] | None = None, **data: Any) -> Any:
+    model = dataclasses.replace(NANO, vocab=TOKENIZER.vocab_size, memory=memory, reuse=reuse)
+    return tiny.run(
+        model=model,
+        objective="permutation",
+        data=Data(**({"length": 48, "batch": 4} | data)),
+        permutation=Permutation(**(options or {})),
+    )
+
+
+def text() -> Any:
+    words = "the old men see the white whale. it sleeps, and the ship goes on. "
+    return stream([words * 40, words * 30], TOKENIZER)
+
+
+def rows(asked: Any) -> list[tuple[Any, dict[str, Any]]]:
+    planned, build = permutation.plan(text(), asked, TOKENIZER), permutation.builder(asked, TOKENIZER, never)
+    return [(planned.row(n), build(np.random.default_rng(n), planned.row(n), planned.length)) for n in range(len(planned))]
+
+
+def never() -> Any:
+    raise AssertionError("counts are asked for")
+
+
+def test_a_row_is_the_reused_stretch_and_two_texts_with_their_marks():
+    for window, row in rows(run()):
+        tokens, types = row["tokens"], row["types"]
+        np.testing.assert_array_equal(tokens[:16], window.reading.ids[window.begin : window.begin + 16])
+        assert tokens[-2:].tolist() == [MARKS.sep, MARKS.cls]
+        between = int(np.flatnonzero(types == 1)[0]) - 1
+        assert tokens[between] == MARKS.sep
+        assert types.tolist() == [0] * (between + 1) + [1] * (46 - between) + [2]
+        assert {name: array.dtype.name for name, array in row.items()} == {
+            **dict.fromkeys(("tokens", "types", "order", "query_at", "targets"), "int32"),
+            "weights": "float32",
+        }
+
+
+@pytest.mark.parametrize(("length", "asked", "first"), [(48, 0, 3), (49, 0, 3), (48, 17, 6), (48, 1, 1)])
+def test_targets_are_exact_and_shared_by_length(length: int, asked: int, first: int):
+    wanted = asked or length // 6
+    for _, row in rows(run(length=length, options={"predictions": asked})):
+        at = row["query_at"]
+        assert len(at) == wanted == row["weights"].sum()
+        assert (at < 16).sum() == first
+        np.testing.assert_array_equal(row["targets"], row["tokens"][at])
+        assert not {MARKS.sep, MARKS.cls} & set(row["targets"].tolist())
+
+
+def test_the_reused_part_never_sees_the_rest_and_is_seen_whole_by_it():
+    for _, row in rows(run()):
+        order = row["order"]
+        assert order[:16].max() < order[16:].min()
+        shown = np.setdiff1d(np.arange(16), row["query_at"])
+        assert (order[shown] == -1).all()
+        assert len(np.unique(order[row["query_at"]])) == len(row["query_at"])
+
+
+def test_what_is_not_predicted_sees_neither_targets_nor_marks():
+    for _, row in rows(run()):
+        marks = np.flatnonzero(np.isin(row["tokens"][16:], [MARKS.sep, MARKS.cls])) + 16
+        hidden = np.union1d(row["query_at"], marks)
+        rest = np.setdiff1d(np.arange(16, 48), hidden)
+        assert row["order"][rest].max() < row["order"][np.intersect1d(hidden, np.arange(16, 48))].min()
+
+
+def test_denoising_shows_no_target_and_asks_no_query_stream():
+    asked = dataclasses.replace(run(options={"kind": "denoising"}), masking=Masking(masked=1.0, random=0.0))
+    plain = rows(run())
+    for (_, shown), (_, row) in zip(plain, rows(asked), strict=True):
+        assert "query_at" not in row
+        assert (row["tokens"][row["predict_at"]] == MARKS.mask).all()
+        assert set(row["order"][:16]) == {-1} and set(row["order"][16:]) == {16}
+        np.testing.assert_array_equal(np.delete(row["tokens"], row["predict_at"]), np.delete(shown["tokens"], row["predict_at"]))
+
+
+def test_a_model_that_tells_next_sentences_is_told_which_they_are():
+    asked = run()
+    asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
+    said = []
+    for number, (window, row) in enumerate(rows(asked)):
+        *_, follows = streams.texts(np.random.default_rng(number), window, 29)
+        assert row["summary_at"].tolist() == [47] and row["tokens"][47] == MARKS.cls
+        assert row["labels"].tolist() == [0 if follows else 1]
+        said += row["labels"].tolist()
+    assert 0.3 < np.mean(said) < 0.8
+
+
+def test_rows_read_backward_say_so():
+    said = [bool(row["backward"]) for _, row in rows(run(options={"bidirectional": True}))]
+    assert said[:8] == [False, False, True, True] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"options": {"predictions": 46}}, "permutation.predictions 46: a row of 48 has 16 reused tokens and 29 others"),
+        ({"options": {"window": 7}}, "permutation.window 7: it does not divide the parts of a row, 16 reused tokens and 32"),
+        ({"reuse": 60}, "model.reuse 60: a row of 48 has 5 tokens for two texts and their marks besides; choose at most 43"),
+        ({"rows": "packed"}, "data.rows packed"),
+        ({"pack": True}, "data.pack"),
+        ({"batch": 3, "options": {"bidirectional": True}}, "data.batch 3: half of the rows are read from right to left"),
+        ({"paths": ("a", "b"), "weights": (1.0, 2.0)}, "data.weights 1.0 2.0: rows of a model with a memory continue each other"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: str):
+    with pytest.raises(BadInput, match=error.replace("(", r"\(")):
+        rows(run(**changes))
+
+
+def test_a_tokenizer_of_another_kind_is_refused():
+    with pytest.raises(BadInput, match="its <cls> does not end a text; choose xlnet"):
+        permutation.plan(text(), run(), spelled())

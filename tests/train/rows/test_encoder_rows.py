@@ -1,0 +1,376 @@
+"""The plan of an encoder's rows: texts that are whole, in their place and of their documents, and pairs labelled as they are."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.encoder_text import LETTERS, roberta, stream, uncased
+from train.config import Data
+from train.mixture import Component, Mixture
+from train.pairs import NEXT, RANDOM, pairs
+from train.plans import PAIRED, plan
+from train.sentences import Sentences, sentences
+from train.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+BERT, ROBERTA = uncased(), roberta()
+COVERING = ("full_sentences", "doc_sentences", "windows", "packed")
+# The sizes of the sentences of some documents.
+DOCUMENTS = st.lists(st.lists(st.integers(2, 12), max_size=8), min_size=2, max_size=8).filter(
+    lambda texts: sum(map(bool, texts)) > 1
+)
+
+
+def documents(sizes, tokenizer=BERT):
+    """A stream of documents with sentences of these sizes (where bytes are tokens, one more: a space)."""
+    letters = itertools.cycle(LETTERS)
+    between = " " if tokenizer is BERT else ""
+    texts = [[between.join(itertools.islice(letters, size - 1)) + "! " for size in document] for document in sizes]
+    return stream(["".join(document) for document in texts], tokenizer)
+
+
+def data(rows, length, **changes):
+    return Data(rows=rows, length=length, **changes)
+
+
+def contents(planned):
+    """Of each row, of each sequence: its label, and (document, start, ids) of each part."""
+    return [
+        [(each.label, [(part.document, part.start, part.ids.tolist()) for part in each.parts]) for each in planned.row(number)]
+        for number in range(len(planned))
+    ]
+
+
+def sequences(planned):
+    return [sequence for row in contents(planned) for sequence in row]
+
+
+def taken(sequence, marks):
+    """Tokens of a row that a sequence takes."""
+    label, parts = sequence
+    return 1 + sum(len(ids) for _, _, ids in parts) + (len(parts) if label is None else marks.between + 1)
+
+
+def check(planned, tokens, marks):
+    """What holds for every plan."""
+    for row in contents(planned):
+        assert row and sum(taken(sequence, marks) for sequence in row) <= planned.length
+        for label, parts in row:
+            assert len(parts) == 2 or label is None
+            for document, start, ids in parts:
+                first = tokens.offsets[document] + start
+                assert ids and ids == tokens.ids[first : first + len(ids)].tolist()
+                assert first + len(ids) < tokens.offsets[document + 1]
+    assert planned.targets == sum(len(ids) for _, parts in sequences(planned) for _, _, ids in parts)
+    assert planned.text_size == len(tokens.ids)
+
+
+# --- every token in one row ---
+
+
+@settings(deadline=None, max_examples=30)
+@given(DOCUMENTS, st.integers(4, 30), st.booleans())
+@pytest.mark.parametrize("rows", COVERING)
+def test_every_token_of_text_is_in_one_row_and_in_order(rows, sizes, length, pack):
+    tokens = documents(sizes)
+    planned = plan(tokens, data(rows, length, pack=pack), BERT, 0, "held-out")
+    check(planned, tokens, BERT.marks)
+    times = np.zeros(len(tokens.ids), int)
+    for label, parts in sequences(planned):
+        assert label is None
+        for document, start, ids in parts:
+            times[tokens.offsets[document] + start :][: len(ids)] += 1
+    assert (times == (tokens.ids != BERT.end_of_text)).all()
+    one_document = rows in ("doc_sentences", "packed")
+    for _, parts in sequences(planned):
+        assert len(parts) == 1 or not one_document
+        assert all(a[0] < b[0] and b[1] == 0 for a, b in itertools.pairwise(parts))
+    if not (pack or rows == "packed"):
+        order = [part[:2] for _, parts in sequences(planned) for part in parts]
+        assert order == sorted(order)
+
+
+@settings(deadline=None, max_examples=30)
+@given(DOCUMENTS, st.integers(4, 30), st.sampled_from(["full_sentences", "doc_sentences"]))
+def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
+    tokens = documents(sizes)
+    whole = sentences(tokens, BERT, length - 2)
+    expected, room, last = [], 0, None
+    for document, start, size in zip(*(each.tolist() for each in whole), strict=True):
+        cost = size + (last is not None and document != last)
+        if last is None or cost > room or (rows == "doc_sentences" and document != last):
+            expected.append([])
+            room, cost = length - 2, size
+        expected[-1].append((document, start, size))
+        room, last = room - cost, document
+    given = [
+        [(document, start, len(ids)) for document, start, ids in parts]
+        for _, parts in sequences(plan(tokens, data(rows, length), BERT, 0, "held-out"))
+    ]
+    joined = [
+        [
+            (document, min(start for d, start, _ in row if d == document), sum(size for d, _, size in row if d == document))
+            for document in dict.fromkeys(document for document, _, _ in row)
+        ]
+        for row in expected
+    ]
+    assert given == joined
+
+
+def test_windows_fill_every_row():
+    tokens = documents([[30], [4, 9], [50], [1, 12]])
+    planned = plan(tokens, data("windows", 12), BERT, 0)
+    full = [taken(sequence, BERT.marks) for sequence in sequences(planned)]
+    # A row that would begin or end with the separator between two documents is shorter by it.
+    assert set(full[:-1]) == {11, 12} and full.count(12) > full.count(11)
+
+
+# --- pairs ---
+
+
+@settings(deadline=None, max_examples=40)
+@given(DOCUMENTS, st.integers(6, 40), st.integers(0, 9), st.sampled_from(PAIRED), st.booleans(), st.booleans())
+def test_pairs_are_of_the_documents_their_labels_say(sizes, length, seed, rows, pack, two_separators):
+    tokenizer = ROBERTA if two_separators else BERT
+    length = max(length, tokenizer.marks.between + 4)
+    tokens = documents(sizes, tokenizer)
+    planned = plan(tokens, data(rows, length, pack=pack), tokenizer, seed, "held-out")
+    check(planned, tokens, tokenizer.marks)
+    whole = sentences(tokens, tokenizer, length - tokenizer.marks.between - 2)
+    begins = set(zip(whole.document.tolist(), whole.start.tolist(), strict=True))
+    ends = {(document, start + size) for document, start, size in zip(*(each.tolist() for each in whole), strict=True)}
+    for label, ((document, start, ids), (other, second, others)) in sequences(planned):
+        assert (document == other) == (label == NEXT)
+        if label == NEXT:
+            assert second >= start + len(ids)
+        if len(ids) + len(others) < length - tokenizer.marks.between - 2:
+            # Nothing was cut: whole sentences, the second text right after the first one.
+            assert {(document, start), (other, second)} <= begins
+            assert {(document, start + len(ids)), (other, second + len(others))} <= ends
+            assert label == RANDOM or second == start + len(ids)
+
+
+def as_published(sizes, room, draw, short, single):
+    """Texts of pairs by the published algorithm, on lists, sentence by sentence; and their sizes after cutting token by token."""
+    made = []
+    for number, document in enumerate(sizes):
+        target = room
+        if draw() < short:
+            target = 2 + int(draw() * (room - 1))
+        chunk, at = [], 0
+        while at < len(document):
+            chunk.append((number, at))
+            full = len(chunk) == 2 if single else sum(document[i] for _, i in chunk) >= target
+            if at == len(document) - 1 or full:
+                middle = 1 + int(draw() * (len(chunk) - 1))
+                a = chunk[:middle]
+                if len(chunk) == 1 or draw() < 0.5:
+                    others = [i for i in range(len(sizes)) if i != number]
+                    other = others[int(draw() * len(others))]
+                    b = []
+                    for i in range(int(draw() * len(sizes[other])), len(sizes[other])):
+                        b.append((other, i))
+                        missing = target - sum(document[i] for _, i in a)
+                        if single or sum(sizes[other][i] for _, i in b) >= missing:
+                            break
+                    label = 1
+                    at -= len(chunk) - middle
+                else:
+                    b, label = chunk[middle:], 0
+                left = [sum(sizes[d][i] for d, i in text) for text in (a, b)]
+                while sum(left) > room:
+                    left[0 if left[0] > left[1] else 1] -= 1
+                made.append((a[0], b[0], label, left))
+                chunk = []
+            at += 1
+    return made
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=12), min_size=2, max_size=6),
+    st.integers(2, 40),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 9),
+)
+def test_pairs_are_made_as_published(sizes, room, single, short, seed):
+    cut = [[min(size, room) for size in document] for document in sizes]
+    document = np.repeat(np.arange(len(cut)), [len(each) for each in cut])
+    start = np.concatenate([np.cumsum([0, *each[:-1]]) for each in cut])
+    made = pairs(Sentences(document, start, np.concatenate(cut)), room, np.random.default_rng(seed), short=short, single=single)
+    places = [(number, nth) for number, each in enumerate(cut) for nth in range(len(each))]
+    first = dict(zip(places, start.tolist(), strict=True))
+    expected = as_published(cut, room, np.random.default_rng(seed).random, short, single)
+    assert made.label.tolist() == [label for _, _, label, _ in expected]
+    assert made.size.tolist() == [left for *_, left in expected]
+    assert made.document.tolist() == [[a[0], b[0]] for a, b, _, _ in expected]
+    moved = made.start - np.array([[first[a], first[b]] for a, b, _, _ in expected])
+    assert (moved >= 0).all()
+    limits = np.array([[sum(cut[place[0]]) - first[place] for place in (a, b)] for a, b, _, _ in expected])
+    assert (moved + made.size <= limits).all()
+
+
+def near(found, expected, deviation):
+    """Within four deviations of a sum of draws."""
+    return abs(found - expected) <= 4 * deviation
+
+
+def test_more_than_half_of_the_pairs_are_random():
+    """Of two sentences: with probability 1/2 they are a pair, else each begins a random one, since nothing follows the last."""
+    for rows in PAIRED:
+        label = plan(documents([[3, 3]] * 4000), data(rows, 20, short=0.0), BERT, 1).label
+        assert near((label == NEXT).sum(), 2000, math.sqrt(1000))
+        assert (label == RANDOM).sum() == 2 * (4000 - (label == NEXT).sum())
+    assert (plan(documents([[5]] * 40), data("segment_pairs", 20), BERT, 1).label == RANDOM).all()
+
+
+def test_a_random_text_begins_anywhere_in_any_other_document():
+    counts = [4000, 9, 2]
+    ranges = Sentences(np.repeat(np.arange(3), counts), np.concatenate([np.arange(n) for n in counts]), np.ones(4011, np.int64))
+    made = pairs(ranges, 20, np.random.default_rng(0), short=0.0, single=True)
+    random = (made.label == RANDOM) & (made.document[:, 0] == 0)
+    document, start = made.document[random, 1], made.start[random, 1]
+    assert near((document == 1).sum(), len(document) / 2, math.sqrt(len(document) / 4))
+    for other in (1, 2):
+        each, share = np.bincount(start[document == other]), 1 / counts[other]
+        assert near(each, each.sum() * share, math.sqrt(each.sum() * share * (1 - share))).all()
+        assert len(each) == counts[other]
+
+
+def test_what_is_too_long_is_cut_in_front_and_behind_alike():
+    sizes = np.full(4000, 30)
+    ranges = Sentences(np.arange(4000), np.zeros(4000, np.int64), sizes)
+    made = pairs(ranges, 40, np.random.default_rng(0), short=0.0, single=True)
+    assert (made.size == 20).all() and (made.label == RANDOM).all()
+    # Each of ten tokens is cut in front with probability one half.
+    assert near(made.start.mean(), 5, math.sqrt(2.5 / made.start.size))
+    assert near(made.start.var(), 2.5, 2.5 * math.sqrt(2 / made.start.size))
+
+
+def test_a_share_of_the_documents_has_a_shorter_target():
+    """Sentences of one token gather to the target exactly: all pairs of a document that have no end of it are alike."""
+    room, count, each = 40, 2000, 200
+    ranges = Sentences(np.repeat(np.arange(count), each), np.tile(np.arange(each), count), np.ones(count * each, np.int64))
+    for short in (0.0, 0.1, 1.0):
+        made = pairs(ranges, room, np.random.default_rng(2), short=short, single=False)
+        inner = (made.label == NEXT) & (made.start[:, 1] + made.size[:, 1] < each)
+        target = np.full(count, room)
+        target[made.document[inner, 0]] = made.size[inner].sum(1)
+        assert (target[made.document[inner, 0]] == made.size[inner].sum(1)).all()
+        share = short * (room - 2) / (room - 1)
+        assert near((target < room).mean(), share, math.sqrt(share * (1 - share) / count))
+        if short == 1.0:
+            assert target.min() == 2
+            assert near(target.mean(), (2 + room) / 2, math.sqrt(((room - 1) ** 2 - 1) / 12 / count))
+
+
+# --- packing, samples, fingerprints ---
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    DOCUMENTS, st.integers(8, 40), st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"]), st.sampled_from([BERT, ROBERTA])
+)
+# The first two documents are a sequence of 8 tokens, the last is one of 9: together one too many.
+@example([[3], [2], [12], [7]], 16, "full_sentences", BERT)
+def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, tokenizer):
+    tokens = documents(sizes, tokenizer)
+    alone = plan(tokens, data(rows, length), tokenizer, 3, "held-out")
+    together = plan(tokens, data(rows, length, pack=True), tokenizer, 3, "held-out")
+    assert all(len(row) == 1 for row in contents(alone))
+    room, packed = [], []
+    for sequence in sequences(alone):
+        size = taken(sequence, tokenizer.marks)
+        fits = [number for number, left in enumerate(room) if left >= size]
+        number = fits[0] if fits else len(room)
+        if not fits:
+            room.append(length)
+            packed.append([])
+        room[number] -= size
+        packed[number].append(sequence)
+    assert contents(together) == packed
+
+
+@settings(deadline=None, max_examples=20)
+@given(DOCUMENTS, st.integers(1, 9), st.sampled_from([*PAIRED, *COVERING]), st.booleans())
+def test_a_sample_is_rows_of_the_plan_evenly_spread(sizes, count, rows, pack):
+    planned = plan(documents(sizes), data(rows, 16, pack=pack), BERT, 0, "held-out")
+    sample = planned.spread(count)
+    chosen = np.unique(np.linspace(0, len(planned) - 1, min(count, len(planned))).round().astype(int))
+    assert contents(sample) == [contents(planned)[number] for number in chosen]
+    assert (sample.fingerprint == planned.fingerprint) == (count >= len(planned))
+    check(sample, sample.tokens, BERT.marks)
+
+
+def test_the_seed_decides_the_pairs_and_nothing_else():
+    tokens = documents([[3, 4, 5, 6] * 3] * 5)
+    for rows in PAIRED:
+        plans = [plan(tokens, data(rows, 20), BERT, seed) for seed in (0, 0, 1)]
+        assert plans[0].fingerprint == plans[1].fingerprint != plans[2].fingerprint
+        assert contents(plans[0]) == contents(plans[1]) != contents(plans[2])
+    for rows in COVERING:
+        assert len({plan(tokens, data(rows, 20), BERT, seed).fingerprint for seed in range(3)}) == 1
+
+
+def test_the_fingerprint_follows_everything_a_row_depends_on():
+    tokens = documents([[3, 4, 5, 6] * 3] * 5)
+    options = [data(rows, length, pack=pack) for rows in (*PAIRED, *COVERING) for length in (18, 20) for pack in (False, True)]
+    found = {}
+    for each in options:
+        planned = plan(tokens, each, BERT, 0)
+        found.setdefault(planned.fingerprint, set()).add(repr((contents(planned), planned.length)))
+    assert all(len(rows) == 1 for rows in found.values())
+    assert len(found) == len(set().union(*found.values()))
+    # The same sequences in the same order, two a row.
+    short = [plan(documents([[3], [3]]), data("doc_sentences", 16, pack=pack), BERT, 0, "held-out") for pack in (False, True)]
+    assert sequences(short[0]) == sequences(short[1]) and short[0].fingerprint != short[1].fingerprint
+
+
+def test_a_mixture_takes_plans_as_it_takes_rows():
+    tokens = documents([[3, 4, 5]] * 4)
+    parts = [plan(tokens, data(rows, 16), BERT, 0) for rows in ("full_sentences", "doc_sentences")]
+    mixed = Mixture(tuple(Component(name, weight, (), rows) for name, weight, rows in zip("ab", (2.0, 1.0), parts, strict=True)))
+    assert len(mixed) == len(parts[0]) + len(parts[1])
+    assert mixed.length == 16
+    assert repr(mixed.row(len(parts[0]))) == repr(parts[1].row(0))
+    assert [share.tokens for share in mixed.shares(30)] == [len(tokens.ids)] * 2
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "half", "message"),
+    [
+        (
+            [[5]],
+            dict(rows="full_sentences", length=16),
+            "training",
+            r"--data.length 16: the training text has 6 tokens.*at most 6",
+        ),
+        ([[9, 9]], dict(rows="segment_pairs", length=12), "training", r"--data.rows segment_pairs: .*one document.*--data.paths"),
+        ([[9, 9], []], dict(rows="sentence_pairs", length=12), "held-out", r"--data.rows sentence_pairs: .*--data.valid_paths"),
+        ([[], []], dict(rows="packed", length=12), "held-out", r"--data.valid_paths: the held-out text has no tokens"),
+        ([[9], [9]], dict(rows="segment_pairs", length=4), "training", r"--data.length 4: 3 tokens of a row are marks; choose 5"),
+        (
+            [[9], [9]],
+            dict(rows="full_sentences", length=2),
+            "training",
+            r"--data.length 2: 2 tokens of a row are marks; choose 3",
+        ),
+    ],
+)
+def test_text_without_such_rows_is_refused(sizes, options, half, message):
+    with pytest.raises(BadInput, match=message):
+        plan(documents(sizes), Data(**options), BERT, 0, half)
+
+
+def test_a_tokenizer_without_marks_is_refused():
+    tokenizer = Tokenizer.train(["a b"], 257)
+    with pytest.raises(BadInput, match=r"--data.rows windows: .*--tokenizer.path"):
+        plan(stream(["a b c d e"], tokenizer), data("windows", 4), tokenizer, 0)

@@ -1,0 +1,341 @@
+"""Examples as rows of ids: `transformers` makes the same of the same files, windows reach everything, and answers are where they
+are said to be."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.encoders import tokenizer
+from train import features, tokenizer_files
+from train.config_objectives import Labelled
+from train.examples import Answer, Choice, Question, Tagged, Text
+from train.features import Row
+from train.marks import Marks
+from train.tokenizer import Kind, Tokenizer
+from zoo.batch import IGNORED
+from zoo.errors import BadInput
+
+KINDS: tuple[Kind, ...] = ("wordpiece", "roberta", "xlnet")
+NAMES = {"no": 0, "perhaps": 1, "yes": 2}
+WORDS = st.sampled_from(["the", "Whale's", "na\u00efve", "(sleeps)", "\U0001f433\U0001f433", "4.2", "France", "xyz", "\u00fcber"])
+LISTS = st.lists(WORDS, min_size=1, max_size=30)
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@functools.cache
+def theirs(kind: Kind, **options: Any) -> Any:
+    """The tokenizer of `transformers`, from the files that we write."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_files.write(Path(folder), tokenizer(kind), longest=1 << 20)
+        model = {"wordpiece": "bert"}.get(kind, kind)
+        Path(folder, "config.json").write_text(json.dumps({"model_type": model}))
+        return transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+def types_of(kind: Kind, found: Any) -> Any:
+    """Token types: RoBERTa has one."""
+    return np.zeros_like(found["input_ids"]).tolist() if kind == "roberta" else found["token_type_ids"]
+
+
+def assert_theirs(kind: Kind, row: features.Inputs, found: Any) -> None:
+    assert row.ids.tolist() == found["input_ids"]
+    assert row.types.tolist() == types_of(kind, found)
+
+
+def popped(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Truncation as BERT's own program does it: a token at a time from the longer text, of equal ones from the second."""
+    first, second = first.copy(), second.copy()
+    while len(first) + len(second) > room:
+        (first if len(first) > len(second) else second).pop()
+    return first, second
+
+
+# --- Texts ----------------------------------------------------------------------------------------------------------------------
+
+
+def text(first: str, second: str | None = None, label: str | float = "yes") -> Text:
+    return Text(origin="a.tsv:2", text=first, pair=second, label=label)
+
+
+@kinds
+def test_texts_and_pairs_are_those_of_transformers(kind: Kind) -> None:
+    sides = ["The whale sleeps.", "", "  na\u00efve \U0001f433 ", "[SEP] </s> is no mark"]
+    examples = [text(first, second, label) for first, second, label in zip(sides, [None, "a", *sides[:2]], "yny?", strict=True)]
+    rows = list(features.texts(examples[:3], tokenizer(kind), Labelled(), 99, {"n": 0, "y": 1}))
+    for row, each in zip(rows, examples, strict=False):
+        assert_theirs(kind, row.inputs[0], theirs(kind)(each.text, each.pair))
+        assert (row.weights.tolist(), row.labels.shape, row.labels.dtype) == ([1.0], (1,), np.int32)
+    assert [row.labels.tolist() for row in rows] == [[1], [0], [1]]
+    assert [row.example for row in rows] == [0, 1, 2]
+    (spelled,) = features.texts(examples[3:], tokenizer(kind), Labelled(), 99, {"?": 0})
+    marks = tokenizer(kind).marks
+    assert marks is not None
+    assert sum(int(id in (marks.cls, marks.sep)) for id in spelled.inputs[0].ids.tolist()) == 3 + (kind == "roberta")
+
+
+@kinds
+@settings(deadline=None, max_examples=60)
+@given(LISTS, LISTS, st.integers(8, 60))
+@example(["the"] * 20, ["the"] * 20, 20)
+@example(["the"] * 20, ["the"] * 20, 21)
+@example(["the"] * 2, ["the"] * 20, 12)
+def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[str], length: int) -> None:
+    words, options = tokenizer(kind), Labelled(truncate=True)
+    marks = words.marks
+    assert marks is not None
+    first, second = (words.encode(" ".join(each)).tolist() for each in (left, right))
+    (row,) = features.texts([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
+    expected = marks.pair(*map(np.array, popped(first, second, length - 2 - marks.between)))
+    assert [each.tolist() for each in row.inputs[0]] == [each.tolist() for each in expected]
+    (alone,) = features.texts([text(" ".join(left))], words, options, length, NAMES)
+    assert_theirs(kind, alone.inputs[0], theirs(kind)(" ".join(left), truncation=True, max_length=length))
+
+
+@kinds
+def test_a_text_that_does_not_fit_is_refused_and_what_just_fits_is_not(kind: Kind) -> None:
+    words = tokenizer(kind)
+    for each in (text("The whale sleeps."), text("The whale", "sleeps.")):
+        size = len(theirs(kind)(each.text, each.pair)["input_ids"])
+        (row,) = features.texts([each], words, Labelled(), size, NAMES)
+        assert len(row.inputs[0].ids) == size
+        said = rf"^a\.tsv:2: {size} tokens, and a row has {size - 1}; choose a longer --data\.length, or .* --labelled\.truncate$"
+        with pytest.raises(BadInput, match=said):
+            list(features.texts([each], words, Labelled(), size - 1, NAMES))
+
+
+def test_numbers_are_learned_as_they_are_and_labels_by_their_place() -> None:
+    words, regression = tokenizer("wordpiece"), Labelled(regression=True)
+    rows = list(features.texts([text("a", label=2.5), text("b", label=-1.0)], words, regression, 9, {"score": 0}))
+    assert [(row.labels.dtype, row.labels.tolist()) for row in rows] == [(np.float32, [2.5]), (np.float32, [-1.0])]
+    with pytest.raises(
+        BadInput, match=r"^a\.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps, yes\); mend"
+    ):
+        list(features.texts([text("a", label="maybe")], words, Labelled(), 9, NAMES))
+
+
+# --- Words ----------------------------------------------------------------------------------------------------------------------
+
+
+def tagged(*words: str) -> Tagged:
+    return Tagged(origin="a.conll:3", words=words, tags=tuple(f"t{number % 5}" for number in range(len(words))))
+
+
+@kinds
+@settings(deadline=None, max_examples=60)
+@given(st.lists(WORDS | st.sampled_from(["\x00", ""]), max_size=20), st.integers(4, 40))
+def test_tags_are_at_the_first_pieces_of_their_words(kind: Kind, several: list[str], length: int) -> None:
+    """As everybody aligns them with `word_ids`."""
+    sentence = tagged("the", *several)
+    tags = {f"t{number}": number for number in range(5)}
+    (row,) = features.tags([sentence], tokenizer(kind), Labelled(truncate=True), length, tags)
+    found = theirs(kind, add_prefix_space=True)(
+        list(sentence.words), is_split_into_words=True, truncation=True, max_length=length
+    )
+    assert_theirs(kind, row.inputs[0], found)
+    words = found.word_ids()
+    expected = [
+        IGNORED if word is None or word == before else tags[sentence.tags[word]]
+        for before, word in zip([None, *words], words, strict=False)
+    ]
+    assert row.labels.tolist() == expected
+    assert row.weights.tolist() == [float(label != IGNORED) for label in expected]
+
+
+def test_a_sentence_without_ids_and_a_tag_that_is_unknown_are_refused() -> None:
+    words = tokenizer("wordpiece")
+    with pytest.raises(BadInput, match=r"^a\.conll:3: the tokenizer gives no ids to these words; mend them or leave"):
+        list(features.tags([tagged("\x00")], words, Labelled(), 9, {"t0": 0}))
+    with pytest.raises(BadInput, match=r"^a\.conll:3: label t1 is none of the 1 that the model learns \(t0\)"):
+        list(features.tags([tagged("the", "whale")], words, Labelled(), 9, {"t0": 0}))
+    with pytest.raises(BadInput, match=r"^a\.conll:3: 5 tokens, and a row has 4; .* --labelled\.truncate$"):
+        list(features.tags([tagged("the", "the", "the")], words, Labelled(), 4, {"t0": 0, "t1": 1, "t2": 2}))
+
+
+# --- Choices --------------------------------------------------------------------------------------------------------------------
+
+
+def choice(*options: str, article: str = "The whale sleeps.") -> Choice:
+    return Choice(origin="a.json: question 1", article=article, question="Who sleeps?", options=options, answer=1)
+
+
+@kinds
+def test_each_option_is_a_row_with_the_article_and_the_question(kind: Kind) -> None:
+    example = choice("the whale", "the men", "")
+    (row,) = features.choices([example], tokenizer(kind), Labelled(), 60)
+    assert (len(row.inputs), row.labels.tolist(), row.labels.shape, row.weights.tolist()) == (3, 1, (), [1.0])
+    for inputs, option in zip(row.inputs, example.options, strict=True):
+        assert_theirs(kind, inputs, theirs(kind)(example.article, f"Who sleeps? {option}"))
+
+
+def test_options_that_do_not_fit_are_cut_or_refused() -> None:
+    words = tokenizer("wordpiece")
+    long = choice("the whale", "the men", article="the whale " * 40)
+    (row,) = features.choices([long], words, Labelled(truncate=True), 30)
+    assert {len(inputs.ids) for inputs in row.inputs} == {30}
+    for inputs, option in zip(row.inputs, long.options, strict=True):
+        asked = words.encode(f"Who sleeps? {option}").tolist()
+        assert inputs.ids.tolist()[-1 - len(asked) : -1] == asked
+    with pytest.raises(BadInput, match=r"^a\.json: question 1: \d+ tokens, and a row has 30; .* --labelled\.truncate$"):
+        list(features.choices([long], words, Labelled(), 30))
+    with pytest.raises(BadInput, match=r"^a\.json: question 1: 3 options, but a\.json: question 1 has 2; all need as many$"):
+        list(features.choices([choice("a", "b"), choice("a", "b", "c")], words, Labelled(), 60))
+
+
+# --- Questions ------------------------------------------------------------------------------------------------------------------
+
+
+def question(asked: str, context: str, *answers: Answer) -> Question:
+    return Question(origin="a.json: question q", id="q", question=asked, context=context, answers=answers)
+
+
+def windows(kind: Kind, asked: Question, length: int, stride: int, **options: Any) -> list[Row]:
+    return list(features.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
+
+
+def room_of(kind: Kind, asked: Question, length: int) -> int:
+    """Tokens of the context that a row has room for."""
+    words = tokenizer(kind)
+    assert words.marks is not None
+    return length - len(words.marks.pair(words.encode(asked.question), words.encode(""))[0])
+
+
+@kinds
+@settings(deadline=None, max_examples=100)
+@given(LISTS, st.integers(0, 29), st.integers(1, 4), st.integers(14, 60), st.integers(1, 60))
+def test_windows_are_those_of_transformers_and_hold_what_they_say(
+    kind: Kind, several: list[str], first: int, size: int, length: int, stride: int
+) -> None:
+    first %= len(several)
+    context, answer = " ".join(several), " ".join(several[first : first + size])
+    start = len(" ".join([*several[:first], ""]))
+    asked = question("who is it", context, Answer(answer, start))
+    room = room_of(kind, asked, length)
+    stride = 1 + stride % room
+    rows = windows(kind, asked, length, stride)
+    # Theirs is how much two windows share.
+    found = theirs(kind)(
+        *(asked.question, context),
+        truncation="only_second",
+        max_length=length,
+        stride=room - stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    assert [row.inputs[0].ids.tolist() for row in rows] == found["input_ids"]
+    everything = tokenizer(kind).encode_spans([context])[0][1]
+    covered = set()
+    for number, row in enumerate(rows):
+        assert row.context is not None
+        assert_theirs(kind, row.inputs[0], {name: values[number] for name, values in found.items()})
+        inside = [place for place, side in enumerate(found.sequence_ids(number)) if side == 1]
+        assert row.context.first == inside[0] and len(row.context.spans) == len(inside)
+        assert row.context.spans.tolist() == [list(found["offset_mapping"][number][place]) for place in inside]
+        covered |= {number * stride + token for token in range(len(inside))}
+        assert_answer(row, everything, start, start + len(answer))
+    assert covered == set(range(len(everything)))
+    assert any(map(is_answered, rows)) or tokens_in(everything, start, start + len(answer)) > room - stride
+
+
+def is_answered(row: Row) -> bool:
+    """Whether the labels are not CLS, which says that there is no answer."""
+    assert row.context is not None
+    return row.labels.tolist() != [row.context.summary] * 2
+
+
+def tokens_in(spans: np.ndarray, start: int, end: int) -> int:
+    return int(((spans[:, 1] > start) & (spans[:, 0] < end)).sum())
+
+
+def assert_answer(row: Row, everything: np.ndarray, start: int, end: int) -> None:
+    """The labels are the fewest tokens that hold the characters from `start` to `end`, or none where the window does not."""
+    assert row.context is not None
+    spans, (first, last) = row.context.spans, (row.labels - row.context.first).tolist()
+    assert row.labels.dtype == np.int32 and row.weights.tolist() == [1.0]
+    whole = len(spans) > 0 and spans[0, 0] <= start and end <= spans[-1, 1]
+    if not is_answered(row):
+        # A window that begins or ends within an emoji has all of its characters, but not all of its tokens.
+        assert not whole or tokens_in(spans, start, end) < tokens_in(everything, start, end)
+        return
+    assert whole
+    assert spans[first, 0] <= start < spans[first, 1] and spans[last, 0] < end <= spans[last, 1]
+    assert first == 0 or spans[first - 1, 1] <= start
+    assert last + 1 == len(spans) or spans[last + 1, 0] >= end
+
+
+def test_a_question_without_an_answer_has_none_in_any_window() -> None:
+    rows = windows("wordpiece", question("who", "the whale " * 20), 20, 7)
+    assert len(rows) > 3
+    assert not any(map(is_answered, rows))
+
+
+def test_the_first_of_several_answers_is_learned() -> None:
+    context = "the whale is the men"
+    (row,) = windows("wordpiece", question("who", context, Answer("the men", 13), Answer("the whale", 0)), 30, 5)
+    assert row.context is not None
+    first, last = (row.labels - row.context.first).tolist()
+    assert context[row.context.spans[first, 0] : row.context.spans[last, 1]] == "the men"
+
+
+def test_a_question_leaves_room_for_a_stride_or_is_refused_or_cut() -> None:
+    words = tokenizer("wordpiece")
+    asked = question("the whale " * 8, "the men " * 20, Answer("the men", 0))
+    size = len(words.encode(asked.question))
+    length = size + 3 + 5
+    rows = windows("wordpiece", asked, length, 5)
+    assert {len(row.inputs[0].ids) for row in rows} == {length}
+    said = rf"^a\.json: question q: a question of {size} tokens leaves too little of a row of {length} for a stride of 6; choose"
+    with pytest.raises(
+        BadInput, match=said + r" a longer --data\.length or a shorter --labelled\.stride, or --labelled\.truncate$"
+    ):
+        windows("wordpiece", asked, length, 6)
+    cut = windows("wordpiece", asked, length, 6, truncate=True)
+    assert [row.context.first if row.context else 0 for row in cut] == [length - 6 - 1] * len(cut)
+    with pytest.raises(BadInput, match=r"for a stride of 99; choose a longer --data\.length or a shorter --labelled\.stride$"):
+        windows("wordpiece", asked, length, 99, truncate=True)
+
+
+def test_what_has_no_tokens_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^a\.json: question q: the tokenizer gives no ids to the context; mend it or leave"):
+        windows("wordpiece", question("who", "\x00 "), 20, 5)
+    with pytest.raises(BadInput, match=r"^a\.json: question q: the tokenizer gives no ids to the answer; mend it or leave"):
+        windows("wordpiece", question("who", "the \x00 whale", Answer("\x00", 4)), 20, 5)
+
+
+# --- All ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_marks_is_refused() -> None:
+    gpt = Tokenizer.train(["the whale"], 300)
+    makers: Sequence[Any] = (
+        lambda: features.texts([text("a")], gpt, Labelled(), 9, NAMES),
+        lambda: features.tags([tagged("a")], gpt, Labelled(), 9, {"t0": 0}),
+        lambda: features.choices([choice("a", "b")], gpt, Labelled(), 9),
+        lambda: features.windows([question("a", "b")], gpt, Labelled(), 9),
+    )
+    for make in makers:
+        with pytest.raises(
+            BadInput, match=r"^--tokenizer\.path: this tokenizer has no marks \(cls, sep\) .* choose an encoder's$"
+        ):
+            list(make())
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_row_is_filled_up_with_padding_that_nothing_sees(typed: bool) -> None:
+    inputs = features.Inputs(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
+    found = features.padded(inputs, 8, Marks(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "tokens": [2, 7, 3, 8, 3, 9, 9, 9],
+        "segments": [1, 1, 1, 1, 1, 0, 0, 0],
+        "positions": [0, 1, 2, 3, 4, 0, 0, 0],
+        "types": [0, 0, 0, 1, 1, 0, 0, 0] if typed else [0] * 8,
+    }
+    assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}

@@ -1,0 +1,234 @@
+"""Components mixed by weight: shares held at every length, one numbering of the rows, and what a run makes of its paths."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support import tiny
+from train import inputs
+from train.batches import Batches
+from train.config import Data
+from train.folder import Folder, differences, read_config
+from train.marker import compare
+from train.mixture import Component, Mixture
+from train.objectives import causal
+from train.rows import Tokens, windows
+from zoo.errors import BadInput
+
+WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
+
+
+def mixture(weights, counts=None):
+    """Components with rows of 4 targets; the number of rows of each."""
+    counts = counts or [5] * len(weights)
+    plans = [
+        windows(Tokens(np.arange(4 * n, dtype=np.uint16), np.array([0, 4 * n]), np.array([n]), 0, f"{n}"), 4) for n in counts
+    ]
+    return Mixture(
+        tuple(Component(f"{i}", float(weight), (), rows) for i, (weight, rows) in enumerate(zip(weights, plans, strict=True)))
+    )
+
+
+# --- Which component comes next ---
+
+
+@settings(deadline=None, max_examples=15)
+@given(WEIGHTS)
+@example([1.0, 1.0, 1.0, 1.0, 1.0, 50.0])
+def test_every_component_keeps_its_share_after_any_number_of_examples(weights):
+    mixed, shares = mixture(weights), np.array(weights) / sum(weights)
+    given = np.zeros(len(weights), np.int64)
+    for number in range(300):
+        component, before = mixed.draw(number)
+        assert before == given[component]
+        given[component] += 1
+        assert (np.abs(given - shares * (number + 1)) < (1 + math.log(len(weights))) / 2 + 1e-9).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(WEIGHTS, st.integers(1, 2**40))
+def test_a_late_example_is_as_exact_as_an_early_one(weights, example):
+    mixed = mixture(weights)
+    component, before = mixed.draw(example)
+    drawn = [share.drawn for share in mixed.shares(example)]
+    assert drawn[component] == before and sum(drawn) == example
+
+
+def test_weights_are_the_decimals_that_were_written():
+    """Any ten examples in a row: 7 of the one and 3 of the other."""
+    mixed = mixture([0.7, 0.3])
+    components = [mixed.draw(example)[0] for example in range(2_000)]
+    assert all(sum(components[at : at + 10]) == 3 for at in range(1_990))
+    assert [mixture([70, 30]).draw(example) for example in range(50)] == [mixed.draw(example) for example in range(50)]
+
+
+# --- All rows as one ---
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_rows_are_numbered_through(counts):
+    mixed = mixture([1] * len(counts), counts)
+    places = [mixed.locate(number) for number in range(len(mixed))]
+    assert places == [(component, row) for component, count in enumerate(counts) for row in range(count)]
+    assert [mixed.number(*place) for place in places] == list(range(len(mixed)))
+    assert [mixed.row(number).pieces[0].start for number in range(len(mixed))] == [4 * row for _, row in places]
+
+
+def test_the_fingerprint_tells_rows_order_and_weights():
+    prints = [
+        mixture(*parts).fingerprint
+        for parts in (([1], [5]), ([1, 1], [5, 6]), ([1, 1], [6, 5]), ([1, 2], [5, 6]), ([1, 1], [5, 7]), ([2, 1], [5, 6]))
+    ]
+    assert len(set(prints)) == len(prints)
+    assert mixture([0.1, 0.7], [5, 6]).fingerprint == mixture([1, 7], [5, 6]).fingerprint
+    assert mixture([3], [5]).fingerprint == mixture([1], [5]).components[0].rows.fingerprint
+
+
+def test_shares_say_what_a_run_is_given():
+    first, second = mixture([0.75, 0.25], [5, 20]).shares(400)
+    assert (first.weight, first.tokens, first.rows, first.drawn, first.epochs) == (0.75, 20, 5, 300, 60.0)
+    assert (second.weight, second.tokens, second.rows, second.drawn, second.epochs) == (0.25, 80, 20, 100, 5.0)
+    assert (first.share, second.share) == (0.75, 0.25)
+
+
+def test_the_share_of_tokens_is_that_of_the_filled_places():
+    tokens = Tokens(np.arange(2, dtype=np.uint16), np.array([0, 2]), np.array([2]), 0, "")
+    full = mixture([1]).components[0]
+    mixed = Mixture((full, Component("short", 1.0, (), windows(tokens, 4))))
+    assert [share.share for share in mixed.shares(100)] == [4 / 6, 2 / 6]
+
+
+# --- A run's paths ---
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A text, and a .jsonl of 30 documents."""
+    one, two = tmp_path / "one.txt", tmp_path / "two.jsonl"
+    one.write_text("the cat sat on the mat.\n" * 200)
+    two.write_text(
+        "".join(json.dumps({"text": f"document {i}: " + "and a dog ran far. " * (5 + i % 7)}) + "\n" for i in range(30))
+    )
+    return str(one), str(two)
+
+
+def read(tmp_path, files, weights=(), **data):
+    run = tiny.run(
+        data=Data(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data), out=str(tmp_path / "runs")
+    )
+    return run, inputs.read(run, Folder.of(run), tmp_path / "cache")
+
+
+def decoded(text, tokens):
+    return text.tokenizer.decode(tokens.ids).replace("<|endoftext|>", "")
+
+
+def test_each_path_is_split_and_tokenized_on_its_own(tmp_path, files):
+    _, text = read(tmp_path, files, (0.7, 0.3))
+    whole = [Path(files[0]).read_text(), "".join(json.loads(line)["text"] for line in Path(files[1]).read_text().splitlines())]
+    trained = [decoded(text, component.rows.tokens) for component in text.rows.components]
+    held_out = decoded(text, text.held_out)
+    assert [component.name for component in text.rows.components] == list(files)
+    for all_of_it, part in zip(whole, trained, strict=True):
+        assert all_of_it.startswith(part) and 0.85 < len(part) / len(all_of_it) < 0.95
+    assert held_out == "".join(all_of_it[len(part) :] for all_of_it, part in zip(whole, trained, strict=True))
+    assert [document.name for document in text.rows.components[1].documents][:2] == ["two.jsonl:1", "two.jsonl:2"]
+
+
+def test_each_path_is_kept_on_its_own(tmp_path, files):
+    """Other weights tokenize nothing again; neither does the same path beside another."""
+    _, text = read(tmp_path, files, (0.7, 0.3))
+    kept = sorted(entry.name for entry in (tmp_path / "cache").iterdir())
+    assert len(kept) == 3
+    _, again = read(tmp_path, files, (1, 9))
+    assert sorted(entry.name for entry in (tmp_path / "cache").iterdir()) == kept
+    assert again.fingerprints().keys() == text.fingerprints().keys()
+
+
+def test_without_weights_all_paths_are_one_component(tmp_path, files):
+    run, text = read(tmp_path, files)
+    (component,) = text.rows.components
+    assert component.name == ", ".join(files)
+    assert text.fingerprints().keys() == {"tokenizer", "data", "held_out"}
+    assert text.fingerprints()["data"] == component.rows.fingerprint
+    assert text.facts(run).keys() == {"data", "tokens seen"}
+
+
+def test_one_path_with_a_weight_is_that_path(tmp_path, files):
+    _, text = read(tmp_path, files[:1])
+    _, weighed = read(tmp_path, files[:1], (3,))
+    assert weighed.fingerprints() == text.fingerprints()
+    orders = [Batches(each.rows, causal.build, 5, 8, np.arange(8)).rows_of(20).tolist() for each in (text, weighed)]
+    assert orders[0] == orders[1]
+
+
+def test_named_held_out_text_is_held_out_once(tmp_path, files):
+    other = tmp_path / "other.txt"
+    other.write_text("not trained on. " * 40)
+    _, text = read(tmp_path, files, (1, 1), valid_paths=(str(other),))
+    assert decoded(text, text.held_out) == other.read_text()
+    assert decoded(text, text.rows.components[0].rows.tokens) == Path(files[0]).read_text()
+
+
+def test_a_checkpoint_says_which_path_changed(tmp_path, files):
+    run, text = read(tmp_path, files, (0.7, 0.3))
+    saved = text.fingerprints()
+    folder = Folder.of(run)
+    folder.tokenizer.mkdir(parents=True)
+    text.tokenizer.save(folder.tokenizer)
+    (folder.checkpoints / "00000005").mkdir(parents=True)
+    (folder.checkpoints / "00000005/COMMIT.json").write_text("")
+    with open(files[0], "r+") as stream:
+        stream.write("THE")
+    changed = compare(saved, read(tmp_path, files, (0.7, 0.3))[1].fingerprints())
+    assert [line.partition(": ")[0] for line in changed] == ["data", f"data of {files[0]}"]
+
+
+def test_the_weights_are_part_of_what_a_run_is(tmp_path, files):
+    run = tiny.run(data=Data(paths=files, weights=(0.7, 0.3), length=32, batch=16))
+    Folder(tmp_path).write_config(run)
+    assert read_config(tmp_path) == run
+    other = dataclasses.replace(run, data=dataclasses.replace(run.data, weights=(0.6, 0.4)))
+    assert differences(run, other) == ["data.weights: (0.7, 0.3) before, (0.6, 0.4) now"]
+
+
+def test_the_facts_name_what_is_mixed(tmp_path, files):
+    run, text = read(tmp_path, files, (0.7, 0.3))
+    facts = text.facts(run)
+    assert facts.keys() == {"data", "data mixture", "tokens seen"}
+    assert facts["tokens seen"] == "5.12k in 20 steps"
+    parts = facts["data mixture"].split("; ")
+    assert [part.partition(" of rows")[0] for part in parts] == [f"{files[0]} 70.0%", f"{files[1]} 30.0%"]
+    assert f"({text.rows.shares(160)[0].epochs:.3g} epochs of" in parts[0]
+
+
+def test_a_path_shorter_than_a_row_is_named(tmp_path, files):
+    (short := tmp_path / "short.txt").write_text("a few words, and a few more")
+    with pytest.raises(BadInput, match=r"short.txt: --data.length 32: .* fewer than one row"):
+        read(tmp_path, (files[0], str(short)), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "paths", "line"),
+    [
+        ((1,), ("a.txt", "b.txt"), "--data.weights 1: give a weight for each --data.paths: there are 2"),
+        ((1, 2, 3), ("a.txt",), "--data.weights 1 2 3: give a weight for each --data.paths: there are 1"),
+        ((0.5,), (), "--data.weights 0.5: give a weight for each --data.paths: there are 0"),
+        ((0.5, -1), ("a.txt", "b.txt"), "--data.weights 0.5 -1: choose finite weights above 0"),
+        ((0.5, 0), ("a.txt", "b.txt"), "--data.weights 0.5 0: choose finite weights above 0"),
+        ((0, 0), ("a.txt", "b.txt"), "--data.weights 0 0: choose finite weights above 0"),
+        ((math.nan, 1), ("a.txt", "b.txt"), "--data.weights nan 1: choose finite weights above 0"),
+        ((math.inf, 1), ("a.txt", "b.txt"), "--data.weights inf 1: choose finite weights above 0"),
+    ],
+)
+def test_wrong_weights_are_refused(weights, paths, line):
+    with pytest.raises(BadInput) as refused:
+        Data(paths=paths, weights=tuple(map(float, weights)))
+    assert str(refused.value) == line

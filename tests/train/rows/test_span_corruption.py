@@ -1,0 +1,422 @@
+"""Denoising: how much is left out and where, rows of exact lengths, nothing lost between the two sides and nothing given away."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import tiny
+from tests.support.encoder_text import stream
+from tests.support.small import random_params, small
+from tests.support.unigram_text import spelled
+from train import noise, sides
+from train.batches import Batches, in_order
+from train.config import Data, Denoising
+from train.mixture import Component, Mixture
+from train.objectives import denoising
+from train.sides import Sides
+from train.tokenizer import Tokenizer
+from zoo import configs
+from zoo.errors import BadInput
+
+TOKENIZER = spelled()
+MARKS = TOKENIZER.text_marks
+T5 = configs.find("t5-nano")[1].config
+KINDS = ("spans", "iid", "bert", "deshuffle", "prefix", "lm")
+SPANS = Denoising()
+
+
+def run(kind: str = "spans", alone: bool = False, length: int = 32, seed: int = 0, **options: Any) -> Any:
+    model = dataclasses.replace(T5, architecture="decoder" if alone else "encoder_decoder")
+    chosen = Denoising(kind=kind, **options)  # pyright: ignore[reportArgumentType]
+    return tiny.run(model=model, objective="denoising", data=Data(length=length, batch=4), denoising=chosen, seed=seed)
+
+
+def text(*sizes: int) -> Any:
+    """Documents of so many ids, none a mark, neighbours and those a row apart different."""
+    ids, parts = np.random.default_rng(0).integers(3, 40, sum(sizes)), np.cumsum(sizes)[:-1]
+    return stream([part.tolist() for part in np.split(ids, parts)], TOKENIZER)
+
+
+def rows_of(asked: Any, sizes: tuple[int, ...] = (500, 3, 400)) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """(ids of the text, arrays) of every row."""
+    planned, build = denoising.plan(text(*sizes), asked, TOKENIZER), denoising.builder(asked, TOKENIZER, never)
+    found = []
+    for number in range(len(planned)):
+        row = planned.row(number)
+        ids = np.concatenate([piece.ids for piece in row.pieces])
+        found.append((ids, build(np.random.default_rng([asked.seed, number]), row, planned.length)))
+    return found
+
+
+def never() -> Any:
+    raise AssertionError("counts are asked for")
+
+
+def sides_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """(source, target) of an encoder-decoder's row, without padding."""
+    source = row["source"]
+    return source.tokens[source.segments > 0].tolist(), row["targets"][row["segments"] > 0].tolist()
+
+
+# --- Lengths ---
+
+
+@pytest.mark.parametrize(
+    ("length", "raw", "target"), [(64, 70, 14), (128, 141, 29), (256, 284, 58), (512, 568, 114), (1024, 1137, 229)]
+)
+def test_lengths_are_those_of_t5(length: int, raw: int, target: int):
+    assert noise.room(SPANS, length)[:3] == (raw, length, target)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.15, 0.5, 0.9])
+@pytest.mark.parametrize("mean_span", [1.0, 3.0, 10.0])
+def test_the_room_of_spans_is_the_largest_that_fits_and_full(density: float, mean_span: float):
+    options = Denoising(density=density, mean_span=mean_span)
+    for length in range(4, 80):
+        room = noise.room(options, length)
+        # Where more is left out than stays, a token more may be a span more.
+        assert room.source == length or (density >= 0.5 and room.source < length)
+        assert noise._sizes(room.raw + 1, options)[0] > length
+        for size in range(2, room.raw + 1):
+            mask = noise.spans(np.random.default_rng(size), size, options)
+            source, target = noise.sides(np.arange(size), mask, tuple(range(1000, 2000)))
+            assert len(source) + 1 <= room.source and len(target) + 1 <= room.target
+            assert size < room.raw or (len(source) + 1, len(target) + 1) == (room.source, room.target)
+
+
+@settings(deadline=None)
+@given(st.integers(4, 60), st.floats(0.01, 0.9), st.integers(0, 1 << 30))
+def test_single_tokens_always_fit(length: int, density: float, seed: int):
+    room = noise.room(Denoising(kind="iid", density=density), length)
+    for size in range(2, room.raw + 1):
+        mask = noise.scattered(np.random.default_rng(seed), size, density)
+        source, target = noise.sides(np.arange(size), mask, tuple(range(100, 100 + room.sentinels)))
+        assert len(source) + 1 <= room.source and len(target) + 1 <= room.target
+        assert mask.sum() == noise.noise_tokens(size, density)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_all_rows_of_a_kind_have_one_shape(kind: str, alone: bool):
+    if kind == "lm" and not alone:
+        return
+    found = rows_of(run(kind, alone))
+    shapes = {(row["tokens"].shape, getattr(row.get("source"), "tokens", np.zeros(0)).shape) for _, row in found}
+    expected = {
+        "spans": ((8,), (32,)),
+        "iid": ((12,), (32,)),
+        **dict.fromkeys(("bert", "deshuffle", "prefix"), ((32,), (32,))),
+        "lm": ((32,), (0,)),
+    }[kind]
+    both = (expected[0][0] + expected[1][0],)
+    assert shapes == {((32,) if kind in ("prefix", "lm") else both, (0,)) if alone else expected}
+    assert len(found) > 20
+    # The text is there once, whatever becomes of it.
+    whole = np.concatenate([ids for ids, _ in found])
+    every = text(500, 3, 400).ids
+    assert whole.tolist() == every[every != MARKS.end].tolist()
+    if kind == "spans" and not alone:
+        full = [row for _, row in found[:-1]]
+        assert all(row["segments"].all() and row["source"].segments.all() and row["weights"].all() for row in full)
+
+
+# --- Statistics ---
+
+
+def test_the_share_left_out_and_the_spans_are_as_asked():
+    for density, mean_span in ((0.15, 3.0), (0.5, 3.0), (0.15, 10.0)):
+        options, rng = Denoising(density=density, mean_span=mean_span), np.random.default_rng(1)
+        masks = np.stack([noise.spans(rng, 568, options) for _ in range(400)])
+        assert (masks.sum(1) == round(568 * density)).all()
+        begun = masks & ~np.pad(masks, ((0, 0), (1, 0)))[:, :-1]
+        assert (begun.sum(1) == round(round(568 * density) / mean_span)).all()
+        assert not masks[:, 0].any() and masks[:, -1].all()
+        # Away from both ends every place is left out as often: five deviations of a binomial.
+        inner, spread = masks[:, 60:-60].mean(0), np.sqrt(density * (1 - density) / 400)
+        assert abs(inner - density).max() < 5 * spread
+
+
+def test_the_sizes_of_spans_are_those_of_all_ways_to_cut():
+    """8 tokens in 3 spans: 21 ways, equally likely; the first has k tokens in 7 - k of them."""
+    rng = np.random.default_rng(2)
+    first = np.array([noise._parts(rng, 8, 3)[0] for _ in range(21_000)])
+    for size in range(1, 7):
+        expected = 7 - size
+        assert abs((first == size).sum() / 1000 - expected) < 5 * np.sqrt(expected / 1000)
+
+
+def test_single_tokens_are_left_out_anywhere():
+    masks = np.stack([noise.scattered(np.random.default_rng([3, n]), 511, 0.15) for n in range(2000)])
+    assert (masks.sum(1) == round(511 * 0.15)).all()
+    assert abs(masks.mean(0) - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 2000)
+    # A run ends with each token at (1 - 0.15): its mean length is 1 / 0.85.
+    runs = (masks & ~np.pad(masks, ((0, 0), (1, 0)))[:, :-1]).sum()
+    assert abs(masks.sum() / runs - 1 / 0.85) < 0.01
+
+
+def test_berts_noise_is_a_sentinel_or_any_token():
+    rng, ids = np.random.default_rng(4), np.full(100_000, 7, np.int32)
+    mask = noise.scattered(rng, len(ids), 0.15)
+    shown = noise.replaced(rng, ids, mask, 200, np.arange(3, 43, dtype=np.int32))
+    assert (shown[~mask] == 7).all()
+    assert abs((shown[mask] == 200).mean() - 0.9) < 5 * np.sqrt(0.9 * 0.1 / mask.sum())
+    others = shown[mask][shown[mask] != 200]
+    assert {*others.tolist()} == {*range(3, 43)}
+
+
+def test_a_prefix_ends_anywhere():
+    asked, marks = run("prefix"), MARKS
+    cuts = [len(sides_of(row)[0]) - 1 for ids, row in rows_of(asked, (32 * 3000,)) if len(ids) == 32]
+    assert {*cuts} == {*range(1, 32)}
+    assert abs(np.mean(cuts) - 16) < 5 * np.sqrt((31**2 - 1) / 12 / len(cuts))
+    assert marks.end == 1
+
+
+def test_every_draw_is_a_function_of_the_rows_key():
+    for kind in KINDS[:5]:
+        one, same = rows_of(run(kind)), rows_of(run(kind))
+        other = rows_of(run(kind, seed=1))
+        assert [sides_of(row) for _, row in one] == [sides_of(row) for _, row in same]
+        assert sum(sides_of(a[1]) != sides_of(b[1]) for a, b in zip(one, other, strict=True)) > 0.8 * len(one)
+
+
+# --- Nothing is lost ---
+
+
+def restored(source: list[int], target: list[int], sentinels: tuple[int, ...] = MARKS.sentinels) -> list[int]:
+    """The text of two sides, each with its end: every sentinel of the source stands for what follows it in the target."""
+    assert source[-1] == target[-1] == MARKS.end
+    order = {number: nth for nth, number in enumerate(sentinels)}
+    parts: list[list[int]] = []
+    for number in target[:-1]:
+        if number in order:
+            assert order[number] == len(parts)
+            parts.append([])
+        else:
+            parts[-1].append(number)
+    found: list[int] = []
+    for number in source[:-1]:
+        if number in order:
+            assert parts[order[number]]
+            found += parts[order[number]]
+        else:
+            found.append(number)
+    here = [order[number] for number in source if number in order]
+    # A last sentinel may stand for nothing.
+    assert here == [*range(len(here))] and len(parts) - len(here) in (0, 1) and not any(parts[len(here) :])
+    return found
+
+
+def check_restored(kind: str) -> None:
+    found = rows_of(run(kind), (31 * 1100,))
+    assert len(found) >= 1000
+    for ids, row in found:
+        assert restored(*sides_of(row)) == ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["spans", "iid"])
+def test_two_sides_are_the_whole_text(kind: str):
+    check_restored(kind)
+
+
+def _shifted(mask: np.ndarray) -> np.ndarray:
+    return np.append(mask[1:], mask[:1])
+
+
+MUTANTS: dict[str, Callable[[Any], Any]] = {
+    "sentinels backwards": lambda real: lambda ids, mask, marks: real(ids, mask, marks[::-1]),
+    "one sentinel for all": lambda real: lambda ids, mask, marks: real(ids, mask, marks[:1] * len(marks)),
+    "another mask for the target": lambda real: (
+        lambda ids, mask, marks: (
+            real(ids, mask, marks)[0],
+            real(ids, _shifted(mask), marks)[1],
+        )
+    ),
+    "a token lost": lambda real: lambda ids, mask, marks: (real(ids, mask, marks)[0], real(ids, mask, marks)[1][:-1]),
+    "no sentinels in the target": lambda real: lambda ids, mask, marks: (real(ids, mask, marks)[0], ids[mask].astype(np.int32)),
+    "the text kept": lambda real: lambda ids, mask, marks: (ids.astype(np.int32), real(ids, mask, marks)[1]),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_pair_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(noise, "sides", MUTANTS[name](noise.sides))
+    with pytest.raises((AssertionError, IndexError, ValueError)):
+        check_restored("spans")
+
+
+@pytest.mark.parametrize("kind", ["bert", "deshuffle", "prefix"])
+def test_the_other_kinds_keep_the_text(kind: str):
+    for ids, row in rows_of(run(kind)):
+        source, target = sides_of(row)
+        assert source[-1] == target[-1] == MARKS.end
+        if kind == "prefix":
+            assert source[:-1] + target[:-1] == ids.tolist() and len(source) > 1 < len(target)
+        else:
+            assert target[:-1] == ids.tolist()
+            changed = np.array(source[:-1]) != ids
+            assert sorted(source[:-1]) == sorted(ids.tolist()) if kind == "deshuffle" else changed.mean() < 0.4
+            assert changed.any() or len(ids) < 4
+
+
+# --- Nothing is given away ---
+
+
+def test_an_encoder_decoder_reads_what_it_has_written():
+    for _, row in rows_of(run()):
+        tokens, targets = row["tokens"], row["targets"]
+        filled = row["segments"] > 0
+        assert tokens[0] == MARKS.pad
+        assert tokens[1:][filled[1:]].tolist() == targets[:-1][filled[1:]].tolist()
+        assert row["weights"].tolist() == filled.tolist()
+        assert not targets[~filled].any() and not tokens[~filled].any()
+        assert row["positions"][filled].tolist() == [*range(filled.sum())]
+
+
+def check_alone(build: Callable[..., dict[str, Any]], causally: bool) -> None:
+    """Whatever is written later does not show in what a position may see."""
+    example = Sides(np.array([11, 12, 13, 1], np.int32), np.array([21, 22, 1], np.int32))
+    row = build(example, 9, 0, causal=causally)
+    assert row["tokens"].tolist() == [0, 11, 12, 13, 1, 21, 22, 0, 0]
+    assert row["targets"].tolist() == [11, 12, 13, 1, 21, 22, 1, 0, 0]
+    assert row["weights"].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0]
+    assert row["segments"].tolist() == [1] * 7 + [0, 0]
+    at = np.arange(9)
+    order = row.get("order", at)
+    for here in np.flatnonzero(row["weights"]):
+        seen = at[(order <= order[here]) & (row["segments"] > 0)]
+        assert seen.tolist() == [*range(here + 1)]
+    read = at[(order <= order[0]) & (row["segments"] > 0)]
+    assert read.tolist() == ([0] if causally else [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("causally", [False, True])
+def test_a_decoder_alone_reads_its_prefix_and_what_it_has_written(causally: bool):
+    check_alone(sides.one, causally)
+
+
+LEAKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a target in the prefix": lambda row: row | {"order": np.maximum(row["order"] - 1, 0)},
+    "the prefix in order": lambda row: row | {"order": np.arange(9)},
+    "not shifted": lambda row: row | {"tokens": row["targets"]},
+    "the prefix predicted": lambda row: row | {"weights": (row["segments"] > 0).astype(np.float32)},
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_leak_is_noticed(name: str):
+    with pytest.raises(AssertionError):
+        check_alone(lambda *args, **how: LEAKS[name](sides.one(*args, **how)), causally=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("causally", [False, True])
+def test_one_row_has_both_sides(kind: str, causally: bool):
+    if kind == "lm":
+        alone = rows_of(run(kind, True, causal=causally))
+        for ids, row in alone:
+            count = len(ids) + 1
+            assert row["targets"][:count].tolist() == [*ids, MARKS.end] and row["weights"].sum() == count
+            assert row["tokens"][:count].tolist() == [MARKS.pad, *ids]
+            assert "order" not in row or row["order"].tolist() == [*range(32)]
+        return
+    if kind == "prefix":
+        return
+    both, one = rows_of(run(kind)), rows_of(run(kind, True, causal=causally))
+    for (_, two), (_, row) in zip(both, one, strict=True):
+        source, target = sides_of(two)
+        count = len(source) + len(target)
+        assert row["targets"][:count].tolist() == source + target
+        assert row["targets"][row["weights"] > 0].tolist() == target
+        assert ("order" in row) != causally
+
+
+# --- Batches, and what is refused ---
+
+
+def test_batches_have_both_sides_and_the_last_one_is_filled_up():
+    asked = run()
+    planned, build = denoising.plan(text(500, 400), asked, TOKENIZER), denoising.builder(asked, TOKENIZER, never)
+    batches = Batches(Mixture((Component("all", 1.0, (), planned),)), build, 0, 4, np.array([0, 2]))
+    shapes = batches.shapes()
+    assert shapes.source is not None and shapes.source.tokens.shape == (4, 32) and shapes.tokens.shape == (4, 8)
+    with batches.read(0) as found:
+        batch = next(found)
+    assert batch.source is not None and batch.source.tokens.shape == (2, 32) and batch.source.index is None
+    *_, last = in_order(planned, build, 8, np.arange(8))
+    counted = last.weights.sum(-1) > 0
+    assert 0 < counted.sum() == len(planned) % 8
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_sum_over_targets_in_any_chunks(alone: bool, smoothing: float):
+    asked = run(alone=alone)
+    architecture = "decoder" if alone else "encoder_decoder"
+    net = small("t5", vocab=TOKENIZER.vocab_size, decoder_layers=2, architecture=architecture)
+    params, planned = random_params(net), denoising.plan(text(500), asked, TOKENIZER)
+    batch = jax.tree.map(jnp.asarray, next(in_order(planned, denoising.builder(asked, TOKENIZER, never), 4, np.arange(4))))
+    logits = np.float64(net.unembed(params, net.apply(params, batch).hidden)[..., : TOKENIZER.vocab_size])
+    logs = logits - np.log(np.exp(logits - logits.max()).sum(-1, keepdims=True)) - logits.max()
+    each = (1 - smoothing) * np.take_along_axis(logs, batch.targets[..., None], -1)[..., 0] + smoothing * logs.mean(-1)
+    for chunk in (0, 3, 7, 64):
+        sums, _ = denoising.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
+        np.testing.assert_allclose(sums["denoising"], -(each * batch.weights).sum(), rtol=1e-5)
+    assert float(denoising.weights(batch)["denoising"]) == batch.weights.sum()
+
+
+BAD = {
+    "another tokenizer": ({}, {}, "--tokenizer.kind gpt: this tokenizer has no sentinels"),
+    "packed": ({}, {"rows": "packed"}, "data.rows packed: denoising takes windows"),
+    "pack": ({}, {"pack": True}, "data.pack True: windows fill their rows"),
+    "a target length": ({}, {"target_length": 8}, "data.target-length 8: denoising has targets as long"),
+    "a short text": ({}, {"length": 900}, "--data.length 900: a row is made of 999 tokens, and the training text has 903"),
+    "too short": ({}, {"length": 3}, "data.length 3: choose 4 tokens or more"),
+    "many sentinels": (
+        {"kind": "iid"},
+        {"length": 800},
+        "data.length 800: a row may take 121 sentinels, and the tokenizer has 100",
+    ),
+    "nothing to read": ({"kind": "lm"}, {}, "--denoising.kind lm: an encoder has nothing to read; choose prefix"),
+    "a causal encoder": ({"causal": True}, {}, "denoising.causal True: an encoder sees all it reads"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_denoised_is_refused(name: str):
+    options, data, told = BAD[name]
+    asked = run(**options)
+    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, **data))
+    tokenizer = Tokenizer.train(["some words"], 300) if name == "another tokenizer" else TOKENIZER
+    with pytest.raises(BadInput) as refusal:
+        denoising.plan(text(500, 3, 400), asked, tokenizer)
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"density": 0.0}, "denoising.density"),
+        ({"density": 0.95}, "denoising.density"),
+        ({"mean_span": 0.5}, "denoising.mean-span"),
+    ],
+)
+def test_numbers_that_make_no_noise_are_refused(options: dict[str, float], told: str):
+    with pytest.raises(BadInput, match=told):
+        Denoising(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_single_token_at_the_end_is_left_out_and_two_are_a_row():
+    asked = run(length=16)
+    raw = noise.room(SPANS, 16).raw
+    for more, rows in ((0, 3), (1, 3), (2, 4)):
+        planned = denoising.scored(text(raw * 2, raw + more), asked, TOKENIZER, 1)
+        assert len(planned) == rows
+        assert planned.targets == raw * 3 + (more if more > 1 else 0)

@@ -1,0 +1,216 @@
+"""Rows beyond the file: every row once in each sink, whatever happened to earlier starts, and a sink's failure is its own."""
+
+import importlib.util
+import math
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import ROOT, run_python
+from train import metrics, recipes, sinks
+from train.folder import Folder
+from zoo.errors import BadInput
+
+START = """
+import os, signal, sys
+sys.modules["torch"] = None
+from pathlib import Path
+from train import metrics, recipes, sinks
+from train.folder import Folder
+
+names, path, first, last, end = sys.argv[1].split(","), Path(sys.argv[2]), *map(int, sys.argv[3:5]), sys.argv[5]
+folder = Folder(path)
+file = metrics.Metrics(folder.metrics, resume_at=first or None)
+opened = sinks.Sinks(names, recipes.find("gpt-nano")(), folder, notify=lambda line: print("notice:", line))
+for step in range(first + 1, last + 1):
+    # Every start has its own losses, to be told apart.
+    row = metrics.valid_row(step=step, loss=step + first / 100, bits_per_byte=float("inf"), seconds=1.0)
+    file.write(row)
+    opened.write(row)
+sys.stdout.flush()
+if end == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+opened.close(failed=end == "failed")
+"""
+RUN = recipes.find("gpt-nano")()
+WANTED = [(step, step + (first / 100)) for first, steps in ((0, range(1, 5)), (4, range(5, 9))) for step in steps]
+"""Rows 1 to 4 are of the first start, which was killed after row 6; the second one went on after row 4."""
+
+
+@pytest.fixture(autouse=True)
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is installed, tensorboardX imports it, which takes longer than all these tests."""
+    if "torch" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def start(names: str, path: Path, first: int, last: int, end: str = "", **env: str) -> Any:
+    path.mkdir(exist_ok=True)
+    # What wandb keeps outside the run must not be the user's.
+    quiet = {"WANDB_MODE": "offline", "HOME": str(path.parent), "XDG_CACHE_HOME": str(path.parent)}
+    root = {"PYTHONPATH": str(ROOT)}
+    return run_python("-c", START, names, str(path), str(first), str(last), end, env=quiet | root | env, cwd=path.parent)
+
+
+def opened(path: Path, notices: list[str], names: Any = ("tensorboard",)) -> sinks.Sinks:
+    metrics.Metrics(Folder(path).metrics).close()
+    return sinks.Sinks(names, RUN, Folder(path), notify=notices.append)
+
+
+def train_row(step: int, **changed: Any) -> dict[str, Any]:
+    values: dict[str, Any] = dict(loss=3.0, grad_norm=math.nan, lr=1e-3, tokens=512 * step, skipped=0, seconds=0.1)
+    return metrics.train_row(step=step, tokens_per_s=5120.0, mfu=None, **{**values, **changed})
+
+
+def events(path: Path) -> list[Any]:
+    """Of all event files of a run, in the order in which TensorBoard reads them."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted((path / "tensorboard").glob("*tfevents*")):
+        data = file.read_bytes()
+        while data:
+            # Length, its checksum, the event, its checksum.
+            (size,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Rows in the offline files of W&B: records in blocks of 32 KiB, as LevelDB's log has them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def records(data: bytes) -> Iterator[bytes]:
+        at, whole = 7, b""
+        while at + 7 <= len(data):
+            if (left := 32768 - at % 32768) < 7:
+                at += left
+                continue
+            size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+            whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+            if kind in (1, 4):
+                yield whole
+                whole = b""
+
+    found = []
+    for file in sorted(path.glob("wandb/offline-run-*/*.wandb")):
+        for record in map(Record.FromString, records(file.read_bytes())):
+            if record.WhichOneof("record_type") == "history":
+                found.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
+    return found
+
+
+def test_a_row_becomes_its_numbers_by_name() -> None:
+    row = train_row(8, loss=2.5)
+    assert sinks.scalars(row) == pytest.approx(
+        {
+            "train/loss": 2.5,
+            "train/grad_norm": math.nan,
+            "train/lr": 1e-3,
+            "train/tokens": 4096.0,
+            "train/skipped": 0.0,
+            "train/time/seconds": 0.1,
+            "train/time/tokens_per_s": 5120.0,
+        },
+        nan_ok=True,
+    )
+    assert set(sinks.scalars(metrics.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))) == {
+        *("valid/loss", "valid/accuracy", "valid/time/seconds"),
+    }
+
+
+def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> None:
+    """What the killed start wrote after the row that the run goes on from is gone, and what it had not yet written is there."""
+    path = tmp_path / "my-run"
+    names = "tensorboard,wandb"
+    assert start(names, path, 0, 6, "killed").code == -signal.SIGKILL
+    identity = (path / "wandb" / "id").read_text()
+    done = start(names, path, 4, 8)
+    assert done.code == 0, done.stderr
+    assert "notice" not in done.stdout
+
+    values = [event for event in events(path) if event.HasField("summary")]
+    told = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in values]
+    assert [(step, pytest.approx(row["valid/loss"])) for step, row in told] == WANTED
+    assert all(math.isinf(row["valid/bits_per_byte"]) for _, row in told)
+    assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics.read(path / "metrics.jsonl")]
+    # TensorBoard's sign that everything from a step on is void, for one that has read the old file.
+    first, restart = events(path)[:2]
+    assert first.file_version == "brain.Event:2"
+    assert (restart.session_log.status, restart.step) == (restart.session_log.START, 0)
+
+    assert (path / "wandb" / "id").read_text() == identity
+    assert [folder.name.rsplit("-")[-1] for folder in path.glob("wandb/offline-run-*")] == [identity]
+    assert [(int(row["_step"]), float(row["valid/loss"])) for row in history(path)] == WANTED
+    assert history(path)[0]["valid/bits_per_byte"] == "Infinity"
+
+
+def test_a_sink_asked_for_late_has_the_time_before(tmp_path: Path) -> None:
+    file = metrics.Metrics(tmp_path / "metrics.jsonl")
+    file.write(train_row(2))
+    file.close()
+    late = sinks.Sinks(["tensorboard", "tensorboard"], RUN, Folder(tmp_path), notify=pytest.fail)
+    late.write(train_row(4))
+    late.close(failed=False)
+    assert [event.step for event in events(tmp_path) if event.HasField("summary")] == [2, 4]
+
+
+def test_rows_can_be_watched_while_they_come(tmp_path: Path) -> None:
+    notices: list[str] = []
+    both = opened(tmp_path, notices)
+    both.write(train_row(2))
+    assert [event.step for event in events(tmp_path)][-1:] == [2]
+    both.close(failed=False)
+    assert notices == []
+
+
+def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
+    notices: list[str] = []
+    both = opened(tmp_path, notices)
+    both.write(train_row(2))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal: a write beyond the limit is an error, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, hard))
+    try:
+        for step in range(4, 400, 2):
+            both.write(train_row(step))
+        both.close(failed=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (notice,) = notices
+    assert notice.startswith("--log.sinks tensorboard failed and gets no more rows; metrics.jsonl has them all (OSError: ")
+
+
+@pytest.mark.slow
+def test_a_sink_that_cannot_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    """Without an account W&B refuses; nobody is asked for one."""
+    done = start("wandb,tensorboard", tmp_path / "run", 0, 3, WANDB_MODE="online", WANDB_API_KEY="")
+    assert done.code == 0, done.stderr
+    (notice,) = [line for line in done.stdout.splitlines() if line.startswith("notice: ")]
+    assert "--log.sinks wandb failed" in notice
+    assert "API key" in notice
+    assert [event.step for event in events(tmp_path / "run") if event.HasField("summary")] == [1, 2, 3]
+
+
+def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    sinks.check(("tensorboard", "wandb"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else object())
+    sinks.check(())
+    sinks.check(("wandb",))
+    with pytest.raises(BadInput, match=r"--log.sinks tensorboard: .* tensorboardX is missing; pip install 'jax-zoo\[track\]'"):
+        sinks.check(("wandb", "tensorboard"))
+
+
+def test_nothing_is_imported_unless_it_is_asked_for() -> None:
+    done = run_python("-c", "import sys, train.sinks; train.sinks.check(['wandb']); print(*sys.modules)")
+    assert done.code == 0, done.stderr
+    assert {"wandb", "tensorboardX"}.isdisjoint(done.stdout.split())

@@ -1,0 +1,247 @@
+"""`zoo import`, `zoo export` and `--init`: whole folders, as a user has them."""
+
+import contextlib
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from tests.support import published, tiny
+from tests.support.hard_texts import HARD
+from tests.support.processes import clean_environment
+from train import config, tokenizer_files
+from train import mesh as meshes
+from train.folder import Folder
+from train.load import load
+from train.tokenizer import Tokenizer
+from zoo import cli, hub, pretrained, tensors
+from zoo.errors import BadInput
+
+CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
+"""The shape of `tests.support.tiny`."""
+TRAIN = ["train", "gpt-nano", *tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, with a text and the published model `gpt2`."""
+    folder = tmp_path_factory.mktemp("place")
+    text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
+    (folder / "book.txt").write_text(text)
+    published.write(folder / "gpt2", CONFIG)
+    tokenizer_files.write(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    """What a command in this process printed; errors on one line."""
+    capsys.readouterr()
+    assert cli.main(argv) == code, capsys.readouterr()
+    out, err = capsys.readouterr()
+    assert code == 0 or (out == "" and err.count("\n") == 1)
+    return out if code == 0 else err
+
+
+def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert "300" in said(capsys, "import", "gpt2")
+    stored = load_file(place / "gpt2" / tensors.SINGLE)
+    kept = load_file(place / "models" / "gpt2" / tensors.SINGLE)
+    assert kept.keys() == stored.keys()
+    assert all(np.array_equal(kept[name], stored[name]) for name in stored)
+
+    # Steps too small to matter show what the run began with.
+    said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
+    assert "step 2" in said(capsys, "export", "runs/goes-on", "out")
+    after = load_file(place / "out" / tensors.SINGLE)
+    assert all(np.allclose(after[name], stored[name], atol=1e-6) for name in stored)
+    assert json.loads((place / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+
+    # The run goes on without what it began from, but not with another beginning.
+    shutil.move("models/gpt2", "moved")
+    assert "is finished" in said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
+    assert "init" in said(capsys, *TRAIN, "--init", "moved", "--optim.lr", "1e-9", "--name", "goes-on", code=2)
+
+    loaded = load("out")
+    assert loaded.run is None
+    with pytest.raises(BadInput, match="no run, so it has no checkpoints"):
+        load("out", step=2)
+    from_run = load("runs/goes-on", meshes.make(config.Mesh(fsdp=2, tensor=2)))
+    assert from_run.step == 2
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), loaded.params, from_run.params)
+    assert jax.tree.all(same)
+    assert from_run.params["norm"]["scale"].sharding.mesh.shape["tensor"] == 2
+
+
+def test_transformers_reads_the_tokenizer(place: Path, tmp_path: Path):
+    ours = tokenizer_files.read(place / "gpt2")
+    expected = ours.encode(HARD).tolist()
+    assert ours.decode(expected) == HARD
+    for files in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
+        folder = tmp_path / files[0]
+        folder.mkdir()
+        for file in ["config.json", "tokenizer_config.json", *files]:
+            shutil.copy(place / "gpt2" / file, folder)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, model_max_length=10_000)
+        assert theirs.encode(HARD) == expected
+        assert theirs.decode(expected) == HARD
+        assert theirs.eos_token_id == ours.end_of_text
+        # And these files, without the others, are enough for us.
+        assert tokenizer_files.read(folder).encode(HARD).tolist() == expected
+
+
+BAD = {
+    "import nowhere": "nowhere: not in the local cache, and HF_HUB_OFFLINE forbids",
+    "import a/b/c": "a/b/c: no hub id",
+    "import empty": "empty/config.json: cannot be read",
+    "import pickled": "pickled/pytorch_model.bin: only safetensors are read",
+    "import words": "words: its tokenizer has 300 entries and its model a vocabulary of 299",
+    "import unspoken": "unspoken: holds no tokenizer.json and no vocab.json",
+    "import garbled": "garbled/vocab.json: merges.txt:3: not two pieces",
+    "import jumbled": "jumbled/vocab.json: no vocabulary that fits merges.txt",
+    "import gpt2 --out .": "gpt2: already exists",
+    "import gpt2 --name ../up": "--name ../up: choose up to 100 letters",
+    "import unfinished": "unfinished: a run, not published weights",
+    "export unfinished out2": "unfinished/checkpoints: no checkpoint yet",
+    "import gpt2 --processes 2": "--processes 2: this command runs in one process",
+    "import gpt2 --mesh.tensor 8": "--mesh.tensor 8: it does not divide",
+    "export nowhere out2": "nowhere: no such folder; name a run, a folder of published weights, or hub:ID",
+    "export book.txt out2": "book.txt: not a folder",
+    "export gpt2 book.txt": "book.txt: already exists",
+    "export gpt2 out2 --step 3": "--step 3: gpt2 is no run",
+    "export gpt2 book.txt/out2": "book.txt/out2: cannot be written",
+}
+
+
+@pytest.fixture(scope="module")
+def broken(place: Path) -> Path:
+    """Folders beside `gpt2` with something wrong each."""
+    (place / "empty").mkdir()
+    (place / "pickled").mkdir()
+    shutil.copytree(place / "gpt2", place / "lacking")
+    weights = load_file(place / "lacking" / tensors.SINGLE)
+    del weights["transformer.ln_f.bias"]
+    save_file(weights, place / "lacking" / tensors.SINGLE)
+    shutil.copy(place / "gpt2" / "config.json", place / "pickled")
+    (place / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    published.write(place / "words", CONFIG | {"vocab_size": 299})
+    shutil.copy(place / "gpt2" / "tokenizer.json", place / "words")
+    published.write(place / "unspoken", CONFIG)
+    Folder(place / "unfinished").path.mkdir()
+    Folder(place / "unfinished").write_config(tiny.run())
+    for name, line in {"garbled": "a b c", "jumbled": "zz qq"}.items():
+        published.write(place / name, CONFIG)
+        shutil.copy(place / "gpt2" / "vocab.json", place / name)
+        first, *lines = (place / "gpt2" / "merges.txt").read_text().splitlines()
+        (place / name / "merges.txt").write_text("\n".join([first, lines[0], line, *lines[1:]]))
+    return place
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsys: pytest.CaptureFixture[str]):
+    """No folder around the one that is not made, either."""
+    shutil.rmtree(broken / "models", ignore_errors=True)
+    before = sorted(broken.rglob("*"))
+    assert said(capsys, *line.split(), code=2).startswith(f"zoo: {BAD[line]}")
+    assert sorted(broken.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--init", "nowhere"], "nowhere: no such folder"),
+        (["--init", "gpt2", "--model.layers", "1"], "--init gpt2: another model: layers 2 there and 1 here"),
+        (["--init", "pickled"], "pickled/pytorch_model.bin: only safetensors are read"),
+        (["--init", "lacking"], "lacking: not the weights of its config.json: transformer.ln_f.bias is missing"),
+        (["--init", "unfinished"], "unfinished/checkpoints: no checkpoint yet"),
+    ],
+)
+def test_what_cannot_be_a_beginning_is_refused_at_once(
+    broken: Path, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
+    assert told in said(capsys, *TRAIN, *flags, "--name", "never", code=2)
+    assert not (broken / "runs" / "never").exists()
+
+
+def test_a_full_disk_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str]):
+    with small_files(40_000):
+        assert re.match(r"zoo: full: cannot be written \(.*\); make room", said(capsys, "export", "gpt2", "full", code=2))
+    assert not any("full" in path.name for path in place.iterdir())
+
+
+def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
+    """Offline, as a fresh process finds it; and one that is not there is refused at once."""
+    snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / ("0" * 40)
+    shutil.copytree(place / "gpt2", snapshot)
+    # Another program fetched a tokenizer and no weights.
+    part = tmp_path / "hub" / "models--someone--part" / "snapshots" / ("0" * 40)
+    part.mkdir(parents=True)
+    shutil.copy(place / "gpt2" / "tokenizer.json", part)
+    for each in (snapshot, part):
+        (each.parent.parent / "refs").mkdir()
+        (each.parent.parent / "refs" / "main").write_text("0" * 40)
+    program = (
+        "import time; from zoo import hub; from zoo.errors import BadInput\n"
+        "print(hub.fetch('hub:someone/small'))\n"
+        "begin = time.monotonic()\n"
+        "for name in ('someone/large', 'someone/part'):\n"
+        "    try: hub.fetch(name)\n"
+        "    except BadInput as error: print(error)\n"
+        "assert time.monotonic() - begin < 5"
+    )
+    # No variable forbids the network here: a machine without one must answer as fast.
+    environment = {name: value for name, value in clean_environment().items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[0] == str(snapshot), done.stderr
+    for line, name in zip(done.stdout.splitlines()[1:], ("large", "part"), strict=True):
+        assert line.startswith(f"someone/{name}: not in the local cache, and the hub does not answer")
+    assert hub.folder_of(str(place / "gpt2")) == place / "gpt2"
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_all_or_nothing(place: Path, rng: np.random.Generator):
+    """20 kills at random moments of the half second in which a folder of 40 MB is written."""
+    published.write(place / "large", CONFIG | {"n_embd": 512, "n_head": 8, "n_inner": 4096})
+    shutil.copy(place / "gpt2" / "tokenizer.json", place / "large")
+    whole = 0
+    for number in range(20):
+        target = place / f"kill-{number}"
+        command = [sys.executable, "-P", "-m", "zoo.cli", "export", "large", target.name]
+        with subprocess.Popen(command, env=clean_environment(), cwd=place, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not list(place.glob(f".kill-{number}*")):
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 1.5))
+            process.send_signal(signal.SIGKILL)
+        if target.exists():
+            whole += 1
+            cfg, _ = pretrained.read_config(target)
+            pretrained.plan(cfg, tensors.read(target), target)
+            tokenizer_files.read(target)
+    assert 0 < whole < 20
+
+
+@contextlib.contextmanager
+def small_files(largest: int) -> Iterator[None]:
+    """No file may become larger: what a full disk looks like to the one who writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

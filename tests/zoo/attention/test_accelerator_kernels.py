@@ -1,0 +1,335 @@
+"""Rows of the table that run on accelerators only: their refusals, what they hand to the libraries, what is made of the answer.
+
+Where no library runs, its place is taken by plain arithmetic that is as demanding. The real ones are compiled in
+`test_accelerator_compilers.py`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+import tomllib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo  # its checks need no GPU, once told of a cuDNN; nothing public asks them
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from tests.support.processes import ROOT
+from train import config
+from train import mesh as meshes
+from zoo import attention as door
+from zoo.errors import BadInput
+from zoo.kernels import cudnn, fused, splash, tokamax
+from zoo.masks import Buckets, Dense, Mask, Relative
+from zoo.sharding import BATCH
+
+B, N, H = 2, 4, 8
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def masks(t):
+    """Every kind of mask, for `t` queries and keys; each of the last five has rows with nothing to attend to."""
+    segments = np.minimum(np.arange(t)[None] * 3 // t + [[1], [2]], 3) * (np.arange(t) < [[t - 2], [t]])
+    places = np.stack([np.arange(t) % 5, np.arange(t)[::-1]])
+    ranks = np.stack([np.random.default_rng(1).permutation(t) - 1, np.arange(t)])
+    allowed = normal(3, B, 1, t, t) > 0
+    allowed[:, :, 2] = False
+    made = {
+        "full": Mask(),
+        "causal": Mask(causal=True),
+        "window": Mask(causal=True, window=3),
+        "band": Mask(window=2),
+        "key lengths": Mask(key_lengths=np.array([4, t])),
+        "causal key lengths": Mask(causal=True, window=6, key_lengths=np.array([2, t])),
+        "positions": Mask(causal=True, window=3, query_positions=places, key_positions=places),
+        "ranks": Mask(query_ranks=ranks, key_ranks=ranks),
+        "no keys": Mask(key_lengths=np.array([0, t])),
+        "segments": Mask(query_segments=segments, key_segments=segments),
+        "causal segments": Mask(causal=True, query_segments=segments, key_segments=segments, key_lengths=np.array([3, t])),
+        "strict ranks": Mask(strict=True, query_ranks=ranks, key_ranks=ranks),
+        "causal explicit": Mask(causal=True, allowed=allowed & (np.arange(t) != 0)),
+    }
+    return {name: jax.tree.map(jnp.asarray, mask) for name, mask in made.items()}
+
+
+def biases(t):
+    q_r, r, q_s = normal(5, B, t, N, H), normal(6, N, H, 2 * t), normal(7, B, t, N, 2)
+    types = np.arange(t)[None] * [[2], [3]] // t
+    return {
+        "none": None,
+        "dense": Dense(values=normal(4, 1, N, t, t)),
+        "dense of keys": Dense(values=normal(4, B, 1, 1, t)),
+        "buckets": Buckets(table=normal(8, 32, N)),
+        "relative": Relative(q_r=q_r, r=r, first=t, q_s=q_s, query_types=types, key_types=types),
+    }
+
+
+def value_and_gradients(attend, dtype, t, mask, bias, groups=N, heads=N, size=H):
+    """Output, and the gradients of a fixed random projection of it with respect to q, k, v and every number of the bias."""
+    arrays = normal(0, B, t, heads, size), normal(1, B, t, groups, size), normal(2, B, t, groups, size)
+    probe = jnp.asarray(normal(9, B, t, heads, size), dtype)
+    leaves, tree = jax.tree.flatten(bias)
+    numbers = {i: jnp.asarray(leaf, dtype) for i, leaf in enumerate(leaves) if np.issubdtype(leaf.dtype, np.floating)}
+
+    def value(q, k, v, numbers):
+        whole = jax.tree.unflatten(tree, [numbers.get(i, leaf) for i, leaf in enumerate(leaves)])
+        out = attend(q, k, v, mask, whole, None, jnp.arange(heads, dtype=jnp.uint32), scale=0.3, rate=0.0)
+        return (out * probe).sum(), out
+
+    pull = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True))
+    (_, out), gradients = pull(*(jnp.asarray(x, dtype) for x in arrays), numbers)
+    return jax.tree.map(np.asarray, [out, *jax.tree.leaves(gradients)])
+
+
+def exact(t, mask, bias, **sizes):
+    with jax.enable_x64(True):
+        return value_and_gradients(door.reference, jnp.float64, t, mask, bias, **sizes)
+
+
+def assert_agrees(got, expected, tolerance=2e-6):
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.isfinite(ours).all()
+        assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1.0)
+
+
+# --- cudnn and tokamax ----------------------------------------------------------------------------------------------------------
+
+
+def stand_in(q, k, v, *, bias, mask, key_value_seq_lengths, is_causal, local_window_size, even, one_sided, **rest):
+    """`jax.nn.dot_product_attention` in plain XLA, asking for what the kernels ask for and as careless about empty rows."""
+    t, s = q.shape[1], k.shape[1]
+    assert not even or (t % 2 == s % 2 == 0)
+    assert local_window_size is None or not one_sided or (is_causal and local_window_size[1] == 0)
+    assert all(x is None or (x.shape[2:] == (t, s) and x.shape[0] in (1, B) and x.shape[1] in (1, N)) for x in (bias, mask))
+    assert bias is None or bias.dtype == q.dtype
+    assert key_value_seq_lengths is None or key_value_seq_lengths.dtype == jnp.int32
+    specs = {"is_causal": is_causal, "local_window_size": local_window_size, "key_value_seq_lengths": key_value_seq_lengths}
+    out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla", **specs, **rest)
+    sees = Mask(causal=is_causal, key_lengths=key_value_seq_lengths, allowed=mask).dense(t, s)
+    if sees is None:
+        return out
+    empty = jnp.moveaxis(~sees.any(-1), 1, 2)[..., None]
+    return out * jnp.where(empty, jnp.nan, 1)
+
+
+STAND_INS = {
+    "cudnn": functools.partial(stand_in, even=True, one_sided=True),
+    "tokamax": functools.partial(stand_in, even=False, one_sided=False),
+}
+
+
+def by_stand_in(impl, q, k, v, mask, bias, seed, heads, *, scale, rate):
+    return fused.fused(STAND_INS[impl], q, k, v, mask, bias, scale=scale, even=impl == "cudnn")
+
+
+# Each mask at an odd length, each bias with masks that differ in kind, and an even length once.
+CALLS = [
+    *itertools.product(["cudnn", "tokamax"], [11], list(masks(11)), ["none"]),
+    *itertools.product(["cudnn", "tokamax"], [11], ["causal", "causal explicit", "no keys"], list(biases(11))[1:]),
+    ("cudnn", 12, "causal segments", "dense"),
+]
+
+
+@pytest.mark.parametrize(("impl", "t", "mask", "bias"), [call for call in CALLS if call[::2] != ("cudnn", "band")])
+def test_what_the_libraries_are_asked_is_the_attention(impl, t, mask, bias):
+    expected = exact(t, masks(t)[mask], biases(t)[bias])
+    assert_agrees(
+        value_and_gradients(functools.partial(by_stand_in, impl), jnp.float32, t, masks(t)[mask], biases(t)[bias]), expected
+    )
+
+
+@pytest.mark.parametrize("mask", ["causal", "causal segments", "no keys"])
+def test_grouped_heads(mask):
+    expected = exact(11, masks(11)[mask], None, groups=2)
+    attend = functools.partial(by_stand_in, "cudnn")
+    assert_agrees(value_and_gradients(attend, jnp.float32, 11, masks(11)[mask], None, groups=2), expected)
+
+
+def test_an_empty_row_is_zero_with_zero_gradient():
+    for name in ("no keys", "segments", "strict ranks", "causal explicit"):
+        empty = np.broadcast_to(~np.asarray(masks(11)[name].dense(11, 11).any(-1))[:, 0], (B, 11))
+        assert empty.any()
+        out, dq, *_ = value_and_gradients(functools.partial(by_stand_in, "cudnn"), jnp.float32, 11, masks(11)[name], None)
+        assert (out[empty] == 0).all() and (dq[empty] == 0).all()
+
+
+def test_the_comparison_catches_what_goes_wrong(monkeypatch):
+    """Mutants: lengths that are not padded, a bias or half a mask that gets lost, empty rows left to the kernel."""
+    t, mask, bias = 11, masks(11)["causal explicit"], biases(11)["dense"]
+
+    def wrong(mask=mask, bias=bias, even=True):
+        def attend(q, k, v, mask, bias, seed, heads, *, scale, rate):
+            return fused.fused(STAND_INS["cudnn"], q, k, v, mask, bias, scale=scale, even=even)
+
+        return value_and_gradients(attend, jnp.float32, t, mask, bias)
+
+    expected = exact(t, mask, bias)
+    assert_agrees(wrong(), expected)
+    for mutant in ({"even": False}, {"bias": None}, {"mask": dataclasses.replace(mask, causal=False)}):
+        with pytest.raises((AssertionError, ValueError)):
+            assert_agrees(wrong(**mutant), expected)
+    monkeypatch.setattr(Mask, "alive", lambda *_: None)
+    with pytest.raises(AssertionError):
+        assert_agrees(wrong(), expected)
+
+
+@pytest.fixture
+def told_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(door, "target", lambda: "gpu")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
+
+
+def lowered(t, mask, bias, groups=N):
+    """The program of cuDNN attention and all its gradients, for eight GPUs."""
+    mesh = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    on_mesh = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
+    q, k = (jax.ShapeDtypeStruct((8, t, heads, H), jnp.bfloat16, sharding=on_mesh) for heads in (N, groups))
+
+    def value(q, k, v, bias):
+        return door.attention(q, k, v, mask=mask, bias=bias, impl="cudnn").astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh):
+        pull = jax.jit(jax.grad(value, argnums=(0, 1, 2, 3), allow_int=True))
+        return pull.trace(q, k, k, bias).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("t", [11, 12])
+@pytest.mark.parametrize("name", masks(8))
+@pytest.mark.usefixtures("told_of_a_gpu")
+def test_jax_takes_what_cudnn_is_asked(t, name):
+    """JAX's own checks of shapes, dtypes and windows, forward and backward."""
+    mask = jax.tree.map(lambda x: jnp.tile(x, (4, *[1] * (x.ndim - 1))), masks(t)[name])
+    if name == "band":
+        with pytest.raises(BadInput, match="its window needs causal attention"):
+            lowered(t, mask, None)
+    else:
+        program = lowered(t, mask, None, groups=2)
+        calls = re.findall(r"custom_call @__cudnn\$(\w+)", program)
+        assert len(calls) == 2 and calls[1] == calls[0] + "Backward"
+
+
+@pytest.mark.usefixtures("told_of_a_gpu")
+def test_jax_takes_no_odd_length():
+    """Why lengths are padded, also without a bias. When this fails, look whether padding is still needed."""
+    q = jax.ShapeDtypeStruct((2, 11, N, H), jnp.bfloat16)
+    gradient = jax.grad(lambda q: jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum())
+    with pytest.raises(NotImplementedError, match="Unsupported sequence length"):
+        jax.eval_shape(gradient, q)
+
+
+@pytest.mark.parametrize(
+    ("bias", "summed"),
+    [
+        (None, []),
+        (Dense(values=jax.ShapeDtypeStruct((1, N, 12, 12), jnp.float32)), ["1x2x12x12"]),
+        (Buckets(table=jax.ShapeDtypeStruct((32, N), jnp.float32)), ["32x2"]),
+    ],
+    ids=["none", "dense", "buckets"],
+)
+@pytest.mark.usefixtures("told_of_a_gpu")
+def test_the_gradient_of_a_shared_bias_is_summed_over_the_examples(bias, summed):
+    """And nothing else is communicated. JAX's rule for cuDNN says of a local sum that it is the same everywhere: with shard_map's
+    check_vma, which believes that, there is no sum over the mesh."""
+    program = lowered(12, Mask(causal=True), bias)
+    assert not re.findall(r"stablehlo\.(?:all_gather|all_to_all|collective_permute|reduce_scatter)", program)
+    assert re.findall(r'"stablehlo\.all_reduce".*?\) : \(tensor<([\dx]+)x\w+>\)', program, re.DOTALL) == summed
+
+
+# --- splash ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "groups"), [("full", 2), ("causal", 1), ("window", 2), ("band", 2), ("no keys", 2), ("causal segments", 2)]
+)
+def test_splash_is_the_attention(mask, groups, monkeypatch):
+    """The kernel itself, interpreted, in four blocks of 128."""
+    interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
+    monkeypatch.setattr(splash, "BLOCK", 128)
+    sizes = {"groups": groups, "heads": 2}
+    expected = exact(256, masks(256)[mask], None, **sizes)
+    assert_agrees(value_and_gradients(splash.splash, jnp.float32, 256, masks(256)[mask], None, **sizes), expected, 4e-6)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------------
+
+
+def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):
+    q = jax.ShapeDtypeStruct((B, t, N, size), dtype)
+    return door.Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
+
+
+DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))
+DENSE = Dense(values=jax.ShapeDtypeStruct((1, N, 256, 256), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("impl", "asked", "reason"),
+    [
+        ("cudnn", {"dtype": jnp.float32}, "it takes bfloat16 and float16, and this is float32"),
+        ("cudnn", {"size": 20}, "it takes head sizes up to 256 here that are multiples of 8, and this is 20"),
+        ("cudnn", {"size": 264}, "it takes head sizes up to 256 here that are multiples of 8, and this is 264"),
+        ("cudnn", {"mask": Mask(window=4)}, "its window needs causal attention"),
+        ("cudnn", {"dropout": DROPOUT}, "it has no dropout"),
+        ("cudnn", {"t": 255}, None),
+        ("cudnn", {"bias": DENSE, "dtype": jnp.float16, "size": 256}, None),
+        ("tokamax", {"dtype": jnp.float32}, "it takes bfloat16 and float16, and this is float32"),
+        ("tokamax", {"size": 264}, "it takes head sizes up to 256 that are multiples of 8, and this is 264"),
+        ("tokamax", {"dropout": DROPOUT}, "it has no dropout"),
+        ("tokamax", {"mask": Mask(window=4), "t": 255}, None),
+        ("splash", {"dtype": jnp.float16}, "it takes bfloat16 and float32, and this is float16"),
+        ("splash", {"t": 200}, "it takes lengths that are multiples of 128, and these are 200 and 200"),
+        ("splash", {"bias": DENSE, "dropout": DROPOUT}, "it has no dense bias, no dropout"),
+        ("splash", {"mask": Mask(window=4), "dtype": jnp.float32, "size": 20}, None),
+    ],
+)
+def test_limits(impl, asked, reason, monkeypatch):
+    """On a Hopper GPU or a TPU, with the package that a row needs."""
+    for module in (cudnn, tokamax):
+        monkeypatch.setattr(module, "capability", lambda: 9)
+    row = dataclasses.replace(door.IMPLEMENTATIONS[impl], requires="")
+    assert row.refuses(request(**asked), "tpu" if impl == "splash" else "gpu") == reason
+
+
+@pytest.mark.parametrize(("said", "major"), [("9.0", 9), ("10.3", 10), ("8.6", 8), ("gfx942", 0), (None, 0)])
+def test_older_gpus_get_what_they_have(said, major, monkeypatch):
+    device = type("Device", (), {} if said is None else {"compute_capability": said})()
+    monkeypatch.setattr(fused.backend, "get_default_device", lambda: device)
+    assert fused.capability() == major
+    assert cudnn.limits(request(size=128)) is None
+    assert (cudnn.limits(request(size=136)) is None) == (major >= 9)
+    assert (tokamax.limits(request()) is None) == (major >= 9)
+
+
+def test_a_missing_package_is_named_with_how_to_get_it():
+    row = dataclasses.replace(door.IMPLEMENTATIONS["tokamax"], requires="not_there")
+    assert row.refuses(request(), "gpu") == "it needs not_there: pip install 'jax-zoo[not_there]' (Python 3.12 or newer)"
+    # What it has not in any case comes first: installing would not help.
+    assert row.refuses(request(dropout=DROPOUT), "gpu") == "it has no dropout"
+
+
+def test_every_package_a_row_needs_is_an_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = [row for row in door.IMPLEMENTATIONS.values() if row.requires]
+    assert rows
+    for row in rows:
+        (needed,) = project["optional-dependencies"][row.requires]
+        assert re.fullmatch(rf"{row.requires}>=[\d.]+; python_version >= '{row.python}'", needed)
+
+
+@pytest.mark.parametrize(("kind", "platform", "chosen"), [("TPU v5 lite", "tpu", "tpu"), ("NVIDIA H100", "cuda", "gpu")])
+def test_the_mesh_says_whom_a_program_is_for(kind, platform, chosen):
+    """Compiling for devices that are not here chooses by those."""
+    device = AbstractDevice(kind, 1, platform)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    assert door.target() == "cpu"
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert door.target() == chosen
+        assert door.choose("auto", request()) == door.choose("auto", request(), chosen)

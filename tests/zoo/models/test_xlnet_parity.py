@@ -1,0 +1,150 @@
+"""XLNet's pretraining against `transformers` on torch: both streams, memory, padding, rows that run backwards, and gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support import published
+from tests.support import transformers_outputs as theirs
+from tests.support.small import jit
+from train import config
+from train import mesh as meshes
+from zoo import models, pretrained, tensors
+from zoo.batch import Batch
+from zoo.models import Model
+
+pytestmark = pytest.mark.parity
+
+NUMBERS = {"model_type": "xlnet", "vocab_size": 131, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96}
+ROWS, LENGTH, MEMORY, REUSE = 4, 9, 8, 5
+"""An odd length; a memory that the second row fills and the third pushes on."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> tuple[Model, Any, Any]:
+    """(ours, its parameters, theirs)."""
+    pytest.importorskip("torch")
+    folder = tmp_path / "xlnet"
+    said = published.config("xlnet", "permutation", {**NUMBERS, "mem_len": MEMORY, "reuse_len": REUSE})
+    published.write(folder, said, spread=0.1)
+    cfg, params = pretrained.load(folder, meshes.make(config.Mesh(), jax.devices()[:1]))
+    assert (cfg.memory, cfg.reuse) == (MEMORY, REUSE)
+    return models.model(cfg), params, theirs.load(folder, "XLNetLMHeadModel")
+
+
+def drawn(seed: int, *, padding: bool = False) -> Batch:
+    """Rows in an order with tokens that all see, of which four are predicted; padded in front or not."""
+    rng = np.random.default_rng(seed)
+    first = np.arange(ROWS) if padding else np.zeros(ROWS, int)
+    real = np.arange(LENGTH) >= first[:, None]
+    order = np.stack([np.maximum(rng.permutation(LENGTH) - 2, -1) for _ in range(ROWS)])
+    at = np.stack([rng.permutation(np.flatnonzero(ranks >= 0))[:4] for ranks in np.where(real, order, -1)])
+    fields = {"tokens": rng.integers(0, 131, (ROWS, LENGTH)), "types": rng.integers(0, 3, (ROWS, LENGTH)), "order": order}
+    fields |= {"query_at": at} | ({"segments": real} if padding else {})
+    return Batch(**{name: jnp.asarray(each, jnp.int32) for name, each in fields.items()})
+
+
+def asked(batch: Batch) -> dict[str, Any]:
+    """The batch as theirs takes it: whom a position does not see (itself, where it is predicted), and one-hot targets."""
+    import torch
+
+    order, at = np.asarray(batch.order), np.asarray(batch.query_at)
+    hidden = (order[:, None] >= order[..., None]) & (order[:, None] >= 0)
+    given = {
+        "input_ids": torch.tensor(np.asarray(batch.tokens)).long(),
+        "perm_mask": torch.tensor(hidden).float(),
+        "target_mapping": torch.tensor(at[..., None] == np.arange(LENGTH)).float(),
+    }
+    if batch.types is not None:
+        given["token_type_ids"] = torch.tensor(np.asarray(batch.types)).long()
+    if batch.segments is not None:
+        given["attention_mask"] = torch.tensor(np.asarray(batch.segments)).float()
+    return given
+
+
+def said(net: Model, params: Any, batch: Batch, carry: Any = None) -> tuple[jax.Array, Any]:
+    """(logits of the predicted words, the carry)."""
+    out = net.apply(params, batch, carry=carry)
+    assert out.predicted is not None
+    return net.unembed(params, out.predicted)[..., :131], out.carry
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("types", [False, True])
+def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding: bool, types: bool, tmp_path: Path) -> None:
+    """Logits within 1e-4, and every gradient (DESIGN, "Numbers")."""
+    import torch
+
+    net, params, reference = model
+    batch = drawn(0, padding=padding)
+    batch = batch if types else Batch(**{**vars(batch), "types": None})
+    along = np.float32(np.random.default_rng(1).standard_normal((ROWS, 4, 131)))
+
+    def score(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits, _ = said(net, params, batch)
+        return (logits * along).sum(), logits
+
+    gradients, logits = jit(jax.grad(score, has_aux=True))(params)
+    expected = reference(**asked(batch), use_mems=False).logits
+    (expected * torch.tensor(along)).sum().backward()
+    np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4, rtol=0)
+    made = tmp_path / "gradients"
+    made.mkdir()
+    pretrained.save(made, net.config, gradients)
+    ours = load_file(made / tensors.SINGLE)
+    wanted = {
+        name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
+        for name, each in reference.named_parameters()
+    }
+    assert ours.keys() == wanted.keys()
+    whole = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in wanted.values()))
+    for name, each in wanted.items():
+        assert np.linalg.norm(ours[name] - each) <= 1e-3 * np.linalg.norm(each) + 1e-5 * whole, name
+
+
+def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:
+    """The logits of each, and all that is remembered after it."""
+    net, params, reference = model
+    carry, memories, step = net.init_carry(ROWS), None, jit(lambda params, batch, carry: said(net, params, batch, carry))
+    for row, filled in enumerate((REUSE, MEMORY, MEMORY)):
+        batch = drawn(row)
+        logits, carry = step(params, batch, carry)
+        out = reference(**asked(batch), mems=memories, use_mems=True)
+        memories = out.mems
+        np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-4, rtol=0)
+        assert carry["filled"].tolist() == [filled] * ROWS
+        theirs_ = np.stack([each.numpy() for each in memories]).transpose(2, 0, 1, 3)
+        np.testing.assert_allclose(carry["hidden"][:, :, MEMORY - filled :], theirs_, atol=1e-4, rtol=0)
+
+
+def test_half_of_the_rows_run_backwards(model: tuple[Model, Any, Any]) -> None:
+    """As theirs do in the second half of a batch, if it is told to."""
+    net, params, reference = model
+    reference.transformer.bi_data = True
+    batch = Batch(**{**vars(drawn(0)), "backward": jnp.arange(ROWS) >= ROWS // 2})
+    expected = reference(**asked(batch), use_mems=False).logits.detach().numpy()
+    logits, _ = jit(lambda params: said(net, params, batch))(params)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    forward, _ = jit(lambda params: said(net, params, drawn(0)))(params)
+    assert np.abs(np.asarray(forward) - expected)[ROWS // 2 :].max() > 1e-2
+
+
+def test_hidden_states_of_a_text_that_is_only_read(model: tuple[Model, Any, Any]) -> None:
+    """The content stream of a padded batch, after every layer: a body of fewer layers is one too."""
+    import torch
+
+    net, params, reference = model
+    batch = drawn(3, padding=True)
+    given = {"input_ids": "tokens", "token_type_ids": "types", "attention_mask": "segments"}
+    arguments = {name: torch.tensor(np.asarray(getattr(batch, ours))).long() for name, ours in given.items()}
+    every = reference.transformer(**arguments, output_hidden_states=True, use_mems=False).hidden_states
+    real = np.asarray(batch.segments, bool)
+    for layers in (1, 2, 3):
+        part = {**params, "layers": jax.tree.map(lambda leaf, layers=layers: leaf[:layers], params["layers"])}
+        found = jit(net.apply)(part, Batch(tokens=batch.tokens, types=batch.types, segments=batch.segments)).hidden
+        np.testing.assert_allclose(np.asarray(found)[real], every[layers].detach().numpy()[real], atol=1e-4, rtol=0)

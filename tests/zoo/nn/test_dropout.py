@@ -1,0 +1,145 @@
+"""Dropout of every family: which entries, how many, at which places, and whose seeds they depend on."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.small import (
+    BODIES,
+    HEADS,
+    SAYS,
+    jit,
+    random_params,
+    row,
+    seeds,
+    shapes,
+    small,
+    with_dropout,
+    with_head,
+    with_source,
+)
+from zoo import sharding
+from zoo.batch import Batch, Output
+from zoo.models import Model
+
+every_body = pytest.mark.parametrize("family", BODIES)
+
+
+@every_body
+def test_rate_zero_is_no_dropout(family: str) -> None:
+    net = small(family)
+    params, batch = random_params(net), with_source(net, row(8, 2))
+    off, zero = (compiled(net)(params, batch, seeds=given).hidden for given in (None, seeds(2)))
+    np.testing.assert_array_equal(off, zero)
+
+
+@every_body
+def test_dropout_of_an_example_depends_on_its_own_seeds(family: str) -> None:
+    """A micro-batch of two of eight examples gives what the whole batch gives there; another step gives something else."""
+    net = small(family, **with_dropout(small(family)))
+    params, apply, batch = random_params(net), compiled(net), with_source(net, row(8, 8))
+    whole = apply(params, batch, seeds=seeds(8)).hidden
+    part = jax.tree.map(lambda leaf: leaf[2:4], batch)
+    np.testing.assert_allclose(apply(params, part, seeds=seeds(8)[2:4]).hidden, whole[2:4], atol=1e-5, rtol=0)
+    assert np.abs(apply(params, part, seeds=seeds(2)).hidden - whole[2:4]).max() > 0.1
+    assert np.abs(apply(params, batch, seeds=seeds(8, step=1)).hidden - whole).max() > 0.1
+
+
+def dropped(family: str, field: str, leaf: str, *, layer: int = 0, rate: float = 0.25, rows: int = 128) -> np.ndarray:
+    """Which entries of [B, T, D] a dropout drops, seen from outside.
+
+    All parameters are 0 but the scales of the norms, 1, and one leaf, which hence is the whole residual stream. Of a position,
+    all dropped entries leave a norm with one and the same value, and the others differ.
+    """
+    net = small(family, **{field: rate})
+    params = jax.tree_util.tree_map_with_path(
+        lambda keys, each: jnp.full(each.shape, float(sharding.path_of(keys).endswith("scale"))), shapes(net)
+    )
+    *above, last = leaf.split("/")
+    inner = functools.reduce(lambda tree, name: tree[name], above, params)
+    values = np.random.default_rng(0).standard_normal(inner[last].shape)
+    inner[last] = jnp.float32(values if above[0] != "layers" else values * (np.arange(len(values)) == layer)[:, None])
+    hidden = np.asarray(compiled(net)(params, Batch(tokens=np.zeros((rows, 8), np.int32)), seeds=seeds(rows)).hidden)
+    lows = np.sort(hidden, -1)
+    common = lows[..., 1:][np.arange(rows)[:, None], np.arange(8), (np.diff(lows) == 0).argmax(-1)]
+    return hidden == common[..., None]
+
+
+@functools.cache
+def compiled(net: Model) -> Callable[..., Output]:
+    return jit(net.apply)
+
+
+SITES = {
+    "attention's output": ("dropout", "layers/attention/out/bias", 0),
+    "the mlp's output": ("dropout", "layers/mlp/down/bias", 0),
+    "the next layer's": ("dropout", "layers/mlp/down/bias", 1),
+}
+
+
+@pytest.mark.parametrize(("family", "embedding"), [("gpt", "embedding_dropout"), ("bert", "dropout")])
+def test_dropout_drops_at_its_rate_and_nowhere_alike(family: str, embedding: str) -> None:
+    """Within 4 standard deviations; no two places of the model, and no two rows, drop the same."""
+    sites = [(embedding, "embed/positions/embedding", 0), *SITES.values()]
+    masks = [dropped(family, field, leaf, layer=layer) for field, leaf, layer in sites]
+    size = masks[0].size
+    for mask in masks:
+        assert abs(mask.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / size)
+        assert abs(np.corrcoef(mask[0].ravel(), mask[1].ravel())[0, 1]) < 4 / np.sqrt(size / len(mask))
+    between = np.corrcoef([mask.ravel() for mask in masks])
+    assert np.abs(between - np.eye(len(masks))).max() < 4 / np.sqrt(size)
+
+
+BEFORE = {
+    ("bert", "pretraining"): 0,
+    ("bert", "next"): 0,
+    ("bert", "sequence"): 1,
+    ("bert", "choice"): 1,
+    ("bert", "tokens"): 1,
+    ("bert", "span"): 0,
+    ("distilbert", "sequence"): 1,
+    ("distilbert", "choice"): 1,
+    ("distilbert", "tokens"): 1,
+    ("distilbert", "span"): 1,
+    ("roberta", "pretraining"): 0,
+    ("roberta", "sequence"): 2,
+    ("roberta", "choice"): 1,
+    ("roberta", "tokens"): 1,
+    ("roberta", "span"): 0,
+    ("xlnet", "pretraining"): 0,
+    ("xlnet", "sequence"): 1,
+    ("xlnet", "choice"): 1,
+    ("xlnet", "tokens"): 0,
+    ("xlnet", "span"): 0,
+}
+"""Dropouts of a head before its outputs, as `transformers` has them."""
+
+
+@pytest.mark.parametrize(("family", "task"), BEFORE)
+def test_a_head_drops_where_the_published_one_does(family: str, task: str) -> None:
+    """The outputs are sums of the D entries of hidden states that are all alike, so that their mean and variance tell what was
+    dropped: k times at rate r, an entry has the mean 1 and the variance (1 - r) ** -k - 1. 4 standard deviations of each."""
+    rate, size, rows = 0.25, 1e-3, 512
+    net = with_head(family, task, head_dropout=rate)
+    params = jax.tree.map(lambda each: jnp.zeros(each.shape), shapes(net))
+    for part, inner in params.items():
+        if part in ("classifier", "next"):
+            inner["kernel"] += 1
+        elif part in ("pooler", "dense"):
+            inner["kernel"] += jnp.eye(32)
+    # Of so small a number tanh is the number itself.
+    hidden = jnp.full((rows, 8, 32), size)
+    say = net.token_logits if task in ("tokens", "span") else net.sequence_logits
+    entries = np.asarray(say(params, hidden, seeds(rows))[..., 0], np.float64) / size / 32
+    variance = ((1 - rate) ** -BEFORE[family, task] - 1) / 32
+    assert abs(entries.mean() - 1) <= 4 * np.sqrt(variance / entries.size) + 1e-5
+    assert abs(entries.var() - variance) <= 4 * variance * np.sqrt(3 / entries.size) + 1e-9
+    np.testing.assert_allclose(say(params, hidden) / size / 32, 1, rtol=1e-5)
+
+
+def test_every_classifier_is_among_them() -> None:
+    assert set(BEFORE) == {(family, task) for family, task in HEADS if set(SAYS[task]) & {"sequences", "tokens"}}

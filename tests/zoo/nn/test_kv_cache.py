@@ -1,0 +1,186 @@
+"""The cache of every family that generates: what it gives, where it lies, and that it is written in place."""
+
+import dataclasses
+import functools
+import re
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.small import GENERATORS, following, jit, random_params, shapes, small
+from train import config
+from train import mesh as meshes
+from zoo import sharding
+from zoo.batch import Batch
+from zoo.errors import BadInput
+from zoo.masks import Mask
+from zoo.models import Model
+
+every_generator = pytest.mark.parametrize("family", GENERATORS)
+
+LENGTHS = (7, 3, 12, 1)
+SLOTS, GIVEN = 16, 12
+
+
+NO_RANKS = {"query_ranks": None, "key_ranks": None}
+NO_SEGMENTS = {"key_segments": None, "query_segments": None}
+LEAKS: dict[str, tuple[dict[str, Any], ...]] = {
+    "gpt": ({"causal": False}, {"window": None}, NO_SEGMENTS, {"key_positions": None}),
+    "t5": (NO_RANKS, NO_SEGMENTS),
+    "transformer": ({"causal": False}, NO_SEGMENTS, {"key_positions": None}),
+    "xlnet": (NO_RANKS, NO_SEGMENTS),
+}
+"""What a mask may lack, by family: no two of them say in the same words who is behind whom."""
+
+
+def padded(lengths: tuple[int, ...] = LENGTHS, slots: int = GIVEN) -> Batch:
+    """Rows of different lengths, padded on the left with tokens that must not matter."""
+    rng = np.random.default_rng(0)
+    column = np.arange(slots) - (slots - np.array(lengths)[:, None])
+    tokens = rng.integers(1, 300, (len(lengths), slots))
+    segments, positions = column >= 0, np.maximum(column, 0)
+    return Batch(tokens=jnp.int32(tokens), segments=jnp.int32(segments), positions=jnp.int32(positions))
+
+
+def source(net: Model, rows: int) -> Batch | None:
+    """What an encoder-decoder reads: rows of different lengths, padded on the right."""
+    if "text_to_text" not in net.module.OBJECTIVES:
+        return None
+    tokens = np.random.default_rng(1).integers(1, 300, (rows, 9))
+    real = np.arange(9) < 9 - 2 * np.arange(rows)[:, None]
+    return Batch(tokens=jnp.int32(tokens), segments=jnp.int32(real))
+
+
+def part(batch: Batch, first: int, last: int) -> Batch:
+    """Some columns of a batch; its source is asked for once, with the first."""
+    columns = jax.tree.map(lambda leaf: leaf[:, first:last], dataclasses.replace(batch, source=None))
+    return columns if first else dataclasses.replace(columns, source=batch.source)
+
+
+def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots: int = SLOTS) -> tuple[np.ndarray, Any]:
+    """Hidden states of a batch decoded in pieces that end at `cuts`, and the cache at the end."""
+    decode, cache, found = jit(net.decode), net.init_cache(batch.tokens.shape[0], slots, jnp.float32), []
+    for first, last in zip((0, *cuts[:-1]), cuts, strict=True):
+        hidden, cache = decode(params, part(batch, first, last), cache)
+        found.append(hidden)
+    return np.concatenate(found, 1), cache
+
+
+@every_generator
+def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) -> None:
+    """Padded rows at once, in pieces and token by token, against the whole forward pass without padding in front."""
+    net = small(family, **({"pattern": ("full", "window"), "window": 3} if family == "gpt" else {}))
+    params, read = random_params(net), source(small(family), len(LENGTHS))
+    batch = dataclasses.replace(padded(), source=read)
+    first = GIVEN - np.array(LENGTHS)
+    # What is behind a row's tokens is not seen by them.
+    ahead = np.stack([np.roll(row, -start) for row, start in zip(np.asarray(batch.tokens), first, strict=True)])
+    expected = jit(functools.partial(following, net))(params, Batch(tokens=jnp.asarray(ahead), source=read))
+
+    def difference(hidden: np.ndarray) -> list[float]:
+        pairs = zip(hidden, expected, first, strict=True)
+        return [float(np.abs(row[start:] - alone[: GIVEN - start]).max()) for row, alone, start in pairs]
+
+    for cuts in [(GIVEN,), (4, 8, GIVEN), tuple(range(1, GIVEN + 1))]:
+        hidden, cache = decoded(net, params, batch, cuts)
+        assert max(difference(hidden)) < 2e-5
+        assert int(cache["at"]) == GIVEN
+        np.testing.assert_array_equal(cache["segments"], np.pad(batch.segments, ((0, 0), (0, SLOTS - GIVEN))))
+    for leak in LEAKS[family]:
+        assert difference(leaky(net, params, batch, leak))[0] > 1e-2, leak
+
+
+def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.ndarray:
+    """Hidden states where the mask is another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(net.module, "Mask", lambda **given: Mask(**{**given, **changes}))
+        return np.asarray(decoded(net, params, batch, (GIVEN,))[0])
+
+
+@every_generator
+def test_without_segments_and_positions_tokens_follow_the_slots(family: str) -> None:
+    net = small(family)
+    params, batch = random_params(net), dataclasses.replace(padded((GIVEN,) * 2), source=source(net, 2))
+    expected, known = decoded(net, params, batch, (5, GIVEN))
+    bare, cache = decoded(net, params, Batch(tokens=batch.tokens, source=batch.source), (5, GIVEN))
+    np.testing.assert_array_equal(bare, expected)
+    jax.tree.map(np.testing.assert_array_equal, cache, known)
+
+
+@every_generator
+def test_an_empty_cache(family: str) -> None:
+    net = small(family)
+    cache = net.init_cache(3, SLOTS, jnp.bfloat16)
+    for name in ("k", "v"):
+        assert (cache[name].dtype, *cache[name].shape[:3]) == (jnp.bfloat16, net.config.layers, 3, SLOTS)
+    for name in ("segments", "positions"):
+        assert (cache[name].dtype, cache[name].shape) == (jnp.int32, (3, SLOTS))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
+    with pytest.raises(ValueError, match="17 tokens into a cache of 16 slots"):
+        jax.eval_shape(net.decode, shapes(net), Batch(tokens=jnp.zeros((3, 17), jnp.int32)), cache)
+
+
+def test_a_family_that_does_not_generate_says_so() -> None:
+    net = dataclasses.replace(small("gpt"), family="bert", module=types.ModuleType("bert"))
+    with pytest.raises(BadInput, match=r"^bert does not generate text; these do: gpt"):
+        net.init_cache(1, 1, jnp.float32)
+
+
+# --- the program ----------------------------------------------------------------------------------------------------------------
+
+
+def first_call(net: Model, params: Any, tokens: jax.Array) -> Any:
+    """What `decode` gives of an empty cache, and of a source as long as it if there must be one."""
+    read = Batch(tokens=jnp.tile(tokens, 512)) if "text_to_text" in net.module.OBJECTIVES else None
+    return net.decode(params, Batch(tokens=tokens, source=read), net.init_cache(8, 512, jnp.float32))
+
+
+def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, int] = (1, 1, 1), **options: Any) -> Any:
+    """`program(params, tokens, *arguments)` for 8 rows of one token, on a mesh (data, fsdp, tensor)."""
+    devices = meshes.make(config.Mesh(**dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))), jax.devices()[: np.prod(mesh)])
+
+    def at(shape: Any, place: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.module.SHARDING))
+    tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), meshes.batch_sharding(devices))
+    with jax.set_mesh(devices):
+        return jax.jit(program, **options).lower(params, tokens, *arguments).compile()
+
+
+@every_generator
+def test_the_cache_is_written_in_place(family: str) -> None:
+    """It is given back in the memory it came in, and no second one is made on the way (one layer's part is)."""
+    net = small(family)
+    cache = jax.eval_shape(lambda params: first_call(net, params, jnp.zeros((8, 1), jnp.int32))[1], shapes(net))
+    program = compiled(
+        net, lambda params, tokens, cache: net.decode(params, Batch(tokens=tokens), cache), cache, donate_argnums=2
+    )
+    memory, size = program.memory_analysis(), sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= size
+    # Keys and values of one layer, read out and laid out anew for the products; all layers' would be twice as many again. And the
+    # scores and weights of two attentions.
+    scores = 4 * 8 * net.config.heads * 512
+    assert memory.temp_size_in_bytes < 2 * size / net.config.layers + 4 * scores
+
+
+@every_generator
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_where_a_cache_lies(family: str, mesh: tuple[int, int, int]) -> None:
+    """Rows over data and fsdp, heads over tensor, from the first call on; rows that need no others' devices ask none."""
+    net = small(family)
+    program = compiled(net, functools.partial(first_call, net), mesh=mesh)
+    _, found = program.output_shardings
+    for name, axes in {"k": (None, sharding.BATCH, None, "tensor"), "segments": (sharding.BATCH,)}.items():
+        leaf = net.init_cache(8, 1, jnp.float32)[name]
+        wanted = jax.NamedSharding(found[name].mesh, jax.sharding.PartitionSpec(*axes))
+        assert found[name].is_equivalent_to(wanted, leaf.ndim), name
+    assert found["v"] == found["k"] and found["positions"] == found["segments"]
+    for name in found.keys() & {"source_k", "source_v", "source_segments"}:
+        assert found[name].is_equivalent_to(found[name.removeprefix("source_")], 2 if "segments" in name else 5), name
+    if mesh == (8, 1, 1):
+        assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", program.as_text())

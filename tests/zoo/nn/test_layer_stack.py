@@ -1,0 +1,158 @@
+"""The layer stack computes the same however it is computed, and what it costs is counted right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend import core
+
+from tests.support.gradients import assert_equal_gradients
+from tests.support.small import (
+    BODIES,
+    ENCODERS,
+    HEADS,
+    PLACED,
+    SAYS,
+    home,
+    jit,
+    loss,
+    outputs,
+    random_params,
+    reversed_layers,
+    row,
+    seeds,
+    sees,
+    shapes,
+    small,
+    with_dropout,
+    with_head,
+    with_source,
+)
+from zoo import models, stack
+from zoo.configs import Compute
+from zoo.masks import Mask
+
+FAMILIES = models.families()
+CAUSAL = [family for family in FAMILIES if models.family(family).OBJECTIVES == ("causal",)]
+every_body = pytest.mark.parametrize("family", BODIES)
+
+
+def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
+    """`run_stack` as a Python loop."""
+    graph, ys = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0)))), []
+    for index in range(jax.tree.leaves(params)[0].shape[0]):
+        mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))
+        pattern = options.get("pattern", (None,))
+        kind = pattern[index % len(pattern)]
+        carry, y = body(nnx.merge(graph, mine), carry, x, jnp.int32(index), kind)
+        ys.append(y)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in ("gpt", "xlnet") else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
+)
+def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unrolled, with every remat policy, and as a loop over the layers; dropout on, since a layer's draws go by its number."""
+    dropout = with_dropout(small(family))
+    net = small(family, **dropout)
+    batch = with_source(net, row(8, 2))
+    params = random_params(net)
+
+    def compute(**how: Any) -> Callable[[Any], tuple[jax.Array, Any]]:
+        variant = small(family, **dropout, compute=Compute(**how))
+        return jit(jax.value_and_grad(lambda p: loss(variant, p, batch, seeds(2))))
+
+    plain = compute()
+    value, gradient = plain(params)
+    found = [compute(**how)(params) for how in ({"unroll": 2}, *({"remat": name} for name in stack.POLICIES if name != "none"))]
+    assert abs(float(plain(reversed_layers(params))[0] - value)) > 1e-3
+    monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
+    for other, theirs in [*found, compute()(params)]:
+        assert float(other) == pytest.approx(float(value), rel=1e-6)
+        assert_equal_gradients(theirs, gradient)
+
+
+@every_body
+def test_remat_recomputes(family: str) -> None:
+    """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more."""
+    products = {}
+    for name in stack.POLICIES:
+        net = small(family, compute=Compute(remat=name))
+        products[name] = dot_flops(jax.grad(lambda p, net=net: loss(net, p, with_source(net, row(16)))), shapes(net))
+    net = small(family)
+    forward = dot_flops(lambda p: loss(net, p, with_source(net, row(16))), shapes(net))
+    assert products["none"] == pytest.approx(3 * forward)
+    assert products["none"] < products["attention"] < products["full"] <= 4 * forward
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop over the layers, each with its own explicit bool[T, T], sees and gives what the pattern does."""
+    net, batch = small(family, layers=4, pattern=("full", "window"), window=3), row(12)
+    params = random_params(net)
+    expected = jit(lambda p: net.apply(p, batch).hidden)(params)
+    distance = np.arange(12)[:, None] - np.arange(12)
+    allowed = [(distance >= 0), (distance >= 0) & (distance < 3)] * 2
+    layer = iter(allowed)
+    monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
+    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **_: Mask(allowed=jnp.asarray(next(layer))[None, None]))
+    np.testing.assert_allclose(jit(lambda p: net.apply(p, batch).hidden)(params), expected, atol=1e-5, rtol=0)
+    assert next(layer, None) is None
+    layer = iter(allowed[::-1])
+    assert np.abs(jit(lambda p: net.apply(p, batch).hidden)(params) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_window_layers_see_no_further(family: str) -> None:
+    """Two layers of window 3 reach 4 tokens back."""
+    net = small(family, pattern=("window",), window=3)
+    distance = np.arange(12)[:, None] - np.arange(12)
+    np.testing.assert_array_equal(sees(net, random_params(net), row(12)), (distance >= 0) & (distance <= 4))
+
+
+# --- floating-point operations --------------------------------------------------------------------------------------------------
+
+
+def dot_flops(function: Callable, *arguments: Any) -> int:
+    """FLOPs of the matrix products a function does, counted in its jaxpr: 2 for each multiply-add, loops times their length."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(map(count, core.jaxprs_in_params(equation.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+CHANGED = [(family, small(family).task, {"heads": 2, "layers": 3, "ffn": 100}) for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("family", "task", "changes"), [*((*head, {}) for head in HEADS), *CHANGED])
+def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes: dict[str, int]) -> None:
+    """With `xla`, which does the whole T x T; a vocabulary that needs no padding rows, since those are not counted."""
+    net = with_head(family, task, vocab=384, compute=Compute(attention="xla"), **changes)
+    few = {"predict_at": jnp.zeros((3, 4), jnp.int32), "summary_at": jnp.zeros((3, 2), jnp.int32)}
+    for given in ({}, few) if family in ENCODERS else ({},):
+        batch = with_source(net, row(20, 3, labels=jnp.zeros(3, jnp.int32), **given))
+        assert net.flops(batch) == dot_flops(lambda p, batch=batch: outputs(net, p, batch), shapes(net))
+
+
+@pytest.mark.parametrize("family", [*CAUSAL, *PLACED])
+def test_without_labels_nobody_asks_a_classifier(family: str) -> None:
+    """The words of both, and of a model for labels the body alone."""
+    batch = row(20, 3)
+    for _, task in (head for head in HEADS if head[0] == family):
+        net = with_head(family, task, vocab=384)
+        words = 60 * 2 * 32 * (384 + 32 * (family not in CAUSAL)) if "words" in SAYS[task] else 0
+        assert net.flops(batch) - words == 60 * 2 * (8 * 32 * 32 + 4 * 32 * 64 + 4 * 20 * 32)

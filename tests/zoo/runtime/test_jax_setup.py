@@ -1,0 +1,130 @@
+"""What must be true before JAX starts. Each case is a process of its own: flags are read once."""
+
+import json
+import os
+import resource
+import stat
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.support.processes import ROOT, run_python
+from zoo import doctor, runtime
+from zoo.errors import BadInput
+
+UNSAFE = f"{runtime.SAFE_FLAG}=dot,reduce"
+PROGRAM = """
+import json, os, sys
+from zoo import runtime
+from zoo.errors import BadInput
+assert "jax" not in sys.modules
+runtime.prepare(devices=int(sys.argv[1]))
+import jax
+try:
+    verdict = runtime.canary()
+except BadInput as wrong:
+    verdict = str(wrong)
+kept = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+told = [verdict, os.environ["XLA_FLAGS"], jax.device_count(), jax.default_backend(), *map(jax.config.values.get, kept)]
+print(json.dumps(told))
+"""
+
+
+def started(devices: int = 0, **env: str | None) -> list:
+    done = run_python("-c", PROGRAM, str(devices), env=env)
+    assert done.code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
+    verdict, flags, devices, platform, cache, seconds = started(
+        4, ZOO_CACHE=str(tmp_path / "zoo"), JAX_COMPILATION_CACHE_DIR=None, XLA_FLAGS="--xla_cpu_enable_fast_math=false"
+    )
+    assert verdict < 1e-5
+    assert flags == f"--xla_cpu_enable_fast_math=false {runtime.SAFE_FLAG}={runtime.SAFE_VALUE}"
+    assert (devices, platform, seconds) == (4, "cpu", 0.0)
+    assert Path(cache).parent == tmp_path / "zoo"
+    assert stat.S_IMODE(os.stat(cache).st_mode) == 0o700
+    assert any(file.name.startswith("jit_") for file in Path(cache).iterdir()), "a small program was not kept"
+
+
+def test_the_canary_detects_what_the_flag_prevents() -> None:
+    """The mutant of the guard: the same program under a fusion setting known to be wrong, which the user set and we respect."""
+    verdict, flags, *_ = started(XLA_FLAGS=UNSAFE)
+    assert flags == UNSAFE
+    assert "wrong numbers" in verdict
+    assert UNSAFE in verdict
+    assert "\n" not in verdict
+
+
+def test_another_sound_setting_of_the_user_stays(tmp_path: Path) -> None:
+    eigen, cache = f"{runtime.SAFE_FLAG}=", str(tmp_path / "theirs")
+    verdict, flags, _, _, kept, _ = started(XLA_FLAGS=eigen, JAX_COMPILATION_CACHE_DIR=cache)
+    assert verdict < 1e-5
+    assert (flags, kept) == (eigen, cache)
+
+
+def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
+    program = """
+import resource
+from zoo import runtime
+runtime.prepare(1)
+import jax, jax.numpy as jnp
+# 100 MB of temporaries: more than an arena of a thread can hold.
+step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
+x = jnp.ones((5000, 8))
+fresh = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    fresh.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(fresh)[6])
+"""
+    kept, given_back = (int(run_python("-c", program, env=env).stdout) for env in ({}, {"MALLOC_TOP_PAD_": "131072"}))
+    pages = 100e6 / resource.getpagesize()
+    assert kept < 0.1 * pages and given_back > 0.9 * pages
+
+
+def test_preparing_twice_is_nothing_and_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert jax.device_count() == 8
+    runtime.prepare(8)
+    runtime.prepare()
+    with pytest.raises(RuntimeError, match="after JAX had started"):
+        runtime.prepare(4)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    with pytest.raises(RuntimeError, match="after JAX had started"):
+        runtime.prepare(8)
+
+
+def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime.cache_dir() == tmp_path / "zoo"
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(BadInput, match="others can write"):
+        runtime.private(shared)
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="set ZOO_CACHE"):
+        runtime.private(tmp_path / "file" / "below")
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.doctor([("mosaic", False, "needs [sm90]")], "plain from 7 queries on") == 0
+    shown = capsys.readouterr().out
+    for expected in (jax.__version__, "8 x cpu", runtime.SAFE_FLAG, "mosaic", "needs [sm90]", "plain from 7 queries on"):
+        assert expected in shown
+    found = doctor.facts()
+    assert found.canary is not None
+    assert found.canary < 1e-5
+    assert set(found.packages.values()) == {ROOT}
+
+
+def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    program = "from zoo import runtime, doctor; runtime.prepare(1); raise SystemExit(doctor.doctor([], ''))"
+    done = run_python("-c", program, cwd=tmp_path)
+    assert done.code == 1
+    assert "come from different places" in done.stdout
