@@ -104,6 +104,7 @@ def test_the_source_keeps_the_laws(file: str) -> None:
         assert against_functional_flax(source) == []
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     ("file", "line", "caught"),
     [
@@ -126,6 +127,7 @@ def test_a_forbidden_import_is_caught(file: str, line: str, caught: str) -> None
     assert against_the_import_law("zoo/layers.py", "import functools\nimport jax\nfrom zoo import seeds") == []
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "line",
     [

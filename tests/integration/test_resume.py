@@ -111,6 +111,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.planted(3)
 def test_damaged_newest_checkpoints_are_passed_over() -> None:
     """The three newest, each in its own way; each time the one before is used, and nobody can overlook it."""
     run = Training(home(), "damaged", ("--checkpoint.keep", "4"))
@@ -150,7 +151,7 @@ def other_tokenizer(run: Training) -> None:
         (None, ("--tokenizer.path", "elsewhere"), "tokenizer.path:  before, elsewhere now"),
         (None, ("--steps", "99"), "steps: 20 before, 99 now"),
         (other_text, (), " data: "),
-        (other_tokenizer, (), " tokenizer: "),
+        pytest.param(other_tokenizer, (), " tokenizer: ", marks=pytest.mark.planted),
     ],
 )
 def test_another_run_is_refused(
@@ -323,6 +324,7 @@ def test_a_start_compiles_the_step_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert compiled(caplog).count("jit(step)") == 2
 
 
+@pytest.mark.planted
 def test_the_loop_refuses_a_hidden_transfer(tmp_path: Path) -> None:
     """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""
 

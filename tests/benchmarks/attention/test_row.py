@@ -106,6 +106,7 @@ def test_a_profiler_that_fails_costs_nobody_the_wall_time(plant: Any, monkeypatc
     assert cell["reason"] == "wall time, for the profiler failed: RuntimeError: no counters"
 
 
+@pytest.mark.planted
 def test_a_wrong_one_is_never_timed(plant: Any) -> None:
     """One that forgets the scale."""
     plant(lambda *arrays, scale, rate: blocked.blocked(*arrays, scale=1.0, rate=rate))
@@ -115,6 +116,7 @@ def test_a_wrong_one_is_never_timed(plant: Any) -> None:
     assert found["planted"].keys() == {"key", "state", "reason", "error"}
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("short", [lambda out: out * jnp.nan, lambda out: out * jnp.inf], ids=["nan", "infinity"])
 def test_what_is_no_number_is_wrong_and_can_be_written(plant: Any, short: Any, tmp_path: Path) -> None:
     """At the timed length alone: files of results have no NaN and no infinity."""
@@ -131,6 +133,7 @@ def test_what_is_no_number_is_wrong_and_can_be_written(plant: Any, short: Any, t
     writer.close()
 
 
+@pytest.mark.planted(2)
 def test_zeros_are_no_attention_over_long_rows() -> None:
     """Full attention over many keys averages: its entries are small beside 1, and all but the first of a causal one's are."""
     long = np.full((1, 16384, 1, 8), 0.01, np.float32)
@@ -143,6 +146,7 @@ def test_zeros_are_no_attention_over_long_rows() -> None:
     assert attention_row._distance([1.004 * causal], [causal]) < bound
 
 
+@pytest.mark.planted
 def test_one_that_is_wrong_only_where_it_is_timed(plant: Any) -> None:
     """Right at the case's 577 tokens, wrong at 16."""
 

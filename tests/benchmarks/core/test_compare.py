@@ -59,6 +59,7 @@ def kinds(found: dict[str, Any]) -> dict[str, str]:
     return {f"{cell['key']['implementation']} {cell['key']['length']}": cell["kind"] for cell in found["cells"]}
 
 
+@pytest.mark.planted
 def test_a_slow_one_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Twice as slow in one of two cells, though its seconds say nothing."""
     calm = [0.50, 0.505, 0.495]

@@ -45,6 +45,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "cells.jsonl").read_text().count("\n") == 4
 
 
+@pytest.mark.planted(3)
 def test_a_cell_is_known_by_its_key_and_process(tmp_path: Path) -> None:
     one = writer(tmp_path)
     one.write(cell(1))
@@ -59,6 +60,7 @@ def test_a_cell_is_known_by_its_key_and_process(tmp_path: Path) -> None:
     assert read(tmp_path).cells == [cell(1)]
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("torn", range(1, 100, 7))
 def test_a_torn_line_is_ignored_and_dropped(torn: int, tmp_path: Path) -> None:
     """Wherever a kill cut the file: in the header, in a cell, between the two."""
@@ -230,6 +232,7 @@ def test_another_question_is_not_resumed(changes: dict[str, Any], told: str, tmp
 HEADER = {"schema": 2, "what": "attention", "environment": {}, "asked": {}, "unit": {}}
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -281,6 +284,7 @@ def test_what_is_resumed_is_the_newest(tmp_path: Path, monkeypatch: pytest.Monke
     assert records.default_folder("step", MACHINE) == today
 
 
+@pytest.mark.planted(3)
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     """However short; a header of ours that a kill tore off is begun anew."""
     path = tmp_path / "cells.jsonl"

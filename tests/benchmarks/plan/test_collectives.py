@@ -115,6 +115,7 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
 """
 
 
+@pytest.mark.planted(2)
 def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
     """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
     made, sent = compiled("fsdp")

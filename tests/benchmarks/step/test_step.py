@@ -149,6 +149,7 @@ def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
 # --- what must not be timed -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.planted
 def test_another_loss_is_wrong_and_never_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant whose norms are others."""
     honest = programs._inference
@@ -166,6 +167,7 @@ def test_another_loss_is_wrong_and_never_timed(tmp_path: Path, monkeypatch: pyte
     assert found[f"{OURS} scan"]["state"] == "timed"
 
 
+@pytest.mark.planted
 def test_another_optimizer_is_wrong_by_its_second_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = programs._train
 
@@ -180,6 +182,7 @@ def test_another_optimizer_is_wrong_by_its_second_loss(tmp_path: Path, monkeypat
     assert wrong["state"] == "wrong" and "after an update" in wrong["reason"]
 
 
+@pytest.mark.planted
 def test_the_first_of_ours_is_no_measure_if_it_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = programs.MODES["inference"]
 
@@ -211,6 +214,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.planted(3)
 def test_a_peer_is_timed_if_it_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt_losses: tuple[float, float]) -> None:
     """And what is wrong with one peer stops no other."""
     first, second = gpt_losses
@@ -344,7 +348,7 @@ def test_a_killed_run_is_completed_and_measures_nothing_twice(tmp_path: Path, mo
     assert records.read(tmp_path / "out").cells[:1] == before
 
 
-@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.3, 1)])
+@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), pytest.param(1.3, 1, marks=pytest.mark.planted)])
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def bound(wanted: np.ndarray) -> dict[str, float]:
     return {"rtol": 0, "atol": 1e-5 * float(np.abs(wanted).max())}
 
 
+@pytest.mark.planted(2)
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_vector_is_the_mean_over_the_real_tokens_or_the_first_one_of_the_text_alone(family: str) -> None:
     for number in (1, 0):
@@ -174,6 +175,7 @@ def test_what_is_no_encoder_is_refused() -> None:
             Encoder.of(other, batch=1, dtype="float32")
 
 
+@pytest.mark.planted
 def test_a_vector_that_is_not_finite_is_told_by_its_text() -> None:
     with pytest.raises(BadInput, match="text 2: the result is not finite; the weights are damaged"):
         embed(encoders.broken("bert", "Paris"), [Text("text 1", "whale"), Text("text 2", "Paris")], pool="mean")

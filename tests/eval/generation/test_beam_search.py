@@ -90,6 +90,7 @@ def test_a_search_wide_enough_finds_what_trying_everything_finds(penalty: float)
         np.testing.assert_allclose([score for _, score in texts[:150]], [score for _, score in best[:150]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.planted
 def test_a_narrow_search_misses_some_of_it() -> None:
     """The test above would pass on any search if the likeliest next token were always the right one."""
     some = np.random.default_rng(0).integers(0, 5, (30, 3)).tolist()

@@ -270,6 +270,7 @@ def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None
         Decoding(**changes)
 
 
+@pytest.mark.planted
 def test_a_broken_model_is_told_in_one_line() -> None:
     """Not token 0, for ever. A row that ended before its logits broke is none of it."""
     net, params = model()

@@ -104,6 +104,7 @@ def test_a_filter_is_its_definition(chosen: Sampling) -> None:
 ORDERED = Sampling(temperature=2.0, top_k=8, top_p=0.7, min_p=0.2, repetition_penalty=2.0)
 
 
+@pytest.mark.planted(3)
 def test_the_order_of_the_filters_matters_and_is_kept() -> None:
     """The same filters in other orders leave other tokens: the comparison above would notice."""
     logits, seen = random_logits(1, rows=20)
@@ -229,6 +230,7 @@ def test_a_mesh_draws_the_same() -> None:
     np.testing.assert_array_equal(found, drawn(logits, numbered, chosen))
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("chosen", [GREEDY, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)], ids=str)
 def test_logits_that_are_not_finite_are_told(bad: float, chosen: Sampling) -> None:

@@ -247,6 +247,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert report.write(tmp_path).read_bytes() == first
 
 
+@pytest.mark.planted
 def test_a_row_torn_by_a_kill_does_not_matter_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     folder(tmp_path, rows=rows(5))
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -258,6 +259,7 @@ def test_a_row_torn_by_a_kill_does_not_matter_and_a_damaged_one_is_named(tmp_pat
         report.write(tmp_path)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

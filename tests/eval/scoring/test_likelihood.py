@@ -150,6 +150,7 @@ def test_what_is_too_long_is_refused_or_cut_and_told(rng: np.random.Generator) -
     assert found([make(rng, 9, 32)], too_long="cut")[0].cut == 8
 
 
+@pytest.mark.planted
 def test_what_has_no_likelihood_is_refused() -> None:
     net, params = subject()
     masked = types.ModuleType("masked")

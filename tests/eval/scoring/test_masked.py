@@ -150,6 +150,7 @@ def test_neither_batch_nor_devices_enter_a_score(machine: dict[str, int]) -> Non
         assert found[name] == expected[name]
 
 
+@pytest.mark.planted(2)
 def test_the_agreement_is_no_coincidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that fill up the last batch, if they counted, and pairs that see each other would both be seen."""
     expected, (rows, build) = score("packed pairs"), rows_of("packed pairs")

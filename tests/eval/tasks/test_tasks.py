@@ -298,6 +298,7 @@ def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **optio
     )
 
 
+@pytest.mark.planted
 def test_another_tokenizer_than_it_was_trained_with_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     Tokenizer.train(["another text altogether"] * 4, 300).save(Folder(tmp_path / "run").tokenizer)
@@ -324,6 +325,7 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     assert json.loads((run / "evaluations.json").read_text()) == kept
 
 
+@pytest.mark.planted(3)
 def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unread(*_: Any, **__: Any) -> None:
         pytest.fail("the model was read")

@@ -213,6 +213,7 @@ jax.distributed.shutdown()
 )
 
 
+@pytest.mark.planted
 def test_two_processes_agree_and_one_restores(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -168,6 +168,7 @@ def mutations(original: bytes, rng: np.random.Generator) -> Iterator[tuple[str, 
     yield "deleted", None
 
 
+@pytest.mark.planted(300)
 def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.random.Generator) -> None:
     folder, newest = damaged
     counts: collections.Counter[str] = collections.Counter()
@@ -251,6 +252,7 @@ def with_a_forged_meta(newest: Path) -> None:
         with_a_forged_meta,
     ],
 )
+@pytest.mark.planted
 def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Path], harm: Callable[[Path], None]) -> None:
     folder, newest = damaged
     harm(newest)
@@ -296,6 +298,7 @@ def test_junk_is_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
     assert restored(Checkpoints(folder, 1, notify=log)).step == 3
 
 
+@pytest.mark.planted
 def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, Path]) -> None:
     folder, newest = damaged
     (newest / NAME).unlink()
@@ -306,6 +309,7 @@ def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, P
     assert restored(Checkpoints(folder, 2, notify=log)).step == 2
 
 
+@pytest.mark.planted(2)
 def test_nothing_intact_is_refused_however_often_it_is_asked(damaged: tuple[Path, Path]) -> None:
     folder, _ = damaged
     for step in ("00000001", "00000002"):
@@ -321,6 +325,7 @@ def test_nothing_intact_is_refused_however_often_it_is_asked(damaged: tuple[Path
     assert len(log) == 2
 
 
+@pytest.mark.planted
 def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
     folder, newest = damaged
     checkpoints = Checkpoints(folder, 2, notify=pytest.fail)

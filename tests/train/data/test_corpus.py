@@ -37,6 +37,7 @@ def test_the_embedded_corpus_is_the_whole_book_split_between_chapters():
     assert names[-1] == "CHAPTER 135. The Chase.—Third Day."
 
 
+@pytest.mark.planted
 def test_a_damaged_embedded_corpus_is_refused(tmp_path, monkeypatch):
     import lzma
 

@@ -80,6 +80,7 @@ def test_parameters_after_a_step_of_sgd_agree():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-8, rtol=1e-6), ours, alone(1, sgd=True)[2])
 
 
+@pytest.mark.planted(2)
 def test_the_comparison_catches_a_wrong_gradient():
     """A gradient off by one part in ten thousand, or with other dropout, is not equal."""
     theirs = alone()[1]
@@ -141,6 +142,7 @@ def test_the_door_adds_no_collective(impl):
     assert collectives(program) == {}
 
 
+@pytest.mark.planted
 def test_a_bias_table_costs_one_reduction():
     """What the counter above would see: the gradient of something all examples share must be summed."""
     mesh = meshes.make(config.Mesh(data=8))

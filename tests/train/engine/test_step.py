@@ -270,6 +270,7 @@ def test_a_step_that_is_not_finite_is_skipped(spoil: Callable[..., Any]) -> None
     assert float(metrics["finite"]) == 1.0
 
 
+@pytest.mark.planted
 def test_without_the_check_one_such_step_would_lose_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jnp, "isfinite", lambda x: jnp.ones_like(x, bool))
     ready = made()
@@ -286,6 +287,7 @@ def uneven(batch: Batch) -> Batch:
     return dataclasses.replace(batch, weights=weights)
 
 
+@pytest.mark.planted
 def test_micro_batches_give_the_gradient_of_the_whole() -> None:
     """With counts of predictions that differ between them, one without any; the mean of their means is another gradient."""
     gradient, batch = optax.trace(0.0), uneven(tiny.batch(0))

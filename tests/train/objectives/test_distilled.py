@@ -75,6 +75,7 @@ def by_hand(student: Any, params: Any, goal: Distilled, at: np.ndarray) -> dict[
 
 
 @pytest.mark.parametrize("masked_only", [False, True])
+@pytest.mark.planted(2)
 def test_the_triple_loss_is_its_definition(masked_only: bool) -> None:
     student, params, goal = pair(masked_only=masked_only, temperature=1.5, soft=3.0, masked=2.0, cosine=0.5)
     at = SEGMENTS > 0

@@ -132,6 +132,7 @@ MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
 
 
 @pytest.mark.parametrize(("goal", "mistake"), MISTAKES.values(), ids=MISTAKES.keys())
+@pytest.mark.planted
 def test_a_mistaken_loss_is_not_the_definition(
     goal: str, mistake: Callable[[pytest.MonkeyPatch], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

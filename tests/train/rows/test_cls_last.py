@@ -151,6 +151,7 @@ MUTANTS: dict[str, tuple[str, Any, list[str]]] = {
 """What is planted, and the objectives whose rows it breaks."""
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_every_mutant_of_the_template_is_caught(mutant: str, monkeypatch: pytest.MonkeyPatch):
     name, broken, goals = MUTANTS[mutant]

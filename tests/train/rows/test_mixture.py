@@ -177,6 +177,7 @@ def test_named_held_out_text_is_held_out_once(tmp_path, files):
     assert decoded(text, text.rows.components[0].rows.tokens) == Path(files[0]).read_text()
 
 
+@pytest.mark.planted
 def test_a_checkpoint_says_which_path_changed(tmp_path, files):
     run, text = read(tmp_path, files, (0.7, 0.3))
     saved = text.fingerprints()

@@ -245,6 +245,7 @@ MUTANTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_pair_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(noise, "sides", MUTANTS[name](noise.sides))
@@ -310,6 +311,7 @@ LEAKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("name", LEAKS)
 def test_a_leak_is_noticed(name: str):
     with pytest.raises(AssertionError):

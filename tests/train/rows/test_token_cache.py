@@ -96,6 +96,7 @@ def _flip(file):
     file.write_bytes(content)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("name", [module.HEADER, module.IDS, module.OFFSETS, module.TEXT_BYTES])
 @pytest.mark.parametrize("damage", [_cut, _flip, os.unlink])
 def test_damage_is_found_said_and_mended(tokenizer, tmp_path, caplog, name, damage):
@@ -113,6 +114,7 @@ def test_damage_is_found_said_and_mended(tokenizer, tmp_path, caplog, name, dama
     assert [file.name for file in tmp_path.iterdir()] == [before.fingerprint]
 
 
+@pytest.mark.planted
 def test_a_folder_of_another_text_is_not_taken(tokenizer, tmp_path, caplog):
     other = prepare(DOCUMENTS[:1], tokenizer, tmp_path / "a")
     mine = prepare(DOCUMENTS, tokenizer, tmp_path / "b")
@@ -121,6 +123,7 @@ def test_a_folder_of_another_text_is_not_taken(tokenizer, tmp_path, caplog):
     assert "another text" in caplog.text
 
 
+@pytest.mark.planted
 def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path):
     class Changing:
         reads = 0
@@ -221,12 +224,12 @@ def _half_a_line(file):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        *((name, damage, True) for name in module.FILES for damage in (_cut, _flip)),
-        (module.JOURNAL, _flip, True),
-        (module.JOURNAL, _cut, False),
+        *(pytest.param(name, damage, True, marks=pytest.mark.planted) for name in module.FILES for damage in (_cut, _flip)),
+        pytest.param(module.JOURNAL, _flip, True, marks=pytest.mark.planted),
+        pytest.param(module.JOURNAL, _cut, False, marks=pytest.mark.planted),
         (module.JOURNAL, _half_a_line, False),
         (module.IDS, _half_a_line, False),
-        (module.OFFSETS, os.unlink, False),
+        pytest.param(module.OFFSETS, os.unlink, False, marks=pytest.mark.planted),
     ],
 )
 def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, caplog, name, damage, said):
@@ -239,6 +242,7 @@ def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, caplog, name
     assert (seen[0][0] > 11 * pieces.GROUP * 40) == (damage is _half_a_line)
 
 
+@pytest.mark.planted
 def test_parts_of_a_text_that_changed_meanwhile_are_made_again(tokenizer, tmp_path, caplog):
     """A file changed after its fingerprint was taken, a kill came before that was seen, and then it was changed back."""
     folder, changed = interrupted(tokenizer, tmp_path / "cache"), [Document("", "other"), *MANY[1:]]
@@ -307,6 +311,7 @@ def test_the_nano_run_and_the_embedded_corpus_are_what_they_were(tmp_path):
     assert [tokenizer.fingerprint[:16], *digests] == RECORDED
 
 
+@pytest.mark.planted
 def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, monkeypatch):
     """Another process puts a folder in the way while we write; a whole one stays, a damaged one goes."""
     done = prepare(DOCUMENTS, tokenizer, tmp_path / "done")

@@ -104,6 +104,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED.keys())
+@pytest.mark.planted
 def test_a_damaged_line_is_named_unless_it_is_the_torn_last_one(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(GOOD + b"\n" + line + GOOD + b"\n")

@@ -181,6 +181,7 @@ def _changed(content, **changes):
     return json.loads(json.dumps(content)) | changes
 
 
+@pytest.mark.planted(7)
 def test_unusable_files_are_refused_in_one_line(content, tmp_path):
     vocab = content["model"]["vocab"]
     unmarked = [{**token, "special": False} for token in content["added_tokens"]]

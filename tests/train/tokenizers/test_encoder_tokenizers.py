@@ -233,6 +233,7 @@ def test_token_bytes_are_those_of_the_pieces(ours: Tokenizer):
 UNMARKED = {"wordpiece": "[SEP]", "roberta": "</s>"}
 
 
+@pytest.mark.planted(2)
 def test_a_mark_that_is_missing_or_that_texts_can_spell_is_refused(ours: Tokenizer, folder: Path, tmp_path: Path):
     content = json.loads((folder / "tokenizer.json").read_text())
     sep = UNMARKED[ours.kind]

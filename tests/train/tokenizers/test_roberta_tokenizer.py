@@ -115,6 +115,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.planted
 def test_bad_files_are_refused(tmp_path: Path, name: str):
     vocabulary, merges, told = BAD[name]
     (tmp_path / "vocab.json").write_text(vocabulary)

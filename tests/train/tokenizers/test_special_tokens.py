@@ -56,6 +56,7 @@ def test_a_document_ends_with_the_separator_but_xlnets_with_a_mark_of_its_own():
 
 
 @pytest.mark.parametrize("gone", [name for name in XLNET.values() if name not in ROBERTA.values()])
+@pytest.mark.planted
 def test_a_vocabulary_of_xlnets_that_lacks_one_is_refused_for_it(gone: str):
     """It shares five names with RoBERTa's, and is not taken for one."""
     ids = {name: number for number, name in enumerate(XLNET.values()) if name != gone}

@@ -87,6 +87,7 @@ VOCABULARIES = {
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.planted
 def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, name: str):
     raw, told = VOCABULARIES[name]
     (tmp_path / "vocab.txt").write_bytes(raw)
@@ -100,6 +101,7 @@ def refused(folder: Path) -> str:
     return str(refusal.value)
 
 
+@pytest.mark.planted
 def test_other_bad_files_are_refused(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (published / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
     assert refused(published) == f'{published}/tokenizer_config.json: do_lower_case is "no"; it must be true or false'

@@ -193,6 +193,7 @@ def test_a_comma_after_a_digit_stays_apart():
     assert words.entries(words.encode("9, 9,9 a,")) == ["\u25819", ",", "\u25819", ",", "9", "\u2581", "a,"]
 
 
+@pytest.mark.planted
 def test_a_mutant_that_lets_it_win_is_caught(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unigram_xlnet, "LOST", 0.0)
     words = Tokenizer(unigram_xlnet.read(numbered()))
@@ -243,6 +244,7 @@ def test_templates_are_those_of_transformers(ours: Tokenizer, theirs: Any, folde
             assert types.tolist() == expected["token_type_ids"]
 
 
+@pytest.mark.planted
 def test_a_mutant_template_is_caught(ours: Tokenizer, theirs: Any):
     """CLS first is not what `transformers` does."""
     text = "The White Whale."
@@ -413,6 +415,7 @@ def test_other_rules_are_written_as_they_are(ours: Tokenizer, folder: Path, tmp_
     assert len(list(other.pieces([("a b " * pieces.PIECE, True)]))) == 1
 
 
+@pytest.mark.planted(3)
 def test_bad_files_are_refused(raw: bytes, folder: Path, tmp_path: Path):
     lost = raw.replace(b"<eod>", b"<xyz>")
     (tmp_path / "spiece.model").write_bytes(lost)

@@ -150,7 +150,9 @@ def broken(place: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("line", BAD)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.planted) if line.endswith(("garbled", "jumbled")) else line for line in BAD]
+)
 def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsys: pytest.CaptureFixture[str]):
     """No folder around the one that is not made, either."""
     shutil.rmtree(broken / "models", ignore_errors=True)
@@ -165,7 +167,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
         (["--init", "nowhere"], "nowhere: no such folder"),
         (["--init", "gpt2", "--model.layers", "1"], "--init gpt2: another model: layers 2 there and 1 here"),
         (["--init", "pickled"], "pickled/pytorch_model.bin: only safetensors are read"),
-        (["--init", "lacking"], "lacking: not the weights of its config.json: transformer.ln_f.bias is missing"),
+        pytest.param(
+            ["--init", "lacking"],
+            "lacking: not the weights of its config.json: transformer.ln_f.bias is missing",
+            marks=pytest.mark.planted,
+        ),
         (["--init", "unfinished"], "unfinished/checkpoints: no checkpoint yet"),
     ],
 )

@@ -160,6 +160,7 @@ def test_an_empty_row_is_zero_with_zero_gradient():
         assert (out[empty] == 0).all() and (dq[empty] == 0).all()
 
 
+@pytest.mark.planted(4)
 def test_the_comparison_catches_what_goes_wrong(monkeypatch):
     """Mutants: lengths that are not padded, a bias or half a mask that gets lost, empty rows left to the kernel."""
     t, mask, bias = 11, masks(11)["causal explicit"], biases(11)["dense"]

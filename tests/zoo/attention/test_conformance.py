@@ -119,6 +119,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(mistake, monkeypatch)
@@ -137,6 +138,7 @@ def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "planted", functools.partial(_wrong, mistake), raising=False)
 
 
+@pytest.mark.planted
 def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
     assert not conformance.Result({"out": float("nan")}, 1.0).ok
 

@@ -122,6 +122,7 @@ def test_two_rates_of_dropout_have_no_published_form(tmp_path: Path) -> None:
         pretrained.save(tmp_path, cfg, {})
 
 
+@pytest.mark.planted(2)
 def test_without_the_bias_of_its_words_a_file_is_a_bodys(tmp_path: Path) -> None:
     """It is the head's only tensor; that the file says otherwise is told. The tied table may lie beside it, if it is the same."""
     folder = tmp_path / "there"

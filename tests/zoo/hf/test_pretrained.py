@@ -85,6 +85,7 @@ def test_shards_land_where_the_table_says(tmp_path: Path):
     assert not np.asarray(params["embed"]["tokens"]["embedding"])[130:].any()
 
 
+@pytest.mark.planted(2)
 def test_old_names_buffers_and_a_stored_head(gpt2: Path, tmp_path: Path):
     stored = load_file(gpt2 / tensors.SINGLE)
     old = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
@@ -112,6 +113,7 @@ def test_half_precision_becomes_float32_exactly(gpt2: Path, tmp_path: Path, dtyp
 # --- what does not fit ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.planted
 def test_a_refusal_names_a_few_and_counts_the_rest(gpt2: Path, tmp_path: Path):
     stored = load_file(gpt2 / tensors.SINGLE)
     few = {name: tensor for name, tensor in stored.items() if ".h.1." not in name}
@@ -139,7 +141,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+UNLIKE_WEIGHTS = ("more layers", "fewer layers", "another width")
+"""Those that contradict the tensors beside them."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.planted] if case in UNLIKE_WEIGHTS else []) for case in CONFIGS]
+)
 def test_a_config_that_does_not_fit_is_refused(gpt2: Path, tmp_path: Path, case: str):
     changes, told = CONFIGS[case]
     folder = with_tensors(gpt2, tmp_path / "m", load_file(gpt2 / tensors.SINGLE))
@@ -159,6 +167,7 @@ def test_a_config_that_does_not_fit_is_refused(gpt2: Path, tmp_path: Path, case:
         (" " * (1 << 21), "at most"),
     ],
 )
+@pytest.mark.planted
 def test_a_broken_config_is_refused(tmp_path: Path, text: str, told: str):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(tmp_path, "config.json", told)
@@ -199,6 +208,7 @@ def test_layouts_split_transpose_and_stack(rng: np.random.Generator):
         assert np.array_equal(read(index), kernel[index])
 
 
+@pytest.mark.planted
 def test_a_table_that_forgets_a_leaf_is_a_defect(monkeypatch: pytest.MonkeyPatch):
     module = models.family("gpt")
     names_ = module.HF["causal"]
@@ -263,6 +273,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.planted
 def test_a_hostile_file_is_refused(tmp_path: Path, case: str):
     content, told = HOSTILE[case]
     (tmp_path / tensors.SINGLE).write_bytes(content)
@@ -275,12 +286,14 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str):
 @pytest.mark.parametrize(
     "where", ["../gpt2/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "x.bin", "x.safetensors/", 3, None]
 )
+@pytest.mark.planted
 def test_an_index_stays_in_its_folder(tmp_path: Path, where: Any):
     published.write_index(tmp_path, {"a": where})
     with pytest.raises(BadInput, match=r"index\.json"):
         tensors.read(tmp_path)
 
 
+@pytest.mark.planted(4)
 def test_an_index_and_its_shards_must_agree(gpt2: Path, tmp_path: Path):
     stored = load_file(gpt2 / tensors.SINGLE)
     save_file(stored, tmp_path / "model-1.safetensors")
@@ -299,6 +312,7 @@ def test_an_index_and_its_shards_must_agree(gpt2: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
+@pytest.mark.planted
 def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str):
     # Unpickling this would write the file "ran".
     ran = tmp_path / "ran"
@@ -309,6 +323,7 @@ def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str):
 
 
 @pytest.mark.slow
+@pytest.mark.planted(9_700)
 def test_random_damage_is_refused_in_bounded_memory():
     count = 10_000
     ended = run_python("-m", "tests.support.fuzz_weights", "1", str(count), cwd=ROOT)

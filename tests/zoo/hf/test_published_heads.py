@@ -199,6 +199,7 @@ def refused(folder: Path, *told: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.planted(3)
 def test_bert_as_it_was_released(tmp_path: Path) -> None:
     """Both pretraining heads with the names of old, the table once more as the decoder, and an architecture that is but one."""
     stored = {as_of_old(name): each for name, each in tiny("bert", "pretraining")[1].items()}
@@ -219,6 +220,7 @@ def test_bert_as_it_was_released(tmp_path: Path) -> None:
     refused(folder_of(tmp_path / "lacking", said, lacking), "cls.predictions.transform.LayerNorm.bias is missing")
 
 
+@pytest.mark.planted(3)
 def test_roberta_as_it_was_released(tmp_path: Path) -> None:
     """With a pooler that nothing uses, all of it or none, whole numbers of positions, and the decoder's bias once more."""
     stored = dict(tiny("roberta", "masked")[1])
@@ -302,6 +304,7 @@ def test_a_config_that_is_not_computed_is_refused(case: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.planted
 def test_rows_of_a_classifier_that_no_label_names_are_refused(tmp_path: Path) -> None:
     _, stored, _ = tiny("bert", "tokens")
     said = published.config("bert", "tokens") | {"id2label": None, "num_labels": 2}

@@ -155,6 +155,7 @@ def test_every_leaf_of_every_head_has_its_row(family: str, task: str) -> None:
         ("mlp/up/kernel", (*sharding.RULES, (r"up/kernel", (None, None))), 2),
     ],
 )
+@pytest.mark.planted
 def test_no_row_and_two_rows_are_refused(path: str, rules: Any, count: int) -> None:
     with pytest.raises(ValueError, match=f"{path} matches {count} rows"):
         sharding.spec(path, rules)
@@ -222,6 +223,7 @@ def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ONE_WAY)
+@pytest.mark.planted
 def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly: the derivative by every later token is 0, by every other one it is not. A leaky mask is caught."""
     net = small(family)
@@ -237,6 +239,7 @@ POSITIONS = jnp.array([[*range(5), *range(5), *range(5), 0]], jnp.int32)
 
 
 @every_family
+@pytest.mark.planted
 def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
     net = small(family)
     packed = with_source(net, row(16, segments=SEGMENTS, positions=POSITIONS))

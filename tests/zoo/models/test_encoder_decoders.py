@@ -84,7 +84,9 @@ def changed(folder: Path, form: str, other: dict[str, np.ndarray], **said: Any) 
     return pretrained.open_folder(folder)
 
 
-@pytest.mark.parametrize("form", ["t5-1.0", "t5-1.1"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("t5-1.0", marks=pytest.mark.planted(3)), pytest.param("t5-1.1", marks=pytest.mark.planted(2))]
+)
 def test_every_copy_of_the_table_must_be_one(form: str, tmp_path: Path) -> None:
     """Tied, the output's too; untied, it is another tensor."""
     shared = written(tmp_path / "plain", form)["shared.weight"]
@@ -117,8 +119,16 @@ def test_who_is_tied_is_said_under_two_names(said: dict[str, Any], tied: bool, t
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"tie_word_embeddings": True}, "lm_head.weight differs from shared.weight, which this family ties it to"),
-        ({"feed_forward_proj": "relu"}, "encoder.block.0.layer.1.DenseReluDense.wi.weight is missing"),
+        pytest.param(
+            {"tie_word_embeddings": True},
+            "lm_head.weight differs from shared.weight, which this family ties it to",
+            marks=pytest.mark.planted,
+        ),
+        pytest.param(
+            {"feed_forward_proj": "relu"},
+            "encoder.block.0.layer.1.DenseReluDense.wi.weight is missing",
+            marks=pytest.mark.planted,
+        ),
         ({"feed_forward_proj": "gated-silu"}, 'feed_forward_proj is "gated-silu"; this family computes relu, gated-gelu'),
         ({"is_gated_act": False}, "is_gated_act is false; this family computes true"),
         ({"dense_act_fn": "relu"}, 'dense_act_fn is "relu"; feed_forward_proj says gelu_new, gelu_pytorch_tanh'),
@@ -135,6 +145,7 @@ def test_what_is_not_computed_is_refused(said: dict[str, Any], told: str, tmp_pa
     assert told in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.planted
 def test_a_tied_config_of_untied_files_without_the_second_table(tmp_path: Path) -> None:
     stored = written(tmp_path / "there", "t5-1.1")
     del stored["lm_head.weight"]

@@ -57,6 +57,7 @@ def test_a_prefix_is_read_in_both_directions() -> None:
     np.testing.assert_array_equal(sees(net, random_params(net), batch), expected)
 
 
+@pytest.mark.planted
 def test_a_prefix_knows_what_lies_ahead() -> None:
     """The buckets of both directions: to one layer it is all the same how two tokens ahead are ordered only if a bias is."""
     net = of("decoder", layers=1, decoder_layers=1)
@@ -311,6 +312,7 @@ def test_what_fresh_parameters_are_like() -> None:
     assert (params["encoder"]["norm"]["scale"] == 1).all() and (kernels["norm3"]["scale"] == 1).all()
 
 
+@pytest.mark.planted
 def test_the_layers_are_applied_in_their_order() -> None:
     net = of("encoder_decoder")
     params, batch = random_params(net), with_source(net, row(8))

@@ -85,6 +85,7 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
 
 
 @every_form
+@pytest.mark.planted
 def test_it_computes_the_formulas(form: str) -> None:
     """Logits of a padded pair. Rounding: a dozen layers' sums of 32 to 300 terms of float32."""
     net, rng = small("transformer", **FORMS[form]), np.random.default_rng(0)

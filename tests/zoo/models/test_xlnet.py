@@ -185,6 +185,7 @@ def test_the_same_with_memory_and_segments(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("leak", [{"strict": False}, {"query_ranks": None, "key_ranks": None}], ids=["itself", "the future"])
+@pytest.mark.planted
 def test_a_leak_is_found(leak: dict[str, Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query stream that sees its own token; a content stream that sees later ones, which reaches targets by two layers."""
     net, batch = tiny(), targets(rng)
@@ -258,6 +259,7 @@ def test_along_an_order_all_texts_together_have_probability_one(rng: np.random.G
 # --- memory ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.planted
 def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
     """Three rows of four, each ordered in itself and behind the one before; no gradient reaches what is remembered."""
     net = tiny(memory=8)
@@ -305,6 +307,7 @@ def test_what_is_kept_of_a_row(memory: int, reuse: int, kept: int, rng: np.rando
     assert after["filled"].tolist() == [min(memory, kept), min(memory, 2 + kept)]
 
 
+@pytest.mark.planted
 def test_slots_that_were_never_filled_do_not_matter(rng: np.random.Generator) -> None:
     """Nor does an empty memory: it is as none. And whose memory is not asked for gives none back."""
     net = tiny(memory=4)
@@ -341,6 +344,7 @@ def test_who_remembers() -> None:
 # --- right to left --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.planted
 def test_a_backward_row_is_its_text_read_from_the_other_end(rng: np.random.Generator) -> None:
     """Turned around, with what is said of its tokens; a forward row beside it is as without any backward one."""
     net = tiny()

@@ -30,6 +30,7 @@ def temporaries(impl: str, length: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.planted
 def test_memory_of_both_streams_is_linear_in_length() -> None:
     """At a fixed number of targets nothing of size T x T is stored; by `xla` it is, and that is seen."""
     found = {length: temporaries("blocked", length) for length in (512, 2048)}

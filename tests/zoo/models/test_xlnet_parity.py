@@ -122,6 +122,7 @@ def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:
         np.testing.assert_allclose(carry["hidden"][:, :, MEMORY - filled :], theirs_, atol=1e-4, rtol=0)
 
 
+@pytest.mark.planted
 def test_half_of_the_rows_run_backwards(model: tuple[Model, Any, Any]) -> None:
     """As theirs do in the second half of a batch, if it is told to."""
     net, params, reference = model

@@ -70,7 +70,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots:
     return np.concatenate(found, 1), cache
 
 
-@every_generator
+@pytest.mark.parametrize("family", [pytest.param(family, marks=pytest.mark.planted(len(LEAKS[family]))) for family in GENERATORS])
 def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) -> None:
     """Padded rows at once, in pieces and token by token, against the whole forward pass without padding in front."""
     net = small(family, **({"pattern": ("full", "window"), "window": 3} if family == "gpt" else {}))

@@ -53,6 +53,7 @@ def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: An
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "family", [name if name in ("gpt", "xlnet") else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
 )
@@ -90,6 +91,7 @@ def test_remat_recomputes(family: str) -> None:
     assert products["none"] < products["attention"] < products["full"] <= 4 * forward
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("family", CAUSAL)
 def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop over the layers, each with its own explicit bool[T, T], sees and gives what the pattern does."""

@@ -151,6 +151,7 @@ MISTAKES: dict[str, Callable[[Arrays], Arrays]] = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_packing_is_seen(mistake: str) -> None:
     wrong = MISTAKES[mistake](together("bert", alone("bert")))

@@ -49,6 +49,7 @@ def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
     assert any(file.name.startswith("jit_") for file in Path(cache).iterdir()), "a small program was not kept"
 
 
+@pytest.mark.planted
 def test_the_canary_detects_what_the_flag_prevents() -> None:
     """The mutant of the guard: the same program under a fusion setting known to be wrong, which the user set and we respect."""
     verdict, flags, *_ = started(XLA_FLAGS=UNSAFE)
