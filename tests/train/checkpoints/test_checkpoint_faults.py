@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.processes import clean_environment, run_python
-from tests.support.states import META, ROOT, abstract, bits, make, mesh_of
+from tests.support.processes import ROOT, clean_environment, run_python
+from tests.support.states import META, abstract, bits, make, mesh_of
 from train import arrays
 from train.checkpoint import Checkpoints
 from train.marker import by_path
