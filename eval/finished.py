@@ -9,7 +9,7 @@ from pathlib import Path
 from train import quantities
 from train.config import Run
 from train.console import short
-from train.folder import Folder, read_config
+from train.folder import Folder, check_identity, read_config
 from train.marker import NAME, Damaged, Marker, folder_name
 from train.metrics import read as read_rows
 from zoo.errors import BadInput
@@ -64,6 +64,7 @@ def read(path: str | Path) -> Finished:
         raise BadInput(f"{path} is not finished: {checkpoint.name}: {damage}; {fix}") from None
     except KeyError as absent:
         raise BadInput(f"{checkpoint / NAME}: no {absent}, so the run does not say what it read; train it anew") from None
+    check_identity(checkpoint, meta, run)
     trained = [row for row in rows if row.get("kind") == "train"]
     if not trained:
         raise BadInput(f"{folder.metrics}: no row of the training; put the file back")

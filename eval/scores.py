@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from eval import labelled, masked, score, targets
 from train import config, inputs, optim
 from train import mesh as meshes
-from train.folder import Folder, read_config
+from train.folder import Folder, check_identity, read_config
 from train.load import checkpoints, no_checkpoint
 from train.marker import compare
 from train.step import DTYPES
@@ -58,6 +58,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     if restored is None:
         raise no_checkpoint(folder.path)
     found, meta = restored
+    check_identity(folder.checkpoints, meta, cfg)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
     rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))

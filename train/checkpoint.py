@@ -302,7 +302,10 @@ class Checkpoints:
         return sorted(steps, reverse=True)
 
     def _entries(self) -> list[pathlib.Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+        try:
+            return list(self.folder.iterdir()) if self.folder.is_dir() else []
+        except OSError as error:
+            raise BadInput(f"{self.folder}: checkpoints cannot be listed ({error.strerror}); make the folder readable") from error
 
     def _choose(self) -> int:
         """The newest sound step after setting aside the damaged ones above it; -1 if nothing was ever saved."""

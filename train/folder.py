@@ -156,6 +156,30 @@ def flat(run: Run) -> dict[str, Any]:
     return {"family": configs.family_of(run.model)} | dict(walk(run, ""))
 
 
+def identity(run: Run) -> dict[str, Any]:
+    """Return, as JSON, every field that a resumed run may not change. It is saved in each checkpoint."""
+    return json.loads(json.dumps({key: value for key, value in flat(run).items() if not may_change(key)}))
+
+
+def check_identity(checkpoint: Path, meta: Mapping[str, Any], run: Run) -> None:
+    """Refuse a checkpoint that was saved by a run of another configuration.
+
+    Args:
+        checkpoint: its folder, for the message.
+        meta: what was saved beside its arrays.
+        run: the configuration that is asked for. Fields newer than the checkpoint are not compared.
+
+    Raises:
+        BadInput: names every field that differs.
+    """
+    from train.marker import compare  # which imports JAX, and the command line reads configurations without it
+
+    saved, asked = meta.get("config", {}), identity(run)
+    if changed := compare(saved, {key: value for key, value in asked.items() if key in saved}):
+        fix = "put back the checkpoint and the config.json that belong together"
+        raise BadInput(f"{checkpoint}: saved by a run of another configuration: {'; '.join(changed)}; {fix}")
+
+
 def may_change(key: str) -> bool:
     """Whether a dotted key of `flat` is one of `MAY_CHANGE` or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
-from train.folder import Folder, is_run, read_config
+from train.folder import Folder, check_identity, is_run, read_config
 from train.tokenizer import FILE, Tokenizer
 from zoo import hub, models, pretrained, sharding
 from zoo.errors import BadInput, require
@@ -130,6 +130,7 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored
+    check_identity(folder.checkpoints, meta, run)
     step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")

@@ -21,7 +21,7 @@ from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
 from train.console import Console
-from train.folder import Folder, differences, read_config, write_json
+from train.folder import Folder, check_identity, differences, identity, read_config, write_json
 from train.inputs import Inputs
 from train.marker import compare
 from train.mixture import ordered
@@ -87,8 +87,11 @@ def run(
         built = assemble(cfg, net, goal, mesh)
         engine = built.engine
         restored = checkpoints.restore(built.state)
-        if restored is not None and (changed := compare(restored[1], data.fingerprints())):
-            raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
+        meta = {**data.fingerprints(), "config": identity(cfg)}
+        if restored is not None:
+            check_identity(folder.checkpoints, restored[1], cfg)
+            if changed := compare(restored[1], meta, ignored=("config",)):
+                raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
             # The configuration first: it keeps another run from taking over a tokenizer that a kill left alone.
             folder.write_config(cfg)
@@ -150,12 +153,12 @@ def run(
                         began = time.perf_counter()
                         score = validate(engine.get(state).params)
                         recorder.valid(score, time.perf_counter() - began)
-                        choice.note(engine.get(state), score, data.fingerprints())
+                        choice.note(engine.get(state), score, meta)
                         stopping = stopping or choice.exhausted(at)
                 if recorder.due(cfg.checkpoint.every) or stopping:
                     with recorder.pause():
                         recorder.sync()
-                        checkpoints.save(engine.get(state), data.fingerprints())
+                        checkpoints.save(engine.get(state), meta)
         if not checkpoints.wait():
             newest = "the start" if (step := checkpoints.latest()) is None else f"step {step}"
             raise BadInput(f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from {newest}")

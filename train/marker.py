@@ -68,6 +68,8 @@ class Marker:
             sizes = {path: file.lstat().st_size for path, file in _files(folder).items()}
         except FileNotFoundError as error:
             raise Damaged("it is being removed") from error
+        except OSError as error:
+            raise Damaged(f"its files cannot be listed ({error.strerror})") from error
         for path in sorted(sizes.keys() | marker.files.keys()):
             if path not in marker.files:
                 raise Damaged(f"{path} does not belong to it")
@@ -88,6 +90,8 @@ class Marker:
                 same = _digest(folder / path) == saved["sha256"]
             except FileNotFoundError as error:
                 raise Damaged(f"{path} is missing") from error
+            except OSError as error:
+                raise Damaged(f"{path} cannot be read ({error.strerror})") from error
             if not same:
                 raise Damaged(f"{path} has other content than was saved")
 
@@ -178,7 +182,9 @@ def _unseal(file: pathlib.Path) -> dict[str, Any]:
         sealed = _seal(content) == text
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{file.name} is missing") from error
-    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
+    except OSError as error:
+        raise Damaged(f"{file.name} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{file.name} cannot be read") from error
     if not sealed:
         raise Damaged(f"{file.name} was changed after it was written")

@@ -9,7 +9,7 @@ import jax
 
 from train import config, quantities
 from train.checkpoint import Checkpoints
-from train.folder import Folder
+from train.folder import Folder, check_identity
 from train.quantities import QUANTITIES
 
 JUDGES = tuple(name for name, quantity in QUANTITIES.items() if quantity.better)
@@ -43,7 +43,7 @@ class Choice:
         if self._run.selection.best:
             self._kept.__exit__(*error)
 
-    def note(self, state: Any, score: Any, meta: dict[str, str]) -> None:
+    def note(self, state: Any, score: Any, meta: dict[str, Any]) -> None:
         """Keep the parameters of a state if its validation is the best so far; of equal ones the first. One that is not finite
         is never the best.
 
@@ -85,4 +85,8 @@ class Choice:
     def _best(self) -> tuple[int, float] | None:
         """(step, value) of the best so far."""
         step = self._kept.latest()
-        return None if step is None else (step, float(self._kept.meta(step)["value"]))
+        if step is None:
+            return None
+        meta = self._kept.meta(step)
+        check_identity(self._kept.folder, meta, self._run)
+        return step, float(meta["value"])
