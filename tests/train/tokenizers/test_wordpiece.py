@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
 from tests.support.hard_texts import HARD, random_characters
+from tests.train.tokenizers.kinds import auto
 from train import tokenizer_files, wordpiece
 from train.marks import Marks
 from train.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 WORDS = "the white whale swim ##s ##ming caf ##e ##\u00e9 caf\u00e9 cafe The Whale ' s ! \u6f22 \u5b57 \u6f22\u5b57 \x85 \u2028"
+SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 
 
 @pytest.fixture
@@ -26,72 +27,35 @@ def published(tmp_path: Path) -> Path:
     return tmp_path
 
 
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"do_lower_case": False},
-    {"do_lower_case": True, "strip_accents": False},
-    {"do_lower_case": False, "strip_accents": True},
-    {"tokenize_chinese_chars": False, "strip_accents": None},
-]
+ACCENTS = "caf\u00e9 The \u6f22\u5b57"
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    # What tokenizer_config.json says, and what ACCENTS is with it.
+    "none": ({}, "cafe the \u6f22 \u5b57"),
+    "cased": ({"do_lower_case": False}, ACCENTS.replace("\u6f22", "\u6f22 ")),
+    "accents": ({"do_lower_case": True, "strip_accents": False}, "caf\u00e9 the \u6f22 \u5b57"),
+    "cased without accents": ({"do_lower_case": False, "strip_accents": True}, "cafe The \u6f22 \u5b57"),
+    "Chinese": ({"tokenize_chinese_chars": False, "strip_accents": None}, "cafe the \u6f22\u5b57"),
+}
 
 
-@pytest.mark.parametrize("given", SETTINGS, ids=str)
-def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, given: dict[str, Any]):
-    (published / "tokenizer_config.json").write_text(json.dumps(given))
+@pytest.mark.parametrize(("options", "decoded"), SETTINGS.values(), ids=SETTINGS)
+def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, options: dict[str, Any], decoded: str) -> None:
+    import transformers
+
+    (published / "tokenizer_config.json").write_text(json.dumps(options))
     ours, theirs = tokenizer_files.read(published), transformers.BertTokenizer.from_pretrained(published)
     assert ours.marks == Marks(pad=0, unk=100, cls=101, sep=102, mask=103)
     assert ours.vocab_size == 999 + len(WORDS.split(" "))
-    for text in (
-        HARD,
-        random_characters(2000),
-        "The white Whale's swimming!",
-        "caf\u00e9 Caf\u00e9",
-        "\u6f22\u5b57",
-        "the\u2028whale",
-    ):
+    assert ours.decode(ours.encode(ACCENTS)) == decoded
+    for text in (HARD, random_characters(2000), "The white Whale's swimming!", f"Caf\u00e9 {ACCENTS}", "the\u2028whale"):
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
-    # And so does what is written of it.
+    # What is written of it does the same.
     out = published / "out"
     out.mkdir()
     tokenizer_files.write(out, ours, longest=512)
     assert (out / "vocab.txt").read_bytes() == (published / "vocab.txt").read_bytes()
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
-    again = transformers.AutoTokenizer.from_pretrained(out)
-    assert again("caf\u00e9 Caf\u00e9 \u6f22\u5b57")["input_ids"] == theirs("caf\u00e9 Caf\u00e9 \u6f22\u5b57")["input_ids"]
-
-
-def test_the_settings_make_a_difference(published: Path):
-    seen = set()
-    for given in SETTINGS:
-        (published / "tokenizer_config.json").write_text(json.dumps(given))
-        ours = tokenizer_files.read(published)
-        seen.add(ours.decode(ours.encode("caf\u00e9 The \u6f22\u5b57")))
-    assert seen == {
-        "cafe the \u6f22 \u5b57",
-        "caf\u00e9 The \u6f22 \u5b57",
-        "caf\u00e9 the \u6f22 \u5b57",
-        "cafe The \u6f22 \u5b57",
-        "cafe the \u6f22\u5b57",
-    }
-
-
-VOCABULARIES = {
-    "twice": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", 'vocab.txt: line 8 is the same entry as line 6, "a"; fetch it'),
-    "no UTF-8": (b"[PAD]\n[UNK]\n\xff\n", "vocab.txt: not UTF-8 (byte 12)"),
-    "empty": (b"", "vocab.txt: it has none of [PAD], [UNK], [CLS], [SEP], [MASK]; fetch a vocabulary of BERT's"),
-    "no marks": (b"a\nb\n", "vocab.txt: it has none of [PAD]"),
-    "missing": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", "vocab.txt: it has no [MASK], and an encoder needs [PAD], [UNK], [CLS]"),
-    "several": (b"[PAD]\n[UNK]\n[CLS]\n", "vocab.txt: it has no [SEP] and no [MASK], and an encoder"),
-    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "vocab.txt: its marks are those of byte-level BPE, and its model"),
-}
-
-
-@pytest.mark.parametrize("name", VOCABULARIES)
-@pytest.mark.planted
-def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, name: str):
-    raw, told = VOCABULARIES[name]
-    (tmp_path / "vocab.txt").write_bytes(raw)
-    assert refused(tmp_path).startswith(f"{tmp_path}/{told}")
+    assert auto(out)(f"Caf\u00e9 {ACCENTS}")["input_ids"] == theirs(f"Caf\u00e9 {ACCENTS}")["input_ids"]
 
 
 def refused(folder: Path) -> str:
@@ -101,18 +65,33 @@ def refused(folder: Path) -> str:
     return str(refusal.value)
 
 
+VOCABULARIES = {
+    "twice": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", 'line 8 is the same entry as line 6, "a"; fetch it'),
+    "no UTF-8": (b"[PAD]\n[UNK]\n\xff\n", "not UTF-8 (byte 12)"),
+    "empty": (b"", "it has none of [PAD], [UNK], [CLS], [SEP], [MASK]; fetch"),
+    "no special tokens": (b"a\nb\n", "it has none of [PAD]"),
+    "missing": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", "it has no [MASK], and an encoder needs [PAD], [UNK], [CLS]"),
+    "several": (b"[PAD]\n[UNK]\n[CLS]\n", "it has no [SEP] and no [MASK], and an encoder"),
+    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its marks are those of byte-level BPE, and its model"),
+}
+
+
 @pytest.mark.planted
-def test_other_bad_files_are_refused(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("raw", "message"), VOCABULARIES.values(), ids=VOCABULARIES)
+def test_a_damaged_vocabulary_is_refused(raw: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes(raw)
+    assert refused(tmp_path).startswith(f"{tmp_path}/vocab.txt: {message}")
+
+
+@pytest.mark.planted
+def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (published / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
     assert refused(published) == f'{published}/tokenizer_config.json: do_lower_case is "no"; it must be true or false'
-    (published / "tokenizer_config.json").unlink()
-    tokenizer_files.read(published)
-
-    unknown = wordpiece.content({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}, lowercase=True)
+    unknown = wordpiece.content(SPECIAL, lowercase=True)
     unknown["model"]["unk_token"] = "<unk>"
     with pytest.raises(BadInput, match=r"WordPiece, with \[UNK\] for the unknown, and its model is another"):
         Tokenizer(unknown)
-
+    (published / "tokenizer_config.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_files, "LARGEST_FILE", 1000)
         assert refused(published).startswith(f"{published}/vocab.txt: larger than 0 MiB")
@@ -120,79 +99,65 @@ def test_other_bad_files_are_refused(published: Path, tmp_path: Path, monkeypatc
     assert refused(published).startswith(f"{published}: holds no tokenizer.json and no vocab.json, vocab.txt or spiece.model")
 
 
-def test_an_entry_that_a_line_cannot_hold_is_not_written(tmp_path: Path):
-    entries = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a\nb": 5}
+def test_an_entry_that_is_not_one_line_is_not_written(tmp_path: Path) -> None:
+    ours = Tokenizer(wordpiece.content({**SPECIAL, "a\nb": 5}, lowercase=True))
     with pytest.raises(BadInput, match=r'vocab.txt: the entry "a\\nb" is not one line'):
-        tokenizer_files.write(tmp_path, Tokenizer(wordpiece.content(entries, lowercase=True)), longest=512)
+        tokenizer_files.write(tmp_path, ours, longest=512)
 
 
-def test_a_file_without_a_decoder_is_decoded_to_words():
-    content = wordpiece.content({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5, "##b": 6}, lowercase=True)
-    ours = Tokenizer({**content, "decoder": None})
+def test_a_file_without_a_decoder_is_decoded_to_words() -> None:
+    rules = wordpiece.content({**SPECIAL, "a": 5, "##b": 6}, lowercase=True)
+    ours = Tokenizer({**rules, "decoder": None})
     assert ours.decode(ours.encode("ab a")) == "ab a"
 
 
-# --- training -------------------------------------------------------------------------------------------------------------------
+# --- Training ---
 
 
-def entries(tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
+def train(text: str, vocab: int = 100, **options: bool) -> tuple[Tokenizer, list[str]]:
+    """Return a tokenizer and its entries behind the special tokens."""
+    tokenizer = Tokenizer.train([text], vocab, "wordpiece", **options)
+    assert tokenizer.entries(range(5)) == [*SPECIAL]
+    return tokenizer, tokenizer.entries(range(5, tokenizer.vocab_size))
 
 
-def test_pairs_are_merged_by_how_often_they_occur():
-    """Marks, characters, characters within a word, then merges: "ab" is in 3 + 2 words, "abc" in 3, "d!" in no word."""
-    tokenizer = Tokenizer.train(["abc abc abc ab ab d!"], 21, "wordpiece")
-    characters = ["!", "a", "b", "c", "d"]
-    merged = ["ab", "abc"]
-    continuing = ["##a", "##b", "##c", "##d"]
-    assert entries(tokenizer) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *continuing, *merged]
+def test_pairs_are_merged_by_how_often_they_occur() -> None:
+    """Characters, characters within a word, then merges: "ab" is in 3 + 2 words, "abc" in 3, "d!" in no word."""
+    _, entries = train("abc abc abc ab ab d!", 21)
+    assert entries == [*("!", "a", "b", "c", "d"), *("##a", "##b", "##c", "##d"), *("ab", "abc")]
 
 
-def test_what_is_dropped_from_a_text_does_not_divide_its_words():
-    """A separator that Python takes for a space; a line end is one."""
-    trained = entries(Tokenizer.train(["ab\x1ccd ef\tgh\r\nij\nkl " * 9], 100, "wordpiece"))
-    assert {"abcd", "ef", "gh", "ij", "kl"} < {*trained}
-    assert not {"efgh", "ghij", "ijkl"} & {*trained}
+def test_what_is_dropped_from_a_text_does_not_divide_its_words() -> None:
+    """A separator that Python takes for a space is dropped; a line end divides."""
+    entries = {*train("ab\x1ccd ef\tgh\r\nij\nkl " * 9)[1]}
+    assert {"abcd", "ef", "gh", "ij", "kl"} < entries
+    assert not {"efgh", "ghij", "ijkl"} & entries
 
 
-def test_every_character_of_the_text_can_go_on_in_a_word():
-    tokenizer = Tokenizer.train(["x 7 \u00e9, \u6f22"], 100, "wordpiece")
+def test_every_character_of_the_text_can_continue_a_word() -> None:
+    tokenizer, entries = train("x 7 \u00e9, \u6f22")
     assert tokenizer.marks.unk not in tokenizer.encode("7x7e, x\u6f227")
-    assert "##," not in entries(tokenizer) and "##\u6f22" not in entries(tokenizer)
+    assert "##," not in entries and "##\u6f22" not in entries
 
 
-def test_the_rarest_characters_are_unknown_where_there_is_no_room():
-    text = "".join(chr(code) * (200 - code) + " " for code in range(97, 123))
-    small = Tokenizer.train([text], 25, "wordpiece", lowercase=False)
+def test_the_rarest_characters_are_unknown_in_a_small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, entries = train("".join(chr(code) * (200 - code) + " " for code in range(97, 123)), 25, lowercase=False)
     assert small.vocab_size == 25
-    assert [entry for entry in entries(small)[5:] if not entry.startswith("##")] == [chr(code) for code in range(97, 107)]
+    assert [entry for entry in entries if not entry.startswith("##")] == [chr(code) for code in range(97, 107)]
     assert small.encode("z").tolist() == [small.marks.unk]
-
-
-def test_a_trained_vocabulary_has_at_most_a_thousand_characters(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wordpiece, "CHARACTERS", 3)
-    tokenizer = Tokenizer.train(["a a b b c c d"], 100, "wordpiece")
-    assert entries(tokenizer)[5:] == ["a", "b", "c", "##a", "##b", "##c"]
+    assert train("a a b b c c d")[1] == ["a", "b", "c", "##a", "##b", "##c"]
 
 
-def test_words_too_long_to_be_known_teach_nothing():
-    assert entries(Tokenizer.train(["ab " + "cd" * 51], 100, "wordpiece"))[-1] == "ab"
-    assert "cdcd" in "".join(entries(Tokenizer.train(["ab " + "cd" * 50], 100, "wordpiece")))
+def test_words_too_long_to_be_known_are_not_trained_on() -> None:
+    assert train("ab " + "cd" * 51)[1][-1] == "ab"
+    assert "cdcd" in "".join(train("ab " + "cd" * 50)[1])
 
 
-def test_words_are_counted_alike_however_much_text_is_held(monkeypatch: pytest.MonkeyPatch):
+def test_words_are_counted_alike_however_much_text_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a word that occurs more often than one line of the text handed to the library repeats it."""
     texts = ["the white whale, the ship " * 700, "the\x1cse na\u00efve \u6f22\u5b57\u3002whale" * 3, "sea zoo " * 1000]
     whole = Tokenizer.train(texts, 60, "wordpiece").fingerprint
     monkeypatch.setattr(wordpiece, "AT_ONCE", 10)
     monkeypatch.setattr(wordpiece, "REPEATED", 7)
     assert Tokenizer.train(texts, 60, "wordpiece").fingerprint == whole
-
-
-def test_training_passes_on_what_the_texts_raise():
-    def texts():
-        yield "some text"
-        raise BadInput("line 2")
-
-    with pytest.raises(BadInput, match="line 2"):
-        Tokenizer.train(texts(), 300, "wordpiece")

@@ -1,0 +1,134 @@
+"""One trained tokenizer of each kind, its files, and the same in `transformers`: made once for all tests of this folder."""
+
+import functools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.support.hard_texts import HARD, random_characters
+from train import pieces, spiece, tokenizer_files, unigram, unigram_xlnet
+from train.config import Data
+from train.corpus import split
+from train.marks import Marks
+from train.tokenizer import Kind, Tokenizer
+
+VOCAB = 900
+KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "sentencepiece", "xlnet")
+ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "xlnet")
+"""Kinds with special tokens around a text."""
+UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet")
+BERT = Marks(pad=0, unk=1, cls=2, sep=3, mask=4)
+ROBERTA = Marks(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2)
+XLNET = Marks(unk=0, bos=1, eos=2, cls=3, sep=4, pad=5, mask=6, eod=7, eop=8, cls_last=True)
+AWKWARD = [
+    *("``Quoted'' text, ''twice'' and `once'", "It''s", "``", "''''", '"x" ``"', "'' ''"),
+    "caf\u00e9 cafe\u0301 na\u00efve \u00dcber Stra\u00dfe \u0130stanbul \u01c4",
+    "\u00bd \ufb01ne \u2460 x\u00b2 \uff37\uff28",
+    *("In 1851, 2,000 men; 3,14 and 9, 9,, 12,a ,1", "1,", ",", "7,7,7", "\u0663, \u00b2,"),
+    *("U.S. (the) \u201cCall me\u201d - a\u2013b \u2014c; \u00a35 \u20ac6.", '-- () .. ""'),
+    *("", " ", "\t", "\n", "  two  spaces   and\ttabs\t\n\r\nends  ", "\u3000wide\u00a0\u2009spaces\u2028"),
+    "\U0001f433\U0001f433 a\U0001f433 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4",
+    *("The Whale's WHALE whale", "\u0416\u0416 \u0416", "\u2581a \u2581\u2581b \u2581", "\x00\x1f a\x00b", "\u0301 \u0301x"),
+]
+
+
+def lines(number: int = 300) -> list[str]:
+    """Join awkward parts at random, the same way in every process."""
+    rng = random.Random(0)
+    parts = [part for text in AWKWARD for part in text.split(" ")] + ["whale", "the", ",", "''", "\u00e9", "  ", "9,"]
+    return ["".join(part + rng.choice(["", " ", " ", "  "]) for part in rng.choices(parts, k=8)) for _ in range(number)]
+
+
+TEXTS = [HARD, random_characters(5000), *AWKWARD, *lines()]
+
+
+@functools.cache
+def chapters() -> tuple[str, ...]:
+    """Return the held-out chapters of the embedded book, and a hard text."""
+    return (*(document.text for document in split(Data())[1]), HARD)
+
+
+@functools.cache
+def trained(kind: Kind) -> Tokenizer:
+    """Return the tokenizer of a kind that is trained on `chapters`."""
+    if kind not in UNIGRAMS:
+        return Tokenizer.train(chapters(), VOCAB, kind)
+    # The same as of `Tokenizer.train`, which would train the model that `raw` trains once more.
+    rules = unigram if kind == "sentencepiece" else unigram_xlnet
+    return Tokenizer(rules.read(spiece.parse(raw(kind))))
+
+
+@functools.cache
+def raw(kind: Kind) -> bytes:
+    """Return the spiece.model of a unigram kind; T5's has no sentinels."""
+    return unigram.model(chapters(), VOCAB - 100) if kind == "sentencepiece" else unigram_xlnet.model(chapters(), VOCAB)
+
+
+def trained_from_pieces() -> list[str]:
+    """Return the fingerprints of tokenizers trained on pieces of about 100 characters. Leaves `train.pieces` changed."""
+    pieces.PIECE = 100
+    parts = [piece for text in chapters() for piece, _ in pieces.cut([text])]
+    assert len(parts) > 50 * len(chapters())
+    return [Tokenizer.train(iter(parts), VOCAB, kind).fingerprint for kind in KINDS]
+
+
+@functools.cache
+def written(kind: Kind) -> Path:
+    """Return a folder with the files that are written of the trained tokenizer. Tests must not change it."""
+    from tests.support.environment import SCRATCH
+
+    folder = SCRATCH / "tokenizers" / kind
+    folder.mkdir(parents=True)
+    tokenizer_files.write(folder, trained(kind), longest=None)
+    name_family(folder, kind)
+    return folder
+
+
+def name_family(folder: Path, kind: Kind) -> None:
+    """Write a config.json by which `transformers` knows the class of the tokenizer."""
+    family = {"gpt": "gpt2", "wordpiece": "bert", "sentencepiece": "t5"}.get(kind, kind)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+
+
+@functools.cache
+def published(kind: Kind) -> Path:
+    """Return a folder as unigram models were released first: a spiece.model alone."""
+    folder = written(kind).with_name(f"{kind}-published")
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(raw(kind))
+    name_family(folder, kind)
+    return folder
+
+
+@functools.cache
+def theirs(kind: Kind) -> Any:
+    """Return the tokenizer that `transformers` makes of what is written."""
+    return auto(written(kind))
+
+
+def auto(folder: Path, **options: Any) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+def as_it_is(folder: Path) -> Any:
+    """Return the tokenizer of `transformers` that takes its rules and templates from tokenizer.json."""
+    import transformers
+
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+def content(kind: Kind) -> dict[str, Any]:
+    """Return a new copy of the trained tokenizer.json."""
+    return json.loads((written(kind) / "tokenizer.json").read_text())
+
+
+@functools.cache
+def library(kind: Kind) -> Any:
+    """Return the same model in SentencePiece's own library."""
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=raw(kind))
