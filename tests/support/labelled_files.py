@@ -5,10 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from train import readers
 from train.config import Data
 from train.config_objectives import Labelled
@@ -27,7 +23,7 @@ ASKED = [
 
 
 def squad(questions: Any = ASKED, *, version: int = 2, context: str = CONTEXT, title: str | None = "Whales") -> dict[str, Any]:
-    """A file of SQuAD with one article."""
+    """Return the content of a SQuAD file with one article."""
     qas = []
     for name, question, answers in questions:
         given = [{"text": text, "answer_start": start} for text, start in answers]
@@ -38,7 +34,7 @@ def squad(questions: Any = ASKED, *, version: int = 2, context: str = CONTEXT, t
 
 
 def flat_questions() -> list[dict[str, Any]]:
-    """The same as rows, as `datasets` has them."""
+    """Return the same as rows, as `datasets` has them."""
     return [
         {
             **{"id": name, "title": "Whales", "context": CONTEXT, "question": question},
@@ -64,12 +60,17 @@ Content = str | bytes | list[dict[str, Any]]
 
 
 def put(file: Path, content: Content) -> Path:
-    """A file of text, in UTF-8, of bytes, or of rows: .jsonl, .parquet, or without an ending a folder of `datasets`."""
+    """Write a file of text, in UTF-8, of bytes, or of rows: .jsonl, .parquet, or without an ending a folder of `datasets`."""
     if isinstance(content, list):
         if file.suffix == ".parquet":
+            import pyarrow.parquet
+
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), file)
             return file
         if not file.suffix:
+            import datasets
+
+            datasets.disable_progress_bars()
             datasets.Dataset.from_list(content).save_to_disk(file)
             return file
         content = "".join(json.dumps(row) + "\n" for row in content)

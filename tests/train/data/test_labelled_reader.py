@@ -1,23 +1,22 @@
 """Labelled files of every format as the examples they hold; and the two halves of a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import labelled_files as files
 from tests.support.labelled_files import (
     ARTICLE,
     ASKED,
-    CHOSEN,
     CONTEXT,
     QUIZ,
     RATED,
     ROWS,
-    SENTENCES,
     TAGGED,
     Content,
     flat_questions,
@@ -27,61 +26,78 @@ from tests.support.labelled_files import (
     squad,
 )
 from train import readers
-from train.examples import Choice, Question, Tagged, Text
+from train.examples import Question
 from zoo.errors import BadInput
 
-
-@pytest.fixture(autouse=True)
-def _silent() -> None:
-    datasets.disable_progress_bars()
-
-
-# --- Texts ----------------------------------------------------------------------------------------------------------------------
-
-TEXTS: dict[str, tuple[str, Content, dict[str, Any]]] = {
-    "tsv": ("a.tsv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in RATED), {}),
-    "tsv without a header": ("a.tsv", "".join(f"{text}\t1\t{label}\r\n" for text, label in RATED), {"header": False}),
+# What the examples of an objective are, in every format.
+EXAMPLES: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
+    "classification": (lambda each: (each.text, each.label, each.pair), [(*rated, None) for rated in RATED]),
+    "tagging": (lambda each: (each.words, each.tags), files.SENTENCES),
+    "span": (
+        lambda each: (each.id, each.question, [*each.answers], each.document, each.context),
+        [(*asked, "Whales", CONTEXT) for asked in ASKED],
+    ),
+    "choice": (
+        lambda each: (each.question, each.options, each.answer, each.document, each.article),
+        [(*chosen, "Anna sails.", "Anna sails.") for chosen in files.CHOSEN],
+    ),
+}
+TSV = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in RATED)
+SPACES = "-DOCSTART- -X- O O\n\nAnna NNP X B-PER\nsees  V X O\nRome NNP X B-LOC\n-DOCSTART- -X- O O\n"
+COLUMNS = "B-PER\t1\tAnna\nO\t2\tsees\nB-LOC\t3\tRome\n\nO\t1\t4\nO\t2\t#\nI-X\t3\t\u00e9\n"
+FORMATS: dict[str, tuple[str, str, Content, dict[str, Any]]] = {
+    "tsv": ("classification", "a.tsv", TSV, {}),
+    "tsv with a byte order mark": ("classification", "a.TSV", "\ufeff" + TSV.replace("\n", "\n\n"), {}),
+    "tsv without a header": (
+        *("classification", "a.tsv", "".join(f"{text}\t1\t{label}\r\n" for text, label in RATED)),
+        {"header": False},
+    ),
     "tsv of chosen columns": (
-        *("a.tsv", "id\tsaid\tso\n" + "\n".join(f"7\t{text}\t{label}" for text, label in RATED)),
+        *("classification", "a.tsv", "id\tsaid\tso\n" + "\n".join(f"7\t{text}\t{label}" for text, label in RATED)),
         {"text": "said", "label": "so"},
     ),
     "tsv of chosen numbers": (
-        *("a.tsv", "".join(f"{label}\t{text}\t-\n" for text, label in RATED)),
+        *("classification", "a.tsv", "".join(f"{label}\t{text}\t-\n" for text, label in RATED)),
         {"header": False, "text": "2", "label": "1"},
     ),
-    "tsv with a byte order mark": ("a.TSV", "\ufefftext\tlabel\n" + "".join(f"{text}\t{label}\n\n" for text, label in RATED), {}),
-    "csv": ("a.csv", 'label,text\nyes,it is good\nperhaps,"so ""so"" 4"\n\nno,\u00fcble Sache', {}),
-    "csv without a header": ("a.csv", 'it is good,yes\n"so ""so"" 4",perhaps\n"\u00fcble Sache",no', {"header": False}),
+    "csv": ("classification", "a.csv", 'label,text\nyes,it is good\nperhaps,"so ""so"" 4"\n\nno,\u00fcble Sache', {}),
     "csv in latin-1": (
-        *("a.csv", b'text,label\r\nit is good,yes\r\n"so ""so"" 4",perhaps\r\n\xfcble Sache,no\r\n'),
+        *("classification", "a.csv", b'text,label\r\nit is good,yes\r\n"so ""so"" 4",perhaps\r\n\xfcble Sache,no\r\n'),
         {"encoding": "latin-1"},
     ),
     "trec": (
-        *("a.txt", b'yes:of it is good\nperhaps:b:c so "so" 4\n\nno: \xfcble Sache\n'),
+        *("classification", "a.txt", b'yes:of it is good\nperhaps:b:c so "so" 4\n\nno: \xfcble Sache\n'),
         {"encoding": "latin-1", "coarse": True},
     ),
-    "jsonl": ("a.jsonl", ROWS, {}),
-    "jsonl.gz": ("a.jsonl.gz", ROWS, {}),
-    "tsv.gz": ("a.tsv.gz", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in RATED), {}),
-    "parquet": ("a.parquet", ROWS, {}),
-    "a data set": ("set", ROWS, {}),
+    "tabs": ("tagging", "a.conll", "Anna\tB-PER\nsees\tO\nRome\tB-LOC\n\n\n4\tO\n#\tO\n\u00e9\tI-X", {}),
+    "spaces and documents": ("tagging", "a.conll", f"{SPACES}\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n", {}),
+    "chosen columns": ("tagging", "a.conll", COLUMNS, {"text": "3", "label": "1"}),
+    "squad": ("span", "a.json", json.dumps(squad()), {}),
+    "squad.gz": ("span", "a.json.gz", json.dumps(squad()), {}),
+    "race": ("choice", "a.json", json.dumps(ARTICLE), {}),
+    "race as txt": ("choice", "a.txt", json.dumps(ARTICLE), {}),
+    **{
+        f"{objective} {name}": (objective, name, rows, {})
+        for objective, rows in (("classification", ROWS), ("tagging", TAGGED), ("span", flat_questions()), ("choice", QUIZ))
+        for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "set")
+    },
 }
 
 
-@pytest.mark.parametrize(("name", "content", "options"), TEXTS.values(), ids=TEXTS.keys())
-def test_every_format_holds_the_same_texts(name: str, content: Content, options: dict[str, Any], tmp_path: Path) -> None:
-    found = read("classification", put(tmp_path / name, content), **options)
-    assert [(each.text, each.label) for each in found if isinstance(each, Text)] == RATED
-    assert {each.pair for each in found if isinstance(each, Text)} == {None}
-    assert len({each.origin for each in found}) == 3
+@pytest.mark.parametrize(("objective", "name", "content", "options"), FORMATS.values(), ids=FORMATS)
+def test_every_format_holds_the_same_examples(
+    objective: str, name: str, content: Content, options: dict[str, Any], tmp_path: Path
+) -> None:
+    values, expected = EXAMPLES[objective]
+    examples = read(objective, put(tmp_path / name, content), **options)
+    assert [values(example) for example in examples] == expected
+    assert len({example.origin for example in examples}) == len(expected)
 
 
-def test_an_example_says_its_file_and_line(tmp_path: Path) -> None:
+def test_an_example_names_its_file_and_line(tmp_path: Path) -> None:
     lines = put(tmp_path / "a.csv", 'text,label\n"two\nlines",1\nb,2\n')
-    assert [(each.origin, each.text) for each in read("classification", lines) if isinstance(each, Text)] == [
-        (f"{lines}:2", "two\nlines"),
-        (f"{lines}:4", "b"),
-    ]
+    examples: list[Any] = read("classification", lines)
+    assert [(each.origin, each.text) for each in examples] == [(f"{lines}:2", "two\nlines"), (f"{lines}:4", "b")]
     words = put(tmp_path / "a.conll", "a\tO\nb\tO\n\n\nc\tO\nd\tO\n")
     assert [each.origin for each in read("tagging", words)] == [f"{words}:1", f"{words}:5"]
     rows = put(tmp_path / "a.parquet", ROWS)
@@ -90,93 +106,40 @@ def test_an_example_says_its_file_and_line(tmp_path: Path) -> None:
 
 def test_pairs_numbers_and_truth_values_are_read(tmp_path: Path) -> None:
     rows = [{"a": "one", "b": "", "label": 1}, {"a": "two", "b": "zwei", "label": -1}, {"a": "", "b": "x", "label": True}]
-    (first, second, third) = read("classification", put(tmp_path / "a.jsonl", rows), text="a", pair="b")
-    assert [(each.text, each.pair, each.label) for each in (first, second, third) if isinstance(each, Text)] == [
+    examples: list[Any] = read("classification", put(tmp_path / "a.jsonl", rows), text="a", pair="b")
+    assert [(each.text, each.pair, each.label) for each in examples] == [
         ("one", "", "1"),
         ("two", "zwei", "-1"),
         ("", "x", "true"),
     ]
-    numbers = read("classification", put(tmp_path / "a.tsv", "text\tlabel\na\t3.25\nb\t-1e2\n"), regression=True)
-    assert [each.label for each in numbers if isinstance(each, Text)] == [3.25, -100.0]
+    numbers: list[Any] = read("classification", put(tmp_path / "a.tsv", "text\tlabel\na\t3.25\nb\t-1e2\n"), regression=True)
+    assert [each.label for each in numbers] == [3.25, -100.0]
 
 
 def test_classes_of_a_data_set_are_their_names(tmp_path: Path) -> None:
-    names = datasets.ClassLabel(names=["bad", "good"])
-    kinds = datasets.Features({"text": datasets.Value("string"), "label": names})
-    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, kinds).save_to_disk(tmp_path / "set")
-    assert [each.label for each in read("classification", tmp_path / "set") if isinstance(each, Text)] == ["good", "bad"]
-    words = datasets.Features({"tokens": [datasets.Value("string")], "tags": [datasets.ClassLabel(names=["O", "B-LOC"])]})
-    datasets.Dataset.from_dict({"tokens": [["in", "Rom"]], "tags": [[0, 1]]}, words).save_to_disk(tmp_path / "tagged")
-    assert [each.tags for each in read("tagging", tmp_path / "tagged") if isinstance(each, Tagged)] == [("O", "B-LOC")]
-    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, kinds).save_to_disk(tmp_path / "asked")
-    with pytest.raises(BadInput, match=r'asked: row 2: column "label" holds -1, which is none of its 2 classes; leave out'):
-        read("classification", tmp_path / "asked")
+    import datasets
+
+    def save(name: str, features: dict[str, Any], **columns: list[Any]) -> Path:
+        datasets.Dataset.from_dict(columns, datasets.Features(features)).save_to_disk(tmp_path / name)
+        return tmp_path / name
+
+    datasets.disable_progress_bars()
+    text, classes = datasets.Value("string"), datasets.ClassLabel(names=["bad", "good"])
+    texts: list[Any] = read("classification", save("texts", {"text": text, "label": classes}, text=["a", "b"], label=[1, 0]))
+    assert [each.label for each in texts] == ["good", "bad"]
+    words: list[Any] = read(
+        "tagging", save("words", {"tokens": [text], "tags": [classes]}, tokens=[["in", "Rom"]], tags=[[0, 1]])
+    )
+    assert [each.tags for each in words] == [("bad", "good")]
+    with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is none of its 2 classes; leave out'):
+        read("classification", save("hidden", {"text": text, "label": classes}, text=["a", "b"], label=[1, -1]))
 
 
-# --- Words, questions, choices --------------------------------------------------------------------------------------------------
-
-WORDS: dict[str, tuple[str, Content, dict[str, Any]]] = {
-    "tabs": ("a.conll", "Anna\tB-PER\nsees\tO\nRome\tB-LOC\n\n\n4\tO\n#\tO\n\u00e9\tI-X", {}),
-    "spaces and documents": (
-        *("a.conll", "-DOCSTART- -X- O O\n\nAnna NNP X B-PER\nsees  V X O\nRome NNP X B-LOC\n-DOCSTART- -X- O O\n"),
-        {"append": "\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n"},
-    ),
-    "chosen columns": (
-        "a.conll",
-        "B-PER\t1\tAnna\nO\t2\tsees\nB-LOC\t3\tRome\n\nO\t1\t4\nO\t2\t#\nI-X\t3\t\u00e9\n",
-        {"text": "3", "label": "1"},
-    ),
-    "jsonl": ("a.jsonl", TAGGED, {}),
-    "parquet": ("a.parquet", TAGGED, {}),
-    "a data set": ("set", TAGGED, {}),
-}
-
-
-@pytest.mark.parametrize(("name", "content", "options"), WORDS.values(), ids=WORDS.keys())
-def test_every_format_holds_the_same_words(name: str, content: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    more = options.get("append", "")
-    chosen = {key: value for key, value in options.items() if key != "append"}
-    found = read("tagging", put(tmp_path / name, content + more if more else content), **chosen)
-    assert [(each.words, each.tags) for each in found if isinstance(each, Tagged)] == SENTENCES
-
-
-QUESTIONS: dict[str, tuple[str, Content]] = {
-    "2.0": ("a.json", json.dumps(squad())),
-    "packed": ("a.json.gz", json.dumps(squad())),
-    "jsonl": ("a.jsonl", flat_questions()),
-    "parquet": ("a.parquet", flat_questions()),
-    "a data set": ("set", flat_questions()),
-}
-
-
-@pytest.mark.parametrize(("name", "content"), QUESTIONS.values(), ids=QUESTIONS.keys())
-def test_every_format_holds_the_same_questions(name: str, content: Content, tmp_path: Path) -> None:
-    found = read("span", put(tmp_path / name, content))
-    assert [(each.id, each.question, [*each.answers]) for each in found if isinstance(each, Question)] == ASKED
-    assert {(each.document, each.context) for each in found if isinstance(each, Question)} == {("Whales", CONTEXT)}
-
-
-def test_squad_1_needs_no_word_on_whether_there_is_an_answer(tmp_path: Path) -> None:
+def test_squad_1_does_not_need_to_name_questions_without_an_answer(tmp_path: Path) -> None:
     answered = [each for each in ASKED if each[2]]
-    found = read("span", put(tmp_path / "a.json", json.dumps(squad(answered, version=1, title=None))))
-    assert [each.id for each in found if isinstance(each, Question)] == ["q1", "q3"]
-    assert {each.document for each in found} == {f"{tmp_path / 'a.json'}: data[0]"}
-
-
-CHOICES: dict[str, tuple[str, Content]] = {
-    "json": ("a.json", json.dumps(ARTICLE)),
-    "txt": ("a.txt", json.dumps(ARTICLE)),
-    "jsonl": ("a.jsonl", QUIZ),
-    "parquet": ("a.parquet", QUIZ),
-    "a data set": ("set", QUIZ),
-}
-
-
-@pytest.mark.parametrize(("name", "content"), CHOICES.values(), ids=CHOICES.keys())
-def test_every_format_holds_the_same_choices(name: str, content: Content, tmp_path: Path) -> None:
-    found = read("choice", put(tmp_path / name, content))
-    assert [(each.question, each.options, each.answer) for each in found if isinstance(each, Choice)] == CHOSEN
-    assert {(each.document, each.article) for each in found if isinstance(each, Choice)} == {("Anna sails.", "Anna sails.")}
+    questions: list[Any] = read("span", put(tmp_path / "a.json", json.dumps(squad(answered, version=1, title=None))))
+    assert [each.id for each in questions] == ["q1", "q3"]
+    assert {each.document for each in questions} == {f"{tmp_path / 'a.json'}: data[0]"}
 
 
 def test_a_folder_is_all_of_its_files_by_name(tmp_path: Path) -> None:
@@ -184,11 +147,11 @@ def test_a_folder_is_all_of_its_files_by_name(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         put(tmp_path / name, json.dumps(ARTICLE | {"article": name}))
     (tmp_path / ".hidden").write_text("?")
-    found = read("choice", tmp_path)
-    assert [each.article for each in found if isinstance(each, Choice)][::2] == ["a/9.json", "b/10.json", "b/2.json"]
+    examples: list[Any] = read("choice", tmp_path)
+    assert [each.article for each in examples][::2] == ["a/9.json", "b/10.json", "b/2.json"]
 
 
-# --- Halves ---------------------------------------------------------------------------------------------------------------------
+# --- Halves ---
 
 
 def test_the_last_part_is_held_out_the_same_each_time(tmp_path: Path) -> None:
@@ -200,19 +163,14 @@ def test_the_last_part_is_held_out_the_same_each_time(tmp_path: Path) -> None:
     assert len(halves("classification", file, fraction=0.5)[1]) == 20
 
 
-def questions_of(sizes: list[int]) -> list[dict[str, Any]]:
-    """Questions about as many articles as there are sizes; those of an article stand apart."""
-    rows = [flat_questions()[0] | {"title": f"t{n}", "id": f"{n}-{k}"} for n, size in enumerate(sizes) for k in range(size)]
-    return sorted(rows, key=lambda row: row["id"].split("-")[1])
-
-
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=8), st.sampled_from([0.1, 0.5, 0.8]))
 def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(sizes: list[int], fraction: float) -> None:
+    """Questions about as many articles as there are sizes; those of an article are not next to each other."""
+    names = sorted((k, f"t{n}") for n, size in enumerate(sizes) for k in range(size))
     examples = [
-        Question(origin=row["id"], document=row["title"], id=row["id"], question="?", context="c", answers=())
-        for row in questions_of(sizes)
+        Question(origin=f"{name}-{k}", document=name, id=name, question="?", context="c", answers=()) for k, name in names
     ]
-    training, held_out = readers.halves(examples, fraction)  # pyright: ignore
+    training, held_out = readers.halves(examples, fraction)
     assert training and held_out
     assert sorted(each.origin for each in [*training, *held_out]) == sorted(each.origin for each in examples)
     assert not {each.document for each in training} & {each.document for each in held_out}
