@@ -1,55 +1,46 @@
-"""What is published of devices, and of which ones nothing is."""
+"""Published numbers of devices, and devices that have none."""
 
-import jax.numpy as jnp
 import pytest
 
 from train.hardware import DEVICES, GIB, device, device_peak
 
+PEAKS = {
+    # A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one.
+    "NVIDIA A100-SXM4-80GB": (312, 156),
+    "NVIDIA A10": (125, 62.5),
+    "NVIDIA A10G": (None, None),
+    "NVIDIA H100 80GB HBM3": (989.4, 494.7),
+    "NVIDIA H100 PCIe": (756, 378),
+    "NVIDIA H200": (989.4, 494.7),
+    "NVIDIA B200": (2250, 1125),
+    "NVIDIA L4": (121, 60),
+    "NVIDIA L40S": (None, None),
+    "Tesla V100-SXM2-16GB": (None, 15.7),
+    "Tesla T4": (None, 8.1),
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": (None, None),
+    "TPU v4": (275, None),
+    "TPU v4 lite": (None, None),
+    "TPU v5 lite": (197, None),
+    "TPU v5p": (459, None),
+    "TPU7x": (1153.5, None),
+    "cpu": (None, None),
+}
+MEMORY = {
+    # Bytes and GB/s. The longest name that fits is the device's: an A100 of 80 GB is not one of 40.
+    "NVIDIA A100-SXM4-40GB": (40e9, 1555),
+    "NVIDIA A100-SXM4-80GB": (80e9, 2039),
+    "NVIDIA H100 80GB HBM3": (80e9, 3350),
+    "NVIDIA H100 NVL": (94e9, 3900),
+    "TPU v5 lite": (16 * GIB, 819),
+    "TPU7x": (96 * GIB, 3690),
+}
 
-@pytest.mark.parametrize(
-    ("kind", "bfloat16", "float32"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312, 156),
-        ("NVIDIA A10", 125, 62.5),
-        ("NVIDIA A10G", None, None),
-        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
-        ("NVIDIA H100 PCIe", 756, 378),
-        ("NVIDIA H200", 989.4, 494.7),
-        ("NVIDIA B200", 2250, 1125),
-        ("NVIDIA L4", 121, 60),
-        ("NVIDIA L40S", None, None),
-        ("Tesla V100-SXM2-16GB", None, 15.7),
-        ("Tesla T4", None, 8.1),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
-        ("TPU v4", 275, None),
-        ("TPU v4 lite", None, None),
-        ("TPU v5 lite", 197, None),
-        ("TPU v5p", 459, None),
-        ("TPU7x", 1153.5, None),
-        ("cpu", None, None),
-    ],
-)
-def test_published_peaks(kind: str, bfloat16: float | None, float32: float | None) -> None:
-    """A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one."""
-    for dtype, tera in ((jnp.bfloat16, bfloat16), ("float32", float32)):
-        assert device_peak(kind, dtype) == (None if tera is None else pytest.approx(tera * 1e12))
 
-
-@pytest.mark.parametrize(
-    ("kind", "memory", "bandwidth"),
-    [
-        ("NVIDIA A100-SXM4-40GB", 40e9, 1555),
-        ("NVIDIA A100-SXM4-80GB", 80e9, 2039),
-        ("NVIDIA H100 80GB HBM3", 80e9, 3350),
-        ("NVIDIA H100 NVL", 94e9, 3900),
-        ("TPU v5 lite", 16 * GIB, 819),
-        ("TPU7x", 96 * GIB, 3690),
-    ],
-)
-def test_published_memory(kind: str, memory: int | float, bandwidth: int) -> None:
-    """The longest name that fits is the device's: an A100 of 80 GB is not one of 40."""
-    found = device(kind)
-    assert found is not None and (found.memory, found.bandwidth) == (memory, bandwidth)
+def test_peaks_and_memory_are_the_published_ones() -> None:
+    for kind, peaks in PEAKS.items():
+        for dtype, tera in zip(("bfloat16", "float32"), peaks, strict=True):
+            assert device_peak(kind, dtype) == (None if tera is None else pytest.approx(tera * 1e12)), (kind, dtype)
+    assert {kind: (device(kind).memory, device(kind).bandwidth) for kind in MEMORY} == MEMORY
 
 
 def test_the_table_is_of_devices_that_could_exist() -> None:

@@ -1,4 +1,4 @@
-"""Rows beyond the file: every row once in each sink, whatever happened to earlier starts, and a sink's failure is its own."""
+"""Rows in trackers: each row once, whatever happened to earlier starts, and a tracker that fails does not end the run."""
 
 import importlib.util
 import math
@@ -29,7 +29,7 @@ folder = Folder(path)
 file = metrics.Metrics(folder.metrics, resume_at=first or None)
 opened = sinks.Sinks(names, recipes.find("gpt-nano")(), folder, notify=lambda line: print("notice:", line))
 for step in range(first + 1, last + 1):
-    # Every start has its own losses, to be told apart.
+    # The losses of each start are its own.
     row = metrics.valid_row(step=step, loss=step + first / 100, bits_per_byte=float("inf"), seconds=1.0)
     file.write(row)
     opened.write(row)
@@ -58,33 +58,28 @@ def start(names: str, path: Path, first: int, last: int, end: str = "", **env: s
     return run_python("-c", START, names, str(path), str(first), str(last), end, env=quiet | root | env, cwd=path.parent)
 
 
-def opened(path: Path, notices: list[str], names: Any = ("tensorboard",)) -> sinks.Sinks:
-    metrics.Metrics(Folder(path).metrics).close()
-    return sinks.Sinks(names, RUN, Folder(path), notify=notices.append)
-
-
 def train_row(step: int, **changed: Any) -> dict[str, Any]:
     values: dict[str, Any] = dict(loss=3.0, grad_norm=math.nan, lr=1e-3, tokens=512 * step, skipped=0, seconds=0.1)
     return metrics.train_row(step=step, tokens_per_s=5120.0, mfu=None, **{**values, **changed})
 
 
 def events(path: Path) -> list[Any]:
-    """Of all event files of a run, in the order in which TensorBoard reads them."""
+    """Return the events of all files of a run, in the order in which TensorBoard reads them."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    read = []
     for file in sorted((path / "tensorboard").glob("*tfevents*")):
         data = file.read_bytes()
         while data:
             # Length, its checksum, the event, its checksum.
             (size,) = struct.unpack("<Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + size]))
+            read.append(Event.FromString(data[12 : 12 + size]))
             data = data[16 + size :]
-    return found
+    return read
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """Rows in the offline files of W&B: records in blocks of 32 KiB, as LevelDB's log has them."""
+    """Return the rows in the offline files of W&B: records in blocks of 32 KiB, as LevelDB's log has them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     def records(data: bytes) -> Iterator[bytes]:
@@ -99,33 +94,24 @@ def history(path: Path) -> list[dict[str, Any]]:
                 yield whole
                 whole = b""
 
-    found = []
+    rows = []
     for file in sorted(path.glob("wandb/offline-run-*/*.wandb")):
         for record in map(Record.FromString, records(file.read_bytes())):
             if record.WhichOneof("record_type") == "history":
-                found.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
-    return found
+                rows.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
+    return rows
 
 
 def test_a_row_becomes_its_numbers_by_name() -> None:
-    row = train_row(8, loss=2.5)
-    assert sinks.scalars(row) == pytest.approx(
-        {
-            "train/loss": 2.5,
-            "train/grad_norm": math.nan,
-            "train/lr": 1e-3,
-            "train/tokens": 4096.0,
-            "train/skipped": 0.0,
-            "train/time/seconds": 0.1,
-            "train/time/tokens_per_s": 5120.0,
-        },
-        nan_ok=True,
-    )
-    assert set(sinks.scalars(metrics.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))) == {
-        *("valid/loss", "valid/accuracy", "valid/time/seconds"),
-    }
+    numbers = sinks.scalars(train_row(8, loss=2.5))
+    expected = {"loss": 2.5, "grad_norm": math.nan, "lr": 1e-3, "tokens": 4096.0, "skipped": 0.0}
+    expected |= {"time/seconds": 0.1, "time/tokens_per_s": 5120.0}
+    assert numbers == pytest.approx({f"train/{name}": value for name, value in expected.items()}, nan_ok=True)
+    validation = sinks.scalars(metrics.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))
+    assert validation.keys() == {"valid/loss", "valid/accuracy", "valid/time/seconds"}
 
 
+@pytest.mark.full
 def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> None:
     """What the killed start wrote after the row that the run goes on from is gone, and what it had not yet written is there."""
     path = tmp_path / "my-run"
@@ -137,9 +123,9 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
     assert "notice" not in done.stdout
 
     values = [event for event in events(path) if event.HasField("summary")]
-    told = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in values]
-    assert [(step, pytest.approx(row["valid/loss"])) for step, row in told] == WANTED
-    assert all(math.isinf(row["valid/bits_per_byte"]) for _, row in told)
+    rows = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in values]
+    assert [(step, pytest.approx(row["valid/loss"])) for step, row in rows] == WANTED
+    assert all(math.isinf(row["valid/bits_per_byte"]) for _, row in rows)
     assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics.read(path / "metrics.jsonl")]
     # TensorBoard's sign that everything from a step on is void, for one that has read the old file.
     first, restart = events(path)[:2]
@@ -152,37 +138,31 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
     assert history(path)[0]["valid/bits_per_byte"] == "Infinity"
 
 
-def test_a_sink_asked_for_late_has_the_time_before(tmp_path: Path) -> None:
+def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: Path) -> None:
+    """The first row is on disk at once, and the last at the end; a sink named twice is one."""
     file = metrics.Metrics(tmp_path / "metrics.jsonl")
     file.write(train_row(2))
     file.close()
     late = sinks.Sinks(["tensorboard", "tensorboard"], RUN, Folder(tmp_path), notify=pytest.fail)
+    assert events(tmp_path)[-1].step == 2
     late.write(train_row(4))
     late.close(failed=False)
     assert [event.step for event in events(tmp_path) if event.HasField("summary")] == [2, 4]
 
 
-def test_rows_can_be_watched_while_they_come(tmp_path: Path) -> None:
-    notices: list[str] = []
-    both = opened(tmp_path, notices)
-    both.write(train_row(2))
-    assert [event.step for event in events(tmp_path)][-1:] == [2]
-    both.close(failed=False)
-    assert notices == []
-
-
 def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
     notices: list[str] = []
-    both = opened(tmp_path, notices)
-    both.write(train_row(2))
+    metrics.Metrics(Folder(tmp_path).metrics).close()
+    sink = sinks.Sinks(["tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
+    sink.write(train_row(2))
     (file,) = (tmp_path / "tensorboard").iterdir()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python ignores the signal: a write beyond the limit is an error, as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, hard))
     try:
         for step in range(4, 400, 2):
-            both.write(train_row(step))
-        both.close(failed=False)
+            sink.write(train_row(step))
+        sink.close(failed=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (notice,) = notices
