@@ -16,7 +16,6 @@ TABLE = "text\tlabel\n"
 WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     # Objective, file, content, options, what the message says after the file's name.
     ("classification", "a.csv", "text,label\n", {}, ": holds no examples"),
-    ("tagging", "a.conll", "\n-DOCSTART- O\n\n", {}, ": holds no examples"),
     ("tagging", "a.tsv", "a\tb", {}, ": only .conll, .jsonl, these also as .gz"),
     ("classification", "a.tsv", "said\tlabel\na\tb\n", {}, ':2: no column "text"; it has "said", "label".*--labelled.text'),
     (
@@ -46,7 +45,6 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("tagging", "a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}], {}, ":1: 2 words and 1 tags; every word has one"),
     ("tagging", "a.jsonl", [{"tokens": [], "tags": []}], {}, ":1: 0 words and 0 tags"),
     ("span", "a.json", "{}", {}, ': no "data"; it has nothing'),
-    ("span", "a.json", SQUAD[:-9], {}, ": invalid JSON at column"),
     (
         "span",
         "a.json",

@@ -1,7 +1,7 @@
 """Labelled files of every format as the examples they hold; and the two halves of a run."""
 
 import json
-from collections.abc import Callable
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -10,87 +10,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import labelled_files as files
-from tests.support.labelled_files import (
-    ARTICLE,
-    ASKED,
-    CONTEXT,
-    QUIZ,
-    RATED,
-    ROWS,
-    TAGGED,
-    Content,
-    flat_questions,
-    halves,
-    put,
-    read,
-    squad,
-)
+from tests.support.labelled_files import ARTICLE, ASKED, CONTEXT, RATED, ROWS, Content, halves, put, read, squad
 from train import readers
 from train.examples import Question
 from zoo.errors import BadInput
 
-# What the examples of an objective are, in every format.
-EXAMPLES: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
-    "classification": (lambda each: (each.text, each.label, each.pair), [(*rated, None) for rated in RATED]),
-    "tagging": (lambda each: (each.words, each.tags), files.SENTENCES),
+# The examples of an objective in every format: their fields and values.
+EXAMPLES: dict[str, tuple[tuple[str, ...], list[Any]]] = {
+    "classification": (("text", "label", "pair"), [(*rated, None) for rated in RATED]),
+    "tagging": (("words", "tags"), files.SENTENCES),
     "span": (
-        lambda each: (each.id, each.question, [*each.answers], each.document, each.context),
-        [(*asked, "Whales", CONTEXT) for asked in ASKED],
+        ("id", "question", "answers", "document", "context"),
+        [(name, question, tuple(answers), "Whales", CONTEXT) for name, question, answers in ASKED],
     ),
     "choice": (
-        lambda each: (each.question, each.options, each.answer, each.document, each.article),
+        ("question", "options", "answer", "document", "article"),
         [(*chosen, "Anna sails.", "Anna sails.") for chosen in files.CHOSEN],
     ),
 }
 TSV = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in RATED)
+BARE = "".join(f"{text}\t1\t{label}\r\n" for text, label in RATED)
+NAMED = "id\tsaid\tso\n" + "\n".join(f"7\t{text}\t{label}" for text, label in RATED)
+TURNED = "".join(f"{label}\t{text}\t-\n" for text, label in RATED)
+CSV = 'label,text\nyes,it is good\nperhaps,"so ""so"" 4"\n\nno,\u00fcble Sache'
+TREC = b'yes:of it is good\nperhaps:b:c so "so" 4\n\nno: \xfcble Sache\n'
+TABS = "Anna\tB-PER\nsees\tO\nRome\tB-LOC\n\n\n4\tO\n#\tO\n\u00e9\tI-X"
 SPACES = "-DOCSTART- -X- O O\n\nAnna NNP X B-PER\nsees  V X O\nRome NNP X B-LOC\n-DOCSTART- -X- O O\n"
 COLUMNS = "B-PER\t1\tAnna\nO\t2\tsees\nB-LOC\t3\tRome\n\nO\t1\t4\nO\t2\t#\nI-X\t3\t\u00e9\n"
-FORMATS: dict[str, tuple[str, str, Content, dict[str, Any]]] = {
-    "tsv": ("classification", "a.tsv", TSV, {}),
-    "tsv with a byte order mark": ("classification", "a.TSV", "\ufeff" + TSV.replace("\n", "\n\n"), {}),
-    "tsv without a header": (
-        *("classification", "a.tsv", "".join(f"{text}\t1\t{label}\r\n" for text, label in RATED)),
-        {"header": False},
-    ),
-    "tsv of chosen columns": (
-        *("classification", "a.tsv", "id\tsaid\tso\n" + "\n".join(f"7\t{text}\t{label}" for text, label in RATED)),
-        {"text": "said", "label": "so"},
-    ),
-    "tsv of chosen numbers": (
-        *("classification", "a.tsv", "".join(f"{label}\t{text}\t-\n" for text, label in RATED)),
-        {"header": False, "text": "2", "label": "1"},
-    ),
-    "csv": ("classification", "a.csv", 'label,text\nyes,it is good\nperhaps,"so ""so"" 4"\n\nno,\u00fcble Sache', {}),
-    "csv in latin-1": (
-        *("classification", "a.csv", b'text,label\r\nit is good,yes\r\n"so ""so"" 4",perhaps\r\n\xfcble Sache,no\r\n'),
-        {"encoding": "latin-1"},
-    ),
-    "trec": (
-        *("classification", "a.txt", b'yes:of it is good\nperhaps:b:c so "so" 4\n\nno: \xfcble Sache\n'),
-        {"encoding": "latin-1", "coarse": True},
-    ),
-    "tabs": ("tagging", "a.conll", "Anna\tB-PER\nsees\tO\nRome\tB-LOC\n\n\n4\tO\n#\tO\n\u00e9\tI-X", {}),
-    "spaces and documents": ("tagging", "a.conll", f"{SPACES}\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n", {}),
-    "chosen columns": ("tagging", "a.conll", COLUMNS, {"text": "3", "label": "1"}),
-    "squad": ("span", "a.json", json.dumps(squad()), {}),
-    "squad.gz": ("span", "a.json.gz", json.dumps(squad()), {}),
-    "race": ("choice", "a.json", json.dumps(ARTICLE), {}),
-    "race as txt": ("choice", "a.txt", json.dumps(ARTICLE), {}),
-    **{
-        f"{objective} {name}": (objective, name, rows, {})
-        for objective, rows in (("classification", ROWS), ("tagging", TAGGED), ("span", flat_questions()), ("choice", QUIZ))
-        for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "set")
-    },
-}
+FORMATS: list[tuple[str, str, Content, dict[str, Any]]] = [
+    ("classification", "a.tsv", TSV, {}),
+    ("classification", "a.TSV", "\ufeff" + TSV.replace("\n", "\n\n"), {}),
+    ("classification", "a.tsv", BARE, {"header": False}),
+    ("classification", "a.tsv", NAMED, {"text": "said", "label": "so"}),
+    ("classification", "a.tsv", TURNED, {"header": False, "text": "2", "label": "1"}),
+    ("classification", "a.csv", CSV, {}),
+    ("classification", "a.csv", CSV.replace("\n", "\r\n").encode("latin-1"), {"encoding": "latin-1"}),
+    ("classification", "a.txt", TREC, {"encoding": "latin-1", "coarse": True}),
+    ("tagging", "a.conll", TABS, {}),
+    ("tagging", "a.conll", f"{SPACES}\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n", {}),
+    ("tagging", "a.conll", COLUMNS, {"text": "3", "label": "1"}),
+    ("span", "a.json", json.dumps(squad()), {}),
+    ("span", "a.json.gz", json.dumps(squad()), {}),
+    ("choice", "a.json", json.dumps(ARTICLE), {}),
+    ("choice", "a.txt", json.dumps(ARTICLE), {}),
+]
+SETS = {"classification": ROWS, "tagging": files.TAGGED, "span": files.flat_questions(), "choice": files.QUIZ}
+FORMATS += [
+    (objective, name, SETS[objective], {}) for objective in SETS for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "set")
+]
 
 
-@pytest.mark.parametrize(("objective", "name", "content", "options"), FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(("objective", "name", "content", "options"), FORMATS)
 def test_every_format_holds_the_same_examples(
     objective: str, name: str, content: Content, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    values, expected = EXAMPLES[objective]
+    fields, expected = EXAMPLES[objective]
     examples = read(objective, put(tmp_path / name, content), **options)
-    assert [values(example) for example in examples] == expected
+    assert [operator.attrgetter(*fields)(example) for example in examples] == expected
     assert len({example.origin for example in examples}) == len(expected)
 
 

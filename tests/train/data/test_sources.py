@@ -1,26 +1,160 @@
-"""Data sets of the Hugging Face library: folders of them, and the hub from the cache; without a network, refused at once."""
+"""Files and data sets of text: the same documents from each, and every fault named by file and row."""
 
+import bz2
+import gzip
 import json
+import lzma
+import sys
 
 import pytest
 
 from tests.support.processes import ROOT, run_python
+from train import texts as module
 from train.config import Data
+from train.corpus import split
 from train.sources import sources
 from zoo.errors import BadInput
 
-
-def read(path, **options):
-    data = Data(paths=(str(path),), **options)
-    (source,) = sources(data.paths, data)
-    return [(document.name, document.text) for document in source.read()]
+TEXTS = ["one", "two\nlines \U0001f433", "drei grün"]
+LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)).encode()
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
-def refusal(path, **options):
+def read(*paths, **options):
+    data = Data(paths=tuple(map(str, paths)), **options)
+    return [(document.name, document.text) for source in sources(data.paths, data) for document in source.read()]
+
+
+def refusal(*paths, **options):
     with pytest.raises(BadInput) as refused:
-        read(path, **options)
+        read(*paths, **options)
     assert "\n" not in str(refused.value)
     return str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](LINES))
+    parts = ("\ufeffgrün\r\n", "und \U0001f433")
+    (tmp_path / f"b.TXT{suffix}").write_bytes(b"".join(PACKERS[suffix](part.encode()) for part in parts))
+    assert [text for _, text in read(tmp_path / f"a.jsonl{suffix}")] == TEXTS
+    assert read(tmp_path / f"b.TXT{suffix}") == [(f"b.TXT{suffix}", "grün\r\nund \U0001f433")]
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_damaged_compressed_files_are_refused(tmp_path, suffix):
+    whole, file = PACKERS[suffix](b"some text " * 999), tmp_path / f"a.txt{suffix}"
+    for content, message in [
+        (whole[:-9], "ends before its compressed data does"),
+        (b"no such format", "cannot be"),
+        (whole[: len(whole) // 2] + b"\xff\x00\xff" + whole[len(whole) // 2 + 3 :], "cannot be"),
+        (b"", "ends before its compressed data does" if suffix != ".gz" else "holds no text"),
+    ]:
+        file.write_bytes(content)
+        assert f"{file}: {message}" in refusal(file)
+
+
+def test_an_xz_may_have_several_streams_and_not_ask_for_gigabytes(tmp_path):
+    file = tmp_path / "a.txt.xz"
+    file.write_bytes(lzma.compress(b"one ") + b"\0" * 8 + lzma.compress(b"two") + b"\0" * 4)
+    assert read(file) == [("a.txt.xz", "one two")]
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    file.write_bytes(lzma.compress(b"small", filters=filters))
+    assert "a.txt.xz: cannot be unpacked (Memory usage limit exceeded)" in refusal(file)
+
+
+@pytest.mark.parametrize("end", [" ", "\n", "\r", "\t", "\u3042\u3002", ""])
+def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr("train.pieces.PIECE", 100)
+    monkeypatch.setattr("train.pieces.LONGEST_PIECE", 3000)
+    text = ("x" * 50 + "\u00e9" + end) * 200
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    if not end:
+        assert "a.txt: 3,000 characters without the end of a word" in refusal(tmp_path / "a.txt")
+        return
+    (source,) = sources((f"{tmp_path}/a.txt",), Data())
+    pieces = list(source.read())
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) < 250
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_errors_far_into_a_text_name_line_and_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 7)
+    for bad, message in (
+        (b"\0", "binary content (a NUL at byte 605)"),
+        (b"\xff", "not UTF-8 (byte 605)"),
+        (b"\xc3", "not UTF-8 ("),
+    ):
+        (tmp_path / "a.txt").write_bytes("grün\n".encode() * 100 + b"text " + bad)
+        assert f"a.txt:101: {message}" in refusal(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_parquet_is_a_document_a_row(tmp_path, kind):
+    import pyarrow.parquet
+
+    rows = [*TEXTS, "", *TEXTS] * 40
+    content = pyarrow.table({"id": list(range(len(rows))), "body": pyarrow.array(rows, kind)})
+    pyarrow.parquet.write_table(content, tmp_path / "a.parquet", row_group_size=100)
+    found = read(tmp_path / "a.parquet", field="body")
+    assert [text for _, text in found] == [text for text in rows if text]
+    assert [name for name, _ in found[:4]] == ["a.parquet:1", "a.parquet:2", "a.parquet:3", "a.parquet:5"]
+
+
+def test_parquet_faults_name_file_and_row_or_the_missing_library(tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"a\xff")]
+    not_utf8 = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+    for content, message in [
+        ({"body": ["a"], "id": [1]}, ': no column "text"; it has "body", "id": choose one with --data.field'),
+        ({"text": [1], "body": ["a"]}, ': column "text" holds int64, not strings; it has "text", "body"'),
+        ({"text": ["a"] * 70 + [None]}, ': row 71: column "text" holds null, not a string'),
+        ({"text": not_utf8}, ': row 1: column "text" is not UTF-8 (byte 1)'),
+        ({"text": ["", ""]}, ': holds no text in column "text"'),
+    ]:
+        pyarrow.parquet.write_table(pyarrow.table(content), file)
+        assert f"{file}{message}" in refusal(file)
+    whole = file.read_bytes()
+    for content in (b"", b"PAR1 and nothing more", whole[:-20], whole[:30] + b"\xff" * 30 + whole[60:]):
+        file.write_bytes(content)
+        assert f"{file}: " in refusal(file)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "pip install 'jax-zoo[data]'" in refusal(file)
+
+
+def test_a_folder_is_its_files_by_name(tmp_path):
+    for name in ("b/2.txt", "b/10.txt", "a.txt", "b/c/x.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    (tmp_path / ".hidden.pdf").touch()
+    (tmp_path / "b" / ".git").mkdir()
+    (tmp_path / "b" / ".git" / "config").touch()
+    names = [name for name, _ in read(tmp_path)]
+    assert names == ["a.txt", "b/10.txt", "b/2.txt", "b/c/x.jsonl:1", "b/c/x.jsonl:2", "b/c/x.jsonl:3"]
+    train, valid = split(Data(paths=(str(tmp_path),)))
+    assert train.count + valid.count in (6, 7)
+
+
+def test_what_a_folder_may_not_hold_is_refused_by_name(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    assert f"{folder}: no files in it" in refusal(folder)
+    (folder / "inside").mkdir()
+    assert f"{folder / 'inside'}: no files in it" in refusal(folder)
+    (folder / "inside" / "README.md").touch()
+    assert f"{folder / 'inside' / 'README.md'}: of no kind that can be read" in refusal(folder)
+    (folder / "inside" / "README.md").rename(folder / "inside" / "README.txt")
+    (folder / "inside" / "up").symlink_to(folder)
+    assert f"{folder / 'inside' / 'up'}: a link to a folder" in refusal(folder)
+
+
+# --- Data sets of the Hugging Face library ---
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +194,9 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
     assert read("hub:some-Org/MyName") == [("some-Org/MyName:1", "cached")]
     assert read("hub:some-Org/my_name", subset="default") == [("some-Org/my_name:1", "cached")]
     assert 'no split test; it has "train"' in refusal("hub:some-Org/MyName", split="test")
-    assert "for config 'other' Available configs in the cache: ['default']" in refusal("hub:some-Org/MyName", subset="other")
-
-
-def test_what_is_no_hub_id_is_refused():
     for name in ("hub:", "hub:name", "hub:../x", "hub:a/b/c", "hub:a b/c"):
         assert "no hub id; write hub:ORGANISATION/NAME" in refusal(name)
+    assert "for config 'other' Available configs in the cache: ['default']" in refusal("hub:some-Org/MyName", subset="other")
 
 
 @pytest.mark.parametrize(("offline", "message"), [("0", "the hub does not answer"), ("1", "HF_HUB_OFFLINE forbids to fetch it")])

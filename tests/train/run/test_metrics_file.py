@@ -23,12 +23,14 @@ def row(step: int) -> dict:
     return train_row(step=step, **numbers)
 
 
-def test_rows_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
-    written = [row(10), valid_row(step=10, loss=2.0, bits_per_byte=1.5, seconds=3.0)]
-    file = Metrics(tmp_path / "metrics.jsonl")
+def test_a_run_that_starts_anew_has_its_rows_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
+    path, written = tmp_path / "metrics.jsonl", [row(10), valid_row(step=10, loss=2.0, bits_per_byte=1.5, seconds=3.0)]
+    path.write_text(json.dumps(row(1)) + "\nrubbish\n")
+    file = Metrics(path)
     for each in written:
         file.write(each)
-    assert read(tmp_path / "metrics.jsonl") == written
+    assert read(path) == written
+    file.sync()
     file.close()
 
 
@@ -65,24 +67,6 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(
     file.write(row(99))
     file.close()
     assert [each["step"] for each in read(path)] == [step for step in sorted(steps) if step <= resume_at] + [99]
-
-
-def test_a_run_that_starts_anew_has_no_rows(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(row(1)) + "\nrubbish\n")
-    Metrics(path).close()
-    assert read(path) == []
-
-
-def test_rows_of_the_ledger_are_synchronized_and_kept_the_same_way(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    file = Metrics(path)
-    for step in (1, 2, 3):
-        file.write({"step": step, "rows": np.arange(step)})
-    file.sync()
-    file.close()
-    Metrics(path, resume_at=2).close()
-    assert read(path) == [{"step": 1, "rows": [0]}, {"step": 2, "rows": [0, 1]}]
 
 
 GOOD = b'{"step": 1}'

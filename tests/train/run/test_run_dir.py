@@ -44,35 +44,32 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
             assert (tmp_path / "run/run.lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
 
 
-def test_a_claim_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
+def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
+    with folder.claim(process=1):
+        assert not folder.path.exists()
     with pytest.raises(KeyError), folder.claim():
         raise KeyError
     with folder.claim(), pytest.raises(BadInput, match="in use"), folder.claim():
         pass
-
-
-def test_only_process_0_claims_and_only_a_folder_that_can_be_written(tmp_path: Path) -> None:
-    with Folder(tmp_path / "run").claim(process=1):
-        assert not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"file/run cannot be written \(Not a directory\); choose another --out"):
         Folder(tmp_path / "file/run").claim().__enter__()
 
 
-def test_names_that_are_no_plain_file_names_are_refused(tmp_path: Path) -> None:
+def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:
+    def folder(**changes: str) -> Path:
+        return Folder.of(dataclasses.replace(RUN, **{"out": str(tmp_path), **changes})).path
+
+    assert folder() == tmp_path / "gpt-nano"
+    assert folder(name="A.1_b-c") == tmp_path / "A.1_b-c"
     for name in ("../other", "a/b", ".hidden", "-x", "a" * 101, "a\n", "ä", ".."):
         with pytest.raises(BadInput, match="--name"):
-            Folder.of(dataclasses.replace(RUN, name=name, out=str(tmp_path)))
-
-
-def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:
-    assert Folder.of(dataclasses.replace(RUN, out=str(tmp_path))).path == tmp_path / "gpt-nano"
-    assert Folder.of(dataclasses.replace(RUN, out=str(tmp_path), name="A.1_b-c")).path == tmp_path / "A.1_b-c"
+            folder(name=name)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/away").symlink_to(tmp_path)
     with pytest.raises(BadInput, match="away is a link out of"):
-        Folder.of(dataclasses.replace(RUN, out=str(tmp_path / "out"), name="away"))
+        folder(out=str(tmp_path / "out"), name="away")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -97,28 +94,21 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    text=TEXT,
-    paths=st.lists(TEXT, max_size=3),
-    whole=st.integers(257, 1 << 20),
-    share=st.floats(0.01, 0.89),
-    precision=st.sampled_from(["auto", "float32", "bfloat16"]),
-    yes=st.booleans(),
-)
+@given(text=TEXT, paths=st.lists(TEXT, max_size=3), whole=st.integers(257, 1 << 20), share=st.floats(0.01, 0.89))
 def test_every_configuration_comes_back(
-    text: str, paths: list[str], whole: int, share: float, precision: Any, yes: bool, tmp_path_factory: pytest.TempPathFactory
+    text: str, paths: list[str], whole: int, share: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     run = dataclasses.replace(
         RUN,
         recipe=text,
         seed=whole,
-        precision=precision,
+        precision="bfloat16",
         label_smoothing=share,
         data=Data(paths=tuple(paths), valid_fraction=share),
         tokenizer=Tokenizer(vocab=whole, path=text),
         optim=Optim(lr=share / whole, clip=1e300 * share),
         mesh=Mesh(data=whole),
-        log=Log(ledger=yes),
+        log=Log(ledger=True),
     )
     assert round_trip(run, tmp_path_factory.mktemp("run")) == run
 
@@ -128,16 +118,19 @@ def round_trip(run: Run, folder: Path) -> Run:
     return read_config(folder)
 
 
-def without(key: str) -> dict[str, Any]:
-    return {name: value for name, value in stored().items() if name != key}
+STORED = {"family": "gpt"} | json.loads(json.dumps(dataclasses.asdict(RUN)))
 
 
 def stored(**changed: Any) -> dict[str, Any]:
-    return {"family": "gpt"} | json.loads(json.dumps(dataclasses.asdict(RUN))) | changed
+    return STORED | changed
 
 
 def model(**changed: Any) -> dict[str, Any]:
-    return stored(model=stored()["model"] | changed)
+    return stored(model=STORED["model"] | changed)
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in STORED.items() if name != key}
 
 
 DAMAGED = {
@@ -171,13 +164,11 @@ def test_a_broken_configuration_is_named_in_one_line(content: str, message: str,
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_without_configuration_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_configuration_is_no_run_and_an_absent_key_has_its_default(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(BadInput, match=rf"{folder} is no run: config.json cannot be read \(No such file or directory\)"):
+        with pytest.raises(BadInput, match=r" is no run: config.json cannot be read \(No such file or directory\)") as refused:
             read_config(folder)
-
-
-def test_a_key_that_is_absent_takes_its_default(tmp_path: Path) -> None:
+        assert str(refused.value).startswith(f"{folder} is")
     (tmp_path / "config.json").write_text(json.dumps(without("max_skipped")))
     assert read_config(tmp_path) == RUN
 

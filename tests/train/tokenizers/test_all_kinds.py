@@ -13,26 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.hard_texts import HARD, random_characters
 from tests.support.processes import ROOT, run_python
-from tests.train.tokenizers.kinds import (
-    AWKWARD,
-    BERT,
-    ENCODERS,
-    KINDS,
-    ROBERTA,
-    TEXTS,
-    UNIGRAMS,
-    VOCAB,
-    XLNET,
-    as_it_is,
-    auto,
-    chapters,
-    content,
-    name_family,
-    published,
-    theirs,
-    trained,
-    written,
-)
+from tests.train.tokenizers import kinds
+from tests.train.tokenizers.kinds import AWKWARD, BERT, ENCODERS, KINDS, ROBERTA, TEXTS, UNIGRAMS, VOCAB, XLNET, theirs, trained
 from train import pieces, tokenizer_files
 from train.marks import TextMarks
 from train.prepare import prepare
@@ -47,18 +29,11 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 # --- Training ---
 
 
-@pytest.mark.full
 def test_training_is_the_same_in_every_process_and_from_pieces() -> None:
     """The library's own training gives another WordPiece vocabulary in each process."""
     program = "from tests.train.tokenizers import kinds; print(*kinds.trained_from_pieces())"
     done = run_python("-c", program, env={"PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     assert done.stdout.split() == [trained(kind).fingerprint for kind in KINDS], done.stderr
-
-
-@pytest.mark.parametrize("kind", ["gpt", "wordpiece"])
-def test_training_in_this_process_is_the_same_and_from_other_texts_another(kind: Kind) -> None:
-    assert Tokenizer.train(iter(chapters()), VOCAB, kind).fingerprint == trained(kind).fingerprint
-    assert Tokenizer.train(chapters()[1:], VOCAB, kind).fingerprint != trained(kind).fingerprint
 
 
 def test_training_passes_on_what_the_texts_raise() -> None:
@@ -81,6 +56,7 @@ def test_special_tokens_have_their_published_ids() -> None:
     text_marks = trained("sentencepiece").text_marks
     assert text_marks == TextMarks(pad=0, end=1, unk=2, sentinels=tuple(range(899, 799, -1)))
     assert text_marks.special == (0, 1, 2, *range(800, 900))
+    assert trained("xlnet").marks.special == tuple(range(9))
     assert not any(trained(kind).text_marks for kind in KINDS if kind != "sentencepiece")
     assert trained("sentencepiece").decode([899, 898, 800, 1]) == "<extra_id_0><extra_id_1><extra_id_99></s>"
     assert trained("gpt").decode([0]) == "<|endoftext|>"
@@ -100,7 +76,7 @@ def test_ids_and_spans_are_those_of_transformers(kind: Kind) -> None:
 
 @every_kind
 def test_words_are_those_of_transformers(kind: Kind) -> None:
-    ours, reference = trained(kind), auto(written(kind), add_prefix_space=True)
+    ours, reference = trained(kind), kinds.auto(kinds.written(kind), add_prefix_space=True)
     words = ["The", "Whale's", "", "4,2", "4.2", "na\u00efve", "\u6f22\u5b57x", " led", "a b", "\x00", "\U0001f433", "``x''"]
     for some in ([*words, "x" * 120, "(Nantucket)"], ["", " "], [*random_characters(500)], [*HARD]):
         expected = reference(some, is_split_into_words=True, add_special_tokens=False)
@@ -132,7 +108,7 @@ def assert_templates_agree(kind: Kind, reference: Any, template: Any = None) -> 
 def test_templates_are_those_of_transformers(kind: Kind) -> None:
     """Of its class of the model, which makes its own, and of the class that takes them from tokenizer.json."""
     assert_templates_agree(kind, theirs(kind))
-    assert_templates_agree(kind, as_it_is(written(kind)))
+    assert_templates_agree(kind, kinds.as_it_is(kinds.written(kind)))
 
 
 @pytest.mark.planted
@@ -141,21 +117,13 @@ def test_a_mutant_template_that_has_cls_first_is_caught() -> None:
         assert_templates_agree("xlnet", theirs("xlnet"), BERT)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ("gpt", "wordpiece") else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
-)
+CUTS = "aB'` \n\r\t\x1c\x85\u00a0\u3000\u2028!7,\u00e9\u0301\u3042\u3099\u4e00\u3002\uff0c\u2581\u0600\u00a8"
+"""Characters around which texts may and may not be cut."""
+
+
+@every_kind
 @settings(deadline=None)
-@given(
-    st.lists(
-        st.text(
-            st.sampled_from(
-                "aB'` \n\r\t\x1c\x85\u00a0\u3000\u2028!7,\u00e9\u0301\u3042\u3099\u4e00\u3002\uff0c\u2581\u0600\u00a8"
-            )
-        )
-        | UNICODE,
-        max_size=8,
-    )
-)
+@given(st.lists(st.text(st.sampled_from(CUTS)) | UNICODE, max_size=8))
 @example(["don''t  `` stop\n\n \n x", "", "\u3042\u3002\u3042\uff0cb \u0301c", "ab    cd", "ab!\x1c!"])
 @example(["a \u0301 b\n\u0301", "\u3042\u3002\u3042\u3099\uff01", "\x00 \u200b \ufffd"])
 def test_texts_encoded_in_pieces_have_the_ids_of_the_whole(kind: Kind, texts: list[str]) -> None:
@@ -220,7 +188,7 @@ def test_other_kinds_give_a_text_back_as_they_normalize_it() -> None:
     assert words.decode(np.array([BERT.cls, *words.encode(" whale"), BERT.sep])) == "[CLS] whale [SEP]"
     roberta = trained("roberta")
     assert roberta.decode(np.array([ROBERTA.cls, *roberta.encode(" whale"), ROBERTA.sep])) == "<s> whale</s>"
-    text = " ".join(chapters()[0].split())
+    text = " ".join(kinds.chapters()[0].split())
     assert text_to_text.decode(text_to_text.encode(text)) == text_to_text._core.normalizer.normalize_str(text)
     assert xlnet.decode(xlnet.encode("``the \u00e9lan''  of whales")) == '"the elan" of whales'
     assert xlnet.decode(XLNET.single(xlnet.encode("whales"))[0]) == "whales<sep><cls>"
@@ -279,50 +247,46 @@ ALONE = {kind: ("spiece.model",) for kind in UNIGRAMS} | {"gpt": BPE, "roberta":
 @every_kind
 def test_a_vocabulary_without_tokenizer_json_gives_the_same(kind: Kind, tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer_config.json", *ALONE[kind]):
-        shutil.copy((published(kind) if file == "spiece.model" else written(kind)) / file, tmp_path)
-    for folder in (tmp_path, written(kind)):
-        assert tokenizer_files.read(folder).fingerprint == trained(kind).fingerprint
+        shutil.copy((kinds.published(kind) if file == "spiece.model" else kinds.written(kind)) / file, tmp_path)
+    ours = trained(kind)
+    for folder in (tmp_path, kinds.written(kind), *([kinds.published(kind)] if kind in UNIGRAMS else [])):
+        assert tokenizer_files.read(folder).fingerprint == ours.fingerprint
     # What `transformers` makes of XLNet's is another; see test_xlnet_unigram.py.
     if kind != "xlnet":
-        alone = auto(tmp_path)
+        alone = kinds.auto(tmp_path)
         for text in TEXTS:
-            assert alone(text, add_special_tokens=False)["input_ids"] == trained(kind).encode(text).tolist()
+            assert alone(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
+    if kind == "sentencepiece":
+        pair = [*ours.encode(HARD), 1, *ours.encode("x"), 1]
+        for reference in (alone, theirs(kind), kinds.as_it_is(kinds.written(kind)), kinds.auto(kinds.published(kind))):
+            assert reference(HARD, "x")["input_ids"] == pair
 
 
 @every_kind
-def test_transformers_finds_the_special_tokens_in_what_is_written(kind: Kind) -> None:
+def test_transformers_finds_the_special_tokens_and_what_it_writes_is_read(kind: Kind, tmp_path: Path) -> None:
     ours, reference = trained(kind), theirs(kind)
     classes = {"gpt": "GPT2", "wordpiece": "Bert", "roberta": "Roberta", "sentencepiece": "T5", "xlnet": "XLNet"}
     assert type(reference).__name__ == f"{classes[kind]}Tokenizer"
     assert len(reference) == VOCAB
-    if kind in ENCODERS:
-        for role in ("pad", "unk", "cls", "sep", "mask"):
-            assert getattr(reference, f"{role}_token_id") == getattr(ours.marks, role)
-        return
-    assert reference.eos_token_id == ours.end_of_text
-    if kind == "sentencepiece":
-        names = [reference.pad_token, reference.unk_token, "<extra_id_0>", "<extra_id_99>"]
-        assert reference.convert_tokens_to_ids(names) == [0, 2, 899, 800]
-
-
-@every_kind
-def test_files_that_transformers_writes_are_read(kind: Kind, tmp_path: Path) -> None:
-    theirs(kind).save_pretrained(tmp_path)
+    roles = {"gpt": [], "sentencepiece": ["pad", "unk"]}.get(kind, ["pad", "unk", "cls", "sep", "mask"])
+    assert all(getattr(reference, f"{role}_token_id") == getattr(ours.marks or ours.text_marks, role) for role in roles)
+    assert kind in ENCODERS or reference.eos_token_id == ours.end_of_text
+    reference.save_pretrained(tmp_path)
     again = tokenizer_files.read(tmp_path)
-    assert (again.kind, again.marks, again.text_marks) == (kind, trained(kind).marks, trained(kind).text_marks)
+    assert (again.kind, again.marks, again.text_marks) == (kind, ours.marks, ours.text_marks)
     for text in [*AWKWARD, HARD, " ".join(NAMES)]:
-        assert again.encode(text).tolist() == trained(kind).encode(text).tolist()
+        assert again.encode(text).tolist() == ours.encode(text).tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind: Kind, tmp_path: Path) -> None:
-    rules = content(kind)
+    rules = kinds.content(kind)
     before = [rules["normalizer"]] if kind == "sentencepiece" else [{"type": "NFKC"}]
     other = Tokenizer({**rules, "normalizer": {"type": "Sequence", "normalizers": [*before, {"type": "Lowercase"}]}})
     assert other.encode("\uff37HALE").tolist() == other.encode("whale").tolist()
     tokenizer_files.write(tmp_path, other, longest=512)
-    name_family(tmp_path, kind)
-    again = auto(tmp_path)
+    kinds.name_family(tmp_path, kind)
+    again = kinds.auto(tmp_path)
     assert again("\uff37HALE", add_special_tokens=False)["input_ids"] == other.encode("whale").tolist()
     assert again.model_max_length == 512
     # A text is whole where rules are unknown.
@@ -335,7 +299,7 @@ END = {"wordpiece": "[SEP]", "roberta": "</s>", "sentencepiece": "</s>", "xlnet"
 @pytest.mark.planted(2)
 @pytest.mark.parametrize("kind", END)
 def test_a_special_token_that_is_missing_or_that_texts_can_spell_is_refused(kind: Kind, tmp_path: Path) -> None:
-    rules, end = content(kind), END[kind]
+    rules, end = kinds.content(kind), END[kind]
     without = json.loads(json.dumps({**rules, "post_processor": None}).replace(f'"{end}"', '"(other)"'))
     without["added_tokens"] = [token for token in without["added_tokens"] if token["content"] != "(other)"]
     unmarked = {**rules, "added_tokens": [{**token, "special": token["content"] != end} for token in rules["added_tokens"]]}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from tests.support.hard_texts import HARD
 from tests.support.processes import ROOT
@@ -17,7 +18,6 @@ from train import tokenizer as module
 from train.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.errors import BadInput
 
-TEXTS = ["The white whale, the whale's ship.\n\nThe white sea! " * 5, HARD]
 WORDS = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}
 """Rules other than GPT-2's."""
 
@@ -25,13 +25,12 @@ WORDS = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated
 def test_a_vocabulary_is_as_large_as_the_text_allows() -> None:
     assert 257 <= Tokenizer.train(["ab ab"], 5000).vocab_size < 270
     assert len(trained("gpt").encode(chapters()[0])) < 0.55 * len(chapters()[0].encode())
+    assert Tokenizer.train(chapters()[1:], 900).fingerprint != trained("gpt").fingerprint
 
 
-def test_roberta_has_the_merges_of_gpt() -> None:
-    """The special tokens aside, the same text gives the same entries in the same order."""
-    gpt, roberta = Tokenizer.train(TEXTS, 1 + 256 + 50), Tokenizer.train(TEXTS, 4 + 256 + 50 + 1, "roberta")
-    assert [roberta.decode([number]) for number in range(4, 310)] == [gpt.decode([number]) for number in range(1, 307)]
-    assert roberta.decode([310]) == "<mask>"
+def test_roberta_has_the_entries_of_gpt_between_its_special_tokens() -> None:
+    gpt, roberta = trained("gpt"), trained("roberta")
+    assert [roberta.decode([number]) for number in range(4, 899)] == [gpt.decode([number]) for number in range(1, 896)]
 
 
 # --- Texts in pieces ---
@@ -95,21 +94,13 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_truncation_padding_and_templates_of_a_file_are_not_applied() -> None:
-    pad = {"pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
-    both = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
-    changes = {
-        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", **pad},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [both[0], {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}],
-            "pair": both,
-            "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-        },
-    }
-    ours, loaded = trained("gpt"), Tokenizer({**content("gpt"), **changes})
+    core = tokenizers.Tokenizer.from_str(json.dumps(content("gpt")))
+    core.enable_truncation(4)
+    core.enable_padding(length=9, pad_id=0, pad_token="x")
+    core.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, 0)])
+    ours, loaded = trained("gpt"), Tokenizer(json.loads(core.to_str()))
     for text in (HARD, "a"):
-        assert loaded.encode(text).tolist() == ours.encode(text).tolist()
+        assert core.encode(text).ids != loaded.encode(text).tolist() == ours.encode(text).tolist()
     assert loaded.fingerprint != ours.fingerprint
 
 

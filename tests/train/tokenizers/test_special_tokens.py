@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.train.tokenizers import kinds
 from train.marks import BERT, ROBERTA, XLNET, Marks, named
 from zoo.errors import BadInput
 
@@ -21,12 +20,6 @@ def marks_of(family: str) -> Marks:
     marks = named({name: number for number, name in enumerate(FAMILIES[family].values())})
     assert marks is not None
     return marks
-
-
-def test_xlnets_have_the_published_ids() -> None:
-    assert [*XLNET.values()] == ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
-    assert marks_of("xlnet") == kinds.XLNET
-    assert marks_of("xlnet").special == tuple(range(9))
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

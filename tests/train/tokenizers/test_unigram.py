@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.hard_texts import HARD, random_characters
-from tests.train.tokenizers.kinds import VOCAB, as_it_is, auto, chapters, library, published, raw, theirs, trained, written
+from tests.train.tokenizers.kinds import VOCAB, chapters, library, published, raw, trained
 from train import pieces, spiece, tokenizer_files, unigram
 from train.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
@@ -39,15 +39,6 @@ def test_a_book_is_divided_as_sentencepiece_divides_it() -> None:
         # Thousands of scores of about 10, each with an error of at most half of 2**-20.
         np.testing.assert_allclose(scores[ours].sum(), scores[expected].sum(), rtol=1e-6)
     assert differ <= 1
-
-
-def test_transformers_reads_each_of_its_files_alike() -> None:
-    alone, files = auto(published("sentencepiece")), theirs("sentencepiece")
-    assert type(alone) is type(files)
-    # A special token that a text spells is one to `transformers`.
-    for text in TEXTS[:-1]:
-        assert alone(text)["input_ids"] == files(text)["input_ids"] == [*trained("sentencepiece").encode(text), 1]
-    assert as_it_is(written("sentencepiece"))(HARD, "x")["input_ids"] == alone(HARD, "x")["input_ids"]
 
 
 def test_the_files_of_settings_say_how_many_sentinels_there_are(tmp_path: Path) -> None:
