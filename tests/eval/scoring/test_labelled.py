@@ -1,4 +1,4 @@
-"""What a fitted model is worth on labelled examples: against the same told example by example, on any batch size and mesh."""
+"""Scores of fine-tuned models on labelled examples equal a loop over the examples, on any batch size and mesh."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from eval import labelled, measures, spans
 from eval.labelled import WORST, Score
 from tests.support import finetuned
-from tests.support.finetuned import IOB, LABELS, entropy, examples, run
+from tests.support.finetuned import IOB, LABELS, entropy, examples
 from tests.support.small import random_params
 from train import config
 from train import mesh as meshes
@@ -21,230 +21,198 @@ from train.labelled import Rows
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
 
-SETTINGS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "three classes": ("classification", "bert", LABELS),
-    "two classes": ("classification", "roberta", ("no", "yes")),
-    "numbers": ("classification", "distilbert", ("score",)),
-    "entities": ("tagging", "bert", IOB),
-    "answers": ("span", "roberta", ()),
-    "options": ("choice", "bert", ()),
+CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
+    "three classes": ("classification", "bert", LABELS, {}),
+    "two classes": ("classification", "roberta", ("no", "yes"), {}),
+    "numbers": ("classification", "distilbert", ("score",), {"regression": True}),
+    "entities": ("tagging", "bert", IOB, {}),
+    "entities cut off": ("tagging", "bert", IOB, {"length": 12, "truncate": True}),
+    "tags of another scheme": ("tagging", "roberta", ("A", "N", "V"), {}),
+    "answers": ("span", "roberta", (), {}),
+    "options": ("choice", "bert", (), {}),
 }
-MESHES = {"three classes": (8, 1, 1), "entities": (1, 2, 2), "answers": (8, 1, 1), "options": (1, 2, 2)}
-"""data x fsdp x tensor devices on which a setting is scored as well."""
+"""Name -> objective, family, labels and options of a run."""
 COUNT = 27
 
 
 @functools.cache
 def setting(name: str) -> tuple[Run, Rows]:
-    goal, family, labels = SETTINGS[name]
-    cfg = run(goal, family=family, labels=labels, regression=labels == ("score",))
-    known = labels or LABELS
-    return cfg, finetuned.rows(cfg, examples(goal, COUNT, known, name == "three classes"))
+    objective, family, labels, options = CASES[name]
+    run = finetuned.run(objective, family=family, labels=labels, **options)
+    return run, finetuned.rows(run, examples(objective, COUNT, labels or LABELS, name == "three classes"))
 
 
-def score(cfg: Run, rows: Rows, *, batch: int, shape: tuple[int, int, int] = (1, 1, 1)) -> Score:
-    net, (data, fsdp, tensor) = finetuned.net(cfg), shape
-    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
-    build = finetuned.build(cfg)
-    return labelled.of_run(cfg, net, mesh, None, rows, build, batch=batch, dtype=jnp.float32)(params)
+def random_logits(run: Run, rows: Rows) -> np.ndarray:
+    """Return float64 [N, O] of examples or options, or [N, T, O] of tokens."""
+    outputs = {"span": 2, "choice": 3}.get(run.objective) or len(run.model.labels)
+    shape = (len(rows), rows.length, outputs) if run.objective in ("tagging", "span") else (len(rows), outputs)
+    return np.random.default_rng(0).normal(size=shape)
 
 
-@functools.cache
-def scored(name: str) -> Score:
-    """All rows in one batch, which is no larger than they are many."""
-    return score(*setting(name), batch=512)
+def scored(run: Run, rows: Rows, logits: np.ndarray) -> Score:
+    """The score that the product derives from logits."""
+    if run.objective == "span":
+        real = np.asarray(finetuned.batch(run, rows).segments)[:, None] > 0
+        logits = np.where(real, np.moveaxis(logits, 2, 1), -1e30)
+    return labelled.TASKS[run.objective][1](rows, logits, getattr(run.model, "labels", ()))
 
 
-# --- Example by example ---------------------------------------------------------------------------------------------------------
-
-
-def told(cfg: Run, rows: Rows, logits: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Of each example its loss, how many losses that is the mean of, what is true and what is found."""
-    batch = finetuned.batch(cfg, rows)
-    found, real = finetuned.logits(cfg, batch) if logits is None else logits, np.asarray(batch.segments) > 0
-    names, result = cfg.model.labels, []
+def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]:
+    """Return for each example its loss, of how many losses that is the mean, the truth and the prediction."""
+    real = np.asarray(finetuned.batch(run, rows).segments) > 0
+    names, result = getattr(run.model, "labels", ()), []
     for number, example in enumerate(rows.examples):
-        mine = [place for place, row in enumerate(rows.rows) if row.example == number]
-        (first, *_), one = mine, found[mine[0]]
+        places = [place for place, row in enumerate(rows.rows) if row.example == number]
+        (first, *_), one, count = places, logits[places[0]], 1
         match example:
-            case Text() if cfg.labelled.regression:
-                loss, truth, answer = float(one[0] - np.float32(example.label)) ** 2, float(example.label), float(one[0])
-                result.append(dict(loss=loss, of=1, truth=truth, found=answer))
+            case Text() if run.labelled.regression:
+                truth, predicted = float(example.label), float(one[0])
+                loss = (predicted - np.float32(example.label)) ** 2
             case Text():
-                loss = entropy(one, names.index(str(example.label)), 0.0)
-                result.append(dict(loss=loss, of=1, truth=example.label, found=names[int(one.argmax())]))
+                truth, predicted = str(example.label), names[int(one.argmax())]
+                loss = entropy(one, names.index(truth), 0.0)
             case Tagged():
-                places = np.flatnonzero(rows.rows[first].labels != IGNORED)
-                true = example.tags[: len(places)]
-                losses = [entropy(one[place], names.index(tag), 0.0) for place, tag in zip(places, true, strict=True)]
-                tags = [names[int(one[place].argmax())] for place in places]
-                result.append(dict(loss=np.mean(losses), of=len(places), truth=list(true), found=tags))
+                asked = np.flatnonzero(rows.rows[first].labels != IGNORED)
+                truth, predicted = list(example.tags[: len(asked)]), [names[int(one[at].argmax())] for at in asked]
+                loss = np.mean([entropy(one[at], names.index(tag), 0.0) for at, tag in zip(asked, truth, strict=True)])
+                count = len(asked)
             case Choice():
-                loss = entropy(one, example.answer, 0.0)
-                result.append(dict(loss=loss, of=1, truth=example.answer, found=int(one.argmax())))
+                truth, predicted, loss = example.answer, int(one.argmax()), entropy(one, example.answer, 0.0)
             case Question():
-                ends = [entropy(found[at, real[at], end], rows.rows[at].labels[end], 0.0) for at in mine for end in (0, 1)]
-                answer = best(example, rows, found, mine)
-                result.append(dict(loss=np.mean(ends), of=len(mine), truth=[text for text, _ in example.answers], found=answer))
+                truth, predicted = [text for text, _ in example.answers], best(example, rows, logits, places)
+                ends = [(at, end) for at in places for end in (0, 1)]
+                loss = np.mean([entropy(logits[at, real[at], end], rows.rows[at].labels[end], 0.0) for at, end in ends])
+                count = len(places)
+        result.append({"loss": float(loss), "of": count, "truth": truth, "predicted": predicted})
     return result
 
 
-def best(question: Question, rows: Rows, found: np.ndarray, mine: list[int]) -> tuple[float, float, str]:
-    """(score of no answer, score of the best one, its text) of all pairs of tokens in all windows."""
+def best(question: Question, rows: Rows, logits: np.ndarray, places: list[int]) -> tuple[float, float, str]:
+    """Return the score of no answer, that of the best answer and its text, of all pairs of tokens in all windows."""
     pairs = []
-    for at in mine:
+    for at in places:
         context = rows.rows[at].context
         assert context is not None
         for first in range(len(context.spans)):
             for last in range(first, min(len(context.spans), first + spans.LONGEST)):
-                value = found[at, context.first + first, 0] + found[at, context.first + last, 1]
+                value = logits[at, context.first + first, 0] + logits[at, context.first + last, 1]
                 pairs.append((value, question.context[context.spans[first, 0] : context.spans[last, 1]].strip()))
-    null = min(found[at, 0].sum() for at in mine)
+    null = min(logits[at, 0].sum() for at in places)
     return null, *max((pair for pair in pairs if pair[1]), key=lambda pair: pair[0])
 
 
-def numbers(cfg: Run, rows: Rows, logits: np.ndarray | None = None) -> dict[str, float]:
-    """The measures of a task, from what is told of each example."""
-    each = told(cfg, rows, logits)
+def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the measures of a task, from the truth and the prediction of each example."""
     shares = np.array([one["of"] for one in each])
     result: dict[str, Any] = {"loss": np.average([one["loss"] for one in each], weights=shares), "examples": len(each)}
-    truth, found = [one["truth"] for one in each], [one["found"] for one in each]
-    right = np.mean([a == b for a, b in zip(truth, found, strict=True)])
-    match cfg.objective:
-        case "classification" if cfg.labelled.regression:
-            series = np.array(truth), np.array(found)
-            result |= {name: measures.MEASURES[name](*series) for name in ("pearson", "spearman", "mean_squared_error")}
-        case "classification":
-            names = cfg.model.labels
-            series = tuple(np.array([names.index(name) for name in some]) for some in (truth, found))
-            f1 = {"f1": measures.f1(*series)} if len(names) == 2 else {"f1_macro": measures.f1_macro(*series)}
-            result |= {"accuracy": right, "matthews": measures.matthews(*series), **f1}
-        case "choice":
-            result |= {"accuracy": right}
-        case "tagging" if cfg.model.labels == IOB:
-            names = ("entity_precision", "entity_recall", "entity_f1")
-            result |= {"words": shares.sum(), **dict(zip(names, measures.entity_f1(truth, found), strict=True))}
-        case "tagging":
-            hits = [a == b for one, other in zip(truth, found, strict=True) for a, b in zip(one, other, strict=True)]
-            result |= {"words": shares.sum(), "accuracy": np.mean(hits)}
-        case "span":
-            said = ["" if null - value > 0 else text for null, value, text in found]
-            result |= {"exact": np.mean([spans.exact_match(a, b) for a, b in zip(said, truth, strict=True)])}
-            result |= {"f1": np.mean([spans.token_f1(a, b) for a, b in zip(said, truth, strict=True)]), "questions": len(each)}
-            result |= {"no_answer_exact": np.mean([text == "" for text, given in zip(said, truth, strict=True) if not given])}
-    return result
+    truth, predicted = [one["truth"] for one in each], [one["predicted"] for one in each]
+    names = getattr(run.model, "labels", ())
+    if run.objective == "choice":
+        return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)])}
+    if run.objective == "classification" and run.labelled.regression:
+        series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
+        return result | {name: measures.MEASURES[name](*series) for name in quantities}
+    if run.objective == "classification":
+        series = tuple(np.array([names.index(name) for name in some]) for some in (truth, predicted))
+        quantities = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
+        return result | {name: measures.MEASURES[name](*series) for name in quantities}
+    if run.objective == "tagging" and names == IOB:
+        quantities = ("entity_precision", "entity_recall", "entity_f1")
+        agreement = measures.entity_f1(truth, predicted)
+        return result | {"words": shares.sum(), **dict(zip(quantities, agreement, strict=True))}
+    if run.objective == "tagging":
+        hits = [a == b for one, other in zip(truth, predicted, strict=True) for a, b in zip(one, other, strict=True)]
+        return result | {"words": shares.sum(), "accuracy": np.mean(hits)}
+    answers = ["" if null > value else text for null, value, text in predicted]
+    pairs = list(zip(answers, truth, strict=True))
+    result |= {"exact": np.mean([spans.exact_match(a, b) for a, b in pairs]), "questions": len(each)}
+    result |= {"f1": np.mean([spans.token_f1(a, b) for a, b in pairs])}
+    return result | {"no_answer_exact": np.mean([text == "" for text, given in pairs if not given])}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_score_is_what_is_told_of_each_example(name: str) -> None:
-    cfg, rows = setting(name)
-    found, expected = scored(name).record(), numbers(cfg, rows)
-    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+def expected_texts(example: Any, truth: Any, predicted: Any) -> tuple[str, str, str, str]:
+    """Return the text, the second text, the truth and the prediction as the report shows them."""
+    match example:
+        case Text():
+            return example.text, example.pair or "", truth, predicted
+        case Tagged():
+            wrong = [place for place in range(len(truth)) if truth[place] != predicted[place]]
+            shown = (", ".join(f"{place + 1} {tags[place]}" for place in wrong) for tags in (truth, predicted))
+            return " ".join(example.words), "", *shown
+        case Choice():
+            return example.question, example.article, example.options[truth], example.options[predicted]
+    null, value, text = predicted
+    nothing = "(no answer)"
+    return example.question, example.context, truth[0] if truth else nothing, nothing if null > value else text
+
+
+def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> None:
+    """Compare the numbers, the worst examples and the confusion matrix with those of a loop over the examples."""
+    each, record = by_example(run, rows, logits), result.record()
+    expected = expected_numbers(run, each)
+    assert {key: record[key] for key in expected} == pytest.approx(expected, rel=1e-4)
     more = {"best_exact", "best_f1", "best_exact_threshold", "best_f1_threshold", "has_answer_exact", "has_answer_f1"}
-    assert found.keys() - expected.keys() == (more if cfg.objective == "span" else set())
-    assert all(type(value) in (int, float) for value in found.values())
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_the_worst_examples_are_shown_the_worst_first(name: str) -> None:
-    cfg, rows = setting(name)
-    each, worst = told(cfg, rows), scored(name).mistakes["worst"]
+    assert record.keys() - expected.keys() == (more if run.objective == "span" else set())
+    assert all(type(value) in (int, float) for value in record.values())
     order = sorted(range(len(each)), key=lambda number: -each[number]["loss"])[:WORST]
+    worst = result.mistakes["worst"]
     assert [one["loss"] for one in worst] == pytest.approx([each[number]["loss"] for number in order], rel=1e-4)
     for one, number in zip(worst, order, strict=True):
-        example, (truth, found) = rows.examples[number], (each[number][which] for which in ("truth", "found"))
-        match example:
-            case Text() if cfg.labelled.regression:
-                assert (one["text"], one["pair"]) == (example.text, "")
-                assert (float(one["truth"]), float(one["found"])) == pytest.approx((truth, found), rel=1e-4)
-            case Text():
-                assert (one["text"], one["pair"], one["truth"], one["found"]) == (example.text, example.pair or "", truth, found)
-            case Tagged():
-                wrong = [place for place in range(len(truth)) if truth[place] != found[place]]
-                assert one["text"] == " ".join(example.words) and one["pair"] == ""
-                assert one["truth"] == ", ".join(f"{place + 1} {truth[place]}" for place in wrong)
-                assert one["found"] == ", ".join(f"{place + 1} {found[place]}" for place in wrong)
-            case Choice():
-                assert (one["text"], one["pair"]) == (example.question, example.article)
-                assert (one["truth"], one["found"]) == (example.options[truth], example.options[found])
-            case Question():
-                null, value, text = found
-                assert (one["text"], one["pair"]) == (example.question, example.context)
-                assert one["truth"] == (truth[0] if truth else "(no answer)")
-                assert one["found"] == ("(no answer)" if null > value else text)
+        expected_text = expected_texts(rows.examples[number], each[number]["truth"], each[number]["predicted"])
+        shown = tuple(one[key] for key in ("text", "pair", "truth", "found"))
+        if run.labelled.regression:
+            shown, expected_text = (tuple(map(float, some[2:])) for some in (shown, expected_text))
+            expected_text = pytest.approx(expected_text, rel=1e-4)
+        assert shown == expected_text
+    names = list(getattr(run.model, "labels", ()))
+    if run.objective != "classification" or run.labelled.regression:
+        assert result.mistakes["confusion"] == result.mistakes["labels"] == []
+        return
+    confusion = np.zeros((len(names), len(names)), int)
+    for one in each:
+        confusion[names.index(one["truth"]), names.index(one["predicted"])] += 1
+    assert (result.mistakes["labels"], result.mistakes["confusion"]) == (names, confusion.tolist())
+    assert (confusion != confusion.T).any()
 
 
-@pytest.mark.parametrize("name", ["three classes", "two classes"])
-def test_a_confusion_has_a_row_for_each_true_class(name: str) -> None:
-    cfg, rows = setting(name)
-    names = list(cfg.model.labels)
-    expected = np.zeros((len(names), len(names)), int)
-    for one in told(cfg, rows):
-        expected[names.index(one["truth"]), names.index(one["found"])] += 1
-    assert scored(name).mistakes["labels"] == names
-    assert scored(name).mistakes["confusion"] == expected.tolist()
-    assert (expected != expected.T).any()
+@pytest.mark.parametrize("name", CASES)
+def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
+    run, rows = setting(name)
+    logits = random_logits(run, rows)
+    assert_matches(scored(run, rows, logits), run, rows, logits)
+    if name == "entities cut off":
+        assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)
 
 
-@pytest.mark.parametrize("name", ["numbers", "entities", "answers", "options"])
-def test_without_classes_there_is_no_confusion(name: str) -> None:
-    assert scored(name).mistakes["confusion"] == scored(name).mistakes["labels"] == []
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("three classes", (8, 1, 1)),
+        ("answers", (1, 2, 2)),
+        pytest.param("entities", (1, 2, 2), marks=pytest.mark.full),
+        pytest.param("options", (8, 1, 1), marks=pytest.mark.full),
+    ],
+)
+def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, shape: tuple[int, int, int]) -> None:
+    """Score 27 examples in batches of 11, or 16 on 8 devices: the last batch is filled up, and what fills it does not count."""
+    run, rows = setting(name)
+    net, (data, fsdp, tensor) = finetuned.net(run), shape
+    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
+    result = labelled.of_run(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)(params)
+    assert_matches(result, run, rows, finetuned.logits(run, finetuned.batch(run, rows)))
 
 
-# --- What must not matter -------------------------------------------------------------------------------------------------------
-
-
-def assert_same(one: Score, other: Score) -> None:
-    assert one.record() == pytest.approx(other.record(), rel=1e-4)
-    assert one.mistakes["confusion"] == other.mistakes["confusion"]
-    shown = [[(each["text"], each["found"][:12]) for each in score.mistakes["worst"][:5]] for score in (one, other)]
-    assert shown[0] == shown[1]
-
-
-@pytest.mark.parametrize(("name", "shape"), MESHES.items())
-def test_neither_batch_nor_mesh_matter(name: str, shape: tuple[int, int, int]) -> None:
-    """27 examples: the last batch is filled up, and what fills it does not count."""
-    cfg, rows = setting(name)
-    assert_same(score(cfg, rows, batch=11, shape=shape), scored(name))
-
-
-def test_where_every_question_has_an_answer_one_is_always_given() -> None:
-    cfg, _ = setting("answers")
+def test_question_is_always_answered_where_every_question_has_an_answer() -> None:
+    run, _ = setting("answers")
     answered = [each for each in examples("span", COUNT, LABELS) if each.answers]
-    rows = finetuned.rows(cfg, answered)
-    logits = np.random.default_rng(0).normal(size=(len(rows), rows.length, 2))
-    # However sure the model is that there is none.
+    rows = finetuned.rows(run, answered)
+    logits = random_logits(run, rows)
+    # The model is sure that there is no answer.
     logits[:, 0] = 100
-    found = labelled._answers(rows, np.moveaxis(logits, 2, 1), ())
-    texts = [one["found"][2] for one in told(cfg, rows, logits)]
-    exact = [
-        spans.exact_match(text, [answer.text for answer in each.answers]) for text, each in zip(texts, answered, strict=True)
-    ]
-    assert found.record().keys() == {"loss", "exact", "f1", "questions", "examples"}
-    assert found.record()["exact"] == pytest.approx(np.mean(exact))
-    assert "(no answer)" not in {one["found"] for one in found.mistakes["worst"]}
-
-
-def drawn(cfg: Run, rows: Rows) -> np.ndarray:
-    """Logits of tokens as they may be, float64 [N, T, O]."""
-    return np.random.default_rng(0).normal(size=(len(rows), rows.length, len(cfg.model.labels)))
-
-
-def test_words_that_are_cut_off_do_not_count() -> None:
-    whole, cut = (run("tagging", labels=IOB, length=length, truncate=True) for length in (32, 12))
-    counts = []
-    for cfg in (whole, cut):
-        rows = finetuned.rows(cfg, examples("tagging", COUNT, IOB))
-        found, expected = labelled._tags(rows, drawn(cfg, rows), IOB).record(), numbers(cfg, rows, drawn(cfg, rows))
-        assert found == pytest.approx(expected)
-        counts.append(found["words"])
-    assert counts[1] < counts[0] == sum(len(each.words) for each in examples("tagging", COUNT, IOB))
-
-
-def test_tags_that_are_not_iob_are_counted_by_word() -> None:
-    names = ("A", "N", "V")
-    cfg = run("tagging", family="roberta", labels=names)
-    rows = finetuned.rows(cfg, examples("tagging", COUNT, names))
-    found, expected = labelled._tags(rows, drawn(cfg, rows), names).record(), numbers(cfg, rows, drawn(cfg, rows))
-    assert found == pytest.approx(expected) and found.keys() == {"loss", "accuracy", "words", "examples"}
+    result = scored(run, rows, logits)
+    texts = [one["predicted"][2] for one in by_example(run, rows, logits)]
+    exact = [spans.exact_match(text, [each.text for each in one.answers]) for text, one in zip(texts, answered, strict=True)]
+    assert result.record().keys() == {"loss", "exact", "f1", "questions", "examples"}
+    assert result.record()["exact"] == pytest.approx(np.mean(exact))
+    assert "(no answer)" not in {one["found"] for one in result.mistakes["worst"]}

@@ -1,8 +1,9 @@
-"""The exact score: every token counted once, whatever the batch, stride and devices, and equal to a plain float64 loop."""
+"""The exact score of a language model: each token counts once, at any batch size, stride and mesh, as in a plain float64 loop."""
 
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ TEXTS = [
     "Naïve whales: ≈ 3 µm of 鯨 fat, und größer als das Schiff. ",
     "Queequeg.",
 ]
-BYTES = sum(len(text.encode()) for text in TEXTS)
+STRIDES = {"half a row": LENGTH // 2, "whole rows": LENGTH, "odd": 5}
+"""Name -> new tokens in each window; the other rows are packed documents."""
 
 
 @functools.cache
@@ -43,17 +45,12 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
 
 @functools.cache
 def net_and_params() -> tuple[Any, Any]:
-    """A model with opinions: random weights far from their small initial values."""
+    """A model whose random weights are far from their small initial values, so that its predictions differ."""
     net = model(dataclasses.replace(tiny.run().model, context=LENGTH))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
     return net, params
-
-
-def plan(tokens: Tokens, kind: str) -> Rows:
-    strides = {"half a row": LENGTH // 2, "whole rows": LENGTH, "odd": 5}
-    return rows.packed(tokens, LENGTH) if kind == "packed" else rows.windows(tokens, LENGTH, strides[kind])
 
 
 def score(chosen: Rows, *, batch: int, devices: int, tensor: int = 1) -> Score:
@@ -64,15 +61,12 @@ def score(chosen: Rows, *, batch: int, devices: int, tensor: int = 1) -> Score:
     return scorer(net, mesh, chosen, causal.build, token_bytes, batch=batch, dtype=jnp.float32)(params)
 
 
-# --- the definition, token by token ---------------------------------------------------------------------------------------------
-
-
 def norm(x: np.ndarray, p: Any) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
 
-def surprise(p: Any, inputs: np.ndarray, target: int) -> float:
+def token_nll(p: Any, inputs: np.ndarray, target: int) -> float:
     """-log p(target | inputs) of a GPT, one position at a time and in float64 throughout."""
     table = p["embed"]["tokens"]["embedding"]
     x = table[inputs] + p["embed"]["positions"]["embedding"][: len(inputs)]
@@ -95,63 +89,56 @@ def surprise(p: Any, inputs: np.ndarray, target: int) -> float:
     return float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
 
 
-def nats_token_by_token(tokens: Tokens, stride: int) -> float:
-    """Each token after everything its row shows before it: the first row that reaches the token."""
-    net, params = net_and_params()
-    params = jax.tree.map(np.float64, params)
-    assert net.config.activation == "gelu_tanh" and net.config.eps == 1e-5
+def predictions(tokens: Tokens, kind: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield each token after what its row shows before it: the first window that reaches it, or its part of its document."""
     ids = np.asarray(tokens.ids, np.int64)
-    stream = np.concatenate([[tokens.end_of_text], ids])
-    total = 0.0
-    for n, target in enumerate(ids):
-        begin = stride * max(0, math.ceil((n + 1 - LENGTH) / stride))
-        total += surprise(params, stream[begin : n + 1], target)
-    return total
+    texts = [ids] if kind in STRIDES else [ids[first:end] for first, end in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+    for text in texts:
+        stream = np.concatenate([[tokens.end_of_text], text])
+        for n, target in enumerate(text):
+            stride = STRIDES.get(kind, LENGTH)
+            begin = stride * max(0, math.ceil((n + 1 - LENGTH) / stride))
+            yield stream[begin : n + 1], int(target)
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("half a row", 8), ("whole rows", 16), ("odd", 5)])
-def test_a_score_is_that_of_a_loop_over_the_tokens(kind: str, stride: int, tokens: Tokens) -> None:
-    found = score(plan(tokens, kind), batch=3, devices=1)
-    assert found.tokens == len(tokens.ids)
-    assert found.bytes == BYTES
-    assert found.nats == pytest.approx(nats_token_by_token(tokens, stride), rel=1e-6)
+def nats(tokens: Tokens, kind: str) -> float:
+    net, params = net_and_params()
+    assert net.config.activation == "gelu_tanh" and net.config.eps == 1e-5
+    params = jax.tree.map(np.float64, params)
+    return sum(token_nll(params, *prediction) for prediction in predictions(tokens, kind))
 
 
-@pytest.mark.parametrize("kind", ["half a row", "whole rows", "packed"])
-def test_neither_batch_nor_devices_enter_a_score(kind: str, tokens: Tokens) -> None:
-    chosen = plan(tokens, kind)
-    expected = score(chosen, batch=1, devices=1)
-    assert (expected.tokens, expected.bytes) == (len(tokens.ids), BYTES)
-    for batch, devices, tensor in [(3, 1, 1), (16, 1, 1), (1, 8, 1), (3, 8, 1), (16, 8, 1), (3, 8, 4)]:
-        other = score(chosen, batch=batch, devices=devices, tensor=tensor)
-        assert (other.tokens, other.bytes) == (expected.tokens, expected.bytes)
-        assert other.nats == pytest.approx(expected.nats, rel=1e-6)
+@pytest.mark.parametrize(
+    ("kind", "machine"),
+    [
+        ("half a row", {"batch": 3, "devices": 1}),
+        ("packed", {"batch": 3, "devices": 8, "tensor": 4}),
+        pytest.param("whole rows", {"batch": 1, "devices": 8}, marks=pytest.mark.full),
+        pytest.param("odd", {"batch": 16, "devices": 1}, marks=pytest.mark.full),
+    ],
+)
+def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[str, int], tokens: Tokens) -> None:
+    expected, other = nats(tokens, kind), nats(tokens, "packed" if kind in STRIDES else "odd")
+    chosen = rows.windows(tokens, LENGTH, STRIDES[kind]) if kind in STRIDES else rows.packed(tokens, LENGTH)
+    result = score(chosen, **machine)
+    assert (result.tokens, result.bytes) == (len(tokens.ids), sum(len(text.encode()) for text in TEXTS))
+    assert result.nats == pytest.approx(expected, rel=1e-6)
+    # What a row shows before its tokens matters.
+    assert other != pytest.approx(expected, rel=1e-3)
 
 
-def test_more_context_and_other_parameters_change_it(tokens: Tokens) -> None:
-    """The agreement above is no coincidence: what should matter does."""
-    scores = {kind: score(plan(tokens, kind), batch=16, devices=1).nats for kind in ("half a row", "whole rows", "packed")}
-    assert len({round(nats, 1) for nats in scores.values()}) == 3
-
-
-def test_what_a_score_says() -> None:
-    found = Score(nats=200 * math.log(2), tokens=100, bytes=400)
-    assert found.loss == pytest.approx(2 * math.log(2))
-    assert found.perplexity == pytest.approx(4)
-    assert found.bits_per_byte == pytest.approx(0.5)
-    assert math.isfinite(Score(nats=1e9, tokens=1, bytes=1).perplexity)
-    assert found.record() == {
-        "loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": 0.5,
-        "tokens": 100,
-        "bytes": 400,
-    }
-
-
-def test_a_text_of_one_token_is_scored(tmp_path: Path) -> None:
-    """Fewer rows than devices: the row is filled up with others that are not counted."""
+@pytest.mark.full
+def test_fewer_rows_than_devices_are_filled_up_with_rows_that_do_not_count(tmp_path: Path) -> None:
     alone = prepare([Document("a", "")], tokenizer(), tmp_path)
-    found = score(rows.windows(alone, LENGTH), batch=16, devices=8)
-    assert (found.tokens, found.bytes) == (1, 0)
-    assert found.nats > 0
+    result = score(rows.windows(alone, LENGTH), batch=16, devices=8)
+    params = jax.tree.map(np.float64, net_and_params()[1])
+    end = tokenizer().end_of_text
+    assert (result.tokens, result.bytes) == (1, 0)
+    assert result.nats == pytest.approx(token_nll(params, np.array([end]), end), rel=1e-5)
+
+
+def test_record_derives_loss_perplexity_and_bits_per_byte_from_the_sums() -> None:
+    record = Score(nats=200 * math.log(2), tokens=100, bytes=400).record()
+    derived = {"loss": 2 * math.log(2), "perplexity": 4, "bits_per_byte": 0.5}
+    assert record == {**{name: pytest.approx(value) for name, value in derived.items()}, "tokens": 100, "bytes": 400}
+    assert math.isfinite(Score(nats=1e9, tokens=1, bytes=1).perplexity)

@@ -1,4 +1,4 @@
-"""The score of masked words and next sentences: a plain float64 loop over sequences alone, whatever the batch and the devices."""
+"""The score of masked words and next sentences, at any batch size and mesh, equals a float64 loop over one sequence at a time."""
 
 import functools
 import math
@@ -18,9 +18,9 @@ from train import mesh as meshes
 from train.config import Data, Masking
 from train.objectives import masked
 from train.plans import Plan, plan
+from train.tokenizer import Tokenizer
 
 LENGTH = 24
-TOKENIZERS = {"bert": uncased(), "roberta": roberta()}
 KINDS = {
     "pairs": ("bert", "pretraining", Data(rows="segment_pairs", length=LENGTH)),
     "packed pairs": ("bert", "pretraining", Data(rows="sentence_pairs", length=LENGTH, pack=True)),
@@ -28,16 +28,25 @@ KINDS = {
 }
 COMMON = "a"
 COUNTS = np.arange(300) * 7 % 40
-"""Of some ids none."""
+"""How often each id occurs; some do not."""
+
+
+SHARDED = {"batch": 1, "devices": 8, "fsdp": 4}
+"""Eight rows at a time on eight devices."""
+
+
+@functools.cache
+def tokenizer(family: str) -> Tokenizer:
+    return uncased() if family == "bert" else roberta()
 
 
 @functools.cache
 def model_of(kind: str) -> tuple[Any, Any]:
-    """A model with opinions, and such that it is right now and then."""
+    """A model of random weights that are far from uniform predictions, and that is right for some tokens."""
     family, task, _ = KINDS[kind]
     net = small(family, task=task)
     params = jax.tree.map(np.array, random_params(net))
-    params["masked"]["bias"][TOKENIZERS[family].encode(COMMON)] += 8
+    params["masked"]["bias"][tokenizer(family).encode(COMMON)] += 8
     return net, params
 
 
@@ -47,22 +56,14 @@ def rows_of(kind: str) -> tuple[Plan, batches.Build]:
     run = tiny.run(model=model_of(kind)[0].config, objective="masked", data=data, masking=Masking(rate=0.3))
     sentence = " ".join(f"{COMMON} {letter}" for letter in LETTERS[1:5])
     words = [f"{sentence}. {COMMON} {letter}! {sentence}? {letter} {COMMON}." for letter in LETTERS[5:9]]
-    text = stream(words, TOKENIZERS[family])
-    return plan(text, data, TOKENIZERS[family], 0, "held-out"), masked.builder(run, TOKENIZERS[family], lambda: COUNTS)
+    text = stream(words, tokenizer(family))
+    return plan(text, data, tokenizer(family), 0, "held-out"), masked.builder(run, tokenizer(family), lambda: COUNTS)
 
 
-def scored(kind: str, rows: Plan, build: batches.Build, batch: int = 3, devices: int = 1, **axes: int) -> dict[str, float]:
+def scored(kind: str, rows: Plan, build: batches.Build, *, batch: int, devices: int, **axes: int) -> dict[str, float]:
     net, params = model_of(kind)
     mesh = meshes.make(config.Mesh(**axes), jax.devices()[:devices])
     return vars(scorer(net, mesh, rows, build, COUNTS, batch=batch, dtype=jnp.float32)(params))
-
-
-@functools.cache
-def score(kind: str) -> dict[str, float]:
-    return scored(kind, *rows_of(kind))
-
-
-# --- the definition, sequence by sequence ---------------------------------------------------------------------------------------
 
 
 def norm(x: np.ndarray, p: Any, eps: float) -> np.ndarray:
@@ -128,62 +129,54 @@ def by_hand(kind: str) -> dict[str, float]:
     return found | {"next_nats": pairs[0], "next_hits": pairs[1], "pairs": labels}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_score_is_that_of_a_loop_over_the_sequences(kind: str) -> None:
-    found = score(kind)
-    assert found == pytest.approx(by_hand(kind), rel=1e-5)
-    # What there is to tell is told rightly in part, and there are rows that fill up the last batch.
-    assert 0 < found["hits"] < found["predictions"]
-    assert len(rows_of(kind)[0]) % 3
-    assert found["pairs"] == 0 if kind == "words alone" else 0 < found["next_hits"] < found["pairs"]
-
-
 @pytest.mark.parametrize(
-    "machine",
-    [{"batch": 1}, {"batch": 16, "devices": 8}, {"batch": 1, "devices": 8, "fsdp": 4}, {"devices": 8, "tensor": 4}],
-    ids=str,
+    ("kind", "machine"),
+    [
+        ("packed pairs", SHARDED),
+        pytest.param("pairs", {"batch": 3, "devices": 1}, marks=pytest.mark.full),
+        pytest.param("words alone", {"batch": 16, "devices": 8, "tensor": 4}, marks=pytest.mark.full),
+    ],
 )
-def test_neither_batch_nor_devices_enter_a_score(machine: dict[str, int]) -> None:
-    expected, found = score("packed pairs"), scored("packed pairs", *rows_of("packed pairs"), **machine)
-    assert found == pytest.approx(expected, rel=1e-6)
-    for name in ("hits", "predictions", "next_hits", "pairs"):
-        assert found[name] == expected[name]
+def test_score_equals_a_float64_loop_over_the_sequences(kind: str, machine: dict[str, int]) -> None:
+    result = scored(kind, *rows_of(kind), **machine)
+    assert result == pytest.approx(by_hand(kind), rel=1e-5)
+    # Some predictions are right and some are wrong.
+    assert 0 < result["hits"] < result["predictions"]
+    assert result["pairs"] == 0 if kind == "words alone" else 0 < result["next_hits"] < result["pairs"]
 
 
 @pytest.mark.planted(2)
-def test_the_agreement_is_no_coincidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that fill up the last batch, if they counted, and pairs that see each other would both be seen."""
-    expected, (rows, build) = score("packed pairs"), rows_of("packed pairs")
+def test_counting_filled_up_rows_or_joining_sequences_changes_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, (rows, build) = by_hand("packed pairs"), rows_of("packed pairs")
+    assert len(rows) % 8
     with monkeypatch.context() as patch:
         patch.setattr(batches, "_uncounted", lambda arrays: arrays)
-        found = scored("packed pairs", rows, build)
-    assert found["predictions"] > expected["predictions"]
-    assert found["pairs"] > expected["pairs"]
+        result = scored("packed pairs", rows, build, **SHARDED)
+    assert result["predictions"] > expected["predictions"]
+    assert result["pairs"] > expected["pairs"]
 
     def joined(*given: Any) -> dict[str, np.ndarray]:
         arrays = build(*given)
         return arrays | {"segments": np.minimum(arrays["segments"], 1)}
 
-    found = scored("packed pairs", rows, joined)
-    assert found["predictions"] == expected["predictions"]
-    assert abs(found["masked_nats"] / expected["masked_nats"] - 1) > 1e-3
-    assert abs(found["next_nats"] / expected["next_nats"] - 1) > 1e-3
+    result = scored("packed pairs", rows, joined, **SHARDED)
+    assert result["predictions"] == expected["predictions"]
+    assert abs(result["masked_nats"] / expected["masked_nats"] - 1) > 1e-3
+    assert abs(result["next_nats"] / expected["next_nats"] - 1) > 1e-3
 
 
-def test_what_a_score_says() -> None:
+def test_record_derives_means_from_the_sums() -> None:
     sums = {"masked_nats": 20.0, "hits": 3.0, "unigram_nats": 50.0, "predictions": 10.0}
-    found = Score(**sums, next_nats=1.0, next_hits=3.0, pairs=4.0).record()
     words = {"accuracy": 0.3, "masked_loss": 2.0, "perplexity": pytest.approx(math.exp(2)), "unigram_loss": 5.0}
     pairs = {"next_loss": 0.25, "next_accuracy": 0.75, "pairs": 4}
-    assert found == {"loss": 2.25, **words, "predictions": 10, **pairs}
+    record = Score(**sums, next_nats=1.0, next_hits=3.0, pairs=4.0).record()
+    assert record == {"loss": 2.25, **words, "predictions": 10, **pairs}
     alone = Score(**sums, next_nats=0.0, next_hits=0.0, pairs=0.0).record()
     assert alone == {"loss": 2.0, **words, "predictions": 10}
 
 
-def test_a_text_of_one_sequence_is_scored() -> None:
-    """Fewer rows than devices: all but one are not counted."""
-    rows, build = rows_of("words alone")
+def test_fewer_rows_than_devices_are_filled_up_with_rows_that_do_not_count() -> None:
+    rows, build = rows_of("packed pairs")
     (batch,) = batches.in_order(rows.spread(1), build, 1, np.arange(1))
     assert batch.weights is not None
-    found = scored("words alone", rows.spread(1), build, batch=16, devices=8)
-    assert found["predictions"] == batch.weights.sum() > 0
+    assert scored("packed pairs", rows.spread(1), build, **SHARDED)["predictions"] == batch.weights.sum() > 0
