@@ -125,42 +125,35 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
     assert [tuple(each) for each in result] == [("/dev/stdin:1", "one"), ("/dev/stdin:3", " two")]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--text", "whale", "--out", "a.txt"), "--out a.txt: name a file"),
-        (("--text", "whale", "--out", "gone/a.npy"), "--out gone/a.npy: its folder does not exist"),
-        (("--text", "whale", "--out", "a.npy", "--json"), "--json: the vectors go to --out a.npy"),
-        (("--text", "whale"), "--text: a single text has nothing to be compared with"),
-        (("--text", *"abcdefghijklm"), "--out: a table has room for 11 texts, not 13"),
-        (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),
-        (("--files", "a.txt"), "a.txt:3: 41 tokens with its marks, but the model has 40"),
-    ],
-)
-def test_wrong_option_or_text_is_refused_in_one_line(
-    options: tuple[str, ...],
-    message: str,
-    model: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+WRONG = [
+    (("--text", "whale", "--out", "a.txt"), "--out a.txt: name a file"),
+    (("--text", "whale", "--out", "gone/a.npy"), "--out gone/a.npy: its folder does not exist"),
+    (("--text", "whale", "--out", "a.npy", "--json"), "--json: the vectors go to --out a.npy"),
+    (("--text", "whale"), "--text: a single text has nothing to be compared with"),
+    (("--text", *"abcdefghijklm"), "--out: a table has room for 11 texts, not 13"),
+    (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),
+    (("--files", "a.txt"), "a.txt:3: 41 tokens with its marks, but the model has 40"),
+]
+
+
+def test_wrong_options_and_texts_are_refused_in_one_line(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(f"whale\n\n{'whale ' * 39}\n")
-    ended = call(capsys, "embed", model, *options)
-    assert (ended.code, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"zoo: {message}") and ended.stderr.count("\n") == 1
+    for options, message in WRONG:
+        ended = call(capsys, "embed", model, *options)
+        assert (ended.code, ended.stdout) == (2, "")
+        assert ended.stderr.startswith(f"zoo: {message}") and ended.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_models_and_tokenizers_that_are_no_encoder_s_are_refused() -> None:
+def test_models_and_tokenizers_of_other_kinds_are_refused() -> None:
     without_special_tokens = encoders.with_tokenizer(encoders.loaded("bert"), encoders.gpt().tokenizer)
-    for other, message in (
-        (encoders.gpt(), "gpt: gpt reads from left to right; choose an encoder"),
-        (without_special_tokens, "its tokenizer has no marks"),
-    ):
-        with pytest.raises(BadInput, match=message):
-            Encoder.of(other, batch=1, dtype="float32")
+    with pytest.raises(BadInput, match="gpt: gpt reads from left to right; choose an encoder"):
+        Encoder.of(encoders.gpt(), batch=1, dtype="float32")
+    with pytest.raises(BadInput, match="its tokenizer has no marks"):
+        Encoder.of(without_special_tokens, batch=1, dtype="float32")
 
 
 @pytest.mark.planted

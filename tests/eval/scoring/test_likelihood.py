@@ -115,7 +115,6 @@ def test_lengths_are_rounded_up_to_few() -> None:
     shapes = [likelihood.row_length(length, 1000) for length in range(1, 1001)]
     assert len(set(shapes)) == 15
     assert all(length <= shape <= max(8, 1.5 * length) for length, shape in enumerate(shapes, 1))
-    assert shapes[-1] == 1000 and likelihood.row_length(1001, None) == 1024
 
 
 @pytest.mark.full
@@ -164,11 +163,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["abab the abab the naïve 鯨 \n\n x"] * 4, 300)
 
 
-def test_encoded_pairs_spell_the_text_and_divide_at_its_border() -> None:
-    from hypothesis import given, settings
+def test_encoded_pairs_spell_the_text_and_divide_at_its_border_before_white_space() -> None:
+    from hypothesis import example, given, settings
     from hypothesis import strategies as st
 
     @settings(max_examples=60, deadline=None)
+    @example("", "abab")
+    @example("abab ", "the")
+    @example("  ", "abab")
+    @example("ab", "ab the")
     @given(st.text("ab the\nï鯨", max_size=12), st.text("ab the\nï鯨", min_size=1, max_size=8))
     def check(context: str, continuation: str) -> None:
         ((before, after),) = encode(tokenizer(), [(context, continuation)])
@@ -182,18 +185,3 @@ def test_encoded_pairs_spell_the_text_and_divide_at_its_border() -> None:
             assert before.tolist() == known
 
     check()
-
-
-def test_white_space_before_the_border_and_tokens_across_it_belong_to_the_continuation() -> None:
-    end = tokenizer().end_of_text
-
-    def ids(*texts: str) -> list[list[int]]:
-        return [tokenizer().encode(text).tolist() for text in texts]
-
-    pairs = [("", "abab"), ("abab", " the"), ("abab ", "the"), ("  ", "abab"), ("ab", "ab the")]
-    result = [[part.tolist() for part in pair] for pair in encode(tokenizer(), pairs)]
-    assert result[0] == [[end], *ids("abab")]
-    assert result[1] == result[2] == ids("abab", " the")
-    assert result[3] == [[end], *ids("  abab")]
-    # "abab" is one token.
-    assert result[4] == [[end], *ids("abab the")]

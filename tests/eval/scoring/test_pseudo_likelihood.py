@@ -16,7 +16,6 @@ from eval import tasks
 from eval.pseudo import pseudo_nats
 from eval.tasks import Settings, blimp, masked, pseudo_perplexity
 from tests.support import encoders
-from tests.support.commands import call
 from zoo.errors import BadInput
 
 LENGTH = 12
@@ -142,14 +141,3 @@ def test_lengths_texts_and_models_that_cannot_be_scored_are_refused(task: str, t
     ):
         with pytest.raises(BadInput, match=message):
             module.score(subject, documents, settings, quiet)
-
-
-@pytest.mark.full
-def test_command_prints_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = encoders.folder(tmp_path / "model", "bert")
-    (tmp_path / "a.txt").write_text("The whale sleeps.")
-    ended = call(capsys, "eval", str(model), "--task", "pseudo_perplexity", "--files", str(tmp_path / "a.txt"), "--batch", "2")
-    assert ended.code == 0
-    metrics = dict(line.split() for line in ended.stdout.splitlines())
-    assert metrics["tokens"] == "4" and metrics["words"] == "3"
-    assert float(metrics["pseudo_perplexity"]) == pytest.approx(math.exp(float(metrics["loss"])), rel=1e-3)
