@@ -1,4 +1,4 @@
-"""The laws of the house, read off its source: who imports whom, what of flax is used, and what a recipe says."""
+"""Rules that the source follows: which module imports which, what of flax is used, and what a recipe's docstring says."""
 
 import ast
 import importlib
@@ -16,12 +16,11 @@ from train import folder, recipes
 from train.config import Run
 from zoo.models import model
 
-ROOMS = ("zoo", "train", "eval", "benchmarks", "tests")
-SOURCES = {file.relative_to(ROOT).as_posix(): file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))}
-
+PACKAGES = ("zoo", "train", "eval", "benchmarks", "tests")
+"""Each imports only itself and those before it."""
 ZOO = {"jax", "flax", "numpy", "jaxtyping"}
-"""What `zoo` may import beside the standard library, and what single files of it may import on top."""
-ON_TOP = {
+"""What `zoo` may import beside the standard library."""
+EXTRA_IMPORTS = {
     "zoo/catalogue.py": {"rich"},
     "zoo/doctor.py": {"rich"},
     "zoo/hub.py": {"huggingface_hub"},
@@ -30,36 +29,36 @@ ON_TOP = {
 }
 FLAX = {"Module", "Param", "Rngs", "eval_shape", "graphdef", "merge", "split", "state", "to_pure_dict"}
 """What of flax.nnx is used: it declares parameters, JAX transforms functions of them."""
-COMPOSITION = ("zoo/cli.py", "zoo/commands/")
-"""What may import everything, and what nothing else imports."""
+COMMANDS = ("zoo/cli.py", "zoo/commands/")
+"""These may import everything, and nothing else imports them."""
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything that is imported, wherever in a file; `from a import b` gives a.b."""
+    """Yield the dotted name of everything that is imported anywhere in a file; `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
 
 
-def against_the_import_law(file: str, source: str) -> list[str]:
-    """What a file imports and must not."""
-    room, module = file.split("/")[0], Path(file).stem
+def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
+    """Return what a file imports and must not."""
+    package, module = file.split("/")[0], Path(file).stem
     wrong = []
-    for name in imports(ast.parse(source)):
+    for name in imports(tree):
         top, *below = name.split(".")
-        composes = file.startswith(COMPOSITION)
-        if room != "tests" and not composes and re.match(r"zoo\.(cli|commands)\b", name):
+        if not top:
             wrong.append(name)
-        if composes or room == "tests":
+        if file.startswith(COMMANDS) or package == "tests":
             continue
-        if top in ROOMS and ROOMS.index(top) > ROOMS.index(room):
+        if re.match(r"zoo\.(cli|commands)\b", name):
             wrong.append(name)
-        if room == "zoo" and top not in {"zoo", *sys.stdlib_module_names, *ZOO, *ON_TOP.get(file, ())}:
+        if top in PACKAGES and PACKAGES.index(top) > PACKAGES.index(package):
             wrong.append(name)
-        # A family's two files know of no other family, and numbers of nothing but the standard library and published files.
+        if package == "zoo" and top not in {"zoo", *sys.stdlib_module_names, *ZOO, *EXTRA_IMPORTS.get(file, ())}:
+            wrong.append(name)
+        # A family's two files import no other family, and its sizes only the standard library and published files.
         if file.startswith("zoo/models/") and name.startswith("zoo.models."):
             wrong.append(name)
         if file.startswith("zoo/models/") and name.startswith("zoo.configs.") and below[1] != module and below[1][0].islower():
@@ -71,94 +70,92 @@ def against_the_import_law(file: str, source: str) -> list[str]:
     return wrong
 
 
-def against_functional_flax(source: str) -> list[str]:
-    """Uses of nnx beyond declaring parameters, and changes of a Variable in place."""
+def forbidden_flax(tree: ast.AST) -> list[str]:
+    """Return the uses of nnx beyond declaring parameters, and changes of a Variable in place."""
     wrong = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flax"):
-            wrong += [f"{node.module}.{each.name}" for each in node.names if (node.module, each.name) != ("flax", "nnx")]
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "nnx"
-            and node.attr not in FLAX
-        ):
-            wrong.append(f"nnx.{node.attr}")
-        if isinstance(node, ast.Attribute) and node.attr in ("sow", "set_value", "set_metadata"):
-            wrong.append(node.attr)
+            wrong += [f"{node.module}.{alias.name}" for alias in node.names if (node.module, alias.name) != ("flax", "nnx")]
+        if isinstance(node, ast.Attribute):
+            of_nnx = isinstance(node.value, ast.Name) and node.value.id == "nnx"
+            if (of_nnx and node.attr not in FLAX) or node.attr in ("sow", "set_value", "set_metadata"):
+                wrong.append(ast.unparse(node))
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
         for target in targets:
-            whole = (
-                isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant) and target.slice.value is Ellipsis
-            )
-            if whole or (isinstance(target, ast.Attribute) and target.attr in ("value", "raw_value")):
+            index = target.slice if isinstance(target, ast.Subscript) else None
+            all_entries = isinstance(index, ast.Constant) and index.value is Ellipsis
+            if all_entries or (isinstance(target, ast.Attribute) and target.attr in ("value", "raw_value")):
                 wrong.append(ast.unparse(target))
     return wrong
 
 
-@pytest.mark.parametrize("file", SOURCES)
-def test_the_source_keeps_the_laws(file: str) -> None:
-    source = SOURCES[file].read_text()
-    assert against_the_import_law(file, source) == []
-    if not file.startswith("tests/"):
-        assert against_functional_flax(source) == []
+def test_no_file_has_a_forbidden_import_or_use_of_flax() -> None:
+    wrong, files = [], [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    assert len(files) > 100
+    for path in files:
+        file, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+        names = [*forbidden_imports(file, tree), *([] if file.startswith("tests/") else forbidden_flax(tree))]
+        wrong += [f"{file}: {name}" for name in names]
+    assert wrong == []
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    ("file", "line", "caught"),
-    [
-        ("zoo/stack.py", "from train import optim", "train.optim"),
-        ("zoo/stack.py", "def f():\n    import optax", "optax"),
-        ("zoo/layers.py", "import rich.table", "rich.table"),
-        ("zoo/models/bert.py", "from zoo.models import gpt", "zoo.models.gpt"),
-        ("zoo/models/bert.py", "from zoo.configs.gpt import Config", "zoo.configs.gpt.Config"),
-        ("zoo/models/bert.py", "from zoo.configs import gpt", "zoo.configs.gpt"),
-        ("zoo/configs/bert.py", "import numpy", "numpy"),
-        ("zoo/configs/bert.py", "from zoo import layers", "zoo.layers"),
-        ("train/loop.py", "from eval.score import scorer", "eval.score.scorer"),
-        ("eval/score.py", "import benchmarks.timing", "benchmarks.timing"),
-        ("eval/score.py", "from zoo import cli", "zoo.cli"),
-        ("zoo/doctor.py", "from zoo.commands.machine import alone", "zoo.commands.machine.alone"),
-    ],
-)
-def test_a_forbidden_import_is_caught(file: str, line: str, caught: str) -> None:
-    assert caught in against_the_import_law(file, line)
-    assert against_the_import_law("zoo/layers.py", "import functools\nimport jax\nfrom zoo import seeds") == []
+FORBIDDEN_IMPORTS = [
+    ("zoo/stack.py", "from train import optim", "train.optim"),
+    ("zoo/stack.py", "def f():\n    import optax", "optax"),
+    ("zoo/layers.py", "import rich.table", "rich.table"),
+    ("zoo/models/bert.py", "from zoo.models import gpt", "zoo.models.gpt"),
+    ("zoo/models/bert.py", "from zoo.configs.gpt import Config", "zoo.configs.gpt.Config"),
+    ("zoo/models/bert.py", "from zoo.configs import gpt", "zoo.configs.gpt"),
+    ("zoo/configs/bert.py", "import numpy", "numpy"),
+    ("zoo/configs/bert.py", "from zoo import layers", "zoo.layers"),
+    ("train/loop.py", "from eval.score import scorer", "eval.score.scorer"),
+    ("eval/score.py", "import benchmarks.timing", "benchmarks.timing"),
+    ("eval/score.py", "from zoo import cli", "zoo.cli"),
+    ("zoo/doctor.py", "from zoo.commands.machine import alone", "zoo.commands.machine.alone"),
+    ("tests/test_imports.py", "from .support import tiny", ".support.tiny"),
+]
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(f"nnx.{name}" for name in ("jit", "grad", "scan", "vmap", "remat", "Optimizer", "Metric", "with_partitioning")),
-        "from flax.nnx import jit",
-        "import flax; from flax import linen",
-        "self.sow('intermediates', x)",
-        "self.kernel.value = 0",
-        "self.kernel[...] = 0",
-        "self.kernel[...] += 1",
-    ],
-)
-def test_a_forbidden_use_of_flax_is_caught(line: str) -> None:
-    assert against_functional_flax(line)
-    assert against_functional_flax("from flax import nnx\nclass A(nnx.Module): ...\nself.kernel = nnx.Param(x)[...]") == []
+@pytest.mark.planted(len(FORBIDDEN_IMPORTS))
+def test_a_forbidden_import_is_caught() -> None:
+    for file, source, name in FORBIDDEN_IMPORTS:
+        assert name in forbidden_imports(file, ast.parse(source)), source
+    assert forbidden_imports("zoo/layers.py", ast.parse("import functools\nimport jax\nfrom zoo import seeds")) == []
 
 
-def test_numbers_and_recipes_need_neither_jax_nor_flax() -> None:
+FORBIDDEN_FLAX = [
+    *(f"nnx.{name}" for name in ("jit", "grad", "scan", "vmap", "remat", "Optimizer", "Metric", "with_partitioning")),
+    "from flax.nnx import jit",
+    "import flax; from flax import linen",
+    "self.sow('intermediates', x)",
+    "self.kernel.value = 0",
+    "self.kernel[...] = 0",
+    "self.kernel[...] += 1",
+]
+
+
+@pytest.mark.planted(len(FORBIDDEN_FLAX))
+def test_a_forbidden_use_of_flax_is_caught() -> None:
+    for source in FORBIDDEN_FLAX:
+        assert forbidden_flax(ast.parse(source)), source
+    allowed = "from flax import nnx\nclass A(nnx.Module): ...\nself.kernel = nnx.Param(x)[...]"
+    assert forbidden_flax(ast.parse(allowed)) == []
+
+
+def test_sizes_and_recipes_import_neither_jax_nor_flax() -> None:
     program = """
-import pkgutil, sys
+import sys
 from zoo import configs
 import train.config, train.recipes
 modules = [configs.family(name) for name in configs.families()]
 runs = [recipe() for recipe in train.recipes.recipes().values()]
 print(len(modules), len(runs), {"jax", "flax", "numpy", "optax", "orbax", "grain"} & set(sys.modules))
 """
-    found = run_python("-c", program).stdout.split(maxsplit=2)
-    assert int(found[0]) > 0 and int(found[1]) > 0 and found[2] == "set()\n"
+    modules, runs, imported = run_python("-c", program).stdout.split(maxsplit=2)
+    assert int(modules) > 0 and int(runs) > 0 and imported == "set()\n"
 
 
-def test_the_console_script_is_the_composition_root() -> None:
+def test_the_console_script_is_there() -> None:
     assert 'zoo = "zoo.cli:run"' in (ROOT / "pyproject.toml").read_text()
     assert callable(importlib.import_module("zoo.cli").run)
 
@@ -168,30 +165,27 @@ def test_the_console_script_is_the_composition_root() -> None:
 RECIPES = recipes.recipes()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_what_to_type_and_what_to_expect(name: str) -> None:
-    """The docstring: a line that says what it is, then Command, Hardware, Time and Expect, each with something behind it."""
-    said = inspect.getdoc(RECIPES[name]) or ""
-    first, *lines = said.splitlines()
-    assert len(first) > 20 and lines[0] == ""
-    facts = dict(line.split(": ", 1) for line in lines[1:])
-    assert list(facts) == ["Command", "Hardware", "Time", "Expect"]
-    assert re.match(rf"zoo train {name}( |$)", facts["Command"])
-    for key in ("Time", "Expect"):
-        measured = re.search(r"\d", facts[key]) and not re.match(r"[A-Z]{4}", facts[key])
-        assert measured or facts[key].startswith("not measured"), f"{key}: {facts[key]}"
+def test_a_recipe_says_what_to_type_and_what_to_expect() -> None:
+    """The docstring is a line that says what the recipe is, then Command, Hardware, Time and Expect."""
+    for name, recipe in RECIPES.items():
+        first, *lines = (inspect.getdoc(recipe) or "").splitlines()
+        assert len(first) > 20 and lines[0] == "", name
+        facts = dict(line.split(": ", 1) for line in lines[1:])
+        assert list(facts) == ["Command", "Hardware", "Time", "Expect"], name
+        assert re.match(rf"zoo train {name}( |$)", facts["Command"])
+        for key in ("Time", "Expect"):
+            measured = re.search(r"\d", facts[key]) and not re.match(r"[A-Z]{4}", facts[key])
+            assert measured or facts[key].startswith("not measured"), f"{name}: {key}: {facts[key]}"
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_run_that_comes_back_from_its_folder(name: str, tmp_path: Path) -> None:
-    run = RECIPES[name]()
-    assert isinstance(run, Run)
-    assert run.recipe == name
-    assert run.objective in model(run.model).module.OBJECTIVES
-    folder.Folder(tmp_path).write_config(run)
-    assert folder.read_config(tmp_path) == run
-    assert json.loads((tmp_path / "config.json").read_text())["recipe"] == name
-
-
-def test_the_default_recipe_exists() -> None:
+def test_a_recipe_is_read_back_from_the_folder_of_its_run(tmp_path: Path) -> None:
     assert recipes.DEFAULT in RECIPES
+    for name, recipe in RECIPES.items():
+        run = recipe()
+        assert isinstance(run, Run)
+        assert run.recipe == name
+        assert run.objective in model(run.model).module.OBJECTIVES
+        (tmp_path / name).mkdir()
+        folder.Folder(tmp_path / name).write_config(run)
+        assert folder.read_config(tmp_path / name) == run
+        assert json.loads((tmp_path / name / "config.json").read_text())["recipe"] == name
