@@ -2,14 +2,13 @@
 
 import cmath
 import decimal
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from zoo import positions
 
@@ -23,34 +22,27 @@ def tolerance(farthest: int) -> float:
     return 2.0**-22 * max(farthest, 4)
 
 
-def test_sinusoids_interleave_sine_and_cosine():
-    table = positions.sinusoids(70, 12)
-    expected = np.zeros((70, 12))
-    for position in range(70):
-        for pair in range(6):
-            expected[position, 2 * pair] = math.sin(angle(position, pair, 12))
-            expected[position, 2 * pair + 1] = math.cos(angle(position, pair, 12))
-    assert table.dtype == jnp.float32
+def test_sinusoids():
+    """Sines and cosines interleaved, and by distances that count down with all sines first."""
+    table, relative = positions.sinusoids(70, 12), positions.relative_sinusoids(9, 15, 8)
+    assert table.dtype == relative.dtype == jnp.float32
+    angles = np.array([[angle(position, pair, 12) for pair in range(6)] for position in range(70)])
+    expected = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(70, 12)
     np.testing.assert_allclose(table, expected, rtol=0, atol=tolerance(70))
+    angles = np.array([[angle(9 - row, pair, 8) for pair in range(4)] for row in range(15)])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    np.testing.assert_allclose(relative, expected, rtol=0, atol=tolerance(9))
+    np.testing.assert_array_equal(relative[9], [0, 0, 0, 0, 1, 1, 1, 1])
 
 
-def test_relative_sinusoids_count_down_with_sines_first():
-    first, count, width = 9, 15, 8
-    table = positions.relative_sinusoids(first, count, width)
-    expected = np.zeros((count, width))
-    for row in range(count):
-        for pair in range(width // 2):
-            expected[row, pair] = math.sin(angle(first - row, pair, width))
-            expected[row, width // 2 + pair] = math.cos(angle(first - row, pair, width))
-    assert table.dtype == jnp.float32
-    np.testing.assert_allclose(table, expected, rtol=0, atol=tolerance(9))
-    np.testing.assert_allclose(table[first], [0, 0, 0, 0, 1, 1, 1, 1])
-
-
-@pytest.mark.parametrize("make", [lambda: positions.sinusoids(4, 5), lambda: positions.relative_sinusoids(2, 4, 5)])
-def test_odd_widths_are_refused(make):
-    with pytest.raises(ValueError, match="5 is odd"):
-        make()
+def test_odd_sizes_are_refused():
+    for size, call in (
+        (5, lambda: positions.sinusoids(4, 5)),
+        (5, lambda: positions.relative_sinusoids(2, 4, 5)),
+        (7, lambda: positions.rotary(jnp.zeros((1, 2, 1, 7)), jnp.zeros((1, 2), jnp.int32))),
+    ):
+        with pytest.raises(ValueError, match=f"{size} is odd"):
+            call()
 
 
 def shifted_by_loops(by_distance, query_positions, first, keys):
@@ -64,24 +56,18 @@ def shifted_by_loops(by_distance, query_positions, first, keys):
     return out
 
 
-@pytest.mark.parametrize(
-    ("keys", "queries"),
-    [(5, [0, 1, 2, 3, 4]), (8, [3, 4, 5, 6, 7]), (6, [5, 0, 2])],
-    ids=["square", "memory in front", "scattered"],
-)
-def test_relative_shift_moves_scores_from_distances_to_keys(keys, queries):
-    first = keys
-    scores = np.random.default_rng(0).normal(size=(2, 3, len(queries), 2 * keys)).astype(np.float32)
-    at = np.asarray(queries)[None, None]
-    shifted = positions.relative_shift(jnp.asarray(scores), jnp.asarray(at), first=first, keys=keys)
-    np.testing.assert_array_equal(shifted, shifted_by_loops(scores, at, first, keys))
-
-
-def test_relative_shift_takes_each_row_of_the_batch_at_its_own_positions():
-    scores = np.random.default_rng(1).normal(size=(2, 3, 2, 9)).astype(np.float32)
-    at = np.asarray([[0, 3], [2, 1]])[:, None]
-    shifted = positions.relative_shift(jnp.asarray(scores), jnp.asarray(at), first=4, keys=4)
-    np.testing.assert_array_equal(shifted, shifted_by_loops(scores, at, 4, 4))
+def test_relative_shift_moves_scores_from_distances_to_keys():
+    """Queries in order, behind a memory, scattered, and scattered differently in each row of the batch."""
+    for keys, queries in [
+        (5, [[0, 1, 2, 3, 4]]),
+        (8, [[3, 4, 5, 6, 7]]),
+        (6, [[5, 0, 2]]),
+        (4, [[0, 3], [2, 1]]),
+    ]:
+        at = np.asarray(queries)[:, None]
+        scores = np.random.default_rng(0).normal(size=(2, 3, at.shape[-1], 2 * keys + 1)).astype(np.float32)
+        shifted = positions.relative_shift(jnp.asarray(scores), jnp.asarray(at), first=keys, keys=keys)
+        np.testing.assert_array_equal(shifted, shifted_by_loops(scores, at, keys, keys))
 
 
 def test_relative_shift_hands_gradients_back_to_the_distances():
@@ -141,37 +127,32 @@ def test_t5_buckets_are_those_t5_was_trained_with(bidirectional):
     np.testing.assert_array_equal(buckets, [bucket_by_decimals(int(r), bidirectional, 32, 128) for r in relative])
 
 
-def test_t5_encoder_buckets_by_hand():
-    """8 * 16^(k/8), rounded up: buckets 9 to 15 begin at 12, 16, 23, 32, 46, 64 and 91."""
-    starts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
-    before = positions.t5_bucket(-jnp.asarray(starts), True, 32, 128)
-    np.testing.assert_array_equal(before, range(16))
-    just_nearer = positions.t5_bucket(1 - jnp.asarray(starts[1:]), True, 32, 128)
-    np.testing.assert_array_equal(just_nearer, range(15))
-    after = positions.t5_bucket(jnp.asarray(starts[1:]), True, 32, 128)
-    np.testing.assert_array_equal(after, range(17, 32))
+def test_t5_buckets_begin_where_they_should():
+    """8 * 16^(k/8), rounded up: buckets 9 to 15 of the encoder begin at 12, 16, 23, 32, 46, 64 and 91."""
+    starts = jnp.asarray([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91])
+    np.testing.assert_array_equal(positions.t5_bucket(-starts, True, 32, 128), range(16))
+    np.testing.assert_array_equal(positions.t5_bucket(1 - starts[1:], True, 32, 128), range(15))
+    np.testing.assert_array_equal(positions.t5_bucket(starts[1:], True, 32, 128), range(17, 32))
 
 
-@settings(max_examples=25, deadline=None)
-@given(bidirectional=st.booleans(), half=st.integers(2, 16), room=st.integers(1, 100))
-def test_t5_buckets_of_any_table(bidirectional, half, room):
-    buckets = 2 * half
-    side = half if bidirectional else buckets
-    max_distance = side // 2 + room
-    relative = np.arange(-120, 121)  # One shape for all examples: it reaches beyond the farthest max_distance.
-    got = np.asarray(positions.t5_bucket(jnp.asarray(relative), bidirectional, buckets, max_distance))
-    np.testing.assert_array_equal(got, [bucket_by_decimals(int(r), bidirectional, buckets, max_distance) for r in relative])
-    assert got.min() == 0
-    assert got.max() == buckets - 1
-    before = got[relative <= 0][::-1]
-    assert (np.diff(before) >= 0).all(), "farther back never means a lower bucket"
-    assert (np.diff(got[relative > 0]) >= 0).all(), "farther ahead never means a lower bucket"
+def test_t5_buckets_of_any_table():
+    """Small tables exhaustively, larger ones at random; farther away never means a lower bucket."""
+    rng = np.random.default_rng(0)
+    tables = [(half, room) for half in (2, 3) for room in (1, 2, 5)] + rng.integers((4, 1), (17, 101), (12, 2)).tolist()
+    relative = np.arange(-120, 121)  # beyond the largest max_distance
+    for (half, room), bidirectional in itertools.product(tables, (True, False)):
+        buckets = 2 * half
+        max_distance = (half if bidirectional else buckets) // 2 + room
+        got = np.asarray(positions.t5_bucket(jnp.asarray(relative), bidirectional, buckets, max_distance))
+        np.testing.assert_array_equal(got, [bucket_by_decimals(int(r), bidirectional, buckets, max_distance) for r in relative])
+        assert (got.min(), got.max()) == (0, buckets - 1)
+        assert (np.diff(got[relative <= 0]) <= 0).all() and (np.diff(got[relative > 0]) >= 0).all()
 
 
-@pytest.mark.parametrize(("bidirectional", "buckets", "max_distance"), [(True, 2, 128), (False, 1, 128), (False, 32, 16)])
-def test_impossible_buckets_are_refused(bidirectional, buckets, max_distance):
-    with pytest.raises(ValueError, match="buckets a side"):
-        positions.t5_bucket(jnp.arange(3), bidirectional, buckets, max_distance)
+def test_impossible_buckets_are_refused():
+    for bidirectional, buckets, max_distance in [(True, 2, 128), (False, 1, 128), (False, 32, 16)]:
+        with pytest.raises(ValueError, match="buckets a side"):
+            positions.t5_bucket(jnp.arange(3), bidirectional, buckets, max_distance)
 
 
 def rotated_by_loops(x, at, base=10_000.0):
@@ -185,46 +166,37 @@ def rotated_by_loops(x, at, base=10_000.0):
     return out
 
 
-@pytest.mark.parametrize("base", [10_000.0, 100.0])
-def test_rotary_turns_pairs(base):
+def test_rotary_turns_pairs():
+    """Each of two products of a rotated number has the angle's error and 3 roundings, of numbers up to 4."""
     x = np.random.default_rng(3).normal(size=(2, 5, 3, 8)).astype(np.float32)
     at = np.asarray([[0, 1, 2, 3, 4], [7, 0, 40, 3, 3]])
-    got = jax.jit(positions.rotary, static_argnames="base")(jnp.asarray(x), jnp.asarray(at), base=base)
-    np.testing.assert_allclose(got, rotated_by_loops(x, at, base), rtol=0, atol=10 * tolerance(40))
+    assert np.abs(x).max() < 4
+    for base in (10_000.0, 100.0):
+        got = positions.rotary(jnp.asarray(x), jnp.asarray(at), base=base)
+        np.testing.assert_allclose(got, rotated_by_loops(x, at, base), rtol=0, atol=2 * 4 * (tolerance(40) + 3 * 2.0**-24))
+        np.testing.assert_array_equal(got[0, 0], x[0, 0])
 
 
-def test_rotary_keeps_norms_and_position_zero():
-    x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 6, 2, 16)), jnp.float32)
-    turned = positions.rotary(x, jnp.arange(6)[None])
-    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
-    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
-    assert not np.allclose(turned[:, 1], x[:, 1])
-
-
-@settings(max_examples=20, deadline=None)
-@given(shift=st.integers(1, 200))
-def test_rotary_scores_depend_on_the_distance_alone(shift):
+def test_rotary_scores_depend_on_the_distance_alone():
+    """An error of an angle turns a pair of numbers by as much: of both factors of a score, and of both scores compared."""
     rng = np.random.default_rng(5)
     q, k = (jnp.asarray(rng.normal(size=(1, 4, 1, 16)), jnp.float32) for _ in "qk")
     at = jnp.asarray([[0, 3, 5, 11]])
 
-    def scores(by):
-        return jnp.einsum("btnh,bsnh->bts", positions.rotary(q, at + by), positions.rotary(k, at + by))
+    def scores(of_queries, of_keys):
+        return jnp.einsum("btnh,bsnh->bts", positions.rotary(q, at + of_queries), positions.rotary(k, at + of_keys))
 
-    np.testing.assert_allclose(scores(shift), scores(0), rtol=0, atol=100 * tolerance(shift))
-    moved = jnp.einsum("btnh,bsnh->bts", positions.rotary(q, at + shift), positions.rotary(k, at))
-    assert np.abs(moved - scores(0)).max() > 0.1
+    together = scores(0, 0)
+    sizes = float(jnp.linalg.norm(q, axis=-1).max() * jnp.linalg.norm(k, axis=-1).max())
+    for shift in (1, 2, 17, 63, 128, 200):
+        np.testing.assert_allclose(scores(shift, shift), together, rtol=0, atol=4 * sizes * tolerance(shift + 11))
+        assert np.abs(scores(shift, 0) - together).max() > 0.1
 
 
 def test_rotary_returns_the_dtype_it_was_given():
-    """The turn itself is float32: bfloat16 rounds once, at the end."""
+    """The rotation itself is float32: bfloat16 rounds once, at the end."""
     x = jnp.asarray(np.random.default_rng(6).normal(size=(1, 3, 1, 8)), jnp.bfloat16)
     at = jnp.asarray([[0, 500, 1001]])
     turned = positions.rotary(x, at)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned, positions.rotary(x.astype(jnp.float32), at).astype(jnp.bfloat16))
-
-
-def test_odd_heads_are_refused():
-    with pytest.raises(ValueError, match="7 is odd"):
-        positions.rotary(jnp.zeros((1, 2, 1, 7)), jnp.zeros((1, 2), jnp.int32))
