@@ -1,4 +1,4 @@
-"""Every accelerator row of the door's table, compiled by the real compilers for devices that are not here; run with --aot.
+"""Every implementation for accelerators, compiled by the real compilers for devices that are not here; run with --aot.
 
 The TPU compiler comes with the extra `tpu`, XLA for GPUs with `cuda13` (or `cuda12`): each target needs its own. Compiling shows
 neither that a kernel's numbers are right nor that cuDNN has a plan for the shape: it is asked on a GPU only.
@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.plan import targets
-from zoo import attention as door
+from zoo import attention as dispatch
 from zoo.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
@@ -43,7 +43,7 @@ KERNELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One use of the door; `length` queries and keys, `groups` key and value heads."""
+    """One use of attention; `length` queries and keys, `groups` key and value heads."""
 
     mask: Any = Mask(causal=True)
     bias: Any = None
@@ -104,7 +104,7 @@ COPIED = {("blocked", "odd, dense bias")}
 
 def features(case: Case) -> frozenset[str]:
     q, k = operands(case)
-    return door.Request.of(q, k, k, case.mask, case.bias, None).features
+    return dispatch.Request.of(q, k, k, case.mask, case.bias, None).features
 
 
 def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
@@ -117,7 +117,7 @@ MINUTES = {("tpu", "bucket bias"), ("tpu", "relative bias")}
 CALLS = [
     pytest.param(platform, impl, name, marks=pytest.mark.slow if (platform, name) in MINUTES else [])
     for platform in TARGETS
-    for impl, row in door.IMPLEMENTATIONS.items()
+    for impl, row in dispatch.IMPLEMENTATIONS.items()
     for name, case in CASES.items()
     if platform in row.platforms and impl != "reference" and features(case) <= row.features
 ]
@@ -166,7 +166,7 @@ def compiled(platform: str, impl: str, name: str, backward: bool) -> tuple[str, 
         q, k = (placed(x, "BTNH") for x in operands(case))
 
         def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any) -> Any:
-            return door.attention(q, k, v, mask=mask, bias=bias, impl=impl)
+            return dispatch.attention(q, k, v, mask=mask, bias=bias, impl=impl)
 
         def pull(*args: Any) -> Any:
             *trained, mask, cotangent = args
@@ -189,11 +189,11 @@ def kernels(program: str) -> list[str]:
 @pytest.mark.parametrize(("platform", "impl", "name"), CALLS)
 def test_it_compiles(platform: str, impl: str, name: str) -> None:
     """Forward, and with backward: the row's kernel is there, nothing is communicated, temporaries are linear if they can be."""
-    case, row = CASES[name], door.IMPLEMENTATIONS[impl]
+    case, row = CASES[name], dispatch.IMPLEMENTATIONS[impl]
     if row.requires and importlib.util.find_spec(row.requires) is None:
         pytest.skip(f"{impl} needs {row.requires}, of the extra {row.requires}: Python {row.python} or newer")
     if (impl, name) in REFUSED:
-        with pytest.raises(door.BadInput, match=REFUSED[impl, name]):
+        with pytest.raises(dispatch.BadInput, match=REFUSED[impl, name]):
             compiled(platform, impl, name, backward=True)
         return
     forward, _ = compiled(platform, impl, name, backward=False)
@@ -221,25 +221,10 @@ def test_auto_follows_the_target(platform: str) -> None:
     """Choices are those of the devices compiled for, and not of the CPU that compiles."""
     with aimed(platform):
         q, k = operands(CASES["causal"])
-        request = door.Request.of(q, k, k, Mask(causal=True), None, None)
-        assert door.choose("auto", request) == door.choose("auto", request, platform)
-        assert {name for name, here, _ in door.usable() if here} >= {
+        request = dispatch.Request.of(q, k, k, Mask(causal=True), None, None)
+        assert dispatch.choose("auto", request) == dispatch.choose("auto", request, platform)
+        assert {name for name, here, _ in dispatch.usable() if here} >= {
             "reference",
             "xla",
             *({"cudnn"} if platform == "gpu" else {"splash"}),
         }
-
-
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two is skipped with the extra it needs; none at all is a failure."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else object())
-    with (
-        pytest.raises(pytest.skip.Exception, match=r"compiling for tpu needs the extra tpu: pip install 'jax-zoo\[tpu\]'"),
-        aimed("tpu"),
-    ):
-        pass
-    hidden = [plugin for plugins, _ in targets.PLUGINS.values() for plugin in plugins]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else found(name))
-    with pytest.raises(pytest.fail.Exception, match=r"needs the extra cuda13.*needs the extra tpu"), aimed("gpu"):
-        pass

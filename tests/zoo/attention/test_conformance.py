@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,34 @@ import numpy as np
 import pytest
 
 from benchmarks import conformance
-from zoo import attention as door
+from tests.support.small import jit
+from zoo import attention as dispatch
 from zoo import masks
 from zoo.attention import attention
 from zoo.kernels import blocked
 from zoo.masks import ByDistance, Dense, Mask
 
-RUNNABLE = [name for name, row in door.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
+RUNNABLE = [name for name, row in dispatch.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
 # Many programs that run once; what they compute is the same.
 FAST = {"xla_backend_optimization_level": 0}
+FEW = (
+    "window",
+    "packed segments",
+    "positions",
+    "explicit mask, rows of nothing",
+    "dropout, grouped heads",
+    "dense bias of each example, causal",
+    "bucket bias, one direction",
+    "relative bias, memory and types",
+    "relative bias, scattered queries",
+)
+"""Cases with every feature at least once: those of the fast tier."""
 IN_HALF = ("causal", "window", "packed segments", "dropout, grouped heads", "bucket bias", "relative bias, memory and types")
+
+
+def mark_full(names: Iterable[str], fast: Container[str]) -> list[Any]:
+    """Return parameters of which only some are in the fast tier."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 @pytest.fixture
@@ -31,7 +50,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, size)
 
 
-@pytest.mark.parametrize("case", conformance.CASES)
+@pytest.mark.parametrize("case", mark_full(conformance.CASES, FEW))
 @pytest.mark.parametrize("impl", RUNNABLE)
 @pytest.mark.usefixtures("small_tiles")
 def test_it_is_the_definition(impl: str, case: str) -> None:
@@ -39,6 +58,7 @@ def test_it_is_the_definition(impl: str, case: str) -> None:
     assert result.ok, result
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", IN_HALF)
 @pytest.mark.parametrize("impl", RUNNABLE)
 def test_it_is_the_definition_in_bfloat16(impl: str, case: str) -> None:
@@ -46,24 +66,29 @@ def test_it_is_the_definition_in_bfloat16(impl: str, case: str) -> None:
     assert result.ok, result
 
 
-def test_every_feature_has_a_case() -> None:
+def features(cases: Iterable[str]) -> set[str]:
+    """Return what some cases ask of attention."""
     asked: set[str] = set()
-    for case in conformance.CASES.values():
+    for case in map(conformance.CASES.__getitem__, cases):
         q, k = (
             jax.ShapeDtypeStruct((case.batch, t, n, case.head), jnp.float32)
             for t, n in ((case.queries, case.heads), (case.keys, case.groups))
         )
         seeds = jax.ShapeDtypeStruct((case.batch, 2), jnp.uint32)
-        asked |= door.Request.of(q, k, k, case.mask(case), case.bias and case.bias(case), (case.rate, seeds)).features
-    assert asked == door.ALL_FEATURES
+        asked |= dispatch.Request.of(q, k, k, case.mask(case), case.bias and case.bias(case), (case.rate, seeds)).features
+    return asked
+
+
+def test_every_feature_has_a_case() -> None:
+    assert features(conformance.CASES) == features(FEW) == dispatch.ALL_FEATURES
 
 
 def test_the_page_of_support_is_of_these_cases() -> None:
-    """`python -m benchmarks.conformance` makes it; a new case or row of the table asks for a new page."""
+    """`python -m benchmarks.conformance` writes it; a new case or implementation needs a new page."""
     page = Path(conformance.__file__).with_name("SUPPORT.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
     assert rows[1:] == list(conformance.CASES)
-    assert all(f"`{name}`" in page for name in door.IMPLEMENTATIONS)
+    assert all(f"`{name}`" in page for name in dispatch.IMPLEMENTATIONS)
     assert "wrong" not in page
 
 
@@ -120,21 +145,22 @@ MISTAKES = {
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", mark_full(MISTAKES, ("window by one", "no types")))
 def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(mistake, monkeypatch)
     assert not conformance.check("planted", MISTAKES[mistake], options=FAST).ok
 
 
+@pytest.mark.full
 def test_without_a_mistake_what_is_planted_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     plant("", monkeypatch)
     assert conformance.check("planted", "full", options=FAST).ok
 
 
 def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of the table with a mistake; the others, which it is compared with, stay."""
-    row = dataclasses.replace(door.IMPLEMENTATIONS["blocked"], module=__name__, function="planted")
-    monkeypatch.setitem(door.IMPLEMENTATIONS, "planted", row)
+    """Add an implementation with a mistake to the table."""
+    row = dataclasses.replace(dispatch.IMPLEMENTATIONS["blocked"], module=__name__, function="planted")
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "planted", row)
     monkeypatch.setattr(sys.modules[__name__], "planted", functools.partial(_wrong, mistake), raising=False)
 
 
@@ -153,6 +179,7 @@ BODIES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", BODIES)
 def test_however_it_is_cut(shape: str) -> None:
     b, t, s, n, groups = BODIES[shape]
@@ -185,26 +212,27 @@ SKIPPED = {
 }
 
 
-@pytest.mark.parametrize("mask", SKIPPED.values(), ids=SKIPPED)
-def test_blocks_that_see_nothing_are_left_out(mask: Mask) -> None:
-    """Of 32 queries and keys in blocks of 8: exactly those with an allowed pair are computed."""
+def test_blocks_that_see_nothing_are_left_out() -> None:
+    """Of 32 queries and keys in blocks of 8 exactly those with an allowed pair are computed."""
     plan = blocked.Plan(rows=8, columns=8, row_blocks=4, column_blocks=4, examples=2, heads=1, scale=1.0, rate=0.0)
     group = plan.group(jnp.zeros((2, 1, 1, 32, 8)), jnp.int32(0))
-    mask = jax.tree.map(jnp.asarray, mask)
-    allowed = mask.dense(32, 32)
-    dense = np.broadcast_to(True if allowed is None else np.asarray(allowed).any((0, 1)), (32, 32))
-    blocks = dense.reshape(4, 8, 4, 8).any((1, 3))
-    for i in range(4):
-        start, stop = plan.columns_of(mask, group, jnp.int32(i))
-        assert [start <= j < stop for j in range(4)] == list(blocks[i])
-        start, stop = plan.rows_of(mask, group, jnp.int32(i))
-        assert [start <= j < stop for j in range(4)] == list(blocks[:, i])
+    for name, mask in SKIPPED.items():
+        mask = jax.tree.map(jnp.asarray, mask)
+        allowed = mask.dense(32, 32)
+        dense = np.broadcast_to(True if allowed is None else np.asarray(allowed).any((0, 1)), (32, 32))
+        blocks = dense.reshape(4, 8, 4, 8).any((1, 3))
+        for i in range(4):
+            for (start, stop), computed in (
+                (plan.columns_of(mask, group, jnp.int32(i)), blocks[i]),
+                (plan.rows_of(mask, group, jnp.int32(i)), blocks[:, i]),
+            ):
+                assert [start <= j < stop for j in range(4)] == list(computed), name
 
 
-def temporaries(impl: str, length: int, bias: bool = False, heads: int = 2) -> int:
-    """Bytes that the compiled forward and backward pass needs beside its arguments and results."""
-    q = jax.ShapeDtypeStruct((1, length, heads, 64), jnp.float32)
-    table = jax.ShapeDtypeStruct((2 * length, heads), jnp.float32)
+def temporaries(impl: str, length: int, bias: bool) -> int:
+    """Return the bytes that the compiled forward and backward pass needs beside its arguments and results."""
+    q = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32)
+    table = jax.ShapeDtypeStruct((2 * length, 2), jnp.float32)
 
     def pull(q: Any, k: Any, v: Any, values: Any, cotangent: Any) -> Any:
         def value(q: Any, k: Any, v: Any, values: Any) -> Any:
@@ -213,19 +241,21 @@ def temporaries(impl: str, length: int, bias: bool = False, heads: int = 2) -> i
 
         return jax.vjp(value, q, k, v, values)[1](cotangent)
 
-    return jax.jit(pull).lower(q, q, q, table, q).compile().memory_analysis().temp_size_in_bytes
+    return jit(pull).lower(q, q, q, table, q).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("bias", [False, True])
 def test_memory_is_linear_in_length(bias: bool) -> None:
-    found = {length: temporaries("blocked", length, bias) for length in (1024, 4096, 16384)}
-    assert found[16384] < 4.5 * found[4096] < 4.5 * 4.5 * found[1024]
-    assert temporaries("blocked", 8192, bias) < temporaries("xla", 8192, bias) / 20
-    assert temporaries("xla", 4096, bias) > 10 * temporaries("xla", 1024, bias), "what is not linear is seen"
+    short, long = (temporaries("blocked", length, bias) for length in (2048, 8192))
+    assert long < 4.5 * short
+    assert long < temporaries("xla", 8192, bias) / 20
+    assert temporaries("xla", 8192, bias) > 10 * temporaries("xla", 2048, bias), "the check sees what is not linear"
 
 
+@pytest.mark.full
 def test_a_dense_bias_that_is_not_trained_has_no_gradient_made() -> None:
-    """The compiler drops the sums of a gradient that nobody asks for."""
+    """The compiler drops the sums of a gradient that is not used."""
     q = jax.ShapeDtypeStruct((1, 2048, 1, 64), jnp.float32)
     values = jax.ShapeDtypeStruct((1, 1, 2048, 2048), jnp.float32)
 
@@ -233,7 +263,7 @@ def test_a_dense_bias_that_is_not_trained_has_no_gradient_made() -> None:
         return attention(q, q, q, mask=Mask(), bias=Dense(values=values), impl="blocked").sum()
 
     def size(argnums: Any) -> int:
-        memory = jax.jit(jax.grad(value, argnums=argnums)).lower(q, values).compile().memory_analysis()
+        memory = jit(jax.grad(value, argnums=argnums)).lower(q, values).compile().memory_analysis()
         return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
     assert size(0) < size((0, 1)) - 2048 * 2048 * 4 / 2
