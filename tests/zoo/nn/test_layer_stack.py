@@ -38,7 +38,6 @@ from zoo.masks import Mask
 
 FAMILIES = models.families()
 CAUSAL = [family for family in FAMILIES if models.family(family).OBJECTIVES == ("causal",)]
-every_body = pytest.mark.parametrize("family", BODIES)
 
 
 def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
@@ -54,6 +53,7 @@ def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: An
 
 
 @pytest.mark.planted
+@pytest.mark.full
 @pytest.mark.parametrize(
     "family", [name if name in ("gpt", "xlnet") else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
 )
@@ -78,7 +78,7 @@ def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeyp
         assert_equal_gradients(theirs, gradient)
 
 
-@every_body
+@pytest.mark.parametrize("family", [name if name == "gpt" else pytest.param(name, marks=pytest.mark.full) for name in BODIES])
 def test_remat_recomputes(family: str) -> None:
     """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more."""
     products = {}
@@ -140,7 +140,10 @@ def dot_flops(function: Callable, *arguments: Any) -> int:
 CHANGED = [(family, small(family).task, {"heads": 2, "layers": 3, "ffn": 100}) for family in FAMILIES]
 
 
-@pytest.mark.parametrize(("family", "task", "changes"), [*((*head, {}) for head in HEADS), *CHANGED])
+@pytest.mark.parametrize(
+    ("family", "task", "changes"),
+    [*(pytest.param(*head, {}, marks=pytest.mark.full) for head in HEADS), *(pytest.param(*case) for case in CHANGED)],
+)
 def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes: dict[str, int]) -> None:
     """With `xla`, which does the whole T x T; a vocabulary that needs no padding rows, since those are not counted."""
     net = with_head(family, task, vocab=384, compute=Compute(attention="xla"), **changes)
@@ -150,11 +153,10 @@ def test_flops_are_those_of_the_matrix_products(family: str, task: str, changes:
         assert net.flops(batch) == dot_flops(lambda p, batch=batch: outputs(net, p, batch), shapes(net))
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, *PLACED])
-def test_without_labels_nobody_asks_a_classifier(family: str) -> None:
+def test_without_labels_no_classifier_is_counted() -> None:
     """The words of both, and of a model for labels the body alone."""
     batch = row(20, 3)
-    for _, task in (head for head in HEADS if head[0] == family):
+    for family, task in (head for head in HEADS if head[0] in (*CAUSAL, *PLACED)):
         net = with_head(family, task, vocab=384)
         words = 60 * 2 * 32 * (384 + 32 * (family not in CAUSAL)) if "words" in SAYS[task] else 0
-        assert net.flops(batch) - words == 60 * 2 * (8 * 32 * 32 + 4 * 32 * 64 + 4 * 20 * 32)
+        assert net.flops(batch) - words == 60 * 2 * (8 * 32 * 32 + 4 * 32 * 64 + 4 * 20 * 32), (family, task)
