@@ -1,20 +1,24 @@
-"""Small models and a known machine, for the tests of what steps cost: they measure only whether something is measured."""
+"""Small models, quick compilation and a known machine, for tests of the benchmarks that do not depend on any time."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from benchmarks import programs, records, trials
+from benchmarks import attention_row, conformance, growth, programs, records, timing, trials
+from benchmarks.plan import program
 from zoo import configs
 
 SMALL: dict[str, Any] = {"batch": 2, "length": 8}
 NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "head": 16, "ffn": 64, "context": 16}
+OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 class _Unwatched(trials.Watch):
-    """Notes nothing, and knows of no death."""
+    """A watch that records nothing."""
 
     def __init__(self) -> None:
         pass
@@ -30,18 +34,53 @@ UNWATCHED = _Unwatched()
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Make the nanos smaller, and the compiler hurry."""
+    """Make the nano sizes smaller, and `hurry`."""
     for family in configs.families():
         table = configs.family(family).SIZES
         for name, size in table.items():
             if name.endswith("-nano"):
                 fields = {field.name for field in dataclasses.fields(size.config)}
-                numbers = {field: each for field, each in NUMBERS.items() if field in fields}
+                numbers = {field: value for field, value in NUMBERS.items() if field in fields}
                 patch.setitem(table, name, dataclasses.replace(size, config=dataclasses.replace(size.config, **numbers)))
-    patch.setitem(programs.COMPILER, "xla_backend_optimization_level", 0)
+    hurry(patch)
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Compile without optimization, take programs from the cache, and measure the machine not at all."""
+    patch.setattr(programs, "COMPILER", OPTIONS)
+    patch.setattr(conformance, "check", functools.partial(conformance.check, options=OPTIONS))
+    patch.setattr(timing, "cold", contextlib.nullcontext)
+    patch.setattr(records, "environment", environment)
+
+
+def hurry_plans(patch: pytest.MonkeyPatch) -> None:
+    """Compile what is planned without optimizing the processor's code: what a plan reads of a program is the same."""
+    patch.setattr(program, "finished", lambda lowered: (lowered.compile(compiler_options=OPTIONS), ()))
 
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
-    """What `records.environment` gives, in no time."""
+    """Return what `records.environment` does, with made-up rates."""
     rates = {"matrix_rate": dict.fromkeys(dtypes, 1e9), "copy_rate": 1e9, "load": 0.0, "clock_mhz": None}
     return {**records.machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
+
+
+def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
+    """Make commands `die` in the middle of a cell: attention of xla over 24 keys, a step or growth of two scanned layers."""
+
+    def plant(owner: Any, name: str, deadly: Callable[..., bool]) -> None:
+        honest = getattr(owner, name)
+
+        def planted(*arguments: Any, **options: Any) -> Any:
+            if deadly(*arguments):
+                die()
+            return honest(*arguments, **options)
+
+        patch.setattr(owner, name, planted)
+
+    shrink(patch)
+    patch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
+    patch.setattr(growth, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
+    skipped = {"state": "skipped", "reason": "not here"}
+    patch.setattr(growth, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))
+    plant(attention_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
+    plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)

@@ -1,4 +1,4 @@
-"""`zoo bench` killed outright: what it died of twice is failed and not tried again; stopped in order it died of nothing."""
+"""`zoo bench` that dies: what it died of twice is failed and not tried again; a run that was asked to stop died of nothing."""
 
 import os
 import signal
@@ -13,94 +13,90 @@ import pytest
 from benchmarks import attention_row, records
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
-from tests.support.processes import ROOT, clean_environment, run_python
+from tests.support.processes import clean_environment
+from zoo import cli
 from zoo.kernels import blocked
 
-DEADLY = """
-import os, signal, sys
-import pytest
-from benchmarks import attention_row, growth, programs, records
-from tests.support import benchmark_steps as steps
-from zoo import cli
-
-def plant(owner, name, deadly):
-    honest = getattr(owner, name)
-    def planted(*given, **more):
-        if deadly(*given):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return honest(*given, **more)
-    setattr(owner, name, planted)
-
-steps.shrink(pytest.MonkeyPatch())
-records.environment = steps.environment
-attention_row._checked = lambda *_: ("", "", 0.0)
-growth.BASE = {"length": 8, "layers": 1, "width": 32, "devices": 1}
-growth._devices = lambda settings, counts, watch: {count: {"state": "skipped", "reason": "not here"} for count in counts}
-plant(attention_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 16)
-plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)
-sys.exit(cli.main(sys.argv[1:]))
-"""
-"""The command, with a cell that kills its process: the unit, where there is one."""
-LINES = {
-    "attention --impl xla reference blocked --feature full --direction forward --shape 2,16,16,2,2,8 2,24,24,2,2,8 --rounds 1": (
-        {"implementation": "xla", "keys": 16},
+ATTENTION = "bench attention --feature full --direction forward --rounds 1"
+COMMANDS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "attention": (
+        f"{ATTENTION} --impl xla reference blocked --shape 2,16,16,2,2,8 2,24,24,2,2,8",
+        {"implementation": "xla", "keys": 24},
         6,
     ),
-    "step gpt-nano --mode inference --batch 2 --length 8 --rounds 1": ({"layers": "scan"}, 2),
-    "growth gpt-nano --batch 2 --length 8 16 --layers 1 2 --width 32 64 --device-counts 1 2 --rounds 1": (
+    "step": ("bench step gpt-nano --mode inference --batch 2 --length 8 --rounds 1", {"layers": "scan"}, 2),
+    "growth": (
+        "bench growth gpt-nano --batch 2 --length 8 16 --layers 1 2 --width 32 64 --device-counts 1 2 --rounds 1",
         {"axis": "layers", "value": 2},
         8,
     ),
 }
+"""Command, axes of the cell that it dies of, and how many cells it has. Where there is a unit, it is the unit that kills."""
 
 
-@pytest.mark.parametrize("line", LINES, ids=[line.split()[0] for line in LINES])
-def test_what_kills_it_twice_is_failed_and_stops_no_other(line: str, tmp_path: Path) -> None:
-    """By SIGKILL, as the kernel kills what takes too much memory."""
-    deadly, count = LINES[line]
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
-    ended = [
-        run_python("-c", DEADLY, "bench", *line.split(), "--out", "out", *resume, cwd=tmp_path, env=paths)
-        for resume in ((), ("--resume",), ("--resume",))
-    ]
-    assert [each.code for each in ended] == [-signal.SIGKILL, -signal.SIGKILL, 1], ended[-1].stderr
-    cells = records.read(tmp_path / "out").cells
+class Death(BaseException):
+    """What ends a command in this process as a kill would: nothing is written any more."""
+
+
+def die() -> None:
+    raise Death
+
+
+@pytest.mark.parametrize("name", ["attention", *(pytest.param(name, marks=pytest.mark.full) for name in ("step", "growth"))])
+def test_what_it_dies_of_twice_is_failed_and_stops_no_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished before is kept and not measured again."""
+    line, axes, count = COMMANDS[name]
+    steps.make_deadly(monkeypatch, die)
+    monkeypatch.setattr(records.Writer, "close", lambda writer: writer._file.close())
+    command, path, before = [*line.split(), "--out", str(tmp_path)], tmp_path / "cells.jsonl", b""
+    for resume in ([], ["--resume"]):
+        with pytest.raises(Death):
+            cli.main([*command, *resume])
+        content = path.read_bytes()
+        assert content.startswith(before)
+        # A kill may cut a line too.
+        before = content
+        path.write_bytes(content + b'{"key": {"implem')
+    assert cli.main([*command, "--resume"]) == 1
+    assert path.read_bytes().startswith(before)
+    cells = records.read(tmp_path).cells
     died = [cell for cell in cells if cell["state"] == "failed"]
-    assert len(cells) == count and len(died) == 1, died
-    assert died[0]["reason"] == records.DIED and deadly.items() <= died[0]["key"].items()
-    assert records.DIED in (tmp_path / "out" / "table.md").read_text()
+    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == count
+    assert [cell["reason"] for cell in died] == [records.DIED] and axes.items() <= died[0]["key"].items()
+    assert records.DIED in (tmp_path / "table.md").read_text()
     assert all(cell["state"] == "timed" for cell in cells if cell["reason"] not in (records.DIED, "not here"))
-    content = (tmp_path / "out" / "cells.jsonl").read_bytes()
-    run_python("-c", DEADLY, "bench", *line.split(), "--out", "out", "--resume", cwd=tmp_path, env=paths)
-    assert (tmp_path / "out" / "cells.jsonl").read_bytes() == content
 
 
-STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-LINE = "bench attention --impl blocked --feature full --direction forward --shape 2,16,16,2,2,8"
+STOPS = [
+    (signal.SIGTERM, 143),
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+    pytest.param(signal.SIGHUP, 129, marks=pytest.mark.full),
+]
+STOPPED = f"{ATTENTION} --impl blocked --shape 2,16,16,2,2,8"
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
-def test_stopped_by_a_signal_it_died_of_nothing(
+def test_a_run_that_a_signal_stops_died_of_nothing(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However often; and whoever started it has the signals as before."""
+    """As often as a death would count; and the signals of whoever started it are as before."""
     honest, before = blocked.blocked, signal.getsignal(number)
-    monkeypatch.setattr(records, "environment", steps.environment)
+    steps.hurry(monkeypatch)
     monkeypatch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
 
-    def stopped(*given: Any, **more: Any) -> Any:
+    def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)
-        return honest(*given, **more)
+        return honest(*arguments, **options)
 
     monkeypatch.setattr(blocked, "blocked", stopped)
-    out = ("--rounds", "1", "--out", str(tmp_path / "out"))
-    for resume in ((), ("--resume",), ("--resume",)):
-        ended = call(capsys, *LINE.split(), *out, *resume)
+    command = (*STOPPED.split(), "--out", str(tmp_path))
+    for resume in ((), *(("--resume",),) * (records.DEATHS - 1)):
+        ended = call(capsys, *command, *resume)
         assert ended.code == code and "stopped; --resume completes it" in ended.stderr
     assert signal.getsignal(number) is before
     monkeypatch.setattr(blocked, "blocked", honest)
-    assert call(capsys, *LINE.split(), *out, "--resume").code == 0
-    assert {cell["state"] for cell in records.read(tmp_path / "out").cells} == {"timed"}
+    assert call(capsys, *command, "--resume").code == 0
+    assert {cell["state"] for cell in records.read(tmp_path).cells} == {"timed"}
 
 
 @pytest.mark.slow
@@ -108,7 +104,8 @@ def test_stopped_by_a_signal_it_died_of_nothing(
 def test_a_stopped_command_stops_its_fresh_process_in_order(number: int, code: int, tmp_path: Path) -> None:
     """It is waited for, and not killed."""
     path = tmp_path / "out" / "cells.jsonl"
-    command = [sys.executable, "-P", "-m", "zoo.cli", *LINE.split(), "--rounds", "100000000", "--repeats", "3", "--out", "out"]
+    line = STOPPED.replace("--rounds 1", "--rounds 100000000 --repeats 3 --out out")
+    command = [sys.executable, "-P", "-m", "zoo.cli", *line.split()]
     with subprocess.Popen(command, env=clean_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b'"attempt"') < 4):
             time.sleep(0.05)

@@ -8,38 +8,40 @@ import pytest
 from benchmarks import cases, reads
 from benchmarks.programs import Step, Variant
 from tests.support import benchmark_steps as steps
-from tests.support.benchmark_steps import SMALL
+
+UNUSED = {
+    "gpt-nano": ("embed/positions",),
+    "t5-nano": ("encoder/", "cross/kv", "decoder/relative"),
+    "transformer-nano": ("encoder/", "cross/kv"),
+    "xlnet-nano": ("cache/r", "attention/r/", "attention/type", "attention/types"),
+}
+"""Parts of the paths of an encoder's parameters, of keys and values of its source, and of tables of which rows are looked up."""
+FAST = [("gpt-nano", "scan", "float32")]
+FULL = [
+    ("t5-nano", "unroll", "bfloat16"),
+    ("transformer-nano", "scan", "float32"),
+    ("xlnet-nano", "scan", "bfloat16"),
+    ("xlnet-nano", "unroll", "float32"),
+]
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers", "precision"), [*FAST, *(pytest.param(*each, marks=pytest.mark.full) for each in FULL)]
+)
+def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.shrink(monkeypatch)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-@pytest.mark.parametrize("name", ["gpt-nano", "t5-nano", "transformer-nano", "xlnet-nano"])
-def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str) -> None:
-    """Parameters but for those of an encoder, of keys and values of its source, and rows of tables that are not asked for."""
-    made = Step(cases.case(name, "decode", **SMALL), Variant(layers=layers, precision=precision))
-    shapes, item = made._made.shapes, 4 if precision == "float32" else 2
-    unused = {
-        "gpt-nano": ("embed/positions",),
-        "t5-nano": ("encoder/", "cross/kv", "decoder/relative"),
-        "transformer-nano": ("encoder/", "cross/kv"),
-        "xlnet-nano": ("cache/r", "attention/r/", "attention/type", "attention/types"),
-    }[name]
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    kept = [
-        leaf
-        for path, leaf in leaves
-        if not any(part in jax.tree_util.keystr(path, simple=True, separator="/") for part in unused)
-    ]
+    step = Step(cases.case(name, "decode", **steps.SMALL), Variant(layers=layers, precision=precision))
+    item = 4 if precision == "float32" else 2
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(step._made.shapes)
+    }
+    used = [leaf for path, leaf in leaves.items() if not any(part in path for part in UNUSED[name])]
     # T5's biases of distances are looked up after they became float32.
     biases = 2 * (8 + 1 if item == 4 else 32)
     rows = {"gpt-nano": 2 * 32, "t5-nano": biases, "xlnet-nano": 2 * 2 * 16 * (8 + 1)}.get(name, 0)
     tokens = 2 * 4
-    assert made.reads == sum(leaf.size * leaf.dtype.itemsize for leaf in kept) + rows * item + tokens
+    assert step.reads == sum(leaf.size * leaf.dtype.itemsize for leaf in used) + rows * item + tokens
 
 
 def test_reading_is_counted_once() -> None:
@@ -47,8 +49,8 @@ def test_reading_is_counted_once() -> None:
     table, stack = jax.ShapeDtypeStruct((10, 4), "float32"), jax.ShapeDtypeStruct((3, 4), "float32")
 
     def twice(table: Any, stack: Any, index: Any, unused: Any) -> Any:
-        found = jax.jit(lambda table: table[index])(table)
-        total, _ = jax.lax.scan(lambda carry, layer: (carry + layer * layer, layer[:2].sum()), found.sum(0), stack)
+        rows = jax.jit(lambda table: table[index])(table)
+        total, _ = jax.lax.scan(lambda carry, layer: (carry + layer * layer, layer[:2].sum()), rows.sum(0), stack)
         return total, unused
 
     for count, read in ((3, 3 * 4 * 4), (20, 10 * 4 * 4)):
