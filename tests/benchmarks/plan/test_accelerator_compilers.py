@@ -5,15 +5,14 @@ Each target needs its own extra, `tpu` or `cuda13`; one of two is skipped with w
 
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from benchmarks import timing
 from benchmarks.plan import facts, program, subject, targets
 from benchmarks.plan.facts import Plan
+from tests.support.small import BODIES
 from train.config import Mesh, Run
 from zoo import configs, models
 
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.aot
 
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
-    """As `targets.prepare` has it: JAX's cache takes a program for devices that are not here, and cannot read it again."""
+    """Compile without JAX's cache, as `targets.prepare` does: it takes a program for other devices, and cannot read it again."""
     with timing.cold():
         yield
 
@@ -32,15 +31,16 @@ SMALL = {"tpu": "v5e:2x2", "gpu": "h100:8"}
 
 
 def sizes(family: str) -> list[str]:
-    """A family's nano and its base: of the others the one whose width is 768, or the nearest to it."""
-    known = configs.family(family).SIZES
-    nano = next(name for name in known if name.endswith("nano"))
-    return [nano, min((name for name in known if name != nano), key=lambda name: abs(known[name].config.width - 768))]
+    """Return a family's nano and its base size: of the others the one whose width is nearest to 768."""
+    table = configs.family(family).SIZES
+    nano = next(name for name in table if name.endswith("nano"))
+    return [nano, min((name for name in table if name != nano), key=lambda name: abs(table[name].config.width - 768))]
 
 
-# A nano compiles in a few seconds, a base size in up to two minutes.
+FAST = {("train", sizes(family)[0]) for family in BODIES}
+# A nano compiles in half a minute or less, a base size in up to two minutes: training one nano of each body is not slow.
 JOBS = [
-    pytest.param(platform, size, mode, marks=[] if size.endswith("nano") else pytest.mark.slow)
+    pytest.param(platform, size, mode, marks=[] if (mode, size) in FAST else pytest.mark.slow)
     for platform in SMALL
     for family in models.families()
     for size in sizes(family)
@@ -58,11 +58,18 @@ def needs(platform: str) -> None:
 
 
 def small(size: str, devices: int) -> Run:
-    """A size on a mesh of two axes, with two rows for each device."""
+    """Return a run of a size on a mesh of two axes, with two rows for each device."""
     run = subject.of_size(size)
     mesh = Mesh(fsdp=2, tensor=2) if run.model.heads % 2 == 0 else Mesh(fsdp=2)
     data = dataclasses.replace(run.data, batch=2 * devices)
     return dataclasses.replace(run, mesh=mesh, accumulate=1, data=data)
+
+
+def small_gpt() -> Run:
+    """Return a run of gpt-nano with closed formulas: of unrolled layers a GPU keeps what it gathered for the backward pass."""
+    run = subject.default("gpt-nano")
+    scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
+    return dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
 
 
 @functools.cache
@@ -70,8 +77,8 @@ def planned(run: Run, mode: program.Mode, target: str) -> Plan:
     return facts.read(program.compiled(run, mode, targets.parse(target)), run.recipe)
 
 
-def whole(plan: Plan) -> None:
-    """What every plan must have: it fits, its FLOPs are counted whole, and a bound follows."""
+def check_plan(plan: Plan) -> None:
+    """Check what every plan must have: it fits, all its FLOPs are counted, and a bound follows."""
     assert plan.fits and plan.products is not None and plan.kernels is not None and not plan.unknown
     share = plan.model_flops / plan.devices / (plan.products + plan.kernels)
     # Recomputation adds a third at most; a causal kernel leaves out half of attention's products, which the model's count has.
@@ -82,29 +89,26 @@ def whole(plan: Plan) -> None:
 @pytest.mark.parametrize(("platform", "size", "mode"), JOBS)
 def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> None:
     needs(platform)
-    target = SMALL[platform]
-    plan = planned(small(size, 4 if platform == "tpu" else 8), mode, target)
-    whole(plan)
+    run = small_gpt() if size == "gpt-nano" else small(size, 4 if platform == "tpu" else 8)
+    plan = planned(run, mode, SMALL[platform])
+    check_plan(plan)
     # What is copied over `data` is by intention; cuBLAS computes the products of base T5's training step for GPUs.
-    known = ("copied over data", "by cuBLAS")
+    expected = ("copied over data", "by cuBLAS")
     assert sum(row.count for row in plan.collectives) > 0
-    assert all(any(words in line for words in known) for line in plan.warnings)
+    assert all(any(words in line for words in expected) for line in plan.warnings)
     # Who exchanges what is known: all of some axes, not a part of one, and nobody else.
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
 
 
 @pytest.mark.parametrize("platform", SMALL)
 def test_closed_formulas(platform: str) -> None:
-    """What FSDP, tensor and data parallelism send of gpt-nano, to 5 %, as on CPU (test_collectives.py), but in other dtypes.
+    """FSDP, tensor and data parallelism of gpt-nano send what they do on CPU (test_collectives.py), to 5 %, but in other dtypes.
 
     Kernels are gathered in bfloat16, forward and backward, and their gradients summed in float32; of the tied table, that of the
     logits in float32 and that of the lookup in bfloat16. Activations are summed in float32, those of the lookup in bfloat16.
     """
     needs(platform)
-    run = subject.default("gpt-nano")
-    # Of unrolled layers a GPU keeps what was gathered for the backward pass.
-    scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
-    run = dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
+    run = small_gpt()
     plan = planned(run, "train", SMALL[platform])
     model, halves = run.model, plan.mesh["tensor"]
     width, layers = model.width, model.layers
@@ -131,50 +135,40 @@ def test_closed_formulas(platform: str) -> None:
 # --- large jobs -----------------------------------------------------------------------------------------------------------------
 
 
-def job(name: str, mesh: dict[str, int], **changes: Any) -> Run:
+def job(name: str, mesh: dict[str, int], batch: int) -> Run:
+    """Return a run that computes everything again in the backward pass, and accumulates no micro-batches."""
     run = subject.default(name)
-    data = dataclasses.replace(run.data, batch=changes.pop("batch", run.data.batch))
-    compute = dataclasses.replace(run.model.compute, remat=changes.pop("remat", run.model.compute.remat))
+    compute = dataclasses.replace(run.model.compute, remat="full")
     model = dataclasses.replace(run.model, compute=compute)
-    return dataclasses.replace(run, mesh=Mesh(**mesh), data=data, model=model, **changes)
+    return dataclasses.replace(run, mesh=Mesh(**mesh), data=dataclasses.replace(run.data, batch=batch), model=model, accumulate=1)
 
 
 @pytest.mark.slow
-def test_gpt3_175b_on_512_chips() -> None:
-    """In a minute on two cores; parameters and AdamW's two moments as the sharding divides them."""
-    needs("tpu")
-    began = time.perf_counter()
-    plan = planned(subject.default("gpt3-175b"), "train", "v5p:8x8x8")
-    assert time.perf_counter() - began <= 60
-    whole(plan)
+@pytest.mark.parametrize(("platform", "target"), [("tpu", "v5p:8x8x8"), ("gpu", "h100:512")])
+def test_gpt3_175b_on_512_devices(platform: str, target: str) -> None:
+    """Parameters and AdamW's two moments as the sharding divides them."""
+    needs(platform)
+    plan = planned(subject.default("gpt3-175b"), "train", target)
+    check_plan(plan)
     by_hand = 4 * 174_591_683_584 / 512
     assert plan.memory["parameters"] == pytest.approx(by_hand, rel=0.1)
     assert plan.memory["optimizer"] == pytest.approx(2 * by_hand, rel=0.1)
 
 
 @pytest.mark.slow
-def test_gpt3_175b_on_512_h100() -> None:
-    needs("gpu")
-    whole(planned(subject.default("gpt3-175b"), "train", "h100:512"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("size", ["t5-11b", "xlnet-large-cased"])
 def test_large_encoders_and_decoders_on_a_pod(size: str) -> None:
     needs("tpu")
-    whole(planned(job(size, {"fsdp": 64, "data": 4}, batch=256, remat="full", accumulate=1), "train", "v5e:16x16"))
-
-
-EVERY = [size for family in configs.families() for size in configs.family(family).SIZES]
+    check_plan(planned(job(size, {"fsdp": 64, "data": 4}, 256), "train", "v5e:16x16"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", EVERY)
+@pytest.mark.parametrize("size", [size for family in configs.families() for size in configs.family(family).SIZES])
 @pytest.mark.parametrize(("platform", "target"), [("tpu", "v5p:4x4x4"), ("gpu", "h200:64")])
 def test_every_published_size_has_a_plan(platform: str, target: str, size: str) -> None:
-    """That fits 64 devices, its parameters over as many of them as divide the width and a torus of 4 x 4 x 4 can be cut into."""
+    """It fits 64 devices, its parameters over as many of them as divide the width and a torus of 4 x 4 x 4 can be cut into."""
     needs(platform)
     width = configs.find(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
-    plan = planned(job(size, {"fsdp": fsdp}, batch=64, remat="full", accumulate=1), "train", target)
+    plan = planned(job(size, {"fsdp": fsdp}, 64), "train", target)
     assert plan.fits and plan.bound is not None

@@ -3,20 +3,28 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.plan import collectives, facts, hlo, program, targets, work
 from benchmarks.plan.collectives import Sent
-from tests.support import tiny
+from tests.support import benchmark_steps, tiny
 from train.config import Data, Mesh, Run
 from zoo.configs import Compute
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+LAYERS, WIDTH, ROWS, LENGTH, VOCAB = 4, 64, 16, 32, 512
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        benchmark_steps.hurry_plans(patch)
+        yield
 
 
 def test_products_and_gathers_of_a_real_loop() -> None:
@@ -44,11 +52,8 @@ def test_products_and_gathers_of_a_real_loop() -> None:
     assert set(rows_by_kind) == {"all-gather", "all-reduce"} and rows_by_kind["all-reduce"].axes == "fsdp"
 
 
-LAYERS, WIDTH, ROWS, LENGTH, VOCAB = 4, 64, 16, 32, 512
-
-
 def gpt(**mesh: int) -> Run:
-    """A GPT whose tables and layers divide over eight devices, without dropout."""
+    """Return a run of a GPT whose tables and layers divide over eight devices, without dropout."""
     run = tiny.run()
     numbers = {"width": WIDTH, "heads": 8, "head": 8, "ffn": 4 * WIDTH, "layers": LAYERS, "vocab": VOCAB, "context": LENGTH}
     rates = {name: 0.0 for name in ("dropout", "embedding_dropout", "attention_dropout")}
@@ -58,14 +63,22 @@ def gpt(**mesh: int) -> Run:
 
 @functools.cache
 def compiled(axis: str) -> tuple[program.Program, list[Sent]]:
-    """The training step with all eight devices along one axis, and what it sends."""
-    made = program.compiled(gpt(**{axis: 8}), "train", targets.parse("cpu:8"))
-    return made, collectives.sent(hlo.parse(made.text), dict(made.mesh.shape))
+    """Return the training step with all eight devices along one axis, and what it sends."""
+    step = program.compiled(gpt(**{axis: 8}), "train", targets.parse("cpu:8"))
+    return step, collectives.sent(hlo.parse(step.text), dict(step.mesh.shape))
 
 
-def stored(made: program.Program, *parts: str) -> int:
-    """Bytes of the parameters whose path has all of these parts, whole."""
-    leaves = jax.tree_util.tree_leaves_with_path(made.arguments["parameters"])
+def check_axis_and_flops(axis: str) -> None:
+    """Everything goes along the axis that there is. Without recomputation a program multiplies what the model's formula says, but
+    for no gradient by what is looked up."""
+    step, sent = compiled(axis)
+    assert {each.axes for each in sent} == {axis}
+    assert work.work(hlo.parse(step.text), step.calls, 8).products == pytest.approx(step.flops / 8, rel=0.02)
+
+
+def stored(step: program.Program, *parts: str) -> int:
+    """Return the bytes of the parameters whose path has all of these parts, over all devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(step.arguments["parameters"])
     paths = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
     return sum(math.prod(leaf.shape) * 4 for path, leaf in paths.items() if all(part in path for part in parts))
 
@@ -74,37 +87,42 @@ def total(sent: list[Sent], kind: str) -> float:
     return sum(each.run.times * each.bytes for each in sent if each.kind == kind)
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
-def test_everything_goes_along_the_axis_that_there_is(axis: str) -> None:
-    assert {each.axes for each in compiled(axis)[1]} == {axis}
-
-
+@pytest.mark.full
 def test_data_parallel_sends_each_gradient_once() -> None:
-    """All parameters' gradients are summed over the devices. The tied table has two, of the lookup and of
-    the logits, and XLA sums them one by one."""
-    made, sent = compiled("data")
-    expected = stored(made) + stored(made, "embed/tokens")
+    """The tied table has two, of the lookup and of the logits, and XLA sums them one by one. All of the state is copied."""
+    check_axis_and_flops("data")
+    step, sent = compiled("data")
     assert {each.kind for each in sent} == {"all-reduce"}
-    assert total(sent, "all-reduce") == pytest.approx(expected, rel=0.05)
+    assert total(sent, "all-reduce") == pytest.approx(stored(step) + stored(step, "embed/tokens"), rel=0.05)
+    (line,) = facts.copied(step.arguments, dict(step.mesh.shape), large=1)
+    held = program.per_device(step.arguments["parameters"]) + program.per_device(step.arguments["optimizer"])
+    assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
 
 
 def test_fsdp_gathers_each_layer_twice_and_scatters_it_once() -> None:
     """Kernels are gathered forward and backward, tables once. On CPU XLA does not scatter sums: each device gets all of them."""
-    made, sent = compiled("fsdp")
-    gathers = 2 * stored(made, "layers", "kernel") + stored(made, "embed")
+    check_axis_and_flops("fsdp")
+    step, sent = compiled("fsdp")
+    gathers = 2 * stored(step, "layers", "kernel") + stored(step, "embed")
     assert total(sent, "all-gather") == pytest.approx(gathers, rel=0.05)
-    scatters = stored(made) + stored(made, "embed/tokens")
+    scatters = stored(step) + stored(step, "embed/tokens")
     assert total(sent, "all-reduce") + total(sent, "reduce-scatter") == pytest.approx(scatters, rel=0.05)
     inside = sum(each.run.times for each in sent if each.kind == "all-gather" and each.run.loop)
     assert inside == 2 * LAYERS * 4
 
 
+@pytest.mark.full
 def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
-    """The activations of all rows; besides, those of the embeddings and the gradient of the last hidden states."""
-    _, sent = compiled("tensor")
+    """The activations of all rows; besides, those of the embeddings and the gradient of the last hidden states. What is copied
+    over an axis is warned of by name."""
+    check_axis_and_flops("tensor")
+    step, sent = compiled("tensor")
     activations = ROWS * LENGTH * WIDTH * 4
     assert total(sent, "all-reduce") == pytest.approx((4 * LAYERS + 2) * activations, rel=0.05)
     assert sum(each.run.times for each in sent if each.run.loop) == 4 * LAYERS
+    lines = facts.copied(step.arguments, dict(step.mesh.shape), large=LENGTH * WIDTH * 4)
+    assert len(lines) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in lines)
+    assert facts.copied(step.arguments, dict(step.mesh.shape)) == []
 
 
 STACK = """
@@ -118,9 +136,9 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
 @pytest.mark.planted(2)
 def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
     """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
-    made, sent = compiled("fsdp")
-    assert not facts.gathered(sent, made)
-    (line,) = facts.gathered(collectives.sent(hlo.parse(STACK), dict(made.mesh.shape)), made)
+    step, sent = compiled("fsdp")
+    assert not facts.gathered(sent, step)
+    (line,) = facts.gathered(collectives.sent(hlo.parse(STACK), dict(step.mesh.shape)), step)
     assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
     micro = """
 %micro (p: f32[4,8,256]) -> f32[4,8,256] {
@@ -139,59 +157,22 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
   ROOT %loop = f32[4,8,256]{2,1,0} while(%w), condition=%more, body=%micro, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert facts.gathered(collectives.sent(hlo.parse(micro), dict(made.mesh.shape)), made) == [line]
+    assert facts.gathered(collectives.sent(hlo.parse(micro), dict(step.mesh.shape)), step) == [line]
+    # A layer may have as many elements as a stack, and an axis as long as there are layers: that of q, k and v, of three.
+    layer = STACK.replace("f32[4,8,256]", "f32[1,8,4,256]").replace("f32[4,64,256]", "f32[1,64,4,256]").replace("{2,1,0}", "")
+    sent = collectives.sent(hlo.parse(layer), dict(step.mesh.shape))
+    assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)] and not facts.gathered(sent, step)
 
 
-def test_what_is_copied_over_an_axis_is_warned_of_by_name() -> None:
-    made, _ = compiled("tensor")
-    found = facts.copied(made.arguments, dict(made.mesh.shape), large=LENGTH * WIDTH * 4)
-    assert len(found) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in found)
-    assert facts.copied(made.arguments, dict(made.mesh.shape)) == []
-
-
-def test_what_data_parallelism_copies_is_told_in_a_line() -> None:
-    """All of the state."""
-    made, _ = compiled("data")
-    (line,) = facts.copied(made.arguments, dict(made.mesh.shape), large=1)
-    held = program.per_device(made.arguments["parameters"]) + program.per_device(made.arguments["optimizer"])
-    assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
-
-
-def test_whatever_a_program_is_given_is_looked_at() -> None:
+def test_copies_of_whatever_a_program_is_given_are_warned_of() -> None:
     """A cache and a teacher too, but no batch."""
     mesh = jax.make_mesh((2, 2, 2, 1), tuple(SIZES), axis_types=(AxisType.Auto,) * 4)
 
-    def given(*axes: str | None) -> dict[str, jax.ShapeDtypeStruct]:
+    def argument(*axes: str | None) -> dict[str, jax.ShapeDtypeStruct]:
         return {"keys": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))}
 
-    arguments = {"cache": given("data", "fsdp"), "teacher": given("data", "tensor"), "batch": given("data")}
+    arguments = {"cache": argument("data", "fsdp"), "teacher": argument("data", "tensor"), "batch": argument("data")}
     assert facts.copied(arguments, SIZES, large=1) == [
         "cache keys (8, 4) is copied over tensor: 0 MiB on each device",
         "teacher keys (8, 4) is copied over fsdp: 0 MiB on each device",
     ]
-
-
-def test_flops_of_a_step_are_the_models_own() -> None:
-    """Without recomputation a program multiplies what the model's formula says, but for no gradient by what is looked up."""
-    for axis in ("data", "fsdp", "tensor"):
-        made, _ = compiled(axis)
-        products = work.work(hlo.parse(made.text), made.calls, 8).products
-        assert products == pytest.approx(made.flops / 8, rel=0.02), axis
-
-
-def test_places_of_a_mesh_are_numbered_as_the_compiler_does() -> None:
-    """The devices of a mesh in their order are the partitions 0, 1, ...: groups of the axes are read off their numbers."""
-    axes = collectives._axes(SIZES)
-    grid = np.arange(8).reshape(2, 2, 2)
-    assert axes[frozenset(frozenset(pair) for pair in grid.reshape(4, 2).tolist())] == "tensor"
-    assert axes[frozenset(frozenset(pair) for pair in grid.transpose(1, 2, 0).reshape(4, 2).tolist())] == "data"
-    assert axes[frozenset(frozenset(four) for four in grid.reshape(2, 4).tolist())] == "fsdp x tensor"
-
-
-def test_a_layer_that_has_as_many_elements_as_a_stack_is_no_stack() -> None:
-    """One of its axes may even be as long as there are layers: that of q, k and v, of three layers."""
-    made, _ = compiled("fsdp")
-    layer = STACK.replace("f32[4,8,256]", "f32[1,8,4,256]").replace("f32[4,64,256]", "f32[1,64,4,256]").replace("{2,1,0}", "")
-    sent = collectives.sent(hlo.parse(layer), dict(made.mesh.shape))
-    assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)]
-    assert not facts.gathered(sent, made)

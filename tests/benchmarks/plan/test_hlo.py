@@ -7,16 +7,8 @@ from benchmarks.plan.collectives import groups_of
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
 
-# A loop of five in a loop whose count only its condition tells, three; and what is sent in every way of writing it down.
+# A loop of five in a loop whose count, three, only its condition has; and every way of writing down what is sent.
 PROGRAM = """
-HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->f32[8,16]{1,0}}
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %add.1 = f32[] add(%a, %b)
-}
-
 %fused (param_0: f32[5,16,16], param_1: s32[]) -> f32[16,16] {
   %param_0 = f32[5,16,16]{2,1,0} parameter(0)
   %param_1 = s32[] parameter(1)
@@ -71,44 +63,38 @@ dimensions={0}
 """
 
 
+def loop_runs(text: str) -> int | None:
+    """Return how often the outer loop runs."""
+    module = hlo.parse(text)
+    entry = module.computations[module.entry]
+    return module.trips(entry.instructions["outer"], entry)
+
+
 def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
-    """Of nested loops the product; of a count that XLA did not note, what the condition compares with."""
+    """The product of nested loops; where XLA did not note the count, what the condition compares with. A loop of unknown count is
+    counted once, and reported."""
     module = hlo.parse(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
-    assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16
-
-
-def test_a_loop_that_runs_nobody_knows_how_often_is_told() -> None:
-    """Once is not what it does, so what is in it is not counted silently."""
-    module = hlo.parse(PROGRAM)
-    assert module.unknown() == []
+    assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown() == []
     text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
-    text = text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}')
-    module = hlo.parse(text)
+    module = hlo.parse(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
     assert module.unknown() == ["jit(step)/while"]
     assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
+    with pytest.raises(ValueError, match="it has no entry"):
+        hlo.parse("HloModule nothing\n")
 
 
-@pytest.mark.parametrize(
-    ("begins", "times"),
-    [
-        ("constant(0)", 3),
-        # The loops of `blocked` begin at the first block that sees anything.
-        ("constant(1)", 2),
-        ("constant(7)", 0),
-        ("fusion(%stack), kind=kLoop, calls=%first", None),
-    ],
-)
-def test_a_loop_runs_from_where_its_counter_begins(begins: str, times: int | None) -> None:
-    module = hlo.parse(PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {begins}"))
-    entry = module.computations[module.entry]
-    assert module.trips(entry.instructions["outer"], entry) == times
-    assert module.unknown() == ([] if times is not None else ["outer"])
+def test_a_loop_runs_from_where_its_counter_begins() -> None:
+    """The loops of `blocked` begin at the first block that has a visible key."""
+    unknown = "fusion(%stack), kind=kLoop, calls=%first"
+    for start, times in (("constant(0)", 3), ("constant(1)", 2), ("constant(7)", 0), (unknown, None)):
+        text = PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {start}")
+        assert loop_runs(text) == times and hlo.parse(text).unknown() == ([] if times is not None else ["outer"])
 
 
 def test_the_condition_of_a_loop_may_be_fused() -> None:
-    """With the constant inside or outside; a counter that is compared with anything else tells nothing."""
+    """With the constant inside or outside; a counter that is compared with anything else has no known count."""
     fused = """%smaller (a.2: s32[], b.2: s32[]) -> pred[] {
   %a.2 = s32[] parameter(0)
   %b.2 = s32[] parameter(1)
@@ -118,30 +104,27 @@ def test_the_condition_of_a_loop_may_be_fused() -> None:
 %outer_condition"""
     compare = "ROOT %under = pred[] compare(%j, %three), direction=LT"
     text = PROGRAM.replace("%outer_condition (q", fused + " (q", 1)
-    for given, times in (("%three, %j", 3), ("%j, %three", None)):
-        module = hlo.parse(text.replace(compare, f"ROOT %under = pred[] fusion({given}), kind=kLoop, calls=%smaller"))
-        entry = module.computations[module.entry]
-        assert module.trips(entry.instructions["outer"], entry) == times
+    for operands, times in (("%three, %j", 3), ("%j, %three", None)):
+        fusion = f"ROOT %under = pred[] fusion({operands}), kind=kLoop, calls=%smaller"
+        assert loop_runs(text.replace(compare, fusion)) == times
 
 
-def test_what_is_sent_is_named_by_kind_and_axis() -> None:
-    found = {row.kind: row for row in collectives.collectives(collectives.sent(hlo.parse(PROGRAM), SIZES))}
+def test_what_is_sent_has_its_kind_axis_and_groups() -> None:
+    sent = collectives.sent(hlo.parse(PROGRAM), SIZES)
+    rows = {row.kind: row for row in collectives.collectives(sent)}
     array = 8 * 16 * 4
-    assert {kind: (row.axes, row.members, row.count, row.bytes, row.sent) for kind, row in found.items()} == {
+    assert {kind: (row.axes, row.members, row.count, row.bytes, row.sent) for kind, row in rows.items()} == {
         # Twice a half of each array.
         "all-reduce": ("tensor", 2, 15, 15 * array, 15 * array),
         # What is gathered is twice what a device has; half of that it sends.
         "all-gather": ("data", 2, 1, 2 * array, array),
         "collective-permute": ("fsdp", 2, 1, array, array),
     }
-
-
-def test_what_is_sent_knows_who_exchanges_it() -> None:
-    """Groups in order, of a permutation from whom to whom."""
-    found = {each.kind: each.groups for each in collectives.sent(hlo.parse(PROGRAM), SIZES)}
-    assert found["all-reduce"] == ((0, 1), (2, 3), (4, 5), (6, 7))
-    assert found["all-gather"] == ((0, 4), (1, 5), (2, 6), (3, 7))
-    assert found["collective-permute"][:2] == ((0, 2), (2, 0))
+    groups = {each.kind: each.groups for each in sent}
+    assert groups["all-reduce"] == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert groups["all-gather"] == ((0, 4), (1, 5), (2, 6), (3, 7))
+    # From whom to whom.
+    assert groups["collective-permute"][:2] == ((0, 2), (2, 0))
 
 
 def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
@@ -152,45 +135,42 @@ def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
     assert work.work(hlo.parse(PROGRAM), [], 8).bytes == 15 * each
 
 
-@pytest.mark.parametrize(
-    ("text", "groups"),
-    [
-        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
-        ("replica_groups={}", [[0, 1, 2, 3]]),
-        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
-        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
-        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={1}", [[0, 1], [2, 3]]),
-        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
-        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'b'}, x=1", [[0, 1], [2, 3]]),
-        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
-        ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
-        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
-    ],
-)
-def test_groups_are_read_however_they_are_written(text: str, groups: list[list[int]]) -> None:
-    assert groups_of(text, 4) == frozenset(map(frozenset, groups))
-
-
-def test_a_batch_of_products_written_as_a_convolution_counts_as_the_products() -> None:
-    """As a TPU writes it: the batch is a dimension of the window, spread out so that only equal places meet."""
-    text = """
-ENTRY %main (x: f32[6,32,8], y: f32[6,8,16]) -> f32[6,32,16] {
-  %x = f32[6,32,8]{2,1,0} parameter(0)
-  %y = f32[6,8,16]{2,1,0} parameter(1)
-  ROOT %c = f32[6,32,16]{2,1,0} convolution(%x, %y), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
+GROUPS = {
+    "replica_groups={{0,1},{2,3}}": [[0, 1], [2, 3]],
+    "replica_groups={}": [[0, 1, 2, 3]],
+    "replica_groups=[2,2]<=[4]": [[0, 1], [2, 3]],
+    "replica_groups=[2,2]<=[2,2]T(1,0)": [[0, 2], [1, 3]],
+    "replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={1}": [[0, 1], [2, 3]],
+    "replica_groups=mesh['a'=2,'b'=2] {'a'}": [[0, 2], [1, 3]],
+    "replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'b'}, x=1": [[0, 1], [2, 3]],
+    "replica_groups=mesh['a'=4] {'a':(2)2}": [[0, 1], [2, 3]],
+    "replica_groups=mesh['a'=4] {'a':(1)2}": [[0, 2], [1, 3]],
+    "replica_groups=mesh['a'=2,'b'=2] {'a','b'}": [[0, 1, 2, 3]],
 }
+
+
+def test_groups_are_read_however_they_are_written() -> None:
+    for text, groups in GROUPS.items():
+        assert groups_of(text, 4) == frozenset(map(frozenset, groups)), text
+
+
+CONVOLUTION = """
+ENTRY %main (x: {x}, y: {y}) -> {result} {{
+  %x = {x}{{2,1,0}} parameter(0)
+  %y = {y}{{2,1,0}} parameter(1)
+  ROOT %c = {result}{{2,1,0}} convolution(%x, %y), {how}
+}}
 """
+
+
+def test_a_convolution_counts_as_its_products() -> None:
+    """A batch of products as a TPU writes it: the batch is a dimension of the window, spread out so that only equal places meet.
+    Padding is not counted."""
+    window = "window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf"
+    text = CONVOLUTION.format(x="f32[6,32,8]", y="f32[6,8,16]", result="f32[6,32,16]", how=window)
     assert work.work(hlo.parse(text), [], 1).products == 2 * 6 * 32 * 8 * 16
-
-
-def test_a_convolution_counts_no_padding() -> None:
-    text = """
-ENTRY %main (x: f32[2,10,8], y: f32[3,8,16]) -> f32[2,10,16] {
-  %x = f32[2,10,8]{2,1,0} parameter(0)
-  %y = f32[3,8,16]{2,1,0} parameter(1)
-  ROOT %c = f32[2,10,16]{2,1,0} convolution(%x, %y), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f
-}
-"""
+    window = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
+    text = CONVOLUTION.format(x="f32[2,10,8]", y="f32[3,8,16]", result="f32[2,10,16]", how=window)
     assert work.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
 
 
@@ -231,8 +211,8 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
     """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
-    found = {row.kind: (row.count, row.bytes) for row in collectives.collectives(collectives.sent(hlo.parse(TPU), {"fsdp": 2}))}
-    assert found == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
+    rows = {row.kind: (row.count, row.bytes) for row in collectives.collectives(collectives.sent(hlo.parse(TPU), {"fsdp": 2}))}
+    assert rows == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
 
 
 def test_what_stays_on_a_chip_is_no_traffic() -> None:
@@ -268,8 +248,3 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
     (row,) = collectives.collectives(collectives.sent(hlo.parse(text), {"data": 2, "fsdp": 4}))
     assert (row.axes, row.members, row.count) == ("fsdp, part", 2, 2)
-
-
-def test_no_program_is_told() -> None:
-    with pytest.raises(ValueError, match="it has no entry"):
-        hlo.parse("HloModule nothing\n")

@@ -1,36 +1,43 @@
 """`zoo plan`: what it compiles is what a run does, and what it says of it can be checked by hand."""
 
-import ast
 import dataclasses
 import functools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import timing
 from benchmarks.plan import kept, page, program, roofline, search, show, subject, targets
 from benchmarks.plan.facts import Plan
 from benchmarks.plan.search import Candidate
-from tests.support import tiny
-from tests.support.processes import ROOT, Ended, clean_environment
-from tests.support.runs import QUICK
+from tests.support import benchmark_steps, tiny
+from tests.support.commands import call
+from tests.support.processes import ROOT, clean_environment
 from train import config, recipes
 from train.config import Data, Distillation, Mesh
-from zoo import attention, configs, models
+from zoo import configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
 CPU = targets.parse("cpu:8")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        benchmark_steps.hurry_plans(patch)
+        yield
+
+
 def small(**changes: Any) -> config.Run:
-    """A GPT of a second's compiling."""
+    """Return a run of a GPT that compiles in a second."""
     run = tiny.run()
     model = dataclasses.replace(run.model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
     return dataclasses.replace(run, **{"model": model, "data": Data(length=32, batch=16), **changes})
@@ -57,52 +64,7 @@ def test_what_a_device_holds_is_what_the_sharding_says() -> None:
     assert planned().total == pytest.approx(sum(show.held(planned()).values()), abs=64)
 
 
-def test_kept_plans_are_found_again_and_only_for_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, before = small(mesh=Mesh(fsdp=2, tensor=2)), planned()
-    monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
-    assert kept.plan(run, "train", CPU) == before
-    asked: list[tuple[config.Run, program.Mode, targets.Target]] = [
-        (run, "train", CPU),
-        (run, "forward", CPU),
-        (run, "train", targets.parse("cpu:4")),
-        (dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)), "train", CPU),
-        (dataclasses.replace(run, accumulate=2), "train", CPU),
-        (dataclasses.replace(run, precision="bfloat16"), "train", CPU),
-        (dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)), "train", CPU),
-    ]
-    keys = {kept.key(*each) for each in asked}
-    assert len(keys) == 7
-    assert kept.key(dataclasses.replace(run, name="another"), "train", CPU) == kept.key(run, "train", CPU)
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
-    assert kept.key(run, "train", CPU) not in keys
-
-
-def test_what_a_plan_was_made_with_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Libraries, settings, of a simulated device the processor, and the numbers of a teacher that is only named."""
-    run, gpu = small(), targets.parse("h100:8")
-    seen = [kept.key(run, "train", CPU)]
-    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-    seen.append(kept.key(run, "train", CPU))
-    far = kept.key(run, "train", gpu)
-    monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
-    seen.append(kept.key(run, "train", CPU))
-    assert kept.key(run, "train", gpu) == far
-    version = kept.facts.importlib.metadata.version
-    for package in ("optax", "flax"):
-        changed = {package: "9.9"}
-        monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
-        seen.append(kept.key(run, "train", CPU))
-    assert len(set(seen)) == len(seen)
-    assert {"jax-cuda13-pjrt", "jax-cuda12-pjrt"} <= set(kept.facts.GPU_PACKAGES)
-    teacher = tmp_path / "bert-nano"
-    student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
-    as_published = kept.key(student, "train", CPU)
-    teacher.mkdir()
-    numbers = {"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}
-    (teacher / "config.json").write_text(json.dumps(numbers))
-    assert kept.key(student, "train", CPU) != as_published
-
-
+@pytest.mark.full
 def test_forward_and_decoding_are_planned_too() -> None:
     forward = kept.plan(small(), "forward", CPU)
     decode = kept.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
@@ -115,60 +77,64 @@ def test_forward_and_decoding_are_planned_too() -> None:
     assert decode.products == pytest.approx(decode.model_flops / 8, rel=0.1)
 
 
-def test_a_plan_survives_json() -> None:
-    assert Plan.of(json.loads(json.dumps(planned().plain()))) == planned()
+def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
+    run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
+    assert Plan.of(json.loads(json.dumps(before.plain()))) == before
+    monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
+    assert kept.plan(run, "train", CPU) == before
+    keys: list[str] = []
+
+    def ask(run: config.Run = run, mode: program.Mode = "train", target: targets.Target = CPU) -> str:
+        keys.append(kept.key(run, mode, target))
+        return keys[-1]
+
+    assert ask() == kept.key(dataclasses.replace(run, name="another"), "train", CPU)
+    ask(mode="forward")
+    ask(target=targets.parse("cpu:4"))
+    ask(dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)))
+    ask(dataclasses.replace(run, precision="bfloat16"))
+    ask(dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)))
+    for name in ("LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION"):
+        monkeypatch.setenv(name, "highest")
+        ask()
+    elsewhere = ask(target=gpu)
+    monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
+    ask()
+    assert kept.key(run, "train", gpu) == elsewhere
+    version = kept.facts.importlib.metadata.version
+    for package in ("optax", "flax"):
+        changed = {package: "9.9"}
+        monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
+        ask()
+    teacher = tmp_path / "bert-nano"
+    student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    ask(student)
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}))
+    ask(student)
+    assert len(set(keys)) == len(keys)
 
 
-def test_what_is_shown() -> None:
-    """Every part is there, memory adds up, and a page says the same without scripts."""
-    text = show.plan(planned())
-    for said in (
-        "tiny, train, for 8 x cpu (cpu:8)",
-        "mesh       data=2 x fsdp=2 x tensor=2",
-        "all-gather",
-        "traced and compiled",
-    ):
-        assert said in text
-    assert max(map(len, text.splitlines())) <= 130
-    drawn = page.page(planned())
-    assert "<script" not in drawn and drawn.count("<rect") >= 4 and "all-gather" in drawn
-    # What is grey cannot be told apart by its colour, so it has one key.
-    assert drawn.count("key muted") == 1
-
-
-def test_a_page_under_a_known_roof_has_the_roofline() -> None:
+def test_text_and_page_say_what_was_planned() -> None:
+    """Also what is not counted, and what is only an estimate."""
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
-    known = dataclasses.replace(
-        planned(),
-        target="h100:8",
-        precision="bfloat16",
-        device_memory=80 * 10**9,
-        times=times,
-        bound=0.25,
-        products=1e12,
-        bytes=6e9,
-    )
-    assert "FLOPs a byte of memory" in page.page(known)
-    assert "MFU is 25.0% at most, bound by interconnect" in show.plan(known)
-    cached = dataclasses.replace(known, times=dataclasses.replace(times, memory=4e-3))
-    assert "MFU is about 25.0%, nothing being cached, bound by memory" in show.plan(cached)
-    for said in ("at least 1 ms", "about 2 ms", "at least 3 ms"):
-        assert said in show.plan(known) and said in page.page(known)
-    # However slow its links are, a step is drawn within the frame.
-    slow = page.page(dataclasses.replace(known, times=dataclasses.replace(times, interconnect=1e3)))
-    assert all(16 <= float(height) <= 300 for height in re.findall(r'<circle cx="[^"]*" cy="([^"]*)"', slow))
+    numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
+    described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
+    rated = dataclasses.replace(planned(), **numbers, **described)
+    text, drawn = show.plan(rated), page.page(rated)
+    assert "data=2 x fsdp=2 x tensor=2" in text and "MFU is 25.0% at most, bound by interconnect" in text
+    assert "<script" not in drawn and "FLOPs a byte of memory" in drawn
+    warnings = ("the FLOPs of strange_kernel are not counted", "all is well")
+    for line in (*warnings, "all-gather", "at least 1 ms", "about 2 ms", "at least 3 ms"):
+        assert line in text and line in drawn
+    uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
+    assert "MFU is about 25.0%, nothing being cached, bound by memory" in show.plan(uncached)
+    assert "MFU has no bound here" in show.plan(planned()) and "<svg" in page.page(planned())
 
 
-def test_what_is_not_counted_is_told_wherever_a_plan_is() -> None:
-    some = dataclasses.replace(planned(), unknown=["strange_kernel"], warnings=["all is well"])
-    for line in ("the FLOPs of strange_kernel are not counted", "all is well"):
-        assert line in show.plan(some) and line in page.page(some)
-
-
-# --- names ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
+@pytest.mark.full
+def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {
         "gpt2-xl": "gpt2",
         "gpt3-13b": "gpt3-175b",
@@ -181,51 +147,37 @@ def test_a_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
         assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
         assert run.recipe == size and configs.named(run.model) == size and run.mesh == Mesh()
     assert subject.default("gpt3-175b").mesh.fsdp == 64
-
-
-def test_every_published_size_has_a_run() -> None:
     for family in configs.families():
         for size in configs.family(family).SIZES:
             assert configs.shape(subject.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
 
 
-def test_plan_names_no_family_and_no_implementation() -> None:
-    """Adding one adds no line here."""
-    known = {*models.families(), *attention.IMPLEMENTATIONS, *configs.families()}
-    for file in (ROOT / "benchmarks/plan").glob("*.py"):
-        strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
-        assert not known & {each for each in strings if isinstance(each, str)}, file
-
-
 # --- search ---------------------------------------------------------------------------------------------------------------------
 
-
-def candidate(**changes: Any) -> Candidate:
-    return Candidate(**{"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 2, **changes})
+BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
 
 def test_what_cannot_be_better_is_not_tried() -> None:
-    tried, large = candidate(accumulate=4), dataclasses.replace(planned(), fits=False)
-    assert search.needless(candidate(remat="none", accumulate=2), tried, large)
-    assert search.needless(candidate(remat="none", accumulate=4), tried, large)
-    assert not search.needless(candidate(remat="full", accumulate=4), tried, large)
-    assert not search.needless(candidate(accumulate=8), tried, large)
+    def needless(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
+        base = {"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 4}
+        return search.needless(Candidate(**base | changes), Candidate(**base | tried), plan)
+
+    large = dataclasses.replace(planned(), fits=False)
+    assert needless({}, large, remat="none", accumulate=2) and needless({}, large, remat="none")
+    assert not needless({}, large, remat="full") and not needless({}, large, accumulate=8)
     # One that sums no gradients of micro-batches needs no place for the sum.
-    assert not search.needless(candidate(accumulate=1), tried, large)
-    assert search.needless(candidate(remat="none", accumulate=1), candidate(accumulate=1), large)
-    fits = dataclasses.replace(planned(), times=roofline.Times(compute=3.0, memory=2.0, interconnect=1.0))
-    assert search.needless(candidate(remat="full", accumulate=8), tried, fits)
-    assert not search.needless(candidate(remat="none", accumulate=8), tried, fits)
-    assert not search.needless(candidate(data=4, tensor=1), tried, fits)
+    assert not needless({}, large, accumulate=1) and needless({"accumulate": 1}, large, remat="none", accumulate=1)
+    fits = dataclasses.replace(planned(), times=BOUND_BY_COMPUTE)
+    assert needless({}, fits, remat="full", accumulate=8)
+    assert not needless({}, fits, remat="none", accumulate=8) and not needless({}, fits, data=4, tensor=1, accumulate=2)
     # One that reads and writes less may be better than what its memory bounds, or what nothing is known of.
     for memory in (4.0, None):
         slow = dataclasses.replace(fits, times=dataclasses.replace(fits.times, memory=memory))
-        assert not search.needless(candidate(remat="full", accumulate=8), tried, slow)
+        assert not needless({}, slow, remat="full", accumulate=8)
 
 
-def test_a_search_says_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no candidate that needed no try."""
-    fits = dataclasses.replace(planned(), times=roofline.Times(compute=3.0, memory=2.0, interconnect=1.0), bound=0.5)
+def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = dataclasses.replace(planned(), times=BOUND_BY_COMPUTE, bound=0.5)
 
     def plan(run: config.Run, *_: object, **__: object) -> Plan:
         if run.mesh.tensor > 1:
@@ -233,115 +185,98 @@ def test_a_search_says_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None
         return fits
 
     monkeypatch.setattr(kept, "plan", plan)
-    told = search.search(small(), "train", CPU, seconds=60.0).told
-    found = re.search(
-        r"(\d+) of (\d+) candidates compiled, (\d+) needed no try, .*; (\d+) refused, the last because of --target", told
-    )
-    assert found
-    tried, count, needless, refused = map(int, found.groups())
+    result = search.search(small(), "train", CPU, seconds=600.0).told
+    counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) needed no try, .*; (\d+) refused, .* --target", result)
+    assert counts
+    tried, count, needless, refused = map(int, counts.groups())
     candidates = list(search.candidates(small(), "train", 8))
     assert refused == len([each for each in candidates if each.tensor > 1])
     assert (count, tried + needless + refused) == (len(candidates), len(candidates))
-
-
-def test_candidates_are_meshes_that_divide() -> None:
-    found = set(search.candidates(small(), "train", 8))
-    assert {each.mesh for each in found} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
-    assert {each.accumulate for each in found if each.mesh == (2, 2, 2)} == {1, 2, 4}
-    assert {each.accumulate for each in search.candidates(small(), "decode", 8)} == {1}
-
-
-def test_a_search_ranks_what_fits_and_goes_on_where_it_was() -> None:
-    """With no time at all it compiles one, and the next search has that one kept."""
-    told: list[str] = []
-    found = search.search(small(), "train", CPU, seconds=0.0, tell=told.append)
-    assert len(found.ranked) == 1 and "1 tried, 1 fit" in told[0] and "left for want of time" in found.told
-    assert search.search(small(), "train", CPU, seconds=0.0).ranked == found.ranked
-    assert "the best of 1 that fit" in show.search(found, 10)
-
-
-def test_a_search_in_which_nothing_fits_says_what_needs_least(monkeypatch: pytest.MonkeyPatch) -> None:
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
     monkeypatch.setattr(kept, "plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
-        search.search(small(), "train", CPU, seconds=60.0)
+        search.search(small(), "train", CPU, seconds=600.0)
+
+
+def test_candidates_are_meshes_that_divide() -> None:
+    result = set(search.candidates(small(), "train", 8))
+    assert {each.mesh for each in result} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
+    assert {each.accumulate for each in result if each.mesh == (2, 2, 2)} == {1, 2, 4}
+    assert {each.accumulate for each in search.candidates(small(), "decode", 8)} == {1}
+
+
+@pytest.mark.full
+def test_a_search_continues_where_it_was() -> None:
+    """With no time at all it compiles one, and the next search has that one kept."""
+    lines: list[str] = []
+    result = search.search(small(), "train", CPU, seconds=0.0, tell=lines.append)
+    assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.told
+    assert search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
+    assert "the best of 1 that fit" in show.search(result, 10)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------
 
-REFUSED: dict[str, tuple[Callable[[], config.Run], program.Mode, str]] = {
-    "mesh": (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
-    "batch": (lambda: small(data=Data(length=32, batch=12)), "train", "--data.batch 12: 12 rows .* choose a multiple of 8"),
-    "heads": (lambda: small(mesh=Mesh(tensor=8)), "train", "--mesh.tensor 8: it does not divide the 4 heads"),
-    "engine": (lambda: small(engine="pmap"), "train", "--engine pmap: pmap has no program without its devices"),
-    "decode": (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
-    "teacher": (
+REFUSED: list[tuple[Callable[[], config.Run], program.Mode, str]] = [
+    (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
+    (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),
+    (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
+    (
         lambda: dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher="runs/nobody")),
         "train",
-        "--distillation.teacher runs/nobody: nothing is there, and no model is called 'nobody'",
+        "--distillation.teacher runs/nobody: nothing is there",
     ),
-    "attention": (
-        lambda: small(model=dataclasses.replace(small().model, compute=configs.Compute(attention="cudnn"))),
-        "train",
-        "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu",
-    ),
-}
+    (lambda: small_with(attention="cudnn"), "train", "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu"),
+]
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_together_is_refused(case: str) -> None:
-    make, mode, expected = REFUSED[case]
-    with pytest.raises(BadInput, match=expected):
-        program.compiled(make(), mode, CPU)
+def small_with(**compute: Any) -> config.Run:
+    return small(model=dataclasses.replace(small().model, compute=configs.Compute(**compute)))
 
 
-def test_an_error_of_the_compiler_is_told_in_a_line_with_our_file() -> None:
-    """The first line of what it says; the last file of ours it passed."""
+def test_what_does_not_fit_together_is_refused() -> None:
+    for make, mode, expected in REFUSED:
+        with pytest.raises(BadInput, match=expected):
+            program.compiled(make(), mode, CPU)
+
+
+def test_errors_of_the_compiler_are_read() -> None:
+    """The message names the last file of ours that an error passed; that a slice is too small is no error but a plan."""
     with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
-    told = program.told(error.value)
-    assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", told)
-
-
-def test_a_slice_too_small_is_no_error_but_a_plan() -> None:
-    """As the TPU's compiler says it, in its units."""
-    message = (
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 15.75G hbm. Exceeded hbm capacity by 24.75G."
-    )
-    assert program.exhausted(message) == int(40.5 * 2**30)
+    message = program.told(error.value)
+    assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", message)
+    assert program.exhausted("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
     assert program.exhausted("INVALID_ARGUMENT: something else") is None
 
 
-# --- as a user starts it --------------------------------------------------------------------------------------------------------
-
-
-def test_the_command(zoo: Callable[..., Ended], tmp_path: Path) -> None:
-    """Text, JSON and a page of one job; the second time nothing is compiled."""
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text and a page of one job, then JSON; the second time nothing is compiled."""
     job = ("plan", "gpt-nano", *tiny.FLAGS, "--target", "cpu:8", "--mesh.fsdp", "4")
-    first = zoo(*job, "--page", "plan.html", env=QUICK)
-    assert (first.code, first.stderr) == (0, ""), first
-    assert "mesh       data=2 x fsdp=4" in first.stdout
-    assert "Memory of a device" in (tmp_path / "plan.html").read_text()
-    again = zoo(*job, "--json", env=QUICK)
-    assert json.loads(again.stdout)["mesh"]["fsdp"] == 4
-    refused = zoo(*job, "--batch", "6")
+    # The command turns the cache of compiled programs off in this process; this turns it on again.
+    with timing.cold(), pytest.MonkeyPatch.context() as patch:
+        first = call(capsys, *job, "--page", str(tmp_path / "plan.html"))
+        assert first.code == 0 and "data=2 x fsdp=4" in first.stdout, first
+        assert "Memory of a device" in (tmp_path / "plan.html").read_text()
+        patch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
+        assert json.loads(call(capsys, *job, "--json").stdout)["mesh"]["fsdp"] == 4
+    with timing.cold():
+        refused = call(capsys, *job, "--batch", "6")
     assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
     assert re.match(r"zoo: --batch 6: .* choose a multiple of 8", refused.stderr)
 
 
 MEASURE = """
-import sys, time
+import dataclasses, sys, time
 from zoo import runtime
 runtime.prepare(8)
 import jax, numpy as np
-from benchmarks.plan import program, subject, targets
-from train import mesh as meshes, objectives, recipes
+from benchmarks.plan import program, targets
+from train import config, mesh as meshes, objectives, recipes
 from train.step import assemble
 from zoo.models import model
-import dataclasses
-from train.config import Mesh
 
-run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=Mesh(fsdp=2, tensor=2))
+run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=config.Mesh(fsdp=2, tensor=2))
 target = targets.parse("cpu:8")
 planned = program.compiled(run, "train", target)
 run, mesh = program.settled(run, target), meshes.make(run.mesh)
@@ -351,8 +286,7 @@ state = made.engine.put(meshes.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
 
 def resident(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 
 def step(state):
     state, metrics = made.engine.step(state, made.engine.place(host), {})
@@ -391,5 +325,4 @@ def test_memory_is_what_a_real_run_takes(recipe: str) -> None:
     }
     done = subprocess.run([sys.executable, "-c", MEASURE, recipe], env=environment, capture_output=True, text=True, check=True)
     expected, measured = map(float, done.stdout.split())
-    print(f"{recipe}: planned {expected / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB ({expected / measured - 1:+.1%})")
     assert expected == pytest.approx(measured, rel=0.1), (expected, measured)
