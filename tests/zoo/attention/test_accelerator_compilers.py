@@ -111,11 +111,8 @@ def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((B, case.length, heads, H), jnp.bfloat16) for heads in (N, case.groups)]
 
 
-MINUTES = {("tpu", "bucket bias"), ("tpu", "relative bias")}
-"""Cases that XLA takes two minutes over, by platform: those are slow, whatever is compared with it."""
-
 CALLS = [
-    pytest.param(platform, impl, name, marks=pytest.mark.slow if (platform, name) in MINUTES else [])
+    pytest.param(platform, impl, name, marks=[] if name == "causal" or (impl, name) in REFUSED else pytest.mark.slow)
     for platform in TARGETS
     for impl, row in dispatch.IMPLEMENTATIONS.items()
     for name, case in CASES.items()
