@@ -1,4 +1,4 @@
-"""The command line: help is quick, answers leave pipes in peace, Ctrl-C ends at once."""
+"""The command line: help imports no JAX, closed pipes cause no traceback, Ctrl-C ends generation, doctor and eval answer."""
 
 import contextlib
 import json
@@ -8,69 +8,61 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-from tests.support.commands import call, finished, snapshot, words
+from tests.support.commands import assert_evaluates_alike, call, finished, in_folder, snapshot, words
 from tests.support.processes import clean_environment, run_python
 from zoo import attention, configs
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a finished run, `runs/done`."""
+    """The current folder, with a finished run in `runs/done`."""
     folder = tmp_path_factory.mktemp("place")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        finished(folder)
+    finished(folder)
+    with in_folder(folder):
         yield folder
 
 
-QUICK = {
-    "--help": (0, "zoo doctor"),
-    "train --help": (0, "gpt-nano"),
-    "train gpt-nano --help": (0, "--optim.weight-decay FLOAT"),
-    "eval --help": (0, "--stride INT"),
-    "bench attention --help": (0, "--cell-seconds FLOAT"),
-    "train gpt-nano --stpes 3": (2, "--steps INT"),
-    "train gpt-nona": (2, "'gpt-nano'"),
-    "models gpt2-lrage": (2, "'gpt2-large'"),
-    "plan gpt2 --help": (0, "--target STR"),
-    "plan gpt2 --target v5q:2": (2, "v5p:16x16x16"),
+WITHOUT_JAX = {
+    "--help": [0, "zoo doctor"],
+    "train --help": [0, "gpt-nano"],
+    "train gpt-nano --help": [0, "--optim.weight-decay FLOAT"],
+    "eval --help": [0, "--stride INT"],
+    "bench attention --help": [0, "--cell-seconds FLOAT"],
+    "train gpt-nano --stpes 3": [2, "--steps INT"],
+    "train gpt-nona": [2, "'gpt-nano'"],
+    "models gpt2-lrage": [2, "'gpt2-large'"],
+    "plan gpt2 --help": [0, "--target STR"],
+    "plan gpt2 --target v5q:2": [2, "v5p:16x16x16"],
 }
-
-
-@pytest.mark.parametrize("line", QUICK)
-def test_help_and_slips_answer_in_half_a_second(line: str, tmp_path: Path) -> None:
-    """Seconds of processor time, the best of 30: what the wall shows on a quiet machine, whatever else runs on this one.
-
-    What runs on the other thread of a core makes them more, up to twice; tries go on until it rests for a moment.
-    """
-    code, said = QUICK[line]
-    seconds = []
-    while len(seconds) < 30 and min(seconds, default=1.0) > 0.5:
-        before = os.times()
-        done = run_python("-P", "-m", "zoo.cli", *words(line), cwd=tmp_path)
-        after = os.times()
-        assert done.code == code
-        assert said in done.stdout + done.stderr
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) <= 0.5, seconds
-
-
-@pytest.mark.parametrize("line", QUICK)
-def test_help_and_slips_never_import_jax(line: str) -> None:
-    program = f"""
-import atexit, sys
+"""Command line -> its exit code and a part of its output."""
+PROGRAM = """
+import contextlib, io, json, sys
 from zoo import cli
-atexit.register(lambda: print("HEAVY", sorted({{"jax", "flax", "numpy", "optax", "matplotlib"}} & set(sys.modules))))
-cli.main({line.split()})
+for line in json.loads(sys.argv[1]):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            code = cli.main(line.split())
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([line, code, output.getvalue(), sorted({"jax", "flax", "numpy", "optax", "matplotlib"} & set(sys.modules))]))
 """
-    assert "HEAVY []" in run_python("-c", program).stdout
+
+
+def test_help_and_wrong_names_import_no_jax() -> None:
+    """One process answers all of them, so that a module which one imports is also seen after the next ones."""
+    ended = run_python("-P", "-c", PROGRAM, json.dumps(list(WITHOUT_JAX)))
+    answers = {line: rest for line, *rest in map(json.loads, ended.stdout.splitlines())}
+    assert answers.keys() == WITHOUT_JAX.keys(), ended
+    for line, (code, output, heavy) in answers.items():
+        assert (line, heavy, code) == (line, [], WITHOUT_JAX[line][0])
+        assert WITHOUT_JAX[line][1] in output
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,36 +76,32 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(call(capsys, "models", "--json").stdout)[0]["name"] == "bert-nano"
 
 
-@pytest.mark.parametrize("line", ["--help", "models gpt2", "train gpt-nano --help", "doctor"])
-def test_a_closed_pipe_is_left_quietly(line: str, tmp_path: Path) -> None:
-    """As `| head -1` closes it, but surely before anything is written."""
+def zoo(line: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "zoo.cli", *words(line)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "train gpt-nano --help",
+        *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", "generate runs/done --prompt whale --limit 20")),
+    ],
+)
+def test_a_closed_pipe_causes_no_traceback(line: str, place: Path) -> None:
+    """The reader leaves as `| head -1` does, but surely before anything is written."""
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "zoo.cli", *words(line)],
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            env=clean_environment(),
-            cwd=tmp_path,
-            timeout=120,
-        )
+        done = subprocess.run(zoo(line), stdout=closed, stderr=subprocess.PIPE, env=clean_environment(), cwd=place, timeout=300)
     assert done.stderr == b""
     assert done.returncode in (0, 1)  # rich leaves with 1
 
 
-def test_generating_for_a_reader_who_leaves(place: Path) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        command = [sys.executable, "-P", "-m", "zoo.cli", *words("generate runs/done --prompt whale --limit 20")]
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=clean_environment(), cwd=place, timeout=120)
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
+@pytest.mark.full
 def test_interrupted_while_generating(place: Path) -> None:
-    """Ctrl-C in the midst of thousands of texts: at once, without a traceback."""
-    command = [sys.executable, "-P", "-m", "zoo.cli", *words("generate runs/done --prompt whale --limit 20 --samples 200000")]
+    """Ctrl-C in the midst of thousands of texts ends the command before they are finished, without a traceback."""
+    command = zoo("generate runs/done --prompt whale --limit 20 --samples 200000")
     terminal, end = pty.openpty()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=clean_environment(), cwd=place) as process:
         os.close(end)
@@ -121,37 +109,28 @@ def test_interrupted_while_generating(place: Path) -> None:
         while b"/200000" not in shown:
             shown += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
         try:
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=300) == 130
         finally:
             process.kill()
-        assert time.monotonic() - began < 10
     with contextlib.suppress(OSError):  # a terminal that nobody writes to any more ends so
         while more := os.read(terminal, 1000):
             shown += more
     os.close(terminal)
-    assert b"Traceback" not in shown
+    assert b"Traceback" not in shown and b"200000/200000" not in shown
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "doctor")
     assert ended.code == 0
-    for said in (jax.__version__, "8 x cpu", "relative error", attention.auto()):
-        assert said in ended.stdout
+    for text in (jax.__version__, "8 x cpu", "relative error", attention.auto()):
+        assert text in ended.stdout
     for name, row in attention.IMPLEMENTATIONS.items():
         here = r"yes" if "cpu" in row.platforms else rf"no +it runs on {', '.join(sorted(row.platforms))}, and this is cpu"
         assert re.search(rf"^{name} +{here}", ended.stdout, re.MULTILINE)
 
 
 def test_a_run_is_evaluated(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At any batch size `zoo eval` gives the score the run ended with, and it changes nothing."""
     before = snapshot(place)
-    scores = json.loads((place / "runs" / "done" / "scores.json").read_text())
-    for batch in ("5", "16"):
-        ended = call(capsys, "eval", "runs/done", "--batch", batch)
-        assert (ended.code, ended.stderr) == (0, "")
-        told = dict(line.split() for line in ended.stdout.splitlines())
-        assert told["tokens"] == f"{scores['tokens']:,}"
-        assert float(told["bits_per_byte"]) == pytest.approx(scores["bits_per_byte"], abs=2e-6)
+    assert "bits_per_byte" in assert_evaluates_alike(capsys, place / "runs" / "done")
     assert snapshot(place) == before

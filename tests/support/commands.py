@@ -1,24 +1,53 @@
 """Commands in this process, for the tests of the command line."""
 
+import contextlib
+import functools
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from tests.support import tiny
+from tests.support.environment import SCRATCH
 from tests.support.processes import Ended
+from tests.support.small import jit
+from train import metrics
 from zoo import cli
 
 TINY = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
 
-def finished(folder: Path) -> None:
-    """A text, and a run on it in `runs/done`; `folder` is the current one."""
+@contextlib.contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """Make a folder the current one, and compile what is jitted there without optimization: no bound here depends on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(jax, "jit", jit)
+        yield
+
+
+@functools.cache
+def _finished() -> Path:
+    folder = SCRATCH / "finished"
+    folder.mkdir()
     (folder / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
-    assert cli.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
+    with in_folder(folder):
+        assert cli.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
+    return folder
+
+
+def finished(folder: Path) -> None:
+    """Put into a folder a text, and a run on it in `runs/done`, which is trained once."""
+    shutil.copytree(_finished(), folder, dirs_exist_ok=True)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
-    """A command in this process, which has 8 devices."""
+    """Run a command in this process, which has 8 devices."""
     capsys.readouterr()
     try:
         code = cli.main(argv)
@@ -34,3 +63,46 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 def words(line: str) -> tuple[str, ...]:
     return tuple(line.split())
+
+
+def losses(run: Path) -> list[float]:
+    """Return the losses in a run's metrics, which must differ."""
+    values = [row["loss"] for row in metrics.read(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(values) == len(set(values)) > 1
+    return values
+
+
+def assert_same_losses(run: Path, other: Path, most: int = 5) -> None:
+    """Assert that the first losses of two runs differ by rounding alone: later ones are magnified by Adam."""
+    np.testing.assert_allclose(losses(run)[:most], losses(other)[:most], rtol=1e-5)
+
+
+def assert_evaluates_alike(capsys: pytest.CaptureFixture[str], run: Path) -> dict[str, float]:
+    """Assert that `zoo eval` at another batch size gives a run's own scores and writes nothing; return them."""
+    before = snapshot(run)
+    ended = call(capsys, "eval", str(run), "--batch", "5")
+    assert (ended.code, ended.stderr) == (0, "")
+    printed = {key: float(value.replace(",", "")) for key, value in map(str.split, ended.stdout.splitlines())}
+    scores = json.loads((run / "scores.json").read_text())
+    # Printed with five or six decimals.
+    assert printed == pytest.approx({key: scores[key] for key in scores.keys() - {"stride", "step"}}, rel=1e-6, abs=1e-6)
+    assert snapshot(run) == before
+    return scores
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], folder: Path, cases: Mapping[str, tuple[Sequence[str], str]]) -> None:
+    """Assert that each command, {name: (arguments, pattern)}, ends with 2 and one line that matches, and changes no file.
+
+    An option that tyro refuses is explained in a box of some lines.
+    """
+    before, failures = snapshot(folder), {}
+    for name, (argv, pattern) in cases.items():
+        ended = call(capsys, *argv)
+        box = "For full helptext" in ended.stderr
+        text = " ".join(ended.stderr.replace("│", " ").split())
+        matches = re.search(pattern, text) if box else re.match(f"zoo: (?:{pattern})", text)
+        if (ended.code, ended.stdout) != (2, "") or not matches or ended.stderr.strip().count("\n") > 11 * box:
+            failures[name] = ended
+        elif snapshot(folder) != before:
+            failures[name] = "files were changed"
+    assert failures == {}

@@ -1,4 +1,4 @@
-"""Beam search: equal to trying everything, to greedy with one beam, to `transformers`; the same in any batch and on any mesh."""
+"""Beam search: equal to trying everything and to greedy with one beam; the same in any batch and on any mesh."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from eval import beam
-from eval.settings import GREEDY, Beams, Decoding, Sampling
-from tests.eval.generation.test_generator import generator, ids, model, prompts, quickly_compiled, tokenizer
+from eval.settings import Beams, Decoding, Sampling
+from tests.support.generation import GREEDILY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, quickly_compiled
 from tests.support.small import jit, random_params, small
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -20,17 +20,20 @@ from zoo.models import Model
 
 __all__ = ["quickly_compiled"]
 
-LIMIT, END = 4, 2
+WORDS, LIMIT, END = 5, 4, 2
+PROMPTS = ((1, 4, 0), (3,), (0, 0, 1, 3, 3))
+Scored = list[tuple[tuple[int, ...], float]]
+"""Texts of a prompt with their scores, the best first."""
 
 
 @functools.cache
 def tiny() -> tuple[Model, Any]:
     """A model of 5 words, sure enough of itself that the order of texts is no accident of rounding."""
-    net = small("gpt", vocab=5)
+    net = small("gpt", vocab=WORDS)
     return net, jax.tree.map(lambda leaf: 1.5 * leaf, random_params(net))
 
 
-def padded(rows: list[list[int]]) -> Batch:
+def padded(rows: Any) -> Batch:
     """Prompts padded on the left."""
     width = max(map(len, rows))
     tokens, segments, positions = np.zeros((3, len(rows), width), np.int32)
@@ -40,79 +43,86 @@ def padded(rows: list[list[int]]) -> Batch:
     return Batch(tokens=jnp.asarray(tokens), segments=jnp.asarray(segments), positions=jnp.asarray(positions))
 
 
-def found(
-    rows: list[list[int]], beams: Beams, end: int | None = END, limit: int = LIMIT
-) -> list[list[tuple[tuple[int, ...], float]]]:
-    """The texts of each prompt with their scores, the best first, end marks included."""
-    net, params = tiny()
+def search(model: tuple[Model, Any], rows: Any, beams: Beams, **options: Any) -> beam.Found:
+    net, params = model
     batch = padded(rows)
-    cache = net.init_cache(len(rows), batch.tokens.shape[1] + limit - 1, jnp.float32)
-    program = jit(lambda params, batch, cache: beam.search(net, params, batch, cache, beams, limit=limit, entries=5, end=end))
-    said = program(params, batch, cache)
-    assert np.asarray(said.finite).all()
-
-    def text(tokens: np.ndarray) -> tuple[int, ...]:
-        whole = tuple(tokens.tolist())
-        return whole[: whole.index(END) + 1] if end is not None and END in whole else whole
-
-    tokens, scores = np.asarray(said.tokens), np.asarray(said.score)
-    return [[(text(one), float(score)) for one, score in zip(*row, strict=True)] for row in zip(tokens, scores, strict=True)]
+    cache = net.init_cache(len(rows), batch.tokens.shape[1] + options["limit"] - 1, jnp.float32)
+    result = jit(lambda *arrays: beam.search(net, *arrays, beams, **options))(params, batch, cache)
+    assert np.asarray(result.finite).all()
+    return jax.tree.map(np.asarray, result)
 
 
 @functools.cache
-def every(prompt: tuple[int, ...], penalty: float) -> list[tuple[tuple[int, ...], float]]:
-    """Every text there is, by its score; each by a whole forward pass."""
-    net, params = tiny()
-    texts = [text for text in itertools.product(range(5), repeat=LIMIT) if END not in text[:-1]]
+def searched(rows: tuple[tuple[int, ...], ...], beams: Beams) -> list[Scored]:
+    """Texts of each prompt, end-of-text included."""
+    result = search(tiny(), rows, beams, limit=LIMIT, entries=WORDS, end=END)
+
+    def text(tokens: np.ndarray) -> tuple[int, ...]:
+        ids = tuple(tokens.tolist())
+        return ids[: ids.index(END) + 1] if END in ids else ids
+
+    return [
+        [(text(tokens), float(score)) for tokens, score in zip(*row, strict=True)]
+        for row in zip(result.tokens, result.score, strict=True)
+    ]
+
+
+@functools.cache
+def log_probabilities(prompt: tuple[int, ...]) -> dict[tuple[int, ...], float]:
+    """The log-probability of every text there is, each by a whole forward pass."""
+    texts = [text for text in itertools.product(range(WORDS), repeat=LIMIT) if END not in text[:-1]]
     for size in range(1, LIMIT):
-        texts += [(*text, END) for text in itertools.product(range(5), repeat=size - 1) if END not in text]
-    rows = np.zeros((len(texts), len(prompt) + LIMIT), np.int32)
+        texts += [(*text, END) for text in itertools.product(range(WORDS), repeat=size - 1) if END not in text]
+    rows = np.zeros((len(texts), max(map(len, PROMPTS)) + LIMIT), np.int32)
     for row, text in zip(rows, texts, strict=True):
         row[: len(prompt) + len(text)] = (*prompt, *text)
-    logits = net.unembed(params, net.apply(params, Batch(tokens=jnp.asarray(rows))).hidden)[..., :5]
-    nats = np.asarray(jax.nn.log_softmax(logits))
-    scored = []
-    for row, text in zip(nats, texts, strict=True):
-        total = sum(row[len(prompt) - 1 + place, token] for place, token in enumerate(text))
-        scored.append((text, float(total / len(text) ** penalty)))
+    nats = np.asarray(_forward()(rows))
+    return {
+        text: float(sum(row[len(prompt) - 1 + place, token] for place, token in enumerate(text)))
+        for row, text in zip(nats, texts, strict=True)
+    }
+
+
+@functools.cache
+def _forward() -> Any:
+    net, params = tiny()
+
+    def forward(rows: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(net.unembed(params, net.apply(params, Batch(tokens=rows)).hidden)[..., :WORDS])
+
+    return jit(forward)
+
+
+def brute_force(prompt: tuple[int, ...], penalty: float) -> Scored:
+    scored = [(text, nats / len(text) ** penalty) for text, nats in log_probabilities(prompt).items()]
     return sorted(scored, key=lambda each: -each[1])
 
 
-PROMPTS = [[1, 4, 0], [3], [0, 0, 1, 3, 3]]
-
-
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, -1.0])
-def test_a_search_wide_enough_finds_what_trying_everything_finds(penalty: float) -> None:
+@pytest.mark.parametrize("penalty", [1.0, *(pytest.param(penalty, marks=pytest.mark.full) for penalty in (0.0, 2.0, -1.0))])
+def test_a_wide_search_is_brute_force(penalty: float) -> None:
     beams = Beams(beams=200, length_penalty=penalty, search_until="impossible")
-    for prompt, texts in zip(PROMPTS, found(PROMPTS, beams), strict=True):
-        best = every(tuple(prompt), penalty)
+    for prompt, texts in zip(PROMPTS, searched(PROMPTS, beams), strict=True):
+        best = brute_force(prompt, penalty)
         assert [text for text, _ in texts[:20]] == [text for text, _ in best[:20]]
         np.testing.assert_allclose([score for _, score in texts[:150]], [score for _, score in best[:150]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.planted
-def test_a_narrow_search_misses_some_of_it() -> None:
+def test_a_narrow_search_is_not_brute_force() -> None:
     """The test above would pass on any search if the likeliest next token were always the right one."""
-    some = np.random.default_rng(0).integers(0, 5, (30, 3)).tolist()
-    narrow = found(some, Beams(beams=2, length_penalty=2.0, search_until="impossible"))
-    assert any(texts[0][0] != every(tuple(prompt), 2.0)[0][0] for prompt, texts in zip(some, narrow, strict=True))
+    rows = tuple(map(tuple, np.random.default_rng(0).integers(0, WORDS, (30, 3)).tolist()))
+    narrow = searched(rows, Beams(beams=2, length_penalty=2.0, search_until="impossible"))
+    assert any(texts[0][0] != brute_force(prompt, 2.0)[0][0] for prompt, texts in zip(rows, narrow, strict=True))
 
 
 def test_one_beam_is_greedy() -> None:
-    some = [prompt.tolist() for prompt in prompts()[:40]]
-    net, params = model()
-    batch, entries = padded(some), tokenizer().vocab_size
-    cache = net.init_cache(len(some), batch.tokens.shape[1] + 19, jnp.float32)
-    program = jit(
-        lambda params, batch, cache: beam.search(net, params, batch, cache, Beams(), limit=20, entries=entries, end=None)
-    )
-    said = program(params, batch, cache)
-    greedy = generator().generate(some, Decoding(limit=20, past_end=True, sampling=GREEDY))
-    assert [tuple(row[0].tolist()) for row in np.asarray(said.tokens)] == ids(greedy)
+    some = prompts()[:40]
+    result = search(gpt(), some, Beams(), limit=GREEDILY.limit, entries=gpt_tokenizer().vocab_size, end=None)
+    assert [tuple(row[0].tolist()) for row in result.tokens] == ids(gpt_generator().generate(some, GREEDILY))
 
 
 def scores(texts: list[Any]) -> list[float]:
-    return [each.score for each in texts]
+    return [text.score for text in texts]
 
 
 SEARCH = Decoding(limit=12, samples=3, search=Beams(beams=4))
@@ -120,15 +130,17 @@ SEARCH = Decoding(limit=12, samples=3, search=Beams(beams=4))
 
 @functools.cache
 def alone() -> list[Any]:
-    """The best of each prompt, searched one at a time."""
-    return [each for prompt in prompts()[:12] for each in generator(batch=4).generate([prompt], SEARCH)]
+    """The best texts of each prompt, searched one at a time."""
+    return gpt_generator(batch=4).generate(prompts()[:12], SEARCH)
 
 
-@pytest.mark.parametrize("shape", [{"batch": 40}, {"batch": 16, "data": 4}, {"batch": 40, "data": 2, "fsdp": 2, "tensor": 2}])
-def test_a_search_is_its_prompts_whatever_is_searched_beside_it(shape: dict[str, int]) -> None:
-    together = generator(**shape).generate(prompts()[:12], SEARCH)
+@pytest.mark.parametrize(
+    "shape", [{"batch": 40}, pytest.param({"batch": 40, "data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.full)], ids=str
+)
+def test_a_search_depends_on_its_prompt_alone(shape: dict[str, int]) -> None:
+    together = gpt_generator(**shape).generate(prompts()[:12], SEARCH)
     assert ids(together) == ids(alone())
-    assert [each.ended for each in together] == [each.ended for each in alone()]
+    assert [text.ended for text in together] == [text.ended for text in alone()]
     np.testing.assert_allclose(scores(together), scores(alone()), rtol=1e-5)
 
 
@@ -139,29 +151,19 @@ def test_a_search_gives_its_best_first_and_each_once() -> None:
         assert len(set(ids(best))) == 3
 
 
-@pytest.mark.parametrize("until", ["full", "unlikely", "impossible"])
-def test_a_search_ends_when_told(until: Any) -> None:
-    """Never later than when nothing better is possible, and with nothing better than that finds."""
+@pytest.mark.full
+@pytest.mark.parametrize("until", ["full", "unlikely"])
+def test_a_search_that_ends_early_finds_nothing_better(until: Any) -> None:
     beams = Beams(beams=3, search_until=until)
-    best = found(PROMPTS, dataclasses.replace(beams, search_until="impossible"))
-    for texts, most in zip(found(PROMPTS, beams), best, strict=True):
-        assert all(score <= limit + 1e-6 for (_, score), (_, limit) in zip(texts, most, strict=True))
-
-
-REFUSED = {
-    "beams 300: the vocabulary has": Decoding(limit=2, search=Beams(beams=300)),
-}
-
-
-@pytest.mark.parametrize("said", REFUSED)
-def test_a_search_that_cannot_be_is_refused(said: str) -> None:
-    with pytest.raises(BadInput, match=said):
-        generator().generate(prompts()[:1], REFUSED[said])
+    best = searched(PROMPTS, dataclasses.replace(beams, search_until="impossible"))
+    for texts, bounds in zip(searched(PROMPTS, beams), best, strict=True):
+        assert all(score <= bound + 1e-6 for (_, score), (_, bound) in zip(texts, bounds, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("said", "given"),
+    ("message", "wrong"),
     [
+        ("beams 300: the vocabulary has", lambda: gpt_generator().generate([[1]], Decoding(limit=2, search=Beams(beams=300)))),
         ("beams 0: choose 1", lambda: Beams(beams=0)),
         ("length-penalty nan", lambda: Beams(length_penalty=float("nan"))),
         ("samples 5: a search gives at most as many as --beams 4", lambda: Decoding(samples=5, search=Beams(beams=4))),
@@ -169,6 +171,6 @@ def test_a_search_that_cannot_be_is_refused(said: str) -> None:
         ("length-penalty 2.0: it needs beam search", lambda: Decoding(search=Beams(length_penalty=2.0))),
     ],
 )
-def test_numbers_that_do_not_go_together_are_refused(said: str, given: Any) -> None:
-    with pytest.raises(BadInput, match=said):
-        given()
+def test_options_that_contradict_each_other_are_refused(message: str, wrong: Any) -> None:
+    with pytest.raises(BadInput, match=f"^--{message}"):
+        wrong()

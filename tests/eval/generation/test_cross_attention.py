@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import alignment, plots
-from tests.eval.generation.test_encoder_decoders import FAMILIES, model, words
+from tests.support.generation import SEQ2SEQ, seq2seq, seq2seq_tokenizer
 from zoo.attention import attention, watched
 from zoo.masks import Mask
 
@@ -40,27 +40,28 @@ def test_nothing_is_watched_outside_the_block(rng: np.random.Generator) -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [5, 8])
+@pytest.mark.parametrize("family", [SEQ2SEQ[0], *(pytest.param(family, marks=pytest.mark.full) for family in SEQ2SEQ[1:])])
+@pytest.mark.parametrize("size", [5, pytest.param(8, marks=pytest.mark.full)])
 def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Generator) -> None:
-    """Also where both are equally long: no weight is of another attention, or of padding."""
-    net, params = model(family)
-    source, written = rng.integers(3, 100, 5), rng.integers(3, 100, size)
-    found = alignment.weights(net, params, source, written, 0)
-    assert found.shape == (size, 5)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    """No weight is that of self-attention or of padding, also where text and source are equally long."""
+    net, params = seq2seq(family)
+    source, text = rng.integers(3, 100, 5), rng.integers(3, 100, size)
+    weights = alignment.weights(net, params, source, text, 0)
+    assert weights.shape == (size, 5)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     # The first token sees nothing of the text but its start.
-    other = alignment.weights(net, params, source, np.concatenate([written[:1], rng.integers(3, 100, size - 1)]), 0)
-    np.testing.assert_allclose(found[:2], other[:2], atol=1e-6)
-    assert np.abs(found[2:] - other[2:]).max() > 1e-6
+    other = alignment.weights(net, params, source, np.concatenate([text[:1], rng.integers(3, 100, size - 1)]), 0)
+    np.testing.assert_allclose(weights[:2], other[:2], atol=1e-6)
+    assert np.abs(weights[2:] - other[2:]).max() > 1e-6
 
 
+@pytest.mark.full
 def test_the_picture_has_a_square_for_each_weight_and_names_its_tokens() -> None:
-    net, params = model("t5")
-    source = words().encode("Call me <b>")
-    drawn = plots.alignment(alignment.record(net, params, words(), source, words().encode("years ago").tolist()))
-    assert "<b>" not in drawn and "&lt;" in drawn
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
-    assert len(texts) == len(source) + len(words().encode("years ago")) + 1
-    assert texts[-len(source) :][0].startswith("\u2581")
-    assert 0 < drawn.count("<rect") - 1 <= len(source) * (len(texts) - len(source))
+    words = seq2seq_tokenizer()
+    source, text = words.encode("Call me <b>"), words.encode("years ago")
+    svg = plots.alignment(alignment.record(*seq2seq("t5"), words, source, text.tolist()))
+    assert "<b>" not in svg and "&lt;" in svg
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert len(labels) == len(source) + len(text) + 1
+    assert labels[-len(source) :][0].startswith("\u2581")
+    assert 0 < svg.count("<rect") - 1 <= len(source) * (len(text) + 1)

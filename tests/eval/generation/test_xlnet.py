@@ -1,22 +1,17 @@
-"""XLNet writes text as every generator does: each word predicted by the query stream from all that is before it."""
+"""XLNet generates text as every generator does: the query stream predicts each word from all that is before it."""
 
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eval import beam
-from eval.generate import Generator
 from eval.settings import GREEDY, Beams, Decoding
-from tests.eval.generation.test_generator import ids, quickly_compiled, tokenizer
+from tests.support.generation import gpt_tokenizer, ids, make_generator, quickly_compiled
 from tests.support.small import following, jit, random_params
 from tests.zoo.models.test_xlnet import tiny
-from train import config
-from train import mesh as meshes
-from zoo import sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -29,64 +24,56 @@ PROMPTS = [np.arange(3, 3 + size, dtype=np.int32) for size in (1, 4, 9)]
 
 @functools.cache
 def model() -> tuple[Model, Any]:
-    net = tiny(vocab=tokenizer().vocab_size + 3)
+    net = tiny(vocab=gpt_tokenizer().vocab_size + 3)
     return net, random_params(net)
 
 
-def generator(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Generator:
-    net, params = model()
-    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
-    return Generator(net, placed, mesh, tokenizer(), dtype=jnp.float32, batch=4)
-
-
-def logs(tokens: list[int]) -> np.ndarray:
+def log_probabilities(tokens: list[int]) -> np.ndarray:
     """float64 [V]: log-probabilities of what follows, in a forward pass over the whole text."""
-    _, params = model()
-    row = jnp.asarray([tokens + [0] * (16 - len(tokens))], jnp.int32)
-    found = np.float64(_whole()(params, row)[0, len(tokens) - 1, : tokenizer().vocab_size])
-    return found - np.log(np.exp(found - found.max()).sum()) - found.max()
+    row = np.array([tokens + [0] * (16 - len(tokens))], np.int32)
+    logits = np.float64(_forward()(row)[0, len(tokens) - 1, : gpt_tokenizer().vocab_size])
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
 @functools.cache
-def _whole() -> Any:
-    net, _ = model()
-    return jit(lambda params, tokens: net.unembed(params, following(net, params, Batch(tokens=tokens))))
+def _forward() -> Any:
+    net, params = model()
+    return jit(lambda tokens: net.unembed(params, following(net, params, Batch(tokens=tokens))))
 
 
-@pytest.mark.parametrize("shape", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["alone", "mesh"])
-def test_greedy_text_is_the_likeliest_word_after_word(shape: dict[str, int]) -> None:
-    found = generator(**shape).generate(PROMPTS, Decoding(limit=LIMIT, past_end=True, sampling=GREEDY))
-    for prompt, text in zip(PROMPTS, ids(found), strict=True):
-        read = prompt.tolist()
+@pytest.mark.parametrize(
+    "mesh", [{}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.full)], ids=["alone", "mesh"]
+)
+def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> None:
+    generator = make_generator(model(), gpt_tokenizer(), batch=4, **mesh)
+    texts = generator.generate(PROMPTS, Decoding(limit=LIMIT, past_end=True, sampling=GREEDY))
+    for prompt, text in zip(PROMPTS, ids(texts), strict=True):
+        before = prompt.tolist()
         assert len(text) == LIMIT
         for token in text:
-            likely = logs(read)
+            likely = log_probabilities(before)
             assert likely[token] > likely.max() - 1e-4
-            read.append(token)
+            before.append(token)
 
 
-def test_a_search_ranks_its_texts_by_their_probability() -> None:
-    """Distances are of no row and not chosen along; what is found has the score that a forward pass gives it."""
+@pytest.mark.full
+def test_a_search_scores_its_texts_by_their_probability() -> None:
+    """What is found has the score that a forward pass gives it; the cached distances have no rows to reorder."""
     net, params = model()
-    prompts = Batch(**dict.fromkeys(("tokens", "segments", "positions"), jnp.ones((3, 4), jnp.int32)))
-    axes = beam.batch_axes(net, params, prompts, net.init_cache(3, 8, jnp.float32))
+    rows = Batch(**dict.fromkeys(("tokens", "segments", "positions"), jnp.ones((3, 4), jnp.int32)))
+    axes = beam.batch_axes(net, params, rows, net.init_cache(3, 8, jnp.float32))
     assert axes == {"k": 1, "v": 1, "segments": 0, "positions": 0, "at": None, "r": None}
     search = Beams(beams=3, length_penalty=0.0)
-    found = generator().generate(PROMPTS, Decoding(limit=LIMIT, samples=2, search=search))
-    end = tokenizer().end_of_text
-    for each in found:
-        assert each.score is not None
-        text = [*each.ids, end] if each.ended == "end of text" else list(each.ids)
-        read, total = PROMPTS[each.prompt].tolist(), 0.0
-        for token in text:
-            total += logs(read)[token]
-            read.append(token)
-        assert each.score == pytest.approx(total, abs=1e-3)
+    generator = make_generator(model(), gpt_tokenizer(), batch=4)
+    for text in generator.generate(PROMPTS, Decoding(limit=LIMIT, samples=2, search=search)):
+        before, total = PROMPTS[text.prompt].tolist(), 0.0
+        for token in [*text.ids, *[gpt_tokenizer().end_of_text] * (text.ended == "end of text")]:
+            total += log_probabilities(before)[token]
+            before.append(token)
+        assert text.score == pytest.approx(total, abs=1e-3)
 
 
-def test_who_generates() -> None:
-    """A model of words; a classifier of the same family says that it does not."""
+def test_a_classifier_does_not_generate() -> None:
     assert tiny().generates
     net = tiny(task="sequence", labels=("a", "b"))
     assert not net.generates

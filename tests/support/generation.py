@@ -1,0 +1,108 @@
+"""Small models that generate text, with their tokenizers and prompts, for the tests of generated text.
+
+Helpers are cached, and decodings are few: every pair of a batch shape and a decoding compiles two programs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.generate import Generator
+from eval.settings import GREEDY, Decoding, Sampling
+from tests.support.small import random_params, small
+from train import config
+from train import mesh as meshes
+from train.load import Loaded
+from train.tokenizer import Tokenizer
+from zoo import sharding
+from zoo.models import Model
+
+LIMIT, LONGEST = 20, 12
+"""New tokens and the longest prompt: together all positions. The last dispatch draws tokens beyond the limit."""
+RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001, repetition_penalty=1.2)
+"""All filters on, and so hot that every token is drawn somewhere."""
+GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
+RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM)
+RANDOMLY_ONCE = dataclasses.replace(RANDOMLY, samples=1)
+SEQ2SEQ = ("t5", "transformer")
+"""Encoder-decoder families."""
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled() -> Iterator[None]:
+    """Compile without most optimizations, which every compared program then lacks; importing this name turns it on."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def ids(generated: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [text.ids for text in generated]
+
+
+def make_generator(
+    model: tuple[Model, Any], tokenizer: Tokenizer, *, batch: int = 40, data: int = 1, fsdp: int = 1, tensor: int = 1
+) -> Generator:
+    """Return a generator on data x fsdp x tensor devices."""
+    net, params = model
+    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    params = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
+    return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
+
+
+# --- A GPT ----------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def gpt_tokenizer() -> Tokenizer:
+    return Tokenizer.train(["Call me Ishmael. Some years ago, never mind how long: ≈ 3 µm of 鯨 fat. "] * 4, 290)
+
+
+@functools.cache
+def gpt() -> tuple[Model, Any]:
+    """A model with more entries than its tokenizer, one layer of which sees a window."""
+    net = small("gpt", pattern=("full", "window"), window=5)
+    return net, random_params(net)
+
+
+@functools.cache
+def gpt_generator(**machine: int) -> Generator:
+    return make_generator(gpt(), gpt_tokenizer(), **machine)
+
+
+@functools.cache
+def prompts() -> list[np.ndarray]:
+    """200 prompts of 1 to 12 tokens."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, gpt_tokenizer().vocab_size, rng.integers(1, LONGEST + 1)).astype(np.int32) for _ in range(200)]
+
+
+# --- Encoder-decoders -----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def seq2seq_tokenizer() -> Tokenizer:
+    text = ["Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse."]
+    return Tokenizer.train(text * 8, 200, "sentencepiece")
+
+
+@functools.cache
+def seq2seq(family: str) -> tuple[Model, Any]:
+    net = small(family, vocab=seq2seq_tokenizer().vocab_size)
+    return net, random_params(net)
+
+
+@functools.cache
+def seq2seq_generator(family: str, **machine: int) -> Generator:
+    return make_generator(seq2seq(family), seq2seq_tokenizer(), **machine)
+
+
+def seq2seq_loaded(family: str) -> Loaded:
+    """The same model as `train.load.load` gives it, on one device."""
+    return Loaded(family, *seq2seq(family), seq2seq_tokenizer(), seq2seq_generator(family).mesh)
