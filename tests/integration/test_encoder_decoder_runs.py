@@ -1,4 +1,4 @@
-"""Encoder-decoders from the command line: pretrained, taught on pairs, scored, on every kind of mesh, and what is refused."""
+"""Encoder-decoders from the command line: pretrained, trained on pairs, scored, on every kind of mesh, and what is refused."""
 
 import json
 import re
@@ -9,80 +9,70 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.commands import call, snapshot, words
-from tests.support.small import jit
-from train import metrics
+from tests.support.commands import assert_evaluates_alike, assert_refused, assert_same_losses, call, in_folder, trained, words
 from train.load import load
 from train.marker import by_path
-from zoo import cli
 
-SIZE = (
-    "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --tokenizer.vocab 300 --data.length 32 "
-    "--data.batch 8 --data.valid-fraction 0.2 --steps 4 --optim.warmup 1 --log.every 1 --log.validate-every 0"
-)
-T5 = "--model.decoder-layers 2 --model.head 8"
+SIZE = "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --tokenizer.vocab 300"
+RUN = "--data.length 32 --data.batch 8 --data.valid-fraction 0.2 --steps 4 --optim.warmup 1 --log.every 1 --log.validate-every 0"
+T5 = f"t5-nano {SIZE} --model.decoder-layers 2 --model.head 8 --data.paths text.jsonl"
 PAIRS = "--pairs.source train.en --pairs.target train.de"
 MODELS = {
-    "t5": f"t5-nano {T5} --data.paths text.jsonl",
-    "alone": f"t5-nano {T5} --data.paths text.jsonl --model.architecture decoder",
-    "taught": f"finetune-text-to-text --init runs/t5 {PAIRS}",
-    "transformer": f"transformer-nano --data.target-length 40 {PAIRS}",
+    "t5": T5,
+    "alone": f"{T5} --model.architecture decoder",
+    "finetuned": f"finetune-text-to-text --init runs/t5 {PAIRS}",
+    "transformer": f"transformer-nano {SIZE} --data.target-length 40 {PAIRS}",
 }
-"""Run -> its recipe and options, in an order in which each has what it begins from."""
+"""Run -> its recipe and options."""
 
 
-def command(name: str, flags: str = "") -> list[str]:
+def arguments(name: str, flags: str = "") -> tuple[str, ...]:
     recipe, _, own = MODELS[name].partition(" ")
-    size = SIZE if "--init" not in own else SIZE[SIZE.index("--data.length") :]
-    return ["train", recipe, *words(size), *words(own), "--name", name, *words(flags)]
+    return words(f"{recipe} {RUN} {own} {flags}")
 
 
-@pytest.fixture(scope="module")
+def run(name: str) -> Path:
+    if name == "finetuned":
+        run("t5")
+    return trained(name, arguments(name))
+
+
+@pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder, the current one, with a text of many documents, parallel files, and the runs of `MODELS`."""
+    """The current folder, with a text of many documents, and parallel files."""
     folder = tmp_path_factory.mktemp("place")
-    said = [f"the {n}th whale of {n % 7} is seen{'!' if n % 2 else '.'}" for n in range(200)]
-    text = [" ".join(said[n : n + 5]) for n in range(0, 200, 5)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in text))
-    (folder / "train.en").write_text("".join(f"{each}\n" for each in said))
-    (folder / "train.de").write_text("".join(f"der wal {n} von {n % 7}\n" for n in range(200)))
-    (folder / "short.de").write_text("der wal\n" * 199)
-    (folder / "empty.de").write_text("der wal\n" * 120 + "\n" * 80)
-    (folder / "long.de").write_text("der wal\n" * 120 + "der wal " * 40 + "\n" + "der wal\n" * 79)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(jax, "jit", jit)
-        for name in MODELS:
-            assert cli.main(command(name)) == 0
+    sentences = [f"the {n}th whale of {n % 7} is seen{'!' if n % 2 else '.'}" for n in range(200)]
+    text = [" ".join(sentences[n : n + 5]) for n in range(0, 200, 5)]
+    files = {
+        "text.jsonl": "".join(json.dumps({"text": document}) + "\n" for document in text),
+        "train.en": "".join(f"{sentence}\n" for sentence in sentences),
+        "train.de": "".join(f"der wal {n} von {n % 7}\n" for n in range(200)),
+        "short.de": "der wal\n" * 199,
+        "empty.de": "der wal\n" * 120 + "\n" * 80,
+        "long.de": "der wal\n" * 120 + "der wal " * 40 + "\n" + "der wal\n" * 79,
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with in_folder(folder):
         yield folder
 
 
-def losses(run: Path) -> np.ndarray:
-    """The loss of each step."""
-    rows = [row for row in metrics.read(run / "metrics.jsonl") if row["kind"] == "train"]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    return np.array([row["loss"] for row in rows])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_run_is_scored_and_evaluated_alike(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = json.loads((place / "runs" / name / "scores.json").read_text())
+@pytest.mark.parametrize(
+    "name", ["t5", *(pytest.param(name, marks=pytest.mark.full) for name in ("alone", "finetuned", "transformer"))]
+)
+def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = assert_evaluates_alike(capsys, run(name))
     assert scores["tokens"] > 100 and 1 < scores["perplexity"] < 400
     assert "bits_per_byte" not in scores
-    before = snapshot(place)
-    ended = call(capsys, "eval", f"runs/{name}", "--batch", "5")
-    assert (ended.code, ended.stderr) == (0, "")
-    told = {key: float(value.replace(",", "")) for key, value in map(str.split, ended.stdout.splitlines())}
-    assert told == pytest.approx({key: scores[key] for key in scores.keys() - {"stride", "step"}}, rel=1e-6, abs=1e-6)
-    assert snapshot(place) == before
 
 
-def test_what_is_taught_begins_with_the_pretrained_model_and_its_tokenizer(place: Path) -> None:
-    taught, pretrained = load("runs/taught"), load("runs/t5")
-    assert taught.tokenizer.fingerprint == pretrained.tokenizer.fingerprint
-    # Another run, so that four steps have begun from somewhere near: far nearer than fresh parameters would be.
-    ours, theirs = taught.params["embed"]["tokens"]["embedding"], pretrained.params["embed"]["tokens"]["embedding"]
-    assert float(abs(ours - theirs).mean()) < 0.05 * float(abs(theirs).mean())
+@pytest.mark.full
+def test_finetuning_begins_with_the_pretrained_model_and_its_tokenizer() -> None:
+    finetuned, pretrained = load(run("finetuned")), load(run("t5"))
+    assert finetuned.tokenizer.fingerprint == pretrained.tokenizer.fingerprint
+    # Four steps have changed little: fresh parameters would be far away.
+    after, before = (loaded.params["embed"]["tokens"]["embedding"] for loaded in (finetuned, pretrained))
+    assert float(abs(after - before).mean()) < 0.05 * float(abs(before).mean())
 
 
 ACCUMULATED = "--data.batch 16 --accumulate 2"
@@ -91,25 +81,21 @@ ACCUMULATED = "--data.batch 16 --accumulate 2"
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("t5", "--mesh.tensor 2"),
-        ("t5", "--mesh.fsdp 8"),
-        pytest.param("t5", ACCUMULATED, marks=pytest.mark.slow),
+        pytest.param("t5", "--mesh.tensor 2", marks=pytest.mark.full),
+        *(pytest.param("t5", mesh, marks=pytest.mark.slow) for mesh in ("--mesh.fsdp 8", ACCUMULATED)),
         pytest.param("alone", "--mesh.tensor 2", marks=pytest.mark.slow),
-        pytest.param("transformer", "--mesh.tensor 2", marks=pytest.mark.slow),
-        pytest.param("transformer", "--mesh.fsdp 8", marks=pytest.mark.slow),
-        pytest.param("transformer", ACCUMULATED, marks=pytest.mark.slow),
+        *(
+            pytest.param("transformer", mesh, marks=pytest.mark.slow)
+            for mesh in ("--mesh.tensor 2", "--mesh.fsdp 8", ACCUMULATED)
+        ),
     ],
 )
-def test_losses_are_the_same_on_every_mesh(name: str, mesh: str, place: Path) -> None:
+def test_losses_are_the_same_on_every_mesh(name: str, mesh: str) -> None:
     """Against eight devices of data parallelism, which is what a run takes by itself."""
-    other = f"{name}{re.sub('[ .]', '-', mesh)}"
-    assert cli.main(command(name, f"{mesh} --name {other}")) == 0
-    expected = losses(place / "runs" / name)
+    plain = run(name)
     if mesh == ACCUMULATED:
-        assert cli.main(command(name, f"--data.batch 16 --name whole-{name}")) == 0
-        expected = losses(place / "runs" / f"whole-{name}")
-    assert len(set(expected.tolist())) == 4
-    np.testing.assert_allclose(losses(place / "runs" / other), expected, rtol=1e-5)
+        plain = trained(f"{name}-16", arguments(name, "--data.batch 16"))
+    assert_same_losses(trained(f"{name}{re.sub('[ .]', '-', mesh)}", arguments(name, mesh)), plain)
 
 
 REFUSED = {
@@ -134,36 +120,31 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("line", REFUSED)
-def test_what_cannot_be_trained_is_refused_in_one_line(line: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And nothing is written."""
-    name, _, flags = line.partition(" ")
-    before = snapshot(place)
-    ended = call(capsys, *command(name, f"{flags} --name refused"))
-    assert (ended.code, ended.stdout) == (2, ""), ended
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    assert re.match(f"zoo: {REFUSED[line]}", ended.stderr.rstrip("\n")), ended.stderr
-    assert snapshot(place) == before
+@pytest.mark.full
+def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("t5")
+    lines = {line: line.partition(" ") for line in REFUSED}
+    cases = {line: (("train", *arguments(name, f"{own} --name no")), REFUSED[line]) for line, (name, _, own) in lines.items()}
+    assert_refused(capsys, place, cases)
 
 
+@pytest.mark.full
 def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command("transformer", "--name kept --checkpoint.every 1")) == 0
+    trained("kept", arguments("transformer", "--checkpoint.every 1"))
     ended = call(capsys, *words("export runs/kept out/mean --last 3"))
     assert ended.code == 0, ended.stderr
     assert ended.stdout.rstrip().endswith("step 4 and 2 before it, averaged")
-    each = [by_path(jax.device_get(load("runs/kept", step=step).params)) for step in (2, 3, 4)]
-    found = by_path(jax.device_get(load("out/mean").params))
-    assert found.keys() == each[0].keys()
-    for path, leaf in found.items():
-        mean = np.mean([one[path].astype(np.float64) for one in each], axis=0)
+    steps = [by_path(jax.device_get(load("runs/kept", step=step).params)) for step in (2, 3, 4)]
+    averaged = by_path(jax.device_get(load("out/mean").params))
+    assert averaged.keys() == steps[0].keys()
+    for path, leaf in averaged.items():
+        mean = np.mean([params[path].astype(np.float64) for params in steps], axis=0)
         # Two additions and a division in float32.
         np.testing.assert_allclose(leaf, mean, rtol=4 * 2**-24, atol=4 * 2**-24 * np.abs(mean).max())
-    assert max(float(np.abs(found[path] - each[2][path]).max()) for path in found) > 1e-4
-    for line, told in (
-        ("export runs/kept out/other --last 9", "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with"),
-        ("export runs/kept out/other --last 2 --step 3", "--last 2: it takes the newest checkpoints; leave out --step"),
-        ("export out/mean out/other --last 2", "--last 2: out/mean is no run"),
-    ):
-        ended = call(capsys, *words(line))
-        assert ended.code == 2 and ended.stderr.startswith(f"zoo: {told}"), ended
-        assert not (place / "out" / "other").exists()
+    assert max(float(np.abs(averaged[path] - steps[2][path]).max()) for path in averaged) > 1e-4
+    refused = {
+        "runs/kept out/other --last 9": "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with",
+        "runs/kept out/other --last 2 --step 3": "--last 2: it takes the newest checkpoints; leave out --step",
+        "out/mean out/other --last 2": "--last 2: out/mean is no run",
+    }
+    assert_refused(capsys, place, {line: (("export", *words(line)), message) for line, message in refused.items()})

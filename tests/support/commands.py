@@ -46,6 +46,14 @@ def finished(folder: Path) -> None:
     shutil.copytree(_finished(), folder, dirs_exist_ok=True)
 
 
+def trained(name: str, argv: Sequence[str]) -> Path:
+    """Return the folder of a run in the current folder; the first call trains it, by `zoo train` with these arguments."""
+    run = Path("runs", name).absolute()
+    if not run.exists():
+        assert cli.main(["train", *argv, "--name", name]) == 0
+    return run
+
+
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
     """Run a command in this process, which has 8 devices."""
     capsys.readouterr()
@@ -77,15 +85,15 @@ def assert_same_losses(run: Path, other: Path, most: int = 5) -> None:
     np.testing.assert_allclose(losses(run)[:most], losses(other)[:most], rtol=1e-5)
 
 
-def assert_evaluates_alike(capsys: pytest.CaptureFixture[str], run: Path) -> dict[str, float]:
+def assert_evaluates_alike(capsys: pytest.CaptureFixture[str], run: Path, tolerance: float = 1e-6) -> dict[str, float]:
     """Assert that `zoo eval` at another batch size gives a run's own scores and writes nothing; return them."""
     before = snapshot(run)
     ended = call(capsys, "eval", str(run), "--batch", "5")
     assert (ended.code, ended.stderr) == (0, "")
     printed = {key: float(value.replace(",", "")) for key, value in map(str.split, ended.stdout.splitlines())}
     scores = json.loads((run / "scores.json").read_text())
-    # Printed with five or six decimals.
-    assert printed == pytest.approx({key: scores[key] for key in scores.keys() - {"stride", "step"}}, rel=1e-6, abs=1e-6)
+    expected = {key: scores[key] for key in scores.keys() - {"stride", "step"}}
+    assert printed == pytest.approx(expected, rel=1e-6, abs=tolerance)
     assert snapshot(run) == before
     return scores
 

@@ -30,8 +30,6 @@ RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001, repetit
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
 RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM)
 RANDOMLY_ONCE = dataclasses.replace(RANDOMLY, samples=1)
-SEQ2SEQ = ("t5", "transformer")
-"""Encoder-decoder families."""
 
 
 @pytest.fixture(autouse=True)

@@ -115,6 +115,7 @@ def test_a_narrow_search_is_not_brute_force() -> None:
     assert any(texts[0][0] != brute_force(prompt, 2.0)[0][0] for prompt, texts in zip(rows, narrow, strict=True))
 
 
+@pytest.mark.full
 def test_one_beam_is_greedy() -> None:
     some = prompts()[:40]
     result = search(gpt(), some, Beams(), limit=GREEDILY.limit, entries=gpt_tokenizer().vocab_size, end=None)
@@ -134,9 +135,8 @@ def alone() -> list[Any]:
     return gpt_generator(batch=4).generate(prompts()[:12], SEARCH)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"batch": 40}, pytest.param({"batch": 40, "data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.full)], ids=str
-)
+@pytest.mark.full
+@pytest.mark.parametrize("shape", [{"batch": 40}, {"batch": 40, "data": 2, "fsdp": 2, "tensor": 2}], ids=["batch", "mesh"])
 def test_a_search_depends_on_its_prompt_alone(shape: dict[str, int]) -> None:
     together = gpt_generator(**shape).generate(prompts()[:12], SEARCH)
     assert ids(together) == ids(alone())
@@ -144,6 +144,7 @@ def test_a_search_depends_on_its_prompt_alone(shape: dict[str, int]) -> None:
     np.testing.assert_allclose(scores(together), scores(alone()), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_search_gives_its_best_first_and_each_once() -> None:
     for start in range(0, len(alone()), 3):
         best = alone()[start : start + 3]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import alignment, plots
-from tests.support.generation import SEQ2SEQ, seq2seq, seq2seq_tokenizer
+from tests.support.generation import seq2seq, seq2seq_tokenizer
 from zoo.attention import attention, watched
 from zoo.masks import Mask
 
@@ -20,7 +20,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("impl", ["xla", "blocked"])
+@pytest.mark.parametrize("impl", ["xla", pytest.param("blocked", marks=pytest.mark.full)])
 def test_watched_weights_make_what_attention_gives(call: str, impl: str, rng: np.random.Generator) -> None:
     mask, groups = CALLS[call]
     q, k, v = (jnp.asarray(rng.standard_normal((2, 4, heads, 8)), jnp.float32) for heads in (4, groups, groups))
@@ -40,8 +40,8 @@ def test_nothing_is_watched_outside_the_block(rng: np.random.Generator) -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("family", [SEQ2SEQ[0], *(pytest.param(family, marks=pytest.mark.full) for family in SEQ2SEQ[1:])])
-@pytest.mark.parametrize("size", [5, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("family", "size"), [("t5", 5), ("transformer", 8)])
 def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Generator) -> None:
     """No weight is that of self-attention or of padding, also where text and source are equally long."""
     net, params = seq2seq(family)

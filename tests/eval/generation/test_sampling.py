@@ -67,6 +67,8 @@ def program(chosen: Sampling) -> Callable[..., Any]:
 
 
 CHOICES = [
+    Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.5),
+    Sampling(top_p=0.8),
     Sampling(),
     Sampling(temperature=0.0, repetition_penalty=1.7),
     Sampling(temperature=0.3),
@@ -74,14 +76,14 @@ CHOICES = [
     Sampling(top_k=7),
     Sampling(top_k=10 * VOCABULARY),
     Sampling(top_p=1e-9),
-    Sampling(top_p=0.8),
     Sampling(top_p=0.999999),
     Sampling(min_p=0.05),
     Sampling(min_p=1.0),
     Sampling(repetition_penalty=0.6),
-    Sampling(temperature=1.6, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.5),
 ]
-every_choice = pytest.mark.parametrize("chosen", CHOICES, ids=str)
+every_choice = pytest.mark.parametrize(
+    "chosen", [*CHOICES[:2], *(pytest.param(chosen, marks=pytest.mark.full) for chosen in CHOICES[2:])], ids=str
+)
 
 
 @every_choice
@@ -117,6 +119,7 @@ def test_the_order_of_the_filters_matters_and_is_kept() -> None:
         assert (left != kept(other)).any()
 
 
+@pytest.mark.full
 def test_equal_logits_stay_or_go_together_and_the_largest_stays() -> None:
     from hypothesis import given, settings
     from hypothesis import strategies as st
@@ -212,6 +215,7 @@ def test_draws_depend_on_seed_prompt_sample_and_position() -> None:
     np.testing.assert_array_equal(drawn(logits[:9], token_seeds(0, 64)[:9], Sampling()), first[:9])
 
 
+@pytest.mark.full
 def test_rare_tokens_are_drawn_too() -> None:
     """The noise has tails: of tokens with probability 2^-20 each, some come in 2^16 draws of 2^8 tokens."""
     logits = np.full((1 << 16, 257), -20 * math.log(2), np.float32)
@@ -220,6 +224,7 @@ def test_rare_tokens_are_drawn_too() -> None:
     assert abs(count - 16) < 4 * 4
 
 
+@pytest.mark.full
 def test_a_mesh_draws_the_same() -> None:
     logits, _ = random_logits(0, rows=16)
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -231,7 +236,17 @@ def test_a_mesh_draws_the_same() -> None:
 
 
 @pytest.mark.planted(3)
-@pytest.mark.parametrize("chosen", [GREEDY, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        GREEDY,
+        *(
+            pytest.param(chosen, marks=pytest.mark.full)
+            for chosen in (Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1))
+        ),
+    ],
+    ids=str,
+)
 def test_logits_that_are_not_finite_are_reported(chosen: Sampling) -> None:
     """In the very rows that have them, whatever removes or hides them."""
     for bad in (np.nan, np.inf, -np.inf):

@@ -41,9 +41,8 @@ def _forward() -> Any:
     return jit(lambda tokens: net.unembed(params, following(net, params, Batch(tokens=tokens))))
 
 
-@pytest.mark.parametrize(
-    "mesh", [{}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.full)], ids=["alone", "mesh"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["alone", "mesh"])
 def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> None:
     generator = make_generator(model(), gpt_tokenizer(), batch=4, **mesh)
     texts = generator.generate(PROMPTS, Decoding(limit=LIMIT, past_end=True, sampling=GREEDY))

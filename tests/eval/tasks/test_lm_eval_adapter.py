@@ -9,25 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets.config
-import huggingface_hub.constants
 import jax.numpy as jnp
 import pytest
 
 from eval import tasks
 from eval.generate import Generator
-from eval.likelihood import encode, likelihoods
+from eval.likelihood import encode
 from eval.settings import Decoding, Sampling
 from eval.tasks import Settings, blimp, harness
-from tests.eval.tasks.test_tasks import pair, quiet, subject, tokenizer, write
+from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
 from zoo.errors import BadInput
 
 SENTENCES = ["The whale sleeps.", "The whale sleep.", "The men see.", "The old ship.", "The old whale of the men.", "The men."]
 
 
-@pytest.fixture(autouse=True)
-def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No network, though nothing tells the libraries so; and it must not even be tried."""
+    import datasets.config
+    import huggingface_hub.constants
+
     asked: list[Any] = []
 
     def refuse(*address: Any, **_: Any) -> None:
@@ -44,7 +45,7 @@ def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def model() -> Any:
+def model(no_network: None) -> Any:
     from eval.harness import HarnessModel
 
     return HarnessModel(subject(), batch=4)
@@ -57,8 +58,7 @@ def requests(kind: Any, *arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def nats(pairs: Any) -> list[float]:
-    net, params, mesh = subject().net, subject().params, subject().mesh
-    return [each.nats for each in likelihoods(net, params, mesh, pairs, batch=4, dtype=jnp.float32)]
+    return [each.nats for each in scored(pairs)]
 
 
 def task(folder: Path, name: str, data: str, **fields: Any) -> str:
@@ -69,6 +69,8 @@ def task(folder: Path, name: str, data: str, **fields: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("no_network")
 def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
     lines = [pair(one, other) for one in SENTENCES for other in SENTENCES if one != other]
     data = write(tmp_path / "pairs.jsonl", *lines)
@@ -96,6 +98,7 @@ def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
     assert result.details == {"tasks": {"local_pairs": {**result.metrics, **told}}}
 
 
+@pytest.mark.full
 def test_likelihoods_are_ours(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     texts = [("The whale", " sleeps"), ("", "The men"), ("The men ", "see"), ("The whale", " sleeps")]
     found = model.loglikelihood(requests("loglikelihood", *texts))
@@ -107,6 +110,7 @@ def test_likelihoods_are_ours(model: Any, caplog: pytest.LogCaptureFixture) -> N
         model.loglikelihood(requests("loglikelihood", ("The whale", "")))
 
 
+@pytest.mark.full
 def test_a_long_text_is_scored_in_windows_each_token_once(model: Any) -> None:
     short, long = "The men see.", "The old whale sleeps, and the men of the ship see the whale; naïve 鯨. " * 4
     ids, end = tokenizer().encode(long).tolist(), tokenizer().end_of_text
@@ -127,6 +131,7 @@ def generator() -> Generator:
     return Generator(subject().net, subject().params, subject().mesh, tokenizer(), dtype=jnp.float32, batch=4)
 
 
+@pytest.mark.full
 def test_generation_is_that_of_the_generator(model: Any) -> None:
     contexts = ["The whale", "", "The men of the ship see the whale; " * 3]
     prompts = [tokenizer().encode(contexts[0]), [tokenizer().end_of_text], tokenizer().encode(contexts[2])[-12:]]
@@ -154,6 +159,8 @@ def test_draws_depend_on_the_number_of_the_request(model: Any) -> None:
         assert found[number] == generator().generate(prompt, decoding, numbers=[number])[0].text
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("no_network")
 def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> None:
     fields = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     data = write(tmp_path / "a.jsonl", {"text": "The whale."})

@@ -1,7 +1,6 @@
 """Tasks on local files: what is read, what is measured, and what becomes of it."""
 
 import dataclasses
-import functools
 import importlib
 import json
 import math
@@ -20,48 +19,16 @@ from eval import run_task, tasks
 from eval.likelihood import encode, likelihoods
 from eval.tasks import Result, Settings, blimp, lambada, perplexity
 from tests.support import tiny
-from tests.support.small import random_params, small
+from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.corpus import Document
 from train.folder import Folder
-from train.load import Loaded
 from train.state import State
 from train.tokenizer import Tokenizer
 from zoo import pretrained
 from zoo.errors import BadInput
-
-TEXT = "The whale is seen. The old whale sleeps, and the men of the ship see the whale; naïve 鯨. "
-
-
-def quiet(done: int, count: int) -> None:
-    pass
-
-
-@functools.cache
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train([TEXT] * 4, 300)
-
-
-@functools.cache
-def subject(devices: int = 1) -> Loaded:
-    net = small("gpt")
-    return Loaded("small", net, random_params(net), tokenizer(), meshes.make(config.Mesh(), jax.devices()[:devices]))
-
-
-def write(path: Path, *lines: Any) -> str:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return str(path)
-
-
-def pair(good: str, bad: str, **fields: str) -> dict[str, str]:
-    return {"sentence_good": good, "sentence_bad": bad, **fields}
-
-
-def _parts() -> tuple[Any, Any, Any]:
-    return subject().net, subject().params, subject().mesh
-
 
 # --- the folder of tasks --------------------------------------------------------------------------------------------------------
 
@@ -160,10 +127,8 @@ def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Pat
 def short_and_long() -> tuple[str, str]:
     """A sentence and one that is less likely as a whole but not token by token."""
     sentences = ["The whale.", "The men.", "The men see.", "The old whale.", "The ship of the men.", "whale", "ship"]
-    found = likelihoods(*_parts(), encode(tokenizer(), [("", each) for each in sentences]), batch=4, dtype=jnp.float32)
-    scored = list(zip(sentences, found, strict=True))
-    fitting = ((a, b) for a, x in scored for b, y in scored if x.nats < y.nats and x.nats / x.tokens > y.nats / y.tokens)
-    return next(fitting)
+    found = list(zip(sentences, scored(encode(tokenizer(), [("", sentence) for sentence in sentences])), strict=True))
+    return next((a, b) for a, x in found for b, y in found if x.nats < y.nats and x.nats / x.tokens > y.nats / y.tokens)
 
 
 def test_a_model_that_cannot_tell_two_sentences_apart_gets_half(tmp_path: Path) -> None:
@@ -210,15 +175,14 @@ def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
 
 def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> None:
     """With a model to which " whale" is the likeliest token everywhere."""
-    net, params, mesh = _parts()
+    net, params, mesh = subject().net, subject().params, subject().mesh
     (whale,) = tokenizer().encode(" whale").tolist()
     bias = 9 * params["embed"]["tokens"]["embedding"][whale]
     hunter = dataclasses.replace(subject(), params={**params, "norm": {**params["norm"], "bias": bias}})
-    long = "The whale. " * 20 + "The whale"
-    lines = ["The old whale", "The men", "The men whaled", long, "The ship whale"]
+    lines = ["The old whale", "The men", "The men whaled", "The whale. " * 20 + "The whale", "The ship whale"]
     passages = lambada.read([write(tmp_path / "a.txt", *lines)], Settings())
     result = lambada.score(hunter, passages, Settings(), quiet)
-    pairs = encode(tokenizer(), [(each.context, each.word) for each in passages])
+    pairs = encode(tokenizer(), [(passage.context, passage.word) for passage in passages])
     pairs[3] = (pairs[3][0][-net.config.context :], pairs[3][1])
     found = likelihoods(net, hunter.params, mesh, pairs, batch=16, dtype=jnp.float32)
     assert found[2].tokens > 1
@@ -228,8 +192,7 @@ def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> N
         "perplexity": pytest.approx(math.exp(sum(each.nats for each in found) / 5), rel=1e-5),
         "cut": 1,
     }
-    assert result.examples == 5
-    assert result.details["tokens"] == 4 + found[2].tokens
+    assert (result.examples, result.details["tokens"]) == (5, 4 + found[2].tokens)
 
 
 # --- any text -------------------------------------------------------------------------------------------------------------------
@@ -245,7 +208,7 @@ def test_perplexity_is_that_of_each_token_after_what_its_row_shows(tmp_path: Pat
     stream = [end, *tokenizer().encode(first).tolist(), end, *tokenizer().encode(second).tolist(), end]
     begins = [3 * max(0, math.ceil((place - 8) / 3)) for place in range(1, len(stream))]
     pairs = [(stream[begin:place], [stream[place]]) for place, begin in enumerate(begins, 1)]
-    total = sum(each.nats for each in likelihoods(*_parts(), pairs, batch=4, dtype=jnp.float32))
+    total = sum(each.nats for each in scored(pairs))
     size, words = len((first + second).encode()), len(first.split()) + len(second.split())
     assert result.metrics["tokens"] == len(stream) - 1 and result.metrics["bytes"] == size
     assert result.metrics["loss"] == pytest.approx(total / (len(stream) - 1), rel=1e-5)
@@ -311,7 +274,6 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     file = write(tmp_path / "one.jsonl", *[pair("The whale is seen.", "The whale see.")] * 2)
     assert evaluate(run, "blimp", file) == 0
     shown = capsys.readouterr()
-    assert re.search(r"^one +(0|1)\.0000 +0\.0000 +2$", shown.out, re.MULTILINE)
     assert re.search(r"^accuracy +(0|1)\.0000$", shown.out, re.MULTILINE) and shown.err == "scoring blimp ...\n"
     passage = write(tmp_path / "two.txt", "The whale is seen", "The men see")
     assert evaluate(run, "lambada", passage, as_json=True) == 0
@@ -366,15 +328,8 @@ def test_published_weights_are_scored_and_nothing_is_written(tmp_path: Path, cap
     assert sorted(weights.iterdir()) == before
 
 
-def test_numbers_are_told_with_their_error() -> None:
+def test_a_table_has_every_number_and_a_mean_has_an_error() -> None:
     table = run_task.table(Result({"accuracy": 0.5, "ties": 3}, 1200, {"phenomena": {"p": {"accuracy": 0.25}}, "note": {}}))
-    assert table.splitlines() == [
-        "phenomena    accuracy",
-        "p              0.2500",
-        "",
-        "accuracy                     0.5000",
-        "ties                              3",
-        "examples                      1,200",
-    ]
+    assert table.split() == ["phenomena", "accuracy", "p", "0.2500", "accuracy", "0.5000", "ties", "3", "examples", "1,200"]
     assert tasks.mean_and_error([1.0]) == (1.0, None)
     assert tasks.mean_and_error([0.0, 1.0, 0.5])[1] == pytest.approx(np.std([0, 1, 0.5], ddof=1) / math.sqrt(3))

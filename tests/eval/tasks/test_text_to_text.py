@@ -9,22 +9,21 @@ import pytest
 from eval import overlap, run_task, tasks
 from eval.settings import GREEDY, Beams, Decoding
 from eval.tasks import Settings, text_to_text
-from tests.eval.generation.test_encoder_decoders import generator, model, words
-from tests.eval.generation.test_generator import quickly_compiled, tokenizer
-from tests.support.small import random_params, small
-from train import config
-from train import mesh as meshes
+from tests.support.generation import (
+    gpt,
+    gpt_generator,
+    gpt_tokenizer,
+    quickly_compiled,
+    seq2seq_generator,
+    seq2seq_loaded,
+    seq2seq_tokenizer,
+)
 from train.load import Loaded
 from zoo.errors import BadInput
 
 __all__ = ["quickly_compiled"]
 
 SOURCES, TARGETS = ["Call me Ishmael.", "Some years ago", "never mind how long"], ["little money", "my purse", "Some years"]
-
-
-def loaded() -> Loaded:
-    net, params = model("t5")
-    return Loaded("t5", net, params, words(), meshes.make(config.Mesh()))
 
 
 @pytest.fixture
@@ -44,28 +43,27 @@ def test_pairs_are_read_in_order(kind: str, files: dict[str, tuple[str, ...]]) -
     assert [(pair.source, pair.target) for pair in found] == list(zip(SOURCES, TARGETS, strict=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_is_measured_is_what_the_generator_writes(beams: int, files: dict[str, tuple[str, ...]]) -> None:
     search = Beams(beams=beams) if beams > 1 else Beams()
-    settings = Settings(limit=6, search=search, prefix="say:")
-    result = text_to_text.score(loaded(), text_to_text.read(files["table"], settings), settings, lambda done, count: None)
-    ids = [np.append(words().encode(f"say: {text}"), words().end_of_text) for text in SOURCES]
-    written = generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
-    texts = [each.text for each in written]
+    settings, words = Settings(limit=6, search=search, prefix="say:"), seq2seq_tokenizer()
+    result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files["table"], settings), settings, lambda *_: None)
+    ids = [np.append(words.encode(f"say: {text}"), words.end_of_text) for text in SOURCES]
+    generated = seq2seq_generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
+    texts = [each.text for each in generated]
     expected = {name: value for measure in overlap.MEASURES.values() for name, value in measure(texts, TARGETS)[0].items()}
     assert result.metrics == pytest.approx(expected)
     assert (result.examples, result.details["beams"], result.details["limit"]) == (3, beams, 6)
-    shown = result.details["texts"]
-    assert [(row["source"], row["wanted"], row["written"]) for row in shown.values()] == list(
-        zip(SOURCES, TARGETS, texts, strict=True)
-    )
+    shown = [(row["source"], row["wanted"], row["written"]) for row in result.details["texts"].values()]
+    assert shown == list(zip(SOURCES, TARGETS, texts, strict=True))
     # Texts are for the report: the terminal has the numbers alone.
     assert SOURCES[0] not in run_task.table(result) and "bleu" in run_task.table(result)
 
 
 def test_only_what_is_asked_is_measured(files: dict[str, tuple[str, ...]]) -> None:
-    settings = Settings(argument="exact,chrf", limit=2)
-    result = text_to_text.score(loaded(), text_to_text.read(files["table"], settings), settings, lambda done, count: None)
+    settings = Settings(argument="exact,chrf", limit=6)
+    result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files["table"], settings), settings, lambda *_: None)
     assert list(result.metrics) == ["exact", "f1", "chrf"]
 
 
@@ -88,11 +86,9 @@ def test_files_of_different_lengths_are_refused(files: dict[str, tuple[str, ...]
 
 
 def test_a_model_without_an_encoder_is_refused(files: dict[str, tuple[str, ...]]) -> None:
-    net = small("gpt", vocab=tokenizer().vocab_size)
-    subject = Loaded("gpt", net, random_params(net), tokenizer(), meshes.make(config.Mesh()))
-    pairs = text_to_text.read(files["table"], Settings())
+    subject = Loaded("gpt", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
     with pytest.raises(BadInput, match="gpt without an encoder"):
-        text_to_text.score(subject, pairs, Settings(), lambda done, count: None)
+        text_to_text.score(subject, text_to_text.read(files["table"], Settings()), Settings(), lambda *_: None)
 
 
 def test_it_is_found_by_its_name() -> None:

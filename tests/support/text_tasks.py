@@ -1,0 +1,47 @@
+"""A small model with a tokenizer of few words, and files of examples, for the tests of tasks on local files."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eval.likelihood import Likelihood, likelihoods
+from tests.support.small import random_params, small
+from train import config
+from train import mesh as meshes
+from train.load import Loaded
+from train.tokenizer import Tokenizer
+
+TEXT = "The whale is seen. The old whale sleeps, and the men of the ship see the whale; naïve 鯨. "
+
+
+def quiet(done: int, count: int) -> None:
+    pass
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT] * 4, 300)
+
+
+@functools.cache
+def subject(devices: int = 1) -> Loaded:
+    net = small("gpt")
+    return Loaded("small", net, random_params(net), tokenizer(), meshes.make(config.Mesh(), jax.devices()[:devices]))
+
+
+def scored(pairs: Any) -> list[Likelihood]:
+    """Return the likelihood of each (context, continuation) under the model."""
+    return likelihoods(subject().net, subject().params, subject().mesh, pairs, batch=4, dtype=jnp.float32)
+
+
+def write(path: Path, *lines: Any) -> str:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def pair(good: str, bad: str, **fields: str) -> dict[str, str]:
+    return {"sentence_good": good, "sentence_bad": bad, **fields}
