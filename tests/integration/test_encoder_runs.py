@@ -97,9 +97,7 @@ def test_weights_come_back_from_an_export(name: str, capsys: pytest.CaptureFixtu
     ("name", "mesh"),
     [
         pytest.param("distilbert", "--mesh.tensor 2", marks=pytest.mark.full),
-        pytest.param("bert", "--mesh.tensor 2", marks=pytest.mark.slow),
         pytest.param("bert", "--mesh.fsdp 4", marks=pytest.mark.slow),
-        pytest.param("distilbert", "--mesh.fsdp 4", marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_the_same_on_every_mesh(name: str, mesh: str) -> None:

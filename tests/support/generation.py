@@ -3,7 +3,6 @@
 Helpers are cached, and decodings are few: every pair of a batch shape and a decoding compiles two programs.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +28,6 @@ RANDOM = Sampling(temperature=20.0, top_k=280, top_p=0.995, min_p=0.001, repetit
 """All filters on, and so hot that every token is drawn somewhere."""
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
 RANDOMLY = Decoding(limit=LIMIT, past_end=True, samples=2, seed=3, sampling=RANDOM)
-RANDOMLY_ONCE = dataclasses.replace(RANDOMLY, samples=1)
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,12 @@ import pytest
 
 from eval import beam
 from eval.settings import Beams, Decoding, Sampling
-from tests.support.generation import GREEDILY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, quickly_compiled
+from tests.support.generation import GREEDILY, gpt, gpt_generator, gpt_tokenizer, ids, prompts
+from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
-
-__all__ = ["quickly_compiled"]
 
 WORDS, LIMIT, END = 5, 4, 2
 PROMPTS = ((1, 4, 0), (3,), (0, 0, 1, 3, 3))

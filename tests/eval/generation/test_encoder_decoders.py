@@ -11,23 +11,14 @@ import pytest
 from eval import complete
 from eval.generate import Generator
 from eval.settings import GREEDY, Beams, Decoding, Prompts, Sampling
-from tests.support.generation import (
-    gpt_tokenizer,
-    ids,
-    quickly_compiled,
-    seq2seq,
-    seq2seq_generator,
-    seq2seq_loaded,
-    seq2seq_tokenizer,
-)
+from tests.support.generation import gpt_tokenizer, ids, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
+from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from train import config
 from train import mesh as meshes
 from zoo import pretrained
 from zoo.batch import Batch
 from zoo.errors import BadInput
-
-__all__ = ["quickly_compiled"]
 
 LIMIT = 12
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)

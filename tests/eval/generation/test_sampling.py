@@ -235,18 +235,11 @@ def test_a_mesh_draws_the_same() -> None:
     np.testing.assert_array_equal(found, drawn(logits, numbered, chosen))
 
 
+FINITE = [Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)]
+
+
 @pytest.mark.planted(3)
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        GREEDY,
-        *(
-            pytest.param(chosen, marks=pytest.mark.full)
-            for chosen in (Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1))
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("chosen", [GREEDY, *(pytest.param(chosen, marks=pytest.mark.full) for chosen in FINITE)], ids=str)
 def test_logits_that_are_not_finite_are_reported(chosen: Sampling) -> None:
     """In the very rows that have them, whatever removes or hides them."""
     for bad in (np.nan, np.inf, -np.inf):

@@ -9,14 +9,13 @@ import pytest
 
 from eval import beam
 from eval.settings import GREEDY, Beams, Decoding
-from tests.support.generation import gpt_tokenizer, ids, make_generator, quickly_compiled
+from tests.support.generation import gpt_tokenizer, ids, make_generator
+from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, jit, random_params
 from tests.zoo.models.test_xlnet import tiny
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
-
-__all__ = ["quickly_compiled"]
 
 LIMIT = 6
 PROMPTS = [np.arange(3, 3 + size, dtype=np.int32) for size in (1, 4, 9)]

@@ -57,10 +57,6 @@ def requests(kind: Any, *arguments: tuple[Any, ...]) -> list[Any]:
     return [Instance(request_type=kind, doc={}, arguments=each, idx=number) for number, each in enumerate(arguments)]
 
 
-def nats(pairs: Any) -> list[float]:
-    return [each.nats for each in scored(pairs)]
-
-
 def task(folder: Path, name: str, data: str, **fields: Any) -> str:
     """A task's YAML file, which is JSON too; returns its folder."""
     common = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": data}}, "test_split": "test"}
@@ -102,7 +98,7 @@ def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
 def test_likelihoods_are_ours(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     texts = [("The whale", " sleeps"), ("", "The men"), ("The men ", "see"), ("The whale", " sleeps")]
     found = model.loglikelihood(requests("loglikelihood", *texts))
-    assert [-logarithm for logarithm, _ in found] == pytest.approx(nats(encode(tokenizer(), texts)))
+    assert [-logarithm for logarithm, _ in found] == pytest.approx([each.nats for each in scored(encode(tokenizer(), texts))])
     assert found[0] == found[3] and not caplog.records
     model.loglikelihood(requests("loglikelihood", ("The whale " * 20, "sleeps"), texts[0]))
     assert "1 of 2 requests are longer than the model's positions" in caplog.text
@@ -122,8 +118,8 @@ def test_a_long_text_is_scored_in_windows_each_token_once(model: Any) -> None:
     firsts = [0, *ends[:-1]]
     windows = [(stream[start : first + 1], ids[first:last]) for start, first, last in zip(starts, firsts, ends, strict=True)]
     found = model.loglikelihood_rolling(requests("loglikelihood_rolling", (long,), (short,), ("",)))
-    assert -found[0] == pytest.approx(sum(nats(windows)), rel=1e-5)
-    assert -found[1] == pytest.approx(nats([([end], tokenizer().encode(short))])[0], rel=1e-5)
+    assert -found[0] == pytest.approx(sum(each.nats for each in scored(windows)), rel=1e-5)
+    assert -found[1] == pytest.approx(scored([([end], tokenizer().encode(short))])[0].nats, rel=1e-5)
     assert found[2] == 0
 
 
@@ -150,13 +146,12 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
 
 
 @pytest.mark.slow
-def test_draws_depend_on_the_number_of_the_request(model: Any) -> None:
+def test_samples_depend_on_the_number_of_the_request(model: Any) -> None:
     asked = [("The whale", {"max_gen_toks": 4, **each}) for each in ({}, {"temperature": 2.0}, {"do_sample": True, "top_k": 9})]
-    found = model.generate_until(requests("generate_until", *asked))
-    prompt = [tokenizer().encode("The whale")]
+    texts = model.generate_until(requests("generate_until", *asked))
     for number, sampling in enumerate((Sampling(temperature=0.0), Sampling(temperature=2.0), Sampling(top_k=9))):
-        decoding = Decoding(limit=4, sampling=sampling)
-        assert found[number] == generator().generate(prompt, decoding, numbers=[number])[0].text
+        decoding, prompt = Decoding(limit=4, sampling=sampling), [tokenizer().encode("The whale")]
+        assert texts[number] == generator().generate(prompt, decoding, numbers=[number])[0].text
 
 
 @pytest.mark.full
