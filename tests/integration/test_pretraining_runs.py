@@ -1,0 +1,237 @@
+"""Encoders, encoder-decoders and XLNet from the command line: trained, scored, exported, on meshes, and what is refused."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support.commands import assert_evaluates_alike, assert_refused, assert_same_losses, call, in_folder, trained, words
+from tests.support.encoders import tokenizer
+from tests.support.small import random_params, small
+from train import config, metrics, tokenizer_files
+from train import mesh as meshes
+from train.folder import read_config
+from train.load import load
+from train.marker import by_path
+from train.objectives import distilled
+from zoo import pretrained
+
+RUN = "--data.length 32 --data.batch 8 --data.valid-fraction 0.3 --steps 4 --optim.warmup 1 --log.every 1 --log.validate-every 0"
+SIZE = "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --tokenizer.vocab 300"
+ENCODER = f"{SIZE} --model.context 32 --data.paths text.jsonl"
+T5 = f"t5-nano {SIZE} --model.decoder-layers 2 --model.head 8 --data.paths text.jsonl"
+PAIRS = "--pairs.source train.en --pairs.target train.de"
+VALIDATED = "--log.validate-every 2 --log.validate-rows 16"
+XLNET = f"xlnet-nano {SIZE} {VALIDATED} --data.paths one.txt --model.memory 16 --model.reuse 12"
+MODELS = {
+    "bert": f"bert-nano {ENCODER}",
+    "roberta": f"roberta-nano {ENCODER}",
+    "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
+    "t5": T5,
+    "decoder": f"{T5} --model.architecture decoder",
+    "pairs": f"finetune-text-to-text --init runs/t5 {PAIRS}",
+    "transformer": f"transformer-nano {SIZE} --data.target-length 40 {PAIRS}",
+    "xlnet": XLNET,
+    "both-ways": f"{XLNET} --permutation.bidirectional --permutation.window 4 --model.reuse 16",
+    "denoising": f"{XLNET} --permutation.kind denoising --model.task pretraining",
+    "labels": f"finetune-classification --init runs/xlnet {VALIDATED} --data.paths labels.tsv",
+}
+"""Run -> its recipe and options."""
+BEGINNINGS = {"distilbert": "bert", "pairs": "t5", "labels": "xlnet"}
+FAST, SLOW = ("bert", "t5", "xlnet"), ("both-ways", "denoising")
+TERMS = {"bert": {"masked", "next"}, "distilbert": {"masked", "soft", "cosine"}}
+"""Terms of the losses that have several."""
+
+
+def arguments(name: str, flags: str = "") -> tuple[str, ...]:
+    recipe, _, own = MODELS[name].partition(" ")
+    return words(f"{recipe} {RUN} {own} {flags}")
+
+
+def run(name: str) -> Path:
+    if name in BEGINNINGS:
+        run(BEGINNINGS[name])
+    return trained(name, arguments(name))
+
+
+def some(*names: str) -> list[Any]:
+    """Return parameters with the marks of their tiers."""
+    tiers = {name: pytest.mark.slow if name in SLOW else pytest.mark.full for name in names if name not in FAST}
+    return [pytest.param(name, marks=tiers.get(name, ())) for name in names]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, with a text of many documents, the same as one, parallel files and labelled sentences."""
+    folder = tmp_path_factory.mktemp("place")
+    sentences = [f"The {n}th whale of {n % 7} is seen{'!' if n % 2 else '.'} {n * n} more swim." for n in range(200)]
+    text = [" ".join(five) for five in zip(*[iter(sentences)] * 5, strict=True)]
+    labels = (f"{sentence}\t{label}\n" for sentence, label in zip(sentences, itertools.cycle(("bad", "good")), strict=False))
+    files = {
+        "text.jsonl": "".join(json.dumps({"text": document}) + "\n" for document in text),
+        "one.txt": " ".join(text),
+        "short.txt": "the whale is seen.",
+        "train.en": "".join(f"{sentence}\n" for sentence in sentences),
+        "train.de": "".join(f"der wal {n} von {n % 7}\n" for n in range(200)),
+        "short.de": "der wal\n" * 199,
+        "labels.tsv": "text\tlabel\n" + "".join(labels),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with in_folder(folder):
+        yield folder
+
+
+@pytest.mark.parametrize("name", some(*MODELS))
+def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At any batch size: rows that continue each other are scored as many at once as they were planned for."""
+    scores = assert_evaluates_alike(capsys, run(name))
+    assert ("pairs" in scores) == (name == "bert")
+    if name in ("t5", "decoder", "pairs", "transformer"):
+        assert scores["tokens"] > 100 and 1 < scores["perplexity"] < 400 and "bits_per_byte" not in scores
+    for row in metrics.read(run(name) / "metrics.jsonl"):
+        if row["kind"] == "train" and name in (*TERMS, "roberta"):
+            assert row.get("terms", {}).keys() == TERMS.get(name, set())
+            assert sum(row.get("terms", {"all": row["loss"]}).values()) == pytest.approx(row["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", some("bert", "roberta", "distilbert"))
+def test_weights_come_back_from_an_export(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(name)
+    for line in (f"export runs/{name} out/{name}", f"import out/{name}"):
+        ended = call(capsys, *words(line))
+        assert ended.code == 0, ended.stderr
+    before, after = load(f"runs/{name}"), load(f"models/{name}")
+    assert (after.net.family, after.net.task) == (before.net.family, before.net.task)
+    assert after.tokenizer.encode("the 7th whale").tolist() == before.tokenizer.encode("the 7th whale").tolist()
+    weights, imported = (by_path(jax.device_get(loaded.params)) for loaded in (before, after))
+    assert weights.keys() == imported.keys()
+    assert not [path for path in weights if weights[path].tobytes() != imported[path].tobytes()]
+
+
+@pytest.mark.parametrize("name", some("pairs", "labels"))
+def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> None:
+    after, before = load(run(name)), load(run(BEGINNINGS[name]))
+    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
+    # Four steps have changed little: fresh parameters would be far away.
+    new, old = (np.asarray(loaded.params["embed"]["tokens"]["embedding"]) for loaded in (after, before))
+    assert np.abs(new - old).mean() < 0.05 * np.abs(old).mean()
+    if name == "labels":
+        assert after.net.init_carry(8) == {}
+        assert "unembed" not in after.params and "classifier" in after.params
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        pytest.param("distilbert", "--mesh.tensor 2", marks=pytest.mark.full),
+        pytest.param("t5", "--mesh.tensor 2", marks=pytest.mark.full),
+        pytest.param("bert", "--mesh.fsdp 4", marks=pytest.mark.slow),
+    ],
+)
+def test_losses_are_the_same_on_every_mesh(name: str, mesh: str) -> None:
+    """Against eight devices of data parallelism, which is what a run takes by itself."""
+    plain = run(name)
+    assert_same_losses(trained(f"{name}-mesh", arguments(name, mesh)), plain)
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_with_accumulated_gradients() -> None:
+    whole, parts = (trained(f"t5-{n}", arguments("t5", f"--data.batch 16 --accumulate {n}")) for n in (1, 2))
+    assert_same_losses(parts, whole)
+
+
+@pytest.mark.full
+def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    student = run("distilbert")
+    frozen = distilled.bind(read_config(student), meshes.make(config.Mesh(fsdp=4))).frozen
+    kernel = frozen["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    teacher, elsewhere = run("bert"), Path("elsewhere")
+    teacher.rename(elsewhere)
+    try:
+        assert call(capsys, "eval", "runs/distilbert").code == 0
+    finally:
+        elsewhere.rename(teacher)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("line", "output"),
+    [
+        ("generate runs/xlnet --prompt the --limit 4", "the"),
+        ("eval runs/xlnet --task permutation_likelihood --files one.txt --orders 2", "loss_stderr"),
+        ("eval runs/xlnet --task pseudo_perplexity --files short.txt", "pseudo_perplexity"),
+        ("embed runs/xlnet --text whale --out vectors.npy", ""),
+        ("fill-mask runs/xlnet --text <mask>whale", "whale"),
+    ],
+)
+def test_xlnet_answers(line: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("xlnet")
+    ended = call(capsys, *words(line))
+    assert ended.code == 0, ended.stderr
+    assert output in ended.stdout
+
+
+@pytest.mark.full
+def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained("kept", arguments("transformer", "--checkpoint.every 1"))
+    ended = call(capsys, *words("export runs/kept out/mean --last 3"))
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.rstrip().endswith("step 4 and 2 before it, averaged")
+    steps = [by_path(jax.device_get(load("runs/kept", step=step).params)) for step in (2, 3, 4)]
+    averaged = by_path(jax.device_get(load("out/mean").params))
+    assert averaged.keys() == steps[0].keys()
+    for path, leaf in averaged.items():
+        mean = np.mean([params[path].astype(np.float64) for params in steps], axis=0)
+        # Two additions and a division in float32.
+        np.testing.assert_allclose(leaf, mean, rtol=4 * 2**-24, atol=4 * 2**-24 * np.abs(mean).max())
+    assert max(float(np.abs(averaged[path] - steps[2][path]).max()) for path in averaged) > 1e-4
+    refused = {
+        "runs/kept out/other --last 9": "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with",
+        "runs/kept out/other --last 2 --step 3": "--last 2: it takes the newest checkpoints; leave out --step",
+        "out/mean out/other --last 2": "--last 2: out/mean is no run",
+    }
+    assert_refused(capsys, place, {line: (("export", *words(line)), message) for line, message in refused.items()})
+
+
+REFUSED = {
+    "bert --data.paths one.txt": r"--data\.rows segment_pairs: the training text is one document, and random pairs take .*jsonl",
+    "bert --data.rows full_sentences": r"--data\.rows full_sentences: the model also learns which sentence is next, from pairs",
+    "bert --init runs/roberta": r"--init runs/roberta: roberta, and the recipe trains bert$",
+    "bert --tokenizer.path gpt --model.vocab 400": r"--data\.rows segment_pairs: rows of an encoder need a tokenizer with marks",
+    "distilbert --distillation.teacher=": r"--distillation\.teacher : name the run or the weights to learn from$",
+    "distilbert --distillation.teacher runs/gone": r".*runs/gone.*",
+    "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked words",
+    "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
+    "distilbert --model.layers 3": r"--model\.layers 3: its teacher has 2; choose at most as many$",
+    "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
+    "transformer --pairs.target short.de": "train.en has 200 lines and short.de 199; a pair is the same line of both, so",
+    "transformer --pairs.target train.de train.de": "--pairs.target train.de train.de: there are 1 files of --pairs.source",
+    "transformer --objective denoising": "--objective denoising: a transformer is trained by text_to_text; choose the recipe of",
+    "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: they mean one stack of layers, and",
+    "t5 --denoising.density 0": "--denoising.density 0.0: choose a share above 0",
+    "t5 --model.vocab 120": r"--model.vocab 120: the tokenizer has \d+ entries",
+    "xlnet --data.rows packed": "--data.rows packed: rows of this objective are windows of one stream; choose windows",
+    "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
+    "xlnet --model.task body": "--model.task body: it has no words to predict; choose permutation, or pretraining for next",
+    "xlnet --objective masked": "--objective masked: a xlnet is trained by permutation, classification",
+}
+
+
+@pytest.mark.full
+def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpt = small("gpt", vocab=tokenizer("gpt").vocab_size)
+    Path("gpt").mkdir()
+    pretrained.save(Path("gpt"), gpt.config, random_params(gpt))
+    tokenizer_files.write(Path("gpt"), tokenizer("gpt"), longest=32)
+    for name in ("bert", "roberta"):
+        run(name)
+    lines = {line: line.partition(" ") for line in REFUSED}
+    cases = {line: (("train", *arguments(name, f"{own} --name no")), REFUSED[line]) for line, (name, _, own) in lines.items()}
+    assert_refused(capsys, place, cases)
