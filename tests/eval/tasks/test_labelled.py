@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from eval import measures, tasks
 from eval.tasks import Result, Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned
-from tests.support.commands import assert_refused, call
+from tests.support.commands import call
 from tests.support.finetuned import LABELS, examples, run
 from tests.support.labelled_files import put
 from train.config_objectives import Labelled
@@ -173,7 +174,10 @@ WRONG = {
 
 def test_wrong_input_is_refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    assert_refused(capsys, place, {line: (("eval", *line.split()), message) for line, message in WRONG.items()})
+    for line, message in WRONG.items():
+        ended = call(capsys, "eval", *line.split())
+        assert (ended.code, ended.stdout) == (2, ""), line
+        assert re.match(f"zoo: {message}", ended.stderr.splitlines()[-1]), ended
 
 
 def test_every_objective_of_labels_has_a_head() -> None:
