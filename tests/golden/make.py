@@ -67,15 +67,10 @@ def encoder(family: str) -> dict[str, Any]:
 
 def encoder_decoders() -> dict[str, Any]:
     """By form."""
-    task = "text_to_text"
-    said = {form: (family, published.config(family, task, form_of(form))) for form, (family, _) in published.FORMS.items()}
-    return versions() | {form: of_model(family, task, config) for form, (family, config) in said.items()}
-
-
-def form_of(form: str) -> dict[str, Any]:
-    """The numbers of a tiny encoder-decoder of this form."""
-    family, changes = published.FORMS[form]
-    return published.TINY[family] | changes
+    forms = {form: published.MODELS[form] for form in published.FORMS}
+    return versions() | {
+        form: of_model(family, task, published.config(family, task, numbers)) for form, (family, task, numbers) in forms.items()
+    }
 
 
 def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from zoo import configs, models, pretrained, tensors
 from zoo.encoder_config import LABELLED
+from zoo.errors import BadInput
 
 GPT2 = dict(model_type="gpt2", vocab_size=61, n_positions=16, n_layer=2, n_embd=12, n_head=3, n_inner=20)
 """A config.json of sizes that are no multiple of anything, so that no wrong order of axes fits."""
@@ -82,6 +84,17 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
 """(family, task) of every model that `transformers` has too."""
 ENCODERS = [(family, task) for family, task in HEADS if hasattr(configs.family(family).Config, "task")]
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{f"{family}-{task}": (family, task, TINY[family]) for family, task in HEADS if task != "text_to_text"},
+    **{form: (family, "text_to_text", TINY[family] | changes) for form, (family, changes) in FORMS.items()},
+}
+"""Every model that `transformers` has too: its family, its task and the numbers of its config.json."""
+FIRST = {family: name for name, (family, *_) in reversed(MODELS.items())}
+"""The first model of each family."""
+every_model = pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[] if name in FIRST.values() else [pytest.mark.full]) for name in MODELS]
+)
+"""Run a test for every model; for those that are not the first of their family, in the full tier."""
 LABELS = ("no", "perhaps", "yes")
 
 
@@ -138,6 +151,28 @@ def write(
         save_file({name: tensor}, folder / file(number))
     write_index(folder, {name: file(number) for number, name in enumerate(drawn)})
     return drawn
+
+
+def write_model(folder: Path, model: str) -> dict[str, np.ndarray]:
+    """Write the folder of one of `MODELS` and return its tensors."""
+    family, task, numbers = MODELS[model]
+    return write(folder, config(family, task, numbers))
+
+
+def write_files(folder: Path, content: dict[str, Any], stored: dict[str, np.ndarray]) -> Path:
+    """Write a folder of this config.json and these tensors."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(stored, folder / tensors.SINGLE)
+    return folder
+
+
+def assert_refused(folder: Path, *parts: str) -> None:
+    """Check that a folder is refused in one line that has these parts."""
+    with pytest.raises(BadInput) as refusal:
+        pretrained.open_folder(folder)
+    message = str(refusal.value)
+    assert all(part in message for part in parts) and "\n" not in message, message
 
 
 def file(number: int) -> str:

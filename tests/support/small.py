@@ -117,7 +117,7 @@ def random_params(net: Model) -> Any:
             queries *= net.config.head**-0.5
         if path in net.module.PADDED:
             values[getattr(net.config, net.module.PADDED[path]) :] = 0
-        return jnp.float32(values)
+        return jnp.asarray(np.float32(values))
 
     return jax.tree_util.tree_map_with_path(draw, shapes(net))
 
@@ -155,11 +155,8 @@ def as_batch(asked: dict[str, np.ndarray]) -> Batch:
     return Batch(tokens=jnp.asarray(asked["tokens"]), segments=segments, types=kinds, summary_at=last, source=source)
 
 
-def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
-    """bool[T, S]: whether the output at t depends on the token at s, by derivatives that are exactly 0 or not.
-
-    `tokens` [S] are the row's own, unless others are given: a source's.
-    """
+def reached_rows(net: Model, params: Any, batch: Batch) -> np.ndarray:
+    """Return bool[T, rows]: whether the output at t depends on a row of the table, by derivatives that are exactly 0 or not."""
     probe = np.float32(np.random.default_rng(0).standard_normal(net.config.width))
 
     def outputs(table: Any) -> Any:
@@ -167,7 +164,15 @@ def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarra
         return net.apply({**params, "embed": embed}, batch).hidden[0] @ probe
 
     jacobian = jit(jax.jacrev(outputs))(params["embed"]["tokens"]["embedding"])
-    return (np.asarray(jacobian[:, batch.tokens[0] if tokens is None else tokens]) != 0).any(-1)
+    return (np.asarray(jacobian) != 0).any(-1)
+
+
+def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
+    """Return bool[T, S]: whether the output at t depends on the token at s, all tokens being different.
+
+    `tokens` [S] are the row's own, unless others are given: a source's.
+    """
+    return reached_rows(net, params, batch)[:, np.asarray(batch.tokens[0] if tokens is None else tokens)]
 
 
 def following(net: Model, params: Any, batch: Batch) -> jax.Array:

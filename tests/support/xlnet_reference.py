@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy.special import erf
+
+from tests.support.small import small
+from zoo.models import Model
 
 Array = np.ndarray
 
@@ -19,6 +21,11 @@ class Seen:
     """The query's place less the key's, as the row is read."""
     different: Array | None = None
     """Whether their types differ; None: there is no term of types."""
+
+
+def tiny(**changes: Any) -> Model:
+    """Return a small XLNet without memory."""
+    return small("xlnet", **{"vocab": 90, "width": 16, "heads": 2, "ffn": 24, "memory": 0, "reuse": 0, **changes})
 
 
 def forward(
@@ -52,6 +59,8 @@ def _at(tree: Any, number: int) -> Any:
 
 
 def _block(cfg: Any, layer: Any, x: Array, whole: Array, seen: Seen) -> Array:
+    from scipy.special import erf
+
     attention = layer["attention"]
     q = np.einsum("td,dnh->tnh", x, attention["q"]["kernel"])
     k, v = np.moveaxis(np.einsum("sd,dcnh->scnh", whole, attention["kv"]["kernel"]), 1, 0)

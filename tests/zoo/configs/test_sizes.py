@@ -1,21 +1,18 @@
-"""Published sizes: exact counts, sources, what is assumed, what is refused, and what `zoo models` says about it."""
+"""Published sizes: exact parameter counts, the numbers of the sources, what is assumed, and what `zoo models` shows of them."""
 
 import dataclasses
 import json
-import subprocess
-import sys
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from zoo import catalogue, configs, models, sharding
-from zoo.batch import Batch
-from zoo.configs import gpt
+from tests.support.processes import run_python
+from zoo import catalogue, configs, models
+from zoo.configs import gpt, xlnet
 from zoo.errors import BadInput
 
-COUNTS = {
+GPT = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -36,6 +33,59 @@ COUNTS = {
 }
 """Counted tensor by tensor from the papers' shapes; the four of GPT-2 are also those of the released checkpoints."""
 
+ENCODERS = {
+    "bert-base-uncased": (109_482_240, 110_106_428, 109_514_298),
+    "bert-base-cased": (108_310_272, 108_932_934, 108_340_804),
+    "bert-large-uncased": (335_141_888, 336_226_108, 335_174_458),
+    "bert-large-cased": (333_579_264, 334_661_958, 333_610_308),
+    "bert-base-multilingual-cased": (177_853_440, 178_566_653, 177_974_523),
+    "bert-base-chinese": (102_267_648, 102_882_442, 102_290_312),
+    "bert-tiny": (4_385_920, 4_433_468, 4_416_698),
+    "bert-mini": (11_170_560, 11_267_900, 11_201_594),
+    "bert-small": (28_763_648, 29_058_876, 28_795_194),
+    "bert-medium": (41_373_184, 41_668_412, 41_404_730),
+    "roberta-base": (124_645_632, None, 124_697_433),
+    "roberta-large": (355_359_744, None, 355_412_057),
+    "distilroberta-base": (82_118_400, None, 82_170_201),
+    "distilbert-base-uncased": (66_362_880, None, 66_985_530),
+    "distilbert-base-cased": (65_190_912, None, 65_812_036),
+}
+"""Counted tensor by tensor from the released shapes: the body, with the two pretraining heads of BERT, with the masked head."""
+
+XLNET = {"xlnet-base-cased": (116_718_336, 116_750_336), "xlnet-large-cased": (360_268_800, 360_300_800)}
+"""The body, and with the bias of the words."""
+
+ENCODER_DECODERS = {
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856,
+    "t5-v1.1-large": 783_150_080,
+    "t5-v1.1-xl": 2_849_757_184,
+    "t5-v1.1-xxl": 11_135_332_352,
+    "transformer-base": 63_045_632,
+    "transformer-big": 214_171_648,
+}
+"""Counted tensor by tensor from the released shapes; of T5 1.1 with the output's own table."""
+
+ONE_TABLE = {
+    "t5-v1.1-small": 60_511_616,
+    "t5-v1.1-base": 222_903_552,
+    "t5-v1.1-large": 750_251_008,
+    "t5-v1.1-xl": 2_783_959_040,
+    "t5-v1.1-xxl": 11_003_736_064,
+}
+"""T5 1.1 without that table."""
+
+BIASED = {"transformer-base": 63_082_496, "transformer-big": 214_245_376}
+"""With biases in attention, of which the paper says nothing."""
+
+GRID = {f"bert-uncased-l{layers}-h{width}": (layers, width) for layers in range(2, 13, 2) for width in (128, 256, 512, 768)}
+NAMED = {"bert-tiny": (2, 128), "bert-mini": (4, 256), "bert-small": (4, 512), "bert-medium": (8, 512)}
+
 TABLE_2_1 = {
     "gpt3-small": (12, 768, 12, 64),
     "gpt3-medium": (24, 1024, 16, 64),
@@ -46,337 +96,265 @@ TABLE_2_1 = {
     "gpt3-13b": (40, 5140, 40, 128),
     "gpt3-175b": (96, 12288, 96, 128),
 }
-"""Brown et al. 2020: layers, width, heads, head, as printed."""
+"""Brown et al. 2020: layers, width, heads, size of a head, as printed."""
 
-GPT3_UNKNOWN = {"eps", "dropout", "embedding_dropout", "attention_dropout", "pattern", "window"}
-UNKNOWN = {
-    **{name: GPT3_UNKNOWN for name in gpt.SIZES if name.startswith("gpt3-")},
-    "turing-nlg": {"vocab", "context", "ffn", "eps", "dropout", "embedding_dropout", "attention_dropout"},
-    "megatron-8.3b": {"heads", "head"},
-    "gpt-nano": {field.name for field in dataclasses.fields(gpt.Config)} - {"compute"},
+SIZES = {name: size for family in configs.families() for name, size in configs.family(family).SIZES.items()}
+PUBLISHED_COUNTS = {
+    **{name: GPT[name] for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+    **{name: body for name, (body, *_) in ENCODERS.items() if name not in NAMED and name != "distilroberta-base"},
+    **{name: ENCODER_DECODERS[name] for name in ("t5-small", "t5-base", "t5-large", *ONE_TABLE)},
 }
-"""What no source states."""
-
-TINY = gpt.Config(
-    vocab=131,
-    context=16,
-    layers=2,
-    width=24,
-    heads=3,
-    head=4,
-    ffn=40,
-    dropout=0.0,
-    embedding_dropout=0.0,
-    attention_dropout=0.0,
-)
-
-
-def tiny(**changes) -> gpt.Config:
-    return dataclasses.replace(TINY, **changes)
+"""Sizes whose exact count a source prints."""
 
 
 # --- counts ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_count_is_exact(name):
-    assert models.parameter_count(gpt.SIZES[name].config) == COUNTS[name]
+def grid_count(layers: int, width: int) -> int:
+    """Return the parameters of a body of Turc et al. with its pooler."""
+    return body_count(30_522, 512, 2, layers, width) + width * width + width
 
 
-@pytest.mark.parametrize("name", TABLE_2_1)
-def test_alternating_form_differs_in_what_layers_see_only(name):
-    dense, alternating = gpt.SIZES[name].config, gpt.SIZES[f"{name}-alternating"].config
-    assert (alternating.pattern, alternating.window) == (("full", "window"), 256)
-    assert dataclasses.replace(alternating, pattern=dense.pattern, window=dense.window) == dense
-    assert models.parameter_count(alternating) == COUNTS[name]
+def body_count(vocab: int, context: int, types: int, layers: int, width: int) -> int:
+    """Return the parameters of a released body without a pooler, whose feed-forward layers have four times the width."""
+    norm = 2 * width
+    attention = 4 * (width * width + width)
+    mlp = 2 * 4 * width * width + 4 * width + width
+    return (vocab + context + types) * width + norm + layers * (attention + mlp + 2 * norm)
 
 
-def test_every_size_but_our_own_is_counted_here():
-    forms = {f"{name}-alternating" for name in TABLE_2_1}
-    assert set(gpt.SIZES) == set(COUNTS) | forms | {"gpt-nano"}
+def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
+    """Return (size, changed fields, parameters) of all that is counted above."""
+    tasks = ("body", "pretraining", "masked")
+    heads = [(name, zip(tasks, counts, strict=True)) for name, counts in ENCODERS.items()]
+    heads += [(name, zip(("body", "permutation"), counts, strict=True)) for name, counts in XLNET.items()]
+    return [
+        *((name, {}, count) for name, count in (GPT | ENCODER_DECODERS).items()),
+        *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
+        *((name, {"tied": True}, count) for name, count in ONE_TABLE.items()),
+        *((name, {"attention_bias": True}, count) for name, count in BIASED.items()),
+        *((name, {"task": task}, count) for name, pairs in heads for task, count in pairs if count is not None),
+        *((name, {"task": "body"}, grid_count(*shape)) for name, shape in GRID.items()),
+    ]
 
 
-def test_published_counts_are_the_counts():
-    published = {name: size.published_count for name, size in gpt.SIZES.items() if size.published_count is not None}
-    assert published == {name: COUNTS[name] for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.full] if name in ("bert", "t5") else []) for name in configs.families()]
+)
+def test_parameter_counts_are_exact(family: str) -> None:
+    sizes = configs.family(family).SIZES
+    cases = [(name, changes, count) for name, changes, count in expected_counts() if name in sizes]
+    assert {name for name, _, _ in cases} == sizes.keys() - {f"{family}-nano"}, "a size is not counted here"
+    for name, changes, count in cases:
+        assert models.parameter_count(dataclasses.replace(sizes[name].config, **changes)) == count, (name, changes)
+
+
+def test_counts_in_notes_and_of_sources() -> None:
+    published = {name: size.published_count for name, size in SIZES.items() if size.published_count is not None}
+    assert published == PUBLISHED_COUNTS
+    assert all(f"{count:,}" in SIZES[name].note for name, count in BIASED.items())
+    assert all(f"{GPT[f'{name}-literal']:,}" in SIZES[name].note for name in ("gpt3-xl", "gpt3-13b"))
+    assert ENCODERS["distilbert-base-uncased"][0] == body_count(30_522, 512, 0, 6, 768)
+    assert ENCODERS["roberta-large"][0] == body_count(50_265, 514, 1, 24, 1024) + 1024 * 1024 + 1024
 
 
 @pytest.mark.parametrize("vocab", [128, 131])
-def test_count_leaves_padding_rows_out(vocab):
-    """Against a sum written out by hand, and against the arrays an init would make."""
-    cfg = tiny(vocab=vocab)
+def test_padding_rows_are_not_counted(vocab: int) -> None:
+    """Compare a count with a sum written out by hand, and with the arrays that `init` would make; no array is made."""
+    cfg = dataclasses.replace(SIZES["gpt2"].config, vocab=vocab, context=16, layers=2, width=24, heads=3, head=4, ffn=40)
+    before = {id(array) for array in jax.live_arrays()}
     inner = cfg.heads * cfg.head
     attention = cfg.width * 3 * inner + 3 * inner + inner * cfg.width + cfg.width
     mlp = cfg.width * cfg.ffn + cfg.ffn + cfg.ffn * cfg.width + cfg.width
     layers = cfg.layers * (attention + mlp + 2 * 2 * cfg.width)
     expected = vocab * cfg.width + cfg.context * cfg.width + layers + 2 * cfg.width
     assert models.parameter_count(cfg) == expected
+    assert {id(array) for array in jax.live_arrays()} <= before
     stored = jax.eval_shape(lambda: models.model(cfg).init(jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(stored)) - expected == (-vocab % 128) * cfg.width
 
 
-def test_counting_makes_no_array():
-    before = {id(array) for array in jax.live_arrays()}
-    models.parameter_count(gpt.SIZES["gpt3-175b"].config)
-    assert {id(array) for array in jax.live_arrays()} <= before
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "shared", "decoder"])
+def test_parameter_counts_of_the_architectures_of_t5(architecture: Any) -> None:
+    """Table 2 of the paper: two stacks have about twice the parameters of one, and the shared one cross-attention besides."""
+    table, norms, relative = 32_128 * 768, 768, 32 * 12
+    layer = 4 * 768 * 768 + 2 * 768 * 3072 + 2 * norms
+    cross = 4 * 768 * 768 + norms
+    expected = {
+        "encoder_decoder": table + 12 * (2 * layer + cross) + 2 * (norms + relative),
+        "shared": table + 12 * (layer + cross) + norms + 2 * relative,
+        "decoder": table + 12 * layer + norms + relative,
+    }
+    config = dataclasses.replace(SIZES["t5-base"].config, architecture=architecture)
+    assert models.parameter_count(config) == expected[architecture]
 
 
 # --- numbers and where they come from -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TABLE_2_1)
-@pytest.mark.parametrize("form", ["", "-alternating", "-literal"])
-def test_published_fields_of_gpt3_have_the_printed_values(name, form):
-    if form == "-literal" and name not in ("gpt3-xl", "gpt3-13b"):
-        assert name + form not in gpt.SIZES
-        return
-    size = gpt.SIZES[name + form]
-    for field, printed in zip(("layers", "width", "heads", "head"), TABLE_2_1[name], strict=True):
-        assert (getattr(size.config, field) == printed) != (field in size.assumed), field
-    assert size.config.ffn == 4 * size.config.width
-    assert size.config.context == 2048
+def test_rows_of_gpt3_have_the_printed_values() -> None:
+    """Where a row contradicts itself, the changed field is marked as assumed, and a literal form keeps the printed value."""
+    for name, row in TABLE_2_1.items():
+        contradictory = name in ("gpt3-xl", "gpt3-13b")
+        for form in ("", "-alternating", *(["-literal"] if contradictory else [])):
+            size = SIZES[name + form]
+            for field, printed in zip(("layers", "width", "heads", "head"), row, strict=True):
+                assert (getattr(size.config, field) == printed) != (field in size.assumed), (name, form, field)
+            assert (size.config.ffn, size.config.context) == (4 * size.config.width, 2048)
+            assert ("contradicts itself" in size.note) == contradictory
+        dense, alternating = SIZES[name].config, SIZES[f"{name}-alternating"].config
+        assert alternating == dataclasses.replace(dense, pattern=("full", "window"), window=256)
+    for name, size in gpt.SIZES.items():
+        fills = size.config.heads * size.config.head == size.config.width
+        assert fills != name.endswith("-literal"), name
 
 
-@pytest.mark.parametrize("name", gpt.SIZES)
-def test_heads_fill_the_width_unless_the_row_is_taken_literally(name):
-    cfg = gpt.SIZES[name].config
-    assert (cfg.heads * cfg.head == cfg.width) == (not name.endswith("-literal"))
+RELEASED: dict[str, dict[str, Any]] = {
+    "bert-base-uncased": dict(vocab=30_522, context=512, types=2, position_offset=0, eps=1e-12, dropout=0.1, head_dropout=0.1),
+    "bert-large-cased": dict(vocab=28_996, layers=24, width=1024, heads=16, ffn=4096, activation="gelu"),
+    "roberta-base": dict(vocab=50_265, context=512, types=1, position_offset=2, eps=1e-5, dropout=0.1, attention_dropout=0.1),
+    "distilroberta-base": dict(vocab=50_265, layers=6, width=768, heads=12, ffn=3072),
+    "distilbert-base-cased": dict(vocab=28_996, layers=6, types=0, eps=1e-12, dropout=0.1, head_dropout=0.2),
+    "t5-3b": dict(vocab=32_128, layers=24, decoder_layers=24, width=1024, heads=32, head=128, ffn=16_384),
+    "t5-11b": dict(heads=128, head=128, ffn=65_536, activation="relu", gated=False, tied=True),
+    "t5-v1.1-small": dict(layers=8, width=512, heads=6, head=64, ffn=1024, activation="gelu_tanh", gated=True, tied=False),
+    "t5-v1.1-xxl": dict(layers=24, width=4096, heads=64, head=64, ffn=10_240, buckets=32, max_distance=128, eps=1e-6),
+    "transformer-base": dict(layers=6, width=512, heads=8, ffn=2048, dropout=0.1, activation="relu", attention_bias=False),
+    "transformer-big": dict(layers=6, width=1024, heads=16, ffn=4096, dropout=0.3, sinusoids="interleaved"),
+}
+"""Numbers that a parameter count does not show."""
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_what_nobody_published_is_marked(name):
-    assert UNKNOWN[name] <= set(gpt.SIZES[name].assumed)
+def test_numbers_are_the_released_ones() -> None:
+    for name, numbers in RELEASED.items():
+        assert {field: getattr(SIZES[name].config, field) for field in numbers} == numbers, name
+    for name, (layers, width) in GRID.items():
+        cfg = SIZES[name].config
+        assert (cfg.layers, cfg.width, cfg.head, cfg.ffn) == (layers, width, 64, 4 * width)
+    for name, (layers, width) in NAMED.items():
+        assert SIZES[name].config == SIZES[f"bert-uncased-l{layers}-h{width}"].config
+        assert f"bert-uncased-l{layers}-h{width} of the grid" in SIZES[name].note
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
-def test_gpt2_is_published_whole(name):
-    assert not gpt.SIZES[name].assumed
+def test_distilled_students_have_half_the_layers_of_their_teachers() -> None:
+    """Distillation copies layers: the other numbers must be equal."""
+    for student, teacher in (("distilbert-nano", "bert-nano"), ("distilbert-base-uncased", "bert-base-uncased")):
+        small, large = SIZES[student].config, SIZES[teacher].config
+        assert 2 * small.layers == large.layers
+        for field in ("vocab", "context", "width", "heads", "ffn", "activation", "eps"):
+            assert getattr(small, field) == getattr(large, field)
 
 
-@pytest.mark.parametrize("name", gpt.SIZES)
-def test_sources_and_reasons_are_given(name):
-    size = gpt.SIZES[name]
-    assert size.source
-    assert set(size.assumed) <= {field.name for field in dataclasses.fields(size.config)} - {"compute"}
-    assert all(size.assumed.values())
+GPT3_UNKNOWN = {"eps", "dropout", "embedding_dropout", "attention_dropout", "pattern", "window"}
+UNKNOWN = {
+    "turing-nlg": {"vocab", "context", "ffn", "eps", "dropout", "embedding_dropout", "attention_dropout"},
+    "megatron-8.3b": {"heads", "head"},
+}
+"""What no source states."""
+ASSUMED = {
+    **{name: set() for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+    **{name: {"initializer"} for name in (*ENCODERS, *GRID)},
+    **{name: set() for name in ENCODER_DECODERS if name.startswith("t5")},
+    **{name: {"vocab", "attention_bias", "output_bias", "eps"} for name in BIASED},
+    "xlnet-base-cased": {"memory", "reuse"},
+    "xlnet-large-cased": set(),
+}
+"""All fields of a size that are assumed."""
 
 
-@pytest.mark.parametrize("name", ["gpt3-xl", "gpt3-xl-literal", "gpt3-13b", "gpt3-13b-literal"])
-def test_contradictions_are_stated(name):
-    assert "contradicts itself" in gpt.SIZES[name].note
+def test_every_size_has_a_source_and_a_reason_for_each_assumed_number() -> None:
+    for name, size in SIZES.items():
+        fields = {field.name for field in dataclasses.fields(size.config)} - {"compute"}
+        assert size.source and all(size.assumed.values()), name
+        assert set(size.assumed) <= fields, name
+        unknown = GPT3_UNKNOWN if name.startswith("gpt3-") else UNKNOWN.get(name, set())
+        assert unknown <= set(size.assumed), name
+        if name in ASSUMED or name.endswith("-nano"):
+            assert set(size.assumed) == ASSUMED.get(name, fields), name
 
 
-def test_every_family_has_numbers_and_arithmetic():
-    assert models.families() == configs.families()
+def test_objectives_and_heads_of_the_sizes() -> None:
+    for name, size in SIZES.items():
+        if name.startswith(("bert", "roberta", "distil")) and name != "distilgpt2":
+            nano_task = "pretraining" if name.startswith("bert") else "masked"
+            assert size.config.task == (nano_task if name.endswith("-nano") else "body"), name
+            assert size.objective == ("distilled" if name.startswith("distil") else "masked"), name
 
 
-def test_names_are_unique_over_the_families():
+# --- names ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_unique_and_importable_without_jax() -> None:
     names = [name for family in configs.families() for name in configs.family(family).SIZES]
     assert len(names) == len(set(names))
-
-
-def test_numbers_need_no_jax():
     code = "import sys; from zoo import configs; configs.find('gpt2'); print({'jax', 'flax', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert run_python("-c", code).stdout.strip() == "set()"
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------------
+def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
+    """The published name depends on the body alone, and not on its head, its dropout or how fresh parameters are made."""
+    for name in (*ENCODERS, *GRID):
+        cfg = dataclasses.replace(SIZES[name].config, task="masked", dropout=0.3, initializer="normal")
+        assert SIZES[str(configs.named(cfg))].config == SIZES[name].config
+        assert configs.named(dataclasses.replace(cfg, layers=31)) is None
+    for name in XLNET:
+        cfg = dataclasses.replace(xlnet.SIZES[name].config, task="permutation", memory=0, reuse=0, dropout=0.3)
+        assert configs.named(cfg) == name
+    # Three gated matrices of 2048 are as large as two of 3072: the count does not distinguish these two.
+    assert ENCODER_DECODERS["t5-base"] == ONE_TABLE["t5-v1.1-base"]
+    assert configs.named(SIZES["t5-base"].config) == "t5-base"
+    assert configs.named(dataclasses.replace(SIZES["t5-v1.1-base"].config, dropout=0.0)) == "t5-v1.1-base"
 
 
-@pytest.mark.parametrize("ask", [configs.find, catalogue.render])
-def test_gpt4_is_refused(ask):
-    with pytest.raises(BadInput) as refusal:
-        ask("gpt-4")
-    assert "the architecture of gpt-4 is unpublished" in str(refusal.value)
-    assert "nearest published architecture here is gpt3-175b" in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_refused_names_are_no_sizes_and_name_one():
+@pytest.mark.parametrize("lookup", [configs.find, catalogue.render])
+def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) -> None:
+    with pytest.raises(
+        BadInput, match=r"architecture of gpt-4 is unpublished.* nearest published architecture here is gpt3-175b"
+    ):
+        lookup("gpt-4")
+    for typed, nearest in (("gpt3-175", "gpt3-175b"), ("gtp2-xl", "gpt2-xl"), ("turing", "turing-nlg")):
+        with pytest.raises(BadInput, match=f"'{typed}'; the nearest is '{nearest}'"):
+            lookup(typed)
     for name, reason in configs.REFUSED.items():
-        assert name not in gpt.SIZES
-        assert any(reason.endswith(size) for size in gpt.SIZES)
-
-
-@pytest.mark.parametrize(("typed", "meant"), [("gpt3-175", "gpt3-175b"), ("gtp2-xl", "gpt2-xl"), ("turing", "turing-nlg")])
-def test_unknown_names_get_the_nearest(typed, meant):
-    with pytest.raises(BadInput, match=f"'{typed}'; the nearest is '{meant}'"):
-        catalogue.render(typed)
-
-
-NAN = float("nan")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vocab": 0}, "--model.vocab 0: choose 1 to 2,097,152"),
-        ({"vocab": (1 << 21) + 1}, "--model.vocab 2097153: choose 1 to 2,097,152"),
-        ({"context": (1 << 20) + 1}, "--model.context 1048577: choose 1 to 1,048,576"),
-        ({"layers": 513}, "--model.layers 513: choose 1 to 512"),
-        ({"layers": -1}, "--model.layers -1: choose 1 to 512"),
-        ({"width": 65537}, "--model.width 65537: choose 1 to 65,536"),
-        ({"heads": 0}, "--model.heads 0: choose 1 to 4,096"),
-        ({"head": 0}, "--model.head 0: choose 1 to 65,536"),
-        ({"ffn": 0}, "--model.ffn 0: choose 1 to 1,048,576"),
-        ({"dropout": 1.0}, "--model.dropout 1.0: choose a share of at least 0 and less than 1"),
-        ({"dropout": NAN}, "--model.dropout nan: choose a share of at least 0 and less than 1"),
-        ({"embedding_dropout": -0.1}, "--model.embedding-dropout -0.1: choose a share of at least 0 and less than 1"),
-        ({"attention_dropout": NAN}, "--model.attention-dropout nan: choose a share of at least 0 and less than 1"),
-        ({"eps": 0.0}, "--model.eps 0.0: choose 0 < eps <= 1"),
-        ({"eps": NAN}, "--model.eps nan: choose 0 < eps <= 1"),
-        ({"pattern": ()}, "--model.pattern (): name layers, each one of full, window"),
-        (
-            {"pattern": ("full", "full", "full")},
-            "--model.pattern full full full: its length, 3, must divide --model.layers 2",
-        ),
-        (
-            {"pattern": ("full", "window")},
-            "--model.window 0: the pattern has window layers; choose 1 to 16 tokens (--model.context)",
-        ),
-        (
-            {"pattern": ("window",), "window": 17},
-            "--model.window 17: the pattern has window layers; choose 1 to 16 tokens (--model.context)",
-        ),
-        ({"window": 8}, "--model.window 8: no layer has a window; add one to --model.pattern or choose 0"),
-    ],
-    ids=str,
-)
-def test_bad_numbers_are_refused(change, message):
-    with pytest.raises(BadInput) as refusal:
-        tiny(**change)
-    assert str(refusal.value) == message
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("activation", "swish", "--model.activation swish: choose one of gelu, gelu_tanh, relu"),
-        ("pattern", ("full", "band"), "--model.pattern full band: name layers, each one of full, window"),
-        ("layers", NAN, "--model.layers nan: choose 1 to 512"),
-    ],
-)
-def test_values_of_another_type_are_refused_without_a_type_checker(field, value, message):
-    """In a new process: here the type checker of the tests would refuse them first."""
-    code = (
-        "import dataclasses; from zoo.configs.gpt import SIZES; from zoo.errors import BadInput; nan = float('nan')\n"
-        f"try: dataclasses.replace(SIZES['gpt-nano'].config, {field}={value!r})\n"
-        "except BadInput as wrong: print(wrong)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == message
-
-
-def test_limits_themselves_are_allowed():
-    for field, largest in gpt.LARGEST.items():
-        assert getattr(tiny(**{field: largest}), field) == largest
-        assert getattr(tiny(**{field: 1}), field) == 1
-    assert tiny(pattern=("full", "window"), window=16).window == 16
-
-
-# --- models ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_model_binds_a_config_to_its_family():
-    cfg = tiny(dropout=0.5)
-    model = models.model(cfg)
-    module = models.family("gpt")
-    assert (model.family, model.config, model.module) == ("gpt", cfg, module)
-    batch = Batch(tokens=jnp.asarray([[1, 2, 3], [4, 5, 6]]))
-    seeds = jnp.asarray([[3, 4], [5, 6]], jnp.uint32)
-
-    @jax.jit
-    def run(key):
-        """Once through the model and once through the module, compiled together."""
-        params, same = model.init(key), module.init(cfg, key)
-        hidden, dropped = model.apply(params, batch).hidden, model.apply(params, batch, seeds=seeds).hidden
-        bound = params, hidden, dropped, model.unembed(params, hidden)
-        hidden = module.apply(cfg, same, batch).hidden
-        return bound, (same, hidden, module.apply(cfg, same, batch, seeds=seeds).hidden, module.unembed(cfg, same, hidden))
-
-    bound, direct = run(jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, bound, direct)
-    assert not np.array_equal(bound[1], bound[2]), "seeds turn dropout on"
-    assert model.flops(batch) == module.flops(cfg, batch)
-
-
-def test_padded_leaves_exist():
-    for name in models.families():
-        module = models.family(name)
-        for size in configs.family(name).SIZES.values():
-            shapes = jax.eval_shape(lambda module=module, size=size: module.init(size.config, jax.random.key(0)))
-            leaves = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
-            # A body alone has no bias of masked words.
-            there = module.PADDED.keys() & leaves.keys()
-            assert "embed/tokens/embedding" in there
-            for path in there:
-                assert leaves[path].shape[0] == -(-getattr(size.config, module.PADDED[path]) // 128) * 128
+        assert name not in SIZES and any(reason.endswith(size) for size in SIZES)
 
 
 # --- zoo models -----------------------------------------------------------------------------------------------------------------
 
 
-def test_listing_names_every_size_with_its_count():
-    text = catalogue.render()
-    lines = {line.split()[0]: line.split() for line in text.splitlines() if line and line.split()[0] in gpt.SIZES}
-    assert set(lines) == set(gpt.SIZES)
-    for name, count in COUNTS.items():
-        assert lines[name][1] == f"{count:,}"
-    assert lines["gpt2"][2:] == ["12x768", "12x64", "1024", "50257", "none"]
-    assert lines["gpt3-13b"][2:] == ["40x5120*", "40x128", "2048", "50257", "9"]
-    assert lines["turing-nlg"][2:5] == ["78x4256", "28x152", "1024*"]
-    assert lines["gpt-nano"][-1] == "all"
-    assert "gpt, causal language model" in text
-
-
-def test_listing_is_plain_text_within_80_columns():
-    text = catalogue.render()
-    assert text.isascii()
-    assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 80
-    assert all(line == line.rstrip() for line in text.splitlines())
-
-
-def test_a_narrow_terminal_cuts_no_number(monkeypatch):
-    wide = catalogue.render()
-    monkeypatch.setenv("COLUMNS", "30")
-    assert catalogue.render() == wide
-
-
-@pytest.mark.parametrize("name", ["gpt2", "gpt3-13b", "gpt3-xl-alternating", "megatron-8.3b", "gpt-nano"])
-def test_page_says_where_each_number_comes_from(name, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    size = gpt.SIZES[name]
-    lines = {line.split()[0]: line for line in catalogue.render(name).splitlines() if line}
-    for field in dataclasses.fields(gpt.Config):
-        if field.name == "compute":
-            assert field.name not in lines
-        elif field.name in size.assumed:
-            assert f"assumed: {size.assumed[field.name]}" in lines[field.name] or lines[field.name].endswith("as above")
-        else:
-            assert lines[field.name].endswith("  published")
-    for reason in size.assumed.values():
-        assert any(line.endswith(f"assumed: {reason}") for line in lines.values())
-    assert size.source in lines["source"]
-    assert size.note in lines.get("note", "")
-    counted = "no exact count" if size.published_count is None else f"{size.published_count:,}"
-    assert lines["published"].endswith(counted)
-    assert lines["parameters"].endswith(f"{models.parameter_count(size.config):,}")
-
-
-@pytest.mark.parametrize("name", gpt.SIZES)
-def test_pages_fit_80_columns(name):
-    text = catalogue.render(name)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "\x1b" not in text
-
-
-def test_json_holds_the_same():
+@pytest.mark.full
+def test_the_listing_and_its_json_have_every_size_with_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")  # no number is cut on a narrow terminal
+    lines = {line.split()[0]: line.split() for line in catalogue.render().splitlines() if line}
     described = {entry["name"]: entry for entry in json.loads(catalogue.render(as_json=True))}
-    assert {name: described[name]["parameters"] for name in COUNTS} == COUNTS
-    width = described["gpt3-13b"]["fields"]["width"]
-    assert width == {"value": 5120, "status": "assumed", "why": gpt.SIZES["gpt3-13b"].assumed["width"]}
-    assert described["gpt2"]["fields"]["width"] == {"value": 768, "status": "published"}
-    assert described["gpt2"]["published_parameters"] == COUNTS["gpt2"]
-    assert json.loads(catalogue.render("gpt2", as_json=True)) == described["gpt2"]
+    assert described.keys() == SIZES.keys() <= lines.keys()
+    counts = {**GPT, **ENCODER_DECODERS, **{name: count[0] for name, count in (ENCODERS | XLNET).items()}}
+    for name, count in counts.items():
+        assert lines[name][1] == f"{count:,}"
+        assert described[name]["parameters"] == count
+    assert lines["gpt3-13b"][2:] == ["40x5120*", "40x128", "2048", "50257", "9"]
+    assert (lines["gpt2"][-1], lines["gpt-nano"][-1]) == ("none", "all")
+    assert all(2e6 < described[f"{family}-nano"]["parameters"] < 10e6 for family in ("t5", "transformer", "xlnet"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt3-13b", "gpt-nano", "bert-nano", "transformer-base"])
+def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    size = SIZES[name]
+    page = catalogue.render(name)
+    lines = {line.split()[0]: line for line in page.splitlines() if line}
+    described = json.loads(catalogue.render(name, as_json=True))
+    for field in dataclasses.fields(size.config):
+        why = size.assumed.get(field.name)
+        if field.name == "compute":
+            assert field.name not in lines and field.name not in described["fields"]
+            continue
+        status = {"status": "published"} if why is None else {"status": "assumed", "why": why}
+        value = json.loads(json.dumps(getattr(size.config, field.name)))
+        assert described["fields"][field.name] == {"value": value, **status}
+        assert ("published" if why is None else "assumed") in lines[field.name]
+    assert all(f"assumed: {reason}" in page for reason in size.assumed.values())
+    assert size.source in page and size.note in page
+    parameters = models.parameter_count(size.config)
+    assert (described["parameters"], described["published_parameters"]) == (parameters, size.published_count)
+    assert f"{parameters:,}" in lines["parameters"]

@@ -1,6 +1,8 @@
-"""Every tensor of every published model, damaged in every way: all of it is refused, by the tensor's name."""
+"""Damaged and hostile files of weights are refused, by the name of the tensor or of the file."""
 
+import dataclasses
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,44 +12,27 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.support import published
-from zoo import models, pretrained, tensors
+from tests.support.processes import ROOT, run_python
+from zoo import configs, models, pretrained, tensors
 from zoo.errors import BadInput
 
 COUNTS = {
-    ("gpt", "causal"): (28, 8),
-    ("bert", "body"): (39, 7),
-    ("bert", "pretraining"): (46, 8),
-    ("bert", "masked"): (42, 7),
-    ("bert", "next"): (41, 8),
-    ("bert", "sequence"): (41, 8),
-    ("bert", "choice"): (41, 8),
-    ("bert", "tokens"): (39, 8),
-    ("bert", "span"): (39, 8),
-    ("distilbert", "body"): (36, 6),
-    ("distilbert", "masked"): (41, 6),
-    ("distilbert", "sequence"): (40, 7),
-    ("distilbert", "choice"): (40, 7),
-    ("distilbert", "tokens"): (38, 7),
-    ("distilbert", "span"): (38, 7),
-    ("roberta", "body"): (39, 7),
-    ("roberta", "masked"): (42, 7),
-    ("roberta", "sequence"): (41, 8),
-    ("roberta", "choice"): (41, 8),
-    ("roberta", "tokens"): (39, 8),
-    ("roberta", "span"): (39, 8),
-    ("t5", "text_to_text"): (66, 51),
-    ("transformer", "text_to_text"): (86, 10),
-    ("xlnet", "body"): (36, 11),
-    ("xlnet", "permutation"): (37, 11),
-    ("xlnet", "sequence"): (40, 12),
-    ("xlnet", "choice"): (40, 12),
-    ("xlnet", "tokens"): (38, 12),
-    ("xlnet", "span"): (38, 12),
+    **{("gpt", "causal"): (28, 8), ("t5", "text_to_text"): (66, 51), ("transformer", "text_to_text"): (86, 10)},
+    **{("bert", "body"): (39, 7), ("bert", "pretraining"): (46, 8), ("bert", "masked"): (42, 7), ("bert", "next"): (41, 8)},
+    **{("bert", "sequence"): (41, 8), ("bert", "choice"): (41, 8), ("bert", "tokens"): (39, 8), ("bert", "span"): (39, 8)},
+    **{("distilbert", "body"): (36, 6), ("distilbert", "masked"): (41, 6), ("distilbert", "sequence"): (40, 7)},
+    **{("distilbert", "choice"): (40, 7), ("distilbert", "tokens"): (38, 7), ("distilbert", "span"): (38, 7)},
+    **{("roberta", "body"): (39, 7), ("roberta", "masked"): (42, 7), ("roberta", "sequence"): (41, 8)},
+    **{("roberta", "choice"): (41, 8), ("roberta", "tokens"): (39, 8), ("roberta", "span"): (39, 8)},
+    **{("xlnet", "body"): (36, 11), ("xlnet", "permutation"): (37, 11), ("xlnet", "sequence"): (40, 12)},
+    **{("xlnet", "choice"): (40, 12), ("xlnet", "tokens"): (38, 12), ("xlnet", "span"): (38, 12)},
 }
 """Tensors of the tiny model with each head, and those of them that are matrices and not square."""
+FIRST = {family: task for family, task in reversed(COUNTS)}
+"""The head of each family whose mutants are tried in the fast tier."""
 
 ALONE = {"lm_loss.bias"}
-"""Heads of a single tensor: a file without it is a body's, and the note on it says so (tests/zoo/models/test_xlnet.py)."""
+"""Heads of a single tensor: a file without it is a body's, and the note on it says so (tests/zoo/hf/test_heads.py)."""
 
 NANO = {"gpt": (52, 14), "bert": (69, 11), "distilbert": (36, 6), "roberta": (69, 11), "t5": (97, 27), "transformer": (128, 14)}
 NANO |= {"xlnet": (70, 21)}
@@ -136,9 +121,12 @@ def test_every_mutant_of_a_folder(tmp_path: Path) -> None:
     pretrained.open_folder(folder)
 
 
-@pytest.mark.parametrize(
-    ("family", "task"), [pytest.param(*head, marks=pytest.mark.planted(tiny_mutants(*head))) for head in COUNTS]
-)
+def head_of(family: str, task: str, mutants: int, fast: bool) -> Any:
+    marks = [pytest.mark.planted(mutants), *([] if fast else [pytest.mark.full])]
+    return pytest.param(family, task, marks=marks)
+
+
+@pytest.mark.parametrize(("family", "task"), [head_of(*head, tiny_mutants(*head), head in FIRST.items()) for head in COUNTS])
 def test_every_mutant_of_every_head(family: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_memory(tmp_path, monkeypatch, published.config(family, task), SLIPS) == tiny_mutants(family, task)
 
@@ -172,3 +160,127 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, A
     monkeypatch.setattr(tensors, "read", lambda folder: now)
     pretrained.open_folder(folder)
     return refused(folder, stored, put, kinds)
+
+
+@pytest.mark.planted(4)
+def test_tensors_that_contradict_config_json_are_named(tmp_path: Path) -> None:
+    stored = published.write(tmp_path / "model", published.GPT2)
+    few = {name: tensor for name, tensor in stored.items() if ".h.1." not in name}
+    for changes, changed, parts in (
+        ({"n_layer": 3}, stored, ["h.2.ln_1.weight is missing"]),
+        ({"n_layer": 1}, stored, ["h.1.attn.c_attn.bias is unexpected"]),
+        ({"n_embd": 24}, stored, ["wte.weight has shape [61, 12], not [61, 24]"]),
+        ({}, few, ["transformer.h.1.ln_1.weight is missing", "and 7 more"]),
+    ):
+        published.assert_refused(published.write_files(tmp_path / "model", published.GPT2 | changes, changed), *parts)
+
+
+@pytest.mark.planted
+def test_a_table_of_names_that_lacks_a_leaf_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = models.family("gpt")
+    names = module.HF["causal"]
+    monkeypatch.setattr(module, "HF", {"causal": dataclasses.replace(names, rows=names.rows[1:])})
+    pretrained.written_out.cache_clear()
+    with pytest.raises(ValueError, match="embed/tokens/embedding"):
+        pretrained.written_out(configs.find("gpt-nano")[1].config, "")
+
+
+# --- hostile files --------------------------------------------------------------------------------------------------------------
+
+
+def raw(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """Return a safetensors file of a header, given as JSON or as text, and its data."""
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "damaged"),
+    "seven bytes": (b"\0" * 7, "damaged"),
+    "header longer than the file": (raw({"a": ONE}, b"\0" * 4, length=1 << 62), "damaged"),
+    "header over the cap": (raw(b'{"a": 1' + b" " * (26 << 20) + b"}"), "at most"),
+    "no JSON": (raw(b"{\xff}"), "JSON"),
+    "a list": (raw(b"[]"), "JSON object"),
+    "deep nesting": (raw(b'{"a":' * 50_000), "JSON"),
+    "a key twice": (raw(b'{"a": %b, "a": %b}' % ((json.dumps(ONE).encode(),) * 2), b"\0" * 4), "twice"),
+    "a path as a name": (raw({"../../etc/passwd": ONE}, b"\0" * 4), "names are"),
+    "a NUL in a name": (raw({"a\0b": ONE}, b"\0" * 4), "names are"),
+    "a long name": (raw({"a" * 257: ONE}, b"\0" * 4), "names are"),
+    "too many tensors": (
+        raw({f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}),
+        "tensors",
+    ),
+    "overlap": (raw({"a": ONE, "b": ONE}, b"\0" * 4), "damaged"),
+    "a hole": (raw({"a": ONE | {"data_offsets": [4, 8]}}, b"\0" * 8), "damaged"),
+    "more at the end": (raw({"a": ONE}, b"\0" * 8), "damaged"),
+    "negative shape": (raw({"a": ONE | {"shape": [-1]}}, b"\0" * 4), "damaged"),
+    "overflowing shape": (raw({"a": ONE | {"shape": [1 << 40, 1 << 40]}}, b"\0" * 4), "damaged"),
+    "shape against size": (raw({"a": ONE | {"shape": [2]}}, b"\0" * 4), "damaged"),
+    "unknown type": (raw({"a": ONE | {"dtype": "F31"}}, b"\0" * 4), "damaged"),
+    "no object": (raw({"a": 3}), "damaged"),
+    "fp8": (raw({"a": ONE | {"dtype": "F8_E4M3", "data_offsets": [0, 1]}}, b"\0"), "type"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.planted
+def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
+    content, message = HOSTILE[case]
+    (tmp_path / tensors.SINGLE).write_bytes(content)
+    with pytest.raises(BadInput, match=message) as refusal:
+        tensors.read(tmp_path)
+    assert tensors.SINGLE in str(refusal.value)
+    assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "where", ["../gpt2/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "x.bin", "x.safetensors/", 3, None]
+)
+@pytest.mark.planted
+def test_an_index_stays_in_its_folder(tmp_path: Path, where: Any) -> None:
+    published.write_index(tmp_path, {"a": where})
+    with pytest.raises(BadInput, match=r"index\.json"):
+        tensors.read(tmp_path)
+
+
+@pytest.mark.planted(4)
+def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
+    stored = published.weights({"a": (2,), "b": (3,), "c": (4,)})
+    save_file(stored, tmp_path / "model-1.safetensors")
+    first, *others = sorted(stored)
+    for files, message in [
+        ({name: "model-1.safetensors" for name in others}, f"also holds {first}"),
+        ({name: "model-1.safetensors" for name in [*stored, "x"]}, "lacks x"),
+        ({name: "model-2.safetensors" for name in stored}, "cannot be read"),
+    ]:
+        published.write_index(tmp_path, files)
+        with pytest.raises(BadInput, match=message):
+            tensors.read(tmp_path)
+    save_file(stored, tmp_path / tensors.SINGLE)
+    with pytest.raises(BadInput, match="both"):
+        tensors.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
+@pytest.mark.planted
+def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
+    # Unpickling this would write the file "ran".
+    ran = tmp_path / "ran"
+    (tmp_path / name).write_bytes(b"cbuiltins\nopen\n(V" + str(ran).encode() + b"\nVw\ntR.")
+    with pytest.raises(BadInput, match="only safetensors"):
+        tensors.read(tmp_path)
+    assert not ran.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.planted(9_700)
+def test_random_damage_is_refused_in_bounded_memory() -> None:
+    count = 10_000
+    ended = run_python("-m", "tests.support.fuzz_weights", "1", str(count), cwd=ROOT)
+    assert ended.code == 0, ended.stderr
+    counts = json.loads(ended.stdout)
+    assert counts["refused"] + counts["read"] == count
+    # A few mutants change nothing but the bytes of a weight; far more than those would mean that checks are missing.
+    assert counts["read"] < 0.03 * count
+    assert counts["grown_kb"] < 200_000

@@ -1,9 +1,8 @@
-"""What every family must keep, checked for each one that is found."""
+"""What every family must keep, checked for each one that is found in the folder of the models."""
 
 import dataclasses
 import functools
 import inspect
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import jax
@@ -18,6 +17,7 @@ from tests.support.small import (
     home,
     jit,
     random_params,
+    reached_rows,
     row,
     said,
     seeds,
@@ -29,19 +29,22 @@ from tests.support.small import (
     with_source,
 )
 from train import config, optim
-from train import mesh as meshes
 from train.objectives import objectives
 from train.step import DTYPES, ENGINES
-from zoo import attention, configs, layers, models, pretrained, sharding, stack
+from zoo import attention, configs, layers, models, sharding, stack
 from zoo.batch import Batch
-from zoo.errors import BadInput
 from zoo.masks import Mask
-from zoo.models import model
+from zoo.models import Model
 
-FAMILIES = models.families()
-SIZES = [(family, name) for family in FAMILIES for name in configs.family(family).SIZES]
-every_family = pytest.mark.parametrize("family", FAMILIES)
-every_head = pytest.mark.parametrize(("family", "task"), HEADS)
+FAMILIES = configs.families()
+FIRST = {family: task for family, task in reversed(HEADS)}
+"""The first head of each family."""
+
+
+def families(*fast: str, among: list[str] = FAMILIES) -> Any:
+    """Run a test for every family: in the fast tier for some of them, and in the full tier for the others."""
+    marks = {name: [] if name in fast else [pytest.mark.full] for name in among}
+    return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name]) for name in among])
 
 
 # --- the interface --------------------------------------------------------------------------------------------------------------
@@ -54,12 +57,9 @@ SIGNATURES = {
 }
 
 
-def test_numbers_and_arithmetic_have_the_same_names() -> None:
-    assert FAMILIES == configs.families() != []
-
-
-@every_family
+@families(*FAMILIES)
 def test_the_interface_of_a_family(family: str) -> None:
+    assert models.families() == FAMILIES
     module, numbers = models.family(family), configs.family(family)
     for name, expected in SIGNATURES.items():
         parameters = inspect.signature(getattr(module, name)).parameters.values()
@@ -74,6 +74,23 @@ def test_the_interface_of_a_family(family: str) -> None:
         next(iter(numbers.SIZES.values())).config.layers = 1
 
 
+def test_a_model_is_its_family_with_a_configuration() -> None:
+    """Its programs are those of the module; seeds turn dropout on."""
+    net = small("gpt", dropout=0.5)
+    module, cfg, params, batch = models.family("gpt"), net.config, shapes(net), row(3, 2)
+    assert (net.family, net.module) == ("gpt", module)
+
+    def program(function: Any, *arguments: Any, **options: Any) -> str:
+        return str(jax.make_jaxpr(functools.partial(function, **options))(*arguments))
+
+    hidden = jax.ShapeDtypeStruct((2, 3, 32), jnp.float32)
+    plain, dropped = (program(net.apply, params, batch, seeds=given) for given in (None, seeds(2)))
+    assert plain == program(functools.partial(module.apply, cfg), params, batch) != dropped
+    assert dropped == program(functools.partial(module.apply, cfg), params, batch, seeds=seeds(2))
+    assert program(net.unembed, params, hidden) == program(functools.partial(module.unembed, cfg), params, hidden)
+    assert net.flops(batch) == module.flops(cfg, batch)
+
+
 LITERALS = {
     "Activation": (configs.Activation, layers.ACTIVATIONS),
     "Implementation": (configs.Implementation, ["auto", *attention.IMPLEMENTATIONS]),
@@ -86,33 +103,10 @@ LITERALS = {
 }
 
 
-@every_head
-def test_published_weights_of_a_model(family: str, task: str, tmp_path: Path) -> None:
-    """Every leaf has its published name, and parameters and numbers come back the same. What nobody published has no export."""
-    net = with_head(family, task, vocab=131)
-    params = random_params(net)
-    if not net.names.architecture:
-        with pytest.raises(BadInput, match=f"model.task {task}: no {family} with this head was published"):
-            pretrained.save(tmp_path, net.config, params)
-        return
-    pretrained.save(tmp_path, net.config, params)
-    cfg, same = pretrained.load(tmp_path, meshes.make(config.Mesh(), jax.devices()[:1]))
-    assert configs.shape(cfg) == configs.shape(net.config)
-    assert models.model(cfg).task == task
-    assert not pretrained.read_config(tmp_path)[1], "an export writes keys that the import does not know"
-    # Padding rows are not published; they come back as the zeros that they are.
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, same))
-    types = [configs.family(other).MODEL_TYPE for other in FAMILIES]
-    assert len(set(types)) == len(types)
-
-
-@pytest.mark.parametrize(("literal", "table"), LITERALS.values(), ids=LITERALS.keys())
-def test_a_choice_is_what_its_table_has(literal: Any, table: Any) -> None:
-    assert sorted(get_args(literal)) == sorted(table)
-
-
-def test_every_schedule_is_one_of_its_own() -> None:
-    """Schedules have no table to compare with: each name must be built, and differ from the others somewhere."""
+def test_choices_are_what_their_tables_have() -> None:
+    for name, (literal, table) in LITERALS.items():
+        assert sorted(get_args(literal)) == sorted(table), name
+    # Schedules have no table: each name must be built, and differ from the others somewhere.
     built = [optim.schedule(config.Optim(schedule=name), 1000) for name in get_args(config.Schedule)]
     rates = {tuple(float(schedule(step)) for step in (3, 700)) for schedule in built}
     assert len(rates) == len(built)
@@ -127,27 +121,40 @@ def test_auto_chooses_what_exists_and_runs_there() -> None:
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
 
+STRUCTURES = [
+    *((family, task, {}) for family, task in HEADS),
+    *(
+        ("t5", "text_to_text", {"architecture": architecture, "gated": gated, "tied": tied})
+        for architecture in ("encoder_decoder", "shared", "decoder")
+        for gated, tied in ((True, True), (False, False))
+    ),
+    ("transformer", "text_to_text", {"attention_bias": False, "output_bias": False}),
+]
+"""Every set of leaves that a model can have."""
 
-@pytest.mark.parametrize(("family", "name"), SIZES)
-def test_every_leaf_of_every_size_has_its_row_in_the_sharding_table(family: str, name: str) -> None:
+
+@families("gpt", "transformer")
+def test_every_leaf_has_its_row_in_the_sharding_table(family: str) -> None:
     """Exactly one row (`spec` raises otherwise) of as many axes as the leaf has dimensions; the layer axis is not sharded."""
-    net = model(configs.family(family).SIZES[name].config)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(net)):
-        path = sharding.path_of(keys)
-        axes = sharding.spec(path, (*sharding.RULES, *net.module.SHARDING))
-        assert len(axes) == leaf.ndim
-        assert set(axes) <= {None, *sharding.AXES}
-        if "layers" in path.split("/"):
-            assert (axes[0], leaf.shape[0]) == (None, net.config.layers)
+    for other, task, changes in STRUCTURES:
+        if other != family:
+            continue
+        net = with_head(family, task, **changes)
+        stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(net))}
+        for path, leaf in stored.items():
+            axes = sharding.spec(path, (*sharding.RULES, *net.module.SHARDING))
+            assert len(axes) == leaf.ndim, (path, changes)
+            assert set(axes) <= {None, *sharding.AXES}
+            if "layers" in path.split("/"):
+                assert (axes[0], leaf.shape[0]) == (None, net.config.layers)
+        # A body alone has no bias of masked words.
+        padded = net.module.PADDED.keys() & stored.keys()
+        assert "embed/tokens/embedding" in padded
+        for path in padded:
+            assert stored[path].shape[0] == -(-getattr(net.config, net.module.PADDED[path]) // 128) * 128
 
 
-@every_head
-def test_every_leaf_of_every_head_has_its_row(family: str, task: str) -> None:
-    net = with_head(family, task)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(net)):
-        assert len(sharding.spec(sharding.path_of(keys), (*sharding.RULES, *net.module.SHARDING))) == leaf.ndim
-
-
+@pytest.mark.planted
 @pytest.mark.parametrize(
     ("path", "rules", "count"),
     [
@@ -155,15 +162,14 @@ def test_every_leaf_of_every_head_has_its_row(family: str, task: str) -> None:
         ("mlp/up/kernel", (*sharding.RULES, (r"up/kernel", (None, None))), 2),
     ],
 )
-@pytest.mark.planted
 def test_no_row_and_two_rows_are_refused(path: str, rules: Any, count: int) -> None:
     with pytest.raises(ValueError, match=f"{path} matches {count} rows"):
         sharding.spec(path, rules)
 
 
-@every_family
+@families("gpt")
 def test_initial_parameters(family: str) -> None:
-    """Plain dicts of float32 arrays; a function of the key; the layers are drawn independently and lie on axis 0."""
+    """Plain dicts of float32 arrays; a function of the key; the layers are sampled independently and are on axis 0."""
     net = small(family)
     init = jit(net.init)
     params, same, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
@@ -173,11 +179,11 @@ def test_initial_parameters(family: str) -> None:
     for (keys, leaf), changed in zip(leaves, jax.tree.leaves(other), strict=True):
         path = sharding.path_of(keys)
         assert isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
-        drawn = path.endswith(("kernel", "embedding"))
-        assert bool((leaf != changed).any()) == drawn
+        sampled, values = path.endswith(("kernel", "embedding")), np.asarray(leaf)
+        assert bool((values != np.asarray(changed)).any()) == sampled
         if "layers" in path.split("/"):
             assert leaf.shape[0] == net.config.layers
-            assert bool((leaf[0] != leaf[1]).any()) == drawn
+            assert bool((values[0] != values[1]).any()) == sampled
 
 
 # --- the forward pass -----------------------------------------------------------------------------------------------------------
@@ -187,9 +193,11 @@ WIDTHS = {"pretraining": 2, "next": 2, "sequence": 3, "choice": 1, "tokens": 3, 
 """Outputs of a classifier by task."""
 
 
-@every_head
-def test_the_arithmetic_follows_the_parameters_dtype(family: str, task: str) -> None:
-    """Hidden states of it, and float32 logits; dropout makes them no wider."""
+@pytest.mark.parametrize(
+    ("family", "task"), [pytest.param(*head, marks=[] if head in FIRST.items() else [pytest.mark.full]) for head in HEADS]
+)
+def test_the_arithmetic_follows_the_dtype_of_the_parameters(family: str, task: str) -> None:
+    """Hidden states have it, and logits are float32; dropout makes them no wider."""
     net = with_head(family, task, **with_dropout(small(family)))
     batch = with_source(net, row(8, 2))
     expected = {"words": (2, 8, 384), "sequences": (2, 1, WIDTHS.get(task)), "tokens": (2, 8, WIDTHS.get(task))}
@@ -204,7 +212,7 @@ def test_the_arithmetic_follows_the_parameters_dtype(family: str, task: str) -> 
         }
 
 
-@every_family
+@families("gpt")
 def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
     net = small(family)
     params, batch = random_params(net), with_source(net, row(8, 2))
@@ -213,49 +221,67 @@ def test_padding_rows_get_no_probability_and_no_gradient(family: str) -> None:
         logs = jax.nn.log_softmax(net.unembed(params, net.apply(params, batch).hidden))
         return logs[..., 7].mean(), jnp.exp(logs)
 
-    gradient, probabilities = jit(jax.grad(score, has_aux=True))(params)
+    gradient, probabilities = jax.device_get(jit(jax.grad(score, has_aux=True))(params))
     assert (probabilities[..., 300:] == 0).all() and (probabilities[..., :300] > 0).all()
-    stored = {sharding.path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(gradient)}
-    for path in net.module.PADDED.keys() & stored:
-        leaf = functools.reduce(lambda tree, name: tree[name], path.split("/"), gradient)
-        assert (leaf[300:] == 0).all()
-        assert (leaf[:300] != 0).any(-1).all()
-
-
-@pytest.mark.parametrize("family", ONE_WAY)
-@pytest.mark.planted
-def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly: the derivative by every later token is 0, by every other one it is not. A leaky mask is caught."""
-    net = small(family)
-    params, past, batch = random_params(net), np.tri(8, dtype=bool), with_source(net, row(8))
-    np.testing.assert_array_equal(sees(net, params, batch), past)
-    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **given: Mask(**{**given, "causal": False}))
-    assert sees(net, params, batch)[~past].all()
+    stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
+    for path in net.module.PADDED.keys() & stored.keys():
+        assert (stored[path][300:] == 0).all()
+        assert (stored[path][:300] != 0).any(-1).all()
 
 
 # Three documents of five tokens, and one of padding.
-SEGMENTS = jnp.array([[1] * 5 + [2] * 5 + [3] * 5 + [0]], jnp.int32)
-POSITIONS = jnp.array([[*range(5), *range(5), *range(5), 0]], jnp.int32)
+SEGMENTS = np.array([[1] * 5 + [2] * 5 + [3] * 5 + [0]], np.int32)
+POSITIONS = np.array([[*range(5), *range(5), *range(5), 0]], np.int32)
+SAME = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0] != 0)
+PAST = np.tri(16, dtype=bool)
 
 
-@every_family
-@pytest.mark.planted
-def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A small model and a row of documents, with what several tests inspect of them."""
+
+    net: Model
+    params: Any
+    batch: Batch
+    apply: Any
+    reached: np.ndarray
+    """bool[T, rows]: the rows of the table that an output depends on."""
+
+
+@functools.cache
+def packed(family: str) -> Packed:
     net = small(family)
-    packed = with_source(net, row(16, segments=SEGMENTS, positions=POSITIONS))
-    params, apply = random_params(net), jit(net.apply)
-    hidden = apply(params, packed).hidden
-    apart = Batch(tokens=packed.tokens[0, :15].reshape(3, 5))
-    if packed.source is not None:
-        apart = dataclasses.replace(apart, source=Batch(tokens=packed.source.tokens[0, :15].reshape(3, 5)))
-    alone = apply(params, apart).hidden
+    params = random_params(net)
+    batch = with_source(net, row(16, segments=jnp.asarray(SEGMENTS), positions=jnp.asarray(POSITIONS)))
+    return Packed(net, params, batch, jit(net.apply), reached_rows(net, params, batch))
+
+
+@pytest.mark.planted
+@families("gpt", among=ONE_WAY)
+def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivative by every later token is exactly 0, by every other one it is not. A leaky mask is noticed."""
+    case = packed(family)
+    assert not case.reached[:, np.asarray(case.batch.tokens[0])][~PAST].any()
+    monkeypatch.setattr(home(case.net, "Mask"), "Mask", lambda **given: Mask(**{**given, "causal": False}))
+    assert sees(case.net, case.params, case.batch)[~PAST & SAME].all()
+
+
+@pytest.mark.planted
+@families("gpt", "bert", "t5", "xlnet")
+def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
+    case = packed(family)
+    batch = case.batch
+    hidden = np.asarray(case.apply(case.params, batch).hidden)
+    apart = Batch(tokens=batch.tokens[0, :15].reshape(3, 5))
+    if batch.source is not None:
+        apart = dataclasses.replace(apart, source=Batch(tokens=batch.source.tokens[0, :15].reshape(3, 5)))
+    alone = case.apply(case.params, apart).hidden
     np.testing.assert_allclose(hidden[0, :15].reshape(3, 5, -1), alone, atol=1e-5, rtol=0)
-    same = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0] != 0)
-    ahead = np.tri(16, dtype=bool) if family in ONE_WAY else True
+    ahead = PAST if family in ONE_WAY else True
     # A padding token sees itself through the residual stream alone.
-    np.testing.assert_array_equal(sees(net, params, packed), (same & ahead) | np.eye(16, dtype=bool))
-    if packed.source is not None:
-        np.testing.assert_array_equal(sees(net, params, packed, packed.source.tokens[0]), same)
+    np.testing.assert_array_equal(case.reached[:, np.asarray(batch.tokens[0])], (SAME & ahead) | np.eye(16, dtype=bool))
+    if batch.source is not None:
+        np.testing.assert_array_equal(case.reached[:, np.asarray(batch.source.tokens[0])], SAME)
     # In one segment the documents do run into each other: reset positions isolate nothing.
-    leaky = dataclasses.replace(packed, segments=jnp.minimum(SEGMENTS, 1))
-    assert np.abs(apply(params, leaky).hidden - hidden)[:, 5:].max() > 1e-2
+    leaky = dataclasses.replace(batch, segments=jnp.minimum(batch.segments, 1))
+    assert np.abs(np.asarray(case.apply(case.params, leaky).hidden) - hidden)[:, 5:].max() > 1e-2

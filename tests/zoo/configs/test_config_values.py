@@ -1,0 +1,91 @@
+"""Values that a model may not have are refused with their option, their value and what to choose."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.support.processes import run_python
+from tests.support.small import random_params, small
+from zoo.batch import Batch
+from zoo.configs import gpt, t5, transformer
+from zoo.errors import BadInput
+
+NAN = float("nan")
+SHARE, EPS, PAIRS = "choose a share of at least 0 and less than 1", "choose 0 < eps <= 1", "choose an even number"
+WINDOWS = "the pattern has window layers; choose 1 to 32 tokens"
+
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("gpt", {"dropout": 1.0}, "--model.dropout 1.0: ", SHARE),
+    ("gpt", {"dropout": NAN}, "--model.dropout nan: ", SHARE),
+    ("gpt", {"embedding_dropout": -0.1}, "--model.embedding-dropout -0.1: ", SHARE),
+    ("gpt", {"attention_dropout": NAN}, "--model.attention-dropout nan: ", SHARE),
+    ("gpt", {"eps": 0.0}, "--model.eps 0.0: ", EPS),
+    ("gpt", {"eps": NAN}, "--model.eps nan: ", EPS),
+    ("gpt", {"pattern": ()}, "--model.pattern (): ", "name layers, each one of full, window"),
+    ("gpt", {"pattern": ("full",) * 3}, "--model.pattern full full full: ", "its length, 3, must divide --model.layers 2"),
+    ("gpt", {"pattern": ("full", "window")}, "--model.window 0: ", WINDOWS),
+    ("gpt", {"pattern": ("window",), "window": 33}, "--model.window 33: ", WINDOWS),
+    ("gpt", {"window": 8}, "--model.window 8: ", "add one to --model.pattern or choose 0"),
+    ("t5", {"buckets": 6}, "--model.buckets 6: ", "choose a multiple of 4 up to 65,536"),
+    ("t5", {"max_distance": 16}, "--model.max-distance 16: ", "choose more than 16 (half of --model.buckets)"),
+    ("t5", {"architecture": "shared", "decoder_layers": 3}, "--model.decoder-layers 3: ", "shared has one stack; choose"),
+    ("t5", {"dropout": 1.0}, "--model.dropout 1.0: ", SHARE),
+    ("t5", {"eps": 0.0}, "--model.eps 0.0: ", EPS),
+    ("transformer", {"width": 33, "heads": 3}, "--model.width 33: ", PAIRS),
+    ("transformer", {"heads": 5}, "--model.heads 5: ", "it must divide --model.width 32"),
+    ("transformer", {"dropout": -0.1}, "--model.dropout -0.1: ", SHARE),
+    ("transformer", {"eps": 2.0}, "--model.eps 2.0: ", EPS),
+    ("xlnet", {"width": 15, "heads": 3}, "--model.width 15: ", PAIRS),
+    ("xlnet", {"memory": -1}, "--model.memory -1: ", "choose 0 (nothing is remembered) to 1,048,576 positions"),
+    ("xlnet", {"reuse": -1}, "--model.reuse -1: ", "choose 0 (whole rows) to 1,048,576 positions"),
+    ("xlnet", {"heads": 3}, "--model.heads 3: ", "it must divide --model.width 32"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "value", "fix"), BAD)
+def test_a_value_out_of_range_is_refused(family: str, changes: dict[str, Any], value: str, fix: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        small(family, **changes)
+    message = str(refusal.value)
+    assert message.startswith(value) and fix in message and "\n" not in message
+
+
+@pytest.mark.parametrize(("family", "limits"), [("gpt", gpt.LARGEST), ("t5", t5.LARGEST), ("transformer", transformer.LARGEST)])
+def test_whole_numbers_have_limits(family: str, limits: dict[str, int]) -> None:
+    for field, largest in limits.items():
+        for value in (0, -1, largest + 1):
+            with pytest.raises(BadInput) as refusal:
+                small(family, **{field: value})
+            assert str(refusal.value) == f"--model.{field.replace('_', '-')} {value}: choose 1 to {largest:,}"
+        if family == "gpt":
+            assert all(getattr(small("gpt", **{field: limit}).config, field) == limit for limit in (1, largest))
+
+
+def test_a_head_that_a_family_lacks_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"model\.task masked: .* has no such head; choose one of body, permutation") as refusal:
+        small("xlnet", task="masked").init(jax.random.key(0))
+    assert "\n" not in str(refusal.value)
+
+
+def test_values_of_another_type_are_refused_without_a_type_checker() -> None:
+    """In a new process: here the type checker of the tests would refuse them first."""
+    bad = {"activation": "swish", "pattern": ("full", "band"), "layers": NAN}
+    code = (
+        "import dataclasses; from zoo.configs.gpt import SIZES; from zoo.errors import BadInput; nan = float('nan')\n"
+        f"for field, value in {bad!r}.items():\n"
+        "    try: dataclasses.replace(SIZES['gpt-nano'].config, **{field: value})\n"
+        "    except BadInput as wrong: print(wrong)"
+    )
+    assert run_python("-c", code).stdout.splitlines() == [
+        "--model.activation swish: choose one of gelu, gelu_tanh, relu",
+        "--model.pattern full band: name layers, each one of full, window",
+        "--model.layers nan: choose 1 to 512",
+    ]
+
+
+def test_rows_of_xlnet_have_no_limit() -> None:
+    net = small("xlnet")
+    batch = Batch(tokens=jnp.ones((1, 3000), jnp.int32))
+    assert jax.eval_shape(lambda: net.apply(random_params(net), batch).hidden).shape == (1, 3000, 32)

@@ -1,0 +1,224 @@
+"""What a config.json may say: its defaults, what is refused because it is not computed, and what an export can express."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import published
+from tests.support.small import HEADS, with_head
+from train.recipes import finetune
+from zoo import configs, models, pretrained
+from zoo.errors import BadInput
+from zoo.published import MOST_LABELS, Published
+
+
+def read(family: str, task: str = "", **keys: Any) -> Any:
+    """Return the configuration that these keys alone describe."""
+    content = Published(Path("config.json"), keys)
+    content.task = task
+    return configs.family(family).from_published(content)
+
+
+# --- defaults -------------------------------------------------------------------------------------------------------------------
+
+
+def test_absent_keys_of_encoders_have_the_defaults_of_transformers() -> None:
+    """For RoBERTa they are those of no released model, and for DistilBERT one depends on the head."""
+    bert, roberta = read("bert", "masked"), read("roberta", "masked")
+    assert configs.named(bert) == "bert-base-uncased"
+    assert (roberta.context, roberta.types, roberta.eps) == (510, 2, 1e-12)
+    base = read("roberta", "masked", max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    assert configs.named(base) == "roberta-base"
+    distil = {task: read("distilbert", task) for task in models.family("distilbert").HF}
+    assert {configs.named(cfg) for cfg in distil.values()} == {"distilbert-base-uncased"}
+    rates = {task: cfg.head_dropout for task, cfg in distil.items()}
+    assert (rates["sequence"], rates["choice"], rates["tokens"], rates["span"]) == (0.2, 0.2, 0.1, 0.1)
+    assert read("bert", "sequence", hidden_dropout_prob=0.3).head_dropout == 0.3
+    assert read("bert", "sequence", hidden_dropout_prob=0.3, classifier_dropout=0.0).head_dropout == 0.0
+
+
+def test_absent_keys_of_xlnet_have_the_defaults_of_transformers() -> None:
+    """They are the large size's; a memory is used only where the file gives its length."""
+    assert configs.named(read("xlnet", "permutation")) == "xlnet-large-cased"
+    lengths = [read("xlnet", "permutation", **keys).memory for keys in ({}, {"mem_len": None}, {"mem_len": 0}, {"mem_len": 7})]
+    assert lengths == [0, 0, 0, 7]
+    other = read("xlnet", "permutation", reuse_len=5, n_token=99, dropout=0.3)
+    assert (other.reuse, other.vocab, other.attention_dropout) == (5, 99, 0.3)
+
+
+def test_fine_tuning_has_its_own_length_and_no_memory(tmp_path: Path) -> None:
+    published.write(tmp_path / "model", published.config("xlnet", "permutation", {**published.XLNET, "mem_len": 7}))
+    run = finetune.finetune_span(init=str(tmp_path / "model"))
+    assert (run.data.length, run.model.task, run.model.memory) == (384, "span", 7)
+    assert models.model(run.model).init_carry(2) == {}
+
+
+def test_labels_are_named_or_counted() -> None:
+    assert read("bert", "tokens").labels == ("LABEL_0", "LABEL_1")
+    assert read("bert", "tokens", num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert read("bert", "tokens", id2label={"1": "B-PER", "0": "O"}).labels == ("O", "B-PER")
+    # A head that is no classifier of labels has none.
+    assert read("bert", "span", id2label={"0": "LABEL_0", "1": "LABEL_1"}).labels == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "tied"),
+    [
+        ({}, True),
+        ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, False),
+        ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
+        ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dense_act_fn": "gelu_new"}, False),
+        ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "is_gated_act": True}, False),
+    ],
+)
+def test_tied_tables_of_t5_have_two_names(keys: dict[str, Any], tied: bool) -> None:
+    assert read("t5", decoder_start_token_id=0, **keys).tied == tied
+
+
+def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
+    content = published.GPT2 | {"attn_logit_cap": 30.0, "summary_type": "first"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert pretrained.read_config(tmp_path)[1] == ["attn_logit_cap"]
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------------
+
+NOT_COMPUTED: dict[str, dict[str, Any]] = {
+    "gpt": {
+        **{"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True},
+        **{"scale_attn_weights": 1, "activation_function": "swiglu"},
+    },
+    "bert": {
+        **{"position_embedding_type": "relative_key", "is_decoder": True, "add_cross_attention": True},
+        **{"tie_word_embeddings": False, "hidden_act": "swish"},
+    },
+    "roberta": {"add_cross_attention": True},
+    "distilbert": {"tie_word_embeddings": False, "sinusoidal_pos_embds": True},
+    "t5": {
+        **{"feed_forward_proj": "gated-silu", "is_gated_act": True, "decoder_start_token_id": 2, "is_encoder_decoder": False},
+    },
+    "transformer": {
+        **{"scale_embedding": False, "decoder_layers": 3, "activation_function": "swish", "normalize_before": True},
+        **{"share_encoder_decoder_embeddings": False},
+    },
+    "xlnet": {
+        **{"untie_r": False, "attn_type": "uni", "same_length": True, "bi_data": True, "clamp_len": 10, "summary_type": "first"},
+        **{"summary_use_proj": False, "summary_activation": "relu", "summary_first_dropout": 0.1, "tie_word_embeddings": False},
+        **{"d_head": 32, "ff_activation": "silu"},
+    },
+}
+"""Keys of each family with a value that changes the arithmetic and is not computed here."""
+
+
+@pytest.mark.parametrize("family", configs.families())
+def test_what_a_family_does_not_compute_is_refused(family: str) -> None:
+    common = {"transformer": {"scale_embedding": True}, "t5": {"decoder_start_token_id": 0}}.get(family, {})
+    for key, value in NOT_COMPUTED[family].items():
+        with pytest.raises(BadInput) as refusal:
+            read(family, "masked" if "bert" in family else "", **{**common, key: value})
+        message = str(refusal.value)
+        assert message.startswith(f"config.json: {key} is {json.dumps(value)}; this family computes "), message
+        assert "\n" not in message
+    with pytest.raises(BadInput, match=r"quantization_config is .*take the original ones"):
+        read(family, **common, quantization_config={"bits": 4})
+
+
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("gpt", "", {"n_head": 5}, "n_head is 5; it must divide n_embd"),
+    ("gpt", "", {"n_layer": "2"}, 'n_layer is "2"; it must be a whole number'),
+    ("gpt", "", {"n_layer": True}, "n_layer is true; it must be a whole number"),
+    ("gpt", "", {"n_positions": -1}, "n_positions is -1; it must be a whole number of at least 1"),
+    ("gpt", "", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon is .*finite number"),
+    ("xlnet", "", {"mem_len": -1}, "mem_len is -1; it must be a whole number of at least 0"),
+    ("t5", "", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false"),
+    ("t5", "", {"relative_attention_num_buckets": 6}, "--model.buckets 6: choose a multiple of 4"),
+    ("t5", "", {"dense_act_fn": "gelu_new"}, 'dense_act_fn is "gelu_new"; feed_forward_proj says'),
+    ("bert", "body", {"num_attention_heads": 5}, "it must divide --model.width 768"),
+    ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
+    ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each row of the classifier"),
+    ("bert", "sequence", {"id2label": {"0": "a", "1": "a"}}, "id2label is .*a name of its own"),
+    ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*a name of its own"),
+    ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*each row of the classifier"),
+    ("bert", "tokens", {"num_labels": 10**9}, f"num_labels is .*at most {MOST_LABELS:,}"),
+]
+
+
+@pytest.mark.parametrize(("family", "task", "keys", "message"), REFUSED)
+def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as refusal:
+        read(family, task, **keys)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model_type": "mamba"}, ("model_type", "mamba", "gpt2")),
+        ({"n_layer": 10**9}, ("config.json", "layers")),
+        ({"layer_norm_epsilon": 0.0}, ("config.json", "eps")),
+    ],
+)
+def test_a_refusal_names_the_file(changes: dict[str, Any], parts: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published.GPT2 | changes))
+    with pytest.raises(BadInput) as refusal:
+        pretrained.read_config(tmp_path)
+    assert all(part in str(refusal.value) for part in parts) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('{"model_type": "gpt2", "model_type": "gpt2"}', "comes twice"),
+        ('{"model_type": "gpt2", "layer_norm_epsilon": NaN}', "NaN"),
+        ("[" * 100_000, "JSON"),
+        ("[]", "not a JSON object"),
+        ("", "JSON"),
+        ('{"x": "\udc80"}', "JSON"),
+        (" " * (1 << 21), "at most"),
+    ],
+)
+def test_a_damaged_config_is_refused(text: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    published.assert_refused(tmp_path, "config.json", part)
+
+
+# --- exports --------------------------------------------------------------------------------------------------------------------
+
+NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
+    ("gpt-nano", {"pattern": ("window",), "window": 4}, "model.pattern window: .* no window layers"),
+    ("gpt-nano", {"heads": 2, "head": 4}, "model.head 4: .* heads x head"),
+    ("bert-nano", {"types": 0}, "model.types 0: this config.json knows only 1 or more"),
+    ("roberta-nano", {"position_offset": 1}, "--model.position-offset 1: a roberta config.json puts padding"),
+    ("distilbert-nano", {"eps": 1e-5}, "model.eps 1e-05: a distilbert config.json knows only 1e-12"),
+    ("distilbert-nano", {"types": 2}, "model.types 2: a distilbert config.json knows only 0"),
+    ("xlnet-nano", {"attention_dropout": 0.1}, "model.attention_dropout 0.1: an xlnet config.json has one rate for all"),
+    ("t5-nano", {"architecture": "shared"}, "model.architecture shared: no such T5 was published"),
+    ("t5-nano", {"architecture": "decoder"}, "model.architecture decoder: no such T5 was published"),
+    ("t5-nano", {"activation": "gelu", "gated": True}, "model.activation gelu: a t5 config.json knows no gate of it"),
+    ("transformer-nano", {"sinusoids": "interleaved"}, "model.sinusoids interleaved: a marian config.json knows only halves"),
+    ("transformer-nano", {"sinusoids": "halves", "attention_bias": False}, "model.attention_bias False: .* knows only True"),
+    (
+        "transformer-nano",
+        {"sinusoids": "halves", "attention_bias": True, "output_bias": False},
+        "model.output_bias False: .* knows only True",
+    ),
+]
+
+
+@pytest.mark.parametrize(("size", "change", "message"), NO_EXPORT)
+def test_what_the_format_cannot_express_is_not_exported(size: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    cfg = dataclasses.replace(configs.find(size)[1].config, **change)
+    with pytest.raises(BadInput, match=message):
+        pretrained.save(tmp_path, cfg, {})
+
+
+def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
+    unpublished = [(family, task) for family, task in HEADS if not models.family(family).HF[task].architecture]
+    assert ("roberta", "pretraining") in unpublished
+    for family, task in unpublished:
+        with pytest.raises(BadInput, match=f"model.task {task}: no {family} with this head was published"):
+            pretrained.save(tmp_path, with_head(family, task).config, {})

@@ -1,0 +1,99 @@
+"""Models against frozen vectors of `transformers` on torch: the outputs and the gradients of the same published weights.
+
+`tests.golden.make` writes the vectors.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.golden import make
+from tests.support import published, transformers_outputs
+from tests.support.small import as_batch, jit, said
+from train import config
+from train import mesh as meshes
+from zoo import configs, models, pretrained, tensors
+from zoo.batch import Batch
+from zoo.published import Published
+
+BODY = ("embed", "layers", "norm", "encoder", "decoder")
+"""The parameters that hidden states depend on."""
+
+
+def frozen_vectors(model: str) -> dict[str, Any]:
+    """Return what `transformers` computes; of GPT-2 the logits and the gradients of a cross-entropy."""
+    family = published.MODELS[model][0]
+    file = {"gpt": "gpt2", "t5": "encoder_decoders", "transformer": "encoder_decoders"}.get(family, family)
+    content = json.loads((Path(make.__file__).parent / f"{file}.json").read_text())
+    return content if family == "gpt" else content[model.removeprefix(f"{file}-")]
+
+
+@functools.cache
+def body(family: str, numbers: str) -> Any:
+    """Compile (hidden states, gradient of their product with a cotangent) of a tiny body, which all heads share."""
+    cfg = configs.family(family).from_published(Published(Path(), json.loads(numbers)))
+
+    def hidden_and_gradient(params: Any, batch: Batch, cotangent: Any) -> tuple[Any, Any]:
+        hidden, back = jax.vjp(lambda params: models.family(family).apply(cfg, params, batch).hidden, params)
+        return hidden, back(cotangent)[0]
+
+    # One family with LLVM's optimizations; they take longer than all else here.
+    return (jax.jit if family == "gpt" else jit)(hidden_and_gradient)
+
+
+@published.every_model
+def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: Path) -> None:
+    """Outputs of a padded batch are equal within 1e-5; of each gradient, the norm and a projection are compared."""
+    family, _, numbers = published.MODELS[model]
+    frozen = frozen_vectors(model)
+    published.write_model(tmp_path / "model", model)
+    cfg, params = pretrained.load(tmp_path / "model", meshes.make(config.Mesh(), jax.devices()[:1]))
+    net = models.model(cfg)
+    given = transformers_outputs.given(numbers, make.LENGTHS)
+    if family == "gpt":
+        given = dict(zip(("tokens", "real"), make.batch(cfg.vocab), strict=True))
+    batch, below = as_batch(given), {name: params[name] for name in BODY if name in params}
+    compiled = body(family, json.dumps(numbers))
+    hidden, _ = compiled(below, batch, np.zeros((*batch.tokens.shape, cfg.width), np.float32))
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def score(params: Any, hidden: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        outputs = {name: each[..., : cfg.vocab] for name, each in said(net, params, hidden, batch).items()}
+        if family == "gpt":
+            return cross_entropy(given, outputs["words"]), outputs
+        along = transformers_outputs.directions({name: each.shape for name, each in outputs.items()}, given["real"])
+        return sum((each * along[name]).sum() for name, each in outputs.items()), outputs
+
+    (total, outputs), (gradients, cotangent) = (jax.jit if family == "gpt" else jit)(score)(params, hidden)
+    if family == "gpt":
+        assert total == pytest.approx(frozen["loss"], rel=1e-5)
+        frozen["outputs"] = {"words": np.array(frozen["logits"])[given["real"]].ravel()}
+    assert outputs.keys() == frozen["outputs"].keys()
+    for name, each in outputs.items():
+        ours = make.counted(name, np.asarray(each), given)
+        np.testing.assert_allclose(ours, frozen["outputs"][name], atol=1e-5, rtol=0)
+
+    _, of_body = compiled(below, batch, cotangent)
+    gradients |= jax.tree.map(lambda one, other: np.asarray(one) + np.asarray(other), {n: gradients[n] for n in below}, of_body)
+    pretrained.save(tmp_path, cfg, gradients)
+    stored = load_file(tmp_path / tensors.SINGLE)
+    total_norm = np.sqrt(sum(norm**2 for norm, _ in frozen["gradients"].values()))
+    # The bias of Marian's logits is a buffer in transformers, without a gradient.
+    assert stored.keys() - {"final_logits_bias"} == frozen["gradients"].keys()
+    for name, probe in frozen["gradients"].items():
+        # The project's bound against torch (DESIGN, "Equal gradients"), of the norm and of a projection as long as the leaf.
+        bound = np.sqrt(stored[name].size) * (1e-3 * probe[0] + 1e-5 * total_norm)
+        assert make.probe(name, stored[name]) == pytest.approx(probe, abs=bound), name
+
+
+def cross_entropy(given: dict[str, np.ndarray], logits: jax.Array) -> jax.Array:
+    """Return the summed cross-entropy of the real tokens that follow others."""
+    logs = jax.nn.log_softmax(logits[:, :-1])
+    return -(jnp.take_along_axis(logs, given["tokens"][:, 1:, None], -1)[..., 0] * given["real"][:, 1:]).sum()

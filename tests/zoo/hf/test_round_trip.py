@@ -1,0 +1,112 @@
+"""Published weights come out of the models as they went in: every tensor, every number and every label."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support import published
+from train import config
+from train import mesh as meshes
+from zoo import configs, models, names, pretrained, tensors
+from zoo.encoder_config import LABELLED
+
+ONE = meshes.make(config.Mesh(), jax.devices()[:1])
+FOUR = meshes.make(config.Mesh(fsdp=4), jax.devices()[:4])
+
+
+def equal_trees(one: object, other: object) -> bool:
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, other))
+
+
+@published.every_model
+def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
+    """Read a folder onto four devices and write it again."""
+    family, task, _ = published.MODELS[model]
+    stored = published.write_model(tmp_path / "model", model)
+    cfg, params = pretrained.load(tmp_path / "model", FOUR)
+    pretrained.save(tmp_path, cfg, params)
+    written = load_file(tmp_path / tensors.SINGLE)
+    assert written.keys() == stored.keys()
+    assert all(np.array_equal(written[name], stored[name]) for name in stored)
+    again = pretrained.open_folder(tmp_path)
+    assert (again.config, again.notes) == (cfg, ()), "an export has keys that the import does not know"
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["architectures"] == [models.family(family).HF[task].architecture]
+    assert models.model(cfg).task == task
+    if task in LABELLED:
+        assert cfg.labels == tuple(content["id2label"].values()) == tuple(content["label2id"]) == published.LABELS
+
+
+def test_every_model_of_transformers_is_here() -> None:
+    assert len(published.ENCODERS) == 8 + 6 + 6 + 6
+    assert {(family, task) for family, task, _ in published.MODELS.values()} == set(published.HEADS)
+    types = [configs.family(family).MODEL_TYPE for family in configs.families()]
+    assert len(set(types)) == len(types)
+
+
+def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
+    stored = published.write_model(tmp_path / "model", "gpt-causal")
+    cfg, params = pretrained.load(tmp_path / "model", ONE)
+    for part in ("whole", "split"):
+        (tmp_path / part).mkdir()
+        pretrained.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
+        assert (tmp_path / part / tensors.INDEX).exists() == (part == "split")
+    written = {name: tensor.view() for name, tensor in tensors.read(tmp_path / "split").items()}
+    assert written.keys() == stored.keys()
+    assert all(np.array_equal(written[name], stored[name]) for name in stored)
+
+
+def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
+    published.write(
+        tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
+    )
+    _, params = pretrained.load(tmp_path / "even", meshes.make(config.Mesh(fsdp=2, tensor=4)))
+    _, whole = pretrained.load(tmp_path / "even", ONE)
+    assert params["layers"]["attention"]["qkv"]["kernel"].sharding.shard_shape((2, 16, 3, 4, 4)) == (2, 8, 3, 1, 4)
+    assert equal_trees(params, whole)
+    assert whole["embed"]["tokens"]["embedding"].shape == (256, 16)
+    assert not np.asarray(params["embed"]["tokens"]["embedding"])[130:].any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_becomes_float32_exactly(dtype: str, tmp_path: Path) -> None:
+    stored = published.write_model(tmp_path / "model", "gpt-causal")
+    half = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in stored.items()}
+    _, params = pretrained.load(published.write_files(tmp_path / "half", published.GPT2, half), ONE)
+    scale = np.asarray(params["norm"]["scale"])
+    assert scale.dtype == np.float32
+    assert np.array_equal(scale, half["transformer.ln_f.weight"].astype(np.float32))
+
+
+def test_an_export_of_xlnet_has_the_published_names_and_shapes(tmp_path: Path) -> None:
+    """Projections are [width, heads, size of a head], that of the output too; the length of a memory that is off is null."""
+    published.write_model(tmp_path / "model", "xlnet-permutation")
+    pretrained.save(tmp_path, *pretrained.load(tmp_path / "model", ONE))
+    stored, content = load_file(tmp_path / tensors.SINGLE), json.loads((tmp_path / "config.json").read_text())
+    layer = "transformer.layer.1"
+    assert {stored[f"{layer}.rel_attn.{name}"].shape for name in "qkvor"} == {(12, 3, 4)}
+    assert {stored[f"{layer}.rel_attn.r_{name}_bias"].shape for name in "wrs"} == {(3, 4)}
+    assert stored[f"{layer}.rel_attn.seg_embed"].shape == (2, 3, 4) and stored["transformer.mask_emb"].shape == (1, 1, 12)
+    assert (content["mem_len"], content["reuse_len"], content["model_type"]) == (None, None, "xlnet")
+    assert "lm_loss.weight" not in stored and stored["lm_loss.bias"].shape == (61,)
+
+
+def test_layouts_split_transpose_and_stack(rng: np.random.Generator) -> None:
+    kernel = rng.standard_normal((5, 3, 2, 4)).astype(np.float32)  # [D, qkv, N, H]
+    layout = names.Layout.parse("(n h) d -> d c n h", 4)
+    parts = [layout.publish(kernel, number) for number in range(3)]
+    assert layout.published(kernel.shape) == parts[0].shape == (8, 5)
+    # [out, in], as torch's Linear keeps it.
+    assert np.array_equal(parts[1], kernel[:, 1].reshape(5, 8).T)
+    read = layout.arrange(parts, kernel.shape)
+    for index in [
+        (slice(None),) * 4,
+        (slice(1, 3), slice(0, 3), slice(1, 2), slice(None)),
+        (slice(0, 5), slice(2, 3), slice(0, 2), slice(1, 4)),
+    ]:
+        assert np.array_equal(read(index), kernel[index])
