@@ -16,60 +16,29 @@ from zoo.errors import BadInput
 
 GPT2 = dict(model_type="gpt2", vocab_size=61, n_positions=16, n_layer=2, n_embd=12, n_head=3, n_inner=20)
 """A config.json of sizes that are no multiple of anything, so that no wrong order of axes fits."""
-BERT = dict(
-    model_type="bert",
-    vocab_size=61,
-    max_position_embeddings=16,
-    num_hidden_layers=2,
-    hidden_size=12,
-    num_attention_heads=3,
-    intermediate_size=20,
-    type_vocab_size=2,
-)
+BERT = {
+    **{"model_type": "bert", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 12},
+    **{"num_attention_heads": 3, "intermediate_size": 20, "type_vocab_size": 2},
+}
 ROBERTA = BERT | dict(model_type="roberta", max_position_embeddings=18, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1)
-DISTILBERT = dict(
-    model_type="distilbert", vocab_size=61, max_position_embeddings=16, n_layers=2, dim=12, n_heads=3, hidden_dim=20
-)
-T5 = dict(
-    model_type="t5",
-    vocab_size=61,
-    d_model=12,
-    d_kv=5,
-    d_ff=20,
-    num_layers=2,
-    num_decoder_layers=3,
-    num_heads=3,
-    relative_attention_num_buckets=8,
-    relative_attention_max_distance=6,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    decoder_start_token_id=0,
-)
-MARIAN = dict(
-    model_type="marian",
-    vocab_size=61,
-    d_model=12,
-    encoder_layers=2,
-    decoder_layers=2,
-    encoder_attention_heads=3,
-    decoder_attention_heads=3,
-    encoder_ffn_dim=20,
-    decoder_ffn_dim=20,
-    activation_function="relu",
-    scale_embedding=True,
-    max_position_embeddings=1024,
-    pad_token_id=0,
-    decoder_start_token_id=0,
-)
+DISTILBERT = {
+    **{"model_type": "distilbert", "vocab_size": 61, "max_position_embeddings": 16},
+    **{"n_layers": 2, "dim": 12, "n_heads": 3, "hidden_dim": 20},
+}
+T5 = {
+    **{"model_type": "t5", "vocab_size": 61, "d_model": 12, "d_kv": 5, "d_ff": 20, "num_layers": 2, "num_decoder_layers": 3},
+    **{"num_heads": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6},
+    **{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0},
+}
+MARIAN = {
+    **{"model_type": "marian", "vocab_size": 61, "d_model": 12, "encoder_layers": 2, "decoder_layers": 2},
+    **{"encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20},
+    **{"activation_function": "relu", "scale_embedding": True, "max_position_embeddings": 1024},
+    **{"pad_token_id": 0, "decoder_start_token_id": 0},
+}
 XLNET = dict(model_type="xlnet", vocab_size=61, n_layer=2, d_model=12, n_head=3, d_inner=20)
 TINY: dict[str, dict[str, Any]] = {
-    "bert": BERT,
-    "distilbert": DISTILBERT,
-    "gpt": GPT2,
-    "roberta": ROBERTA,
-    "t5": T5,
-    "transformer": MARIAN,
-    "xlnet": XLNET,
+    **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET}
 }
 """By family."""
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {

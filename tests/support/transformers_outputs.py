@@ -3,6 +3,7 @@
 Torch is of the group `parity` and imported inside functions.
 """
 
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,30 @@ def computed(net: Any, task: str, batch: dict[str, np.ndarray]) -> tuple[dict[st
     said = outputs(net, task, batch)
     along = directions({name: tuple(each.shape) for name, each in said.items()}, batch["real"])
     sum((each * torch.tensor(along[name])).sum() for name, each in said.items()).backward()
-    gradients = {
+    return {name: each.detach().numpy() for name, each in said.items()}, gradients_of(net)
+
+
+def assert_gradients(cfg: Any, gradients: Any, expected: dict[str, np.ndarray]) -> None:
+    """Check ours, under their published names, against those of `transformers` (DESIGN, "Numbers")."""
+    from safetensors.numpy import load_file
+
+    from zoo import pretrained, tensors
+
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.save(Path(folder), cfg, gradients)
+        ours = load_file(Path(folder, tensors.SINGLE))
+    # The bias of Marian's logits is a buffer there, without a gradient.
+    assert ours.keys() - {"final_logits_bias"} == expected.keys()
+    norm = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in expected.values()))
+    for name, each in expected.items():
+        assert np.linalg.norm(ours[name] - each) <= 1e-3 * np.linalg.norm(each) + 1e-5 * norm, name
+
+
+def gradients_of(net: Any) -> dict[str, np.ndarray]:
+    """Return the gradient of every parameter by its name; one that the outputs do not depend on has a gradient of 0."""
+    return {
         name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
         for name, each in net.named_parameters()
         # Marian's sinusoids are a table there, and never learned.
         if "embed_positions" not in name
     }
-    return {name: each.detach().numpy() for name, each in said.items()}, gradients

@@ -22,9 +22,6 @@ def read(family: str, task: str = "", **keys: Any) -> Any:
     return configs.family(family).from_published(content)
 
 
-# --- defaults -------------------------------------------------------------------------------------------------------------------
-
-
 def test_absent_keys_of_encoders_have_the_defaults_of_transformers() -> None:
     """For RoBERTa they are those of no released model, and for DistilBERT one depends on the head."""
     bert, roberta = read("bert", "masked"), read("roberta", "masked")
@@ -83,8 +80,6 @@ def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert pretrained.read_config(tmp_path)[1] == ["attn_logit_cap"]
 
-
-# --- refusals -------------------------------------------------------------------------------------------------------------------
 
 NOT_COMPUTED: dict[str, dict[str, Any]] = {
     "gpt": {
@@ -185,8 +180,6 @@ def test_a_damaged_config_is_refused(text: str, part: str, tmp_path: Path) -> No
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     published.assert_refused(tmp_path, "config.json", part)
 
-
-# --- exports --------------------------------------------------------------------------------------------------------------------
 
 NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     ("gpt-nano", {"pattern": ("window",), "window": 4}, "model.pattern window: .* no window layers"),

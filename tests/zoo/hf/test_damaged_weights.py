@@ -185,9 +185,6 @@ def test_a_table_of_names_that_lacks_a_leaf_is_noticed(monkeypatch: pytest.Monke
         pretrained.written_out(configs.find("gpt-nano")[1].config, "")
 
 
-# --- hostile files --------------------------------------------------------------------------------------------------------------
-
-
 def raw(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:
     """Return a safetensors file of a header, given as JSON or as text, and its data."""
     text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()

@@ -85,9 +85,6 @@ def test_the_head_is_recognized_by_its_tensors() -> None:
     check()
 
 
-# --- released files -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.planted(2)
 def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
     """Names without a prefix, buffers of masks, and perhaps the table once more as the output's."""

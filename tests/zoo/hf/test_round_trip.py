@@ -83,19 +83,6 @@ def test_half_precision_becomes_float32_exactly(dtype: str, tmp_path: Path) -> N
     assert np.array_equal(scale, half["transformer.ln_f.weight"].astype(np.float32))
 
 
-def test_an_export_of_xlnet_has_the_published_names_and_shapes(tmp_path: Path) -> None:
-    """Projections are [width, heads, size of a head], that of the output too; the length of a memory that is off is null."""
-    published.write_model(tmp_path / "model", "xlnet-permutation")
-    pretrained.save(tmp_path, *pretrained.load(tmp_path / "model", ONE))
-    stored, content = load_file(tmp_path / tensors.SINGLE), json.loads((tmp_path / "config.json").read_text())
-    layer = "transformer.layer.1"
-    assert {stored[f"{layer}.rel_attn.{name}"].shape for name in "qkvor"} == {(12, 3, 4)}
-    assert {stored[f"{layer}.rel_attn.r_{name}_bias"].shape for name in "wrs"} == {(3, 4)}
-    assert stored[f"{layer}.rel_attn.seg_embed"].shape == (2, 3, 4) and stored["transformer.mask_emb"].shape == (1, 1, 12)
-    assert (content["mem_len"], content["reuse_len"], content["model_type"]) == (None, None, "xlnet")
-    assert "lm_loss.weight" not in stored and stored["lm_loss.bias"].shape == (61,)
-
-
 def test_layouts_split_transpose_and_stack(rng: np.random.Generator) -> None:
     kernel = rng.standard_normal((5, 3, 2, 4)).astype(np.float32)  # [D, qkv, N, H]
     layout = names.Layout.parse("(n h) d -> d c n h", 4)

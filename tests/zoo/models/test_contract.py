@@ -47,8 +47,6 @@ def families(*fast: str, among: list[str] = FAMILIES) -> Any:
     return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name]) for name in among])
 
 
-# --- the interface --------------------------------------------------------------------------------------------------------------
-
 SIGNATURES = {
     "init": "(cfg, key)",
     "apply": "(cfg, params, batch, *, seeds=None, carry=None)",
@@ -119,8 +117,6 @@ def test_auto_chooses_what_exists_and_runs_there() -> None:
         assert lines[-1].queries == 1 and attention.IMPLEMENTATIONS[lines[-1].name].features == attention.ALL_FEATURES
 
 
-# --- parameters -----------------------------------------------------------------------------------------------------------------
-
 STRUCTURES = [
     *((family, task, {}) for family, task in HEADS),
     *(
@@ -186,9 +182,6 @@ def test_initial_parameters(family: str) -> None:
             assert bool((values[0] != values[1]).any()) == sampled
 
 
-# --- the forward pass -----------------------------------------------------------------------------------------------------------
-
-
 WIDTHS = {"pretraining": 2, "next": 2, "sequence": 3, "choice": 1, "tokens": 3, "span": 2}
 """Outputs of a classifier by task."""
 
@@ -236,52 +229,41 @@ SAME = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0] != 0)
 PAST = np.tri(16, dtype=bool)
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A small model and a row of documents, with what several tests inspect of them."""
-
-    net: Model
-    params: Any
-    batch: Batch
-    apply: Any
-    reached: np.ndarray
-    """bool[T, rows]: the rows of the table that an output depends on."""
-
-
 @functools.cache
-def packed(family: str) -> Packed:
+def packed(family: str) -> tuple[Model, Any, Batch, np.ndarray]:
+    """Return (model, parameters, row of documents, the rows of the table that each output depends on)."""
     net = small(family)
     params = random_params(net)
     batch = with_source(net, row(16, segments=jnp.asarray(SEGMENTS), positions=jnp.asarray(POSITIONS)))
-    return Packed(net, params, batch, jit(net.apply), reached_rows(net, params, batch))
+    return net, params, batch, reached_rows(net, params, batch)
 
 
 @pytest.mark.planted
 @families("gpt", among=ONE_WAY)
 def test_no_position_sees_the_future(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The derivative by every later token is exactly 0, by every other one it is not. A leaky mask is noticed."""
-    case = packed(family)
-    assert not case.reached[:, np.asarray(case.batch.tokens[0])][~PAST].any()
-    monkeypatch.setattr(home(case.net, "Mask"), "Mask", lambda **given: Mask(**{**given, "causal": False}))
-    assert sees(case.net, case.params, case.batch)[~PAST & SAME].all()
+    net, params, batch, reached = packed(family)
+    assert not reached[:, np.asarray(batch.tokens[0])][~PAST].any()
+    monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **given: Mask(**{**given, "causal": False}))
+    assert sees(net, params, batch)[~PAST & SAME].all()
 
 
 @pytest.mark.planted
 @families("gpt", "bert", "t5", "xlnet")
 def test_a_packed_row_is_its_documents_each_alone(family: str) -> None:
-    case = packed(family)
-    batch = case.batch
-    hidden = np.asarray(case.apply(case.params, batch).hidden)
+    net, params, batch, reached = packed(family)
+    apply = jit(net.apply)
+    hidden = np.asarray(apply(params, batch).hidden)
     apart = Batch(tokens=batch.tokens[0, :15].reshape(3, 5))
     if batch.source is not None:
         apart = dataclasses.replace(apart, source=Batch(tokens=batch.source.tokens[0, :15].reshape(3, 5)))
-    alone = case.apply(case.params, apart).hidden
+    alone = apply(params, apart).hidden
     np.testing.assert_allclose(hidden[0, :15].reshape(3, 5, -1), alone, atol=1e-5, rtol=0)
     ahead = PAST if family in ONE_WAY else True
     # A padding token sees itself through the residual stream alone.
-    np.testing.assert_array_equal(case.reached[:, np.asarray(batch.tokens[0])], (SAME & ahead) | np.eye(16, dtype=bool))
+    np.testing.assert_array_equal(reached[:, np.asarray(batch.tokens[0])], (SAME & ahead) | np.eye(16, dtype=bool))
     if batch.source is not None:
-        np.testing.assert_array_equal(case.reached[:, np.asarray(batch.source.tokens[0])], SAME)
+        np.testing.assert_array_equal(reached[:, np.asarray(batch.source.tokens[0])], SAME)
     # In one segment the documents do run into each other: reset positions isolate nothing.
     leaky = dataclasses.replace(batch, segments=jnp.minimum(batch.segments, 1))
-    assert np.abs(np.asarray(case.apply(case.params, leaky).hidden) - hidden)[:, 5:].max() > 1e-2
+    assert np.abs(np.asarray(apply(params, leaky).hidden) - hidden)[:, 5:].max() > 1e-2

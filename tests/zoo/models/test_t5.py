@@ -25,9 +25,6 @@ def given(net: Model, batch: Batch) -> Batch:
     return batch if net.config.architecture == "decoder" else with_source(net, batch)
 
 
-# --- who sees whom --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 def test_who_sees_whom_in_shared_stacks() -> None:
     net = of("shared")
@@ -67,27 +64,6 @@ def test_a_prefix_knows_what_lies_ahead() -> None:
 
 
 @pytest.mark.full
-def test_padding_on_either_side_does_not_matter() -> None:
-    """Sources and targets padded in front or behind give what the rows alone give: only distances count."""
-    net = of("encoder_decoder")
-    params, apply = random_params(net), jit(net.apply)
-    alone = with_source(net, row(6))
-    expected = apply(params, alone).hidden
-    assert alone.source is not None
-    for before, behind in ((0, 3), (2, 1)):
-        sides = ((0, 0), (before, behind))
-        source, target = (
-            Batch(
-                tokens=jnp.asarray(np.pad(part.tokens, sides, constant_values=250)),
-                segments=jnp.asarray(np.pad(np.ones((1, 6), np.int32), sides)),
-            )
-            for part in (alone.source, alone)
-        )
-        hidden = apply(params, dataclasses.replace(target, source=source)).hidden
-        np.testing.assert_allclose(np.asarray(hidden)[:, before : before + 6], expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.full
 def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own() -> None:
     """Two examples in a row, of other lengths on either side, against each alone."""
     net, rng = of("encoder_decoder"), np.random.default_rng(0)
@@ -115,9 +91,6 @@ def test_packed_examples_have_the_loss_and_the_gradients_of_rows_of_their_own() 
     assert_equal_gradients(gradient, jax.tree.map(jnp.add, alone[0][1], alone[1][1]))
 
 
-# --- architectures --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 def test_shared_stacks_are_two_equal_ones() -> None:
     """The same hidden states; and a shared leaf's gradient is the sum of those that its two copies have."""
@@ -139,9 +112,6 @@ def test_shared_stacks_are_two_equal_ones() -> None:
     summed = {**decoder["layers"], **jax.tree.map(jnp.add, encoder["layers"], {name: decoder["layers"][name] for name in both})}
     joined = {**decoder, "layers": summed, "norm": jax.tree.map(jnp.add, encoder["norm"], decoder["norm"])}
     assert_equal_gradients(gradient, {**expected, "encoder": {"relative": encoder["relative"]}, "decoder": joined})
-
-
-# --- generation -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -175,26 +145,6 @@ def test_decoding_is_applying(architecture: Architecture, prefix: bool) -> None:
     np.testing.assert_allclose(np.concatenate(found, 1)[real], np.asarray(expected)[real], atol=2e-5, rtol=0)
 
 
-@pytest.mark.full
-def test_rows_of_a_cache_can_be_chosen() -> None:
-    """As a beam does: what follows depends on the chosen rows, wherever they were."""
-    net = of("encoder_decoder")
-    params, batch = random_params(net), given(net, row(5, 3))
-    decode = jit(net.decode)
-    _, cache = decode(params, batch, net.init_cache(3, 8, jnp.float32))
-    token, taken = jnp.array([[9], [9], [9]]), jnp.array([2, 0, 0])
-
-    def chosen(name: str, leaf: jax.Array) -> jax.Array:
-        return leaf if leaf.ndim == 0 else jnp.take(leaf, taken, axis=1 if leaf.ndim == 5 else 0)
-
-    expected, _ = decode(params, Batch(tokens=token), cache)
-    hidden, _ = decode(params, Batch(tokens=token), {name: chosen(name, leaf) for name, leaf in cache.items()})
-    np.testing.assert_allclose(hidden, np.asarray(expected)[[2, 0, 0]], atol=1e-5)
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------------------
-
-
 def test_root_mean_square_norm() -> None:
     """Against float64; no mean is taken out, and in bfloat16 the statistics are float32."""
     rng = np.random.default_rng(0)
@@ -206,18 +156,6 @@ def test_root_mean_square_norm() -> None:
     assert short.dtype == jnp.bfloat16
     # Its own rounding alone, half a unit of 2^-7.
     np.testing.assert_allclose(np.float64(short), rounded / np.sqrt((rounded**2).mean(-1, keepdims=True) + 1e-6), rtol=2**-8)
-
-
-@pytest.mark.full
-def test_bfloat16_is_near_and_finite() -> None:
-    """With feed-forward states beyond float16's range, as published weights have; 8 bits of mantissa, a dozen roundings deep."""
-    net = of("encoder_decoder")
-    params, batch = random_params(net), with_source(net, row(8, 2))
-    params["encoder"]["layers"]["mlp"]["gated"]["kernel"] *= 300
-    wide = jit(net.apply)(params, batch).hidden
-    narrow = jit(net.apply)(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), batch).hidden
-    assert narrow.dtype == jnp.bfloat16 and np.isfinite(np.float32(narrow)).all()
-    assert np.sqrt(np.square(np.float32(narrow) - wide).mean()) < 0.1
 
 
 @pytest.mark.full

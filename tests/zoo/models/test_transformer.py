@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.small import jit, random_params, small
-from zoo import positions
 from zoo.batch import Batch
 from zoo.models import Model
 
 PAPER: dict[str, Any] = {"attention_bias": False, "output_bias": False, "sinusoids": "interleaved"}
 FORMS = {"paper": PAPER, "marian": {}}
-
-
-# --- the paper's formulas -------------------------------------------------------------------------------------------------------
 
 
 def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, real: int) -> np.ndarray:
@@ -90,18 +86,6 @@ def test_it_computes_the_formulas(form: str) -> None:
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
     other = small("transformer", **{**FORMS[form], "sinusoids": "halves" if form == "paper" else "interleaved"})
     assert np.abs(reference(other, params, source, target, 7) - expected).max() > 0.1
-
-
-def test_sinusoids_at_positions() -> None:
-    at = jnp.array([[3, 0, 700]])
-    whole = positions.sinusoids(701, 10)
-    np.testing.assert_array_equal(positions.sinusoids_at(at, 10)[0], whole[at[0]])
-    halves = positions.sinusoids_at(at, 10, halves=True)
-    np.testing.assert_array_equal(halves[..., :5], positions.sinusoids_at(at, 10)[..., 0::2])
-    np.testing.assert_array_equal(halves[..., 5:], positions.sinusoids_at(at, 10)[..., 1::2])
-
-
-# --- beside the formulas --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
 from tests.support.small import jit
 from train import config
 from train import mesh as meshes
-from zoo import models, pretrained, tensors
+from zoo import models, pretrained
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -76,7 +75,7 @@ def said(net: Model, params: Any, batch: Batch, carry: Any = None) -> tuple[jax.
 
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("types", [False, True])
-def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding: bool, types: bool, tmp_path: Path) -> None:
+def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding: bool, types: bool) -> None:
     """Logits within 1e-4, and every gradient (DESIGN, "Numbers")."""
     import torch
 
@@ -93,18 +92,7 @@ def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding
     expected = reference(**asked(batch), use_mems=False).logits
     (expected * torch.tensor(along)).sum().backward()
     np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4, rtol=0)
-    made = tmp_path / "gradients"
-    made.mkdir()
-    pretrained.save(made, net.config, gradients)
-    ours = load_file(made / tensors.SINGLE)
-    wanted = {
-        name: np.zeros(tuple(each.shape), np.float32) if each.grad is None else each.grad.numpy()
-        for name, each in reference.named_parameters()
-    }
-    assert ours.keys() == wanted.keys()
-    whole = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in wanted.values()))
-    for name, each in wanted.items():
-        assert np.linalg.norm(ours[name] - each) <= 1e-3 * np.linalg.norm(each) + 1e-5 * whole, name
+    theirs.assert_gradients(net.config, gradients, theirs.gradients_of(reference))
 
 
 def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:

@@ -25,9 +25,9 @@ try:
     verdict = runtime.canary()
 except BadInput as wrong:
     verdict = str(wrong)
-kept = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-told = [verdict, os.environ["XLA_FLAGS"], jax.device_count(), jax.default_backend(), *map(jax.config.values.get, kept)]
-print(json.dumps(told))
+settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+facts = [verdict, os.environ["XLA_FLAGS"], jax.device_count(), jax.default_backend(), *map(jax.config.values.get, settings)]
+print(json.dumps(facts))
 """
 
 
@@ -51,21 +51,21 @@ def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
 
 @pytest.mark.planted
 def test_the_canary_detects_what_the_flag_prevents() -> None:
-    """The mutant of the guard: the same program under a fusion setting known to be wrong, which the user set and we respect."""
+    """Compute the same program under a fusion setting known to be wrong, which stays because the user set it."""
     verdict, flags, *_ = started(XLA_FLAGS=UNSAFE)
     assert flags == UNSAFE
-    assert "wrong numbers" in verdict
-    assert UNSAFE in verdict
-    assert "\n" not in verdict
+    assert "wrong numbers" in verdict and UNSAFE in verdict and "\n" not in verdict
 
 
+@pytest.mark.full
 def test_another_sound_setting_of_the_user_stays(tmp_path: Path) -> None:
-    eigen, cache = f"{runtime.SAFE_FLAG}=", str(tmp_path / "theirs")
-    verdict, flags, _, _, kept, _ = started(XLA_FLAGS=eigen, JAX_COMPILATION_CACHE_DIR=cache)
+    eigen, folder = f"{runtime.SAFE_FLAG}=", str(tmp_path / "theirs")
+    verdict, flags, _, _, cache, _ = started(XLA_FLAGS=eigen, JAX_COMPILATION_CACHE_DIR=folder)
     assert verdict < 1e-5
-    assert (flags, kept) == (eigen, cache)
+    assert (flags, cache) == (eigen, folder)
 
 
+@pytest.mark.full
 def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
     program = """
 import resource
@@ -76,11 +76,11 @@ import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
 x = jnp.ones((5000, 8))
 fresh = []
-for _ in range(12):
+for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     fresh.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sorted(fresh)[6])
+print(sorted(fresh)[3])
 """
     kept, given_back = (int(run_python("-c", program, env=env).stdout) for env in ({}, {"MALLOC_TOP_PAD_": "131072"}))
     pages = 100e6 / resource.getpagesize()
@@ -114,15 +114,15 @@ def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pyte
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.doctor([("mosaic", False, "needs [sm90]")], "plain from 7 queries on") == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for expected in (jax.__version__, "8 x cpu", runtime.SAFE_FLAG, "mosaic", "needs [sm90]", "plain from 7 queries on"):
-        assert expected in shown
-    found = doctor.facts()
-    assert found.canary is not None
-    assert found.canary < 1e-5
-    assert set(found.packages.values()) == {ROOT}
+        assert expected in output
+    facts = doctor.facts()
+    assert facts.canary is not None and facts.canary < 1e-5
+    assert set(facts.packages.values()) == {ROOT}
 
 
+@pytest.mark.full
 def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     program = "from zoo import runtime, doctor; runtime.prepare(1); raise SystemExit(doctor.doctor([], ''))"
