@@ -250,7 +250,7 @@ UNKNOWN = {
     "turing-nlg": {"vocab", "context", "ffn", "eps", "dropout", "embedding_dropout", "attention_dropout"},
     "megatron-8.3b": {"heads", "head"},
 }
-"""What no source states."""
+"""Fields that no source states."""
 ASSUMED = {
     **{name: set() for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
     **{name: {"initializer"} for name in (*ENCODERS, *GRID)},

@@ -1,4 +1,4 @@
-"""What a config.json may say: its defaults, what is refused because it is not computed, and what an export can express."""
+"""The contents of a config.json: its defaults, what is refused because it is not computed, and what an export can express."""
 
 import dataclasses
 import json

@@ -40,7 +40,7 @@ NANO |= {"xlnet": (70, 21)}
 
 BODY = {"gpt": (28, 8), "bert": (37, 7), "distilbert": (36, 6), "roberta": (37, 7), "t5": (66, 51), "transformer": (86, 10)}
 BODY |= {"xlnet": (36, 11)}
-"""Of the tiny body without a pooler: what a count has beyond it, its head has, tiny or nano."""
+"""The same of the tiny body without a pooler: what a count has beyond it, its head has, tiny or nano."""
 
 SLIPS = ("deleted", "renamed", "nan", "added")
 KINDS = (*SLIPS, "resized", "half", "double", "infinite", "reshaped")
@@ -48,24 +48,24 @@ KINDS = (*SLIPS, "resized", "half", "double", "infinite", "reshaped")
 
 
 def alone(family: str, task: str) -> int:
-    """Tensors of a model that may be absent with their whole head."""
+    """Return how many tensors of a model may be absent with their whole head."""
     return sum(row.names in ALONE for row in models.family(family).HF[task].rows)
 
 
 def tiny_mutants(family: str, task: str) -> int:
-    """How many mutants the tiny model with this head has."""
+    """Return how many mutants the tiny model with this head has."""
     count, matrices = COUNTS[family, task]
     return len(SLIPS) * count + matrices - alone(family, task)
 
 
 def nano_mutants(family: str, task: str) -> int:
-    """How many mutants the nano with this head has."""
+    """Return how many mutants the nano with this head has."""
     (count, matrices), (tiny, of_tiny), without = NANO[family], COUNTS[family, task], BODY[family]
     return len(KINDS) * (count + tiny - without[0]) + matrices + of_tiny - without[1] - alone(family, task)
 
 
 def mutants(name: str, tensor: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """What replaces a tensor, by what was done to it."""
+    """Return what replaces a tensor, by what was done to it."""
     broken = tensor.copy()
     broken.flat[broken.size // 2] = np.nan
     infinite = tensor.copy()
@@ -86,7 +86,7 @@ def refused(
     put: Callable[[str, dict[str, np.ndarray]], None],
     kinds: Sequence[str] = KINDS,
 ) -> int:
-    """How many mutants there are, `put` making the folder one of them; all of them are refused in a line with the name."""
+    """Return how many mutants there are; `put` makes each, and it is refused in one line with the name of the tensor."""
     tried = 0
     for name, tensor in stored.items():
         for kind, replacement in mutants(name, tensor).items():
@@ -103,7 +103,7 @@ def refused(
 
 @pytest.mark.planted(len(KINDS) * COUNTS["gpt", "causal"][0] + COUNTS["gpt", "causal"][1])
 def test_every_mutant_of_a_folder(tmp_path: Path) -> None:
-    """Of files, as they lie on a disk."""
+    """Damage the files on a disk."""
     folder = tmp_path / "sharded"
     stored = published.write(folder, published.GPT2, sharded=True)
     files = {name: published.file(number) for number, name in enumerate(stored)}

@@ -1,4 +1,4 @@
-"""Which head the tensors of a folder are for, and what released files contain besides: old names, copies and unused tensors."""
+"""The head that the tensors of a folder are for, and what released files contain besides: old names and unused tensors."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every family must keep, checked for each one that is found in the folder of the models."""
+"""The contract of every family, checked for each one that is found in the folder of the models."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What T5 and the Transformer have in common: a source, meshes, operations, and where they drop."""
+"""Tests that T5 and the Transformer have in common: a source, meshes, operations, and where they drop."""
 
 import dataclasses
 from typing import Any
