@@ -119,9 +119,9 @@ def test_however_it_is_computed_the_gradients_are_the_same(rng: np.random.Genera
 
 def test_without_places_nothing_is_predicted_and_without_an_order_it_is_refused(rng: np.random.Generator) -> None:
     net, whole = tiny(), everything(rng)
-    assert jax.eval_shape(net.apply, shapes(net), dataclasses.replace(whole, query_at=None)).predicted is None
+    assert net.apply(random_params(net), dataclasses.replace(whole, query_at=None)).predicted is None
     with pytest.raises(ValueError, match="they would see what they are to predict"):
-        jax.eval_shape(net.apply, shapes(net), dataclasses.replace(whole, order=None))
+        net.apply(random_params(net), dataclasses.replace(whole, order=None))
 
 
 # --- leaks ----------------------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_slots_that_were_never_filled_do_not_matter(rng: np.random.Generator) ->
         np.testing.assert_array_equal(getattr(one, field), getattr(same, field))
         np.testing.assert_allclose(getattr(one, field)[0], getattr(none, field)[0], atol=1e-5)
         assert np.abs(getattr(one, field)[1] - getattr(none, field)[1]).max() > 1e-2
-    assert none.carry == {} and jax.eval_shape(net.apply, params, batch).carry == {}
+    assert none.carry == {} and net.apply(params, batch).carry == {}
 
 
 def test_who_remembers() -> None:
@@ -310,10 +310,18 @@ def test_who_remembers() -> None:
     assert tiny(memory=0).init_carry(2) == {}
     assert tiny(memory=4, task="tokens", labels=("a", "b")).init_carry(2) == {}
     net = tiny(memory=4)
-    narrow = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), shapes(net))
-    out = jax.eval_shape(net.apply, narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2))
-    assert out.hidden.dtype == jnp.bfloat16 and out.carry["filled"].shape == (2,)
-    assert (out.carry["hidden"].shape, out.carry["hidden"].dtype) == ((2, 2, 4, 16), jnp.float32)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(net))
+
+    def shaped() -> tuple[jax.Array, Any]:
+        out = net.apply(narrow, Batch(tokens=jnp.ones((2, 6), jnp.int32)), carry=net.init_carry(2))
+        return out.hidden, out.carry
+
+    hidden, carry = jax.eval_shape(shaped)
+    assert hidden.dtype == jnp.bfloat16
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry) == {
+        "hidden": ((2, 2, 4, 16), jnp.float32),
+        "filled": ((2,), jnp.int32),
+    }
 
 
 # --- right to left --------------------------------------------------------------------------------------------------------------
