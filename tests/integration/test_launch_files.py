@@ -40,15 +40,11 @@ def parsed(args: list[str]) -> Run:
     return tyro.cli(Run[type(default.model)], default=default, args=options)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_what_a_shell_can_read(script: Path) -> None:
-    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 @pytest.mark.parametrize("file", [*SCRIPTS, DOCS / "launch/jobset.yaml"], ids=lambda path: path.name)
-def test_what_they_start_has_these_options(file: Path) -> None:
-    """And joins its processes by an address."""
+def test_launch_files_are_readable_and_start_runs_that_join_by_an_address(file: Path) -> None:
+    if file.suffix == ".sh":
+        done = subprocess.run(["bash", "-n", file], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
     run = parsed(command(file.read_text(encoding="utf-8")))
     assert run.machine.coordinator and run.data.paths == ("corpus/",)
 
@@ -73,26 +69,26 @@ def test_the_job_set_is_one_slice() -> None:
 def test_slurm_starts_as_many_processes_as_nodes() -> None:
     """With meshes of all their devices."""
     text = (DOCS / "launch/slurm.sh").read_text(encoding="utf-8")
-    told = {name: int(value) for name, value in re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)}
+    asked = {name: int(value) for name, value in re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)}
     run = parsed(command(text))
-    assert told["ntasks-per-node"] == 1
-    assert run.mesh.fsdp * run.mesh.tensor == told["nodes"] * told["gpus-per-node"]
+    assert asked["ntasks-per-node"] == 1
+    assert run.mesh.fsdp * run.mesh.tensor == asked["nodes"] * asked["gpus-per-node"]
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
-def test_slurm_queues_a_job_again_that_was_told_to_leave(tmp_path: Path, code: int, again: bool) -> None:
+def test_slurm_queues_a_job_again_that_had_to_leave(tmp_path: Path, code: int, again: bool) -> None:
     """And no other: one that is done or that failed would be run for ever."""
-    told = tmp_path / "told"
+    log = tmp_path / "log"
     for name, line in (
         ("srun", f"exit {code}"),
-        ("scontrol", f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(told))}'),
+        ("scontrol", f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(log))}'),
     ):
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", DOCS / "launch/slurm.sh"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "")
-    assert (told.read_text() if told.exists() else "") == ("requeue 7\n" if again else "")
+    assert (log.read_text() if log.exists() else "") == ("requeue 7\n" if again else "")
 
 
 PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding="utf-8"))

@@ -1,7 +1,5 @@
-"""Runs survive: killed, damaged, out of room or diverging, they end as the run that nothing happened to, or say why not."""
+"""Runs that are stopped, killed, damaged or out of room, in one process or several, end as the run that nothing happened to."""
 
-import dataclasses
-import logging
 import os
 import random
 import re
@@ -11,44 +9,89 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import scores
-from tests.support import tiny
 from tests.support.runs import (
     EVERY,
     STEPS,
     Started,
     Training,
+    alive,
+    assert_close,
     assert_every_sample_once_per_epoch,
     assert_same,
+    gone,
     home,
     reference,
     snapshot,
     text,
 )
-from train import config, loop, optim
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.objectives import causal
-from train.step import ENGINES, make_step
 from train.tokenizer import Tokenizer
 from zoo import cli
-from zoo.models import model
 
-HALF = 10
-"""Steps between checkpoints where a test needs time between two of them."""
-
-
-# Killed.
+TWO = {"processes": 2, "devices": 2}
+SHARDED = ("--mesh.fsdp", "2", "--mesh.tensor", "2")
 
 
+# Stopped, killed and damaged.
+
+
+def flip(folder: Path) -> None:
+    largest = max(files(folder), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    largest = max(files(folder), key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def copy_half(folder: Path) -> None:
+    """What an interrupted copy leaves: some of the files."""
+    for file in files(folder)[::2]:
+        file.unlink()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.planted
+def test_stopped_killed_and_damaged_a_run_ends_with_the_same_bits(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGTERM, after which nothing is lost, by SIGKILL, and by a flipped bit in its newest checkpoint."""
+    run = Training(home(), "harmed")
+    monkeypatch.chdir(home())
+    with run.start() as started:
+        started.reach(EVERY + 1)
+        started.send(signal.SIGSTOP)
+        taken = started.reach(1)
+        assert cli.main(run.argv(devices=8)) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"runs/harmed is in use by process {started.process.pid} on " in line
+        started.send(signal.SIGCONT)
+        stopped = started.stopped(signal.SIGTERM)
+        assert taken <= stopped < STEPS
+    with run.start() as started:
+        started.committed(stopped + 1)
+        started.killed()
+    *_, intact, newest = run.checkpoints()
+    assert int(newest.name) == run.latest()
+    flip(newest)
+    done = run.finish()
+    assert f"CHECKPOINT {newest} IS DAMAGED: " in done.stdout
+    assert run.resumed_at() == [0, stopped, int(intact.name)]
+    assert_every_sample_once_per_epoch(run)
+    assert_same(run, reference())
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(("kills", "steps"), [(3, STEPS), pytest.param(20, 5 * STEPS, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills: int, steps: int) -> None:
     """Each kill is at a random step and up to 50 ms later; every second one waits for a save to be under way."""
@@ -86,48 +129,37 @@ def test_killed_at_random_moments(kills: int, steps: int) -> None:
     assert_same(run, unharmed)
 
 
-# Damaged.
-
-
-def flip(folder: Path) -> None:
-    [*_, largest] = sorted(files(folder), key=lambda file: file.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-
-
-def truncate(folder: Path) -> None:
-    [*_, largest] = sorted(files(folder), key=lambda file: file.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-
-
-def copy_half(folder: Path) -> None:
-    """What an interrupted copy leaves: some of the files."""
-    for file in files(folder)[::2]:
-        file.unlink()
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
+@pytest.mark.full
 @pytest.mark.planted(3)
 def test_damaged_newest_checkpoints_are_passed_over() -> None:
-    """The three newest, each in its own way; each time the one before is used, and nobody can overlook it."""
-    run = Training(home(), "damaged", ("--checkpoint.keep", "4"))
-    with run.start() as started:
-        started.committed(4 * EVERY)
-        started.killed()
-    *_, intact, third, second, newest = sorted(run.folder.glob("checkpoints/????????"))
-    assert int(newest.name) == run.latest()
-    flip(newest)
-    truncate(second)
-    copy_half(third)
+    """The three newest, each in its own way: the one before them is used, and every loss is reported."""
+    run = reference().copied("damaged", 4 * EVERY)
+    intact, *broken = run.checkpoints()
+    for harm, folder in zip((copy_half, truncate, flip), broken, strict=True):
+        harm(folder)
     done = run.finish()
     assert run.resumed_at() == [0, int(intact.name)]
-    for folder in (newest, second, third):
+    for folder in broken:
         assert f"CHECKPOINT {folder} IS DAMAGED: " in done.stdout
         assert folder.with_suffix(".corrupt-1").exists()
+    assert_same(run, reference())
+
+
+@pytest.mark.full
+def test_one_interrupt_saves_and_a_second_one_does_not_wait() -> None:
+    run = reference().copied("interrupted", EVERY)
+    with run.start() as started:
+        started.reach(EVERY + 1)
+        stopped = started.stopped(signal.SIGINT)
+    with run.start() as started:
+        started.reach(stopped + 1)
+        done = started.interrupted()
+        assert (done.code, done.stderr) == (128 + signal.SIGINT, "")
+        assert "stopped and saved" not in done.stdout
+    newest = run.latest()
+    assert newest is not None and newest >= stopped
+    run.finish()
+    assert run.resumed_at() == [0, EVERY, stopped, newest]
     assert_same(run, reference())
 
 
@@ -143,13 +175,9 @@ def other_tokenizer(run: Training) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "flags", "said"),
+    ("change", "flags", "message"),
     [
         (None, ("--model.layers", "3"), "model.layers: 2 before, 3 now"),
-        (None, ("--seed", "1"), "seed: 0 before, 1 now"),
-        (None, ("--tokenizer.vocab", "290"), "tokenizer.vocab: 300 before, 290 now"),
-        (None, ("--tokenizer.path", "elsewhere"), "tokenizer.path:  before, elsewhere now"),
-        (None, ("--steps", "99"), "steps: 20 before, 99 now"),
         (other_text, (), " data: "),
         pytest.param(other_tokenizer, (), " tokenizer: ", marks=pytest.mark.planted),
     ],
@@ -160,28 +188,25 @@ def test_another_run_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Training], None] | None,
     flags: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     """A run that has a checkpoint and is not finished yet, started with something else."""
-    run = Training(tmp_path, reference().name)
     shutil.copy(home() / "text.txt", tmp_path)
-    shutil.copytree(reference().folder, run.folder)
-    shutil.rmtree(run.folder / "checkpoints" / f"{STEPS:08d}")
-    (run.folder / "scores.json").unlink()
+    run = reference().copied("other", 2 * EVERY, home=tmp_path)
     if change:
         change(run)
     before = snapshot(run.folder)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(run.argv(*flags)) == 2
+    assert cli.main(run.argv(*flags, devices=8)) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert re.match(f"zoo: runs/{run.name} .*{re.escape(said)}", line)
+    assert re.match(f"zoo: runs/{run.name} .*{re.escape(message)}", line)
     assert snapshot(run.folder) == before
 
 
 def test_a_finished_run_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(reference().folder)
     monkeypatch.chdir(home())
-    assert cli.main(reference().argv()) == 0
+    assert cli.main(reference().argv(devices=8)) == 0
     out, err = capsys.readouterr()
     assert f"runs/{reference().name} is finished: held-out " in out
     assert err == ""
@@ -191,21 +216,22 @@ def test_a_finished_run_says_so(capsys: pytest.CaptureFixture, monkeypatch: pyte
 # Out of room.
 
 
-def fill(started: Started) -> None:
-    """No file grows beyond 64 KiB any more: enough for all but the arrays of a checkpoint. The process gets EFBIG."""
-    limit(started, 1 << 16)
-
-
 def limit(started: Started, size: int) -> None:
+    """Let no file grow beyond a size: the process gets EFBIG, as it would get ENOSPC from a full disk."""
     resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_one_failed_save_is_loud_and_training_goes_on() -> None:
-    """The last one of a start is not made up for by another: it is an error."""
-    run = Training(home(), "full-once", ("--checkpoint.every", str(HALF)))
+ALL_BUT_ARRAYS = 1 << 16
+
+
+@pytest.mark.full
+def test_failed_saves_are_reported_and_two_in_a_row_end_the_run() -> None:
+    """The last save of a start is not made up for by another: it is an error."""
+    unharmed = reference()  # made first: no file of the compilation cache has to be written below the limit
+    run = Training(home(), "full", ("--checkpoint.every", str(2 * EVERY)))
     with run.start() as started:
         started.reach(1)
-        fill(started)
+        limit(started, ALL_BUT_ARRAYS)
         started.send(signal.SIGTERM)
         done = started.ended()
     assert done.code == 2
@@ -215,42 +241,34 @@ def test_one_failed_save_is_loud_and_training_goes_on() -> None:
 
     with run.start() as started:
         started.reach(1)
-        fill(started)
+        limit(started, ALL_BUT_ARRAYS)
         started.wait(lambda: "FAILED" in started.out.read_text())
         limit(started, resource.RLIM_INFINITY)
         done = started.ended()
     [line] = [line for line in done.stdout.splitlines() if "FAILED" in line]
-    assert line.startswith(f"! CHECKPOINT of step {HALF} FAILED and was removed: ")
+    assert line.startswith(f"! CHECKPOINT of step {2 * EVERY} FAILED and was removed: ")
     assert (done.code, done.stderr) == (0, "")
-    assert run.resumed_at() == [0, 0]
-    assert_same(run, reference())
+    assert_same(run, unharmed)
 
-
-def test_two_failed_saves_end_the_run_and_harm_nothing() -> None:
-    run = Training(home(), "full")
+    run = unharmed.copied("full-twice", EVERY)
     with run.start() as started:
-        started.committed(EVERY)
-        fill(started)
+        started.reach(EVERY)
+        limit(started, ALL_BUT_ARRAYS)
         done = started.ended()
-    assert done.code == 2
+    assert done.code == 2 and done.stdout.count("FAILED") == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("zoo: two checkpoints in a row failed: ")
-    assert not run.left_over()
-    newest = run.latest()
-    assert newest is not None
-    assert done.stdout.count("FAILED") == 2
-    run.finish()
-    assert run.resumed_at() == [0, newest]
-    assert_same(run, reference())
+    assert not run.left_over() and run.latest() == EVERY
 
 
 # Diverging.
 
 
+@pytest.mark.full
 def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     """At this rate the gradient overflows within a few steps."""
-    flags = ("--optim.lr", "100", "--optim.weight-decay", "10", "--optim.clip", "0", "--optim.warmup", "0")
-    run = Training(home(), "diverging", (*flags, "--max-skipped", "6", "--checkpoint.keep", "9"))
+    flags = ("--optim.lr", "100", "--optim.weight-decay", "10", "--optim.clip", "0", "--optim.warmup", "0", "--steps", "20")
+    run = Training(home(), "diverging", (*flags, "--max-skipped", "6"))
     with run.start() as started:
         done = started.ended()
     assert done.code == 2
@@ -260,9 +278,9 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     skipped = sum(row["skipped"] for row in rows)
     assert 2 <= skipped <= 6
     assert not np.isfinite(rows[-1]["grad_norm"]) and rows[-1]["skipped"] == 2
-    saved = [int(entry.name) for entry in run.folder.glob("checkpoints/????????")]
-    assert max(saved) >= rows[-1]["step"] - EVERY
-    states = {step: run.state(step) for step in sorted(saved)}
+    saved = [int(folder.name) for folder in run.checkpoints()]
+    assert saved[-1] >= rows[-1]["step"] - EVERY
+    states = {step: run.state(step) for step in saved}
     assert all(np.isfinite(leaf).all() for state in states.values() for leaf in state.values())
     first_skipped = rows[-1]["step"] - skipped + 1
     after = [state for step, state in states.items() if step >= first_skipped - 1]
@@ -270,66 +288,64 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     chex.assert_trees_all_equal(*[{path: leaf for path, leaf in state.items() if path != "step"} for state in after])
 
 
-# Compiled once, and nothing moved unseen.
+# Several processes, and other devices.
 
 
-def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the programs that XLA was given to compile, found in the cache or not."""
-    return re.findall(r"Compiling (\S+) with global shapes", caplog.text)
+def test_two_processes_train_as_one() -> None:
+    """Losses of two processes with two devices each equal those of one with four, relatively to 1e-5."""
+    two = reference(**TWO)
+    assert_close(two, reference())
+    assert two.losses()[-1] < two.losses()[0] - 0.5
 
 
-@pytest.mark.parametrize("engine", ["jit", "pmap"])
-def test_the_step_is_compiled_once(engine: config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Over the first steps, and again after the state went through a checkpoint."""
-    run = tiny.run(engine=engine, steps=4)
-    mesh, net, tx = meshes.make(run.mesh), model(run.model), optim.optimizer(run.optim)
-    abstract = meshes.abstract_state(run, net, tx, mesh)
-    chex.clear_trace_counter()  # it goes by the function's name
-    step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
-    made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
-    state = made.put(meshes.init_state(run, net, tx, mesh))
-    programs = []
-    with Checkpoints(tmp_path, 1, notify=pytest.fail) as checkpoints:
-        for number in range(4):
-            if number == 2:
-                checkpoints.save(made.get(state), {})
-                restored = checkpoints.restore(abstract)
-                assert restored is not None
-                state = made.put(restored[0])
-            batch = made.place(tiny.batch(number))
-            with jax.log_compiles(), caplog.at_level(logging.WARNING):
-                state, _ = made.step(state, batch)
-            programs.append(len(compiled(caplog)))
-            caplog.clear()
-    assert int(jax.device_get(made.get(state).step)) == 4
-    assert programs[0] > 0 and programs[1:] == [0, 0, 0]
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [SHARDED, ("--engine", "pmap")])
+def test_two_processes_train_as_one_on_every_mesh_and_engine(flags: tuple[str, ...]) -> None:
+    run = Training(home(), f"two{''.join(flags)}", flags)
+    with run.start(**TWO) as started:
+        started.reach(EVERY + 1)
+        workers = started.workers()
+        stopped = started.stopped(signal.SIGTERM)
+        assert not any(map(alive, workers))
+    run.finish(**TWO)
+    assert run.resumed_at() == [0, stopped]
+    assert_close(run, reference())
 
 
-def small(folder: Path) -> config.Run:
-    return tiny.run(
-        steps=4,
-        out=str(folder),
-        data=config.Data(paths=(str(home() / "text.txt"),), length=32),
-        checkpoint=config.Checkpoint(every=2),
-    )
+@pytest.mark.full
+def test_a_killed_process_ends_the_group_and_the_same_command_goes_on() -> None:
+    """The other one is stuck: by itself it would not notice."""
+    run = reference(**TWO).copied("two-killed", 2 * EVERY)
+    with run.start(**TWO) as started:
+        started.committed(3 * EVERY)
+        workers = started.workers()
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGSTOP)
+        os.kill(workers[1], signal.SIGKILL)
+        done = started.ended()
+        assert done.code == 128 + signal.SIGKILL
+        assert gone(workers)
+    newest = run.latest()
+    run.finish(**TWO)
+    assert run.resumed_at() == [0, 2 * EVERY, newest]
+    assert_same(run, reference(**TWO))
 
 
-def test_a_start_compiles_the_step_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In the whole loop, from the start and resumed."""
-    run = small(tmp_path)
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert loop.run(run, evaluate=scores.scorer, on_end=lambda _: None) == 0
-        shutil.rmtree(tmp_path / "tiny" / "checkpoints" / "00000004")
-        assert loop.run(run, evaluate=scores.scorer, on_end=lambda _: None) == 0
-    assert compiled(caplog).count("jit(step)") == 2
-
-
-@pytest.mark.planted
-def test_the_loop_refuses_a_hidden_transfer(tmp_path: Path) -> None:
-    """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""
-
-    def leaky(*given: Any, **named: Any) -> Callable[[Any], Any]:
-        return lambda params: jax.tree.map(lambda leaf: leaf + np.ones(leaf.shape, leaf.dtype), params)
-
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        loop.run(dataclasses.replace(small(tmp_path), log=config.Log(validate_every=1)), evaluate=leaky, on_end=pytest.fail)
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [(), pytest.param((TWO,), marks=pytest.mark.slow)], ids=["devices", "processes"])
+def test_other_devices_and_processes_go_on_with_the_next_sample(processes: tuple[dict[str, int], ...]) -> None:
+    """From four devices to two, to two processes, and back to four with parameters and heads sharded."""
+    run, stops = reference().copied(f"elastic-{len(processes)}", EVERY), [0, EVERY]
+    with run.start(devices=2) as started:
+        started.committed(EVERY + 1)
+        started.killed()
+        stops.append(run.latest())
+    for machine in processes:
+        with run.start(**machine) as started:
+            started.reach(stops[-1] + 1)
+            stops.append(started.stopped(signal.SIGINT))
+    run.finish(*SHARDED)
+    assert run.resumed_at() == stops
+    assert len(set(stops)) == 3 + len(processes) and stops[-1] < STEPS
+    assert_every_sample_once_per_epoch(run)
+    assert_close(run, reference())

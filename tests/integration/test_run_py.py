@@ -57,10 +57,13 @@ def test_commands_reach_zoo_and_pytest_unchanged(checkout: Checkout) -> None:
     assert done.stdout == f"pytest in {checkout.folder}: <-k> <x>\n"
 
 
-def test_set_up_happens_once_and_again_when_something_changed(checkout: Checkout) -> None:
-    def installed(*argv: str, **env: str) -> str:
-        return checkout.run(*argv, **env).stderr.strip()
+def test_set_up_happens_once_and_again_when_something_changed_or_failed(checkout: Checkout) -> None:
+    def installed(*argv: str) -> str:
+        return checkout.run(*argv).stderr.strip()
 
+    failed = checkout.run("--extra", "none", "train", FAIL="1")
+    assert failed.code == 1
+    assert "the same command tries again" in failed.stderr and "Traceback" not in failed.stderr
     assert installed("--extra", "none", "train") == "install none fresh"
     assert installed("train") == "", "the second start must be at once, and remember --extra"
     assert installed("test") == "install none test more"
@@ -68,18 +71,9 @@ def test_set_up_happens_once_and_again_when_something_changed(checkout: Checkout
     with (checkout.folder / "constraints.txt").open("a") as file:
         file.write("# changed\n")
     assert installed("train") == "install none fresh"
-    assert installed("test") == "install none test more"
-    assert installed("--extra", "cuda12", "train") == "install cuda12 fresh"
-
-
-def test_an_interrupted_set_up_is_redone(checkout: Checkout) -> None:
-    done = checkout.run("--extra", "none", "train", FAIL="1")
-    assert done.code == 1
-    assert "the same command tries again" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert checkout.run("--extra", "none", "train").stderr == "install none fresh\n"
     assert checkout.run("test", FAIL="1").code == 1
-    assert checkout.run("--extra", "none", "test").stderr == "install none test fresh\n"
+    assert installed("test") == "install none test fresh"
+    assert installed("--extra", "cuda12", "train") == "install cuda12 fresh"
 
 
 def test_an_unknown_extra_and_an_old_python_get_one_line(checkout: Checkout) -> None:

@@ -5,18 +5,19 @@ import dataclasses
 import functools
 import os
 import random
+import resource
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended, clean_environment
 from train import config, metrics, optim
@@ -26,11 +27,11 @@ from train.folder import read_config
 from train.marker import by_path
 from zoo.models import model
 
-PATIENCE = 240
-"""Seconds that a process may take for anything, on a machine busy with other things."""
+PATIENCE = 600
+"""Seconds after which a process that does not end is taken for stuck, on a machine busy with other things."""
 WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
-STEPS, EVERY = 20, 3
-ANY = f"--steps {STEPS} --checkpoint.every {EVERY} --log.ledger --model.compute.unroll 1"
+STEPS, EVERY = 14, 3
+ANY = f"--steps {STEPS} --checkpoint.every {EVERY} --checkpoint.keep 9 --log.ledger --model.compute.unroll 1"
 SMALL = (
     "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --model.dropout 0.1 --tokenizer.vocab 300"
     " --data.length 32 --data.batch 8 --optim.warmup 5 --log.every 2 --log.validate-every 10 --log.samples 0"
@@ -46,6 +47,16 @@ QUICK = {
     # Programs that run for a second are not worth optimizing: compiling them takes several.
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compile without LLVM's optimizations in this process, for programs that are only compared with others compiled alike."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def text(lines: int = 80) -> str:
@@ -66,7 +77,7 @@ def home() -> Path:
 
 @functools.cache
 def reference(*flags: str, recipe: str = "gpt-nano", **machine: int) -> "Training":
-    """A run from start to end that nothing happened to: in one process on eight devices, unless told otherwise."""
+    """A run from start to end that nothing happened to: in one process on four devices, unless `machine` says otherwise."""
     run = Training(home(), f"reference-{len(list(home().glob('runs/reference-*')))}", flags, recipe)
     run.finish(**machine)
     assert run.resumed_at() == [0]
@@ -86,28 +97,32 @@ class Training:
     def folder(self) -> Path:
         return self.home / "runs" / self.name
 
-    def argv(self, *flags: str, devices: int = 8, processes: int = 1) -> list[str]:
+    def argv(self, *flags: str, devices: int = 4, processes: int = 1) -> list[str]:
         several = ["--processes", str(processes)] if processes > 1 else []
         own = [*FLAGS[self.recipe], *ANY.split(), *self.flags, *flags]
         return ["train", self.recipe, *own, "--name", self.name, "--devices", str(devices), *several]
 
+    def copied(self, name: str, step: int, *flags: str, home: Path | None = None) -> "Training":
+        """Return a copy of this finished run that is as if it had been killed when its newest checkpoint was of `step`."""
+        copy = Training(home or self.home, name, (*self.flags, *flags), self.recipe)
+        shutil.copytree(self.folder, copy.folder, ignore=shutil.ignore_patterns("scores.json", "report.html"))
+        for checkpoint in copy.checkpoints():
+            if int(checkpoint.name) > step:
+                shutil.rmtree(checkpoint)
+        assert copy.latest() == step
+        return copy
+
     @contextlib.contextmanager
     def start(self, *flags: str, **machine: int) -> Iterator["Started"]:
         """The command under way, killed at the end of the block if it has not ended by then."""
-        command = [sys.executable, "-P", "-m", "zoo.cli", *self.argv(*flags, **machine)]
         before = _inode(self.folder / "ledger.jsonl")
         out, err = (self.home / f"{self.name}.{number}" for number in ("out", "err"))
-        with (
-            out.open("w") as stdout,
-            err.open("w") as stderr,
-            subprocess.Popen(
-                command, cwd=self.home, env=clean_environment() | QUICK, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
-            ) as process,
-        ):
-            try:
-                yield Started(self, process, before, out, err)
-            finally:
-                process.kill()
+        process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | QUICK)
+        try:
+            yield Started(self, process, before, out, err)
+        finally:
+            process.kill()
+            process.join()
 
     def finish(self, *flags: str, **machine: int) -> Ended:
         """Start and wait for the end, which must be a good one."""
@@ -134,14 +149,18 @@ class Training:
         """The steps at which the run was started, in the order of the starts."""
         return [row["step"] for row in metrics.read(self.folder / "starts.jsonl")]
 
+    def checkpoints(self) -> list[Path]:
+        """The folders of its steps, the newest last."""
+        return sorted(self.folder.glob("checkpoints/????????"))
+
     def latest(self) -> int | None:
-        return self._checkpoints().latest()
+        return self._reader().latest()
 
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
         run = read_config(self.folder)
         abstract = meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(config.Mesh()))
-        restored = self._checkpoints().restore(abstract, step=step)
+        restored = self._reader().restore(abstract, step=step)
         assert restored is not None
         return by_path(jax.device_get(restored[0]))
 
@@ -149,7 +168,7 @@ class Training:
         """Folders of saves or deletions that a kill interrupted."""
         return [entry.name for entry in self.folder.glob("checkpoints/*.tmp")]
 
-    def _checkpoints(self) -> Checkpoints:
+    def _reader(self) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints", 1, notify=lambda _: None)
 
 
@@ -158,7 +177,7 @@ class Started:
     """One start of a run."""
 
     training: Training
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     ledger_before: int
     out: Path
     err: Path
@@ -174,13 +193,13 @@ class Started:
             rows = metrics.read(path)
             return rows[-1]["step"] if rows else 0
 
-        return self.wait(lambda: (found := taken()) >= step and found)
+        return self.wait(lambda: (number := taken()) >= step and number)
 
-    def wait(self, happened: Any) -> Any:
-        """Poll, every two milliseconds, until `happened()` is true, and return what it gave."""
+    def wait(self, happened: Callable[[], Any]) -> Any:
+        """Poll, every two milliseconds, until `happened()` is true, and return its result."""
         deadline = time.monotonic() + PATIENCE
         while not (result := happened()):
-            assert self.process.poll() is None, f"it ended too early: {self.out.read_text()}{self.err.read_text()}"
+            assert self.process.exitcode is None, f"it ended too early: {self.out.read_text()}{self.err.read_text()}"
             assert time.monotonic() < deadline
             time.sleep(0.002)
         return result
@@ -194,7 +213,7 @@ class Started:
         self.wait(lambda: max(self.training.left_over(), default="") > f"{self.training.latest() or 0:08d}")
 
     def send(self, number: int) -> None:
-        self.process.send_signal(number)
+        os.kill(self.process.pid, number)
 
     def stopped(self, number: signal.Signals) -> int:
         """Send a signal that saves and leaves, see that it does, and return the step, after which nothing was lost."""
@@ -216,12 +235,13 @@ class Started:
 
     def ended(self) -> Ended:
         start = time.monotonic()
-        code = self.process.wait(PATIENCE)
-        return Ended(code, self.out.read_text(), self.err.read_text(), time.monotonic() - start)
+        self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, "it does not end"
+        return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text(), time.monotonic() - start)
 
     def interrupted(self) -> Ended:
-        """By SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
-        while self.process.poll() is None:
+        """Send SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
+        while self.process.exitcode is None:
             self.send(signal.SIGINT)
             time.sleep(0.01)
         return self.ended()
@@ -259,6 +279,18 @@ def assert_every_sample_once_per_epoch(run: Training, steps: int = STEPS) -> Non
     assert (epochs[0] != epochs[1]).any()
 
 
+@contextlib.contextmanager
+def small_files(largest: int) -> Iterator[None]:
+    """Let no file grow beyond a size: what a full disk looks like to a program that writes."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time and content of every file, less the lock's."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.lock"]
@@ -270,6 +302,14 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def gone(pids: list[int]) -> bool:
+    """Wait until none of these processes runs; False if one still does after `PATIENCE`."""
+    deadline = time.monotonic() + PATIENCE
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not any(map(alive, pids))
 
 
 def _inode(path: Path) -> int:

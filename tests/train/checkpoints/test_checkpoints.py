@@ -1,7 +1,6 @@
 """Checkpoints against real files: round trips onto any mesh, and every way a step can be damaged."""
 
 import asyncio
-import collections
 import functools
 import json
 import os
@@ -16,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
 from train.checkpoint import Checkpoints
-from train.marker import FORMAT, NAME, Marker
+from train.marker import FORMAT, NAME, Damaged, Marker
 from train.state import State
 from zoo.errors import BadInput
 
@@ -47,7 +47,7 @@ def damaged(two_steps: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("shape", "spec"),
-    [((8,), None), ((2, 4), Spec("b", "a")), ((4,), Spec(None, "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b"))), ((8,), Spec())],
+    [((8,), None), ((2, 4), Spec("b", "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b")))],
 )
 def test_round_trip_onto_any_mesh(folder: Path, shape: tuple[int, ...], spec: Spec | None) -> None:
     state = make(7)
@@ -72,23 +72,18 @@ def test_round_trip_onto_any_mesh(folder: Path, shape: tuple[int, ...], spec: Sp
         assert (leaf.dtype, leaf.sharding) == (wanted.dtype, wanted.sharding)
 
 
-def test_nothing_saved_is_none(folder: Path) -> None:
-    checkpoints = Checkpoints(folder, 1, notify=pytest.fail)
-    assert checkpoints.latest() is None
-    assert checkpoints.restore(abstract(make(0))) is None
-    assert not folder.exists()
-
-
 def test_keeps_the_newest_and_never_more_than_one_beyond(folder: Path) -> None:
+    assert Checkpoints(folder, 2, notify=pytest.fail).restore(abstract(make(0))) is None
+    assert not folder.exists()
     with Checkpoints(folder, 2, notify=pytest.fail) as checkpoints:
-        for step in range(1, 6):
+        for step in range(1, 5):
             checkpoints.save(make(step), META)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while checkpoints.latest() != step or len(os.listdir(folder)) > 2:
                 checkpoints.poll()
                 assert len(os.listdir(folder)) <= 3
                 assert time.monotonic() < deadline
-    assert sorted(os.listdir(folder)) == ["00000004", "00000005"]
+    assert sorted(os.listdir(folder)) == ["00000003", "00000004"]
 
 
 def test_a_committed_step_is_not_saved_again_and_an_older_one_is_refused(folder: Path) -> None:
@@ -111,11 +106,11 @@ def test_buffers_may_be_donated_at_once(folder: Path) -> None:
     state = make(0, width=1 << 14)
     aliased = 0
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
-        for _ in range(6):
+        for _ in range(3):
             state = step(state)
             expected, number = bits(state), int(state.step)
             checkpoints.save(state, META)
-            for _ in range(3):
+            for _ in range(2):
                 before = state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer()
                 state = step(state)
                 aliased += state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer() == before
@@ -152,13 +147,15 @@ def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, mon
 # Damage.
 
 
-def mutations(original: bytes, rng: np.random.Generator) -> Iterator[tuple[str, bytes | None]]:
+def mutations(original: bytes, rng: np.random.Generator, every_byte: bool) -> Iterator[tuple[str, bytes | None]]:
     """Changed contents of a file, every one different from the original; None is deletion."""
     size = len(original)
-    for bit in {0, 8 * size - 1, *rng.integers(0, 8 * size, 24).tolist()}:
+    # One byte of each sixteenth of the file, its first and its last.
+    sampled = {0, size - 1, *(int(rng.integers(part * size // 16, -(-(part + 1) * size // 16))) for part in range(16))}
+    for byte in range(size) if every_byte else sampled:
         changed = bytearray(original)
-        changed[bit // 8] ^= 1 << bit % 8
-        yield f"bit {bit}", bytes(changed)
+        changed[byte] ^= 1 << rng.integers(8)
+        yield f"byte {byte}", bytes(changed)
     for length in {0, size // 2, size - 1}:
         yield f"cut to {length}", original[:length]
     yield "one more", original + b"\0"
@@ -170,30 +167,23 @@ def mutations(original: bytes, rng: np.random.Generator) -> Iterator[tuple[str, 
 
 @pytest.mark.planted(300)
 def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.random.Generator) -> None:
-    folder, newest = damaged
-    counts: collections.Counter[str] = collections.Counter()
-    wanted = abstract(make(0))
+    """Every byte of COMMIT.json, and some of each part of every other file."""
+    _, newest = damaged
+    count = 0
     for file in sorted(file for file in newest.rglob("*") if file.is_file()):
-        path, original = file.relative_to(newest), file.read_bytes()
-        for what, changed in mutations(original, rng):
+        path, original = file.relative_to(newest).as_posix(), file.read_bytes()
+        for what, changed in mutations(original, rng, path == NAME):
             assert changed != original
             file.unlink()
             if changed is not None:
                 file.write_bytes(changed)
-            log = Log()
-            with Checkpoints(folder, 9, notify=log) as checkpoints:
-                result = checkpoints.restore(wanted)
-            assert result is not None
-            assert int(result[0].step) == 1, f"{path}: {what}"
-            assert len(log) == 1
-            assert "00000002 IS DAMAGED" in log[0]
-            assert path.as_posix() in log[0]
-            (folder / "00000002.corrupt-1").rename(newest)
-            file.write_bytes(original)
-            counts[path.parts[0]] += 1
-    assert restored(Checkpoints(folder, 9, notify=pytest.fail)).step == 2
-    assert counts.total() >= 300, counts
-    print(f"{counts.total()} mutations: {dict(counts)}")
+            with pytest.raises(Damaged) as noticed:
+                Marker.read(newest, 2).check_content(newest)
+            assert path in str(noticed.value), what
+            count += 1
+        file.write_bytes(original)
+    Marker.read(newest, 2).check_content(newest)
+    assert count >= 300
 
 
 def half_copied(newest: Path) -> None:
@@ -205,6 +195,13 @@ def half_copied(newest: Path) -> None:
 def cut_short(newest: Path) -> None:
     data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
     data.write_bytes(data.read_bytes()[:-1])
+
+
+def with_another_bit(newest: Path) -> None:
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
 
 
 def emptied(newest: Path) -> None:
@@ -244,6 +241,7 @@ def with_a_forged_meta(newest: Path) -> None:
     [
         half_copied,
         cut_short,
+        with_another_bit,
         emptied,
         with_the_marker_of_another_step,
         under_another_number,
@@ -277,6 +275,17 @@ def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Pat
         assert restored(writer).step == 2
 
 
+@pytest.mark.planted
+def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, Path]) -> None:
+    folder, newest = damaged
+    (newest / NAME).unlink()
+    log = Log()
+    with Checkpoints(folder, 2, notify=log) as checkpoints:
+        checkpoints.save(make(2), META | {"step": 2})
+    assert "in the way" in log[0]
+    assert restored(Checkpoints(folder, 2, notify=log)).step == 2
+
+
 def test_junk_is_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
     folder, newest = damaged
     for name in ("99999", "notes", "0000002a", "000000003", "tmp"):
@@ -296,17 +305,6 @@ def test_junk_is_ignored_and_reported_once(damaged: tuple[Path, Path]) -> None:
     assert all("is not a checkpoint" in message for message in log)
     assert len(os.listdir(folder)) == 9
     assert restored(Checkpoints(folder, 1, notify=log)).step == 3
-
-
-@pytest.mark.planted
-def test_a_damaged_step_in_the_way_of_a_save_is_set_aside(damaged: tuple[Path, Path]) -> None:
-    folder, newest = damaged
-    (newest / NAME).unlink()
-    log = Log()
-    with Checkpoints(folder, 2, notify=log) as checkpoints:
-        checkpoints.save(make(2), META | {"step": 2})
-    assert "in the way" in log[0]
-    assert restored(Checkpoints(folder, 2, notify=log)).step == 2
 
 
 @pytest.mark.planted(2)
@@ -376,9 +374,7 @@ def with_params(state: State, **more: Any) -> State:
             lambda s: with_params(s, embed={"table": s.params["embed"]["table"].astype(jnp.bfloat16)}),
             r'table: .*, "bfloat16\[16,64\]" asked',
         ),
-        (lambda s: with_params(s, embed={"table": s.params["embed"]["table"][:8]}), r'table: .*, "float32\[8,64\]" asked'),
         (lambda s: with_params(s, embed={"table": s.params["embed"]["table"].T}), r'table: .*, "float32\[64,16\]" asked'),
-        (lambda s: State(**{**vars(s), "carry": {}}), r"carry/memory: .*, nothing asked"),
         (lambda s: State(**{**vars(s), "opt_state": ()}), r"opt_state/0/count: .*opt_state/0/mu/embed/table: "),
     ],
 )

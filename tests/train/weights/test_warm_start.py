@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support.encoder_text import uncased
+from tests.support.small import jit
 from train import begin, config
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
@@ -36,13 +37,13 @@ def run(of: Model, init: Path | str = "", **changes: Any) -> config.Run:
 
 
 @functools.cache
-def drawn(of: Model, seed: int = 0) -> dict[str, np.ndarray]:
+def fresh_params(of: Model, seed: int = 0) -> dict[str, np.ndarray]:
     """Fresh parameters by path."""
-    return by_path(jax.device_get(jax.jit(of.init)(jax.random.key(seed))))
+    return by_path(jax.device_get(jit(of.init)(jax.random.key(seed))))
 
 
 def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
-    """Make a run of one checkpoint in a folder; returns its parameters by path, none of them as it is drawn."""
+    """Make a run of one checkpoint in a folder; returns its parameters by path, none of them a fresh one."""
     files, rng, tokenizer = Folder(folder), np.random.default_rng(0), uncased()
     files.tokenizer.mkdir(parents=True)
     tokenizer.save(files.tokenizer)
@@ -60,68 +61,71 @@ def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
 
 
 def begun(of: Model, init: Path, mesh: config.Mesh | None = None, seed: int = 3) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Parameters by path that a run begins with, and what it is told."""
-    told: list[str] = []
+    """Parameters by path that a run begins with, and the messages to the user."""
+    messages: list[str] = []
     chosen = run(of, init, seed=seed)
     begin.check(chosen)
-    params = begin.params(chosen, of, meshes.make(mesh or config.Mesh()), told.append)
+    params = begin.params(chosen, of, meshes.make(mesh or config.Mesh()), messages.append)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(of.init, jax.random.key(0)))
-    return by_path(jax.device_get(params)), told
+    return by_path(jax.device_get(params)), messages
 
 
 def parts(paths: set[str]) -> set[str]:
     return {path.split("/")[0] for path in paths}
 
 
+SEQUENCE = ("sequence", ("no", "yes"))
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after", "fresh"),
     [
-        ("bert-nano", ("pretraining",), ("sequence", ("no", "yes")), ["classifier"]),
-        ("bert-nano", ("sequence", ("no", "yes")), ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
-        ("bert-nano", ("sequence", ("no", "yes")), ("tokens", ("no", "yes")), ["classifier"]),
-        ("bert-nano", ("sequence", ("no", "yes")), ("sequence", ("yes", "no")), ["classifier"]),
-        ("bert-nano", ("sequence", ("no", "yes")), ("sequence", ("a", "b", "c")), ["classifier"]),
-        ("roberta-nano", ("masked",), ("sequence", ("no", "yes")), ["classifier", "dense"]),
-        ("roberta-nano", ("sequence", ("no", "yes")), ("sequence", ("no", "maybe")), ["classifier", "dense"]),
+        ("bert-nano", ("pretraining",), SEQUENCE, ["classifier"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (
+                ("bert-nano", SEQUENCE, ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
+                ("bert-nano", SEQUENCE, ("tokens", ("no", "yes")), ["classifier"]),
+                ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
+                ("roberta-nano", ("masked",), SEQUENCE, ["classifier", "dense"]),
+            )
+        ),
     ],
 )
 def test_what_both_have_is_taken_over_and_the_rest_is_drawn_and_named(
     name: str, before: Any, after: Any, fresh: list[str], tmp_path: Path
 ) -> None:
     theirs, ours = trained(tmp_path, net(name, *before)), net(name, *after)
-    found, told = begun(ours, tmp_path)
-    assert told == [f"--init {tmp_path}: drawn afresh, since it has none for this task: {', '.join(fresh)}"]
-    new = {path for path in found if path.rpartition("/")[0] in fresh}
+    params, messages = begun(ours, tmp_path)
+    assert messages == [f"--init {tmp_path}: drawn afresh, since it has none for this task: {', '.join(fresh)}"]
+    new = {path for path in params if path.rpartition("/")[0] in fresh}
     assert parts(new) == parts(set(fresh))
-    for path, leaf in found.items():
+    for path, leaf in params.items():
         if path not in new:
             assert leaf.tobytes() == theirs[path].tobytes(), path
     for path in new:
         # Two programs may round the normal distribution's inverse differently, in its last digits.
-        np.testing.assert_allclose(found[path], drawn(ours, seed=3)[path], rtol=1e-5, atol=1e-8, err_msg=path)
+        np.testing.assert_allclose(params[path], fresh_params(ours, seed=3)[path], rtol=1e-5, atol=1e-8, err_msg=path)
     kernels = [path for path in new if path.endswith("kernel")]
     assert kernels
-    assert all(np.abs(found[path] - drawn(ours, seed=4)[path]).max() > 1e-3 for path in kernels)
+    assert all(np.abs(params[path] - fresh_params(ours, seed=4)[path]).max() > 1e-3 for path in kernels)
 
 
-@pytest.mark.parametrize(
-    ("name", "head"),
-    [("bert-nano", ("sequence", ("no", "yes"))), ("roberta-nano", ("sequence", ("no", "yes"))), ("bert-nano", ("pretraining",))],
-)
-def test_the_same_task_and_labels_are_copied_whole(name: str, head: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [SEQUENCE, pytest.param(("pretraining",), marks=pytest.mark.full)])
+def test_the_same_task_and_labels_are_copied_whole(head: Any, tmp_path: Path) -> None:
     """Whatever is dropped in training, and however it is computed."""
-    theirs = trained(tmp_path, net(name, *head))
-    found, told = begun(net(name, *head, dropout=0.3, compute=configs.Compute(remat="full")), tmp_path)
-    assert told == []
-    assert found.keys() == theirs.keys()
-    assert not [path for path in found if found[path].tobytes() != theirs[path].tobytes()]
+    theirs = trained(tmp_path, net("bert-nano", *head))
+    params, messages = begun(net("bert-nano", *head, dropout=0.3, compute=configs.Compute(remat="full")), tmp_path)
+    assert messages == []
+    assert params.keys() == theirs.keys()
+    assert not [path for path in params if params[path].tobytes() != theirs[path].tobytes()]
 
 
-@pytest.mark.parametrize("mesh", [config.Mesh(data=1, fsdp=8), config.Mesh(data=2, fsdp=2, tensor=2)])
-def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(mesh: config.Mesh, tmp_path: Path) -> None:
-    ours = net("bert-nano", "sequence", ("no", "yes"))
+@pytest.mark.full
+def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path) -> None:
+    ours = net("bert-nano", *SEQUENCE)
     trained(tmp_path, net("bert-nano", "pretraining"))
-    devices = meshes.make(mesh)
+    devices = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
     params = begin.params(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
     places = sharding.shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.module.SHARDING)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True):
@@ -135,22 +139,18 @@ def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(mesh: config.M
             assert leaf.tobytes() == expected[path].tobytes(), path
 
 
-@pytest.mark.parametrize(
-    ("of", "line"),
-    [
+def test_another_family_or_body_is_refused_by_what_differs(tmp_path: Path) -> None:
+    trained(tmp_path, net("bert-nano", "pretraining"))
+    for other, line in (
         (net("roberta-nano", "masked"), "bert, and the recipe trains roberta"),
-        (net("bert-nano", "sequence", ("no", "yes"), layers=4), "another model: layers 2 there and 4 here; choose the recipe of"),
         (
             net("bert-nano", "pretraining", width=64, eps=1e-6),
             "another model: width 32 there and 64 here, eps 1e-12 there and 1e-06 here; choose",
         ),
-    ],
-)
-def test_another_family_or_body_is_refused_by_what_differs(of: Model, line: str, tmp_path: Path) -> None:
-    trained(tmp_path, net("bert-nano", "pretraining"))
-    with pytest.raises(BadInput, match=re.escape(f"--init {tmp_path}: {line}")) as refused:
-        begin.check(run(of, tmp_path))
-    assert "\n" not in str(refused.value)
+    ):
+        with pytest.raises(BadInput, match=re.escape(f"--init {tmp_path}: {line}")) as refused:
+            begin.check(run(other, tmp_path))
+        assert "\n" not in str(refused.value)
 
 
 def test_where_there_is_nothing_to_begin_from_a_run_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""`zoo` in forks of a process that has imported it and has not started JAX: imports take a third of a short run.
+
+A fork is a process like any other: it is signalled, stopped and killed. Nothing here imports `tests.support.environment`, which
+would start JAX in it.
+"""
+
+import atexit
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from unittest import mock
+
+IMPORTED = ["zoo.commands.train", "train.loop", "eval.samples", "eval.scores", "eval.report", "matplotlib.backends.backend_svg"]
+_context: list[ForkServerContext] = []
+
+
+def start(argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str]) -> ForkServerProcess:
+    """Start `zoo` with `argv` in a folder, its output going to two files; all forks have the environment of the first."""
+    if not _context:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
+        with mock.patch.dict(os.environ, environment, clear=True):
+            forkserver.ensure_running()
+        _context.append(context)
+    process = _context[0].Process(target=_command, args=(argv, folder, out, err))
+    process.start()
+    return process
+
+
+def _command(argv: list[str], folder: Path, out: Path, err: Path) -> None:
+    from zoo import cli
+
+    os.chdir(folder)
+    for descriptor, path in ((1, out), (2, err)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["zoo", *argv]
+    try:
+        cli.run()
+    finally:
+        atexit._run_exitfuncs()  # as every interpreter does at its end, but for one that `multiprocessing` has forked

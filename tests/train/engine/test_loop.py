@@ -1,0 +1,197 @@
+"""The training loop in this process: what it compiles and moves, what it chooses, and that a kill changes neither."""
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval import scores
+from tests.support import tiny
+from tests.support.runs import quick_compilation, snapshot, text
+from train import config, loop, optim
+from train import mesh as meshes
+from train.checkpoint import Checkpoints
+from train.config_objectives import Selection
+from train.folder import Folder
+from train.load import load
+from train.metrics import read
+from train.objectives import causal
+from train.step import ENGINES, make_step
+from zoo.errors import BadInput
+from zoo.models import model
+
+VALUES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0}
+"""What the validations of a run return, by step; it has no patience for a third after the best."""
+# Without dropout, which takes long to compile.
+PLAIN = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compile without optimizing: runs are compared with runs that are compiled alike."""
+    with quick_compilation():
+        yield
+
+
+def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Names of the programs that XLA was given to compile, found in the cache or not."""
+    return re.findall(r"Compiling (\S+) with global shapes", caplog.text)
+
+
+@pytest.mark.parametrize("engine", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
+def test_the_step_is_compiled_once(engine: config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Over the first steps, and again after the state went through a checkpoint."""
+    run = tiny.run(engine=engine, steps=4, model=PLAIN)
+    mesh, net, tx = meshes.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    abstract = meshes.abstract_state(run, net, tx, mesh)
+    chex.clear_trace_counter()  # it goes by the function's name
+    step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
+    made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
+    state = made.put(meshes.init_state(run, net, tx, mesh))
+    programs = []
+    with Checkpoints(tmp_path, 1, notify=pytest.fail) as checkpoints:
+        for number in range(4):
+            if number == 2:
+                checkpoints.save(made.get(state), {})
+                restored = checkpoints.restore(abstract)
+                assert restored is not None
+                state = made.put(restored[0])
+            batch = made.place(tiny.batch(number))
+            with jax.log_compiles(), caplog.at_level(logging.WARNING):
+                state, _ = made.step(state, batch)
+            programs.append(len(compiled(caplog)))
+            caplog.clear()
+    assert int(jax.device_get(made.get(state).step)) == 4
+    assert programs[0] > 0 and programs[1:] == [0, 0, 0]
+
+
+# --- runs that end at a validation that is not better ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The result of a validation."""
+
+    bits_per_byte: float
+
+    def record(self) -> dict[str, float]:
+        return dataclasses.asdict(self)
+
+
+class Killed(Exception):
+    """As far as the run's folder is concerned."""
+
+
+def train(run: config.Run, first: int = 0, killed: int | None = None) -> int:
+    """Start a run from its `first` step; its validations return `VALUES`, its score at the end is a real one.
+
+    It ends by a kill at the validation of a step, or while it is scored, which is here step 0.
+    """
+    steps = iter(range(first + 2, 100, 2))
+
+    def validate(params: Any) -> Validation:
+        step = next(steps)
+        if step == killed:
+            raise Killed
+        return Validation(VALUES[step])
+
+    def score(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def scored(params: Any) -> Any:
+            if killed == 0:
+                raise Killed
+            return real(params)
+
+        return scored
+
+    kinds = iter((lambda _: validate, score))
+    return loop.run(run, evaluate=lambda *args, **named: next(kinds)(scores.scorer(*args, **named)), on_end=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
+    """A run of twenty steps that ended after its eighth, its parameters sharded."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text.txt").write_text(text())
+    run = tiny.run(
+        out=str(folder),
+        selection=Selection(best=True, patience=2),
+        model=PLAIN,
+        data=config.Data(paths=(str(folder / "text.txt"),), length=32, batch=8),
+        mesh=config.Mesh(data=1, fsdp=8),
+        checkpoint=config.Checkpoint(every=4),
+        log=config.Log(every=2, validate_every=2, validate_rows=4, samples=0),
+    )
+    assert train(run) == 0
+    return run
+
+
+def test_a_run_without_a_better_validation_ends_and_is_finished(ended: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder.of(ended)
+    assert [row["step"] for row in read(folder.metrics) if row["kind"] == "valid"] == [2, 4, 6, 8]
+    capsys.readouterr()
+    before = snapshot(folder.path)
+    assert train(ended) == 0
+    assert f"{folder.path} is finished: held-out " in capsys.readouterr().out
+    assert snapshot(folder.path) == before
+
+
+def test_what_is_scored_and_loaded_is_the_best(ended: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder.of(ended)
+    stored = json.loads(folder.scores.read_text())
+    assert stored["step"] == load(folder.path).step == 4
+    printed = {step: evaluated(folder, step, capsys) for step in (None, 8)}
+    assert printed[None] == pytest.approx(stored["loss"], abs=2e-6)
+    assert abs(printed[8] - printed[None]) > 1e-3
+    with pytest.raises(BadInput, match=r"steps that can be read: 8, 4"):
+        scores.main(str(folder.path), step=6, batch=8, stride=0, mesh=config.Mesh())
+
+
+def evaluated(folder: Folder, step: int | None, capsys: pytest.CaptureFixture[str]) -> float:
+    """The loss that `zoo eval` prints."""
+    capsys.readouterr()
+    assert scores.main(str(folder.path), step=step, batch=8, stride=0, mesh=config.Mesh()) == 0
+    return float(re.findall(r"^loss +(\S+)$", capsys.readouterr().out, re.MULTILINE)[0])
+
+
+@pytest.mark.full
+def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_bits(
+    ended: config.Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each start with a step left compiles the step once."""
+    run = dataclasses.replace(ended, name="killed")
+    theirs, ours = Folder.of(ended), Folder.of(run)
+    for first, killed in ((0, 6), (4, 0)):
+        with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(Killed):
+            train(run, first, killed)
+    assert compiled(caplog).count("jit(step)") == 2
+    assert not ours.scores.exists()
+    capsys.readouterr()
+    # All it has left to do is to be scored.
+    assert train(run, 8) == 0
+    assert "ended at step 8 of 20: 2 validations without a better one" in capsys.readouterr().out
+    assert [row["step"] for row in read(ours.starts)] == [0, 4, 8]
+    assert ours.scores.read_text() == theirs.scores.read_text()
+    for step in (None, 8):
+        one, other = load(ours.path, step=step), load(theirs.path, step=step)
+        assert one.step == other.step
+        chex.assert_trees_all_equal(one.params, other.params)
+
+
+@pytest.mark.planted
+def test_the_loop_refuses_a_hidden_transfer(ended: config.Run) -> None:
+    """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""
+
+    def leaky(*_: Any, **__: Any) -> Callable[[Any], Any]:
+        return lambda params: jax.tree.map(lambda leaf: leaf + np.ones(leaf.shape, leaf.dtype), params)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.run(dataclasses.replace(ended, name="leaky"), evaluate=leaky, on_end=pytest.fail)
