@@ -27,7 +27,7 @@ from train.folder import read_config
 from train.marker import by_path
 from zoo.models import model
 
-PATIENCE = 600
+PATIENCE = 600.0
 """Seconds after which a process that does not end is taken for stuck, on a machine busy with other things."""
 WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
 STEPS, EVERY = 14, 3

@@ -106,11 +106,11 @@ def test_buffers_may_be_donated_at_once(folder: Path) -> None:
     state = make(0, width=1 << 14)
     aliased = 0
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
-        for _ in range(3):
+        for _ in range(6):
             state = step(state)
             expected, number = bits(state), int(state.step)
             checkpoints.save(state, META)
-            for _ in range(2):
+            for _ in range(3):
                 before = state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer()
                 state = step(state)
                 aliased += state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer() == before

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
+from tests.support.runs import quick_compilation
 from train import config, optim, recipes
 from train import mesh as meshes
 from train.losses import token_losses
@@ -317,6 +318,13 @@ class Scaled:
         return {term: value * frozen["scale"] for term, value in terms.items()}, carry
 
 
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Compile without optimizing, where it is asked what becomes of buffers."""
+    with quick_compilation():
+        yield
+
+
 @functools.cache
 def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], Any]]:
     """An engine over two devices, and what makes a state and something frozen for it."""
@@ -334,7 +342,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
 
 
 @pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
-def test_the_state_is_donated(name: str) -> None:
+def test_the_state_is_donated(name: str, quick: None) -> None:
     """The next state lies where this one lay, leaf for leaf: nothing is held twice."""
     engine, begin, frozen = launched(name)
     state, held = begin(), frozen(1.0)
@@ -352,7 +360,7 @@ def test_the_state_is_donated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
-def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str) -> None:
+def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(name: str, quick: None) -> None:
     engine, begin, frozen = launched(name)
     state, held, losses = begin(), frozen(1.0), []
     for what in (held, held, frozen(3.0)):

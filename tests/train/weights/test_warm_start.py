@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support.encoder_text import uncased
-from tests.support.small import jit
+from tests.support.runs import quick_compilation
 from train import begin, config
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
@@ -27,6 +28,13 @@ NUMBERS = dict(vocab=128, context=16, layers=2, width=32, heads=4, ffn=64, dropo
 STEP = 7
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compile without optimizing: parameters are compared with those of programs that are compiled alike."""
+    with quick_compilation():
+        yield
+
+
 def net(name: str, task: str, labels: tuple[str, ...] = (), **changes: Any) -> Model:
     size = configs.find(name)[1].config
     return model(dataclasses.replace(size, **{**NUMBERS, "task": task, "labels": labels, **changes}))
@@ -39,7 +47,7 @@ def run(of: Model, init: Path | str = "", **changes: Any) -> config.Run:
 @functools.cache
 def fresh_params(of: Model, seed: int = 0) -> dict[str, np.ndarray]:
     """Fresh parameters by path."""
-    return by_path(jax.device_get(jit(of.init)(jax.random.key(seed))))
+    return by_path(jax.device_get(jax.jit(of.init)(jax.random.key(seed))))
 
 
 def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
