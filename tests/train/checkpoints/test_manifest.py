@@ -9,7 +9,7 @@ from train.marker import compare
 
 
 def test_compare_is_empty_only_for_the_same() -> None:
-    from hypothesis import given
+    from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
     values = st.recursive(
@@ -19,6 +19,8 @@ def test_compare_is_empty_only_for_the_same() -> None:
     )
     trees = st.dictionaries(st.text(max_size=3), values, max_size=4)
 
+    # A busy machine takes seconds for an example.
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(trees, trees)
     def check(saved: dict[str, Any], asked: dict[str, Any]) -> None:
         assert compare(saved, json.loads(json.dumps(saved))) == []

@@ -132,10 +132,10 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
 
 
 def test_nothing_leaks_and_nothing_is_lost():
-    from hypothesis import given, settings
+    from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
     @given(
         st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6),
         st.sampled_from(PLANS),
