@@ -1,0 +1,179 @@
+"""What holds for rows of every kind: equal plans, fingerprints, samples, and arrays that depend on (seed, number) alone."""
+
+import dataclasses
+import functools
+import operator
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import finetuned, tiny
+from tests.support.encoder_text import stream, uncased
+from tests.support.small import small
+from tests.support.unigram_text import spelled, xlnet
+from train import labelled, text_pairs
+from train.config import Data, Denoising, Permutation, Run
+from train.config_objectives import Disturbance
+from train.examples import Pair
+from train.mixture import Planned, ordered
+from train.objectives import objective
+from train.plans import PAIRED
+from train.tokenizer import Tokenizer
+from zoo import configs
+
+Made = tuple[Run, Tokenizer]
+RANDOM = random.Random(0)
+TEXTS = ["".join(" ".join(RANDOM.choices("abcdefgh", k=RANDOM.randint(3, 9))) + " ! " for _ in range(12)) for _ in range(6)]
+COVERING = ("full_sentences", "doc_sentences", "windows", "packed")
+NOISE: tuple[Disturbance, ...] = ("spans", "iid", "bert", "deshuffle", "prefix")
+
+
+def run_of(goal: Any, model: Any, tokenizer: Tokenizer, length: int = 24, **changes: Any) -> Made:
+    options = {name: changes.pop(name) for name in ("permutation", "denoising") if name in changes}
+    model = dataclasses.replace(model, vocab=tokenizer.vocab_size)
+    return tiny.run(model=model, objective=goal, data=Data(length=length, batch=4, **changes), **options), tokenizer
+
+
+def masked(rows: str, pack: bool) -> Made:
+    task = "pretraining" if rows in PAIRED else "masked"
+    return run_of("masked", small("bert", task=task).config, uncased(), rows=rows, pack=pack)
+
+
+def permutation(memory: int = 8, **options: Any) -> Made:
+    model = dataclasses.replace(configs.find("xlnet-nano")[1].config, memory=memory, reuse=8)
+    return run_of("permutation", model, xlnet(), permutation=Permutation(predictions=4, **options))
+
+
+def sequence_to_sequence(goal: str, **changes: Any) -> Made:
+    return run_of(goal, configs.find("t5-nano")[1].config, spelled(), **changes)
+
+
+def of_examples(goal: str) -> Made:
+    run = finetuned.run(goal)
+    return run, finetuned.tokenizer(finetuned.KINDS["bert"])
+
+
+KINDS: dict[str, Callable[[], Made]] = {
+    "causal": lambda: run_of("causal", tiny.run().model, uncased()),
+    "causal packed": lambda: run_of("causal", tiny.run().model, uncased(), rows="packed"),
+    **{f"masked {rows}": functools.partial(masked, rows, False) for rows in (*COVERING, *PAIRED)},
+    **{f"masked {rows}, pack": functools.partial(masked, rows, True) for rows in ("doc_sentences", "segment_pairs")},
+    "permutation": permutation,
+    "permutation without memory": lambda: permutation(memory=0),
+    "permutation bidirectional": lambda: permutation(bidirectional=True),
+    **{
+        f"denoising {kind}": functools.partial(sequence_to_sequence, "denoising", length=48, denoising=Denoising(kind=kind))
+        for kind in NOISE
+    },
+    **{goal: functools.partial(of_examples, goal) for goal in finetuned.TASKS},
+    "text_to_text": lambda: sequence_to_sequence("text_to_text", length=64),
+    "text_to_text, pack": lambda: sequence_to_sequence("text_to_text", length=64, pack=True),
+}
+DRAWN = ("masked", "permutation", "denoising")
+"""Objectives whose arrays are drawn."""
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
+    """The rows of the texts, or of examples; `backwards` the last of them is the first."""
+    goal, direction = objective(run.objective), -1 if backwards else 1
+    if goal.DATA == "labelled":
+        return labelled.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
+    if goal.DATA == "pairs":
+        pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
+        return text_pairs.rows_of(pairs[::direction], run, tokenizer)
+    tokens = stream(TEXTS[::direction], tokenizer)
+    return goal.plan(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
+
+
+@functools.cache
+def made(kind: str) -> Made:
+    return KINDS[kind]()
+
+
+@functools.cache
+def planned(kind: str) -> Any:
+    return plan(*made(kind))
+
+
+def contents(rows: Any) -> list[str]:
+    return [repr(rows.row(number)) for number in range(len(rows))]
+
+
+def build(kind: str, numbers: Any, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Arrays of the rows with these numbers, those of a source among them."""
+    run, tokenizer = made(kind)
+    builder, rows = objective(run.objective).builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size)), planned(kind)
+    built = [builder(np.random.default_rng([seed, number]), rows.row(number), rows.length) for number in numbers]
+    sources = [vars(row.pop("source")) if "source" in row else {} for row in built]
+    return [
+        row | {f"source {name}": array for name, array in source.items() if array is not None}
+        for row, source in zip(built, sources, strict=True)
+    ]
+
+
+@kinds
+def test_equal_plans_have_equal_rows_and_others_another_fingerprint(kind: str):
+    run, tokenizer = made(kind)
+    rows, again = planned(kind), plan(run, tokenizer)
+    assert isinstance(rows, Planned) and len(rows) > 3
+    assert contents(rows) == contents(again) and rows.fingerprint == again.fingerprint
+    longer = dataclasses.replace(run, data=dataclasses.replace(run.data, length=run.data.length + 1))
+    others = [plan(longer, tokenizer), plan(run, tokenizer, backwards=True)]
+    assert len({rows.fingerprint, *(other.fingerprint for other in others)}) == 3
+    assert ordered(rows) == (kind in ("permutation", "permutation bidirectional"))
+
+
+def test_fingerprints_are_equal_only_where_all_rows_are():
+    rows: dict[str, set[Any]] = {}
+    for each in map(planned, KINDS):
+        rows.setdefault(each.fingerprint, set()).add((*contents(each), each.length, ordered(each)))
+    assert {len(same) for same in rows.values()} == {1}
+    assert len(rows) == len(set().union(*rows.values())) > 15
+
+
+@kinds
+@pytest.mark.parametrize("count", [1, 4, 10**6])
+def test_a_sample_is_evenly_spaced_rows(kind: str, count: int):
+    """Of labelled examples, all rows of evenly spaced examples; of streams, the first rows of each."""
+    rows = planned(kind)
+    sample, size = rows.spread(count), len(getattr(rows, "examples", rows)) if kind in finetuned.TASKS else len(rows)
+    spaced = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
+    if kind.startswith("permutation"):
+        spaced = list(range(min(size, max(4, count))))
+    if kind in finetuned.TASKS:
+        spaced = [number for number, row in enumerate(rows.rows) if row.example in spaced]
+    assert contents(sample) == list(operator.itemgetter(*spaced, 0)(contents(rows)))[:-1]
+    if not hasattr(rows, "examples"):
+        assert (sample.fingerprint == rows.fingerprint) == (len(sample) == len(rows))
+    else:
+        assert sample.examples is rows.examples and sample.asked == rows.asked
+
+
+@kinds
+def test_arrays_are_a_function_of_seed_and_number_and_have_one_shape(kind: str):
+    numbers = range(len(planned(kind)))
+    rows, backwards, other = build(kind, numbers), build(kind, reversed(numbers))[::-1], build(kind, numbers, seed=1)
+    assert len({tuple((name, np.shape(array), array.dtype) for name, array in row.items()) for row in rows}) == 1
+    assert not any((row[name] != same[name]).any() for row, same in zip(rows, backwards, strict=True) for name in row)
+    differ = [any((row[name] != drawn[name]).any() for name in row) for row, drawn in zip(rows, other, strict=True)]
+    assert np.mean(differ) > 0.7 if kind.startswith(DRAWN) else not any(differ)
+
+
+@kinds
+def test_targets_are_what_the_rows_learn_from(kind: str):
+    rows, arrays = planned(kind), build(kind, range(len(planned(kind))))
+    match kind.split()[0]:
+        case "masked":
+            counted = sum(len(part.ids) for number in range(len(rows)) for each in rows.row(number) for part in each.parts)
+        case "denoising":
+            counted = sum(len(piece.ids) for number in range(len(rows)) for piece in rows.row(number).pieces)
+        case goal if goal in finetuned.TASKS:
+            counted = sum((row["segments"] > 0).sum() for row in arrays)
+            assert rows.text_size == counted
+        case _:
+            counted = sum(row["weights"].sum() for row in arrays)
+    assert rows.targets == counted > 0
