@@ -1,9 +1,10 @@
-"""Rows of a tokenizer that puts CLS last, XLNet's: what every objective makes of them, and what reads them off a model.
+"""Rows of a tokenizer that puts CLS last, XLNet's: the arrays of every objective, and the positions that are read from a model.
 
-The model is a BERT of three token types: what matters here is which of its positions are asked.
+The model is a BERT of three token types.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,9 @@ from train.marks import Marks
 from train.objectives import choice, masked, objective
 from train.plans import PAIRED, Range, Sequence, plan
 from zoo.batch import IGNORED, Batch
+from zoo.encoder_config import LABELLED
 from zoo.errors import BadInput
+from zoo.models import Model
 
 WORDS = xlnet(["the", "whale", "men", "ship", "sees", "who"])
 MARKS = WORDS.marks
@@ -47,12 +50,15 @@ def ids(text: str) -> list[int]:
     return WORDS.encode(text).tolist()
 
 
+def model(task: str) -> Model:
+    names = {"labels": ("no", "yes")} if task in LABELLED else {}
+    return small.small("bert", task=task, vocab=WORDS.vocab_size, context=40, types=3, **names)
+
+
 def run(goal: Any, *, task: str = "", masking: Masking | None = None, **data: Any) -> Any:
-    names = {"labels": ("no", "yes")} if goal in ("classification", "tagging") else {}
-    made = small.small("bert", task=task or TASKS[goal], vocab=WORDS.vocab_size, context=40, types=3, **names)
-    given_: dict[str, Any] = {"length": LENGTH, "batch": 2} | data
     options = Labelled(stride=2) if goal == "span" else Labelled()
-    return tiny.run(model=made.config, objective=goal, data=Data(**given_), labelled=options, masking=masking or Masking())
+    changes = {"data": Data(**{"length": LENGTH, "batch": 2, **data}), "labelled": options, "masking": masking or Masking()}
+    return tiny.run(model=model(task or TASKS[goal]).config, objective=goal, **changes)
 
 
 QUESTION = Question(
@@ -138,7 +144,7 @@ AGREE: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("goal", AGREE)
-def test_labelled_rows_end_with_cls_and_say_where_it_is(goal: str):
+def test_labelled_rows_end_with_cls_and_name_its_place(goal: str):
     AGREE[goal]()
 
 
@@ -164,7 +170,7 @@ def test_every_mutant_of_the_template_is_caught(mutant: str, monkeypatch: pytest
 def test_a_model_of_fewer_types_than_the_template_is_refused():
     """Its table would have no row for CLS."""
     assert MARKS is not None
-    with pytest.raises(BadInput, match=r"--model\.types 2: the tokenizer's pairs have 3 token types; choose as many, or 1"):
+    with pytest.raises(BadInput, match=r"--model\.types 2: .* 3 token types; choose"):
         is_typed(2, MARKS)
     assert [is_typed(types, MARKS) for types in (0, 1, 3, 4)] == [False, False, True, True]
 
@@ -172,92 +178,98 @@ def test_a_model_of_fewer_types_than_the_template_is_refused():
 def test_an_answer_is_weighed_against_the_cls_of_its_own_window():
     start = np.zeros((2, 6), np.float32)
     start[0, 5], start[1, 4] = 3, 1
-    context, places = np.array([[1, 3], [1, 3]]), np.zeros((2, 6, 2), np.int64)
-    places[:, 1], places[:, 2] = (0, 1), (2, 3)
-    found = spans.decode(start, start, context=context, spans=places, text="a b", cls=np.array([5, 4]))
-    assert found.null == 2
-    assert spans.decode(start, start, context=context, spans=places, text="a b").null == 0
+    windows = {"context": np.array([[1, 3], [1, 3]]), "spans": np.zeros((2, 6, 2), np.int64), "text": "a b"}
+    windows["spans"][:, 1:3] = (0, 1), (2, 3)
+    assert spans.decode(start, start, **windows, cls=np.array([5, 4])).null == 2
+    assert spans.decode(start, start, **windows).null == 0
 
 
 # --- Through a model ------------------------------------------------------------------------------------------------------------
 
 
-def loaded(task: str = "masked", **names: Any) -> Loaded:
-    net = small.small("bert", task=task, vocab=WORDS.vocab_size, context=20, types=3, **names)
+@functools.cache
+def loaded(task: str = "masked") -> Loaded:
+    net = model(task)
     return Loaded("small", net, small.random_params(net), WORDS, meshes.make(Mesh()))
 
 
-def states(made: Loaded, tokens: list[int]) -> np.ndarray:
-    """float32 [T, D]: of a row alone, CLS with its type."""
-    row = jnp.array([tokens], jnp.int32)
-    types = jnp.where(row == CLS, 2, 0)
-    return np.asarray(made.net.apply(made.params, Batch(tokens=row, types=types)).hidden[0], np.float32)
+@functools.cache
+def forward(task: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(hidden states, logits of every token of a masked model) of a batch."""
+    net = loaded(task).net
+
+    def run_model(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        hidden = net.apply(params, batch).hidden
+        return hidden, net.unembed(params, hidden) if task == "masked" else net.sequence_logits(params, hidden)
+
+    return small.jit(run_model)
 
 
+def outputs(tokens: list[int], types: list[int] | None = None, task: str = "masked") -> tuple[np.ndarray, np.ndarray]:
+    """float32 [T, D] and [T, O]: hidden states and logits of a row alone, CLS with its type."""
+    row = np.array([tokens], np.int32)
+    batch = Batch(tokens=row, types=np.where(row == CLS, 2, 0).astype(np.int32) if types is None else np.array([types], np.int32))
+    hidden, logits = forward(task)(loaded(task).params, batch)
+    return np.asarray(hidden[0]), np.asarray(logits[0])
+
+
+@pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return Encoder.of(loaded(), batch=2, dtype=jnp.float32)
 
 
-def test_a_text_is_embedded_by_the_state_of_its_cls():
-    given_ = encoders.texts("the whale sees the men", "who")
-    found = embed(encoder(), given_, pool="cls")
-    for vector, (_, text) in zip(found, given_, strict=True):
-        np.testing.assert_allclose(vector, states(loaded(), [*ids(text), SEP, CLS])[-1], rtol=1e-4, atol=1e-5)
+def test_a_text_is_embedded_by_the_state_of_its_cls(encoder: Encoder):
+    texts = encoders.texts("the whale sees the men", "who")
+    for vector, (_, text) in zip(embed(encoder, texts, pool="cls"), texts, strict=True):
+        np.testing.assert_allclose(vector, outputs([*ids(text), SEP, CLS])[0][-1], rtol=1e-4, atol=1e-5)
 
 
-def test_each_token_is_masked_in_its_own_place():
-    made, text = loaded(), ids("the whale sees the men")
-    (found,) = pseudo_nats(encoder(), [np.array(text, np.int32)])
-    wanted = 0.0
+@pytest.mark.full
+def test_each_token_is_masked_in_its_own_place(encoder: Encoder):
+    text, expected = ids("the whale sees the men"), 0.0
     for place, token in enumerate(text):
-        row = [*text[:place], MASK, *text[place + 1 :], SEP, CLS]
-        hidden = jnp.asarray(states(made, row)[place])[None, None]
-        logits = np.asarray(made.net.unembed(made.params, hidden), np.float64)[0, 0, : WORDS.vocab_size]
-        wanted -= float(logits[token] - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
-    assert found == pytest.approx(wanted, rel=1e-4)
+        logits = outputs([*text[:place], MASK, *text[place + 1 :], SEP, CLS])[1][place, : WORDS.vocab_size].astype(np.float64)
+        expected -= float(logits[token] - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+    assert pseudo_nats(encoder, [np.array(text, np.int32)]) == pytest.approx([expected], rel=1e-4)
 
 
-def test_what_fills_a_mask_has_the_space_that_its_entry_has():
-    (found,) = fill_mask.fill(encoder(), encoders.texts("the <mask> sees"), top=WORDS.vocab_size)
-    texts = {each.token: each.text for each in found.candidates}
-    assert texts[" whale"] == "the whale sees"
-    assert texts["s"] == "thes sees"
-    (first,) = fill_mask.fill(encoder(), encoders.texts("<mask> sees"), top=1, targets=["who"])
+@pytest.mark.full
+def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
+    (filled_in,) = fill_mask.fill(encoder, encoders.texts("the <mask> sees"), top=WORDS.vocab_size)
+    texts = {each.token: each.text for each in filled_in.candidates}
+    assert (texts[" whale"], texts["s"]) == ("the whale sees", "thes sees")
+    (first,) = fill_mask.fill(encoder, encoders.texts("<mask> sees"), top=1, targets=["who"])
     assert [each.text for each in first.candidates] == ["who sees"]
 
 
+@pytest.mark.full
 def test_options_are_judged_by_their_own_cls():
-    cfg = run("choice")
-    made, _ = built("choice")
-    net = small.small("bert", task="choice", vocab=WORDS.vocab_size, context=40, types=3)
-    params = small.random_params(net)
-    build = choice.builder(cfg, WORDS, lambda: np.zeros(0, np.int64))
-    (batch,) = in_order(made, build, 1, np.arange(1))
-    found = np.asarray(choice.options(net, params, jax.tree.map(jnp.asarray, batch)))[0]
-    for number, option in enumerate(made.rows[0].inputs):
-        row = Batch(tokens=jnp.asarray(option.ids)[None], types=jnp.asarray(option.types)[None])
-        hidden = net.apply(params, row).hidden[:, -1:]
-        np.testing.assert_allclose(found[number], np.asarray(net.sequence_logits(params, hidden))[0, 0, 0], rtol=1e-4, atol=1e-5)
+    cfg, (made, _) = run("choice"), built("choice")
+    net, params = loaded("choice").net, loaded("choice").params
+    (batch,) = in_order(made, choice.builder(cfg, WORDS, never), 1, np.arange(1))
+    logits = np.asarray(small.jit(lambda params, batch: choice.options(net, params, batch))(params, batch))[0]
+    expected = [outputs(each.ids.tolist(), each.types.tolist(), "choice")[1][-1, 0] for each in made.rows[0].inputs]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_answers_are_told_from_windows_that_end_with_cls():
-    """A model that is surest of CLS says that there is none; one that is least sure of it gives an answer."""
+def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
+    """A model that is surest of CLS predicts that there is no answer; one that is least sure of it gives an answer."""
     cfg = dataclasses.replace(run("span"), data=Data(length=8, batch=2))
     made = rows_of([dataclasses.replace(QUESTION, answers=())], cfg, WORDS)
-    _, tell = labelled.TASKS["span"]
+    _, score = labelled.TASKS["span"]
     for sure, exact in ((9, 1), (-9, 0)):
         logits = np.zeros((len(made), 2, 8))
         for number, row in enumerate(made.rows):
             logits[number, :, len(row.inputs[0].ids) - 1] = sure
         # The word of the first window that is no article, which would not count.
         logits[0, :, 3] = 1
-        assert tell(made, logits, ()).numbers["exact"] == exact
+        assert score(made, logits, ()).numbers["exact"] == exact
 
 
 # --- Rows of text ---------------------------------------------------------------------------------------------------------------
 
 SHOWN = Masking(masked=0.0, random=0.0)
-"""Every token is seen as it is: what is left is the template."""
+"""Every token is seen as it is, so the template can be read."""
 
 
 def never() -> Any:
@@ -268,33 +280,31 @@ def sequence(*parts: list[int], label: int | None = None) -> Sequence:
     return Sequence(tuple(Range(number, 0, np.array(part)) for number, part in enumerate(parts)), label is not None, label)
 
 
-def masked_row(*sequences: Sequence, **asked: Any) -> dict[str, np.ndarray]:
-    cfg = run("masked", masking=SHOWN, **asked)
-    return masked.builder(cfg, WORDS, never)(np.random.default_rng(0), sequences, cfg.data.length)
+def masked_row(*sequences: Sequence, **options: Any) -> dict[str, list[int]]:
+    cfg = run("masked", masking=SHOWN, **options)
+    row = masked.builder(cfg, WORDS, never)(np.random.default_rng(0), sequences, cfg.data.length)
+    return {name: array.tolist() for name, array in row.items()}
 
 
-def test_a_pair_ends_with_cls():
+def test_a_pair_and_documents_of_a_sequence_end_with_cls():
     row = masked_row(sequence([10, 11], [12, 13, 14], label=1), task="pretraining", rows="segment_pairs")
-    assert row["tokens"].tolist() == filled([10, 11, SEP, 12, 13, 14, SEP, CLS], PAD)
-    assert row["types"].tolist() == filled([0, 0, 0, 1, 1, 1, 1, 2])
-    assert (row["summary_at"].tolist(), row["labels"].tolist()) == ([7], [1])
-
-
-def test_documents_of_a_sequence_have_the_end_of_one_between():
+    assert row["tokens"] == filled([10, 11, SEP, 12, 13, 14, SEP, CLS], PAD)
+    assert row["types"] == filled([0, 0, 0, 1, 1, 1, 1, 2])
+    assert (row["summary_at"], row["labels"]) == ([7], [1])
     row = masked_row(sequence([10, 11], [12], [13, 14]), rows="full_sentences")
-    assert row["tokens"].tolist() == filled([10, 11, EOD, 12, EOD, 13, 14, SEP, CLS], PAD)
-    assert row["types"].tolist() == filled([0] * 8 + [2])
-    assert row["summary_at"].tolist() == [8] and "labels" not in row
+    assert row["tokens"] == filled([10, 11, EOD, 12, EOD, 13, 14, SEP, CLS], PAD)
+    assert row["types"] == filled([0] * 8 + [2])
+    assert row["summary_at"] == [8] and "labels" not in row
 
 
 def test_packed_pairs_end_with_a_cls_each():
     both = (sequence([10, 11], [12], label=1), sequence([13], [14, 15], label=0))
     row = masked_row(*both, task="pretraining", rows="segment_pairs", pack=True, length=16)
-    assert row["tokens"].tolist() == [10, 11, SEP, 12, SEP, CLS, 13, SEP, 14, 15, SEP, CLS, *[PAD] * 4]
-    assert row["types"].tolist() == [0, 0, 0, 1, 1, 2, 0, 0, 1, 1, 1, 2, 0, 0, 0, 0]
-    assert row["segments"].tolist() == [1] * 6 + [2] * 6 + [0] * 4
-    assert row["positions"].tolist() == [*range(6), *range(6), 0, 0, 0, 0]
-    assert (row["summary_at"].tolist(), row["labels"].tolist()) == ([5, 11, 0], [1, 0, IGNORED])
+    assert row["tokens"] == [10, 11, SEP, 12, SEP, CLS, 13, SEP, 14, 15, SEP, CLS, *[PAD] * 4]
+    assert row["types"] == [0, 0, 0, 1, 1, 2, 0, 0, 1, 1, 1, 2, 0, 0, 0, 0]
+    assert row["segments"] == [1] * 6 + [2] * 6 + [0] * 4
+    assert row["positions"] == [*range(6), *range(6), 0, 0, 0, 0]
+    assert (row["summary_at"], row["labels"]) == ([5, 11, 0], [1, 0, IGNORED])
 
 
 @settings(deadline=None, max_examples=25)
