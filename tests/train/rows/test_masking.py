@@ -1,4 +1,4 @@
-"""Masks: how many tokens, which ones, and what is shown in their place, against probabilities worked out by hand."""
+"""Masks: how many tokens, which ones, and what is shown in their place, against probabilities computed by hand."""
 
 import dataclasses
 import itertools
@@ -61,11 +61,6 @@ def test_distilberts_number_is_the_share_rounded_up(rng):
     assert [len(mask(rng, *sequence(size), masks(rule="distilbert"))[0]) for size in (3, 13, 14, 20, 21)] == [1, 2, 3, 3, 4]
 
 
-def test_there_are_never_more_than_there_is_text(rng):
-    for rule in ("bert", "roberta", "distilbert"):
-        assert mask(rng, *sequence(6), masks(rule=rule, rate=0.99))[0].tolist() == [1, 2, 3, 4]
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(3, 6),
@@ -91,7 +86,9 @@ def test_no_packing_has_more_predictions_than_the_bound_and_one_has_as_many(shor
 @settings(deadline=None, max_examples=40)
 @given(st.integers(3, 40), st.floats(0.01, 0.99), st.sampled_from(["bert", "roberta", "distilbert"]), st.integers(0, 99))
 def test_no_sequence_has_more_predictions_than_its_bound(size, rate, rule, seed):
+    """Nor more than there is text."""
     chosen = masks(rate=rate, rule=rule)
+    assert chosen.largest(size) <= size - 2
     assert 1 <= len(mask(np.random.default_rng(seed), *sequence(size), chosen)[0]) <= chosen.largest(size)
 
 
@@ -114,7 +111,7 @@ def test_every_token_of_text_is_as_likely_as_any_other(rng):
 def test_rare_tokens_are_preferred_as_their_weights_say(rng):
     """Drawn one after the other: the chance of a set is the sum over its orders of w1 / W * w2 / (W - w1)."""
     weights = np.zeros(VOCAB)
-    weights[5:9] = [1, 2, 3, 6]
+    weights[5:9] = [1, 0, 3, 6]
     chosen = masks(rule="distilbert", weights=weights, rate=0.3)
     tokens, text = sequence(6)
     expected = dict.fromkeys(itertools.combinations(range(4), 2), 0.0)
@@ -126,13 +123,6 @@ def test_rare_tokens_are_preferred_as_their_weights_say(rng):
         at, _ = mask(rng, tokens, text, chosen)
         counts[tuple((at - 1).tolist())] += 1
     assert shares(list(counts.values()), list(expected.values()))
-
-
-def test_a_token_of_no_weight_is_never_chosen(rng):
-    weights = np.ones(VOCAB)
-    weights[[5, 7]] = 0
-    chosen = masks(rule="distilbert", weights=weights, rate=0.9)
-    assert {tuple(mask(rng, *sequence(6), chosen)[0].tolist()) for _ in range(20)} == {(2, 4)}
 
 
 WORDS = np.zeros(VOCAB, bool)
@@ -157,7 +147,7 @@ def test_words_are_masked_whole_or_not_at_all(rng):
     assert near(singles, singles.mean(), math.sqrt(singles.mean()))
 
 
-def test_a_word_does_not_go_on_after_a_mark_and_may_begin_without_its_start(rng):
+def test_a_word_ends_at_a_special_token_and_may_begin_without_its_start(rng):
     """[CLS] ##a ##b [SEP] ##c ##d [SEP]: two words of two tokens."""
     tokens = np.array([2, 20, 21, 3, 22, 23, 3], np.int32)
     chosen = masks(starts=WORDS, rate=0.3)
@@ -183,14 +173,14 @@ def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
         [(shown == MASK).sum(), (shown == true).sum(), len(others)],
         [masked, kept, 1 - masked - kept],
     )
-    # Marks among them. Every true token is as frequent, so its being left out changes all entries of text alike.
+    # Special tokens among them. Every true token is as frequent, so its being left out changes all entries of text alike.
     counts = np.bincount(others, minlength=VOCAB)
     assert counts[MASK] == 0 and (np.delete(counts, MASK) > 0).all()
     assert near(counts[[0, 1, 2, 3]], len(others) / (VOCAB - 2), math.sqrt(len(others) / (VOCAB - 2)))
     assert shares(counts[5:33], np.full(28, 1 / 28))
 
 
-def test_random_entries_are_those_that_are_given(rng):
+def test_random_entries_are_from_the_entries(rng):
     entries = np.array([5, 9, 30], np.int32)
     _, shown = zip(*(mask(rng, *sequence(30), masks(masked=0.0, random=1.0, entries=entries)) for _ in range(500)), strict=True)
     shown = np.concatenate(shown)
