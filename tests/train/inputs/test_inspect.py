@@ -1,4 +1,4 @@
-"""`zoo data inspect`: what is shown is what is trained on, it fits the terminal, and no text can play tricks with it."""
+"""`zoo data inspect` shows what is trained on, and no text can control the terminal."""
 
 import io
 import itertools
@@ -8,11 +8,10 @@ import types
 
 import numpy as np
 import pytest
-from rich.cells import cell_len
 from rich.console import Console
 
 from tests.support import tiny
-from tests.support.processes import run_python
+from tests.support.processes import ROOT, run_python
 from train import inputs, inspect
 from train.batches import Batches
 from train.config import Data
@@ -38,10 +37,7 @@ def files(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
+def width(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -105,7 +101,7 @@ def test_documents_are_named(tmp_path, files, capsys):
     out = shown(capsys, run, count=20)
     named = re.findall(r"document (\d+), two.jsonl:(\d+): tokens (\d+) to (\d+)", out)
     assert len(named) > 20
-    # A long document comes in pieces.
+    # A long document comes in several pieces.
     pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
     assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
     for number, line, _, _ in named:
@@ -131,21 +127,18 @@ def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys
         assert re.findall(r"^  padding: (\d+)$", example, re.MULTILINE) == [str(sizes[0])] * bool(sizes[0])
         # The last target of a document is not its next token.
         assert example.count("→") == segments.max()
-    filled = (batch.segments > 0).mean()
-    assert out.endswith(f"\n6 rows: {(batch.segments > 0).sum()} tokens, {filled:.1%} filled; "
-                        f"{int(batch.weights.sum())} of them counted, 100.0%\n")  # fmt: skip
+    assert f"6 rows: {(batch.segments > 0).sum()} tokens, " in out and f"{int(batch.weights.sum())} of them counted" in out
 
 
 def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
     run = a_run(tmp_path, paths=(files[1],))
-    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
-    batches = Batches(text.rows, causal.build, run.seed, 1, np.arange(1))
-    last = next(i for i in itertools.count() if batches.use(i).row == len(text.rows) - 1)
-    missing = 32 - len(text.rows.components[0].rows.tokens.ids) % 32
+    rows = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text").rows
+    batches = Batches(rows, causal.build, run.seed, 1, np.arange(1))
+    last = next(i for i in itertools.count() if batches.use(i).row == len(rows) - 1)
+    missing = 32 - len(rows.components[0].rows.tokens.ids) % 32
     assert 1 < missing < 32
     out = shown(capsys, run, count=1, first=last)
-    assert f"  padding: {missing}\n" in out
-    assert f"1 row: {32 - missing} tokens, {(32 - missing) / 32:.1%} filled" in out
+    assert f"  padding: {missing}\n" in out and f"1 row: {32 - missing} tokens" in out
 
 
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
@@ -179,47 +172,21 @@ def test_where_one_target_is_not_the_next_token_all_are_shown(tmp_path, files, c
     assert shown(capsys, a_run(tmp_path, paths=(files[0],)), count=1).split("\nExample ")[1].count("→") == 32
 
 
-@pytest.mark.parametrize("width", [20, 80, 140])
-def test_every_line_fits(tmp_path, files, capsys, monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", str(width))
+def test_no_text_controls_the_terminal(tmp_path, files, capsys, monkeypatch):
     run = a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],))
-    out = shown(capsys, run, count=15)
-    lines = [line for line in out.splitlines() if "│" in line and line[:1] == " "]
-    assert len(lines) > 20 and max(map(cell_len, lines)) <= width
-    assert max(map(cell_len, lines)) > width - 5
-
-
-def test_no_text_plays_tricks_with_the_terminal(tmp_path, files, capsys):
-    out = shown(capsys, a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],)), count=15)
-    assert {character for character in out if not character.isprintable()} == {"\n"}
-    assert all(said in out for said in ("\\x1b", "\\x07", "\\t", "\\r"))
-    # A mark at the beginning of a token would sit on the bar before it.
+    for columns in ("20", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        out = shown(capsys, run, count=15)
+        assert {character for character in out if not character.isprintable()} == {"\n"}
+    assert all(escape in out for escape in ("\\x1b", "\\x07", "\\t", "\\r"))
+    # A combining character at the beginning of a token would be drawn over the bar before it.
     assert inspect._printable("\u202eé\u200be\u0301") == "\\u202eé\\u200be\u0301" and inspect._printable("\u0301e") == "\\u0301e"
-
-
-def test_styles_are_for_terminals(tmp_path, files, monkeypatch, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
-    plain = shown(capsys, run)
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    inspect.inspect(run, Folder.of(run), count=3, first=0)
-    styled = terminal.getvalue()
-    assert "\x1b" not in plain and "\x1b[2m│" in styled and "\x1b[32m" in styled
-    assert re.sub(r"\x1b\[[\d;]*m", "", styled) == plain
 
 
 def test_every_field_of_a_batch_is_shown():
     """An encoder side, types, ranks and labels, of objectives that do not come from this text."""
     tokenizer = Tokenizer.train([WORDS * 20], 300)
-
-    def encode(text):
-        return tokenizer.encode(text).astype(np.int32)
-
-    source, target = encode("the cat sat"), encode("a dog run")
+    source, target = (tokenizer.encode(text).astype(np.int32) for text in ("the cat sat", "a dog run"))
     example = Batch(
         tokens=target,
         types=np.repeat(np.int32([0, 1]), [2, len(target) - 2]),
@@ -231,8 +198,7 @@ def test_every_field_of_a_batch_is_shown():
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
     inspect._show(console, tokenizer, example, Row((), 0, False), {})
-    out = stream.getvalue()
-    order = [
+    parts = [
         "encoder side",
         "the│ cat│ sat",
         "padding: 3",
@@ -242,10 +208,11 @@ def test_every_field_of_a_batch_is_shown():
         "type 1",
         "labels: 7",
     ]
-    assert [out.find(part) for part in order] == sorted(out.find(part) for part in order) and "«" not in out
-    assert all(part in out for part in order)
+    places = [stream.getvalue().find(part) for part in parts]
+    assert -1 not in places and places == sorted(places) and "«" not in stream.getvalue()
 
 
+@pytest.mark.full
 def test_it_needs_no_device(files):
     program = f"""
 import dataclasses, sys
@@ -255,14 +222,12 @@ from train.folder import Folder
 run = dataclasses.replace(recipes.find("gpt-nano")(), data=Data(paths=({files[1]!r},), length=32), tokenizer=Tokenizer(vocab=300))
 inspect.inspect(run, Folder("nowhere"), count=1, first=0)
 """
-    ended = run_python("-c", program, env={"JAX_PLATFORMS": "no-such-platform"})
+    ended = run_python("-c", program, env={"JAX_PLATFORMS": "no-such-platform"}, cwd=ROOT)
     assert (ended.code, ended.stderr) == (0, "")
     assert "1 row: 32 tokens" in ended.stdout
 
 
-@pytest.mark.parametrize(
-    ("changes", "line"), [({"count": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")]
-)
-def test_wrong_numbers_are_refused(tmp_path, changes, line):
-    with pytest.raises(BadInput, match=re.escape(line)):
-        inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"count": 1, "first": 0, **changes})
+def test_wrong_numbers_are_refused(tmp_path):
+    for changes, message in (({"count": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")):
+        with pytest.raises(BadInput, match=message):
+            inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"count": 1, "first": 0, **changes})

@@ -99,13 +99,13 @@ def test_every_token_of_text_is_as_likely_as_any_other(rng):
     tokens, text = sequence(22)
     tokens[10], text[10] = 3, False
     times = np.zeros(22)
-    for _ in range(4000):
+    for _ in range(2000):
         at, shown = mask(rng, tokens, text, BERT)
         assert (np.diff(at) > 0).all() and len(shown) == 3
         times[at] += 1
     assert (times[~text] == 0).all()
     share = 3 / 19
-    assert near(times[text], 4000 * share, math.sqrt(4000 * share * (1 - share)))
+    assert near(times[text], 2000 * share, math.sqrt(2000 * share * (1 - share)))
 
 
 def test_rare_tokens_are_preferred_as_their_weights_say(rng):
@@ -119,7 +119,7 @@ def test_rare_tokens_are_preferred_as_their_weights_say(rng):
         w = weights[5:9]
         expected[min(first, second), max(first, second)] += w[first] / w.sum() * w[second] / (w.sum() - w[first])
     counts = dict.fromkeys(expected, 0)
-    for _ in range(6000):
+    for _ in range(3000):
         at, _ = mask(rng, tokens, text, chosen)
         counts[tuple((at - 1).tolist())] += 1
     assert shares(list(counts.values()), list(expected.values()))
@@ -191,7 +191,7 @@ def test_random_entries_are_from_the_entries(rng):
 
 def test_what_is_shown_does_not_depend_on_which_are_chosen(rng):
     """Neighbours are masked and kept independently: pairs of outcomes are as frequent as their product."""
-    both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(4000)]
+    both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]
     counts = np.bincount([2 * int(a) + int(b) for a, b in both], minlength=4)
     assert shares(counts, [0.25] * 4)
 

@@ -77,7 +77,7 @@ def test_no_sentence_reaches_over_the_end_of_a_document(name):
     assert told(texts, TOKENIZERS[name]) == told(expected, TOKENIZERS[name], cut=False)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.text("ab.!? \n\"'3I(m)r", max_size=40), min_size=1, max_size=5), st.integers(1, 9), st.integers(1, 9))
 def test_sentences_are_the_documents_whatever_they_are_made_of(texts, longest, chunk):
     for tokenizer in TOKENIZERS.values():
