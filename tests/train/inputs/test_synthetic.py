@@ -1,4 +1,4 @@
-"""What a run's batches look like is known without its data."""
+"""The shapes of a run's batches are known without its data."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from train.tokenizer import Tokenizer
 ROWS = 8
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real text as documents, labelled examples of every kind, parallel files, and a tokenizer for the labelled ones."""
     folder = tmp_path_factory.mktemp("plan")
@@ -63,7 +63,15 @@ def with_data(run: config.Run, files: Path) -> config.Run:
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, **wanted))
 
 
-@pytest.mark.parametrize("name", sorted(recipes.recipes()))
+# The fast tier has a recipe of each kind of data; the others are `full`.
+FAST = ("gpt-nano", "t5-nano", "transformer-nano", "xlnet-nano")
+
+
+def cases() -> list[Any]:
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in sorted(recipes.recipes())]
+
+
+@pytest.mark.parametrize("name", cases())
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
     run = with_data(recipes.find(name)(), files)

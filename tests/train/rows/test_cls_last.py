@@ -245,9 +245,8 @@ def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
 @pytest.mark.full
 def test_options_are_judged_by_their_own_cls():
     cfg, (made, _) = run("choice"), built("choice")
-    net, params = loaded("choice").net, loaded("choice").params
     (batch,) = in_order(made, choice.builder(cfg, WORDS, never), 1, np.arange(1))
-    logits = np.asarray(small.jit(lambda params, batch: choice.options(net, params, batch))(params, batch))[0]
+    logits = small.jit(functools.partial(choice.options, loaded("choice").net))(loaded("choice").params, batch)[0]
     expected = [outputs(each.ids.tolist(), each.types.tolist(), "choice")[1][-1, 0] for each in made.rows[0].inputs]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

@@ -17,9 +17,8 @@ from tests.support.encoder_text import stream
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train import noise, sides
-from train.batches import Batches, in_order
+from train.batches import in_order
 from train.config import Data, Denoising
-from train.mixture import Component, Mixture
 from train.objectives import denoising
 from train.sides import Sides
 from train.tokenizer import Tokenizer
@@ -310,22 +309,11 @@ def test_a_language_model_predicts_the_whole_text(causally: bool):
         assert "order" not in row or row["order"].tolist() == [*range(32)]
 
 
-# --- Batches, and what is refused ---
+# --- Loss, and what is refused ---
 
 
-def test_batches_have_both_sides_and_the_last_one_is_filled_up():
-    planned, build = denoising.plan(text(500, 400), run(), TOKENIZER), denoising.builder(run(), TOKENIZER, never)
-    batches = Batches(Mixture((Component("all", 1.0, (), planned),)), build, 0, 4, np.array([0, 2]))
-    shapes = batches.shapes()
-    assert shapes.source is not None and shapes.source.tokens.shape == (4, 32) and shapes.tokens.shape == (4, 8)
-    with batches.read(0) as stream:
-        source = next(stream).source
-    assert source is not None and source.tokens.shape == (2, 32) and source.index is None
-    *_, last = in_order(planned, build, 8, np.arange(8))
-    assert 0 < (last.weights.sum(-1) > 0).sum() == len(planned) % 8
-
-
-@pytest.mark.parametrize(("alone", "smoothing"), [(False, 0.1), pytest.param(True, 0.0, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("alone", "smoothing"), [(False, 0.1), (True, 0.0)])
 def test_the_loss_is_the_sum_over_targets_in_any_chunks(alone: bool, smoothing: float):
     asked = run(alone=alone)
     architecture = "decoder" if alone else "encoder_decoder"
