@@ -1,4 +1,4 @@
-"""Tokenizers with marks and prepared streams of their ids, small enough to read, for tests of what encoders are pretrained on."""
+"""Tokenizers of encoders and streams of token ids, small enough to read."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,18 +13,18 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def uncased(words: Iterable[str] = ()) -> Tokenizer:
-    """BERT's kind, of these words, letters, digits and punctuation."""
+    """Return a tokenizer of BERT's kind: these words, letters, digits and punctuation."""
     entries = [*BERT.values(), *LETTERS, *(f"##{letter}" for letter in LETTERS), *".!?,;'\"()\u2019\u201c\u201d", *words]
     return Tokenizer(wordpiece.content({entry: number for number, entry in enumerate(entries)}, lowercase=True))
 
 
 def roberta(texts: Iterable[str] = (), vocab: int = 261) -> Tokenizer:
-    """RoBERTa's kind; without texts its entries are the bytes."""
+    """Return a tokenizer of RoBERTa's kind; without texts its entries are the bytes."""
     return Tokenizer.train(texts, vocab, "roberta")
 
 
 def stream(documents: Sequence[str | Sequence[int]], tokenizer: Tokenizer) -> Tokens:
-    """What preparation makes of documents, each a text or the ids of one."""
+    """Return the tokens of documents, each a text or its ids, as preparation makes them."""
     parts = [tokenizer.encode(each) if isinstance(each, str) else np.array(each, np.int32) for each in documents]
     ids = np.concatenate([np.append(part, tokenizer.end_of_text) for part in parts]).astype(np.uint16)
     sizes = np.array([len(part) for part in parts])

@@ -1,4 +1,4 @@
-"""Runs on labelled examples, small enough to read: the examples, their rows, and the batches that are made of them."""
+"""Small runs on labelled examples: the examples, their rows and their batches."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ STRIDE = 5
 
 
 def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 32, **changes: Any) -> Run:
-    """A run of a small model, whose vocabulary is larger than its tokenizer's; `changes` are of `labelled`, or its own."""
+    """Return a run of a small model with a vocabulary larger than the tokenizer's; `changes` are of `labelled` or the run."""
     task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
     named = {"labels": labels} if task in LABELLED else {}
     net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
@@ -52,12 +52,12 @@ def family_of(cfg: Run) -> str:
 
 
 def build(cfg: Run) -> Any:
-    """The function that makes arrays of a row."""
+    """Return the function that makes the arrays of a row."""
     return objective(cfg.objective).builder(cfg, tokenizer(KINDS[family_of(cfg)]), lambda: np.zeros(0, np.int64))
 
 
 def batch(cfg: Run, made: Rows) -> Batch:
-    """All rows in one."""
+    """Return all rows as one batch."""
     (whole,) = in_order(made, build(cfg), len(made), np.arange(len(made)))
     return whole
 
@@ -68,7 +68,7 @@ def net(cfg: Run) -> Model:
 
 @functools.cache
 def answers(made: Model) -> Callable[..., Array]:
-    """Logits of sequences [B, O], or of tokens [B, T, O]."""
+    """Return a function of logits of sequences [B, O] or of tokens [B, T, O]."""
 
     def of(params: Any, batch: Batch) -> Array:
         hidden = made.apply(params, batch).hidden
@@ -80,7 +80,7 @@ def answers(made: Model) -> Callable[..., Array]:
 
 
 def logits(cfg: Run, batch: Batch) -> np.ndarray:
-    """The same of random parameters in float64; of options [B, C], each of them in a batch of its own."""
+    """Return the logits for random parameters in float64; of options [B, C], each option in its own batch."""
     made, fields = net(cfg), ("tokens", "segments", "positions", "types")
     params, one = random_params(made), answers(made)
     if cfg.objective != "choice":
@@ -90,7 +90,7 @@ def logits(cfg: Run, batch: Batch) -> np.ndarray:
 
 
 def entropy(values: np.ndarray, truth: int, smoothing: float) -> float:
-    """Cross-entropy in nats of the truth, mixed with the uniform distribution, under the softmax of some logits."""
+    """Return the cross-entropy in nats of the true class, mixed with the uniform distribution, under the softmax of logits."""
     logs = values - values.max() - np.log(np.exp(values - values.max()).sum())
     wanted = np.full(len(values), smoothing / len(values))
     wanted[truth] += 1 - smoothing
@@ -99,7 +99,7 @@ def entropy(values: np.ndarray, truth: int, smoothing: float) -> float:
 
 @functools.cache
 def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs: bool = False) -> tuple[Any, ...]:
-    """Examples of words drawn at random. Of three questions one has no answer; contexts have several windows."""
+    """Return examples of random words. One question in three has no answer; contexts have several windows."""
     rng = np.random.default_rng(count)
 
     def some(least: int, most: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""T5's kind of tokenizer and XLNet's, small enough to read, for tests of rows with two sides, and of those that end with CLS."""
+"""Tokenizers of T5's and XLNet's kinds, small enough to read."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,18 @@ from train.tokenizer import Tokenizer
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?"
 
 
-def spelled(words: Iterable[str] = (), sentinels: int = 100) -> Tokenizer:
-    """Its entries are the marks, a word's beginning, letters and digits, these words, and the sentinels."""
+def _scored(special: Iterable[str], words: Iterable[str]) -> list[tuple[str, float]]:
+    """Special tokens, the beginning of a word, letters and digits, and these words."""
     entries = [unigram.SPACE, *LETTERS, *(f"{unigram.SPACE}{word}" for word in words)]
-    scored = [*((name, 0.0) for name in TEXT.values()), *((entry, -1.0 - number / 100) for number, entry in enumerate(entries))]
-    return Tokenizer(unigram.content([*scored, *((sentinel(n), 0.0) for n in reversed(range(sentinels)))], b""))
+    return [*((name, 0.0) for name in special), *((entry, -1.0 - number / 100) for number, entry in enumerate(entries))]
+
+
+def spelled(words: Iterable[str] = (), sentinels: int = 100) -> Tokenizer:
+    """Return a tokenizer of T5's kind, whose sentinels come last."""
+    scored = [*_scored(TEXT.values(), words), *((sentinel(n), 0.0) for n in reversed(range(sentinels)))]
+    return Tokenizer(unigram.content(scored, b""))
 
 
 def xlnet(words: Iterable[str] = ()) -> Tokenizer:
-    """Its entries are the nine marks, a word's beginning (id 9), letters and digits (10 to 48), and these words."""
-    entries = [unigram.SPACE, *LETTERS, *(f"{unigram.SPACE}{word}" for word in words)]
-    scored = [*((name, 0.0) for name in XLNET.values()), *((entry, -1.0 - number / 100) for number, entry in enumerate(entries))]
-    return Tokenizer(unigram_xlnet.content(scored, b""))
+    """Return one of XLNet's kind: nine special tokens, a word's beginning (id 9), letters and digits (10 to 48), words."""
+    return Tokenizer(unigram_xlnet.content(_scored(XLNET.values(), words), b""))

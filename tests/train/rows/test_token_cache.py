@@ -104,16 +104,13 @@ def _flip(file):
 def test_damage_is_noticed_reported_and_repaired(tokenizer, tmp_path, caplog, name, damage):
     before = prepare(DOCUMENTS, tokenizer, tmp_path)
     ids = before.ids.copy()
-    folder = tmp_path / before.fingerprint
-    damage(folder / name)
+    damage(tmp_path / before.fingerprint / name)
     with caplog.at_level(logging.WARNING):
         after = prepare(DOCUMENTS, tokenizer, tmp_path)
-    assert "tokenized again" in caplog.text
-    assert (after.ids == ids).all()
+    assert "tokenized again" in caplog.text and (after.ids == ids).all()
     caplog.clear()
     prepare(DOCUMENTS, tokenizer, tmp_path)
-    assert not caplog.text
-    assert [file.name for file in tmp_path.iterdir()] == [before.fingerprint]
+    assert not caplog.text and [file.name for file in tmp_path.iterdir()] == [before.fingerprint]
 
 
 @pytest.mark.planted
@@ -317,21 +314,18 @@ def test_tokens_of_the_embedded_corpus_are_those_recorded(tmp_path):
 
 @pytest.mark.planted
 def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, monkeypatch):
-    """Another process puts a folder in the way while we write; a whole one stays, a damaged one goes."""
+    """Another process publishes a folder while we write; a good one stays, a damaged one is replaced."""
     done = prepare(DOCUMENTS, tokenizer, tmp_path / "done")
-    write, whole = module._write, tmp_path / "done" / done.fingerprint
-    for cache, header in (("whole", (whole / module.HEADER).read_text()), ("damaged", "{}")):
+    write, good = module._write, tmp_path / "done" / done.fingerprint
+    for cache, header in (("good", (good / module.HEADER).read_text()), ("damaged", "{}")):
         target = tmp_path / cache / done.fingerprint
 
-        def intrude(*arguments, target=target, header=header):
+        def publish(*arguments, target=target, header=header):
             write(*arguments)
-            target.mkdir(parents=True)
-            for file in whole.iterdir():
-                (target / file.name).write_bytes(file.read_bytes())
+            shutil.copytree(good, target)
             (target / module.HEADER).write_text(header)
 
-        monkeypatch.setattr(module, "_write", intrude)
-        tokens = prepare(DOCUMENTS, tokenizer, tmp_path / cache)
-        assert (tokens.ids == done.ids).all()
+        monkeypatch.setattr(module, "_write", publish)
+        assert (prepare(DOCUMENTS, tokenizer, tmp_path / cache).ids == done.ids).all()
         assert json.loads((target / module.HEADER).read_text())["fingerprint"] == done.fingerprint
         assert len(list((tmp_path / cache).iterdir())) == 1
