@@ -37,7 +37,9 @@ def files(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def width(monkeypatch):
+def environment(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
 

@@ -45,9 +45,6 @@ def table(folder: Path, *labels: str, name: str = "a.tsv") -> Path:
     return put(folder / name, "text\tlabel\n" + "".join(f"the whale {n}\t{label}\n" for n, label in enumerate(labels)))
 
 
-# --- Labels ---------------------------------------------------------------------------------------------------------------------
-
-
 def text(label: str | float) -> Text:
     return Text(origin="a:1", text="a", label=label)
 
@@ -102,9 +99,6 @@ def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
         assert settled.model.labels == tuple(labels)
 
 
-# --- Rows -----------------------------------------------------------------------------------------------------------------------
-
-
 def test_the_fingerprint_of_rows_changes_with_each_part_of_an_example() -> None:
     cfg, examples_of = run("classification"), list(examples("classification"))
     first = examples_of[0]
@@ -149,9 +143,6 @@ def test_the_fingerprint_of_examples_is_the_same_for_every_model(goal: str) -> N
         assert rows(run(goal, labels=("no", "yes", "perhaps")), [first, *rest]).asked != asked
 
 
-# --- Weights --------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("goal", "names"), [("classification", LABELS), ("tagging", IOB)])
 def test_balanced_classes_have_equal_weights_and_the_sum_does_not_change(goal: str, names: tuple[str, ...]) -> None:
     cfg = run(goal, labels=names, class_weights="balanced")
@@ -174,9 +165,6 @@ def test_only_training_rows_are_weighed(tmp_path: Path, words: Path) -> None:
     training = [made.rows.row(number).weights.tolist() for number in range(len(made.rows))]
     assert sorted({weight for (weight,) in training}) == pytest.approx([36 / 2 / 27, 36 / 2 / 9])
     assert {tuple(row.weights.tolist()) for row in made.held_out.rows} == {(1.0,)}
-
-
-# --- A run's data ---------------------------------------------------------------------------------------------------------------
 
 
 def test_counts_are_those_of_the_training_rows(tmp_path: Path, words: Path) -> None:

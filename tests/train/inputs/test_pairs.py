@@ -59,9 +59,6 @@ def read(asked: Any, folder: Path) -> Any:
     return text_pairs.read(text_pairs.settled(asked, Folder(folder / "run")), Folder(folder / "run"), folder)
 
 
-# --- Reading ---
-
-
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
     asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
@@ -98,9 +95,6 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     assert found.counts().sum() == found.training.text_size
     facts = found.facts(run(pairs=several))
     assert f"{tmp_path}/train.en, {tmp_path}/train.de: 54 pairs, " in facts["data"] and facts["held out"] == "6 pairs"
-
-
-# --- Rows ---
 
 
 def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
@@ -208,9 +202,6 @@ def test_a_decoder_alone_reads_the_source_first():
     assert row["targets"][row["weights"] > 0].tolist() == target.tolist()
     assert row["targets"][: len(source)].tolist() == source.tolist()
     assert row["order"][: len(source) + 1].max() == 0
-
-
-# --- What is refused ---
 
 
 def refused(asked: Any, folder: Path) -> str:

@@ -86,9 +86,6 @@ def filled(row: list[int], filling: int = 0) -> list[int]:
     return row + [filling] * (LENGTH - len(row))
 
 
-# --- Labelled rows --------------------------------------------------------------------------------------------------------------
-
-
 def agree_on_texts() -> None:
     _, (alone, pair) = built("classification")
     assert alone["tokens"].tolist() == filled([*ids("the whale"), SEP, CLS], PAD)
@@ -184,9 +181,6 @@ def test_an_answer_is_weighed_against_the_cls_of_its_own_window():
     assert spans.decode(start, start, **windows).null == 0
 
 
-# --- Through a model ------------------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def loaded(task: str = "masked") -> Loaded:
     net = model(task)
@@ -264,8 +258,6 @@ def test_no_answer_is_the_prediction_where_cls_has_the_highest_logit():
         logits[0, :, 3] = 1
         assert score(made, logits, ()).numbers["exact"] == exact
 
-
-# --- Rows of text ---------------------------------------------------------------------------------------------------------------
 
 SHOWN = Masking(masked=0.0, random=0.0)
 """Every token is seen as it is, so the template can be read."""

@@ -64,9 +64,6 @@ def check(planned, tokens, marks):
     assert planned.text_size == len(tokens.ids)
 
 
-# --- every token in one row ---
-
-
 @settings(deadline=None, max_examples=15)
 @given(DOCUMENTS, st.integers(4, 30), st.booleans())
 @pytest.mark.parametrize("rows", COVERING)
@@ -117,9 +114,6 @@ def test_windows_fill_every_row():
     full = [taken(sequence, BERT.marks) for sequence in sequences(planned)]
     # A row that would begin or end with the separator between two documents is shorter by it.
     assert set(full[:-1]) == {11, 12} and full.count(12) > full.count(11)
-
-
-# --- pairs ---
 
 
 @settings(deadline=None, max_examples=30)
@@ -259,9 +253,6 @@ def test_a_share_of_the_documents_has_a_shorter_target():
             assert near(target.mean(), (2 + room) / 2, math.sqrt(((room - 1) ** 2 - 1) / 12 / count))
 
 
-# --- packing, seeds ---
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     DOCUMENTS, st.integers(8, 40), st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"]), st.sampled_from([BERT, ROBERTA])
@@ -292,9 +283,6 @@ def test_the_seed_decides_the_pairs_and_nothing_else():
         plans = [plan(tokens, Data(rows=rows, length=20), BERT, seed) for seed in (0, 1)]
         assert (contents(plans[0]) != contents(plans[1])) == (rows in PAIRED)
         assert (plans[0].fingerprint != plans[1].fingerprint) == (rows in PAIRED)
-
-
-# --- bad input ---
 
 
 @pytest.mark.parametrize(

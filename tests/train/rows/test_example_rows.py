@@ -54,9 +54,6 @@ def popped(first: list[int], second: list[int], room: int) -> tuple[list[int], l
     return first, second
 
 
-# --- Texts ----------------------------------------------------------------------------------------------------------------------
-
-
 def text(first: str, second: str | None = None, label: str | float = "yes") -> Text:
     return Text(origin="a.tsv:2", text=first, pair=second, label=label)
 
@@ -114,9 +111,6 @@ def test_numbers_of_a_regression_are_their_labels() -> None:
     assert [(row.labels.dtype, row.labels.tolist()) for row in rows] == [(np.float32, [2.5]), (np.float32, [-1.0])]
 
 
-# --- Words ----------------------------------------------------------------------------------------------------------------------
-
-
 def tagged(*words: str) -> Tagged:
     return Tagged(origin="a.conll:3", words=words, tags=tuple(f"t{number % 5}" for number in range(len(words))))
 
@@ -142,9 +136,6 @@ def test_tags_are_at_the_first_pieces_of_their_words(kind: Kind, several: list[s
     assert row.weights.tolist() == [float(label != IGNORED) for label in expected]
 
 
-# --- Choices --------------------------------------------------------------------------------------------------------------------
-
-
 def choice(*options: str, article: str = "The whale sleeps.") -> Choice:
     return Choice(origin="a.json: question 1", article=article, question="Who sleeps?", options=options, answer=1)
 
@@ -165,9 +156,6 @@ def test_an_article_is_cut_before_its_options() -> None:
     for inputs, option in zip(row.inputs, long.options, strict=True):
         asked = words.encode(f"Who sleeps? {option}").tolist()
         assert len(inputs.ids) == 30 and inputs.ids.tolist()[-1 - len(asked) : -1] == asked
-
-
-# --- Questions ------------------------------------------------------------------------------------------------------------------
 
 
 def question(asked: str, context: str, *answers: Answer) -> Question:

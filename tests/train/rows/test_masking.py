@@ -37,9 +37,6 @@ def shares(counts, expected):
     return near(counts, total * expected, np.sqrt(total * expected * (1 - expected)) + 1e-9)
 
 
-# --- how many ---
-
-
 @pytest.mark.parametrize(
     ("length", "most", "expected"),
     [(3, 1000, 1), (10, 1000, 2), (30, 1000, 4), (100, 1000, 15), (128, 20, 19), (137, 20, 20), (512, 20, 20), (512, 1000, 77)],
@@ -90,9 +87,6 @@ def test_no_sequence_has_more_predictions_than_its_bound(size, rate, rule, seed)
     chosen = masks(rate=rate, rule=rule)
     assert chosen.largest(size) <= size - 2
     assert 1 <= len(mask(np.random.default_rng(seed), *sequence(size), chosen)[0]) <= chosen.largest(size)
-
-
-# --- which ones ---
 
 
 def test_every_token_of_text_is_as_likely_as_any_other(rng):
@@ -157,9 +151,6 @@ def test_a_word_ends_at_a_special_token_and_may_begin_without_its_start(rng):
 def test_a_word_longer_than_the_share_leaves_nothing_to_predict(rng):
     at, shown = mask(rng, *sequence(5), masks(starts=np.zeros(VOCAB, bool)))
     assert at.dtype == np.int64 and len(at) == len(shown) == 0
-
-
-# --- what is shown ---
 
 
 def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):

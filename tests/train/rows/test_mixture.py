@@ -32,9 +32,6 @@ def mixture(weights, counts=None):
     )
 
 
-# --- Which component comes next ---
-
-
 @settings(deadline=None, max_examples=15)
 @given(WEIGHTS)
 @example([1.0, 1.0, 1.0, 1.0, 1.0, 50.0])
@@ -63,9 +60,6 @@ def test_weights_are_the_decimals_that_were_written():
     components = [mixed.draw(example)[0] for example in range(2_000)]
     assert all(sum(components[at : at + 10]) == 3 for at in range(1_990))
     assert [mixture([70, 30]).draw(example) for example in range(50)] == [mixed.draw(example) for example in range(50)]
-
-
-# --- All rows as one ---
 
 
 @settings(deadline=None, max_examples=20)
@@ -102,9 +96,6 @@ def test_shares_name_examples_epochs_and_the_share_of_filled_places():
     tokens = Tokens(np.arange(2, dtype=np.uint16), np.array([0, 2]), np.array([2]), 0, "")
     mixed = Mixture((mixture([1]).components[0], Component("short", 1.0, (), windows(tokens, 4))))
     assert [share.share for share in mixed.shares(100)] == [4 / 6, 2 / 6]
-
-
-# --- A run's paths ---
 
 
 @pytest.fixture
