@@ -185,11 +185,3 @@ def test_what_is_shown_does_not_depend_on_which_are_chosen(rng):
     both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]
     counts = np.bincount([2 * int(a) + int(b) for a, b in both], minlength=4)
     assert shares(counts, [0.25] * 4)
-
-
-def test_a_mask_is_a_function_of_the_generator():
-    tokens, text = sequence(30)
-    for chosen in (BERT, masks(starts=WORDS), masks(weights=np.ones(VOCAB)), masks(rule="roberta")):
-        drawn = [[part.tolist() for part in mask(np.random.default_rng(seed), tokens, text, chosen)] for seed in (0, 0, 1)]
-        assert drawn[0] == drawn[1] != drawn[2]
-    assert tokens.tolist() == sequence(30)[0].tolist()

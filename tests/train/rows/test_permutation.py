@@ -79,13 +79,6 @@ def test_ranks_say_who_sees_whom_as_the_authors_do(window: int):
         np.testing.assert_array_equal(found[None] <= found[:, None], authors(targets, marks, places))
 
 
-def test_windows_follow_each_other():
-    found = orders.ranks(np.random.default_rng(0), np.ones(12, bool), 4, 5)
-    assert sorted(found[:4]) == [6, 7, 8, 9] and sorted(found[4:8]) == [10, 11, 12, 13]
-    # One permutation serves all.
-    np.testing.assert_array_equal(found[4:8] - found[:4], 4)
-
-
 def test_every_order_of_a_part_is_as_likely():
     seen: dict[tuple[int, ...], int] = {}
     for seed in range(6000):

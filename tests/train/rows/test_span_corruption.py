@@ -230,17 +230,6 @@ def test_the_other_kinds_keep_the_text(kind: str):
         assert sorted(source[:-1]) == sorted(ids) if kind == "deshuffle" else changed.mean() < 0.4
 
 
-def test_an_encoder_decoder_reads_what_it_has_written():
-    for _, row in rows_of(run()):
-        tokens, targets = row["tokens"], row["targets"]
-        filled = row["segments"] > 0
-        assert tokens[0] == MARKS.pad
-        assert tokens[1:][filled[1:]].tolist() == targets[:-1][filled[1:]].tolist()
-        assert row["weights"].tolist() == filled.tolist()
-        assert not targets[~filled].any() and not tokens[~filled].any()
-        assert row["positions"][filled].tolist() == [*range(filled.sum())]
-
-
 def check_alone(build: Callable[..., dict[str, Any]], causally: bool) -> None:
     """Whatever is written later does not show in what a position may see."""
     example = Sides(np.array([11, 12, 13, 1], np.int32), np.array([21, 22, 1], np.int32))
