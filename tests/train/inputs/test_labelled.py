@@ -190,7 +190,7 @@ def test_facts_name_files_examples_labels_and_epochs(tmp_path: Path, words: Path
 
 def test_fingerprints_of_a_checkpoint_tell_training_and_held_out_data_apart(tmp_path: Path, words: Path) -> None:
     def prints(labels: str, held_out: str, name: str = "a.tsv") -> dict[str, str]:
-        valid = put(tmp_path / f"{held_out}.tsv", f"text\tlabel\nthe whale\t{held_out}\n")
+        valid = put(tmp_path / f"valid_{held_out}.tsv", f"text\tlabel\nthe whale\t{held_out}\n")
         return read(on(table(tmp_path, *labels, name=name), (valid,)), words, tmp_path).fingerprints()
 
     base = prints("ab" * 10, "a")

@@ -82,19 +82,20 @@ def test_lengths_are_those_of_t5(length: int, raw: int, target: int):
 @pytest.mark.parametrize("mean_span", [1.0, 3.0, 10.0])
 def test_the_room_of_spans_is_the_largest_that_fits_and_full(density: float, mean_span: float):
     options = Denoising(density=density, mean_span=mean_span)
-    for length in range(4, 80):
+    marks = tuple(range(1000, 1100))
+    for length in (4, 5, 6, 7, 9, 16, 33, 64):
         room = noise.room(options, length)
         # Where more is left out than stays, a token more may be a span more.
         assert room.source == length or (density >= 0.5 and room.source < length)
         assert noise._sizes(room.raw + 1, options)[0] > length
         for size in range(2, room.raw + 1):
             mask = noise.spans(np.random.default_rng(size), size, options)
-            source, target = noise.sides(np.arange(size), mask, tuple(range(1000, 2000)))
+            source, target = noise.sides(np.arange(size), mask, marks)
             assert len(source) + 1 <= room.source and len(target) + 1 <= room.target
             assert size < room.raw or (len(source) + 1, len(target) + 1) == (room.source, room.target)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(4, 60), st.floats(0.01, 0.9), st.integers(0, 1 << 30))
 def test_single_tokens_always_fit(length: int, density: float, seed: int):
     room = noise.room(Denoising(kind="iid", density=density), length)
