@@ -136,7 +136,7 @@ def test_fingerprints_are_equal_only_where_all_rows_are():
 
 
 @kinds
-@pytest.mark.parametrize("count", [1, 4, 10**6])
+@pytest.mark.parametrize("count", [4, *(pytest.param(count, marks=pytest.mark.full) for count in (1, 10**6))])
 def test_a_sample_is_evenly_spaced_rows(kind: str, count: int):
     """Of labelled examples, all rows of evenly spaced examples; of streams, the first rows of each."""
     rows = planned(kind)

@@ -91,6 +91,7 @@ def test_sentences_are_the_documents_whatever_they_are_made_of(texts, longest, c
         assert found(texts, tokenizer, longest) == cut
 
 
+@pytest.mark.full
 def test_sentences_of_a_book_are_those_of_its_text():
     """Against one expression on the text, which sees what the ids do not: whole words, and the characters after a stop."""
     chapters = [document.text for document in split(Data())[1]]
