@@ -60,36 +60,28 @@ def accuracies(*values: float) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("found", "measure", "chosen"),
+    ("found", "options", "result"),
     [
-        ([{"loss": loss} for loss in (3.0, 2.0, 2.5)], "", 20),
-        ([{"loss": loss, "perplexity": 9 - loss} for loss in (1.0, 2.0, 3.0)], "", 30),
-        (accuracies(0.5, 0.75, 0.25), "accuracy", 20),
-        (accuracies(0.5, 0.75, 0.75, 0.5), "", 20),
-        (accuracies(NAN, 0.25, NAN), "", 20),
-        ([{"accuracy": 0.5, "mean_squared_error": value} for value in (4.0, 3.0, 5.0)], "mean_squared_error", 20),
+        ([{"loss": loss} for loss in (3.0, 2.0, 2.5)], {}, (20, None)),
+        ([{"loss": loss, "perplexity": 9 - loss} for loss in (1.0, 2.0, 3.0)], {}, (30, None)),
+        (accuracies(0.5, 0.75, 0.25), {"measure": "accuracy"}, (20, None)),
+        (accuracies(0.5, 0.75, 0.75, 0.5), {}, (20, None)),
+        (accuracies(NAN, 0.25, NAN), {}, (20, None)),
+        (
+            [{"accuracy": 0.5, "mean_squared_error": value} for value in (4.0, 3.0, 5.0)],
+            {"measure": "mean_squared_error"},
+            (20, None),
+        ),
+        (accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3), {"patience": 2}, (40, 60)),
+        (accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3), {"patience": 1}, (20, 30)),
+        (accuracies(0.5, 0.5, 0.5, 0.5), {"patience": 3}, (10, 40)),
+        (accuracies(NAN, NAN, NAN), {"patience": 1}, (0, None)),
     ],
 )
-def test_the_best_is_kept_and_of_equal_ones_the_first(
-    found: list[dict[str, float]], measure: str, chosen: int, tmp_path: Path
+def test_the_first_of_the_best_is_kept_and_patience_is_validations_without_a_better_one(
+    found: Any, options: Any, result: tuple[int, int | None], tmp_path: Path
 ) -> None:
-    assert note(tmp_path, found, measure=measure) == (chosen, None)
-
-
-@pytest.mark.parametrize(
-    ("values", "patience", "chosen", "ended"),
-    [
-        ((0.5, 0.6, 0.4, 0.7, 0.3, 0.3), 2, 40, 60),
-        ((0.5, 0.6, 0.4, 0.7, 0.3, 0.3), 1, 20, 30),
-        ((0.5, 0.5, 0.5, 0.5), 3, 10, 40),
-        ((0.5, 0.4, 0.3, 0.2), 0, 10, None),
-        ((NAN, NAN, NAN), 1, 0, None),
-    ],
-)
-def test_patience_is_validations_without_a_better_one(
-    values: tuple[float, ...], patience: int, chosen: int, ended: int | None, tmp_path: Path
-) -> None:
-    assert note(tmp_path, accuracies(*values), patience=patience) == (chosen, ended)
+    assert note(tmp_path, found, **options) == result
 
 
 @pytest.mark.parametrize("killed", [2, 5])

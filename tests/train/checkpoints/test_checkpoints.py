@@ -42,9 +42,6 @@ def damaged(two_steps: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "copy", tmp_path / "copy" / "00000002"
 
 
-# Round trips.
-
-
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [((8,), None), ((2, 4), Spec("b", "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b")))],
@@ -142,9 +139,6 @@ def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, mon
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
         assert restored(checkpoints).step == 2
     assert os.listdir(folder) == ["00000002"]
-
-
-# Damage.
 
 
 def mutations(original: bytes, rng: np.random.Generator, every_byte: bool) -> Iterator[tuple[str, bytes | None]]:
@@ -354,34 +348,21 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         pass
 
 
-# Other states.
-
-
-def without(state: State, name: str) -> State:
-    return State(**{**vars(state), "params": {key: value for key, value in state.params.items() if key != name}})
-
-
 def with_params(state: State, **more: Any) -> State:
     return State(**{**vars(state), "params": {**state.params, **more}})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: without(s, "embed"), r'params/embed/table: "float32\[16,64\]" in the checkpoint, nothing asked'),
-        (lambda s: with_params(s, head=s.key), r'params/head: nothing in the checkpoint, "uint32\[2\]" asked'),
-        (
-            lambda s: with_params(s, embed={"table": s.params["embed"]["table"].astype(jnp.bfloat16)}),
-            r'table: .*, "bfloat16\[16,64\]" asked',
-        ),
-        (lambda s: with_params(s, embed={"table": s.params["embed"]["table"].T}), r'table: .*, "float32\[64,16\]" asked'),
-        (lambda s: State(**{**vars(s), "opt_state": ()}), r"opt_state/0/count: .*opt_state/0/mu/embed/table: "),
-    ],
-)
-def test_other_leaves_are_refused_by_name(two_steps: Path, change: Callable[[State], State], message: str) -> None:
-    other = change(make(0))
-    with pytest.raises(BadInput, match=message):
+def test_other_leaves_are_refused_by_name(two_steps: Path) -> None:
+    table = make(0).params["embed"]["table"].astype(jnp.bfloat16).T
+    other = with_params(State(**{**vars(make(0)), "opt_state": ()}), head=make(0).key, embed={"table": table})
+    with pytest.raises(BadInput) as refused:
         Checkpoints(two_steps, 1, notify=pytest.fail).restore(abstract(other))
+    for part in (
+        'opt_state/0/mu/embed/table: "float32[16,64]" in the checkpoint, nothing asked',
+        'params/embed/table: "float32[16,64]" in the checkpoint, "bfloat16[64,16]" asked',
+        'params/head: nothing in the checkpoint, "uint32[2]" asked',
+    ):
+        assert part in str(refused.value)
 
 
 def test_a_leaf_without_a_sharding_and_two_leaves_of_one_path_are_our_mistake(two_steps: Path, folder: Path) -> None:

@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-import pytest
-
 from train.marker import compare
 
 
@@ -35,21 +33,13 @@ def test_compare_is_empty_only_for_the_same() -> None:
     check()
 
 
-@pytest.mark.parametrize(
-    ("saved", "asked", "ignored", "lines"),
-    [
-        ({"a": 1, "b": 2}, {"a": 2, "b": 3}, ("a",), ["b: 2 in the checkpoint, 3 asked"]),
-        ({"a": {"b": 1}}, {"a": {"b": 2}}, ("b",), ["a.b: 1 in the checkpoint, 2 asked"]),
-        ({"a": 1}, {}, (), ["a: 1 in the checkpoint, nothing asked"]),
-        ({"a": [1, 2]}, {"a": (1, 2)}, (), []),
-        ({"a": True}, {"a": 1}, (), ["a: true in the checkpoint, 1 asked"]),
-        (
-            {"a": "x" * 200},
-            {"a": "x" * 199 + "y"},
-            (),
-            ["a: " + '"' + "x" * 59 + "... (202 characters) in the checkpoint, " + '"' + "x" * 59 + "... (202 characters) asked"],
-        ),
-    ],
-)
-def test_compare_names_the_difference(saved: Any, asked: Any, ignored: Any, lines: list[str]) -> None:
-    assert compare(saved, asked, ignored) == lines
+def test_compare_names_the_difference() -> None:
+    saved = {"a": 1, "b": 2, "c": {"a": 1}, "d": 1, "e": [1, 2], "f": True}
+    asked = {"a": 2, "b": 3, "c": {"a": 2}, "e": (1, 2), "f": 1, "g": "x"}
+    assert compare(saved, asked, ("a",)) == [
+        "b: 2 in the checkpoint, 3 asked",
+        "c.a: 1 in the checkpoint, 2 asked",
+        "d: 1 in the checkpoint, nothing asked",
+        "f: true in the checkpoint, 1 asked",
+        'g: nothing in the checkpoint, "x" asked',
+    ]
