@@ -58,9 +58,6 @@ def computed(cfg: Run, batch: Batch) -> float:
     return float(jit(lambda params, batch: loss(cfg, params, batch))(random_params(finetuned.net(cfg)), batch))
 
 
-# --- Against the definition -----------------------------------------------------------------------------------------------------
-
-
 def defined(cfg: Run, batch: Batch, smoothing: float = 0.0) -> tuple[float, float]:
     """(weighted sum of the losses, sum of the weights), an example after the other."""
     assert batch.segments is not None and batch.weights is not None
@@ -142,19 +139,6 @@ def test_a_mistaken_loss_is_not_the_definition(
     assert computed(cfg, batch) != pytest.approx(total, rel=1e-3)
 
 
-# --- What must not change it ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("goal", ["tagging", "span"])
-def test_more_padding_changes_nothing(goal: str) -> None:
-    labels = IOB if goal == "tagging" else LABELS
-    short, long = (run(goal, labels=labels, length=length) for length in (32, 40))
-    made = rows(short, examples(goal, labels=labels))
-    same = dataclasses.replace(made, length=40)
-    assert computed(long, finetuned.batch(long, same)) == pytest.approx(defined(short, finetuned.batch(short, made))[0], rel=1e-5)
-
-
 @pytest.mark.parametrize("goal", TASKS)
 def test_what_weighs_nothing_changes_nothing(goal: str) -> None:
     """Neither the loss nor its gradient; what fills a batch up has labels that are ignored, too."""
@@ -173,9 +157,6 @@ def test_what_weighs_nothing_changes_nothing(goal: str) -> None:
         assert total == base
         for one, two in zip(jax.tree.leaves(slope), jax.tree.leaves(slopes), strict=True):
             np.testing.assert_array_equal(one, two)
-
-
-# --- Options --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
