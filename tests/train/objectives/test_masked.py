@@ -78,13 +78,6 @@ TEMPLATES = {
         *("bert", dict(rows="full_sentences", length=12), (sequence([10, 11], [12], [13, 14, 15]),)),
         *([2, 10, 11, 3, 12, 3, 13, 14, 15, 3, 0, 0], [1] * 10, [], {}),
     ),
-    # Sixteen tokens have room for three pairs.
-    "packed pairs": (
-        *("bert", dict(task="pretraining", length=16, pack=True)),
-        (sequence([10, 11], [12], label=1), sequence([13], [14, 15], label=0)),
-        *([2, 10, 11, 3, 12, 3, 2, 13, 3, 14, 15, 3, 0, 0, 0, 0], [1] * 6 + [2] * 6, [0] * 4 + [1] * 2 + [0] * 3 + [1] * 3),
-        {"summary_at": [0, 6, 0], "labels": [1, 0, IGNORED]},
-    ),
 }
 
 
@@ -158,21 +151,6 @@ def test_nothing_leaks_and_nothing_is_lost():
     check()
 
 
-def test_a_share_of_the_targets_is_seen_and_that_alone(rng):
-    """One in ten is shown as it is, and one in ten as a random entry, which is the token itself by chance."""
-    asked = run(length=128)
-    build, rows = builder(asked), planned(asked, [[9, 12, 10] * 40] * 40)
-    seen = masks = total = 0
-    for number in range(300):
-        row = build(rng, rows.row(number % len(rows)), 128)
-        at = row["predict_at"][row["weights"] == 1]
-        shown, true = row["tokens"][at], row["targets"][row["weights"] == 1]
-        seen, masks, total = seen + (shown == true).sum(), masks + (shown == 4).sum(), total + len(at)
-    for found, share in ((seen, 0.1), (masks, 0.8)):
-        share += 0.1 / tokenizer("bert").vocab_size
-        assert abs(found - total * share) <= 4 * math.sqrt(total * share * (1 - share))
-
-
 def test_random_entries_are_special_in_bert_and_never_in_roberta():
     everything = Masking(rate=0.9, masked=0.0, random=1.0)
     for family, special in (("bert", True), ("roberta", False)):
@@ -211,9 +189,6 @@ def test_predictions_are_divided_evenly_by_the_losses_chunk(chunk, most, expecte
     assert row["targets"].shape == (expected,)
 
 
-# --- masks over epochs ---
-
-
 def epochs(asked: Any, count: int, rows: Any) -> list[dict[int, bytes]]:
     """Of each epoch, what each row looks like."""
     batch = Batches(
@@ -243,38 +218,20 @@ def test_what_fills_up_the_last_batch_of_a_score_is_not_counted():
     assert (batches[0].labels != IGNORED).any(1).tolist() == [True] * len(rows) + [False] * 2
 
 
-# --- what is refused ---
-
-
-@pytest.mark.parametrize("rows", ["full_sentences", "packed"])
-def test_a_model_of_next_sentences_needs_pairs(rows):
-    with pytest.raises(BadInput, match=rf"--data.rows {rows}: .*segment_pairs or sentence_pairs, or --model.task masked"):
-        builder(run(task="pretraining", rows=rows))
-
-
-def test_rare_tokens_are_no_whole_words():
-    with pytest.raises(BadInput, match=r"--masking.rare 0.7: .*--masking.whole-words"):
-        builder(run(masking=Masking(rare=0.7, whole_words=True)))
-
-
-# --- the loss ---
-
-
-def made(asked: Any, rows: Any, count: int) -> Batch:
-    build = builder(asked)
-    arrays = [build(np.random.default_rng(number), rows.row(number), rows.length) for number in range(count)]
-    return stacked(arrays)
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"task": "pretraining", "rows": "full_sentences"}, "--data.rows full_sentences: .*--model.task masked"),
+        ({"masking": Masking(rare=0.7, whole_words=True)}, "--masking.rare 0.7: .*--masking.whole-words"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, error):
+    with pytest.raises(BadInput, match=error):
+        builder(run(**options))
 
 
 def stacked(arrays: list[dict[str, np.ndarray]]) -> Batch:
     return Batch(**{name: jnp.stack([each[name] for each in arrays]) for name in arrays[0]})
-
-
-def terms(asked: Any, batch: Batch, chunk: int = 0, smoothing: float = 0.0) -> dict[str, float]:
-    net = small.model(asked.model)
-    params = small.random_params(net)
-    call = small.jit(lambda batch: masked.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=smoothing, chunk=chunk)[0])
-    return {name: float(value) for name, value in call(batch).items()}
 
 
 def surprise(logits: Any, truth: int, smoothing: float = 0.0) -> float:
@@ -286,7 +243,8 @@ def surprise(logits: Any, truth: int, smoothing: float = 0.0) -> float:
 
 def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
     asked, chunk, smoothing = run(task="pretraining", pack=True, loss_chunk=2), 2, 0.1
-    batch, net = made(asked, planned(asked, [[5, 9, 7] * 3] * 4), 3), small.model(asked.model)
+    build, rows, net = builder(asked), planned(asked, [[5, 9, 7] * 3] * 4), small.model(asked.model)
+    batch = stacked([build(np.random.default_rng(number), rows.row(number), rows.length) for number in range(3)])
     params = small.random_params(net)
 
     def everywhere(batch: Batch) -> Any:
@@ -305,26 +263,7 @@ def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
                 pairs += surprise(told[at], label)
                 labels += 1
     assert 3 <= labels < batch.labels.size
-    assert terms(asked, batch, chunk, smoothing) == pytest.approx({"masked": words, "next": pairs}, rel=1e-5)
+    options = dict(seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
+    found, _ = small.jit(lambda batch: masked.loss(net, params, batch, {}, **options))(batch)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx({"masked": words, "next": pairs}, rel=1e-5)
     assert masked.weights(batch) == {"masked": predictions, "next": labels}
-
-
-@pytest.mark.full
-def test_a_packed_rows_loss_is_the_sum_of_its_sequences_alone():
-    """Each sequence of a packed row is moved into a row of its own, with its predictions."""
-    asked = run(task="pretraining", rows="sentence_pairs", pack=True, length=64)
-    packed = made(asked, planned(asked, [[5, 9, 7] * 3] * 4), 1)
-    row = {name: np.asarray(value[0]) for name, value in vars(packed).items() if value is not None}
-    alone = []
-    for number in range(row["segments"].max()):
-        where = np.flatnonzero(row["segments"] == number + 1)
-        one = {name: np.zeros_like(value) for name, value in row.items()}
-        for name in ("tokens", "positions", "types"):
-            one[name][: len(where)] = row[name][where]
-        one["segments"][: len(where)] = 1
-        its = np.isin(row["predict_at"], where) * row["weights"].astype(np.int32)
-        one |= {"predict_at": (row["predict_at"] - where[0]) * its, "targets": row["targets"] * its, "weights": np.float32(its)}
-        one["labels"][:] = [row["labels"][number], *[IGNORED] * (len(row["labels"]) - 1)]
-        alone.append(one)
-    assert len(alone) > 2
-    assert terms(asked, packed) == pytest.approx(terms(asked, stacked(alone)), rel=1e-5)
