@@ -1,9 +1,9 @@
 """The best checkpoint of a run: which one it is, and when a run ends because no validation is better."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -21,16 +21,6 @@ META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 NAN = math.nan
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a validation found."""
-
-    numbers: dict[str, float]
-
-    def record(self) -> dict[str, float]:
-        return self.numbers
-
-
 def a_run(folder: Path, *, measure: str = "", patience: int = 0, **changes: Any) -> config.Run:
     return tiny.run(out=str(folder), selection=Selection(best=True, measure=measure, patience=patience), **changes)
 
@@ -41,7 +31,7 @@ def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **opti
     with Choice(run, Folder.of(run), notify=pytest.fail) as choice:
         for number, numbers in enumerate(found, 1):
             if number >= first:
-                choice.note(states.make(10 * number), Found(numbers), META)
+                choice.note(states.make(10 * number), SimpleNamespace(record=lambda numbers=numbers: numbers), META)
                 if choice.exhausted(10 * number):
                     return kept(run), 10 * number
         last = states.make(10 * len(found))

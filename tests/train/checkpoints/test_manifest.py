@@ -3,34 +3,31 @@
 import json
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from train.marker import compare
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+TREES = st.dictionaries(st.text(max_size=3), VALUES, max_size=4)
 
-def test_compare_is_empty_only_for_the_same() -> None:
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
 
-    values = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-        max_leaves=8,
+# A busy machine takes seconds for an example.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(TREES, TREES)
+def test_compare_is_empty_only_for_the_same(saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    assert compare(saved, json.loads(json.dumps(saved))) == []
+    # An empty dict against none has no leaf to name.
+    same, same_leaves = (
+        json.dumps(saved, sort_keys=True).replace(empty, "") == json.dumps(asked, sort_keys=True).replace(empty, "")
+        for empty in ("\0", "{}")
     )
-    trees = st.dictionaries(st.text(max_size=3), values, max_size=4)
-
-    # A busy machine takes seconds for an example.
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(trees, trees)
-    def check(saved: dict[str, Any], asked: dict[str, Any]) -> None:
-        assert compare(saved, json.loads(json.dumps(saved))) == []
-        # An empty dict against none has no leaf to name.
-        same, same_leaves = (
-            json.dumps(saved, sort_keys=True).replace(empty, "") == json.dumps(asked, sort_keys=True).replace(empty, "")
-            for empty in ("\0", "{}")
-        )
-        assert (compare(saved, asked) == []) == same or same_leaves
-        assert compare(saved, asked, saved.keys() | asked.keys()) == []
-
-    check()
+    assert (compare(saved, asked) == []) == same or same_leaves
+    assert compare(saved, asked, saved.keys() | asked.keys()) == []
 
 
 def test_compare_names_the_difference() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
@@ -41,11 +43,7 @@ def text(sizes: Any, its: Tokenizer) -> Any:
     return stream(["".join(between.join(itertools.islice(letters, size - 1)) + "! " for size in each) for each in sizes], its)
 
 
-def never() -> Any:
-    raise AssertionError("counts are asked for")
-
-
-def builder(asked: Any, counts: Any = never) -> Any:
+def builder(asked: Any, counts: Any = pytest.fail) -> Any:
     return masked.builder(asked, tokenizer("roberta" if asked.model.types == 1 else "bert"), counts)
 
 
@@ -101,7 +99,7 @@ def test_sequences_in_their_templates(name: str):
 def test_a_model_of_one_type_gets_none_whatever_its_tokenizer():
     asked = run(length=12)
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, types=1))
-    build = masked.builder(asked, tokenizer("bert"), never)
+    build = masked.builder(asked, tokenizer("bert"), pytest.fail)
     assert not build(np.random.default_rng(0), (sequence(*PAIR, label=1),), 12)["types"].any()
 
 
@@ -124,31 +122,25 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
         assert predictions <= most and (predictions or masking.whole_words)
 
 
-def test_nothing_leaks_and_nothing_is_lost():
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
-
-    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-    @given(
-        st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6),
-        st.sampled_from(PLANS),
-        st.booleans(),
-        st.integers(8, 40),
-        st.sampled_from(["bert", "roberta"]),
-        st.sampled_from([Masking(), Masking(rate=0.4, most=3), Masking(whole_words=True), Masking(rare=0.7), Masking(rate=0.9)]),
-        st.integers(0, 99),
-    )
-    def check(sizes, rows, pack, length, family, masking, seed):
-        asked = run(family, masking=masking, rows=rows, pack=pack, length=length)
-        counts = np.arange(asked.model.vocab)
-        build, bare = builder(asked, lambda: counts), builder(dataclasses.replace(asked, masking=SHOWN))
-        rows_of = planned(asked, sizes)
-        for number in range(len(rows_of)):
-            row = build(np.random.default_rng(seed), rows_of.row(number), length)
-            whole = bare(np.random.default_rng(seed), rows_of.row(number), length)["tokens"]
-            check_row(row, whole, rows_of.row(number), masking, tokenizer(family).marks)
-
-    check()
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6),
+    st.sampled_from(PLANS),
+    st.booleans(),
+    st.integers(8, 40),
+    st.sampled_from(["bert", "roberta"]),
+    st.sampled_from([Masking(), Masking(rate=0.4, most=3), Masking(whole_words=True), Masking(rare=0.7), Masking(rate=0.9)]),
+    st.integers(0, 99),
+)
+def test_nothing_leaks_and_nothing_is_lost(sizes, rows, pack, length, family, masking, seed):
+    asked = run(family, masking=masking, rows=rows, pack=pack, length=length)
+    counts = np.arange(asked.model.vocab)
+    build, bare = builder(asked, lambda: counts), builder(dataclasses.replace(asked, masking=SHOWN))
+    rows_of = planned(asked, sizes)
+    for number in range(len(rows_of)):
+        row = build(np.random.default_rng(seed), rows_of.row(number), length)
+        whole = bare(np.random.default_rng(seed), rows_of.row(number), length)["tokens"]
+        check_row(row, whole, rows_of.row(number), masking, tokenizer(family).marks)
 
 
 def test_random_entries_are_special_in_bert_and_never_in_roberta():

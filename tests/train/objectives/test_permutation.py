@@ -41,12 +41,8 @@ def text() -> Any:
 
 
 def rows(asked: Any) -> list[tuple[Any, dict[str, Any]]]:
-    planned, build = permutation.plan(text(), asked, tokenizer()), permutation.builder(asked, tokenizer(), never)
+    planned, build = permutation.plan(text(), asked, tokenizer()), permutation.builder(asked, tokenizer(), pytest.fail)
     return [(planned.row(n), build(np.random.default_rng(n), planned.row(n), planned.length)) for n in range(len(planned))]
-
-
-def never() -> Any:
-    raise AssertionError("counts are asked for")
 
 
 def test_a_row_is_the_reused_stretch_and_two_texts_with_their_marks():
