@@ -74,9 +74,6 @@ def test_the_step_is_compiled_once(engine: config.Engine, tmp_path: Path, caplog
     assert programs[0] > 0 and programs[1:] == [0, 0, 0]
 
 
-# --- runs that end at a validation that is not better ---------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """The result of a validation."""

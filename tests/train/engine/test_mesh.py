@@ -166,6 +166,9 @@ def collectives(program):
     return dict(collections.Counter(re.findall(kinds, program)))
 
 
+NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -173,16 +176,10 @@ def collectives(program):
         ({"mesh": config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
         ({"data": config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
         ({"engine": "pmap", "mesh": config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
+        ({"mesh": config.Mesh(data=1, fsdp=8), "model": NARROW}, r"--mesh\.fsdp 8: it does not divide embed/positions/embedding"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(changes, message):
     run = tiny.run(**changes)
     with pytest.raises(BadInput, match=message):
         meshes.check(run, meshes.make(run.mesh))
-
-
-def test_a_leaf_that_does_not_divide_is_refused_by_name():
-    run = tiny.run(mesh=config.Mesh(data=1, fsdp=8))
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, width=36, head=9))
-    with pytest.raises(BadInput, match=r"--mesh\.fsdp 8: it does not divide embed/positions/embedding of shape"):
-        meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(run.mesh))

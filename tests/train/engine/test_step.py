@@ -26,8 +26,6 @@ from zoo.batch import Batch
 from zoo.layers import tied_logits
 from zoo.models import model
 
-# --- the loss -------------------------------------------------------------------------------------------------------------------
-
 VOCABULARY, ROWS, WIDTH = 300, 384, 16
 
 
@@ -98,8 +96,6 @@ def test_label_smoothing_is_over_the_real_vocabulary() -> None:
     assert_equal_gradients(ours, jax.grad(lambda t: theirs(t).sum())(table))
 
 
-# --- schedules and the optimizer ------------------------------------------------------------------------------------------------
-
 PEAK, WARMUP, STEPS, FINAL = 2e-3, 50, 450, 0.1
 CLOSED = {
     "cosine": lambda t: PEAK * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * (t - WARMUP) / (STEPS - WARMUP)))),
@@ -122,10 +118,6 @@ def test_schedules_are_their_closed_forms(name: str) -> None:
         assert rate(step) == pytest.approx(PEAK * (step + 1) / WARMUP, rel=1e-5)
     for step in (50, 51, 137, 250, 449, 450):
         assert rate(step) == pytest.approx(CLOSED[name](step), rel=1e-5)
-    # Of an inverse square root the first step after the peak is at sqrt(50 / 51) of it.
-    assert rate(WARMUP) == pytest.approx(rate(WARMUP - 1), rel=1e-2 if name == "inverse_sqrt" else 1e-3)
-    last = PEAK * math.sqrt(50 / 451) if name == "inverse_sqrt" else PEAK if name == "constant" else PEAK * FINAL
-    assert rate(STEPS) == pytest.approx(last, rel=1e-5)
 
 
 def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
@@ -186,9 +178,6 @@ def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
     # optax adds what its learning rate has made negative; `follow` subtracts.
     for ours, expected in zip(follow(optim.optimizer(cfg), schedule), follow(theirs, lambda _: 1), strict=True):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
-
-
-# --- the step -------------------------------------------------------------------------------------------------------------------
 
 
 QUIET = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
@@ -292,19 +281,18 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
 @pytest.mark.full
 def test_bfloat16_follows_the_curve_of_float32() -> None:
     """60 steps of AdamW with dropout: every loss within 0.05 nats, while it falls by more than 1. State stays float32."""
-    curves, last = [], None
-    for dtype in (jnp.float32, jnp.bfloat16):
-        ready = plain() if dtype == jnp.float32 else made(dtype=dtype)
+
+    def followed(ready: Made) -> tuple[State, np.ndarray]:
         state, curve = ready.state, []
         for step in range(60):
             state, metrics = ready.step(state, tiny.batch(step))
             curve.append(metrics["loss"])
-        curves.append(np.array(jax.device_get(curve)))
-        last = state
-    assert last is not None
-    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves((last.params, last.opt_state)))
-    assert curves[0][-1] < curves[0][0] - 1
-    assert 1e-5 < np.abs(curves[0] - curves[1]).max() < 0.05
+        return state, np.array(jax.device_get(curve))
+
+    (_, whole), (state, half) = followed(plain()), followed(made(dtype=jnp.bfloat16))
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert whole[-1] < whole[0] - 1
+    assert 1e-5 < np.abs(whole - half).max() < 0.05
 
 
 class Scaled:
