@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import json
 import os
 import shutil
 import time
@@ -60,7 +59,6 @@ def test_round_trip_onto_any_mesh(folder: Path, shape: tuple[int, ...], spec: Sp
         return jax.NamedSharding(mesh, spec if leaf.shape == (16, 64) else Spec())
 
     result = Checkpoints(folder, 1, notify=pytest.fail).restore(abstract(state, place))
-    assert result is not None
     again, meta = result
     assert meta == META
     assert jax.tree.structure(again) == jax.tree.structure(state)
@@ -113,7 +111,6 @@ def test_buffers_may_be_donated_at_once(folder: Path) -> None:
                 aliased += state.params["embed"]["table"].addressable_shards[0].data.unsafe_buffer_pointer() == before
             jax.block_until_ready(state)
             result = checkpoints.restore(abstract(state))
-            assert result is not None
             assert int(result[0].step) == number
             assert bits(result[0]) == expected
     # Without donation in place this test would prove nothing.
@@ -141,6 +138,10 @@ def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, mon
     assert os.listdir(folder) == ["00000002"]
 
 
+def files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
 def mutations(original: bytes, rng: np.random.Generator, every_byte: bool) -> Iterator[tuple[str, bytes | None]]:
     """Changed contents of a file, every one different from the original; None is deletion."""
     size = len(original)
@@ -164,7 +165,7 @@ def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.rando
     """Every byte of COMMIT.json, and some of each part of every other file."""
     _, newest = damaged
     count = 0
-    for file in sorted(file for file in newest.rglob("*") if file.is_file()):
+    for file in files(newest):
         path, original = file.relative_to(newest).as_posix(), file.read_bytes()
         for what, changed in mutations(original, rng, path == NAME):
             assert changed != original
@@ -180,80 +181,39 @@ def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.rando
     assert count >= 300
 
 
-def half_copied(newest: Path) -> None:
-    for file in sorted(newest.rglob("*"))[::2]:
-        if file.is_file():
-            file.unlink()
+def rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
 
 
-def cut_short(newest: Path) -> None:
-    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
-    data.write_bytes(data.read_bytes()[:-1])
+def data_of(folder: Path) -> Path:
+    """The largest file of arrays."""
+    return max(folder.rglob("d/*"), key=lambda file: file.stat().st_size)
 
 
-def with_another_bit(newest: Path) -> None:
-    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(content)
+HARMS: dict[str, Callable[[Path], Any]] = {
+    "half copied": lambda newest: [file.unlink() for file in files(newest)[::2]],
+    "cut short": lambda newest: rewrite(data_of(newest), lambda content: content[:-1]),
+    "with another bit": lambda newest: rewrite(data_of(newest), lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    "emptied": lambda newest: (shutil.rmtree(newest), newest.mkdir()),
+    "with the marker of another step": lambda newest: shutil.copy(newest.parent / "00000001" / NAME, newest / NAME),
+    "under another number": lambda newest: (shutil.rmtree(newest), shutil.copytree(newest.parent / "00000001", newest)),
+    "with a file more": lambda newest: (newest / "more").write_bytes(b""),
+    "with a marker that is a folder": lambda newest: ((newest / NAME).unlink(), (newest / NAME).mkdir()),
+    "with a forged meta": lambda newest: rewrite(newest / NAME, lambda text: text.replace(b'"layers": 2', b'"layers": 3')),
+}
 
 
-def emptied(newest: Path) -> None:
-    shutil.rmtree(newest)
-    newest.mkdir()
-
-
-def with_the_marker_of_another_step(newest: Path) -> None:
-    shutil.copy(newest.parent / "00000001" / NAME, newest / NAME)
-
-
-def under_another_number(newest: Path) -> None:
-    shutil.copytree(newest.parent / "00000001", newest, dirs_exist_ok=True)
-    for file in newest.rglob("*"):
-        if file.is_file() and not (newest.parent / "00000001" / file.relative_to(newest)).exists():
-            file.unlink()
-
-
-def with_a_file_more(newest: Path) -> None:
-    (newest / "ocdbt.process_1").mkdir()
-    (newest / "ocdbt.process_1" / "manifest.ocdbt").write_bytes(b"")
-
-
-def with_a_marker_that_is_a_folder(newest: Path) -> None:
-    (newest / NAME).unlink()
-    (newest / NAME).mkdir()
-
-
-def with_a_forged_meta(newest: Path) -> None:
-    marker = json.loads((newest / NAME).read_text())
-    marker["meta"]["model"]["layers"] = 3
-    (newest / NAME).write_text(json.dumps(marker, sort_keys=True, indent=1) + "\n")
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        half_copied,
-        cut_short,
-        with_another_bit,
-        emptied,
-        with_the_marker_of_another_step,
-        under_another_number,
-        with_a_file_more,
-        with_a_marker_that_is_a_folder,
-        with_a_forged_meta,
-    ],
-)
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.planted
-def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Path], harm: Callable[[Path], None]) -> None:
+def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Path], harm: str) -> None:
     folder, newest = damaged
-    harm(newest)
+    HARMS[harm](newest)
     (folder / "00000002.corrupt-1").mkdir()
 
     # A reader passes it over and touches nothing.
     log = Log()
     reader = Checkpoints(folder, 9, notify=log)
-    assert reader.latest() == (2 if harm is with_another_bit else 1)  # digests are compared when a step is read
+    assert reader.latest() == (2 if harm == "with another bit" else 1)  # digests are compared when a step is read
     assert restored(reader).step == 1
     assert "passed over" in log[0]
     assert newest.exists()
@@ -325,8 +285,7 @@ def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
     assert checkpoints.meta(2) == META | {"step": 2}
     with pytest.raises(BadInput, match="steps that can be read: 2, 1"):
         checkpoints.restore(abstract(make(0)), step=3)
-    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
-    data.write_bytes(data.read_bytes()[::-1])
+    rewrite(data_of(newest), lambda content: content[::-1])
     with pytest.raises(BadInput, match="other content than was saved"):
         checkpoints.restore(abstract(make(0)), step=2)
     assert newest.exists()

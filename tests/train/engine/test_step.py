@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -74,7 +75,6 @@ def test_a_chunked_loss_needs_less_than_half_of_the_logits() -> None:
             return losses(hidden, table, targets, vocabulary=50_257, chunk=chunk).sum()
 
         memory = jax.jit(jax.value_and_grad(value, (0, 1))).lower(hidden, table, targets).compile().memory_analysis()
-        assert memory is not None
         return memory.temp_size_in_bytes
 
     logits = 8 * 1024 * 50_304 * 4
@@ -183,22 +183,15 @@ def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
 QUIET = dataclasses.replace(tiny.run().model, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
+def made(tx: optax.GradientTransformation | None = None, dtype: Any = jnp.float32, **changes: Any) -> SimpleNamespace:
     """A step and the state it begins with, on the first device."""
-
-    step: Callable[..., Any]
-    state: State
-
-
-def made(tx: optax.GradientTransformation | None = None, dtype: Any = jnp.float32, **changes: Any) -> Made:
     run = tiny.run(steps=60, **changes)
     net, tx = model(run.model), tx or optim.optimizer(run.optim)
     params = initial()
     key = jnp.array([0, 1], jnp.uint32)
     # Programs that run a few times: the processor's code need not be good. What they compute is as without this.
     step = jax.jit(make_step(run, net, causal, tx, dtype), compiler_options={"xla_backend_optimization_level": 0})
-    return Made(step, State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry={}, key=key))
+    return SimpleNamespace(step=step, state=State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry={}, key=key))
 
 
 @functools.cache
@@ -220,7 +213,6 @@ def changed(before: State, after: State) -> set[str]:
 
 
 def infinite_weight(state: State, batch: Batch) -> tuple[State, Batch]:
-    assert batch.weights is not None
     weights = batch.weights.copy()
     weights[3, 5] = np.inf
     return state, dataclasses.replace(batch, weights=weights)
@@ -256,7 +248,6 @@ def test_without_the_check_one_such_step_would_lose_the_run(monkeypatch: pytest.
 
 def uneven(batch: Batch) -> Batch:
     """Weights that differ greatly from one micro-batch of four (rows i, i + 4, ...) to the next."""
-    assert batch.weights is not None
     share = np.array([0.0, 0.02, 0.3, 1.0])[np.arange(16) % 4, None]
     weights = (np.random.default_rng(5).random(batch.weights.shape) < share).astype(np.float32)
     weights[1, 0] = 1
@@ -282,7 +273,7 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
 def test_bfloat16_follows_the_curve_of_float32() -> None:
     """60 steps of AdamW with dropout: every loss within 0.05 nats, while it falls by more than 1. State stays float32."""
 
-    def followed(ready: Made) -> tuple[State, np.ndarray]:
+    def followed(ready: SimpleNamespace) -> tuple[State, np.ndarray]:
         state, curve = ready.state, []
         for step in range(60):
             state, metrics = ready.step(state, tiny.batch(step))

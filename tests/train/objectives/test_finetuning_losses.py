@@ -33,7 +33,6 @@ def setting(goal: str, family: str = "bert", kind: str = "", **changes: Any) -> 
     labels = ("score",) if kind else IOB if goal == "tagging" else LABELS
     cfg = run(goal, family=family, labels=labels, regression=bool(kind), **changes)
     batch = finetuned.batch(cfg, rows(cfg, examples(goal, labels=labels, pairs=family == "bert" and not kind)))
-    assert batch.weights is not None
     random = np.random.default_rng(0).uniform(0.5, 2, batch.weights.shape).astype(np.float32)
     random[3] = 0
     return cfg, dataclasses.replace(batch, weights=random * batch.weights)
@@ -60,7 +59,6 @@ def computed(cfg: Run, batch: Batch) -> float:
 
 def defined(cfg: Run, batch: Batch, smoothing: float = 0.0) -> tuple[float, float]:
     """(weighted sum of the losses, sum of the weights), an example after the other."""
-    assert batch.segments is not None and batch.weights is not None
     found, labels, real = logits(cfg, batch), np.asarray(batch.labels), np.asarray(batch.segments) > 0
     total = weight = 0.0
     for row, weights in enumerate(np.asarray(batch.weights, np.float64)):
