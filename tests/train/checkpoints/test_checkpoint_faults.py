@@ -81,7 +81,8 @@ def train(say):
             if step % 3 == 0:
                 checkpoints.wait()
 
-def spawn():
+committed, leftovers = 0, 0
+for kill in range(kills + 1):
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -90,11 +91,7 @@ def spawn():
             os.write(write, f"failed {type(error).__name__} {error}\\n".encode())
         os._exit(1)
     os.close(write)
-    return pid, map(int, os.fdopen(read))
-
-committed, leftovers = 0, 0
-for kill in range(kills + 1):
-    pid, steps = spawn()
+    steps = map(int, os.fdopen(read))
     begun = next(steps)
     assert begun >= committed, f"step {committed} was committed, {begun} came back"
     for _ in range(1 + chance.randrange(4)):

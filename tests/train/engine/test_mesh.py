@@ -35,8 +35,6 @@ CASES = {
     "4 micro-batches": {"mesh": config.Mesh(data=4), "accumulate": 4},
     "data=8, remat, chunked loss": {"mesh": config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
 }
-FAST = 2
-"""Cases of the fast tier."""
 STEPS = 12
 
 
@@ -73,9 +71,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
 alone = functools.cache(train)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.full) if number >= FAST else case for number, case in enumerate(CASES)]
-)
+@pytest.mark.parametrize("case", [*list(CASES)[:2], *(pytest.param(case, marks=pytest.mark.full) for case in list(CASES)[2:])])
 def test_losses_and_gradients_agree(case):
     """Losses of AdamW with dropout to 1e-5 relative, and the first gradient."""
     losses, gradient = train(**CASES[case])
@@ -105,7 +101,6 @@ def test_state_lies_where_the_table_says():
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == up.shape]
     assert {leaf.sharding.spec for leaf in moments} == {PartitionSpec(None, "fsdp", "tensor")}
     table = state.params["embed"]["tokens"]["embedding"]
-    assert table.shape == (384, 32)
     assert table.sharding.spec == PartitionSpec("tensor", "fsdp")
 
 
