@@ -91,15 +91,10 @@ def train(run: config.Run, first: int = 0, killed: int | None = None) -> int:
             raise Killed
         return SimpleNamespace(record=lambda: {"bits_per_byte": VALUES[step]})
 
-    def score(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def scored(params: Any) -> Any:
-            if killed == 0:
-                raise Killed
-            return real(params)
+    def fail(params: Any) -> Any:
+        raise Killed
 
-        return scored
-
-    kinds = iter((lambda _: validate, score))
+    kinds = iter((lambda _: validate, lambda real: fail if killed == 0 else real))
     return loop.run(run, evaluate=lambda *args, **named: next(kinds)(scores.scorer(*args, **named)), on_end=lambda _: None)
 
 

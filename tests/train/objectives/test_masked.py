@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
-from train.batches import Batches, in_order
+from train.batches import Batches
 from train.config import Data, Masking
 from train.mixture import Component, Mixture
 from train.objectives import masked
@@ -181,33 +181,18 @@ def test_predictions_are_divided_evenly_by_the_losses_chunk(chunk, most, expecte
     assert row["targets"].shape == (expected,)
 
 
-def epochs(asked: Any, count: int, rows: Any) -> list[dict[int, bytes]]:
-    """Of each epoch, what each row looks like."""
-    batch = Batches(
-        Mixture((Component("", 1.0, (), rows),)), builder(asked), 7, len(rows), np.arange(len(rows)), asked.masking.static
-    )
-    with batch.read(0) as stream:
-        return [
-            dict(zip(batch.rows_of(step).tolist(), map(bytes, made.tokens), strict=True))
-            for step, made in enumerate(itertools.islice(stream, count))
-        ]
-
-
 def test_static_masks_are_used_in_turn_and_dynamic_ones_never_again():
     for static in (0, 1, 3):
         asked = run(masking=Masking(static=static))
-        seen = epochs(asked, 7, planned(asked, [[9, 12] * 4] * 5))
+        rows = planned(asked, [[9, 12] * 4] * 5)
+        every = np.arange(len(rows))
+        batches = Batches(Mixture((Component("", 1.0, (), rows),)), builder(asked), 7, len(rows), every, static)
+        with batches.read(0) as stream:
+            made = enumerate(itertools.islice(stream, 7))
+            seen = [dict(zip(batches.rows_of(step).tolist(), map(bytes, batch.tokens), strict=True)) for step, batch in made]
         for a, b in itertools.combinations(range(7), 2):
             same = [seen[a][row] == seen[b][row] for row in seen[a]]
             assert all(same) if static and a % static == b % static else not any(same)
-
-
-def test_what_fills_up_the_last_batch_of_a_score_is_not_counted():
-    asked = run(task="pretraining")
-    rows = planned(asked, [[9, 12]] * 3)
-    batches = list(in_order(rows, builder(asked), len(rows) + 2, np.arange(len(rows) + 2)))
-    assert len(batches) == 1 and batches[0].weights.any(1).tolist() == [True] * len(rows) + [False] * 2
-    assert (batches[0].labels != IGNORED).any(1).tolist() == [True] * len(rows) + [False] * 2
 
 
 @pytest.mark.parametrize(
