@@ -68,9 +68,8 @@ def accuracies(*values: float) -> list[dict[str, float]]:
         (accuracies(NAN, NAN, NAN), {"patience": 1}, (0, None)),
     ],
 )
-def test_the_first_of_the_best_is_kept_and_patience_is_validations_without_a_better_one(
-    found: Any, options: Any, result: tuple[int, int | None], tmp_path: Path
-) -> None:
+def test_the_first_of_the_best_is_kept(found: Any, options: Any, result: Any, tmp_path: Path) -> None:
+    """Patience is a number of validations without a better one."""
     assert note(tmp_path, found, **options) == result
 
 

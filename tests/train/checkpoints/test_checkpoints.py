@@ -44,10 +44,7 @@ def damaged(two_steps: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "copy", tmp_path / "copy" / "00000002"
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [((8,), None), ((2, 4), Spec("b", "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b")))],
-)
+@pytest.mark.parametrize(("shape", "spec"), [((8,), None), ((2, 4), Spec("b", "a")), ((1,), Spec()), ((2, 2), Spec(("a", "b")))])
 def test_round_trip_onto_any_mesh(folder: Path, shape: tuple[int, ...], spec: Spec | None) -> None:
     state = make(7)
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:

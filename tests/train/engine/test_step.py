@@ -42,13 +42,6 @@ def losses(hidden: Any, table: Any, targets: Any, *, vocabulary: int = VOCABULAR
     return token_losses(lambda h: tied_logits(h, table, vocabulary), hidden, targets, vocabulary=vocabulary, **options)
 
 
-def test_losses_are_those_of_float64() -> None:
-    hidden, table, targets = case()
-    logits = np.float64(hidden) @ np.float64(table)[:VOCABULARY].T
-    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(losses(hidden, table, targets), expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_chunked_loss_is_the_same_with_its_gradients(smoothing: float) -> None:
     hidden, table, targets = case()
