@@ -211,17 +211,3 @@ def test_what_is_not_linear_is_seen(platform: str) -> None:
     """The bound above is worth something: `xla`, which holds the scores, breaks it."""
     for name in ("full", "causal", "window"):
         assert compiled(platform, "xla", name, backward=True)[1] > SCORES
-
-
-@pytest.mark.parametrize("platform", TARGETS)
-def test_auto_follows_the_target(platform: str) -> None:
-    """Choices are those of the devices compiled for, and not of the CPU that compiles."""
-    with aimed(platform):
-        q, k = operands(CASES["causal"])
-        request = dispatch.Request.of(q, k, k, Mask(causal=True), None, None)
-        assert dispatch.choose("auto", request) == dispatch.choose("auto", request, platform)
-        assert {name for name, here, _ in dispatch.usable() if here} >= {
-            "reference",
-            "xla",
-            *({"cudnn"} if platform == "gpu" else {"splash"}),
-        }

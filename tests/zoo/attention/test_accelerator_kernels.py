@@ -111,9 +111,6 @@ def assert_agrees(got, expected, tolerance=2e-6):
         assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1.0)
 
 
-# --- cudnn and tokamax ----------------------------------------------------------------------------------------------------------
-
-
 def stand_in(q, k, v, *, bias, mask, key_value_seq_lengths, is_causal, local_window_size, even, one_sided, **rest):
     """`jax.nn.dot_product_attention` in plain XLA, asking for what the kernels ask for and as careless about empty rows."""
     t, s = q.shape[1], k.shape[1]
@@ -231,15 +228,6 @@ def test_jax_takes_what_cudnn_is_asked(t, name):
         assert len(calls) == 2 and calls[1] == calls[0] + "Backward"
 
 
-@pytest.mark.usefixtures("pretend_gpu")
-def test_jax_takes_no_odd_length():
-    """Why lengths are padded, also without a bias. When this fails, look whether padding is still needed."""
-    q = jax.ShapeDtypeStruct((2, 11, N, H), jnp.bfloat16)
-    gradient = jax.grad(lambda q: jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum())
-    with pytest.raises(NotImplementedError, match="Unsupported sequence length"):
-        jax.eval_shape(gradient, q)
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("bias", "summed"),
@@ -259,9 +247,6 @@ def test_the_gradient_of_a_shared_bias_is_summed_over_the_examples(bias, summed)
     assert re.findall(r'"stablehlo\.all_reduce".*?\) : \(tensor<([\dx]+)x\w+>\)', program, re.DOTALL) == summed
 
 
-# --- splash ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(("mask", "groups"), [("causal", 1), ("window", 2), ("band", 2), ("no keys", 2), ("causal segments", 2)])
 def test_splash_is_the_attention(mask, groups, monkeypatch):
@@ -272,9 +257,6 @@ def test_splash_is_the_attention(mask, groups, monkeypatch):
     sizes = {"groups": groups, "heads": 2}
     got = value_and_gradients(splash.splash, jnp.float32, 256, masks(256)[mask], None, **sizes)
     assert_agrees(got, exact(256, mask, **sizes), 4e-6)
-
-
-# --- the table ------------------------------------------------------------------------------------------------------------------
 
 
 def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):

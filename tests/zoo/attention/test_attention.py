@@ -11,8 +11,7 @@ from zoo import attention as dispatch
 from zoo import seeds
 from zoo.attention import attention
 from zoo.errors import BadInput
-from zoo.masks import Buckets, ByDistance, Dense, Mask, Relative
-from zoo.tiles import Tile
+from zoo.masks import ByDistance, Dense, Mask, Relative
 
 B, T, S, N, H = 2, 7, 7, 4, 8
 
@@ -55,10 +54,7 @@ MASKS = {
         lambda b, n, t, s: POSITIONS[b, s] <= POSITIONS[b, t],
     ),
     "content ranks": (Mask(query_ranks=RANKS, key_ranks=RANKS), lambda b, n, t, s: RANKS[b, s] <= RANKS[b, t]),
-    "query ranks": (
-        Mask(query_ranks=RANKS, key_ranks=RANKS, strict=True),
-        lambda b, n, t, s: RANKS[b, s] < RANKS[b, t],
-    ),
+    "query ranks": (Mask(query_ranks=RANKS, key_ranks=RANKS, strict=True), lambda b, n, t, s: RANKS[b, s] < RANKS[b, t]),
     "explicit": (Mask(allowed=EXPLICIT), lambda b, n, t, s: EXPLICIT[b, 0, t, s]),
     "nothing": (Mask(allowed=np.zeros((1, 1, T, S), bool)), lambda b, n, t, s: False),
 }
@@ -112,20 +108,6 @@ def test_reference_groups_heads():
         assert_is_the_definition("causal", "none", groups)
 
 
-TABLE = normal(8, 32, N)
-EVERY_BIAS = {**{name: bias for name, (bias, _) in BIASES.items()}, "buckets": Buckets(table=TABLE)}
-
-
-def test_a_mask_cut_to_tiles_is_the_mask():
-    everything = Tile({"B": 0, "T": 0, "S": 0, "N": 0}, {"B": B, "T": T, "S": S, "N": N})
-    for name, (mask, _) in MASKS.items():
-        mask = jax.tree.map(jnp.asarray, mask)
-        allowed, expected = mask.for_tiles(T, T, S).part(everything).dense(T, S), mask.dense(T, S)
-        assert (allowed is None) == (expected is None), name
-        if expected is not None:
-            np.testing.assert_array_equal(allowed, expected, err_msg=name)
-
-
 def test_tiles_cut_no_array_twice():
     """XLA on CPU makes one function of two cuts that are alike, and calls it for every entry of the scores."""
     bias = as_type(BIASES["relative"][0], jnp.float32)
@@ -138,16 +120,6 @@ def test_tiles_cut_no_array_twice():
         assert getattr(tiled, of_queries).dtype != getattr(tiled, of_keys).dtype
     # What has a gradient is still what had one.
     assert [name for name, _, _ in bias.numbers().arrays()] == [name for name, _, _ in bias.for_tiles(T, T, S).numbers().arrays()]
-
-
-def test_a_prepared_bias_is_the_bias():
-    """What a stack computes once before its scan gives the same attention in every layer."""
-    q, k, v = arrays(jnp.float32)
-    for name, bias in EVERY_BIAS.items():
-        if bias is not None:
-            floats = as_type(bias, jnp.float32)
-            prepared = attention(q, k, v, mask=Mask(), bias=floats.prepare(T, S))
-            np.testing.assert_array_equal(prepared, attention(q, k, v, mask=Mask(), bias=floats), err_msg=name)
 
 
 def ones(*shape, dtype=jnp.float32):

@@ -92,9 +92,6 @@ def test_the_page_of_support_is_of_these_cases() -> None:
     assert "wrong" not in page
 
 
-# --- planted mistakes -----------------------------------------------------------------------------------------------------------
-
-
 def _wrong(change: str, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, *, scale: float, rate: float) -> Any:
     """`blocked` with one mistake."""
     match change:
@@ -168,8 +165,6 @@ def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
     assert not conformance.Result({"out": float("nan")}, 1.0).ok
 
-
-# --- what is particular to `blocked` --------------------------------------------------------------------------------------------
 
 BODIES = {
     "one tile for many heads and examples": (4, 24, 24, 4, 2),
