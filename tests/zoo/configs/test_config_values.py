@@ -18,10 +18,8 @@ WINDOWS = "the pattern has window layers; choose 1 to 32 tokens"
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("gpt", {"dropout": 1.0}, "--model.dropout 1.0: ", SHARE),
-    ("gpt", {"dropout": NAN}, "--model.dropout nan: ", SHARE),
     ("gpt", {"embedding_dropout": -0.1}, "--model.embedding-dropout -0.1: ", SHARE),
     ("gpt", {"attention_dropout": NAN}, "--model.attention-dropout nan: ", SHARE),
-    ("gpt", {"eps": 0.0}, "--model.eps 0.0: ", EPS),
     ("gpt", {"eps": NAN}, "--model.eps nan: ", EPS),
     ("gpt", {"pattern": ()}, "--model.pattern (): ", "name layers, each one of full, window"),
     ("gpt", {"pattern": ("full",) * 3}, "--model.pattern full full full: ", "its length, 3, must divide --model.layers 2"),
@@ -41,6 +39,15 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("xlnet", {"memory": -1}, "--model.memory -1: ", "choose 0 (nothing is remembered) to 1,048,576 positions"),
     ("xlnet", {"reuse": -1}, "--model.reuse -1: ", "choose 0 (whole rows) to 1,048,576 positions"),
     ("xlnet", {"heads": 3}, "--model.heads 3: ", "it must divide --model.width 32"),
+    ("bert", {"layers": 0}, "--model.layers 0: ", "choose 1 to 512"),
+    ("bert", {"vocab": (1 << 21) + 1}, "--model.vocab 2097153: ", "choose 1 to 2,097,152"),
+    ("bert", {"types": -1}, "--model.types -1: ", "choose 0 (none) to 1,024"),
+    ("bert", {"position_offset": 1025}, "--model.position-offset 1025: ", "choose 0 to 1,024"),
+    ("bert", {"dropout": 1.0}, "--model.dropout 1.0: ", SHARE),
+    ("bert", {"head_dropout": NAN}, "--model.head-dropout nan: ", SHARE),
+    ("bert", {"eps": 0.0}, "--model.eps 0.0: ", EPS),
+    ("bert", {"labels": ("a",)}, "--model.labels a: ", "only sequence and tokens do"),
+    ("bert", {"task": "tokens", "labels": ("a", "a")}, "--model.labels a a: ", "name each label once"),
 ]
 
 
@@ -61,12 +68,6 @@ def test_whole_numbers_have_limits(family: str, limits: dict[str, int]) -> None:
             assert str(refusal.value) == f"--model.{field.replace('_', '-')} {value}: choose 1 to {largest:,}"
         if family == "gpt":
             assert all(getattr(small("gpt", **{field: limit}).config, field) == limit for limit in (1, largest))
-
-
-def test_a_head_that_a_family_lacks_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"model\.task masked: .* has no such head; choose one of body, permutation") as refusal:
-        small("xlnet", task="masked").init(jax.random.key(0))
-    assert "\n" not in str(refusal.value)
 
 
 def test_values_of_another_type_are_refused_without_a_type_checker() -> None:

@@ -71,19 +71,13 @@ def compiled(net: Model) -> Callable[..., Output]:
     return jit(net.apply)
 
 
-SITES = {
-    "attention's output": ("dropout", "layers/attention/out/bias", 0),
-    "the mlp's output": ("dropout", "layers/mlp/down/bias", 0),
-    "the next layer's": ("dropout", "layers/mlp/down/bias", 1),
-}
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(("family", "embedding"), [("gpt", "embedding_dropout"), ("bert", "dropout")])
 def test_dropout_drops_at_its_rate_and_nowhere_alike(family: str, embedding: str) -> None:
     """Within 4 standard deviations; no two places of the model, and no two rows, drop the same."""
-    sites = [(embedding, "embed/positions/embedding", 0), *SITES.values()]
-    masks = [dropped(family, field, leaf, layer=layer) for field, leaf, layer in sites]
+    of_layers = [("layers/attention/out/bias", 0), ("layers/mlp/down/bias", 0), ("layers/mlp/down/bias", 1)]
+    masks = [dropped(family, "dropout", leaf, layer=layer) for leaf, layer in of_layers]
+    masks.append(dropped(family, embedding, "embed/positions/embedding"))
     size = masks[0].size
     for mask in masks:
         assert abs(mask.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / size)
@@ -92,34 +86,18 @@ def test_dropout_drops_at_its_rate_and_nowhere_alike(family: str, embedding: str
     assert np.abs(between - np.eye(len(masks))).max() < 4 / np.sqrt(size)
 
 
-BEFORE = {
-    ("bert", "pretraining"): 0,
-    ("bert", "next"): 0,
-    ("bert", "sequence"): 1,
-    ("bert", "choice"): 1,
-    ("bert", "tokens"): 1,
-    ("bert", "span"): 0,
-    ("distilbert", "sequence"): 1,
-    ("distilbert", "choice"): 1,
-    ("distilbert", "tokens"): 1,
-    ("distilbert", "span"): 1,
-    ("roberta", "pretraining"): 0,
-    ("roberta", "sequence"): 2,
-    ("roberta", "choice"): 1,
-    ("roberta", "tokens"): 1,
-    ("roberta", "span"): 0,
-    ("xlnet", "pretraining"): 0,
-    ("xlnet", "sequence"): 1,
-    ("xlnet", "choice"): 1,
-    ("xlnet", "tokens"): 0,
-    ("xlnet", "span"): 0,
+TIMES = {
+    "bert": {"pretraining": 0, "next": 0, "sequence": 1, "choice": 1, "tokens": 1, "span": 0},
+    "distilbert": {"sequence": 1, "choice": 1, "tokens": 1, "span": 1},
+    "roberta": {"pretraining": 0, "sequence": 2, "choice": 1, "tokens": 1, "span": 0},
+    "xlnet": {"pretraining": 0, "sequence": 1, "choice": 1, "tokens": 0, "span": 0},
 }
 """Dropouts of a head before its outputs, as `transformers` has them."""
+BEFORE = {(family, task): times for family, tasks in TIMES.items() for task, times in tasks.items()}
 
 
 @pytest.mark.parametrize(
-    ("family", "task"),
-    [pytest.param(*head, marks=[] if head[0] == "roberta" else pytest.mark.full) for head in BEFORE],
+    ("family", "task"), [pytest.param(*head, marks=[] if head[0] == "roberta" else pytest.mark.full) for head in BEFORE]
 )
 def test_a_head_drops_where_the_published_one_does(family: str, task: str) -> None:
     """The outputs are sums of the D entries of hidden states that are all alike, so that their mean and variance tell what was

@@ -1,6 +1,5 @@
 """Encoders: which rows of their tables are read, what their heads are asked and by whom, and how fresh parameters are drawn."""
 
-import math
 from typing import Any, get_args
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, outputs, random_params, row, said, shapes, small, with_head
+from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, outputs, random_params, row, shapes, small, with_head
 from train import config
 from train import mesh as meshes
 from zoo import encoder_config, sharding
@@ -24,9 +23,6 @@ OFFSETS = {"bert": 0, "distilbert": 0, "roberta": 2}
 SEGMENTS = jnp.array([[1] * 5 + [2] * 7 + [3] * 3 + [0]], jnp.int32)
 POSITIONS = jnp.array([[*range(5), *range(7), *range(3), 9]], jnp.int32)
 TYPES = jnp.array([[0] * 5 + [1] * 7 + [0] * 4], jnp.int32)
-
-
-# --- the body -------------------------------------------------------------------------------------------------------------------
 
 
 @every_family
@@ -100,24 +96,6 @@ def test_on_a_mesh_a_model_says_the_same() -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-4)
 
 
-# --- heads ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-def test_heads_are_asked_at_positions() -> None:
-    """What is predicted or summed up at given positions is what is said there of whole rows."""
-    net, rng = small("bert"), np.random.default_rng(0)
-    params, hidden = random_params(net), jnp.float32(rng.standard_normal((2, 8, 32)))
-    at = jnp.array([[0, 3, 7], [5, 5, 1]])
-    few = said(net, params, hidden, row(8, 2, predict_at=at, summary_at=at))
-    rows = np.arange(2)[:, None]
-    np.testing.assert_allclose(few["words"], net.unembed(params, hidden)[rows, at], atol=1e-5)
-    np.testing.assert_allclose(few["sequences"], net.sequence_logits(params, hidden)[rows, at], atol=1e-5)
-    whole = said(net, params, hidden, row(8, 2))
-    np.testing.assert_allclose(whole["words"], net.unembed(params, hidden), atol=1e-5)
-    np.testing.assert_allclose(whole["sequences"], net.sequence_logits(params, hidden[:, :1]), atol=1e-5)
-
-
 def test_a_head_that_a_family_lacks_is_refused() -> None:
     missing = [(family, task) for family in ENCODERS for task in get_args(encoder_config.Task) if (family, task) not in HEADS]
     assert missing
@@ -153,24 +131,3 @@ def test_the_masked_head_has_the_activation_of_the_layers(family: str) -> None:
     params, hidden = random_params(gelu), jnp.float32(np.random.default_rng(0).standard_normal((1, 4, 32)))
     same = np.allclose(gelu.unembed(params, hidden), relu.unembed(params, hidden))
     assert same == (family == "roberta")
-
-
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "heads": ({"heads": 5}, "must divide --model.width 32"),
-    "layers": ({"layers": 0}, "choose 1 to 512"),
-    "vocab": ({"vocab": (1 << 21) + 1}, "choose 1 to 2,097,152"),
-    "types": ({"types": -1}, "choose 0 (none) to 1,024"),
-    "position-offset": ({"position_offset": 1025}, "choose 0 to 1,024"),
-    "dropout": ({"dropout": 1.0}, "choose a share"),
-    "head-dropout": ({"head_dropout": math.nan}, "choose a share"),
-    "eps": ({"eps": 0.0}, "choose 0 < eps <= 1"),
-    "labels": ({"labels": ("a",)}, "only sequence and tokens do"),
-    "labels a a": ({"task": "tokens", "labels": ("a", "a")}, "name each label once"),
-}
-
-
-def test_a_bad_number_is_refused_with_its_option_and_a_fix() -> None:
-    for option, (changes, fix) in BAD.items():
-        with pytest.raises(BadInput) as refusal:
-            small("bert", **changes)
-        assert str(refusal.value).startswith(f"--model.{option}") and fix in str(refusal.value)

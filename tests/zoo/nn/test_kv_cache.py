@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import types
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from train import config
 from train import mesh as meshes
 from zoo import sharding
 from zoo.batch import Batch
-from zoo.errors import BadInput
 from zoo.masks import Mask
 from zoo.models import Model
 
@@ -130,15 +128,6 @@ def test_an_empty_cache() -> None:
         assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
         with pytest.raises(ValueError, match="17 tokens into a cache of 16 slots"):
             jax.eval_shape(net.decode, shapes(net), Batch(tokens=jnp.zeros((3, 17), jnp.int32)), cache)
-
-
-def test_a_family_that_does_not_generate_says_so() -> None:
-    net = dataclasses.replace(small("gpt"), family="bert", module=types.ModuleType("bert"))
-    with pytest.raises(BadInput, match=r"^bert does not generate text; these do: gpt"):
-        net.init_cache(1, 1, jnp.float32)
-
-
-# --- the program ----------------------------------------------------------------------------------------------------------------
 
 
 def first_call(net: Model, params: Any, tokens: jax.Array) -> Any:

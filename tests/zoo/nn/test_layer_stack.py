@@ -25,7 +25,6 @@ from tests.support.small import (
     reversed_layers,
     row,
     seeds,
-    sees,
     shapes,
     small,
     with_dropout,
@@ -107,17 +106,6 @@ def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch:
     assert next(layer, None) is None
     layer = iter(allowed[::-1])
     assert np.abs(jit(lambda p: net.apply(p, batch).hidden)(params) - expected).max() > 1e-2
-
-
-@pytest.mark.parametrize("family", CAUSAL)
-def test_window_layers_see_no_further(family: str) -> None:
-    """Two layers of window 3 reach 4 tokens back."""
-    net = small(family, pattern=("window",), window=3)
-    distance = np.arange(12)[:, None] - np.arange(12)
-    np.testing.assert_array_equal(sees(net, random_params(net), row(12)), (distance >= 0) & (distance <= 4))
-
-
-# --- floating-point operations --------------------------------------------------------------------------------------------------
 
 
 def dot_flops(function: Callable, *arguments: Any) -> int:
