@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.support import published
 from train import config
 from train import mesh as meshes
-from zoo import configs, models, names, pretrained, tensors
+from zoo import models, pretrained, tensors
 from zoo.encoder_config import LABELLED
 
 ONE = meshes.make(config.Mesh(), jax.devices()[:1])
@@ -40,13 +40,6 @@ def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
     assert models.model(cfg).task == task
     if task in LABELLED:
         assert cfg.labels == tuple(content["id2label"].values()) == tuple(content["label2id"]) == published.LABELS
-
-
-def test_every_model_of_transformers_is_here() -> None:
-    assert len(published.ENCODERS) == 8 + 6 + 6 + 6
-    assert {(family, task) for family, task, _ in published.MODELS.values()} == set(published.HEADS)
-    types = [configs.family(family).MODEL_TYPE for family in configs.families()]
-    assert len(set(types)) == len(types)
 
 
 def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
@@ -81,19 +74,3 @@ def test_half_precision_becomes_float32_exactly(dtype: str, tmp_path: Path) -> N
     scale = np.asarray(params["norm"]["scale"])
     assert scale.dtype == np.float32
     assert np.array_equal(scale, half["transformer.ln_f.weight"].astype(np.float32))
-
-
-def test_layouts_split_transpose_and_stack(rng: np.random.Generator) -> None:
-    kernel = rng.standard_normal((5, 3, 2, 4)).astype(np.float32)  # [D, qkv, N, H]
-    layout = names.Layout.parse("(n h) d -> d c n h", 4)
-    parts = [layout.publish(kernel, number) for number in range(3)]
-    assert layout.published(kernel.shape) == parts[0].shape == (8, 5)
-    # [out, in], as torch's Linear keeps it.
-    assert np.array_equal(parts[1], kernel[:, 1].reshape(5, 8).T)
-    read = layout.arrange(parts, kernel.shape)
-    for index in [
-        (slice(None),) * 4,
-        (slice(1, 3), slice(0, 3), slice(1, 2), slice(None)),
-        (slice(0, 5), slice(2, 3), slice(0, 2), slice(1, 4)),
-    ]:
-        assert np.array_equal(read(index), kernel[index])
