@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, outputs, random_params, row, shapes, small, with_head
-from train import config
-from train import mesh as meshes
+from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, random_params, row, shapes, small, with_head
 from zoo import encoder_config, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -80,20 +78,6 @@ def test_fresh_kernels_and_tables(initializer: Any, deviation: float, most: floa
             assert drawn.size < 10_000 or (np.abs(drawn).max() > 0.04) == (initializer == "normal")
         else:
             assert (drawn == path.endswith("scale")).all()
-
-
-@pytest.mark.full
-def test_on_a_mesh_a_model_says_the_same() -> None:
-    """Rows over data and fsdp, heads and vocabulary over tensor."""
-    net, mesh = small("bert"), meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
-    assert net.task == "pretraining"
-    params, batch = random_params(net), row(8, 4, segments=jnp.tile(jnp.array([1] * 6 + [0] * 2), (4, 1)))
-    expected = jit(lambda params: outputs(net, params, batch))(params)
-    placed = jax.device_put(params, sharding.shardings(mesh, params))
-    with jax.set_mesh(mesh):
-        found = jit(lambda params: outputs(net, params, batch))(placed)
-    for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-4)
 
 
 def test_a_head_that_a_family_lacks_is_refused() -> None:
