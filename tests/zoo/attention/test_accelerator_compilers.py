@@ -30,7 +30,6 @@ B, T, N, H = 4, 8192, 8, 64
 SCORES = B // 4 * N // 2 * T * T
 """Entries of the scores [B, N, T, S] on one device."""
 
-
 TARGETS = {"gpu": targets.parse("h100:8"), "tpu": targets.parse("v5e:2x4")}
 
 KERNELS = {

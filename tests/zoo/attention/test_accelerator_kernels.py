@@ -61,8 +61,6 @@ def masks(t):
 
 EMPTY = ("no keys", "segments", "causal segments", "strict ranks", "causal explicit")
 """Masks that have rows with nothing to attend to."""
-
-
 MASKS = ("full", "causal", "window", "band", "key lengths", "causal key lengths", "positions", "ranks", *EMPTY)
 BIASES = ("none", "dense", "dense of keys", "buckets", "relative")
 
@@ -266,8 +264,6 @@ def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=
 
 DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))
 DENSE = Dense(values=jax.ShapeDtypeStruct((1, N, 256, 256), jnp.float32))
-
-
 LIMITS = [
     ("cudnn", {"dtype": jnp.float32}, "bfloat16 and float16, and this is float32"),
     ("cudnn", {"size": 20}, "up to 256 here that are multiples of 8, and this is 20"),

@@ -24,8 +24,6 @@ every_generator = pytest.mark.parametrize(
 
 LENGTHS = (7, 3, 12, 1)
 SLOTS, GIVEN = 16, 12
-
-
 NO_RANKS = {"query_ranks": None, "key_ranks": None}
 NO_SEGMENTS = {"key_segments": None, "query_segments": None}
 LEAKS: dict[str, tuple[dict[str, Any], ...]] = {

@@ -1,6 +1,5 @@
 """Reductions in the forms that XLA on CPU is quick at, against float64 numpy, on one device and on a mesh."""
 
-import contextlib
 import math
 
 import jax
@@ -9,6 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from train import mesh as meshes
+from train.config import Mesh
 from zoo import reductions
 from zoo.layers import gelu, tied_logits
 from zoo.sharding import single_cpu
@@ -22,17 +23,14 @@ PLACES = {"one device": None, "mesh": PartitionSpec("fsdp", "tensor")}
 def place(request: pytest.FixtureRequest):
     """`place(x)` puts a matrix on one device, or cut over a mesh that is then the context's."""
     spec = PLACES[request.param]
-    with contextlib.ExitStack() as stack:
-        if spec is None:
-            assert single_cpu()
-            yield jnp.asarray
-        else:
-            mesh = jax.make_mesh(
-                (1, 2, 4, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 4
-            )
-            stack.enter_context(jax.set_mesh(mesh))
-            assert not single_cpu()
-            yield lambda x: jax.device_put(x, NamedSharding(mesh, spec))
+    if spec is None:
+        assert single_cpu()
+        yield jnp.asarray
+        return
+    mesh = meshes.make(Mesh(fsdp=2, tensor=4))
+    with jax.set_mesh(mesh):
+        assert not single_cpu()
+        yield lambda x: jax.device_put(x, NamedSharding(mesh, spec))
 
 
 @pytest.mark.parametrize("columns", [4, 72, 1000, pytest.param(50304, marks=pytest.mark.full)])
