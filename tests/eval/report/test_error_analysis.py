@@ -58,14 +58,6 @@ def test_long_text_is_folded_and_complete(unit: str) -> None:
     assert "<details>" not in mistakes.render(ERRORS | {"worst": [WORST | {"text": text[: mistakes.SHORT]}]})
 
 
-def test_sections_without_content_are_left_out() -> None:
-    assert mistakes.render({"labels": [], "confusion": [], "worst": []}) == ""
-    words = Page(mistakes.render(ERRORS | {"labels": [], "confusion": []})).words
-    assert "Worst examples" in words and "Confusion" not in words
-    words = Page(mistakes.render(ERRORS | {"worst": []})).words
-    assert "Worst examples" not in words and "Confusion" in words
-
-
 def test_labels_and_examples_are_shown_as_plain_text(tmp_path: Path) -> None:
     hostile = "</td></table><script>alert(1)</script>\" onload='x' & \x00\x1b[1m\udcff"
     worst = dict.fromkeys(("text", "pair", "truth", "found"), hostile) | {"loss": 1.0}
