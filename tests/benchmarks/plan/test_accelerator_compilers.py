@@ -132,9 +132,6 @@ def test_closed_formulas(platform: str) -> None:
         assert sent["all-reduce", "data"] == pytest.approx(4 * kernels / plan.mesh["fsdp"], rel=0.05)
 
 
-# --- large jobs -----------------------------------------------------------------------------------------------------------------
-
-
 def job(name: str, mesh: dict[str, int], batch: int) -> Run:
     """Return a run that computes everything again in the backward pass, and accumulates no micro-batches."""
     run = subject.default(name)
@@ -153,13 +150,6 @@ def test_gpt3_175b_on_512_devices(platform: str, target: str) -> None:
     by_hand = 4 * 174_591_683_584 / 512
     assert plan.memory["parameters"] == pytest.approx(by_hand, rel=0.1)
     assert plan.memory["optimizer"] == pytest.approx(2 * by_hand, rel=0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ["t5-11b", "xlnet-large-cased"])
-def test_large_encoders_and_decoders_on_a_pod(size: str) -> None:
-    needs("tpu")
-    check_plan(planned(job(size, {"fsdp": 64, "data": 4}, 256), "train", "v5e:16x16"))
 
 
 @pytest.mark.slow

@@ -27,31 +27,6 @@ def quick() -> Iterator[None]:
         yield
 
 
-def test_products_and_gathers_of_a_real_loop() -> None:
-    """Twelve layers of a product each, forward and backward, weights split over eight devices."""
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
-    layers, width, rows = 12, 64, 32
-
-    def loss(stack: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0].sum()
-
-    def placed(*shape: int, axes: PartitionSpec) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, axes))
-
-    stack = placed(layers, width, width, axes=PartitionSpec(None, "fsdp"))
-    x = placed(rows, width, axes=PartitionSpec("fsdp"))
-    with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss)).lower(stack, x).compile().as_text()
-    assert text is not None
-    module = hlo.parse(text)
-    # Each layer forward, its gradient by the weights and, but for the first of its inputs, by what it is given.
-    assert work.work(module, [], 8).products == 3 * layers * 2 * rows / 8 * width * width
-    rows_by_kind = {row.kind: row for row in collectives.collectives(collectives.sent(module, {"fsdp": 8}))}
-    assert rows_by_kind["all-gather"].count == 2 * layers
-    assert rows_by_kind["all-gather"].bytes == 2 * layers * width * width * 4
-    assert set(rows_by_kind) == {"all-gather", "all-reduce"} and rows_by_kind["all-reduce"].axes == "fsdp"
-
-
 def gpt(**mesh: int) -> Run:
     """Return a run of a GPT whose tables and layers divide over eight devices, without dropout."""
     run = tiny.run()

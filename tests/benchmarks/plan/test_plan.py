@@ -1,5 +1,6 @@
 """`zoo plan`: what it compiles is what a run does, and what it says of it can be checked by hand."""
 
+import ast
 import dataclasses
 import functools
 import json
@@ -22,7 +23,7 @@ from tests.support.commands import call
 from tests.support.processes import ROOT, clean_environment
 from train import config, recipes
 from train.config import Data, Distillation, Mesh
-from zoo import configs, models
+from zoo import attention, configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -152,7 +153,13 @@ def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
             assert configs.shape(subject.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
 
 
-# --- search ---------------------------------------------------------------------------------------------------------------------
+def test_the_plan_names_no_family_and_no_implementation() -> None:
+    """Adding one adds no line there."""
+    names = {*models.families(), *configs.families(), *attention.IMPLEMENTATIONS}
+    for file in (ROOT / "benchmarks/plan").glob("*.py"):
+        strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert names.isdisjoint(strings), file
+
 
 BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
@@ -214,8 +221,6 @@ def test_a_search_continues_where_it_was() -> None:
     assert search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
     assert "the best of 1 that fit" in show.search(result, 10)
 
-
-# --- refusals -------------------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[Callable[[], config.Run], program.Mode, str]] = [
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, programs, records, step, step_group, step_settings, step_tables, timing, trials
+from benchmarks import cases, peers, programs, records, step, step_group, step_settings, timing, trials
 from benchmarks.command import Request
 from benchmarks.peers import Kind, Peer, PeerFailed
 from benchmarks.programs import Made, Step, Variant
@@ -46,9 +46,6 @@ def measured(folder: Path, *models: str, resume: bool = False, **changes: Any) -
     """Measure, and return the cells by the names of their programs."""
     step.main(settings(*models, **changes), Request([], str(folder), resume=resume, json=True))
     return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in records.read(folder).cells}
-
-
-# --- what is measured -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,15 +118,6 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(metrics["loss"]) == ours.run()
 
 
-def test_tables_begin_with_the_unit() -> None:
-    """Peers need no profile, so that their cells are written before ours; ratios are over the first row."""
-    job = {"model": "gpt2", "mode": "train", "batch": 2, "length": 512, "source": 0, "dropout": False}
-    ways = [("transformers", "", "timed"), (OURS, "unroll", "failed"), (OURS, "scan", "timed")]
-    cells = [{"key": {**job, **UNIT, "program": name, "layers": layers}, "state": state} for name, layers, state in ways]
-    rows = step_tables.models(cells)["gpt2, train, 2 x 512"]
-    assert [row["key"]["layers"] for row in rows] == ["scan", "unroll", ""]
-
-
 def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
     cell = measured(tmp_path / "out", "gpt-nano", mode="decode")[SCAN]
     assert cell["state"] == "timed" and cell["flops"] is None
@@ -138,9 +126,6 @@ def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
     assert cell["of_copy_rate"] == pytest.approx(cell["bytes_per_s"] / 1e9)
     for name in ("table.md", "report.html"):
         assert "what a step must read once" in (tmp_path / "out" / name).read_text()
-
-
-# --- what must not be timed -----------------------------------------------------------------------------------------------------
 
 
 def other_norms(honest: Callable[[Step], Made], program: Step) -> Made:
@@ -300,9 +285,6 @@ def test_a_failure_during_the_rounds_ends_one_cell(tmp_path: Path, monkeypatch: 
     assert cells[SCAN]["state"] == "timed" and cells[SCAN]["n"] == 3
     assert cells[UNROLL]["state"] == "failed"
     assert cells[UNROLL]["reason"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-
-
-# --- results --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("slower", "code"), [(1.0, 0), pytest.param(1.3, 1, marks=pytest.mark.planted)])
