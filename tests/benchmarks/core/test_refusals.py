@@ -9,8 +9,6 @@ from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 
 REFUSED = {
-    "attention --impl blokced": "--impl blokced: .*; the nearest is blocked",
-    "attention --model gpt-4": "the architecture of gpt-4 is unpublished",
     "attention --shape 1,8,8,2,2,0": "--shape 1,8,8,2,2,0: every number is 1 or more",
     "attention --shape 1,8,8,4,3,8": "--shape 1,8,8,4,3,8: 3 key/value heads do not divide 4 heads",
     "attention --shape 1,8,8,2,2,8 --lengths 8": "--shape with --lengths: .*; leave one of them out",
@@ -22,11 +20,9 @@ REFUSED = {
     "step gpt-nano --mesh": "--mesh: nothing is named; name something, or leave the option out",
     "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: gpt,",
     "step gpt-nano --source-length 8": "--source-length 8: gpt-nano is no encoder-decoder.*; leave it out",
-    "step gpt-nano --mesh two": "--mesh two: write axes .*, such as data=2,tensor=2",
     "step gpt-nano --mesh tensor=4": "--mesh.tensor 4: it does not divide the 2 heads",
     "step gpt-nano --batch 3 --mesh data=2": "--data.batch 3: 3 rows",
     "step gpt-nano --mode decode --mesh data=2": "--mesh data=2: one token is decoded on one device",
-    "growth gpt-nona": "no model is called 'gpt-nona'; the nearest is 'gpt-nano'",
     "growth gpt-nano --layers 3": "--layers 3: growth needs two different values or more",
     "growth gpt-nano --width 32 50": "--width 50: choose multiples of 32, the size of a head",
     "growth gpt-nano --batch 4 --device-counts 1 3": "--device-counts 3: it does not divide the 4 rows of --batch",

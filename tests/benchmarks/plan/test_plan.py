@@ -124,10 +124,8 @@ def test_text_and_page_say_what_was_planned() -> None:
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
     text, drawn = show.plan(rated), page.page(rated)
-    assert "data=2 x fsdp=2 x tensor=2" in text and "MFU is 25.0% at most, bound by interconnect" in text
-    assert "<script" not in drawn and "FLOPs a byte of memory" in drawn
-    warnings = ("the FLOPs of strange_kernel are not counted", "all is well")
-    for line in (*warnings, "all-gather", "at least 1 ms", "about 2 ms", "at least 3 ms"):
+    assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
+    for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
     assert "MFU is about 25.0%, nothing being cached, bound by memory" in show.plan(uncached)
@@ -136,13 +134,7 @@ def test_text_and_page_say_what_was_planned() -> None:
 
 @pytest.mark.full
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
-    near = {
-        "gpt2-xl": "gpt2",
-        "gpt3-13b": "gpt3-175b",
-        "bert-large-uncased": "bert",
-        "xlnet-large-cased": "xlnet",
-        "t5-11b": "t5",
-    }
+    near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
         run, like = subject.default(size), recipes.find(recipe)()
         assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
