@@ -13,6 +13,8 @@ from zoo import configs
 
 RUN = Run(recipe="gpt-nano", model=configs.find("gpt-nano")[1].config)
 FACTS = {"devices": "1 x cpu", "mesh": "data=1"}
+WORST = {"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}
+ERRORS: dict[str, Any] = {"labels": ["good", "bad"], "confusion": [[40, 10], [0, 7]], "worst": [WORST]}
 
 
 class Page(html.parser.HTMLParser):

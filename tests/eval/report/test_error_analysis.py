@@ -2,16 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from eval import measures, mistakes
-from tests.eval.report.run_folder import Page, folder, page
-
-WORST = {"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}
-ERRORS: dict[str, Any] = {"labels": ["good", "bad"], "confusion": [[40, 10], [0, 7]], "worst": [WORST]}
+from tests.eval.report.run_folder import ERRORS, WORST, Page, folder, page
 
 
 def cells(html: str) -> list[tuple[str, str, str]]:
@@ -43,7 +39,6 @@ def test_worst_examples_are_shown_with_truth_prediction_and_loss() -> None:
     pair = WORST | {"text": "Where is it?", "pair": "It is \n  there.", "loss": 12}
     html = mistakes.render(ERRORS | {"worst": [pair, WORST]})
     assert re.search(r"Where is it\? It is\s+there. good bad 12 not bad good bad 4.5 $", Page(html).words)
-    assert "It is \n  there.</div>" in html
 
 
 @pytest.mark.parametrize("unit", ["word ", "\u4e2d"])
@@ -54,7 +49,6 @@ def test_long_text_is_folded_and_complete(unit: str) -> None:
     assert folded
     assert folded[1] + folded[2] == text
     assert mistakes.SHORT // 2 < len(folded[1]) <= mistakes.SHORT
-    assert unit != "word " or folded[2].startswith(" word")
     assert "<details>" not in mistakes.render(ERRORS | {"worst": [WORST | {"text": text[: mistakes.SHORT]}]})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval import plots, report
-from tests.eval.report.run_folder import RUN, Page, folder, page, rows
+from tests.eval.report.run_folder import ERRORS, RUN, Page, folder, page, rows
 from tests.support.processes import run_python
 from train.config import Data
 from zoo.errors import BadInput
@@ -30,11 +30,6 @@ TASKS = {
     "perplexity": {"step": None, "metrics": {"loss": 5.7, "tokens": 47193}, "examples": 1, "details": {}},
 }
 SAMPLES = {"step": 400, "temperature": 0.8, "samples": [{"prompt": "It was", "text": " the  whale\n\tand", "truth": " not"}]}
-ERRORS = {
-    "labels": ["good", "bad"],
-    "confusion": [[40, 10], [0, 7]],
-    "worst": [{"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}],
-}
 MORE = {"predictions.json": ERRORS, "evaluations.json": TASKS, "samples.json": SAMPLES, "data.json": SOURCES}
 
 
