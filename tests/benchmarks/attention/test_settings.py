@@ -69,16 +69,6 @@ def test_the_predicted_scores_are_a_part_of_what_is_needed() -> None:
     assert attention_cost.predicted("blocked", problem, "both") == 0
 
 
-def test_kernels_are_read_from_the_program() -> None:
-    text = """
-  %a = (bf16[1]{0}, u8[0]{0}) custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax", backend_config={}
-  %b = f32[8,8]{1,0} fusion(%x), kind=kCustom, backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}
-  %c = f32[8,8]{1,0} dot(%x, %y), lhs_contracting_dims={1}
-  %d = f32[8,8]{1,0} dot(%x, %y), lhs_contracting_dims={1}"""
-    assert attention_cost.kernels(text) == "2 dot, 1 __cudnn$fmhaSoftmax, 1 __triton_gemm"
-    assert attention_cost.kernels("%c = f32[8] fusion(%x), kind=kLoop") == "fusion"
-
-
 def test_device_time_is_the_union_of_what_the_streams_do() -> None:
     profile = ProfileData.from_text_proto("""
 planes { name: "/host:CPU" lines { name: "python" events { duration_ps: 9000000 } } }

@@ -67,11 +67,8 @@ def test_what_it_dies_of_twice_is_failed_and_stops_no_other(name: str, tmp_path:
     assert all(cell["state"] == "timed" for cell in cells if cell["reason"] not in (records.DIED, "not here"))
 
 
-STOPS = [
-    (signal.SIGTERM, 143),
-    pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
-    pytest.param(signal.SIGHUP, 129, marks=pytest.mark.full),
-]
+FULL = ((signal.SIGINT, 130), (signal.SIGHUP, 129))
+STOPS = [(signal.SIGTERM, 143), *(pytest.param(*each, marks=pytest.mark.full) for each in FULL)]
 STOPPED = f"{ATTENTION} --impl blocked --shape 2,16,16,2,2,8"
 
 

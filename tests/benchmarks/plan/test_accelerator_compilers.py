@@ -132,14 +132,6 @@ def test_closed_formulas(platform: str) -> None:
         assert sent["all-reduce", "data"] == pytest.approx(4 * kernels / plan.mesh["fsdp"], rel=0.05)
 
 
-def job(name: str, mesh: dict[str, int], batch: int) -> Run:
-    """Return a run that computes everything again in the backward pass, and accumulates no micro-batches."""
-    run = subject.default(name)
-    compute = dataclasses.replace(run.model.compute, remat="full")
-    model = dataclasses.replace(run.model, compute=compute)
-    return dataclasses.replace(run, mesh=Mesh(**mesh), data=dataclasses.replace(run.data, batch=batch), model=model, accumulate=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [size for family in configs.families() for size in configs.family(family).SIZES])
 @pytest.mark.parametrize(("platform", "target"), [("tpu", "v5p:4x4x4"), ("gpu", "h200:64")])
@@ -148,5 +140,10 @@ def test_every_published_size_has_a_plan(platform: str, target: str, size: str) 
     needs(platform)
     width = configs.find(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
-    plan = planned(job(size, {"fsdp": fsdp}, 64), "train", target)
+    run = subject.default(size)
+    # Everything is computed again in the backward pass, and no micro-batches are accumulated.
+    model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, remat="full"))
+    data = dataclasses.replace(run.data, batch=64)
+    run = dataclasses.replace(run, mesh=Mesh(fsdp=fsdp), data=data, model=model, accumulate=1)
+    plan = planned(run, "train", target)
     assert plan.fits and plan.bound is not None

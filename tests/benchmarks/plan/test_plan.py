@@ -84,36 +84,33 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
     monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
     assert kept.plan(run, "train", CPU) == before
-    keys: list[str] = []
 
-    def ask(run: config.Run = run, mode: program.Mode = "train", target: targets.Target = CPU) -> str:
-        keys.append(kept.key(run, mode, target))
-        return keys[-1]
+    def key(run: config.Run = run, mode: program.Mode = "train", target: targets.Target = CPU) -> str:
+        return kept.key(run, mode, target)
 
-    assert ask() == kept.key(dataclasses.replace(run, name="another"), "train", CPU)
-    ask(mode="forward")
-    ask(target=targets.parse("cpu:4"))
-    ask(dataclasses.replace(run, mesh=Mesh(fsdp=4, tensor=2)))
-    ask(dataclasses.replace(run, precision="bfloat16"))
-    ask(dataclasses.replace(run, model=dataclasses.replace(run.model, layers=4)))
+    assert key() == key(dataclasses.replace(run, name="another"))
+    keys = [key(), key(mode="forward"), key(target=targets.parse("cpu:4"))]
+    model = dataclasses.replace(run.model, layers=4)
+    for changes in ({"mesh": Mesh(fsdp=4, tensor=2)}, {"precision": "bfloat16"}, {"model": model}):
+        keys.append(key(dataclasses.replace(run, **changes)))
     for name in ("LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION"):
         monkeypatch.setenv(name, "highest")
-        ask()
-    elsewhere = ask(target=gpu)
+        keys.append(key())
+    keys.append(elsewhere := key(target=gpu))
     monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
-    ask()
-    assert kept.key(run, "train", gpu) == elsewhere
+    keys.append(key())
+    assert key(target=gpu) == elsewhere
     version = kept.facts.importlib.metadata.version
     for package in ("optax", "flax"):
         changed = {package: "9.9"}
         monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
-        ask()
+        keys.append(key())
     teacher = tmp_path / "bert-nano"
     student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
-    ask(student)
+    keys.append(key(student))
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}))
-    ask(student)
+    keys.append(key(student))
     assert len(set(keys)) == len(keys)
 
 

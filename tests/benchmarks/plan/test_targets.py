@@ -23,9 +23,7 @@ def test_every_target_has_published_numbers() -> None:
 def test_a_missing_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
     for name, extra in (("v5e:2x2", "tpu"), ("h100:8", "cuda13")):
-        with pytest.raises(
-            BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: pip install 'jax-zoo\["
-        ):
+        with pytest.raises(BadInput, match=rf"--target {name}: compiling for \w+ needs the extra {extra}: "):
             targets.prepare(targets.parse(name))
 
 

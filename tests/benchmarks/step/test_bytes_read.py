@@ -16,18 +16,16 @@ UNUSED = {
     "xlnet-nano": ("cache/r", "attention/r/", "attention/type", "attention/types"),
 }
 """Parts of the paths of an encoder's parameters, of keys and values of its source, and of tables of which rows are looked up."""
-FAST = [("gpt-nano", "scan", "float32")]
 FULL = [
     ("t5-nano", "unroll", "bfloat16"),
     ("transformer-nano", "scan", "float32"),
     ("xlnet-nano", "scan", "bfloat16"),
     ("xlnet-nano", "unroll", "float32"),
 ]
+CASES = [("gpt-nano", "scan", "float32"), *(pytest.param(*each, marks=pytest.mark.full) for each in FULL)]
 
 
-@pytest.mark.parametrize(
-    ("name", "layers", "precision"), [*FAST, *(pytest.param(*each, marks=pytest.mark.full) for each in FULL)]
-)
+@pytest.mark.parametrize(("name", "layers", "precision"), CASES)
 def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.shrink(monkeypatch)
     step = Step(cases.case(name, "decode", **steps.SMALL), Variant(layers=layers, precision=precision))

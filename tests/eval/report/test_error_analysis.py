@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from eval import measures, mistakes
 from tests.eval.report.run_folder import ERRORS, WORST, Page, folder, page
@@ -39,17 +38,6 @@ def test_worst_examples_are_shown_with_truth_prediction_and_loss() -> None:
     pair = WORST | {"text": "Where is it?", "pair": "It is \n  there.", "loss": 12}
     html = mistakes.render(ERRORS | {"worst": [pair, WORST]})
     assert re.search(r"Where is it\? It is\s+there. good bad 12 not bad good bad 4.5 $", Page(html).words)
-
-
-@pytest.mark.parametrize("unit", ["word ", "\u4e2d"])
-def test_long_text_is_folded_and_complete(unit: str) -> None:
-    text = unit * 600
-    html = mistakes.render(ERRORS | {"worst": [WORST | {"text": text}]})
-    folded = re.search(r"<summary>(.*?) \u2026</summary>(.*?)</details>", html)
-    assert folded
-    assert folded[1] + folded[2] == text
-    assert mistakes.SHORT // 2 < len(folded[1]) <= mistakes.SHORT
-    assert "<details>" not in mistakes.render(ERRORS | {"worst": [WORST | {"text": text[: mistakes.SHORT]}]})
 
 
 def test_labels_and_examples_are_shown_as_plain_text(tmp_path: Path) -> None:

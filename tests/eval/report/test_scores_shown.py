@@ -48,17 +48,15 @@ def test_validated_quantities_have_figures_a_tile_and_a_place_in_the_sentence(ki
     assert f"{quantities.QUANTITIES[quantities.leading(measured)[0]].label}, validation " in shown.words
 
 
-@pytest.mark.parametrize("step", [200, pytest.param(300, marks=pytest.mark.full)])
-def test_best_checkpoint_is_named_where_it_is_not_the_last(step: int, tmp_path: Path) -> None:
+def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> None:
     made = validated({"loss": 1.0, "accuracy": 0.5}, {"loss": 1.5, "accuracy": 0.75}, {"loss": 2.0, "accuracy": 0.25})
-    scores = {"loss": 1.5, "accuracy": 0.75, "f1": 0.5, "examples": 20, "step": step}
-    shown = page(folder(tmp_path, rows=made, scores=scores))
-    assert "reaches accuracy 0.7500, F1 0.5000 on what it held out." in shown.words
-    chosen = step != 300
-    assert ("as it was at step 200, its best validation" in shown.words) == chosen
-    assert ("the run's choice, step 200 " in shown.words) == chosen
-    drawings = [str(attributes["aria-label"]) for tag, attributes in shown.tags if tag == "svg"]
-    assert {label.endswith("; the best validation at step 200") for label in drawings} == {chosen}
+    for step, chosen in ((200, True), (300, False)):
+        scores = {"loss": 1.5, "accuracy": 0.75, "f1": 0.5, "examples": 20, "step": step}
+        shown = page(folder(tmp_path / str(step), rows=made, scores=scores))
+        assert "reaches accuracy 0.7500, F1 0.5000 on what it held out." in shown.words
+        assert ("as it was at step 200, its best validation" in shown.words) == chosen
+        drawings = [str(attributes["aria-label"]) for tag, attributes in shown.tags if tag == "svg"]
+        assert {label.endswith("; the best validation at step 200") for label in drawings} == {chosen}
 
 
 def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
@@ -70,5 +68,3 @@ def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
     for name, note in report.COUNTED.items():
         assert f"{name.capitalize()} 7 {note} " in words
     assert "Has answer f1 0.25 " in words
-    # A stride is shown only with a score by the byte, which is of windows of a text.
-    assert "Stride" not in page(folder(tmp_path, scores={"accuracy": 0.5, "examples": 7, "stride": 64})).words
