@@ -312,11 +312,8 @@ def test_memory_is_what_a_real_run_takes(recipe: str) -> None:
     Measured is what arrays are alive, and by how much the process grows beyond that at the step's peak (VmHWM, reset before each
     of five steps, the median). Large blocks go straight to the kernel and back, so that no freed memory is taken again unseen.
     """
-    environment = clean_environment() | {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-        "PYTHONPATH": str(ROOT),
-    }
+    limits = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+    environment = clean_environment() | limits | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", MEASURE, recipe], env=environment, capture_output=True, text=True, check=True)
     expected, measured = map(float, done.stdout.split())
     assert expected == pytest.approx(measured, rel=0.1), (expected, measured)

@@ -26,14 +26,8 @@ def tokenizer(text: str = WORDS, vocab: int = 290) -> Tokenizer:
 
 def tokens(texts: list[str], using: Tokenizer) -> Tokens:
     documents = [np.append(using.encode(text), using.end_of_text) for text in texts]
-    sizes = np.array([len(document) for document in documents], np.int64)
-    return Tokens(
-        ids=np.concatenate(documents).astype(np.uint16),
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
-        end_of_text=using.end_of_text,
-        fingerprint="",
-    )
+    offsets, text_bytes = np.cumsum([0, *map(len, documents)]), np.array([len(text.encode()) for text in texts])
+    return Tokens(np.concatenate(documents).astype(np.uint16), offsets, text_bytes, using.end_of_text, "")
 
 
 def shown(found: samples.Beginning, using: Tokenizer) -> tuple[str, str]:
