@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from typing import Any, get_args, get_type_hints
 
 import jax
@@ -47,46 +46,15 @@ def families(*fast: str, among: list[str] = FAMILIES) -> Any:
     return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name]) for name in among])
 
 
-SIGNATURES = {
-    "init": "(cfg, key)",
-    "apply": "(cfg, params, batch, *, seeds=None, carry=None)",
-    "unembed": "(cfg, params, hidden)",
-    "flops": "(cfg, batch)",
-}
-
-
 @families(*FAMILIES)
 def test_the_interface_of_a_family(family: str) -> None:
     assert models.families() == FAMILIES
     module, numbers = models.family(family), configs.family(family)
-    for name, expected in SIGNATURES.items():
-        parameters = inspect.signature(getattr(module, name)).parameters.values()
-        bare = inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters])
-        assert str(bare) == expected
-        assert inspect.getdoc(getattr(module, name))
-    assert module.OBJECTIVES
-    assert set(module.OBJECTIVES) <= set(objectives())
+    assert set() < set(module.OBJECTIVES) <= set(objectives())
     assert module.Config is numbers.Config
     assert all(type(size.config) is numbers.Config and size.objective in module.OBJECTIVES for size in numbers.SIZES.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
         next(iter(numbers.SIZES.values())).config.layers = 1
-
-
-def test_a_model_is_its_family_with_a_configuration() -> None:
-    """Its programs are those of the module; seeds turn dropout on."""
-    net = small("gpt", dropout=0.5)
-    module, cfg, params, batch = models.family("gpt"), net.config, shapes(net), row(3, 2)
-    assert (net.family, net.module) == ("gpt", module)
-
-    def program(function: Any, *arguments: Any, **options: Any) -> str:
-        return str(jax.make_jaxpr(functools.partial(function, **options))(*arguments))
-
-    hidden = jax.ShapeDtypeStruct((2, 3, 32), jnp.float32)
-    plain, dropped = (program(net.apply, params, batch, seeds=given) for given in (None, seeds(2)))
-    assert plain == program(functools.partial(module.apply, cfg), params, batch) != dropped
-    assert dropped == program(functools.partial(module.apply, cfg), params, batch, seeds=seeds(2))
-    assert program(net.unembed, params, hidden) == program(functools.partial(module.unembed, cfg), params, hidden)
-    assert net.flops(batch) == module.flops(cfg, batch)
 
 
 LITERALS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.gradients import assert_equal_gradients
-from tests.support.small import jit, random_params, reached_rows, reversed_layers, row, sees, shapes, small, with_source
+from tests.support.small import jit, random_params, reversed_layers, row, sees, shapes, small, with_source
 from zoo import layers
 from zoo.batch import Batch
 from zoo.configs.t5 import Architecture
@@ -19,20 +19,6 @@ from zoo.models import Model
 
 def of(architecture: Architecture, **changes: Any) -> Model:
     return small("t5", architecture=architecture, **changes)
-
-
-def given(net: Model, batch: Batch) -> Batch:
-    return batch if net.config.architecture == "decoder" else with_source(net, batch)
-
-
-@pytest.mark.full
-def test_who_sees_whom_in_shared_stacks() -> None:
-    net = of("shared")
-    batch = with_source(net, row(8))
-    reached = reached_rows(net, random_params(net), batch)
-    assert batch.source is not None
-    np.testing.assert_array_equal(reached[:, np.asarray(batch.tokens[0])], np.tri(8, dtype=bool))
-    assert reached[:, np.asarray(batch.source.tokens[0])].all()
 
 
 def test_a_prefix_is_read_in_both_directions() -> None:

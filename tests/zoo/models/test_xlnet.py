@@ -77,9 +77,6 @@ def compiled(net: Model) -> Any:
     return jit(net.apply)
 
 
-# --- the two streams ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("impl", "memory"), [("xla", 5), pytest.param("blocked", 0, marks=pytest.mark.full)])
 def test_both_streams_are_those_of_a_plain_reference(impl: Any, memory: int, rng: np.random.Generator) -> None:
     """In float64, with segments, padding, types, an order, memory not yet full, and a row that runs backwards."""
@@ -100,31 +97,11 @@ def test_both_streams_are_those_of_a_plain_reference(impl: Any, memory: int, rng
             np.testing.assert_allclose(out.carry["hidden"][row], np.stack(inputs)[:, 1:], atol=2e-5, rtol=0)
 
 
-@pytest.mark.full
-def test_however_it_is_computed_the_gradients_are_the_same(rng: np.random.Generator) -> None:
-    """Compare two implementations of attention, with both streams and memory; in one, layers are computed again."""
-    batch, found = everything(rng), []
-    for compute in (Compute(attention="xla"), Compute(attention="blocked", remat="full")):
-        net = tiny(memory=5, compute=compute)
-        params, carry = random_params(net), remembering(net, np.random.default_rng(1), (5, 3))
-
-        def score(params: Any, net: Model = net, carry: Any = carry) -> jax.Array:
-            out = net.apply(params, batch, carry=carry)
-            assert out.predicted is not None
-            return (out.hidden[..., 0] * (batch.segments > 0)).sum() + (net.unembed(params, out.predicted)[..., 7] ** 2).sum()
-
-        found.append(jit(jax.grad(score))(params))
-    assert_equal_gradients(*found)
-
-
 def test_without_places_nothing_is_predicted_and_without_an_order_it_is_refused(rng: np.random.Generator) -> None:
     net, whole = tiny(), everything(rng)
     assert net.apply(random_params(net), dataclasses.replace(whole, query_at=None)).predicted is None
     with pytest.raises(ValueError, match="they would see what they are to predict"):
         net.apply(random_params(net), dataclasses.replace(whole, order=None))
-
-
-# --- leaks ----------------------------------------------------------------------------------------------------------------------
 
 
 def reached(net: Model, params: Any, batch: Batch, carry: Any = None) -> np.ndarray:
@@ -161,16 +138,11 @@ def targets(rng: np.random.Generator, **fields: Any) -> Batch:
     return Batch(tokens=1 + jnp.arange(18).reshape(3, 6), order=order, query_at=at, **fields)
 
 
-def test_a_target_depends_on_what_comes_before_it_and_on_nothing_else(rng: np.random.Generator) -> None:
-    net, batch = tiny(), targets(rng)
-    np.testing.assert_array_equal(reached(net, random_params(net), batch), visible(batch))
-
-
-@pytest.mark.full
-def test_the_same_with_memory_and_segments(rng: np.random.Generator) -> None:
-    net = tiny(memory=4)
-    batch = targets(rng, segments=jnp.tile(jnp.array([1, 1, 1, 2, 2, 0]), (3, 1)))
-    found = reached(net, random_params(net), batch, remembering(net, rng, (4, 2, 0)))
+@pytest.mark.parametrize("memory", [0, pytest.param(4, marks=pytest.mark.full)])
+def test_a_target_depends_on_what_comes_before_it_and_on_nothing_else(memory: int, rng: np.random.Generator) -> None:
+    net = tiny(memory=memory)
+    batch = targets(rng, segments=jnp.tile(jnp.array([1, 1, 1, 2, 2, 0]), (3, 1)) if memory else None)
+    found = reached(net, random_params(net), batch, remembering(net, rng, (4, 2, 0)) if memory else None)
     np.testing.assert_array_equal(found, visible(batch))
 
 
@@ -193,9 +165,6 @@ def test_a_leak_is_found(leak: dict[str, Any], rng: np.random.Generator, monkeyp
     assert (found & ~visible(batch)).any(-1).any(-1).all()
     if strict:
         assert found[:, np.arange(6), np.arange(6)].all()
-
-
-# --- likelihood -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -235,9 +204,6 @@ def test_along_every_order_the_likelihood_is_the_chain_rules(rng: np.random.Gene
     garbage = np.where(ranks >= step[:, None], rng.integers(0, 7, (120, 5)), tokens)
     alone = np.asarray(said(Batch(tokens=jnp.asarray(garbage), order=jnp.asarray(ranks), query_at=places)))
     np.testing.assert_allclose(alone[np.arange(120), target], logs[np.arange(120), target], atol=1e-5, rtol=0)
-
-
-# --- memory ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.planted
@@ -324,9 +290,6 @@ def test_who_remembers() -> None:
     }
 
 
-# --- right to left --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 @pytest.mark.planted
 def test_a_backward_row_is_its_text_read_from_the_other_end(rng: np.random.Generator) -> None:
@@ -343,9 +306,6 @@ def test_a_backward_row_is_its_text_read_from_the_other_end(rng: np.random.Gener
     np.testing.assert_allclose(mixed.hidden[1], turned.hidden[1, ::-1], atol=1e-5)
     np.testing.assert_allclose(mixed.predicted[1], turned.predicted[1], atol=1e-5)
     assert np.abs(mixed.predicted[1] - forward.predicted[1]).max() > 1e-2
-
-
-# --- dropout, meshes, operations ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
