@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -125,16 +124,6 @@ def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[st
     assert result.nats == pytest.approx(expected, rel=1e-6)
     # What a row shows before its tokens matters.
     assert other != pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.full
-def test_fewer_rows_than_devices_are_filled_up_with_rows_that_do_not_count(tmp_path: Path) -> None:
-    alone = prepare([Document("a", "")], tokenizer(), tmp_path)
-    result = score(rows.windows(alone, LENGTH), batch=16, devices=8)
-    params = jax.tree.map(np.float64, net_and_params()[1])
-    end = tokenizer().end_of_text
-    assert (result.tokens, result.bytes) == (1, 0)
-    assert result.nats == pytest.approx(token_nll(params, np.array([end]), end), rel=1e-5)
 
 
 def test_record_derives_loss_perplexity_and_bits_per_byte_from_the_sums() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from scipy.special import log_softmax
 
 from eval import likelihood
 from eval.likelihood import Likelihood, encode, likelihoods
@@ -63,8 +64,7 @@ def by_hand(pair: Pair) -> Likelihood:
     context, continuation = pair
     ids = [*context, *continuation]
     logits = logits_after(ids[:-1])
-    largest = logits.max(-1, keepdims=True)
-    log_p = logits - largest - np.log(np.exp(logits - largest).sum(-1, keepdims=True))
+    log_p = log_softmax(logits, -1)
     places = range(len(context) - 1, len(ids) - 1)
     nats = -sum(log_p[place, ids[place + 1]] for place in places)
     return Likelihood(float(nats), len(continuation), all(logits[place].argmax() == ids[place + 1] for place in places))

@@ -29,8 +29,6 @@ KINDS = {
 COMMON = "a"
 COUNTS = np.arange(300) * 7 % 40
 """How often each id occurs; some do not."""
-
-
 SHARDED = {"batch": 1, "devices": 8, "fsdp": 4}
 """Eight rows at a time on eight devices."""
 
@@ -173,10 +171,3 @@ def test_record_derives_means_from_the_sums() -> None:
     assert record == {"loss": 2.25, **words, "predictions": 10, **pairs}
     alone = Score(**sums, next_nats=0.0, next_hits=0.0, pairs=0.0).record()
     assert alone == {"loss": 2.0, **words, "predictions": 10}
-
-
-def test_fewer_rows_than_devices_are_filled_up_with_rows_that_do_not_count() -> None:
-    rows, build = rows_of("packed pairs")
-    (batch,) = batches.in_order(rows.spread(1), build, 1, np.arange(1))
-    assert batch.weights is not None
-    assert scored("packed pairs", rows.spread(1), build, **SHARDED)["predictions"] == batch.weights.sum() > 0

@@ -96,9 +96,6 @@ def test_window_without_context_has_no_answer_and_logits_that_are_not_finite_are
         spans.decode(flat[:0], flat[:0], context=np.zeros((0, 2), int), spans=np.zeros((0, 4, 2), int), text="")
 
 
-# --- scores ---------------------------------------------------------------------------------------------------------------------
-
-
 def test_answer_is_normalized_as_published() -> None:
     for answer, expected in (
         ("The  Cat's \t“an” apple.", "cats “ ” apple"),
