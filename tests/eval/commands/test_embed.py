@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from safetensors.numpy import load_file
 
 from eval import embed as command
 from eval import encoding, settings
-from eval.embed import Pool, embed, table
+from eval.embed import Pool, embed
 from eval.encoding import Encoder
 from eval.likelihood import row_length
 from tests.support import encoders
-from tests.support.commands import call
+from tests.support.commands import assert_refused, call
 from zoo.errors import BadInput
 
 TEXTS = (
@@ -66,13 +67,6 @@ def test_vector_is_the_mean_over_the_real_tokens_or_the_first_of_the_text_alone(
 def test_batch_and_mesh_do_not_change_a_vector_and_normalization_gives_it_length_1(options: dict[str, Any]) -> None:
     length = np.linalg.norm(vectors(), axis=1, keepdims=True) if "normalize" in options else 1
     np.testing.assert_allclose(vectors(**options), vectors() / length, **bound(vectors() / length))
-
-
-def test_table_shows_the_cosines() -> None:
-    texts = encoders.texts("one\nline", "a very long text " * 9, "three")
-    lines = table(texts, np.array([[2, 0], [0, 0], [3, 3]], np.float32), 40).splitlines()
-    cosines = [[float(value) for value in line.split()[1:]] for line in lines[-3:]]
-    assert cosines == [[1, 0, 0.707], [0, 0, 0], [0.707, 0, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +135,11 @@ def test_wrong_options_and_texts_are_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(f"whale\n\n{'whale ' * 39}\n")
-    for options, message in WRONG:
-        ended = call(capsys, "embed", model, *options)
-        assert (ended.code, ended.stdout) == (2, "")
-        assert ended.stderr.startswith(f"zoo: {message}") and ended.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert_refused(capsys, tmp_path, {said: (("embed", model, *options), re.escape(said)) for options, said in WRONG})
 
 
-def test_models_and_tokenizers_of_other_kinds_are_refused() -> None:
+def test_tokenizer_without_marks_is_refused() -> None:
     without_special_tokens = encoders.with_tokenizer(encoders.loaded("bert"), encoders.gpt().tokenizer)
-    with pytest.raises(BadInput, match="gpt: gpt reads from left to right; choose an encoder"):
-        Encoder.of(encoders.gpt(), batch=1, dtype="float32")
     with pytest.raises(BadInput, match="its tokenizer has no marks"):
         Encoder.of(without_special_tokens, batch=1, dtype="float32")
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from eval import permuted
 from eval.encoding import Encoder
@@ -34,8 +35,7 @@ def log_probabilities(batch: Batch) -> np.ndarray:
     """Return float64 [P, V] at the queries of a row."""
     made = loaded("xlnet", "permutation")
     predicted = _apply()(made.params, batch).predicted
-    logits = np.asarray(made.net.unembed(made.params, predicted)[0], np.float64)[:, : made.net.config.vocab]
-    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    return log_softmax(np.float64(made.net.unembed(made.params, predicted)[0])[:, : made.net.config.vocab], -1)
 
 
 @functools.cache

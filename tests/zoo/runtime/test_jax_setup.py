@@ -112,11 +112,7 @@ def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pyte
         runtime.private(tmp_path / "file" / "below")
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.doctor([("mosaic", False, "needs [sm90]")], "plain from 7 queries on") == 0
-    output = capsys.readouterr().out
-    for expected in (jax.__version__, "8 x cpu", runtime.SAFE_FLAG, "mosaic", "needs [sm90]", "plain from 7 queries on"):
-        assert expected in output
+def test_facts_of_doctor() -> None:
     facts = doctor.facts()
     assert facts.canary is not None and facts.canary < 1e-5
     assert set(facts.packages.values()) == {ROOT}
