@@ -58,7 +58,7 @@ def scored(run: Run, rows: Rows, logits: np.ndarray) -> Score:
 
 
 def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]:
-    """Return for each example its loss, of how many losses that is the mean, the truth and the prediction."""
+    """Return for each example its loss, of how many losses that is the mean, the truth, the prediction and what is shown."""
     real = np.asarray(finetuned.batch(run, rows).segments) > 0
     names, result = getattr(run.model, "labels", ()), []
     for number, example in enumerate(rows.examples):
@@ -68,22 +68,31 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
             case Text() if run.labelled.regression:
                 truth, predicted = float(example.label), float(one[0])
                 loss = (predicted - np.float32(example.label)) ** 2
+                shown = example.text, example.pair or "", truth, predicted
             case Text():
                 truth, predicted = str(example.label), names[int(one.argmax())]
                 loss = entropy(one, names.index(truth), 0.0)
+                shown = example.text, example.pair or "", truth, predicted
             case Tagged():
                 asked = np.flatnonzero(rows.rows[first].labels != IGNORED)
                 truth, predicted = list(example.tags[: len(asked)]), [names[int(one[at].argmax())] for at in asked]
                 loss = np.mean([entropy(one[at], names.index(tag), 0.0) for at, tag in zip(asked, truth, strict=True)])
                 count = len(asked)
+                wrong = [place for place in range(count) if truth[place] != predicted[place]]
+                texts = (", ".join(f"{place + 1} {tags[place]}" for place in wrong) for tags in (truth, predicted))
+                shown = " ".join(example.words), "", *texts
             case Choice():
                 truth, predicted, loss = example.answer, int(one.argmax()), entropy(one, example.answer, 0.0)
+                shown = example.question, example.article, example.options[truth], example.options[predicted]
             case Question():
                 truth, predicted = [text for text, _ in example.answers], best(example, rows, logits, places)
                 ends = [(at, end) for at in places for end in (0, 1)]
                 loss = np.mean([entropy(logits[at, real[at], end], rows.rows[at].labels[end], 0.0) for at, end in ends])
                 count = len(places)
-        result.append({"loss": float(loss), "of": count, "truth": truth, "predicted": predicted})
+                null, value, text = predicted
+                answer = "(no answer)" if null > value else text
+                shown = example.question, example.context, truth[0] if truth else "(no answer)", answer
+        result.append({"loss": float(loss), "of": count, "truth": truth, "predicted": predicted, "shown": shown})
     return result
 
 
@@ -130,22 +139,6 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
     return result | {"no_answer_exact": np.mean([text == "" for text, given in pairs if not given])}
 
 
-def expected_texts(example: Any, truth: Any, predicted: Any) -> tuple[str, str, str, str]:
-    """Return the text, the second text, the truth and the prediction as the report shows them."""
-    match example:
-        case Text():
-            return example.text, example.pair or "", truth, predicted
-        case Tagged():
-            wrong = [place for place in range(len(truth)) if truth[place] != predicted[place]]
-            shown = (", ".join(f"{place + 1} {tags[place]}" for place in wrong) for tags in (truth, predicted))
-            return " ".join(example.words), "", *shown
-        case Choice():
-            return example.question, example.article, example.options[truth], example.options[predicted]
-    null, value, text = predicted
-    nothing = "(no answer)"
-    return example.question, example.context, truth[0] if truth else nothing, nothing if null > value else text
-
-
 def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> None:
     """Compare the numbers, the worst examples and the confusion matrix with those of a loop over the examples."""
     each, record = by_example(run, rows, logits), result.record()
@@ -158,8 +151,7 @@ def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> N
     worst = result.mistakes["worst"]
     assert [one["loss"] for one in worst] == pytest.approx([each[number]["loss"] for number in order], rel=1e-4)
     for one, number in zip(worst, order, strict=True):
-        expected_text = expected_texts(rows.examples[number], each[number]["truth"], each[number]["predicted"])
-        shown = tuple(one[key] for key in ("text", "pair", "truth", "found"))
+        expected_text, shown = each[number]["shown"], tuple(one[key] for key in ("text", "pair", "truth", "found"))
         if run.labelled.regression:
             shown, expected_text = (tuple(map(float, some[2:])) for some in (shown, expected_text))
             expected_text = pytest.approx(expected_text, rel=1e-4)
