@@ -50,7 +50,6 @@ def random_logits(run: Run, rows: Rows) -> np.ndarray:
 
 
 def scored(run: Run, rows: Rows, logits: np.ndarray) -> Score:
-    """The score that the product derives from logits."""
     if run.objective == "span":
         real = np.asarray(finetuned.batch(run, rows).segments)[:, None] > 0
         logits = np.where(real, np.moveaxis(logits, 2, 1), -1e30)
@@ -111,7 +110,6 @@ def best(question: Question, rows: Rows, logits: np.ndarray, places: list[int]) 
 
 
 def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the measures of a task, from the truth and the prediction of each example."""
     shares = np.array([one["of"] for one in each])
     result: dict[str, Any] = {"loss": np.average([one["loss"] for one in each], weights=shares), "examples": len(each)}
     truth, predicted = [one["truth"] for one in each], [one["predicted"] for one in each]
@@ -140,7 +138,6 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> None:
-    """Compare the numbers, the worst examples and the confusion matrix with those of a loop over the examples."""
     each, record = by_example(run, rows, logits), result.record()
     expected = expected_numbers(run, each)
     assert {key: record[key] for key in expected} == pytest.approx(expected, rel=1e-4)

@@ -71,7 +71,6 @@ def by_hand(pair: Pair) -> Likelihood:
 
 
 def greedy(context: list[int], size: int) -> Pair:
-    """Return a context and its greedy continuation."""
     ids = list(context)
     for _ in range(size):
         ids.append(int(logits_after(ids)[-1].argmax()))

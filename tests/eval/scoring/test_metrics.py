@@ -29,7 +29,6 @@ def series(pairs, dtype=np.int64) -> tuple[np.ndarray, np.ndarray]:
 
 
 def counted_f1(pairs, positive: int) -> float:
-    """Return the harmonic mean of precision and recall by its definition."""
     right = sum(a == b == positive for a, b in pairs)
     found, true = sum(b == positive for _, b in pairs), sum(a == positive for a, _ in pairs)
     if not right:

@@ -37,7 +37,6 @@ def windows(rng: np.random.Generator, count: int, length: int) -> dict:
 
 
 def brute(start, end, *, context, spans: np.ndarray, text: str, best: int, longest: int) -> tuple[list, float]:
-    """Try every pair of every window, one after the other."""
     pairs = []
     for window in range(len(start)):
         first, stop = context[window]
@@ -103,7 +102,6 @@ def test_answer_is_normalized_as_published() -> None:
         ("a-the-an", "athean"),
         ("Another theory, anyway", "another theory anyway"),
         ("the—end", "—end"),
-        ("ÄRGER", "ärger"),
         ("The", ""),
         ("\u00a0x\u3000y\n", "x y"),
     ):
@@ -116,7 +114,6 @@ def test_exact_match_and_f1_equal_values_by_hand() -> None:
         ("Denver", ["Denver Broncos", "Carolina"], 0, 2 / 3),
         # A word counts as often as both have it.
         ("very very good", ["very good good"], 0, 2 / 3),
-        ("x y", ["z"], 0, 0),
         ("a", [], 1, 1),
         ("x", [], 0, 0),
         ("", ["x"], 0, 0),

@@ -108,7 +108,6 @@ KINDS = {"bert": {"type_vocab_size": 2}, "roberta": {"pad_token_id": 1}}
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Bit for bit, every tensor of them."""
     import torch
 
     state, expected = one.state_dict(), other.state_dict()

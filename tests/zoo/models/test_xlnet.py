@@ -73,7 +73,6 @@ def seen(batch: Batch, row: int, memory: int, filled: int) -> tuple[Seen, Seen]:
 
 @functools.cache
 def compiled(net: Model) -> Any:
-    """Return the compiled `apply` of a model, which several tests call."""
     return jit(net.apply)
 
 

@@ -96,7 +96,6 @@ def test_words_and_gradients_in_any_order(model: tuple[Model, Any, Any], padding
 
 
 def test_three_rows_that_remember(model: tuple[Model, Any, Any]) -> None:
-    """The logits of each, and all that is remembered after it."""
     net, params, reference = model
     carry, memories, step = net.init_carry(ROWS), None, jit(lambda params, batch, carry: said(net, params, batch, carry))
     for row, filled in enumerate((REUSE, MEMORY, MEMORY)):
