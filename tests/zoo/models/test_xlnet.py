@@ -267,11 +267,7 @@ def test_who_remembers() -> None:
         return out.hidden, out.carry
 
     hidden, carry = jax.eval_shape(shaped)
-    assert hidden.dtype == jnp.bfloat16
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry) == {
-        "hidden": ((2, 2, 4, 16), jnp.float32),
-        "filled": ((2,), jnp.int32),
-    }
+    assert (hidden.dtype, carry["hidden"].dtype, carry["filled"].dtype) == (jnp.bfloat16, jnp.float32, jnp.int32)
 
 
 @pytest.mark.full
