@@ -58,14 +58,6 @@ def test_the_canary_detects_what_the_flag_prevents() -> None:
 
 
 @pytest.mark.full
-def test_another_sound_setting_of_the_user_stays(tmp_path: Path) -> None:
-    eigen, folder = f"{runtime.SAFE_FLAG}=", str(tmp_path / "theirs")
-    verdict, flags, _, _, cache, _ = started(XLA_FLAGS=eigen, JAX_COMPILATION_CACHE_DIR=folder)
-    assert verdict < 1e-5
-    assert (flags, cache) == (eigen, folder)
-
-
-@pytest.mark.full
 def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
     program = """
 import resource
