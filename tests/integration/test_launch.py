@@ -245,6 +245,7 @@ def test_nobody_there() -> None:
         joining(f"127.0.0.1:{free}", 3, 0, timeout=0.3)
 
 
+@pytest.mark.full
 def test_processes_that_disagree_say_so() -> None:
     port = launch._free_port()
     program = f"""

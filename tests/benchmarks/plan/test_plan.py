@@ -49,6 +49,7 @@ def planned() -> Plan:
     return kept.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
 
 
+@pytest.mark.full
 def test_what_a_device_holds_is_what_the_sharding_says() -> None:
     """Parameters by hand: split over fsdp and tensor as the table has it; AdamW's two moments twice that, and its counter."""
     model = small().model

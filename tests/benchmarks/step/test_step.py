@@ -203,6 +203,7 @@ def first_losses() -> tuple[float, float]:
     return program.run(), program.run()
 
 
+@pytest.mark.full
 @pytest.mark.planted(3)
 def test_a_peer_is_timed_if_it_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong with one peer stops no other."""

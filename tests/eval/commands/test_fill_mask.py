@@ -153,3 +153,23 @@ def test_truncated_text_loses_its_end() -> None:
     marks = made.marks
     assert made.framed(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]
     assert made.framed(ids[:-2], "").tolist() == [marks.cls, *ids[:-2], marks.sep]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", encoders.KINDS)
+def test_ids_and_probabilities_are_those_of_the_pipeline_of_transformers(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pipeline = transformers.pipeline("fill-mask", str(encoders.folder(tmp_path / "model", family)), device="cpu", top_k=20)
+    mask = pipeline.tokenizer.mask_token
+    found = filled(family, *TEXTS, top=20)
+    for text in TEXTS:
+        given = pipeline(text.replace("[MASK]", mask).replace("<mask>", mask))
+        masks = [each for each in found if each.text == text]
+        for entries, mask_found in zip(given if isinstance(given[0], list) else [given], masks, strict=True):
+            # The vocabulary has a few rows that the tokenizer has no entry for; those are not listed here.
+            listed = [each for each in entries if each["token"] < encoders.loaded(family).tokenizer.vocab_size]
+            candidates = mask_found.candidates[: len(listed)]
+            assert [each["token"] for each in listed] == [each.id for each in candidates]
+            values = [each.probability for each in candidates]
+            np.testing.assert_allclose(values, [each["score"] for each in listed], atol=1e-5)
+            assert len(listed) >= 15

@@ -70,6 +70,7 @@ def test_cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone() 
     assert generate._start._cache_size() + generate._go_on._cache_size() <= programs + 4
 
 
+@pytest.mark.full
 def test_a_sample_depends_on_its_prompt_seed_and_number_alone() -> None:
     some = prompts()[:20]
     assert [(text.prompt, text.sample) for text in sampled()] == [(n, s) for n in range(20) for s in range(2)]

@@ -85,6 +85,7 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
     assert samples.beginnings(tokens([WORDS], tokenizer()), tokenizer(), 2) == []
 
 
+@pytest.mark.full
 def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_generate(tmp_path: Path) -> None:
     net, mesh, texts = small("gpt"), meshes.make(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
     data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens(texts, tokenizer()))

@@ -72,6 +72,7 @@ def test_all_orders_are_equally_likely() -> None:
     assert all(sampled.count(order) > 60 for order in itertools.permutations(range(3)))
 
 
+@pytest.mark.full
 def test_mask_is_predicted_from_the_rest_of_its_text_and_from_no_other_mask() -> None:
     """Compare with a query of rank 0, which no token sees, over tokens that all see each other."""
     model = xlnet()

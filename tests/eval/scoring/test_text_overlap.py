@@ -29,6 +29,7 @@ def test_chrf_is_100_for_the_same_text_and_0_for_another() -> None:
     assert overlap.chrf(["xyz"], ["abc"])[0] == {"chrf": pytest.approx(0)}
 
 
+@pytest.mark.full
 def test_rouge_is_the_f_of_words_pairs_and_the_longest_subsequence() -> None:
     # Of 7 and 7 words 6 are common, of 6 and 6 pairs 4, and 6 in order; the second text is right.
     assert overlap.rouge(FOUND, WANTED)[0] == {

@@ -130,6 +130,7 @@ def test_a_run_reads_files_as_its_own_unless_told_otherwise(tmp_path: Path) -> N
         score(subject, file, truncate=True)
 
 
+@pytest.mark.full
 def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
     made = encoders.loaded("bert", "sequence")
     net = dataclasses.replace(made.net.config, labels=("score",))
@@ -141,6 +142,7 @@ def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
         score(subject, file, argument="mrpc")
 
 
+@pytest.mark.full
 def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Path) -> None:
     file = place / "classification.jsonl"
     with pytest.raises(

@@ -116,6 +116,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
     return run
 
 
+@pytest.mark.full
 def test_a_run_without_a_better_validation_ends_and_is_finished(ended: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder.of(ended)
     assert [row["step"] for row in read(folder.metrics) if row["kind"] == "valid"] == [2, 4, 6, 8]

@@ -104,6 +104,7 @@ def test_state_lies_where_the_table_says():
     assert table.sharding.spec == PartitionSpec("tensor", "fsdp")
 
 
+@pytest.mark.full
 def test_adafactor_treats_layers_as_separate_matrices():
     """Updates of a stacked leaf equal those of each layer's own matrix, which stands outside the stack under another name."""
     tx = optim.optimizer(config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))

@@ -313,6 +313,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     return engine, lambda: engine.put(meshes.init_state(run, net, tx, mesh)), frozen
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_the_state_is_donated(name: str, quick: None) -> None:
     """The next state lies where this one lay, leaf for leaf: nothing is held twice."""

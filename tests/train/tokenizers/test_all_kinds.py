@@ -29,6 +29,7 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 # --- Training ---
 
 
+@pytest.mark.full
 def test_training_is_the_same_in_every_process_and_from_pieces() -> None:
     """The library's own training gives another WordPiece vocabulary in each process."""
     program = "from tests.train.tokenizers import kinds; print(*kinds.trained_from_pieces())"

@@ -80,6 +80,7 @@ def test_fresh_kernels_and_tables(initializer: Any, deviation: float, most: floa
             assert (drawn == path.endswith("scale")).all()
 
 
+@pytest.mark.full
 def test_a_head_that_a_family_lacks_is_refused() -> None:
     missing = [(family, task) for family in ENCODERS for task in get_args(encoder_config.Task) if (family, task) not in HEADS]
     assert missing

@@ -106,6 +106,7 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
         return np.asarray(decoded(net, params, batch, (GIVEN,))[0])
 
 
+@pytest.mark.full
 @every_generator
 def test_without_segments_and_positions_tokens_follow_the_slots(family: str) -> None:
     net = small(family)
