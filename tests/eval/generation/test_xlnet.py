@@ -12,7 +12,7 @@ from eval.settings import GREEDY, Beams, Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, jit, random_params
-from tests.zoo.models.test_xlnet import tiny
+from tests.support.xlnet_reference import tiny
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
