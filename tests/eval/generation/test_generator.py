@@ -26,8 +26,6 @@ from train.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
-# --- one text, however it is made -----------------------------------------------------------------------------------------------
-
 
 @functools.cache
 def logits_of() -> Callable[[np.ndarray], np.ndarray]:
@@ -117,9 +115,6 @@ def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -
     assert rows.cache["k"].is_deleted() and rows.cache["v"].is_deleted()
 
 
-# --- where a text ends ----------------------------------------------------------------------------------------------------------
-
-
 class Words(Tokenizer):
     """A tokenizer each id of which is some bytes, decoded as a byte-level tokenizer does."""
 
@@ -193,9 +188,6 @@ def test_the_end_of_text_token_ends_a_text() -> None:
     assert {text.ended for text in texts} == {"end of text", "limit"}
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -221,9 +213,6 @@ def test_a_model_with_a_nan_is_refused_in_one_line() -> None:
     text = _Text(gpt_tokenizer(), Decoding(limit=1), 0, 0, np.zeros(1, np.int32), 0)
     text.take([5, 0], [True, False])
     assert text.ended == "limit"
-
-
-# --- the command ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -87,9 +87,6 @@ def test_a_query_is_names_and_values() -> None:
         assert refusal(parse_query, query).startswith(message)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------------
-
-
 def test_examples_from_a_file(tmp_path: Path) -> None:
     """Blank lines and a byte order mark are nothing; numbers are text; other fields are left out."""
     file = tmp_path / "examples.jsonl"

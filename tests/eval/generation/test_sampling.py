@@ -18,8 +18,6 @@ from zoo.errors import BadInput
 
 VOCABULARY = 40
 
-# --- the definitions, token by token --------------------------------------------------------------------------------------------
-
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     weights = np.exp(logits - logits.max())
@@ -162,9 +160,6 @@ def test_a_filter_is_that_of_transformers(chosen: Sampling) -> None:
             np.testing.assert_allclose(found, left[0].numpy(), rtol=1e-6)
 
 
-# --- draws ----------------------------------------------------------------------------------------------------------------------
-
-
 def token_seeds(seed: int, prompts: int, position: int = 0, sample: int = 0) -> jax.Array:
     numbers = jnp.arange(prompts, dtype=jnp.uint32)
     rows = sampling.row_seeds(seed, numbers, jnp.full(prompts, sample, jnp.uint32))
@@ -248,8 +243,6 @@ def test_logits_that_are_not_finite_are_reported(chosen: Sampling) -> None:
         _, finite = draw(logits, token_seeds(0, 4), chosen)
         assert finite.tolist() == [True, False, True, False]
 
-
-# --- settings -------------------------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "temperature": [-1.0, math.inf, math.nan, 1e-9],

@@ -30,8 +30,6 @@ from train.tokenizer import Tokenizer
 from zoo import pretrained
 from zoo.errors import BadInput
 
-# --- the folder of tasks --------------------------------------------------------------------------------------------------------
-
 
 def test_a_task_says_what_it_reads_and_measures() -> None:
     for name in tasks.tasks():
@@ -104,9 +102,6 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
             tasks.files(names, (".jsonl",))
 
 
-# --- minimal pairs --------------------------------------------------------------------------------------------------------------
-
-
 def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Path) -> None:
     likely, unlikely = short_and_long()
     first = write(tmp_path / "first.jsonl", pair(likely, unlikely), pair(unlikely, likely), pair(likely, unlikely))
@@ -156,9 +151,6 @@ def test_a_sentence_too_long_for_the_model_is_named(tmp_path: Path) -> None:
         blimp.score(subject(), blimp.read([file], Settings()), Settings(), quiet)
 
 
-# --- the last word --------------------------------------------------------------------------------------------------------------
-
-
 def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.txt", "The old whale sleeps ", "", "The  men\tsee")
     objects = write(tmp_path / "b.jsonl", {"passage": "The\nwhale."})
@@ -193,9 +185,6 @@ def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> N
     assert (result.examples, result.details["tokens"]) == (5, 4 + found[2].tokens)
 
 
-# --- any text -------------------------------------------------------------------------------------------------------------------
-
-
 def test_perplexity_is_that_of_each_token_after_what_its_row_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     first, second = TEXT[:50], "Queequeg sees."
@@ -225,9 +214,6 @@ def test_perplexity_is_that_of_each_token_after_what_its_row_shows(tmp_path: Pat
 def test_words_in_pieces_count_once() -> None:
     pieces = [("the wh", False), ("ale", False), (" and ", False), ("men", True), ("of", True), ("a", False), ("", True)]
     assert perplexity.count_words([Document("x", text, last) for text, last in pieces]) == 6
-
-
-# --- from the command line to the folder of the run -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
