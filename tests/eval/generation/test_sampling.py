@@ -1,6 +1,7 @@
 """Choosing a token: every filter against plain numpy, one row and one token at a time, and against transformers; the draws."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eval import sampling
 from eval.settings import GREEDY, Sampling
@@ -69,9 +69,7 @@ CHOICES = [
     Sampling(top_p=0.8),
     Sampling(),
     Sampling(temperature=0.0, repetition_penalty=1.7),
-    Sampling(temperature=0.3),
     Sampling(top_k=1),
-    Sampling(top_k=7),
     Sampling(top_k=10 * VOCABULARY),
     Sampling(top_p=1e-9),
     Sampling(top_p=0.999999),
@@ -119,21 +117,12 @@ def test_the_order_of_the_filters_matters_and_is_kept() -> None:
 
 @pytest.mark.full
 def test_equal_logits_stay_or_go_together_and_the_largest_stays() -> None:
-    from hypothesis import given, settings
-    from hypothesis import strategies as st
-
-    values = st.sampled_from([-2.0, -0.0, 0.0, 0.5])
-
-    @settings(deadline=None, max_examples=60)
-    @given(st.lists(values, min_size=VOCABULARY, max_size=VOCABULARY), st.sampled_from(CHOICES))
-    def check(values: list[float], chosen: Sampling) -> None:
-        logits = np.float32([values] * 4)
-        left = np.asarray(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))[0]
-        for value in set(values):
-            assert len({bool(np.isfinite(x)) for x in left[logits[0] == value]}) == 1
-        assert np.isfinite(left[logits[0].argmax()])
-
-    check()
+    values = np.array([0.0, -0.0, -2.0, 0.5], np.float32)
+    for chosen, seed in itertools.product(CHOICES, range(12)):
+        logits = np.random.default_rng(seed).choice(values[: 1 + seed % 4], (4, VOCABULARY))
+        left = np.isfinite(program(chosen)(logits, np.zeros((4, VOCABULARY), bool)))
+        for row, kept in zip(logits, left, strict=True):
+            assert kept[row.argmax()] and set(row[kept]).isdisjoint(row[~kept])
 
 
 @pytest.mark.parity
@@ -160,10 +149,9 @@ def test_a_filter_is_that_of_transformers(chosen: Sampling) -> None:
             np.testing.assert_allclose(found, left[0].numpy(), rtol=1e-6)
 
 
-def token_seeds(seed: int, prompts: int, position: int = 0, sample: int = 0) -> jax.Array:
+def token_seeds(seed: int, prompts: int) -> jax.Array:
     numbers = jnp.arange(prompts, dtype=jnp.uint32)
-    rows = sampling.row_seeds(seed, numbers, jnp.full(prompts, sample, jnp.uint32))
-    return seeds.fold(rows, position)
+    return seeds.fold(sampling.row_seeds(seed, numbers, jnp.zeros_like(numbers)), 0)
 
 
 @functools.partial(jax.jit, static_argnames="chosen")
@@ -202,14 +190,6 @@ def test_tokens_come_as_often_as_they_are_likely(chosen: Sampling) -> None:
         assert abs(terms.sum() - freedom) < 4 * math.sqrt(2 * freedom), name
 
 
-def test_draws_depend_on_seed_prompt_sample_and_position() -> None:
-    logits = np.zeros((64, VOCABULARY), np.float32)
-    first = drawn(logits, token_seeds(0, 64), Sampling())
-    for other in (token_seeds(1, 64), token_seeds(0, 64, position=1), token_seeds(0, 64, sample=1), token_seeds(0, 65)[1:]):
-        assert np.mean(drawn(logits, other, Sampling()) == first) < 0.2
-    np.testing.assert_array_equal(drawn(logits[:9], token_seeds(0, 64)[:9], Sampling()), first[:9])
-
-
 @pytest.mark.full
 def test_rare_tokens_are_drawn_too() -> None:
     """The noise has tails: of tokens with probability 2^-20 each, some come in 2^16 draws of 2^8 tokens."""
@@ -217,17 +197,6 @@ def test_rare_tokens_are_drawn_too() -> None:
     logits[:, 256] = math.log(1 - 2.0**-12)
     count = int((drawn(logits, token_seeds(2, 1 << 16), Sampling()) < 256).sum())
     assert abs(count - 16) < 4 * 4
-
-
-@pytest.mark.full
-def test_a_mesh_draws_the_same() -> None:
-    logits, _ = random_logits(0, rows=16)
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    numbered = token_seeds(0, 16)
-    split = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", "tensor")))
-    chosen = Sampling(top_k=9, top_p=0.9)
-    found = drawn(split, jax.device_put(numbered, NamedSharding(mesh, PartitionSpec("data"))), chosen)
-    np.testing.assert_array_equal(found, drawn(logits, numbered, chosen))
 
 
 FINITE = [Sampling(), Sampling(top_k=3), Sampling(top_p=0.5), Sampling(min_p=0.1)]
@@ -253,8 +222,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("field", REFUSED)
-def test_a_setting_that_leaves_nothing_to_sample_is_refused(field: str) -> None:
-    for value in REFUSED[field]:
+def test_a_setting_that_leaves_nothing_to_sample_is_refused() -> None:
+    for field, value in ((field, value) for field, values in REFUSED.items() for value in values):
         with pytest.raises(BadInput, match=rf"^--{field.replace('_', '-')} {value}: choose [^\n]*$"):
             Sampling(**{field: value})
