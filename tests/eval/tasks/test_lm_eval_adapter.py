@@ -136,22 +136,16 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
     assert model.generate_until(requests("generate_until", *((each, asked) for each in contexts))) == [e.text for e in expected]
     text = expected[0].text
     stop = {"until": text[2:4], "max_gen_toks": 20, "do_sample": False, "temperature": 0.7}
-    assert model.generate_until(requests("generate_until", (contexts[0], stop))) == [text[: text.index(text[2:4])]]
+    drawn = {"max_gen_toks": 20, "temperature": 2.0}
+    sampled = generator().generate(prompts[:1], Decoding(limit=20, sampling=Sampling(temperature=2.0)), numbers=[1])[0].text
+    made = model.generate_until(requests("generate_until", (contexts[0], stop), (contexts[0], drawn)))
+    assert made == [text[: text.index(text[2:4])], sampled]
     for wrong, said in {
         ("max_gen_toks", 32): "max_gen_toks 32 leaves no room for a context in the model's 32 positions",
         ("num_beams", 4): "generation_kwargs: num_beams cannot be honoured",
     }.items():
         with pytest.raises(BadInput, match=said):
             model.generate_until(requests("generate_until", (contexts[0], asked | dict([wrong]))))
-
-
-@pytest.mark.slow
-def test_samples_depend_on_the_number_of_the_request(model: Any) -> None:
-    asked = [("The whale", {"max_gen_toks": 4, **each}) for each in ({}, {"temperature": 2.0}, {"do_sample": True, "top_k": 9})]
-    texts = model.generate_until(requests("generate_until", *asked))
-    for number, sampling in enumerate((Sampling(temperature=0.0), Sampling(temperature=2.0), Sampling(top_k=9))):
-        decoding, prompt = Decoding(limit=4, sampling=sampling), [tokenizer().encode("The whale")]
-        assert texts[number] == generator().generate(prompt, decoding, numbers=[number])[0].text
 
 
 @pytest.mark.full
