@@ -81,14 +81,8 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
     import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
-    net = small(
-        "t5",
-        vocab=seq2seq_tokenizer().vocab_size,
-        decoder_layers=2,
-        gated=gated,
-        tied=not gated,
-        activation="gelu_tanh" if gated else "relu",
-    )
+    activation = "gelu_tanh" if gated else "relu"
+    net = small("t5", vocab=seq2seq_tokenizer().vocab_size, gated=gated, tied=not gated, activation=activation)
     params = random_params(net)
     if not gated:
         # Where the output's table is the input's, a large one has every word say itself again.
@@ -99,16 +93,10 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
     given = [[*rng.integers(3, net.config.vocab, rng.integers(1, 20)).tolist(), 1] for _ in range(50)]
     longest = max(map(len, given))
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in given])
+    wanted: dict[str, Any] = dict(do_sample=False, return_dict_in_generate=True, output_scores=True)
     with torch.no_grad():
-        said = theirs.generate(
-            tokens,
-            attention_mask=(tokens != 0).long(),
-            max_new_tokens=LIMIT,
-            num_beams=beams,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
+        mask = (tokens != 0).long()
+        said = theirs.generate(tokens, attention_mask=mask, max_new_tokens=LIMIT, num_beams=beams, **wanted)
     decoding = Decoding(limit=LIMIT, sampling=GREEDY) if beams == 1 else Decoding(limit=LIMIT, search=Beams(beams=beams))
     ours = Generator(net, params, meshes.make(config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(given, decoding)
 

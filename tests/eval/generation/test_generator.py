@@ -255,11 +255,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--prompt and others: give one of": lambda: Prompts(prompt=("a",), prompts_file="b"),
     "--prompt '': write some text, or add --begin": lambda: Prompts(prompt=("a", "")),
     r"--prompt 'a\udcff': write it in UTF-8": lambda: Prompts(prompt=("a\udcff",)),
-    "--choices '': write some text": lambda: Prompts(prompt=("a",), choices=("b", "")),
     "--template '{q}': it needs --examples": lambda: Prompts(prompt=("a",), template="{q}"),
-    "--query q=a: it needs --examples": lambda: Prompts(prompt=("a",), query=("q=a",)),
     "--template '': say how an example is written": lambda: Prompts(examples="e.jsonl", query=("q=a",)),
-    "--query '': give the template's fields": lambda: Prompts(examples="e.jsonl", template="{q}"),
     "--mesh.tensor 8: it does not divide the 4 heads": lambda: Generator(
         *gpt(), meshes.make(config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
     ),

@@ -56,9 +56,8 @@ def expected(goal: str, length: int) -> dict[str, Any]:
 
 
 def score(subject: Loaded, *files: Path, argument: str = "", **options: Any) -> Result:
-    settings = Settings(argument=argument, length=options.pop("length", 0), labelled=Labelled(**options))
     seen: list[tuple[int, int]] = []
-    settings = dataclasses.replace(settings, dtype=jnp.float32)
+    settings = Settings(dtype=jnp.float32, argument=argument, length=options.pop("length", 0), labelled=Labelled(**options))
     names = task.read(tuple(map(str, files)), settings)
     result = task.score(subject, names, settings, lambda done, count: seen.append((done, count)))
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
@@ -98,13 +97,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_prints_the_measures_of_a_task_of_glue_and_the_confusion(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_measure_of_glue_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(place / "classification.jsonl")
+    before = sorted((place / "classes").iterdir())
     ended = call(capsys, "eval", str(place / "classes"), "--task", "labelled:mnli", "--files", file, "--json")
     assert ended.code == 0
     printed = json.loads(ended.stdout)
+    assert (printed["model"], printed["step"]) == ("classes", None) and sorted((place / "classes").iterdir()) == before
     assert printed["metrics"].keys() == {"accuracy", "accuracy_stderr"}
     assert (printed["examples"], printed["details"]["files"]) == (27, [file])
     cfg = run("classification")

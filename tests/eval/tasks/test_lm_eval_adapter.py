@@ -70,18 +70,10 @@ def task(folder: Path, name: str, data: str, **fields: Any) -> str:
 def test_minimal_pairs_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
     lines = [pair(one, other) for one in SENTENCES for other in SENTENCES if one != other]
     data = write(tmp_path / "pairs.jsonl", *lines)
-    folder = task(
-        tmp_path / "tasks",
-        "local_pairs",
-        data,
-        output_type="multiple_choice",
-        doc_to_text="",
-        doc_to_target=0,
-        doc_to_choice="{{[sentence_good, sentence_bad]}}",
-        target_delimiter="",
-        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        metadata={"version": 1.5},
-    )
+    fields: dict[str, Any] = dict(output_type="multiple_choice", doc_to_text="", doc_to_target=0, target_delimiter="")
+    fields |= dict(doc_to_choice="{{[sentence_good, sentence_bad]}}", metadata={"version": 1.5})
+    fields["metric_list"] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    folder = task(tmp_path / "tasks", "local_pairs", data, **fields)
     settings = Settings(argument="local_pairs")
     result = harness.score(subject(), harness.read([folder], settings), settings, quiet)
     ours = blimp.score(subject(), blimp.read([data], Settings()), Settings(), quiet)

@@ -20,14 +20,13 @@ from eval.likelihood import encode, likelihoods
 from eval.tasks import Settings, blimp, lambada, perplexity
 from tests.support import tiny
 from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
-from train import config, tokenizer_files
+from train import config
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.corpus import Document
 from train.folder import Folder
 from train.state import State
 from train.tokenizer import Tokenizer
-from zoo import pretrained
 from zoo.errors import BadInput
 
 
@@ -271,17 +270,3 @@ def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: 
         with pytest.raises(BadInput, match=r"evaluations\.json: .*mend it or remove it"):
             evaluate(broken, "blimp", file)
     assert sorted(path.name for path in run.iterdir()) == before
-
-
-def test_published_weights_are_scored_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    pretrained.save(weights, subject().net.config, subject().params)
-    tokenizer_files.write(weights, tokenizer(), longest=32)
-    before = sorted(weights.iterdir())
-    file = write(tmp_path / "a.jsonl", pair("The whale.", "The men."))
-    assert evaluate(weights, "blimp", file, as_json=True) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["model"], said["step"]) == ("weights", None)
-    assert said["metrics"] == blimp.score(subject(), blimp.read([file], Settings()), Settings(), quiet).metrics
-    assert sorted(weights.iterdir()) == before
