@@ -99,11 +99,7 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
         said = theirs.generate(tokens, attention_mask=mask, max_new_tokens=LIMIT, num_beams=beams, **wanted)
     decoding = Decoding(limit=LIMIT, sampling=GREEDY) if beams == 1 else Decoding(limit=LIMIT, search=Beams(beams=beams))
     ours = Generator(net, params, meshes.make(config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(given, decoding)
-
-    def text(row: list[int]) -> tuple[int, ...]:
-        return tuple(row[1 : row.index(1) if 1 in row else LIMIT + 1])
-
-    assert ids(ours) == [text(row) for row in said.sequences.tolist()]
+    assert ids(ours) == [tuple(row[1 : row.index(1) if 1 in row else LIMIT + 1]) for row in said.sequences.tolist()]
     assert len(set(ids(ours))) > 10
     if beams > 1:
         scores: list[Any] = [each.score for each in ours]

@@ -82,8 +82,7 @@ def test_published_weights_are_scored_by_their_head(goal: str, tmp_path: Path) -
     more = {"accuracy_stderr"} if goal in ("classification", "choice") else set()
     assert found.metrics.keys() - numbers.keys() == more
     if more:
-        share = numbers["accuracy"]
-        outcomes = np.arange(27) < round(share * 27)
+        outcomes = np.arange(27) < round(numbers["accuracy"] * 27)
         assert found.metrics["accuracy_stderr"] == pytest.approx(outcomes.std(ddof=1) / np.sqrt(27))
 
 
