@@ -11,14 +11,13 @@ import pytest
 from eval import complete
 from eval.generate import Generator
 from eval.settings import GREEDY, Beams, Decoding, Prompts, Sampling
-from tests.support.generation import gpt_tokenizer, ids, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
+from tests.support.generation import ids, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from train import config
 from train import mesh as meshes
 from zoo import pretrained
 from zoo.batch import Batch
-from zoo.errors import BadInput
 
 LIMIT = 12
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
@@ -66,11 +65,6 @@ def test_a_text_is_shown_without_its_source() -> None:
     lines = complete._generate(seq2seq_loaded("t5"), ["Call me"], Prompts(prompt=("Call me",)), GREEDILY, 8, jnp.float32, False)
     text = "".join(lines)
     assert text.strip() and not text.startswith("Call me")
-
-
-def test_a_tokenizer_without_padding_is_refused() -> None:
-    with pytest.raises(BadInput, match="begins what it writes with a mark"):
-        Generator(*seq2seq("t5"), meshes.make(config.Mesh()), gpt_tokenizer(), dtype=jnp.float32)
 
 
 @pytest.mark.parity

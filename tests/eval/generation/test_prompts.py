@@ -19,35 +19,29 @@ def refusal(function: Any, *arguments: Any) -> str:
     return str(refused.value)
 
 
-FILLED = [
-    ("{q}{a}", "x", "{a}%d}12x", ""),
-    ("{a} <- {q}", "x", "%d} <- {a}2 <- 1", " <- "),
-    ("{q}: {a} ({q})\n", "x", "{a}: %d} ({a})\n1: 2 (1)\nx: ", " ("),
-    ("{{{q}}}={a};", "x", "{{a}}=%d};{1}=2;{x}=", ";"),
-    ("{q}{q}{a}", "{a}", "{a}{a}%d}112{a}{a}", ""),
-]
-
-
 def test_values_are_filled_in_as_they_are_and_the_answer_is_the_first_field_left_open() -> None:
-    for template, query, text, stop in FILLED:
+    for template, query, text, stop in (
+        ("{q}{a}", "x", "{a}%d}12x", ""),
+        ("{a} <- {q}", "x", "%d} <- {a}2 <- 1", " <- "),
+        ("{q}: {a} ({q})\n", "x", "{a}: %d} ({a})\n1: 2 (1)\nx: ", " ("),
+        ("{{{q}}}={a};", "x", "{{a}}=%d};{1}=2;{x}=", ";"),
+        ("{q}{q}{a}", "{a}", "{a}{a}%d}112{a}{a}", ""),
+    ):
         shot = few_shot([{"q": "{a}", "a": "%d}"}, {"q": "1", "a": "2"}], template, {"q": query})
         assert (shot.text, shot.stop) == (text, stop)
 
 
-MISFITS = [
-    ("no field", {"q": "x"}, "--template 'no field': it has no field"),
-    ("{q} {", {"q": "x"}, "--template '{q} {': "),
-    ("{q.__class__}{a}", {"q": "x"}, "--template '{q.__class__}{a}': write fields"),
-    ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
-    ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
-    ("{q}{a}", {"quest": "x"}, "--query quest=...: the template has no such field; it has q, a"),
-    ("{q}{a}", {"q": "x", "a": "y"}, "--query names every field of the template (q, a); leave out the one"),
-    ("{q}{other}{a}", {"q": "x"}, "example 1 has no field 'other'"),
-]
-
-
 def test_a_template_or_query_that_does_not_fit_is_refused() -> None:
-    for template, query, says in MISFITS:
+    for template, query, says in (
+        ("no field", {"q": "x"}, "--template 'no field': it has no field"),
+        ("{q} {", {"q": "x"}, "--template '{q} {': "),
+        ("{q.__class__}{a}", {"q": "x"}, "--template '{q.__class__}{a}': write fields"),
+        ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
+        ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
+        ("{q}{a}", {"quest": "x"}, "--query quest=...: the template has no such field; it has q, a"),
+        ("{q}{a}", {"q": "x", "a": "y"}, "--query names every field of the template (q, a); leave out the one"),
+        ("{q}{other}{a}", {"q": "x"}, "example 1 has no field 'other'"),
+    ):
         assert refusal(few_shot, [{"q": "1", "a": "2"}], template, query).startswith(says)
 
 
