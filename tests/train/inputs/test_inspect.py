@@ -1,7 +1,6 @@
 """`zoo data inspect` shows what is trained on, and no text can control the terminal."""
 
 import io
-import itertools
 import json
 import re
 import types
@@ -98,30 +97,18 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
             assert "".join(found).rpartition("→")[0] == "".join(expected).replace("\n", "↵")
 
 
-def test_documents_are_named(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
-    out = shown(capsys, run, count=20)
-    named = re.findall(r"document (\d+), two.jsonl:(\d+): tokens (\d+) to (\d+)", out)
-    assert len(named) > 20
-    # A long document comes in several pieces.
-    pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
-    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
-    for number, line, _, _ in named:
-        assert int(line) == int(number) + 1
-    # Each document begins with its own number.
-    starts = re.findall(r"document (\d+), [^\n]*tokens 0 to [^\n]*\n +0 │<\|endoftext\|>│(.*)│\n", out)
-    assert starts
-    for number, line in starts:
-        assert line.replace("│", "").startswith(f"document {number}:"[: len(line)])
-
-
-def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys):
+def test_packed_rows_show_documents_segments_positions_and_padding(tmp_path, files, capsys):
     run = a_run(tmp_path, paths=(files[1],), rows="packed")
     out = shown(capsys, run, count=6)
     text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 6, np.arange(6))
     with batches.read(0) as stream:
         batch = next(stream)
+    named = re.findall(r"segment \d+: document (\d+), two.jsonl:(\d+): tokens", out)
+    assert named and all(int(line) == int(number) + 1 for number, line in named)
+    # A long document comes in several pieces.
+    pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
+    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
     for example, segments in zip(out.split("\nExample ")[1:], batch.segments, strict=True):
         sizes = np.bincount(segments, minlength=segments.max() + 1)
         assert re.findall(r"^  segment (\d+): document", example, re.MULTILINE) == [str(i) for i in range(1, len(sizes))]
@@ -130,17 +117,6 @@ def test_packed_rows_show_segments_positions_and_padding(tmp_path, files, capsys
         # The last target of a document is not its next token.
         assert example.count("→") == segments.max()
     assert f"6 rows: {(batch.segments > 0).sum()} tokens, " in out and f"{int(batch.weights.sum())} of them counted" in out
-
-
-def test_a_short_row_ends_in_padding(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],))
-    rows = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text").rows
-    batches = Batches(rows, causal.build, run.seed, 1, np.arange(1))
-    last = next(i for i in itertools.count() if batches.use(i).row == len(rows) - 1)
-    missing = 32 - len(rows.components[0].rows.tokens.ids) % 32
-    assert 1 < missing < 32
-    out = shown(capsys, run, count=1, first=last)
-    assert f"  padding: {missing}\n" in out and f"1 row: {32 - missing} tokens" in out
 
 
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
@@ -159,19 +135,6 @@ def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, 
         assert all(re.fullmatch(r"\S→.+", cell) for cell in counted)
         assert [cell.endswith("*0.5") for cell in counted] == [False, False, True, False]
     assert "; 36 of them counted, " in out
-
-
-def test_where_one_target_is_not_the_next_token_all_are_shown(tmp_path, files, capsys, monkeypatch):
-    """A hidden token's target may happen to be the next token; that must not look as if there were none."""
-
-    def build(rng, row, length):
-        arrays = causal.build(rng, row, length)
-        targets = arrays["targets"].copy()
-        targets[3] = (targets[3] + 1) % 256
-        return {**arrays, "targets": targets}
-
-    trained_on(monkeypatch, build)
-    assert shown(capsys, a_run(tmp_path, paths=(files[0],)), count=1).split("\nExample ")[1].count("→") == 32
 
 
 def test_no_text_controls_the_terminal(tmp_path, files, capsys, monkeypatch):

@@ -78,12 +78,6 @@ def test_a_regression_has_one_output(tmp_path: Path) -> None:
         labelled.settled(on(file, regression=True, labels=("a", "b")), Folder(tmp_path))
 
 
-@pytest.mark.parametrize("goal", ["span", "choice"])
-def test_a_head_without_labels_needs_none(goal: str, tmp_path: Path) -> None:
-    cfg = run(goal)
-    assert labelled.settled(cfg, Folder(tmp_path)) is cfg
-
-
 def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) -> None:
     with pytest.raises(BadInput, match=r"^--data\.paths: every example has the label yes"):
         labelled.settled(on(table(tmp_path, *["yes"] * 9)), Folder(tmp_path))
@@ -176,16 +170,6 @@ def test_counts_are_those_of_the_training_rows(tmp_path: Path, words: Path) -> N
     counts = made.counts()
     assert counts.shape == (made.tokenizer.vocab_size,)
     assert {id: count for id, count in enumerate(counts.tolist()) if count} == dict(expected)
-
-
-def test_facts_name_files_examples_labels_and_epochs(tmp_path: Path, words: Path) -> None:
-    file = table(tmp_path, *"abcdefghij" * 2)
-    cfg = on(file, steps=9)
-    facts = read(cfg, words, tmp_path).facts(labelled.settled(cfg, Folder(tmp_path)))
-    assert facts["data"].startswith(f"{file}: 18 examples, ")
-    assert facts["held out"] == "2 examples"
-    assert facts["labels"].startswith("10: a, b, ")
-    assert facts["seen"] == "9 steps of 8, 4 epochs"
 
 
 def test_fingerprints_of_a_checkpoint_tell_training_and_held_out_data_apart(tmp_path: Path, words: Path) -> None:

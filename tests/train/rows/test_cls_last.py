@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import fill_mask, labelled, spans
+from eval import fill_mask, labelled
 from eval.embed import embed
 from eval.encoding import Encoder
 from eval.pseudo import pseudo_nats
@@ -170,15 +170,6 @@ def test_a_model_of_fewer_types_than_the_template_is_refused():
     with pytest.raises(BadInput, match=r"--model\.types 2: .* 3 token types; choose"):
         is_typed(2, MARKS)
     assert [is_typed(types, MARKS) for types in (0, 1, 3, 4)] == [False, False, True, True]
-
-
-def test_an_answer_is_weighed_against_the_cls_of_its_own_window():
-    start = np.zeros((2, 6), np.float32)
-    start[0, 5], start[1, 4] = 3, 1
-    windows = {"context": np.array([[1, 3], [1, 3]]), "spans": np.zeros((2, 6, 2), np.int64), "text": "a b"}
-    windows["spans"][:, 1:3] = (0, 1), (2, 3)
-    assert spans.decode(start, start, **windows, cls=np.array([5, 4])).null == 2
-    assert spans.decode(start, start, **windows).null == 0
 
 
 @functools.cache

@@ -204,28 +204,6 @@ def near(found, expected, deviation):
     return abs(found - expected) <= 4 * deviation
 
 
-def test_more_than_half_of_the_pairs_are_random():
-    """Of two sentences: with probability 1/2 they are a pair, else each begins a random one, since nothing follows the last."""
-    for rows in PAIRED:
-        label = plan(documents([[3, 3]] * 1000), Data(rows=rows, length=20, short=0.0), BERT, 1).label
-        assert near((label == NEXT).sum(), 500, math.sqrt(250))
-        assert (label == RANDOM).sum() == 2 * (1000 - (label == NEXT).sum())
-    assert (plan(documents([[5]] * 40), Data(rows="segment_pairs", length=20), BERT, 1).label == RANDOM).all()
-
-
-def test_a_random_text_begins_anywhere_in_any_other_document():
-    counts = [4000, 9, 2]
-    ranges = Sentences(np.repeat(np.arange(3), counts), np.concatenate([np.arange(n) for n in counts]), np.ones(4011, np.int64))
-    made = pairs(ranges, 20, np.random.default_rng(0), short=0.0, single=True)
-    random = (made.label == RANDOM) & (made.document[:, 0] == 0)
-    document, start = made.document[random, 1], made.start[random, 1]
-    assert near((document == 1).sum(), len(document) / 2, math.sqrt(len(document) / 4))
-    for other in (1, 2):
-        each, share = np.bincount(start[document == other]), 1 / counts[other]
-        assert near(each, each.sum() * share, math.sqrt(each.sum() * share * (1 - share))).all()
-        assert len(each) == counts[other]
-
-
 def test_what_is_too_long_is_cut_in_front_and_behind_alike():
     sizes = np.full(4000, 30)
     ranges = Sentences(np.arange(4000), np.zeros(4000, np.int64), sizes)
@@ -234,23 +212,6 @@ def test_what_is_too_long_is_cut_in_front_and_behind_alike():
     # Each of ten tokens is cut in front with probability one half.
     assert near(made.start.mean(), 5, math.sqrt(2.5 / made.start.size))
     assert near(made.start.var(), 2.5, 2.5 * math.sqrt(2 / made.start.size))
-
-
-def test_a_share_of_the_documents_has_a_shorter_target():
-    """Sentences of one token gather to the target exactly: all pairs of a document that have no end of it are alike."""
-    room, count, each = 40, 2000, 200
-    ranges = Sentences(np.repeat(np.arange(count), each), np.tile(np.arange(each), count), np.ones(count * each, np.int64))
-    for short in (0.0, 0.1, 1.0):
-        made = pairs(ranges, room, np.random.default_rng(2), short=short, single=False)
-        inner = (made.label == NEXT) & (made.start[:, 1] + made.size[:, 1] < each)
-        target = np.full(count, room)
-        target[made.document[inner, 0]] = made.size[inner].sum(1)
-        assert (target[made.document[inner, 0]] == made.size[inner].sum(1)).all()
-        share = short * (room - 2) / (room - 1)
-        assert near((target < room).mean(), share, math.sqrt(share * (1 - share) / count))
-        if short == 1.0:
-            assert target.min() == 2
-            assert near(target.mean(), (2 + room) / 2, math.sqrt(((room - 1) ** 2 - 1) / 12 / count))
 
 
 @settings(deadline=None, max_examples=30)

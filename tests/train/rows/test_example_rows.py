@@ -149,15 +149,6 @@ def test_each_option_is_a_row_with_the_article_and_the_question(kind: Kind) -> N
         assert_theirs(kind, inputs, theirs(kind)(example.article, f"Who sleeps? {option}"))
 
 
-def test_an_article_is_cut_before_its_options() -> None:
-    words = tokenizer("wordpiece")
-    long = choice("the whale", "the men", article="the whale " * 40)
-    (row,) = features.choices([long], words, Labelled(truncate=True), 30)
-    for inputs, option in zip(row.inputs, long.options, strict=True):
-        asked = words.encode(f"Who sleeps? {option}").tolist()
-        assert len(inputs.ids) == 30 and inputs.ids.tolist()[-1 - len(asked) : -1] == asked
-
-
 def question(asked: str, context: str, *answers: Answer) -> Question:
     return Question(origin="a.json: question q", id="q", question=asked, context=context, answers=answers)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Data
-from train.objectives import causal, objective, objectives
+from train.objectives import causal
 from train.rows import Tokens, packed, training_rows, windows
 from zoo.errors import BadInput
 
@@ -109,11 +109,3 @@ def test_causal_rows_of_packed_documents():
     assert row["positions"].tolist() == [0, 1, 0, 0, 0]
     assert row["weights"].tolist() == [1, 1, 1, 1, 0]
     assert causal.build(np.random.default_rng(0), rows.row(1), 5)["tokens"].tolist() == [99, 3, 4, 5, 6]
-
-
-def test_objectives_are_the_files_of_the_folder():
-    assert objectives() == [
-        *("causal", "choice", "classification", "denoising", "distilled", "masked"),
-        *("permutation", "span", "tagging", "text_to_text"),
-    ]
-    assert objective("causal") is causal

@@ -176,16 +176,6 @@ def _go(process):
     process.stdin.flush()
 
 
-@pytest.mark.full
-def test_processes_that_race_agree(tokenizer, tmp_path):
-    processes = [_start(tokenizer, tmp_path) for _ in range(3)]
-    for process in processes:
-        _go(process)
-    outputs = {process.communicate(timeout=600)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
-    assert len(outputs) == len(list((tmp_path / "cache").iterdir())) == 1
-
-
 def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path, whole):
     cache, process = tmp_path / "cache", _start(tokenizer, tmp_path)
     _go(process)
