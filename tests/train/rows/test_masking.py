@@ -167,15 +167,6 @@ def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
     assert shares(counts[5:33], np.full(28, 1 / 28))
 
 
-def test_random_entries_are_from_the_entries(rng):
-    entries = np.array([5, 9, 30], np.int32)
-    _, shown = zip(*(mask(rng, *sequence(30), masks(masked=0.0, random=1.0, entries=entries)) for _ in range(500)), strict=True)
-    shown = np.concatenate(shown)
-    assert shown.dtype == np.int32
-    assert set(shown.tolist()) == set(entries.tolist())
-    assert shares(np.bincount(shown)[entries], [1 / 3] * 3)
-
-
 def test_what_is_shown_does_not_depend_on_which_are_chosen(rng):
     """Neighbours are masked and kept independently: pairs of outcomes are as frequent as their product."""
     both = [mask(rng, *sequence(4), masks(rate=0.9, masked=0.5, random=0.0))[1] == MASK for _ in range(2000)]

@@ -77,12 +77,3 @@ def test_ranks_say_who_sees_whom_as_the_authors_do(window: int):
         size = window or 12
         places = np.concatenate([np.random.default_rng(seed).permutation(size) + first for first in range(0, 12, size)])
         np.testing.assert_array_equal(found[None] <= found[:, None], authors(targets, marks, places))
-
-
-def test_every_order_of_a_part_is_as_likely():
-    seen: dict[tuple[int, ...], int] = {}
-    for seed in range(6000):
-        order = tuple(orders.ranks(np.random.default_rng(seed), np.ones(3, bool), 0, -1).tolist())
-        seen[order] = seen.get(order, 0) + 1
-    assert len(seen) == 6
-    assert min(seen.values()) > 850

@@ -147,43 +147,25 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
 
 
 CHILD = """
-import sys, time
-from train import prepare as rows
-from train.corpus import Document
-from train.tokenizer import Tokenizer
+import sys
 from train import pieces
+from train.prepare import prepare
+from train.texts import Document
+from train.tokenizer import Tokenizer
 pieces.PIECE = 40
-texts = [Document("", f"word {i} " * 200) for i in range(200)]
-tokenizer = Tokenizer.load(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-tokens = rows.prepare(texts, tokenizer, sys.argv[2])
-print(tokens.fingerprint, int(tokens.ids.sum(dtype=int)), flush=True)
+prepare([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
 """
 
 
-def _start(tokenizer, tmp_path):
-    """A process that has begun to prepare MANY."""
-    tokenizer.save(tmp_path)
-    argv = [sys.executable, "-c", CHILD, str(tmp_path), str(tmp_path / "cache")]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def _go(process):
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
 def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path, whole):
-    cache, process = tmp_path / "cache", _start(tokenizer, tmp_path)
-    _go(process)
+    cache = tmp_path / "cache"
+    tokenizer.save(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(cache)], cwd=ROOT)
     folder = cache / f".preparing-{whole.fingerprint}"
     while not (folder / module.JOURNAL).exists() or (folder / module.JOURNAL).read_bytes().count(b"\n") < 3:
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert [file.name for file in cache.iterdir()] == [folder.name]
     seen = []
     with small():
