@@ -1,5 +1,6 @@
 """Tokenizers of encoders and streams of token ids, small enough to read."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,3 +30,10 @@ def stream(documents: Sequence[str | Sequence[int]], tokenizer: Tokenizer) -> To
     ids = np.concatenate([np.append(part, tokenizer.end_of_text) for part in parts]).astype(np.uint16)
     sizes = np.array([len(part) for part in parts])
     return Tokens(ids, np.cumsum(np.append(0, sizes + 1)), sizes, tokenizer.end_of_text, "stream")
+
+
+def sentences_of(sizes: Iterable[Iterable[int]], tokenizer: Tokenizer) -> Tokens:
+    """Return the tokens of documents with sentences of so many ids (where bytes are tokens, one more: a space)."""
+    letters, between = itertools.cycle(LETTERS), " " if tokenizer.kind == "wordpiece" else ""
+    texts = ["".join(between.join(itertools.islice(letters, size - 1)) + "! " for size in document) for document in sizes]
+    return stream(texts, tokenizer)

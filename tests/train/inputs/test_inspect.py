@@ -97,33 +97,19 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
             assert "".join(found).rpartition("→")[0] == "".join(expected).replace("\n", "↵")
 
 
-def test_packed_rows_show_documents_segments_positions_and_padding(tmp_path, files, capsys):
-    run = a_run(tmp_path, paths=(files[1],), rows="packed")
-    out = shown(capsys, run, count=6)
-    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
-    batches = Batches(text.rows, causal.build, run.seed, 6, np.arange(6))
-    with batches.read(0) as stream:
-        batch = next(stream)
-    named = re.findall(r"segment \d+: document (\d+), two.jsonl:(\d+): tokens", out)
-    assert named and all(int(line) == int(number) + 1 for number, line in named)
-    # A long document comes in several pieces.
-    pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
-    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
-    for example, segments in zip(out.split("\nExample ")[1:], batch.segments, strict=True):
-        sizes = np.bincount(segments, minlength=segments.max() + 1)
-        assert re.findall(r"^  segment (\d+): document", example, re.MULTILINE) == [str(i) for i in range(1, len(sizes))]
-        assert len(re.findall(r"^ +0 │", example, re.MULTILINE)) == segments.max()
-        assert re.findall(r"^  padding: (\d+)$", example, re.MULTILINE) == [str(sizes[0])] * bool(sizes[0])
-        # The last target of a document is not its next token.
-        assert example.count("→") == segments.max()
-    assert f"6 rows: {(batch.segments > 0).sum()} tokens, " in out and f"{int(batch.weights.sum())} of them counted" in out
-
-
 def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, files, capsys, monkeypatch):
     trained_on(monkeypatch, masked)
     out = shown(capsys, a_run(tmp_path, paths=(files[1],), rows="packed"), count=9)
     assert "padding" in out
+    # A long document comes in several pieces.
+    pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
+    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
     for example in out.split("\nExample ")[1:]:
+        named = re.findall(r"^  segment (\d+): document (\d+), two.jsonl:(\d+): tokens", example, re.MULTILINE)
+        assert [(int(segment), int(line)) for segment, _, line in named] == [
+            (place, int(number) + 1) for place, (_, number, _) in enumerate(named, 1)
+        ]
+        assert named and len(re.findall(r"^ +0 │", example, re.MULTILINE)) == len(named)
         found = cells(f" {example}")
         depth, counted = 0, []
         for cell in found:

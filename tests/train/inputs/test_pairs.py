@@ -105,12 +105,6 @@ def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
     assert row["weights"].tolist() == (row["segments"] > 0).tolist() == [True] * len(target) + [False] * (24 - len(target))
 
 
-def test_a_spelled_sentinel_is_text(tmp_path: Path):
-    rows = text_pairs.rows_of(pairs_of(["<extra_id_0> a"], ["</s> b"]), run(), TOKENIZER)
-    source, target = rows.row(0)[0].sides
-    assert not {*source[:-1], *target[:-1]} & ({*MARKS.special} - {MARKS.unk})
-
-
 PACKED = Data(length=24, target_length=16, batch=4, pack=True)
 
 

@@ -165,8 +165,3 @@ def test_in_order_counts_every_row_once(count, batch, processes):
     assert joined["index"].tolist() == list(range(len(batches) * size))
     assert joined["weights"].sum() == rows.targets
     np.testing.assert_array_equal(joined["targets"].ravel()[: rows.targets], rows.tokens.ids)
-
-
-def test_in_order_draws_the_same_every_time():
-    for a, b in zip(*(in_order(plan(5), drawn, 4, np.arange(4)) for _ in range(2)), strict=True):
-        assert_same(a, b)

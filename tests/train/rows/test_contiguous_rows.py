@@ -1,12 +1,11 @@
 """Contiguous rows: which ids each has, that each continues the one before it, and where its two texts are cut."""
 
-import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.support.encoder_text import LETTERS, stream, uncased
+from tests.support.encoder_text import sentences_of, uncased
 from train.batches import Batches
 from train.mixture import Component, Mixture
 from train.streams import Streams, streams, texts
@@ -15,14 +14,7 @@ from zoo.errors import BadInput
 TOKENIZER = uncased()
 
 
-def text(*documents: tuple[int, ...]):
-    """Documents of sentences of so many ids."""
-    letters = itertools.cycle(LETTERS)
-    spelled = [" ".join(" ".join(itertools.islice(letters, size - 1)) + " !" for size in sizes) for sizes in documents]
-    return stream(spelled, TOKENIZER)
-
-
-TEXT = text((7, 5, 9, 4, 6, 8) * 12, (5, 7, 11) * 9, (30,))
+TEXT = sentences_of([(7, 5, 9, 4, 6, 8) * 12, (5, 7, 11) * 9, (30,)], TOKENIZER)
 
 
 def planned(**changes: Any) -> Streams:

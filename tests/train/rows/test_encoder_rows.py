@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.encoder_text import LETTERS, roberta, stream, uncased
+from tests.support.encoder_text import roberta, sentences_of, stream, uncased
 from train.config import Data
 from train.pairs import NEXT, RANDOM, pairs
 from train.plans import PAIRED, plan
@@ -22,14 +22,6 @@ COVERING = ("full_sentences", "doc_sentences", "windows", "packed")
 DOCUMENTS = st.lists(st.lists(st.integers(2, 12), max_size=8), min_size=2, max_size=8).filter(
     lambda texts: sum(map(bool, texts)) > 1
 )
-
-
-def documents(sizes, tokenizer=BERT):
-    """A stream of documents with sentences of these sizes (where bytes are tokens, one more: a space)."""
-    letters = itertools.cycle(LETTERS)
-    between = " " if tokenizer is BERT else ""
-    texts = [[between.join(itertools.islice(letters, size - 1)) + "! " for size in document] for document in sizes]
-    return stream(["".join(document) for document in texts], tokenizer)
 
 
 def contents(planned):
@@ -68,7 +60,7 @@ def check(planned, tokens, marks):
 @given(DOCUMENTS, st.integers(4, 30), st.booleans())
 @pytest.mark.parametrize("rows", COVERING)
 def test_every_token_of_text_is_in_one_row_and_in_order(rows, sizes, length, pack):
-    tokens = documents(sizes)
+    tokens = sentences_of(sizes, BERT)
     planned = plan(tokens, Data(rows=rows, length=length, pack=pack), BERT, 0, "held-out")
     check(planned, tokens, BERT.marks)
     times = np.zeros(len(tokens.ids), int)
@@ -89,7 +81,7 @@ def test_every_token_of_text_is_in_one_row_and_in_order(rows, sizes, length, pac
 @settings(deadline=None, max_examples=15)
 @given(DOCUMENTS, st.integers(4, 30), st.sampled_from(["full_sentences", "doc_sentences"]))
 def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
-    tokens = documents(sizes)
+    tokens = sentences_of(sizes, BERT)
     whole = sentences(tokens, BERT, length - 2)
     expected, room, last = [], 0, None
     for document, start, size in zip(*(each.tolist() for each in whole), strict=True):
@@ -109,7 +101,7 @@ def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
 
 
 def test_windows_fill_every_row():
-    tokens = documents([[30], [4, 9], [50], [1, 12]])
+    tokens = sentences_of([[30], [4, 9], [50], [1, 12]], BERT)
     planned = plan(tokens, Data(rows="windows", length=12), BERT, 0)
     full = [taken(sequence, BERT.marks) for sequence in sequences(planned)]
     # A row that would begin or end with the separator between two documents is shorter by it.
@@ -121,7 +113,7 @@ def test_windows_fill_every_row():
 def test_pairs_are_of_the_documents_their_labels_say(sizes, length, seed, rows, pack, two_separators):
     tokenizer = ROBERTA if two_separators else BERT
     length = max(length, tokenizer.marks.between + 4)
-    tokens = documents(sizes, tokenizer)
+    tokens = sentences_of(sizes, tokenizer)
     planned = plan(tokens, Data(rows=rows, length=length, pack=pack), tokenizer, seed, "held-out")
     check(planned, tokens, tokenizer.marks)
     for label, ((document, start, ids), (other, second, _)) in sequences(planned):
@@ -214,7 +206,7 @@ def test_what_is_too_long_is_cut_in_front_and_behind_alike():
 # The first two documents are a sequence of 8 tokens, the last is one of 9: together one too many.
 @example([[3], [2], [12], [7]], 16, "full_sentences", BERT)
 def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, tokenizer):
-    tokens = documents(sizes, tokenizer)
+    tokens = sentences_of(sizes, tokenizer)
     alone = plan(tokens, Data(rows=rows, length=length), tokenizer, 3, "held-out")
     together = plan(tokens, Data(rows=rows, length=length, pack=True), tokenizer, 3, "held-out")
     assert all(len(row) == 1 for row in contents(alone))
@@ -232,7 +224,7 @@ def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, t
 
 
 def test_the_seed_decides_the_pairs_and_nothing_else():
-    tokens = documents([[3, 4, 5, 6] * 3] * 5)
+    tokens = sentences_of([[3, 4, 5, 6] * 3] * 5, BERT)
     for rows in (*PAIRED, *COVERING):
         plans = [plan(tokens, Data(rows=rows, length=20), BERT, seed) for seed in (0, 1)]
         assert (contents(plans[0]) != contents(plans[1])) == (rows in PAIRED)
@@ -251,7 +243,7 @@ def test_the_seed_decides_the_pairs_and_nothing_else():
 )
 def test_text_without_such_rows_is_refused(sizes, rows, length, half, message):
     with pytest.raises(BadInput, match=message):
-        plan(documents(sizes), Data(rows=rows, length=length), BERT, 0, half)
+        plan(sentences_of(sizes, BERT), Data(rows=rows, length=length), BERT, 0, half)
 
 
 def test_a_tokenizer_without_marks_is_refused():

@@ -156,10 +156,7 @@ def test_four_in_five_are_shown_as_the_mask_and_one_in_ten_as_any_entry(rng):
     # A random entry is the mask or the token itself as often as any other entry.
     masked, kept = 0.8 + 0.1 / VOCAB, 0.1 + 0.1 / VOCAB
     others = shown[(shown != MASK) & (shown != true)]
-    assert shares(
-        [(shown == MASK).sum(), (shown == true).sum(), len(others)],
-        [masked, kept, 1 - masked - kept],
-    )
+    assert shares([(shown == MASK).sum(), (shown == true).sum(), len(others)], [masked, kept, 1 - masked - kept])
     # Special tokens among them. Every true token is as frequent, so its being left out changes all entries of text alike.
     counts = np.bincount(others, minlength=VOCAB)
     assert counts[MASK] == 0 and (np.delete(counts, MASK) > 0).all()

@@ -176,12 +176,6 @@ def test_the_facts_name_what_is_mixed(tmp_path, files):
     assert f"({text.rows.shares(160)[0].epochs:.3g} epochs of" in parts[0]
 
 
-def test_a_path_shorter_than_a_row_is_named(tmp_path, files):
-    (short := tmp_path / "short.txt").write_text("a few words, and a few more")
-    with pytest.raises(BadInput, match=r"short.txt: --data.length 32: .* fewer than one row"):
-        read(tmp_path, (files[0], str(short)), (1, 1))
-
-
 def test_wrong_weights_are_refused():
     with pytest.raises(BadInput, match=r"^--data\.weights 1 2 3: give a weight for each --data\.paths: there are 1"):
         Data(paths=("a.txt",), weights=(1.0, 2.0, 3.0))
