@@ -1,7 +1,5 @@
 """Where sentences end, by the ids alone: as a reader of the text would say, and all of the text in order."""
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support.encoder_text import roberta, stream, uncased
 from train import sentences as module
-from train.config import Data
-from train.corpus import split
-from train.sentences import ABBREVIATIONS, sentences
+from train.sentences import sentences
 from train.tokenizer import Tokenizer
 
 BOTH = [
@@ -89,23 +85,3 @@ def test_sentences_are_the_documents_whatever_they_are_made_of(texts, longest, c
             assert found(texts, tokenizer) == whole
         cut = [ids[at : at + longest] for ids in whole for at in range(0, len(ids), longest)]
         assert found(texts, tokenizer, longest) == cut
-
-
-@pytest.mark.full
-def test_sentences_of_a_book_are_those_of_its_text():
-    """Against one expression on the text, which sees what the ids do not: whole words, and the characters after a stop."""
-    chapters = [document.text for document in split(Data())[1]]
-    tokenizer = roberta(chapters, 2000)
-    closed = re.compile(r"[.!?]['\"\u201d\u2019)\]]*(?=\s)")
-    words = re.compile(rf"(?<![\w'\u2019])(?:{'|'.join(ABBREVIATIONS)})$")
-    expected = []
-    for text in chapters:
-        start = 0
-        for match in closed.finditer(text):
-            if not (match.group() == "." and words.search(text, max(0, match.start() - 9), match.start())):
-                expected.append(text[start : match.end()].split())
-                start = match.end()
-        expected.append(text[start:].split())
-    ours = [tokenizer.decode(ids).split() for ids in found(chapters, tokenizer)]
-    assert ours == [words for words in expected if words]
-    assert len(ours) > 500
