@@ -58,9 +58,7 @@ def test_the_number_is_the_share_of_all_tokens_as_the_rule_rounds_it(size, rate,
 
 def test_robertas_number_is_the_share_on_average(rng):
     numbers = [len(mask(rng, *sequence(45), masks(rule="roberta"))[0]) for _ in range(2000)]
-    assert set(numbers) == {6, 7}
     assert near(np.mean(numbers), 6.75, math.sqrt(0.75 * 0.25 / 2000))
-    assert {len(mask(rng, *sequence(4), masks(rule="roberta"))[0]) for _ in range(50)} == {1}
 
 
 @settings(deadline=None, max_examples=40)
