@@ -244,10 +244,8 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
             Pairs(**options)
     pairs, decoder = files(tmp_path), dataclasses.replace(T5, architecture="decoder")
     both = dataclasses.replace(pairs, valid_source=pairs.source, valid_target=pairs.target)
-    gone = dataclasses.replace(pairs, source=(f"{tmp_path}/gone",))
     assert refused(run(pairs=both), tmp_path).startswith(f"--pairs.valid-source {tmp_path}/train.en: it is also in")
     assert refused(run(), tmp_path).startswith("--pairs.source: there is no embedded data for text_to_text; name parallel files")
-    assert refused(run(pairs=gone), tmp_path).startswith(f"{tmp_path}/gone: cannot be read (No such file")
     assert refused(run(decoder, pairs=pairs, data=PACKED), tmp_path).startswith("--data.pack True: a decoder alone has a row for")
 
 

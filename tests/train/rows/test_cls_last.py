@@ -245,14 +245,11 @@ def masked_row(*sequences: Sequence, **options: Any) -> dict[str, list[int]]:
     return {name: array.tolist() for name, array in row.items()}
 
 
-def test_documents_of_a_sequence_end_with_cls():
+def test_sequences_of_a_row_end_with_a_cls_each():
     row = masked_row(sequence([10, 11], [12], [13, 14]), rows="full_sentences")
     assert row["tokens"] == filled([10, 11, EOD, 12, EOD, 13, 14, SEP, CLS], PAD)
     assert row["types"] == filled([0] * 8 + [2])
     assert row["summary_at"] == [8] and "labels" not in row
-
-
-def test_packed_pairs_end_with_a_cls_each():
     both = (sequence([10, 11], [12], label=1), sequence([13], [14, 15], label=0))
     row = masked_row(*both, task="pretraining", rows="segment_pairs", pack=True, length=16)
     assert row["tokens"] == [10, 11, SEP, 12, SEP, CLS, 13, SEP, 14, 15, SEP, CLS, *[PAD] * 4]

@@ -157,13 +157,6 @@ def windows(kind: Kind, asked: Question, length: int, stride: int, **options: An
     return list(features.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
 
 
-def room_of(kind: Kind, asked: Question, length: int) -> int:
-    """Tokens of the context that a row has room for."""
-    words = tokenizer(kind)
-    assert words.marks is not None
-    return length - len(words.marks.pair(words.encode(asked.question), words.encode(""))[0])
-
-
 @kinds
 @settings(deadline=None, max_examples=60)
 @given(LISTS, st.integers(0, 29), st.integers(1, 4), st.integers(14, 60), st.integers(1, 60))
@@ -174,7 +167,9 @@ def test_windows_are_those_of_transformers_and_hold_what_they_say(
     context, answer = " ".join(several), " ".join(several[first : first + size])
     start = len(" ".join([*several[:first], ""]))
     asked = question("who is it", context, Answer(answer, start))
-    room = room_of(kind, asked, length)
+    words = tokenizer(kind)
+    assert words.marks is not None
+    room = length - len(words.marks.pair(words.encode(asked.question), words.encode(""))[0])
     stride = 1 + stride % room
     rows = windows(kind, asked, length, stride)
     # Theirs is how much two windows share.
@@ -187,7 +182,7 @@ def test_windows_are_those_of_transformers_and_hold_what_they_say(
         return_offsets_mapping=True,
     )
     assert [row.inputs[0].ids.tolist() for row in rows] == found["input_ids"]
-    everything = tokenizer(kind).encode_spans([context])[0][1]
+    everything = words.encode_spans([context])[0][1]
     touched = np.flatnonzero((everything[:, 1] > start) & (everything[:, 0] < start + len(answer)))
     covered = set()
     for number, row in enumerate(rows):
