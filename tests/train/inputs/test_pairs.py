@@ -236,12 +236,8 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for(tmp_path: Path):
 
 
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
-    for options, message in (
-        ({"source": ("a", "b"), "target": ("c",)}, "--pairs.target c: there are 2 files of --pairs.source"),
-        ({"valid_source": ("a",), "valid_target": ("c",)}, "--pairs.valid-source a: it goes with --pairs.source"),
-    ):
-        with pytest.raises(BadInput, match=message):
-            Pairs(**options)
+    with pytest.raises(BadInput, match=r"^--pairs\.valid-source a: it goes with --pairs\.source"):
+        Pairs(valid_source=("a",), valid_target=("c",))
     pairs, decoder = files(tmp_path), dataclasses.replace(T5, architecture="decoder")
     both = dataclasses.replace(pairs, valid_source=pairs.source, valid_target=pairs.target)
     assert refused(run(pairs=both), tmp_path).startswith(f"--pairs.valid-source {tmp_path}/train.en: it is also in")

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.encoder_text import roberta, sentences_of, stream, uncased
+from tests.support.encoder_text import roberta, sentences_of, uncased
 from train.config import Data
 from train.pairs import NEXT, RANDOM, pairs
 from train.plans import PAIRED, plan
 from train.sentences import Sentences, sentences
-from train.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 BERT, ROBERTA = uncased(), roberta()
@@ -235,7 +234,6 @@ def test_the_seed_decides_the_pairs_and_nothing_else():
     ("sizes", "rows", "length", "half", "message"),
     [
         ([[5]], "full_sentences", 16, "training", r"--data.length 16: .* 6 tokens.*at most 6"),
-        ([[9, 9]], "segment_pairs", 12, "training", r"--data.rows segment_pairs: .*one document.*--data.paths"),
         ([[9, 9], []], "sentence_pairs", 12, "held-out", r"--data.rows sentence_pairs: .*--data.valid_paths"),
         ([[], []], "packed", 12, "held-out", r"--data.valid_paths: the held-out text has no tokens"),
         ([[9], [9]], "segment_pairs", 4, "training", r"--data.length 4: .* choose 5"),
@@ -244,9 +242,3 @@ def test_the_seed_decides_the_pairs_and_nothing_else():
 def test_text_without_such_rows_is_refused(sizes, rows, length, half, message):
     with pytest.raises(BadInput, match=message):
         plan(sentences_of(sizes, BERT), Data(rows=rows, length=length), BERT, 0, half)
-
-
-def test_a_tokenizer_without_marks_is_refused():
-    tokenizer = Tokenizer.train(["a b"], 257)
-    with pytest.raises(BadInput, match=r"--data.rows windows: .*--tokenizer.path"):
-        plan(stream(["a b c d e"], tokenizer), Data(rows="windows", length=4), tokenizer, 0)
