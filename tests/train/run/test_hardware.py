@@ -6,22 +6,16 @@ from train.hardware import DEVICES, GIB, device, device_peak
 
 PEAKS = {
     # A name that only begins like a known one, or a slice of a device, has no published rate rather than a wrong one.
-    "NVIDIA A100-SXM4-80GB": (312, 156),
     "NVIDIA A10": (125, 62.5),
     "NVIDIA A10G": (None, None),
     "NVIDIA H100 80GB HBM3": (989.4, 494.7),
     "NVIDIA H100 PCIe": (756, 378),
-    "NVIDIA H200": (989.4, 494.7),
-    "NVIDIA B200": (2250, 1125),
     "NVIDIA L4": (121, 60),
     "NVIDIA L40S": (None, None),
     "Tesla V100-SXM2-16GB": (None, 15.7),
-    "Tesla T4": (None, 8.1),
     "NVIDIA H100 80GB HBM3 MIG 1g.10gb": (None, None),
     "TPU v4": (275, None),
     "TPU v4 lite": (None, None),
-    "TPU v5 lite": (197, None),
-    "TPU v5p": (459, None),
     "TPU7x": (1153.5, None),
     "cpu": (None, None),
 }

@@ -34,15 +34,6 @@ def test_a_run_that_starts_anew_has_its_rows_on_disk_as_soon_as_they_are_written
     file.close()
 
 
-def test_what_differs_between_two_runs_of_the_same_thing_is_under_time() -> None:
-    first, second = row(10), row(10)
-    assert first.pop("time").keys() == second.pop("time").keys() == {"seconds", "tokens_per_s", "mfu", "at"}
-    assert first == second
-    validation = valid_row(step=8, seconds=1.5, accuracy=0.75, f1=0.5)
-    assert validation.pop("time").keys() == {"seconds", "at"}
-    assert validation == {"kind": "valid", "step": 8, "accuracy": 0.75, "f1": 0.5}
-
-
 def test_a_file_with_numbers_that_are_not_finite_is_strict_json_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     values = {"step": 1, "a": math.inf, "b": [-math.inf, np.float32(0.1)], "c": {"d": np.arange(3)}, "e": "text", "f": math.nan}

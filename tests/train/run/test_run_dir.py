@@ -1,12 +1,7 @@
-"""The folder of a run: its lock ends with its process, its files are whole or absent, its configuration comes back exactly."""
+"""The folder of a run: its lock ends with its block, its files are whole or absent, its configuration comes back exactly."""
 
 import dataclasses
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.processes import ROOT
 from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
 from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
 from train.folder import Folder, differences, read_config, write_json, write_text
@@ -23,25 +17,6 @@ from zoo.errors import BadInput
 
 NANO = configs.find("gpt-nano")[1].config
 RUN = Run(recipe="gpt-nano", model=NANO)
-HOLD = """
-import sys
-from train.folder import Folder
-with Folder(sys.argv[1]).claim():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None and first.stdout.readline() == "held\n"
-        with pytest.raises(BadInput, match=rf"run is in use by process {first.pid} on {re.escape(os.uname().nodename)}; "):
-            Folder(tmp_path / "run").claim().__enter__()
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        with Folder(tmp_path / "run").claim():
-            assert (tmp_path / "run/run.lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
 
 
 def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
@@ -52,9 +27,6 @@ def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_p
         raise KeyError
     with folder.claim(), pytest.raises(BadInput, match="in use"), folder.claim():
         pass
-    (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match=r"file/run cannot be written \(Not a directory\); choose another --out"):
-        Folder(tmp_path / "file/run").claim().__enter__()
 
 
 def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:
@@ -66,10 +38,6 @@ def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> No
     for name in ("../other", "a/b", ".hidden", "-x", "a" * 101, "a\n", "ä", ".."):
         with pytest.raises(BadInput, match="--name"):
             folder(name=name)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/away").symlink_to(tmp_path)
-    with pytest.raises(BadInput, match="away is a link out of"):
-        folder(out=str(tmp_path / "out"), name="away")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -98,18 +66,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 def test_every_configuration_comes_back(
     text: str, paths: list[str], whole: int, share: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    run = dataclasses.replace(
-        RUN,
-        recipe=text,
-        seed=whole,
-        precision="bfloat16",
-        label_smoothing=share,
-        data=Data(paths=tuple(paths), valid_fraction=share),
-        tokenizer=Tokenizer(vocab=whole, path=text),
-        optim=Optim(lr=share / whole, clip=1e300 * share),
-        mesh=Mesh(data=whole),
-        log=Log(ledger=True),
-    )
+    parts: dict[str, Any] = dict(data=Data(paths=tuple(paths), valid_fraction=share), mesh=Mesh(data=whole), log=Log(ledger=True))
+    parts |= dict(tokenizer=Tokenizer(vocab=whole, path=text), optim=Optim(lr=share / whole, clip=1e300 * share))
+    run = dataclasses.replace(RUN, recipe=text, seed=whole, precision="bfloat16", label_smoothing=share, **parts)
     assert round_trip(run, tmp_path_factory.mktemp("run")) == run
 
 
@@ -121,12 +80,8 @@ def round_trip(run: Run, folder: Path) -> Run:
 STORED = {"family": "gpt"} | json.loads(json.dumps(dataclasses.asdict(RUN)))
 
 
-def stored(**changed: Any) -> dict[str, Any]:
-    return STORED | changed
-
-
 def model(**changed: Any) -> dict[str, Any]:
-    return stored(model=STORED["model"] | changed)
+    return STORED | {"model": STORED["model"] | changed}
 
 
 def without(key: str) -> dict[str, Any]:
@@ -139,18 +94,16 @@ DAMAGED = {
     "a list": ("[]", "expected an object"),
 }
 WRONG = {
-    "another family": (stored(family="../gpt"), r"family: expected one of .*gpt.*, found '../gpt'"),
+    "another family": (STORED | {"family": "../gpt"}, r"family: expected one of .*gpt.*, found '../gpt'"),
     "unknown key": (model(layres=3), "model.layres: no such key"),
     "missing key": (without("model"), "model: missing"),
-    "string for int": (stored(steps="7"), 'steps: expected int, found "7"'),
-    "bool for int": (stored(steps=True), "steps: expected int, found true"),
-    "bool for float": (stored(label_smoothing=False), "label_smoothing: expected float, found false"),
-    "NaN": (stored(label_smoothing=float("nan")), "label_smoothing: expected float, found NaN"),
-    "no such choice": (stored(precision="fp4"), 'precision: expected one of auto, float32, bfloat16, found "fp4"'),
-    "value for object": (stored(data=3), "data: expected an object, found 3"),
+    "bool for int": (STORED | {"steps": True}, "steps: expected int, found true"),
+    "bool for float": (STORED | {"label_smoothing": False}, "label_smoothing: expected float, found false"),
+    "NaN": (STORED | {"label_smoothing": float("nan")}, "label_smoothing: expected float, found NaN"),
+    "value for object": (STORED | {"data": 3}, "data: expected an object, found 3"),
     "string for tuple": (model(pattern="full"), 'model.pattern: expected tuple, found "full"'),
     "wrong item": (model(pattern=["full", "half"]), r'model.pattern\[1\]: expected one of full, window, found "half"'),
-    "out of range": (stored(steps=0), "--steps 0: choose 1 to"),
+    "out of range": (STORED | {"steps": 0}, "--steps 0: choose 1 to"),
 }
 BROKEN = [pytest.param(*case, marks=pytest.mark.planted, id=name) for name, case in DAMAGED.items()]
 BROKEN += [pytest.param(json.dumps(values), message, id=name) for name, (values, message) in WRONG.items()]
@@ -164,11 +117,7 @@ def test_a_broken_configuration_is_named_in_one_line(content: str, message: str,
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_without_configuration_is_no_run_and_an_absent_key_has_its_default(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(BadInput, match=r" is no run: config.json cannot be read \(No such file or directory\)") as refused:
-            read_config(folder)
-        assert str(refused.value).startswith(f"{folder} is")
+def test_an_absent_key_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(without("max_skipped")))
     assert read_config(tmp_path) == RUN
 
@@ -188,11 +137,6 @@ MAY_CHANGE = {
 }
 
 
-def test_where_and_how_a_run_is_computed_may_change() -> None:
-    for field, value in MAY_CHANGE.items():
-        assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == []
-
-
 MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     # A field, its value now, and the difference as it is reported.
     ("steps", 900, "steps: 1000 before, 900 now"),
@@ -200,7 +144,6 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("precision", "bfloat16", "precision: auto before, bfloat16 now"),
     ("label_smoothing", 0.1, "label_smoothing: 0.0 before, 0.1 now"),
     ("data", Data(batch=32), "data.batch: 16 before, 32 now"),
-    ("data", Data(paths=("a.txt",)), "data.paths: () before, ('a.txt',) now"),
     ("tokenizer", Tokenizer(vocab=512), "tokenizer.vocab: 2048 before, 512 now"),
     ("optim", Optim(lr=2e-3), "optim.lr: 0.001 before, 0.002 now"),
     ("masking", Masking(rate=0.3), "masking.rate: 0.15 before, 0.3 now"),
@@ -214,8 +157,10 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
 ]
 
 
-def test_everything_else_makes_it_another_run() -> None:
+def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_another() -> None:
     """Every field is in one of the tables, so that a new one has to be: forgetting it can only refuse too much."""
+    for field, value in MAY_CHANGE.items():
+        assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == []
     for field, value, line in MAKES_ANOTHER:
         assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
     compared = {field for field, _, _ in MAKES_ANOTHER} | {"objective", "init"}
