@@ -33,9 +33,7 @@ def test_the_embedded_corpus_is_the_whole_book_split_between_chapters():
     assert train.count + valid.count == 135
     assert 0.09 < valid.text_bytes / len(book) < 0.11
     names = [document.name for document in (*train, *valid)]
-    assert names[0] == "CHAPTER 1. Loomings."
-    assert names[55] == "CHAPTER 56. Of the Less Erroneous Pictures of Whales, and the True Pictures of Whaling Scenes."
-    assert names[-1] == "CHAPTER 135. The Chase.—Third Day."
+    assert (names[0], names[-1]) == ("CHAPTER 1. Loomings.", "CHAPTER 135. The Chase.—Third Day.")
 
 
 @pytest.mark.planted
@@ -63,18 +61,12 @@ def test_files_become_documents(tmp_path):
 
 
 REFUSED = {
-    "blank.txt": (b" \n\n", "blank.txt: holds no text"),
     "blank.jsonl": (b'\n\n{"text": ""}\n', "blank.jsonl: holds no text"),
     "latin.jsonl": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin-1"), "latin.jsonl:2: not UTF-8 (byte 24)"),
-    "cut.jsonl": (b'{"text": "a"}\n{"text": "b', "cut.jsonl:2: invalid JSON at column 10 (Unterminated string"),
     "deep.jsonl": (b"[" * 100_000, "deep.jsonl:1: unreadable JSON"),
     "long.jsonl": (b'{"text": ' + b"1" * 5000 + b"}", "long.jsonl:1: unreadable JSON"),
     "list.jsonl": (b'{"text": "a"}\n[1]\n', "list.jsonl:2: an array, not an object"),
-    "other.jsonl": (b'{"body": "a", "id": 1}\n', 'other.jsonl:1: no field "text"; it has "body", "id": choose one with --data'),
-    "null.jsonl": (b'{"text": null}\n', 'null.jsonl:1: field "text" holds null, not a string'),
     "lone.jsonl": (b'{"text": "a"}\n{"text": "b\\ud800"}\n', 'lone.jsonl:2: field "text" has a lone surrogate at character 1'),
-    "page.pdf": (b"%PDF", "page.pdf: only .txt (one document), .jsonl (a document a line), both also as .gz"),
-    "tiny.txt": (b"x", "--data.valid-fraction 0.1: 1 bytes of text are too few"),
 }
 
 
@@ -91,8 +83,6 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name):
 def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("some text\n" * 100)
-    with pytest.raises(BadInput, match=r"gone\.txt: no such file"):
-        split(Data(paths=(str(file), str(tmp_path / "gone.txt"))))
     with pytest.raises(BadInput, match=r"also in --data\.paths"):
         split(Data(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
     with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
@@ -167,13 +157,6 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path):
     assert done.code == 0
 
 
-def cut_of_the_whole(text, fraction):
-    """Return where a text is cut that is held whole."""
-    wanted = (1 - fraction) * len(text.encode())
-    before = text.encode()[: int(wanted)].decode(errors="ignore")
-    return corpus._boundary(text, len(before), int(fraction * len(text.encode()) / 4))
-
-
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300),
@@ -192,7 +175,8 @@ def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, dat
         whole = corpus._index(documents, index)
         assert (whole.count, whole.text_bytes) == (1, size)
         cut = corpus._within(lambda: iter(documents), index, whole, fraction)
-    assert cut == (0, cut_of_the_whole(text, fraction))
+    wanted = len(text.encode()[: int((1 - fraction) * size)].decode(errors="ignore"))
+    assert cut == (0, corpus._boundary(text, wanted, int(fraction * size / 4)))
     before, after = list(corpus._before(lambda: iter(documents), *cut)), list(corpus._after(lambda: iter(documents), *cut))
     assert ("".join(texts(before)), "".join(texts(after))) == (text[: cut[1]], text[cut[1] :])
     assert [piece.last for piece in before] == [False] * (len(before) - 1) + [True]
