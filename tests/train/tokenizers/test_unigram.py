@@ -1,7 +1,6 @@
 """T5's unigram models: on any text what SentencePiece gives, and the spiece.model files that they come in."""
 
 import contextlib
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,6 @@ def test_the_rarest_of_too_many_characters_are_unknown() -> None:
     assert many.text_marks.unk in many.encode("\u5300")
 
 
-# --- Files ---
-
 OPTIONS = (
     *("split_by_whitespace", "treat_whitespace_as_suffix", "byte_fallback"),
     *("add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"),
@@ -95,38 +92,23 @@ def test_a_file_is_read_as_by_the_librarys_own_reader() -> None:
         for name in OPTIONS:
             if name in part.DESCRIPTOR.fields_by_name:
                 setattr(part, name, not getattr(part, name))
+    model.trainer_spec.model_type = 2  # BPE
     other = spiece.parse(model.SerializeToString())
     assert all(getattr(other, name) != getattr(ours, name) for name in OPTIONS)
     bare = sentencepiece_model_pb2.ModelProto(pieces=model.pieces)
-    assert (ours.kind, spiece.parse(bare.SerializeToString()).kind) == (1, 1)
+    assert (ours.kind, other.kind, spiece.parse(bare.SerializeToString()).kind) == (1, 2, 1)
 
 
-def _trained(**options: Any) -> bytes:
-    import sentencepiece
-
-    made, text = io.BytesIO(), ["the white whale and the white sea and the ship"] * 10
-    defaults = dict(vocab_size=40, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=made, **{**defaults, **options})
-    return made.getvalue()
-
-
-UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "another kind of model than unigram": dict(model_type="bpe", vocab_size=30),
-    "unknown characters as bytes": dict(byte_fallback=True, vocab_size=300),
-    "spaces after words": dict(treat_whitespace_as_suffix=True),
-    "entries across spaces": dict(split_by_whitespace=False),
-    "no space before a text": dict(add_dummy_prefix=False),
-    "repeated spaces": dict(remove_extra_whitespaces=False),
-    "entries of other kinds": dict(user_defined_symbols="<x>"),
-    "no <pad>, and T5 needs <pad>, </s>, <unk>": dict(pad_id=-1, eos_id=0, unk_id=1),
-}
-
-
-@pytest.mark.parametrize("message", UNSUPPORTED)
-def test_models_of_other_rules_are_refused(message: str, tmp_path: Path) -> None:
-    (tmp_path / "spiece.model").write_bytes(_trained(**UNSUPPORTED[message]))
-    with pytest.raises(BadInput, match=rf"^\S*/spiece.model: it [a-z ]*{message}[^\n]*; give (a model|one) of T5's kind$"):
-        tokenizer_files.read(tmp_path)
+def test_models_of_other_rules_are_refused() -> None:
+    model = spiece.parse(raw("sentencepiece"))
+    changes: list[dict[str, Any]] = [{name: not getattr(model, name)} for name in OPTIONS]
+    changes += [{"kind": 2}, {"entries": (*model.entries, spiece.Entry("<x>", 0.0, spiece.USER_DEFINED))}]
+    for change in changes:
+        with pytest.raises(BadInput, match=r"^it [a-z ]*, which T5's rules have no place for; give a model of T5's kind$"):
+            unigram.read(model._replace(**change))
+    renamed = [entry._replace(name="(other)") if entry.name == "<pad>" else entry for entry in model.entries]
+    with pytest.raises(BadInput, match=r"^it has no <pad>, and T5 needs <pad>, </s>, <unk>; give one of T5's kind$"):
+        unigram.read(model._replace(entries=tuple(renamed)))
 
 
 @pytest.mark.planted(3)
@@ -143,7 +125,6 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_files_with_flipped_bytes_are_refused_or_read() -> None:
-    """No other exception than `BadInput`."""
     rng = np.random.default_rng(0)
     for _ in range(100):
         broken = bytearray(raw("sentencepiece"))

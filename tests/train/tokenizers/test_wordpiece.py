@@ -111,9 +111,6 @@ def test_a_file_without_a_decoder_is_decoded_to_words() -> None:
     assert ours.decode(ours.encode("ab a")) == "ab a"
 
 
-# --- Training ---
-
-
 def train(text: str, vocab: int = 100, **options: bool) -> tuple[Tokenizer, list[str]]:
     """Return a tokenizer and its entries behind the special tokens."""
     tokenizer = Tokenizer.train([text], vocab, "wordpiece", **options)
