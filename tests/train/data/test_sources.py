@@ -166,7 +166,6 @@ def test_a_folder_of_a_data_set_is_its_rows(datasets, tmp_path):
     assert read(one, field="body") == [("one:1", "one"), ("one:3", "three \U0001f433")]
     assert [text for _, text in read(several, field="body")] == ["three \U0001f433", "one"]
     assert [text for _, text in read(several, field="body", split="test")] == ["one", "three \U0001f433"]
-    # What it does not have is refused with what it has.
     assert 'one: no column "text"; it has "id", "body": choose one with --data.field' in refusal(one)
     assert 'several: no split dev; it has "train", "test": choose one with --data.split' in refusal(several, split="dev")
     assert "--data.split dev: " in refusal(one, split="dev")

@@ -138,7 +138,6 @@ MAY_CHANGE = {
 
 
 MAKES_ANOTHER: list[tuple[str, Any, str]] = [
-    # A field, its value now, and the difference as it is reported.
     ("steps", 900, "steps: 1000 before, 900 now"),
     ("seed", 1, "seed: 0 before, 1 now"),
     ("precision", "bfloat16", "precision: auto before, bfloat16 now"),

@@ -17,7 +17,6 @@ from train.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.errors import BadInput
 
 WORDS = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}
-"""Rules other than GPT-2's."""
 
 
 def test_roberta_has_the_entries_of_gpt_between_its_special_tokens() -> None:

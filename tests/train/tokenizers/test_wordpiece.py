@@ -49,7 +49,6 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
     assert ours.decode(ours.encode(ACCENTS)) == decoded
     for text in (HARD, random_characters(2000), "The white Whale's swimming!", f"Caf\u00e9 {ACCENTS}", "the\u2028whale"):
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
-    # What is written of it does the same.
     out = published / "out"
     out.mkdir()
     tokenizer_files.write(out, ours, longest=512)
