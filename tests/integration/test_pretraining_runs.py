@@ -78,7 +78,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "short.txt": "the whale is seen.",
         "train.en": "".join(f"{sentence}\n" for sentence in sentences),
         "train.de": "".join(f"der wal {n} von {n % 7}\n" for n in range(200)),
-        "short.de": "der wal\n" * 199,
         "labels.tsv": "text\tlabel\n" + "".join(labels),
     }
     for name, content in files.items():
@@ -126,24 +125,12 @@ def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> 
         assert "unembed" not in after.params and "classifier" in after.params
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"),
-    [
-        pytest.param("distilbert", "--mesh.tensor 2", marks=pytest.mark.full),
-        pytest.param("t5", "--mesh.tensor 2", marks=pytest.mark.full),
-        pytest.param("bert", "--mesh.fsdp 4", marks=pytest.mark.slow),
-    ],
-)
-def test_losses_are_the_same_on_every_mesh(name: str, mesh: str) -> None:
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["distilbert", "t5"])
+def test_losses_are_the_same_on_another_mesh(name: str) -> None:
     """Against eight devices of data parallelism, which is what a run takes by itself."""
     plain = run(name)
-    assert_same_losses(trained(f"{name}-mesh", arguments(name, mesh)), plain)
-
-
-@pytest.mark.slow
-def test_losses_are_the_same_with_accumulated_gradients() -> None:
-    whole, parts = (trained(f"t5-{n}", arguments("t5", f"--data.batch 16 --accumulate {n}")) for n in (1, 2))
-    assert_same_losses(parts, whole)
+    assert_same_losses(trained(f"{name}-mesh", arguments(name, "--mesh.tensor 2")), plain)
 
 
 @pytest.mark.full
@@ -161,21 +148,17 @@ def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: py
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("line", "output"),
-    [
+def test_xlnet_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    run("xlnet")
+    for line, output in (
         ("generate runs/xlnet --prompt the --limit 4", "the"),
         ("eval runs/xlnet --task permutation_likelihood --files one.txt --orders 2", "loss_stderr"),
         ("eval runs/xlnet --task pseudo_perplexity --files short.txt", "pseudo_perplexity"),
         ("embed runs/xlnet --text whale --out vectors.npy", ""),
         ("fill-mask runs/xlnet --text <mask>whale", "whale"),
-    ],
-)
-def test_xlnet_answers(line: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run("xlnet")
-    ended = call(capsys, *words(line))
-    assert ended.code == 0, ended.stderr
-    assert output in ended.stdout
+    ):
+        ended = call(capsys, *words(line))
+        assert ended.code == 0 and output in ended.stdout, ended
 
 
 @pytest.mark.full
@@ -202,25 +185,15 @@ def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFi
 
 REFUSED = {
     "bert --data.paths one.txt": r"--data\.rows segment_pairs: the training text is one document, and random pairs take .*jsonl",
-    "bert --data.rows full_sentences": r"--data\.rows full_sentences: the model also learns which sentence is next, from pairs",
-    "bert --init runs/roberta": r"--init runs/roberta: roberta, and the recipe trains bert$",
     "bert --tokenizer.path gpt --model.vocab 400": r"--data\.rows segment_pairs: rows of an encoder need a tokenizer with marks",
     "distilbert --distillation.teacher=": r"--distillation\.teacher : name the run or the weights to learn from$",
-    "distilbert --distillation.teacher runs/gone": r".*runs/gone.*",
     "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked words",
     "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
-    "distilbert --model.layers 3": r"--model\.layers 3: its teacher has 2; choose at most as many$",
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
-    "transformer --pairs.target short.de": "train.en has 200 lines and short.de 199; a pair is the same line of both, so",
-    "transformer --pairs.target train.de train.de": "--pairs.target train.de train.de: there are 1 files of --pairs.source",
-    "transformer --objective denoising": "--objective denoising: a transformer is trained by text_to_text; choose the recipe of",
     "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: they mean one stack of layers, and",
     "t5 --denoising.density 0": "--denoising.density 0.0: choose a share above 0",
-    "t5 --model.vocab 120": r"--model.vocab 120: the tokenizer has \d+ entries",
-    "xlnet --data.rows packed": "--data.rows packed: rows of this objective are windows of one stream; choose windows",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
     "xlnet --model.task body": "--model.task body: it has no words to predict; choose permutation, or pretraining for next",
-    "xlnet --objective masked": "--objective masked: a xlnet is trained by permutation, classification",
 }
 
 
