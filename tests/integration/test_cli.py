@@ -11,12 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.support.commands import assert_evaluates_alike, call, finished, in_folder, snapshot, words
 from tests.support.processes import clean_environment, run_python
-from zoo import attention, configs
+from zoo import attention
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +67,7 @@ def test_help_and_wrong_names_import_no_jax() -> None:
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     listing, page = call(capsys, "models"), call(capsys, "models", "gpt2")
     assert (listing.code, page.code) == (0, 0)
-    for family in configs.families():
-        for name in configs.family(family).SIZES:
-            assert re.search(rf"^{re.escape(name)}\b", listing.stdout, re.MULTILINE)
-    assert "124,439,808" in page.stdout
+    assert re.search(r"^gpt2\b", listing.stdout, re.MULTILINE) and "124,439,808" in page.stdout
     assert json.loads(call(capsys, "models", "gpt2", "--json").stdout)["parameters"] == 124_439_808
     assert json.loads(call(capsys, "models", "--json").stdout)[0]["name"] == "bert-nano"
 
@@ -122,9 +118,7 @@ def test_interrupted_while_generating(place: Path) -> None:
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "doctor")
-    assert ended.code == 0
-    for text in (jax.__version__, "8 x cpu", "relative error", attention.auto()):
-        assert text in ended.stdout
+    assert ended.code == 0 and attention.auto() in ended.stdout
     for name, row in attention.IMPLEMENTATIONS.items():
         here = r"yes" if "cpu" in row.platforms else rf"no +it runs on {', '.join(sorted(row.platforms))}, and this is cpu"
         assert re.search(rf"^{name} +{here}", ended.stdout, re.MULTILINE)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,7 +95,6 @@ class Group:
         return list(own), list(children)
 
     def ended(self) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
         out, err = self.launcher.communicate(timeout=PATIENCE)
         return self.launcher.returncode, out, err
 
@@ -174,12 +172,8 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize(("where", "code", "printed"), [("collector", 0, "interrupted\n"), ("import", 130, "")])
 def test_an_interrupt_is_heeded(where: str, code: int, printed: str, tmp_path: Path) -> None:
     """In a callback of the garbage collector Python drops it, and a module in C makes ImportError or worse of it."""
-    module = """
-        import __main__
-        try: __main__.interrupt()
-        except KeyboardInterrupt: raise ImportError
-    """
-    (tmp_path / "interrupted.py").write_text(textwrap.dedent(module))
+    module = "import __main__\ntry: __main__.interrupt()\nexcept KeyboardInterrupt: raise ImportError\n"
+    (tmp_path / "interrupted.py").write_text(module)
     done = run_python("-c", INTERRUPTED, where, env={"PYTHONPATH": str(tmp_path)})
     assert (done.code, done.stdout, done.stderr) == (code, printed, "")
 
@@ -270,6 +264,5 @@ except BadInput as wrong: print(wrong)
     ],
 )
 def test_wrong_addresses(coordinator: str, processes: int, process: int, message: str) -> None:
-    with pytest.raises(BadInput, match=message) as refused:
+    with pytest.raises(BadInput, match=message):
         launch.enter([], devices=8, processes=processes, coordinator=coordinator, process=process)
-    assert "\n" not in str(refused.value)

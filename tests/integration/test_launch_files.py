@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tyro
@@ -20,22 +19,13 @@ DOCS = ROOT / "docs"
 SCRIPTS = sorted((DOCS / "launch").glob("*.sh"))
 
 
-def jobset() -> Any:
-    return yaml.safe_load((DOCS / "launch/jobset.yaml").read_text(encoding="utf-8"))
-
-
-def command(text: str) -> list[str]:
-    """The arguments of the `zoo train` in a file, its variables being numbers."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    found = re.search(r"(?:zoo|run\.py(?: --extra tpu)?) (train .*)", joined)
+def started(text: str) -> Run:
+    """Return the run of the `zoo train` in a file, the variables being numbers."""
+    found = re.search(r"(?:zoo|run\.py(?: --extra tpu)?) train (.*)", re.sub(r"\\\n\s*", " ", text))
     assert found
     numbered = re.sub(r'"?\\?\$\{?COORDINATOR\}?"?', "host:1", found[1])
     numbered = re.sub(r'(--process )"?\\?\$\{?\w+\}?"?', r"\g<1>0", numbered)
-    return shlex.split(re.sub(r'"?\\?\$\{?\w+\}?"?', "128", numbered).strip(" '\""))
-
-
-def parsed(args: list[str]) -> Run:
-    _, name, *options = args
+    name, *options = shlex.split(re.sub(r'"?\\?\$\{?\w+\}?"?', "128", numbered).strip(" '\""))
     default = recipes.find(name)()
     return tyro.cli(Run[type(default.model)], default=default, args=options)
 
@@ -45,13 +35,14 @@ def test_launch_files_are_readable_and_start_runs_that_join_by_an_address(file: 
     if file.suffix == ".sh":
         done = subprocess.run(["bash", "-n", file], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-    run = parsed(command(file.read_text(encoding="utf-8")))
+    run = started(file.read_text(encoding="utf-8"))
     assert run.machine.coordinator and run.data.paths == ("corpus/",)
 
 
 def test_the_job_set_is_one_slice() -> None:
     """As many pods as the slice has hosts of four chips, each of which knows its number."""
-    (job,) = jobset()["spec"]["replicatedJobs"]
+    jobset = yaml.safe_load((DOCS / "launch/jobset.yaml").read_text(encoding="utf-8"))
+    (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -62,15 +53,14 @@ def test_the_job_set_is_one_slice() -> None:
     script = container["command"][-1]
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == hosts
     assert f"--processes {hosts} " in script and "$JOB_COMPLETION_INDEX" in script
-    # SET-JOB-0-POD.SET
-    assert f"{jobset()['metadata']['name']}-{job['name']}-0-0.{jobset()['metadata']['name']}:" in script
+    assert f"{jobset['metadata']['name']}-{job['name']}-0-0.{jobset['metadata']['name']}:" in script
 
 
 def test_slurm_starts_as_many_processes_as_nodes() -> None:
     """With meshes of all their devices."""
     text = (DOCS / "launch/slurm.sh").read_text(encoding="utf-8")
     asked = {name: int(value) for name, value in re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)}
-    run = parsed(command(text))
+    run = started(text)
     assert asked["ntasks-per-node"] == 1
     assert run.mesh.fsdp * run.mesh.tensor == asked["nodes"] * asked["gpus-per-node"]
 

@@ -1,14 +1,11 @@
-"""The bare-machine path. What `install` does is tested whole, over the network, in the slow suite and by .ci/run itself."""
+"""The bare-machine path. What `install` does is tested over the network by .ci/run, which starts with it."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, Ended, clean_environment, run_python
+from tests.support.processes import ROOT, Ended, run_python
 
 # run.py with the one step that needs a network put aside: what it would install is written down, and the commands print.
 OFFLINE = """
@@ -93,24 +90,3 @@ def test_constraints_are_names_and_versions_only() -> None:
     names = {line.partition("==")[0] for line in lines}
     assert {"jax", "flax", "pytest", "ruff", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu"} <= names
     assert "torch" not in names, "its pinned build would be the one for CUDA"
-
-
-@pytest.mark.slow
-def test_a_bare_clone(tmp_path: Path) -> None:
-    """The real thing, with the network: a clone of what is committed, a first command, and the second at once."""
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    python = getattr(sys, "_base_executable", sys.executable)
-
-    def run() -> Ended:
-        command = [python, str(clone / "run.py"), "--help"]
-        done = subprocess.run(
-            command, env=clean_environment() | {"PATH": os.defpath}, cwd=tmp_path, capture_output=True, text=True
-        )
-        return Ended(done.returncode, done.stdout, done.stderr, 0.0)
-
-    first, second = run(), run()
-    assert first.code == 0, first.stderr
-    assert "setting up" in first.stderr
-    assert (second.code, second.stderr) == (0, "")
-    assert "zoo train" in second.stdout
