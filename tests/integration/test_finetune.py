@@ -9,17 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import encoders, published
-from tests.support.commands import (
-    assert_evaluates_alike,
-    assert_refused,
-    assert_same_losses,
-    call,
-    in_folder,
-    losses,
-    trained,
-    words,
-)
+from tests.support import commands, encoders, published
+from tests.support.commands import assert_evaluates_alike, assert_refused, call, in_folder, losses, trained, words
 from tests.support.labelled_files import put
 from train import metrics
 from train.load import load
@@ -144,7 +135,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(place: Path, capsys: pytest
 @pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.full, *marks]) for task, marks in MARKS.items()][1:])
 def test_losses_are_the_same_on_a_mesh(task: str) -> None:
     """The losses of steps 5 and 10 are compared."""
-    assert_same_losses(trained(f"{task}-mesh", arguments(task, f"{STEPS} --mesh.fsdp 2 --mesh.tensor 2")), run(task), 2)
+    commands.assert_same_losses(trained(f"{task}-mesh", arguments(task, f"{STEPS} --mesh.fsdp 2 --mesh.tensor 2")), run(task), 2)
 
 
 BEGUN = "classification --init tiny --data.paths a.tsv"

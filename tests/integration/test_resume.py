@@ -14,20 +14,8 @@ import chex
 import numpy as np
 import pytest
 
-from tests.support.runs import (
-    EVERY,
-    STEPS,
-    Started,
-    Training,
-    assert_close,
-    assert_every_sample_once_per_epoch,
-    assert_same,
-    gone,
-    home,
-    reference,
-    snapshot,
-    text,
-)
+from tests.support import runs
+from tests.support.runs import EVERY, STEPS, Started, Training, assert_close, assert_same, gone, home, reference, snapshot, text
 from train.tokenizer import Tokenizer
 from zoo import cli
 
@@ -83,7 +71,7 @@ def test_stopped_killed_and_damaged_a_run_ends_with_the_same_bits(
     done = run.finish()
     assert f"CHECKPOINT {newest} IS DAMAGED: " in done.stdout
     assert run.resumed_at() == [0, stopped, int(intact.name)]
-    assert_every_sample_once_per_epoch(run)
+    runs.assert_every_sample_once_per_epoch(run)
     assert_same(run, reference())
 
 
@@ -120,7 +108,7 @@ def test_killed_at_random_moments(kills: int, steps: int) -> None:
     assert run.resumed_at()[-1] == resumed
     assert during_save > 0
     assert not run.left_over()
-    assert_every_sample_once_per_epoch(run, steps)
+    runs.assert_every_sample_once_per_epoch(run, steps)
     assert_same(run, unharmed)
 
 
@@ -306,7 +294,7 @@ def test_other_devices_and_processes_go_on_with_the_next_sample(processes: tuple
     run.finish(*SHARDED)
     assert run.resumed_at() == stops
     assert len(set(stops)) == 3 + len(processes) and stops[-1] < STEPS
-    assert_every_sample_once_per_epoch(run)
+    runs.assert_every_sample_once_per_epoch(run)
     assert_close(run, reference())
 
 

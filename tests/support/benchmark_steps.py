@@ -18,8 +18,6 @@ OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 class _Unwatched(trials.Watch):
-    """A watch that records nothing."""
-
     def __init__(self) -> None:
         pass
 
@@ -59,7 +57,6 @@ def hurry_plans(patch: pytest.MonkeyPatch) -> None:
 
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
-    """Return what `records.environment` does, with made-up rates."""
     rates = {"matrix_rate": dict.fromkeys(dtypes, 1e9), "copy_rate": 1e9, "load": 0.0, "clock_mhz": None}
     return {**records.machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
 

@@ -74,7 +74,6 @@ def words(line: str) -> tuple[str, ...]:
 
 
 def losses(run: Path) -> list[float]:
-    """Return the losses in a run's metrics, which must differ."""
     values = [row["loss"] for row in metrics.read(run / "metrics.jsonl") if row["kind"] == "train"]
     assert len(values) == len(set(values)) > 1
     return values

@@ -23,7 +23,6 @@ from zoo.sharding import shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
 KINDS: dict[str, Kind] = {"bert": "wordpiece", "roberta": "roberta", "distilbert": "wordpiece"}
-"""Family -> its tokenizer, of those that see their masks."""
 ANY: dict[str, Kind] = {**KINDS, "xlnet": "xlnet"}
 POSITIONS = 40
 
@@ -49,7 +48,6 @@ def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:
 
 
 def folder(path: Path, family: str, task: str = "masked") -> Path:
-    """The same as a published folder."""
     made = loaded(family, task)
     path.mkdir()
     pretrained.save(path, made.net.config, made.params)
@@ -83,7 +81,6 @@ def _forward(net: Model) -> Any:
 
 
 def gpt() -> Loaded:
-    """What is no encoder."""
     net, words = small("gpt"), Tokenizer.train([TEXT] * 5, 300)
     return Loaded("gpt", net, {}, words, loaded("bert").mesh)
 

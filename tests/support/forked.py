@@ -1,8 +1,4 @@
-"""`zoo` in forks of a process that has imported it and has not started JAX: imports take a third of a short run.
-
-A fork is a process like any other: it is signalled, stopped and killed. Nothing here imports `tests.support.environment`, which
-would start JAX in it.
-"""
+"""`zoo` in forks of a process that has imported it, but not `tests.support.environment`, which would start JAX."""
 
 import atexit
 import multiprocessing

@@ -1,8 +1,4 @@
-"""Damage safetensors and index files at random and read them: `python -m tests.support.fuzz_weights SEED COUNT`.
-
-Prints how many were refused, and how many read as if nothing had happened (a byte of a weight, a space of the header). Anything
-else that is raised ends it with a traceback.
-"""
+"""Damage safetensors and index files at random and read them: `python -m tests.support.fuzz_weights SEED COUNT`."""
 
 import json
 import resource
@@ -63,7 +59,6 @@ def main(seed: int, count: int) -> dict[str, int]:
             file = files[number % len(files)]
             file.write_bytes(mutate(originals[file], rng))
             try:
-                # Most is refused while it is read; what is read may still not be the model.
                 pretrained.plan(cfg, tensors.read(file.parent), file.parent)
                 told["read"] += 1
             except BadInput as refusal:

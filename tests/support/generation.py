@@ -1,7 +1,4 @@
-"""Small models that generate text, with their tokenizers and prompts, for the tests of generated text.
-
-Helpers are cached, and decodings are few: every pair of a batch shape and a decoding compiles two programs.
-"""
+"""Small models that generate text, with their tokenizers and prompts, for the tests of generated text."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -45,14 +42,10 @@ def ids(generated: Sequence[Any]) -> list[tuple[int, ...]]:
 def make_generator(
     model: tuple[Model, Any], tokenizer: Tokenizer, *, batch: int = 40, data: int = 1, fsdp: int = 1, tensor: int = 1
 ) -> Generator:
-    """Return a generator on data x fsdp x tensor devices."""
     net, params = model
     mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
     return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
-
-
-# --- A GPT ----------------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -74,12 +67,8 @@ def gpt_generator(**machine: int) -> Generator:
 
 @functools.cache
 def prompts() -> list[np.ndarray]:
-    """200 prompts of 1 to 12 tokens."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, gpt_tokenizer().vocab_size, rng.integers(1, LONGEST + 1)).astype(np.int32) for _ in range(200)]
-
-
-# --- Encoder-decoders -----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -100,5 +89,4 @@ def seq2seq_generator(family: str, **machine: int) -> Generator:
 
 
 def seq2seq_loaded(family: str) -> Loaded:
-    """The same model as `train.load.load` gives it, on one device."""
     return Loaded(family, *seq2seq(family), seq2seq_tokenizer(), seq2seq_generator(family).mesh)

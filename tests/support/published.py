@@ -40,7 +40,6 @@ XLNET = dict(model_type="xlnet", vocab_size=61, n_layer=2, d_model=12, n_head=3,
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET}
 }
-"""By family."""
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
     "t5-1.1": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -51,15 +50,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Encoder-decoders as `transformers` has them: a family, and what its config.json says."""
 
 HEADS = [(family, task) for family in models.families() for task, names in models.family(family).HF.items() if names.architecture]
-"""(family, task) of every model that `transformers` has too."""
 ENCODERS = [(family, task) for family, task in HEADS if hasattr(configs.family(family).Config, "task")]
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{f"{family}-{task}": (family, task, TINY[family]) for family, task in HEADS if task != "text_to_text"},
     **{form: (family, "text_to_text", TINY[family] | changes) for form, (family, changes) in FORMS.items()},
 }
-"""Every model that `transformers` has too: its family, its task and the numbers of its config.json."""
 FIRST = {family: name for name, (family, *_) in reversed(MODELS.items())}
-"""The first model of each family."""
 every_model = pytest.mark.parametrize(
     "model", [pytest.param(name, marks=[] if name in FIRST.values() else [pytest.mark.full]) for name in MODELS]
 )
@@ -86,28 +82,18 @@ def weights(shapes: dict[str, tuple[int, ...]], spread: float = 0.2) -> dict[str
 
 
 def is_scale(name: str) -> bool:
-    """Whether a tensor scales what a norm gives."""
     return name.endswith("weight") and any(mark in name for mark in (".ln_", "LayerNorm", "layer_norm"))
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of the model in a folder's config.json."""
     cfg, _ = pretrained.read_config(folder)
     return {name: shape for name, shape, *_ in pretrained.explain(cfg)}
 
 
 def write(
-    folder: Path,
-    config: dict[str, Any],
-    *,
-    sharded: bool = False,
-    spread: float = 0.2,
-    factors: dict[str, float] | None = None,
+    folder: Path, config: dict[str, Any], *, sharded: bool = False, spread: float = 0.2, factors: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
-    """Make a published folder and return its tensors. Sharded: one file a tensor, so that a test can change one cheaply.
-
-    `factors` multiply the spread of the tensors whose names end so.
-    """
+    """Make a published folder, sharded into files of one tensor each or whole; `factors` are of spreads, by ends of names."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     drawn = weights(shapes_of(folder), spread)
@@ -123,13 +109,11 @@ def write(
 
 
 def write_model(folder: Path, model: str) -> dict[str, np.ndarray]:
-    """Write the folder of one of `MODELS` and return its tensors."""
     family, task, numbers = MODELS[model]
     return write(folder, config(family, task, numbers))
 
 
 def write_files(folder: Path, content: dict[str, Any], stored: dict[str, np.ndarray]) -> Path:
-    """Write a folder of this config.json and these tensors."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content))
     save_file(stored, folder / tensors.SINGLE)
@@ -159,7 +143,6 @@ class Held(tensors.Tensor):
 
 
 def held(array: np.ndarray) -> Held:
-    """What `tensors.read` would give of an array in a file."""
     kinds = {np.dtype(dtype): name for name, dtype in tensors.DTYPES.items()}
     return Held(Path(), 0, array.shape, kinds[array.dtype], array)
 
@@ -169,7 +152,6 @@ def write_index(folder: Path, files: dict[str, str]) -> None:
 
 
 def nano(family: str) -> dict[str, Any]:
-    """The numbers of a family's nano in its config.json."""
     size = configs.find(f"{family}-nano")[1]
     numbers = configs.family(family)
     return {"model_type": numbers.MODEL_TYPE, **numbers.to_published(size.config)}

@@ -42,11 +42,8 @@ FLAGS = {
     "transformer-nano": f"{SMALL} --pairs.source text.txt --pairs.target turned.txt".split(),
     "xlnet-nano": f"{SMALL} --data.paths text.txt --data.valid-fraction 0.4 --model.memory 16 --model.reuse 12".split(),
 }
-"""Recipe -> options that make it a run of seconds with every dropout on."""
-QUICK = {
-    # Programs that run for a second are not worth optimizing: compiling them takes several.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+"""Programs that run for a second are not worth optimizing."""
 
 
 @contextlib.contextmanager
@@ -67,7 +64,6 @@ def text(lines: int = 80) -> str:
 
 @functools.cache
 def home() -> Path:
-    """The folder in which the runs of a test session are started."""
     folder = SCRATCH / "home"
     folder.mkdir()
     (folder / "text.txt").write_text(text())
@@ -125,13 +121,10 @@ class Training:
             process.join()
 
     def finish(self, *flags: str, **machine: int) -> Ended:
-        """Start and wait for the end, which must be a good one."""
         with self.start(*flags, **machine) as started:
             done = started.ended()
         assert (done.code, done.stderr) == (0, ""), done
         return done
-
-    # What it left.
 
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what is measured in seconds."""
@@ -146,11 +139,9 @@ class Training:
         return metrics.read(self.folder / "ledger.jsonl")
 
     def resumed_at(self) -> list[int]:
-        """The steps at which the run was started, in the order of the starts."""
         return [row["step"] for row in metrics.read(self.folder / "starts.jsonl")]
 
     def checkpoints(self) -> list[Path]:
-        """The folders of its steps, the newest last."""
         return sorted(self.folder.glob("checkpoints/????????"))
 
     def latest(self) -> int | None:
@@ -165,7 +156,6 @@ class Training:
         return by_path(jax.device_get(restored[0]))
 
     def left_over(self) -> list[str]:
-        """Folders of saves or deletions that a kill interrupted."""
         return [entry.name for entry in self.folder.glob("checkpoints/*.tmp")]
 
     def _reader(self) -> Checkpoints:
@@ -174,8 +164,6 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """One start of a run."""
-
     training: Training
     process: BaseProcess
     ledger_before: int
@@ -205,7 +193,6 @@ class Started:
         return result
 
     def committed(self, step: int) -> None:
-        """Wait until a checkpoint of `step` or later is there."""
         self.wait(lambda: (self.training.latest() or 0) >= step)
 
     def saving(self) -> None:
@@ -229,7 +216,6 @@ class Started:
         return step
 
     def workers(self) -> list[int]:
-        """The processes that a launcher started, by number."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return sorted(map(int, path.read_text().split()))
 
@@ -263,7 +249,6 @@ def assert_same(run: Training, reference: Training) -> None:
 
 
 def assert_close(run: Training, reference: Training, tolerance: float = 1e-5) -> None:
-    """The same samples in the same order, and losses that agree relatively."""
     assert run.ledger() == reference.ledger()
     np.testing.assert_allclose(run.losses(), reference.losses(), rtol=tolerance)
 

@@ -20,10 +20,8 @@ from zoo.seeds import example_seeds
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
 LABELS = ("no", "perhaps", "yes")
 HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
-"""(family, task) of every kind of model that there is."""
 
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
-"""Families with a choice of heads."""
 PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
 """Those of them that learn positions."""
 GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
@@ -71,7 +69,6 @@ def outputs(net: Model, params: Any, batch: Batch, seeds: Any = None) -> dict[st
 
 
 def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = None) -> dict[str, jax.Array]:
-    """The same from the hidden states of the batch."""
     say = {
         "hidden": lambda: hidden,
         "words": lambda: net.unembed(params, gather(hidden, batch.predict_at)),
@@ -82,7 +79,6 @@ def said(net: Model, params: Any, hidden: jax.Array, batch: Batch, seeds: Any = 
 
 
 def with_dropout(net: Model) -> dict[str, float]:
-    """Its rates of dropout, all of them 0.1."""
     return {field.name: 0.1 for field in dataclasses.fields(net.config) if field.name.endswith("dropout")}
 
 
@@ -136,7 +132,6 @@ def with_source(net: Model, batch: Batch) -> Batch:
 
 
 def reversed_layers(params: Any) -> Any:
-    """The same with every stack upside down."""
 
     def turned(keys: Any, leaf: Any) -> Any:
         return leaf[::-1] if "layers" in sharding.path_of(keys).split("/") else leaf
@@ -168,10 +163,7 @@ def reached_rows(net: Model, params: Any, batch: Batch) -> np.ndarray:
 
 
 def sees(net: Model, params: Any, batch: Batch, tokens: Any = None) -> np.ndarray:
-    """Return bool[T, S]: whether the output at t depends on the token at s, all tokens being different.
-
-    `tokens` [S] are the row's own, unless others are given: a source's.
-    """
+    """Return bool[T, S]: whether the output at t depends on the token at s, all different: the row's, or those given [S]."""
     return reached_rows(net, params, batch)[:, np.asarray(batch.tokens[0] if tokens is None else tokens)]
 
 

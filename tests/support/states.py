@@ -16,7 +16,6 @@ from train.state import State
 
 Spec = jax.sharding.PartitionSpec
 META = {"model": {"layers": 2, "rate": 0.1}, "tokenizer": "ab12", "names": ["a", "b"]}
-TX = optax.adamw(1e-3)
 
 
 def mesh_of(*shape: int) -> jax.sharding.Mesh:
@@ -58,8 +57,6 @@ def bits(state: State) -> list[bytes]:
 
 
 class Log(list[str]):
-    """Takes the messages of a `Checkpoints`."""
-
     def __call__(self, message: str) -> None:
         assert "\n" not in message
         self.append(message)

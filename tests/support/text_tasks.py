@@ -34,7 +34,6 @@ def subject(devices: int = 1) -> Loaded:
 
 
 def scored(pairs: Any) -> list[Likelihood]:
-    """Return the likelihood of each (context, continuation) under the model."""
     return likelihoods(subject().net, subject().params, subject().mesh, pairs, batch=4, dtype=jnp.float32)
 
 

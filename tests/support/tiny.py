@@ -18,7 +18,6 @@ FLAGS = [
 
 
 def run(**changes) -> Run:
-    """A gpt-nano of 32 tokens, 2 layers and width 32 with every dropout on."""
     nano = configs.find("gpt-nano")[1].config
     model = dataclasses.replace(nano, **MODEL, dropout=0.1, embedding_dropout=0.1, attention_dropout=0.1)
     defaults = dict(

@@ -1,7 +1,4 @@
-"""What `transformers` computes on torch for a published folder, and what it is asked: the same as `tests.support.small.outputs`.
-
-Torch is of the group `parity` and imported inside functions.
-"""
+"""What `transformers` computes on torch for a published folder, as `tests.support.small.outputs` does, and what it is asked."""
 
 import tempfile
 import zlib
@@ -49,11 +46,7 @@ def directions(shapes: dict[str, tuple[int, ...]], real: np.ndarray) -> dict[str
 
 
 def load(folder: Path, architecture: str) -> Any:
-    """The model of a folder, in float32, dropout off, attention written out.
-
-    Raises:
-        AssertionError: it lacks a tensor, or knows one that it did not expect.
-    """
+    """The model of a folder, which must have all its tensors and no others, in float32, dropout off, attention written out."""
     import transformers
 
     kind = getattr(transformers, architecture)
@@ -89,7 +82,6 @@ def outputs(net: Any, task: str, batch: dict[str, np.ndarray]) -> dict[str, Any]
 
 
 def computed(net: Any, task: str, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(outputs, gradient of every parameter by its name); a parameter that the outputs do not depend on has a gradient of 0."""
     import torch
 
     net.zero_grad(set_to_none=True)

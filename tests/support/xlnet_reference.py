@@ -24,18 +24,13 @@ class Seen:
 
 
 def tiny(**changes: Any) -> Model:
-    """Return a small XLNet without memory."""
     return small("xlnet", **{"vocab": 90, "width": 16, "heads": 2, "ffn": 24, "memory": 0, "reuse": 0, **changes})
 
 
 def forward(
     cfg: Any, params: Any, tokens: Array, content: Seen, query: Seen | None = None, memory: Array | None = None
 ) -> tuple[Array, Array | None, list[Array]]:
-    """(hidden states [T, D], those of the query stream [P, D], inputs of each layer).
-
-    Args:
-        memory: [L, M, D].
-    """
+    """(hidden states [T, D], those of the query stream [P, D], inputs of each layer); `memory` is [L, M, D]."""
     outside = {name: np.float64(params["embed"][name]["embedding"]) for name in ("tokens", "mask")}
     x, inputs = outside["tokens"][tokens], []
     g = None if query is None else np.tile(outside["mask"], (len(query.allowed), 1))
@@ -48,7 +43,6 @@ def forward(
 
 
 def log_probabilities(cfg: Any, params: Any, hidden: Array) -> Array:
-    """[..., V]."""
     logits = hidden @ np.float64(params["embed"]["tokens"]["embedding"])[: cfg.vocab].T
     logits = logits + np.float64(params["unembed"]["bias"])[: cfg.vocab]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
