@@ -1,4 +1,4 @@
-"""What docs/ tells people to run: launch files that shells and Kubernetes can read, and options that exist."""
+"""What docs/ and the README tell people to run: launch files that shells and Kubernetes can read, and options that exist."""
 
 import re
 import shlex
@@ -10,12 +10,15 @@ import tyro
 import yaml
 
 from benchmarks.plan import targets
+from tests.support import published
 from tests.support.processes import ROOT
-from train import recipes
+from train import recipes, tokenizer_files
 from train.config import Run
+from train.tokenizer import Tokenizer
+from zoo import cli
 from zoo.commands import plan
 
-DOCS = ROOT / "docs"
+DOCS, README = ROOT / "docs", (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted((DOCS / "launch").glob("*.sh"))
 
 
@@ -90,3 +93,19 @@ def test_plans_that_are_shown_can_be_asked_for(line: str) -> None:
     _, _, name, *options = shlex.split(line)
     if not name.isupper():
         targets.parse(plan.asked(name, options).target)
+
+
+def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    folder = tmp_path / "runs" / "gpt-nano"
+    folder.parent.mkdir()
+    published.write(folder, dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4))
+    tokenizer_files.write(folder, Tokenizer.train(["The white whale. " * 40], 300), longest=32)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert capsys.readouterr().out
+
+
+def test_every_command_that_the_readme_names_exists():
+    named = set(re.findall(r"`zoo ([a-z-]+)", README))
+    assert {"train", "generate", "import"} <= named <= cli.COMMANDS.keys()
