@@ -20,7 +20,6 @@ from zoo import attention
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder, with a finished run in `runs/done`."""
     folder = tmp_path_factory.mktemp("place")
     finished(folder)
     with in_folder(folder):
@@ -39,7 +38,6 @@ WITHOUT_JAX = {
     "plan gpt2 --help": [0, "--target STR"],
     "plan gpt2 --target v5q:2": [2, "v5p:16x16x16"],
 }
-"""Command line -> its exit code and a part of its output."""
 PROGRAM = """
 import contextlib, io, json, sys
 from zoo import cli
@@ -79,7 +77,6 @@ def zoo(line: str) -> list[str]:
 @pytest.mark.parametrize(
     "line",
     [
-        "--help",
         "train gpt-nano --help",
         *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", "generate runs/done --prompt whale --limit 20")),
     ],
@@ -96,7 +93,6 @@ def test_a_closed_pipe_causes_no_traceback(line: str, place: Path) -> None:
 
 @pytest.mark.full
 def test_interrupted_while_generating(place: Path) -> None:
-    """Ctrl-C in the midst of thousands of texts ends the command before they are finished, without a traceback."""
     command = zoo("generate runs/done --prompt whale --limit 20 --samples 200000")
     terminal, end = pty.openpty()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=clean_environment(), cwd=place) as process:

@@ -22,7 +22,6 @@ FILES = {"classification": "a.tsv", "tagging": "a.conll", "span": "a.jsonl", "ch
 OWN = {"span": "--labelled.stride 4", "tagging": "--labelled.class-weights balanced"}
 LEADING = {"classification": "accuracy", "tagging": "entity_f1", "span": "f1", "choice": "accuracy"}
 COUNT = 96
-"""Examples of each task."""
 
 
 def two_kinds(count: int) -> list[str]:
@@ -57,7 +56,6 @@ def write_files(folder: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder, with a published encoder and labelled files."""
     folder = tmp_path_factory.mktemp("finetune")
     encoders.folder(folder / "tiny", "bert")
     write_files(folder)
@@ -113,7 +111,6 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     ours, back = load(run("classification")), load("out")
     row = encoders.tokenizer("wordpiece").marks.single(ours.tokenizer.encode("the whale"))[0].tolist()
     assert transformers.AutoTokenizer.from_pretrained("./out")("the whale")["input_ids"] == row
-    # Back again it is the same model, head and labels included.
     assert back.net.config.labels == ("no", "yes")
     np.testing.assert_array_equal(ours.params["classifier"]["kernel"], back.params["classifier"]["kernel"])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -70,8 +71,6 @@ time.sleep(3600)
 
 
 class Group:
-    """A launcher in a process of its own."""
-
     def __init__(self, folder: Path, program: str, mode: str, processes: int):
         self.folder, self.processes = folder, processes
         call = f"{[str(folder), mode]}, {processes}, {[sys.executable, '-c', program]}"
@@ -81,7 +80,6 @@ class Group:
         )
 
     def written(self, kind: str) -> list[str]:
-        """Wait for a file of this kind from every process, and return their contents."""
         deadline = time.monotonic() + PATIENCE
         files = [self.folder / f"{number}.{kind}" for number in range(self.processes)]
         while not all(file.exists() for file in files):
@@ -90,7 +88,6 @@ class Group:
         return [file.read_text() for file in files]
 
     def pids(self) -> tuple[list[int], list[int]]:
-        """(every process, the child of each), once all are there."""
         own, children = zip(*(map(int, line.split()) for line in self.written("pids")), strict=True)
         return list(own), list(children)
 
@@ -118,16 +115,11 @@ def test_two_processes_are_one_program_whose_service_this_machine_alone_can_reac
     started = group(REDUCE, "end")
     assert started.written("total") == ["140.0 4 2"] * 2
     children = Path(f"/proc/{started.launcher.pid}/task/{started.launcher.pid}/children").read_text().split()
-    [port] = {
-        line.partition("=")[2].rpartition(":")[2]
-        for line in Path(f"/proc/{children[0]}/environ").read_text().split("\0")
-        if line.startswith("ZOO_COORDINATOR=")
-    }
-    listening = "0A"
+    [port] = re.findall(r"\bZOO_COORDINATOR=[^\0]*:(\d+)", Path(f"/proc/{children[0]}/environ").read_text())
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    bound = {row[1].partition(":")[0] for row in rows if row[3] == listening and row[1].endswith(f":{int(port):04X}")}
-    assert bound
-    assert bound <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, also as IPv6 writes it
+    bound = {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[1].endswith(f":{int(port):04X}")}
+    # Listening; 127.0.0.1, also as IPv6 writes it.
+    assert bound and bound <= {"0100007F", "0000000000000000FFFF00000100007F"}
     (tmp_path / "may end").touch()
     code, out, err = started.ended()
     assert (code, out) == (0, "from 0\n"), err

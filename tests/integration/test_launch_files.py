@@ -60,7 +60,6 @@ def test_the_job_set_is_one_slice() -> None:
 
 
 def test_slurm_starts_as_many_processes_as_nodes() -> None:
-    """With meshes of all their devices."""
     text = (DOCS / "launch/slurm.sh").read_text(encoding="utf-8")
     asked = {name: int(value) for name, value in re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)}
     run = started(text)
@@ -89,7 +88,6 @@ PLANS = re.findall(r"`(zoo plan [^`]*)`", (DOCS / "scale.md").read_text(encoding
 
 @pytest.mark.parametrize("line", PLANS)
 def test_plans_that_are_shown_can_be_asked_for(line: str) -> None:
-    """A known job and target, and options that exist."""
     _, _, name, *options = shlex.split(line)
     if not name.isupper():
         targets.parse(plan.asked(name, options).target)

@@ -41,7 +41,6 @@ MODELS = {
     "denoising": f"{XLNET} --permutation.kind denoising --model.task pretraining",
     "labels": f"finetune-classification --init runs/xlnet {VALIDATED} --data.paths labels.tsv",
 }
-"""Run -> its recipe and options."""
 BEGINNINGS = {"distilbert": "bert", "pairs": "t5", "labels": "xlnet"}
 FAST, SLOW = ("bert",), ("both-ways", "denoising")
 TERMS = {"bert": {"masked", "next"}, "distilbert": {"masked", "soft", "cosine"}}
@@ -60,7 +59,6 @@ def run(name: str) -> Path:
 
 
 def some(*names: str) -> list[Any]:
-    """Return parameters with the marks of their tiers."""
     tiers = {name: pytest.mark.slow if name in SLOW else pytest.mark.full for name in names if name not in FAST}
     return [pytest.param(name, marks=tiers.get(name, ())) for name in names]
 

@@ -35,7 +35,6 @@ def truncate(folder: Path) -> None:
 
 
 def copy_half(folder: Path) -> None:
-    """What an interrupted copy leaves: some of the files."""
     for file in files(folder)[::2]:
         file.unlink()
 
@@ -160,7 +159,6 @@ def other_tokenizer(run: Training) -> None:
 def test_another_run_is_refused(
     change: Callable[[Training], None], part: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that has a checkpoint and is not finished yet, started with something else."""
     shutil.copy(home() / "text.txt", tmp_path)
     run = reference().copied("other", 2 * EVERY, home=tmp_path)
     change(run)
@@ -218,7 +216,6 @@ def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
 
 @pytest.mark.full
 def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
-    """At this rate the gradient overflows within a few steps."""
     flags = ("--optim.lr", "100", "--optim.weight-decay", "10", "--optim.clip", "0", "--optim.warmup", "0", "--steps", "20")
     run = Training(home(), "diverging", (*flags, "--max-skipped", "6"))
     with run.start() as started:
@@ -237,7 +234,6 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
 
 
 def test_two_processes_train_as_one() -> None:
-    """Losses of two processes with two devices each equal those of one with four, relatively to 1e-5."""
     two = reference(**TWO)
     assert_close(two, reference())
     assert two.losses()[-1] < two.losses()[0] - 0.5
@@ -265,7 +261,6 @@ def test_a_killed_process_ends_the_group_and_the_same_command_goes_on() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("processes", [(), pytest.param((TWO,), marks=pytest.mark.slow)], ids=["devices", "processes"])
 def test_other_devices_and_processes_go_on_with_the_next_sample(processes: tuple[dict[str, int], ...]) -> None:
-    """From four devices to two, to two processes, and back to four with parameters and heads sharded."""
     run, stops = reference().copied(f"elastic-{len(processes)}", EVERY), [0, EVERY]
     with run.start(devices=2) as started:
         started.committed(EVERY + 1)
@@ -285,7 +280,6 @@ def test_other_devices_and_processes_go_on_with_the_next_sample(processes: tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["t5-nano", "transformer-nano", "xlnet-nano"])
 def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> None:
-    """In parameters, optimizer and what is carried from row to row, in metrics and in the score."""
     run = reference(recipe=recipe).copied(f"killed-{recipe}", EVERY)
     with run.start() as started:
         started.committed(2 * EVERY)
