@@ -1,7 +1,6 @@
 """Fine-tuning as a user does it: from a published folder and labelled files to a run that is scored, shown and exported."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ COUNT = 96
 
 
 def two_kinds(count: int) -> list[str]:
-    """Return texts of two kinds in turn, each of words of its own."""
     rng = np.random.default_rng(1)
     return [" ".join(rng.choice(WORDS[number % 2 :: 2], 6)) for number in range(count)]
 
@@ -71,10 +69,6 @@ def run(task: str) -> Path:
     return trained(task, arguments(task, STEPS))
 
 
-def scores(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "scores.json").read_text())
-
-
 # What is particular to each task is tested without a run, too.
 MARKS = {"classification": [], "span": [pytest.mark.full], "tagging": [pytest.mark.slow], "choice": [pytest.mark.slow]}
 
@@ -84,7 +78,6 @@ def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, 
     learned, measure = losses(run(task)), LEADING[task]
     assert learned[-1] < 0.8 * learned[0]
     best = max((row for row in metrics.read(run(task) / "metrics.jsonl") if row["kind"] == "valid"), key=lambda row: row[measure])
-    # All that is held out is no more than a validation takes.
     final = assert_evaluates_alike(capsys, run(task), 1e-5)
     assert final["step"] == best["step"] == load(run(task)).step
     assert final[measure] == pytest.approx(best[measure]) and final["loss"] == pytest.approx(best["loss"], rel=1e-5)
@@ -93,10 +86,9 @@ def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, 
 def test_the_report_shows_which_class_was_taken_for_which() -> None:
     mistakes = json.loads((run("classification") / "predictions.json").read_text())
     assert mistakes["labels"] == ["no", "yes"]
-    assert np.sum(mistakes["confusion"]) == scores(run("classification"))["examples"] == len(mistakes["worst"])
-    page = (run("classification") / "report.html").read_text()
-    assert "Confusion" in page and "Accuracy" in page
-    assert mistakes["worst"][0]["text"] in page
+    examples = json.loads((run("classification") / "scores.json").read_text())["examples"]
+    assert np.sum(mistakes["confusion"]) == examples == len(mistakes["worst"])
+    assert mistakes["worst"][0]["text"] in (run("classification") / "report.html").read_text()
 
 
 @pytest.mark.full
@@ -113,20 +105,6 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     assert transformers.AutoTokenizer.from_pretrained("./out")("the whale")["input_ids"] == row
     assert back.net.config.labels == ("no", "yes")
     np.testing.assert_array_equal(ours.params["classifier"]["kernel"], back.params["classifier"]["kernel"])
-
-
-@pytest.mark.full
-def test_a_run_that_was_stopped_goes_on_where_it_was(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The last checkpoint, and what was written after it, is lost."""
-    uninterrupted, stopped = run("classification"), place / "runs" / "stopped"
-    shutil.copytree(uninterrupted, stopped)
-    shutil.rmtree(stopped / "checkpoints" / "00000040")
-    (stopped / "scores.json").unlink()
-    ended = call(capsys, "train", *arguments("classification", STEPS), "--name", "stopped")
-    assert (ended.code, ended.stderr) == (0, "")
-    assert "resumed at step 20" in ended.stdout
-    assert scores(stopped) == scores(uninterrupted)
-    assert losses(stopped) == losses(uninterrupted)
 
 
 @pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.full, *marks]) for task, marks in MARKS.items()][1:])

@@ -43,7 +43,6 @@ def test_launch_files_are_readable_and_start_runs_that_join_by_an_address(file: 
 
 
 def test_the_job_set_is_one_slice() -> None:
-    """As many pods as the slice has hosts of four chips, each of which knows its number."""
     jobset = yaml.safe_load((DOCS / "launch/jobset.yaml").read_text(encoding="utf-8"))
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]

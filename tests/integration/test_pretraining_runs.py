@@ -126,7 +126,6 @@ def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["distilbert", "t5"])
 def test_losses_are_the_same_on_another_mesh(name: str) -> None:
-    """Against eight devices of data parallelism, which is what a run takes by itself."""
     plain = run(name)
     assert_same_losses(trained(f"{name}-mesh", arguments(name, "--mesh.tensor 2")), plain)
 

@@ -84,13 +84,11 @@ def test_killed_at_random_moments(kills: int, steps: int) -> None:
     unharmed = reference(*flags)  # made first: what it compiles is then in the cache, and no kill leaves half of it there
     run, during_save, resumed = Training(home(), f"killed-{kills}", flags), 0, 0
     for kill in range(kills):
-        # Far enough for all kills together to come about to the end.
         at = resumed + rng.randint(1, 2 * (steps - resumed) // (kills - kill + 1) + 1)
         with run.start() as started:
             if kill % 2 == 1 and resumed < steps:
                 started.reach(min(at, steps - 2 * EVERY))
                 started.saving()
-                # One at its beginning for certain, the others anywhere in it.
                 time.sleep(rng.uniform(0, 0.1 if during_save else 0.005))
             else:
                 started.reach(min(at, steps))
@@ -201,7 +199,6 @@ def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith("zoo: ") and line.endswith("could not be saved; make room, and the run goes on from the start")
     assert run.latest() is None
-
     with run.start() as started:
         started.reach(1)
         limit(started, ALL_BUT_ARRAYS)
@@ -294,7 +291,6 @@ def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> 
 @pytest.mark.parametrize(
     ("recipe", "flags", "machine"),
     [
-        # Each family on at least two of the four machines.
         ("gpt-nano", SHARDED, TWO),
         ("gpt-nano", ("--engine", "pmap"), TWO),
         ("t5-nano", (), TWO),
@@ -312,13 +308,3 @@ def test_losses_are_the_same_in_two_processes_and_on_every_engine(
     run = Training(home(), f"{recipe}-{len(machine)}{''.join(flags)}", flags, recipe)
     run.finish(**machine)
     assert_close(run, reference(recipe=recipe))
-
-
-@pytest.mark.slow
-def test_what_is_remembered_is_saved_and_full() -> None:
-    """The memory of a run's last checkpoint holds what its last rows read, for every stream."""
-    state = reference(recipe="xlnet-nano").state()
-    memory = {path: leaf for path, leaf in state.items() if path.startswith("carry/")}
-    assert {path: leaf.shape for path, leaf in memory.items()} == {"carry/hidden": (8, 2, 16, 32), "carry/filled": (8,)}
-    assert (memory["carry/filled"] == 16).all()
-    assert len(np.unique(memory["carry/hidden"][:, 1, -1], axis=0)) == 8

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.support.processes import ROOT, Ended, run_python
 
 # run.py with the one step that needs a network put aside: what it would install is written down, and the commands print.
@@ -41,12 +39,8 @@ class Checkout:
         return run_python("-c", OFFLINE, str(self.folder / "run.py"), *argv, env=env, cwd=self.elsewhere)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
-    return Checkout(tmp_path)
-
-
-def test_commands_reach_zoo_and_pytest_unchanged(checkout: Checkout) -> None:
+def test_commands_reach_zoo_and_pytest_unchanged(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
     done = checkout.run("--extra", "none", "train", "gpt-nano", "--optim.lr", "1e-3", "a b")
     assert (done.code, done.stderr) == (0, "install none fresh\n")
     assert done.stdout == f"zoo in {checkout.elsewhere}: <train> <gpt-nano> <--optim.lr> <1e-3> <a b>\n"
@@ -54,7 +48,9 @@ def test_commands_reach_zoo_and_pytest_unchanged(checkout: Checkout) -> None:
     assert done.stdout == f"pytest in {checkout.folder}: <-k> <x>\n"
 
 
-def test_set_up_happens_once_and_again_when_something_changed_or_failed(checkout: Checkout) -> None:
+def test_set_up_happens_once_and_again_when_something_changed_or_failed(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+
     def installed(*argv: str) -> str:
         return checkout.run(*argv).stderr.strip()
 
@@ -73,7 +69,8 @@ def test_set_up_happens_once_and_again_when_something_changed_or_failed(checkout
     assert installed("--extra", "cuda12", "train") == "install cuda12 fresh"
 
 
-def test_an_unknown_extra_and_an_old_python_get_one_line(checkout: Checkout) -> None:
+def test_an_unknown_extra_and_an_old_python_get_one_line(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
     done = checkout.run("--extra", "cuda11", "train")
     assert (done.code, done.stderr) == (1, "--extra cuda11: choose cuda12, cuda13, tpu or none\n")
     path = str(checkout.folder / "run.py")

@@ -32,7 +32,6 @@ UNWATCHED = _Unwatched()
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Make the nano sizes smaller, and `hurry`."""
     for family in configs.families():
         table = configs.family(family).SIZES
         for name, size in table.items():

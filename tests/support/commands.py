@@ -55,7 +55,6 @@ def trained(name: str, argv: Sequence[str]) -> Path:
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
-    """Run a command in this process, which has 8 devices."""
     capsys.readouterr()
     try:
         code = cli.main(argv)
@@ -98,10 +97,7 @@ def assert_evaluates_alike(capsys: pytest.CaptureFixture[str], run: Path, tolera
 
 
 def assert_refused(capsys: pytest.CaptureFixture[str], folder: Path, cases: Mapping[str, tuple[Sequence[str], str]]) -> None:
-    """Assert that each command, {name: (arguments, pattern)}, ends with 2 and one line that matches, and changes no file.
-
-    An option that tyro refuses is explained in a box of some lines.
-    """
+    """Assert that each command, {name: (arguments, pattern)}, ends with 2 and a matching line or box, and changes no file."""
     before, failures = snapshot(folder), {}
     for name, (argv, pattern) in cases.items():
         ended = call(capsys, *argv)

@@ -90,7 +90,6 @@ def with_tokenizer(made: Loaded, words: Tokenizer) -> Loaded:
 
 
 def broken(family: str, word: str) -> Encoder:
-    """An encoder to which a word is not a number."""
     made = loaded(family)
     (entry,) = made.tokenizer.encode(word).tolist()
     table = made.params["embed"]["tokens"]["embedding"].at[entry].set(jnp.nan)

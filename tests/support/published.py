@@ -121,7 +121,6 @@ def write_files(folder: Path, content: dict[str, Any], stored: dict[str, np.ndar
 
 
 def assert_refused(folder: Path, *parts: str) -> None:
-    """Check that a folder is refused in one line that has these parts."""
     with pytest.raises(BadInput) as refusal:
         pretrained.open_folder(folder)
     message = str(refusal.value)
@@ -134,8 +133,6 @@ def file(number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Held(tensors.Tensor):
-    """A tensor in memory, where a test would wait for thousands of files."""
-
     array: np.ndarray
 
     def view(self) -> np.ndarray:

@@ -57,7 +57,6 @@ def quick_compilation() -> Iterator[None]:
 
 
 def text(lines: int = 80) -> str:
-    """Sentences of few words: a text of some dozen rows, so that a run takes several epochs."""
     rng = random.Random(0)
     return "".join(" ".join(rng.choices(WORDS, k=12)) + ".\n" for _ in range(lines))
 
@@ -127,10 +126,8 @@ class Training:
         return done
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl without what is measured in seconds."""
-        return [
-            {key: value for key, value in row.items() if key != "time"} for row in metrics.read(self.folder / "metrics.jsonl")
-        ]
+        rows = metrics.read(self.folder / "metrics.jsonl")
+        return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
     def losses(self) -> np.ndarray:
         return np.array([row["loss"] for row in self.rows()])
@@ -239,7 +236,6 @@ class Started:
 
 
 def assert_same(run: Training, reference: Training) -> None:
-    """The same bits in every array, the same rows of metrics but for timing, the same samples, the same score."""
     ours, theirs = run.state(), reference.state()
     assert ours.keys() == theirs.keys()
     assert not [path for path in ours if ours[path].tobytes() != theirs[path].tobytes()]
@@ -277,20 +273,17 @@ def small_files(largest: int) -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and content of every file, less the lock's."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.lock"]
     return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 def gone(pids: list[int]) -> bool:
-    """Wait until none of these processes runs; False if one still does after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -20,7 +20,6 @@ from zoo.seeds import example_seeds
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
 LABELS = ("no", "perhaps", "yes")
 HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
-
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
 PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
 """Those of them that learn positions."""
@@ -97,11 +96,8 @@ def shapes(net: Model) -> Any:
 
 
 def random_params(net: Model) -> Any:
-    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero.
-
-    T5's kernels are as spread as they begin, those of queries the least: as its scores are not scaled, more would magnify every
-    rounding.
-    """
+    """Parameters as after some training: no leaf is all zeros or all ones; padding rows are zero. T5's kernels are as spread as
+    they begin, those of queries the least: as its scores are not scaled, more would magnify every rounding."""
     rng = np.random.default_rng(0)
 
     def draw(keys: Any, leaf: Any) -> jax.Array:

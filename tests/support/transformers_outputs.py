@@ -14,10 +14,8 @@ PAIR = 0.4
 def given(config: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
     """A padded batch: "tokens", bool "real" and, for a family of two types, int "types", each [rows, longest]; of an
     encoder-decoder they are the decoder's, and "source" and "source_real" [rows, longer] the encoder's. XLNet's is padded in
-    front and has "summary_at" [rows, 1], the last position.
-
-    The id of padding is no token's: `transformers` takes the positions of RoBERTa from it, and gives it no gradient.
-    """
+    front and has "summary_at" [rows, 1], the last position. The id of padding is no token's: `transformers` takes the positions
+    of RoBERTa from it, and gives it no gradient."""
     rng, at, ends = np.random.Generator(np.random.PCG64(1)), np.arange(max(lengths)), np.array(lengths)[:, None]
     xlnet = config["model_type"] == "xlnet"
     if xlnet:

@@ -13,14 +13,12 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the queries of a stream see, each array [queries, keys]; the keys of memory come first."""
+    """What the queries of a stream see, each array [queries, keys]: whether a query sees a key; its place less the key's; whether
+    their types differ (None: there is no term of types). The keys of memory come first."""
 
     allowed: Array
-    """Whether a query sees a key."""
     distance: Array
-    """The query's place less the key's, as the row is read."""
     different: Array | None = None
-    """Whether their types differ; None: there is no term of types."""
 
 
 def tiny(**changes: Any) -> Model:
