@@ -22,7 +22,7 @@ LABELS = ("no", "perhaps", "yes")
 HEADS = [(family, task) for family in models.families() for task in models.family(family).HF]
 ENCODERS = [family for family in models.families() if hasattr(configs.family(family).Config, "task")]
 PLACED = [family for family in ENCODERS if issubclass(configs.family(family).Config, EncoderConfig)]
-"""Those of them that learn positions."""
+"""Encoders that learn positions."""
 GENERATORS = [family for family in models.families() if hasattr(models.family(family), "decode")]
 ONE_WAY = [family for family in GENERATORS if family not in ENCODERS]
 """Families in which no token sees those behind it."""
