@@ -90,7 +90,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
     scores = assert_evaluates_alike(capsys, run(name))
     assert ("pairs" in scores) == (name == "bert")
     if name in ("t5", "decoder", "pairs", "transformer"):
-        # Four steps from the start learn next to nothing: the perplexity is about that of a guess among the 384 rows of the table.
+        # Four steps learn next to nothing: the perplexity is about that of a guess among the 384 rows of the table.
         assert scores["tokens"] > 100 and 1 < scores["perplexity"] < 2 * 384 and "bits_per_byte" not in scores
     for row in metrics.read(run(name) / "metrics.jsonl"):
         if row["kind"] == "train" and name in (*TERMS, "roberta"):

@@ -1,6 +1,6 @@
 """Where the time of a step goes: every instant of every thread has its instruction, and every instruction its part."""
 
-from types import SimpleNamespace
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,18 +11,32 @@ from benchmarks.programs import Step, Variant
 from tests.support import benchmark_steps as steps
 
 
-def event(name: str, start: float, duration: float = 0.0, **stats: Any) -> Any:
-    return SimpleNamespace(name=name, start_ns=start, duration_ns=duration, stats=stats.items())
+@dataclasses.dataclass
+class _Line:
+    events: list[Any]
+
+
+@dataclasses.dataclass
+class _Event:
+    name: str
+    start_ns: float
+    duration_ns: float
+    stats: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def _runs(start: float, duration: float, name: str) -> _Event:
+    return _Event(name, start, duration, [("hlo_op", name)])
 
 
 def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
     """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
-    one = [event("dot", 0, 10, hlo_op="dot"), event(trace.HANDS_ON, 2, _p=7)]
-    other = [event(trace.BEGINS, 4, _c=7), event("copy", 5, 1, hlo_op="copy"), event(trace.ENDS, 8)]
-    shares, busy, times = trace._shared(trace._threads([SimpleNamespace(events=each) for each in (one, other)]))
-    assert shares == pytest.approx({"dot": 9.5e-9, "copy": 0.5e-9}, abs=0)
-    assert busy == pytest.approx({"dot": 13e-9, "copy": 1e-9}, abs=0)
-    assert times == {"dot": 1, "copy": 1}
+    one = [_runs(0, 10, "dot"), _Event(trace.HANDS_ON, 2, 0, [("_p", 7)])]
+    other = [_Event(trace.BEGINS, 4, 0, [("_c", 7)]), _runs(5, 1, "copy"), _Event(trace.ENDS, 8, 0)]
+    shares, busy, times = trace._shared(trace._threads([_Line(one), _Line(other)]))
+    seconds = {name: round(each * 1e9, 6) for name, each in shares.items()}
+    assert seconds == {"dot": 9.5, "copy": 0.5}
+    assert {name: round(each * 1e9, 6) for name, each in busy.items()} == {"dot": 13.0, "copy": 1.0}
+    assert times["dot"] == 1 and times["copy"] == 1
 
 
 @pytest.mark.full

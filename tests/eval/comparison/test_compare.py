@@ -18,7 +18,7 @@ from tests.support import commands, tiny
 from train import metrics
 from train.config import Data, Mesh, Optim, Run, Tokenizer
 from train.config_objectives import Selection
-from train.folder import Folder, read_config, write_json
+from train.folder import Folder, identity, read_config, write_json
 from train.marker import Marker, folder_name
 from zoo.errors import BadInput
 from zoo.models import parameter_count
@@ -84,7 +84,10 @@ def test_trained_runs_are_compared_by_their_files(
     loss = scores["loss"]
     for name, changes in {"a1": {"seed": 1}, "b0": {"optim": dataclasses.replace(trained.optim, lr=0.01)}}.items():
         shutil.copytree("runs/done", f"runs/{name}")
-        Folder(f"runs/{name}").write_config(dataclasses.replace(trained, **changes))
+        run, checkpoint = dataclasses.replace(trained, **changes), Path(f"runs/{name}/checkpoints/{folder_name(trained.steps)}")
+        Folder(f"runs/{name}").write_config(run)
+        marker = Marker.read(checkpoint, trained.steps)
+        dataclasses.replace(marker, meta=marker.meta | {"config": identity(run)}).write(checkpoint)
         write_json(Path(f"runs/{name}/scores.json"), scores | {"loss": loss - 0.5})
     result = json.loads(commands.call(capsys, "compare", "runs/b0", "runs/a1", "runs/done", "--json").stdout)
     fast, base = result["rows"]
