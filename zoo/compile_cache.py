@@ -30,7 +30,7 @@ class CheckedCache(CacheInterface):
         self.folder = self._path = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] - JAX's has no annotation
         """Return the entry's content; None if there is no entry, or it cannot be read, or it does not match its digest."""
         file = self.folder / (key + SUFFIX)
         try:
@@ -68,15 +68,7 @@ def install() -> None:
 
     Remote folders, and those for which JAX is to enforce a size (jax_compilation_cache_max_size), stay with JAX.
     """
-    original = getattr(compilation_cache.get_file_cache, "original", compilation_cache.get_file_cache)
-
-    def get_file_cache(path: str) -> tuple[CacheInterface, str] | None:
-        if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
-            return original(path)
-        return CheckedCache(Path(path)), path
-
-    get_file_cache.original = original
-    compilation_cache.get_file_cache = get_file_cache
+    compilation_cache.get_file_cache = _file_cache
 
 
 def remove_unused(folder: Path, days: float) -> None:
@@ -87,3 +79,12 @@ def remove_unused(folder: Path, days: float) -> None:
             with contextlib.suppress(OSError):  # another process may delete the same file
                 if now - file.stat().st_mtime > age:
                     file.unlink()
+
+
+_jax_file_cache = compilation_cache.get_file_cache
+
+
+def _file_cache(path: str) -> tuple[CacheInterface, str] | None:
+    if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
+        return _jax_file_cache(path)
+    return CheckedCache(Path(path)), path
