@@ -35,7 +35,7 @@ def normal(seed, *shape):
 
 
 def masks(t):
-    """Return every kind of mask, for `t` queries and keys; each of the last five has rows with nothing to attend to."""
+    """Return every kind of mask, for `t` queries and keys."""
     segments = np.minimum(np.arange(t)[None] * 3 // t + [[1], [2]], 3) * (np.arange(t) < [[t - 2], [t]])
     places = np.stack([np.arange(t) % 5, np.arange(t)[::-1]])
     ranks = np.stack([np.random.default_rng(1).permutation(t) - 1, np.arange(t)])
@@ -59,9 +59,9 @@ def masks(t):
     return {name: jax.tree.map(jnp.asarray, mask) for name, mask in made.items()}
 
 
-EMPTY = ("no keys", "segments", "causal segments", "strict ranks", "causal explicit")
+EMPTY = ("causal key lengths", "no keys", "segments", "causal segments", "strict ranks", "causal explicit")
 """Masks that have rows with nothing to attend to."""
-MASKS = ("full", "causal", "window", "band", "key lengths", "causal key lengths", "positions", "ranks", *EMPTY)
+MASKS = ("full", "causal", "window", "band", "key lengths", "positions", "ranks", *EMPTY)
 BIASES = ("none", "dense", "dense of keys", "buckets", "relative")
 
 
