@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from eval import report, samples
 from tests.support.small import random_params, small
