@@ -4,8 +4,8 @@ from pathlib import Path
 
 import zoo
 
-ROOT = Path(zoo.__file__).resolve().parents[1]
-"""The folder that contains the packages."""
+ROOT = Path(zoo.__file__).parents[1]
+"""The folder that contains the packages, spelled as Python spells it in the files of tracebacks."""
 
 
 def own_path(file: str) -> str:

@@ -54,11 +54,12 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     net, data = model(cfg.model), inputs.read(cfg, folder, runtime.cache_dir() / "text")
     state = meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
     wanted = {"params": state.params, "step": state.step}
-    restored = checkpoints(folder.path, cfg, step).restore(wanted, step=step, partial=True)
+    source = checkpoints(folder.path, cfg, step)
+    restored = source.restore(wanted, step=step, partial=True)
     if restored is None:
         raise no_checkpoint(folder.path)
     found, meta = restored
-    check_identity(folder.checkpoints, meta, cfg)
+    check_identity(source.folder, meta, cfg)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
     rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))

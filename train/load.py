@@ -126,11 +126,12 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     places = sharding.shardings(mesh, shapes, net.module.SHARDING)
     abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    restored = checkpoints(path, run, step).restore({"params": abstract, "step": counter}, step=step, partial=True)
+    source = checkpoints(path, run, step)
+    restored = source.restore({"params": abstract, "step": counter}, step=step, partial=True)
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored
-    check_identity(folder.checkpoints, meta, run)
+    check_identity(source.folder, meta, run)
     step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")

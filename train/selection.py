@@ -78,8 +78,10 @@ class Choice:
         """(parameters, step) of the run's choice at its end: the best, or those of `state`; `abstract` says where they lie."""
         if self._run.selection.best:
             self._kept.wait()
-            if found := self._kept.restore({"params": abstract.params, "step": abstract.step}, partial=True):
-                return found[0]["params"], int(found[0]["step"])
+            if restored := self._kept.restore({"params": abstract.params, "step": abstract.step}, partial=True):
+                best, meta = restored
+                check_identity(self._kept.folder, meta, self._run)
+                return best["params"], int(best["step"])
         return state.params, int(state.step)
 
     def _best(self) -> tuple[int, float] | None:

@@ -1,9 +1,9 @@
 """A persistent compilation cache whose entries are written whole and checked when they are read.
 
 JAX writes an entry in place and stores no checksum. A process that is killed while it writes leaves half an entry, which every
-later process reads, warns of and never replaces. Here an entry is written to a file of its own and renamed, and begins with the
-SHA-256 digest of the rest. An entry that does not match its digest is deleted and counts as missing: the program is compiled and
-stored again.
+later process reads and warns of, and none replaces it. Here an entry is written to a file of its own and renamed, and begins with
+the SHA-256 digest of the rest. An entry that does not match its digest is deleted and counts as missing: the program is compiled
+and stored again.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from jax._src import compilation_cache  # JAX offers no public way to replace th
 from jax._src.compilation_cache_interface import CacheInterface
 
 SUFFIX = ".program"
-"""Of the names of entries. JAX's own end in -cache, so both kinds can lie in one folder."""
+"""Suffix of an entry's file. JAX's own files end in -cache, so both kinds can lie in one folder."""
 UNFINISHED = ".unfinished"
+"""Suffix of a file that is being written."""
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -72,7 +73,7 @@ def install() -> None:
 
 
 def remove_unused(folder: Path, days: float) -> None:
-    """Delete the entries that were not used in the last `days` days, and what killed writers left an hour ago or more."""
+    """Delete the entries that were not used in the last `days` days, and the unfinished files that are older than an hour."""
     now = time.time()
     for suffix, age in ((SUFFIX, days * 86_400), (UNFINISHED, 3_600)):
         for file in folder.glob(f"*{suffix}"):

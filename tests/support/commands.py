@@ -61,7 +61,7 @@ def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
     except SystemExit as end:
         code = end.code
     assert isinstance(code, int)
-    return Ended(code, *capsys.readouterr(), seconds=0)
+    return Ended(code, *capsys.readouterr())
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

@@ -3,7 +3,7 @@
 The process gets eight simulated CPU devices and no network. Compiled programs are kept between runs of the tests, in `tests/`
 below the cache folder of the zoo or in the folder that ZOO_TESTS_CACHE names; entries that no run has used for a week are
 deleted. A damaged entry is found by its digest and compiled again (`zoo.compile_cache`). Everything else that is cached lies in a
-folder of this session alone.
+temporary folder.
 """
 
 import os
@@ -16,20 +16,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Where it is set, each process that a test starts compiles JAX's sources anew, which takes longer than most tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# A shell starts what runs in its background deaf to Ctrl-C, and every process below it: tests that send it would wait for ever.
+# A shell starts its background jobs, and all their children, with SIGINT ignored: tests that send it would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from zoo import compile_cache, runtime  # noqa: E402
 
-COMPILED = Path(os.environ.get("ZOO_TESTS_CACHE") or runtime.cache_dir() / "tests", f"compiled-{runtime.processor()}").absolute()
+COMPILED = runtime.private(
+    Path(os.environ.get("ZOO_TESTS_CACHE") or runtime.cache_dir() / "tests", f"compiled-{runtime.processor()}").absolute()
+)
 """Compiled programs of all runs of the tests, and of the processes that they start."""
 
-_SESSION = tempfile.TemporaryDirectory(prefix="zoo-tests-")
-SCRATCH = Path(_SESSION.name)
-"""A folder of this session."""
+_TEMPORARY = tempfile.TemporaryDirectory(prefix="zoo-tests-")
+SCRATCH = Path(_TEMPORARY.name)
+"""A folder that is deleted when this process ends."""
 
 os.environ["ZOO_CACHE"] = str(SCRATCH / "here")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
-COMPILED.mkdir(parents=True, exist_ok=True, mode=0o700)
 compile_cache.remove_unused(COMPILED, days=7.0)
 runtime.prepare(devices=8)

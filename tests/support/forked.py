@@ -12,16 +12,19 @@ from unittest import mock
 
 IMPORTED = ["zoo.commands.train", "train.loop", "eval.samples", "eval.scores", "eval.report", "matplotlib.backends.backend_svg"]
 _context: list[ForkServerContext] = []
+_environment: dict[str, str] = {}
 
 
 def start(argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str]) -> ForkServerProcess:
-    """Start `zoo` with `argv` in a folder, its output going to two files; all forks have the environment of the first."""
+    """Start `zoo` with `argv` in a folder, its output going to two files. All starts must have the same environment."""
     if not _context:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED)
         with mock.patch.dict(os.environ, environment, clear=True):
             forkserver.ensure_running()
         _context.append(context)
+        _environment.update(environment)
+    assert environment == _environment
     process = _context[0].Process(target=_command, args=(argv, folder, out, err))
     process.start()
     return process

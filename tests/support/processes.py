@@ -7,7 +7,6 @@ import pty
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -25,7 +24,6 @@ class Ended:
     code: int
     stdout: str
     stderr: str
-    seconds: float
 
 
 def clean_environment() -> dict[str, str]:
@@ -42,7 +40,6 @@ def clean_environment() -> dict[str, str]:
 
 def run_python(*argv: str, env: Mapping[str, str | None] | None = None, cwd: Path | None = None, timeout: float = 300) -> Ended:
     """Run this Python with `argv` in a clean environment with the variables of `env`; None removes a variable."""
-    start = time.monotonic()
     variables = clean_environment() | (env or {})
     done = subprocess.run(
         [sys.executable, *argv],
@@ -53,7 +50,7 @@ def run_python(*argv: str, env: Mapping[str, str | None] | None = None, cwd: Pat
         text=True,
         timeout=timeout,
     )
-    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def seen_on_terminal(act: Callable[[TextIO], None]) -> str:

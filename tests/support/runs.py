@@ -217,10 +217,9 @@ class Started:
         return sorted(map(int, path.read_text().split()))
 
     def ended(self) -> Ended:
-        start = time.monotonic()
         self.process.join(PATIENCE)
         assert self.process.exitcode is not None, "it does not end"
-        return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text(), time.monotonic() - start)
+        return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
     def interrupted(self) -> Ended:
         """Send SIGINT again and again: Python takes two that arrive during one call into XLA for one."""

@@ -12,7 +12,7 @@ FULL = "full"
 OPT_IN = ("slow", "parity", "aot", "weights")
 SUMMARY = pytest.StashKey[dict[str, int]]()
 FIRST = "integration"
-"""The tests that take longest come first: the two last files to run should not be the longest ones."""
+"""The folder whose tests run first. They take longest, and a long file at the end would leave the other processes idle."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

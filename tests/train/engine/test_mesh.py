@@ -35,7 +35,7 @@ CASES = {
     "4 micro-batches": {"mesh": config.Mesh(data=4), "accumulate": 4},
     "data=8, remat, chunked loss": {"mesh": config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
 }
-STEPS = 12
+STEPS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.gradients import assert_equal_gradients
+from tests.support.layer_stack import dot_flops, loop
 from tests.support.small import jit, loss, random_params, row, seeds, shapes, small, with_source
-from tests.zoo.nn.test_layer_stack import dot_flops, loop
 from train import config
 from train import mesh as meshes
 from zoo import layers, sharding

@@ -12,9 +12,9 @@ import pytest
 
 from tests.support import xlnet_reference as two_streams
 from tests.support.gradients import assert_equal_gradients
+from tests.support.layer_stack import dot_flops
 from tests.support.small import jit, random_params, seeds, shapes, small
 from tests.support.xlnet_reference import Seen, tiny
-from tests.zoo.nn.test_layer_stack import dot_flops
 from train import config
 from train import mesh as meshes
 from zoo import sharding

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from jax.extend import core
 
 from tests.support.gradients import assert_equal_gradients
+from tests.support.layer_stack import dot_flops, loop
 from tests.support.small import (
     BODIES,
     ENCODERS,
@@ -37,18 +36,6 @@ from zoo.masks import Mask
 
 FAMILIES = models.families()
 CAUSAL = [family for family in FAMILIES if models.family(family).OBJECTIVES == ("causal",)]
-
-
-def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
-    """`run_stack` as a Python loop."""
-    graph, ys = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0)))), []
-    for index in range(jax.tree.leaves(params)[0].shape[0]):
-        mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))
-        pattern = options.get("pattern", (None,))
-        kind = pattern[index % len(pattern)]
-        carry, y = body(nnx.merge(graph, mine), carry, x, jnp.int32(index), kind)
-        ys.append(y)
-    return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
 
 
 @pytest.mark.planted
@@ -106,23 +93,6 @@ def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch:
     assert next(layer, None) is None
     layer = iter(allowed[::-1])
     assert np.abs(jit(lambda p: net.apply(p, batch).hidden)(params) - expected).max() > 1e-2
-
-
-def dot_flops(function: Callable, *arguments: Any) -> int:
-    """FLOPs of the matrix products a function does, counted in its jaxpr: 2 for each multiply-add, loops times their length."""
-
-    def count(jaxpr: Any) -> int:
-        total = 0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                left = equation.invars[0].aval.shape
-                total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += times * sum(map(count, core.jaxprs_in_params(equation.params)))
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 CHANGED = [(family, small(family).task, {"heads": 2, "layers": 3, "ffn": 100}) for family in FAMILIES]

@@ -1,0 +1,39 @@
+"""References for the layer stack: the same computation by a plain loop, and its FLOPs counted in the jaxpr."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend import core
+
+
+def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
+    """Compute what `zoo.stack.run_stack` computes, by a Python loop over the layers."""
+    graph, ys = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0)))), []
+    for index in range(jax.tree.leaves(params)[0].shape[0]):
+        mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))
+        pattern = options.get("pattern", (None,))
+        kind = pattern[index % len(pattern)]
+        carry, y = body(nnx.merge(graph, mine), carry, x, jnp.int32(index), kind)
+        ys.append(y)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *ys)
+
+
+def dot_flops(function: Callable, *arguments: Any) -> int:
+    """Count the FLOPs of a function's matrix products in its jaxpr: 2 for each multiply-add, loops times their length."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(map(count, core.jaxprs_in_params(equation.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
