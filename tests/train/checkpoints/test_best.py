@@ -13,7 +13,7 @@ from tests.support import states, tiny
 from train import config
 from train.checkpoint import Checkpoints
 from train.config_objectives import Selection
-from train.folder import Folder
+from train.folder import Folder, identity
 from train.selection import Choice
 from zoo.errors import BadInput
 
@@ -95,3 +95,15 @@ def test_a_measure_that_decides_nothing_gets_one_line(measure: str, tmp_path: Pa
     with pytest.raises(BadInput, match=f"--selection.measure {measure}: not measured here; the nearest is") as refused:
         note(tmp_path, accuracies(0.5), measure=measure)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.planted
+def test_the_best_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run, other, last = a_run(tmp_path), a_run(tmp_path, seed=1), states.make(20)
+    score = SimpleNamespace(record=lambda: {"loss": 1.0})
+    with Choice(run, Folder.of(run), notify=pytest.fail) as choice:
+        choice.note(states.make(10), score, META | {"config": identity(run)})
+    with Choice(other, Folder.of(other), notify=pytest.fail) as choice:
+        for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.note(last, score, META)):
+            with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 asked"):
+                use()
