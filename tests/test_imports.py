@@ -3,8 +3,10 @@
 import collections
 import sys
 
+import jax
 import pytest
 
+from tests.support.environment import COMPILED
 from tests.support.processes import ROOT
 
 
@@ -28,3 +30,8 @@ def test_no_file_is_imported_under_two_names() -> None:
 def test_a_second_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tiny", sys.modules[__name__])
     assert sorted(names_of_files()[__file__]) == ["tests.test_imports", "tiny"]
+
+
+def test_the_compilation_cache_is_shared_by_all_processes() -> None:
+    assert jax.config.values["jax_compilation_cache_dir"] == str(COMPILED)
+    assert jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 0

@@ -19,6 +19,8 @@ sys.dont_write_bytecode = False
 # A shell starts its background jobs, and all their children, with SIGINT ignored: tests that send it would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import jax  # noqa: E402
+
 from zoo import compile_cache, runtime  # noqa: E402
 
 COMPILED = runtime.private(
@@ -32,5 +34,7 @@ SCRATCH = Path(_TEMPORARY.name)
 
 os.environ["ZOO_CACHE"] = str(SCRATCH / "here")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+# JAX has read the environment if a plugin of pytest imported it first.
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 compile_cache.remove_unused(COMPILED, days=7.0)
 runtime.prepare(devices=8)
