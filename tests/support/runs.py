@@ -224,7 +224,8 @@ class Started:
     def interrupted(self) -> Ended:
         """Send SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
         while self.process.exitcode is None:
-            self.send(signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended since
+                self.send(signal.SIGINT)
             time.sleep(0.01)
         return self.ended()
 
