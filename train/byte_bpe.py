@@ -12,9 +12,13 @@ from train.marks import ROBERTA
 END_OF_TEXT = "<|endoftext|>"
 
 
-def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """GPT-2's tokenizer. An end-of-text mark that the vocabulary lacks gets the next id."""
-    core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)))
+def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
+    """GPT-2's tokenizer. An end-of-text mark that the vocabulary lacks gets the next id.
+
+    Args:
+        prefix_space: put a space before a text that begins with none.
+    """
+    core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), prefix_space)
     core.add_special_tokens([END_OF_TEXT])
     return json.loads(core.to_str())
 

@@ -1,5 +1,6 @@
 """Text to token ids and back: byte-level BPE, GPT-2's and RoBERTa's, BERT's WordPiece, T5's and XLNet's unigram models."""
 
+import copy
 import hashlib
 import json
 import os
@@ -17,13 +18,18 @@ from train.byte_bpe import END_OF_TEXT
 from train.marks import Marks, TextMarks
 from train.pieces import LONGEST_PIECE, cut, groups
 from zoo.errors import BadInput
+from zoo.published import read_json
 
-FILE = "tokenizer.json"
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 LARGEST_FILE = 64 << 20
 
 Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"]
 Cuts = Literal["anywhere", "spaces", "nowhere"]
 SPACES = " \n\r\t"
+CLEAN = "clean_up_tokenization_spaces"
+CONTRACTED = [(f" {end}", end) for end in (".", "?", "!", ",")] + [(" ' ", "'")]
+CONTRACTED += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
+"""What `transformers` replaces in decoded text where the settings ask for it."""
 
 # The library's threads do not survive a fork. Where nobody said whether to use them, it warns at a fork; where somebody said yes,
 # the child hangs. So yes is said here, and no in the child.
@@ -51,12 +57,16 @@ class Tokenizer:
     fingerprint: str
     """SHA-256 of the tokenizer.json, whatever its layout: equal for equal tokenizers."""
 
-    def __init__(self, content: Any) -> None:
-        """Takes the parsed content of a tokenizer.json.
+    settings: Mapping[str, Any]
+    """What the tokenizer_config.json beside it says, of which nothing changes ids; empty if there was none."""
+
+    def __init__(self, content: Any, settings: Mapping[str, Any] | None = None) -> None:
+        """Takes the parsed content of a tokenizer.json, and of the tokenizer_config.json that is to be kept with it.
 
         Raises:
             BadInput: it defines no usable tokenizer; the caller knows the file's name and adds it.
         """
+        self.settings = dict(settings or {})
         self._json = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
         self._core = _parse(self._json)
@@ -118,11 +128,12 @@ class Tokenizer:
             BadInput: no such file, or one that is no tokenizer, has gaps between its ids, has neither "<|endoftext|>" nor
                 the marks of its kind, or lacks some of these.
         """
-        file = Path(folder) / FILE
+        file, settings = Path(folder) / FILE, Path(folder) / SETTINGS
+        kept = read_json(settings, LARGEST_FILE) if settings.exists() else None
         try:
             if file.stat().st_size > LARGEST_FILE:
                 raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
-            return cls(json.loads(file.read_text(encoding="utf-8")))
+            return cls(json.loads(file.read_text(encoding="utf-8")), kept)
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); name a folder that holds a {FILE}") from None
         except (ValueError, RecursionError) as error:
@@ -131,16 +142,31 @@ class Tokenizer:
             raise BadInput(f"{file}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json into a folder, whole or not at all."""
-        part = Path(folder) / f".{FILE}.{os.getpid()}"
-        try:
-            with part.open("w", encoding="utf-8") as stream:
-                stream.write(self._json)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, Path(folder) / FILE)
-        finally:
-            part.unlink(missing_ok=True)
+        """Write tokenizer.json, and the settings that came with it, into a folder; each file completely or not at all."""
+        if self.settings:
+            _replace(Path(folder) / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
+        else:
+            (Path(folder) / SETTINGS).unlink(missing_ok=True)
+        _replace(Path(folder) / FILE, self._json)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Tokenizer":
+        """Return the same tokenizer with other settings."""
+        other = copy.copy(self)
+        other.settings = dict(settings)
+        return other
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of its tokenizer.json as the library writes it, whatever version of the format it was read from."""
+        return json.loads(_parse(self._json).to_str())
+
+    def ids(self) -> dict[str, int]:
+        """Return the id of each entry, those of added tokens among them."""
+        return self._core.get_vocab(with_added_tokens=True)
+
+    def by_template(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return ids and token types of one text or two with the special tokens that the template in tokenizer.json adds."""
+        encoding = self._core.encode(*texts)
+        return encoding.ids, encoding.type_ids
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Ids of a text, without any mark."""
@@ -222,7 +248,8 @@ class Tokenizer:
         """The text of ids; end-of-text reads "<|endoftext|>", other marks their names, and bytes that are no UTF-8 U+FFFD.
 
         WordPiece gives words with spaces between, not the text: case, accents and the kind of space may be lost. T5's kind and
-        XLNet's give the text as it is normalized, "<unk>" for what is unknown.
+        XLNet's give the text as it is normalized, "<unk>" for what is unknown; where the settings have
+        `clean_up_tokenization_spaces`, without the space before punctuation, as `transformers` decodes it.
 
         Raises:
             ValueError: an id outside the vocabulary (the library would drop it unsaid).
@@ -230,7 +257,12 @@ class Tokenizer:
         numbers = np.asarray(ids, np.int64)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocab_size):
             raise ValueError(f"ids {numbers.min()} to {numbers.max()} are not all in a vocabulary of {self.vocab_size}")
-        return self._core.decode(numbers.tolist(), skip_special_tokens=False)
+        text = self._core.decode(numbers.tolist(), skip_special_tokens=False)
+        # Byte-level BPE is left as it is: that decodes to the text that was encoded.
+        if self.settings.get(CLEAN) and not isinstance(self._core.model, models.BPE):
+            for before, after in CONTRACTED:
+                text = text.replace(before, after)
+        return text
 
     def continuation(self, ids: Integer[np.ndarray, " tokens"] | Sequence[int]) -> str:
         """The text of ids that go on with another text: T5's and XLNet's with the space before its first word, if any."""
@@ -240,14 +272,15 @@ class Tokenizer:
         return text
 
     def token_bytes(self) -> Int64[np.ndarray, " V"]:
-        """UTF-8 bytes that each id stands for; 0 for added entries (the marks).
+        """UTF-8 bytes that each id stands for; 0 for special tokens.
 
         Byte-level BPE: a text's bytes are the sum over its ids. WordPiece: the bytes of the piece without "##"; the sum is less
         than the text has, for spaces, dropped accents and unknown words are not counted. T5's and XLNet's: of the text as it is
         normalized, with a space before it; what is unknown is not counted.
         """
         sizes = np.array([self._size(entry) for entry in self._entries()], np.int64)
-        sizes[list(self._core.get_added_tokens_decoder())] = 0
+        for number, token in self._core.get_added_tokens_decoder().items():
+            sizes[number] = 0 if token.special else len(token.content.encode())
         return sizes
 
     def word_starts(self) -> Bool[np.ndarray, " V"]:
@@ -278,6 +311,19 @@ class Tokenizer:
 
     def _entries(self) -> Iterator[str]:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file, or leave the old one."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:

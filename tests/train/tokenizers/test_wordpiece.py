@@ -71,6 +71,8 @@ VOCABULARIES = {
     "no special tokens": (b"a\nb\n", "it has none of [PAD]"),
     "missing": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", "it has no [MASK], and an encoder needs [PAD], [UNK], [CLS]"),
     "several": (b"[PAD]\n[UNK]\n[CLS]\n", "it has no [SEP] and no [MASK], and an encoder"),
+    "space": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na \n", 'line 6 is "a ", which transformers reads without its last space'),
+    "carriage return": (b"[PAD]\n[UNK]\r\n[CLS]\ra\n", "line 3 has a carriage return within it"),
     "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its marks are those of byte-level BPE, and its model"),
 }
 
