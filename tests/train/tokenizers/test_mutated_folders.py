@@ -1,0 +1,217 @@
+"""Tokenizer folders that were changed: each is refused, or gives the ids of `transformers`, and so does what is written of it."""
+
+import collections
+import contextlib
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.tokenizers import folders, kinds
+from tests.train.tokenizers.folders import STRINGS
+from tests.train.tokenizers.kinds import KINDS, UNIGRAMS
+from train import tokenizer_files
+from train.tokenizer import Kind, Tokenizer
+from zoo.errors import BadInput
+
+SPECIAL = ("<", "[")
+
+
+def framed(ours: Tokenizer, *texts: str) -> list[int]:
+    """Return the ids of a text or two between the special tokens that models of its kind are given."""
+    ids = [ours.encode(text) for text in texts]
+    if ours.marks is not None:
+        return (ours.marks.single(*ids) if len(ids) == 1 else ours.marks.pair(*ids))[0].tolist()
+    end = [] if ours.text_marks is None else [ours.text_marks.end]
+    return [number for some in ids for number in (*some.tolist(), *end)]
+
+
+def difference(ours: Tokenizer, theirs: Any) -> str:
+    """Return where two tokenizers differ; "" if nowhere.
+
+    No text gives the id of a special token here, which is `split_special_tokens` there; T5's and XLNet's, whose vocabularies have
+    them as entries, are not held to it.
+    """
+    strings = [text for text in STRINGS if ours.kind not in UNIGRAMS or not any(mark in text for mark in SPECIAL)]
+    found = theirs(strings, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    for text, expected in zip(strings, found, strict=True):
+        if ours.encode(text).tolist() != expected:
+            return f"{text!r} is {ours.encode(text).tolist()} and not {expected}"
+        # A WordPiece file without a decoder is given one here.
+        with_decoder = ours.kind != "wordpiece" or theirs.backend_tokenizer.decoder is not None
+        if with_decoder and ours.decode(expected) != (decoded := theirs.decode(expected)):
+            return f"{expected} is {ours.decode(expected)!r} and not {decoded!r}"
+    for texts in (["the whale"], ["the whale", "a ship"]):
+        if framed(ours, *texts) != (expected := theirs(*texts)["input_ids"]):
+            return f"{texts} are {framed(ours, *texts)} and not {expected}"
+    return "" if len(theirs) == ours.vocab_size else f"{ours.vocab_size} entries and not {len(theirs)}"
+
+
+def outcome(folder: Path, kind: Kind) -> str:
+    """Return what becomes of a folder: equal, refused, or what is wrong."""
+    try:
+        ours = tokenizer_files.read(folder)
+    except BadInput as refusal:
+        return f"refused in several lines: {refusal}" if "\n" in str(refusal) else "refused"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            theirs = kinds.auto(folder)
+    except Exception:
+        return "not read by transformers"
+    if found := difference(ours, theirs):
+        return f"different: {found}"
+    out = folder.with_name("out")
+    out.mkdir()
+    try:
+        tokenizer_files.write(out, ours, longest=None)
+    except BadInput as refusal:
+        return f"not written: {refusal}"
+    kinds.name_family(out, kind)
+    found = difference(ours, kinds.auto(out)) or difference(tokenizer_files.read(out), theirs)
+    return f"different when written: {found}" if found else "equal"
+
+
+def counts(path: Path, kind: Kind, changes: Iterable[tuple[str, str, str]]) -> collections.Counter[str]:
+    """Return how many folders are equal, refused, and so on, and print it."""
+    number, wrong = collections.Counter[str](), []
+    for at, change in enumerate(dict.fromkeys(changes)):
+        folder = path / str(at) / "in"
+        folders.make(folder, kind, *change)
+        result = outcome(folder, kind)
+        number[result.partition(":")[0]] += 1
+        if ":" in result:
+            wrong.append(f"{kind}, {change}: {result}")
+    print(f"{kind}: {dict(number)} folders, {len(STRINGS)} strings each")
+    assert not wrong, "\n".join(wrong)
+    return number
+
+
+LAST = {"gpt": ("as trained", "prefix space", "vocabulary alone"), "wordpiece": ("as trained", "cased", "vocabulary alone")}
+LAST |= {"roberta": LAST["gpt"]}
+FEW: dict[Kind, list[tuple[str, str, str]]] = {
+    kind: [
+        ("digits apart", "rules of the file", "as written"),
+        ("digits apart", "as written", "as written"),
+        ("another word", "as written", "as written"),
+        ("end twice", "rules of the file", "as written"),
+        ("as trained", "one more", "as written"),
+        ("as trained", "as written", "added to tokenizer.json" if kind == "xlnet" else "added to a vocabulary"),
+        ("NFC and lower case", "rules of the file", "as written"),
+        LAST.get(kind, ("as trained", "another end", "as written")),
+    ]
+    for kind in KINDS
+}
+"""The folders of the fast tier."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_one_of_a_few_changes_is_refused_or_equal(kind: Kind, tmp_path: Path) -> None:
+    number = counts(tmp_path, kind, FEW[kind])
+    assert number["equal"] >= 3 and number["refused"] >= 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_one_change_is_refused_or_equal(kind: Kind, tmp_path: Path) -> None:
+    number = counts(tmp_path, kind, folders.single(kind))
+    assert number["equal"] >= 20 and number["refused"] >= 20
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_several_changes_is_refused_or_equal(kind: Kind, tmp_path: Path) -> None:
+    counts(tmp_path, kind, folders.several(kind, 300))
+
+
+MESSAGES: list[tuple[Kind, tuple[str, str, str], str]] = [
+    (
+        "gpt",
+        ("prefix space", "as written", "as written"),
+        "add_prefix_space is false, and add_prefix_space of tokenizer.json is true; ",
+    ),
+    (
+        "gpt",
+        ("digits apart", "as written", "no settings"),
+        "pre_tokenizer of tokenizer.json is not that of GPT2Tokenizer, the class ",
+    ),
+    (
+        "gpt",
+        ("one end", "as written", "as written"),
+        "post_processor of tokenizer.json makes a <|endoftext|> of 'a', and models ",
+    ),
+    ("gpt", ("as trained", "begin and end", "vocabulary alone"), "add_bos_token or add_eos_token is true: no special token "),
+    (
+        "gpt",
+        ("random merges", "rules of the file", "as written"),
+        "model.dropout of tokenizer.json is 0.5: ids would be random; ",
+    ),
+    (
+        "wordpiece",
+        ("cased", "as written", "as written"),
+        "do_lower_case is true, and lowercase of tokenizer.json is false; the class ",
+    ),
+    (
+        "wordpiece",
+        ("cased", "as written", "no settings"),
+        "do_lower_case is true by default, and lowercase of tokenizer.json is fal",
+    ),
+    ("wordpiece", ("Chinese joined", "as written", "as written"), "tokenize_chinese_chars is true, and handle_chinese_chars of "),
+    (
+        "wordpiece",
+        ("as trained", "another CLS", "as written"),
+        'cls_token is "<new>" in the settings, and models of this kind are ',
+    ),
+    ("wordpiece", ("as trained", "as written", "added to a vocabulary elsewhere"), 'the token "foobar" has the id 950 in the '),
+    ("wordpiece", ("another word", "added nothing", "as written"), 'the added token "foobar" is not in added_tokens_decoder, '),
+    (
+        "roberta",
+        ("as trained", "GPT-2's", "vocabulary alone"),
+        "transformers reads it with the class GPT2Tokenizer; its vocabulary ",
+    ),
+    (
+        "sentencepiece",
+        ("as trained", "unknown class", "as written"),
+        'tokenizer_class is "WhaleTokenizer"; the rules of this class ',
+    ),
+    (
+        "sentencepiece",
+        ("as trained", "one more", "as written"),
+        'the special token "<new>" is among the settings, and tokenizer.',
+    ),
+]
+
+
+@pytest.mark.planted(len(MESSAGES))
+def test_a_refusal_names_both_sides(tmp_path: Path) -> None:
+    for at, (kind, change, message) in enumerate(MESSAGES):
+        folders.make(folder := tmp_path / str(at), kind, *change)
+        with pytest.raises(BadInput) as refusal:
+            tokenizer_files.read(folder)
+        assert str(refusal.value).partition(": ")[2].startswith(message)
+
+
+def test_the_settings_that_were_read_are_kept_in_a_run_and_in_what_it_exports(tmp_path: Path) -> None:
+    folders.make(tmp_path / "in", "gpt", "pattern of GPT-4", "rules of the file", "as written")
+    settings = json.loads((tmp_path / "in" / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages }}"}
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("run", "out"):
+        (tmp_path / name).mkdir()
+    tokenizer_files.read(tmp_path / "in").save(tmp_path / "run")
+    tokenizer_files.write(tmp_path / "out", Tokenizer.load(tmp_path / "run"), longest=None)
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == json.loads(
+        (tmp_path / "in" / "tokenizer.json").read_text()
+    )
+    # Another tokenizer that takes its place has no settings.
+    kinds.trained("gpt").save(tmp_path / "run")
+    assert Tokenizer.load(tmp_path / "run").settings == {}
+
+
+def test_the_bytes_of_an_added_word_are_counted(tmp_path: Path) -> None:
+    folders.make(tmp_path / "in", "gpt", "another word", "as written", "as written")
+    ours, text = tokenizer_files.read(tmp_path / "in"), "the foobar \u00e9"
+    assert kinds.VOCAB in (ids := ours.encode(text))
+    assert ours.token_bytes()[ids].sum() == len(text.encode())
