@@ -1,6 +1,7 @@
 """A published config.json, read key by key: what a family does not compute is refused, and what nobody read is told."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ class Published:
         self.file = file
         self._content = content
         self._read: set[str] = set()
+        self._aliases: dict[str, str] = {}
+        """Key of the family -> the other name under which this file has it."""
 
     @classmethod
     def load(cls, folder: Path) -> "Published":
@@ -38,6 +41,27 @@ class Published:
         """
         file = folder / FILE
         return cls(file, read_json(file, LARGEST_FILE))
+
+    def use_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Read a key under its other name from now on, where the file has that name.
+
+        `transformers` sets the keys of a family first and what stands under other names (`attribute_map`) afterwards, so an alias
+        wins over the key itself. What it works out between the two, a family reads before it calls this.
+
+        Args:
+            aliases: other name -> key of the family; all of them are whole numbers.
+
+        Raises:
+            BadInput: an alias is null, or the key it replaces is no whole number.
+        """
+        for alias, key in aliases.items():
+            if alias not in self._content:
+                continue
+            if key in self._content:
+                self.whole(key)
+            if self._content[alias] is None:
+                raise self.wrong(alias, None, f"it is the name that `transformers` reads as {key}; give a number or leave it out")
+            self._aliases[key] = alias
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number of at least `least`; an absent or null one takes the default."""
@@ -102,17 +126,28 @@ class Published:
         self._read.update(keys)
 
     def unread(self) -> list[str]:
-        """Keys nobody has asked for."""
-        return sorted(self._content.keys() - self._read)
+        """Keys nobody has asked for.
+
+        Raises:
+            BadInput: one of them names a size, or changes what other keys mean.
+        """
+        unread = sorted(self._content.keys() - self._read)
+        for key in unread:
+            if SIZE.search(key):
+                fix = "it is not known here and names a size, which may change what is computed; remove it if it has no effect"
+                raise self.wrong(key, self._content[key], fix)
+        return unread
 
     def wrong(self, key: str, value: Any, why: str) -> BadInput:
         """The refusal of a key's value."""
+        key = self._aliases.get(key, key)
         said = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
         return BadInput(f"{self.file}: {key} {said}; {why}")
 
     def _take(self, key: str, default: Any) -> Any:
-        self._read.add(key)
-        value = self._content.get(key)
+        name = self._aliases.get(key, key)
+        self._read.update((key, name))
+        value = self._content.get(name)
         return default if value is None else value
 
 
@@ -121,8 +156,15 @@ BOOKKEEPING = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range", "gradient_checkpointing"),
     *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
+    # Settings of generation, which `transformers` 5 no longer reads from this file.
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
 )
 """Keys of any family that say how a model was made or is to be called, not what it computes."""
+
+SIZE = re.compile(
+    "hidden|layer|head|dim|size|position|vocab|width|depth|embd|inner|ffn|window|expert|(^|_)n_|^num_|^attribute_map$"
+)
+"""What the names of sizes contain. An unknown key with such a name may change what `transformers` computes."""
 
 
 def read_json(file: Path, largest: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
+    published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
     published.never("quantization_config")
@@ -80,6 +81,9 @@ def to_published(cfg: Config) -> dict[str, Any]:
         **COMPUTED,
     }
 
+
+ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+"""Other names of keys, which win in `transformers`."""
 
 COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
 """Keys that change the arithmetic, with the value that is computed here."""

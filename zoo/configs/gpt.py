@@ -100,6 +100,7 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
+    published.use_aliases(ALIASES)
     width, heads = published.whole("n_embd", 768), published.whole("n_head", 12)
     if width % heads:
         raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
@@ -153,6 +154,14 @@ def to_published(cfg: Config) -> dict[str, Any]:
         **COMPUTED,
     }
 
+
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names of keys, which win in `transformers`."""
 
 COMPUTED = {
     "scale_attn_weights": True,

@@ -105,6 +105,9 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
+    # `transformers` gives the decoder as many layers before it looks at the other name of `num_layers`.
+    layers = published.whole("num_layers", 6)
+    published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
     published.never("quantization_config")
@@ -113,12 +116,11 @@ def from_published(published: Published) -> Config:
     # What `transformers` writes beside it, worked out from it.
     published.only("is_gated_act", gated)
     published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
-    layers = published.whole("num_layers", 6)
     # `transformers` 5 ties whenever it can, and keeps what the file said under the second name.
     tied = published.flag("tie_word_embeddings", True)
     return Config(
         vocab=published.whole("vocab_size", 32_128),
-        layers=layers,
+        layers=published.whole("num_layers", 6),
         decoder_layers=published.whole("num_decoder_layers", layers),
         width=published.whole("d_model", 512),
         heads=published.whole("num_heads", 8),
@@ -165,6 +167,14 @@ def to_published(cfg: Config) -> dict[str, Any]:
         **COMPUTED,
     }
 
+
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+"""Other names of keys, which win in `transformers`."""
 
 COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
 """Keys that change what is computed, with the value that is computed here: a decoder begins with the padding's id."""

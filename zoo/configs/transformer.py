@@ -88,6 +88,7 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
+    published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
     # Its default is another one than what is computed here.
@@ -152,6 +153,13 @@ def to_published(cfg: Config) -> dict[str, Any]:
 POSITIONS = 1024
 """Of an export: `transformers` keeps sinusoids in a table, and takes no longer rows."""
 
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
+"""Other names of keys, which win in `transformers`."""
+
 COMPUTED = {
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -170,7 +178,7 @@ COMPUTED = {
 """Keys that change the arithmetic, with the value that is computed here."""
 
 WITHOUT_EFFECT = (
-    *("max_position_embeddings", "num_hidden_layers", "init_std", "classif_dropout", "classifier_dropout", "bad_words_ids"),
+    *("max_position_embeddings", "init_std", "classif_dropout", "classifier_dropout", "bad_words_ids"),
     *("decoder_start_token_id", "forced_eos_token_id", "max_length", "num_beams", "extra_pos_embeddings"),
 )
 

@@ -59,6 +59,9 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
+    # `transformers` works out the size of a head before it looks at the other names of its numbers.
+    head = published.whole("d_model", 1024) // published.whole("n_head", 16)
+    published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
     published.never("quantization_config")
@@ -67,8 +70,7 @@ def from_published(published: Published) -> Config:
     if (first := published.number("summary_first_dropout", 0.0)) != 0:
         raise published.wrong("summary_first_dropout", first, "this family computes 0")
     cfg = Config(
-        # The second is its name of old.
-        vocab=published.whole("vocab_size", published.whole("n_token", 32_000)),
+        vocab=published.whole("vocab_size", 32_000),
         layers=published.whole("n_layer", 24),
         width=published.whole("d_model", 1024),
         heads=published.whole("n_head", 16),
@@ -82,7 +84,8 @@ def from_published(published: Published) -> Config:
         reuse=published.whole("reuse_len", 0, least=0),
         **on_top(published),
     )
-    published.only("d_head", cfg.head)
+    if (size := published.whole("d_head", head)) != cfg.head:
+        raise published.wrong("d_head", size, f"this family computes {cfg.head}, d_model / n_head")
     return cfg
 
 
@@ -114,6 +117,14 @@ def to_published(cfg: Config) -> dict[str, Any]:
         **COMPUTED,
     }
 
+
+ALIASES = {
+    "n_token": "vocab_size",
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names of keys, which win in `transformers`."""
 
 COMPUTED = {
     "untie_r": True,

@@ -42,8 +42,8 @@ def test_absent_keys_of_xlnet_have_the_defaults_of_transformers() -> None:
     assert configs.named(read("xlnet", "permutation")) == "xlnet-large-cased"
     lengths = [read("xlnet", "permutation", **keys).memory for keys in ({}, {"mem_len": None}, {"mem_len": 0}, {"mem_len": 7})]
     assert lengths == [0, 0, 0, 7]
-    other = read("xlnet", "permutation", reuse_len=5, n_token=99, dropout=0.3)
-    assert (other.reuse, other.vocab, other.attention_dropout) == (5, 99, 0.3)
+    other = read("xlnet", "permutation", reuse_len=5, dropout=0.3)
+    assert (other.reuse, other.attention_dropout) == (5, 0.3)
 
 
 def test_fine_tuning_has_its_own_length_and_no_memory(tmp_path: Path) -> None:
@@ -67,6 +67,33 @@ def test_tied_tables_of_t5_have_two_names() -> None:
     for keys in (scaled, {"dense_act_fn": "gelu_new"}, {"is_gated_act": True}):
         gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **keys}
         assert not read("t5", decoder_start_token_id=0, **gated).tied
+
+
+ALIASED: list[tuple[str, dict[str, int], dict[str, int]]] = [
+    ("gpt", {"hidden_size": 24, "num_attention_heads": 2}, {"width": 24, "heads": 2, "ffn": 96, "layers": 12}),
+    ("gpt", {"n_layer": 5, "num_hidden_layers": 2, "max_position_embeddings": 7}, {"layers": 2, "context": 7}),
+    (
+        "distilbert",
+        {"hidden_size": 24, "num_attention_heads": 2, "n_heads": 3, "num_hidden_layers": 4},
+        {"heads": 2, "layers": 4},
+    ),
+    ("t5", {"num_hidden_layers": 2, "num_layers": 3, "head_dim": 5}, {"layers": 2, "decoder_layers": 3, "head": 5}),
+    ("t5", {"num_hidden_layers": 2, "hidden_size": 24}, {"layers": 2, "decoder_layers": 6, "width": 24}),
+    ("transformer", {"num_hidden_layers": 12, "encoder_layers": 3, "num_attention_heads": 16}, {"layers": 12, "heads": 16}),
+    (
+        "xlnet",
+        {"n_token": 99, "num_hidden_layers": 2, "num_attention_heads": 32, "hidden_size": 2048},
+        {"vocab": 99, "heads": 32},
+    ),
+]
+"""A family, keys of its config.json, and the numbers that `transformers` makes of them."""
+
+
+@pytest.mark.parametrize(("family", "keys", "numbers"), ALIASED)
+def test_other_names_of_keys_win(family: str, keys: dict[str, int], numbers: dict[str, int]) -> None:
+    """Compare defaults, too, that `transformers` works out before it reads the other names: T5's decoder, XLNet's heads."""
+    cfg = read(family, **COMMON.get(family, {}), **keys)
+    assert {name: getattr(cfg, name) for name in numbers} == numbers
 
 
 def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
@@ -100,9 +127,13 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
 """Keys of each family with a value that changes the arithmetic and is not computed here."""
 
 
+COMMON: dict[str, dict[str, Any]] = {"transformer": {"scale_embedding": True}, "t5": {"decoder_start_token_id": 0}}
+"""What must be there, because its default is not computed here."""
+
+
 @pytest.mark.parametrize("family", configs.families())
 def test_what_a_family_does_not_compute_is_refused(family: str) -> None:
-    common = {"transformer": {"scale_embedding": True}, "t5": {"decoder_start_token_id": 0}}.get(family, {})
+    common = COMMON.get(family, {})
     for key, value in NOT_COMPUTED[family].items():
         with pytest.raises(BadInput) as refusal:
             read(family, "masked" if "bert" in family else "", **{**common, key: value})
@@ -119,6 +150,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gpt", "", {"n_layer": True}, "n_layer is true; it must be a whole number"),
     ("gpt", "", {"n_positions": -1}, "n_positions is -1; it must be a whole number of at least 1"),
     ("gpt", "", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon is .*finite number"),
+    ("gpt", "", {"num_attention_heads": 5}, "num_attention_heads is 5; it must divide n_embd"),
+    ("gpt", "", {"hidden_size": None}, "hidden_size is null; .* reads as n_embd"),
+    ("gpt", "", {"n_embd": "x", "hidden_size": 24}, 'n_embd is "x"; it must be a whole number'),
+    ("xlnet", "", {"hidden_size": 256}, "d_head is absent; this family computes 16"),
     ("xlnet", "", {"mem_len": -1}, "mem_len is -1; it must be a whole number of at least 0"),
     ("t5", "", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false"),
     ("t5", "", {"dense_act_fn": "gelu_new"}, 'dense_act_fn is "gelu_new"; feed_forward_proj says'),
@@ -136,6 +171,13 @@ def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: di
     with pytest.raises(BadInput, match=message) as refusal:
         read(family, task, **keys)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["n_head", "embedding_size", "per_layer_config", "ffn_dim", "rel_positions", "attribute_map"])
+def test_an_unknown_key_that_names_a_size_is_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published.BERT | {key: 3}))
+    with pytest.raises(BadInput, match=f"config.json: {key} is 3; it is not known here and names a size"):
+        pretrained.read_config(tmp_path)
 
 
 def test_a_refusal_names_the_file(tmp_path: Path) -> None:
