@@ -15,9 +15,10 @@ from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.folder import Folder, check_identity, is_run, read_config
 from train.tokenizer import FILE, Tokenizer
-from zoo import hub, models, pretrained, sharding
+from zoo import configs, hub, models, pretrained, sharding
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.published import Published
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +55,9 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
     cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
-    return _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
+    loaded = _fitting(Loaded(folder.resolve().name, models.model(cfg), params, tokenizer_files.read(folder), mesh))
+    _check_padding(folder, loaded)
+    return loaded
 
 
 def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
@@ -147,6 +150,20 @@ def checkpoints(path: Path, run: config.Run, step: int | None = None) -> Checkpo
 
     best = those(folder.best).latest() if run.selection.best else None
     return those(folder.checkpoints if best is None or step not in (None, best) else folder.best)
+
+
+def _check_padding(folder: Path, loaded: Loaded) -> None:
+    """Refuse a published model that takes another id for padding than its tokenizer, where what it computes depends on that.
+
+    RoBERTa counts positions from it, and the decoders of T5 and Marian begin with it.
+    """
+    default = getattr(configs.family(loaded.net.family), "PADDING", None)
+    own = loaded.tokenizer.text_marks or loaded.tokenizer.marks
+    if default is None or own is None:
+        return
+    content = Published.load(folder)
+    if (padding := content.whole("pad_token_id", default, least=0)) != own.pad:
+        raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; put files of one model there")
 
 
 def _fitting(loaded: Loaded) -> Loaded:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo import configs
-from zoo.configs import Compute, Size
+from zoo.configs import Size
 
 NARROWEST = 80
 """Columns the listing needs: a narrower terminal wraps lines, but no number is ever cut."""
@@ -143,8 +143,7 @@ def _page(console: Console, row: Row) -> None:
 
 def _numbers(size: Size) -> list[tuple[str, Any]]:
     """The fields that say what is computed, with their values; how it is computed is no part of an architecture."""
-    pairs = ((field.name, getattr(size.config, field.name)) for field in dataclasses.fields(size.config))
-    return [(field, value) for field, value in pairs if not isinstance(value, Compute)]
+    return [(field, getattr(size.config, field)) for field in configs.numbers_of(size.config)]
 
 
 def _cell(size: Size, *fields: str) -> str:

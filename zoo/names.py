@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Names:
     of the configuration."""
     constants: tuple[str, ...] = ()
     """Names of buffers that hold no parameter; they are not read."""
+    tables: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
+    """Name without prefix of a table that is computed here -> what it must hold where a file has it, by the configuration."""
     idle: tuple[str, ...] = ()
     """Names without prefix of tensors that files of this head may carry without using them: all of them or none."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)

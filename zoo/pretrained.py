@@ -23,6 +23,8 @@ from zoo.tensors import Tensor
 
 MOST_NAMED = 5
 """Tensors named in a refusal; the others are counted."""
+TABLE_ERROR = 2.0**-23
+"""How far a stored table may lie from the computed one: a rounding of float32 below 1, in which sines of libraries differ."""
 PIECE = 1 << 24
 """Elements looked at at a time when a tensor is searched for infinities and NaN."""
 
@@ -187,7 +189,8 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
     constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
     unused = [prefix + name for name in names.idle]
     idle = [name for name in unused if name in found]
-    allowed = expected.keys() | constants | names.tied.keys() | set(idle)
+    tables = {prefix + name: table for name, table in names.tables.items() if prefix + name in found}
+    allowed = expected.keys() | constants | tables.keys() | names.tied.keys() | set(idle)
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is missing" for name in unused if idle and name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in allowed]
@@ -202,6 +205,7 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
             problems.append(f"{name} is {tensor.dtype}, not {usual}")
         elif not _finite(tensor.view()):
             problems.append(f"{name} holds NaN or infinity")
+    problems += [problem for name, table in tables.items() for problem in _differences(name, found[name], table(cfg))]
     by_path = {leaf.path: leaf for leaf in leaves}
     for name, path in names.tied.items():
         original = by_path[path].names[0][0]
@@ -327,6 +331,17 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
 def _finite(view: np.ndarray) -> bool:
     flat = view.reshape(-1)
     return all(np.isfinite(flat[start : start + PIECE]).all() for start in range(0, flat.size, PIECE))
+
+
+def _differences(name: str, tensor: Tensor, table: np.ndarray) -> list[str]:
+    """Say how a stored table differs from the one that is computed here."""
+    if tensor.shape != table.shape:
+        return [f"{name} has shape {list(tensor.shape)}, not {list(table.shape)}"]
+    error = np.abs(tensor.view().astype(np.float64) - table).max()
+    # NaN is not below the bound either.
+    if error <= TABLE_ERROR:
+        return []
+    return [f"{name} differs by {error:.2g} from the table that is computed here; if only by rounding, remove it from the file"]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -39,6 +39,24 @@ class Compute:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export's config.json says beyond the numbers of the model. It is kept from an import and changes nothing here."""
+
+    positions: int | None = None
+    """Rows of Marian's table of sinusoids, the longest text that `transformers` takes; None = 1,024."""
+
+    def __post_init__(self) -> None:
+        if self.positions is not None:
+            in_range = 1 <= self.positions <= 1 << 20
+            require(in_range, "model.exported.positions", self.positions, "choose 1 to 1,048,576")
+
+
+def numbers_of(kind: Any) -> list[str]:
+    """Return the names of the fields of a configuration that say what is computed."""
+    return [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """A named configuration and where its numbers come from."""
 
@@ -97,7 +115,7 @@ def shape(config: Any) -> dict[str, Any]:
     return {name: value for name, value in numbers.items() if name not in APART and not name.endswith("dropout")}
 
 
-APART = ("compute", "initializer", "memory", "reuse", "task", "labels")
+APART = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels")
 
 
 def named(config: Any) -> str | None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from zoo.configs import Size
+from zoo.configs import Size, numbers_of
 from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, named_labels, on_top
 from zoo.errors import BadInput
 from zoo.published import BOOKKEEPING, Published
@@ -111,7 +111,7 @@ SIZES: dict[str, Size] = {
         objective="distilled",
         source="this project",
         assumed=dict.fromkeys(
-            (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+            numbers_of(Config),
             "ours: half the layers of bert-nano, its teacher",
         ),
     ),

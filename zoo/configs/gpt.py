@@ -7,7 +7,7 @@ Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, Attends, Compute, Size
+from zoo.configs import Activation, Attends, Compute, Size, numbers_of
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -206,7 +206,7 @@ NANO = Size(
     source="this project",
     assumed=_because(
         "ours: a GPT-2 body small enough to train in minutes on a laptop",
-        *(field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+        *numbers_of(Config),
     ),
 )
 

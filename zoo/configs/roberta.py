@@ -6,7 +6,7 @@ A published table of positions has 514 rows: the first token takes row 2, and ro
 import dataclasses
 from typing import Any
 
-from zoo.configs import Objective, Size
+from zoo.configs import Objective, Size, numbers_of
 from zoo.encoder_config import EncoderConfig, numbers, spelled
 from zoo.errors import require
 from zoo.published import Published
@@ -23,6 +23,9 @@ class Config(EncoderConfig):
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
+PADDING = 1
+"""Id of the padding, where a config.json does not say."""
+
 MODEL_TYPE = "roberta"
 """What a published config.json calls this family."""
 
@@ -36,7 +39,7 @@ def from_published(published: Published) -> Config:
     Raises:
         BadInput: something this family does not compute.
     """
-    offset = published.whole("pad_token_id", 1) + 1
+    offset = published.whole("pad_token_id", PADDING, least=0) + 1
     return numbers(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
 
 
@@ -44,10 +47,10 @@ def to_published(cfg: Config) -> dict[str, Any]:
     """The numbers as a config.json of type roberta has them.
 
     Raises:
-        BadInput: positions that begin at row 0 or 1, which leave no row for padding.
+        BadInput: positions that begin at row 0, which leave no row for padding.
     """
-    fix = "a roberta config.json puts padding in the row before the first token's; choose 2 or more"
-    require(cfg.position_offset >= 2, "model.position_offset", cfg.position_offset, fix)
+    fix = "a roberta config.json puts padding in the row before the first token's; choose 1 or more"
+    require(cfg.position_offset >= 1, "model.position_offset", cfg.position_offset, fix)
     return {**spelled(cfg), "pad_token_id": cfg.position_offset - 1}
 
 
@@ -72,7 +75,7 @@ SIZES: dict[str, Size] = {
         objective="masked",
         source="this project",
         assumed=dict.fromkeys(
-            (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+            numbers_of(Config),
             "ours: a RoBERTa body small enough to train in minutes on a laptop",
         ),
     ),

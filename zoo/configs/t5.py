@@ -6,7 +6,7 @@ The files of Flan-T5, and those of T5 1.1 trained on as language models, have th
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Size
+from zoo.configs import Activation, Compute, Size, numbers_of
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -176,6 +176,9 @@ ALIASES = {
 }
 """Other names of keys, which win in `transformers`."""
 
+PADDING = 0
+"""Id of the padding, and of the token before a text, where a config.json does not say."""
+
 COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
 """Keys that change what is computed, with the value that is computed here: a decoder begins with the padding's id."""
 
@@ -257,7 +260,7 @@ NANO = Size(
     objective="denoising",
     source="this project",
     assumed=dict.fromkeys(
-        (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+        numbers_of(Config),
         "ours: a T5 1.1 body small enough to train in minutes on a laptop, and one table, where a second would be a sixth of it",
     ),
 )

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Size
+from zoo.configs import Activation, Compute, Exported, Size, numbers_of
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -45,6 +45,7 @@ class Config:
     dropout: float
     """Share of the embedding sums and of each sub-layer's output dropped."""
     compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         for field, largest in LARGEST.items():
@@ -98,14 +99,21 @@ def from_published(published: Published) -> Config:
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.whole("vocab_size", 58_101), published.whole("encoder_layers", 12)
     heads, ffn = published.whole("encoder_attention_heads", 16), published.whole("encoder_ffn_dim", 4096)
-    for key, ours in {
-        "decoder_vocab_size": vocab,
-        "decoder_layers": layers,
-        "decoder_attention_heads": heads,
-        "decoder_ffn_dim": ffn,
-    }.items():
-        if (found := published.whole(key, ours)) != ours:
-            raise published.wrong(key, found, f"this family computes {ours}, as in the encoder")
+    for key, default, ours in (
+        ("decoder_vocab_size", vocab, vocab),
+        ("decoder_layers", 12, layers),
+        ("decoder_attention_heads", 16, heads),
+        ("decoder_ffn_dim", 4096, ffn),
+    ):
+        if (value := published.whole(key, default)) != ours:
+            fix = f"this family computes {ours}, as in the encoder; an absent key means {default}"
+            raise published.wrong(key, value, fix)
+    padding = published.whole("pad_token_id", PADDING, least=0)
+    if padding >= vocab:
+        raise published.wrong("pad_token_id", padding, f"choose an entry of the vocabulary of {vocab}; absent, it is {PADDING}")
+    if (start := published.whole("decoder_start_token_id", PADDING, least=0)) != padding:
+        fix = f"this family computes {padding}, the padding, as the token before a text; an absent key means {PADDING}"
+        raise published.wrong("decoder_start_token_id", start, fix)
     return Config(
         vocab=vocab,
         layers=layers,
@@ -118,6 +126,7 @@ def from_published(published: Published) -> Config:
         sinusoids="halves",
         eps=EPS,
         dropout=published.number("dropout", 0.1),
+        exported=Exported(positions=published.whole("max_position_embeddings", POSITIONS)),
     )
 
 
@@ -133,7 +142,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
     return {
         "vocab_size": cfg.vocab,
         "decoder_vocab_size": cfg.vocab,
-        "max_position_embeddings": POSITIONS,
+        "max_position_embeddings": table_rows(cfg),
         "encoder_layers": cfg.layers,
         "decoder_layers": cfg.layers,
         "d_model": cfg.width,
@@ -150,8 +159,16 @@ def to_published(cfg: Config) -> dict[str, Any]:
     }
 
 
+def table_rows(cfg: Config) -> int:
+    """Return the number of rows of the table of sinusoids that `transformers` makes of an export."""
+    return POSITIONS if cfg.exported.positions is None else cfg.exported.positions
+
+
 POSITIONS = 1024
-"""Of an export: `transformers` keeps sinusoids in a table, and takes no longer rows."""
+"""Rows of the table of sinusoids, where a config.json does not say: `transformers` takes no longer rows."""
+
+PADDING = 58_100
+"""Id of the padding, and of the token before a text, where a config.json does not say."""
 
 ALIASES = {
     "hidden_size": "d_model",
@@ -178,8 +195,8 @@ COMPUTED = {
 """Keys that change the arithmetic, with the value that is computed here."""
 
 WITHOUT_EFFECT = (
-    *("max_position_embeddings", "init_std", "classif_dropout", "classifier_dropout", "bad_words_ids"),
-    *("decoder_start_token_id", "forced_eos_token_id", "max_length", "num_beams", "extra_pos_embeddings"),
+    *("init_std", "classif_dropout", "classifier_dropout", "bad_words_ids"),
+    *("forced_eos_token_id", "max_length", "num_beams", "extra_pos_embeddings"),
 )
 
 
@@ -219,7 +236,7 @@ NANO = Size(
     objective="text_to_text",
     source="this project",
     assumed=dict.fromkeys(
-        (field.name for field in dataclasses.fields(Config) if field.name != "compute"),
+        numbers_of(Config),
         "ours: small enough to train in minutes on a laptop, in the form of Marian's models, so that there is an export",
     ),
 )

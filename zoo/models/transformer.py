@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo import positions
 from zoo import seeds as seeding
 from zoo.batch import Batch, Output
-from zoo.configs.transformer import Config
+from zoo.configs.transformer import Config, table_rows
 from zoo.decoding import advance, cross_mask, empty_cache, read_source, source_of
 from zoo.layers import (
     CrossAttention,
@@ -261,6 +262,12 @@ def _rows(side: str) -> tuple[Row, ...]:
     )
 
 
+def _sinusoids(cfg: Config) -> np.ndarray:
+    """Return the table of an export, float32 [positions, D]: all sines, then all cosines."""
+    angles = np.arange(table_rows(cfg))[:, None] / positions.BASE ** (np.arange(0, cfg.width, 2) / cfg.width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
 CROSS = "decoder.layers.{layer}.encoder_attn"
 NAMES = Names(
     # Marian's models are this one with biases everywhere; the paper's own were not published.
@@ -279,7 +286,7 @@ NAMES = Names(
     tied=dict.fromkeys(
         ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
-    # The table of sinusoids, which old files carry.
-    constants=("encoder.embed_positions.weight", "decoder.embed_positions.weight"),
+    # Old files carry the tables, and `transformers` takes what they hold.
+    tables={f"{side}.embed_positions.weight": _sinusoids for side in ("encoder", "decoder")},
 )
 HF = {"text_to_text": NAMES}

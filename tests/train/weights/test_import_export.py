@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.support import published, tiny
+from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.processes import run_python
 from tests.support.runs import PATIENCE, quick_compilation, small_files
@@ -95,6 +95,17 @@ BAD = {
     "export gpt2 out2 --step 3": "--step 3: gpt2 is no run",
     "export gpt2 book.txt/out2": "book.txt/out2: cannot be written",
 }
+
+
+@pytest.mark.planted
+def test_a_model_pads_as_its_tokenizer_does(tmp_path: Path) -> None:
+    """RoBERTa's positions begin after the id of the padding: with another one, every position would be off."""
+    folder = encoders.folder(tmp_path / "roberta", "roberta")
+    load(folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": 0}))
+    with pytest.raises(BadInput, match="pad_token_id is 0; its tokenizer pads with 1; put files of one model there"):
+        load(folder)
 
 
 @pytest.fixture(scope="module")

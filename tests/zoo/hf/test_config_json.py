@@ -96,6 +96,15 @@ def test_other_names_of_keys_win(family: str, keys: dict[str, int], numbers: dic
     assert {name: getattr(cfg, name) for name in numbers} == numbers
 
 
+def test_absent_keys_of_marian_have_the_defaults_of_transformers() -> None:
+    """The decoder's do not depend on the encoder's."""
+    cfg = read("transformer", scale_embedding=True)
+    assert (cfg.vocab, cfg.layers, cfg.width, cfg.heads, cfg.ffn, cfg.activation) == (58_101, 12, 1024, 16, 4096, "gelu")
+    for key, ours in {"attention_heads": 8, "layers": 3, "ffn_dim": 100}.items():
+        with pytest.raises(BadInput, match=f"decoder_{key} is absent; this family computes {ours}, as in the encoder"):
+            read("transformer", scale_embedding=True, **{f"encoder_{key}": ours})
+
+
 def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
     content = published.GPT2 | {"attn_logit_cap": 30.0, "summary_type": "first"}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -157,7 +166,11 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("xlnet", "", {"mem_len": -1}, "mem_len is -1; it must be a whole number of at least 0"),
     ("t5", "", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false"),
     ("t5", "", {"dense_act_fn": "gelu_new"}, 'dense_act_fn is "gelu_new"; feed_forward_proj says'),
+    ("transformer", "", {"pad_token_id": 0}, "decoder_start_token_id is absent; this family computes 0, the padding.* 58100"),
+    ("transformer", "", {"decoder_start_token_id": 7}, "decoder_start_token_id is 7; this family computes 58100"),
+    ("transformer", "", {"vocab_size": 99}, "pad_token_id is absent; choose an entry of the vocabulary of 99"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
+    ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each row of the classifier"),
     ("bert", "sequence", {"id2label": {"0": "a", "1": "a"}}, "id2label is .*a name of its own"),
     ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*a name of its own"),
@@ -169,7 +182,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("family", "task", "keys", "message"), REFUSED)
 def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message) as refusal:
-        read(family, task, **keys)
+        read(family, task, **COMMON.get(family, {}), **keys)
     assert "\n" not in str(refusal.value)
 
 
@@ -209,7 +222,7 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     ("gpt-nano", {"pattern": ("window",), "window": 4}, "model.pattern window: .* no window layers"),
     ("gpt-nano", {"heads": 2, "head": 4}, "model.head 4: .* heads x head"),
     ("bert-nano", {"types": 0}, "model.types 0: this config.json knows only 1 or more"),
-    ("roberta-nano", {"position_offset": 1}, "--model.position-offset 1: a roberta config.json puts padding"),
+    ("roberta-nano", {"position_offset": 0}, "--model.position-offset 0: a roberta config.json puts padding"),
     ("distilbert-nano", {"eps": 1e-5}, "model.eps 1e-05: a distilbert config.json knows only 1e-12"),
     ("distilbert-nano", {"types": 2}, "model.types 2: a distilbert config.json knows only 0"),
     ("xlnet-nano", {"attention_dropout": 0.1}, "model.attention_dropout 0.1: an xlnet config.json has one rate for all"),

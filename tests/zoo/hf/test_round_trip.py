@@ -38,6 +38,28 @@ def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
         assert cfg.labels == tuple(content["id2label"].values()) == tuple(content["label2id"]) == published.LABELS
 
 
+@pytest.mark.planted(4)
+def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
+    """`transformers` computes with what Marian's file has. An export has as many rows as were read."""
+    content = published.MARIAN | {"max_position_embeddings": 64}
+    stored = published.write(tmp_path / "model", content)
+    angles = np.array([[row / 10_000 ** (2 * pair / 12) for pair in range(6)] for row in range(64)])
+    table = np.float32(np.hstack([np.sin(angles), np.cos(angles)]))
+    name = "model.decoder.embed_positions.weight"
+    folder = published.write_files(tmp_path / "whole", content, stored | {name: table})
+    cfg, params = pretrained.load(folder, ONE)
+    pretrained.save(tmp_path, cfg, params)
+    assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 64
+    broken = np.where(np.arange(64)[:, None] == 63, np.nan, table)
+    for wrong, part in (
+        (np.roll(table, 1, 0), "differs by"),
+        (broken.astype(np.float32), "differs by nan"),
+        (table.astype(np.float16), "differs by 0.000"),
+        (table[1:], "has shape [63, 12], not [64, 12]"),
+    ):
+        published.assert_refused(published.write_files(folder, content, stored | {name: wrong}), f"{name} {part}")
+
+
 def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", "gpt-causal")
     cfg, params = pretrained.load(tmp_path / "model", ONE)
