@@ -4,6 +4,8 @@ The files of Flan-T5, and those of T5 1.1 trained on as language models, have th
 """
 
 import dataclasses
+import math
+import struct
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Size, numbers_of
@@ -63,8 +65,7 @@ class Config:
             value = getattr(self, field)
             require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
         # An encoder has half of them for either side, and half of those for one distance each.
-        buckets = 4 <= self.buckets <= 1 << 16 and self.buckets % 4 == 0
-        require(buckets, "model.buckets", self.buckets, "choose a multiple of 4 up to 65,536")
+        require(4 <= self.buckets <= 1 << 16, "model.buckets", self.buckets, "choose 4 to 65,536")
         far = self.buckets // 2 < self.max_distance <= 1 << 20
         fix = f"choose more than {self.buckets // 2} (half of --model.buckets) and at most 1,048,576"
         require(far, "model.max_distance", self.max_distance, fix)
@@ -118,7 +119,7 @@ def from_published(published: Published) -> Config:
     published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
     # `transformers` 5 ties whenever it can, and keeps what the file said under the second name.
     tied = published.flag("tie_word_embeddings", True)
-    return Config(
+    cfg = Config(
         vocab=published.whole("vocab_size", 32_128),
         layers=published.whole("num_layers", 6),
         decoder_layers=published.whole("num_decoder_layers", layers),
@@ -134,14 +135,58 @@ def from_published(published: Published) -> Config:
         eps=published.number("layer_norm_epsilon", 1e-6),
         dropout=published.number("dropout_rate", 0.1),
     )
+    if (distance := uncertain_distance(cfg.buckets, cfg.max_distance)) is not None:
+        why = f"with {cfg.buckets} buckets, the bucket of distance {distance} depends on the machine in `transformers`"
+        raise published.wrong("relative_attention_max_distance", cfg.max_distance, why)
+    return cfg
+
+
+def uncertain_distance(buckets: int, max_distance: int) -> int | None:
+    """Return a distance for which `transformers` may compute another bucket than this family does, if there is one.
+
+    Distance n >= exact belongs to bucket exact + floor(log(n / exact) / log(max_distance / exact) * growing). Here the floor is
+    exact. There it is of float32 numbers, and within their roundings of a whole number it depends on the library's logarithm, so
+    on the machine. Only powers of two have the same logarithm everywhere: those of the released (32, 128) are right.
+    """
+    for side in (buckets // 2, buckets):
+        exact, growing = side // 2, side - side // 2
+        largest = math.log(max_distance / exact)
+        for distance in range(exact + 1, max_distance):
+            share = math.log(distance / exact) / largest * growing
+            if abs(share - round(share)) > SHARE_ERROR * share:
+                continue
+            power = math.log2(distance / exact).is_integer()
+            if not power or _rounded_share(distance, exact, max_distance, growing) != round(share):
+                return distance
+    return None
+
+
+def _rounded_share(distance: int, exact: int, max_distance: int, growing: int) -> float:
+    """Return the share of a distance with every step rounded to float32."""
+
+    def rounded(x: float) -> float:
+        return struct.unpack("f", struct.pack("f", x))[0]
+
+    share = rounded(math.log(distance / exact)) / rounded(math.log(max_distance / exact))
+    return rounded(rounded(share) * growing)
+
+
+SHARE_ERROR = 2.0**-21
+"""Relative error of a share in float32: one of 2^-23 of the logarithm, and roundings of 2^-24 of the other and of two steps."""
 
 
 def to_published(cfg: Config) -> dict[str, Any]:
     """The numbers as a config.json of type t5 has them.
 
     Raises:
-        BadInput: shared stacks, a decoder alone or an activation, which the type has no words for.
+        BadInput: shared stacks, a decoder alone or an activation, which the type has no words for; or a distance whose bucket may
+            be another one in `transformers`.
     """
+    if (distance := uncertain_distance(cfg.buckets, cfg.max_distance)) is not None:
+        raise BadInput(
+            f"model.max_distance {cfg.max_distance}: with {cfg.buckets} buckets, `transformers` may put distance {distance} into "
+            "another one; there is no export of this model"
+        )
     if cfg.architecture != "encoder_decoder":
         raise BadInput(f"model.architecture {cfg.architecture}: no such T5 was published; there is no export of this model")
     names = [name for name, ours in FEED_FORWARD.items() if ours == (cfg.activation, cfg.gated)]

@@ -26,7 +26,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("gpt", {"pattern": ("full", "window")}, "--model.window 0: ", WINDOWS),
     ("gpt", {"pattern": ("window",), "window": 33}, "--model.window 33: ", WINDOWS),
     ("gpt", {"window": 8}, "--model.window 8: ", "add one to --model.pattern or choose 0"),
-    ("t5", {"buckets": 6}, "--model.buckets 6: ", "choose a multiple of 4 up to 65,536"),
+    ("t5", {"buckets": 3}, "--model.buckets 3: ", "choose 4 to 65,536"),
     ("t5", {"max_distance": 16}, "--model.max-distance 16: ", "choose more than 16 (half of --model.buckets)"),
     ("t5", {"architecture": "shared", "decoder_layers": 3}, "--model.decoder-layers 3: ", "shared has one stack; choose"),
     ("t5", {"dropout": 1.0}, "--model.dropout 1.0: ", SHARE),

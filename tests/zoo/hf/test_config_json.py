@@ -169,6 +169,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("transformer", "", {"pad_token_id": 0}, "decoder_start_token_id is absent; this family computes 0, the padding.* 58100"),
     ("transformer", "", {"decoder_start_token_id": 7}, "decoder_start_token_id is 7; this family computes 58100"),
     ("transformer", "", {"vocab_size": 99}, "pad_token_id is absent; choose an entry of the vocabulary of 99"),
+    (
+        *("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}),
+        "relative_attention_max_distance is 164; with 92 buckets, the bucket of distance 107 depends on the machine",
+    ),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each row of the classifier"),
@@ -226,6 +230,7 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     ("distilbert-nano", {"eps": 1e-5}, "model.eps 1e-05: a distilbert config.json knows only 1e-12"),
     ("distilbert-nano", {"types": 2}, "model.types 2: a distilbert config.json knows only 0"),
     ("xlnet-nano", {"attention_dropout": 0.1}, "model.attention_dropout 0.1: an xlnet config.json has one rate for all"),
+    ("t5-nano", {"buckets": 92, "max_distance": 164}, "model.max_distance 164: .* put distance 107 into another one"),
     ("t5-nano", {"architecture": "shared"}, "model.architecture shared: no such T5 was published"),
     ("t5-nano", {"activation": "gelu", "gated": True}, "model.activation gelu: a t5 config.json knows no gate of it"),
     ("transformer-nano", {"sinusoids": "interleaved"}, "model.sinusoids interleaved: a marian config.json knows only halves"),

@@ -16,7 +16,8 @@ from tests.support import transformers_outputs as theirs
 from tests.support.small import as_batch, outputs
 from train import config
 from train import mesh as meshes
-from zoo import models, pretrained, tensors
+from zoo import models, positions, pretrained, tensors
+from zoo.configs.t5 import uncertain_distance
 from zoo.encoder_config import LABELLED
 
 pytestmark = pytest.mark.parity
@@ -157,3 +158,26 @@ def test_numbers_that_change_what_is_computed(family: str, task: str, change: di
     words = outputs(models.model(cfg), params, as_batch(asked))["words"][..., : cfg.vocab]
     expected, _ = theirs.computed(theirs.load(tmp_path / family, said["architectures"][0]), task, asked)
     np.testing.assert_allclose(np.asarray(words)[asked["real"]], expected["words"][asked["real"]], atol=1e-5)
+
+
+def test_every_grid_of_buckets() -> None:
+    """T5's bucket of each distance is the same, unless the grid is refused: fewer than 2 % are."""
+    import torch
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    grids = [(buckets, farthest) for buckets in range(4, 129) for farthest in range(buckets // 2 + 1, 200)]
+    grids += [
+        (buckets, buckets // 2 + more) for buckets, more in np.random.default_rng(0).integers((4, 1), (600, 2000), (500, 2))
+    ]
+    refused, different = 0, []
+    for buckets, farthest in grids:
+        if uncertain_distance(buckets, farthest) is not None:
+            refused += 1
+            continue
+        distances = np.arange(farthest + 40)
+        for side in (buckets // 2, buckets):
+            expected = T5Attention._relative_position_bucket(-torch.tensor(distances), False, side, farthest).numpy()
+            starts = positions._bucket_starts(int(side), int(farthest))
+            if not np.array_equal(np.searchsorted(starts, distances, side="right"), expected):
+                different.append((buckets, farthest))
+    assert different == [] and refused < 0.02 * len(grids) and len(grids) > 17_000
