@@ -1,5 +1,6 @@
 """`zoo import` and `zoo export`: published folders in, checked; runs out, as folders that `transformers` loads."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from train.load import Loaded, averaged, load
 from train.tokenizer import Tokenizer
 from zoo import configs, hub, models, pretrained, tensors
 from zoo.errors import BadInput, require
+from zoo.published import LARGEST_FILE, read_json
+
+GENERATION = "generation_config.json"
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: config.Mesh) -> int:
@@ -37,6 +41,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: conf
     with tensors.new_folder(target) as made:
         loaded = load(folder, meshes.make(mesh))
         _write(made, loaded)
+        _copy_generation(folder, made)
     first = f"zoo {_use(loaded)} {target}, " if _use(loaded) else ""
     print(f"{target}: {_fact(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
     return 0
@@ -71,6 +76,17 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.net.config
     pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     tokenizer_files.write(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
+
+
+def _copy_generation(source: Path, target: Path) -> None:
+    """Keep the settings of generation that stand beside published weights; `zoo` itself does not use them.
+
+    Raises:
+        BadInput: they are not a JSON object of at most 1 MiB.
+    """
+    if (source / GENERATION).exists():
+        read_json(source / GENERATION, LARGEST_FILE)
+        shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:

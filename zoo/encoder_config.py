@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
 
-from zoo.configs import Activation, Compute
+from zoo.configs import Activation, Compute, Exported
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published
+from zoo.published import BOOKKEEPING, Published, first_name
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
 """What a body has on top: nothing, masked words and next sentence, one of these, words in any order of prediction, or a
@@ -63,6 +63,7 @@ class BodyConfig:
     """Names of what a classifier tells apart, in the order of its rows; a single one is a regression's. (): those of the training
     data."""
     compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         # Not every family has each of them.
@@ -138,8 +139,10 @@ def numbers(published: Published, kind: type[Config], *, position_offset: int, t
     if rows <= position_offset:
         raise published.wrong("max_position_embeddings", rows, f"the first token takes row {position_offset}")
     dropout = published.number("hidden_dropout_prob", 0.1)
+    entries = published.whole("vocab_size", vocab)
+    published.check_padding(entries)
     return kind(
-        vocab=published.whole("vocab_size", vocab),
+        vocab=entries,
         context=rows - position_offset,
         layers=published.whole("num_hidden_layers", 12),
         width=published.whole("hidden_size", 768),
@@ -148,12 +151,19 @@ def numbers(published: Published, kind: type[Config], *, position_offset: int, t
         types=published.whole("type_vocab_size", types),
         position_offset=position_offset,
         activation=published.choice("hidden_act", ACTIVATIONS, "gelu"),
-        eps=published.number("layer_norm_eps", eps),
+        eps=published.number("layer_norm_eps", eps, decimal=True),
         dropout=dropout,
         attention_dropout=published.number("attention_probs_dropout_prob", 0.1),
-        head_dropout=published.number("classifier_dropout", dropout),
+        head_dropout=published.number("classifier_dropout", dropout, nullable=True),
+        exported=exported(published, "hidden_act"),
         **on_top(published),
     )
+
+
+def exported(published: Published, activation: str) -> Exported:
+    """What an export will repeat; `activation` is the key of the activation's name."""
+    spelling = published.spelling(activation, ACTIVATIONS)
+    return Exported(initializer=published.initializer("initializer_range"), activation=spelling)
 
 
 def on_top(published: Published) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def spelled(cfg: EncoderConfig) -> dict[str, Any]:
         "num_attention_heads": cfg.heads,
         "intermediate_size": cfg.ffn,
         "type_vocab_size": cfg.types,
-        "hidden_act": activation(cfg),
+        **cfg.exported.keys("initializer_range", "hidden_act", activation(cfg), ACTIVATIONS),
         "layer_norm_eps": cfg.eps,
         "hidden_dropout_prob": cfg.dropout,
         "attention_probs_dropout_prob": cfg.attention_dropout,
@@ -190,7 +200,7 @@ def spelled(cfg: EncoderConfig) -> dict[str, Any]:
 
 def activation(cfg: BodyConfig) -> str:
     """The published name of the activation."""
-    return next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation)
+    return first_name(ACTIVATIONS, cfg.activation)
 
 
 def named_labels(cfg: BodyConfig) -> dict[str, Any]:

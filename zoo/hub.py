@@ -11,8 +11,10 @@ from zoo.errors import BadInput
 T = TypeVar("T")
 
 PREFIX = "hub:"
-WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.*", "merges.txt", "*.model"]
-WANTED += ["special_tokens_map.json", "added_tokens.json"]
+WANTED = [
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+]
 PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
 

@@ -3,9 +3,11 @@
 import json
 import re
 import sys
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from zoo.errors import BadInput
 
@@ -63,23 +65,25 @@ class Published:
                 raise self.wrong(alias, None, f"it is the name that `transformers` reads as {key}; give a number or leave it out")
             self._aliases[key] = alias
 
-    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number of at least `least`; an absent or null one takes the default."""
-        value = self._take(key, default)
+    def whole(self, key: str, default: int | None = None, *, least: int = 1, nullable: bool = False) -> int:
+        """A whole number of at least `least`. An absent one takes the default; so does null, if `transformers` allows it."""
+        value = self._take(key, default, nullable)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.wrong(key, value, f"it must be a whole number of at least {least}")
         return value
 
-    def number(self, key: str, default: float) -> float:
-        """A finite number."""
-        value = self._take(key, default)
+    def number(self, key: str, default: float, *, nullable: bool = False, decimal: bool = False) -> float:
+        """A finite number; `decimal`: written with a point or an exponent, as `transformers` asks for."""
+        value = self._take(key, default, nullable)
+        if decimal and isinstance(value, int):
+            raise self.wrong(key, value, f"it must be a decimal number, as {float(default)}")
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise self.wrong(key, value, "it must be a finite number")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false; an absent or null one takes the default."""
-        value = self._take(key, default)
+    def flag(self, key: str, default: bool, *, nullable: bool = False) -> bool:
+        """True or false. An absent one takes the default; so does null, if `transformers` allows it."""
+        value = self._take(key, default, nullable)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "it must be true or false")
         return value
@@ -91,6 +95,21 @@ class Published:
             raise self.wrong(key, value, f"{why} {', '.join(choices)}")
         return choices[value]
 
+    def spelling(self, key: str, names: Mapping[str, Any]) -> str:
+        """The name that the file has for what several names stand for; "" if it is the first of them, or absent."""
+        name = self._content.get(key)
+        return "" if name not in names or name == first_name(names, names[name]) else name
+
+    def initializer(self, key: str) -> float | None:
+        """The spread of fresh weights, if the file has one."""
+        return self.number(key, 0.02, decimal=True) if key in self._content else None
+
+    def check_padding(self, vocab: int) -> None:
+        """Refuse a `pad_token_id` for which the table of tokens has no row."""
+        padding = self.whole("pad_token_id", 0, least=-vocab, nullable=True)
+        if padding >= vocab:
+            raise self.wrong("pad_token_id", padding, f"choose an entry of the vocabulary of {vocab}")
+
     def only(self, key: str, value: Any) -> None:
         """Refuse anything but the one value that this family computes; an absent key means that value."""
         if (found := self._take(key, value)) != value or type(found) is not type(value):
@@ -98,32 +117,44 @@ class Published:
 
     def never(self, key: str) -> None:
         """Refuse a key that says that the weights are not what they seem."""
-        if (found := self._take(key, None)) is not None:
+        if (found := self._take(key, None, nullable=True)) is not None:
             raise self.wrong(key, found, "such weights are not read; take the original ones")
 
     def architecture(self) -> str:
         """The class of `transformers` that the weights were saved from; "" where the file does not say."""
-        value = self._take("architectures", None)
-        return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else ""
+        value = self._take("architectures", None, nullable=True)
+        if not is_a(value, list[str] | None):
+            raise self.wrong("architectures", value, "it must be a list of names, or null")
+        return value[0] if value else ""
 
     def labels(self) -> tuple[str, ...]:
         """The names of a classifier's rows: `id2label`, or LABEL_0, LABEL_1, ... for each of `num_labels`, or for two."""
-        named = self._take("id2label", None)
+        named = self._take("id2label", None, nullable=True)
+        count = self.whole("num_labels", len(named) if isinstance(named, dict) and named else 2)
         if named is None:
-            if (rows := self.whole("num_labels", 2)) > MOST_LABELS:
-                raise self.wrong("num_labels", rows, f"at most {MOST_LABELS:,} are read")
-            return tuple(f"LABEL_{row}" for row in range(rows))
+            if count > MOST_LABELS:
+                raise self.wrong("num_labels", count, f"at most {MOST_LABELS:,} are read")
+            return tuple(f"LABEL_{row}" for row in range(count))
         rows = {str(row): name for row, name in named.items()} if isinstance(named, dict) else {}
         if rows.keys() != {str(row) for row in range(len(rows))} or not rows:
             raise self.wrong("id2label", named, "it must name each row of the classifier, from 0 on")
         names = tuple(rows[str(row)] for row in range(len(rows)))
         if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
             raise self.wrong("id2label", named, "each row must have a name of its own")
+        if count != len(names):
+            raise self.wrong("num_labels", count, f"id2label names {len(names)}; remove one of the two keys")
         return names
 
     def without_effect(self, *keys: str) -> None:
-        """Keys that do not change what the model computes."""
+        """Keys that do not change what the model computes.
+
+        Raises:
+            BadInput: one has a value of a type that `transformers` refuses.
+        """
         self._read.update(keys)
+        for key in self._content.keys() & KINDS.keys() & set(keys):
+            if not is_a(value := self._content[key], KINDS[key]):
+                raise self.wrong(key, value, f"it must be {describe_kind(KINDS[key])}")
 
     def unread(self) -> list[str]:
         """Keys nobody has asked for.
@@ -144,22 +175,68 @@ class Published:
         said = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
         return BadInput(f"{self.file}: {key} {said}; {why}")
 
-    def _take(self, key: str, default: Any) -> Any:
+    def _take(self, key: str, default: Any, nullable: bool = False) -> Any:
         name = self._aliases.get(key, key)
         self._read.update((key, name))
-        value = self._content.get(name)
-        return default if value is None else value
+        value = self._content.get(name, default)
+        return default if value is None and nullable else value
 
 
 BOOKKEEPING = (
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range", "gradient_checkpointing"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "gradient_checkpointing"),
     *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
     # Settings of generation, which `transformers` 5 no longer reads from this file.
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
 )
 """Keys of any family that say how a model was made or is to be called, not what it computes."""
+
+DTYPE = Literal["float32", "float16", "bfloat16", "float64"] | None
+KINDS: dict[str, Any] = {
+    **{"transformers_version": str | None, "dtype": DTYPE, "torch_dtype": DTYPE, "use_cache": bool, "num_labels": int},
+    **{"bos_token_id": int | None, "eos_token_id": int | list[int] | None, "pad_token_id": int | None},
+    **{"id2label": dict[str, str] | None, "label2id": dict[str, int] | dict[str, str] | None},
+    **{"initializer_range": float, "initializer_factor": float, "init_std": float, "classifier_dropout": float | int},
+    **{"return_dict": bool | None, "output_attentions": bool | None, "output_hidden_states": bool | None},
+    **{"chunk_size_feed_forward": int, "is_encoder_decoder": bool, "forced_eos_token_id": int | list[int] | None},
+    **{"summary_type": str, "summary_use_proj": bool, "summary_activation": str | None, "summary_proj_to_labels": bool},
+    **{"summary_first_dropout": float | int, "reorder_and_upcast_attn": bool},
+    **{"use_mems_eval": bool, "use_mems_train": bool, "start_n_top": int, "end_n_top": int},
+}
+"""Types of keys that change nothing, as the configurations of `transformers` declare them."""
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type: true is no number, and 1 no decimal number."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(is_a(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(is_a(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(is_a(item, arguments[1]) for item in value.values())
+    return type(value) is kind
+
+
+def describe_kind(kind: Any) -> str:
+    """Return a type of `KINDS` in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(describe_kind, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin in (list, dict):
+        return f"{'a list' if origin is list else 'an object'} of which each value is {describe_kind(arguments[-1])}"
+    return {int: "a whole number", float: "a decimal number", bool: "true or false", str: "a string"}.get(kind, "null")
+
+
+def first_name(names: Mapping[str, Any], meaning: Any) -> str:
+    """Return the name of something that an export writes: the first of those that stand for it."""
+    return next(name for name, other in names.items() if other == meaning)
+
 
 SIZE = re.compile(
     "hidden|layer|head|dim|size|position|vocab|width|depth|embd|inner|ffn|window|expert|(^|_)n_|^num_|^attribute_map$"

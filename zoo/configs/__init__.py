@@ -42,6 +42,10 @@ class Compute:
 class Exported:
     """What an export's config.json says beyond the numbers of the model. It is kept from an import and changes nothing here."""
 
+    initializer: float | None = None
+    """`initializer_range` (`initializer_factor` of T5, `init_std` of Marian); None = the default of `transformers`."""
+    activation: str = ""
+    """Name of the activation, where several have the same meaning ("gelu_pytorch_tanh"); "" = the usual one."""
     positions: int | None = None
     """Rows of Marian's table of sinusoids, the longest text that `transformers` takes; None = 1,024."""
 
@@ -49,6 +53,16 @@ class Exported:
         if self.positions is not None:
             in_range = 1 <= self.positions <= 1 << 20
             require(in_range, "model.exported.positions", self.positions, "choose 1 to 1,048,576")
+
+    def keys(self, initializer: str, activation: str, usual: str, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an export has under the keys `initializer` and `activation`.
+
+        Args:
+            usual: the name of the activation that the model has.
+            names: meanings of all names.
+        """
+        spread = {} if self.initializer is None else {initializer: self.initializer}
+        return {**spread, activation: self.activation if names.get(self.activation) == names[usual] else usual}
 
 
 def numbers_of(kind: Any) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size, numbers_of
-from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, named_labels, on_top
+from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, exported, named_labels, on_top
 from zoo.errors import BadInput
 from zoo.published import BOOKKEEPING, Published
 
@@ -40,8 +40,10 @@ def from_published(published: Published) -> Config:
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     dropout = published.number("dropout", 0.1)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
+    vocab = published.whole("vocab_size", 30_522)
+    published.check_padding(vocab)
     return Config(
-        vocab=published.whole("vocab_size", 30_522),
+        vocab=vocab,
         context=published.whole("max_position_embeddings", 512),
         layers=published.whole("n_layers", 6),
         width=published.whole("dim", 768),
@@ -52,6 +54,7 @@ def from_published(published: Published) -> Config:
         dropout=dropout,
         attention_dropout=published.number("attention_dropout", 0.1),
         head_dropout={"span": before_span, "tokens": dropout}.get(published.task, before_classifier),
+        exported=exported(published, "activation"),
         **on_top(published),
     )
 
@@ -72,7 +75,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "dim": cfg.width,
         "n_heads": cfg.heads,
         "hidden_dim": cfg.ffn,
-        "activation": activation(cfg),
+        **cfg.exported.keys("initializer_range", "activation", activation(cfg), ACTIVATIONS),
         "dropout": cfg.dropout,
         "attention_dropout": cfg.attention_dropout,
         # Before a classifier of tokens the type has the `dropout` of the layers, whatever was trained with.

@@ -7,9 +7,9 @@ Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, Attends, Compute, Size, numbers_of
+from zoo.configs import Activation, Attends, Compute, Exported, Size, numbers_of
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published
+from zoo.published import BOOKKEEPING, Published, first_name
 
 LARGEST = {
     "vocab": 1 << 21,
@@ -55,6 +55,7 @@ class Config:
     window: int = 0
     """Tokens seen by a "window" layer, the current one included; 0 = the pattern has none."""
     compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         for field, largest in LARGEST.items():
@@ -115,12 +116,16 @@ def from_published(published: Published) -> Config:
         width=width,
         heads=heads,
         head=width // heads,
-        ffn=published.whole("n_inner", 4 * width),
+        ffn=published.whole("n_inner", 4 * width, nullable=True),
         activation=published.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        eps=published.number("layer_norm_epsilon", 1e-5),
+        eps=published.number("layer_norm_epsilon", 1e-5, decimal=True),
         dropout=published.number("resid_pdrop", 0.1),
         embedding_dropout=published.number("embd_pdrop", 0.1),
         attention_dropout=published.number("attn_pdrop", 0.1),
+        exported=Exported(
+            initializer=published.initializer("initializer_range"),
+            activation=published.spelling("activation_function", ACTIVATIONS),
+        ),
     )
 
 
@@ -146,7 +151,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "n_embd": cfg.width,
         "n_head": cfg.heads,
         "n_inner": cfg.ffn,
-        "activation_function": next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation),
+        **cfg.exported.keys("initializer_range", "activation_function", first_name(ACTIVATIONS, cfg.activation), ACTIVATIONS),
         "layer_norm_epsilon": cfg.eps,
         "resid_pdrop": cfg.dropout,
         "embd_pdrop": cfg.embedding_dropout,

@@ -8,7 +8,7 @@ import math
 import struct
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Size, numbers_of
+from zoo.configs import Activation, Compute, Exported, Size, numbers_of
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -59,6 +59,7 @@ class Config:
     architecture: Architecture = "encoder_decoder"
     """Two stacks; two that share all parameters they both have; or a decoder alone, that reads a prefix as it reads the rest."""
     compute: Compute = dataclasses.field(default_factory=Compute)
+    exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
         for field, largest in LARGEST.items():
@@ -118,11 +119,11 @@ def from_published(published: Published) -> Config:
     published.only("is_gated_act", gated)
     published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
     # `transformers` 5 ties whenever it can, and keeps what the file said under the second name.
-    tied = published.flag("tie_word_embeddings", True)
+    tied = published.flag("tie_word_embeddings", True, nullable=True)
     cfg = Config(
         vocab=published.whole("vocab_size", 32_128),
         layers=published.whole("num_layers", 6),
-        decoder_layers=published.whole("num_decoder_layers", layers),
+        decoder_layers=published.whole("num_decoder_layers", layers, nullable=True),
         width=published.whole("d_model", 512),
         heads=published.whole("num_heads", 8),
         head=published.whole("d_kv", 64),
@@ -132,8 +133,12 @@ def from_published(published: Published) -> Config:
         activation=activation,
         gated=gated,
         tied=published.flag("scale_decoder_outputs", tied),
-        eps=published.number("layer_norm_epsilon", 1e-6),
+        eps=published.number("layer_norm_epsilon", 1e-6, decimal=True),
         dropout=published.number("dropout_rate", 0.1),
+        exported=Exported(
+            initializer=published.initializer("initializer_factor"),
+            activation=published.spelling("feed_forward_proj", FEED_FORWARD),
+        ),
     )
     if (distance := uncertain_distance(cfg.buckets, cfg.max_distance)) is not None:
         why = f"with {cfg.buckets} buckets, the bucket of distance {distance} depends on the machine in `transformers`"
@@ -204,7 +209,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "d_ff": cfg.ffn,
         "relative_attention_num_buckets": cfg.buckets,
         "relative_attention_max_distance": cfg.max_distance,
-        "feed_forward_proj": names[0],
+        **cfg.exported.keys("initializer_factor", "feed_forward_proj", names[0], FEED_FORWARD),
         "tie_word_embeddings": cfg.tied,
         "layer_norm_epsilon": cfg.eps,
         "dropout_rate": cfg.dropout,
@@ -236,7 +241,7 @@ SPELLED: dict[Activation, dict[str, None]] = {
 
 WITHOUT_EFFECT = (
     # Rows are of any length; how fresh weights are spread; a classifier that is not read.
-    *("n_positions", "initializer_factor", "classifier_dropout", "output_past", "max_length"),
+    *("n_positions", "classifier_dropout", "output_past", "max_length"),
 )
 
 

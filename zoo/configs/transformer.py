@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, Size, numbers_of
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published
+from zoo.published import BOOKKEEPING, Published, first_name
 
 Sinusoids = Literal["interleaved", "halves"]
 
@@ -76,7 +76,12 @@ class Config:
 MODEL_TYPE = "marian"
 """What a config.json calls models of this form. The paper's own weights were never published."""
 
-ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 """Published name -> ours; an export writes the first that fits."""
 
 EPS = 1e-5
@@ -100,7 +105,6 @@ def from_published(published: Published) -> Config:
     vocab, layers = published.whole("vocab_size", 58_101), published.whole("encoder_layers", 12)
     heads, ffn = published.whole("encoder_attention_heads", 16), published.whole("encoder_ffn_dim", 4096)
     for key, default, ours in (
-        ("decoder_vocab_size", vocab, vocab),
         ("decoder_layers", 12, layers),
         ("decoder_attention_heads", 16, heads),
         ("decoder_ffn_dim", 4096, ffn),
@@ -108,6 +112,9 @@ def from_published(published: Published) -> Config:
         if (value := published.whole(key, default)) != ours:
             fix = f"this family computes {ours}, as in the encoder; an absent key means {default}"
             raise published.wrong(key, value, fix)
+    # Zero and null both mean the vocabulary of the encoder.
+    if (entries := published.whole("decoder_vocab_size", 0, least=0, nullable=True)) not in (0, vocab):
+        raise published.wrong("decoder_vocab_size", entries, f"this family computes {vocab}, as in the encoder")
     padding = published.whole("pad_token_id", PADDING, least=0)
     if padding >= vocab:
         raise published.wrong("pad_token_id", padding, f"choose an entry of the vocabulary of {vocab}; absent, it is {PADDING}")
@@ -126,7 +133,11 @@ def from_published(published: Published) -> Config:
         sinusoids="halves",
         eps=EPS,
         dropout=published.number("dropout", 0.1),
-        exported=Exported(positions=published.whole("max_position_embeddings", POSITIONS)),
+        exported=Exported(
+            initializer=published.initializer("init_std"),
+            activation=published.spelling("activation_function", ACTIVATIONS),
+            positions=published.whole("max_position_embeddings", POSITIONS),
+        ),
     )
 
 
@@ -150,7 +161,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "decoder_attention_heads": cfg.heads,
         "encoder_ffn_dim": cfg.ffn,
         "decoder_ffn_dim": cfg.ffn,
-        "activation_function": next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation),
+        **cfg.exported.keys("init_std", "activation_function", first_name(ACTIVATIONS, cfg.activation), ACTIVATIONS),
         "dropout": cfg.dropout,
         "scale_embedding": True,
         "pad_token_id": 0,
@@ -195,7 +206,7 @@ COMPUTED = {
 """Keys that change the arithmetic, with the value that is computed here."""
 
 WITHOUT_EFFECT = (
-    *("init_std", "classif_dropout", "classifier_dropout", "bad_words_ids"),
+    *("classif_dropout", "classifier_dropout", "bad_words_ids"),
     *("forced_eos_token_id", "max_length", "num_beams", "extra_pos_embeddings"),
 )
 

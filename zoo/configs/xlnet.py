@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size, numbers_of
-from zoo.encoder_config import ACTIVATIONS, BodyConfig, Initializer, activation, named_labels, on_top
+from zoo.encoder_config import ACTIVATIONS, BodyConfig, Initializer, activation, exported, named_labels, on_top
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -76,15 +76,16 @@ def from_published(published: Published) -> Config:
         heads=published.whole("n_head", 16),
         ffn=published.whole("d_inner", 4096),
         activation=published.choice("ff_activation", ACTIVATIONS, "gelu"),
-        eps=published.number("layer_norm_eps", 1e-12),
+        eps=published.number("layer_norm_eps", 1e-12, decimal=True),
         dropout=dropout,
         attention_dropout=dropout,
         head_dropout=published.number("summary_last_dropout", 0.1),
-        memory=published.whole("mem_len", 0, least=0),
-        reuse=published.whole("reuse_len", 0, least=0),
+        memory=published.whole("mem_len", 0, least=0, nullable=True),
+        reuse=published.whole("reuse_len", 0, least=0, nullable=True),
+        exported=exported(published, "ff_activation"),
         **on_top(published),
     )
-    if (size := published.whole("d_head", head)) != cfg.head:
+    if (size := published.whole("d_head", head, nullable=True)) != cfg.head:
         raise published.wrong("d_head", size, f"this family computes {cfg.head}, d_model / n_head")
     return cfg
 
@@ -107,7 +108,7 @@ def to_published(cfg: Config) -> dict[str, Any]:
         "n_head": cfg.heads,
         "d_head": cfg.head,
         "d_inner": cfg.ffn,
-        "ff_activation": activation(cfg),
+        **cfg.exported.keys("initializer_range", "ff_activation", activation(cfg), ACTIVATIONS),
         "layer_norm_eps": cfg.eps,
         "dropout": cfg.dropout,
         "summary_last_dropout": cfg.head_dropout,

@@ -52,7 +52,9 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
 
 
 def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[str]):
+    (place / "gpt2" / "generation_config.json").write_text('{"max_length": 50}')
     assert "300" in said(capsys, "import", "gpt2")
+    assert (place / "models" / "gpt2" / "generation_config.json").read_text() == '{"max_length": 50}'
     stored = load_file(place / "gpt2" / tensors.SINGLE)
     kept = load_file(place / "models" / "gpt2" / tensors.SINGLE)
     assert kept.keys() == stored.keys()

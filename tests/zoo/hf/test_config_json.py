@@ -19,6 +19,7 @@ def read(family: str, task: str = "", **keys: Any) -> Any:
     """Return the configuration that these keys alone describe."""
     content = Published(Path("config.json"), keys)
     content.task = task
+    content.architecture()
     return configs.family(family).from_published(content)
 
 
@@ -158,7 +159,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gpt", "", {"n_layer": "2"}, 'n_layer is "2"; it must be a whole number'),
     ("gpt", "", {"n_layer": True}, "n_layer is true; it must be a whole number"),
     ("gpt", "", {"n_positions": -1}, "n_positions is -1; it must be a whole number of at least 1"),
-    ("gpt", "", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon is .*finite number"),
+    ("gpt", "", {"attn_pdrop": 10**400}, "attn_pdrop is .*finite number"),
     ("gpt", "", {"num_attention_heads": 5}, "num_attention_heads is 5; it must divide n_embd"),
     ("gpt", "", {"hidden_size": None}, "hidden_size is null; .* reads as n_embd"),
     ("gpt", "", {"n_embd": "x", "hidden_size": 24}, 'n_embd is "x"; it must be a whole number'),
@@ -177,8 +178,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each row of the classifier"),
     ("bert", "sequence", {"id2label": {"0": "a", "1": "a"}}, "id2label is .*a name of its own"),
-    ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*a name of its own"),
-    ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*each row of the classifier"),
+    ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*each value is a string"),
+    ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*an object"),
+    ("bert", "tokens", {"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2; id2label names 1"),
     ("bert", "tokens", {"num_labels": 10**9}, f"num_labels is .*at most {MOST_LABELS:,}"),
 ]
 
@@ -188,6 +190,26 @@ def test_a_value_that_makes_no_model_is_refused(family: str, task: str, keys: di
     with pytest.raises(BadInput, match=message) as refusal:
         read(family, task, **COMMON.get(family, {}), **keys)
     assert "\n" not in str(refusal.value)
+
+
+MISTYPED: dict[str, dict[str, Any]] = {
+    "gpt": {"n_layer": None, "layer_norm_epsilon": 1, "attn_pdrop": True, "scale_attn_weights": None, "summary_type": None},
+    "bert": {"use_cache": "x", "initializer_range": 1, "pad_token_id": "x", "eos_token_id": [1.5], "id2label": {"0": 1}},
+    "roberta": {"pad_token_id": None, "hidden_act": None, "architectures": "x", "dtype": "x", "num_labels": None},
+    "distilbert": {"pad_token_id": 30_522, "dropout": None, "bos_token_id": True, "return_dict": 1},
+    "t5": {"scale_decoder_outputs": None, "is_gated_act": None, "initializer_factor": "x", "classifier_dropout": None},
+    "transformer": {"decoder_ffn_dim": 4096.0, "init_std": True, "forced_eos_token_id": "x", "pad_token_id": None},
+    "xlnet": {"clamp_len": None, "start_n_top": 2.0, "use_mems_eval": None, "mem_len": False, "layer_norm_eps": None},
+}
+"""Values that `transformers` refuses because of their type."""
+
+
+@pytest.mark.parametrize("family", configs.families())
+def test_a_mistyped_value_is_refused(family: str) -> None:
+    for key, value in MISTYPED[family].items():
+        with pytest.raises(BadInput, match=f"config.json: {key} is ") as refusal:
+            read(family, **{**COMMON.get(family, {}), key: value})
+        assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("key", ["n_head", "embedding_size", "per_layer_config", "ffn_dim", "rel_positions", "attribute_map"])

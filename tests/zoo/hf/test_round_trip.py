@@ -1,7 +1,9 @@
 """Published weights come out of the models as they went in: every tensor, every number and every label."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from safetensors.numpy import load_file
 from tests.support import published
 from train import config
 from train import mesh as meshes
-from zoo import models, pretrained, tensors
+from zoo import configs, models, pretrained, tensors
 from zoo.encoder_config import LABELLED
+from zoo.published import Published
 
 ONE = meshes.make(config.Mesh(), jax.devices()[:1])
 FOUR = meshes.make(config.Mesh(fsdp=4), jax.devices()[:4])
@@ -36,6 +39,30 @@ def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
     assert models.model(cfg).task == task
     if task in LABELLED:
         assert cfg.labels == tuple(content["id2label"].values()) == tuple(content["label2id"]) == published.LABELS
+
+
+EXPORTED: list[tuple[str, dict[str, Any]]] = [
+    ("gpt", {"activation_function": "gelu_pytorch_tanh", "initializer_range": 0.5}),
+    ("bert", {"hidden_act": "gelu_pytorch_tanh", "initializer_range": 0.5}),
+    ("distilbert", {"activation": "gelu_pytorch_tanh", "initializer_range": 0.5}),
+    ("roberta", {"hidden_act": "gelu_new", "pad_token_id": 0, "max_position_embeddings": 17}),
+    ("t5", {"feed_forward_proj": "gated-gelu_new", "initializer_factor": 0.5, "relative_attention_num_buckets": 7}),
+    ("transformer", {"activation_function": "gelu_pytorch_tanh", "init_std": 0.5, "max_position_embeddings": 64}),
+    ("xlnet", {"ff_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "mem_len": 3}),
+]
+"""A family, and keys of its config.json that come out as they went in."""
+
+
+@pytest.mark.parametrize(("family", "keys"), EXPORTED)
+def test_what_changes_nothing_is_exported_as_it_was_read(family: str, keys: dict[str, Any]) -> None:
+    content = Published(Path("config.json"), published.TINY[family] | keys)
+    cfg = configs.family(family).from_published(content)
+    written = configs.family(family).to_published(cfg)
+    assert {key: written[key] for key in keys} == keys
+    # The name of another activation than the model now has would be wrong.
+    plain = {"gated": False} if family == "t5" else {}
+    changed = configs.family(family).to_published(dataclasses.replace(cfg, activation="relu", **plain))
+    assert "relu" in changed.values() and "gelu_pytorch_tanh" not in changed.values()
 
 
 @pytest.mark.planted(4)
