@@ -1,0 +1,140 @@
+"""Random models of every family, and mutants of their config.json and tensors, to compare with `transformers`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.support import published
+from zoo import configs
+
+ACTIVATIONS = {
+    "gpt": "activation_function",
+    "bert": "hidden_act",
+    "roberta": "hidden_act",
+    "distilbert": "activation",
+    "transformer": "activation_function",
+    "xlnet": "ff_activation",
+    "t5": "feed_forward_proj",
+}
+NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
+"""Activations; some families have not all of them."""
+APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward")
+"""Keys that are not mutated: they choose the class, belong to multi-label classification, or say how the model is called."""
+LONGEST = 26
+"""Tokens that are compared: with fewer positions than that, `transformers` reads Marian's file and fails when it is called."""
+UNKNOWN: dict[str, Any] = {"n_head": 3, "embedding_size": 8, "per_layer_config": {"0": {}}, "layer_count": 1, "ffn_dim": 9}
+
+
+def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
+    """Return a config.json of odd sizes, with all keys that the family's class in `transformers` declares or with few."""
+    import transformers
+
+    heads = int(rng.choice([1, 2, 3, 5]))
+    # Sines and cosines come in pairs.
+    width = heads * int(rng.integers(1, 4) * 2 if family in ("xlnet", "transformer") else rng.integers(2, 8))
+    layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
+    common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
+    encoder = common | {"max_position_embeddings": int(rng.integers(26, 40)), "type_vocab_size": 2}
+    numbers: dict[str, dict[str, Any]] = {
+        "gpt": {"n_layer": layers, "n_embd": width, "n_head": heads, "n_inner": inner, "n_positions": int(rng.integers(24, 40))},
+        "bert": encoder,
+        "roberta": encoder | {"pad_token_id": int(rng.integers(0, 2)), "layer_norm_eps": 1e-5},
+        "distilbert": {"n_layers": layers, "dim": width, "n_heads": heads, "hidden_dim": inner, "max_position_embeddings": 31},
+        "t5": {
+            **{"num_layers": layers, "num_decoder_layers": int(rng.integers(1, 4)), "d_model": width, "num_heads": heads},
+            **{"d_kv": int(rng.integers(2, 8)), "d_ff": inner, "tie_word_embeddings": bool(rng.integers(2))},
+            **{"relative_attention_num_buckets": int(rng.integers(4, 19)), "decoder_start_token_id": 0},
+            "relative_attention_max_distance": int(rng.integers(10, 40)),
+        },
+        "transformer": {
+            **{"encoder_layers": layers, "decoder_layers": layers, "d_model": width, "encoder_ffn_dim": inner},
+            **{"decoder_ffn_dim": inner, "encoder_attention_heads": heads, "decoder_attention_heads": heads},
+            **{"scale_embedding": True, "max_position_embeddings": 64, "pad_token_id": 0, "decoder_start_token_id": 0},
+        },
+        "xlnet": {"n_layer": layers, "d_model": width, "n_head": heads, "d_inner": inner},
+    }
+    kind = configs.family(family).MODEL_TYPE
+    content = {"model_type": kind, "vocab_size": vocab, **numbers[family]}
+    known = NAMES if family == "t5" else NAMES[:4]
+    content[ACTIVATIONS[family]] = str(rng.choice([name for name in known if name not in ("silu", "gelu_fast")]))
+    if family == "t5" and content["feed_forward_proj"] == "gelu_pytorch_tanh":
+        content["feed_forward_proj"] = "gelu_new"
+    if rng.integers(2):
+        # A file that `transformers` wrote has them all.
+        content = transformers.CONFIG_MAPPING[kind](**{k: v for k, v in content.items() if k != "model_type"}).to_dict() | content
+    return {key: value for key, value in content.items() if key not in APART[1:]}
+
+
+def mutants(content: dict[str, Any], family: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (kind, what was changed, the config.json) of every mutant of a config.json."""
+    import transformers
+
+    kind = transformers.CONFIG_MAPPING[content["model_type"]]
+    defaults = kind().to_dict()
+    for key in sorted((content.keys() | defaults.keys()) - set(APART)):
+        value = content.get(key, defaults.get(key))
+        if key in content:
+            yield "missing", key, {name: each for name, each in content.items() if name != key}
+        yield "null", key, content | {key: None}
+        for other in mistyped(value):
+            yield "mistyped", f"{key} {other!r}", content | {key: other}
+        for other in others(key, value, family):
+            yield "another value", f"{key} {other!r}", content | {key: other}
+    for alias, key in kind.attribute_map.items():
+        value = content.get(key, defaults[key])
+        without = {name: each for name, each in content.items() if name != key}
+        for other in (value, value + 1, 2 * value, max(value // 2, 1), 1, 0, None, "x", True):
+            yield "aliased", f"{alias} {other!r}", content | {alias: other}
+            yield "aliased", f"{alias} {other!r} without {key}", without | {alias: other}
+    for key, value in UNKNOWN.items():
+        if key not in kind.attribute_map and key not in content:
+            yield "unknown size", key, content | {key: value}
+
+
+def mistyped(value: Any) -> Iterator[Any]:
+    """Yield values of other types than a value's."""
+    if isinstance(value, bool):
+        yield from (int(value), "true", [value])
+    elif isinstance(value, int):
+        yield from (float(value), str(value), bool(value), [value], "x")
+    elif isinstance(value, float):
+        yield from (str(value), True, [value], int(value), "x")
+    else:
+        yield from (7, 0.5, True, "x", {"x": 1})
+
+
+def others(key: str, value: Any, family: str) -> Iterator[Any]:
+    """Yield other values of the same type."""
+    if key == ACTIVATIONS[family]:
+        yield from NAMES
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        numbers = (value + 1, 2 * value + 1, max(value // 2, 1), 1, 0, -1, 4)
+        yield from (number for number in numbers if key != "max_position_embeddings" or number >= LONGEST)
+    elif isinstance(value, float):
+        yield from (value / 2 + 0.01, 2.0 * value, 0.3, 0.0, -1.0)
+    elif isinstance(value, str):
+        yield from ("other", "first", "mean")
+
+
+def tensor_mutants(stored: dict[str, np.ndarray], rng: np.random.Generator) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    """Yield (kind, name, tensors): a few of a model's tensors damaged in each way, and all of them in another type."""
+    for name in rng.permutation(sorted(stored))[:4]:
+        tensor = stored[name]
+        rest = {other: each for other, each in stored.items() if other != name}
+        yield "missing", name, rest
+        yield "extra", name, stored | {f"{name}.extra": tensor}
+        yield "wrong shape", name, rest | {name: np.concatenate([tensor, tensor[:1]])}
+        yield "reshaped", name, rest | {name: tensor[None].copy()}
+        yield "transposed", name, rest | {name: np.ascontiguousarray(tensor.T)}
+        for kind in ("float16", "float64", "int32"):
+            yield "another dtype", f"{name} {kind}", rest | {name: tensor.astype(kind)}
+    for kind in ("float16", "float64"):
+        yield "all of another dtype", kind, {name: tensor.astype(kind) for name, tensor in stored.items()}
+
+
+def saturated(stored: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
+    """Return weights so large that attention and activations saturate; scales of norms stay."""
+    return {name: each if published.is_scale(name) else np.float32(factor) * each for name, each in stored.items()}

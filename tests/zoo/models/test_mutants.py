@@ -1,0 +1,173 @@
+"""Random models and thousands of mutants of their files: each refused, or equal to `transformers`. Needs the group `parity`."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import model_mutants, published
+from tests.support import transformers_outputs as theirs
+from tests.support.small import as_batch, jit, outputs
+from train import config
+from train import mesh as meshes
+from zoo import configs, models, pretrained
+from zoo.configs import Exported
+from zoo.errors import BadInput
+
+pytestmark = pytest.mark.parity
+
+CONFIGURATIONS, MUTANTS, LENGTHS = 10, 80, (23, 11)
+FACTORS = (1.0, 3.0, 10.0)
+"""How much larger than usual weights are; the largest saturate attention."""
+SILENT, LENIENT = "SILENT DIFFERENCE", "read here, refused there"
+
+
+@functools.cache
+def program(cfg: Any) -> Any:
+    return jit(functools.partial(outputs, models.model(cfg)))
+
+
+def core(cfg: Any) -> Any:
+    """Return a configuration without what changes nothing that is computed."""
+    return dataclasses.replace(cfg, exported=Exported())
+
+
+@dataclasses.dataclass
+class Case:
+    """A random model on the disk, and what both sides compute with it."""
+
+    family: str
+    task: str
+    content: dict[str, Any]
+    folder: Path
+    stored: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.asked = theirs.given(self.content | {"pad_token_id": self.content.get("pad_token_id") or 0}, LENGTHS)
+        # Ids that a mutant calls padding are no token's: RoBERTa counts positions by them.
+        self.asked["tokens"] = np.where(self.asked["real"], np.maximum(self.asked["tokens"], 8), self.asked["tokens"])
+        self.cfg = core(pretrained.open_folder(self.folder).config)
+        self.architecture = models.family(self.family).HF[self.task].architecture
+        self.their_config = self.parsed()
+        self.ours, self.expected = self.computed_here(), self.computed_there()
+
+    def parsed(self) -> dict[str, Any]:
+        """Return the configuration that `transformers` makes of the file.
+
+        Raises:
+            Exception: any, if it refuses the file.
+        """
+        import transformers
+
+        return getattr(transformers, self.architecture).config_class.from_pretrained(self.folder).to_dict()
+
+    def computed_here(self) -> dict[str, np.ndarray]:
+        cfg, params = pretrained.load(self.folder, meshes.make(config.Mesh(), jax.devices()[:1]))
+        computed = program(core(cfg))(params, as_batch(self.asked))
+        return {name: np.asarray(each)[..., : cfg.vocab] for name, each in computed.items()}
+
+    def computed_there(self) -> dict[str, np.ndarray]:
+        """Return its outputs in float32.
+
+        Raises:
+            Exception: any, if it refuses the file or cannot compute.
+        """
+        import torch
+        import transformers
+
+        kind = getattr(transformers, self.architecture)
+        net, report = kind.from_pretrained(
+            self.folder, attn_implementation="eager", output_loading_info=True, dtype=torch.float32
+        )
+        if any(report.values()):
+            raise ValueError(report)
+        net.config.return_dict, net.config.output_attentions = True, False
+        with torch.no_grad():
+            return {name: each.numpy() for name, each in theirs.outputs(net.eval(), self.task, self.asked).items()}
+
+    def outcome(self) -> str:
+        """Return what becomes of the files as they are now."""
+        try:
+            same = core(pretrained.read_config(self.folder)[0]) == self.cfg
+            if not (same and self.tensors_are_whole()):
+                pretrained.open_folder(self.folder)
+        except BadInput as refusal:
+            return "refused in several lines" if "\n" in str(refusal) else "refused"
+        try:
+            if same and self.tensors_are_whole() and self.parsed() == self.their_config:
+                return "the same configuration"
+            expected = self.computed_there()
+        except Exception:
+            return LENIENT
+        ours = self.ours if same and self.tensors_are_whole() else self.computed_here()
+        return "equal" if self.agree(ours, expected) else SILENT
+
+    def agree(self, ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+        """Whether the outputs of real tokens are equal within 1e-4 of 1, or of the largest."""
+        if ours.keys() != expected.keys() or any(ours[name].shape != each.shape for name, each in expected.items()):
+            return False
+        for name, each in expected.items():
+            counts = np.ones(each.shape[:2], bool) if name == "sequences" else self.asked["real"]
+            if not np.abs(ours[name] - each)[counts].max() < 1e-4 * max(1.0, np.abs(each[counts]).max()):
+                return False
+        return True
+
+    def tensors_are_whole(self) -> bool:
+        return not (self.folder / "damaged").exists()
+
+    def mutated_configs(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        """Write mutants of the config.json, one after the other: some of each kind."""
+        by_kind = collections.defaultdict(list)
+        for mutant in model_mutants.mutants(self.content, self.family):
+            by_kind[mutant[0]].append(mutant)
+        for several in by_kind.values():
+            for at in rng.permutation(len(several))[: MUTANTS // len(by_kind)]:
+                kind, change, content = several[at]
+                (self.folder / "config.json").write_text(json.dumps(content))
+                yield f"config.json, {kind}", change
+        (self.folder / "config.json").write_text(json.dumps(self.content))
+
+    def mutated_tensors(self, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        (self.folder / "damaged").touch()
+        for kind, change, stored in model_mutants.tensor_mutants(self.stored, rng):
+            published.write_files(self.folder, self.content, stored)
+            yield f"tensors, {kind}", change
+
+
+def cases(family: str, folder: Path, rng: np.random.Generator) -> Iterator[Case]:
+    tasks = [task for task, names in models.family(family).HF.items() if names.architecture]
+    for number, task in zip(range(CONFIGURATIONS), itertools.cycle(tasks)):
+        content = published.config(family, task, model_mutants.drawn(rng, family))
+        stored = published.write(folder / f"{number}", content)
+        stored = model_mutants.saturated(stored, FACTORS[number % len(FACTORS)])
+        yield Case(family, task, content, published.write_files(folder / f"{number}", content, stored), stored)
+
+
+@pytest.mark.parametrize("family", configs.families())
+def test_every_mutant_is_refused_or_equal(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Models of odd sizes with any head and saturated weights; then one change at a time to config.json or to a tensor."""
+    pytest.importorskip("torch")
+    rng, counts, wrong = np.random.default_rng(0), collections.Counter[tuple[str, str]](), []
+    for case in cases(family, tmp_path, rng):
+        if not case.agree(case.ours, case.expected):
+            wrong.append(("random configuration", case.task, case.content))
+        counts["random configuration", "equal"] += 1
+        for kind, change in itertools.chain(case.mutated_configs(rng), case.mutated_tensors(rng)):
+            counts[kind, outcome := case.outcome()] += 1
+            if outcome in (SILENT, LENIENT):
+                wrong.append((outcome, case.task, change))
+    with capsys.disabled():
+        print(f"\n{family}: {counts.total():,} models and mutants")
+        for (kind, outcome), count in sorted(counts.items()):
+            print(f"  {kind:34} {outcome:26} {count:5}")
+        for line in wrong:
+            print("  ", *line)
+    assert not wrong
