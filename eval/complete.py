@@ -46,7 +46,6 @@ def main(
         BadInput: see `train.load.load`, `eval.prompts`, `eval.generate` and `eval.likelihood`.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    terminal.ready()
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(asked, decoding)
     loaded = load.load(where, meshes.make(mesh), step)

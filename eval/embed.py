@@ -58,7 +58,6 @@ def main(
     texts = encoding.read(asked)
     if file is None and not as_json:
         _check_table(len(texts))
-    terminal.ready()
     encoder = Encoder.of(load(where, meshes.make(mesh), step), batch=batch, dtype=encoding.dtype_of(precision))
     vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=asked.truncate)
     if file is not None:

@@ -82,7 +82,6 @@ def main(
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
     texts = encoding.read(asked)
     _masks(texts)
-    terminal.ready()
     encoder = Encoder.of(load(where, meshes.make(mesh), step), batch=batch, dtype=encoding.dtype_of(precision))
     found = fill(encoder, texts, top=top, targets=targets, truncate=asked.truncate)
     for number, each in enumerate(found, 1):

@@ -1,6 +1,5 @@
 """What commands write on the terminal: results on stdout, how far they are on stderr."""
 
-import io
 import re
 import shutil
 import sys
@@ -8,12 +7,6 @@ from collections import deque
 
 import jax
 from rich.cells import cell_len
-
-
-def ready() -> None:
-    """Make stdout take every text: a terminal without UTF-8 still shows what it can."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def say(text: str) -> None:

@@ -1,9 +1,10 @@
 """What a person sees while a run goes: a header, one live line, notices above it, a last line."""
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from rich.console import Console as Terminal
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from train import quantities
+from zoo import stdio
+from zoo.errors import BadInput, remedy
 
 REDRAW = 0.2
 """Seconds between two drawings of the live line, so that drawing stays far below a step's cost."""
@@ -26,12 +29,16 @@ class Console:
 
     On a terminal one line is redrawn in place. Elsewhere (a pipe, a log file, a dumb terminal) each row of metrics is a line of
     plain text. Use as a context manager: leaving it, by whatever way, gives the terminal back.
+
+    A run outlives what it writes to: where a reader leaves (`| head`), a terminal is closed or a disk is full, a line on stderr
+    says so, nothing more is written, and training goes on. Only a disk that is full before the first line is refused.
     """
 
     def __init__(self, *, steps: int, process: int = 0, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
         self._terminal = Terminal(file=self._stream, highlight=False, markup=False, emoji=False)
         self._quiet = process != 0
+        self._written = False
         self._steps = steps
         self._step = 0
         self._doing = ""
@@ -50,7 +57,8 @@ class Console:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            with self._output():
+                self._live.stop()
 
     def header(self, title: str, facts: Mapping[str, str]) -> None:
         """Print the run's name and, aligned, what it is: one fact a line, a long one continuing below itself."""
@@ -65,8 +73,9 @@ class Console:
         grid.add_column(overflow="fold")
         for name, value in facts.items():
             grid.add_row(Text(f"  {name}"), Text(value))
-        self._terminal.print(Text(title, style="bold"))
-        self._terminal.print(grid)
+        with self._output():
+            self._terminal.print(Text(title, style="bold"))
+            self._terminal.print(grid)
 
     def doing(self, what: str) -> None:
         """Say what takes so long before or between steps ("compiling the step"); the next row or step takes its place."""
@@ -96,22 +105,41 @@ class Console:
     def notice(self, text: str) -> None:
         """Print something the user must not miss, above the live line."""
         if self._live:
-            self._terminal.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
+            with self._output():
+                self._terminal.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
         elif not self._quiet:
             self._plain(f"! {text}")
 
     def finish(self, text: str) -> None:
         """Clear the live line and print the run's last line."""
         if self._live:
-            self._live.stop()
+            with self._output():
+                self._live.stop()
+                self._terminal.print(Text(text, style="bold"), soft_wrap=True)
             self._live = None
-            self._terminal.print(Text(text, style="bold"), soft_wrap=True)
         else:
             self._plain(text)
 
     def _plain(self, text: str) -> None:
         if not self._quiet:
-            print(text, file=self._stream, flush=True)
+            with self._output():
+                print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[None]:
+        """Write something; once that fails, write nothing any more."""
+        try:
+            yield
+        except OSError as error:
+            live, self._live, self._quiet = self._live, None, True
+            stdio.discard(self._stream)
+            if live:
+                live.stop()
+            if not self._written and not isinstance(error, BrokenPipeError):
+                raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
+            with contextlib.suppress(OSError):
+                print(f"zoo: standard output is lost ({error.strerror}); the run goes on without it", file=sys.stderr, flush=True)
+        self._written = True
 
     def _draw(self, now: bool = False) -> None:
         if not self._live or not (now or time.perf_counter() - self._drawn >= REDRAW):
@@ -130,10 +158,11 @@ class Console:
             line.add_row(*shown, bar)
         else:
             line.add_row(*shown)
-        self._live.update(line)
-        # Started here and not before: an empty live line would leave a gap in the header.
-        self._live.start(refresh=False)
-        self._live.refresh()
+        with self._output():
+            self._live.update(line)
+            # Started here and not before: an empty live line would leave a gap in the header.
+            self._live.start(refresh=False)
+            self._live.refresh()
 
     def _counter(self) -> str:
         return f"{self._step:>{len(str(self._steps))}}/{self._steps}"

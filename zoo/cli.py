@@ -1,11 +1,12 @@
 """`zoo ...`: which command is asked for, and how it ends. Imported by nothing."""
 
+import errno
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-from zoo.errors import BadInput
+from zoo import stdio
+from zoo.errors import BadInput, remedy
 
 USAGE = """\
 usage: zoo COMMAND ...
@@ -48,10 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as wrong:
         print(f"zoo: {wrong}", file=sys.stderr)
         return 2
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if not (line := _exhausted(error)):
+            raise
+        print(f"zoo: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         from zoo import launch
 
         return launch.abandon(130)
+
+
+def _exhausted(error: Exception) -> str:
+    """Return a line about a disk or a memory that is full; "" for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = error.filename or "standard output or a file"
+        return f"{where} cannot be written ({error.strerror}); {remedy(error)}, and run the same command again"
+    full = ("cannot allocate memory", "failed to map segment", "can't start new thread", "resource_exhausted", "out of memory")
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in full):
+        return f"out of memory ({text[:200] or type(error).__name__}); free memory, raise the limit (ulimit -v), or ask for less"
+    return ""
 
 
 COMMANDS = {
@@ -81,16 +99,28 @@ def run() -> None:
     """The console script."""
     from zoo import launch
 
+    if not stdio.prepare():
+        print("zoo: standard output is closed; let it go to a file, or to /dev/null", file=sys.stderr)
+        sys.exit(2)
     launch.heed_interrupts()
     try:
         try:
             code = main()
-        finally:
-            sys.stdout.flush()
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):
+                raise BrokenPipeError from None  # rich makes an exit with 1 of it
+            code = end.code if isinstance(end.code, int) else 0
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader left (`| head`): nothing more can be said, and flushing at exit must not try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdio.discard(sys.stdout)
         code = launch.abandon(launch.CLOSED_PIPE)
+    except OSError as error:
+        if not (line := _exhausted(error)):
+            raise
+        stdio.discard(sys.stdout)
+        print(f"zoo: {line}", file=sys.stderr)
+        code = 2
     sys.exit(launch.leave(code))
 
 

@@ -1,6 +1,9 @@
 """What a person sees of a run, and of work on many bytes: on a terminal and in a log file."""
 
 import contextlib
+import errno
+import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from train import progress
 from train.console import Console, clock
 from train.metrics import train_row, valid_row
 from train.progress import shown
+from zoo.errors import BadInput
 
 
 def train(step: int) -> dict:
@@ -69,6 +73,38 @@ def test_a_log_file_gets_a_line_of_plain_text_for_each_row(tmp_path: Path, monke
         "! skipped step 7: its gradient is not finite [/red]",
         "finished: 2.214 bits per byte",
     ]
+
+
+class Lost(io.TextIOWrapper):
+    """Takes so many texts, and then fails."""
+
+    mode, name = "w", "lost"  # without them it is no IO[str]
+
+    def __init__(self, texts: int, code: int) -> None:
+        super().__init__(io.BytesIO())
+        self.texts, self.code = texts, code
+
+    def flush(self) -> None:
+        self.texts -= 1
+        if self.texts < 0:
+            raise OSError(self.code, os.strerror(self.code))
+
+    def close(self) -> None:
+        pass  # it would flush
+
+
+@pytest.mark.parametrize(("texts", "code"), [(0, errno.EPIPE), (3, errno.EPIPE), (3, errno.ENOSPC), (3, errno.EIO)])
+def test_a_run_outlives_what_it_writes_to(texts: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reader that leaves, a disk that becomes full, a terminal that is closed."""
+    stream = Lost(texts, code)
+    play(Console(steps=50, stream=stream))
+    assert stream.texts == -1
+    assert capsys.readouterr().err == f"zoo: standard output is lost ({os.strerror(code)}); the run goes on without it\n"
+
+
+def test_a_run_that_can_say_nothing_from_the_start_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"standard output cannot be written \(No space left on device\); make room"):
+        play(Console(steps=50, stream=Lost(0, errno.ENOSPC)))
 
 
 @pytest.mark.parametrize("width", [30, 120])
