@@ -1,9 +1,11 @@
 """Texts to token ids on disk: once, on all cores, in bounded memory, and going on after a kill where it was."""
 
+import atexit
 import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +29,7 @@ FORMAT = 2
 """Another number for other files, other contents or other groups of pieces."""
 HEADER, IDS, OFFSETS, TEXT_BYTES = "header.json", "ids.bin", "offsets.bin", "text_bytes.bin"
 FILES = (IDS, OFFSETS, TEXT_BYTES)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 JOURNAL, LOCK = "journal.jsonl", "lock"
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,10 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
     checked by size and digest; what is damaged is made again, with a warning. A preparation that is killed goes on where it was
     when it is called again; of several processes that prepare the same, one does and the others wait for it.
 
+    Where `cache` cannot be written to by this user, a folder is used that is deleted when the process ends, with a warning.
+
     Raises:
-        BadInput: nothing can be written to `cache`, or a data file changed meanwhile.
+        BadInput: the disk of `cache` is full, or a data file changed meanwhile.
     """
     texts = documents if isinstance(documents, Documents) else _measured(documents)
     fingerprint = hashlib.sha256(f"{FORMAT} {texts.digest} {tokenizer.fingerprint}".encode()).hexdigest()
@@ -78,7 +83,20 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Pa
             shutil.rmtree(made, ignore_errors=True)
             return tokens
     except OSError as error:
+        if error.errno in READ_ONLY and Path(cache) != (instead := _temporary()):
+            log.warning(
+                "%s: tokens cannot be kept there (%s), so the text is tokenized for this command alone", cache, error.strerror
+            )
+            return prepare(texts, tokenizer, instead, progress)
         raise BadInput(f"{cache}: tokens cannot be kept there ({error.strerror}); mend that, and it goes on from there") from None
+
+
+@functools.cache
+def _temporary() -> Path:
+    """Return a folder that is deleted when this process ends."""
+    made = Path(tempfile.mkdtemp(prefix="zoo-text-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _measured(documents: Iterable[Document]) -> Documents:

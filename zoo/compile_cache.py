@@ -9,6 +9,7 @@ and stored again.
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ class CheckedCache(CacheInterface):
 
     def __init__(self, folder: Path):
         self.folder = self._path = folder
+        self._writable = True
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] - JAX's has no annotation
@@ -47,11 +49,17 @@ class CheckedCache(CacheInterface):
         return content[DIGEST:]
 
     def put(self, key: str, value: bytes) -> None:
-        """Store an entry. JAX turns an OSError into a warning.
+        """Store an entry. The first one that cannot be written is reported on stderr, and no more are stored."""
+        if not self._writable:
+            return
+        try:
+            self._write(key, value)
+        except OSError as error:
+            self._writable = False
+            why = f"cannot be written ({error.strerror}); programs are compiled and not kept for the next command"
+            print(f"zoo: cache folder {self.folder} {why}", file=sys.stderr)
 
-        Raises:
-            OSError: the entry cannot be written; nothing of it is left.
-        """
+    def _write(self, key: str, value: bytes) -> None:
         descriptor, name = tempfile.mkstemp(UNFINISHED, dir=self.folder)
         try:
             with open(descriptor, "wb") as file:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import stat
+import sys
 from pathlib import Path
 
 from zoo.errors import BadInput
@@ -34,7 +35,7 @@ def prepare(devices: int = 0) -> None:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
 
     Raises:
-        BadInput: the cache folder cannot be made or is not private.
+        BadInput: the cache folder is not private.
         RuntimeError: JAX started before this call, with other settings.
     """
     import jax
@@ -59,7 +60,8 @@ def prepare(devices: int = 0) -> None:
     if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
         _keep_memory()
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(private(cache_dir() / f"compiled-{processor()}")))
+        folder = cache_folder(f"compiled-{processor()}")
+        jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
     compile_cache.install()
     # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -86,18 +88,36 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "zoo"
 
 
+class NoCache(BadInput):
+    """A cache folder that cannot be made, as in a home folder that cannot be written to."""
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return a `private` folder of the cache; None, with a notice on stderr, where it cannot be made.
+
+    Raises:
+        BadInput: it belongs to somebody else or lets others write to it.
+    """
+    try:
+        return private(cache_dir() / name)
+    except NoCache as error:
+        print(f"zoo: {error}. Until then nothing is kept for the next command", file=sys.stderr)
+        return None
+
+
 def private(folder: Path) -> Path:
     """Make a folder that only this user can write to: what lies in it is executed.
 
     Raises:
-        BadInput: it cannot be made, or belongs to somebody else or lets others write to it.
+        NoCache: it cannot be made.
+        BadInput: it belongs to somebody else or lets others write to it.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
         facts = folder.stat()
     except OSError as error:
-        raise BadInput(f"cache folder {folder}: {error.strerror}; set ZOO_CACHE to a folder you can write to") from None
+        raise NoCache(f"cache folder {folder}: {error.strerror}; set ZOO_CACHE to a folder you can write to") from None
     if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o022:
         raise BadInput(f"cache folder {folder}: others can write to it; set ZOO_CACHE to a private folder, or chmod 700 it")
     return folder

@@ -27,11 +27,13 @@ def plan(run: config.Run, mode: Mode, target: Target, *, fresh: bool = False) ->
     Raises:
         BadInput: see `program.compiled`. What failed is not kept.
     """
-    file = runtime.private(runtime.cache_dir() / "plans") / f"{key(run, mode, target)}.json"
-    if not fresh and (before := _read(file)) is not None:
+    folder = runtime.cache_folder("plans")
+    file = folder and folder / f"{key(run, mode, target)}.json"
+    if file and not fresh and (before := _read(file)) is not None:
         return before
     found = facts.read(program.compiled(run, mode, target), run.recipe)
-    write_text(file, json.dumps(found.plain()))
+    if file:
+        write_text(file, json.dumps(found.plain()))
     return found
 
 

@@ -146,6 +146,19 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
         prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
 
 
+def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypatch, caplog):
+    def hold(folder):
+        if folder.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    real = module._hold
+    monkeypatch.setattr(module, "_hold", hold)
+    assert same(prepare(DOCUMENTS, tokenizer, tmp_path), prepare(DOCUMENTS, tokenizer, module._temporary()))
+    assert "tokens cannot be kept there (Permission denied)" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 CHILD = """
 import sys
 from train import pieces

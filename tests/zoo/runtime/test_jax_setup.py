@@ -90,7 +90,9 @@ def test_preparing_twice_is_nothing_and_too_late_is_an_error(monkeypatch: pytest
         runtime.prepare(8)
 
 
-def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_is_the_users_and_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("ZOO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert runtime.cache_dir() == tmp_path / "zoo"
@@ -102,6 +104,10 @@ def test_cache_folder_is_the_users_and_private(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="set ZOO_CACHE"):
         runtime.private(tmp_path / "file" / "below")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
+    assert runtime.cache_folder("below") is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert "set ZOO_CACHE to a folder you can write to. Until then nothing is kept" in line
 
 
 def test_facts_of_doctor() -> None:
