@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from train import arrays
 from train.marker import Damaged, Marker, by_path, compare, describe, folder_name, kind, sync_directory
+from zoo import errors
 from zoo.errors import BadInput
 
 _barriers = itertools.count()
@@ -65,6 +66,8 @@ class Checkpoints:
         """
         self._agree(self._open)
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # The thread starts now: at a save there may be no memory for one.
+        self._worker.submit(int).result()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,8 +108,7 @@ class Checkpoints:
             number=next(_barriers),
         )
         if self._agree(lambda: self._make_temporary(save)):
-            written = self._worker.submit(arrays.start_writing, self._temporary(save), leaves).result()
-            save.verdict = self._worker.submit(self._commit, save, written)
+            save.verdict = self._worker.submit(self._commit, save, self._start_writing(save, leaves))
         elif not save.verdict.done():
             save.verdict.set_result(_PeerFailed("process 0 could not make the folder"))
         self._pending = save
@@ -118,7 +120,7 @@ class Checkpoints:
         refusal after two failures is left to `save` and `wait`, so that all processes raise it at the same step.
 
         Raises:
-            BadInput: two saves in a row have failed; names the folder, the bytes needed and the bytes free.
+            BadInput: two saves in a row have failed; names the folder, the bytes needed and free, and the cause.
         """
         if self._pending is not None and self._pending.verdict.done():
             self._settle()
@@ -216,6 +218,22 @@ class Checkpoints:
             return False
         return True
 
+    def _start_writing(self, save: "_Save", leaves: dict[str, jax.Array]) -> Callable[[], None]:
+        """Return a function that waits for the files; if they could not be begun, for want of memory, it raises the reason.
+
+        `_commit` then comes to its verdict with the other processes.
+        """
+        assert self._worker is not None
+        try:
+            return self._worker.submit(arrays.start_writing, self._temporary(save), leaves).result()
+        except Exception as error:
+            failure = error
+
+        def fail() -> None:
+            raise failure
+
+        return fail
+
     def _commit(self, save: "_Save", written: Callable[[], None]) -> Exception | None:
         """Finish a save: None, or why it failed. All processes come to the same verdict."""
         failure = None
@@ -276,14 +294,22 @@ class Checkpoints:
 
     def _refuse_second_failure(self) -> None:
         if len(self._failed) >= 2:
-            raise BadInput(f"two checkpoints in a row failed: {self._shortage()}; make room or choose another --out")
+            raise BadInput(f"two checkpoints in a row failed: {self._shortage()}; {self.remedy()}, or choose another --out")
+
+    def remedy(self) -> str:
+        """Return what to do about the last save, which has failed."""
+        return errors.remedy(self._failed[-1].verdict.result())
 
     def _shortage(self) -> str:
         save = self._failed[-1]
+        failure = save.verdict.result()
         # TensorStore tells the reason last, after all that it was doing.
-        cause = " ".join(str(save.verdict.result()).split())[-100:]
-        free = shutil.disk_usage(self.folder).free
-        return f"{self.folder} needs {save.bytes:,} bytes and has {free:,} free ({cause})"
+        cause = " ".join(str(failure).split())[-100:] or type(failure).__name__
+        try:
+            free = f"{shutil.disk_usage(self.folder).free:,} free"
+        except OSError as error:
+            free = f"is not there ({error.strerror})"
+        return f"{self.folder} needs {save.bytes:,} bytes and has {free} ({cause})"
 
     # Finding and checking.
 

@@ -12,6 +12,7 @@ import pytest
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import PATIENCE, small_files
 from tests.support.states import Log, abstract, bits, make
+from train import arrays
 from train.checkpoint import Checkpoints
 from zoo import launch
 from zoo.errors import BadInput
@@ -53,6 +54,28 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder
     for part in (str(folder), "two checkpoints in a row", "needs 6,", "free (", "make room"):
         assert part in str(refused.value)
     gc.collect()  # What the failed writes left is reported here, where it is ignored, and not in a later test.
+
+
+@pytest.mark.parametrize(("failure", "fix"), [(MemoryError(), "free memory"), (OSError(5, os.strerror(5)), "check the disk")])
+def test_a_save_that_cannot_begin_fails_and_names_its_cause(
+    failure: Exception, fix: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    log = Log()
+    with Checkpoints(folder, 1, notify=log) as checkpoints:
+        checkpoints.save(make(1), {})
+        assert checkpoints.wait()
+        monkeypatch.setattr(arrays, "start_writing", fail)
+        checkpoints.save(make(2), {})
+        assert not checkpoints.wait()
+        checkpoints.save(make(3), {})
+        with pytest.raises(BadInput) as refused:
+            checkpoints.wait()
+    assert f"({str(failure) or 'MemoryError'}). The run goes on" in log[0]
+    assert f"({str(failure) or 'MemoryError'}); {fix}, or choose another --out" in str(refused.value)
+    assert os.listdir(folder) == ["00000001"]
 
 
 # Forked after the imports and before JAX starts: a second per kill. Each child checks what the killed one left, and says the
