@@ -10,13 +10,13 @@ import re
 import socket
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from train.config import Run
 from zoo import configs, published
-from zoo.errors import BadInput
+from zoo.errors import BadInput, cannot_write
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -62,6 +62,11 @@ class Folder:
     def begun(self) -> bool:
         """Whether a checkpoint was ever committed here."""
         return any(self.checkpoints.glob("*/COMMIT.json"))
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether there is a checkpoint, a best one or a score: what another configuration may not take the place of."""
+        return self.begun or any(self.best.glob("*/COMMIT.json")) or self.scores.exists()
 
     @classmethod
     def of(cls, run: Run) -> "Folder":
@@ -143,6 +148,33 @@ def differences(old: Run, new: Run) -> list[str]:
     return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
 
 
+def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> None:
+    """Refuse a folder that holds the results of a run of another configuration.
+
+    Args:
+        undecided: dotted keys that are not compared, since the run has no final value for them yet.
+
+    Raises:
+        BadInput: names every field that differs.
+    """
+    if folder.holds_results and folder.config.exists():
+        changed = [line for line in differences(read_config(folder.path), run) if line.partition(":")[0] not in undecided]
+        if changed:
+            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+
+
+def take_over(folder: Folder, run: Run) -> bool:
+    """Delete the records of a run of another configuration that left no results, and return whether there was one."""
+    if folder.holds_results or not folder.config.exists():
+        return False
+    with contextlib.suppress(BadInput):
+        if not differences(read_config(folder.path), run):
+            return False
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.report):
+        file.unlink(missing_ok=True)
+    return True
+
+
 def flat(run: Run) -> dict[str, Any]:
     """Dotted key -> value ("model.compute.attention"), the family of the model first."""
 
@@ -191,9 +223,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    """Write a text file whole or not at all.
+
+    Raises:
+        BadInput: it cannot be written; the old content is still there.
+    """
+    content = text.encode()
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 @contextlib.contextmanager
@@ -207,7 +247,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
     # The rename itself lives in the folder, which is a file of its own.
     folder = os.open(path.parent, os.O_RDONLY)

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train import begin, config, hardware, inputs, metrics, objectives, optim, quantities, selection, sinks
+from train import begin, config, hardware, inputs, metrics, objectives, optim, quantities, room, selection, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
 from train.console import Console
-from train.folder import Folder, check_identity, differences, identity, read_config, write_json
+from train.folder import Folder, check_holder, check_identity, identity, take_over, write_json
 from train.inputs import Inputs
 from train.marker import compare
 from train.mixture import ordered
 from train.recorder import Recorder
 from train.step import DTYPES, assemble
+from train.stop import Stop
 from zoo import attention, runtime
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -49,13 +47,27 @@ def run(
     Raises:
         BadInput: the configuration, the data and this machine do not fit, or the folder holds another run.
     """
+    console = Console(steps=cfg.steps, process=jax.process_index())
+    with console, Stop(console.notice, console.__exit__) as stop:
+        return _run(cfg, console, stop, evaluate=evaluate, on_end=on_end, sample=sample)
+
+
+def _run(
+    cfg: config.Run,
+    console: Console,
+    stop: Stop,
+    *,
+    evaluate: Callable[..., Scorer],
+    on_end: Callable[[Path], Any],
+    sample: Callable[..., Any] | None,
+) -> int:
     # --- Devices and numbers ---
     folder, process = Folder.of(cfg), jax.process_index()
     # A run begun on CPU and resumed on an accelerator keeps its arithmetic.
     cfg = inputs.settled(dataclasses.replace(cfg, precision=_precision(cfg)), folder)
     mesh = meshes.make(cfg.mesh)
     meshes.check(cfg, mesh)
-    _refuse_another(folder, cfg)
+    check_holder(folder, cfg)
     sinks.check(cfg.log.sinks)
     if cfg.init and not folder.begun:
         begin.check(cfg)
@@ -75,10 +87,13 @@ def run(
     with contextlib.ExitStack() as stack:
         # --- Folder ---
         stack.enter_context(folder.claim(process))
-        console = stack.enter_context(Console(steps=cfg.steps, process=process))
+        check_holder(folder, cfg)
         checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=console.notice)
         choice = stack.enter_context(selection.Choice(cfg, folder, notify=console.notice))
         if folder.scores.exists() and (checkpoints.latest() == cfg.steps or choice.exhausted(checkpoints.latest())):
+            if process == 0 and not folder.report.exists():
+                # The run was killed between its score and its report.
+                on_end(folder.path)
             console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
             return 0
         stack.enter_context(checkpoints)
@@ -90,9 +105,12 @@ def run(
         meta = {**data.fingerprints(), "config": identity(cfg)}
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], cfg)
-            if changed := compare(restored[1], meta, ignored=("config",)):
+            if changed := compare(restored[1], meta, ignored=("config", "records")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
+            room.check(folder, cfg, built.state, first=0 if restored is None else int(jax.device_get(restored[0].step)))
+            if take_over(folder, cfg):
+                console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # The configuration first: it keeps another run from taking over a tokenizer that a kill left alone.
             folder.write_config(cfg)
             folder.tokenizer.mkdir(exist_ok=True)
@@ -116,7 +134,17 @@ def run(
             metrics.started(folder, first, facts, flops)
         tokens = math.prod(shapes.tokens.shape)
         recorder = stack.enter_context(
-            Recorder(cfg, folder, console, first=first, tokens=tokens, flops=flops, rate=rate, process=process)
+            Recorder(
+                cfg,
+                folder,
+                console,
+                first=first,
+                tokens=tokens,
+                flops=flops,
+                rate=rate,
+                process=process,
+                saved=restored[1].get("records", {}) if restored else {},
+            )
         )
 
         def scorer(rows: Any) -> Scorer:
@@ -132,7 +160,6 @@ def run(
             jax.transfer_guard("disallow"),
             _profile(cfg, folder) as profiled,
             batches.read(first) as stream,
-            Stop(console) as stop,
         ):
             while at < cfg.steps and not stopping:
                 if recorder.due(cfg.checkpoint.every, ahead=1):
@@ -141,6 +168,7 @@ def run(
                         checkpoints.wait()
                 host = next(stream)
                 state, measured = engine.step(state, engine.place(host), frozen)
+                stop.begin()
                 recorder.step(measured, batches.rows_of(at) if cfg.log.ledger else None)
                 at += 1
                 checkpoints.poll()
@@ -158,15 +186,16 @@ def run(
                 if recorder.due(cfg.checkpoint.every) or stopping:
                     with recorder.pause():
                         recorder.sync()
-                        checkpoints.save(engine.get(state), meta)
+                        checkpoints.save(engine.get(state), {**meta, "records": recorder.summaries()})
         if not checkpoints.wait():
             newest = "the start" if (step := checkpoints.latest()) is None else f"step {step}"
-            raise BadInput(f"{folder.checkpoints}: step {at} could not be saved; make room, and the run goes on from {newest}")
-        if stop.signal:
+            fix = f"{checkpoints.remedy()}, and the run goes on from {newest}"
+            raise BadInput(f"{folder.checkpoints}: step {at} could not be saved; {fix}")
+        if number := stop.end():
             if process == 0:
                 on_end(folder.path)
             console.finish(f"stopped and saved at step {at} of {cfg.steps}; the same command goes on from there")
-            return 128 + stop.signal
+            return 128 + number
 
         if at < cfg.steps:
             console.notice(f"ended at step {at} of {cfg.steps}: {cfg.selection.patience} validations without a better one")
@@ -206,56 +235,6 @@ def describe(
         "MFU against": against,
         "run": str(folder.path),
     }
-
-
-class Stop:
-    """SIGINT and SIGTERM as a wish to save and leave; a second SIGINT leaves at once.
-
-    Several processes agree on the step, through JAX's coordination service: it sees the SIGTERM of any of them.
-    """
-
-    signal = 0
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def __enter__(self) -> "Stop":
-        self._several = jax.process_count() > 1
-        self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupted)}
-        if not self._several:
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminated)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def agreed(self, step: int) -> bool:
-        """Whether all processes stop after `step` steps."""
-        if not self._several:
-            return self.signal != 0
-        with jax.transfer_guard("allow"):
-            stopping = bool(multihost_utils.reached_preemption_sync_point(step))
-        self.signal = self.signal or (signal.SIGTERM if stopping else 0)
-        return stopping
-
-    def _interrupted(self, number: int, _: Any) -> None:
-        if self.signal == signal.SIGINT:
-            # Not by an exception: on its way out it would wait for the save under way, which may be what takes so long.
-            self._console.__exit__()
-            os._exit(128 + signal.SIGINT)
-        self.signal = signal.SIGINT
-        if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _terminated(self, number: int, _: Any) -> None:
-        self.signal = number
-
-
-def _refuse_another(folder: Folder, cfg: config.Run) -> None:
-    """A folder is one run: refuse to go on with other numbers than it began with."""
-    if folder.config.exists() and (changed := differences(read_config(folder.path), cfg)):
-        raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
 
 
 def _check_carry(cfg: config.Run, net: Model, data: Inputs) -> None:

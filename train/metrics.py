@@ -1,5 +1,6 @@
 """What a run measures: rows of metrics.jsonl, and the rate that a step's speed is stated against."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from train.folder import Folder, write_text
-from zoo.errors import BadInput
+from zoo.errors import BadInput, cannot_write
 
 # JSON has no number for these; protobuf's JSON mapping spells them so.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -31,20 +32,54 @@ class Metrics:
         being replaced whole. None: the run starts anew, with no rows.
 
         Raises:
-            BadInput: a line that is no row, with its number.
+            BadInput: a line that is no row, with its number, or a file that cannot be written.
         """
-        kept = read(path) if resume_at is not None and path.exists() else []
-        write_text(path, "".join(_line(row) for row in kept if row["step"] <= resume_at))
-        self._file = path.open("a", encoding="utf-8")
+        rows = read(path) if resume_at is not None and path.exists() else []
+        lines = [_line(row) for row in rows if row["step"] <= resume_at]
+        write_text(path, "".join(lines))
+        self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
+        # Without a buffer: one that could not be written would be written again, and fail again, when the file is closed.
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row and flush it. Values are Python's or numpy's; what is not finite is written "NaN" or "Infinity"."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """Append a row. Values are Python's or numpy's; what is not finite is written "NaN" or "Infinity".
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        line = rest = _line(row).encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+        self._count += 1
+        self._digest.update(line)
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk."""
-        os.fsync(self._file.fileno())
+        """Wait until the rows are on the disk.
+
+        Raises:
+            BadInput: they cannot be written there.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the number of rows and their SHA-256, which a checkpoint keeps."""
+        return {"rows": self._count, "sha256": self._digest.hexdigest()}
+
+    def lost(self, saved: Mapping[str, Any]) -> str:
+        """Return what has happened to the rows since a checkpoint kept this `summary` of them; "" if nothing has."""
+        if self.summary() == saved:
+            return ""
+        if missing := saved["rows"] - self._count:
+            change = f"{missing} of {saved['rows']} rows are missing" if missing > 0 else f"{-missing} rows were added"
+        else:
+            change = "rows were changed"
+        return f"{self._path}: {change} since the checkpoint was saved; the run goes on without what is lost"
 
     def close(self) -> None:
         self._file.close()

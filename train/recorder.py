@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,13 +36,17 @@ class Recorder:
         flops: float,
         rate: float,
         process: int,
+        saved: Mapping[str, Any],
     ) -> None:
         """`tokens` and `flops` of a training step, these stated against `rate`, FLOP/s, all of all devices; `first` step of this
-        start."""
+        start; `saved`: the `summaries` in the checkpoint that the run goes on from."""
         self._run, self._console, self._first, self._tokens = run, console, first, tokens
         self._flops, self._rate = flops, rate
         self._rows = Metrics(folder.metrics, resume_at=first if first else None) if process == 0 else None
         self._ledger = Metrics(folder.ledger, resume_at=first if first else None) if process == 0 and run.log.ledger else None
+        for name, file in self._files().items():
+            if name in saved and (lost := file.lost(saved[name])):
+                console.notice(lost)
         self._sinks = Sinks(run.log.sinks if process == 0 else (), run, folder, notify=console.notice)
         self._at = first
         self._late: dict[str, jax.Array] | None = None
@@ -54,9 +58,8 @@ class Recorder:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        for file in (self._rows, self._ledger):
-            if file is not None:
-                file.close()
+        for file in self._files().values():
+            file.close()
         self._sinks.close(failed=error is not None)
 
     def step(self, metrics: dict[str, jax.Array], rows: Any) -> None:
@@ -118,9 +121,16 @@ class Recorder:
 
     def sync(self) -> None:
         """Rows are on the disk before the checkpoint that stands for them."""
-        for file in (self._rows, self._ledger):
-            if file is not None:
-                file.sync()
+        for file in self._files().values():
+            file.sync()
+
+    def summaries(self) -> dict[str, Any]:
+        """Return the `Metrics.summary` of each file, for the checkpoint that stands for its rows. Process 0 has the files."""
+        return {name: file.summary() for name, file in self._files().items()}
+
+    def _files(self) -> dict[str, Metrics]:
+        files = {"metrics.jsonl": self._rows, "ledger.jsonl": self._ledger}
+        return {name: file for name, file in files.items() if file is not None}
 
     def _terms(self) -> dict[str, dict[str, float]]:
         """What the loss is the sum of, where it has several terms."""

@@ -69,14 +69,17 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
     """Run `program argv` in local processes and return the exit code of the first that failed, or 0.
 
     Process 0 owns the terminal. The others are silent; if one of them is the first to fail, the end of what it wrote to stderr
-    is shown. The first SIGINT or SIGTERM is passed to all; a second one kills them. A process that dies for any other
-    reason ends the group: SIGTERM, and SIGKILL a second later. On Linux the group also ends when this process is killed.
+    is shown. The first SIGINT, SIGTERM or SIGHUP is passed to all; a second one, unless it is SIGHUP, kills them. A process that
+    dies for any other reason ends the group: SIGTERM, and SIGKILL a second later. On Linux the group also ends when this process
+    is killed.
     """
     port = _free_port()
     with contextlib.ExitStack() as stack:
         errors = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes - 1))]
         received: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # nohup has SIGHUP ignored, and so it stays, here and in the processes.
+        heeded = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+        for number in (signal.SIGINT, signal.SIGTERM, *heeded):
             stack.callback(signal.signal, number, signal.signal(number, lambda got, _: received.append(got)))
         children: list[subprocess.Popen[bytes]] = []
         stack.callback(_kill, children)
@@ -173,9 +176,9 @@ def leave(code: int) -> int:
     """Return `code`; but a joined process that failed exits here.
 
     At a normal exit JAX waits for all processes (minutes), and they would wait for this one in a collective. Success and
-    signals (130, 143) are common to all, and may wait.
+    signals (129, 130, 143) are common to all, and may wait.
     """
-    if code not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM) and sys.excepthook is _fail:
+    if code not in (0, *(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))) and sys.excepthook is _fail:
         _exit(code)
     return code
 
@@ -229,7 +232,7 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int])
             if delivered == 0:
                 for child in children:
                     child.send_signal(number)
-            else:
+            elif number != signal.SIGHUP:  # a closed terminal sends it twice: the kernel and the shell do
                 _kill(children)
             delivered += 1
         failed = [k for k, child in enumerate(children) if child.returncode]

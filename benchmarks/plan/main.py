@@ -9,7 +9,7 @@ from benchmarks.plan.facts import Plan
 from benchmarks.plan.program import Mode
 from benchmarks.plan.targets import Target
 from train import config
-from train.folder import write_text
+from train.folder import replacing
 from zoo.errors import BadInput
 
 
@@ -47,7 +47,8 @@ def search(run: config.Run, mode: Mode, target: Target, *, minutes: float, top: 
 
 def _write(file: Path, found: Plan) -> None:
     try:
-        write_text(file, page.page(found))
+        with replacing(file) as stream:
+            stream.write(page.page(found).encode())
     except OSError as error:
         raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in a folder that is there") from None
 

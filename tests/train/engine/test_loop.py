@@ -170,6 +170,34 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
 
 
 @pytest.mark.planted
+def test_lost_rows_are_noticed_and_a_missing_report_is_written(
+    ended: config.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run takes the name of one of another configuration that was killed before its first checkpoint."""
+    run = dataclasses.replace(ended, name="lost")
+    folder = Folder.of(run)
+    with pytest.raises(Killed):
+        train(dataclasses.replace(run, seed=1), killed=2)
+    assert not folder.holds_results
+    with pytest.raises(Killed):
+        train(run, killed=6)
+    assert "a run of another configuration left no checkpoint here; this one takes its place" in capsys.readouterr().out
+    assert [row["step"] for row in read(folder.starts)] == [0]
+    lines = folder.metrics.read_text().splitlines(keepends=True)
+    folder.metrics.write_text("".join(lines[2:]))
+    assert train(run, 4) == 0
+    assert "! " + str(folder.metrics) + ": 2 of 4 rows are missing since the checkpoint was saved" in capsys.readouterr().out
+    written = []
+    assert loop.run(run, evaluate=scores.scorer, on_end=written.append) == 0
+    assert written == [folder.path]
+    # What a run needs is known before it is trained.
+    monkeypatch.setattr(loop.room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r"--checkpoint.keep 2: .* has 1,000 free; make room"):
+        train(dataclasses.replace(run, name="roomless"))
+    assert not Folder(Path(run.out) / "roomless").config.exists()
+
+
+@pytest.mark.planted
 def test_the_loop_refuses_a_hidden_transfer(ended: config.Run) -> None:
     """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""
 

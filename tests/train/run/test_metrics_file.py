@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.runs import small_files
 from train import metrics
 from train.folder import Folder
 from train.metrics import Metrics, matrix_rate, mfu, read, train_row, valid_row
@@ -58,6 +59,47 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(
     file.write(row(99))
     file.close()
     assert [each["step"] for each in read(path)] == [step for step in sorted(steps) if step <= resume_at] + [99]
+
+
+def test_lost_and_changed_rows_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    file = Metrics(path)
+    for step in range(1, 7):
+        file.write(row(step))
+    file.close()
+    saved, lines = file.summary(), path.read_bytes().splitlines(keepends=True)
+
+    def noticed(content: bytes | None) -> str:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        again = Metrics(path, resume_at=6)
+        again.close()
+        return again.lost(saved)
+
+    assert noticed(b"".join(lines) + json.dumps(row(7)).encode()) == ""
+    assert "ledger.jsonl: 2 of 6 rows are missing" in noticed(b"".join(lines[2:]))
+    assert "6 of 6 rows are missing" in noticed(None)
+    assert "1 rows were added" in noticed(b"".join([lines[0], *lines]))
+    assert "rows were changed" in noticed(b"".join(lines).replace(b"3.0", b"3.5"))
+
+
+def test_a_full_disk_is_one_line_and_costs_no_earlier_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = Metrics(path)
+    file.write(row(1))
+    with (
+        small_files(path.stat().st_size + 9),
+        pytest.raises(BadInput, match=r"metrics.jsonl cannot be written \(File too large\)"),
+    ):
+        file.write(row(2))
+    file.close()
+    again = Metrics(path, resume_at=2)
+    assert [each["step"] for each in read(path)] == [1] and again.summary()["rows"] == 1
+    again.close()
+    with small_files(0), pytest.raises(BadInput, match=r"metrics.jsonl cannot be written"):
+        Metrics(path, resume_at=2)
+    assert [each["step"] for each in read(path)] == [1]
 
 
 GOOD = b'{"step": 1}'

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.runs import small_files
+from train import room
 from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
 from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
-from train.folder import Folder, differences, read_config, write_json, write_text
+from train.folder import Folder, check_holder, differences, read_config, take_over, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
 
@@ -47,6 +51,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_json(path, {"a": float("nan")})
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "x" * 100_000 + "\ud800")
+    with small_files(3), pytest.raises(BadInput, match=r"file.json cannot be written \(File too large\); make room"):
+        write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -120,6 +126,64 @@ def test_a_broken_configuration_is_named_in_one_line(content: str, message: str,
 def test_an_absent_key_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(without("max_skipped")))
     assert read_config(tmp_path) == RUN
+
+
+OTHER = dataclasses.replace(RUN, seed=1)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "checkpoints/00000002/COMMIT.json",
+        "checkpoints/00000002.corrupt-1/COMMIT.json",
+        "best/00000002/COMMIT.json",
+        "scores.json",
+    ],
+)
+def test_a_run_with_results_holds_its_name(result: str, tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_config(RUN)
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).touch()
+    check_holder(folder, RUN)
+    with pytest.raises(BadInput, match="holds another run: seed: 0 before, 1 now; choose"):
+        check_holder(folder, OTHER)
+    check_holder(folder, OTHER, undecided=("seed",))
+    assert not take_over(folder, OTHER)
+
+
+@pytest.mark.parametrize("config", [None, "{"])
+def test_a_run_without_results_gives_its_name_to_another(config: str | None, tmp_path: Path) -> None:
+    """Also one whose config.json is damaged: there is nothing to protect."""
+    folder = Folder(tmp_path)
+    assert not take_over(folder, OTHER)
+    folder.write_config(RUN)
+    folder.metrics.touch()
+    assert not take_over(folder, RUN) and folder.metrics.exists()
+    if config:
+        folder.config.write_text(config)
+    check_holder(folder, OTHER)
+    assert take_over(folder, OTHER) and not folder.metrics.exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "free", "fits"), [(0, 1199, False), (0, 1200, True), (20, 399, False), (20, 400, True), (30, 0, True)]
+)
+def test_disk_space_is_checked_before_training(
+    first: int, free: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of checkpoints of 400 bytes, three at a time; one that is there is replaced."""
+    run = dataclasses.replace(RUN, steps=30, checkpoint=Checkpoint(every=10, keep=2))
+    state = {"w": np.zeros((10, 10), np.float32)}
+    for step in range(10, first + 1, 10):
+        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"{step:08d}" / "data").write_bytes(bytes(400))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    if fits:
+        room.check(Folder(tmp_path), run, state, first)
+        return
+    with pytest.raises(BadInput, match=rf"--checkpoint.keep 2: checkpoints of 400 bytes .* has {free:,} free; make room"):
+        room.check(Folder(tmp_path), run, state, first)
 
 
 MAY_CHANGE = {

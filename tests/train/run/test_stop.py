@@ -1,0 +1,102 @@
+"""Signals end a run where no step is lost, and each is acknowledged at once."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from train import stop as stop_module
+from train.stop import Stop
+
+Event = tuple[str, int]
+
+
+class Recorded(list[Event]):
+    """What a run says and does: ("SIGTERM", 0) is an acknowledgement, ("exit", code) the end of the process."""
+
+    def __init__(self) -> None:
+        self._one_more = threading.Semaphore(0)
+
+    def add(self, what: str, code: int = 0) -> None:
+        self.append((what, code))
+        self._one_more.release()
+
+    def notice(self, text: str) -> None:
+        """Take a line that a run shows."""
+        self.add(text.partition(":")[0])
+
+    def send(self, number: int, events: int = 1) -> None:
+        """Send a signal and wait for what comes of it."""
+        os.kill(os.getpid(), number)
+        for _ in range(events):
+            assert self._one_more.acquire(timeout=60)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    events = Recorded()
+    monkeypatch.setattr(
+        stop_module, "os", SimpleNamespace(_exit=lambda code: events.add("exit", code), kill=os.kill, getpid=os.getpid)
+    )
+    return events
+
+
+@contextlib.contextmanager
+def stopping(recorded: Recorded) -> Iterator[Stop]:
+    with Stop(recorded.notice, lambda: None) as stop:
+        yield stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_saves_and_a_second_one_leaves_at_once(number: signal.Signals, recorded: Recorded) -> None:
+    with stopping(recorded) as stop:
+        stop.begin()
+        recorded.send(number)
+        assert stop.agreed(3)
+        recorded.send(signal.SIGHUP, events=0)  # a closed terminal sends two
+        recorded.send(signal.SIGTERM, events=2)
+        assert stop.end() == number
+    assert recorded == [(number.name, 0), ("SIGTERM", 0), ("exit", 143)]
+
+
+def test_where_nothing_is_unsaved_the_first_one_leaves(recorded: Recorded) -> None:
+    with stopping(recorded) as stop:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            recorded.send(number, events=2)
+        with pytest.raises(KeyboardInterrupt):
+            recorded.send(signal.SIGINT, events=0)
+        stop.begin()
+        assert stop.end() == 0
+        recorded.send(signal.SIGTERM, events=2)
+    assert [event for event in recorded if event[0] == "exit"] == [("exit", 143), ("exit", 129), ("exit", 143)]
+
+
+def test_a_signal_is_acknowledged_while_the_main_thread_runs_no_python(recorded: Recorded) -> None:
+    """It waits in C for a lock, as for XLA, until the acknowledgement releases the lock."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros: an open pthread_mutex_t
+    with Stop(lambda text: library.pthread_mutex_unlock(mutex), lambda: None) as stop:
+        stop.begin()
+        library.pthread_mutex_lock(mutex)
+        sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        sender.start()
+        library.pthread_mutex_lock(mutex)
+        sender.join()
+
+
+def test_an_ignored_sighup_stays_ignored(recorded: Recorded) -> None:
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(recorded) as stop:
+            stop.begin()
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            recorded.send(signal.SIGHUP, events=0)
+            recorded.send(signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
