@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo import configs
+from zoo import configs, counts
 from zoo.configs import Size
 
 NARROWEST = 80
@@ -67,10 +67,7 @@ def one(name: str) -> Row:
         BadInput: an unpublished or unknown name.
     """
     family, size = configs.find(name)
-    # Imported here, because a name that does not exist should be refused without waiting for JAX.
-    from zoo.models import parameter_count
-
-    return Row(name=name, family=family, size=size, parameters=parameter_count(size.config))
+    return Row(name=name, family=family, size=size, parameters=counts.parameters(name, size))
 
 
 def describe(row: Row) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zoo import catalogue, configs, models
+from zoo import catalogue, configs, counts, models
 from zoo.configs import gpt, xlnet
 from zoo.errors import BadInput
 
@@ -139,6 +139,23 @@ def test_parameter_counts_are_exact(family: str) -> None:
     assert {name for name, _, _ in cases} == sizes.keys() - {f"{family}-nano"}, "a size is not counted here"
     for name, changes, count in cases:
         assert models.parameter_count(dataclasses.replace(sizes[name].config, **changes)) == count, (name, changes)
+
+
+@pytest.mark.parametrize("names", [("bert-nano", "gpt2", "t5-small"), pytest.param(tuple(SIZES), marks=pytest.mark.full)])
+def test_stored_counts_are_those_of_the_models(names: tuple[str, ...]) -> None:
+    """`python -m zoo.counts` writes them."""
+    assert {name: counts.parameters(name, SIZES[name]) for name in names} == {
+        name: models.parameter_count(SIZES[name].config) for name in names
+    }
+
+
+def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "counted", lambda size: -1)
+    assert all(counts.parameters(name, size) > 0 for name, size in SIZES.items()), "run python -m zoo.counts"
+    assert counts._stored().keys() == SIZES.keys()
+    size = SIZES["gpt2"]
+    changed = dataclasses.replace(size, config=dataclasses.replace(size.config, layers=13))
+    assert counts.parameters("gpt2", changed) == counts.parameters("gpt2-new", size) == -1
 
 
 def test_counts_of_sources() -> None:
