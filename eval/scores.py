@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from eval import labelled, masked, score, targets
 from train import config, inputs, optim
 from train import mesh as meshes
-from train.folder import Folder, check_identity, read_config
-from train.load import checkpoints, no_checkpoint
+from train.folder import Folder, check_identity, no_checkpoint, read_config
+from train.load import NEWEST, checkpoints
 from train.marker import compare
 from train.step import DTYPES
 from zoo import runtime
@@ -38,7 +38,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     """`zoo eval RUN`: score what a run held out with one of its checkpoints and print the result.
 
     Args:
-        step: the checkpoint; None = the best one of a run that keeps it, else the newest intact one.
+        step: the checkpoint; None = the best one of a run that keeps it, else the newest intact one, which `NEWEST` always is.
         stride: new tokens a row; 0 = half a row.
 
     Raises:
@@ -55,7 +55,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     state = meshes.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
     wanted = {"params": state.params, "step": state.step}
     source = checkpoints(folder.path, cfg, step)
-    restored = source.restore(wanted, step=step, partial=True)
+    restored = source.restore(wanted, step=None if step == NEWEST else step, partial=True)
     if restored is None:
         raise no_checkpoint(folder.path)
     found, meta = restored

@@ -7,8 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from train import config
-from train.folder import is_run, read_config
-from train.load import checkpoints, load, no_checkpoint
+from train.folder import is_run, no_checkpoint, read_config
+from train.load import checkpoints, load
 from zoo import configs, hub, pretrained, sharding
 from zoo.errors import BadInput
 from zoo.models import Model

@@ -137,8 +137,7 @@ class Console:
                 live.stop()
             if not self._written and not isinstance(error, BrokenPipeError):
                 raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
-            with contextlib.suppress(OSError):
-                print(f"zoo: standard output is lost ({error.strerror}); the run goes on without it", file=sys.stderr, flush=True)
+            stdio.complain(f"standard output is lost ({error.strerror}); the run goes on without it")
         self._written = True
 
     def _draw(self, now: bool = False) -> None:

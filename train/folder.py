@@ -18,6 +18,7 @@ from train.config import Run
 from zoo import configs, published
 from zoo.errors import BadInput, cannot_write
 
+LOCK = "run.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 MAY_CHANGE = (
@@ -66,7 +67,12 @@ class Folder:
     @property
     def holds_results(self) -> bool:
         """Whether there is a checkpoint, a best one or a score: what another configuration may not take the place of."""
-        return self.begun or any(self.best.glob("*/COMMIT.json")) or self.scores.exists()
+        return self.has_checkpoint or self.scores.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever committed here, the best one included."""
+        return self.begun or any(self.best.glob("*/COMMIT.json"))
 
     @classmethod
     def of(cls, run: Run) -> "Folder":
@@ -161,6 +167,31 @@ def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> N
         changed = [line for line in differences(read_config(folder.path), run) if line.partition(":")[0] not in undecided]
         if changed:
             raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuse a folder that another process holds, without holding or changing it.
+
+    Raises:
+        BadInput: names the holder.
+    """
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(folder, file) from None
+    except OSError:
+        return  # `Folder.claim` says what is wrong
+    finally:
+        os.close(file)
+
+
+def no_checkpoint(path: Path) -> BadInput:
+    """Return the refusal of a run that has nothing to load yet."""
+    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
 
 
 def take_over(folder: Folder, run: Run) -> bool:
@@ -259,7 +290,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Lock:
-    """An exclusive lock on RUN/run.lock, which names its holder and which the kernel lets go of when that dies.
+    """An exclusive lock on RUN/`LOCK`, which names its holder and which the kernel lets go of when that dies.
 
     The file stays: removing it would let two processes lock two files.
     """
@@ -267,7 +298,7 @@ class _Lock:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self.file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadInput(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
         try:
@@ -275,14 +306,20 @@ class _Lock:
             os.ftruncate(self.file, 0)
             os.pwrite(self.file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except OSError as error:
-            holder = os.pread(self.file, 300, 0).decode(errors="replace").strip() or "another process"
+            refusal = _in_use(folder, self.file)
             os.close(self.file)
             if isinstance(error, BlockingIOError):
-                raise BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name") from None
+                raise refusal from None
             raise BadInput(f"{folder} cannot be locked ({error.strerror}); choose another --out") from None
 
     def close(self) -> None:
         os.close(self.file)
+
+
+def _in_use(folder: Path, lock: int) -> BadInput:
+    """Return the refusal of a folder that the process named in its lock holds."""
+    holder = os.pread(lock, 300, 0).decode(errors="replace").strip() or "another process"
+    return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
 
 
 def _build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:

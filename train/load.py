@@ -13,12 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train import config, tokenizer_files
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
-from train.folder import Folder, check_identity, is_run, read_config
+from train.folder import Folder, check_identity, is_run, no_checkpoint, read_config
 from train.tokenizer import FILE, Tokenizer
 from zoo import configs, hub, models, pretrained, sharding
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.published import Published
+
+NEWEST = -1
+"""The step that stands for the newest intact checkpoint, also of a run that keeps a best one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
 
     Args:
         mesh: where the parameters go; None = all devices, a copy on each.
-        step: the checkpoint of a run; None = the newest intact one.
+        step: the checkpoint of a run; None = its best one, if it keeps one, else the newest intact one; NEWEST.
 
     Raises:
         BadInput: nothing there that can be loaded, whole; see `zoo.hub`, `zoo.pretrained` and `train.checkpoint`.
@@ -117,11 +120,6 @@ def check_vocabulary(run: config.Run, tokenizer: Tokenizer) -> None:
     require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 
-def no_checkpoint(path: Path) -> BadInput:
-    """The refusal of a run that has nothing to load yet."""
-    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
-
-
 def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), Folder(path)
     net = models.model(run.model)
@@ -130,7 +128,8 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)
-    restored = source.restore({"params": abstract, "step": counter}, step=step, partial=True)
+    wanted = None if step == NEWEST else step
+    restored = source.restore({"params": abstract, "step": counter}, step=wanted, partial=True)
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored
@@ -142,7 +141,12 @@ def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
 
 
 def checkpoints(path: Path, run: config.Run, step: int | None = None) -> Checkpoints:
-    """A run's checkpoints for a reader: its best one, if it keeps a best one and no other step is asked for; else the others."""
+    """A run's checkpoints for a reader: its best one, if it keeps a best one and no other step is asked for; else the others.
+
+    Raises:
+        BadInput: a step below `NEWEST`.
+    """
+    require(step is None or step >= NEWEST, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     folder, keep = Folder(path), run.checkpoint.keep
 
     def those(where: Path) -> Checkpoints:

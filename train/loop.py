@@ -90,9 +90,11 @@ def _run(
         check_holder(folder, cfg)
         checkpoints = Checkpoints(folder.checkpoints, cfg.checkpoint.keep, notify=console.notice)
         choice = stack.enter_context(selection.Choice(cfg, folder, notify=console.notice))
-        if folder.scores.exists() and (checkpoints.latest() == cfg.steps or choice.exhausted(checkpoints.latest())):
+        trained = checkpoints.latest() == cfg.steps or choice.exhausted(checkpoints.latest())
+        # A run that was killed between its score and its samples is scored again, and then writes them and its report.
+        shown = folder.report.exists() or folder.samples.exists() or not cfg.log.samples
+        if folder.scores.exists() and trained and shown:
             if process == 0 and not folder.report.exists():
-                # The run was killed between its score and its report.
                 on_end(folder.path)
             console.finish(f"{folder.path} is finished: {_result(json.loads(folder.scores.read_text()))}. Choose another --name")
             return 0

@@ -1,7 +1,11 @@
 """`zoo ...`: which command is asked for, and how it ends. Imported by nothing."""
 
+import contextlib
+import difflib
 import errno
 import importlib
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,7 +32,7 @@ usage: zoo COMMAND ...
   zoo plan MODEL|RECIPE ...   compile a job for devices that are not here: memory, FLOPs, communication, what bounds its MFU
   zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
 
-Every command takes --help. `zoo train --help` lists the recipes.
+Every command takes --help; `zoo --version` prints versions. `zoo train --help` lists the recipes.
 """
 
 
@@ -36,28 +40,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input (one line on stderr), 130 and 143 for signals.
 
     Raises:
-        SystemExit: from tyro, with 0 after --help and 2 after an option it cannot read.
+        SystemExit: with 0, after the help of a command.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
+    if args[0] in ("-V", "--version", "version"):
+        print(_version())
+        return 0
     try:
         if args[0] not in COMMANDS:
-            raise BadInput(f"there is no command {args[0]!r}; choose {', '.join(COMMANDS)}")
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            nearest = f"the nearest is {near[0]}; " if near else ""
+            raise BadInput(f"there is no command {args[0]!r}; {nearest}choose {', '.join(COMMANDS)}")
         return _find(args[0])(args[1:])
     except BadInput as wrong:
-        print(f"zoo: {wrong}", file=sys.stderr)
+        stdio.complain(str(wrong))
         return 2
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if not (line := _exhausted(error)):
             raise
-        print(f"zoo: {line}", file=sys.stderr)
+        stdio.complain(line)
         return 2
     except KeyboardInterrupt:
         from zoo import launch
 
         return launch.abandon(130)
+
+
+def _version() -> str:
+    """Return the versions that a report of a problem should name."""
+    versions = []
+    for package in ("jax-zoo", "jax", "flax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+    return ", ".join([*versions, f"Python {platform.python_version()}"])
 
 
 def _exhausted(error: Exception) -> str:
@@ -100,7 +118,7 @@ def run() -> None:
     from zoo import launch
 
     if not stdio.prepare():
-        print("zoo: standard output is closed; let it go to a file, or to /dev/null", file=sys.stderr)
+        stdio.complain("standard output is closed; let it go to a file, or to /dev/null")
         sys.exit(2)
     launch.heed_interrupts()
     try:
@@ -119,7 +137,7 @@ def run() -> None:
         if not (line := _exhausted(error)):
             raise
         stdio.discard(sys.stdout)
-        print(f"zoo: {line}", file=sys.stderr)
+        stdio.complain(line)
         code = 2
     sys.exit(launch.leave(code))
 

@@ -9,7 +9,6 @@ and stored again.
 import contextlib
 import hashlib
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import jax
 from jax._src import compilation_cache  # JAX offers no public way to replace the storage of its cache
 from jax._src.compilation_cache_interface import CacheInterface
+
+from zoo import stdio
 
 SUFFIX = ".program"
 """Suffix of an entry's file. JAX's own files end in -cache, so both kinds can lie in one folder."""
@@ -57,7 +58,7 @@ class CheckedCache(CacheInterface):
         except OSError as error:
             self._writable = False
             why = f"cannot be written ({error.strerror}); programs are compiled and not kept for the next command"
-            print(f"zoo: cache folder {self.folder} {why}", file=sys.stderr)
+            stdio.complain(f"cache folder {self.folder} {why}")
 
     def _write(self, key: str, value: bytes) -> None:
         descriptor, name = tempfile.mkstemp(UNFINISHED, dir=self.folder)

@@ -49,7 +49,7 @@ def enter(
     Raises:
         BadInput: see `runtime.prepare`, `runtime.canary` and `join`.
     """
-    child = "ZOO_PROCESS" in os.environ
+    child = is_child()
     require(child or coordinator != "" or process == 0, "process", process, "a process number needs --coordinator HOST:PORT")
     require(coordinator == "" or processes > 1, "processes", processes, "--coordinator needs the number of processes, 2 or more")
     if processes > 1 and not coordinator and not child:
@@ -63,6 +63,11 @@ def enter(
     if canary:
         runtime.canary()
     return None
+
+
+def is_child() -> bool:
+    """Return whether this process was started by `launch`, which has refused what can be refused."""
+    return "ZOO_PROCESS" in os.environ
 
 
 def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:

@@ -8,14 +8,17 @@ import hashlib
 import importlib.util
 import os
 import platform
+import resource
 import stat
-import sys
 from pathlib import Path
 
+from zoo import stdio
 from zoo.errors import BadInput
 
 SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 SAFE_VALUE = "individual_dot"
+LEAST_MEMORY = 1 << 30
+"""Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each more core has threads with their stacks."""
 ACCELERATORS = ("jax_plugins", "libtpu")
 """Modules through which JAX finds accelerators."""
 KEPT = {-8: 1, -4: 0, -1: -1}
@@ -35,9 +38,10 @@ def prepare(devices: int = 0) -> None:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
 
     Raises:
-        BadInput: the cache folder is not private.
+        BadInput: the cache folder is not private, or this process may not take the memory that JAX needs to start.
         RuntimeError: JAX started before this call, with other settings.
     """
+    _check_memory()
     import jax
     from jax._src.xla_bridge import backends_are_initialized  # JAX offers no public way to ask
 
@@ -66,6 +70,14 @@ def prepare(devices: int = 0) -> None:
     # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _check_memory() -> None:
+    """Refuse a limit below which the C++ of JAX or OpenBLAS ends the process with an abort or a stack of its own."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        fix = f"JAX needs {LEAST_MEMORY >> 20:,} to start; raise the limit (ulimit -v)"
+        raise BadInput(f"out of memory: this process may take {limit >> 20:,} MiB of address space, and {fix}")
 
 
 def _keep_memory() -> None:
@@ -101,7 +113,7 @@ def cache_folder(name: str) -> Path | None:
     try:
         return private(cache_dir() / name)
     except NoCache as error:
-        print(f"zoo: {error}. Until then nothing is kept for the next command", file=sys.stderr)
+        stdio.complain(f"{error}. Until then nothing is kept for the next command")
         return None
 
 

@@ -69,3 +69,11 @@ def discard(stream: IO[Any]) -> None:
     """Have what is written to a stream from now on go nowhere: its reader has left, or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def complain(line: str) -> None:
+    """Write a line for the user to stderr; one that is full or closed changes no exit code."""
+    try:
+        print(f"zoo: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)

@@ -11,12 +11,21 @@ from tests.support.commands import TINY, assert_refused, call, finished, in_fold
 from tests.support.processes import Ended
 from zoo import cli
 from zoo.commands import models
+from zoo.commands.options import SYNONYMS, nearest, whole_number
 
 COMMAND_LINES = {
-    "trian": "there is no command 'trian'; choose models, train, eval, .*doctor",
+    "trian": "there is no command 'trian'; the nearest is train; choose models, train, eval, .*doctor",
     "bench": "zoo bench : choose from attention, step, growth, compare",
-    "train gpt-nano --stpes 3": r"Unrecognized options: --stpes, 3 .*--steps INT",
-    "eval": "Missing from zoo eval: RUN Folder of a run",
+    "train gpt-nano --stpes 3": "there is no option --stpes; the nearest is --steps; zoo train gpt-nano --help lists the options",
+    "train gpt-nano --learning-rate 1": "there is no option --learning-rate; the nearest is --optim.lr",
+    "train gpt-nano --batch_size=3": "there is no option --batch_size; the nearest is --data.batch",
+    "train gpt-nano --Epochs 3": "there is no option --Epochs; the nearest is --steps",
+    "train gpt-nano --data.path book.txt": "there is no option --data.path; the nearest is --data.paths",
+    "train gpt-nano --xyzzy 1": "there is no option --xyzzy; zoo train gpt-nano --help",
+    "train gpt-nano book.txt": "book.txt belongs to no option",
+    "generate runs/done --max-new-tokens 5": "there is no option --max-new-tokens; the nearest is --limit",
+    "eval": "RUN is missing: Folder of a run.* zoo eval --help lists the options",
+    "compare runs/done --mteric loss": "there is no option --mteric; the nearest is --metric",
     "data": r"zoo data : write zoo data inspect \[RECIPE\|RUN\]",
     "data inspect gpt-nona": "no recipe is called 'gpt-nona'",
     "plan": "zoo plan: say what to plan",
@@ -26,9 +35,42 @@ COMMAND_LINES = {
     "plan gpt2 --target cpu:8 --devices 8": "--devices 8: --target says them: cpu:8$",
     "plan gpt2 --target cpu:8 --search --page x.html": "--page x.html: a search has none",
     "plan gpt2 --target cpu:8 --seq 2048": "--data.length 2,?048: the model has 1024 positions",
-    "train gpt-nano --steps many": "--steps: invalid literal",
-    "train gpt-nano --optim.lr": "Missing value for argument '--optim.lr'",
-    "train gpt-nano --precision float16": "invalid choice 'float16' for argument '--precision'.*'bfloat16'",
+    "train gpt-nano --steps many": "--steps: many is no whole number",
+    "train gpt-nano --steps 1.5": "--steps: 1.5 is no whole number",
+    "train gpt-nano --steps 1e-3": "--steps: 1e-3 is no whole number",
+    "train gpt-nano --steps 1e999999999": "--steps: 1e999999999 is no whole number",
+    "train gpt-nano --steps nan": "--steps: nan is no whole number",
+    "train gpt-nano --steps 1e12": "--steps 1000000000000: choose 1 to",
+    "train gpt-nano --optim.lr fast": "--optim.lr: could not convert string to float: 'fast'",
+    "train gpt-nano --optim.lr": "--optim.lr: its value is missing",
+    "train gpt-nano --precision float16": "--precision float16: choose auto, float32, bfloat16",
+    "train gpt-nano --data.paths missing.txt": "missing.txt: no such file",
+    "train gpt-nano --name done --data.paths missing.txt": "missing.txt: no such file",
+    "train gpt-nano --data.valid-paths book.txt missing.txt": "missing.txt: no such file",
+    "train gpt-nano --tokenizer.path missing": "--tokenizer.path missing: no such folder",
+    "train gpt-nano --init missing": "missing: no such folder; name a run",
+    "train gpt-nano --out book.txt": "book.txt/gpt-nano cannot be written .*Not a directory.*; choose another --out",
+    "train transformer-nano --pairs.source missing.txt --pairs.target book.txt": "missing.txt: no such file",
+    "data inspect gpt-nano --data.paths missing.txt": "missing.txt: no such file",
+    "eval missing": "missing is no run: config.json cannot be read",
+    "eval missing --task blimp --files book.txt": "missing: no such folder; name a run",
+    "eval runs/done --task perplexity --files missing.txt": "--files missing.txt: no such file",
+    "eval runs/done --step -2": "--step -2: choose the step of a checkpoint, or -1 for the newest one",
+    "eval runs/done --step 7": ".*00000007: COMMIT.json is missing; steps that can be read: 2",
+    "generate missing --prompt a": "missing: no such folder; name a run",
+    "generate book.txt --prompt a": "book.txt: not a folder",
+    "generate runs/done --prompts-file missing.txt": "--prompts-file missing.txt: no such file",
+    "fill-mask missing --text a": "missing: no such folder",
+    "embed missing --text a": "missing: no such folder",
+    "export missing out": "missing: no such folder",
+    "export unsaved out": "unsaved/checkpoints: no checkpoint yet",
+    "export runs/done runs": "runs: already exists",
+    "export runs/done out --shard 0": "--shard 0.0: choose the size of the largest file",
+    "export runs/done out --shard -1": "--shard -1.0: choose",
+    "export runs/done out --shard nan": "--shard nan: choose",
+    "export runs/done out --last -1": "--last -1: choose 0",
+    "export runs/done out --last 2 --step 2": "--last 2: it takes the newest checkpoints; leave out --step",
+    "compare missing": "missing is no run",
     "eval unsaved": "unsaved/checkpoints: no checkpoint yet; train the run first",
     "eval runs/done --stride 33": "--stride 33: choose 1 to 32 tokens, or 0 for half a row",
     "eval runs/done --batch 0": "--batch 0: choose 1 or more rows",
@@ -39,8 +81,6 @@ COMMAND_LINES = {
     "generate runs/done --examples cut.jsonl --template {a}{b} --query a=1": "cut.jsonl:",
     "generate runs/done --prompt a --mesh.tensor 8": "--mesh.tensor 8: it does not divide layers/attention/out/kernel",
 }
-"""A mistyped or unreadable option gets tyro's box."""
-
 NUMBERS = (
     """
 --steps 0|--steps 99999999999999999999|--seed -1|--seed 4294967296|--accumulate 0|--accumulate 3|--label-smoothing nan
@@ -104,7 +144,21 @@ def test_a_process_refuses_it_too(line: str, zoo: Callable[..., Ended], place: P
     ended = zoo(*words(line), cwd=place)
     assert snapshot(place) == before
     assert (ended.code, ended.stdout) == (2, "")
-    assert re.search(COMMAND_LINES[line], " ".join(ended.stderr.replace("│", " ").split())) and "Traceback" not in ended.stderr
+    assert re.fullmatch(f"zoo: {COMMAND_LINES[line]}.*\n", ended.stderr)
+
+
+def test_every_synonym_stands_for_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = ("train gpt-nano", "generate", "fill-mask", "eval", "embed")
+    listed = {option for line in commands for option in re.findall(r"--([\w.-]+)", call(capsys, *words(line), "--help").stdout)}
+    assert {option for options in SYNONYMS for option in words(options)} <= listed
+    names = [name for names in SYNONYMS.values() for name in words(names)]
+    assert len(names) == len(set(names)) > 100
+    assert all(nearest(f"--{name}=1", [*listed]) for name in names)
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("-1", -1), ("1e9", 10**9), ("2.50e2", 250), ("3.0", 3), ("1_000", 1000)])
+def test_whole_numbers(text: str, number: int) -> None:
+    assert whole_number(text) == number
 
 
 def test_no_command_at_all_shows_the_usage_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,7 +222,7 @@ class Started:
         return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
     def interrupted(self) -> Ended:
-        """Send SIGINT again and again: Python takes two that arrive during one call into XLA for one."""
+        """Send SIGINT again and again, until it has ended."""
         while self.process.exitcode is None:
             with contextlib.suppress(ProcessLookupError):  # it may have ended since
                 self.send(signal.SIGINT)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from zoo.commands.bench_step import Output, growth, step
+from zoo.commands.options import parse
 from zoo.errors import BadInput
 
 
@@ -63,7 +64,7 @@ def attention(args: list[str]) -> int:
         """Also time torch's attention, if torch is installed."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = tyro.cli(Attention, args=args, prog="zoo bench attention")
+    asked = parse(Attention, args=args, prog="zoo bench attention")
     from benchmarks import attention as benchmark
     from benchmarks.attention_settings import Settings
     from benchmarks.command import Request
@@ -92,7 +93,7 @@ def compare(args: list[str]) -> int:
         json: bool = False
         """Print JSON."""
 
-    asked = tyro.cli(Compare, args=args, prog="zoo bench compare")
+    asked = parse(Compare, args=args, prog="zoo bench compare")
     from benchmarks import compare as comparison
 
     return comparison.main(asked.a, asked.b, threshold=asked.threshold, as_json=asked.json)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from zoo.commands.options import parse
 from zoo.configs import Implementation, Remat
 
 
@@ -69,7 +70,7 @@ def step(args: list[str]) -> int:
         """Simulate this many CPU devices; 0 = use the real ones."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = tyro.cli(Step, args=args, prog="zoo bench step")
+    asked = parse(Step, args=args, prog="zoo bench step")
     from benchmarks import step as benchmark
     from benchmarks.command import Request
     from benchmarks.step_settings import Settings
@@ -105,7 +106,7 @@ def growth(args: list[str]) -> int:
         """Fewer and smaller, in a minute."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = tyro.cli(Growth, args=args, prog="zoo bench growth")
+    asked = parse(Growth, args=args, prog="zoo bench growth")
     from benchmarks import growth as benchmark
     from benchmarks.command import Request
 

@@ -3,10 +3,14 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands.options import parse
+
 
 def compare(args: list[str]) -> int:
     """`zoo compare RUN... [options]`."""
     import tyro
+
+    from train.folder import read_config
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
@@ -21,7 +25,9 @@ def compare(args: list[str]) -> int:
         json: bool = False
         """Print JSON."""
 
-    asked = tyro.cli(Compare, args=args, prog="zoo compare")
+    asked = parse(Compare, args=args, prog="zoo compare")
+    for run in asked.runs:
+        read_config(run)  # refuses what is no run before JAX is imported
     from eval import compare
 
     return compare.main(asked.runs, unequal=asked.unequal, as_json=asked.json, metric=asked.metric)

@@ -4,7 +4,9 @@ import dataclasses
 import os
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import refuse_unnamed
+from zoo.commands.options import parse
 from zoo.errors import BadInput
 
 
@@ -16,6 +18,9 @@ def data(args: list[str]) -> int:
     from train.config import Run
     from train.folder import Folder, read_config
 
+    if args[:1] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0
     if args[:1] != ["inspect"]:
         raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN]")
     args = args[1:]
@@ -33,9 +38,23 @@ def data(args: list[str]) -> int:
         first: int = 0
         """Number of the first one in the stream: step x batch + its place in the batch."""
 
-    asked = tyro.cli(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
+    asked = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
     refuse_unnamed(asked.run, args)
+    early.check_run(asked.run, writes=False)
     from train import inspect
 
     inspect.inspect(asked.run, folder or Folder.of(asked.run), count=asked.rows, first=asked.first)
     return 0
+
+
+HELP = """\
+usage: zoo data inspect [RECIPE|RUN] [options]
+
+Show rows as a run trains on them: decoded, with what counts in the loss, with segments and positions.
+
+  zoo data inspect gpt-nano --data.paths corpus.jsonl
+  zoo data inspect bert-nano --rows 1 --first 320
+  zoo data inspect runs/gpt-nano
+
+`zoo train --help` lists the recipes. zoo data inspect NAME --help lists the options.
+"""

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from zoo.commands import early
 from zoo.commands.machine import on_machine, one_reader
+from zoo.commands.options import parse
 
 
 def embed(args: list[str]) -> int:
@@ -27,7 +29,7 @@ def embed(args: list[str]) -> int:
         out: str = ""
         """File to write: .npy (an array), .safetensors (the array as "embeddings") or .jsonl (an object for each text)."""
         step: int | None = None
-        """Checkpoint of a run; None = the newest intact one."""
+        """Checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         batch: int = 16
         """Rows of the model's full length computed at a time; no result depends on it."""
         precision: Precision = "auto"
@@ -37,8 +39,10 @@ def embed(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Embed, args=args, prog="zoo embed")
+    asked = parse(Embed, args=args, prog="zoo embed")
     one_reader(asked.machine, asked.texts)
+    early.check_source(asked.model, asked.step)
+    early.check_files("--files", asked.texts.files)
     if (code := on_machine(asked.machine, ["embed", *args])) is not None:
         return code
     from eval import embed

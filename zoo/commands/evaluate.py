@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import on_machine
+from zoo.commands.options import parse
 from zoo.errors import require
 
 PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "prefix")
@@ -17,6 +19,7 @@ def evaluate(args: list[str]) -> int:
     from eval.settings import Beams
     from train.config import Machine, Mesh, Precision
     from train.config_objectives import Labelled
+    from train.folder import read_config
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
@@ -31,7 +34,7 @@ def evaluate(args: list[str]) -> int:
         files: tuple[str, ...] = ()
         """Files of the task, or their folders."""
         step: int | None = None
-        """Checkpoint to score; None = the newest intact one."""
+        """Checkpoint to score; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         batch: int = 16
         """Rows scored at a time; the score does not depend on it."""
         stride: int = 0
@@ -59,7 +62,7 @@ def evaluate(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Evaluate, args=args, prog="zoo eval")
+    asked = parse(Evaluate, args=args, prog="zoo eval")
     if asked.task:
         from eval import tasks
 
@@ -71,6 +74,12 @@ def evaluate(args: list[str]) -> int:
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(asked.labelled == Labelled(), "labelled", "options", "they need --task labelled")
         require(asked.search == Beams(), "beams", "and its options", "they need --task text_to_text")
+    if asked.task:
+        early.check_source(asked.run, asked.step)
+        early.check_files("--files", asked.files)
+    else:
+        read_config(asked.run)
+        early.check_source(asked.run, asked.step)
     if (code := on_machine(asked.machine, ["eval", *args])) is not None:
         return code
     if not asked.task:

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import alone, on_machine
+from zoo.commands.options import parse
 
 
 def import_weights(args: list[str]) -> int:
@@ -27,7 +29,7 @@ def import_weights(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Import, args=args, prog="zoo import")
+    asked = parse(Import, args=args, prog="zoo import")
     alone(asked.machine)
     if (code := on_machine(asked.machine, ["import", *args])) is not None:
         return code
@@ -51,7 +53,7 @@ def export(args: list[str]) -> int:
         target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
         """Folder to make."""
         step: int | None = None
-        """Checkpoint; None = the newest intact one."""
+        """Checkpoint; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         last: int = 0
         """Average the parameters of so many of the newest checkpoints, as the Transformer's paper does; 0 = take one as it is."""
         shard: float = 5.0
@@ -59,8 +61,11 @@ def export(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Export, args=args, prog="zoo export")
+    asked = parse(Export, args=args, prog="zoo export")
     alone(asked.machine)
+    early.check_export(asked.last, asked.step, asked.shard)
+    early.check_source(asked.run, asked.step)
+    early.check_new(asked.target)
     if (code := on_machine(asked.machine, ["export", *args])) is not None:
         return code
     from train import exchange

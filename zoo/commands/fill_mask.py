@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import on_machine, one_reader
+from zoo.commands.options import parse
 
 
 def fill_mask(args: list[str]) -> int:
@@ -26,7 +28,7 @@ def fill_mask(args: list[str]) -> int:
         targets: tuple[str, ...] = ()
         """Show how likely these words are instead, each an entry of the vocabulary."""
         step: int | None = None
-        """Checkpoint of a run; None = the newest intact one."""
+        """Checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         batch: int = 16
         """Rows of the model's full length computed at a time; no result depends on it."""
         precision: Precision = "auto"
@@ -36,8 +38,10 @@ def fill_mask(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(FillMask, args=args, prog="zoo fill-mask")
+    asked = parse(FillMask, args=args, prog="zoo fill-mask")
     one_reader(asked.machine, asked.texts)
+    early.check_source(asked.model, asked.step)
+    early.check_files("--files", asked.texts.files)
     if (code := on_machine(asked.machine, ["fill-mask", *args])) is not None:
         return code
     from eval import fill_mask

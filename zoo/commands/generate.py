@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import on_machine
+from zoo.commands.options import parse
 
 
 def generate(args: list[str]) -> int:
@@ -23,7 +25,7 @@ def generate(args: list[str]) -> int:
         prompts: Annotated[Prompts, tyro.conf.arg(name="", prefix_name=False)]
         decoding: Annotated[Decoding, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Decoding)
         step: int | None = None
-        """Checkpoint of a run; None = the newest intact one."""
+        """Checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         batch: int = 16
         """Rows computed at a time; the text does not depend on it."""
         precision: Precision = "auto"
@@ -33,7 +35,10 @@ def generate(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Generate, args=args, prog="zoo generate")
+    asked = parse(Generate, args=args, prog="zoo generate")
+    early.check_source(asked.model, asked.step)
+    early.check_files("--prompts-file", (asked.prompts.prompts_file,))
+    early.check_files("--examples", (asked.prompts.examples,))
     if (code := on_machine(asked.machine, ["generate", *args])) is not None:
         return code
     from eval import complete

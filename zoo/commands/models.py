@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo import configs
+from zoo.commands.options import parse
 
 
 def models(args: list[str]) -> int:
@@ -19,9 +19,7 @@ def models(args: list[str]) -> int:
         json: bool = False
         """Machine-readable."""
 
-    asked = tyro.cli(Models, args=args, prog="zoo models")
-    if asked.name:
-        configs.find(asked.name)  # refuses an unknown name before JAX is imported
+    asked = parse(Models, args=args, prog="zoo models")
     from zoo import catalogue
 
     print(catalogue.render(asked.name, as_json=asked.json), end="")

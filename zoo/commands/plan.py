@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from zoo.commands.machine import alone, option
+from zoo.commands.options import parse
 from zoo.errors import BadInput, require
 
 
@@ -47,8 +48,8 @@ def asked(name: str, args: list[str]) -> Any:
     """What the options behind a name ask for.
 
     Raises:
-        BadInput: see `subject.default`.
-        SystemExit: from tyro, with 0 after --help and 2 after an option it cannot read.
+        BadInput: see `subject.default` and `options.parse`.
+        SystemExit: with 0, after --help.
     """
     import tyro
 
@@ -83,7 +84,7 @@ def asked(name: str, args: list[str]) -> Any:
         json: bool = False
         """Print JSON."""
 
-    return tyro.cli(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args)
+    return parse(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args)
 
 
 HELP = """\

@@ -1,12 +1,16 @@
 """`zoo train`."""
 
+import inspect
+import re
+
+from zoo import launch
+from zoo.commands import early
 from zoo.commands.machine import on_machine, option, refuse_unnamed
+from zoo.commands.options import parse
 
 
 def train(args: list[str]) -> int:
     """`zoo train [RECIPE] [options]`."""
-    import tyro
-
     from train import recipes
     from train.config import Run
 
@@ -15,12 +19,16 @@ def train(args: list[str]) -> int:
         width = max(map(len, found))
         for name, recipe in sorted(found.items()):
             print(f"{name:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
-        print("\nzoo train RECIPE --help lists the options of a recipe.")
+        print("\nzoo train RECIPE --help says what a recipe does and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     default = recipes.begun(name, option(args, "--init"))
-    run = tyro.cli(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args)
+    # tyro joins lines, but not paragraphs.
+    about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find(name)) or "")
+    run = parse(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args, description=about)
     refuse_unnamed(run, args)
+    if run.machine.process == 0 and not launch.is_child():
+        early.check_run(run)
     if (code := on_machine(run.machine, ["train", name, *args])) is not None:
         return code
     from eval import report, samples, scores

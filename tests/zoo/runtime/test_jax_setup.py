@@ -110,6 +110,12 @@ def test_cache_folder_is_the_users_and_private(
     assert "set ZOO_CACHE to a folder you can write to. Until then nothing is kept" in line
 
 
+def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (300 << 20, 300 << 20))
+    with pytest.raises(BadInput, match="out of memory: this process may take 300 MiB of address space, and JAX needs 1,024"):
+        runtime.prepare()
+
+
 def test_facts_of_doctor() -> None:
     facts = doctor.facts()
     assert facts.canary is not None and facts.canary < 1e-5

@@ -1,0 +1,183 @@
+"""Options of the command line: read by tyro, refused in one line that names the nearest option."""
+
+import contextlib
+import decimal
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from zoo.errors import BadInput
+
+LARGEST = 30
+"""Digits of a whole number at most: no option takes a larger one, and 1e999999999 would fill the memory."""
+
+SYNONYMS = {
+    "optim.lr": "learning-rate lr base-lr peak-lr",
+    "optim.weight-decay": "weight-decay wd",
+    "optim.warmup": "warmup warmup-steps warmup-iters num-warmup-steps",
+    "optim.clip": "max-grad-norm grad-clip gradient-clipping clip-grad-norm clip",
+    "optim.schedule": "lr-scheduler lr-scheduler-type scheduler lr-schedule",
+    "optim.name": "optimizer optim",
+    "optim.b1": "beta1 adam-beta1",
+    "optim.b2": "beta2 adam-beta2",
+    "optim.eps": "adam-epsilon epsilon",
+    "data.batch batch": "batch-size bs train-batch-size global-batch-size micro-batch-size per-device-train-batch-size",
+    "data.length length": "max-length max-seq-length max-seq-len seq-length seq-len sequence-length block-size context-length",
+    "data.paths files": "data data-path dataset dataset-name dataset-path train-file train-data train-path input input-file",
+    "data.valid-paths": "valid valid-file validation-file eval-file eval-data val-data test-file",
+    "steps": "max-steps num-steps train-steps total-steps iterations iters max-iters epochs num-epochs num-train-epochs",
+    "accumulate": "gradient-accumulation-steps grad-accum grad-accumulation accumulate-grad-batches",
+    "checkpoint.every": "save-steps save-every save-interval checkpoint-every",
+    "checkpoint.keep": "save-total-limit keep max-to-keep keep-last",
+    "log.every": "logging-steps log-interval log-every",
+    "log.validate-every": "eval-steps eval-interval eval-every validate-every val-interval",
+    "log.sinks": "report-to wandb tensorboard logger",
+    "out": "output-dir output-path output save-dir out-dir log-dir checkpoint-dir",
+    "name": "run-name experiment-name exp-name resume resume-from-checkpoint",
+    "init": "model-name-or-path pretrained pretrained-model from-pretrained finetune-from load",
+    "seed": "random-seed manual-seed",
+    "precision": "dtype fp16 bf16 mixed-precision amp",
+    "devices": "gpus num-gpus n-gpu num-devices",
+    "processes": "num-processes nproc nproc-per-node workers",
+    "model.layers": "num-layers n-layer n-layers num-hidden-layers depth",
+    "model.width": "hidden-size d-model n-embd dim embed-dim hidden-dim",
+    "model.heads": "num-heads n-head n-heads num-attention-heads",
+    "model.ffn": "intermediate-size ffn-dim mlp-dim d-ff",
+    "model.dropout": "dropout dropout-rate hidden-dropout-prob",
+    "model.compute.remat": "gradient-checkpointing activation-checkpointing remat",
+    "model.compute.attention": "attn-implementation attention flash-attention",
+    "model.vocab": "vocab-size",
+    "tokenizer.path": "tokenizer tokenizer-name tokenizer-path",
+    "limit": "max-new-tokens max-tokens num-samples",
+    "prompt": "text input-text prompts",
+    "samples": "num-return-sequences",
+    "beams": "num-beams beam-size",
+    "step": "checkpoint checkpoint-step ckpt",
+    "top": "top-k k",
+}
+"""Options here, the first that a command has -> names that other libraries give them."""
+
+
+def parse(kind: Any, *, args: Sequence[str], prog: str, **options: Any) -> Any:
+    """Read the arguments of a command into `kind`, as `tyro.cli` does; whole numbers may be written as 1e9.
+
+    Raises:
+        BadInput: one line that names the option, the problem and the fix.
+        SystemExit: with 0, after --help.
+    """
+    import tyro
+
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            asked = tyro.cli(kind, args=args, prog=prog, registry=_registry(), **options)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+    else:
+        sys.stderr.write(written.getvalue())
+        return asked
+    message = _message(written.getvalue())
+    if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
+        known = _options(kind, prog, options)
+        raise BadInput(f"{_unknown(unknown[1], known)}; {prog} --help lists the options")
+    raise BadInput(_rephrased(message, prog))
+
+
+def whole_number(text: str) -> int:
+    """Return the number that a text stands for, which may have an exponent or a fraction of 0: 1e9, 2.0.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(decimal.InvalidOperation):
+        number = decimal.Decimal(text)
+        if number.is_finite() and number.adjusted() < LARGEST and number == (whole := int(number)):
+            return whole
+    raise ValueError(f"{text} is no whole number; write one, as 1000 or 1e3")
+
+
+def nearest(option: str, known: Sequence[str]) -> str:
+    """Return the one of the known options (without their --) that another one is most likely meant to be; "" if none is near."""
+    option = option.partition("=")[0].lstrip("-").replace("_", "-").lower()
+    for here, names in SYNONYMS.items():
+        if option in names.split() and (found := next((name for name in here.split() if name in known), "")):
+            return found
+
+    def likeness(name: str) -> float:
+        ends = (name, name.rpartition(".")[2]) if "." not in option else (name,)
+        return max(difflib.SequenceMatcher(None, option, end).ratio() for end in ends)
+
+    best = max(known, key=likeness, default="")
+    return best if best and likeness(best) >= 0.6 else ""
+
+
+def _registry() -> Any:
+    """Return tyro's registry with our reading of whole numbers."""
+    from tyro import constructors
+
+    registry = constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
+        if info.type is not int:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda texts: whole_number(texts[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _options(kind: Any, prog: str, options: dict[str, Any]) -> list[str]:
+    """Return the options that the help of a command lists, without their --."""
+    import tyro
+
+    shown = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
+        tyro.cli(kind, args=["--help"], prog=prog, registry=_registry(), **options)
+    lines = re.findall(r"^[│|\s]*(--[\w.-]+(?:, --[\w.-]+)*)", shown.getvalue(), re.MULTILINE)
+    return [name.removeprefix("--") for line in lines for name in line.split(", ")]
+
+
+def _unknown(token: str, known: Sequence[str]) -> str:
+    if not token.startswith("-"):
+        return f"{token} belongs to no option"
+    near = nearest(token, known)
+    option = token.partition("=")[0]
+    return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
+
+
+def _message(box: str) -> str:
+    """Return on one line what tyro's box says between its title and its next rule."""
+    blocks: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│| \t")
+        if text and not text.strip("─-"):
+            blocks.append([])
+        elif not text.startswith(("╭", "╰")):
+            blocks[-1].append(text)
+    # In a terminal without UTF-8 the title is not part of the border, but the first block.
+    return " ".join(" ".join(blocks[0 if "╭" in box else 1]).split())
+
+
+def _rephrased(message: str, prog: str) -> str:
+    """Return tyro's message as ours: the option, the problem, the fix."""
+    if found := re.match(r"Error parsing (\S+): (.*)", message):
+        return f"{found[1]}: {found[2]}"
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)", message):
+        return f"{found[2]} {found[1]}: choose {found[3].replace(chr(39), '')}"
+    if found := re.match(r"Missing value for argument '(.*?)'", message):
+        return f"{found[1]}: its value is missing; write one behind it"
+    if found := re.match(rf"Missing from {re.escape(prog)}: (\S+) ?(.*?)(?: \(required\))?$", message):
+        return f"{found[1]} is missing: {found[2]} {prog} --help lists the options"
+    return f"{message}; {prog} --help lists the options"
