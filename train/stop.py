@@ -79,7 +79,7 @@ class Stop:
 
     def _handle(self, number: int, frame: Any) -> None:
         """Handle a signal in the main thread, as soon as Python gets to it."""
-        if number == signal.SIGINT and not self._unsaved and callable(before := self._before[number]):
+        if number == signal.SIGINT and not self._unsaved and callable(before := self._before[signal.SIGINT]):
             before(number, frame)
         elif self._several:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -40,11 +40,13 @@ REMEDIES = {
 
 def remedy(cause: object) -> str:
     """Return what to do about a write that failed, from an exception or from its text, in which libraries quote the system."""
-    code = getattr(cause, "errno", None)
+    code = getattr(cause, "errno", 0)
     if isinstance(cause, MemoryError) or "can't start new thread" in str(cause):
         code = errno.ENOMEM
     text = str(cause)
-    return REMEDIES.get(code) or next((fix for number, fix in REMEDIES.items() if os.strerror(number) in text), "check the disk")
+    return REMEDIES.get(code or 0) or next(
+        (fix for number, fix in REMEDIES.items() if os.strerror(number) in text), "check the disk"
+    )
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:

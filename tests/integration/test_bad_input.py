@@ -71,6 +71,19 @@ COMMAND_LINES = {
     "export runs/done out --last -1": "--last -1: choose 0",
     "export runs/done out --last 2 --step 2": "--last 2: it takes the newest checkpoints; leave out --step",
     "compare missing": "missing is no run",
+    "compare": "name the folders of the runs to compare",
+    "models gpt-4": "the architecture of gpt-4 is unpublished",
+    "generate": r"RUN\|DIR is missing: Folder of a run",
+    "generate runs/done": "--prompt is not given: give one of",
+    "generate runs/done --prompt a --step x": "--step: x is no whole number; write one, as 1000 or 1e3$",
+    "bench growth --layers 1.5": "--layers: '1.5' cannot be read; zoo bench growth --help says what it takes",
+    "fill-mask runs/done": "--text is not given: give either --text or --files",
+    "export runs/done": "DIR is missing: Folder to make. zoo export --help lists the options",
+    "doctor now": "now belongs to no option; zoo doctor --help lists the options",
+    "data look": r"zoo data look: write zoo data inspect \[RECIPE\|RUN\]",
+    "eval runs/done --words": "--words True: it needs a --task",
+    "eval runs/done --beams 2": "--beams and its options: they need --task text_to_text",
+    "eval runs/done --task nope --files book.txt": "--task nope: no task is called so",
     "eval unsaved": "unsaved/checkpoints: no checkpoint yet; train the run first",
     "eval runs/done --stride 33": "--stride 33: choose 1 to 32 tokens, or 0 for half a row",
     "eval runs/done --batch 0": "--batch 0: choose 1 or more rows",
@@ -90,12 +103,38 @@ NUMBERS = (
 --model.vocab 9999999|--model.layers -1|--model.width 0|--model.dropout nan|--model.eps nan|--model.compute.unroll 0
 --model.window 8|--checkpoint.every 0|--checkpoint.keep 0|--log.validate-rows 0|--log.samples -1|--mesh.fsdp 0
 --mesh.sequence 2|--devices -1|--processes 0|--process 1|--profile -1
+--label-smoothing -0.1|--label-smoothing 1.0|--loss-chunk -1|--max-skipped -1|--accumulate -2|--optim.lr 0.0|--optim.final -0.1
+--optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
+--optim.clip -1.0|--optim.clip nan|--optim.layer-decay 0.0|--optim.layer-decay 1.1|--optim.freeze-layers -1
+--optim.freeze-layers 99|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
+--data.short 2.0|--data.short nan|--data.target-length -1|--data.rows pages|--data.weights 0|--data.weights nan
+--data.weights 1 2|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
+--model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast|--masking.rate 2.0|--masking.rate nan
+--denoising.density 0.0|--permutation.longest 0|--selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1
+--log.every 0|--log.every -1|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
+--mesh.data 0|--mesh.data -2|--devices 5000|--processes -1|--process -1|--engine xla|--objective next|--precision fp8
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+
+DRAWS = (
+    """
+--temperature -1.0|--temperature nan|--temperature 1e-09|--top-k -1|--top-p 0.0|--top-p 1.1|--top-p nan|--min-p -0.1|--min-p 2.0
+--repetition-penalty 0.0|--repetition-penalty inf|--limit 0|--limit -1|--samples 0|--beams 0|--beams 2000|--length-penalty nan
+--search-until late|--seed -1|--precision int8
 """.strip()
     .replace("\n", "|")
     .split("|")
 )
 
 COMBINED = {
+    "--log.ledger yes": "yes belongs to no option; zoo train gpt-nano --help lists the options",
+    "--seed --steps 3": "--seed: its value is missing; write one behind it",
+    "--optim.warmup 1e99": "--optim.warmup: 1e99 is no whole number; write one",
+    "--data.batch 1e8": "--data.batch 100000000: choose 1 to 16,777,216 rows",
+    "--out /dev/null": "/dev/null/other cannot be written .*; choose another --out",
+    "--name .hidden": "--name '.hidden': choose up to 100 letters",
     "--data.paths empty.txt": "empty.txt: holds no text",
     "--data.paths cut.jsonl": "cut.jsonl:2: invalid JSON at column 10 .*; write one whole object a line",
     "--objective text_to_text": "--objective text_to_text: a gpt is trained by causal; choose the recipe of another family",
@@ -107,10 +146,12 @@ COMBINED = {
 """Options of a run named `other` -> the whole line."""
 
 RUN = ("train", "gpt-nano", *TINY)
-FIX = "(choose|it must divide|keep at least)"
+GENERATE = ("generate", "runs/done", "--prompt", "a")
+FIX = "(choose|it must divide|keep at least|give)"
 TABLES = {
     "command lines": {line: (words(line), message) for line, message in COMMAND_LINES.items()},
     "numbers": {line: ((*RUN, *words(line)), f"{re.escape(line)}: .*{FIX}") for line in NUMBERS},
+    "draws": {line: ((*GENERATE, *words(line)), f"{re.escape(line)}: choose") for line in DRAWS},
     "combined": {line: ((*RUN, "--name", "other", *words(line)), message) for line, message in COMBINED.items()},
 }
 

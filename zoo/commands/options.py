@@ -173,7 +173,11 @@ def _message(box: str) -> str:
 def _rephrased(message: str, prog: str) -> str:
     """Return tyro's message as ours: the option, the problem, the fix."""
     if found := re.match(r"Error parsing (\S+): (.*)", message):
-        return f"{found[1]}: {found[2]}"
+        # Of an option that may be None, tyro gives the reasons of both types.
+        reason = found[2].rpartition("- <class 'int'>: ")[2].rpartition("- <class 'float'>: ")[2]
+        if unread := re.match(r"Could not find valid parse for arguments: \[(.*)\]", reason):
+            reason = f"{unread[1]} cannot be read; {prog} --help says what it takes"
+        return f"{found[1]}: {reason}"
     if found := re.match(r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)", message):
         return f"{found[2]} {found[1]}: choose {found[3].replace(chr(39), '')}"
     if found := re.match(r"Missing value for argument '(.*?)'", message):

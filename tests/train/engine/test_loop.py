@@ -132,6 +132,7 @@ def test_what_is_scored_and_loaded_is_the_best(ended: config.Run, capsys: pytest
     stored = json.loads(folder.scores.read_text())
     assert stored["step"] == load(folder.path).step == 4
     printed = {step: evaluated(folder, step, capsys) for step in (None, 8)}
+    assert load(folder.path, step=-1).step == 8 and evaluated(folder, -1, capsys) == printed[8]
     assert printed[None] == pytest.approx(stored["loss"], abs=2e-6)
     assert abs(printed[8] - printed[None]) > 1e-3
     with pytest.raises(BadInput, match=r"steps that can be read: 8, 4"):
