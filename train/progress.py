@@ -61,8 +61,10 @@ class _Plain:
         self._said = now
         rate = (done - self._first[0]) / (now - self._first[1])
         left = clock((total - done) / rate)
-        print(
-            f"{self._what}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left",
-            file=self._stream,
-            flush=True,
-        )
+        # `zoo train 2>&1 | head` closes this stream too, and the work goes on.
+        with contextlib.suppress(OSError):
+            print(
+                f"{self._what}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left",
+                file=self._stream,
+                flush=True,
+            )

@@ -94,20 +94,25 @@ class Stop:
 
     def _acknowledge(self, number: signal.Signals) -> None:
         if self._unsaved and not self.signal:
-            self._notify(f"{number.name}: the run is saved after this step and ends; a second signal ends it at once")
             self.signal = number
+            self._say(f"{number.name}: the run is saved after this step and ends; a second signal ends it at once")
         elif self._unsaved and number == signal.SIGHUP:
             return
         elif self._unsaved:
             # Not by an exception: on its way out it would wait for the save under way, which may be what takes so long.
             self._leave(number, "the run ends at once")
         elif number == signal.SIGINT:
-            self._notify(f"{number.name}: there is nothing to save, the run ends; the same command goes on")
+            self._say(f"{number.name}: there is nothing to save, the run ends; the same command goes on")
         else:
             self._leave(number, "there is nothing to save, the run ends")
 
+    def _say(self, text: str) -> None:
+        # Whatever is wrong with the terminal, the signal is obeyed.
+        with contextlib.suppress(Exception):
+            self._notify(text)
+
     def _leave(self, number: signal.Signals, what: str) -> None:
-        self._notify(f"{number.name}: {what}; the same command goes on")
+        self._say(f"{number.name}: {what}; the same command goes on")
         with contextlib.suppress(Exception):
             self._close()
         os._exit(128 + number)

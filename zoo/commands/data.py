@@ -40,10 +40,11 @@ def data(args: list[str]) -> int:
 
     asked = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
     refuse_unnamed(asked.run, args)
-    early.check_run(asked.run, writes=False)
+    folder = folder or Folder.of(asked.run)
+    early.check_inputs(asked.run, folder)
     from train import inspect
 
-    inspect.inspect(asked.run, folder or Folder.of(asked.run), count=asked.rows, first=asked.first)
+    inspect.inspect(asked.run, folder, count=asked.rows, first=asked.first)
     return 0
 
 

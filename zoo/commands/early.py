@@ -62,12 +62,11 @@ def check_export(last: int, step: int | None, shard: float) -> None:
     require(1e-6 <= shard <= 1e6, "shard", shard, "choose the size of the largest file in GB, 0.000001 (1 kB) or more")
 
 
-def check_run(run: Any, *, writes: bool = True) -> None:
+def check_run(run: Any) -> None:
     """Refuse a run that reads what is not there, or whose folder is in use, held by another or cannot be made.
 
     Args:
         run: a `train.config.Run`.
-        writes: whether the run's folder is written to.
 
     Raises:
         BadInput: as `train.loop.run`.
@@ -75,6 +74,24 @@ def check_run(run: Any, *, writes: bool = True) -> None:
     from train.folder import Folder, check_holder, check_unlocked
 
     folder = Folder.of(run)
+    check_inputs(run, folder)
+    check_unlocked(folder.path)
+    # Only the data and the machine decide these.
+    undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
+    check_holder(folder, run, undecided)
+    _check_writable(folder.path)
+
+
+def check_inputs(run: Any, folder: Any) -> None:
+    """Refuse a run that reads what is not there.
+
+    Args:
+        run: a `train.config.Run`.
+        folder: its `train.folder.Folder`.
+
+    Raises:
+        BadInput: names the file or the folder.
+    """
     pairs = run.pairs
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
         if path and not path.startswith(hub.PREFIX) and not os.path.lexists(path):
@@ -84,12 +101,6 @@ def check_run(run: Any, *, writes: bool = True) -> None:
     for source in (run.distillation.teacher, "" if folder.begun else run.init):
         if source:
             check_source(source)
-    if writes:
-        check_unlocked(folder.path)
-        # Only the data and the machine decide these.
-        undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
-        check_holder(folder, run, undecided)
-        _check_writable(folder.path)
 
 
 def _check_writable(folder: Path) -> None:

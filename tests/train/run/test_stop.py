@@ -79,7 +79,11 @@ def test_where_nothing_is_unsaved_the_first_one_leaves(recorded: Recorded) -> No
 def test_a_signal_is_acknowledged_while_the_main_thread_runs_no_python(recorded: Recorded) -> None:
     """It waits in C for a lock, as for XLA, until the acknowledgement releases the lock."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros: an open pthread_mutex_t
-    with Stop(lambda text: library.pthread_mutex_unlock(mutex), lambda: None) as stop:
+
+    def notify(text: str) -> None:
+        library.pthread_mutex_unlock(mutex)
+
+    with Stop(notify, lambda: None) as stop:
         stop.begin()
         library.pthread_mutex_lock(mutex)
         sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
