@@ -37,7 +37,8 @@ def _stored() -> dict[str, tuple[int, str]]:
 
 
 def _digest(size: Size) -> str:
-    return hashlib.sha256(repr(size.config).encode()).hexdigest()[:16]
+    numbers = [(field, getattr(size.config, field)) for field in configs.numbers_of(size.config)]
+    return hashlib.sha256(repr((type(size.config).__module__, numbers)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":
