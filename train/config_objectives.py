@@ -8,6 +8,7 @@ from zoo.errors import require
 
 ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "conll", "label_first", "squad", "race"]
 Disturbance = Literal["spans", "iid", "bert", "deshuffle", "prefix", "lm"]
 Factorization = Literal["permutation", "denoising"]
 
@@ -157,6 +158,11 @@ class Labelled:
     """Whether the first line of a .tsv or .csv names its columns. Otherwise they are numbered: 1, 2, ..., as those of .conll."""
     encoding: Encoding = "utf-8"
     """Of the files of text."""
+    format: Format = "auto"
+    """How every file is written. auto: as its name says. tsv, csv: a table; jsonl: an object a line; label_first: a label, a
+    space and the text a line; conll: a word, a tab and its tag a line, an empty line after a sentence; squad, race: JSON."""
+    skip_bad: bool = False
+    """Leave out examples that are empty, malformed or longer than a row, and state how many. Otherwise the first is refused."""
     coarse: bool = False
     """Of a label like LOC:city keep what is before the colon."""
     regression: bool = False

@@ -1,5 +1,6 @@
 """Labelled examples to rows of ids: templates, truncation, tags on the pieces of words, windows of a context."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,8 +49,46 @@ class Row(NamedTuple):
     example: int
     """Number of the example it is made of."""
     context: Context | None = None
+    size: int = 0
+    """Tokens that the example needs, before it is cut: more than a row has if it is too long."""
 
 
+def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+    """Let a function that makes rows refuse the examples that are longer than a row, once all of them are counted.
+
+    They are cut with --labelled.truncate. With --labelled.skip-bad their rows are made, and `train.labelled.rows_of` leaves them
+    out.
+    """
+
+    @functools.wraps(make)
+    def checked(
+        examples: Sequence[Any], tokenizer: Tokenizer, options: Labelled, length: int, *labels: Any, **more: Any
+    ) -> Iterator[Row]:
+        too_long: dict[int, int] = {}
+        for row in make(examples, tokenizer, options, length, *labels, **more):
+            if row.size > length:
+                too_long[row.example] = row.size
+            yield row
+        if not too_long or options.truncate or options.skip_bad:
+            return
+        longest = max(too_long, key=too_long.__getitem__)
+        example, size = examples[longest], too_long[longest]
+        count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
+        leave_out = "leave such out with --labelled.skip-bad, or cut them with --labelled.truncate"
+        if isinstance(example, Question):
+            asked = size - length + _question_room(length, options, _marks(tokenizer))
+            raise BadInput(
+                f"{example.origin}: a question of {asked} tokens leaves too little of a row of {length} for a stride of "
+                f"{options.stride}{count}; choose a longer --data.length or a shorter --labelled.stride, {leave_out}"
+            )
+        raise BadInput(
+            f"{example.origin}: {size} tokens, and a row has {length}{count}; choose a longer --data.length, {leave_out}"
+        )
+
+    return checked
+
+
+@_refuse_long
 def texts(
     examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
@@ -60,11 +99,12 @@ def texts(
     marks, encoded = _marks(tokenizer), _encoded(tokenizer, (text for each in examples for text in (each.text, each.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
-        inputs = _fitted(first, second, marks, options, length, example.origin)
+        inputs, size = _fitted(first, second, marks, length)
         label = np.float32(example.label) if options.regression else np.int32(class_of(names, example.label, example.origin))
-        yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number)
+        yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number, size=size)
 
 
+@_refuse_long
 def tags(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
@@ -72,17 +112,18 @@ def tags(
     marks = _marks(tokenizer)
     for number, example in enumerate(examples):
         ids, word = tokenizer.encode_words(example.words)
-        inputs = _fitted(ids, None, marks, options, length, example.origin)
+        inputs, size = _fitted(ids, None, marks, length)
         classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
         first = np.diff(word, prepend=-1) > 0
         labels = np.full(len(inputs.ids), IGNORED, np.int32)
         words = slice(marks.before, marks.before + len(labels) - 2)
         labels[words] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
-        if (labels == IGNORED).all():
+        if (labels == IGNORED).all() and (size <= length or options.truncate):
             raise BadInput(f"{example.origin}: the tokenizer gives no ids to these words; mend them or leave the sentence out")
-        yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number)
+        yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number, size=size)
 
 
+@_refuse_long
 def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
     """For each option `cls article sep question option sep` (Radford et al. 2018, section 3.2; Liu et al. 2019, section 5.3)."""
     marks = _marks(tokenizer)
@@ -95,10 +136,11 @@ def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled,
             raise BadInput(
                 f"{example.origin}: {len(seconds)} options, but {examples[0].origin} has {len(asked[0])}; all need as many"
             )
-        inputs = (_fitted(encoded[example.article], encoded[text], marks, options, length, example.origin) for text in seconds)
-        yield Row(tuple(inputs), np.array(example.answer, np.int32), np.ones(1, np.float32), number)
+        inputs, sizes = zip(*(_fitted(encoded[example.article], encoded[text], marks, length) for text in seconds), strict=True)
+        yield Row(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
 
 
+@_refuse_long
 def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
     """`cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
@@ -109,14 +151,13 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
     questions, contexts = _encoded(tokenizer, (each.question for each in examples)), _placed(tokenizer, examples)
     for number, example in enumerate(examples):
         question, (ids, spans) = questions[example.question], contexts(example.context)
-        most = length - 2 - marks.between - options.stride
-        if len(question) > most and not (options.truncate and most > 0):
+        most = _question_room(length, options, marks)
+        if most <= 0 and len(question) > most:
             raise BadInput(
                 f"{example.origin}: a question of {len(question)} tokens leaves too little of a row of {length} for a stride "
                 f"of {options.stride}; choose a longer --data.length or a shorter --labelled.stride"
-                + (", or --labelled.truncate" if most > 0 else "")
             )
-        question = question[:most]
+        size, question = length - most + len(question), question[:most]
         answer = _tokens_of(example, spans)
         room = length - 2 - marks.between - len(question)
         for start in _starts(len(ids), room, options.stride):
@@ -127,7 +168,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
             labels = np.full(2, summary, np.int32)
             if answer and start <= answer[0] and answer[1] < end:
                 labels = np.array(answer, np.int32) - np.int32(start - first)
-            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]))
+            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]), size)
 
 
 def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
@@ -192,21 +233,19 @@ def _placed(tokenizer: Tokenizer, examples: Sequence[Question]) -> Callable[[str
     return found.__getitem__
 
 
-def _fitted(
-    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, options: Labelled, length: int, origin: str
-) -> Inputs:
-    """The template, shortened to `length` if that is allowed: the longer text loses its end until both have the same length."""
-    room = length - 2 - (0 if second is None else marks.between)
-    size = len(first) + (0 if second is None else len(second))
-    if size > room and not options.truncate:
-        raise BadInput(
-            f"{origin}: {size + length - room} tokens, and a row has {length}; choose a longer --data.length, or cut it with "
-            "--labelled.truncate"
-        )
+def _question_room(length: int, options: Labelled, marks: Marks) -> int:
+    """Tokens of the longest question that leaves room for a stride of its context."""
+    return length - 2 - marks.between - options.stride
+
+
+def _fitted(first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, length: int) -> tuple[Inputs, int]:
+    """The template, shortened to `length`, and its tokens before that. The longer text loses its end until both are alike."""
+    room = max(0, length - 2 - (0 if second is None else marks.between))
+    size = len(first) + (0 if second is None else len(second)) + 2 + (0 if second is None else marks.between)
     if second is None:
-        return Inputs(*marks.single(first[:room]))
+        return Inputs(*marks.single(first[:room])), size
     kept = min(len(first), max(room - len(second), (room + 1) // 2))
-    return Inputs(*marks.pair(first[:kept], second[: room - kept]))
+    return Inputs(*marks.pair(first[:kept], second[: room - kept])), size
 
 
 def _starts(size: int, room: int, stride: int) -> range:

@@ -1,6 +1,7 @@
 """Formats of one task each, as the records they hold: TREC's questions, CoNLL's columns, RACE's articles, SQuAD's paragraphs."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,43 @@ from zoo.errors import BadInput
 DOCUMENT = "-DOCSTART-"
 
 
-def trec(file: Path, options: Labelled) -> Iterator[Record]:
-    """`LABEL text` a line (Li and Roth 2002): what comes before the first space is the label."""
+def trec(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
+    """`LABEL text` a line (Li and Roth 2002): what comes before the first space or tab is the label."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
             continue
-        label, space, question = text.strip().partition(" ")
-        if not space:
-            raise BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
-        yield Record(f"{file}:{line}", {"label": label, "text": question})
+        label, *question = re.split(r"[ \t]", text.strip(), maxsplit=1)
+        if question:
+            yield Record(f"{file}:{line}", {"label": label, "text": question[0]})
+        else:
+            yield BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
 
 
-def conll(file: Path, options: Labelled) -> Iterator[Record]:
+def conll(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
     """Columns of a sentence, each a list with an entry for a word: a word a line, an empty line after a sentence.
 
     Between the columns stand tabs, or spaces in a line that has no tab. A line that begins with -DOCSTART- holds no word, as in
-    CoNLL 2003 (Tjong Kim Sang and De Meulder 2003).
+    CoNLL 2003 (Tjong Kim Sang and De Meulder 2003). A sentence with a malformed line is malformed.
     """
     rows: list[list[str]] = []
-    first = columns = 0
+    first, columns, malformed = 0, 0, False
     for line, text in lines(file, options.encoding, TO_UTF8):
         text = text.rstrip("\r\n")
         cells = text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
         if not text.strip() or cells[0] == DOCUMENT:
             if rows:
                 yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
-            rows = []
+            rows, malformed = [], False
             continue
-        columns = columns or len(cells)
-        if len(cells) != columns or columns < 2 or not all(cells):
-            full, wanted = sum(map(bool, cells)), "2 or more" if columns < 2 else columns
-            raise BadInput(f"{file}:{line}: {full} columns, not {wanted}; write a word, a tab and its tag, as in the other lines")
+        if malformed:
+            continue
+        if len(cells) < 2 or len(cells) != (columns or len(cells)) or not all(cells):
+            full, expected = sum(map(bool, cells)), columns or max(len(cells), 2)
+            fix = "write a word, a tab and its tag, as in the other lines"
+            yield BadInput(f"{file}:{line}: {full} columns, not {expected}{'' if columns else ' or more'}; {fix}")
+            rows, malformed = [], True
+            continue
+        columns = len(cells)
         first = first if rows else line
         rows.append(cells)
     if rows:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from train.tokenizer import Tokenizer
 from zoo.encoder_config import LABELLED
 from zoo.errors import BadInput, require
 
+MANY_LABELS = 20
+"""From so many labels on, more than one for two examples is refused: few examples may well have a label each."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
@@ -36,6 +40,10 @@ class Rows:
     """Of all rows, their length and the tokenizer."""
     labels: tuple[str, ...] = ()
     """What the numbers of classes are called."""
+    too_long: int = 0
+    """Examples longer than a row: cut with --labelled.truncate, left out with --labelled.skip-bad."""
+    longest: tuple[str, int] = ("", 0)
+    """Where the longest example was read, and its tokens before it was cut."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,6 +85,8 @@ class Labelled:
     tokenizer: Tokenizer
     rows: Mixture
     held_out: Rows
+    malformed: tuple[str, ...] = ()
+    """What is wrong with each example that was left out when the files were read."""
 
     def scored(self, run: config.Run, stride: int) -> Rows:
         """The rows of the held-out examples."""
@@ -107,6 +117,13 @@ class Labelled:
         if run.model.labels:
             shown = ", ".join(run.model.labels[:8])
             facts["labels"] = f"{len(run.model.labels)}: {shown}" + (", ..." if len(run.model.labels) > 8 else "")
+        if self.malformed:
+            facts["left out"] = f"{len(self.malformed):,} bad examples; the first: {self.malformed[0]}"
+        if too_long := [rows for rows in (training, self.held_out) if rows.too_long]:
+            origin, size = max((rows.longest for rows in too_long), key=lambda longest: longest[1])
+            done = "cut" if run.labelled.truncate else "left out"
+            count = f"{training.too_long:,} training and {self.held_out.too_long:,} held-out examples"
+            facts["too long"] = f"{count}, {done}: a row has {run.data.length} tokens; the longest has {size:,}, {origin}"
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
 
     @property
@@ -132,6 +149,8 @@ def settled(run: config.Run, folder: Folder) -> config.Run:
         require(len(named) <= 1, "model.labels", " ".join(named), fix)
     _read_once.cache_clear()
     labels = named or (("score",) if regression else labels_of(_split(run)[0]))
+    if not named and not regression:
+        _refuse_many(labels, _split(run)[0])
     if len(labels) == 1 and not regression:
         raise BadInput(f"--data.paths: every example has the label {labels[0]}; there is nothing to tell apart")
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels))
@@ -143,7 +162,7 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
     Raises:
         BadInput: data that cannot be read, no tokenizer, labels that the head has not, or a sequence that is too long.
     """
-    training, held_out = _split(run)
+    training, held_out, malformed = _split(run)
     _read_once.cache_clear()
     tokenizer = chosen_tokenizer(run, folder)
     if tokenizer is None:
@@ -152,9 +171,9 @@ def read(run: config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -
         )
     check_vocabulary(run, tokenizer)
     rows = _weighed(rows_of(training, run, tokenizer), run)
-    named = [Document(example.origin, "") for example in training]
+    named = [Document(example.origin, "") for example in rows.examples]
     component = Component(", ".join(run.data.paths), 1.0, named, rows)
-    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer))
+    return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed))
 
 
 def rows_of(examples: Sequence[Example], run: config.Run, tokenizer: Tokenizer) -> Rows:
@@ -166,12 +185,27 @@ def rows_of(examples: Sequence[Example], run: config.Run, tokenizer: Tokenizer) 
     options, length = run.labelled, run.data.length
     names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
     made = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names))
+    sizes = {row.example: row.size for row in made}
+    too_long = sum(size > length for size in sizes.values())
+    number, size = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
+    longest = (examples[number].origin if examples else "", size)
+    if too_long and options.skip_bad and not options.truncate:
+        examples, made = _without_long(examples, made, length)
+        if not made:
+            raise BadInput(f"{longest[0]}: {size} tokens, and a row has {length}; all examples are too long, so none is left")
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {names}".encode())
     for row in made:
         for inputs in row.inputs:
             digest.update(inputs.ids.tobytes() + inputs.types.tobytes())
         digest.update(np.asarray(row.labels).tobytes())
-    return Rows(examples, made, length, digest.hexdigest(), tuple(names))
+    return Rows(examples, made, length, digest.hexdigest(), tuple(names), too_long, longest)
+
+
+def _without_long(examples: Sequence[Example], rows: tuple[Row, ...], length: int) -> tuple[Sequence[Example], tuple[Row, ...]]:
+    """The examples that fit into a row, and their rows, numbered anew."""
+    rows = tuple(row for row in rows if row.size <= length)
+    numbers = {example: place for place, example in enumerate(dict.fromkeys(row.example for row in rows))}
+    return [examples[example] for example in numbers], tuple(row._replace(example=numbers[row.example]) for row in rows)
 
 
 def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
@@ -195,12 +229,13 @@ FEATURES: dict[str, Callable[..., Iterable[Row]]] = {
 """Objective -> `(examples, tokenizer, options, length, names) -> rows`."""
 
 
+READ = ("encoding", "format", "truncate")
 MEANT = {
-    "classification": ("text", "pair", "label", "header", "encoding", "coarse", "regression", "class_weights", "truncate"),
-    "tagging": ("text", "label", "encoding", "class_weights", "truncate"),
-    "span": ("encoding", "truncate", "stride"),
-    "choice": ("encoding", "truncate"),
-    "text_to_text": ("text", "label", "header", "encoding", "truncate"),
+    "classification": (*READ, "skip_bad", "text", "pair", "label", "header", "coarse", "regression", "class_weights"),
+    "tagging": (*READ, "skip_bad", "text", "label", "class_weights"),
+    "span": (*READ, "skip_bad", "stride"),
+    "choice": (*READ, "skip_bad"),
+    "text_to_text": (*READ, "text", "label", "header"),
 }
 """Objective -> the fields of `Labelled` that mean something to it."""
 
@@ -215,6 +250,17 @@ def refuse_idle(run: config.Run) -> None:
     require(not several, "data.weights", several, "labelled data are one source; leave it out")
 
 
+def _refuse_many(labels: Sequence[str], examples: Sequence[Example]) -> None:
+    """Refuse so many labels that they are hardly classes: as where the column of the text is read as that of the label."""
+    count = sum(len(example.tags) if isinstance(example, Tagged) else 1 for example in examples)
+    if len(labels) >= MANY_LABELS and 2 * len(labels) > count:
+        what = "tags for" if isinstance(examples[0], Tagged) else "classes in"
+        raise BadInput(
+            f"--labelled.label: {len(labels):,} {what} {count:,} {'words' if what == 'tags for' else 'examples'}, such as "
+            f"{json.dumps(labels[-1][:60])}; name the column of the label, or the classes themselves with --model.labels"
+        )
+
+
 def _refuse_unlearned(run: config.Run) -> None:
     """Refuse options of a loss that labels have not."""
     require(run.loss_chunk == 0, "loss_chunk", run.loss_chunk, "labels are few, and their loss is computed at once; leave it out")
@@ -222,14 +268,16 @@ def _refuse_unlearned(run: config.Run) -> None:
     require(smooth, "label_smoothing", run.label_smoothing, "a regression has no labels to smooth; leave it out")
 
 
-def _split(run: config.Run) -> tuple[list[Example], list[Example]]:
+def _split(run: config.Run) -> tuple[list[Example], list[Example], list[str]]:
+    """(training examples, held-out examples, what is wrong with those that are left out)."""
     return _read_once(run.objective, run.data, run.labelled)
 
 
 @functools.lru_cache(maxsize=1)
 def _read_once(objective: str, data: config.Data, options: config.Labelled) -> Any:
     """A run asks for its labels first and for its rows later: its files are read once. The next run reads them anew."""
-    return readers.split(objective, data, options)
+    malformed: list[str] = []
+    return *readers.split(objective, data, options, malformed), malformed
 
 
 def _weighed(rows: Rows, run: config.Run) -> Rows:

@@ -18,9 +18,9 @@ from train.formats import get
 from train.records import Record, column
 from train.sources import check_file, data_set, inside, kind
 from train.texts import kind_of, string
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
-Reader = Callable[[Path, Labelled], Iterator[Record]]
+Reader = Callable[[Path, Labelled], Iterator[Record | BadInput]]
 
 ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
 
@@ -32,10 +32,14 @@ class Task:
     files: dict[str, Reader]
     """By how a file's name ends; text also with .gz, .xz or .bz2 behind."""
     example: Callable[[Record, Labelled], Example]
+    formats: tuple[str, ...]
+    """Values of --labelled.format that say how such files are written, whatever their names are."""
 
 
-def split(objective: str, data: Data, options: Labelled) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples. Every file is read and checked here.
+def split(
+    objective: str, data: Data, options: Labelled, left_out: list[str] | None = None
+) -> tuple[list[Example], list[Example]]:
+    """(training, held-out) examples. Every file is read and checked here. `left_out` is as in `read`.
 
     Held out are the examples of `valid_paths`, else about the last `valid_fraction` of those of `paths`; examples of one document
     (the questions about an article) stay together.
@@ -46,50 +50,81 @@ def split(objective: str, data: Data, options: Labelled) -> tuple[list[Example],
     """
     if not data.paths:
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
-    found, keys = read(objective, data.paths, data, options)
+    found, keys = read(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
         return halves(found, data.valid_fraction)
-    valid, others = read(objective, data.valid_paths, data, options)
+    valid, others = read(objective, data.valid_paths, data, options, left_out)
     if both := keys & others:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
     return found, valid
 
 
-def read(objective: str, paths: tuple[str, ...], data: Data, options: Labelled) -> tuple[list[Example], set[str]]:
+def read(
+    objective: str, paths: tuple[str, ...], data: Data, options: Labelled, left_out: list[str] | None = None
+) -> tuple[list[Example], set[str]]:
     """The examples that some paths name, in order, and what tells the files and data sets apart that they are read from.
 
+    Args:
+        left_out: takes what is wrong with each example that `options.skip_bad` leaves out.
+
     Raises:
-        BadInput: as `split`, of a file.
+        BadInput: as `split`, of a file; or a format that the objective does not read.
     """
-    task, examples, keys = TASKS[objective], [], set()
+    task = TASKS[objective]
+    fix = f"{objective} does not read it; choose {', '.join(task.formats)}"
+    require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
+    examples, keys, errors = [], set(), [] if left_out is None else left_out
     for path in paths:
-        for key, where, found in _sources(path, objective, data, options):
-            before = len(examples)
-            examples += (task.example(record, options) for record in found)
+        for key, where, found in sources(path, task, data, options):
+            before, bad = len(examples), len(errors)
+            for record in found:
+                try:
+                    if isinstance(record, BadInput):
+                        raise record
+                    examples.append(task.example(record, options))
+                except BadInput as error:
+                    if not options.skip_bad:
+                        raise
+                    errors.append(str(error))
             if len(examples) == before:
-                raise BadInput(f"{where}: holds no examples")
+                malformed = errors[bad:]
+                why = (
+                    f"no example that can be used; the first of {len(malformed)}: {malformed[0]}" if malformed else "no examples"
+                )
+                raise BadInput(f"{where}: holds {why}")
             keys.add(key)
     return examples, keys
 
 
 def kinds(objective: str) -> str:
     """What can be read, in words."""
-    ends = ", ".join(end for end in TASKS[objective].files if end != ".parquet")
+    return _kinds(TASKS[objective])
+
+
+def _kinds(task: Task) -> str:
+    ends = ", ".join(end for end in task.files if end != ".parquet")
     return f"{ends}, these also as .gz, .xz or .bz2, .parquet, and what `datasets` has written"
 
 
-def _sources(path: str, objective: str, data: Data, options: Labelled) -> Iterator[tuple[str, str, Iterator[Record]]]:
-    """(key, name, records) of everything that a path names."""
+def sources(path: str, task: Task, data: Data, options: Labelled) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
+    """Yield (key, name, records) of everything that a path names; records are read as they are taken.
+
+    Raises:
+        BadInput: as `split`, of a file.
+    """
 
     def reader(file: Path) -> Reader | None:
-        return TASKS[objective].files.get(kind(file))
+        return task.files.get(kind(file) if options.format == "auto" else ENDINGS[options.format])
 
     if found := data_set(path, data):
+        fix = f"{found.where} is a data set, and read as such; leave it out"
+        require(options.format == "auto", "labelled.format", options.format, fix)
         yield found.key, found.where, records.data_set(found)
         return
-    words = kinds(objective)
+    words = _kinds(task)
+    fix = f"; rename it, or choose --labelled.format {', '.join(task.formats[:-1])} or {task.formats[-1]}"
     for file in inside(Path(path), reader, words) if Path(path).is_dir() else [Path(path)]:
-        yield str(file.resolve()), str(file), check_file(file, reader, words)(file, options)
+        yield str(file.resolve()), str(file), check_file(file, reader, words, fix)(file, options)
 
 
 def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
@@ -117,6 +152,8 @@ def _text(record: Record, options: Labelled) -> Text:
     where = record.where
     text = string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
     pair = string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
+    if not text.strip() and not (pair or "").strip():
+        raise BadInput(f"{where}: the text is empty; write one, remove the example, or leave such out with --labelled.skip-bad")
     value = column(record, options.label, "label", -1, "label")
     label = _number(value, where) if options.regression else _class(value, where)
     if options.coarse:
@@ -222,10 +259,25 @@ def _number(value: Any, where: str) -> float:
 
 
 TASKS = {
-    "classification": Task({".tsv": records.tsv, ".csv": records.comma_separated, ".txt": formats.trec, **ANY}, _text),
-    "tagging": Task({".conll": formats.conll, **ANY}, _tagged),
-    "span": Task({".json": formats.squad, **ANY}, _question),
-    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair),
-    "choice": Task({".json": formats.race, ".txt": formats.race, **ANY}, _choice),
+    "classification": Task(
+        {".tsv": records.tsv, ".csv": records.comma_separated, ".txt": formats.trec, **ANY},
+        _text,
+        ("tsv", "csv", "jsonl", "label_first"),
+    ),
+    "tagging": Task({".conll": formats.conll, ".annotated": formats.conll, **ANY}, _tagged, ("conll", "jsonl")),
+    "span": Task({".json": formats.squad, **ANY}, _question, ("squad", "jsonl")),
+    "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
+    "choice": Task({".json": formats.race, ".txt": formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
 """By objective."""
+
+ENDINGS = {
+    "tsv": ".tsv",
+    "csv": ".csv",
+    "jsonl": ".jsonl",
+    "conll": ".conll",
+    "label_first": ".txt",
+    "squad": ".json",
+    "race": ".json",
+}
+"""Value of --labelled.format -> how the name of such a file ends."""

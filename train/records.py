@@ -1,4 +1,8 @@
-"""Records of labelled data, one for each example: what stands in which column, from tables, lines of JSON and data sets."""
+"""Records of labelled data, one for each example: what stands in which column, from tables, lines of JSON and data sets.
+
+A reader yields a `BadInput` in the place of an example that is malformed, and goes on; it raises where the file as such cannot be
+read. `train.readers.read` refuses the former, or leaves them out.
+"""
 
 import csv
 import json
@@ -24,6 +28,8 @@ class Record(NamedTuple):
     """By column."""
     numbered: bool = False
     """Whether the columns have numbers for names: "1", "2", ..."""
+    headed: bool = False
+    """Whether the columns have the names that stand in the first line of a table."""
 
 
 def column(record: Record, asked: str, named: str, number: int, key: str) -> Any:
@@ -34,10 +40,21 @@ def column(record: Record, asked: str, named: str, number: int, key: str) -> Any
     """
     name = asked or (list(record.values)[number] if record.numbered else named)
     if name not in record.values:
-        raise BadInput(
-            f"{record.where}: no column {json.dumps(name)}; it has {listed(list(record.values))}: choose with --labelled.{key}"
-        )
+        names = list(record.values)
+        missing = f"{record.where}: no column {json.dumps(name)}"
+        if record.headed and _is_example(names):
+            fix = f"{listed(names)}, looks like an example and not like names of columns: add --labelled.no-header"
+            raise BadInput(f"{missing}; the first line of the file, {fix}")
+        other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
+        raise BadInput(f"{missing}; it has {listed(names)}: choose with --labelled.{key}{other}")
     return record.values[name]
+
+
+def _is_example(names: list[str]) -> bool:
+    """Whether the cells of a first line are hardly names of columns: one is empty, a number, or longer than three words."""
+    return any(
+        not name.strip() or name.strip().lstrip("+-").replace(".", "", 1).isdigit() or len(name.split()) > 3 for name in names
+    )
 
 
 def numbered(where: str, cells: Iterable[Any]) -> Record:
@@ -45,13 +62,13 @@ def numbered(where: str, cells: Iterable[Any]) -> Record:
     return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True)
 
 
-def tsv(file: Path, options: Labelled) -> Iterator[Record]:
+def tsv(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
     """Lines of cells between tabs. A quotation mark is a character like any other; a cell holds neither tab nor line end."""
     texts = ((line, text.rstrip("\r\n")) for line, text in lines(file, options.encoding, TO_UTF8))
     yield from _table(file, ((f"{file}:{line}", text.split("\t")) for line, text in texts if text), options)
 
 
-def comma_separated(file: Path, options: Labelled) -> Iterator[Record]:
+def comma_separated(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
     """Rows of a .csv (RFC 4180): a cell between quotation marks may hold commas and line ends."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
@@ -68,14 +85,21 @@ def comma_separated(file: Path, options: Labelled) -> Iterator[Record]:
     yield from _table(file, rows(), options)
 
 
-def json_lines(file: Path, options: Labelled) -> Iterator[Record]:
+def json_lines(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
     """An object a line; blank lines are none."""
     for line, text in lines(file, options.encoding, TO_UTF8):
-        if text.strip():
-            value = parsed(text, f"{file}:{line}", "write one whole object a line")
-            if not isinstance(value, dict):
-                raise BadInput(f'{file}:{line}: {kind_of(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
-            yield Record(f"{file}:{line}", value)
+        if not text.strip():
+            continue
+        where = f"{file}:{line}"
+        try:
+            value = parsed(text, where, "write one whole object a line")
+        except BadInput as error:
+            yield error
+            continue
+        if isinstance(value, dict):
+            yield Record(where, value)
+        else:
+            yield BadInput(f'{where}: {kind_of(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
 
 
 def parquet(file: Path, options: Labelled) -> Iterator[Record]:
@@ -93,7 +117,7 @@ def data_set(split: Split) -> Iterator[Record]:
         yield Record(where, {**row, **named})
 
 
-def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled) -> Iterator[Record]:
+def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled) -> Iterator[Record | BadInput]:
     """Rows of cells, all as many as the first one has."""
     names: list[str] = []
     for where, cells in rows:
@@ -104,8 +128,9 @@ def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled)
             if options.header:
                 continue
         if len(cells) != len(names):
-            raise BadInput(f"{where}: {len(cells)} columns, but the first line of {file.name} has {len(names)}; mend the line")
-        yield Record(where, dict(zip(names, cells, strict=True)), not options.header)
+            yield BadInput(f"{where}: {len(cells)} columns, but the first line of {file.name} has {len(names)}; fix the line")
+            continue
+        yield Record(where, dict(zip(names, cells, strict=True)), not options.header, options.header)
 
 
 def _class_names(feature: Any) -> list[str] | None:

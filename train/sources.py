@@ -84,8 +84,8 @@ def _file(file: Path, name: str, field: str) -> Source:
     return Source(str(file.resolve()), functools.partial(read, *options))
 
 
-def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str) -> Reader:
-    """What `reader` has for a file that is there.
+def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, fix: str = "") -> Reader:
+    """What `reader` has for a file that is there; `fix` says what to do about a file of another kind.
 
     Raises:
         BadInput: it is not, or it is of no kind that can be read.
@@ -94,7 +94,7 @@ def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str) 
     if not file.exists():
         raise BadInput(f"{file}: no such file")
     if read is None:
-        raise BadInput(f"{file}: only {kinds} can be read")
+        raise BadInput(f"{file}: only {kinds} can be read{fix}")
     if not file.is_file():
         raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
     return read

@@ -45,6 +45,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
         BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.text_pairs` and `train.readers`.
     """
     _measures(settings.argument)
+    require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "it means nothing to pairs of texts; leave it out")
     if any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
         return readers.read("text_to_text", tuple(names), Data(), settings.labelled)[0]  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")

@@ -14,10 +14,23 @@ QUESTION = flat_questions()[0]
 SQUAD = json.dumps(squad())
 BEFORE = {"text": [CONTEXT[-6:-3]], "answer_start": [-6]}
 TABLE = "text\tlabel\n"
+COLA = "gj04\t1\t\tThe men saw the ship before the whale did.\ngj04\t0\t*\tThe men saw.\n"
 WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     # Objective, file, content, options, what the message says after the file's name.
     ("classification", "a.csv", "text,label\n", {}, ": holds no examples"),
-    ("tagging", "a.tsv", "a\tb", {}, ": only .conll, .jsonl, these also as .gz"),
+    (
+        "tagging",
+        "a.tsv",
+        "a\tb",
+        {},
+        ": only .conll, .annotated, .jsonl, these.*; rename it, or .*--labelled.format conll or jsonl$",
+    ),
+    ("classification", "a.all", "1 b", {}, ": only .tsv.*; rename it, or .*--labelled.format tsv, csv, jsonl or label_first$"),
+    # CoLA's first line, which is an example: source, label, star, sentence.
+    ("classification", "a.tsv", COLA, {}, ':2: no column "text"; the first line of the file, .*example.*--labelled.no-header$'),
+    ("classification", "a.csv", "id,so\n1,no\n", {}, ':2: no column "text"; it has .*or add --labelled.no-header if'),
+    ("classification", "a.tsv", f"{TABLE}a\tx\n \ty\n", {}, ":3: the text is empty; .*--labelled.skip-bad$"),
+    ("classification", "a.tsv", f"{TABLE}\ty\n", {"skip_bad": True}, ": holds no example.*; the first of 1: .*:2: the text is"),
     ("classification", "a.tsv", "said\tlabel\na\tb\n", {}, ':2: no column "text"; it has "said", "label".*--labelled.text'),
     ("classification", "a.tsv", "a\ta\n", {}, ':1: two columns of one name \\("a", "a"\\).*--labelled.no-header'),
     ("classification", "a.tsv", f"{TABLE}a\tb\na\tb\tc\n", {}, ":3: 3 columns, but the first line of a.tsv has 2; "),

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.support import labelled_files as files
 from tests.support.labelled_files import ARTICLE, ASKED, CONTEXT, RATED, ROWS, Content, halves, put, read, squad
 from train import readers
+from train.config import Data
+from train.config_objectives import Labelled
 from train.examples import Question
 from zoo.errors import BadInput
 
@@ -49,7 +51,18 @@ FORMATS: list[tuple[str, str, Content, dict[str, Any]]] = [
     ("tagging", "a.conll", TABS, {}),
     ("tagging", "a.conll", f"{SPACES}\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n", {}),
     ("tagging", "a.conll", COLUMNS, {"text": "3", "label": "1"}),
+    ("tagging", "a.annotated", TABS, {}),
+    ("tagging", "a.bio", TABS, {"format": "conll"}),
+    ("classification", "a.data", TSV, {"format": "tsv"}),
+    ("classification", "rows", CSV, {"format": "csv"}),
+    (
+        "classification",
+        "a.all",
+        TREC.replace(b"yes:of ", b"yes:of\t"),
+        {"format": "label_first", "encoding": "latin-1", "coarse": True},
+    ),
     ("span", "a.json", json.dumps(squad()), {}),
+    ("span", "a.v2", json.dumps(squad()), {"format": "squad"}),
     ("choice", "a.json", json.dumps(ARTICLE), {}),
     ("choice", "a.txt", json.dumps(ARTICLE), {}),
 ]
@@ -77,6 +90,37 @@ def test_an_example_names_its_file_and_line(tmp_path: Path) -> None:
     assert [each.origin for each in read("tagging", words)] == [f"{words}:1", f"{words}:5"]
     rows = put(tmp_path / "a.parquet", ROWS)
     assert [each.origin for each in read("classification", rows)] == [f"{rows}: row {number}" for number in (1, 2, 3)]
+
+
+BAD_LINES: dict[str, tuple[str, str, list[int]]] = {
+    "a.tsv": ("classification", "text\tlabel\na\tx\n\ty\nb\ny\tz\tx\nc\t \nd\ty\n", [3, 4, 5, 6]),
+    "a.csv": ("classification", 'text,label\na,x\n"",y\n"b\nb",x,x\nd,y\n', [3, 4]),
+    "a.jsonl": ("classification", '{"text": "a", "label": 1}\n{\n[]\n{"text": "b"}\n{"text": "d", "label": 2}\n', [2, 3, 4]),
+    "a.txt": ("classification", "x a\nx\ny d\n", [2]),
+    "a.conll": ("tagging", "a\tO\n\nb\tO\nb\nb\n\nc\t\n\nd\tO\n", [4, 7]),
+}
+"""Name -> objective, content whose good examples are a and d, and the lines of what is wrong."""
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_examples_are_left_out_by_option_and_otherwise_the_first_is_refused(name: str, tmp_path: Path) -> None:
+    objective, content, lines = BAD_LINES[name]
+    file, errors = put(tmp_path / name, content), list[str]()
+    with pytest.raises(BadInput, match=f"^{file}:{lines[0]}: "):
+        read(objective, file)
+    examples: list[Any] = readers.read(objective, (str(file),), Data(), Labelled(skip_bad=True), errors)[0]
+    assert [getattr(each, "text", None) or each.words[0] for each in examples] == ["a", "d"]
+    assert [error.split(": ")[0] for error in errors] == [f"{file}:{line}" for line in lines]
+
+
+def test_a_format_is_one_that_the_objective_reads(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.tsv", TSV)
+    with pytest.raises(
+        BadInput, match=r"^--labelled\.format conll: classification does not read it; choose tsv, csv, jsonl, label_first"
+    ):
+        read("classification", file, format="conll")
+    with pytest.raises(BadInput, match=r"^--labelled\.format csv: .*set is a data set, and read as such; leave it out"):
+        read("classification", put(tmp_path / "set", ROWS), format="csv")
 
 
 def test_pairs_numbers_and_truth_values_are_read(tmp_path: Path) -> None:

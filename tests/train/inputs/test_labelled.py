@@ -86,6 +86,52 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) 
         read(on(table(tmp_path, *"abababab", "a", "z")), words, tmp_path)
 
 
+def test_so_many_classes_that_they_are_texts_are_refused_unless_they_are_named(tmp_path: Path) -> None:
+    texts = [f"the whale {number}" for number in range(60)]
+    with pytest.raises(
+        BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column of the label"
+    ):
+        labelled.settled(on(table(tmp_path, *texts)), Folder(tmp_path))
+    assert labelled.settled(on(table(tmp_path, *texts), labels=tuple(texts)), Folder(tmp_path)).model.labels == tuple(texts)
+    assert len(labelled.settled(on(table(tmp_path, *texts[:27] * 3)), Folder(tmp_path)).model.labels) == 27
+
+
+@pytest.mark.parametrize("goal", TASKS)
+def test_too_long_examples_are_counted_and_the_longest_is_named(goal: str) -> None:
+    several = examples(goal)
+    sizes = {row.example: row.size for row in rows(run(goal, length=40), several).rows}
+    length = sorted(sizes.values())[-3] - 1
+    long = [number for number, size in sizes.items() if size > length]
+    longest = max(long, key=sizes.__getitem__)
+    assert 1 < len(long) < len(several)
+    with pytest.raises(
+        BadInput, match=rf"^{several[longest].origin}: .*longest of {len(long)} that are too long, of 11.*skip-bad"
+    ):
+        rows(run(goal, length=length), several)
+    cut, short = rows(run(goal, length=length, truncate=True), several), rows(run(goal, length=length, skip_bad=True), several)
+    for made in (cut, short):
+        assert (made.too_long, made.longest) == (len(long), (several[longest].origin, sizes[longest]))
+    assert cut.examples == several and max(len(inputs.ids) for row in cut.rows for inputs in row.inputs) == length
+    fitting = [each for number, each in enumerate(several) if number not in long]
+    same = rows(run(goal, length=length), fitting)
+    assert (short.examples, short.fingerprint, short.asked) == (fitting, same.fingerprint, same.asked)
+    assert [row.example for row in short.rows] == [row.example for row in same.rows]
+
+
+def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> None:
+    file = put(tmp_path / "a.tsv", "text\tlabel\n" + "the whale\ta\nthe men\tb\n\tb\n" * 9 + "the men " * 20 + "\ta\n")
+    for options, done in ({"skip_bad": True}, "left out"), ({"skip_bad": True, "truncate": True}, "cut"):
+        cfg = on(file, **options)
+        facts = read(cfg, words, tmp_path).facts(cfg)
+        assert facts[
+            "left out"
+        ] == f"9 bad examples; the first: {file}:4: the text is empty; write one, remove the example, or " + (
+            "leave such out with --labelled.skip-bad"
+        )
+        expected = rf"0 training and 1 held-out examples, {done}: a row has 24 tokens; the longest has 42, {file}:29"
+        assert facts["too long"] == expected
+
+
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
     for labels in ("ab", "cd"):
         assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).facts(on(tmp_path))["data"]
