@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float64, Integer
 from eval import measures, spans
 from train import batches, config
 from train import mesh as meshes
-from train.examples import Choice, Example, Question, Tagged, Text
+from train.examples import Choice, Example, Question, Tagged, Text, is_iob
 from train.labelled import Rows
 from train.objectives import choice, span
 from zoo import heads
@@ -117,7 +117,7 @@ def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, .
         ]
         said.append(tuple(", ".join(f"{place + 1} {pair[which]}" for place, *pair in wrong) for which in (0, 1)))
     told: dict[str, Any] = {}
-    if measures.is_iob(labels):
+    if is_iob(labels):
         told |= zip(("entity_precision", "entity_recall", "entity_f1"), measures.entity_f1(truths, founds), strict=True)
     else:
         right = [true == found for one in zip(truths, founds, strict=True) for true, found in zip(*one, strict=True)]

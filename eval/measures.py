@@ -6,25 +6,29 @@ finite are mistakes of the caller: ValueError.
 """
 
 import difflib
-import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, Real
 
+from train.examples import IOB_TAG
 from zoo.errors import BadInput
 
 Classes = Integer[np.ndarray, " N"]
 Values = Real[np.ndarray, " N"]
-
-_TAG = re.compile(r"(?:([BI])(?:-(.+))?|O)", re.DOTALL)
 
 
 def accuracy(truth: Classes, found: Classes) -> float:
     """Share of examples whose class was found."""
     _check(truth, found)
     return float((truth == found).mean())
+
+
+def largest_share(classes: Classes) -> float:
+    """Share that the most frequent class has: of the truth, the accuracy of always predicting it."""
+    _, counts = np.unique(classes, return_counts=True)
+    return float(counts.max() / counts.sum())
 
 
 def confusion(truth: Classes, found: Classes, classes: int) -> Int64[np.ndarray, "C C"]:
@@ -131,7 +135,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     found: list[Entity] = []
     open_type, first = None, 0
     for place, tag in enumerate([*tags, "O"]):
-        if (match := _TAG.fullmatch(tag)) is None:
+        if (match := IOB_TAG.fullmatch(tag)) is None:
             raise BadInput(f"tag {tag!r}: not IOB; write O, B-TYPE or I-TYPE")
         begins, kind = match[1], match[2] or ""
         if open_type is not None and (begins != "I" or kind != open_type):
@@ -140,11 +144,6 @@ def entities(tags: Sequence[str]) -> list[Entity]:
         if begins and open_type is None:
             open_type, first = kind, place
     return found
-
-
-def is_iob(tags: Iterable[str]) -> bool:
-    """Whether all of the tags are O, B-TYPE or I-TYPE."""
-    return all(_TAG.fullmatch(tag) for tag in tags)
 
 
 def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Agreement:

@@ -196,12 +196,13 @@ class Selection:
 
     best: bool = False
     """Keep the checkpoint with the best validation; the run is scored with it. None: the last one is the run's."""
-    measure: str = ""
-    """Which of a validation's numbers decides; none: the first that the console shows."""
+    metric: str = ""
+    """Which number of a validation decides: loss, accuracy, f1, f1_macro, matthews, pearson, spearman, entity_f1, exact, ...; the
+    lower or the higher is better, as it is for that number. None: the first that the console shows."""
     patience: int = 0
     """Validations without a better one that end the run; 0 = it goes on to its last step."""
 
     def __post_init__(self) -> None:
         require(self.patience >= 0, "selection.patience", self.patience, "choose 0 (never) or a number of validations")
-        needed = self.best or (self.patience == 0 and not self.measure)
-        require(needed, "selection.best", self.best, "--selection.measure and --selection.patience go with --selection.best")
+        needed = self.best or (self.patience == 0 and not self.metric)
+        require(needed, "selection.best", self.best, "--selection.metric and --selection.patience go with --selection.best")

@@ -1,7 +1,12 @@
 """Labelled examples as they are read, before a tokenizer sees them: one frozen type for each kind of task."""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
+
+IOB_TAG = re.compile(r"(?:([BI])(?:-(.+))?|O)", re.DOTALL)
+"""A tag of the scheme that marks entities: O, B-TYPE or I-TYPE, or B and I alone where there is one type."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,3 +73,8 @@ class Pair(Example):
 
     source: str
     target: str
+
+
+def is_iob(tags: Iterable[str]) -> bool:
+    """Whether all of the tags are O, B-TYPE or I-TYPE."""
+    return all(IOB_TAG.fullmatch(tag) for tag in tags)

@@ -69,6 +69,7 @@ def _run(
     meshes.check(cfg, mesh)
     check_holder(folder, cfg)
     sinks.check(cfg.log.sinks)
+    selection.check(cfg)
     if cfg.init and not folder.begun:
         begin.check(cfg)
     dtype, net = DTYPES[cfg.precision], model(cfg.model)

@@ -9,12 +9,45 @@ import jax
 
 from train import config, quantities
 from train.checkpoint import Checkpoints
+from train.examples import is_iob
 from train.folder import Folder, check_identity
 from train.quantities import QUANTITIES
 
-JUDGES = tuple(name for name, quantity in QUANTITIES.items() if quantity.better)
-"""Quantities of which one value is better than another."""
-OPTION = "--selection.measure"
+METRICS: dict[str, tuple[str, ...]] = {
+    "causal": ("bits_per_byte", "perplexity", "loss"),
+    "masked": ("perplexity", "loss", "masked_loss", "accuracy"),
+    "permutation": ("perplexity", "loss", "masked_loss", "accuracy"),
+    "distilled": ("perplexity", "loss", "masked_loss", "accuracy"),
+    "denoising": ("perplexity", "loss"),
+    "text_to_text": ("perplexity", "loss"),
+    "span": ("loss", "f1", "exact"),
+    "choice": ("loss", "accuracy"),
+}
+"""Objective -> what a validation of it measures and may be judged by; see `metrics` for those that depend on the labels."""
+OPTION = "--selection.metric"
+
+
+def metrics(run: config.Run) -> tuple[str, ...]:
+    """Return the quantities that a validation of a run measures and of which one value is better than another."""
+    labels = getattr(run.model, "labels", ())
+    if run.objective == "classification":
+        if len(labels) == 1:
+            return "loss", "pearson", "spearman", "mean_squared_error"
+        return "loss", "accuracy", "f1" if len(labels) == 2 else "f1_macro", "matthews"
+    if run.objective == "tagging":
+        return "loss", "entity_f1" if is_iob(labels) else "accuracy"
+    pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
+    return METRICS[run.objective] + pairs
+
+
+def check(run: config.Run) -> None:
+    """Refuse a metric that the validations of a run do not measure.
+
+    Raises:
+        BadInput: names the nearest one, and all of them.
+    """
+    if run.selection.metric:
+        quantities.find(run.selection.metric, metrics(run), OPTION)
 
 
 class Choice:
@@ -27,10 +60,9 @@ class Choice:
     def __init__(self, run: config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
         """
         Raises:
-            BadInput: there is no measure of the name that decides.
+            BadInput: the metric that decides is not measured.
         """
-        if run.selection.measure:
-            quantities.find(run.selection.measure, JUDGES, OPTION)
+        check(run)
         self._run = run
         self._kept = Checkpoints(folder.best, 1, notify=notify)
 
@@ -46,24 +78,21 @@ class Choice:
     def note(self, state: Any, score: Any, meta: dict[str, Any]) -> None:
         """Keep the parameters of a state if its validation is the best so far; of equal ones the first. One that is not finite
         is never the best.
-
-        Raises:
-            BadInput: the score lacks the measure that decides.
         """
         if not self._run.selection.best:
             return
         numbers = score.record()
-        measure = self._run.selection.measure or quantities.leading(numbers)[0]
-        higher = quantities.find(measure, [name for name in JUDGES if name in numbers], OPTION).better == "higher"
+        metric = self._run.selection.metric or quantities.leading(numbers)[0]
+        higher = QUANTITIES[metric].better == "higher"
         self._kept.wait()
-        value, before = float(numbers[measure]), self._best()
+        value, before = float(numbers[metric]), self._best()
         if not math.isfinite(value) or (before is not None and int(jax.device_get(state.step)) <= before[0]):
             # A resumed run comes by validations that were judged before: on other devices they may differ in their last digits.
             return
         if before is None or (value > before[1] if higher else value < before[1]):
             # What the optimizer knows is of no use to whoever reads the best parameters.
             kept = dataclasses.replace(state, opt_state={}, carry={})
-            self._kept.save(kept, {**meta, "measure": measure, "value": value})
+            self._kept.save(kept, {**meta, "metric": metric, "value": value})
 
     def exhausted(self, step: int | None) -> bool:
         """Whether, at a step, as many validations as the run has patience for were no better than the best."""

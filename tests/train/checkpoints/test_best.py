@@ -9,20 +9,24 @@ from typing import Any
 import chex
 import pytest
 
-from tests.support import states, tiny
+from tests.support import finetuned, states
+from tests.support.finetuned import LABELS
 from train import config
 from train.checkpoint import Checkpoints
+from train.config import Log
 from train.config_objectives import Selection
 from train.folder import Folder, identity
-from train.selection import Choice
+from train.selection import Choice, check
 from zoo.errors import BadInput
 
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 NAN = math.nan
 
 
-def a_run(folder: Path, *, measure: str = "", patience: int = 0, **changes: Any) -> config.Run:
-    return tiny.run(out=str(folder), selection=Selection(best=True, measure=measure, patience=patience), **changes)
+def a_run(folder: Path, *, metric: str = "", patience: int = 0, **changes: Any) -> config.Run:
+    labels = ("score",) if metric == "mean_squared_error" else LABELS
+    chosen = {"selection": Selection(best=True, metric=metric, patience=patience), "log": Log(validate_every=10)}
+    return finetuned.run("classification", labels=labels, out=str(folder), **chosen, **changes)
 
 
 def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **options: Any) -> tuple[int, int | None]:
@@ -54,12 +58,12 @@ def accuracies(*values: float) -> list[dict[str, float]]:
     [
         ([{"loss": loss} for loss in (3.0, 2.0, 2.5)], {}, (20, None)),
         ([{"loss": loss, "perplexity": 9 - loss} for loss in (1.0, 2.0, 3.0)], {}, (30, None)),
-        (accuracies(0.5, 0.75, 0.25), {"measure": "accuracy"}, (20, None)),
+        (accuracies(0.5, 0.75, 0.25), {"metric": "accuracy"}, (20, None)),
         (accuracies(0.5, 0.75, 0.75, 0.5), {}, (20, None)),
         (accuracies(NAN, 0.25, NAN), {}, (20, None)),
         (
-            [{"accuracy": 0.5, "mean_squared_error": value} for value in (4.0, 3.0, 5.0)],
-            {"measure": "mean_squared_error"},
+            [{"pearson": 0.5, "mean_squared_error": value} for value in (4.0, 3.0, 5.0)],
+            {"metric": "mean_squared_error"},
             (20, None),
         ),
         (accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3), {"patience": 2}, (40, 60)),
@@ -90,10 +94,10 @@ def test_a_validation_that_was_judged_before_is_not_judged_by_its_last_digits(tm
     assert note(tmp_path, accuracies(0.8, 0.9, 0.7, 0.6), first=2) == (30, None)
 
 
-@pytest.mark.parametrize("measure", ["unigram_loss", "f1"])
-def test_a_measure_that_decides_nothing_gets_one_line(measure: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=f"--selection.measure {measure}: not measured here; the nearest is") as refused:
-        note(tmp_path, accuracies(0.5), measure=measure)
+@pytest.mark.parametrize("metric", ["unigram_loss", "f1", "entity_f1", "accurracy"])
+def test_a_metric_that_validations_do_not_measure_is_refused_before_the_first(metric: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"--selection.metric {metric}: not measured here; the nearest is .*f1_macro") as refused:
+        check(a_run(tmp_path, metric=metric))
     assert "\n" not in str(refused.value)
 
 
