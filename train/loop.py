@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from train import begin, config, hardware, inputs, metrics, objectives, optim, quantities, room, selection, sinks
+from train import begin, config, data_notices, hardware, inputs, metrics, objectives, optim, quantities, room, selection, sinks
 from train import mesh as meshes
 from train.batches import Batches
 from train.checkpoint import Checkpoints
@@ -132,6 +132,8 @@ def _run(
         rate, against = _rate(dtype)
         facts = describe(cfg, net, mesh, data, implementations, against, folder)
         console.header(f"{cfg.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
+        for line in data_notices.notices(cfg, data):
+            console.notice(line)
         flops = objectives.flops(goal, net, shapes)
         if process == 0:
             metrics.started(folder, first, facts, flops)
