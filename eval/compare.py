@@ -17,6 +17,7 @@ from rich.text import Text
 
 from eval.comparison import CONFIDENCE, Comparison, Estimate, Row, compare
 from eval.finished import scientific
+from train import quantities
 from train.console import short
 from train.quantities import QUANTITIES
 
@@ -25,6 +26,7 @@ FACTS: dict[str, Callable[[Row], str]] = {
     "parameters": lambda row: f"{row.first.parameters:,}",
     "tokens seen": lambda row: short(row.tokens),
     "FLOPs": lambda row: "-" if row.flops is None else scientific(row.flops),
+    "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
 }
 """What a row is, beside its configuration; "-" where the run has not recorded it."""
@@ -85,7 +87,13 @@ def record(found: Comparison) -> dict[str, Any]:
                 "differing": {key: values[number] for key, values in found.differing.items()},
             }
         )
-    return {"metrics": found.metrics, "confidence": CONFIDENCE, "unequal": found.unequal, "rows": rows}
+    return {
+        "metrics": found.metrics,
+        "confidence": CONFIDENCE,
+        "unequal": found.unequal,
+        "notices": _doubts(found.rows),
+        "rows": rows,
+    }
 
 
 def render(found: Comparison, width: int | None = None) -> str:
@@ -105,6 +113,8 @@ def render(found: Comparison, width: int | None = None) -> str:
     with console.capture() as text:
         for line in found.unequal:
             console.print(Text(f"! {line}", style="bold yellow"))
+        for line in _doubts(found.rows):
+            console.print(Text(f"! {line}", style="bold yellow"))
         if shared:
             console.print(f"{'all: ' if len(found.rows) > 1 else ''}{', '.join(shared.values())}", style="dim")
         for title, table in tables.items():
@@ -114,6 +124,11 @@ def render(found: Comparison, width: int | None = None) -> str:
             console.print(f"\n{notes}", style="dim")
     # Cells are padded to the width of their column; nobody who pipes wants the blanks at the end of the line.
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
+
+
+def _doubts(rows: Sequence[Row]) -> list[str]:
+    """Return the reasons to think that a run has learned nothing."""
+    return [f"{run.path}: {line}" for row in rows for run in row.runs for line in quantities.notices(run.scores)]
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:
@@ -128,7 +143,11 @@ def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False
 
 def _shared(rows: Sequence[Row]) -> dict[str, str]:
     """Facts that are the same in all rows, in words: no column is spent on them."""
-    words = {"recipe": "{}", "seeds": "seeds {}" if max(len(row.seeds) for row in rows) > 1 else "seed {}"}
+    words = {
+        "recipe": "{}",
+        "majority class": "majority class {}",
+        "seeds": "seeds {}" if max(len(row.seeds) for row in rows) > 1 else "seed {}",
+    }
     told = {name: {fact(row) for row in rows} for name, fact in FACTS.items()}
     return {
         name: words.get(name, f"{{}} {name}").format(*values)

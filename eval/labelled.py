@@ -98,7 +98,8 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
         return _score(rows, told, losses, said)
     found = logits.argmax(-1)
     said = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
-    score = _score(rows, measures.score(judged(labels), truth, found), _surprise(logits, truth), said)
+    told = {**measures.score(judged(labels), truth, found), **_shares(truth, found)}
+    score = _score(rows, told, _surprise(logits, truth), said)
     confusion = measures.confusion(truth, found, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 
@@ -120,8 +121,9 @@ def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, .
     if is_iob(labels):
         told |= zip(("entity_precision", "entity_recall", "entity_f1"), measures.entity_f1(truths, founds), strict=True)
     else:
-        right = [true == found for one in zip(truths, founds, strict=True) for true, found in zip(*one, strict=True)]
-        told |= {"accuracy": float(np.mean(right))}
+        names = {name: number for number, name in enumerate(labels)}
+        truth, found = (np.array([names[tag] for tags in each for tag in tags]) for each in (truths, founds))
+        told |= {"accuracy": measures.accuracy(truth, found), **_shares(truth, found)}
     return _score(rows, {**told, "words": sum(words)}, np.array(losses), said, counts=words)
 
 
@@ -161,7 +163,12 @@ def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[st
         example = rows.examples[row.example]
         assert isinstance(example, Choice)
         said.append((example.options[true], example.options[chosen]))
-    return _score(rows, {"accuracy": measures.accuracy(truth, found)}, _surprise(logits, truth), said)
+    return _score(rows, {"accuracy": measures.accuracy(truth, found), **_shares(truth, found)}, _surprise(logits, truth), said)
+
+
+def _shares(truth: Integer[np.ndarray, " N"], found: Integer[np.ndarray, " N"]) -> dict[str, float]:
+    """How much of the truth, and of the predictions, is a single class: what an accuracy is to be held against."""
+    return {"majority_share": measures.largest_share(truth), "predicted_share": measures.largest_share(found)}
 
 
 TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {

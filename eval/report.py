@@ -180,7 +180,8 @@ def _score_table(scores: Mapping[str, Any]) -> str:
         title = quantity.title if quantity else key[:1].upper() + key[1:].replace("_", " ")
         note = quantity.note if quantity else COUNTED.get(key, "")
         lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(shown)}</td><td class=note>{text(note)}</td></tr>"
-    return f"<table class=scores>{lines}</table>"
+    doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in quantities.notices(scores))
+    return f"<table class=scores>{lines}</table>{doubts}"
 
 
 def _tasks(tasks: Mapping[str, Any]) -> str:

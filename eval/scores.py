@@ -1,6 +1,7 @@
 """How a run is scored: by what it was trained to predict, on what it held out."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from eval import labelled, masked, score, targets
-from train import config, inputs, optim
+from train import config, inputs, optim, quantities
 from train import mesh as meshes
 from train.folder import Folder, check_identity, no_checkpoint, read_config
 from train.load import NEWEST, checkpoints
@@ -66,6 +67,8 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: config.M
     build = inputs.builder(cfg, data)
     measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(found["params"])
     if jax.process_index() == 0:
+        for line in quantities.notices(measured.record()):
+            print(f"! {line}", file=sys.stderr)
         for name, value in measured.record().items():
             print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
     return 0

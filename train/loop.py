@@ -220,6 +220,8 @@ def _run(
             sample(*given, length=cfg.data.length, step=step, dtype=dtype, count=cfg.log.samples)
         if process == 0:
             on_end(folder.path)
+        for line in quantities.notices(score.record()):
+            console.notice(line)
         console.finish(f"{_result(score.record())}  {folder.report}")
     return 0
 

@@ -56,7 +56,9 @@ QUANTITIES: dict[str, Quantity] = {
         label="masked loss", note="mean loss of a masked token, in nats", better="lower", reference="unigram_loss"
     ),
     "next_loss": Quantity(label="next-sentence loss", note="mean loss of a pair of segments, in nats", better="lower"),
-    "accuracy": Quantity(label="accuracy", note="share of predictions that are right", better="higher"),
+    "accuracy": Quantity(
+        label="accuracy", note="share of predictions that are right", better="higher", reference="majority_share"
+    ),
     "next_accuracy": Quantity(
         label="next-sentence accuracy", note="share of pairs told to be consecutive or not, rightly", better="higher"
     ),
@@ -75,11 +77,18 @@ QUANTITIES: dict[str, Quantity] = {
     "rouge2": Quantity(label="ROUGE-2", note="F1 of pairs of words in common", better="higher"),
     "rougeL": Quantity(label="ROUGE-L", note="F1 of the longest words in common, in order", better="higher"),
     "mean_squared_error": Quantity(label="squared error", note="mean square of the difference to the true value", better="lower"),
+    "majority_share": Quantity(
+        label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
+    ),
+    "predicted_share": Quantity(label="most predicted class", note="share of the predictions that are this class", better=None),
     "unigram_loss": Quantity(
         label="unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None
     ),
 }
 """In the order in which they are shown."""
+
+ONE_CLASS = 0.98
+"""Share of the predictions that one class has if nothing but that class is predicted, or nearly so."""
 
 COUNTS = ("tokens", "bytes", "predictions", "examples", "pairs", "words", "entities", "questions")
 """What quantities were measured on: numbers that agree between scores of the same thing."""
@@ -99,6 +108,21 @@ def find(name: str, among: Collection[str] = tuple(QUANTITIES), option: str = "-
     return QUANTITIES[name]
 
 
+def notices(score: Mapping[str, Any]) -> list[str]:
+    """Return the reasons to think that a model has learned nothing, from its score; most scores give none."""
+    share, majority, accuracy = (score.get(name) for name in ("predicted_share", "majority_share", "accuracy"))
+    fix = "try another --optim.lr, more --steps or, where classes differ much in number, --labelled.class-weights balanced"
+    if share is not None and share >= ONE_CLASS and majority is not None and majority < 1:
+        return [
+            f"one class is predicted for {share:.1%} of the examples, and no class has more than {majority:.1%} of them; {fix}"
+        ]
+    if accuracy is not None and majority is not None and accuracy <= majority < 1:
+        return [f"accuracy {accuracy:.4f} is not above the share of the most frequent class, {majority:.4f}; {fix}"]
+    if score.get("entity_f1") == 0:
+        return [f"no entity is predicted rightly: entity F1 is 0; {fix}"]
+    return []
+
+
 def leading(score: Mapping[str, Any]) -> list[str]:
     """The quantities of a score, the one that stands for it first; a loss only where there is nothing else."""
     judged = [name for name, quantity in QUANTITIES.items() if name in score and quantity.better is not None]
@@ -106,10 +130,14 @@ def leading(score: Mapping[str, Any]) -> list[str]:
 
 
 def told(score: Mapping[str, Any], most: int = 2) -> str:
-    """The leading quantities of a score in words."""
+    """The leading quantities of a score in words, an accuracy with that of always predicting the most frequent class."""
     shown = []
     for name in leading(score)[:most]:
         quantity = QUANTITIES[name]
         value = quantity.show(score[name])
-        shown.append(f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label} {value}")
+        text = f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label} {value}"
+        reference = QUANTITIES.get(quantity.reference)
+        if reference is not None and quantity.reference in score:
+            text += f" ({reference.label} {reference.show(score[quantity.reference])})"
+        shown.append(text)
     return ", ".join(shown)

@@ -43,8 +43,8 @@ def column(record: Record, asked: str, named: str, number: int, key: str) -> Any
         names = list(record.values)
         missing = f"{record.where}: no column {json.dumps(name)}"
         if record.headed and _is_example(names):
-            fix = f"{listed(names)}, looks like an example and not like names of columns: add --labelled.no-header"
-            raise BadInput(f"{missing}; the first line of the file, {fix}")
+            line = f"the first line of the file, {listed([name[:40] for name in names])}, looks like an example"
+            raise BadInput(f"{missing}; {line} and not like names of columns: add --labelled.no-header")
         other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
         raise BadInput(f"{missing}; it has {listed(names)}: choose with --labelled.{key}{other}")
     return record.values[name]

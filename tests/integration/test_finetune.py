@@ -1,6 +1,7 @@
 """Fine-tuning as a user does it: from a published folder and labelled files to a run that is scored, shown and exported."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from tests.support import commands, encoders, published
 from tests.support.commands import assert_evaluates_alike, assert_refused, call, in_folder, losses, trained, words
 from tests.support.labelled_files import put
-from train import metrics
+from train import metrics, quantities
 from train.load import load
 
 WORDS = ("the", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france")
@@ -89,6 +90,25 @@ def test_the_report_shows_which_class_was_taken_for_which() -> None:
     examples = json.loads((run("classification") / "scores.json").read_text())["examples"]
     assert np.sum(mistakes["confusion"]) == examples == len(mistakes["worst"])
     assert mistakes["worst"][0]["text"] in (run("classification") / "report.html").read_text()
+
+
+@pytest.mark.planted
+def test_a_run_whose_model_learned_nothing_does_not_end_as_a_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Score a finished run again, as if every share of its predictions were all of them."""
+    (run("classification") / "scores.json").unlink()
+    monkeypatch.setattr(quantities, "ONE_CLASS", 0.0)
+    ended = call(capsys, "train", *arguments("classification", STEPS), "--name", "classification")
+    *_, notice, last = ended.stdout.splitlines()
+    assert ended.code == 0 and notice.startswith("! one class is predicted for ")
+    assert re.match(r"held-out accuracy \d\.\d{4} \(majority class 0\.\d{4}\), F1 ", last)
+
+
+def test_a_metric_of_another_task_is_refused_before_anything_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("train", *arguments("classification", f"{STEPS} --name never --selection.metric entity_f1"))
+    message = "--selection.metric entity_f1: not measured here; the nearest is .* \\(all: loss, accuracy, f1, matthews\\)"
+    assert_refused(capsys, place, {"metric": (command, message)})
 
 
 @pytest.mark.full

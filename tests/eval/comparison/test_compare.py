@@ -272,3 +272,13 @@ def test_names_are_told_apart_by_their_paths_and_shown_as_plain_text(tmp_path: P
     shown = "".join(command.render(compare([first, second]), width=200).split())
     assert f"1{first}2.0000" in shown and f"2{second}3.0000" in shown
     assert "data.paths[bold]a.txt(1)-(2)" in shown
+
+
+@pytest.mark.planted
+def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_learned_nothing_is_noticed(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.75, "majority_share": 0.5, "predicted_share": 0.6, "examples": 100}
+    nothing = scores | {"accuracy": 0.5, "predicted_share": 1.0}
+    found = compare([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
+    shown = command.render(found, 300)
+    assert "majority class 0.5000" in shown and f"! {tmp_path / 'b'}: one class is predicted for 100.0% of" in shown
+    assert shown.count("! ") == len(command.record(found)["notices"]) == 1 and found.metrics == ["accuracy"]

@@ -1,6 +1,8 @@
 """Scores of fine-tuned models on labelled examples equal a loop over the examples, on any batch size and mesh."""
 
+import collections
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,11 +15,12 @@ from eval.labelled import WORST, Score
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, entropy, examples
 from tests.support.small import random_params
-from train import config
+from train import config, selection
 from train import mesh as meshes
 from train.config import Run
 from train.examples import Choice, Question, Tagged, Text
 from train.labelled import Rows
+from train.quantities import QUANTITIES
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
 
@@ -110,31 +113,38 @@ def best(question: Question, rows: Rows, logits: np.ndarray, places: list[int]) 
 
 
 def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
-    shares = np.array([one["of"] for one in each])
-    result: dict[str, Any] = {"loss": np.average([one["loss"] for one in each], weights=shares), "examples": len(each)}
+    counts = np.array([one["of"] for one in each])
+    result: dict[str, Any] = {"loss": np.average([one["loss"] for one in each], weights=counts), "examples": len(each)}
     truth, predicted = [one["truth"] for one in each], [one["predicted"] for one in each]
     names = getattr(run.model, "labels", ())
     if run.objective == "choice":
-        return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)])}
+        return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)]), **shares(truth, predicted)}
     if run.objective == "classification" and run.labelled.regression:
         series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
         return result | {name: measures.MEASURES[name](*series) for name in quantities}
     if run.objective == "classification":
         series = tuple(np.array([names.index(name) for name in some]) for some in (truth, predicted))
         quantities = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
-        return result | {name: measures.MEASURES[name](*series) for name in quantities}
+        return result | {name: measures.MEASURES[name](*series) for name in quantities} | shares(truth, predicted)
     if run.objective == "tagging" and names == IOB:
         quantities = ("entity_precision", "entity_recall", "entity_f1")
         agreement = measures.entity_f1(truth, predicted)
-        return result | {"words": shares.sum(), **dict(zip(quantities, agreement, strict=True))}
+        return result | {"words": counts.sum(), **dict(zip(quantities, agreement, strict=True))}
     if run.objective == "tagging":
         hits = [a == b for one, other in zip(truth, predicted, strict=True) for a, b in zip(one, other, strict=True)]
-        return result | {"words": shares.sum(), "accuracy": np.mean(hits)}
+        flat = ([tag for tags in each for tag in tags] for each in (truth, predicted))
+        return result | {"words": counts.sum(), "accuracy": np.mean(hits), **shares(*flat)}
     answers = ["" if null > value else text for null, value, text in predicted]
     pairs = list(zip(answers, truth, strict=True))
     result |= {"exact": np.mean([spans.exact_match(a, b) for a, b in pairs]), "questions": len(each)}
     result |= {"f1": np.mean([spans.token_f1(a, b) for a, b in pairs])}
     return result | {"no_answer_exact": np.mean([text == "" for text, given in pairs if not given])}
+
+
+def shares(truth: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
+    """Return the share of the most frequent class."""
+    most = [max(collections.Counter(each).values()) / len(each) for each in (truth, predicted)]
+    return dict(zip(("majority_share", "predicted_share"), most, strict=True))
 
 
 def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> None:
@@ -168,7 +178,10 @@ def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> N
 def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
     run, rows = setting(name)
     logits = random_logits(run, rows)
-    assert_matches(scored(run, rows, logits), run, rows, logits)
+    result = scored(run, rows, logits)
+    assert_matches(result, run, rows, logits)
+    measured = {key for key in result.record() if (quantity := QUANTITIES.get(key)) and quantity.better}
+    assert set(selection.metrics(run)) == measured
     if name == "entities cut off":
         assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)
 

@@ -1,0 +1,69 @@
+"""What a score says of a model in words, beside what is reached without learning anything."""
+
+from typing import Any
+
+import pytest
+
+from eval import masked, score, targets
+from tests.support import tiny
+from tests.support.small import small
+from train.objectives import objectives
+from train.quantities import QUANTITIES, notices, told
+from train.selection import METRICS, metrics
+
+LEARNED = {"accuracy": 0.9, "majority_share": 0.6, "predicted_share": 0.62, "examples": 100}
+DOUBTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"predicted_share": 1.0},
+        "one class is predicted for 100.0% of the examples, and no class has more than 60.0% of them; try",
+    ),
+    ({"predicted_share": 0.98}, "one class is predicted for 98.0% of the examples"),
+    ({"accuracy": 0.6}, "accuracy 0.6000 is not above the share of the most frequent class, 0.6000; try another --optim.lr"),
+    ({"entity_f1": 0.0}, "no entity is predicted rightly"),
+]
+
+
+@pytest.mark.planted(len(DOUBTS))
+@pytest.mark.parametrize(("changes", "message"), DOUBTS)
+def test_a_model_that_learned_nothing_is_noticed(changes: dict[str, Any], message: str) -> None:
+    (line,) = notices(LEARNED | changes)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"predicted_share": 0.97}, {"majority_share": 1.0, "accuracy": 1.0, "predicted_share": 1.0}]
+)
+def test_a_model_that_learned_something_is_not(changes: dict[str, Any]) -> None:
+    assert notices(LEARNED | changes) == notices({"loss": 1.0, "accuracy": 0.1}) == []
+
+
+def test_an_accuracy_stands_beside_that_of_the_most_frequent_class() -> None:
+    assert told(LEARNED | {"f1": 0.8}) == "accuracy 0.9000 (majority class 0.6000), F1 0.8000"
+    assert told({"accuracy": 0.5, "perplexity": 2.0}) == "perplexity 2.00, accuracy 0.5000"
+
+
+WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)
+TEXT = dict(nats=1.0, tokens=1, bytes=1)
+SCORES: list[tuple[str, str, str, Any]] = [
+    ("causal", "gpt", "", score.Score(**TEXT)),
+    ("masked", "bert", "masked", masked.Score(**WORDS, pairs=0.0)),
+    ("masked", "bert", "pretraining", masked.Score(**WORDS, pairs=1.0)),
+    ("permutation", "xlnet", "masked", masked.Score(**WORDS, pairs=0.0)),
+    ("distilled", "distilbert", "masked", masked.Score(**WORDS, pairs=0.0)),
+    ("denoising", "t5", "", targets.Score(**TEXT)),
+    ("text_to_text", "t5", "", targets.Score(**TEXT)),
+]
+
+
+@pytest.mark.parametrize(("objective", "family", "task", "measured"), SCORES)
+def test_the_metrics_that_may_select_a_checkpoint_are_those_that_are_measured(
+    objective: str, family: str, task: str, measured: Any
+) -> None:
+    """Those of labelled examples are compared where these are scored."""
+    run = tiny.run(objective=objective, model=small(family, **({"task": task} if task else {})).config)
+    judged = [name for name in measured.record() if name in QUANTITIES and QUANTITIES[name].better]
+    assert set(metrics(run)) == set(judged)
+
+
+def test_every_objective_has_metrics() -> None:
+    assert set(objectives()) == METRICS.keys() | {"classification", "tagging"}
