@@ -19,8 +19,12 @@ from train import config
 from train import mesh as meshes
 from train.folder import Folder, is_run, write_json
 from train.load import Loaded, load
+from train.quantities import notices
 from train.step import DTYPES
 from zoo.errors import BadInput, require
+
+LEFT = ("left out", "too long")
+"""Details of a result about examples that were not scored as they are."""
 
 
 def main(
@@ -54,6 +58,7 @@ def main(
     module, argument = tasks.find(task)
     _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
+    require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples) or how many of the first")
     settings = dataclasses.replace(settings, argument=argument)
     if not files:
         raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
@@ -69,20 +74,29 @@ def main(
             "metrics": result.metrics,
             "examples": result.examples,
             "details": {**result.details, "files": list(files)},
+            **({"limit": settings.limit} if settings.limit else {}),
         }
         if subject.run is not None:
-            write_json(Folder(where).evaluations, {**kept, task: entry})
+            # Under a name of its own: a score of some of the examples neither replaces nor looks like one of all.
+            name = f"{task} (first {settings.limit:,})" if settings.limit else task
+            write_json(Folder(where).evaluations, {**kept, name: entry})
             report.write(where)
-        print(json.dumps({"task": task, "model": subject.name, **entry}, indent=2) if as_json else table(result), flush=True)
+        for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
+            print(f"! {line}", file=sys.stderr)
+        shown = {"task": task, "model": subject.name, **entry}
+        print(json.dumps(shown, indent=2) if as_json else table(result, settings.limit), flush=True)
     return 0
 
 
-def table(result: Result) -> str:
-    """A result in plain text: the tables of numbers among its details, then its metrics."""
+def table(result: Result, limit: int = 0) -> str:
+    """A result in plain text: the tables of numbers among its details, then its metrics, and whether examples were limited."""
     tables = {name: rows for name, rows in result.details.items() if _is_table(rows) and not _is_text(rows)}
     blocks = [_lines(name, rows) for name, rows in tables.items()]
     metrics = [f"{name:20} {_number(value):>14}" for name, value in result.metrics.items()]
-    return "\n\n".join([*blocks, "\n".join([*metrics, f"{'examples':20} {result.examples:>14,}"])])
+    count = f"{'examples':20} {result.examples:>14,}"
+    if limit:
+        count += f"  (at most the first {limit:,} of the task: not comparable with a score of all)"
+    return "\n\n".join([*blocks, "\n".join([*metrics, count])])
 
 
 def _check_options(task: str, settings: Settings, known: Sequence[str]) -> None:

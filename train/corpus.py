@@ -74,13 +74,26 @@ def split(data: Data) -> tuple[Documents, Documents]:
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
-def documents(paths: Sequence[str], data: Data) -> Documents:
-    """All documents of some files, each checked once; `data` says how they are read.
+def documents(paths: Sequence[str], data: Data, limit: int = 0) -> Documents:
+    """The documents of some files, each checked once; `data` says how they are read.
+
+    Args:
+        limit: how many of the first are taken, at most; 0 = all.
 
     Raises:
         BadInput: as `split`, of a file.
     """
-    return _measured(functools.partial(_chain, sources(tuple(paths), data)))
+    read = functools.partial(_chain, sources(tuple(paths), data))
+    return _measured(functools.partial(_first, read, limit) if limit else read)
+
+
+def _first(read: Callable[[], Iterator[Document]], count: int) -> Iterator[Document]:
+    """The first `count` documents, with all of their pieces."""
+    for document in read():
+        yield document
+        count -= document.last
+        if not count:
+            return
 
 
 def sample(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Iterator[str]:

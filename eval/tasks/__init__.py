@@ -57,6 +57,8 @@ class Settings:
     orders: int = 0
     """Random orders of each document; 0 = the task's choice."""
     limit: int = 0
+    """How many of the first examples are scored, at most; 0 = all. A task that takes it reads or scores no others."""
+    tokens: int = 0
     """Tokens of a generated text at most; 0 = the task's choice."""
     search: Beams = Beams()
     """How texts are searched for."""
@@ -185,6 +187,11 @@ def strings(text: str, where: str, required: Sequence[str], optional: Sequence[s
                 f"{where}: field {json.dumps(name)} has a lone surrogate at character {error.start}; mend it"
             ) from None
     return found
+
+
+def first(examples: list[Any], limit: int) -> list[Any]:
+    """The first `limit` examples; 0 = all."""
+    return examples[:limit] if limit else examples
 
 
 def mean_and_error(outcomes: Sequence[float]) -> tuple[float, float | None]:

@@ -19,6 +19,7 @@ Metrics:
 Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon.
 """
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from eval.pseudo import pseudo_nats
 from eval.tasks import Progress, Result, Settings, mean_and_error
 from train.load import Loaded
 
-OPTIONS = ()
+OPTIONS = ("limit",)
 
 
 class Pair(NamedTuple):
@@ -45,18 +46,21 @@ class Pair(NamedTuple):
 
 
 def read(names: Sequence[str], settings: Settings) -> list[Pair]:
-    """The pairs of all files.
+    """The pairs of all files; of each paradigm the first ones, if they are limited.
 
     Raises:
         BadInput: see `tasks.files`, `tasks.lines` and `tasks.strings`.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    counts: collections.Counter[str] = collections.Counter()
     for file in tasks.files(names, (".jsonl",)):
         for where, text in tasks.lines(file):
             found = tasks.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
             paradigm = found.get("UID", file.stem)
             phenomenon = found.get("linguistics_term", paradigm)
-            pairs.append(Pair(where, paradigm, phenomenon, found["sentence_good"], found["sentence_bad"]))
+            counts[paradigm] += 1
+            if not settings.limit or counts[paradigm] <= settings.limit:
+                pairs.append(Pair(where, paradigm, phenomenon, found["sentence_good"], found["sentence_bad"]))
     return pairs
 
 

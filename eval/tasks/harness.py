@@ -23,7 +23,7 @@ from eval.tasks import Progress, Result, Settings
 from train.load import Loaded
 from zoo.errors import BadInput
 
-OPTIONS = ("argument",)
+OPTIONS = ("argument", "limit")
 BOOTSTRAP = 1000
 
 
@@ -67,6 +67,7 @@ def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, prog
             HarnessModel(subject, batch=settings.batch, dtype=settings.dtype, progress=progress),
             tasks=list(examples["tasks"].values()),
             bootstrap_iters=BOOTSTRAP,
+            limit=settings.limit or None,
             log_samples=False,
         )
     assert found is not None

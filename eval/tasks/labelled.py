@@ -12,8 +12,10 @@ Metrics:
   and Matthews' correlation of classes; Pearson's and Spearman's correlation and squared error of numbers; entity F1 of IOB tags,
   accuracy of others; exact match and F1 of answers; accuracy of choices;
 - with the name of a task of GLUE after the colon, what that task is judged by alone (Wang et al. 2019, table 1);
-- accuracy_stderr: the standard error of an accuracy over independent examples.
-Details: length; and which class was taken for which, true classes being rows.
+- accuracy_stderr: the standard error of an accuracy over independent examples;
+- beside an accuracy majority_share, what always predicting the most frequent class would reach, and predicted_share, the share of
+  the predictions that are one class: a model that predicts one class has learned nothing.
+Details: length; which class was taken for which, true classes being rows; and how many examples were left out or cut.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from typing import Any
 
 from eval import labelled, measures
 from eval.mistakes import CLASSES
-from eval.tasks import Progress, Result, Settings
+from eval.tasks import Progress, Result, Settings, first
 from train import readers
 from train.config import Data, Run
 from train.labelled import Rows, rows_of
@@ -34,7 +36,7 @@ from zoo import hub
 from zoo.configs import Objective
 from zoo.errors import BadInput, require
 
-OPTIONS = ("argument", "length", "labelled")
+OPTIONS = ("argument", "length", "limit", "labelled")
 ALONE = True
 GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
@@ -75,8 +77,9 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     labels = getattr(cfg, "labels", ())
     wanted = _wanted(settings.argument, goal, labels)
     run = _run(subject, goal, settings)
-    examples, _ = readers.read(goal, names, Data(), run.labelled)
-    rows = rows_of(examples, run, subject.tokenizer)
+    malformed: list[str] = []
+    examples, _ = readers.read(goal, names, Data(), run.labelled, malformed)
+    rows = rows_of(first(examples, settings.limit), run, subject.tokenizer)
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
     build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)
@@ -85,10 +88,16 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     )
     found = dict(told.record())
     count = int(found.pop("examples"))
-    metrics = {name: value for name, value in found.items() if not wanted or name in wanted}
+    shares = ("majority_share", "predicted_share") if "accuracy" in wanted else ()
+    metrics = {name: value for name, value in found.items() if not wanted or name in (*wanted, *shares)}
     if "accuracy" in metrics and goal != "tagging" and count > 1:
         metrics["accuracy_stderr"] = math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / (count - 1))
     details: dict[str, Any] = {"length": rows.length}
+    if malformed:
+        details["left out"] = f"{len(malformed):,} bad examples; the first: {malformed[0]}"
+    if rows.too_long:
+        done = "cut" if run.labelled.truncate else "left out"
+        details["too long"] = f"{rows.too_long:,} examples, {done}; the longest has {rows.longest[1]:,} tokens, {rows.longest[0]}"
     confusion = told.mistakes["confusion"]
     if 0 < len(confusion) <= CLASSES:
         details["confusion"] = {name: dict(zip(labels, row, strict=True)) for name, row in zip(labels, confusion, strict=True)}

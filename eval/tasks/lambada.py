@@ -27,7 +27,7 @@ from eval.tasks import Progress, Result, Settings, mean_and_error
 from train.load import Loaded
 from zoo.errors import BadInput
 
-OPTIONS = ("field",)
+OPTIONS = ("field", "limit")
 
 
 class Passage(NamedTuple):
@@ -53,7 +53,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Passage]:
             if not last:
                 raise BadInput(f"{where}: a passage of one word; give its last word something to follow")
             passages.append(Passage(where, context, text.strip()[len(context) :]))
-    return passages
+    return tasks.first(passages, settings.limit)
 
 
 def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, progress: Progress) -> Result:

@@ -29,7 +29,7 @@ from train.prepare import prepare
 from zoo import runtime
 from zoo.errors import BadInput, require
 
-OPTIONS = ("field", "length", "orders")
+OPTIONS = ("field", "limit", "length", "orders")
 ORDERS = 8
 """Orders of a document, where nothing is said."""
 
@@ -40,7 +40,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     Raises:
         BadInput: see `corpus`.
     """
-    return corpus.documents(names, Data(field=settings.field))
+    return corpus.documents(names, Data(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

@@ -32,7 +32,7 @@ from train.prepare import prepare
 from zoo import runtime
 from zoo.errors import BadInput, require
 
-OPTIONS = ("field", "length")
+OPTIONS = ("field", "limit", "length")
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
@@ -41,7 +41,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     Raises:
         BadInput: see `corpus`.
     """
-    return corpus.documents(names, Data(field=settings.field))
+    return corpus.documents(names, Data(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

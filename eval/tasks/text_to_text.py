@@ -4,13 +4,13 @@ Format: pairs of texts, as training reads them. Two files are parallel, --files 
 for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text
 and --labelled.label. A run puts its own prefix before each source unless told another.
 
-Texts are written greedily or searched for (--beams), of at most --limit tokens.
+Texts are written greedily or searched for (--beams), of at most --tokens.
 
 Metrics, all of them or those named after the colon, as in text_to_text:bleu,chrf:
 - bleu: BLEU of detokenized texts, 0 to 100; chrf: chrF2, 0 to 100, both sacrebleu's with its signature in the details;
 - rouge: F of words (rouge1), of pairs of words (rouge2) and of the longest common subsequence (rougeL), stemmed, 0 to 1;
 - exact: exact match and F1 of words, normalized as SQuAD's answers, 0 to 1.
-Examples are pairs. Details: beams, limit, signatures, and some of the texts.
+Examples are pairs. Details: beams, tokens, signatures, and some of the texts.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import overlap
+from eval import overlap, tasks
 from eval.generate import Generator
 from eval.settings import GREEDY, Decoding
 from eval.tasks import Progress, Result, Settings
@@ -30,7 +30,7 @@ from train.load import Loaded
 from train.text_pairs import parallel
 from zoo.errors import BadInput, require
 
-OPTIONS = ("argument", "labelled", "limit", "prefix", "search")
+OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 ALONE = True
 LIMIT = 128
 """Tokens of a text at most, where nothing is said."""
@@ -46,10 +46,12 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """
     _measures(settings.argument)
     require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "it means nothing to pairs of texts; leave it out")
-    if any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        return readers.read("text_to_text", tuple(names), Data(), settings.labelled)[0]  # pyright: ignore[reportReturnType]
+    tables = settings.labelled.format != "auto"
+    if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
+        pairs = readers.read("text_to_text", tuple(names), Data(), settings.labelled)[0]
+        return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
-    return list(parallel(names[:1], names[1:], settings.labelled))
+    return tasks.first(list(parallel(names[:1], names[1:], settings.labelled)), settings.limit)
 
 
 def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Progress) -> Result:
@@ -68,12 +70,12 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     prefix = settings.prefix or (run.pairs.prefix if run else "")
     texts = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
     sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(texts)]
-    limit = settings.limit or LIMIT
-    decoding = Decoding(limit=limit, sampling=GREEDY, search=settings.search)
+    tokens = settings.tokens or LIMIT
+    decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
     generator = Generator(net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch)
     found = [each.text for each in generator.generate(sources, decoding, progress=progress)]
     metrics: dict[str, float] = {}
-    details: dict[str, Any] = {"beams": settings.search.beams, "limit": limit}
+    details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
     for name in measures:
         numbers, said = overlap.MEASURES[name](found, wanted)
         metrics |= numbers

@@ -8,7 +8,7 @@ from zoo.commands.machine import on_machine
 from zoo.commands.options import parse
 from zoo.errors import require
 
-PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "prefix")
+PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "tokens", "prefix")
 """Options that are `eval.tasks.Settings`' own."""
 
 
@@ -53,6 +53,9 @@ def evaluate(args: list[str]) -> int:
         orders: int = 0
         """permutation_likelihood: random orders of each document; 0 = 8."""
         limit: int = 0
+        """Score at most so many of the first examples or documents of the task (blimp: pairs of each paradigm); 0 = all. The
+        result is kept apart from that of all."""
+        tokens: int = 0
         """text_to_text: tokens of a text at most; 0 = 128."""
         prefix: str = ""
         """text_to_text: stands before every source; none: the run's own."""
@@ -69,7 +72,7 @@ def evaluate(args: list[str]) -> int:
         # Imports no JAX: a wrong name is refused at once.
         tasks.check(asked.task)
     else:
-        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "prefix"):
+        for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix"):
             value, default = getattr(asked, name), Evaluate.__dataclass_fields__[name].default
             require(value == default, name, " ".join(value) if isinstance(value, tuple) else value, "it needs a --task")
         require(asked.labelled == Labelled(), "labelled", "options", "they need --task labelled")

@@ -103,7 +103,7 @@ def test_the_command_prints_a_measure_of_glue_and_writes_nothing(place: Path, ca
     assert ended.code == 0
     printed = json.loads(ended.stdout)
     assert (printed["model"], printed["step"]) == ("classes", None) and sorted((place / "classes").iterdir()) == before
-    assert printed["metrics"].keys() == {"accuracy", "accuracy_stderr"}
+    assert printed["metrics"].keys() == {"accuracy", "accuracy_stderr", "majority_share", "predicted_share"}
     assert (printed["examples"], printed["details"]["files"]) == (27, [file])
     cfg = run("classification")
     rows = finetuned.rows(cfg, examples("classification", 27))
@@ -123,8 +123,19 @@ def test_a_run_reads_files_as_its_own_unless_told_otherwise(tmp_path: Path) -> N
     assert (found.examples, found.details["length"]) == (2, 16)
     other = put(tmp_path / "b.tsv", "the whale\tyes\nthe men\tno\n")
     assert score(subject, other, header=False, length=20).metrics == pytest.approx(found.metrics, rel=1e-5)
-    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose with --labelled\.text, or add --labelled.no-header'):
+    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose with --labelled\.text, or'):
         score(subject, file, truncate=True)
+
+
+def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\tyes\n\tno\n" + "the men\tno\n" * 3 + "the ship " * 40 + "\tno\n")
+    base = ("eval", str(place / "classes"), "--task", "labelled", "--files", str(file), "--labelled.skip-bad")
+    ended = call(capsys, *base, "--json")
+    assert (ended.code, json.loads(ended.stdout)["examples"]) == (0, 4)
+    assert f"! left out: 1 bad examples; the first: {file}:3: the text is empty" in ended.stderr
+    assert f"! too long: 1 examples, left out; the longest has 82 tokens, {file}:7" in ended.stderr
+    few = json.loads(call(capsys, *base, "--limit", "2", "--json").stdout)
+    assert (few["examples"], few["limit"], few["metrics"]["majority_share"]) == (2, 2, 0.5)
 
 
 @pytest.mark.full
@@ -154,7 +165,7 @@ WRONG = {
     "classes --task labelled --files gone.tsv": "--files gone.tsv: no such file",
     "classes --task labelled --files other.tsv": r"other.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps",
     f"{CLASSES} --length 41": "--length 41: choose 1 to the model's 40 positions",
-    f"{CLASSES} --length 5": "classification.jsonl:1: ",
+    f"{CLASSES} --length 5": r"classification.jsonl:\d+: \d+ tokens, and a row has 5 \(the longest of 27 that",
     f"{CLASSES} --labelled.class-weights balanced": "--labelled.class-weights balanced: they are of the training loss; leave",
     f"{CLASSES} --labelled.regression": "--labelled.regression True: the model gives no number",
     "classes --task blimp --files other.tsv --labelled.text a": "--labelled.text a: it means nothing to --task blimp; leave",

@@ -264,3 +264,40 @@ def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: 
         with pytest.raises(BadInput, match=r"evaluations\.json: .*mend it or remove it"):
             evaluate(broken, "blimp", file)
     assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_limited_score_says_so_and_is_kept_apart_from_that_of_all(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = pair("The whale is seen.", "The whale see."), pair("The men see.", "The men sees.", UID="x")
+    file = write(tmp_path / "one.jsonl", *[one] * 3, other)
+    for limit, count in ((0, 4), (2, 3)):
+        assert evaluate(run, "blimp", file, limit=limit) == 0
+        shown = capsys.readouterr().out
+        assert re.search(rf"^examples +{count}", shown, re.MULTILINE) and ("not comparable" in shown) == bool(limit)
+    kept = json.loads((run / "evaluations.json").read_text())
+    assert (kept["blimp"]["examples"], kept["blimp (first 2)"]["examples"], kept["blimp (first 2)"]["limit"]) == (4, 3, 2)
+    assert "limit" not in kept["blimp"] and "blimp (first 2)" in (run / "report.html").read_text()
+    with pytest.raises(BadInput, match="--limit -1: choose 0"):
+        evaluate(run, "blimp", file, limit=-1)
+
+
+def test_every_task_reads_the_first_examples_alone(tmp_path: Path) -> None:
+    passages = write(tmp_path / "a.jsonl", *[{"text": f"the whale {number}"} for number in range(5)])
+    read: dict[str, Any] = {}
+    for name in tasks.tasks():
+        module = importlib.import_module(f"eval.tasks.{name}")
+        assert "limit" in module.OPTIONS
+        if name in ("lambada", "perplexity", "masked", "pseudo_perplexity", "permutation_likelihood"):
+            read[name] = module.read([passages], Settings(limit=2)), module.read([passages], Settings())
+    for few, every in read.values():
+        assert [each.text if isinstance(each, Document) else f"the whale{each.word}" for each in few] == [
+            "the whale 0",
+            "the whale 1",
+        ]
+        assert len(list(few)) == 2 < len(list(every)) == 5
+    table = write(tmp_path / "a.tsv", "source\ttarget", "a\tb", "c\td")
+    pairs = importlib.import_module("eval.tasks.text_to_text")
+    for files in ([table], [passages.replace(".jsonl", ".en")] * 2):
+        (tmp_path / "a.en").write_text("a\nc\n")
+        assert len(pairs.read(files, Settings(limit=1))) == 1 < len(pairs.read(files, Settings())) == 2

@@ -37,7 +37,7 @@ def test_pairs_are_read_in_order(files: dict[str, tuple[str, ...]]) -> None:
 @pytest.mark.parametrize(("beams", "asked"), [(1, "exact,chrf"), pytest.param(3, "", marks=pytest.mark.full)])
 def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, files: dict[str, tuple[str, ...]]) -> None:
     search = Beams(beams=beams) if beams > 1 else Beams()
-    settings, words = Settings(argument=asked, limit=6, search=search, prefix="say:"), seq2seq_tokenizer()
+    settings, words = Settings(argument=asked, tokens=6, search=search, prefix="say:"), seq2seq_tokenizer()
     result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files["table"], settings), settings, lambda *_: None)
     ids = [np.append(words.encode(f"say: {text}"), words.end_of_text) for text in SOURCES]
     generated = seq2seq_generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
@@ -45,7 +45,7 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
     measures = [overlap.MEASURES[name] for name in asked.split(",")] if asked else list(overlap.MEASURES.values())
     expected = {name: value for measure in measures for name, value in measure(texts, TARGETS)[0].items()}
     assert result.metrics == pytest.approx(expected)
-    assert (result.examples, result.details["beams"], result.details["limit"]) == (3, beams, 6)
+    assert (result.examples, result.details["beams"], result.details["tokens"]) == (3, beams, 6)
     shown = [(row["source"], row["wanted"], row["written"]) for row in result.details["texts"].values()]
     assert shown == list(zip(SOURCES, TARGETS, texts, strict=True))
     # Texts are for the report: the terminal has the numbers alone.
