@@ -1,0 +1,128 @@
+"""The commands of docs/data.md, on small files in the formats of the data sets that they are for."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import encoders
+from tests.support.commands import call, in_folder, words
+from tests.support.labelled_files import put
+from tests.support.text_tasks import subject
+from train import inputs, loop, tokenizer_files
+from train.config import Run
+from train.folder import Folder
+from zoo import pretrained
+
+PAGE = Path(__file__).parents[2] / "docs/data.md"
+COMMANDS = [line.replace("\\\n", "").split() for line in re.findall(r"^zoo ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)]
+TRAINED = [command for command in COMMANDS if command[0] == "train"]
+SMALL = words(
+    "--steps 4 --data.length 40 --data.batch 8 --log.every 2 --log.validate-every 2 --optim.warmup 1 --labelled.truncate"
+)
+SPAN = words("--labelled.stride 8")
+SENTENCES = [
+    f"{who} {does} {what}"
+    for who in ("the whale", "the old men", "a sailor")
+    for does in ("sees", "follows", "fears")
+    for what in ("the capital of France", "Paris", "a white ship", "the sea")
+]
+ASKED = {
+    "en": ("Anna lives in Rome. Her brother Ben has a ship.", [("Where does Anna live?", "Rome"), ("Who has a ship?", "Ben")]),
+    "de": ("Anna wohnt in Rom. Ihr Bruder Ben hat ein Schiff.", [("Wo wohnt Anna?", "Rom"), ("Wer hat ein Schiff?", "Ben")]),
+    "zh": ("安娜住在罗马。她的哥哥本有一艘船。", [("安娜住在哪里", "罗马"), ("谁有一艘船", "本")]),
+}
+READ: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "cola": (24, 12, ("0", "1")),
+    "polarity": (32, 4, ("0", "1")),
+    "wnut": (24, 12, ("B-location", "O")),
+    "xquad": (10, 2, ()),
+    "reviews": (32, 4, ("1", "2", "3")),
+}
+"""Name of the run -> training and held-out examples, and labels."""
+
+
+def write_files(folder: Path) -> None:
+    """Write a few examples for each data set, in its own format and encoding."""
+    for name in ("cola", "polarity", "wnut", "xquad", "lambada"):
+        (folder / name).mkdir()
+    rows = []
+    for number, text in enumerate(SENTENCES):
+        good = number % 3 > 0
+        shown = text if good else " ".join(text.split()[::-1])
+        rows.append(f"src{number % 9}\t{int(good)}\t{'' if good else '*'}\t{shown.capitalize()}.\n")
+    put(folder / "cola/in_domain_train.tsv", "".join(rows[:24]))
+    put(folder / "cola/in_domain_dev.tsv", "".join(rows[24:]))
+    rated = (f"{n % 2} a {'warm' if n % 2 else 'cold'} , naïve film : {text} .\n" for n, text in enumerate(SENTENCES))
+    put(folder / "polarity/rt-polarity.all", "".join(rated).encode("latin-1"))
+    tagged = ["".join(f"{w}\t{'B-location' if w in ('Paris', 'France') else 'O'}\n" for w in each.split()) for each in SENTENCES]
+    for name, some in (
+        ("wnut17train.conll", tagged[:24]),
+        ("emerging.dev.conll", tagged[24:]),
+        ("emerging.test.annotated", tagged),
+    ):
+        put(folder / "wnut" / name, "\n".join(some) + "\n")
+    for language, (context, asked) in ASKED.items():
+        articles = []
+        for number in range(6):
+            given = ((text, [{"text": answer, "answer_start": context.index(answer)}]) for text, answer in asked)
+            qas = [
+                {"id": f"{number}-{place}", "question": text, "answers": answers} for place, (text, answers) in enumerate(given)
+            ]
+            articles.append({"paragraphs": [{"context": context, "qas": qas}]})
+        content = json.dumps({"version": "1.1", "data": articles}, ensure_ascii=False)
+        put(folder / f"xquad/xquad.{language}.json", content)
+    put(folder / "lambada/lambada_test.jsonl", [{"text": f"{text} and sleeps"} for text in SENTENCES[:8]])
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["id", "review", "stars"])
+    writer.writerows([number, f'They said "{text}",\nand no more.', 1 + number % 3] for number, text in enumerate(SENTENCES))
+    put(folder / "reviews.csv", table.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("formats")
+    write_files(folder)
+    encoders.folder(folder / "DIR", "bert")
+    with in_folder(folder):
+        yield folder
+
+
+@pytest.mark.parametrize("command", TRAINED, ids=[command[command.index("--name") + 1] for command in TRAINED])
+def test_every_documented_command_reads_its_files(
+    command: list[str], place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Run[Any]] = []
+    monkeypatch.setattr(loop, "run", lambda run, **_: asked.append(run) or 0)
+    assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
+    folder = Folder(place / "none")
+    run = inputs.settled(asked[0], folder)
+    data = inputs.read(run, folder, place)
+    examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
+    assert (len(examples), len(held_out), run.model.labels) == READ[run.name]
+    if run.name in ("polarity", "reviews"):
+        expected = {
+            "polarity": "a cold , naïve film : the",
+            "reviews": 'They said "the whale sees the capital of France",\nand no',
+        }
+        assert examples[0].text.startswith(expected[run.name])
+
+
+@pytest.mark.full
+def test_every_documented_command_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = subject()
+    (place / "LM").mkdir()
+    pretrained.save(place / "LM", made.net.config, made.params)
+    tokenizer_files.write(place / "LM", made.tokenizer, longest=32)
+    for number, command in enumerate(COMMANDS):
+        small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))
+        ended = call(capsys, *command, *small)
+        (place / f"printed-{number}.txt").write_text(f"{ended.stdout}---\n{ended.stderr}")
+        assert ended.code == 0, (command, ended)
+        assert re.search(r"^held-out |^examples +\d", ended.stdout, re.MULTILINE), (command, ended)
