@@ -105,7 +105,8 @@ class Settings:
                 raise BadInput(
                     f"{file}: {key} is {json.dumps(values[key])[:60]}; such code or files are not read here; remove it"
                 )
-        name, added = _class(folder, file, values), {}
+        name = _class(folder, file, values)
+        added: dict[str, Any] = {}
         special = values.get("extra_special_tokens") or values.get("additional_special_tokens")
         # With this key, `transformers` ignores both older files.
         if "added_tokens_decoder" not in values:
@@ -200,7 +201,7 @@ class Settings:
         return self._tokens(default if extra is None else extra, key)
 
     def _tokens(self, value: Any, key: str) -> list[Added]:
-        tokens = [*value.values()] if isinstance(value, dict) else value
+        tokens = _listed(value)
         if not isinstance(tokens, list):
             raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be a list of tokens")
         return [Added.parse(token, self.file, key) for token in tokens]
@@ -213,14 +214,19 @@ def _names(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and value.get("__type") == "AddedToken")
 
 
+def _listed(tokens: Any) -> list[Any]:
+    return [*tokens.values()] if isinstance(tokens, dict) else tokens
+
+
 def _merged(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with those of special_tokens_map.json, which win; lists of tokens without a role are joined."""
     merged, key = dict(values), "extra_special_tokens"
     if merged.get("additional_special_tokens") and not merged.get(key):
         merged[key] = merged.pop("additional_special_tokens")
     for role, value in names.items():
-        if role == key and isinstance(value, list) and isinstance(merged.get(key), list):
-            value = [*merged[key], *(token for token in value if token not in merged[key])]
+        if role == key and isinstance(value, list | dict) and isinstance(merged.get(key), list | dict):
+            before = _listed(merged[key])
+            value = [*before, *(token for token in _listed(value) if token not in before)]
         elif isinstance(value, dict) and role != key:
             value = {**value, "__type": "AddedToken", "special": True}
         merged[role] = value
@@ -238,5 +244,9 @@ def _class(folder: Path, file: Path, values: Mapping[str, Any]) -> str | None:
             fix = f"the rules of this class are not known here; if those of tokenizer.json are right, write {AS_WRITTEN}"
             raise BadInput(f"{where}: tokenizer_class is {json.dumps(value)[:60]}; {fix}")
         return known
-    family = config.get("model_type")
-    return BY_FAMILY.get(family) if isinstance(family, str) else None
+    if (family := config.get("model_type")) is None:
+        return None
+    if not isinstance(family, str) or family not in BY_FAMILY:
+        fix = f"the rules of its tokenizers are not known here; if those of tokenizer.json are right, write {AS_WRITTEN}"
+        raise BadInput(f"{file}: no tokenizer_class, and model_type of {CONFIG} is {json.dumps(family)[:60]}; {fix}")
+    return BY_FAMILY[family]

@@ -140,7 +140,7 @@ def _page(console: Console, row: Row) -> None:
 
 def _numbers(size: Size) -> list[tuple[str, Any]]:
     """The fields that say what is computed, with their values; how it is computed is no part of an architecture."""
-    return [(field, getattr(size.config, field)) for field in configs.numbers_of(size.config)]
+    return [(field, getattr(size.config, field)) for field in Size.numbers_of(size.config)]
 
 
 def _cell(size: Size, *fields: str) -> str:

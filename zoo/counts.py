@@ -37,7 +37,7 @@ def _stored() -> dict[str, tuple[int, str]]:
 
 
 def _digest(size: Size) -> str:
-    numbers = [(field, getattr(size.config, field)) for field in configs.numbers_of(size.config)]
+    numbers = [(field, getattr(size.config, field)) for field in Size.numbers_of(size.config)]
     return hashlib.sha256(repr((type(size.config).__module__, numbers)).encode()).hexdigest()[:16]
 
 

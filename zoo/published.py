@@ -97,12 +97,16 @@ class Published:
 
     def spelling(self, key: str, names: Mapping[str, Any]) -> str:
         """The name that the file has for what several names stand for; "" if it is the first of them, or absent."""
-        name = self._content.get(key)
+        name = self._content.get(key, "")
         return "" if name not in names or name == first_name(names, names[name]) else name
 
     def initializer(self, key: str) -> float | None:
         """The spread of fresh weights, if the file has one."""
-        return self.number(key, 0.02, decimal=True) if key in self._content else None
+        if key not in self._content:
+            return None
+        if (value := self.number(key, 0.02, decimal=True)) < 0:
+            raise self.wrong(key, value, "it must be at least 0.0")
+        return value
 
     def check_padding(self, vocab: int) -> None:
         """Refuse a `pad_token_id` for which the table of tokens has no row."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.support import published
 from zoo import configs
+from zoo.configs.t5 import uncertain_distance
 
 ACTIVATIONS = {
     "gpt": "activation_function",
@@ -19,7 +20,7 @@ ACTIVATIONS = {
 }
 NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "gelu_fast", "gated-gelu", "gated-relu", "gated-gelu_new")
 """Activations; some families have not all of them."""
-APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward")
+APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward", "return_dict")
 """Keys that are not mutated: they choose the class, belong to multi-label classification, or say how the model is called."""
 LONGEST = 26
 """Tokens that are compared: with fewer positions than that, `transformers` reads Marian's file and fails when it is called."""
@@ -35,6 +36,9 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
     width = heads * int(rng.integers(1, 4) * 2 if family in ("xlnet", "transformer") else rng.integers(2, 8))
     layers, inner, vocab = int(rng.integers(1, 4)), int(rng.integers(3, 40)), int(rng.integers(41, 90))
     common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
+    buckets = int(rng.integers(4, 19))
+    # Others are refused.
+    certain = [most for most in range(10, 40) if uncertain_distance(buckets, most) is None]
     encoder = common | {"max_position_embeddings": int(rng.integers(26, 40)), "type_vocab_size": 2}
     numbers: dict[str, dict[str, Any]] = {
         "gpt": {"n_layer": layers, "n_embd": width, "n_head": heads, "n_inner": inner, "n_positions": int(rng.integers(24, 40))},
@@ -44,8 +48,8 @@ def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
         "t5": {
             **{"num_layers": layers, "num_decoder_layers": int(rng.integers(1, 4)), "d_model": width, "num_heads": heads},
             **{"d_kv": int(rng.integers(2, 8)), "d_ff": inner, "tie_word_embeddings": bool(rng.integers(2))},
-            **{"relative_attention_num_buckets": int(rng.integers(4, 19)), "decoder_start_token_id": 0},
-            "relative_attention_max_distance": int(rng.integers(10, 40)),
+            **{"relative_attention_num_buckets": buckets, "decoder_start_token_id": 0},
+            "relative_attention_max_distance": int(rng.choice(certain)),
         },
         "transformer": {
             **{"encoder_layers": layers, "decoder_layers": layers, "d_model": width, "encoder_ffn_dim": inner},
@@ -128,7 +132,8 @@ def tensor_mutants(stored: dict[str, np.ndarray], rng: np.random.Generator) -> I
         yield "extra", name, stored | {f"{name}.extra": tensor}
         yield "wrong shape", name, rest | {name: np.concatenate([tensor, tensor[:1]])}
         yield "reshaped", name, rest | {name: tensor[None].copy()}
-        yield "transposed", name, rest | {name: np.ascontiguousarray(tensor.T)}
+        if tensor.ndim == 2:
+            yield "transposed", name, rest | {name: np.ascontiguousarray(tensor.T)}
         for kind in ("float16", "float64", "int32"):
             yield "another dtype", f"{name} {kind}", rest | {name: tensor.astype(kind)}
     for kind in ("float16", "float64"):

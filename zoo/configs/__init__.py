@@ -65,11 +65,6 @@ class Exported:
         return {**spread, activation: self.activation if names.get(self.activation) == names[usual] else usual}
 
 
-def numbers_of(kind: Any) -> list[str]:
-    """Return the names of the fields of a configuration that say what is computed."""
-    return [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """A named configuration and where its numbers come from."""
@@ -84,6 +79,11 @@ class Size:
     """Parameter count the source prints, where it prints an exact one."""
     note: str = ""
     """A contradiction in the source, stated."""
+
+    @staticmethod
+    def numbers_of(kind: Any) -> list[str]:
+        """Return the names of the fields of a configuration that say what is computed."""
+        return [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
 
 
 REFUSED: dict[str, str] = {

@@ -7,7 +7,7 @@ The paper prints 30,000 tokens and 110 and 340 million parameters; the released 
 import dataclasses
 from typing import Any
 
-from zoo.configs import Size, numbers_of
+from zoo.configs import Size
 from zoo.encoder_config import EncoderConfig, numbers, spelled
 from zoo.published import Published
 
@@ -62,7 +62,7 @@ NANO = Size(
     objective="masked",
     source="this project",
     assumed=dict.fromkeys(
-        numbers_of(Config),
+        Size.numbers_of(Config),
         "ours: a BERT body small enough to train in minutes on a laptop",
     ),
 )

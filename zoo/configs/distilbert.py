@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from zoo.configs import Size, numbers_of
+from zoo.configs import Size
 from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, exported, named_labels, on_top
 from zoo.errors import BadInput
 from zoo.published import BOOKKEEPING, Published
@@ -114,7 +114,7 @@ SIZES: dict[str, Size] = {
         objective="distilled",
         source="this project",
         assumed=dict.fromkeys(
-            numbers_of(Config),
+            Size.numbers_of(Config),
             "ours: half the layers of bert-nano, its teacher",
         ),
     ),

@@ -7,7 +7,7 @@ Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, Attends, Compute, Exported, Size, numbers_of
+from zoo.configs import Activation, Attends, Compute, Exported, Size
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published, first_name
 
@@ -211,7 +211,7 @@ NANO = Size(
     source="this project",
     assumed=_because(
         "ours: a GPT-2 body small enough to train in minutes on a laptop",
-        *numbers_of(Config),
+        *Size.numbers_of(Config),
     ),
 )
 

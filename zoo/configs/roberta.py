@@ -6,7 +6,7 @@ A published table of positions has 514 rows: the first token takes row 2, and ro
 import dataclasses
 from typing import Any
 
-from zoo.configs import Objective, Size, numbers_of
+from zoo.configs import Objective, Size
 from zoo.encoder_config import EncoderConfig, numbers, spelled
 from zoo.errors import require
 from zoo.published import Published
@@ -75,7 +75,7 @@ SIZES: dict[str, Size] = {
         objective="masked",
         source="this project",
         assumed=dict.fromkeys(
-            numbers_of(Config),
+            Size.numbers_of(Config),
             "ours: a RoBERTa body small enough to train in minutes on a laptop",
         ),
     ),

@@ -8,7 +8,7 @@ import math
 import struct
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Exported, Size, numbers_of
+from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
 
@@ -310,7 +310,7 @@ NANO = Size(
     objective="denoising",
     source="this project",
     assumed=dict.fromkeys(
-        numbers_of(Config),
+        Size.numbers_of(Config),
         "ours: a T5 1.1 body small enough to train in minutes on a laptop, and one table, where a second would be a sixth of it",
     ),
 )

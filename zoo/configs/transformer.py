@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Exported, Size, numbers_of
+from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published, first_name
 
@@ -247,7 +247,7 @@ NANO = Size(
     objective="text_to_text",
     source="this project",
     assumed=dict.fromkeys(
-        numbers_of(Config),
+        Size.numbers_of(Config),
         "ours: small enough to train in minutes on a laptop, in the form of Marian's models, so that there is an export",
     ),
 )

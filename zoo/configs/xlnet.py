@@ -6,7 +6,7 @@ The released Base model is trained on all of the data, the Base rows of the pape
 import dataclasses
 from typing import Any
 
-from zoo.configs import Size, numbers_of
+from zoo.configs import Size
 from zoo.encoder_config import ACTIVATIONS, BodyConfig, Initializer, activation, exported, named_labels, on_top
 from zoo.errors import BadInput, require
 from zoo.published import BOOKKEEPING, Published
@@ -182,7 +182,7 @@ NANO = Size(
     objective="permutation",
     source="this project",
     assumed=dict.fromkeys(
-        numbers_of(Config),
+        Size.numbers_of(Config),
         "ours: an XLNet small enough to train in minutes on a laptop",
     ),
 )

@@ -72,7 +72,7 @@ def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
 
 @pytest.mark.planted
 def test_a_model_that_learned_nothing_is_no_success(tmp_path: Path) -> None:
-    scores = {"accuracy": 0.6, "majority_share": 0.6, "predicted_share": 1.0}
+    scores = {"loss": 0.7, "accuracy": 0.6, "majority_share": 0.6, "predicted_share": 1.0}
     words = page(folder(tmp_path, rows=validated(scores), scores=scores)).words
     assert "reaches accuracy 0.6000 (majority class 0.6000) on what it held out." in words
     assert "One class is predicted for 100.0% of the examples, and no class has more than 60.0% of them; try" in words

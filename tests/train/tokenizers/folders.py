@@ -225,6 +225,8 @@ FILES: dict[str, dict[str, Any]] = {
         "added_tokens.json": {"[NEW]": 900},
         "special_tokens_map.json": {"pad_token": "[NEW]"},
     },
+    "another family": {"tokenizer_config.json": None, "config.json": {"model_type": "llama"}},
+    "family's own class": {"config.json": {"model_type": "bert", "tokenizer_class": FAST}, "tokenizer_config.json": None},
     "added to tokenizer.json": {"added_tokens.json": {"foobar": 900}},
     "names": {"special_tokens_map.json": {"pad_token": "[NEW]"}},
     "no merges": {"tokenizer.json": None, "merges.txt": None},

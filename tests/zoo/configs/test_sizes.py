@@ -251,7 +251,7 @@ ASSUMED = {
 
 def test_every_size_has_a_source_and_a_reason_for_each_assumed_number() -> None:
     for name, size in SIZES.items():
-        fields = set(configs.numbers_of(size.config))
+        fields = set(configs.Size.numbers_of(size.config))
         assert size.source and all(size.assumed.values()), name
         assert set(size.assumed) <= fields, name
         unknown = GPT3_UNKNOWN if name.startswith("gpt3-") else UNKNOWN.get(name, set())
@@ -312,7 +312,7 @@ def test_the_listing_has_every_size_with_its_count(monkeypatch: pytest.MonkeyPat
 def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     size, page, described = SIZES[name], catalogue.render(name), json.loads(catalogue.render(name, as_json=True))
-    for field in set(configs.numbers_of(size.config)):
+    for field in set(configs.Size.numbers_of(size.config)):
         why = size.assumed.get(field)
         status = {"status": "published"} if why is None else {"status": "assumed", "why": why}
         value = json.loads(json.dumps(getattr(size.config, field)))

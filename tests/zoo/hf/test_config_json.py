@@ -174,6 +174,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         *("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}),
         "relative_attention_max_distance is 164; with 92 buckets, the bucket of distance 107 depends on the machine",
     ),
+    ("transformer", "", {"init_std": -1.0}, "init_std is -1.0; it must be at least 0.0"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
     ("bert", "sequence", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*each row of the classifier"),
