@@ -169,7 +169,20 @@ def exported(published: Published, activation: str) -> Exported:
 def on_top(published: Published) -> dict[str, Any]:
     """`task` and `labels` of a config.json, the task being the one its tensors are for."""
     task = published.task or "body"
-    return {"task": task, "labels": published.labels() if task in LABELLED else ()}
+    labels = published.labels() if task in LABELLED else ()
+    if task == "sequence":
+        _check_problem(published, labels)
+    return {"task": task, "labels": labels}
+
+
+def _check_problem(published: Published, labels: tuple[str, ...]) -> None:
+    """Refuse a `problem_type` that the classifier is not fitted to here; without one the number of labels decides.
+
+    Raises:
+        BadInput: several labels at a time, a number for each of several labels, a class of one, or an unknown type.
+    """
+    usual = "regression" if len(labels) == 1 else "single_label_classification"
+    published.choice("problem_type", {usual: usual}, usual, why=f"of {len(labels)} labels this family computes")
 
 
 def spelled(cfg: EncoderConfig) -> dict[str, Any]:

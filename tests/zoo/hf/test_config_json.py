@@ -182,6 +182,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*each value is a string"),
     ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*an object"),
     ("bert", "tokens", {"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2; id2label names 1"),
+    ("bert", "sequence", {"problem_type": "multi_label_classification"}, "problem_type .*; of 2 labels .* computes single"),
+    ("xlnet", "sequence", {"problem_type": "regression"}, "problem_type .*; of 2 labels this family computes single"),
+    ("bert", "sequence", {"problem_type": "single_label_classification", "num_labels": 1}, "problem_type .* computes regression"),
     ("bert", "tokens", {"num_labels": 10**9}, f"num_labels is .*at most {MOST_LABELS:,}"),
 ]
 
