@@ -1,7 +1,8 @@
 """How a fitted model does on labelled examples: the measures of its task, and where it errs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from eval import measures, spans
 from train import batches, config
 from train import mesh as meshes
 from train.examples import Choice, Example, Question, Tagged, Text, is_iob
+from train.features import Row
 from train.labelled import Rows
 from train.objectives import choice, span
 from zoo import heads
@@ -41,21 +43,66 @@ def of_run(
 ) -> Callable[[Any], Score]:
     """A function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
     batch = meshes.fitting(mesh, min(batch, len(rows)))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    head, tell = TASKS[run.objective]
-    compiled = jax.jit(lambda params, batch: head(net, params, batch), out_shardings=everywhere)
-    cast = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-    local = meshes.local_rows(mesh, batch)
+    forward, tell = Forward.of(net, mesh, run.objective, np.dtype(dtype)), TASKS[run.objective][1]
 
     def score(params: Any) -> Score:
-        found = []
-        with jax.set_mesh(mesh):
-            ready = cast(params)
-            for mine in batches.in_order(rows, build, batch, local):
-                found.append(np.asarray(jax.device_get(compiled(ready, meshes.place(mine, mesh, batch))), np.float64))
-        return tell(rows, np.concatenate(found)[: len(rows)], getattr(run.model, "labels", ()))
+        logits = np.concatenate(list(forward.logits(forward.cast(params), rows, build, batch)))
+        return tell(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
 
     return score
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A model's logits of rows, computed over a mesh; `Forward.of` makes one, so that its programs are compiled once."""
+
+    net: Model
+    mesh: Mesh
+    objective: str
+    dtype: np.dtype
+    """Of the arithmetic."""
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4)
+    def of(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> "Forward":
+        """Return the same object for the same arguments."""
+        return Forward(net, mesh, objective, dtype)
+
+    @functools.cached_property
+    def _program(self) -> Callable[[Any, Batch], Array]:
+        head = TASKS[self.objective][0]
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(lambda params, batch: head(self.net, params, batch), out_shardings=everywhere)
+
+    @functools.cached_property
+    def _cast(self) -> Callable[[Any], Any]:
+        return jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(self.dtype), params))
+
+    def cast(self, params: Any) -> Any:
+        """Return parameters in the dtype of the arithmetic."""
+        with jax.set_mesh(self.mesh):
+            return self._cast(params)
+
+    def logits(
+        self, params: Any, rows: Rows, build: Callable[..., Any], batch: int
+    ) -> Iterator[Float64[np.ndarray, "batch *outputs"]]:
+        """Yield the logits of each batch of rows, in order; the last one is filled up.
+
+        Args:
+            params: as `cast` returns them.
+            build: makes the arrays of a row.
+            batch: rows of a batch; the mesh divides it.
+        """
+        local, before = meshes.local_rows(self.mesh, batch), None
+        for mine in batches.in_order(rows, build, batch, local):
+            with jax.set_mesh(self.mesh):
+                now = self._program(params, meshes.place(mine, self.mesh, batch))
+            # The devices compute this batch while the one before is used and the next one is made.
+            if before is not None:
+                yield np.asarray(jax.device_get(before), np.float64)
+            before = now
+        if before is not None:
+            yield np.asarray(jax.device_get(before), np.float64)
 
 
 def judged(labels: Sequence[str]) -> tuple[str, ...]:
@@ -136,15 +183,7 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
     for example, numbers in windows.items():
         question = rows.examples[example]
         assert isinstance(question, Question)
-        where, places = np.zeros((len(numbers), 2), np.int64), np.zeros((len(numbers), rows.length, 2), np.int64)
-        cls = np.zeros(len(numbers), np.int64)
-        for nth, number in enumerate(numbers):
-            context = rows.rows[number].context
-            assert context is not None
-            where[nth], cls[nth] = (context.first, context.first + len(context.spans)), context.summary
-            places[nth, where[nth, 0] : where[nth, 1]] = context.spans
-        start, end = logits[numbers].astype(np.float32).swapaxes(0, 1)
-        decoded.append(spans.decode(start, end, context=where, spans=places, text=question.context, cls=cls))
+        decoded.append(decode(question, [rows.rows[number] for number in numbers], logits[numbers]))
         truths.append([answer.text for answer in question.answers])
         ends = np.array([rows.rows[number].labels for number in numbers])
         losses.append(_surprise(logits[numbers], ends).mean())
@@ -154,6 +193,19 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
     chosen = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
     counts = [len(numbers) for numbers in windows.values()]
     return _score(chosen, told, np.array(losses), said, counts=counts, whole=True)
+
+
+def decode(question: Question, rows: Sequence[Row], logits: Float64[np.ndarray, "W 2 T"]) -> spans.Decoded:
+    """Return the best answers to a question over all of its windows, `rows`."""
+    where, places = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), logits.shape[-1], 2), np.int64)
+    cls = np.zeros(len(rows), np.int64)
+    for number, row in enumerate(rows):
+        context = row.context
+        assert context is not None
+        where[number], cls[number] = (context.first, context.first + len(context.spans)), context.summary
+        places[number, where[number, 0] : where[number, 1]] = context.spans
+    start, end = logits.astype(np.float32).swapaxes(0, 1)
+    return spans.decode(start, end, context=where, spans=places, text=question.context, cls=cls)
 
 
 def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:

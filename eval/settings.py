@@ -155,3 +155,35 @@ class Texts:
     def texts(self) -> tuple[str, ...]:
         """Those of all --text."""
         return tuple(text for several in self.text for text in several)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """What labels are predicted for: files of examples, or texts."""
+
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts, each in quotes: of tagging sentences whose words stand between spaces, of span and choice questions."""
+    files: tuple[str, ...] = ()
+    """Files of examples, or their folders, in the formats of fine-tuning; labels in them are not read. A .txt holds a text a
+    line."""
+    line: Literal["auto", "text", "labelled"] = "auto"
+    """What a line of a .txt is (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
+    a label of the model are refused."""
+    pair: str | None = None
+    """Second text of a pair, for each of the texts (classification)."""
+    context: str | None = None
+    """What the questions are about (span, choice)."""
+    options: tuple[str, ...] = ()
+    """What is chosen from (choice)."""
+
+    def __post_init__(self) -> None:
+        given = "and --files" if self.files else "are not given"
+        require(bool(self.texts) != bool(self.files), "texts", given, "give either texts or --files")
+        for name in ("pair", "context", "options"):
+            value = getattr(self, name)
+            needed = bool(self.texts) or not value
+            require(needed, name, " ".join(value or ()) if name == "options" else value, "it goes with texts; files have columns")
+        for text in (*self.texts, *self.options, self.pair or "", self.context or ""):
+            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "texts", ascii(text), "write them in UTF-8")
+        require(all(text.strip() for text in self.texts), "texts", "''", "write some text in each")

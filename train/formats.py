@@ -26,11 +26,12 @@ def trec(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
             yield BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
 
 
-def conll(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
+def conll(file: Path, options: Labelled, *, least: int = 2) -> Iterator[Record | BadInput]:
     """Columns of a sentence, each a list with an entry for a word: a word a line, an empty line after a sentence.
 
     Between the columns stand tabs, or spaces in a line that has no tab. A line that begins with -DOCSTART- holds no word, as in
     CoNLL 2003 (Tjong Kim Sang and De Meulder 2003). A sentence with a malformed line is malformed.
+    `least` is the smallest number of columns: 1 where the tags are left out.
     """
     rows: list[list[str]] = []
     first, columns, malformed = 0, 0, False
@@ -44,8 +45,8 @@ def conll(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
             continue
         if malformed:
             continue
-        if len(cells) < 2 or len(cells) != (columns or len(cells)) or not all(cells):
-            full, expected = sum(map(bool, cells)), columns or max(len(cells), 2)
+        if len(cells) < least or len(cells) != (columns or len(cells)) or not all(cells):
+            full, expected = sum(map(bool, cells)), columns or max(len(cells), least)
             fix = "write a word, a tab and its tag, as in the other lines"
             yield BadInput(f"{file}:{line}: {full} columns, not {expected}{'' if columns else ' or more'}; {fix}")
             rows, malformed = [], True
@@ -57,22 +58,36 @@ def conll(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
         yield numbered(f"{file}:{first}", map(list, zip(*rows, strict=True)))
 
 
-def race(file: Path, options: Labelled) -> Iterator[Record]:
-    """The questions of an article (Lai et al. 2017): a file of one object with "article", "questions", "options", "answers"."""
+def race(file: Path, options: Labelled, *, answered: bool = True) -> Iterator[Record]:
+    """The questions of an article (Lai et al. 2017): a file of one object with "article", "questions", "options", "answers".
+
+    The answers are neither needed nor read unless they are `answered`.
+    """
     content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "write one object")
-    found = {name: get(content, name, list, str(file)) for name in ("questions", "options", "answers")}
+    names = ("questions", "options", "answers") if answered else ("questions", "options")
+    found = {name: get(content, name, list, str(file)) for name in names}
     counts = {name: len(values) for name, values in found.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise BadInput(f"{file}: {said}; a question has one list of options and one answer")
     article = get(content, "article", str, str(file))
-    for number, (question, choices, answer) in enumerate(zip(*found.values(), strict=True), 1):
-        values = {"article": article, "question": question, "options": choices, "answer": answer}
-        yield Record(f"{file}: question {number}", values)
+    for number, values in enumerate(zip(*found.values(), strict=True), 1):
+        columns = dict(zip(("question", "options", "answer"), values, strict=False))
+        yield Record(f"{file}: question {number}", {"article": article, **columns})
 
 
 def squad(file: Path, options: Labelled) -> Iterator[Record]:
     """The questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
+    return (_answered(record, question) for record, question in _squad(file, options))
+
+
+def squad_questions(file: Path, options: Labelled) -> Iterator[Record]:
+    """The same without the answers, which are neither needed nor read."""
+    return (record for record, _ in _squad(file, options))
+
+
+def _squad(file: Path, options: Labelled) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """(id, question, title and context, the object of the question)."""
     content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
     for nth, article in enumerate(get(content, "data", list, str(file))):
         there = f"{file}: data[{nth}]"
@@ -83,20 +98,20 @@ def squad(file: Path, options: Labelled) -> Iterator[Record]:
             context = get(paragraph, "context", str, where)
             for place, question in enumerate(get(paragraph, "qas", list, where)):
                 name = get(question, "id", str, f"{where}.qas[{place}]")
-                yield _question(question, f"{file}: question {name}", title, context)
+                asked = get(question, "question", str, f"{file}: question {name}")
+                values = {"id": name, "question": asked, "title": title, "context": context}
+                yield Record(f"{file}: question {name}", values), question
 
 
-def _question(question: dict[str, Any], where: str, title: str, context: str) -> Record:
-    none = question.get("is_impossible")
+def _answered(record: Record, question: dict[str, Any]) -> Record:
+    where, none = record.where, question.get("is_impossible")
     answers = get(question, "answers", list, where) if none is None or "answers" in question else []
     if none is not None and bool(none) == bool(answers):
         said = "is impossible, and has answers" if answers else "is not impossible, but has no answer"
         raise BadInput(f'{where} {said}; mend "is_impossible" or "answers"')
     texts = [get(answer, "text", str, where) for answer in answers]
     starts = [get(answer, "answer_start", int, where) for answer in answers]
-    values = {"id": get(question, "id", str, where), "question": get(question, "question", str, where)}
-    answered = {"text": texts, "answer_start": starts}
-    return Record(where, {**values, "title": title, "context": context, "answers": answered})
+    return Record(where, {**record.values, "answers": {"text": texts, "answer_start": starts}})
 
 
 def get(value: Any, name: str, kind: type, where: str) -> Any:

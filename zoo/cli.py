@@ -20,6 +20,7 @@ usage: zoo COMMAND ...
   zoo eval RUN [...]          exact held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          finished runs side by side, those that differ in their seed alone as one row
   zoo generate RUN|DIR [...]  continue prompts, or choose the likelier of given continuations
+  zoo predict RUN|DIR ...     a fine-tuned model's classes, numbers, tags, answers or choices for texts or files without labels
   zoo fill-mask RUN|DIR ...   an encoder's likeliest words for the masks of texts, or how likely given words are
   zoo embed RUN|DIR ...       an encoder's vectors of texts, or how alike the texts are
   zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
@@ -96,6 +97,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",
     "generate": "generate:generate",
+    "predict": "predict:predict",
     "fill-mask": "fill_mask:fill_mask",
     "embed": "embed:embed",
     "data": "data:data",

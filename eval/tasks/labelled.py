@@ -76,7 +76,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         )
     labels = getattr(cfg, "labels", ())
     wanted = _wanted(settings.argument, goal, labels)
-    run = _run(subject, goal, settings)
+    run = run_for(subject, goal, settings)
     malformed: list[str] = []
     examples, _ = readers.read(goal, names, Data(), run.labelled, malformed)
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer)
@@ -116,8 +116,12 @@ def _wanted(argument: str, goal: Objective, labels: Sequence[str]) -> tuple[str,
     return wanted
 
 
-def _run(subject: Loaded, goal: Objective, settings: Settings) -> Run:
-    """A run that makes rows as the model wants them."""
+def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
+    """A run that makes rows as the model wants them.
+
+    Raises:
+        BadInput: --labelled.regression of classes, or a length that the model does not have.
+    """
     cfg, options, own = subject.net.config, settings.labelled, subject.run
     numbers = goal == "classification" and len(cfg.labels) == 1
     if options == type(options)() and own is not None:

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array
 
 from tests.support.encoders import KINDS, POSITIONS, tokenizer
+from tests.support.labelled_files import put
 from tests.support.small import LABELS, jit, random_params, small
 from train import labelled
 from train.batches import in_order
@@ -124,3 +126,21 @@ def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs
         return Question(origin=where, id=str(number), question=" ".join(some(1, 4)), context=" ".join(context), answers=answers)
 
     return tuple(one(number) for number in range(count))
+
+
+def write(folder: Path, goal: str) -> Path:
+    """Write 27 examples of a task to a file and return it."""
+    rows: list[dict[str, Any]] = []
+    for each in examples(goal, 27):
+        match each:
+            case Text():
+                rows.append({"text": each.text, "label": each.label})
+            case Tagged():
+                rows.append({"tokens": each.words, "tags": each.tags})
+            case Choice():
+                letter = "ABC"[each.answer]
+                rows.append({"article": each.article, "question": each.question, "options": each.options, "answer": letter})
+            case Question():
+                answers = {"text": [text for text, _ in each.answers], "answer_start": [start for _, start in each.answers]}
+                rows.append({"id": each.id, "question": each.question, "context": each.context, "answers": answers})
+    return put(folder / f"{goal}.jsonl", rows)

@@ -19,28 +19,10 @@ from tests.support.commands import call
 from tests.support.finetuned import LABELS, examples, run
 from tests.support.labelled_files import put
 from train.config_objectives import Labelled
-from train.examples import Choice, Question, Tagged, Text
+from train.examples import Text
 from train.load import Loaded
 from zoo.errors import BadInput
 from zoo.models import model
-
-
-def written(folder: Path, goal: str) -> Path:
-    """The examples of a task as a file."""
-    rows: list[dict[str, Any]] = []
-    for each in examples(goal, 27):
-        match each:
-            case Text():
-                rows.append({"text": each.text, "label": each.label})
-            case Tagged():
-                rows.append({"tokens": each.words, "tags": each.tags})
-            case Choice():
-                letter = "ABC"[each.answer]
-                rows.append({"article": each.article, "question": each.question, "options": each.options, "answer": letter})
-            case Question():
-                answers = {"text": [text for text, _ in each.answers], "answer_start": [start for _, start in each.answers]}
-                rows.append({"id": each.id, "question": each.question, "context": each.context, "answers": answers})
-    return put(folder / f"{goal}.jsonl", rows)
 
 
 def expected(goal: str, length: int) -> dict[str, Any]:
@@ -73,7 +55,7 @@ def loaded(goal: str) -> Loaded:
 )
 def test_published_weights_are_scored_by_their_head(goal: str, tmp_path: Path) -> None:
     """Windows of a context fill the model's positions; other rows are as long as the longest needs."""
-    found = score(loaded(goal), written(tmp_path, goal), **({"stride": 5} if goal == "span" else {}))
+    found = score(loaded(goal), finetuned.write(tmp_path, goal), **({"stride": 5} if goal == "span" else {}))
     length = 40 if goal == "span" else 32
     numbers = expected(goal, length)
     assert found.examples == numbers.pop("examples") == 27
@@ -91,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task")
     encoders.folder(folder / "classes", "bert", "sequence")
     encoders.folder(folder / "masked", "bert", "masked")
-    written(folder, "classification")
+    finetuned.write(folder, "classification")
     put(folder / "other.tsv", "text\tlabel\nthe whale\tmaybe\n")
     return folder
 
@@ -154,7 +136,7 @@ def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Pa
     with pytest.raises(BadInput, match=r"^--task labelled:stsb: .* and the model is of 3 classes$"):
         score(loaded("classification"), file, argument="stsb")
     with pytest.raises(BadInput, match=r"^--task labelled:cola: .* and the model is of choice, not classes"):
-        score(loaded("choice"), written(tmp_path, "choice"), argument="cola")
+        score(loaded("choice"), finetuned.write(tmp_path, "choice"), argument="cola")
     assert score(loaded("classification"), file, argument="cola").metrics.keys() == {"matthews"}
 
 

@@ -1,0 +1,283 @@
+"""`zoo predict`: what is predicted for inputs without labels, from which files, and what is refused."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval import predictions, predictor, spans
+from eval.predict import predict
+from eval.predictor import Predictor
+from eval.tasks import Settings
+from eval.tasks import labelled as task
+from tests.support import encoders, finetuned, published
+from tests.support.commands import assert_refused, call
+from tests.support.finetuned import IOB, LABELS, examples, run
+from tests.support.labelled_files import CONTEXT, put, squad
+from train.config_objectives import Labelled
+from train.examples import Tagged
+from train.features import Inputs, Row
+from train.load import Loaded
+from train.unlabelled import Item, texts
+from zoo.batch import IGNORED
+from zoo.errors import BadInput
+from zoo.models import model
+
+Predictions = list[dict[str, Any]]
+OPTIONS = {"span": Labelled(stride=finetuned.STRIDE)}
+
+
+def loaded(goal: str, shape: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
+    return encoders.loaded("bert", finetuned.TASKS[goal], shape)
+
+
+def predicted(goal: str, file: Path, **options: Any) -> Predictions:
+    """Return the predictions for a file; of a span with no answer where that is likelier."""
+    more = {"null_threshold": 0.0} if goal == "span" else {}
+    subject = options.pop("subject", None) or loaded(goal)
+    return list(predict(subject, files=[str(file)], **{"labelled": OPTIONS.get(goal, Labelled()), **more, **options}))
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Assert that two predictions are the same but for rounding.
+
+    A logit of order 1 is the sum of some hundred float32 products of order 1, in another order on another mesh: 1e-5.
+    """
+    if isinstance(one, dict | list):
+        assert len(one) == len(other)
+        for key in one if isinstance(one, dict) else range(len(one)):
+            assert_close(one[key], other[key])
+    else:
+        assert one == (pytest.approx(other, rel=1e-5, abs=1e-5) if isinstance(one, float) else other)
+
+
+def agreement(goal: str, made: Predictions) -> dict[str, float]:
+    """Return what the examples say of predictions, under the names of a score."""
+    truth: list[Any] = list(examples(goal, 27))
+    if goal == "span":
+        answers = [(each["answer"] or "", [text for text, _ in one.answers]) for each, one in zip(made, truth, strict=True)]
+        return {
+            "exact": float(np.mean([spans.exact_match(*pair) for pair in answers])),
+            "f1": float(np.mean([spans.token_f1(*pair) for pair in answers])),
+        }
+    pairs = {
+        "classification": lambda each, one: [each["label"] == one.label],
+        "tagging": lambda each, one: [tag["tag"] == true for tag, true in zip(each["tags"], one.tags, strict=True)],
+        "choice": lambda each, one: [each["choice"] == one.answer],
+    }[goal]
+    return {"accuracy": float(np.mean([hit for each, one in zip(made, truth, strict=True) for hit in pairs(each, one)]))}
+
+
+@pytest.mark.parametrize("goal", finetuned.TASKS)
+def test_predictions_are_what_the_score_is_of(goal: str, tmp_path: Path) -> None:
+    file = finetuned.write(tmp_path, goal)
+    made = predicted(goal, file)
+    assert [each["index"] for each in made] == list(range(27))
+    assert [each.get("id") for each in made] == [str(number) if goal == "span" else None for number in range(27)]
+    settings = Settings(labelled=OPTIONS.get(goal, Labelled()))
+    numbers = task.score(loaded(goal), (str(file),), settings, lambda done, count: None).metrics
+    expected = agreement(goal, made)
+    assert {name: numbers[name] for name in expected} == expected
+    if goal not in ("classification", "choice"):
+        return
+    cfg = run(goal)
+    logits = finetuned.logits(cfg, finetuned.batch(cfg, finetuned.rows(cfg, examples(goal, 27))))
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    values = [each["probabilities"] for each in made]
+    values = [[each[name] for name in LABELS] for each in values] if goal == "classification" else values
+    np.testing.assert_allclose(values, chances, rtol=1e-4)
+    assert made[0].get("label", LABELS[0]) == LABELS[chances[0].argmax()] or goal == "choice"
+
+
+def test_tags_are_of_words_and_entities_of_several() -> None:
+    """A word that the row has no token of has no tag and belongs to no entity."""
+    words = ("Anna", "Lee", "\u200b", "in", "New", "York", "cut")
+    at = {1: 0, 2: 1, 4: 3, 5: 4, 7: 5}
+    tags = {0: "B-PER", 1: "I-PER", 3: "O", 4: "B-LOC", 5: "I-LOC"}
+    labels, logits = np.full(9, IGNORED, np.int32), np.zeros((1, 9, len(IOB)))
+    for position, word in at.items():
+        labels[position] = word
+        logits[0, position, IOB.index(tags[word])] = 2
+    row = Row((Inputs(labels, labels),), labels, np.ones(9, np.float32), 0)
+    made = predictions.of_example(Tagged(origin="", words=words, tags=()), [row], logits, IOB)
+    chance = predictions.number(np.exp(2) / (np.exp(2) + 4))
+    expected = [{"word": word, "tag": tags.get(n), "probability": chance if n in tags else None} for n, word in enumerate(words)]
+    assert made["tags"] == expected
+    assert made["entities"] == [
+        {"type": "PER", "first": 0, "end": 2, "text": "Anna Lee"},
+        {"type": "LOC", "first": 4, "end": 6, "text": "New York"},
+    ]
+
+
+def test_an_answer_is_null_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    file = finetuned.write(tmp_path, "span")
+    contexts = [each.context for each in examples("span", 27)]
+    always, never = (predicted("span", file, null_threshold=value) for value in (None, -1e6))
+    for each, other, context in zip(always, never, contexts, strict=True):
+        assert context[each["start"] : each["end"]] == each["answer"] != ""
+        assert (other["answer"], other["start"], other["score"]) == (None, None, None)
+        assert other["null_score"] == each["null_score"]
+    some = predicted("span", file)
+    assert [each["answer"] is None for each in some] == [each["null_score"] > each["score"] for each in always]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("goal", finetuned.TASKS)
+def test_chunks_batches_and_meshes_change_nothing(goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = finetuned.write(tmp_path, goal)
+    made = predicted(goal, file)
+    assert_close(predicted(goal, file, batch=3), made)
+    monkeypatch.setattr(predictor, "CHUNK", 5)
+    assert_close(predicted(goal, file), made)
+    for shape in ((8, 1, 1), (1, 2, 2)):
+        assert_close(predicted(goal, file, subject=loaded(goal, shape), batch=4), made)
+
+
+@pytest.mark.full
+def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def without_end() -> Iterator[Item]:
+        while True:
+            taken.extend(texts("classification", ["the whale"]))
+            yield taken[-1]
+
+    monkeypatch.setattr(predictor, "CHUNK", 4)
+    subject = loaded("classification")
+    made = Predictor.of(subject, run("classification"), batch=2, dtype="float32").predict(without_end())
+    assert [each["index"] for each in itertools.islice(made, 9)] == list(range(9))
+    assert len(taken) == 12
+
+
+@pytest.mark.full
+def test_a_single_label_names_a_number(tmp_path: Path) -> None:
+    made = encoders.loaded("bert", "sequence")
+    net = dataclasses.replace(made.net.config, labels=("score",))
+    params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
+    subject = dataclasses.replace(made, net=model(net), params=params)
+    (each,) = predict(subject, texts=["the whale"])
+    cfg = run("classification", labels=("score",), regression=True)
+    (of_first, *_) = predict(made, texts=["the whale"])
+    assert each.keys() == {"index", "number"} and cfg.model == net
+    assert of_first["probabilities"].keys() == set(LABELS)
+
+
+WHALE = ["the whale", "old men"]
+FORMATS: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
+    "classification": [
+        ("a.jsonl", [{"text": text, "label": 7} for text in WHALE], {}),
+        ("a.csv", "label,text\n?,the whale\n?,old men\n", {}),
+        ("a.tsv", "the whale\nold men\n", {"labelled": Labelled(header=False)}),
+        ("a.txt", "the whale\n\nold men\n", {}),
+        ("b.txt", "no:x the whale\nyes old men\n", {"line": "labelled"}),
+        ("a.parquet", [{"text": text} for text in WHALE], {}),
+    ],
+    "tagging": [
+        ("a.jsonl", [{"tokens": text.split()} for text in WHALE], {}),
+        ("a.conll", "the\nwhale\n\nold\nmen\n", {}),
+        ("b.conll", "the\tX\nwhale\tY\n\nold\tX\nmen\tX\n", {}),
+        ("a.txt", "the  whale\nold men\n", {}),
+    ],
+    "span": [
+        ("a.json", json.dumps(squad(version=1)).replace('"answers"', '"other"'), {}),
+        ("b.json", json.dumps(squad()), {}),
+        ("a.jsonl", [{"question": each, "context": CONTEXT} for each in ("Who is white?", "What is red?", "What is not?")], {}),
+    ],
+    "choice": [
+        ("a.json", json.dumps({"article": "x", "questions": ["a", "b"], "options": [["the", "men"], ["old", "ship"]]}), {}),
+        (
+            "a.jsonl",
+            [
+                {"article": "x", "question": question, "options": options}
+                for question, options in zip("ab", (["the", "men"], ["old", "ship"]), strict=True)
+            ],
+            {},
+        ),
+    ],
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("goal", FORMATS)
+def test_every_format_gives_the_same_with_labels_and_without(goal: str, tmp_path: Path) -> None:
+    made = [predicted(goal, put(tmp_path / name, content), **options) for name, content, options in FORMATS[goal]]
+    for each in made:
+        assert_close([{**one, "id": None} for one in each], [{**one, "id": None} for one in made[0]])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    for goal, head in finetuned.TASKS.items():
+        encoders.folder(folder / goal, "bert", head)
+    encoders.folder(folder / "masked", "bert", "masked")
+    published.write(folder / "gpt", published.config("gpt", "causal"))
+    put(folder / "labels.txt", "no the whale\nyes old men\n")
+    put(folder / "a.tsv", "id\ttext\n7\tthe whale\n8\tthe ship\n")
+    put(folder / "long.tsv", "text\nthe whale\n" + "whale " * 60 + "\n")
+    return folder
+
+
+def test_the_command_writes_lines_of_json(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    printed = call(capsys, "predict", "classification", "the whale", "the ship")
+    first, second = map(json.loads, printed.stdout.splitlines())
+    assert (printed.code, first.keys()) == (0, {"index", "label", "probabilities"})
+    out = tmp_path / "out.jsonl"
+    ended = call(capsys, "predict", "classification", "--files", "a.tsv", "--out", str(out))
+    assert (ended.code, ended.stdout) == (0, f"{out}: 2 predictions\n")
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [{"id": "7", **first}, {"id": "8", **second}]
+    before = out.read_bytes()
+    ended = call(capsys, "predict", "classification", "--files", "long.tsv", "--out", str(out))
+    assert ended.code == 2 and "long.tsv:3: 62 tokens" in ended.stderr
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.full
+def test_questions_and_choices_are_taken_from_the_command_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    ended = call(capsys, "predict", "span", "the whale", "--context", "the old ship", "--labelled.stride", "5")
+    answer = json.loads(ended.stdout)
+    assert "the old ship"[answer["start"] : answer["end"]] == answer["answer"]
+    chosen = json.loads(call(capsys, "predict", "choice", "the", "--options", "whale", "ship", "men").stdout)
+    assert chosen["option"] == ["whale", "ship", "men"][chosen["choice"]]
+    assert sum(chosen["probabilities"]) == pytest.approx(1)
+    tags = json.loads(call(capsys, "predict", "tagging", "the old whale").stdout)["tags"]
+    assert [tag["word"] for tag in tags] == ["the", "old", "whale"]
+    pair = json.loads(call(capsys, "predict", "classification", "the whale", "--pair", "old men").stdout)
+    assert pair["probabilities"] != json.loads(call(capsys, "predict", "classification", "the whale").stdout)["probabilities"]
+
+
+WRONG = {
+    "classification": "--texts are not given: give either texts or --files",
+    "classification x --files a.tsv": "--texts and --files: give either",
+    "classification --files gone.tsv": "--files gone.tsv: no such file",
+    "classification --files labels.txt": "labels.txt: each of its first 2 lines begins with a label of the model; choose --line",
+    "classification --files a.tsv --labelled.text said": 'a.tsv:2: no column "said"; it has "id", "text"',
+    "classification --files a.tsv --labelled.stride 3": "--labelled.stride 3: it means nothing to classification",
+    "classification --files a.tsv --pair x": "--pair x: it goes with texts",
+    "classification --files a.tsv --out a.txt": "--out a.txt: name a file that ends in .jsonl",
+    "classification --files a.tsv --out gone/a.jsonl": "--out gone/a.jsonl: its folder does not exist",
+    "classification x --context y": "--context y: it means nothing to a model of classification",
+    "span x": "--context: name the text that the answer is in",
+    "choice x --options y": "--options: name 2 or more options",
+    "masked x": "masked: it is made for the task masked, without labels; fine-tune it first",
+    "gpt x": "gpt: this model writes text; use `zoo generate gpt --prompt ...`",
+}
+
+
+def test_wrong_input_is_refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert_refused(capsys, place, {line: (("predict", *line.split()), message) for line, message in WRONG.items()})
+    own = dataclasses.replace(loaded("classification"), run=run("classification", pair="other"))
+    with pytest.raises(BadInput, match=r"^--pair: the model was fine-tuned on pairs of texts"):
+        predict(own, texts=["x"])
