@@ -127,6 +127,9 @@ def predict(
         raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
     run = run_for(subject, goal, Settings(batch=batch, length=length, labelled=labelled))
     refuse_idle(run)
+    require(not labelled.skip_bad, "labelled.skip_bad", True, "every text is predicted, or refused; leave it out")
+    # A run may have left examples out, and its files may have been written in another format than these.
+    run = dataclasses.replace(run, labelled=dataclasses.replace(run.labelled, skip_bad=False, format=labelled.format))
     _check(goal, run.labelled, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
         items: Iterable[Item] = unlabelled.texts(goal, texts, pair=pair, context=context or "", options=options)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from eval import labelled, measures
-from train.examples import Choice, Question, Tagged, Text
+from train.examples import Choice, Question, Tagged, Text, is_iob
 from train.features import Row
 from zoo.batch import IGNORED
 
@@ -81,7 +81,7 @@ def _tags(words: Sequence[str], row: Row, chances: Float64[np.ndarray, "T O"], l
     for at in np.flatnonzero(row.labels != IGNORED):
         best = int(chances[at].argmax())
         tags[int(row.labels[at])] |= {"tag": labels[best], "probability": number(chances[at, best])}
-    if not measures.is_iob(labels):
+    if not is_iob(labels):
         return {"tags": tags}
     entities = [
         {"type": entity.type, "first": entity.first, "end": entity.end, "text": " ".join(words[entity.first : entity.end])}

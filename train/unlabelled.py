@@ -18,7 +18,7 @@ from train.formats import get
 from train.readers import ANY, Task
 from train.records import TO_UTF8, Record, column
 from train.texts import kind_of, lines, string
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 Lines = Literal["auto", "text", "labelled"]
 """What a line of a .txt is (classification): a text, or a label, a space and a text."""
@@ -52,10 +52,14 @@ def read(
             begin with labels.
     """
     task = _task(objective, line, labels)
+    fix = f"it is not read without labels; choose {', '.join(task.formats)}"
+    require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
     for path in paths:
         for _, where, found in readers.sources(path, task, Data(), options):
             some = False
             for record in found:
+                if isinstance(record, BadInput):
+                    raise record
                 some = True
                 yield Item(_id(record), task.example(record, options))
             if not some:
@@ -92,10 +96,14 @@ def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
     texts = functools.partial(_lines, line=line, labels=labels)
     sentences = functools.partial(_lines, line="text", labels=())
     tasks = {
-        "classification": Task({".tsv": records.tsv, ".csv": records.comma_separated, ".txt": texts, **ANY}, _text),
-        "tagging": Task({".conll": column_of_words, ".txt": sentences, **ANY}, _tagged),
-        "span": Task({".json": formats.squad_questions, **ANY}, _question),
-        "choice": Task({".json": article, ".txt": article, **ANY}, _choice),
+        "classification": Task(
+            {".tsv": records.tsv, ".csv": records.comma_separated, ".txt": texts, **ANY}, _text, ("tsv", "csv", "jsonl")
+        ),
+        "tagging": Task(
+            {".conll": column_of_words, ".annotated": column_of_words, ".txt": sentences, **ANY}, _tagged, ("conll", "jsonl")
+        ),
+        "span": Task({".json": formats.squad_questions, **ANY}, _question, ("squad", "jsonl")),
+        "choice": Task({".json": article, ".txt": article, **ANY}, _choice, ("race", "jsonl")),
     }
     return tasks[objective]
 
