@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Annotated
 
+from zoo.commands import early
 from zoo.commands.machine import on_machine
+from zoo.commands.options import parse
 
 
 def predict(args: list[str]) -> int:
@@ -41,7 +43,9 @@ def predict(args: list[str]) -> int:
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = tyro.cli(Predict, args=args, prog="zoo predict")
+    asked = parse(Predict, args=args, prog="zoo predict")
+    early.check_source(asked.model, asked.step)
+    early.check_files("--files", asked.inputs.files)
     _check_model(asked.model)
     if (code := on_machine(asked.machine, ["predict", *args])) is not None:
         return code
