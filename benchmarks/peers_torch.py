@@ -124,7 +124,8 @@ def _decode(model: Any, given: Tensors, autocast: Callable[[], Any], *, compiled
     def once() -> float:
         with torch.no_grad(), autocast():
             logits = model(**fixed, **{name: tokens[:, last:]}, past_key_values=past, use_cache=True).logits[:, -1].float()
-            past.crop(last)
+            # Remove the token again; a positive number, the length to keep, is refused since transformers 5.24.
+            past.crop(-1)
             return (logits.logsumexp(-1) - logits[:, TOLD]).mean().item()
 
     return once

@@ -218,6 +218,16 @@ def test_a_peer_is_timed_if_it_agrees(tmp_path: Path, monkeypatch: pytest.Monkey
         assert reason in peer["reason"]
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["gpt-nano", "t5-nano"])
+def test_transformers_decodes_the_same_token_at_every_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache grows by the token, which is removed again: otherwise its second loss would be another."""
+    monkeypatch.setattr(peers, "PEERS", {"transformers": peers.PEERS["transformers"]})
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    peer = measured(tmp_path / "out", name, mode="decode", peers=True)["transformers "]
+    assert peer["state"] == "timed", peer
+
+
 @pytest.mark.full
 def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with the unit in its rounds; what has room beside none is skipped, with the numbers."""
