@@ -17,7 +17,7 @@ from eval.page import page, section, table, text
 COLUMNS = (
     *("Dtype", "Direction", "Feature", "B x T", "N x H", "Implementation", "Kernels"),
     *("Clock", "Time", "Wall, 20 to 80 %", "n", "Over xla", "20 to 80 %", "Tokens/s", "GFLOP/s", "Of matrix rate", "Of peak"),
-    *("Least MB", "GB/s", "FLOPs/byte", "Of attainable", "Memory, MB", "Compile, s", "Error"),
+    *("Least MB", "GB/s", "FLOPs/byte", "Of attainable", "Memory, MB", "Compile, s", "Error", "Allowed"),
 )
 WORDS = 8
 """Columns of words; the others are numbers."""
@@ -110,6 +110,7 @@ def _line(cell: Mapping[str, Any]) -> list[Any]:
         *(given("bytes", ",.1f", 1e6), given("bytes_per_s", ",.1f", 1e9), given("intensity", ",.1f"), percent("of_attainable")),
         *(given("memory", ",.1f", 1e6), given("compile_seconds", ".2f")),
         given("error", ".0e"),
+        given("allowed", ".0e"),
     ]
 
 

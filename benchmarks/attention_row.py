@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import attention_cost as cost
+from benchmarks import attention_rounding as rounding
 from benchmarks import conformance, device_time, peers_attention, timing
 from benchmarks.attention_features import FEATURES, Problem
 from benchmarks.attention_settings import UNIT, Row, Settings
@@ -126,8 +127,8 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
         if why := door.refusal(name, request):
             trial.end("skipped", why)
             return
-    state, reason, error = _checked(name, row.feature, row.dtype)
-    trial.columns |= _known("error", error)
+    state, reason, errors = _checked(name, row)
+    trial.columns |= errors
     if state:
         trial.end(state, reason)
         return
@@ -190,26 +191,32 @@ def _first_call(
     trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
 
-@functools.cache
-def _checked(name: str, feature: str, dtype: str) -> tuple[str, str, float | None]:
-    """(state, reason, error) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
+def _checked(name: str, row: Row) -> tuple[str, str, dict[str, float]]:
+    """(state, reason, columns) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
 
-    One that refuses the case for its odd length is checked at another; one that refuses that too is neither checked nor timed.
+    A forward row is judged by outputs alone. The columns are the error that uses most of what is allowed, and that. One that
+    refuses the case for its odd length is checked at another; one that refuses that too is neither checked nor timed.
     """
-    worst = 0.0
-    for case in FEATURES[feature].cases:
+    worst = (0.0, 0.0)
+    for case in FEATURES[row.feature].cases:
         try:
-            result = _check(name, case, dtype)
+            result = _check(name, case, row.dtype)
         except BadInput as refusal:
-            return "skipped", f"it cannot be checked: {refusal}", None
+            return "skipped", f"it cannot be checked: {refusal}", {}
+        result = result.forward if row.direction == "forward" else result
+        error, allowed = result.worst
         if not result.ok:
-            where = max(result.errors, key=lambda array: result.errors[array])
-            told = f"{where} is off by {result.worst:.1e} on the case {case!r}, and {result.bound:.0e} is allowed"
-            return "wrong", f"it disagrees with float64: {told}", result.worst
-        worst = max(worst, result.worst)
-    return "", "", worst
+            told = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
+            return "wrong", f"it disagrees with float64: {told}", _columns(error, allowed)
+        worst = max(worst, result.worst, key=lambda pair: rounding.share(*pair))
+    return "", "", _columns(*worst)
 
 
+def _columns(error: float, allowed: float) -> dict[str, float]:
+    return _known("error", error) | _known("allowed", allowed)
+
+
+@functools.cache
 def _check(name: str, case: str, dtype: str) -> conformance.Result:
     try:
         return conformance.check(name, case, dtype)
@@ -248,8 +255,13 @@ def _size(x: np.ndarray) -> float:
 
 
 def _bound(row: Row) -> float:
-    """Of two results that are both within what conformance allows at its length; errors grow with the root of the terms."""
-    return 2 * conformance.BOUNDS[row.dtype] * max(1.0, row.shape.keys / conformance.Case().keys) ** 0.5
+    """Return how far two correct results of a row may lie apart, from the terms of its longest sums."""
+    shape, terms = row.shape, row.shape.keys
+    if row.direction == "both":
+        # Gradients of keys sum over the queries of all heads that share them, those of a bias over those of all examples.
+        of_bias = any(conformance.CASES[case].bias for case in FEATURES[row.feature].cases)
+        terms = max(terms, shape.queries * (shape.batch if of_bias else shape.heads // shape.groups))
+    return rounding.between(row.dtype, terms)
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------

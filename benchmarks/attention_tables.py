@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.attention_cost import FORMULAS, time_of
+from benchmarks.attention_rounding import share
 from benchmarks.records import Results, identity
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
@@ -84,6 +85,7 @@ class Part:
     def __init__(self, dtype: str, direction: str, cells: Sequence[Mapping[str, Any]]) -> None:
         self.dtype, self.direction = dtype, direction
         self.title = f"{dtype}, {'forward and backward' if direction == 'both' else direction}"
+        self.errors = errors(cells)
         self.rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
         for cell in cells:
             key = cell["key"]
@@ -99,8 +101,10 @@ class Part:
         return [cls(*which, group) for which, group in groups.items()]
 
     def lines(self) -> list[list[str]]:
-        """A line a row: feature, B x T, N x H, then the cells."""
-        return [[*which, *(cell_text(found.get(name)) for name in self.names)] for which, found in self.rows.items()]
+        """A line a row: feature, B x T, N x H, then the cells. Rows of a feature stand together, whenever they were measured."""
+        features = list(dict.fromkeys(feature for feature, *_ in self.rows))
+        rows = sorted(self.rows.items(), key=lambda item: features.index(item[0][0]))
+        return [[*which, *(cell_text(found.get(name)) for name in self.names)] for which, found in rows]
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -112,6 +116,17 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     for (state, name, reason), count in sorted(counted.items(), key=lambda each: SEVERITY.index(each[0][0])):
         told.append(f"{name}, {state}: {reason} ({count} {'cell' if count == 1 else 'cells'})")
     return told
+
+
+def errors(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A line with the error of each implementation that uses most of what is allowed, and that; "" where none was checked."""
+    largest: dict[str, tuple[float, float]] = {}
+    for cell in cells:
+        if "error" in cell and "allowed" in cell:
+            name, pair = cell["key"]["implementation"], (cell["error"], cell["allowed"])
+            largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda each: share(*each))
+    told = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
+    return f"Error against float64, of what is allowed: {told}." if told else ""
 
 
 CELL = 19
@@ -128,6 +143,8 @@ def show(results: Results) -> None:
         several = max(1, (console.width - labels) // (CELL + 2))
         for first in range(0, max(1, len(part.names)), several):
             console.print(_block(part.names[first : first + several], lines, first))
+        if part.errors:
+            console.print(Text(part.errors, "dim"), soft_wrap=True)
     console.print(Text(f"\n{LEGEND}", "dim"))
     for note in notes(cells):
         console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
@@ -174,6 +191,7 @@ def markdown(results: Results) -> str:
         rows = [head, rule, *([" ".join(cell.split()) for cell in line] for line in part.lines())]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         blocks += [f"## {part.title[:1].upper()}{part.title[1:]}", f"A cell: {LEGEND}.", table]
+        blocks += [part.errors] if part.errors else []
     if told := notes(cells):
         blocks.append("\n".join(f"- {note}" for note in told))
     blocks.append("\n".join(f"- {name}: {formula}." for name, formula in FORMULAS.items()))

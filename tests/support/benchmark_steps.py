@@ -74,7 +74,7 @@ def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
         patch.setattr(owner, name, planted)
 
     shrink(patch)
-    patch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
+    patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
     patch.setattr(growth, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
     skipped = {"state": "skipped", "reason": "not here"}
     patch.setattr(growth, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))

@@ -33,21 +33,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     """Put a function into the table of implementations, as "planted"; its agreement with float64 is not cached."""
-    checked = attention_row._checked
+    check = attention_row._check
 
     def put(function: Callable[..., Any]) -> None:
         row = dataclasses.replace(attention.IMPLEMENTATIONS["blocked"], module=__name__, function="planted")
         monkeypatch.setitem(attention.IMPLEMENTATIONS, "planted", row)
         monkeypatch.setattr(sys.modules[__name__], "planted", function, raising=False)
-        anew = {"planted": checked.__wrapped__}
-        monkeypatch.setattr(attention_row, "_checked", lambda name, *rest: anew.get(name, checked)(name, *rest))
+        anew = {"planted": check.__wrapped__}
+        monkeypatch.setattr(attention_row, "_check", lambda name, *rest: anew.get(name, check)(name, *rest))
 
     return put
 
 
 def unchecked(patch: pytest.MonkeyPatch) -> None:
     """Leave out the comparison with float64."""
-    patch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
+    patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
 
 
 def measured(
@@ -68,7 +68,7 @@ def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.Monke
     xla, cell = cells["xla"], cells["planted"]
     assert xla["state"] == cell["state"] == "timed"
     assert cell["n"] == 3 and cell["compared"] == "xla"
-    assert 0 < cell["error"] < 2e-6 and cell["difference"] < 1e-5
+    assert 0 < cell["error"] < cell["allowed"] < 2e-6
     assert cell["ratio_p20"] <= cell["ratio"] <= cell["ratio_p80"] and xla["ratio"] == 1
     assert min(cell[name] for name in ("lower_seconds", "compile_seconds", "memory", "flops_per_s", "of_matrix_rate")) > 0
     assert (xla["clock"], cell["clock"]) == ("wall", "device")
@@ -97,8 +97,20 @@ def test_a_wrong_implementation_is_not_timed(plant: Plant) -> None:
     plant(lambda *arrays, scale, rate: blocked.blocked(*arrays, scale=1.0, rate=rate))
     cells = measured()
     assert (cells["xla"]["state"], cells["planted"]["state"]) == ("timed", "wrong")
-    assert re.match(r"it disagrees with float64: \w+ is off by .* on the case 'causal', and 2e-06", cells["planted"]["reason"])
-    assert cells["planted"].keys() == {"key", "state", "reason", "error"}
+    assert re.match(r"it disagrees with float64: \w+ is off by .* on the case 'causal', and \S+ is", cells["planted"]["reason"])
+    assert cells["planted"].keys() == {"key", "state", "reason", "error", "allowed"}
+
+
+@pytest.mark.planted
+def test_a_forward_row_is_judged_by_its_output(plant: Plant) -> None:
+    """A gradient of the queries that is 1 % too large is wrong in rows of both directions alone."""
+
+    def planted(q: Any, *rest: Any, scale: float, rate: float) -> Any:
+        return blocked.blocked(1.01 * q - 0.01 * jax.lax.stop_gradient(q), *rest, scale=scale, rate=rate)
+
+    plant(planted)
+    both, forward = (measured(TINY._replace(direction=direction))["planted"] for direction in ("both", "forward"))
+    assert (both["state"], forward["state"]) == ("wrong", "timed") and ": d_q is off by" in both["reason"]
 
 
 @pytest.mark.planted
@@ -203,7 +215,7 @@ def test_every_feature_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
     row = Row("float32", "both", name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
     cell = measured(row, ("xla", "blocked"), dataclasses.replace(THREE_ROUNDS, rounds=1))["blocked"]
-    assert cell["state"] == "timed" and 0 < cell["difference"] < 4e-6
+    assert cell["state"] == "timed" and cell["difference"] > 0
 
 
 @pytest.mark.parity

@@ -25,7 +25,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         steps.hurry(patch)
         # `test_row` has the comparison with float64.
-        patch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
+        patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
         yield
 
 
@@ -95,6 +95,8 @@ def test_tables_say_what_is_wrong_and_whose_time_it_is(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
     assert attention_tables.cell_text(wrong) == "WRONG"
     assert "500 ms*" in attention_tables.cell_text(cell_of("blocked", device_seconds=0.5, clock="device"))
+    checked = cell_of("blocked", error=2e-7, allowed=5e-7)
+    assert attention_tables.errors([wrong, checked]).endswith("of what is allowed: blocked 2.0e-07 of 5.0e-07.")
     results = dataclasses.replace(records.read(swept), cells=[wrong])
     assert "planted, wrong: it is <off> (1 cell)" in attention_tables.markdown(results)
     assert "it is &lt;off&gt;" in attention_page.render(results)

@@ -163,7 +163,7 @@ def plant(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.planted
 def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
-    assert not conformance.Result({"out": float("nan")}, 1.0).ok
+    assert not conformance.Result({"out": (float("nan"), 1.0)}).ok
 
 
 BODIES = {
