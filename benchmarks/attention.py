@@ -5,6 +5,8 @@ A sweep of several repeats is done by fresh processes, one after the other, each
 
 import dataclasses
 import functools
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,29 +31,44 @@ def main(asked: Settings, request: command.Request, *, quick: bool) -> int:
     begun = command.start(asked.repeats, peers=asked.peers)
     settings = resolved(asked, begun.machine["backend"], quick=quick)
     todo = rows(settings)
-    measure = functools.partial(_sweep, todo, settings)
+    measure = functools.partial(_sweep, todo, settings, time.monotonic())
     return command.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
 
 
-def _sweep(todo: Sequence[Row], settings: Settings, folder: Path, process: int, resume: bool) -> None:
+def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, process: int, resume: bool) -> None:
+    """Measure the rows that are missing, until `settings.seconds` after the time `began` are over."""
     environment = records.environment(settings.dtype)
-    asked = dataclasses.asdict(settings)
+    # What a cell is does not depend on it, and more of it completes what was left out.
+    asked = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
     writer = Writer(folder / records.CELLS, "attention", environment, asked, resume, {"implementation": UNIT})
     names = (*settings.impl, *(peers_attention.NAMES if settings.peers else ()))
     missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
     progress = Progress(sum(weights.values(), 0.0))
     watch = Watch(progress.doing, writer, process)
+    left_out: list[Row] = []
     try:
-        for row, weight in weights.items():
+        for number, row in enumerate(weights if settings.seconds is None else sorted(weights, key=_each_feature_first)):
+            # Only between rows: the rounds of one are never cut short. There is always a first.
+            if settings.seconds and number and time.monotonic() - began > settings.seconds:
+                left_out.append(row)
+                continue
             progress.begin(str(row))
             cells = attention_row.measure(row, missing[row], settings, environment, watch)
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
-            progress.done(weight, attention_tables.in_a_line(cells))
+            progress.done(weights[row], attention_tables.in_a_line(cells))
     finally:
         writer.close()
         progress.close()
+    if left_out:
+        names = ", ".join(map(str, left_out))
+        print(f"left out, after the {settings.seconds:g} s of --seconds: {names}; --resume measures them", file=sys.stderr)
+
+
+def _each_feature_first(row: Row) -> tuple[Any, ...]:
+    """Return what rows are sorted by if the last may be left out: short forward rows of all features come first."""
+    return row.dtype, row.direction != "forward", row.shape.queries
 
 
 def _weight(row: Row) -> float:

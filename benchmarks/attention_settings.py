@@ -33,6 +33,8 @@ class Settings:
     rounds: int | None = None
     budget: float | None = None
     """Instead of a number of rounds, their seconds for each program of a row; see `timing.measured`."""
+    seconds: float | None = None
+    """Of the sweep: no row begins later. None = all are measured."""
     cell_seconds: float = 20.0
     repeats: int = 1
     peers: bool = False
@@ -56,7 +58,7 @@ _ACCELERATOR = dataclasses.replace(
     feature=tuple(FEATURES),
     tokens=16384,
 )
-_QUICK = {"feature": ("full", "causal", "t5"), "model": ("gpt2",), "budget": 0.5}
+_QUICK = {"feature": ("full", "causal", "t5"), "model": ("gpt2",), "budget": 0.5, "seconds": 60.0}
 DEFAULTS = {
     "sweep": {"cpu": _CPU, "accelerator": _ACCELERATOR},
     "quick": {
@@ -121,7 +123,7 @@ def rows(settings: Settings) -> list[Row]:
     return list(dict.fromkeys(found))
 
 
-_NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget")
+_NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget", "seconds")
 
 
 def _check(settings: Settings) -> None:
@@ -139,7 +141,7 @@ def _check(settings: Settings) -> None:
         Shape.parse(told)
     for length in settings.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
-    command.check_numbers(settings, "tokens", "batch", "rounds", "budget", "cell_seconds", "repeats")
+    command.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
     for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
         if getattr(settings, one) and getattr(settings, other):
             raise BadInput(f"--{one} with --{other}: the one decides what the other would; leave one of them out")

@@ -54,12 +54,14 @@ def attention(args: list[str]) -> int:
         """Rounds of each row; none = until the medians are known to 1 %, or --budget is used up, but at least 5."""
         budget: float | None = None
         """Seconds of rounds for each cell."""
+        seconds: float | None = None
+        """Seconds after which no row begins; those left out are named. None = all are measured, with --quick 60."""
         cell_seconds: float = 20.0
         """A cell whose first call takes longer is timed by that alone."""
         repeats: int = 1
         """Fresh processes, one after the other, that measure everything anew: `zoo bench compare` needs 3."""
         quick: bool = False
-        """A small sweep, in a minute or so."""
+        """A small sweep, of the rows that begin within a minute (--seconds)."""
         peers: bool = False
         """Also time torch's attention, if torch is installed."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()

@@ -1,6 +1,8 @@
 """A whole `zoo bench attention`: the folder that it leaves, how it is resumed, and what its tables and pages say."""
 
+import contextlib
 import dataclasses
+import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +33,14 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of results."""
+    """Return a folder of results: a sweep whose seconds were over after its first row, completed."""
     folder = tmp_path_factory.mktemp("bench") / "out"
-    assert cli.main([*LINE.split(), "--out", str(folder)]) == 0
+    line = [*LINE.split(), "--out", str(folder)]
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        assert cli.main([*line, "--seconds", "1e-9"]) == 0
+    assert "after the 1e-09 s of --seconds: t5 both 2 x 16 float32; --resume measures them" in told.getvalue()
+    assert [(cell["key"]["feature"], cell.get("n", 2)) for cell in records.read(folder).cells] == [("full", 2)] * 3
+    assert cli.main([*line, "--resume"]) == 0
     return folder
 
 
