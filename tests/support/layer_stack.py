@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.extend import core
+
+from tests.support.rounding import over_products
 
 
 def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
@@ -24,16 +24,4 @@ def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: An
 
 def dot_flops(function: Callable, *arguments: Any) -> int:
     """Count the FLOPs of a function's matrix products in its jaxpr: 2 for each multiply-add, loops times their length."""
-
-    def count(jaxpr: Any) -> int:
-        total = 0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                left = equation.invars[0].aval.shape
-                total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += times * sum(map(count, core.jaxprs_in_params(equation.params)))
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return over_products(lambda equation, terms: 2 * equation.outvars[0].aval.size * terms, function, *arguments)

@@ -18,6 +18,7 @@ from jax._src.cudnn import fused_attention_stablehlo  # its checks need no GPU, 
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.attention_rounding import bounds
 from tests.support.processes import ROOT
 from train import config
 from train import mesh as meshes
@@ -28,10 +29,12 @@ from zoo.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 B, N, H = 2, 4, 8
+SCALE = 0.3
 
 
 def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
+    """Return numbers that float32 has exactly."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def masks(t):
@@ -78,35 +81,45 @@ def biases(t):
     }
 
 
+def inputs(dtype, t, groups=N, heads=N, size=H):
+    """q, k, v, and the probe whose product with the output has the gradients."""
+    return tuple(
+        jnp.asarray(normal(seed, B, t, n, size), dtype) for seed, n in ((0, heads), (1, groups), (2, groups), (9, heads))
+    )
+
+
 def value_and_gradients(attend, dtype, t, mask, bias, groups=N, heads=N, size=H):
     """Output, and the gradients of a fixed random projection of it with respect to q, k, v and every number of the bias."""
-    arrays = normal(0, B, t, heads, size), normal(1, B, t, groups, size), normal(2, B, t, groups, size)
-    probe = jnp.asarray(normal(9, B, t, heads, size), dtype)
+    *arrays, probe = inputs(dtype, t, groups, heads, size)
     leaves, tree = jax.tree.flatten(bias)
     numbers = {i: jnp.asarray(leaf, dtype) for i, leaf in enumerate(leaves) if np.issubdtype(leaf.dtype, np.floating)}
 
     def value(q, k, v, numbers):
         whole = jax.tree.unflatten(tree, [numbers.get(i, leaf) for i, leaf in enumerate(leaves)])
-        out = attend(q, k, v, mask, whole, None, jnp.arange(heads, dtype=jnp.uint32), scale=0.3, rate=0.0)
+        out = attend(q, k, v, mask, whole, None, jnp.arange(heads, dtype=jnp.uint32), scale=SCALE, rate=0.0)
         return (out * probe).sum(), out
 
     pull = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True))
-    (_, out), gradients = pull(*(jnp.asarray(x, dtype) for x in arrays), numbers)
+    (_, out), gradients = pull(*arrays, numbers)
     return jax.tree.map(np.asarray, [out, *jax.tree.leaves(gradients)])
 
 
 @functools.cache
 def exact(t, mask, bias="none", **sizes):
-    """Return the same by the definition in float64, of a mask and a bias by their names."""
-    specs = masks(t)[mask], biases(t)[bias]
+    """Return the same by the definition in float64, of a mask and a bias by their names, and what float32 may be off by."""
+    mask, bias = masks(t)[mask], biases(t)[bias]
     with jax.enable_x64(True):
-        return value_and_gradients(dispatch.reference, jnp.float64, t, *specs, **sizes)
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64 if x.dtype == np.float32 else None), bias)
+        numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.numbers().arrays()]
+        by_name = bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
+        allowed = [by_name[name] for name in ("out", "d_q", "d_k", "d_v", *numbers)]
+        results = value_and_gradients(dispatch.reference, jnp.float64, t, mask, bias, **sizes)
+        return list(zip(results, map(np.asarray, allowed), strict=True))
 
 
-def assert_agrees(got, expected, tolerance=2e-6):
-    for ours, theirs in zip(got, expected, strict=True):
-        assert np.isfinite(ours).all()
-        assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1.0)
+def assert_agrees(got, expected):
+    for ours, (theirs, allowed) in zip(got, expected, strict=True):
+        assert (np.abs(ours - theirs) <= allowed).all()
 
 
 def stand_in(q, k, v, *, bias, mask, key_value_seq_lengths, is_causal, local_window_size, even, one_sided, **rest):
@@ -254,7 +267,7 @@ def test_splash_is_the_attention(mask, groups, monkeypatch):
     monkeypatch.setattr(splash, "BLOCK", 128)
     sizes = {"groups": groups, "heads": 2}
     got = value_and_gradients(splash.splash, jnp.float32, 256, masks(256)[mask], None, **sizes)
-    assert_agrees(got, exact(256, mask, **sizes), 4e-6)
+    assert_agrees(got, exact(256, mask, **sizes))
 
 
 def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops, loop
+from tests.support.rounding import assert_rounded_alike
 from tests.support.small import (
     BODIES,
     ENCODERS,
@@ -89,10 +90,14 @@ def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch:
     layer = iter(allowed)
     monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
     monkeypatch.setattr(home(net, "Mask"), "Mask", lambda **_: Mask(allowed=jnp.asarray(next(layer))[None, None]))
-    np.testing.assert_allclose(jit(lambda p: net.apply(p, batch).hidden)(params), expected, atol=1e-5, rtol=0)
+    by_hand = jit(lambda p: net.apply(p, batch).hidden)(params)
     assert next(layer, None) is None
     layer = iter(allowed[::-1])
-    assert np.abs(jit(lambda p: net.apply(p, batch).hidden)(params) - expected).max() > 1e-2
+    wrong = jit(lambda p: net.apply(p, batch).hidden)(params)
+    monkeypatch.undo()
+    assert_rounded_alike(by_hand, expected, lambda p: net.apply(p, batch).hidden, params)
+    with pytest.raises(AssertionError):
+        assert_rounded_alike(wrong, expected, lambda p: net.apply(p, batch).hidden, params)
 
 
 CHANGED = [(family, small(family).task, {"heads": 2, "layers": 3, "ffn": 100}) for family in FAMILIES]
