@@ -67,8 +67,8 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
 
 
 def _each_feature_first(row: Row) -> tuple[Any, ...]:
-    """Return what rows are sorted by if the last may be left out: short forward rows of all features come first."""
-    return row.dtype, row.direction != "forward", row.shape.queries
+    """Return what rows are sorted by if the last may be left out: short rows of all features and directions come first."""
+    return row.dtype, row.shape.queries, row.direction != "forward"
 
 
 def _weight(row: Row) -> float:

@@ -127,7 +127,7 @@ class _Call:
 
     def to_inputs(self, q: Array, k: Array, numbers: Any, scale: float, *pairs: Array) -> list[dict[str, Array]]:
         """Sum each of `pairs`, [B, N, T, S], times the derivatives of the scores, to the shapes of q, k and the bias."""
-        pull = jax.vmap(jax.vjp(lambda *inputs: self.score(*inputs, scale), q, k, numbers)[1])
+        pull = jax.vmap(jax.vjp(lambda q, k, numbers: self.score(q, k, numbers, scale), q, k, numbers)[1])
         d_q, d_k, d_numbers = pull(jnp.stack(pairs))
         sums = {"d_q": d_q, "d_k": d_k} | ({} if self.bias is None else {f"d_{name}": x for name, _, x in d_numbers.arrays()})
         return [{name: x[i] for name, x in sums.items()} for i in range(len(pairs))]
@@ -204,16 +204,16 @@ def _score_gradients(
 
 def _inputs(call: _Call, p: Array, d_scores: Array, own: Array, of_row: Array, of_mean: Array) -> dict[str, Array]:
     """Return the variances of the gradients of q, k and the bias, sums over pairs."""
-    shared = d_scores**2 * of_row[..., None] + p**2 * of_mean[..., None]
+    of_pairs = d_scores**2 * of_row[..., None] + p**2 * of_mean[..., None]
     total, weighted = call.to_inputs(*call.exact, d_scores, p)
-    squares, own, shared = call.to_inputs(*call.raised(2), d_scores**2, own, shared)
+    squares, alone, shared = call.to_inputs(*call.raised(2), d_scores**2, own, of_pairs)
     (terms,) = call.to_inputs(*call.raised(0), 1.0 * (p > 0))
     variances = {}
     for name, d in total.items():
         # Tiles and heads may be stored one by one, and the sum once more where it is scaled.
         rounded = sum_variance(terms[name], d, squares[name], call.wide) + 2 * call.store * (d**2 + squares[name])
         of_rows = d**2 * _of_heads(of_row) + weighted[name] ** 2 * _of_heads(of_mean) if name in OF_QUERIES else shared[name]
-        variances[name] = rounded + own[name] + of_rows
+        variances[name] = rounded + alone[name] + of_rows
     return variances
 
 

@@ -231,7 +231,7 @@ def _reference(name: str, given: str, length: int | None = None) -> tuple[dict[s
         exact = _run(case, "reference", inputs, QUICKLY)
         seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
         allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=given)
-        return tuple({key: np.asarray(value) for key, value in each.items()} for each in (exact, allowed))
+        return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
 
 
 def _inputs(case: Case, given: Any, dtype: Any) -> Inputs:
