@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.rounding import assert_rounded_alike
 from tests.support.small import GENERATORS, following, jit, random_params, shapes, small
 from train import config
 from train import mesh as meshes
@@ -83,20 +84,22 @@ def test_in_whatever_pieces_a_prompt_comes_it_gives_the_rows_alone(family: str) 
     first = GIVEN - np.array(LENGTHS)
     # What is behind a row's tokens is not seen by them.
     ahead = np.stack([np.roll(row, -start) for row, start in zip(np.asarray(batch.tokens), first, strict=True)])
-    expected = jit(functools.partial(following, net))(params, Batch(tokens=jnp.asarray(ahead), source=read))
+    forward, alone = functools.partial(following, net), Batch(tokens=jnp.asarray(ahead), source=read)
+    expected = jit(forward)(params, alone)
 
-    def difference(hidden: np.ndarray) -> list[float]:
-        pairs = zip(hidden, expected, first, strict=True)
-        return [float(np.abs(row[start:] - alone[: GIVEN - start]).max()) for row, alone, start in pairs]
+    def check(hidden: np.ndarray, row: int) -> None:
+        assert_rounded_alike(hidden[row, first[row] :], expected[row, : GIVEN - first[row]], forward, params, alone)
 
     # At once; four tokens, four more, and then one by one: three programs.
     for cuts in [(GIVEN,), (4, 8, *range(9, GIVEN + 1))]:
         hidden, cache = decoded(net, params, batch, cuts)
-        assert max(difference(hidden)) < 2e-5
+        for row in range(len(LENGTHS)):
+            check(hidden, row)
         assert int(cache["at"]) == GIVEN
         np.testing.assert_array_equal(cache["segments"], np.pad(batch.segments, ((0, 0), (0, SLOTS - GIVEN))))
     for leak in LEAKS[family]:
-        assert difference(leaky(net, params, batch, leak))[0] > 1e-2, leak
+        with pytest.raises(AssertionError):
+            check(leaky(net, params, batch, leak), 0)
 
 
 def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.ndarray:
