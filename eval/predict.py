@@ -63,7 +63,6 @@ def main(
     file = Path(out) if out else None
     if file is not None:
         _check_out(file, asked.files)
-    terminal.ready()
     subject = load(where, meshes.make(mesh), step)
     if precision == "auto" and subject.run is not None:
         precision = subject.run.precision

@@ -163,9 +163,9 @@ class Tokenizer:
         """Return the id of each entry, those of added tokens among them."""
         return self._core.get_vocab(with_added_tokens=True)
 
-    def by_template(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    def by_template(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
         """Return ids and token types of one text or two with the special tokens that the template in tokenizer.json adds."""
-        encoding = self._core.encode(*texts)
+        encoding = self._core.encode(first, second)
         return encoding.ids, encoding.type_ids
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:

@@ -140,7 +140,7 @@ def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, 
     first, second = tokenizer.encode("a"), tokenizer.encode("b a")
     for texts, ids in ((["a"], [first]), (["a", "b a"], [first, second])):
         expected, types = _framed(tokenizer, ids)
-        found, found_types = tokenizer.by_template(texts)
+        found, found_types = tokenizer.by_template(*texts)
         if found != expected or (types is not None and found_types != types):
             before, after = (" ".join(tokenizer.entries(some)) for some in (found, expected))
             rest = "" if found != expected else ", with other token types"
