@@ -166,9 +166,8 @@ def test_every_grid_of_buckets() -> None:
     from transformers.models.t5.modeling_t5 import T5Attention
 
     grids = [(buckets, farthest) for buckets in range(4, 129) for farthest in range(buckets // 2 + 1, 200)]
-    grids += [
-        (buckets, buckets // 2 + more) for buckets, more in np.random.default_rng(0).integers((4, 1), (600, 2000), (500, 2))
-    ]
+    more = np.random.default_rng(0).integers((4, 1), (600, 2000), (500, 2)).tolist()
+    grids += [(buckets, buckets // 2 + room) for buckets, room in more]
     refused, different = 0, []
     for buckets, farthest in grids:
         if uncertain_distance(buckets, farthest) is not None:
@@ -177,7 +176,7 @@ def test_every_grid_of_buckets() -> None:
         distances = np.arange(farthest + 40)
         for side in (buckets // 2, buckets):
             expected = T5Attention._relative_position_bucket(-torch.tensor(distances), False, side, farthest).numpy()
-            starts = positions._bucket_starts(int(side), int(farthest))
+            starts = positions._bucket_starts(side, farthest)
             if not np.array_equal(np.searchsorted(starts, distances, side="right"), expected):
                 different.append((buckets, farthest))
     assert different == [] and refused < 0.02 * len(grids) and len(grids) > 17_000
