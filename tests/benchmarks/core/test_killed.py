@@ -79,7 +79,7 @@ def test_a_run_that_a_signal_stops_died_of_nothing(
     """As often as a death would count; and the signals of whoever started it are as before."""
     honest, before = blocked.blocked, signal.getsignal(number)
     steps.hurry(monkeypatch)
-    monkeypatch.setattr(attention_row, "_checked", lambda *_: ("", "", 0.0))
+    monkeypatch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)
