@@ -98,6 +98,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
             assert sum(row.get("terms", {"all": row["loss"]}).values()) == pytest.approx(row["loss"], rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", some("bert", "roberta", "distilbert"))
 def test_weights_come_back_from_an_export(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name)

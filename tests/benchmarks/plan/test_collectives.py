@@ -74,6 +74,7 @@ def test_data_parallel_sends_each_gradient_once() -> None:
     assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
 
 
+@pytest.mark.full
 def test_fsdp_gathers_each_layer_twice_and_scatters_it_once() -> None:
     """Kernels are gathered forward and backward, tables once. On CPU XLA does not scatter sums: each device gets all of them."""
     check_axis_and_flops("fsdp")

@@ -117,6 +117,7 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(metrics["loss"]) == ours.run()
 
 
+@pytest.mark.full
 def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
     cell = measured(tmp_path / "out", "gpt-nano", mode="decode")[SCAN]
     assert cell["state"] == "timed" and cell["flops"] is None

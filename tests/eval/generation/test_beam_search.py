@@ -89,6 +89,7 @@ def test_a_wide_search_is_brute_force(penalty: float) -> None:
         np.testing.assert_allclose([score for _, score in texts[:150]], [score for _, score in best[:150]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.planted
 def test_a_narrow_search_is_not_brute_force() -> None:
     """The test above would pass on any search if the likeliest next token were always the right one."""

@@ -32,6 +32,7 @@ def sources() -> list[np.ndarray]:
     return [rng.integers(3, seq2seq_tokenizer().vocab_size, (3, 12)[n % 2]).astype(np.int32) for n in range(24)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["t5", pytest.param("transformer", marks=pytest.mark.full)])
 def test_cached_text_is_that_of_whole_forward_passes(family: str) -> None:
     """Compare a padded batch with the forward pass of each source alone and unpadded."""

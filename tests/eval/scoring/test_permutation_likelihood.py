@@ -53,6 +53,7 @@ def conditional(ids: np.ndarray, known: list[int], at: int) -> float:
     return -float(log_probabilities(batch)[0, ids[at]])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(1, 1, 1), pytest.param((2, 1, 2), marks=pytest.mark.full)])
 def test_likelihood_along_an_order_follows_the_chain_rule_within_each_piece(shape: tuple[int, int, int]) -> None:
     result = permuted_nats(xlnet(shape=shape), IDS, orders=3, length=LENGTH)

@@ -50,6 +50,7 @@ def loaded(goal: str) -> Loaded:
     return encoders.loaded("bert", finetuned.TASKS[goal])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "goal", [pytest.param(goal, marks=[] if goal == "span" else pytest.mark.full) for goal in finetuned.TASKS]
 )

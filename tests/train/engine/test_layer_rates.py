@@ -26,6 +26,7 @@ def moved(cfg: Optim, grads: Any = None) -> dict[str, np.ndarray]:
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(updates)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_each_layer_has_its_share_of_the_one_above(name: Any) -> None:
     plain, decayed = (moved(Optim(name=name, clip=0.0, layer_decay=rate)) for rate in (1.0, 0.5))

@@ -48,6 +48,7 @@ def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
     return re.findall(r"Compiling (\S+) with global shapes", caplog.text)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
 def test_the_step_is_compiled_once(engine: config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Over the first steps, and again after the state went through a checkpoint."""
@@ -198,6 +199,7 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     assert not Folder(Path(run.out) / "roomless").config.exists()
 
 
+@pytest.mark.full
 @pytest.mark.planted
 def test_the_loop_refuses_a_hidden_transfer(ended: config.Run) -> None:
     """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""

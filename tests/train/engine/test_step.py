@@ -75,6 +75,7 @@ def test_a_chunked_loss_needs_less_than_half_of_the_logits() -> None:
     assert temporaries(128) <= logits / 2
 
 
+@pytest.mark.full
 def test_label_smoothing_is_over_the_real_vocabulary() -> None:
     """As optax has it, which knows of no padding rows: those get no share and no gradient."""
     hidden, table, targets = case()
@@ -231,6 +232,7 @@ def test_a_step_that_is_not_finite_is_skipped(spoil: Callable[..., Any]) -> None
     assert float(metrics["finite"]) == 1.0
 
 
+@pytest.mark.full
 @pytest.mark.planted
 def test_without_the_check_one_such_step_would_lose_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jnp, "isfinite", lambda x: jnp.ones_like(x, bool))

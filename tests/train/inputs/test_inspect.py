@@ -122,6 +122,7 @@ def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, 
     assert "; 36 of them counted, " in out
 
 
+@pytest.mark.full
 def test_no_text_controls_the_terminal(tmp_path, files, capsys, monkeypatch):
     run = a_run(tmp_path, paths=(files[0],), valid_paths=(files[1],))
     for columns in ("20", "80"):

@@ -122,6 +122,7 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
         assert predictions <= most and (predictions or masking.whole_words)
 
 
+@pytest.mark.full
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6),

@@ -180,6 +180,7 @@ def encoder() -> Encoder:
     return Encoder.of(loaded(), batch=2, dtype=jnp.float32)
 
 
+@pytest.mark.full
 def test_a_text_is_embedded_by_the_state_of_its_cls(encoder: Encoder):
     texts = encoders.texts("the whale sees the men", "who")
     for vector, (_, text) in zip(embed(encoder, texts, pool="cls"), texts, strict=True):

@@ -83,6 +83,7 @@ def parts(paths: set[str]) -> set[str]:
 SEQUENCE = ("sequence", ("no", "yes"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "before", "after", "fresh"),
     [

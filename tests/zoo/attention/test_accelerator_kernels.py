@@ -181,6 +181,7 @@ def test_grouped_heads():
     assert_agrees(value_and_gradients(attend, jnp.float32, 11, mask, None, groups=2), exact(11, "causal segments", groups=2))
 
 
+@pytest.mark.full
 @pytest.mark.planted(4)
 def test_the_comparison_catches_what_goes_wrong(monkeypatch):
     """Mutants: lengths that are not padded, a bias or half a mask that gets lost, empty rows left to the kernel."""

@@ -137,6 +137,7 @@ def targets(rng: np.random.Generator, **fields: Any) -> Batch:
     return Batch(tokens=1 + jnp.arange(18).reshape(3, 6), order=order, query_at=at, **fields)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("memory", [0, pytest.param(4, marks=pytest.mark.full)])
 def test_a_target_depends_on_what_comes_before_it_and_on_nothing_else(memory: int, rng: np.random.Generator) -> None:
     net = tiny(memory=memory)
@@ -190,6 +191,7 @@ def test_along_every_order_the_likelihood_is_the_chain_rules(rng: np.random.Gene
     assert np.ptp(brute) > 0.1, "orders that do not differ would show nothing"
 
 
+@pytest.mark.full
 @pytest.mark.planted
 def test_rows_that_remember_are_one_long_row(rng: np.random.Generator) -> None:
     """Three rows of four, each ordered in itself and behind the one before; no gradient reaches what is remembered."""

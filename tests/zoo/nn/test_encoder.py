@@ -23,6 +23,7 @@ POSITIONS = jnp.array([[*range(5), *range(7), *range(3), 9]], jnp.int32)
 TYPES = jnp.array([[0] * 5 + [1] * 7 + [0] * 4], jnp.int32)
 
 
+@pytest.mark.full
 @every_family
 def test_which_rows_of_its_tables_a_body_reads(family: str) -> None:
     """By derivatives that are 0 or not: positions restart in each packed sequence, at the family's row; padding is not read."""

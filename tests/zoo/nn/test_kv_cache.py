@@ -69,6 +69,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], slots:
     return np.concatenate(found, 1), cache
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "family",
     [

@@ -78,6 +78,7 @@ def test_remat_recomputes(family: str) -> None:
     assert products["none"] < products["attention"] < products["full"] <= 4 * forward
 
 
+@pytest.mark.full
 @pytest.mark.planted
 @pytest.mark.parametrize("family", CAUSAL)
 def test_alternating_windows_are_the_masks_written_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:

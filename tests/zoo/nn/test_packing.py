@@ -142,6 +142,7 @@ every_family = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.full
 @every_family
 def test_a_packed_row_learns_what_its_sequences_learn_alone(family: str) -> None:
     packed = together(family, alone(family))
