@@ -1,13 +1,12 @@
-"""`zoo bench growth`: known exponents are found again, and every axis is measured."""
+"""`zoo bench growth`: known exponents are found again."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import growth, growth_page, growth_tables, records
+from benchmarks import growth_page, growth_tables, records
 from tests.support import benchmark_steps as steps
-from tests.support.commands import call
 
 EXPONENTS = {"length": 1.7, "layers": 1.0, "width": 2.0, "devices": -0.4}
 
@@ -41,17 +40,3 @@ def test_known_exponents_are_found_again() -> None:
     assert two is not None and two.value == pytest.approx(1.0) and two.error is None
     assert growth_tables.exponent([4, 4], [2, 8]) is None and growth_tables.exponent([1, 2], [0, 1]) is None
     assert growth_page.render(made_results()).count("<svg") == 4
-
-
-@pytest.mark.slow
-def test_every_axis_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices in processes of their own; a second time nothing is measured."""
-    monkeypatch.setattr(growth, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
-    axes = "--length 8 16 --layers 1 2 --width 32 64 --device-counts 1 2 --rounds 2"
-    command = ("bench", "growth", "gpt-nano", "--batch", "2", *axes.split(), "--out", str(tmp_path / "out"))
-    done = call(capsys, *command)
-    assert done.code == 0, done.stderr
-    cells = records.read(tmp_path / "out").cells
-    expected = [(axis, "timed") for axis in growth_tables.AXES for _ in range(2)]
-    assert [(cell["key"]["axis"], cell["state"]) for cell in cells] == expected
-    assert call(capsys, *command, "--resume").code == 0 and records.read(tmp_path / "out").cells == cells
