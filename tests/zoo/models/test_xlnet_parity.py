@@ -121,19 +121,3 @@ def test_half_of_the_rows_run_backwards(model: tuple[Model, Any, Any]) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     forward, _ = jit(lambda params: said(net, params, drawn(0)))(params)
     assert np.abs(np.asarray(forward) - expected)[ROWS // 2 :].max() > 1e-2
-
-
-def test_hidden_states_of_a_text_that_is_only_read(model: tuple[Model, Any, Any]) -> None:
-    """The content stream of a padded batch, after every layer: a body of fewer layers is one too."""
-    import torch
-
-    net, params, reference = model
-    batch = drawn(3, padding=True)
-    given = {"input_ids": "tokens", "token_type_ids": "types", "attention_mask": "segments"}
-    arguments = {name: torch.tensor(np.asarray(getattr(batch, ours))).long() for name, ours in given.items()}
-    every = reference.transformer(**arguments, output_hidden_states=True, use_mems=False).hidden_states
-    real = np.asarray(batch.segments, bool)
-    for layers in (1, 2, 3):
-        part = {**params, "layers": jax.tree.map(lambda leaf, layers=layers: leaf[:layers], params["layers"])}
-        found = jit(net.apply)(part, Batch(tokens=batch.tokens, types=batch.types, segments=batch.segments)).hidden
-        np.testing.assert_allclose(np.asarray(found)[real], every[layers].detach().numpy()[real], atol=1e-4, rtol=0)
