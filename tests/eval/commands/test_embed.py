@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eval import embed as command
 from eval import encoding, settings
 from eval.embed import Pool, embed
 from eval.encoding import Encoder
@@ -91,19 +90,6 @@ def test_every_format_holds_the_same_vectors(model: str, capsys: pytest.CaptureF
     shown = call(capsys, "embed", model, "--text", *TEXTS).stdout.splitlines()[-4:]
     # Three digits after the point are shown.
     np.testing.assert_allclose([[float(value) for value in line.split()[1:]] for line in shown], unit @ unit.T, atol=6e-4)
-
-
-def test_file_that_cannot_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "v.jsonl"
-    file.write_text("before")
-
-    def full(*_: Any) -> str:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(command, "_line", full)
-    with pytest.raises(BadInput, match=r"--out .*v\.jsonl: cannot be written \(No space left on device\)"):
-        command._write(file, encoders.texts("a"), np.zeros((1, 2), np.float32))
-    assert [path.name for path in tmp_path.iterdir()] == ["v.jsonl"] and file.read_text() == "before"
 
 
 def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
