@@ -84,14 +84,6 @@ def test_a_sample_is_the_same_on_a_mesh() -> None:
     assert ids(gpt_generator(data=2, fsdp=2, tensor=2).generate(prompts()[:20], RANDOMLY)) == ids(sampled())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_every_prompt_is_the_same_on_any_mesh(mesh: tuple[int, int, int]) -> None:
-    sharded = gpt_generator(**dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
-    assert ids(sharded.generate(prompts(), GREEDILY)) == uncached()
-    assert ids(sharded.generate(prompts(), RANDOMLY)) == ids(gpt_generator().generate(prompts(), RANDOMLY))
-
-
 @pytest.mark.full
 def test_long_and_short_prompts_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate from prompts of two padded lengths, which are two batches, the longer first."""
