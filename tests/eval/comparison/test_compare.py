@@ -140,13 +140,6 @@ def test_row_is_compared_with_the_first_one_seed_by_seed(tmp_path: Path) -> None
     assert second.difference is not None and second.difference["loss"].clear
     expected = (-0.32 / 3, T_2 * np.std([0.12, 0.1, 0.1], ddof=1) / 3**0.5)
     assert dataclasses.astuple(second.difference["loss"]) == pytest.approx(expected)
-    shown = command.render(result, width=80)
-    assert "2.8933 ± 2.5090" in shown and "-0.1067 ± 0.0287 *" in shown
-    assert "rows with other seeds than the first row have no difference to it" in " ".join(shown.split())
-    # What is clearly worse or better has its colour.
-    for metric, styles in (("loss", ["red", "green"]), ("f1", ["green", "red"])):
-        column = command._estimates(metric, [Estimate.of([change, change]) for change in (0.1, -0.1)], command.LAYOUTS[0], "+")
-        assert [cell.style for cell in column.cells if not isinstance(cell, str)] == styles
 
 
 def test_quantities_that_all_runs_have_are_compared(tmp_path: Path) -> None:

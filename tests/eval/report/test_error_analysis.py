@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eval import measures, mistakes
-from tests.eval.report.run_folder import ERRORS, WORST, Page, folder, page
+from tests.eval.report.run_folder import ERRORS, Page, folder, page
 
 
 def cells(html: str) -> list[tuple[str, str, str]]:
@@ -32,12 +32,6 @@ def test_many_classes_are_shown_by_their_most_frequent_confusions() -> None:
     html = mistakes.render({"labels": labels, "confusion": counts, "worst": []})
     assert "class 7 class 0 30 37.5% class 3 class 5 10 16.7% " in Page(html).words
     assert cells(html) == []
-
-
-def test_worst_examples_are_shown_with_truth_prediction_and_loss() -> None:
-    pair = WORST | {"text": "Where is it?", "pair": "It is \n  there.", "loss": 12}
-    html = mistakes.render(ERRORS | {"worst": [pair, WORST]})
-    assert re.search(r"Where is it\? It is\s+there. good bad 12 not bad good bad 4.5 $", Page(html).words)
 
 
 def test_labels_and_examples_are_shown_as_plain_text(tmp_path: Path) -> None:

@@ -124,24 +124,6 @@ def test_names_are_shown_as_plain_text(tmp_path: Path) -> None:
     assert {"script", "img", "i", "iframe", "a", *names}.isdisjoint(tag for tag, _ in shown.tags)
 
 
-def test_thinned_curve_keeps_a_lone_spike() -> None:
-    values = np.full(100_000, 3.0)
-    values[12_345] = 9.0
-    kept = plots._thin(values)
-    assert len(kept) <= 2 * plots.BUCKETS + 1
-    assert 12_345 in kept
-
-
-def test_average_follows_a_straight_line_to_its_ends_and_leaves_out_values_that_are_not_finite() -> None:
-    line = np.linspace(7, 3, 200)
-    np.testing.assert_allclose(plots._smooth(line, 10.0), line)
-    holed = line.copy()
-    holed[[100, 101]] = np.nan, np.inf
-    smooth = plots._smooth(holed, 10.0)
-    assert np.isfinite(smooth).all()
-    np.testing.assert_allclose(smooth, line, atol=0.05)
-
-
 def test_frame_leaves_out_a_lone_spike_and_counts_it() -> None:
     bottom, top, above = plots._limits(np.concatenate([np.linspace(7, 3, 200), [1e6, math.nan, math.inf]]))
     assert 2.5 < bottom < 3 and 7 < top < 7.5 and above == 1
