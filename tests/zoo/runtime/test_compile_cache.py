@@ -31,13 +31,6 @@ def entry(cache: CheckedCache, key: str = "key") -> Path:
     return cache.folder / (key + SUFFIX)
 
 
-def test_an_entry_comes_back(cache: CheckedCache) -> None:
-    assert cache.get("key") is None
-    cache.put("key", b"program")
-    assert cache.get("key") == b"program"
-    assert [file.name for file in cache.folder.iterdir()] == ["key" + SUFFIX]
-
-
 @pytest.mark.planted(4)
 def test_a_damaged_entry_is_missing_and_can_be_stored_again(cache: CheckedCache) -> None:
     cache.put("key", b"program")
