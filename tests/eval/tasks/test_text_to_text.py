@@ -18,27 +18,19 @@ SOURCES, TARGETS = ["Call me Ishmael.", "Some years ago", "never mind how long"]
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, tuple[str, ...]]:
-    """The same pairs as parallel files, one of them compressed, and as a table."""
+def files(tmp_path: Path) -> tuple[str, ...]:
+    """Parallel files, one of them compressed."""
     with gzip.open(tmp_path / "a.en.gz", "wt") as stream:
         stream.write("".join(f"{text}\n" for text in SOURCES))
     (tmp_path / "a.de").write_text("".join(f"{text}\n" for text in TARGETS))
-    table = "".join(f"{source}\t{target}\n" for source, target in zip(SOURCES, TARGETS, strict=True))
-    (tmp_path / "a.tsv").write_text("source\ttarget\n" + table)
-    return {"parallel": (str(tmp_path / "a.en.gz"), str(tmp_path / "a.de")), "table": (str(tmp_path / "a.tsv"),)}
-
-
-def test_pairs_are_read_in_order(files: dict[str, tuple[str, ...]]) -> None:
-    for names in files.values():
-        found = text_to_text.read(names, Settings())
-        assert [(pair.source, pair.target) for pair in found] == list(zip(SOURCES, TARGETS, strict=True))
+    return str(tmp_path / "a.en.gz"), str(tmp_path / "a.de")
 
 
 @pytest.mark.parametrize(("beams", "asked"), [(1, "exact,chrf"), pytest.param(3, "", marks=pytest.mark.full)])
-def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, files: dict[str, tuple[str, ...]]) -> None:
+def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, files: tuple[str, ...]) -> None:
     search = Beams(beams=beams) if beams > 1 else Beams()
     settings, words = Settings(argument=asked, tokens=6, search=search, prefix="say:"), seq2seq_tokenizer()
-    result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files["table"], settings), settings, lambda *_: None)
+    result = text_to_text.score(seq2seq_loaded("t5"), text_to_text.read(files, settings), settings, lambda *_: None)
     ids = [np.append(words.encode(f"say: {text}"), words.end_of_text) for text in SOURCES]
     generated = seq2seq_generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
     texts = [each.text for each in generated]
@@ -52,11 +44,11 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
     assert SOURCES[0] not in run_task.table(result) and "chrf" in run_task.table(result)
 
 
-def test_what_cannot_be_read_or_written_is_refused(files: dict[str, tuple[str, ...]]) -> None:
+def test_what_cannot_be_read_or_written_is_refused(files: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="there is no measure 'blue'; choose from bleu"):
         text_to_text.read(("a.tsv",), Settings(argument="blue"))
     with pytest.raises(BadInput, match=r"--files a\.en: give two parallel files"):
         text_to_text.read(("a.en",), Settings())
     subject = Loaded("gpt", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
     with pytest.raises(BadInput, match="gpt without an encoder"):
-        text_to_text.score(subject, text_to_text.read(files["table"], Settings()), Settings(), lambda *_: None)
+        text_to_text.score(subject, text_to_text.read(files, Settings()), Settings(), lambda *_: None)
