@@ -16,7 +16,6 @@ REFUSED = {
     "attention --lengths 0": "--lengths 0: choose 1 or more",
     "attention --budget nan": "--budget nan: choose a number above 0",
     "step": "zoo bench step: name a model, such as gpt2; zoo models lists them",
-    "step gpt-4": "the architecture of gpt-4 is unpublished",
     "step gpt-nano --mesh": "--mesh: nothing is named; name something, or leave the option out",
     "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: gpt,",
     "step gpt-nano --source-length 8": "--source-length 8: gpt-nano is no encoder-decoder.*; leave it out",

@@ -128,7 +128,6 @@ def test_command_prints_the_candidates_as_tables_or_objects(
 
 WRONG = [
     (("--text", "The [MASK]", "The whale"), "--text 2: holds no mask; write [MASK]"),
-    ((), "--text is not given: give either --text or --files"),
     (("--text", " "), "--text ' ': write some text"),
     (("--text", "\udcff"), r"--text '\udcff': write it in UTF-8"),
     (("--text", "[MASK]", "--top", "0"), "--top 0: choose 1 or more"),

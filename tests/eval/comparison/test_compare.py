@@ -210,8 +210,6 @@ def edited(edit: Callable[[Path], Any]) -> Callable[[Path], list[str]]:
 
 
 REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
-    (lambda where: [], "name the folders of the runs"),
-    (lambda where: [str(where / "a")], r"/a is no run: config\.json"),
     (edited(lambda run: (run / "scores.json").unlink()), r"/a is not finished: it has no scores\.json"),
     (lambda where: [make(where / "a"), f"{where}/b/../a"], "/a: named twice, first as .*/a; name it once"),
     (pair(accumulate=2), "/a and .*/b are one run"),

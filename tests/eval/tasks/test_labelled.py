@@ -145,7 +145,6 @@ CLASSES = "classes --task labelled --files classification.jsonl"
 WRONG = {
     "classes --task labelled:mlni --files other.tsv": "mlni: no task of GLUE is called so; the nearest is mnli",
     "classes --task labelled: --files other.tsv": "--task labelled:: say which one, --task labelled:NAME",
-    "classes --task labelled --files gone.tsv": "--files gone.tsv: no such file",
     "classes --task labelled --files other.tsv": r"other.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps",
     f"{CLASSES} --length 41": "--length 41: choose 1 to the model's 40 positions",
     f"{CLASSES} --length 5": r"classification.jsonl:\d+: \d+ tokens, and a row has 5 \(the longest of 27 that",

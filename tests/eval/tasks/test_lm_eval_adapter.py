@@ -1,10 +1,7 @@
 """lm-evaluation-harness asks a zoo model: the same numbers as ours, from local files alone."""
 
-import builtins
-import importlib
 import json
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from eval import tasks
 from eval.generate import Generator
 from eval.likelihood import encode
 from eval.settings import Decoding, Sampling
@@ -176,18 +172,3 @@ def test_several_tasks_are_averaged_where_they_measure_the_same() -> None:
     assert result.examples == 7 and result.details["tasks"]["b"] == {**own, "examples": 3, "version": "2.0", "shots": 5}
     del found["results"]["b"], found["results"]["both"], found["n-samples"]["b"]
     assert harness.summary(found).metrics == {"acc": 0.5, "acc_stderr": 0.03, "f1": 0.4, "exact,strict": 0.25}
-
-
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] == "lm_eval":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, "eval.harness", raising=False)
-    with pytest.raises(BadInput, match=r"^lm-evaluation-harness is not installed; pip install 'jax-zoo\[eval\]'$"):
-        importlib.import_module("eval.harness")
-    assert tasks.find("harness:x")[0] is harness

@@ -43,7 +43,6 @@ def test_a_task_is_found_by_its_name() -> None:
     for name, said in {
         "blimp:x": "blimp takes nothing after a colon",
         "harness": "say which one, --task harness:NAME",
-        "": "no task is called so",
     }.items():
         with pytest.raises(BadInput, match=f"--task {name}: .*{said}"):
             tasks.find(name)
@@ -124,12 +123,6 @@ def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
     assert result.metrics["accuracy_stderr"] == pytest.approx(math.sqrt(a**2 + c**2) / 3)
     assert result.details["phenomena"]["p"]["stderr"] == pytest.approx(a / 2)
     assert tasks.mean_and_error([1.0]) == (1.0, None)
-
-
-def test_a_sentence_too_long_for_the_model_is_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", pair("The whale.", "The men."), pair("The whale.", "whale " * 40))
-    with pytest.raises(BadInput, match=rf"{re.escape(file)}:2: \d+ tokens, but the model has 32 positions"):
-        blimp.score(subject(), blimp.read([file], Settings()), Settings(), quiet)
 
 
 def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
