@@ -1,38 +1,30 @@
 """Where the time of a step goes: every instant of every thread has its instruction, and every instruction its part."""
 
-import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import cases, parts, trace
+from benchmarks import cases, parts, source_files, trace
 from benchmarks.hlo import parse
 from benchmarks.programs import Step, Variant
 from tests.support import benchmark_steps as steps
 
 
-@dataclasses.dataclass
-class _Line:
-    events: list[Any]
+def _event(name: str, start: float, duration: float, *stats: tuple[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(name=name, start_ns=start, duration_ns=duration, stats=stats)
 
 
-@dataclasses.dataclass
-class _Event:
-    name: str
-    start_ns: float
-    duration_ns: float
-    stats: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
-
-
-def _runs(start: float, duration: float, name: str) -> _Event:
-    return _Event(name, start, duration, [("hlo_op", name)])
+def _runs(start: float, duration: float, name: str) -> SimpleNamespace:
+    return _event(name, start, duration, ("hlo_op", name))
 
 
 def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
     """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
-    one = [_runs(0, 10, "dot"), _Event(trace.HANDS_ON, 2, 0, [("_p", 7)])]
-    other = [_Event(trace.BEGINS, 4, 0, [("_c", 7)]), _runs(5, 1, "copy"), _Event(trace.ENDS, 8, 0)]
-    shares, busy, times = trace._shared(trace._threads([_Line(one), _Line(other)]))
+    one = [_runs(0, 10, "dot"), _event(trace.HANDS_ON, 2, 0, ("_p", 7))]
+    other = [_event(trace.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(trace.ENDS, 8, 0)]
+    shares, busy, times = trace._shared(trace._threads([SimpleNamespace(events=events) for events in (one, other)]))
     seconds = {name: round(each * 1e9, 6) for name, each in shares.items()}
     assert seconds == {"dot": 9.5, "copy": 0.5}
     assert {name: round(each * 1e9, 6) for name, each in busy.items()} == {"dot": 13.0, "copy": 1.0}
@@ -55,3 +47,11 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
     # The loss head's product is in the forward pass once, in the backward pass twice.
     head = [each for each in program.instructions.values() if each.opcode == "dot" and parts.part_of(program, each) == parts.HEAD]
     assert sorted(parts.direction_of(program, each) for each in head) == ["backward", "backward", "forward"]
+
+
+def test_paths_begin_at_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Source files are recognized in a folder of any name."""
+    monkeypatch.setattr(source_files, "ROOT", root := tmp_path / "zoo" / "train" / "a b")
+    assert source_files.own_path(str(root / "zoo/layers.py")) == source_files.own_path("zoo/layers.py") == "zoo/layers.py"
+    other = str(tmp_path / "site-packages/optax/tree.py")
+    assert source_files.own_path(other) == other
