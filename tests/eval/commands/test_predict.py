@@ -44,10 +44,7 @@ def predicted(goal: str, file: Path, **options: Any) -> Predictions:
 
 
 def assert_close(one: Any, other: Any) -> None:
-    """Assert that two predictions are the same but for rounding.
-
-    A logit of order 1 is the sum of some hundred float32 products of order 1, in another order on another mesh: 1e-5.
-    """
+    """Assert that two predictions are equal up to the rounding of logits: sums of some hundred float32 products of order 1."""
     if isinstance(one, dict | list):
         assert len(one) == len(other)
         for key in one if isinstance(one, dict) else range(len(one)):
@@ -167,7 +164,7 @@ def test_a_single_label_names_a_number(tmp_path: Path) -> None:
     assert of_first["probabilities"].keys() == set(LABELS)
 
 
-WHALE = ["the whale", "old men"]
+WHALE, GIVEN = ["the whale", "old men"], [["the", "men"], ["old", "ship"]]
 FORMATS: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
     "classification": [
         ("a.jsonl", [{"text": text, "label": 7} for text in WHALE], {}),
@@ -189,15 +186,8 @@ FORMATS: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("a.jsonl", [{"question": each, "context": CONTEXT} for each in ("Who is white?", "What is red?", "What is not?")], {}),
     ],
     "choice": [
-        ("a.json", json.dumps({"article": "x", "questions": ["a", "b"], "options": [["the", "men"], ["old", "ship"]]}), {}),
-        (
-            "a.jsonl",
-            [
-                {"article": "x", "question": question, "options": options}
-                for question, options in zip("ab", (["the", "men"], ["old", "ship"]), strict=True)
-            ],
-            {},
-        ),
+        ("a.json", json.dumps({"article": "x", "questions": ["a", "b"], "options": GIVEN}), {}),
+        ("a.jsonl", [{"article": "x", "question": each, "options": some} for each, some in zip("ab", GIVEN, strict=True)], {}),
     ],
 }
 
