@@ -212,15 +212,12 @@ def test_a_search_continues_where_it_was() -> None:
     assert "the best of 1 that fit" in show.search(result, 10)
 
 
+NOBODY = Distillation(teacher="runs/nobody")
 REFUSED: list[tuple[Callable[[], config.Run], program.Mode, str]] = [
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
     (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),
     (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
-    (
-        lambda: dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher="runs/nobody")),
-        "train",
-        "--distillation.teacher runs/nobody: nothing is there",
-    ),
+    (lambda: dataclasses.replace(recipes.find("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
     (lambda: small_with(attention="cudnn"), "train", "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu"),
 ]
 

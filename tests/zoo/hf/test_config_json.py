@@ -156,11 +156,9 @@ def test_what_a_family_does_not_compute_is_refused(family: str) -> None:
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gpt", "", {"n_head": 5}, "n_head is 5; it must divide n_embd"),
-    ("gpt", "", {"n_layer": "2"}, 'n_layer is "2"; it must be a whole number'),
     ("gpt", "", {"n_layer": True}, "n_layer is true; it must be a whole number"),
     ("gpt", "", {"n_positions": -1}, "n_positions is -1; it must be a whole number of at least 1"),
     ("gpt", "", {"attn_pdrop": 10**400}, "attn_pdrop is .*finite number"),
-    ("gpt", "", {"num_attention_heads": 5}, "num_attention_heads is 5; it must divide n_embd"),
     ("gpt", "", {"hidden_size": None}, "hidden_size is null; .* reads as n_embd"),
     ("gpt", "", {"n_embd": "x", "hidden_size": 24}, 'n_embd is "x"; it must be a whole number'),
     ("xlnet", "", {"hidden_size": 256}, "d_head is absent; this family computes 16"),
@@ -170,10 +168,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("transformer", "", {"pad_token_id": 0}, "decoder_start_token_id is absent; this family computes 0, the padding.* 58100"),
     ("transformer", "", {"decoder_start_token_id": 7}, "decoder_start_token_id is 7; this family computes 58100"),
     ("transformer", "", {"vocab_size": 99}, "pad_token_id is absent; choose an entry of the vocabulary of 99"),
-    (
-        *("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}),
-        "relative_attention_max_distance is 164; with 92 buckets, the bucket of distance 107 depends on the machine",
-    ),
+    ("t5", "", {"relative_attention_num_buckets": 92, "relative_attention_max_distance": 164}, "max_distance is 164.* 107 "),
     ("transformer", "", {"init_std": -1.0}, "init_std is -1.0; it must be at least 0.0"),
     ("roberta", "body", {"max_position_embeddings": 2}, "the first token takes row 2"),
     ("roberta", "body", {"pad_token_id": 0, "max_position_embeddings": 1}, "the first token takes row 1"),
