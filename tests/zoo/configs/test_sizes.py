@@ -161,6 +161,7 @@ def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monke
 def test_counts_of_sources() -> None:
     published = {name: size.published_count for name, size in SIZES.items() if size.published_count is not None}
     assert published == PUBLISHED_COUNTS
+    assert len(SIZES) == sum(len(configs.family(family).SIZES) for family in configs.families()), "a name is there twice"
     assert ENCODERS["distilbert-base-uncased"][0] == body_count(30_522, 512, 0, 6, 768)
     assert ENCODERS["roberta-large"][0] == body_count(50_265, 514, 1, 24, 1024) + 1024 * 1024 + 1024
 
@@ -266,10 +267,6 @@ def test_objectives_and_heads_of_the_sizes() -> None:
             nano_task = "pretraining" if name.startswith("bert") else "masked"
             assert size.config.task == (nano_task if name.endswith("-nano") else "body"), name
             assert size.objective == ("distilled" if name.startswith("distil") else "masked"), name
-
-
-def test_names_are_unique() -> None:
-    assert len(SIZES) == sum(len(configs.family(family).SIZES) for family in configs.families())
 
 
 def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
