@@ -53,7 +53,6 @@ def test_a_sweep_leaves_a_folder(swept: Path) -> None:
     assert len(lines) == 1 + len(results.cells) and "of_matrix_rate" in lines[0]
     table = (swept / "table.md").read_text()
     page = (swept / "report.html").read_text()
-    # It needs no other file.
     assert "<svg" in page and "<script" not in page and "//" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert "cudnn, skipped: it runs on gpu, and this is cpu (2 cells)" in table and "| t5 | 2 x 16 | 2 x 8 |" in table
 
@@ -97,13 +96,9 @@ def test_several_processes_are_one_cell() -> None:
     assert (merged["state"], merged["reason"]) == ("wrong", "off")
 
 
-def test_tables_say_what_is_wrong_and_whose_time_it_is(swept: Path) -> None:
-    """The device's time is marked."""
+def test_tables_say_what_is_wrong(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
     assert attention_tables.cell_text(wrong) == "WRONG"
-    assert "500 ms*" in attention_tables.cell_text(cell_of("blocked", device_seconds=0.5, clock="device"))
-    checked = cell_of("blocked", error=2e-7, allowed=5e-7)
-    assert attention_tables.errors([wrong, checked]).endswith("of what is allowed: blocked 2.0e-07 of 5.0e-07.")
     results = dataclasses.replace(records.read(swept), cells=[wrong])
     assert "planted, wrong: it is <off> (1 cell)" in attention_tables.markdown(results)
     assert "it is &lt;off&gt;" in attention_page.render(results)

@@ -1,7 +1,5 @@
 """What attention looks at: the weights that are watched, those of a decoder over its source, and their picture."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,12 +47,8 @@ def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Gener
 
 
 @pytest.mark.full
-def test_the_picture_has_a_square_for_each_weight_and_names_its_tokens() -> None:
+def test_the_picture_shows_tokens_as_plain_text() -> None:
     words = seq2seq_tokenizer()
     source, text = words.encode("Call me <b>"), words.encode("years ago")
     svg = plots.alignment(alignment.record(*seq2seq("t5"), words, source, text.tolist()))
     assert "<b>" not in svg and "&lt;" in svg
-    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert len(labels) == len(source) + len(text) + 1
-    assert labels[-len(source) :][0].startswith("\u2581")
-    assert 0 < svg.count("<rect") - 1 <= len(source) * (len(text) + 1)

@@ -28,7 +28,6 @@ KINDS: dict[str, tuple[dict[str, float], list[str], list[str]]] = {
     "bits per byte": ({"loss": 3.0, "perplexity": 20.0, "bits_per_byte": 2.0}, ["Bits per byte"], []),
     "classes": ({"loss": 0.5, "accuracy": 0.9, "f1": 0.8, "matthews": 0.7}, ["Accuracy", "F1", "Matthews"], []),
     "numbers": ({"loss": 0.5, "pearson": 0.9, "spearman": 0.8, "mean_squared_error": 0.5}, ["Pearson", "Spearman"], []),
-    "answers": ({"loss": 0.5, "f1": 0.8, "exact": 0.7}, ["F1", "Exact match"], []),
     "nothing but a loss": ({"loss": 0.5}, [], []),
 }
 
@@ -55,19 +54,14 @@ def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> No
         shown = page(folder(tmp_path / str(step), rows=made, scores=scores))
         assert "reaches accuracy 0.7500, F1 0.5000 on what it held out." in shown.words
         assert ("as it was at step 200, its best validation" in shown.words) == chosen
-        drawings = [str(attributes["aria-label"]) for tag, attributes in shown.tags if tag == "svg"]
-        assert {label.endswith("; the best validation at step 200") for label in drawings} == {chosen}
 
 
 def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
     assert set(quantities.COUNTS) <= report.COUNTED.keys()
-    every = dict.fromkeys(quantities.QUANTITIES, 0.5) | dict.fromkeys(report.COUNTED, 7) | {"has_answer_f1": 0.25}
+    every = dict.fromkeys(quantities.QUANTITIES, 0.5) | dict.fromkeys(report.COUNTED, 7)
     words = page(folder(tmp_path, scores=every)).words
     for quantity in quantities.QUANTITIES.values():
         assert f"{quantity.title} {quantity.show(0.5)} {quantity.note} " in words
-    for name, note in report.COUNTED.items():
-        assert f"{name.capitalize()} 7 {note} " in words
-    assert "Has answer f1 0.25 " in words
 
 
 @pytest.mark.planted
