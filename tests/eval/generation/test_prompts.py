@@ -89,8 +89,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     assert refusal(read_prompts, lines) == f'{lines}:2: no field "prompt"; it has "text"'
 
 
-@pytest.mark.parametrize("read", [read_prompts, lambda path: read_examples(path, TEMPLATE)])
-def test_a_file_with_nothing_to_read_is_refused(read: Any, tmp_path: Path) -> None:
+def test_a_file_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    assert "holds no " in refusal(read, tmp_path / "empty.jsonl")
-    assert "cannot be read (No such file or directory)" in refusal(read, tmp_path / "missing.jsonl")
+    assert "holds no " in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
+    assert "cannot be read (No such file or directory)" in refusal(read_examples, tmp_path / "missing.jsonl", TEMPLATE)
