@@ -107,6 +107,5 @@ def test_what_is_left_out_is_filled_in() -> None:
     chosen = resolved(Settings(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2), "cpu", quick=True)
     assert (cpu.seconds, chosen.seconds) == (None, 60)
     assert chosen.impl == ("xla", "blocked") and {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
-    # bert-base and gpt2 have the same heads.
     same = Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",))
     assert len(rows(resolved(same, "cpu", quick=True))) == 1

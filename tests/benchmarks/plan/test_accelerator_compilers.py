@@ -1,7 +1,4 @@
-"""Training steps of every family, compiled by the real compilers for devices that are not here; run with --aot.
-
-Each target needs its own extra, `tpu` or `cuda13`; one of two is skipped with what it needs, none at all is a failure.
-"""
+"""Training steps of every family, compiled by the real compilers for devices that are not here; run with --aot."""
 
 import dataclasses
 import functools
@@ -49,7 +46,7 @@ JOBS = [
 
 
 def needs(platform: str) -> None:
-    """Skip, or fail where there is no compiler at all."""
+    """Skip without the extra of a platform, `tpu` or `cuda13`, and fail where there is no compiler at all."""
     why = {name: targets.missing(targets.parse(each).platform) for name, each in SMALL.items()}
     if all(why.values()):
         pytest.fail("; ".join(map(str, why.values())), pytrace=False)

@@ -44,8 +44,7 @@ def compiled(axis: str) -> tuple[program.Program, list[Sent]]:
 
 
 def check_axis_and_flops(axis: str) -> None:
-    """Everything goes along the axis that there is. Without recomputation a program multiplies what the model's formula says, but
-    for no gradient by what is looked up."""
+    """All goes along the one axis. A program multiplies what the formula says, but for no gradient by what is looked up."""
     step, sent = compiled(axis)
     assert {each.axes for each in sent} == {axis}
     assert work.work(hlo.parse(step.text), step.calls, 8).products == pytest.approx(step.flops / 8, rel=0.02)
@@ -89,8 +88,7 @@ def test_fsdp_gathers_each_layer_twice_and_scatters_it_once() -> None:
 
 @pytest.mark.full
 def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
-    """The activations of all rows; besides, those of the embeddings and the gradient of the last hidden states. What is copied
-    over an axis is warned of by name."""
+    """Activations of all rows, of embeddings, and the last gradient. What is copied over an axis is warned of by name."""
     check_axis_and_flops("tensor")
     step, sent = compiled("tensor")
     activations = ROWS * LENGTH * WIDTH * 4

@@ -71,8 +71,7 @@ def loop_runs(text: str) -> int | None:
 
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
-    """The product of nested loops; where XLA did not note the count, what the condition compares with. A loop of unknown count is
-    counted once, and reported."""
+    """Times the counts of nested loops, from XLA's note or the condition; a loop of unknown count counts once and is reported."""
     module = hlo.parse(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
@@ -123,7 +122,6 @@ def test_what_is_sent_has_its_kind_axis_and_groups() -> None:
     groups = {each.kind: each.groups for each in sent}
     assert groups["all-reduce"] == ((0, 1), (2, 3), (4, 5), (6, 7))
     assert groups["all-gather"] == ((0, 4), (1, 5), (2, 6), (3, 7))
-    # From whom to whom.
     assert groups["collective-permute"][:2] == ((0, 2), (2, 0))
 
 

@@ -83,9 +83,7 @@ def test_complete_report_contains_scores_tasks_samples_and_sources(tmp_path: Pat
         "Started 2 times.",
     ):
         assert text in shown.words
-    # Each start with what changed.
     assert re.search(r"At step mesh 20\d\d-\d\d-\d\d \d\d:\d\d 0 data=1 .* 400 data=2", shown.words)
-    # White space of a sample is kept.
     assert " the  whale\n\tand</p>" in first.decode()
 
 

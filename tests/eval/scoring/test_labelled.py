@@ -210,7 +210,6 @@ def test_question_is_always_answered_where_every_question_has_an_answer() -> Non
     answered = [each for each in examples("span", COUNT, LABELS) if each.answers]
     rows = finetuned.rows(run, answered)
     logits = random_logits(run, rows)
-    # The model is sure that there is no answer.
     logits[:, 0] = 100
     result = scored(run, rows, logits)
     texts = [one["predicted"][2] for one in by_example(run, rows, logits)]

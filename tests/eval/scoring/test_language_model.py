@@ -122,7 +122,6 @@ def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[st
     result = score(chosen, **machine)
     assert (result.tokens, result.bytes) == (len(tokens.ids), sum(len(text.encode()) for text in TEXTS))
     assert result.nats == pytest.approx(expected, rel=1e-6)
-    # What a row shows before its tokens matters.
     assert other != pytest.approx(expected, rel=1e-3)
 
 

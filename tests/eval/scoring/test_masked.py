@@ -138,7 +138,6 @@ def by_hand(kind: str) -> dict[str, float]:
 def test_score_equals_a_float64_loop_over_the_sequences(kind: str, machine: dict[str, int]) -> None:
     result = scored(kind, *rows_of(kind), **machine)
     assert result == pytest.approx(by_hand(kind), rel=1e-5)
-    # Some predictions are right and some are wrong.
     assert 0 < result["hits"] < result["predictions"]
     assert result["pairs"] == 0 if kind == "words alone" else 0 < result["next_hits"] < result["pairs"]
 

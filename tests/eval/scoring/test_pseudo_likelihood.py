@@ -59,7 +59,6 @@ def test_token_is_predicted_from_all_others_of_its_window(family: str, machine: 
     result = pseudo_nats(encoder, some, length=LENGTH, progress=lambda *each: progress.append(each))
     for number in (0, 1):
         assert result[number] == pytest.approx(nll(family, tuple(some[number].tolist())), rel=1e-5)
-    # Equal texts are computed once.
     assert result[2] == result[0] and progress[-1] == (30, 30)
 
 
@@ -121,7 +120,6 @@ def test_masked_task_masks_and_scores_as_in_training(tmp_path: Path) -> None:
     assert 51 <= count <= 102
     assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))
     assert score("a" + " whale" * 500, batch=3).metrics == pytest.approx(result.metrics)
-    # A text that is shorter than a row.
     assert score("a whale").metrics["predictions"] == 1
 
 

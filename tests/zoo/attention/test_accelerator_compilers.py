@@ -1,8 +1,5 @@
-"""Every implementation for accelerators, compiled by the real compilers for devices that are not here; run with --aot.
-
-The TPU compiler comes with the extra `tpu`, XLA for GPUs with `cuda13` (or `cuda12`): each target needs its own. Compiling shows
-neither that a kernel's numbers are right nor that cuDNN has a plan for the shape: it is asked on a GPU only.
-"""
+"""Every implementation for accelerators, compiled by the real compilers for devices that are not here; run with --aot. It shows
+neither that a kernel computes the right numbers nor that cuDNN has a plan for the shape: it is asked on a GPU only."""
 
 import contextlib
 import dataclasses

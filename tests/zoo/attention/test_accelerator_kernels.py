@@ -1,8 +1,5 @@
-"""Implementations for accelerators only: their refusals, what they ask of the libraries, and what they make of the answer.
-
-Where a library cannot run, plain arithmetic with the same demands replaces it. The real ones are compiled in
-`test_accelerator_compilers.py`.
-"""
+"""Implementations for accelerators only: their refusals, and what they ask of the libraries (`test_accelerator_compilers.py` has
+the real ones); where one cannot run, plain arithmetic with the same demands replaces it."""
 
 import dataclasses
 import functools

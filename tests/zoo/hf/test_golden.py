@@ -1,7 +1,4 @@
-"""Models against frozen vectors of `transformers` on torch: the outputs and the gradients of the same published weights.
-
-`tests.golden.make` writes the vectors.
-"""
+"""Models against frozen vectors of `transformers` on torch, which `tests.golden.make` writes: outputs and gradients."""
 
 import functools
 import json

@@ -20,8 +20,7 @@ ALIKE = {
     ("distilbert", "sequence", "choice"),
     ("xlnet", "sequence", "choice"),
 }
-"""Heads with tensors of the same names, with the unused pooler of a classifier of tokens; without an architecture in the file
-the first is taken."""
+"""Heads with tensors of the same names, with the unused pooler of a classifier of tokens; without an architecture, the first."""
 
 
 def expected_task(family: str, task: str, idle: bool, declared: str) -> str:

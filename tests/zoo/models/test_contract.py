@@ -81,7 +81,6 @@ def test_choices_are_what_their_tables_have() -> None:
 def test_auto_chooses_what_exists_and_runs_there() -> None:
     for platform, lines in attention.AUTO.items():
         assert all(platform in attention.IMPLEMENTATIONS[line.name].platforms for line in lines)
-        # The last line takes everything.
         assert lines[-1].queries == 1 and attention.IMPLEMENTATIONS[lines[-1].name].features == attention.ALL_FEATURES
 
 

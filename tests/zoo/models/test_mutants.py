@@ -64,11 +64,7 @@ class Case:
         self.ours, self.expected = self.computed_here(), self.computed_there()
 
     def parsed(self) -> dict[str, Any]:
-        """Return the configuration that `transformers` makes of the file.
-
-        Raises:
-            Exception: any, if it refuses the file.
-        """
+        """Return the configuration that `transformers` makes of the file; if it refuses the file, raise what it raises."""
         import transformers
 
         return getattr(transformers, self.architecture).config_class.from_pretrained(self.folder).to_dict()
@@ -79,11 +75,7 @@ class Case:
         return {name: np.asarray(each)[..., : cfg.vocab] for name, each in computed.items()}
 
     def computed_there(self, dtype: str = "float32") -> dict[str, np.ndarray]:
-        """Return the outputs of `transformers`.
-
-        Raises:
-            Exception: any, if it refuses the file or cannot compute.
-        """
+        """Return the outputs of `transformers`; if it refuses the file or cannot compute, raise what it raises."""
         import torch
         import transformers
 
