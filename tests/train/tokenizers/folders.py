@@ -22,37 +22,16 @@ PADDING = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of":
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 STRINGS = [
     *kinds.AWKWARD,
+    *("caf\u00e9 \u212b \ufb01", "cafe\u0301 A\u030a", "zero\u200bwidth\u200c\u200d\ufeffjoin", " leading", "trailing "),
+    *("\t\n\r \x0b", "the whale", "Whale 12345 7.5e3", "it's WE'LL don't", "foobar foobars FOOBAR afoobarb foobar.", "x" * 130),
+    *("\u0130I\u0131i\u1e9e", "<|endoftext|>", "a[MASK]b [CLS] [SEP]", "<s></s> <mask> <pad>", "<extra_id_0> <cls><sep>"),
     *(
-        "caf\u00e9 \u212b \ufb01",
-        "cafe\u0301 A\u030a",
-        "zero\u200bwidth\u200c\u200d\ufeffjoin",
-        " leading",
-        "trailing ",
-        "\t\n\r \x0b",
-    ),
-    *(
-        "the whale",
-        "Whale 12345 7.5e3",
-        "it's WE'LL don't",
-        "foobar foobars FOOBAR afoobarb foobar.",
-        "x" * 130,
-        "\u0130I\u0131i\u1e9e",
-    ),
-    *(
-        "<|endoftext|>",
-        "a[MASK]b [CLS] [SEP]",
-        "<s></s> <mask> <pad>",
-        "<extra_id_0> <cls><sep>",
         "<new> [NEW]",
         "\u202eabc\u202c",
-    ),
-    *(
         "\U0001f1e9\U0001f1ea\U0001f44d\U0001f3fd",
         "\u6f22\u5b57 \u3072\u3089 \uac00\u1100\u1161",
-        "\x7f\x80\x9f",
-        HARD,
-        random_characters(300),
     ),
+    *("\x7f\x80\x9f", HARD, random_characters(300)),
 ]
 """Composed and decomposed, zero width, spaces at either end, control characters, special tokens, emoji, CJK, nothing."""
 
@@ -209,27 +188,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "accents kept by XLNet": {"keep_accents": True, "remove_space": False},
 }
 """Changes of a tokenizer_config.json."""
+NO_RULES: dict[str, Any] = {"tokenizer.json": None}
+NO_SETTINGS: dict[str, Any] = {"tokenizer_config.json": None}
+PADS = {"special_tokens_map.json": {"pad_token": "[NEW]"}}
 EXTRA = {"special_tokens_map.json": {"additional_special_tokens": ["[NEW]"]}}
 FILES: dict[str, dict[str, Any]] = {
     "as written": {},
-    "vocabulary alone": {"tokenizer.json": None},
-    "no settings": {"tokenizer_config.json": None},
-    "no files but one": {"tokenizer_config.json": None, "vocab.json": None, "merges.txt": None, "vocab.txt": None},
-    "vocabulary without settings": {"tokenizer.json": None, "tokenizer_config.json": None},
-    "added to a vocabulary": {"tokenizer.json": None, "added_tokens.json": {"foobar": 900}},
-    "added to a vocabulary elsewhere": {"tokenizer.json": None, "added_tokens.json": {"foobar": 950}},
-    "added twice": {"tokenizer.json": None, "added_tokens.json": {"foobar": 901, "[NEW]": 900}},
-    "added special": {"tokenizer.json": None, "added_tokens.json": {"[NEW]": 900}, **EXTRA},
-    "added by name": {
-        "tokenizer.json": None,
-        "added_tokens.json": {"[NEW]": 900},
-        "special_tokens_map.json": {"pad_token": "[NEW]"},
-    },
-    "another family": {"tokenizer_config.json": None, "config.json": {"model_type": "llama"}},
-    "family's own class": {"config.json": {"model_type": "bert", "tokenizer_class": FAST}, "tokenizer_config.json": None},
+    "vocabulary alone": NO_RULES,
+    "no settings": NO_SETTINGS,
+    "no files but one": {**NO_SETTINGS, "vocab.json": None, "merges.txt": None, "vocab.txt": None},
+    "vocabulary without settings": NO_RULES | NO_SETTINGS,
+    "added to a vocabulary": {**NO_RULES, "added_tokens.json": {"foobar": 900}},
+    "added to a vocabulary elsewhere": {**NO_RULES, "added_tokens.json": {"foobar": 950}},
+    "added twice": {**NO_RULES, "added_tokens.json": {"foobar": 901, "[NEW]": 900}},
+    "added special": {**NO_RULES, "added_tokens.json": {"[NEW]": 900}, **EXTRA},
+    "added by name": {**NO_RULES, "added_tokens.json": {"[NEW]": 900}, **PADS},
+    "another family": {**NO_SETTINGS, "config.json": {"model_type": "llama"}},
+    "family's own class": {**NO_SETTINGS, "config.json": {"model_type": "bert", "tokenizer_class": FAST}},
     "added to tokenizer.json": {"added_tokens.json": {"foobar": 900}},
-    "names": {"special_tokens_map.json": {"pad_token": "[NEW]"}},
-    "no merges": {"tokenizer.json": None, "merges.txt": None},
+    "names": PADS,
+    "no merges": {**NO_RULES, "merges.txt": None},
     "names of tokens": {"special_tokens_map.json": {"unk_token": {"content": "the", **NO}}},
 }
 """Files that are replaced, or, with None, removed."""

@@ -3,8 +3,11 @@
 import functools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.hard_texts import HARD, random_characters
 from train import pieces, spiece, tokenizer_files, unigram, unigram_xlnet
@@ -12,6 +15,7 @@ from train.config import Data
 from train.corpus import split
 from train.marks import Marks
 from train.tokenizer import Kind, Tokenizer
+from zoo.errors import BadInput
 
 VOCAB = 900
 KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "sentencepiece", "xlnet")
@@ -32,6 +36,14 @@ AWKWARD = [
     "\u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4",
     *("The Whale's WHALE whale", "\u0416\u0416 \u0416", "\u2581a \u2581\u2581b \u2581", "\x00\x1f a\x00b", "\u0301 \u0301x"),
 ]
+
+
+def refused(folder: Path, read: Callable[[Path], Tokenizer] = tokenizer_files.read) -> str:
+    """Return the line in which a folder is refused."""
+    with pytest.raises(BadInput) as refusal:
+        read(folder)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def lines(number: int = 300) -> list[str]:

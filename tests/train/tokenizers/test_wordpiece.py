@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.hard_texts import HARD, random_characters
-from tests.train.tokenizers.kinds import auto
+from tests.train.tokenizers.kinds import auto, refused
 from train import tokenizer_files, wordpiece
 from train.marks import Marks
 from train.tokenizer import Tokenizer
@@ -55,13 +55,6 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
     assert (out / "vocab.txt").read_bytes() == (published / "vocab.txt").read_bytes()
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
     assert auto(out)(f"Caf\u00e9 {ACCENTS}")["input_ids"] == theirs(f"Caf\u00e9 {ACCENTS}")["input_ids"]
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(BadInput) as refusal:
-        tokenizer_files.read(folder)
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
 
 
 VOCABULARIES = {
