@@ -15,7 +15,7 @@ import pytest
 from tests.support.processes import seen_on_terminal
 from train import console as console_module
 from train import progress
-from train.console import Console, clock
+from train.console import Console
 from train.metrics import train_row, valid_row
 from train.progress import shown
 from zoo.errors import BadInput
@@ -137,10 +137,6 @@ def test_drawing_is_rare_and_an_error_gives_the_cursor_back(monkeypatch: pytest.
     # Ten, with what clearing the line in the end draws once more.
     assert 5 <= len(lines(seen)) <= 15
     assert seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l") >= 0
-
-
-def test_a_duration_of_days_is_short() -> None:
-    assert (clock(172_799), clock(259_200)) == ("47:59:59", "3.0 days")
 
 
 def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
