@@ -48,13 +48,6 @@ def test_every_changed_key_is_named() -> None:
             check_identity(Path("run"), meta, replaced(run, key, value))
 
 
-def test_where_and_how_a_run_is_computed_may_change() -> None:
-    run = tiny.run()
-    meta = {"config": identity(run)}
-    for key, value in {"name": "other", "accumulate": 2, "mesh.data": 4, "log.every": 7, "model.compute.unroll": 1}.items():
-        check_identity(Path("run"), meta, replaced(run, key, value))
-
-
 def test_a_field_that_is_newer_than_the_checkpoint_has_its_default() -> None:
     run = tiny.run()
     saved = identity(run)
