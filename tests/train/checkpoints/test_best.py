@@ -61,11 +61,7 @@ def accuracies(*values: float) -> list[dict[str, float]]:
         (accuracies(0.5, 0.75, 0.25), {"metric": "accuracy"}, (20, None)),
         (accuracies(0.5, 0.75, 0.75, 0.5), {}, (20, None)),
         (accuracies(NAN, 0.25, NAN), {}, (20, None)),
-        (
-            [{"pearson": 0.5, "mean_squared_error": value} for value in (4.0, 3.0, 5.0)],
-            {"metric": "mean_squared_error"},
-            (20, None),
-        ),
+        ([{"pearson": 0.5, "mean_squared_error": n} for n in (4.0, 3.0, 5.0)], {"metric": "mean_squared_error"}, (20, None)),
         (accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3), {"patience": 2}, (40, 60)),
         (accuracies(0.5, 0.6, 0.4, 0.7, 0.3, 0.3), {"patience": 1}, (20, 30)),
         (accuracies(0.5, 0.5, 0.5, 0.5), {"patience": 3}, (10, 40)),

@@ -88,10 +88,8 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_row(tmp_path: Path) -> Non
     path = tmp_path / "metrics.jsonl"
     file = Metrics(path)
     file.write(row(1))
-    with (
-        small_files(path.stat().st_size + 9),
-        pytest.raises(BadInput, match=r"metrics.jsonl cannot be written \(File too large\)"),
-    ):
+    too_large = r"metrics.jsonl cannot be written \(File too large\)"
+    with small_files(path.stat().st_size + 9), pytest.raises(BadInput, match=too_large):
         file.write(row(2))
     file.close()
     again = Metrics(path, resume_at=2)

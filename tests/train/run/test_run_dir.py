@@ -129,17 +129,10 @@ def test_an_absent_key_has_its_default(tmp_path: Path) -> None:
 
 
 OTHER = dataclasses.replace(RUN, seed=1)
+CHECKPOINTS = ("checkpoints/00000002", "checkpoints/00000002.corrupt-1", "best/00000002")
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        "checkpoints/00000002/COMMIT.json",
-        "checkpoints/00000002.corrupt-1/COMMIT.json",
-        "best/00000002/COMMIT.json",
-        "scores.json",
-    ],
-)
+@pytest.mark.parametrize("result", ["scores.json", *(f"{folder}/COMMIT.json" for folder in CHECKPOINTS)])
 def test_a_run_with_results_holds_its_name(result: str, tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write_config(RUN)
@@ -199,8 +192,6 @@ MAY_CHANGE = {
     "checkpoint": Checkpoint(every=7),
     "model": dataclasses.replace(NANO, compute=configs.Compute(remat="full", unroll=2)),
 }
-
-
 MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("steps", 900, "steps: 1000 before, 900 now"),
     ("seed", 1, "seed: 0 before, 1 now"),

@@ -40,9 +40,8 @@ class Recorded(list[Event]):
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     events = Recorded()
-    monkeypatch.setattr(
-        stop_module, "os", SimpleNamespace(_exit=lambda code: events.add("exit", code), kill=os.kill, getpid=os.getpid)
-    )
+    system = SimpleNamespace(_exit=lambda code: events.add("exit", code), kill=os.kill, getpid=os.getpid)
+    monkeypatch.setattr(stop_module, "os", system)
     return events
 
 
