@@ -17,18 +17,14 @@ from train.config_objectives import Labelled
 from train.examples import Question
 from zoo.errors import BadInput
 
+QUESTION_FIELDS = ("id", "question", "answers", "document", "context")
+CHOICE_FIELDS = ("question", "options", "answer", "document", "article")
 # The examples of an objective in every format: their fields and values.
 EXAMPLES: dict[str, tuple[tuple[str, ...], list[Any]]] = {
     "classification": (("text", "label", "pair"), [(*rated, None) for rated in RATED]),
     "tagging": (("words", "tags"), files.SENTENCES),
-    "span": (
-        ("id", "question", "answers", "document", "context"),
-        [(name, question, tuple(answers), "Whales", CONTEXT) for name, question, answers in ASKED],
-    ),
-    "choice": (
-        ("question", "options", "answer", "document", "article"),
-        [(*chosen, "Anna sails.", "Anna sails.") for chosen in files.CHOSEN],
-    ),
+    "span": (QUESTION_FIELDS, [(name, question, tuple(answers), "Whales", CONTEXT) for name, question, answers in ASKED]),
+    "choice": (CHOICE_FIELDS, [(*chosen, "Anna sails.", "Anna sails.") for chosen in files.CHOSEN]),
 }
 TSV = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in RATED)
 BARE = "".join(f"{text}\t1\t{label}\r\n" for text, label in RATED)
@@ -39,6 +35,7 @@ TREC = b'yes:of it is good\nperhaps:b:c so "so" 4\n\nno: \xfcble Sache\n'
 TABS = "Anna\tB-PER\nsees\tO\nRome\tB-LOC\n\n\n4\tO\n#\tO\n\u00e9\tI-X"
 SPACES = "-DOCSTART- -X- O O\n\nAnna NNP X B-PER\nsees  V X O\nRome NNP X B-LOC\n-DOCSTART- -X- O O\n"
 COLUMNS = "B-PER\t1\tAnna\nO\t2\tsees\nB-LOC\t3\tRome\n\nO\t1\t4\nO\t2\t#\nI-X\t3\t\u00e9\n"
+COARSE = {"encoding": "latin-1", "coarse": True}
 FORMATS: list[tuple[str, str, Content, dict[str, Any]]] = [
     ("classification", "a.tsv", TSV, {}),
     ("classification", "a.TSV", "\ufeff" + TSV.replace("\n", "\n\n"), {}),
@@ -47,20 +44,14 @@ FORMATS: list[tuple[str, str, Content, dict[str, Any]]] = [
     ("classification", "a.tsv", TURNED, {"header": False, "text": "2", "label": "1"}),
     ("classification", "a.csv", CSV, {}),
     ("classification", "a.csv", CSV.replace("\n", "\r\n").encode("latin-1"), {"encoding": "latin-1"}),
-    ("classification", "a.txt", TREC, {"encoding": "latin-1", "coarse": True}),
+    ("classification", "a.txt", TREC, COARSE),
     ("tagging", "a.conll", TABS, {}),
     ("tagging", "a.conll", f"{SPACES}\n4 CD X O\n# SYM X O\n\u00e9 X X I-X\n\n", {}),
     ("tagging", "a.conll", COLUMNS, {"text": "3", "label": "1"}),
     ("tagging", "a.annotated", TABS, {}),
     ("tagging", "a.bio", TABS, {"format": "conll"}),
-    ("classification", "a.data", TSV, {"format": "tsv"}),
     ("classification", "rows", CSV, {"format": "csv"}),
-    (
-        "classification",
-        "a.all",
-        TREC.replace(b"yes:of ", b"yes:of\t"),
-        {"format": "label_first", "encoding": "latin-1", "coarse": True},
-    ),
+    ("classification", "a.all", TREC.replace(b"yes:of ", b"yes:of\t"), {"format": "label_first", **COARSE}),
     ("span", "a.json", json.dumps(squad()), {}),
     ("span", "a.v2", json.dumps(squad()), {"format": "squad"}),
     ("choice", "a.json", json.dumps(ARTICLE), {}),
@@ -115,9 +106,7 @@ def test_bad_examples_are_left_out_by_option_and_otherwise_the_first_is_refused(
 
 def test_a_format_is_one_that_the_objective_reads(tmp_path: Path) -> None:
     file = put(tmp_path / "a.tsv", TSV)
-    with pytest.raises(
-        BadInput, match=r"^--labelled\.format conll: classification does not read it; choose tsv, csv, jsonl, label_first"
-    ):
+    with pytest.raises(BadInput, match=r"^--labelled\.format conll: classification does not read it; choose tsv, csv"):
         read("classification", file, format="conll")
     with pytest.raises(BadInput, match=r"^--labelled\.format csv: .*set is a data set, and read as such; leave it out"):
         read("classification", put(tmp_path / "set", ROWS), format="csv")
@@ -143,9 +132,8 @@ def test_classes_of_a_data_set_are_their_names(tmp_path: Path) -> None:
     text, classes = datasets.Value("string"), datasets.ClassLabel(names=["bad", "good"])
     texts: list[Any] = read("classification", save("texts", {"text": text, "label": classes}, text=["a", "b"], label=[1, 0]))
     assert [each.label for each in texts] == ["good", "bad"]
-    words: list[Any] = read(
-        "tagging", save("words", {"tokens": [text], "tags": [classes]}, tokens=[["in", "Rom"]], tags=[[0, 1]])
-    )
+    tagged = save("words", {"tokens": [text], "tags": [classes]}, tokens=[["in", "Rom"]], tags=[[0, 1]])
+    words: list[Any] = read("tagging", tagged)
     assert [each.tags for each in words] == [("bad", "good")]
     with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is none of its 2 classes; leave out'):
         read("classification", save("hidden", {"text": text, "label": classes}, text=["a", "b"], label=[1, -1]))
@@ -169,9 +157,8 @@ def test_the_last_part_is_held_out(tmp_path: Path) -> None:
 def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(sizes: list[int], fraction: float) -> None:
     """Questions about as many articles as there are sizes; those of an article are not next to each other."""
     names = sorted((k, f"t{n}") for n, size in enumerate(sizes) for k in range(size))
-    examples = [
-        Question(origin=f"{name}-{k}", document=name, id=name, question="?", context="c", answers=()) for k, name in names
-    ]
+    shared: dict[str, Any] = dict(question="?", context="c", answers=())
+    examples = [Question(origin=f"{name}-{k}", document=name, id=name, **shared) for k, name in names]
     training, held_out = readers.halves(examples, fraction)
     assert training and held_out
     assert sorted(each.origin for each in [*training, *held_out]) == sorted(each.origin for each in examples)
