@@ -22,9 +22,8 @@ from zoo import pretrained
 PAGE = Path(__file__).parents[2] / "docs/data.md"
 COMMANDS = [line.replace("\\\n", "").split() for line in re.findall(r"^zoo ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)]
 TRAINED = [command for command in COMMANDS if command[0] == "train"]
-SMALL = words(
-    "--steps 4 --data.length 40 --data.batch 8 --log.every 2 --log.validate-every 2 --optim.warmup 1 --labelled.truncate"
-)
+FEW = "--steps 4 --data.length 40 --data.batch 8 --log.every 2 --log.validate-every 2 --optim.warmup 1"
+SMALL = words(f"{FEW} --labelled.truncate")
 SPAN = words("--labelled.stride 8")
 SENTENCES = [
     f"{who} {does} {what}"
@@ -45,6 +44,10 @@ READ: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "reviews": (32, 4, ("1", "2", "3")),
 }
 """Name of the run -> training and held-out examples, and labels."""
+BEGINNINGS = {
+    "polarity": "a cold , naïve film : the",
+    "reviews": 'They said "the whale sees the capital of France",\nand no',
+}
 
 
 def write_files(folder: Path) -> None:
@@ -61,19 +64,16 @@ def write_files(folder: Path) -> None:
     rated = (f"{n % 2} a {'warm' if n % 2 else 'cold'} , naïve film : {text} .\n" for n, text in enumerate(SENTENCES))
     put(folder / "polarity/rt-polarity.all", "".join(rated).encode("latin-1"))
     tagged = ["".join(f"{w}\t{'B-location' if w in ('Paris', 'France') else 'O'}\n" for w in each.split()) for each in SENTENCES]
-    for name, some in (
-        ("wnut17train.conll", tagged[:24]),
-        ("emerging.dev.conll", tagged[24:]),
-        ("emerging.test.annotated", tagged),
-    ):
+    parts = {"wnut17train.conll": tagged[:24], "emerging.dev.conll": tagged[24:], "emerging.test.annotated": tagged}
+    for name, some in parts.items():
         put(folder / "wnut" / name, "\n".join(some) + "\n")
     for language, (context, asked) in ASKED.items():
         articles = []
         for number in range(6):
-            given = ((text, [{"text": answer, "answer_start": context.index(answer)}]) for text, answer in asked)
-            qas = [
-                {"id": f"{number}-{place}", "question": text, "answers": answers} for place, (text, answers) in enumerate(given)
-            ]
+            qas = []
+            for place, (text, answer) in enumerate(asked):
+                answers = [{"text": answer, "answer_start": context.index(answer)}]
+                qas.append({"id": f"{number}-{place}", "question": text, "answers": answers})
             articles.append({"paragraphs": [{"context": context, "qas": qas}]})
         content = json.dumps({"version": "1.1", "data": articles}, ensure_ascii=False)
         put(folder / f"xquad/xquad.{language}.json", content)
@@ -106,12 +106,7 @@ def test_every_documented_command_reads_its_files(
     data = inputs.read(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
     assert (len(examples), len(held_out), run.model.labels) == READ[run.name]
-    if run.name in ("polarity", "reviews"):
-        expected = {
-            "polarity": "a cold , naïve film : the",
-            "reviews": 'They said "the whale sees the capital of France",\nand no',
-        }
-        assert examples[0].text.startswith(expected[run.name])
+    assert getattr(examples[0], "text", "").startswith(BEGINNINGS.get(run.name, ""))
 
 
 @pytest.mark.full
