@@ -42,9 +42,8 @@ def pair(**chosen: Any) -> tuple[Any, Any, Distilled]:
 
 
 def losses(student: Any, params: Any, goal: Distilled, chunk: int) -> dict[str, float]:
-    terms, _ = jit(lambda p, f: goal.loss(student, p, batch(), f, seeds=None, carry={}, smoothing=0.0, chunk=chunk))(
-        params, goal.frozen
-    )
+    options = dict(seeds=None, carry={}, smoothing=0.0, chunk=chunk)
+    terms, _ = jit(lambda p, f: goal.loss(student, p, batch(), f, **options))(params, goal.frozen)
     weights = goal.weights(batch())
     return {name: float(terms[name] / weights[name]) for name in terms}
 
@@ -58,9 +57,8 @@ def outputs() -> list[tuple[np.ndarray, np.ndarray]]:
         hidden = net.apply(params, batch()).hidden
         return net.unembed(params, hidden)[..., :300], hidden
 
-    return [
-        jax.tree.map(np.float64, jit(output, static_argnums=0)(*of)) for of in ((student, params), (goal.teacher, goal.frozen))
-    ]
+    both = ((student, params), (goal.teacher, goal.frozen))
+    return [jax.tree.map(np.float64, jit(output, static_argnums=0)(*of)) for of in both]
 
 
 def by_hand(chosen: Distillation, at: np.ndarray) -> dict[str, float]:

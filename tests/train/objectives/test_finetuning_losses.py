@@ -180,10 +180,7 @@ def test_the_summary_of_a_packed_sequence_is_where_it_is_said_to_be() -> None:
     """[B, Q]: a row may hold several sequences, each with a label and a weight."""
     cfg, batch = setting("classification")
     at = np.array([[0, 4]] * len(batch.tokens), np.int32)
-    several = dataclasses.replace(
-        batch,
-        summary_at=at,
-        labels=np.stack([batch.labels[:, 0], np.full(len(at), IGNORED, np.int32)], 1),
-        weights=np.concatenate([batch.weights, np.ones_like(batch.weights)], 1),
-    )
+    labels = np.stack([batch.labels[:, 0], np.full(len(at), IGNORED, np.int32)], 1)
+    weights = np.concatenate([batch.weights, np.ones_like(batch.weights)], 1)
+    several = dataclasses.replace(batch, summary_at=at, labels=labels, weights=weights)
     assert computed(cfg, several) == pytest.approx(defined(cfg, batch)[0], rel=1e-5)

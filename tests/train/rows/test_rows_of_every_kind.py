@@ -109,10 +109,9 @@ def build(kind: str, numbers: Any, seed: int = 0) -> list[dict[str, np.ndarray]]
     builder, rows = objective(run.objective).builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size)), planned(kind)
     built = [builder(np.random.default_rng([seed, number]), rows.row(number), rows.length) for number in numbers]
     sources = [vars(row.pop("source")) if "source" in row else {} for row in built]
-    return [
-        row | {f"source {name}": array for name, array in source.items() if array is not None}
-        for row, source in zip(built, sources, strict=True)
-    ]
+    for row, source in zip(built, sources, strict=True):
+        row.update({f"source {name}": array for name, array in source.items() if array is not None})
+    return built
 
 
 @kinds
