@@ -79,12 +79,11 @@ def zoo(line: str) -> list[str]:
     return [sys.executable, "-P", "-m", "zoo.cli", *words(line)]
 
 
+GENERATE = "generate runs/done --prompt whale --limit 20"
+
+
 @pytest.mark.parametrize(
-    "line",
-    [
-        "train gpt-nano --help",
-        *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", "generate runs/done --prompt whale --limit 20")),
-    ],
+    "line", ["train gpt-nano --help", *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", GENERATE))]
 )
 def test_a_closed_pipe_causes_no_traceback(line: str, place: Path) -> None:
     """The reader leaves as `| head -1` does, but surely before anything is written."""
@@ -118,9 +117,8 @@ def test_output_that_cannot_be_written_is_one_line(line: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("locale", "plain"), [("C", True), ("POSIX", True), ("C.UTF-8", False)])
 def test_the_c_locale_gets_plain_ascii(locale: str, plain: bool) -> None:
-    help_text = run_python(
-        "-P", "-m", "zoo.cli", "train", "gpt-nano", "--help", env={"LC_ALL": locale, "PYTHONUTF8": None}
-    ).stdout
+    environment = {"LC_ALL": locale, "PYTHONUTF8": None}
+    help_text = run_python("-P", "-m", "zoo.cli", "train", "gpt-nano", "--help", env=environment).stdout
     assert "--steps INT" in help_text
     assert help_text.isascii() == plain
     assert "\\u" not in help_text
@@ -128,7 +126,7 @@ def test_the_c_locale_gets_plain_ascii(locale: str, plain: bool) -> None:
 
 @pytest.mark.full
 def test_interrupted_while_generating(place: Path) -> None:
-    command = zoo("generate runs/done --prompt whale --limit 20 --samples 200000")
+    command = zoo(f"{GENERATE} --samples 200000")
     terminal, end = pty.openpty()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=clean_environment(), cwd=place) as process:
         os.close(end)

@@ -70,10 +70,8 @@ def test_slurm_starts_as_many_processes_as_nodes() -> None:
 def test_slurm_queues_a_job_again_that_had_to_leave(tmp_path: Path, code: int, again: bool) -> None:
     """And no other: one that is done or that failed would be run for ever."""
     log = tmp_path / "log"
-    for name, line in (
-        ("srun", f"exit {code}"),
-        ("scontrol", f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(log))}'),
-    ):
+    queue = f'[ "$1" = show ] && echo node1 || echo "$@" >> {shlex.quote(str(log))}'
+    for name, line in ("srun", f"exit {code}"), ("scontrol", queue):
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-8]", "SLURM_JOB_ID": "7"}
