@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,17 +197,9 @@ jax.distributed.shutdown()
 @pytest.mark.planted
 def test_two_processes_agree_and_one_restores(folder: Path) -> None:
     address = f"127.0.0.1:{launch._free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESSES, str(folder), str(number), address],
-            env=clean_environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    options: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(), cwd=ROOT)
+    commands = [[sys.executable, "-c", PROCESSES, str(folder), str(number), address] for number in range(2)]
+    processes = [subprocess.Popen(command, **options) for command in commands]
     try:
         ended = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
