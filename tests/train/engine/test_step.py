@@ -198,12 +198,11 @@ plain = functools.cache(made)
 
 def changed(before: State, after: State) -> set[str]:
     """Fields of the state that differ."""
-    return {
-        field.name
-        for field in dataclasses.fields(State)
-        for old, new in [(getattr(before, field.name), getattr(after, field.name))]
-        if any((np.asarray(a) != b).any() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
-    }
+
+    def differs(old: Any, new: Any) -> bool:
+        return any((np.asarray(a) != b).any() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+
+    return {name for name, old in vars(before).items() if differs(old, getattr(after, name))}
 
 
 def infinite_weight(state: State, batch: Batch) -> tuple[State, Batch]:

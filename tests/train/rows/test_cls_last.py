@@ -61,9 +61,8 @@ def run(goal: Any, *, task: str = "", masking: Masking | None = None, **data: An
     return tiny.run(model=model(task or TASKS[goal]).config, objective=goal, **changes)
 
 
-QUESTION = Question(
-    origin="1", id="1", question="who", context="the men sees the whale the ship", answers=(Answer("the whale", 13),)
-)
+CONTEXT = "the men sees the whale the ship"
+QUESTION = Question(origin="1", id="1", question="who", context=CONTEXT, answers=(Answer("the whale", 13),))
 EXAMPLES: dict[str, list[Example]] = {
     "classification": [
         Text(origin="1", text="the whale", pair=None, label="no"),
@@ -111,9 +110,8 @@ def check(goal: str) -> None:
     assert (made.rows[0].context.first, made.rows[0].context.summary) == (2, 10)
     context, narrow = ids(QUESTION.context), dataclasses.replace(run("span"), data=Data(length=8, batch=2))
     several = rows_of(EXAMPLES["span"], narrow, WORDS).rows
-    assert [row.inputs[0].ids.tolist() for row in several] == [
-        [*ids("who"), SEP, *context[start : start + 4], SEP, CLS] for start in (0, 2, 4)
-    ]
+    windows = [[*ids("who"), SEP, *context[start : start + 4], SEP, CLS] for start in (0, 2, 4)]
+    assert [row.inputs[0].ids.tolist() for row in several] == windows
     assert [row.labels.tolist() for row in several] == [[7, 7], [3, 4], [6, 6]]
 
 

@@ -81,6 +81,12 @@ def parts(paths: set[str]) -> set[str]:
 
 
 SEQUENCE = ("sequence", ("no", "yes"))
+OTHER_HEADS = (
+    ("bert-nano", SEQUENCE, ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
+    ("bert-nano", SEQUENCE, ("tokens", ("no", "yes")), ["classifier"]),
+    ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
+    ("roberta-nano", ("masked",), SEQUENCE, ["classifier", "dense"]),
+)
 
 
 @pytest.mark.full
@@ -88,15 +94,7 @@ SEQUENCE = ("sequence", ("no", "yes"))
     ("name", "before", "after", "fresh"),
     [
         ("bert-nano", ("pretraining",), SEQUENCE, ["classifier"]),
-        *(
-            pytest.param(*case, marks=pytest.mark.full)
-            for case in (
-                ("bert-nano", SEQUENCE, ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
-                ("bert-nano", SEQUENCE, ("tokens", ("no", "yes")), ["classifier"]),
-                ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
-                ("roberta-nano", ("masked",), SEQUENCE, ["classifier", "dense"]),
-            )
-        ),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_HEADS),
     ],
 )
 def test_what_both_have_is_taken_over_and_the_rest_is_drawn_and_named(
