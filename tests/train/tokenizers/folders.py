@@ -40,21 +40,13 @@ def _rules(**parts: Any) -> Callable[[Content], None]:
     return lambda content: content.update(parts)
 
 
-def _model(**numbers: Any) -> Callable[[Content], None]:
-    return lambda content: content["model"].update(numbers)
-
-
-def _normalizer(**flags: Any) -> Callable[[Content], None]:
-    return lambda content: content["normalizer"].update(flags)
+def _part(name: str, **values: Any) -> Callable[[Content], None]:
+    return lambda content: content[name].update(values)
 
 
 def _before(*steps: Mapping[str, Any]) -> Callable[[Content], None]:
     """Put steps before the rules that divide a text."""
-
-    def change(content: Content) -> None:
-        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, content["pre_tokenizer"]]}
-
-    return change
+    return lambda content: _divided(*steps, content["pre_tokenizer"])(content)
 
 
 def _divided(*steps: Mapping[str, Any]) -> Callable[[Content], None]:
@@ -78,11 +70,7 @@ def _normalized(*steps: Mapping[str, Any], last: bool = False) -> Callable[[Cont
 
 def _token(name: str, **flags: bool) -> Callable[[Content], None]:
     """Add a token."""
-
-    def change(content: Content) -> None:
-        content["added_tokens"].append({"id": kinds.VOCAB, "content": name, **NO, **flags})
-
-    return change
+    return lambda content: content["added_tokens"].append({"id": kinds.VOCAB, "content": name, **NO, **flags})
 
 
 def _template(*ends: str) -> Callable[[Content], None]:
@@ -127,30 +115,30 @@ def rules(kind: Kind) -> dict[str, Callable[[Content], None]]:
     }
     if kind in ("gpt", "roberta"):
         return common | {
-            "prefix space": lambda content: content["pre_tokenizer"].update(add_prefix_space=True),
-            "untrimmed": lambda content: content["pre_tokenizer"].update(trim_offsets=False),
+            "prefix space": _part("pre_tokenizer", add_prefix_space=True),
+            "untrimmed": _part("pre_tokenizer", trim_offsets=False),
             "pattern of GPT-4": _divided({**SPLIT, "pattern": {"Regex": GPT4}}, BYTES),
             "white space": _divided({"type": "WhitespaceSplit"}, BYTES),
             "whole texts": _rules(pre_tokenizer=BYTES),
-            "random merges": _model(dropout=0.5),
-            "merges ignored": _model(ignore_merges=True),
-            "bytes of the unknown": _model(byte_fallback=True),
-            "unknown": _model(unk_token=END[kind], fuse_unk=True),
+            "random merges": _part("model", dropout=0.5),
+            "merges ignored": _part("model", ignore_merges=True),
+            "bytes of the unknown": _part("model", byte_fallback=True),
+            "unknown": _part("model", unk_token=END[kind], fuse_unk=True),
         }
     if kind == "wordpiece":
         return common | {
-            "cased": _normalizer(lowercase=False),
-            "accents kept": _normalizer(strip_accents=False),
-            "accents dropped": _normalizer(strip_accents=True),
-            "Chinese joined": _normalizer(handle_chinese_chars=False),
-            "control characters kept": _normalizer(clean_text=False),
-            "short words": _model(max_input_chars_per_word=5),
+            "cased": _part("normalizer", lowercase=False),
+            "accents kept": _part("normalizer", strip_accents=False),
+            "accents dropped": _part("normalizer", strip_accents=True),
+            "Chinese joined": _part("normalizer", handle_chinese_chars=False),
+            "control characters kept": _part("normalizer", clean_text=False),
+            "short words": _part("model", max_input_chars_per_word=5),
             "white space": _divided({"type": "WhitespaceSplit"}),
         }
     return common | {
         "not normalized": _rules(normalizer=None),
-        "bytes of the unknown": _model(byte_fallback=True),
-        "another unknown": _model(unk_id=5),
+        "bytes of the unknown": _part("model", byte_fallback=True),
+        "another unknown": _part("model", unk_id=5),
         "no space before": _spaces("never"),
         "spaces alone": _spaces("always"),
     }
