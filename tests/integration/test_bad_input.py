@@ -99,10 +99,10 @@ NUMBERS = """
 --optim.clip -1.0|--optim.clip nan|--optim.layer-decay 0.0|--optim.layer-decay 1.1|--optim.freeze-layers -1
 --optim.freeze-layers 99|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
 --data.short 2.0|--data.short nan|--data.target-length -1|--data.rows pages|--data.weights 0|--data.weights nan
---data.weights 1 2|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
+--data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
 --model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast|--masking.rate 2.0|--masking.rate nan
 --denoising.density 0.0|--permutation.longest 0|--selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1
---log.every 0|--log.every -1|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
+--log.every 0|--data.weights 1 2|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
 --mesh.data 0|--mesh.data -2|--devices 5000|--processes -1|--process -1|--engine xla|--objective next|--precision fp8
 """
 DRAWS = """

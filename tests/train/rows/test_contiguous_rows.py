@@ -12,8 +12,6 @@ from train.streams import Streams, streams, texts
 from zoo.errors import BadInput
 
 TOKENIZER = uncased()
-
-
 TEXT = sentences_of([(7, 5, 9, 4, 6, 8) * 12, (5, 7, 11) * 9, (30,)], TOKENIZER)
 
 

@@ -16,7 +16,6 @@ from train.folder import Folder
 from train.marker import compare
 from train.mixture import Component, Mixture
 from train.rows import Tokens, windows
-from zoo.errors import BadInput
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
@@ -160,11 +159,3 @@ def test_a_checkpoint_says_which_path_changed(tmp_path, files):
         stream.write("THE")
     changed = compare(saved, read(tmp_path, files, (0.7, 0.3))[1].fingerprints())
     assert [line.partition(": ")[0] for line in changed] == ["data", f"data of {files[0]}"]
-
-
-def test_wrong_weights_are_refused():
-    with pytest.raises(BadInput, match=r"^--data\.weights 1 2 3: give a weight for each --data\.paths: there are 1"):
-        Data(paths=("a.txt",), weights=(1.0, 2.0, 3.0))
-    for weight in (-1.0, 0.0, math.nan, math.inf):
-        with pytest.raises(BadInput, match=rf"^--data\.weights 0\.5 {weight:g}: choose finite weights above 0"):
-            Data(paths=("a.txt", "b.txt"), weights=(0.5, weight))

@@ -27,8 +27,6 @@ from train.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 DOCUMENTS = [Document("a", "Call me Ishmael."), Document("b", "né \U0001f433"), Document("c", "x" * 50)]
-
-
 MANY = [Document("", f"word {i} " * 200) for i in range(200)]
 RECORDED = ["204b16c2e5a21743", "6e59c9648e4ea6d3", "18bec866996fb344"]
 
