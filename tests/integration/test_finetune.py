@@ -139,7 +139,6 @@ WRONG = {
     "classification --data.paths a.tsv": "--init: name the run or the published weights to begin from",
     "tagging --init gpt --data.paths a.conll": "--init gpt: a gpt has no such heads; begin from one of bert, distilbert, roberta",
     f"{BEGUN} --labelled.regression --labelled.class-weights balanced": "--labelled.regression True: numbers have neither",
-    f"{BEGUN} --data.length 41": "--data.length 41: the model has 40 positions",
 }
 
 

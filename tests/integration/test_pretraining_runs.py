@@ -176,7 +176,6 @@ def test_the_last_checkpoints_are_averaged(place: Path, capsys: pytest.CaptureFi
     assert max(float(np.abs(averaged[path] - steps[2][path]).max()) for path in averaged) > 1e-4
     refused = {
         "runs/kept out/other --last 9": "--last 9: runs/kept has 4 intact checkpoints; choose 1 to that, or train with",
-        "runs/kept out/other --last 2 --step 3": "--last 2: it takes the newest checkpoints; leave out --step",
         "out/mean out/other --last 2": "--last 2: out/mean is no run",
     }
     assert_refused(capsys, place, {line: (("export", *words(line)), message) for line, message in refused.items()})
@@ -190,7 +189,6 @@ REFUSED = {
     "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
     "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: they mean one stack of layers, and",
-    "t5 --denoising.density 0": "--denoising.density 0.0: choose a share above 0",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
     "xlnet --model.task body": "--model.task body: it has no words to predict; choose permutation, or pretraining for next",
 }

@@ -169,7 +169,6 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh": config.Mesh(data=3)}, "data=3 fsdp=1 tensor=1: does not multiply to the 8 devices; valid: data=8"),
         ({"mesh": config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
         ({"data": config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
         ({"engine": "pmap", "mesh": config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
