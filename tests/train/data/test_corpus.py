@@ -19,6 +19,8 @@ from train.corpus import split
 from train.sources import sources
 from zoo.errors import BadInput
 
+PARTS = st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300)
+
 
 def texts(documents):
     return [document.text for document in documents]
@@ -158,11 +160,7 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path):
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300),
-    st.floats(0.01, 0.8),
-    st.data(),
-)
+@given(PARTS, st.floats(0.01, 0.8), st.data())
 def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, data):
     text = "x" + "".join(parts) + "x"
     size, documents, at = len(text.encode()), [], 0

@@ -140,12 +140,9 @@ def test_the_fingerprint_of_rows_changes_with_each_part_of_an_example() -> None:
     label = "no" if first.label == "yes" else "yes"
     changes = [{"text": "whale"}, {"text": " ".join(first.text.split()[::-1])}, {"pair": "whale"}, {"label": label}]
     runs = [run("classification", labels=("no", "yes", "perhaps")), run("classification", family="roberta")]
-    prints = [
-        rows(cfg, examples_of).fingerprint,
-        rows(cfg, examples_of[1:]).fingerprint,
-        *(rows(cfg, [dataclasses.replace(first, **change), *examples_of[1:]]).fingerprint for change in changes),
-        *(rows(other, examples_of).fingerprint for other in runs),
-    ]
+    others = [[dataclasses.replace(first, **change), *examples_of[1:]] for change in changes]
+    prints = [rows(cfg, each).fingerprint for each in (examples_of, examples_of[1:], *others)]
+    prints += [rows(other, examples_of).fingerprint for other in runs]
     assert len(set(prints)) == len(prints)
     # The file that they are read from and the weights of classes make no other rows.
     moved = [dataclasses.replace(each, origin=f"elsewhere: {each.origin}") for each in examples_of]

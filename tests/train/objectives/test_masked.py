@@ -24,6 +24,9 @@ from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 
 PLANS = (*PAIRED, "full_sentences", "doc_sentences", "windows", "packed")
+SIZES = st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6)
+FAMILIES = st.sampled_from(["bert", "roberta"])
+MASKINGS = (Masking(), Masking(rate=0.4, most=3), Masking(whole_words=True), Masking(rare=0.7), Masking(rate=0.9))
 
 
 @functools.cache
@@ -124,15 +127,7 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
 
 @pytest.mark.full
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(st.lists(st.integers(3, 12), min_size=1, max_size=8), min_size=2, max_size=6),
-    st.sampled_from(PLANS),
-    st.booleans(),
-    st.integers(8, 40),
-    st.sampled_from(["bert", "roberta"]),
-    st.sampled_from([Masking(), Masking(rate=0.4, most=3), Masking(whole_words=True), Masking(rare=0.7), Masking(rate=0.9)]),
-    st.integers(0, 99),
-)
+@given(SIZES, st.sampled_from(PLANS), st.booleans(), st.integers(8, 40), FAMILIES, st.sampled_from(MASKINGS), st.integers(0, 99))
 def test_nothing_leaks_and_nothing_is_lost(sizes, rows, pack, length, family, masking, seed):
     asked = run(family, masking=masking, rows=rows, pack=pack, length=length)
     counts = np.arange(asked.model.vocab)

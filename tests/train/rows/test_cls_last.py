@@ -44,6 +44,8 @@ assert MARKS is not None
 CLS, SEP, PAD, MASK, EOD = 3, 4, 5, 6, 7
 LENGTH = 12
 TASKS = {"classification": "sequence", "tagging": "tokens", "span": "span", "choice": "choice", "masked": "masked"}
+SIZES = st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=6), min_size=2, max_size=5)
+ROWS = st.sampled_from([*PAIRED, "full_sentences", "doc_sentences", "windows", "packed"])
 
 
 def ids(text: str) -> list[int]:
@@ -259,13 +261,7 @@ def test_sequences_of_a_row_end_with_a_cls_each():
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=6), min_size=2, max_size=5),
-    st.sampled_from([*PAIRED, "full_sentences", "doc_sentences", "windows", "packed"]),
-    st.booleans(),
-    st.integers(10, 40),
-    st.integers(0, 99),
-)
+@given(SIZES, ROWS, st.booleans(), st.integers(10, 40), st.integers(0, 99))
 def test_rows_of_a_plan_fit_and_predict_text_alone(sizes: Any, rows: Any, pack: bool, length: int, seed: int):
     documents = [" ".join("".join("ab"[n % 2] for n in range(size)) + "." for size in document) for document in sizes]
     cfg = run("masked", rows=rows, pack=pack, length=length)

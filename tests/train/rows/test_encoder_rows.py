@@ -17,10 +17,11 @@ from zoo.errors import BadInput
 
 BERT, ROBERTA = uncased(), roberta()
 COVERING = ("full_sentences", "doc_sentences", "windows", "packed")
+WHOLE = st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"])
 # The sizes of the sentences of some documents.
-DOCUMENTS = st.lists(st.lists(st.integers(2, 12), max_size=8), min_size=2, max_size=8).filter(
-    lambda texts: sum(map(bool, texts)) > 1
-)
+SEVERAL = st.lists(st.lists(st.integers(2, 12), max_size=8), min_size=2, max_size=8)
+DOCUMENTS = SEVERAL.filter(lambda texts: sum(map(bool, texts)) > 1)
+ANY = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=12), min_size=2, max_size=6)
 
 
 def contents(planned):
@@ -157,13 +158,7 @@ def as_published(sizes, room, draw, short, single):
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=12), min_size=2, max_size=6),
-    st.integers(2, 40),
-    st.booleans(),
-    st.sampled_from([0.0, 0.5, 1.0]),
-    st.integers(0, 9),
-)
+@given(ANY, st.integers(2, 40), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9))
 def test_pairs_are_made_as_published(sizes, room, single, short, seed):
     cut = [[min(size, room) for size in document] for document in sizes]
     document = np.repeat(np.arange(len(cut)), [len(each) for each in cut])
@@ -199,9 +194,7 @@ def test_what_is_too_long_is_cut_in_front_and_behind_alike():
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    DOCUMENTS, st.integers(8, 40), st.sampled_from([*PAIRED, "full_sentences", "doc_sentences"]), st.sampled_from([BERT, ROBERTA])
-)
+@given(DOCUMENTS, st.integers(8, 40), WHOLE, st.sampled_from([BERT, ROBERTA]))
 # The first two documents are a sequence of 8 tokens, the last is one of 9: together one too many.
 @example([[3], [2], [12], [7]], 16, "full_sentences", BERT)
 def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, tokenizer):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from train.masking import Masks, largest_of_packed, mask
 
 MASK, VOCAB = 4, 40
+RULES = st.sampled_from(["bert", "roberta", "distilbert"])
 BERT = Masks(rate=0.15, masked=0.8, random=0.1, most=1000, rule="bert", mask=MASK, entries=np.arange(VOCAB, dtype=np.int32))
 
 
@@ -37,13 +38,7 @@ def shares(counts, expected):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(3, 200),
-    st.floats(0.01, 0.99),
-    st.integers(1, 40),
-    st.sampled_from(["bert", "roberta", "distilbert"]),
-    st.integers(0, 99),
-)
+@given(st.integers(3, 200), st.floats(0.01, 0.99), st.integers(1, 40), RULES, st.integers(0, 99))
 def test_the_number_is_the_share_of_all_tokens_as_the_rule_rounds_it(size, rate, most, rule, seed):
     """But never more than is asked, nor than there is text."""
     down, up = math.floor(rate * size), math.ceil(rate * size)
@@ -62,13 +57,7 @@ def test_robertas_number_is_the_share_on_average(rng):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.integers(3, 6),
-    st.integers(3, 26),
-    st.floats(0.01, 0.99),
-    st.integers(1, 6),
-    st.sampled_from(["bert", "roberta", "distilbert"]),
-)
+@given(st.integers(3, 6), st.integers(3, 26), st.floats(0.01, 0.99), st.integers(1, 6), RULES)
 def test_no_packing_has_more_predictions_than_the_bound_and_one_has_as_many(shortest, room, rate, most, rule):
     """Against every way to divide a row into sequences."""
     chosen = masks(rate=rate, most=most, rule=rule)
