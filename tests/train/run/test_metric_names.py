@@ -27,11 +27,10 @@ def test_a_model_that_learned_nothing_is_noticed(changes: dict[str, Any], messag
     assert line.startswith(message)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"predicted_share": 0.97}, {"majority_share": 1.0, "accuracy": 1.0, "predicted_share": 1.0}]
-)
-def test_a_model_that_learned_something_is_not(changes: dict[str, Any]) -> None:
-    assert notices(LEARNED | changes) == notices({"loss": 1.0, "accuracy": 0.1}) == []
+def test_a_model_that_learned_something_is_not() -> None:
+    alone = {"majority_share": 1.0, "accuracy": 1.0, "predicted_share": 1.0}
+    for numbers in (LEARNED, LEARNED | {"predicted_share": 0.97}, LEARNED | alone, {"loss": 1.0, "accuracy": 0.1}):
+        assert notices(numbers) == []
 
 
 WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)
