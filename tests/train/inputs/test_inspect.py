@@ -20,7 +20,6 @@ from train.texts import Document
 from train.tokenizer import Tokenizer
 from zoo import runtime
 from zoo.batch import Batch
-from zoo.errors import BadInput
 
 WORDS = "the cat sat on the mat and saw a dog run far away from it "
 NASTY = "\x1b[31mred\x07 e\u0301 \u202e\u200b 日本語 🐳 naïve\ttab\r" + "-" * 200 + "\n"
@@ -153,9 +152,3 @@ def test_every_field_of_a_batch_is_shown():
     parts += ["type 0", f"#{len(target) - 1}→", "type 1", "labels: 7"]
     places = [stream.getvalue().find(part) for part in parts]
     assert -1 not in places and places == sorted(places) and "«" not in stream.getvalue()
-
-
-def test_wrong_numbers_are_refused(tmp_path):
-    for changes, message in (({"count": 0}, "--rows 0: choose 1 or more"), ({"first": -1}, "--first -1: choose 0")):
-        with pytest.raises(BadInput, match=message):
-            inspect.inspect(a_run(tmp_path), Folder("nowhere"), **{"count": 1, "first": 0, **changes})
