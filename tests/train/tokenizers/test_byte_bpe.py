@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 
 from tests.support.hard_texts import HARD
 from tests.support.processes import ROOT, run_python
@@ -67,17 +66,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         Tokenizer.train(["other"], 300).save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
     assert (tmp_path / "tokenizer.json").read_bytes() == before
-
-
-def test_truncation_padding_and_templates_of_a_file_are_not_applied() -> None:
-    core = tokenizers.Tokenizer.from_str(json.dumps(content("gpt")))
-    core.enable_truncation(4)
-    core.enable_padding(length=9, pad_id=0, pad_token="x")
-    core.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, 0)])
-    ours, loaded = trained("gpt"), Tokenizer(json.loads(core.to_str()))
-    for text in (HARD, "a"):
-        assert core.encode(text).ids != loaded.encode(text).tolist() == ours.encode(text).tolist()
-    assert loaded.fingerprint != ours.fingerprint
 
 
 @pytest.mark.planted(7)

@@ -98,6 +98,8 @@ FEW: dict[Kind, list[tuple[str, str, str]]] = {
         ("digits apart", AS, AS),
         ("another word", AS, AS),
         ("end twice", "rules of the file", AS),
+        ("truncation", AS, AS),
+        ("padding", AS, AS),
         ("as trained", "one more", AS),
         ("as trained", AS, "added to tokenizer.json" if kind == "xlnet" else "added to a vocabulary"),
         ("NFC and lower case", "rules of the file", AS),
