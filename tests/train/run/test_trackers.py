@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import resource
 import signal
 import struct
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import ROOT, run_python
+from tests.support.runs import small_files
 from train import config, metrics, recipes, sinks
 from train.folder import Folder
 from zoo.errors import BadInput
@@ -157,15 +157,10 @@ def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
     sink = sinks.Sinks(["tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
     sink.write(train_row(2))
     (file,) = (tmp_path / "tensorboard").iterdir()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python ignores the signal: a write beyond the limit is an error, as on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, hard))
-    try:
+    with small_files(file.stat().st_size):
         for step in range(4, 400, 2):
             sink.write(train_row(step))
         sink.close(failed=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (notice,) = notices
     assert notice.startswith("--log.sinks tensorboard failed and gets no more rows; metrics.jsonl has them all (OSError: ")
 
