@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.support.hard_texts import HARD, random_characters
 from tests.support.processes import ROOT, run_python
 from tests.train.tokenizers import kinds
+from tests.train.tokenizers.folders import END
 from tests.train.tokenizers.kinds import AWKWARD, BERT, ENCODERS, KINDS, ROBERTA, TEXTS, UNIGRAMS, VOCAB, XLNET, theirs, trained
 from train import pieces, tokenizer_files
 from train.marks import TextMarks
@@ -268,11 +269,8 @@ def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind:
     assert len(list(other.pieces([("a b " * pieces.PIECE, True)]))) == 1
 
 
-END = {"wordpiece": "[SEP]", "roberta": "</s>", "sentencepiece": "</s>", "xlnet": "<eod>"}
-
-
 @pytest.mark.planted(2)
-@pytest.mark.parametrize("kind", END)
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_special_token_that_is_missing_or_that_texts_can_spell_is_refused(kind: Kind, tmp_path: Path) -> None:
     rules, end = kinds.content(kind), END[kind]
     without = json.loads(json.dumps({**rules, "post_processor": None}).replace(f'"{end}"', '"(other)"'))
