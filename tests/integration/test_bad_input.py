@@ -112,7 +112,6 @@ DRAWS = """
 --repetition-penalty 0.0|--repetition-penalty inf|--limit 0|--limit -1|--samples 0|--beams 0|--beams 2000|--length-penalty nan
 --search-until late|--seed -1|--precision int8
 """
-
 COMBINED = {
     "--log.ledger yes": "yes belongs to no option; zoo train gpt-nano --help lists the options",
     "--seed --steps 3": "--seed: its value is missing; write one behind it",
@@ -128,7 +127,6 @@ COMBINED = {
     "--name done --steps 3 --model.layers 1": "runs/done holds another run: .*steps: 2 before, 3 now.*; choose another --name",
 }
 """Options of a run named `other` -> the whole line."""
-
 RUN = ("train", "gpt-nano", *TINY)
 GENERATE = ("generate", "runs/done", "--prompt", "a")
 FIX = "(choose|it must divide|keep at least|give)"

@@ -43,6 +43,8 @@ WITHOUT_JAX = {
     "plan gpt2 --help": [0, "--target STR"],
     "plan gpt2 --target v5q:2": [2, "v5p:16x16x16"],
 }
+GENERATE = "generate runs/done --prompt whale --limit 20"
+CLOSED = ["train gpt-nano --help", *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", GENERATE))]
 PROGRAM = """
 import contextlib, io, json, sys
 from zoo import cli
@@ -79,12 +81,7 @@ def zoo(line: str) -> list[str]:
     return [sys.executable, "-P", "-m", "zoo.cli", *words(line)]
 
 
-GENERATE = "generate runs/done --prompt whale --limit 20"
-
-
-@pytest.mark.parametrize(
-    "line", ["train gpt-nano --help", *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", GENERATE))]
-)
+@pytest.mark.parametrize("line", CLOSED)
 def test_a_closed_pipe_causes_no_traceback(line: str, place: Path) -> None:
     """The reader leaves as `| head -1` does, but surely before anything is written."""
     read, write = os.pipe()

@@ -63,11 +63,10 @@ def with_data(run: config.Run, files: Path) -> config.Run:
 
 # The fast tier has a recipe of each kind of data; the others are `full`.
 FAST = ("gpt-nano", "t5-nano", "transformer-nano", "xlnet-nano")
+EVERY = [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in sorted(recipes.recipes())]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in sorted(recipes.recipes())]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
     run = with_data(recipes.find(name)(), files)

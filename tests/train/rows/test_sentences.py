@@ -35,7 +35,6 @@ TOKENIZERS = {
     "bytes": roberta(),
     "merges": roberta([MERGES] * 3, 500),
 }
-
 # WordPiece does not know of spaces.
 CASES = [(name, text) for name in TOKENIZERS for text in (BOTH if name == "wordpiece" else BOTH + SPACES)]
 

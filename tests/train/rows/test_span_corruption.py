@@ -35,6 +35,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "lm": ((32,), (0,)),
 }
 """Kind -> shapes of the targets and of the source where a row has 32 tokens."""
+SHAPED = [(kind, alone) for kind in SHAPES for alone in (False, True) if alone or kind != "lm"]
 SPANS = Denoising()
 
 
@@ -105,9 +106,7 @@ def test_single_tokens_always_fit(length: int, density: float, seed: int):
         assert mask.sum() == noise.noise_tokens(size, density)
 
 
-@pytest.mark.parametrize(
-    ("kind", "alone"), [(kind, alone) for kind in SHAPES for alone in (False, True) if alone or kind != "lm"]
-)
+@pytest.mark.parametrize(("kind", "alone"), SHAPED)
 def test_rows_have_the_shapes_of_their_kind_and_every_token_once(kind: str, alone: bool):
     rows = rows_of(run(kind, alone))
     targets, source = SHAPES[kind]
