@@ -290,8 +290,7 @@ def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
 def test_another_format_is_refused_and_not_called_damaged(damaged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, newest = damaged
     monkeypatch.setattr("train.marker.FORMAT", FORMAT + 1)
-    marker = Marker(step=2, meta={}, leaves={})
-    marker.write(newest)
+    Marker(step=2, meta={}, leaves={}).write(newest)
     monkeypatch.undo()
     with pytest.raises(BadInput, match=f"format {FORMAT + 1}"):
         Checkpoints(folder, 2, notify=pytest.fail).restore(abstract(make(0)))
