@@ -115,8 +115,6 @@ DRAWS = """
 COMBINED = {
     "--log.ledger yes": "yes belongs to no option; zoo train gpt-nano --help lists the options",
     "--seed --steps 3": "--seed: its value is missing; write one behind it",
-    "--optim.warmup 1e99": "--optim.warmup: 1e99 is no whole number; write one",
-    "--data.batch 1e8": "--data.batch 100000000: choose 1 to 16,777,216 rows",
     "--out /dev/null": "/dev/null/other cannot be written .*; choose another --out",
     "--name .hidden": "--name '.hidden': choose up to 100 letters",
     "--data.paths empty.txt": "empty.txt: holds no text",
