@@ -101,6 +101,6 @@ def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.Mo
     assert capsys.readouterr().out
 
 
-def test_every_command_that_the_readme_names_exists():
-    named = set(re.findall(r"`zoo ([a-z-]+)", README))
-    assert {"train", "generate", "import"} <= named <= cli.COMMANDS.keys()
+def test_the_documentation_names_every_command_and_no_other():
+    text = README + (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"(?:`|^)zoo ([a-z-]+)", text, re.MULTILINE)) == cli.COMMANDS.keys()

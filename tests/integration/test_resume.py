@@ -189,10 +189,10 @@ ALL_BUT_ARRAYS = 1 << 16
 def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
     """The last save of a start is not made up for by another: it is an error."""
     unharmed = reference()  # made first: no file of the compilation cache has to be written below the limit
-    run = Training(home(), "full", ("--checkpoint.every", str(2 * EVERY)))
+    run = Training(home(), "full", ("--checkpoint.every", str(STEPS)))
     with run.start() as started:
-        started.reach(1)
         limit(started, ALL_BUT_ARRAYS)
+        started.reach(1)
         started.send(signal.SIGTERM)
         done = started.ended()
     assert done.code == 2
@@ -203,9 +203,10 @@ def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
         and line.endswith(", and the run goes on from the start")
     )
     assert run.latest() is None
+    run = Training(home(), "full", ("--checkpoint.every", str(2 * EVERY)))
     with run.start() as started:
-        started.reach(1)
         limit(started, ALL_BUT_ARRAYS)
+        started.reach(1)
         started.wait(lambda: "FAILED" in started.out.read_text())
         limit(started, resource.RLIM_INFINITY)
         done = started.ended()
