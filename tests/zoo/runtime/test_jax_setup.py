@@ -68,11 +68,12 @@ import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
 x = jnp.ones((5000, 8))
 fresh = []
-for _ in range(6):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     fresh.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sorted(fresh)[3])
+# Small blocks may lie in the way of the first large ones.
+print(sorted(fresh[6:])[3])
 """
     kept, given_back = (int(run_python("-c", program, env=env).stdout) for env in ({}, {"MALLOC_TOP_PAD_": "131072"}))
     pages = 100e6 / resource.getpagesize()
