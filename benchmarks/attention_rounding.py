@@ -77,11 +77,11 @@ def bounds(
     by_distance = bias.prepare(q.shape[1], k.shape[1]) if isinstance(bias, Buckets) else bias
     call = _Call(q, k, v, probe, by_distance, scale, wide, store)
     p = call.weights(mask, None, 0.0)
-    kept = p if seeds is None else call.weights(mask, seeds, rate)
+    p_dropped = p if seeds is None else call.weights(mask, seeds, rate)
     of_scores, of_rows = _softmax(call, p)
-    out, of_sum, of_out = _output(call, p, kept, of_scores, of_rows)
-    variances = {"out": of_out, "d_v": _values(call, kept, of_scores + (of_rows + (p**2 * of_scores).sum(-1))[..., None])}
-    d_scores, own, of_row, of_mean = _score_gradients(call, p, kept, of_scores, of_rows, out, of_sum)
+    out, of_sum, of_out = _output(call, p, p_dropped, of_scores, of_rows)
+    variances = {"out": of_out, "d_v": _values(call, p_dropped, of_scores + (of_rows + (p**2 * of_scores).sum(-1))[..., None])}
+    d_scores, own, of_row, of_mean = _score_gradients(call, p, p_dropped, of_scores, of_rows, out, of_sum)
     variances |= _inputs(call, p, d_scores, own, of_row, of_mean)
     if isinstance(bias, Buckets):
         variances["d_table"] = _table(call, bias, p, d_scores, variances.pop("d_values"))
@@ -164,41 +164,41 @@ def _softmax(call: _Call, p: Array) -> tuple[Array, Array]:
     return of_scores, sum_variance(seen, 1.0, (p**2).sum(-1), call.wide) + call.wide * (ROW + log_sum**2)
 
 
-def _output(call: _Call, p: Array, kept: Array, of_scores: Array, of_rows: Array) -> tuple[Array, Array, Array]:
+def _output(call: _Call, p: Array, p_dropped: Array, of_scores: Array, of_rows: Array) -> tuple[Array, Array, Array]:
     """Return the output, and the variances of its sums alone and of all that is in it, [B, T, N, H]."""
-    out, squares = call.over_keys(kept, call.v), call.over_keys(kept**2, call.v**2)
+    out, squares = call.over_keys(p_dropped, call.v), call.over_keys(p_dropped**2, call.v**2)
     of_sum = sum_variance(_of_heads((p > 0).sum(-1)), out, squares, call.wide) + call.store * (squares + out**2)
-    # A score moves the output by kept * v - p * out.
-    moved = call.over_keys(kept**2 * of_scores, call.v**2) - 2 * out * call.over_keys(kept * p * of_scores, call.v)
+    # A score moves the output by p_dropped * v - p * out.
+    moved = call.over_keys(p_dropped**2 * of_scores, call.v**2) - 2 * out * call.over_keys(p_dropped * p * of_scores, call.v)
     moved += out**2 * _of_heads((p**2 * of_scores).sum(-1) + of_rows)
     return out, of_sum, of_sum + moved
 
 
-def _values(call: _Call, kept: Array, of_weights: Array) -> Array:
+def _values(call: _Call, p_dropped: Array, of_weights: Array) -> Array:
     """Return the variance of d_v."""
     probe = call.probe
-    terms = call.over_queries(1.0 * (kept > 0), jnp.ones_like(probe))
-    d_v, squares = call.over_queries(kept, probe), call.over_queries(kept**2, probe**2)
+    terms = call.over_queries(1.0 * (p_dropped > 0), jnp.ones_like(probe))
+    d_v, squares = call.over_queries(p_dropped, probe), call.over_queries(p_dropped**2, probe**2)
     rounded = sum_variance(terms, d_v, squares, call.wide) + call.store * (squares + d_v**2)
-    return rounded + call.over_queries(kept**2 * of_weights, probe**2)
+    return rounded + call.over_queries(p_dropped**2 * of_weights, probe**2)
 
 
 def _score_gradients(
-    call: _Call, p: Array, kept: Array, of_scores: Array, of_rows: Array, out: Array, of_sum: Array
+    call: _Call, p: Array, p_dropped: Array, of_scores: Array, of_rows: Array, out: Array, of_sum: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return ds = kept dp - p D and the variance of each, [B, N, T, S], and those of its rows' sums and D, [B, N, T]."""
+    """Return ds = p_dropped dp - p D and the variance of each, [B, N, T, S], and those of its rows' sums and D, [B, N, T]."""
     d_p, squares = call.over_head(call.probe, call.v), call.over_head(call.probe**2, call.v**2)
     of_d_p = sum_variance(call.q.shape[-1], d_p, squares, call.wide) + call.store * (d_p**2 + squares)
-    mean = (kept * d_p).sum(-1)
-    d_scores = kept * d_p - p * mean[..., None]
+    mean = (p_dropped * d_p).sum(-1)
+    d_scores = p_dropped * d_p - p * mean[..., None]
     products = jnp.moveaxis((call.probe**2 * out**2).sum(-1), 2, 1)
     # Implementations sum D over the head, its terms divided by the sum of the row one by one, or over the keys.
     of_mean = sum_variance(call.q.shape[-1], mean, products, call.wide) + 2 * call.wide * products
-    of_mean += sum_variance((p > 0).sum(-1), mean, (kept**2 * d_p**2).sum(-1), call.wide)
-    of_mean += jnp.moveaxis((call.probe**2 * of_sum).sum(-1), 2, 1) + (kept**2 * of_d_p).sum(-1)
+    of_mean += sum_variance((p > 0).sum(-1), mean, (p_dropped**2 * d_p**2).sum(-1), call.wide)
+    of_mean += jnp.moveaxis((call.probe**2 * of_sum).sum(-1), 2, 1) + (p_dropped**2 * of_d_p).sum(-1)
     of_mean += (d_scores**2 * of_scores).sum(-1) + mean**2 * of_rows
-    own = kept**2 * of_d_p + d_scores**2 * (of_scores + call.store)
-    own += call.wide * ((kept * d_p) ** 2 + (p * mean[..., None]) ** 2)
+    own = p_dropped**2 * of_d_p + d_scores**2 * (of_scores + call.store)
+    own += call.wide * ((p_dropped * d_p) ** 2 + (p * mean[..., None]) ** 2)
     return d_scores, own, of_rows + (p**2 * of_scores).sum(-1), of_mean
 
 

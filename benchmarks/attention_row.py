@@ -206,8 +206,8 @@ def _checked(name: str, row: Row) -> tuple[str, str, dict[str, float]]:
         result = result.forward if row.direction == "forward" else result
         error, allowed = result.worst
         if not result.ok:
-            told = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
-            return "wrong", f"it disagrees with float64: {told}", _columns(error, allowed)
+            difference = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
+            return "wrong", f"it disagrees with float64: {difference}", _columns(error, allowed)
         worst = max(worst, result.worst, key=lambda pair: rounding.share(*pair))
     return "", "", _columns(*worst)
 

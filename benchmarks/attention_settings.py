@@ -34,7 +34,7 @@ class Settings:
     budget: float | None = None
     """Instead of a number of rounds, their seconds for each program of a row; see `timing.measured`."""
     seconds: float | None = None
-    """Of the sweep: no row begins later. None = all are measured."""
+    """Seconds after which no row of the sweep begins; None = all rows are measured."""
     cell_seconds: float = 20.0
     repeats: int = 1
     peers: bool = False

@@ -119,14 +119,14 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def errors(cells: Sequence[Mapping[str, Any]]) -> str:
-    """A line with the error of each implementation that uses most of what is allowed, and that; "" where none was checked."""
+    """Return a line with each implementation's error that uses most of its bound, and that bound; "" where none was checked."""
     largest: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if "error" in cell and "allowed" in cell:
             name, pair = cell["key"]["implementation"], (cell["error"], cell["allowed"])
             largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda each: share(*each))
-    told = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
-    return f"Error against float64, of what is allowed: {told}." if told else ""
+    pairs = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
+    return f"Error against float64, of what is allowed: {pairs}." if pairs else ""
 
 
 CELL = 19

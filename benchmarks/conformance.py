@@ -175,12 +175,12 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether all errors are within their bounds; NaN is not."""
+        """Return whether all errors are within their bounds; NaN is not."""
         return all(error <= bound for error, bound in self.errors.values())
 
     @property
     def forward(self) -> "Result":
-        """The same of the output alone, without gradients."""
+        """Return the result of the output alone, without gradients."""
         return Result({"out": self.errors["out"]})
 
 

@@ -60,7 +60,7 @@ class Forward:
     mesh: Mesh
     objective: str
     dtype: np.dtype
-    """Of the arithmetic."""
+    """Dtype of the arithmetic."""
 
     @staticmethod
     @functools.lru_cache(maxsize=4)
@@ -145,8 +145,8 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
         return _score(rows, told, losses, said)
     found = logits.argmax(-1)
     said = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
-    told = {**measures.score(judged(labels), truth, found), **_shares(truth, found)}
-    score = _score(rows, told, _surprise(logits, truth), said)
+    metrics = {**measures.score(judged(labels), truth, found), **_shares(truth, found)}
+    score = _score(rows, metrics, _surprise(logits, truth), said)
     confusion = measures.confusion(truth, found, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 
@@ -219,7 +219,7 @@ def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[st
 
 
 def _shares(truth: Integer[np.ndarray, " N"], found: Integer[np.ndarray, " N"]) -> dict[str, float]:
-    """How much of the truth, and of the predictions, is a single class: what an accuracy is to be held against."""
+    """Return the shares of the most frequent class among the labels and among the predictions, to compare an accuracy with."""
     return {"majority_share": measures.largest_share(truth), "predicted_share": measures.largest_share(found)}
 
 

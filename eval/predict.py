@@ -30,6 +30,7 @@ from train.config_objectives import Labelled
 from train.folder import replacing
 from train.labelled import refuse_idle
 from train.load import Loaded, load
+from train.origin import writes_text
 from train.unlabelled import Item
 from zoo import hub
 from zoo.errors import BadInput, require
@@ -66,7 +67,7 @@ def main(
     subject = load(where, meshes.make(mesh), step)
     if precision == "auto" and subject.run is not None:
         precision = subject.run.precision
-    made = predict(
+    predictions = predict(
         subject,
         **{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)},
         labelled=labelled,
@@ -76,10 +77,10 @@ def main(
         null_threshold=null_threshold,
     )
     if file is None:
-        for prediction in made:
+        for prediction in predictions:
             terminal.say(_line(prediction))
         return 0
-    terminal.say(f"{file}: {_write(file, made):,} predictions\n")
+    terminal.say(f"{file}: {_write(file, predictions):,} predictions\n")
     return 0
 
 
@@ -142,7 +143,7 @@ def predict(
 def no_head(name: str, task: str, *, generates: bool) -> BadInput:
     """Return the refusal of a model that predicts no labels."""
     if generates:
-        return BadInput(f"{name}: this model writes text; use `zoo generate {name} --prompt ...`")
+        return writes_text(name)
     return BadInput(f"{name}: it is made for the task {task}, without labels; fine-tune it first (zoo train finetune-...)")
 
 
@@ -181,7 +182,7 @@ def _check_out(file: Path, files: Sequence[str]) -> None:
 
 
 def _write(file: Path, made: Iterable[dict[str, Any]]) -> int:
-    """Write predictions to a file, which appears when all are made; their number."""
+    """Write predictions to a file, which appears when all are made, and return their number."""
     count = 0
     first = jax.process_index() == 0
     try:

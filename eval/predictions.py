@@ -1,4 +1,4 @@
-"""What a fine-tuned model predicts of one example, from its logits, as an object that is written as JSON.
+"""Predictions of a fine-tuned model for one example, from its logits, as objects that are written as JSON.
 
 - classes of texts: `label`, the likeliest one, and `probabilities` of all;
 - a number of a text: `number`;

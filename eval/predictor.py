@@ -33,7 +33,7 @@ class Predictor:
 
     subject: Loaded
     run: config.Run
-    """Of which rows are made."""
+    """Configuration that rows are made with."""
     forward: Forward
     batch: int
     null_threshold: float | None

@@ -159,7 +159,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unlabelled:
-    """What labels are predicted for: files of examples, or texts."""
+    """Inputs to predict labels for: files of examples, or texts."""
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts, each in quotes: of tagging sentences whose words stand between spaces, of span and choice questions."""

@@ -219,7 +219,7 @@ class Checkpoints:
         return True
 
     def _start_writing(self, save: "_Save", leaves: dict[str, jax.Array]) -> Callable[[], None]:
-        """Return a function that waits for the files; if they could not be begun, for want of memory, it raises the reason.
+        """Return a function that waits for the files; it raises the reason if they could not be started, as without memory.
 
         `_commit` then comes to its verdict with the other processes.
         """

@@ -1,4 +1,4 @@
-"""What is unusual about the rows that a run trains on and costs it quality or time: unknown tokens and padding."""
+"""Notices about the rows that a run trains on: many unknown tokens cost it quality, much padding costs it time."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def padding_share(run: config.Run, rows: Any) -> float:
 
 
 def _shorter(run: config.Run, rows: Any) -> str:
-    """What to do about it."""
+    """Return what to do about the padding."""
     if isinstance(rows, labelled.Rows):
         longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
         if longest < rows.length:

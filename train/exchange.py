@@ -63,6 +63,7 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     Raises:
         BadInput: see `train.load.load`; `target` exists; or the model has no published form.
     """
+    require(step is None or not last, "last", last, "it takes the newest checkpoints; leave out --step")
     with tensors.new_folder(Path(target)) as made:
         loaded = averaged(run, meshes.make(mesh), last) if last else load(run, meshes.make(mesh), step)
         _write(made, loaded, largest=int(shard * 1e9))

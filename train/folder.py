@@ -140,7 +140,6 @@ def read_config(folder: str | Path) -> Run:
         if not isinstance(stored, dict):
             raise BadInput("expected an object")
         name = stored.pop("family", None)
-        _rename(stored)
         if name not in configs.families():
             raise BadInput(f"family: expected one of {', '.join(configs.families())}, found {name!r}")
         return _build(Run, stored, "", model=configs.family(name).Config)
@@ -342,13 +341,6 @@ def _build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
         return value
     expected = f"one of {', '.join(map(str, arguments))}" if origin is typing.Literal else getattr(kind, "__name__", str(kind))
     raise BadInput(f"{key}: expected {expected}, found {json.dumps(value)[:60]}")
-
-
-def _rename(stored: dict[str, Any]) -> None:
-    """Give a key of an earlier version the name that it has now."""
-    selection = stored.get("selection")
-    if isinstance(selection, dict) and "measure" in selection:
-        selection.setdefault("metric", selection.pop("measure"))
 
 
 def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) -> Any:

@@ -26,6 +26,11 @@ def numbers(init: str) -> Any:
     return configs.family(published.choice("model_type", known, "none", why="the families here are")).from_published(published)
 
 
+def writes_text(name: str) -> BadInput:
+    """Return the refusal of a model that generates text where one that predicts labels is needed."""
+    return BadInput(f"{name}: this model writes text; use `zoo generate {name} --prompt ...`")
+
+
 def under(head: Any, init: str) -> Any:
     """The model of `init` with the head, the labels and the way of computing of another configuration.
 

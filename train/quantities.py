@@ -119,7 +119,7 @@ def notices(score: Mapping[str, Any]) -> list[str]:
     if accuracy is not None and majority is not None and accuracy <= majority < 1:
         return [f"accuracy {accuracy:.4f} is not above the share of the most frequent class, {majority:.4f}; {fix}"]
     if score.get("entity_f1") == 0:
-        return [f"no entity is predicted rightly: entity F1 is 0; {fix}"]
+        return [f"no entity is predicted correctly: entity F1 is 0; {fix}"]
     return []
 
 

@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "span": ("loss", "f1", "exact"),
     "choice": ("loss", "accuracy"),
 }
-"""Objective -> what a validation of it measures and may be judged by; see `metrics` for those that depend on the labels."""
+"""Objective -> metrics of a validation, any of which may select the checkpoint; `metrics` has those that depend on labels."""
 OPTION = "--selection.metric"
 
 

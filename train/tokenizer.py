@@ -15,6 +15,7 @@ from tokenizers import decoders, models
 
 from train import byte_bpe, marks, unigram, unigram_xlnet, wordpiece
 from train.byte_bpe import END_OF_TEXT
+from train.folder import write_text
 from train.marks import Marks, TextMarks
 from train.pieces import LONGEST_PIECE, cut, groups
 from zoo.errors import BadInput
@@ -142,12 +143,16 @@ class Tokenizer:
             raise BadInput(f"{file}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, and the settings that came with it, into a folder; each file completely or not at all."""
+        """Write tokenizer.json, and the settings that came with it, into a folder; each file completely or not at all.
+
+        Raises:
+            BadInput: a file cannot be written; the old one is still there.
+        """
         if self.settings:
-            _replace(Path(folder) / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
+            write_text(Path(folder) / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
         else:
             (Path(folder) / SETTINGS).unlink(missing_ok=True)
-        _replace(Path(folder) / FILE, self._json)
+        write_text(Path(folder) / FILE, self._json)
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Tokenizer":
         """Return the same tokenizer with other settings."""
@@ -311,19 +316,6 @@ class Tokenizer:
 
     def _entries(self) -> Iterator[str]:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file, or leave the old one."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:

@@ -18,7 +18,7 @@ def predict(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
-        """What a fine-tuned model says of texts or files without labels: classes, numbers, tags, answers or choices, with
+        """Predictions of a fine-tuned model for texts or files without labels: classes, numbers, tags, answers or choices, with
         probabilities, a line of JSON for each example, in order. An answer has its characters [start, end) of the context;
         entities have the words [first, end)."""
 
@@ -33,7 +33,7 @@ def predict(args: list[str]) -> int:
         length: int = 0
         """Tokens of the longest row; 0 = that of the run, of published weights the model's positions."""
         step: int | None = None
-        """Checkpoint of a run; None = the newest intact one."""
+        """Checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
         batch: int = 16
         """Rows computed at a time; a result depends on it by rounding alone."""
         precision: Precision = "auto"
@@ -67,8 +67,7 @@ def predict(args: list[str]) -> int:
 
 def _check_model(where: str) -> None:
     """Refuse a family that has no heads for labels, before JAX is imported."""
-    from train.origin import numbers
-    from zoo.errors import BadInput
+    from train.origin import numbers, writes_text
 
     if not hasattr(numbers(where), "task"):
-        raise BadInput(f"{where}: this model writes text; use `zoo generate {where} --prompt ...`")
+        raise writes_text(where)

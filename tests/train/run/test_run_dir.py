@@ -216,11 +216,3 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
         assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
     compared = {field for field, _, _ in MAKES_ANOTHER} | {"objective", "init"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}
-
-
-def test_a_key_of_an_earlier_version_is_read_by_its_name_of_today(tmp_path: Path) -> None:
-    run = dataclasses.replace(RUN, selection=Selection(best=True, metric="loss"))
-    Folder(tmp_path).write_config(run)
-    config = Folder(tmp_path).config
-    config.write_text(config.read_text().replace('"metric": "loss"', '"measure": "loss"'))
-    assert read_config(tmp_path) == run
