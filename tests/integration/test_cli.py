@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("line", OUTPUTS)
 def test_output_that_cannot_be_written_is_one_line(line: str, tmp_path: Path) -> None:
-    program = f"{sys.executable} -P -m zoo.cli {line}"
+    program = f"{shlex.quote(sys.executable)} -P -m zoo.cli {line}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=clean_environment(), cwd=tmp_path)
     code, message = OUTPUTS[line]
     assert done.returncode == code

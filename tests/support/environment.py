@@ -18,6 +18,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # A shell starts its background jobs, and all their children, with SIGINT ignored: tests that send it would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup has SIGHUP ignored. A handler that does nothing protects this process as well, and no process that it starts inherits it.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 import jax  # noqa: E402
 
