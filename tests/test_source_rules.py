@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ROOT, run_python
-from train import folder, recipes
-from train.config import Run
+from train import recipes
+from train.config.run_config import Run
+from train.run import run_dir
 from zoo.models import model
 
 PACKAGES = ("zoo", "train", "eval", "benchmarks", "tests")
@@ -21,16 +22,16 @@ PACKAGES = ("zoo", "train", "eval", "benchmarks", "tests")
 ZOO = {"jax", "flax", "numpy", "jaxtyping"}
 """What `zoo` may import beside the standard library."""
 EXTRA_IMPORTS = {
-    "zoo/catalogue.py": {"rich"},
-    "zoo/doctor.py": {"rich"},
-    "zoo/hub.py": {"huggingface_hub"},
-    "zoo/kernels/tokamax.py": {"tokamax"},
-    "zoo/tensors.py": {"safetensors", "huggingface_hub"},
+    "zoo/cli/models_table.py": {"rich"},
+    "zoo/cli/doctor_report.py": {"rich"},
+    "zoo/hf/hub.py": {"huggingface_hub"},
+    "zoo/attention/kernels/tokamax.py": {"tokamax"},
+    "zoo/hf/safetensors_dir.py": {"safetensors", "huggingface_hub"},
 }
 FLAX = {"Module", "Param", "Rngs", "eval_shape", "graphdef", "merge", "split", "state", "to_pure_dict"}
 """What of flax.nnx is used: it declares parameters, JAX transforms functions of them."""
-COMMANDS = ("zoo/cli.py", "zoo/commands/")
-"""These may import everything, and nothing else imports them."""
+COMMANDS = "zoo/cli/"
+"""It may import everything, and nothing else imports it."""
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -52,7 +53,7 @@ def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
             wrong.append(name)
         if file.startswith(COMMANDS) or package == "tests":
             continue
-        if re.match(r"zoo\.(cli|commands)\b", name):
+        if re.match(r"zoo\.cli\b", name):
             wrong.append(name)
         if top in PACKAGES and PACKAGES.index(top) > PACKAGES.index(package):
             wrong.append(name)
@@ -64,7 +65,7 @@ def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
         if file.startswith("zoo/models/") and name.startswith("zoo.configs.") and below[1] != module and below[1][0].islower():
             wrong.append(name)
         if file.startswith("zoo/configs/") and not (
-            top in sys.stdlib_module_names or re.match(r"zoo\.(errors|published|encoder_config|configs\.[A-Z])", name)
+            top in sys.stdlib_module_names or re.match(r"zoo\.(errors|hf\.config_json|configs\._encoder|configs\.[A-Z])", name)
         ):
             wrong.append(name)
     return wrong
@@ -100,18 +101,18 @@ def test_no_file_has_a_forbidden_import_or_use_of_flax() -> None:
 
 
 FORBIDDEN_IMPORTS = [
-    ("zoo/stack.py", "from train import optim", "train.optim"),
-    ("zoo/stack.py", "def f():\n    import optax", "optax"),
-    ("zoo/layers.py", "import rich.table", "rich.table"),
+    ("zoo/nn/layer_stack.py", "from train.engine import optim", "train.engine.optim"),
+    ("zoo/nn/layer_stack.py", "def f():\n    import optax", "optax"),
+    ("zoo/nn/layers.py", "import rich.table", "rich.table"),
     ("zoo/models/bert.py", "from zoo.models import gpt", "zoo.models.gpt"),
     ("zoo/models/bert.py", "from zoo.configs.gpt import Config", "zoo.configs.gpt.Config"),
     ("zoo/models/bert.py", "from zoo.configs import gpt", "zoo.configs.gpt"),
     ("zoo/configs/bert.py", "import numpy", "numpy"),
-    ("zoo/configs/bert.py", "from zoo import layers", "zoo.layers"),
-    ("train/loop.py", "from eval.score import scorer", "eval.score.scorer"),
-    ("eval/score.py", "import benchmarks.timing", "benchmarks.timing"),
-    ("eval/score.py", "from zoo import cli", "zoo.cli"),
-    ("zoo/doctor.py", "from zoo.commands.machine import alone", "zoo.commands.machine.alone"),
+    ("zoo/configs/bert.py", "from zoo.nn import layers", "zoo.nn.layers"),
+    ("train/trainer.py", "from eval.scoring.language_model import scorer", "eval.scoring.language_model.scorer"),
+    ("eval/scoring/language_model.py", "import benchmarks.core.timing", "benchmarks.core.timing"),
+    ("eval/scoring/language_model.py", "from zoo import cli", "zoo.cli"),
+    ("zoo/runtime/launch.py", "from zoo.cli.machine import alone", "zoo.cli.machine.alone"),
     ("tests/test_imports.py", "from .support import tiny", ".support.tiny"),
 ]
 
@@ -120,7 +121,7 @@ FORBIDDEN_IMPORTS = [
 def test_a_forbidden_import_is_caught() -> None:
     for file, source, name in FORBIDDEN_IMPORTS:
         assert name in forbidden_imports(file, ast.parse(source)), source
-    assert forbidden_imports("zoo/layers.py", ast.parse("import functools\nimport jax\nfrom zoo import seeds")) == []
+    assert forbidden_imports("zoo/nn/layers.py", ast.parse("import functools\nimport jax\nfrom zoo.ops import counter_rng")) == []
 
 
 FORBIDDEN_FLAX = [
@@ -146,7 +147,7 @@ def test_sizes_and_recipes_import_neither_jax_nor_flax() -> None:
     program = """
 import sys
 from zoo import configs
-import train.config, train.recipes
+import train.config.run_config, train.recipes
 modules = [configs.family(name) for name in configs.families()]
 runs = [recipe() for recipe in train.recipes.recipes().values()]
 print(len(modules), len(runs), {"jax", "flax", "numpy", "optax", "orbax", "grain"} & set(sys.modules))
@@ -156,8 +157,8 @@ print(len(modules), len(runs), {"jax", "flax", "numpy", "optax", "orbax", "grain
 
 
 def test_the_console_script_is_there() -> None:
-    assert 'zoo = "zoo.cli:run"' in (ROOT / "pyproject.toml").read_text()
-    assert callable(importlib.import_module("zoo.cli").run)
+    assert 'zoo = "zoo.cli.main:run"' in (ROOT / "pyproject.toml").read_text()
+    assert callable(importlib.import_module("zoo.cli.main").run)
 
 
 RECIPES = recipes.recipes()
@@ -179,6 +180,6 @@ def test_a_recipe_is_read_back_from_the_folder_of_its_run(tmp_path: Path) -> Non
         assert run.recipe == name
         assert run.objective in model(run.model).module.OBJECTIVES
         (tmp_path / name).mkdir()
-        folder.Folder(tmp_path / name).write_config(run)
-        assert folder.read_config(tmp_path / name) == run
+        run_dir.Folder(tmp_path / name).write_config(run)
+        assert run_dir.read_config(tmp_path / name) == run
         assert json.loads((tmp_path / name / "config.json").read_text())["recipe"] == name

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from zoo import configs, models, sharding, tensors
+from zoo import configs, models, sharding
 from zoo.errors import BadInput
-from zoo.names import Layout, Names
-from zoo.published import Published
-from zoo.tensors import Tensor
+from zoo.hf import safetensors_dir
+from zoo.hf.config_json import Published
+from zoo.hf.param_names import Layout, Names
+from zoo.hf.safetensors_dir import Tensor
 
 MOST_NAMED = 5
 """Tensors named in a refusal; the others are counted."""
@@ -82,7 +83,7 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
         # Padding rows of a vocabulary are not published.
         return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], number)
 
-    tensors.write(folder, {name: leaf.published for name, (leaf, _, _) in where.items()}, fetch, largest=largest)
+    safetensors_dir.write(folder, {name: leaf.published for name, (leaf, _, _) in where.items()}, fetch, largest=largest)
     header = {"architectures": [names.architecture], "model_type": family.MODEL_TYPE, "dtype": "float32"}
     text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -111,7 +112,7 @@ def open_folder(folder: Path) -> Opened:
     """
     published, family = _published(folder)
     heads: Mapping[str, Names] = models.family(family).HF
-    found, said = tensors.read(folder), published.architecture()
+    found, said = safetensors_dir.read(folder), published.architecture()
     published.task = settle(heads, found, said)
     names = heads[published.task]
     cfg = _numbers(published, family)

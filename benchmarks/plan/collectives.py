@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from benchmarks.plan.hlo import SENT, Array, Instruction, Module, Run
+from benchmarks.hlo.module import SENT, Array, Instruction, Module, Run
 
 Groups = frozenset[frozenset[int]]
 

@@ -4,16 +4,16 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.plan import kept, page, show
-from benchmarks.plan.facts import Plan
-from benchmarks.plan.program import Mode
+from benchmarks.plan import cache, page, text_view
+from benchmarks.plan.compile_program import Mode
+from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import Target
-from train import config
-from train.folder import replacing
+from train.config import run_config
+from train.run.run_dir import replacing
 from zoo.errors import BadInput
 
 
-def plan(run: config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
+def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
     """Plan a run for a target and show it; returns the exit code.
 
     Args:
@@ -22,26 +22,26 @@ def plan(run: config.Run, mode: Mode, target: Target, *, file: str, fresh: bool,
     Raises:
         BadInput: see `program.compiled`; a page that cannot be written.
     """
-    found = kept.plan(run, mode, target, fresh=fresh)
+    found = cache.plan(run, mode, target, fresh=fresh)
     if file:
         _write(Path(file), found)
-    print(json.dumps(found.plain(), indent=2) if as_json else show.plan(found), end="\n" if as_json else "")
+    print(json.dumps(found.plain(), indent=2) if as_json else text_view.plan(found), end="\n" if as_json else "")
     return 0
 
 
-def search(run: config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
+def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
     """Search for the best mesh and show what was found; returns the exit code.
 
     Raises:
         BadInput: nothing that was tried fits.
     """
-    from benchmarks.plan import search as searching
+    from benchmarks.plan import mesh_search
 
-    found = searching.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
+    found = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
     if as_json:
         print(json.dumps([each.plain() for each in found.ranked[:top]], indent=2))
     else:
-        print(show.search(found, top), end="")
+        print(text_view.search(found, top), end="")
     return 0
 
 

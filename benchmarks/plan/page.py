@@ -3,11 +3,11 @@
 import html
 import math
 
-from benchmarks.plan import show
-from benchmarks.plan.facts import Plan
+from benchmarks.plan import text_view
+from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import parse
-from eval.page import page as whole
-from eval.page import section, table, text
+from eval.report.html_page import page as whole
+from eval.report.html_page import section, table, text
 
 COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
 """Of what may be large; the rest is grey, under one key."""
@@ -21,28 +21,31 @@ WIDE, NARROW = 1040.0, 360.0
 
 def page(found: Plan) -> str:
     """One HTML file that needs nothing else."""
-    title, sentence = show.headline(found), f"{show.binary(found.total)} on a device, {show.verdict(found)}. {show.judged(found)}"
-    warnings = show.warnings(found)
+    title, sentence = (
+        text_view.headline(found),
+        f"{text_view.binary(found.total)} on a device, {text_view.verdict(found)}. {text_view.judged(found)}",
+    )
+    warnings = text_view.warnings(found)
     parts = [
         f"<header><h1>{text(title)}</h1><p class=lead>{text(sentence)}</p></header>",
-        section("What is planned", table(("", ""), show.given(found).items(), words=2)),
+        section("What is planned", table(("", ""), text_view.given(found).items(), words=2)),
         section("Memory of a device", _memory(found)),
         section("A step", _times(found) + _roofline(found)) if found.products is not None else "",
         section("Sent in a step", _sent(found)) if found.collectives else "",
         section("Warnings", "".join(f"<p>{text(line)}</p>" for line in warnings)) if warnings else "",
-        f"<footer>{text(show.made(found))}. {_WORTH}</footer>",
+        f"<footer>{text(text_view.made(found))}. {_WORTH}</footer>",
     ]
     return whole(title, sentence, parts)
 
 
 def _memory(found: Plan) -> str:
     """The stacked bar over all of a device's memory, and the same in numbers."""
-    held = show.held(found)
+    held = text_view.held(found)
     limit = max(found.device_memory or 0, found.total)
     segments, at = [], 0.0
     for name, size in held.items():
         wide, colour = 1000 * size / limit, COLOURS.get(name, "var(--muted)")
-        told = html.escape(f"{name}: {show.binary(size)}")
+        told = html.escape(f"{name}: {text_view.binary(size)}")
         segments.append(
             f'<rect x="{at:.2f}" y="0" width="{max(wide, 0):.2f}" height="44" fill="{colour}"><title>{told}</title></rect>'
         )
@@ -50,7 +53,7 @@ def _memory(found: Plan) -> str:
     if found.device_memory is not None:
         end = 1000 * found.device_memory / limit
         segments.append(f'<rect x="0" y="0" width="{end:.2f}" height="44" fill="none" stroke="var(--ink)" stroke-width="1.5"/>')
-    label = html.escape("; ".join(f"{name} {show.binary(size)}" for name, size in held.items()))
+    label = html.escape("; ".join(f"{name} {text_view.binary(size)}" for name, size in held.items()))
     bar = (
         f'<svg viewBox="-1 -1 1002 46" preserveAspectRatio="none" style="height:46px" role="img" aria-label="{label}">'
         f"<title>{label}</title>{''.join(segments)}</svg>"
@@ -60,14 +63,14 @@ def _memory(found: Plan) -> str:
     )
     if rest := ", ".join(name for name in held if name not in COLOURS):
         keys += f'<span class="key muted"><span>{text(rest)}</span></span>'
-    limit_told = "" if found.device_memory is None else f"; the frame is {show.binary(found.device_memory)}"
-    figure = f"<figure><figcaption><b>{show.binary(found.total)}{limit_told}</b>{keys}</figcaption>{bar}</figure>"
-    rows = [(name, show.binary(size)) for name, size in {**held, "total": found.total}.items()]
+    limit_told = "" if found.device_memory is None else f"; the frame is {text_view.binary(found.device_memory)}"
+    figure = f"<figure><figcaption><b>{text_view.binary(found.total)}{limit_told}</b>{keys}</figcaption>{bar}</figure>"
+    rows = [(name, text_view.binary(size)) for name, size in {**held, "total": found.total}.items()]
     return figure + table(("", "bytes"), rows)
 
 
 def _times(found: Plan) -> str:
-    rows = [(name, amount, seconds) for name, amount, seconds in show.rates(found)]
+    rows = [(name, amount, seconds) for name, amount, seconds in text_view.rates(found)]
     return table(("", "a device does", "takes"), rows, words=2)
 
 
@@ -104,14 +107,14 @@ def _roofs(wide: float, top: float, slope: float, sent: float | None, at: float,
 
     rows, columns = ([10.0**each for each in range(first, last + 1)] for first, last in ((floor, ceiling), (low, high)))
     drawn = [_line(left, y(each), right, y(each), "var(--grid)", 1) for each in rows]
-    drawn += [_word(left - 8, y(each) + 4, show.decimal(each), "end") for each in rows]
+    drawn += [_word(left - 8, y(each) + 4, text_view.decimal(each), "end") for each in rows]
     drawn += [_word(x(each), bottom + 18, f"{each:,g}", "middle") for each in columns]
     corners = ((10.0**low, slope * 10.0**low), (ridge, top), (10.0**high, top))
     points = " ".join(f"{x(first):.1f},{y(second):.1f}" for first, second in corners)
     drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--one)" stroke-width="2"/>')
     if sent and 10.0**floor < sent < 10.0**ceiling:
         drawn.append(_line(left, y(sent), right, y(sent), "var(--two)", 2, dashed=True))
-    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {show.decimal(reached)}FLOP/s")
+    told = html.escape(f"this step: {at:.3g} FLOPs a byte, {text_view.decimal(reached)}FLOP/s")
     drawn.append(f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{told}</title></circle>')
     drawn.append(_word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle"))
     kind = "wide" if wide == WIDE else "narrow"
@@ -131,7 +134,7 @@ def _word(x: float, y: float, word: str, anchor: str) -> str:
 
 def _sent(found: Plan) -> str:
     rows = [
-        (row.kind, row.axes, row.members, round(row.count), f"{show.decimal(row.bytes)}B", f"{show.decimal(row.sent)}B")
+        (row.kind, row.axes, row.members, round(row.count), f"{text_view.decimal(row.bytes)}B", f"{text_view.decimal(row.sent)}B")
         for row in found.collectives
     ]
     return table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)

@@ -13,9 +13,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import numpy as np
 
 from benchmarks.plan.collectives import Sent
+from benchmarks.plan.flops_and_bytes import Work
 from benchmarks.plan.targets import Target
-from benchmarks.plan.work import Work
-from train.hardware import Device
+from train.run.hardware import Device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from train.hardware import DEVICES, Device
+from train.run.hardware import DEVICES, Device
 from zoo.errors import BadInput
 
 Platform = Literal["cpu", "gpu", "tpu"]
@@ -61,7 +61,7 @@ TPUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Gpu:
-    """What XLA's compiler asks of a GPU that `train.hardware` does not say."""
+    """What XLA's compiler asks of a GPU that `train.run.hardware` does not say."""
 
     kind: str
     name: str
@@ -144,11 +144,11 @@ def prepare(target: Target) -> None:
     Raises:
         BadInput: the extra with the target's compiler is not installed.
     """
-    from zoo import runtime
+    from zoo.runtime import jax_setup
 
     if why := missing(target.platform):
         raise BadInput(f"--target {target.name}: {why}")
-    runtime.prepare(int(target.size) if target.platform == "cpu" else 1)
+    jax_setup.prepare(int(target.size) if target.platform == "cpu" else 1)
     import jax
 
     # A plan says how long compiling takes, and keeps what it read of a program.

@@ -8,7 +8,8 @@ name where it is absent) and `linguistics_term`, the phenomenon the paradigm bel
 
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
 its first word (the task that lm-evaluation-harness brings puts one, its `target_delimiter`) and no end-of-text after its last. An
-encoder's is the pseudo-log-likelihood of the sentence between its marks (Salazar et al. 2020, section 4.1; `eval.pseudo`).
+encoder's is the pseudo-log-likelihood of the sentence between its marks (Salazar et al. 2020, section 4.1;
+`eval.scoring.pseudo_likelihood`).
 
 Metrics:
 - accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model which cannot tell
@@ -24,12 +25,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval import tasks
-from eval.encoding import Encoder
-from eval.likelihood import encode, likelihoods
-from eval.pseudo import pseudo_nats
-from eval.tasks import Progress, Result, Settings, mean_and_error
-from train.load import Loaded
+from eval import files
+from eval.files import mean_and_error
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.likelihood import encode, likelihoods
+from eval.scoring.pseudo_likelihood import pseudo_nats
+from eval.tasks import Progress, Result, Settings
+from train.weights.load import Loaded
 
 OPTIONS = ("limit",)
 
@@ -53,9 +55,9 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """
     pairs: list[Pair] = []
     counts: collections.Counter[str] = collections.Counter()
-    for file in tasks.files(names, (".jsonl",)):
-        for where, text in tasks.lines(file):
-            found = tasks.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+    for file in files.files(names, (".jsonl",)):
+        for where, text in files.lines(file):
+            found = files.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
             paradigm = found.get("UID", file.stem)
             phenomenon = found.get("linguistics_term", paradigm)
             counts[paradigm] += 1

@@ -18,9 +18,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eval import tasks
+from eval import files
 from eval.tasks import Progress, Result, Settings
-from train.load import Loaded
+from train.weights.load import Loaded
 from zoo.errors import BadInput
 
 OPTIONS = ("argument", "limit")
@@ -33,14 +33,14 @@ def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
     Raises:
         BadInput: the extra is missing, no file defines the name, or the harness cannot load it, from this machine alone.
     """
-    from eval import harness  # noqa: F401  (says what to install)
+    from eval.scoring import lm_eval_adapter  # noqa: F401  (says what to install)
 
     with _offline():
         from datasets.exceptions import DatasetsError
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(
-            include_path=sorted({str(file.parent) for file in tasks.files(names, (".yaml",))}), include_defaults=False
+            include_path=sorted({str(file.parent) for file in files.files(names, (".yaml",))}), include_defaults=False
         )
         if settings.argument not in manager.all_tasks:
             known = ", ".join(manager.all_tasks) or "none"
@@ -58,7 +58,7 @@ def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, prog
     Raises:
         BadInput: see `HarnessModel`.
     """
-    from eval.harness import HarnessModel
+    from eval.scoring.lm_eval_adapter import HarnessModel
 
     with _offline():
         from lm_eval.evaluator import simple_evaluate

@@ -1,8 +1,9 @@
 """What a fine-tuned encoder is worth on labelled files: any of the formats it could be fine-tuned on.
 
-Format: what the head is trained on (see `train.readers`): classes or numbers of texts or of pairs (.tsv, .csv, .jsonl, .txt of
-TREC), tags of words (.conll, .jsonl), answers in texts (.json of SQuAD, .jsonl), or choices (.json and .txt of RACE, .jsonl), all
-of them also as .parquet and as folders of `datasets`. Labels are the head's, spelled as its config.json spells them.
+Format: what the head is trained on (see `train.data.labelled_reader`): classes or numbers of texts or of pairs (.tsv, .csv,
+.jsonl, .txt of TREC), tags of words (.conll, .jsonl), answers in texts (.json of SQuAD, .jsonl), or choices (.json and .txt of
+RACE, .jsonl), all of them also as .parquet and as folders of `datasets`. Labels are the head's, spelled as its config.json spells
+them.
 
 How files are read and cut is said by the options of training (`--labelled.text`, `--labelled.truncate`, ...); where none is
 given, a run reads them as its own. Rows have room for what the run's have; those of published weights for the model's positions.
@@ -24,17 +25,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import labelled, measures
-from eval.mistakes import CLASSES
+from eval.report.error_analysis import CLASSES
+from eval.scoring import labelled, metric_functions
 from eval.tasks import Progress, Result, Settings, first
-from train import readers
-from train.config import Data, Run
-from train.labelled import Rows, rows_of
-from train.load import Loaded
+from train.config.run_config import Data, Run
+from train.data import labelled_reader
+from train.inputs.labelled_inputs import Rows, rows_of
 from train.objectives import objective
-from zoo import hub
+from train.weights.load import Loaded
 from zoo.configs import Objective
 from zoo.errors import BadInput, require
+from zoo.hf import hub
 
 OPTIONS = ("argument", "length", "limit", "labelled")
 ALONE = True
@@ -56,7 +57,7 @@ def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
         if not name.startswith(hub.PREFIX) and not Path(name).exists():
             raise BadInput(f"--files {name}: no such file")
     if settings.argument:
-        measures.glue(settings.argument)
+        metric_functions.glue(settings.argument)
     weights = settings.labelled.class_weights
     require(weights == "none", "labelled.class_weights", weights, "they are of the training loss; leave them out")
     return tuple(names)
@@ -67,7 +68,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
 
     Raises:
         BadInput: a model without such a head, measures that are not of it, a label that it does not have, or files that it
-            cannot read; see `train.readers` and `train.features`.
+            cannot read; see `train.data.labelled_reader` and `train.rows.example_rows`.
     """
     cfg, goal = subject.net.config, GOALS.get(subject.net.task)
     if goal is None:
@@ -78,7 +79,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     wanted = _wanted(settings.argument, goal, labels)
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
-    examples, _ = readers.read(goal, names, Data(), run.labelled, malformed)
+    examples, _ = labelled_reader.read(goal, names, Data(), run.labelled, malformed)
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer)
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
@@ -108,7 +109,7 @@ def _wanted(argument: str, goal: Objective, labels: Sequence[str]) -> tuple[str,
     """The measures of a task of GLUE, if one is named and the head is of its kind."""
     if not argument:
         return ()
-    wanted = measures.glue(argument)
+    wanted = metric_functions.glue(argument)
     if goal != "classification" or not set(wanted) <= set(labelled.judged(labels)):
         told = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
         kind = told if goal == "classification" else f"{goal}, not classes of texts"

@@ -21,10 +21,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval import tasks
-from eval.likelihood import encode, likelihoods
-from eval.tasks import Progress, Result, Settings, mean_and_error
-from train.load import Loaded
+from eval import files, tasks
+from eval.files import mean_and_error
+from eval.scoring.likelihood import encode, likelihoods
+from eval.tasks import Progress, Result, Settings
+from train.weights.load import Loaded
 from zoo.errors import BadInput
 
 OPTIONS = ("field", "limit")
@@ -46,9 +47,9 @@ def read(names: Sequence[str], settings: Settings) -> list[Passage]:
         BadInput: a passage of a single word; see also `tasks.files`, `tasks.lines` and `tasks.strings`.
     """
     passages = []
-    for file in tasks.files(names, (".jsonl", ".txt")):
-        for where, line in tasks.lines(file):
-            text = tasks.strings(line, where, (settings.field,))[settings.field] if file.suffix.lower() == ".jsonl" else line
+    for file in files.files(names, (".jsonl", ".txt")):
+        for where, line in files.lines(file):
+            text = files.strings(line, where, (settings.field,))[settings.field] if file.suffix.lower() == ".jsonl" else line
             context, *last = text.strip().rsplit(maxsplit=1)
             if not last:
                 raise BadInput(f"{where}: a passage of one word; give its last word something to follow")

@@ -1,9 +1,10 @@
 """How well an encoder tells masked tokens, as in its training: some are masked at once, others changed or shown as they are.
 
-Source: Devlin et al. 2019, section 3.1; how many tokens are masked and what stands there is as in training (`train.masking`), by
-the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as they are.
+Source: Devlin et al. 2019, section 3.1; how many tokens are masked and what stands there is as in training
+(`train.rows.masking`), by the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as
+they are.
 
-Format: the files that training reads (see `train.corpus`). A document is cut after sentences, as many as fit into `length`
+Format: the files that training reads (see `train.data.corpus`). A document is cut after sentences, as many as fit into `length`
 tokens, marks included (the model's positions unless told); what is cut, and other documents, do not see each other. What is
 masked depends on the text and the length alone, so that models of one tokenizer are asked the same.
 
@@ -19,17 +20,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval import masked as scores
-from eval.encoding import Encoder
+from eval.scoring import masked as scores
+from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings
-from train import corpus, plans
-from train.config import Data, Run
-from train.corpus import Documents
-from train.load import Loaded
+from train.config.run_config import Data, Run
+from train.data import corpus
+from train.data.corpus import Documents
 from train.objectives import masked
-from train.prepare import prepare
-from zoo import runtime
+from train.rows import encoder_rows
+from train.rows.token_cache import prepare
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
+from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length")
 
@@ -56,7 +58,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         raise BadInput(f"--task masked: a {subject.net.family} never sees a mask; choose --task permutation_likelihood")
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
-    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they hold no token, only white space; give some text")
     data = Data(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
@@ -66,7 +68,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     found = scores.scorer(
         subject.net,
         subject.mesh,
-        plans.plan(tokens, data, subject.tokenizer, seed=0, half="held-out"),
+        encoder_rows.plan(tokens, data, subject.tokenizer, seed=0, half="held-out"),
         masked.builder(run, subject.tokenizer, lambda: unseen),
         unseen,
         batch=settings.batch,

@@ -3,8 +3,8 @@
 Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is
 comparable with the perplexity of a model that reads from left to right, which is told the easiest order.
 
-Format: the files that training reads (see `train.corpus`). Each document is scored alone; one longer than `length` tokens (512
-unless told) in pieces that do not see each other.
+Format: the files that training reads (see `train.data.corpus`). Each document is scored alone; one longer than `length` tokens
+(512 unless told) in pieces that do not see each other.
 
 Metrics, over all documents and `orders` random orders of each:
 - loss: mean nats per token; loss_stderr: the standard error of that mean over the orders, the documents being given (of one order
@@ -18,16 +18,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.encoding import Encoder
-from eval.permuted import permuted_nats
-from eval.tasks import Progress, Result, Settings, mean_and_error
-from train import corpus
-from train.config import Data
-from train.corpus import Documents
-from train.load import Loaded
-from train.prepare import prepare
-from zoo import runtime
+from eval.files import mean_and_error
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.permutation_likelihood import permuted_nats
+from eval.tasks import Progress, Result, Settings
+from train.config.run_config import Data
+from train.data import corpus
+from train.data.corpus import Documents
+from train.rows.token_cache import prepare
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
+from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "orders")
 ORDERS = 8
@@ -53,7 +54,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     length, orders = settings.length or encoder.room, settings.orders or ORDERS
     require(1 <= length <= encoder.room, "length", settings.length, f"choose 1 to {encoder.room} tokens")
     require(orders >= 1, "orders", orders, "choose 1 or more")
-    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     if not (count := sum(map(len, texts))):
         raise BadInput("--files: they hold no token, only white space; give some text")

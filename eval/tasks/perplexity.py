@@ -3,7 +3,7 @@
 Source: the sliding evaluation of Baevski and Auli 2019, "Adaptive Input Representations for Neural Language Modeling", section
 5.4; bits per byte as in Gao et al. 2020, "The Pile", section 3.1.
 
-Format: the files that training reads (see `train.corpus`). Each document is its tokens and end-of-text.
+Format: the files that training reads (see `train.data.corpus`). Each document is its tokens and end-of-text.
 
 Rows of `length` tokens (the model's positions unless told) go over the stream of all documents; each begins `stride` tokens after
 the one before (half a row unless told), and counts the tokens that the one before has not counted. So a token has at least
@@ -22,17 +22,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eval import score as scores
-from eval.likelihood import chunk_of, positions
+from eval.scoring import language_model
+from eval.scoring.likelihood import chunk_of, positions
 from eval.tasks import Progress, Result, Settings
-from train import corpus, rows
-from train.config import Data
-from train.corpus import Document, Documents
-from train.load import Loaded
+from train.config.run_config import Data
+from train.data import corpus
+from train.data.corpus import Document, Documents
 from train.objectives import causal
-from train.prepare import prepare
-from zoo import runtime
+from train.rows import lm_rows
+from train.rows.token_cache import prepare
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
+from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "stride", "words")
 
@@ -64,11 +65,11 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     token_bytes = np.zeros(net.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
-    tokens = prepare(documents, tokenizer, runtime.cache_dir() / "text")
-    found = scores.scorer(
+    tokens = prepare(documents, tokenizer, jax_setup.cache_dir() / "text")
+    found = language_model.scorer(
         net,
         mesh,
-        rows.windows(tokens, length, stride),
+        lm_rows.windows(tokens, length, stride),
         causal.build,
         token_bytes,
         batch=settings.batch,

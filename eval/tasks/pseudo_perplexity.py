@@ -4,9 +4,9 @@ Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.3. The n
 comparable with the perplexity of a model that reads from left to right: each token is predicted from both sides, and a word of
 several pieces from its other pieces.
 
-Format: the files that training reads (see `train.corpus`). Each document is read between the marks of its beginning and its end,
-and sees no other. Of a document longer than `length` tokens, marks included (the model's positions unless told), each token sees
-the window of that length around it, moved inwards at the document's ends.
+Format: the files that training reads (see `train.data.corpus`). Each document is read between the marks of its beginning and its
+end, and sees no other. Of a document longer than `length` tokens, marks included (the model's positions unless told), each token
+sees the window of that length around it, moved inwards at the document's ends.
 
 Metrics, of the same sum of -log p over all tokens, marks not among them:
 - loss: nats per token; pseudo_perplexity: e to the loss;
@@ -20,17 +20,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.encoding import Encoder
-from eval.pseudo import pseudo_nats
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.tasks import Progress, Result, Settings
 from eval.tasks.perplexity import count_words
-from train import corpus
-from train.config import Data
-from train.corpus import Documents
-from train.load import Loaded
-from train.prepare import prepare
-from zoo import runtime
+from train.config.run_config import Data
+from train.data import corpus
+from train.data.corpus import Documents
+from train.rows.token_cache import prepare
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
+from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length")
 
@@ -53,7 +53,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
-    tokens = prepare(documents, subject.tokenizer, runtime.cache_dir() / "text")
+    tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     count, words = sum(map(len, texts)), count_words(documents)
     if not count:

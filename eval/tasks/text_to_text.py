@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from eval import overlap, tasks
-from eval.generate import Generator
-from eval.settings import GREEDY, Decoding
+from eval import tasks
+from eval.generation.generator import Generator
+from eval.generation.settings import Decoding
+from eval.scoring import text_overlap
 from eval.tasks import Progress, Result, Settings
-from train import readers
-from train.config import Data
-from train.examples import Pair
-from train.load import Loaded
-from train.text_pairs import parallel
+from train.config.run_config import Data
+from train.data import labelled_reader
+from train.data.example_types import Pair
+from train.inputs.pair_inputs import parallel
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
+from zoo.generation.settings import GREEDY
 
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 ALONE = True
@@ -42,13 +44,14 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """The pairs of parallel files or of tables.
 
     Raises:
-        BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.text_pairs` and `train.readers`.
+        BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.inputs.pair_inputs` and
+        `train.data.labelled_reader`.
     """
     _measures(settings.argument)
     require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "it means nothing to pairs of texts; leave it out")
     tables = settings.labelled.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        pairs = readers.read("text_to_text", tuple(names), Data(), settings.labelled)[0]
+        pairs = labelled_reader.read("text_to_text", tuple(names), Data(), settings.labelled)[0]
         return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
     return tasks.first(list(parallel(names[:1], names[1:], settings.labelled)), settings.limit)
@@ -66,7 +69,7 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     measures, wanted = _measures(settings.argument), [pair.target for pair in pairs]
     # What is not installed is missed before the work, not after it.
     for name in measures:
-        overlap.MEASURES[name](wanted[:1], wanted[:1])
+        text_overlap.MEASURES[name](wanted[:1], wanted[:1])
     prefix = settings.prefix or (run.pairs.prefix if run else "")
     texts = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
     sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(texts)]
@@ -77,7 +80,7 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
     for name in measures:
-        numbers, said = overlap.MEASURES[name](found, wanted)
+        numbers, said = text_overlap.MEASURES[name](found, wanted)
         metrics |= numbers
         details |= said
     chosen = np.unique(np.linspace(0, len(pairs) - 1, SHOWN).astype(int)).tolist()
@@ -89,9 +92,9 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
 
 def _measures(argument: str) -> list[str]:
     """The measures that are asked for."""
-    asked = argument.split(",") if argument else list(overlap.MEASURES)
+    asked = argument.split(",") if argument else list(text_overlap.MEASURES)
     for name in asked:
-        if name not in overlap.MEASURES:
-            known = ", ".join(overlap.MEASURES)
+        if name not in text_overlap.MEASURES:
+            known = ", ".join(text_overlap.MEASURES)
             raise BadInput(f"--task text_to_text:{argument}: there is no measure {name!r}; choose from {known}")
     return asked

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.commands import TINY, assert_refused, call, finished, in_folder, snapshot, words
 from tests.support.processes import Ended
-from zoo import cli
-from zoo.commands import models
-from zoo.commands.options import SYNONYMS, nearest, whole_number
+from zoo.cli import main
+from zoo.cli.commands import models
+from zoo.cli.options import SYNONYMS, nearest, whole_number
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; the nearest is train; choose models, train, eval, .*doctor",
@@ -184,10 +184,10 @@ def test_whole_numbers(text: str, number: int) -> None:
 
 def test_no_command_at_all_shows_the_usage_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys)
-    assert (ended.code, ended.stdout, ended.stderr) == (2, "", cli.USAGE)
+    assert (ended.code, ended.stdout, ended.stderr) == (2, "", main.USAGE)
 
 
 def test_what_is_not_bad_input_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "models", lambda args: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["models"])
+        main.main(["models"])

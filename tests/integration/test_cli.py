@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.commands import assert_evaluates_alike, call, finished, in_folder, snapshot, words
 from tests.support.processes import clean_environment, run_python
-from zoo import attention
+from zoo.attention import attention
 
 
 @pytest.fixture(scope="module")

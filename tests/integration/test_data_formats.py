@@ -14,9 +14,11 @@ from tests.support import encoders
 from tests.support.commands import call, in_folder, words
 from tests.support.labelled_files import put
 from tests.support.text_tasks import subject
-from train import inputs, loop, tokenizer_files
-from train.config import Run
-from train.folder import Folder
+from train import trainer
+from train.config.run_config import Run
+from train.inputs import dataset
+from train.run.run_dir import Folder
+from train.tokenizers import hf_files
 from zoo import pretrained
 
 PAGE = Path(__file__).parents[2] / "docs/data.md"
@@ -99,11 +101,11 @@ def test_every_documented_command_reads_its_files(
     command: list[str], place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Run[Any]] = []
-    monkeypatch.setattr(loop, "run", lambda run, **_: asked.append(run) or 0)
+    monkeypatch.setattr(trainer, "run", lambda run, **_: asked.append(run) or 0)
     assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
     folder = Folder(place / "none")
-    run = inputs.settled(asked[0], folder)
-    data = inputs.read(run, folder, place)
+    run = dataset.settled(asked[0], folder)
+    data = dataset.read(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
     assert (len(examples), len(held_out), run.model.labels) == READ[run.name]
     assert getattr(examples[0], "text", "").startswith(BEGINNINGS.get(run.name, ""))
@@ -114,7 +116,7 @@ def test_every_documented_command_works(place: Path, capsys: pytest.CaptureFixtu
     made = subject()
     (place / "LM").mkdir()
     pretrained.save(place / "LM", made.net.config, made.params)
-    tokenizer_files.write(place / "LM", made.tokenizer, longest=32)
+    hf_files.write(place / "LM", made.tokenizer, longest=32)
     for number, command in enumerate(COMMANDS):
         small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))
         ended = call(capsys, *command, *small)

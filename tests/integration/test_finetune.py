@@ -12,8 +12,8 @@ import pytest
 from tests.support import commands, encoders, published
 from tests.support.commands import assert_evaluates_alike, assert_refused, call, in_folder, losses, trained, words
 from tests.support.labelled_files import put
-from train import metrics, quantities
-from train.load import load
+from train.run import metric_names, metrics_file
+from train.weights.load import load
 
 WORDS = ("the", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france")
 FLAGS = "--init tiny --data.length 16 --data.batch 16 --optim.lr 1e-2 --optim.warmup 4 --checkpoint.every 20 --log.every 5"
@@ -78,7 +78,9 @@ MARKS = {"classification": [], "span": [pytest.mark.full], "tagging": [pytest.ma
 def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     learned, measure = losses(run(task)), LEADING[task]
     assert learned[-1] < 0.8 * learned[0]
-    best = max((row for row in metrics.read(run(task) / "metrics.jsonl") if row["kind"] == "valid"), key=lambda row: row[measure])
+    best = max(
+        (row for row in metrics_file.read(run(task) / "metrics.jsonl") if row["kind"] == "valid"), key=lambda row: row[measure]
+    )
     final = assert_evaluates_alike(capsys, run(task), 1e-5)
     assert final["step"] == best["step"] == load(run(task)).step
     assert final[measure] == pytest.approx(best[measure]) and final["loss"] == pytest.approx(best["loss"], rel=1e-5)
@@ -98,7 +100,7 @@ def test_a_run_whose_model_learned_nothing_does_not_end_as_a_success(
 ) -> None:
     """Score a finished run again, as if every share of its predictions were all of them."""
     (run("classification") / "scores.json").unlink()
-    monkeypatch.setattr(quantities, "ONE_CLASS", 0.0)
+    monkeypatch.setattr(metric_names, "ONE_CLASS", 0.0)
     ended = call(capsys, "train", *arguments("classification", STEPS), "--name", "classification")
     *_, notice, last = ended.stdout.splitlines()
     assert ended.code == 0 and notice.startswith("! one class is predicted for ")

@@ -15,10 +15,11 @@ import pytest
 
 from tests.support.processes import clean_environment, run_python
 from tests.support.runs import PATIENCE, alive, gone
-from zoo import launch
 from zoo.errors import BadInput
+from zoo.runtime import launch
 
-# What `zoo.cli` does with --processes, around a program that is not training. A process that sleeps for an hour must be ended.
+# What `zoo.cli.main` does with --processes, around a program that is not training. A process that sleeps for an hour must be
+# ended.
 CHILD = """
 import os, pathlib, signal, subprocess, sys, time
 from zoo import launch

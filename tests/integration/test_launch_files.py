@@ -12,11 +12,12 @@ import yaml
 from benchmarks.plan import targets
 from tests.support import published
 from tests.support.processes import ROOT
-from train import recipes, tokenizer_files
-from train.config import Run
-from train.tokenizer import Tokenizer
-from zoo import cli
-from zoo.commands import plan
+from train import recipes
+from train.config.run_config import Run
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.cli import main
+from zoo.cli.commands import plan
 
 DOCS, README = ROOT / "docs", (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted((DOCS / "launch").glob("*.sh"))
@@ -95,7 +96,7 @@ def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "runs" / "gpt-nano"
     folder.parent.mkdir()
     published.write(folder, dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4))
-    tokenizer_files.write(folder, Tokenizer.train(["The white whale. " * 40], 300), longest=32)
+    hf_files.write(folder, Tokenizer.train(["The white whale. " * 40], 300), longest=32)
     monkeypatch.chdir(tmp_path)
     exec(example, {})
     assert capsys.readouterr().out
@@ -103,4 +104,4 @@ def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_documentation_names_every_command_and_no_other():
     text = README + (DOCS / "cli.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"(?:`|^)zoo ([a-z-]+)", text, re.MULTILINE)) == cli.COMMANDS.keys()
+    assert set(re.findall(r"(?:`|^)zoo ([a-z-]+)", text, re.MULTILINE)) == main.COMMANDS.keys()

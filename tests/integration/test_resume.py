@@ -15,8 +15,8 @@ import pytest
 
 from tests.support import runs
 from tests.support.runs import EVERY, STEPS, Started, Training, assert_close, assert_same, gone, home, reference, snapshot, text
-from train.tokenizer import Tokenizer
-from zoo import cli
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.cli import main
 
 TWO = {"processes": 2, "devices": 2}
 SHARDED = ("--mesh.fsdp", "2", "--mesh.tensor", "2")
@@ -54,7 +54,7 @@ def test_stopped_killed_and_damaged_a_run_ends_with_the_same_bits(
         started.reach(EVERY + 1)
         started.send(signal.SIGSTOP)
         taken = started.reach(1)
-        assert cli.main(run.argv(devices=8)) == 2
+        assert main.main(run.argv(devices=8)) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert f"runs/harmed is in use by process {started.process.pid} on " in line
         started.send(signal.SIGCONT)
@@ -162,7 +162,7 @@ def test_another_run_is_refused(
     change(run)
     before = snapshot(run.folder)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(run.argv(devices=8)) == 2
+    assert main.main(run.argv(devices=8)) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.match(f"zoo: runs/{run.name} .*{re.escape(part)}", line)
     assert snapshot(run.folder) == before
@@ -171,7 +171,7 @@ def test_another_run_is_refused(
 def test_a_finished_run_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(reference().folder)
     monkeypatch.chdir(home())
-    assert cli.main(reference().argv(devices=8)) == 0
+    assert main.main(reference().argv(devices=8)) == 0
     out, err = capsys.readouterr()
     assert f"runs/{reference().name} is finished: held-out " in out and err == ""
     assert snapshot(reference().folder) == before

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attention_row, conformance, growth, programs, records, timing, trials
-from benchmarks.plan import program
+from benchmarks.attention import conformance, row
+from benchmarks.core import guarded, result_files, timing
+from benchmarks.growth import bench
+from benchmarks.plan import compile_program
+from benchmarks.step import programs
 from zoo import configs
 
 SMALL: dict[str, Any] = {"batch": 2, "length": 8}
@@ -17,7 +20,7 @@ NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads":
 OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-class _Unwatched(trials.Watch):
+class _Unwatched(guarded.Watch):
     def __init__(self) -> None:
         pass
 
@@ -47,17 +50,17 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(programs, "COMPILER", OPTIONS)
     patch.setattr(conformance, "check", functools.partial(conformance.check, options=OPTIONS))
     patch.setattr(timing, "cold", contextlib.nullcontext)
-    patch.setattr(records, "environment", environment)
+    patch.setattr(result_files, "environment", environment)
 
 
 def hurry_plans(patch: pytest.MonkeyPatch) -> None:
     """Compile what is planned without optimizing the processor's code: what a plan reads of a program is the same."""
-    patch.setattr(program, "finished", lambda lowered: (lowered.compile(compiler_options=OPTIONS), ()))
+    patch.setattr(compile_program, "finished", lambda lowered: (lowered.compile(compiler_options=OPTIONS), ()))
 
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     rates = {"matrix_rate": dict.fromkeys(dtypes, 1e9), "copy_rate": 1e9, "load": 0.0, "clock_mhz": None}
-    return {**records.machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
+    return {**result_files.machine(), **rates, "date": "today", "versions": {"XLA_FLAGS": "", "jax": "", "python": ""}}
 
 
 def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
@@ -74,9 +77,9 @@ def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
         patch.setattr(owner, name, planted)
 
     shrink(patch)
-    patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
-    patch.setattr(growth, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
+    patch.setattr(row, "_checked", lambda *_: ("", "", {}))
+    patch.setattr(bench, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
     skipped = {"state": "skipped", "reason": "not here"}
-    patch.setattr(growth, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))
-    plant(attention_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
+    patch.setattr(bench, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))
+    plant(row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
     plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)

@@ -16,8 +16,8 @@ from tests.support import tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended
 from tests.support.small import jit
-from train import metrics
-from zoo import cli
+from train.run import metrics_file
+from zoo.cli import main
 
 TINY = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
 
@@ -37,7 +37,7 @@ def _finished() -> Path:
     folder.mkdir()
     (folder / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
     with in_folder(folder):
-        assert cli.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
+        assert main.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
     return folder
 
 
@@ -50,14 +50,14 @@ def trained(name: str, argv: Sequence[str]) -> Path:
     """Return the folder of a run in the current folder; the first call trains it, by `zoo train` with these arguments."""
     run = Path("runs", name).absolute()
     if not run.exists():
-        assert cli.main(["train", *argv, "--name", name]) == 0
+        assert main.main(["train", *argv, "--name", name]) == 0
     return run
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> Ended:
     capsys.readouterr()
     try:
-        code = cli.main(argv)
+        code = main.main(argv)
     except SystemExit as end:
         code = end.code
     assert isinstance(code, int)
@@ -73,7 +73,7 @@ def words(line: str) -> tuple[str, ...]:
 
 
 def losses(run: Path) -> list[float]:
-    values = [row["loss"] for row in metrics.read(run / "metrics.jsonl") if row["kind"] == "train"]
+    values = [row["loss"] for row in metrics_file.read(run / "metrics.jsonl") if row["kind"] == "train"]
     assert len(values) == len(set(values)) > 1
     return values
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from train import wordpiece
-from train.marks import BERT
-from train.prepare import Tokens
-from train.tokenizer import Tokenizer
+from train.rows.token_cache import Tokens
+from train.tokenizers import wordpiece
+from train.tokenizers.special_tokens import BERT
+from train.tokenizers.tokenizer import Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 

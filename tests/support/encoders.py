@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.encoding import Encoder, Text
+from eval.scoring.encoder_runner import Encoder, Text
 from tests.support.small import PLACED, jit, random_params, small
-from train import config, tokenizer_files
-from train import mesh as meshes
-from train.load import Loaded
-from train.tokenizer import Kind, Tokenizer
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import Kind, Tokenizer
+from train.weights.load import Loaded
 from zoo import pretrained
 from zoo.batch import Batch
 from zoo.models import Model
@@ -38,7 +39,7 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     words = tokenizer(ANY[family])
     net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in PLACED else {}))
     data, fsdp, tensor = shape
-    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
     return Loaded(f"small {family}", net, params, words, mesh)
 
@@ -51,7 +52,7 @@ def folder(path: Path, family: str, task: str = "masked") -> Path:
     made = loaded(family, task)
     path.mkdir()
     pretrained.save(path, made.net.config, made.params)
-    tokenizer_files.write(path, made.tokenizer, longest=POSITIONS)
+    hf_files.write(path, made.tokenizer, longest=POSITIONS)
     return path
 
 

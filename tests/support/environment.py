@@ -2,8 +2,8 @@
 
 The process gets eight simulated CPU devices and no network. Compiled programs are kept between runs of the tests, in `tests/`
 below the cache folder of the zoo or in the folder that ZOO_TESTS_CACHE names; entries that no run has used for a week are
-deleted. A damaged entry is found by its digest and compiled again (`zoo.compile_cache`). Everything else that is cached lies in a
-temporary folder.
+deleted. A damaged entry is found by its digest and compiled again (`zoo.runtime.compile_cache`). Everything else that is cached
+lies in a temporary folder.
 """
 
 import os
@@ -24,10 +24,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 import jax  # noqa: E402
 
-from zoo import compile_cache, runtime  # noqa: E402
+from zoo.runtime import compile_cache, jax_setup  # noqa: E402
 
-COMPILED = runtime.private(
-    Path(os.environ.get("ZOO_TESTS_CACHE") or runtime.cache_dir() / "tests", f"compiled-{runtime.processor()}").absolute()
+COMPILED = jax_setup.private(
+    Path(os.environ.get("ZOO_TESTS_CACHE") or jax_setup.cache_dir() / "tests", f"compiled-{jax_setup.processor()}").absolute()
 )
 """Compiled programs of all runs of the tests, and of the processes that they start."""
 
@@ -40,4 +40,4 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 # JAX has read the environment if a plugin of pytest imported it first.
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 compile_cache.remove_unused(COMPILED, days=7.0)
-runtime.prepare(devices=8)
+jax_setup.prepare(devices=8)

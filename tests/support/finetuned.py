@@ -11,15 +11,15 @@ from jaxtyping import Array
 from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import LABELS, jit, random_params, small
-from train import labelled
-from train.batches import in_order
-from train.config import Data, Run
-from train.config_objectives import Labelled
-from train.examples import Answer, Choice, Example, Question, Tagged, Text
-from train.labelled import Rows
+from train.config.objective_options import Labelled
+from train.config.run_config import Data, Run
+from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
+from train.inputs import labelled_inputs
+from train.inputs.labelled_inputs import Rows
 from train.objectives import objective
+from train.rows.batches import in_order
 from zoo.batch import Batch
-from zoo.encoder_config import LABELLED, Task
+from zoo.configs._encoder import LABELLED, Task
 from zoo.models import Model, model
 
 TASKS: dict[str, Task] = {"classification": "sequence", "tagging": "tokens", "span": "span", "choice": "choice"}
@@ -46,7 +46,7 @@ def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, le
 
 
 def rows(cfg: Run, examples: Sequence[Example]) -> Rows:
-    return labelled.rows_of(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
+    return labelled_inputs.rows_of(examples, cfg, tokenizer(KINDS[family_of(cfg)]))
 
 
 def family_of(cfg: Run) -> str:

@@ -10,7 +10,14 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
-IMPORTED = ["zoo.commands.train", "train.loop", "eval.samples", "eval.scores", "eval.report", "matplotlib.backends.backend_svg"]
+IMPORTED = [
+    "zoo.cli.commands.train",
+    "train.trainer",
+    "eval.report.samples",
+    "eval.scoring.scorers",
+    "eval.report.report",
+    "matplotlib.backends.backend_svg",
+]
 _context: list[ForkServerContext] = []
 _environment: dict[str, str] = {}
 
@@ -31,7 +38,7 @@ def start(argv: list[str], folder: Path, out: Path, err: Path, environment: Mapp
 
 
 def _command(argv: list[str], folder: Path, out: Path, err: Path) -> None:
-    from zoo import cli
+    from zoo.cli import main
 
     os.chdir(folder)
     for descriptor, path in ((1, out), (2, err)):
@@ -39,6 +46,6 @@ def _command(argv: list[str], folder: Path, out: Path, err: Path) -> None:
             os.dup2(file.fileno(), descriptor)
     sys.argv = ["zoo", *argv]
     try:
-        cli.run()
+        main.run()
     finally:
         atexit._run_exitfuncs()  # as every interpreter does at its end, but for one that `multiprocessing` has forked

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.support import published
-from zoo import pretrained, tensors
+from zoo import pretrained
 from zoo.errors import BadInput
+from zoo.hf import safetensors_dir
 
 NUMBERS = (b"0", b"-1", b"1e9", b"4294967296", b"18446744073709551615", b"NaN", b"null", b"[]", b'""', b"true")
 PARTS = (b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u0000", b"../", b"\xff", b"\0", b'"F64"', b'"wte.weight":')
@@ -52,14 +53,14 @@ def main(seed: int, count: int) -> dict[str, int]:
         published.write(one, published.GPT2)
         published.write(many, published.GPT2, sharded=True)
         cfg, _ = pretrained.read_config(one)
-        files = [one / tensors.SINGLE, many / tensors.INDEX, many / published.file(0)]
+        files = [one / safetensors_dir.SINGLE, many / safetensors_dir.INDEX, many / published.file(0)]
         originals = {file: file.read_bytes() for file in files}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(count):
             file = files[number % len(files)]
             file.write_bytes(mutate(originals[file], rng))
             try:
-                pretrained.plan(cfg, tensors.read(file.parent), file.parent)
+                pretrained.plan(cfg, safetensors_dir.read(file.parent), file.parent)
                 told["read"] += 1
             except BadInput as refusal:
                 if "\n" in str(refusal) or len(str(refusal)) > 1000:

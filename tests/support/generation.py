@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.generate import Generator
-from eval.settings import GREEDY, Decoding, Sampling
+from eval.generation.generator import Generator
+from eval.generation.settings import Decoding
 from tests.support.small import random_params, small
-from train import config
-from train import mesh as meshes
-from train.load import Loaded
-from train.tokenizer import Tokenizer
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import Loaded
 from zoo import sharding
+from zoo.generation.settings import GREEDY, Sampling
 from zoo.models import Model
 
 LIMIT, LONGEST = 20, 12
@@ -43,7 +44,7 @@ def make_generator(
     model: tuple[Model, Any], tokenizer: Tokenizer, *, batch: int = 40, data: int = 1, fsdp: int = 1, tensor: int = 1
 ) -> Generator:
     net, params = model
-    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
     return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
 

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train import readers
-from train.config import Data
-from train.config_objectives import Labelled
-from train.examples import Example
+from train.config.objective_options import Labelled
+from train.config.run_config import Data
+from train.data import labelled_reader
+from train.data.example_types import Example
 
 RATED = [("it is good", "yes"), ('so "so" 4', "perhaps"), ("\u00fcble Sache", "no")]
 ROWS = [{"text": text, "label": label} for text, label in RATED]
@@ -80,9 +80,9 @@ def put(file: Path, content: Content) -> Path:
 
 
 def read(objective: str, *files: Path, **options: Any) -> list[Example]:
-    return readers.read(objective, tuple(map(str, files)), Data(), Labelled(**options))[0]
+    return labelled_reader.read(objective, tuple(map(str, files)), Data(), Labelled(**options))[0]
 
 
 def halves(objective: str, *files: Path, valid: tuple[Path, ...] = (), fraction: float = 0.1, **options: Any) -> tuple[Any, Any]:
     data = Data(paths=tuple(map(str, files)), valid_paths=tuple(map(str, valid)), valid_fraction=fraction)
-    return readers.split(objective, data, Labelled(**options))
+    return labelled_reader.split(objective, data, Labelled(**options))

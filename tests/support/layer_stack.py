@@ -11,7 +11,7 @@ from tests.support.rounding import over_products
 
 
 def loop(layer: Callable, params: Any, body: Callable, carry: Any, per_layer: Any = None, **options: Any) -> tuple[Any, Any]:
-    """Compute what `zoo.stack.run_stack` computes, by a Python loop over the layers."""
+    """Compute what `zoo.nn.layer_stack.run_stack` computes, by a Python loop over the layers."""
     graph, ys = nnx.graphdef(nnx.eval_shape(lambda: layer(nnx.Rngs(0)))), []
     for index in range(jax.tree.leaves(params)[0].shape[0]):
         mine, x = (jax.tree.map(lambda leaf, index=index: leaf[index], tree) for tree in (params, per_layer))

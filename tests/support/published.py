@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from zoo import configs, models, pretrained, tensors
-from zoo.encoder_config import LABELLED
+from zoo import configs, models, pretrained
+from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput
+from zoo.hf import safetensors_dir
 
 GPT2 = dict(model_type="gpt2", vocab_size=61, n_positions=16, n_layer=2, n_embd=12, n_head=3, n_inner=20)
 """A config.json of sizes that are no multiple of anything, so that no wrong order of axes fits."""
@@ -100,7 +101,7 @@ def write(
     for end, factor in (factors or {}).items():
         drawn |= {name: np.float32(factor) * each for name, each in drawn.items() if name.endswith(end)}
     if not sharded:
-        save_file(drawn, folder / tensors.SINGLE)
+        save_file(drawn, folder / safetensors_dir.SINGLE)
         return drawn
     for number, (name, tensor) in enumerate(drawn.items()):
         save_file({name: tensor}, folder / file(number))
@@ -116,7 +117,7 @@ def write_model(folder: Path, model: str) -> dict[str, np.ndarray]:
 def write_files(folder: Path, content: dict[str, Any], stored: dict[str, np.ndarray]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content))
-    save_file(stored, folder / tensors.SINGLE)
+    save_file(stored, folder / safetensors_dir.SINGLE)
     return folder
 
 
@@ -132,7 +133,7 @@ def file(number: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held(tensors.Tensor):
+class Held(safetensors_dir.Tensor):
     array: np.ndarray
 
     def view(self) -> np.ndarray:
@@ -140,12 +141,12 @@ class Held(tensors.Tensor):
 
 
 def held(array: np.ndarray) -> Held:
-    kinds = {np.dtype(dtype): name for name, dtype in tensors.DTYPES.items()}
+    kinds = {np.dtype(dtype): name for name, dtype in safetensors_dir.DTYPES.items()}
     return Held(Path(), 0, array.shape, kinds[array.dtype], array)
 
 
 def write_index(folder: Path, files: dict[str, str]) -> None:
-    (folder / tensors.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (folder / safetensors_dir.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
 def nano(family: str) -> dict[str, Any]:

@@ -20,11 +20,12 @@ import numpy as np
 from tests.support import forked, tiny
 from tests.support.environment import SCRATCH
 from tests.support.processes import Ended, clean_environment
-from train import config, metrics, optim
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.folder import read_config
-from train.marker import by_path
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.manifest import by_path
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.run import metrics_file
+from train.run.run_dir import read_config
 from zoo.models import model
 
 PATIENCE = 600.0
@@ -126,17 +127,17 @@ class Training:
         return done
 
     def rows(self) -> list[dict[str, Any]]:
-        rows = metrics.read(self.folder / "metrics.jsonl")
+        rows = metrics_file.read(self.folder / "metrics.jsonl")
         return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
     def losses(self) -> np.ndarray:
         return np.array([row["loss"] for row in self.rows()])
 
     def ledger(self) -> list[dict[str, Any]]:
-        return metrics.read(self.folder / "ledger.jsonl")
+        return metrics_file.read(self.folder / "ledger.jsonl")
 
     def resumed_at(self) -> list[int]:
-        return [row["step"] for row in metrics.read(self.folder / "starts.jsonl")]
+        return [row["step"] for row in metrics_file.read(self.folder / "starts.jsonl")]
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoints/????????"))
@@ -147,7 +148,9 @@ class Training:
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
         run = read_config(self.folder)
-        abstract = meshes.abstract_state(run, model(run.model), optim.optimizer(run.optim), meshes.make(config.Mesh()))
+        abstract = device_mesh.abstract_state(
+            run, model(run.model), optim.optimizer(run.optim), device_mesh.make(run_config.Mesh())
+        )
         restored = self._reader().restore(abstract, step=step)
         assert restored is not None
         return by_path(jax.device_get(restored[0]))
@@ -175,7 +178,7 @@ class Started:
             # A start replaces the file by one with the steps it goes on from.
             if _inode(path) in (0, self.ledger_before):
                 return -1
-            rows = metrics.read(path)
+            rows = metrics_file.read(path)
             return rows[-1]["step"] if rows else 0
 
         return self.wait(lambda: (number := taken()) >= step and number)

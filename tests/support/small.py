@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import configs, encoder, models, sharding
+from zoo import configs, models, sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
-from zoo.encoder_config import LABELLED, EncoderConfig
-from zoo.heads import gather, summaries
+from zoo.configs._encoder import LABELLED, EncoderConfig
 from zoo.models import Model, model
-from zoo.seeds import example_seeds
+from zoo.nn import encoder
+from zoo.nn.heads import gather, summaries
+from zoo.ops.counter_rng import example_seeds
 
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
 LABELS = ("no", "perhaps", "yes")

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from train.checkpoint import Checkpoints
-from train.state import State
+from train.checkpoints.checkpoints import Checkpoints
+from train.engine.state import State
 
 Spec = jax.sharding.PartitionSpec
 META = {"model": {"layers": 2, "rate": 0.1}, "tokenizer": "ab12", "names": ["a", "b"]}

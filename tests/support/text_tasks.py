@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.likelihood import Likelihood, likelihoods
+from eval.scoring.likelihood import Likelihood, likelihoods
 from tests.support.small import random_params, small
-from train import config
-from train import mesh as meshes
-from train.load import Loaded
-from train.tokenizer import Tokenizer
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import Loaded
 
 TEXT = "The whale is seen. The old whale sleeps, and the men of the ship see the whale; naïve 鯨. "
 
@@ -30,7 +30,7 @@ def tokenizer() -> Tokenizer:
 @functools.cache
 def subject(devices: int = 1) -> Loaded:
     net = small("gpt")
-    return Loaded("small", net, random_params(net), tokenizer(), meshes.make(config.Mesh(), jax.devices()[:devices]))
+    return Loaded("small", net, random_params(net), tokenizer(), device_mesh.make(run_config.Mesh(), jax.devices()[:devices]))
 
 
 def scored(pairs: Any) -> list[Likelihood]:

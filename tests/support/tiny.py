@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.batch import Batch
 

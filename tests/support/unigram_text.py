@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from train import unigram, unigram_xlnet
-from train.marks import TEXT, XLNET, sentinel
-from train.tokenizer import Tokenizer
+from train.tokenizers import unigram, xlnet_unigram
+from train.tokenizers.special_tokens import TEXT, XLNET, sentinel
+from train.tokenizers.tokenizer import Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?"
 
@@ -23,4 +23,4 @@ def spelled(words: Iterable[str] = (), sentinels: int = 100) -> Tokenizer:
 
 def xlnet(words: Iterable[str] = ()) -> Tokenizer:
     """Return one of XLNet's kind: nine special tokens, a word's beginning (id 9), letters and digits (10 to 48), words."""
-    return Tokenizer(unigram_xlnet.content(_scored(XLNET.values(), words), b""))
+    return Tokenizer(xlnet_unigram.content(_scored(XLNET.values(), words), b""))

@@ -23,7 +23,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from train.config import Run
+from train.config.run_config import Run
 from zoo.batch import Batch
 from zoo.models import Model
 

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import rows
-from train.batches import Build
-from train.config import Run
-from train.losses import summed
-from train.prepare import Tokens
-from train.rows import Row, Rows
-from train.tokenizer import Tokenizer
+from train.config.run_config import Run
+from train.engine.losses import summed
+from train.rows import lm_rows
+from train.rows.batches import Build
+from train.rows.lm_rows import Row, Rows
+from train.rows.token_cache import Tokens
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import require
 from zoo.models import Model
@@ -28,14 +28,14 @@ def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
     """
     known = ("windows", "packed")
     require(run.data.rows in known, "data.rows", run.data.rows, f"these rows are an encoder's; choose {' or '.join(known)}")
-    return rows.training_rows(tokens, run.data)
+    return lm_rows.training_rows(tokens, run.data)
 
 
 def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
     """Rows that count every held-out token once; `stride` new tokens each (isolated documents have no stride)."""
     if run.data.rows == "packed":
-        return rows.packed(tokens, run.data.length)
-    return rows.windows(tokens, run.data.length, stride)
+        return lm_rows.packed(tokens, run.data.length)
+    return lm_rows.windows(tokens, run.data.length, stride)
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:

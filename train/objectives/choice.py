@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from train.batches import Build
-from train.config import Run
-from train.features import Row, is_typed, padded
-from train.losses import class_losses
-from train.tokenizer import Tokenizer
-from zoo import heads
-from zoo import seeds as seeding
+from train.config.run_config import Run
+from train.engine.losses import class_losses
+from train.rows.batches import Build
+from train.rows.example_rows import Row, is_typed, padded
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
+from zoo.nn import heads
+from zoo.ops import counter_rng
 
 DATA = "labelled"
 
@@ -63,6 +63,6 @@ def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float
     one = dataclasses.replace(batch, **fields, labels=None, weights=None)
     if seeds is not None:
         numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))
-        seeds = seeding.fold(jnp.repeat(seeds, count, axis=0), flat(numbers))
+        seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(numbers))
     hidden = model.apply(params, one, seeds=seeds).hidden
     return model.sequence_logits(params, heads.summaries(hidden, one.summary_at), seeds)[:, 0, 0].reshape(-1, count)

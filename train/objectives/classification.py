@@ -7,21 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.batches import Build
-from train.config import Run
-from train.features import Row, is_typed, padded
-from train.losses import class_losses
-from train.tokenizer import Tokenizer
-from zoo import heads
+from train.config.run_config import Run
+from train.engine.losses import class_losses
+from train.rows.batches import Build
+from train.rows.example_rows import Row, is_typed, padded
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
+from zoo.nn import heads
 
 DATA = "labelled"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """`build(rng, row, length)`: tokens, segments, positions and types int32 [length]; labels [1], int32 or, of a regression,
-    float32; weights float32 [1]; and see `train.features.padded`."""
+    float32; weights float32 [1]; and see `train.rows.example_rows.padded`."""
     marks = tokenizer.marks
     assert marks is not None, "rows are made with a tokenizer that has marks"
     typed = is_typed(run.model.types, marks)

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import noise, rows, sides
-from train.batches import Build
-from train.config import Run
-from train.losses import summed
-from train.marks import TextMarks
-from train.noise import Room
-from train.prepare import Tokens
-from train.rows import Row, Rows
-from train.sides import Sides
-from train.tokenizer import Tokenizer
+from train.config.run_config import Run
+from train.engine.losses import summed
+from train.rows import lm_rows, seq2seq_rows, span_corruption
+from train.rows.batches import Build
+from train.rows.lm_rows import Row, Rows
+from train.rows.seq2seq_rows import Sides
+from train.rows.span_corruption import Room
+from train.rows.token_cache import Tokens
+from train.tokenizers.special_tokens import TextMarks
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
@@ -39,18 +39,19 @@ def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
             f"--data.length {run.data.length}: a row is made of {raw} tokens, and the training text has {text}; "
             "choose a shorter one or give --data.paths more text"
         )
-    return rows.windows(tokens, raw, with_ends=False, least=2)
+    return lm_rows.windows(tokens, raw, with_ends=False, least=2)
 
 
 def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
     """The rows of the held-out text, made as those of the training text; each token is in one of them, whatever the stride."""
-    return rows.windows(tokens, _room(run, tokenizer).raw, with_ends=False, least=2)
+    return lm_rows.windows(tokens, _room(run, tokenizer).raw, with_ends=False, least=2)
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: one row as the fields of `Batch`; see `train.sides.two`, and `one` for a decoder alone.
+    """`build(rng, row, length)`: one row as the fields of `Batch`; see `train.rows.seq2seq_rows.two`, and `one` for a decoder
+    alone.
 
-    Both sides end with the tokenizer's mark. As the kinds are described in `train.config_objectives.Denoising`.
+    Both sides end with the tokenizer's mark. As the kinds are described in `train.config.objective_options.Denoising`.
     """
     marks, most = _marks(tokenizer), _room(run, tokenizer)
     entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(marks.special))
@@ -63,8 +64,8 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
         ids = np.concatenate([piece.ids for piece in row.pieces]).astype(np.int32)
         source, target = (np.append(side, marks.end).astype(np.int32) for side in _disturbed(rng, ids, run, marks, entries))
         if alone:
-            return sides.one(Sides(source[: 0 if _lm(run) else None], target), whole, marks.pad, causal=causal)
-        return sides.two([Sides(source, target)], most.source, most.target, marks.pad)
+            return seq2seq_rows.one(Sides(source[: 0 if _lm(run) else None], target), whole, marks.pad, causal=causal)
+        return seq2seq_rows.two([Sides(source, target)], most.source, most.target, marks.pad)
 
     return build
 
@@ -90,11 +91,13 @@ def _disturbed(
     options, length = run.denoising, len(ids)
     match options.kind:
         case "spans":
-            return noise.sides(ids, noise.spans(rng, length, options), marks.sentinels)
+            return span_corruption.sides(ids, span_corruption.spans(rng, length, options), marks.sentinels)
         case "iid":
-            return noise.sides(ids, noise.scattered(rng, length, options.density), marks.sentinels)
+            return span_corruption.sides(ids, span_corruption.scattered(rng, length, options.density), marks.sentinels)
         case "bert":
-            return noise.replaced(rng, ids, noise.scattered(rng, length, options.density), marks.sentinels[0], entries), ids
+            return span_corruption.replaced(
+                rng, ids, span_corruption.scattered(rng, length, options.density), marks.sentinels[0], entries
+            ), ids
         case "deshuffle":
             return rng.permutation(ids), ids
         case "prefix":
@@ -112,7 +115,7 @@ def _room(run: Run, tokenizer: Tokenizer) -> Room:
     if _lm(run) and not _alone(run):
         raise BadInput("--denoising.kind lm: an encoder has nothing to read; choose prefix, or --model.architecture decoder")
     require(_alone(run) or not options.causal, "denoising.causal", options.causal, "an encoder sees all it reads; leave it out")
-    found = noise.room(options, run.data.length - 2 * (options.kind == "prefix" and _alone(run)))
+    found = span_corruption.room(options, run.data.length - 2 * (options.kind == "prefix" and _alone(run)))
     fix = f"a row may take {found.sentinels} sentinels, and the tokenizer has {known}; choose a shorter one"
     require(found.sentinels <= known, "data.length", run.data.length, fix)
     return found

@@ -10,14 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from train import config, origin
-from train.load import load
-from train.losses import soft_losses, token_losses
+from train.config import run_config
+from train.engine.losses import soft_losses, token_losses
 from train.objectives import masked
-from zoo import configs, heads, hub, models, sharding
+from train.weights import init_config
+from train.weights.load import load
+from zoo import configs, models, sharding
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
+from zoo.hf import hub
 from zoo.models import Model
+from zoo.nn import heads
 
 DATA = "text"
 
@@ -25,7 +28,7 @@ DATA = "text"
 plan, scored, builder = masked.plan, masked.scored, masked.builder
 
 
-def bind(run: config.Run, mesh: Mesh) -> "Distilled":
+def bind(run: run_config.Run, mesh: Mesh) -> "Distilled":
     """The objective with its teacher, whose parameters lie on the mesh as the student's do.
 
     Raises:
@@ -43,7 +46,7 @@ def bind(run: config.Run, mesh: Mesh) -> "Distilled":
     return Distilled(teacher=loaded.net, frozen=frozen, chosen=chosen, given=loaded.params, mesh=mesh)
 
 
-def sketch(run: config.Run, mesh: Mesh) -> "Distilled":
+def sketch(run: run_config.Run, mesh: Mesh) -> "Distilled":
     """The same in shapes. A teacher that is not here is the published size that its folder is named after.
 
     Raises:
@@ -60,7 +63,7 @@ def sketch(run: config.Run, mesh: Mesh) -> "Distilled":
     return Distilled(teacher=teacher, frozen=of(run.precision), chosen=run.distillation, given=of(jnp.float32), mesh=mesh)
 
 
-def named(run: config.Run) -> Any:
+def named(run: run_config.Run) -> Any:
     """The numbers of a run's teacher, whose weights are not read.
 
     Raises:
@@ -69,14 +72,14 @@ def named(run: config.Run) -> Any:
     teacher = run.distillation.teacher
     require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
     if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
-        return origin.numbers(teacher)
+        return init_config.numbers(teacher)
     try:
         return configs.find(Path(teacher).name)[1].config
     except BadInput as unknown:
         raise BadInput(f"--distillation.teacher {teacher}: nothing is there, and {unknown}") from None
 
 
-def _check(run: config.Run, theirs: Any) -> None:
+def _check(run: run_config.Run, theirs: Any) -> None:
     student = run.model
     for field in ("vocab", "width"):
         ours = getattr(student, field)
@@ -95,7 +98,7 @@ class Distilled:
     teacher: Model
     frozen: Any
     """The teacher's parameters, in the dtype of the arithmetic."""
-    chosen: config.Distillation
+    chosen: run_config.Distillation
     given: Any
     """The teacher's parameters as they are, float32: what the student begins with."""
     mesh: Mesh

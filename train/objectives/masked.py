@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from train import plans
-from train.batches import Build
-from train.config import Run
-from train.features import is_typed
-from train.losses import pair_loss, token_losses
-from train.marks import Marks
-from train.masking import Masks, Rule, largest_of_packed, mask
-from train.plans import PAIRED, Plan, Row, Sequence
-from train.prepare import Tokens
-from train.tokenizer import Tokenizer
-from zoo import heads
+from train.config.run_config import Run
+from train.engine.losses import pair_loss, token_losses
+from train.rows import encoder_rows
+from train.rows.batches import Build
+from train.rows.encoder_rows import PAIRED, Plan, Row, Sequence
+from train.rows.example_rows import is_typed
+from train.rows.masking import Masks, Rule, largest_of_packed, mask
+from train.rows.token_cache import Tokens
+from train.tokenizers.special_tokens import Marks
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.models import Model
+from zoo.nn import heads
 
 DATA: Literal["text", "labelled"] = "text"
 PRETRAINING = "pretraining"
@@ -30,17 +30,17 @@ PRETRAINING = "pretraining"
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Plan:
-    """The rows of the training text; see `train.plans.plan`."""
-    return plans.plan(tokens, run.data, tokenizer, run.seed)
+    """The rows of the training text; see `train.rows.encoder_rows.plan`."""
+    return encoder_rows.plan(tokens, run.data, tokenizer, run.seed)
 
 
 def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Plan:
     """The rows of the held-out text, planned like those of the training text, and alike for every seed: so that runs compare."""
-    return plans.plan(tokens, run.data, tokenizer, 0, "held-out")
+    return encoder_rows.plan(tokens, run.data, tokenizer, 0, "held-out")
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-    """`build(rng, row, length)`: one row of `train.plans` as the fields of `Batch`.
+    """`build(rng, row, length)`: one row of `train.rows.encoder_rows` as the fields of `Batch`.
 
     A sequence is laid out as [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with as many separators between as the tokenizer's marks
     say; XLNet's put [CLS] last. Where one is of several documents, what ends a document stands between them: a separator, or
@@ -51,7 +51,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     labels, `IGNORED` for the rest of Q; both int32 [Q], Q being the most sequences that a row can have.
 
     How many tokens are predicted, and what a random one is, is as in the distiller where rare tokens are preferred, else as in
-    fairseq with RoBERTa's kind of tokenizer and as in Google's code with BERT's; see `train.masking.Masks`.
+    fairseq with RoBERTa's kind of tokenizer and as in Google's code with BERT's; see `train.rows.masking.Masks`.
 
     Args:
         counts: of each id in the training text; asked for where rare tokens are preferred.

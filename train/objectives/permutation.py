@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int64
 
-from train import orders, streams
-from train.batches import Build
-from train.config import Run
-from train.losses import pair_loss, token_losses
-from train.marks import Marks
-from train.masking import disguised
-from train.prepare import Tokens
-from train.streams import MARKS, Streams, Window
-from train.tokenizer import Tokenizer
-from zoo import heads
+from train.config.run_config import Run
+from train.engine.losses import pair_loss, token_losses
+from train.rows import contiguous_rows, permutation
+from train.rows.batches import Build
+from train.rows.contiguous_rows import MARKS, Streams, Window
+from train.rows.masking import disguised
+from train.rows.token_cache import Tokens
+from train.tokenizers.special_tokens import Marks
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.nn import heads
 
 DATA: Literal["text", "labelled"] = "text"
 PRETRAINING = "pretraining"
@@ -28,7 +28,8 @@ PRETRAINING = "pretraining"
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Streams:
-    """The rows of the training text; see `train.streams.streams`. Those of a model with a memory keep their order."""
+    """The rows of the training text; see `train.rows.contiguous_rows.streams`. Those of a model with a memory keep their
+    order."""
     return _streams(tokens, run, tokenizer)
 
 
@@ -38,7 +39,7 @@ def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Strea
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-    """`build(rng, row, length)`: one row of `train.streams` as the fields of `Batch`.
+    """`build(rng, row, length)`: one row of `train.rows.contiguous_rows` as the fields of `Batch`.
 
     Its text is the reused stretch, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and
     order are int32 [length]. Ranks: the reused part comes wholly before the rest; in each part what is not predicted has the
@@ -64,7 +65,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
     def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-        first, second, follows = streams.texts(rng, row, room)
+        first, second, follows = contiguous_rows.texts(rng, row, room)
         reused = row.reading.ids[row.begin : row.begin + reuse]
         tokens = np.concatenate([reused, first, [marks.sep], second, [marks.sep, marks.cls]]).astype(np.int32)
         text = np.ones(length, bool)
@@ -76,7 +77,10 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         starts = np.append(True, begins[tokens[:-1]]) if row.reading.backward else begins[tokens]
         parts = [slice(0, reuse), slice(reuse, length)]
         targets = np.concatenate(
-            [orders.chosen(rng, starts[part], text[part], number, asked) for part, number in zip(parts, numbers, strict=True)]
+            [
+                permutation.chosen(rng, starts[part], text[part], number, asked)
+                for part, number in zip(parts, numbers, strict=True)
+            ]
         )
         at = np.flatnonzero(targets).astype(np.int32)
         arrays = {"tokens": tokens, "types": types, "targets": tokens[at], "weights": np.ones(len(at), np.float32)}
@@ -91,7 +95,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
             order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
             return arrays | {"tokens": shown, "order": order, "predict_at": at}
         later = targets | ~text
-        drawn = [orders.ranks(rng, later[part], asked.window, base) for part, base in zip(parts, bases, strict=True)]
+        drawn = [permutation.ranks(rng, later[part], asked.window, base) for part, base in zip(parts, bases, strict=True)]
         return arrays | {"order": np.concatenate(drawn), "query_at": at}
 
     return build
@@ -153,7 +157,7 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
     require(not (memory and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
     even = not run.permutation.bidirectional or data.batch % 2 == 0
     require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
-    return streams.streams(
+    return contiguous_rows.streams(
         tokens,
         tokenizer,
         length=data.length,

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from train.batches import Build
-from train.config import Run
-from train.features import Row, is_typed, padded
-from train.losses import class_losses
-from train.tokenizer import Tokenizer
+from train.config.run_config import Run
+from train.engine.losses import class_losses
+from train.rows.batches import Build
+from train.rows.example_rows import Row, is_typed, padded
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -21,7 +21,7 @@ DATA = "labelled"
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """`build(rng, row, length)`: tokens, segments, positions and types int32 [length]; labels int32 [2], the first and the last
-    token, both CLS for a window without an answer; weights float32 [1]; and see `train.features.padded`."""
+    token, both CLS for a window without an answer; weights float32 [1]; and see `train.rows.example_rows.padded`."""
     marks = tokenizer.marks
     assert marks is not None, "rows are made with a tokenizer that has marks"
     typed = is_typed(run.model.types, marks)

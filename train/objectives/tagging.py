@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.batches import Build
-from train.config import Run
-from train.features import Row, is_typed, padded
-from train.losses import class_losses
-from train.tokenizer import Tokenizer
+from train.config.run_config import Run
+from train.engine.losses import class_losses
+from train.rows.batches import Build
+from train.rows.example_rows import Row, is_typed, padded
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import sides
-from train.batches import Build
-from train.config import Run
-from train.losses import summed
-from train.text_pairs import Placed, marks_of
-from train.tokenizer import Tokenizer
+from train.config.run_config import Run
+from train.engine.losses import summed
+from train.rows import seq2seq_rows
+from train.rows.batches import Build
+from train.rows.seq2seq_rows import Placed, marks_of
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -19,15 +19,15 @@ DATA = "pairs"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: one row of `train.text_pairs` as the fields of `Batch`; see `train.sides.two`, and `one` for a
-    decoder alone. Draws nothing."""
+    """`build(rng, row, length)`: one row of `train.inputs.pair_inputs` as the fields of `Batch`; see
+    `train.rows.seq2seq_rows.two`, and `one` for a decoder alone. Draws nothing."""
     pad, target = marks_of(tokenizer).pad, run.data.target_length or run.data.length
     alone = not run.model.sourced
 
     def build(rng: np.random.Generator, row: tuple[Placed, ...], length: int) -> dict[str, Any]:
         if alone:
-            return sides.one(row[0].sides, length + target, pad, causal=run.denoising.causal)
-        return sides.two([each.sides for each in row], length, target, pad)
+            return seq2seq_rows.one(row[0].sides, length + target, pad, causal=run.denoising.causal)
+        return seq2seq_rows.two([each.sides for each in row], length, target, pad)
 
     return build
 

@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 
-from train.config import Run
+from train.config.run_config import Run
 from zoo.errors import BadInput
 
 DEFAULT = "gpt-nano"

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from train.config import Checkpoint, Data, Log, Masking, Optim, Run, Tokenizer
+from train.config.run_config import Checkpoint, Data, Log, Masking, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 

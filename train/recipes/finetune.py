@@ -5,11 +5,11 @@ Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a doc
 
 import dataclasses
 
-from train import origin
-from train.config import Checkpoint, Data, Log, Optim, Run, Selection
+from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Selection
+from train.weights import init_config
 from zoo import configs
 from zoo.configs import Objective
-from zoo.encoder_config import Task
+from zoo.configs._encoder import Task
 
 
 def finetune_classification(init: str = "") -> Run:
@@ -58,7 +58,7 @@ def finetune_choice(init: str = "") -> Run:
 
 def _run(name: str, objective: Objective, task: Task, init: str, *, length: int) -> Run:
     model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task=task)
-    model = origin.under(model, init) if init else model
+    model = init_config.under(model, init) if init else model
     return Run(
         recipe=name,
         model=model,

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from train import origin
-from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.weights import init_config
 from zoo import configs
 from zoo.configs import Compute
 
@@ -61,7 +61,7 @@ def finetune_text_to_text(init: str = "") -> Run:
     Time: not measured.
     Expect: not measured; the paper takes 262,144 steps of 128 rows.
     """
-    model = origin.numbers(init) if init else configs.find("t5-small")[1].config
+    model = init_config.numbers(init) if init else configs.find("t5-small")[1].config
     return Run(
         recipe="finetune-text-to-text",
         model=model,

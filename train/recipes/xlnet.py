@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from train.config import Checkpoint, Data, Log, Optim, Run, Tokenizer
-from train.config_objectives import Permutation
+from train.config.objective_options import Permutation
+from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 

@@ -94,7 +94,7 @@ REFUSED: dict[str, str] = {
 
 def families() -> list[str]:
     """Names of the families, found by listing this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def family(name: str) -> ModuleType:

@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.encoder_config import EncoderConfig, numbers, spelled
-from zoo.published import Published
+from zoo.configs._encoder import EncoderConfig, numbers, spelled
+from zoo.hf.config_json import Published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

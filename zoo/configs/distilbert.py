@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.encoder_config import ACTIVATIONS, EncoderConfig, activation, exported, named_labels, on_top
+from zoo.configs._encoder import ACTIVATIONS, EncoderConfig, activation, exported, named_labels, on_top
 from zoo.errors import BadInput
-from zoo.published import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, Published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

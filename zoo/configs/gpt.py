@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from zoo.configs import Activation, Attends, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published, first_name
+from zoo.hf.config_json import BOOKKEEPING, Published, first_name
 
 LARGEST = {
     "vocab": 1 << 21,

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Objective, Size
-from zoo.encoder_config import EncoderConfig, numbers, spelled
+from zoo.configs._encoder import EncoderConfig, numbers, spelled
 from zoo.errors import require
-from zoo.published import Published
+from zoo.hf.config_json import Published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

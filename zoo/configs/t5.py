@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, Published
 
 Architecture = Literal["encoder_decoder", "shared", "decoder"]
 

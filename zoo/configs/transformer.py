@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published, first_name
+from zoo.hf.config_json import BOOKKEEPING, Published, first_name
 
 Sinusoids = Literal["interleaved", "halves"]
 

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.encoder_config import ACTIVATIONS, BodyConfig, Initializer, activation, exported, named_labels, on_top
+from zoo.configs._encoder import ACTIVATIONS, BodyConfig, Initializer, activation, exported, named_labels, on_top
 from zoo.errors import BadInput, require
-from zoo.published import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, Published
 
 LONGEST = 1 << 20
 """Positions that are remembered at most."""

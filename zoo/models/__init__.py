@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import configs
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
-from zoo.names import Names
+from zoo.hf.param_names import Names
 
 
 def families() -> list[str]:
@@ -101,7 +101,7 @@ class Model:
     def sequence_logits(
         self, params: Any, hidden: Float[Array, "B Q D"], seeds: UInt32[Array, "B 2"] | None = None
     ) -> Float[Array, "B Q O"]:
-        """float32 logits of sequences, from the hidden states of what stands for them (`zoo.heads.summaries`)."""
+        """float32 logits of sequences, from the hidden states of what stands for them (`zoo.nn.heads.summaries`)."""
         return self._able("sequence_logits")(self.config, params, hidden, seeds=seeds)
 
     def token_logits(

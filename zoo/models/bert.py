@@ -1,10 +1,10 @@
 """BERT: a bidirectional encoder pretrained on masked words and next sentences (Devlin et al. 2019)."""
 
-from zoo import encoder
+from zoo.configs._encoder import Task
 from zoo.configs.bert import Config
-from zoo.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
-from zoo.encoder_config import Task
-from zoo.heads import Head
+from zoo.nn import encoder
+from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
+from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")

@@ -1,11 +1,11 @@
 """DistilBERT: half of a BERT, taught by the whole one (Sanh et al. 2019)."""
 
-from zoo import encoder
+from zoo.configs._encoder import Task
 from zoo.configs.distilbert import Config
-from zoo.encoder import DENSE, Family, linear
-from zoo.encoder_config import Task
-from zoo.heads import Head
-from zoo.names import Row
+from zoo.hf.param_names import Row
+from zoo.nn import encoder
+from zoo.nn.encoder import DENSE, Family, linear
+from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")

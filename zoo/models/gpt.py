@@ -10,15 +10,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo import seeds as seeding
+from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
-from zoo.decoding import advance, empty_cache
-from zoo.layers import Embed, LayerNorm, Mlp, Past, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
-from zoo.masks import Mask
-from zoo.names import Names, Row
+from zoo.hf.param_names import Names, Row
+from zoo.nn.kv_cache import advance, empty_cache
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import Embed, LayerNorm, Mlp, Past, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
+from zoo.ops import counter_rng
 from zoo.sharding import BATCH, Rules, constrain
-from zoo.stack import init_stack, run_stack
 
 OBJECTIVES = ("causal",)
 SHARDING: Rules = ()
@@ -53,7 +53,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
             query_segments=batch.segments,
             key_segments=batch.segments,
         )
-        layer_seeds = None if seeds is None else seeding.fold(seeds, index + 1)
+        layer_seeds = None if seeds is None else counter_rng.fold(seeds, index + 1)
         return constrain(block(x, mask, layer_seeds), BATCH), None
 
     x, _ = run_stack(
@@ -159,7 +159,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg = self.cfg
-        inside = None if seeds is None else seeding.fold(seeds, ATTENTION_SITE)
+        inside = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
         y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
         return self._after_attention(x, y, seeds)
 

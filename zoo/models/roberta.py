@@ -1,10 +1,10 @@
 """RoBERTa: BERT trained longer, on masked words alone, with masks drawn anew (Liu et al. 2019)."""
 
-from zoo import encoder
+from zoo.configs._encoder import Task
 from zoo.configs.roberta import Config
-from zoo.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
-from zoo.encoder_config import Task
-from zoo.heads import Head
+from zoo.nn import encoder
+from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
+from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")

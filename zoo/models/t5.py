@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo import seeds as seeding
+from zoo.attention.masks import Buckets, ByDistance, Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
-from zoo.decoding import advance, cross_mask, empty_cache, read_source, source_of
-from zoo.layers import (
+from zoo.hf.param_names import Names, Row
+from zoo.nn.kv_cache import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import (
     CrossAttention,
     Embed,
     GatedMlp,
@@ -33,10 +35,8 @@ from zoo.layers import (
     rms_norm,
     tied_logits,
 )
-from zoo.masks import Buckets, ByDistance, Mask
-from zoo.names import Names, Row
+from zoo.ops import counter_rng
 from zoo.sharding import BATCH, Rules, constrain
-from zoo.stack import init_stack, run_stack
 
 OBJECTIVES = ("denoising", "text_to_text")
 SHARDING: Rules = (
@@ -236,7 +236,7 @@ def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "
 
 
 def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else seeding.fold(seeds, number)
+    return None if seeds is None else counter_rng.fold(seeds, number)
 
 
 class Outside(nnx.Module):

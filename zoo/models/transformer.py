@@ -10,12 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo import positions
-from zoo import seeds as seeding
+from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
-from zoo.decoding import advance, cross_mask, empty_cache, read_source, source_of
-from zoo.layers import (
+from zoo.hf.param_names import Names, Row
+from zoo.nn.kv_cache import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import (
     CrossAttention,
     Embed,
     Init,
@@ -29,10 +30,8 @@ from zoo.layers import (
     padded,
     tied_logits,
 )
-from zoo.masks import Mask
-from zoo.names import Names, Row
+from zoo.ops import counter_rng, positions
 from zoo.sharding import BATCH, Rules, constrain
-from zoo.stack import init_stack, run_stack
 
 OBJECTIVES = ("text_to_text",)
 SHARDING: Rules = ((r"unembed/bias", ("tensor",)),)
@@ -177,7 +176,7 @@ def _embed(cfg: Config, params: dict[str, Any], batch: Batch) -> Float[Array, "B
 
 
 def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else seeding.fold(seeds, number)
+    return None if seeds is None else counter_rng.fold(seeds, number)
 
 
 class Outside(nnx.Module):

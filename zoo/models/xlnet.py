@@ -16,21 +16,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo import encoder, heads, positions
-from zoo import seeds as seeding
-from zoo.attention import HEADS as HEADS_AXIS
+from zoo.attention.attention import HEADS as HEADS_AXIS
+from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
+from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
-from zoo.decoding import advance, empty_cache
-from zoo.encoder import DENSE, initializer, linear
-from zoo.encoder_config import Task
-from zoo.heads import Head
-from zoo.layers import Embed, Past, Seeds, dropout, lookup
-from zoo.masks import Mask
-from zoo.names import Row
+from zoo.hf.param_names import Row
+from zoo.nn import encoder, heads
+from zoo.nn.encoder import DENSE, initializer, linear
+from zoo.nn.heads import Head
+from zoo.nn.kv_cache import advance, empty_cache
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import Embed, Past, Seeds, dropout, lookup
+from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
+from zoo.ops import counter_rng, positions
 from zoo.sharding import BATCH, Rules, constrain
-from zoo.stack import init_stack, run_stack
-from zoo.streams import Block, Keys, Stream, Vectors
 
 OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice")
 SHARDING: Rules = (
@@ -176,7 +176,7 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
 def sequence_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
-    """float32 logits of sequences; see `zoo.heads`. What stands for one, its <cls>, is its last token: `batch.summary_at`."""
+    """float32 logits of sequences; see `zoo.nn.heads`. What stands for one, its <cls>, is its last token: `batch.summary_at`."""
     return heads.sequence_logits(cfg, heads.find(HEADS, cfg), params, hidden, seeds)
 
 
@@ -272,7 +272,7 @@ def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, per_layer: 
 
 
 def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else seeding.fold(seeds, number)
+    return None if seeds is None else counter_rng.fold(seeds, number)
 
 
 class Outside(nnx.Module):

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention_cost, attention_row, peers_attention, trials
-from benchmarks.attention_features import FEATURES, Problem, Shape
-from benchmarks.attention_settings import Row, Settings
+from benchmarks.attention import cost_model, torch_peer
+from benchmarks.attention import row as attention_row
+from benchmarks.attention.problems import FEATURES, Problem, Shape
+from benchmarks.attention.settings import Row, Settings
+from benchmarks.core import guarded
 from tests.support import benchmark_steps as steps
-from zoo import attention
-from zoo.kernels import blocked
+from zoo.attention import attention
+from zoo.attention.kernels import blocked
 
 ENVIRONMENT = {"backend": "cpu", "devices": 8, "device": "cpu", "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
 TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
@@ -51,7 +53,7 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = peers_attention.made
+    row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = torch_peer.made
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
     cells = attention_row.measure(row, names, settings, ENVIRONMENT, steps.UNWATCHED, peer)
@@ -72,9 +74,9 @@ def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.Monke
     assert cell["ratio_p20"] <= cell["ratio"] <= cell["ratio_p80"] and xla["ratio"] == 1
     assert min(cell[name] for name in ("lower_seconds", "compile_seconds", "memory", "flops_per_s", "of_matrix_rate")) > 0
     assert (xla["clock"], cell["clock"]) == ("wall", "device")
-    assert (attention_cost.time_of(xla), attention_cost.time_of(cell)) == (xla["seconds"], 1e-9)
+    assert (cost_model.time_of(xla), cost_model.time_of(cell)) == (xla["seconds"], 1e-9)
     for one in cells.values():
-        assert one["tokens_per_s"] == pytest.approx(2 * 16 / attention_cost.time_of(one))
+        assert one["tokens_per_s"] == pytest.approx(2 * 16 / cost_model.time_of(one))
     # That of the device's time would be 1e-5 or less.
     assert cell["ratio"] > 1e-3
 
@@ -190,7 +192,7 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
     unchecked(monkeypatch)
     row = TINY._replace(shape=Shape(1, 64, 64, 1, 1, 4))
     for free, expected in ((2**10, "its inputs and outputs alone"), (2**14, "its scores alone"), (2**15, "compiled, it")):
-        monkeypatch.setattr(trials, "free", lambda free=free: free)
+        monkeypatch.setattr(guarded, "free", lambda free=free: free)
         cells = measured(row, ("xla", "blocked"))
         reasons = [cell["reason"] for cell in cells.values() if cell["state"] == "skipped"]
         assert any(re.match(rf"{expected} needs? [\d.]+ MB, and [\d.]+ MB are free", reason) for reason in reasons), reasons
@@ -198,8 +200,8 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
-    monkeypatch.setattr(peers_attention.importlib.util, "find_spec", lambda name: None)
-    cells = measured(names=("cudnn", *peers_attention.NAMES))
+    monkeypatch.setattr(torch_peer.importlib.util, "find_spec", lambda name: None)
+    cells = measured(names=("cudnn", *torch_peer.NAMES))
     assert {cell["state"] for cell in cells.values()} == {"skipped"}
     assert cells["cudnn"]["reason"] == "it runs on gpu, and this is cpu"
     assert cells["torch"]["reason"].startswith("torch is not installed; it comes with the group parity")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from benchmarks import attention_cost, device_time
-from benchmarks.attention_features import FEATURES, Problem, Shape
-from benchmarks.attention_settings import Settings, resolved, rows
-from zoo import attention
+from benchmarks.attention import cost_model
+from benchmarks.attention.problems import FEATURES, Problem, Shape
+from benchmarks.attention.settings import Settings, resolved, rows
+from benchmarks.core import device_time
+from zoo.attention import attention
 
 SMALL = Shape(3, 24, 24, 8, 8, 16)
 
@@ -31,7 +32,7 @@ def test_pairs_are_those_that_the_mask_allows(name: str) -> None:
 def test_flops_and_bytes() -> None:
     """Of B = 3, T = S = 24, N = 8, H = 16, by hand."""
 
-    def of(name: str, direction: str = "forward", count: Callable[..., int] = attention_cost.flops) -> int:
+    def of(name: str, direction: str = "forward", count: Callable[..., int] = cost_model.flops) -> int:
         return count(Problem.of(FEATURES[name], SMALL, "float32"), direction)
 
     flops = 4 * 3 * 24 * 24 * 8 * 16
@@ -40,17 +41,17 @@ def test_flops_and_bytes() -> None:
     assert of("causal") == flops * (24 * 25 / 2) / 24**2
     assert of("xlnet") == 6 * 16 * 8 * 3 * ((20 * 20 + 20 * 4 + 10) + (20 * 4 + 6))
     array = 4 * 3 * 24 * 8 * 16
-    assert of("full", count=attention_cost.traffic) == 4 * array
+    assert of("full", count=cost_model.traffic) == 4 * array
     # q, k, v, cotangent; out, dq, dk, dv.
-    assert of("full", "both", attention_cost.traffic) == 8 * array
-    assert of("t5", "both", attention_cost.traffic) == 8 * array + 2 * 4 * 32 * 8
-    assert of("grouped", count=attention_cost.traffic) == 2.5 * array
+    assert of("full", "both", cost_model.traffic) == 8 * array
+    assert of("t5", "both", cost_model.traffic) == 8 * array + 2 * 4 * 32 * 8
+    assert of("grouped", count=cost_model.traffic) == 2.5 * array
 
 
 def test_rates_follow() -> None:
     problem = Problem.of(FEATURES["full"], SMALL, "float32")
     environment = {"backend": "cpu", "devices": 8, "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
-    rates = attention_cost.rates(problem, "forward", 1e-3, environment, peak=1e12)
+    rates = cost_model.rates(problem, "forward", 1e-3, environment, peak=1e12)
     assert rates["tokens_per_s"] == 3 * 24 / 1e-3
     assert rates["of_matrix_rate"] == pytest.approx(10 * rates["of_peak"])
     # 12 FLOPs a byte and 10 GB/s: below the matrix rate.
@@ -64,9 +65,9 @@ def test_the_predicted_scores_are_a_part_of_what_is_needed() -> None:
     problem = Problem.of(FEATURES["full"], Shape(1, 1024, 1024, 4, 4, 16), "float32")
     for direction in ("forward", "both"):
         function, arguments = problem.program("xla", direction)
-        required = attention_cost.required(jax.jit(function).lower(*arguments).compile())
-        assert required and required / 3 < attention_cost.predicted("xla", problem, direction) <= required
-    assert attention_cost.predicted("blocked", problem, "both") == 0
+        required = cost_model.required(jax.jit(function).lower(*arguments).compile())
+        assert required and required / 3 < cost_model.predicted("xla", problem, direction) <= required
+    assert cost_model.predicted("blocked", problem, "both") == 0
 
 
 def test_device_time_is_the_union_of_what_the_streams_do() -> None:

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attention_page, attention_row, attention_tables, records
-from benchmarks.attention_features import Shape
-from benchmarks.attention_settings import Row
+from benchmarks.attention import page as attention_page
+from benchmarks.attention import row, tables
+from benchmarks.attention.problems import Shape
+from benchmarks.attention.settings import Row
+from benchmarks.core import result_files
+from benchmarks.core import tables as core_tables
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 from tests.support.processes import Ended
-from zoo import cli
+from zoo.cli import main
 
 TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
 LINE = "bench attention --impl blocked cudnn --feature full t5 --direction both --shape 2,16,16,2,2,8 --rounds 2"
@@ -27,7 +30,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         steps.hurry(patch)
         # `test_row` has the comparison with float64.
-        patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
+        patch.setattr(row, "_checked", lambda *_: ("", "", {}))
         yield
 
 
@@ -37,16 +40,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "out"
     line = [*LINE.split(), "--out", str(folder)]
     with contextlib.redirect_stderr(io.StringIO()) as told:
-        assert cli.main([*line, "--seconds", "1e-9"]) == 0
+        assert main.main([*line, "--seconds", "1e-9"]) == 0
     assert "after the 1e-09 s of --seconds: t5 both 2 x 16 float32; --resume measures them" in told.getvalue()
-    assert [(cell["key"]["feature"], cell.get("n", 2)) for cell in records.read(folder).cells] == [("full", 2)] * 3
-    assert cli.main([*line, "--resume"]) == 0
+    assert [(cell["key"]["feature"], cell.get("n", 2)) for cell in result_files.read(folder).cells] == [("full", 2)] * 3
+    assert main.main([*line, "--resume"]) == 0
     return folder
 
 
 def test_a_sweep_leaves_a_folder(swept: Path) -> None:
     assert sorted(path.name for path in swept.iterdir()) == ["cells.jsonl", "report.html", "table.csv", "table.md"]
-    results = records.read(swept)
+    results = result_files.read(swept)
     assert len(results.cells) == 2 * 3 and results.unit == {"implementation": "xla"}
     assert {cell["state"] for cell in results.cells if cell["key"]["implementation"] != "cudnn"} == {"timed"}
     lines = (swept / "table.csv").read_text().splitlines()
@@ -77,7 +80,7 @@ def test_repeats_are_fresh_processes(tmp_path: Path, zoo: Callable[..., Ended]) 
     line = "bench attention --impl blocked --feature full --direction forward --shape 2,16,16,2,2,8 --rounds 2"
     ended = zoo(*line.split(), "--repeats", "3", "--out", "out")
     assert ended.code == 0, ended.stderr
-    assert sorted(cell["process"] for cell in records.read(tmp_path / "out").cells) == [0, 0, 1, 1, 2, 2]
+    assert sorted(cell["process"] for cell in result_files.read(tmp_path / "out").cells) == [0, 0, 1, 1, 2, 2]
     assert zoo("bench", "compare", "out", "out").code == 0
 
 
@@ -90,15 +93,15 @@ def cell_of(name: str, **columns: Any) -> dict[str, Any]:
 def test_several_processes_are_one_cell() -> None:
     """The median of their numbers, or the worst of their states."""
     one, two, three = (cell_of("xla", seconds=seconds, process=number) for number, seconds in enumerate((3.0, 1.0, 2.0)))
-    (merged,) = attention_tables.merged([one, two, three])
+    (merged,) = core_tables.merged([one, two, three])
     assert (merged["seconds"], merged["processes"]) == (2.0, 3)
-    (merged,) = attention_tables.merged([one, {**two, "state": "wrong", "reason": "off"}, three])
+    (merged,) = core_tables.merged([one, {**two, "state": "wrong", "reason": "off"}, three])
     assert (merged["state"], merged["reason"]) == ("wrong", "off")
 
 
 def test_tables_say_what_is_wrong(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
-    assert attention_tables.cell_text(wrong) == "WRONG"
-    results = dataclasses.replace(records.read(swept), cells=[wrong])
-    assert "planted, wrong: it is <off> (1 cell)" in attention_tables.markdown(results)
+    assert tables.cell_text(wrong) == "WRONG"
+    results = dataclasses.replace(result_files.read(swept), cells=[wrong])
+    assert "planted, wrong: it is <off> (1 cell)" in tables.markdown(results)
     assert "it is &lt;off&gt;" in attention_page.render(results)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compare
-from benchmarks.compare import Spread
-from benchmarks.records import Results, Writer
+from benchmarks.core import compare
+from benchmarks.core.compare import Spread
+from benchmarks.core.result_files import Results, Writer
 from tests.support.commands import call
 
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "cpu": "A CPU", "cores": 2, "versions": {"jax": "1"}}

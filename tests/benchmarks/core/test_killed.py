@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attention_row, records
+from benchmarks.attention import row
+from benchmarks.core import result_files
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 from tests.support.processes import clean_environment
-from zoo import cli
-from zoo.kernels import blocked
+from zoo.attention.kernels import blocked
+from zoo.cli import main
 
 ATTENTION = "bench attention --feature full --direction forward --rounds 1"
 COMMANDS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -47,24 +48,24 @@ def test_what_it_dies_of_twice_is_failed_and_stops_no_other(name: str, tmp_path:
     """What was finished before is kept and not measured again."""
     line, axes, count = COMMANDS[name]
     steps.make_deadly(monkeypatch, die)
-    monkeypatch.setattr(records.Writer, "close", lambda writer: writer._file.close())
+    monkeypatch.setattr(result_files.Writer, "close", lambda writer: writer._file.close())
     command, path, before = [*line.split(), "--out", str(tmp_path)], tmp_path / "cells.jsonl", b""
     for resume in ([], ["--resume"]):
         with pytest.raises(Death):
-            cli.main([*command, *resume])
+            main.main([*command, *resume])
         content = path.read_bytes()
         assert content.startswith(before)
         # A kill may cut a line too.
         before = content
         path.write_bytes(content + b'{"key": {"implem')
-    assert cli.main([*command, "--resume"]) == 1
+    assert main.main([*command, "--resume"]) == 1
     assert path.read_bytes().startswith(before)
-    cells = records.read(tmp_path).cells
+    cells = result_files.read(tmp_path).cells
     died = [cell for cell in cells if cell["state"] == "failed"]
-    assert len({records.identity(cell["key"]) for cell in cells}) == len(cells) == count
-    assert [cell["reason"] for cell in died] == [records.DIED] and axes.items() <= died[0]["key"].items()
-    assert records.DIED in (tmp_path / "table.md").read_text()
-    assert all(cell["state"] == "timed" for cell in cells if cell["reason"] not in (records.DIED, "not here"))
+    assert len({result_files.identity(cell["key"]) for cell in cells}) == len(cells) == count
+    assert [cell["reason"] for cell in died] == [result_files.DIED] and axes.items() <= died[0]["key"].items()
+    assert result_files.DIED in (tmp_path / "table.md").read_text()
+    assert all(cell["state"] == "timed" for cell in cells if cell["reason"] not in (result_files.DIED, "not here"))
 
 
 FULL = ((signal.SIGINT, 130), (signal.SIGHUP, 129))
@@ -79,7 +80,7 @@ def test_a_run_that_a_signal_stops_died_of_nothing(
     """As often as a death would count; and the signals of whoever started it are as before."""
     honest, before = blocked.blocked, signal.getsignal(number)
     steps.hurry(monkeypatch)
-    monkeypatch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
+    monkeypatch.setattr(row, "_checked", lambda *_: ("", "", {}))
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -87,13 +88,13 @@ def test_a_run_that_a_signal_stops_died_of_nothing(
 
     monkeypatch.setattr(blocked, "blocked", stopped)
     command = (*STOPPED.split(), "--out", str(tmp_path))
-    for resume in ((), *(("--resume",),) * (records.DEATHS - 1)):
+    for resume in ((), *(("--resume",),) * (result_files.DEATHS - 1)):
         ended = call(capsys, *command, *resume)
         assert ended.code == code and "stopped; --resume completes it" in ended.stderr
     assert signal.getsignal(number) is before
     monkeypatch.setattr(blocked, "blocked", honest)
     assert call(capsys, *command, "--resume").code == 0
-    assert {cell["state"] for cell in records.read(tmp_path).cells} == {"timed"}
+    assert {cell["state"] for cell in result_files.read(tmp_path).cells} == {"timed"}
 
 
 @pytest.mark.slow
@@ -109,4 +110,4 @@ def test_a_stopped_command_stops_its_fresh_process_in_order(number: int, code: i
         process.send_signal(number)
     assert process.returncode == code
     assert path.read_bytes().endswith(b'{"attempt":[],"process":0}\n')
-    assert not records.read(path).begun
+    assert not result_files.read(path).begun

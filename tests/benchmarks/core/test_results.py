@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import records, timing
-from benchmarks.records import Writer, read
+from benchmarks.core import result_files, timing
+from benchmarks.core.result_files import Writer, read
 from zoo.errors import BadInput
 
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "cpu": "A (R) CPU", "cores": 2, "versions": {"jax": "1"}}
@@ -96,7 +96,7 @@ def test_what_is_written_is_in_the_file_before_it_is_closed(tmp_path: Path) -> N
     results = read(tmp_path)
     abandon(writer)
     assert results.cells == [cell(0), cell(1)]
-    assert results.begun == {(records.identity(cell(2)["key"]), 0)}
+    assert results.begun == {(result_files.identity(cell(2)["key"]), 0)}
 
 
 ONE, TWO = ({"length": number, "implementation": "xla"} for number in (1, 2))
@@ -131,7 +131,7 @@ def test_what_a_process_died_of_twice_is_failed(tmp_path: Path) -> None:
     writer.write(cell(2))
     abandon(writer)
     assert died(tmp_path, (ONE, 0), (TWO, 0)) == [True, False]
-    assert read(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": records.DIED}, cell(2)]
+    assert read(tmp_path).cells == [{"key": ONE, "process": 0, "state": "failed", "reason": result_files.DIED}, cell(2)]
 
 
 def test_a_process_may_die_of_a_cell_that_is_there(tmp_path: Path) -> None:
@@ -228,14 +228,14 @@ def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_measured_and_names_a_folder() -> None:
-    environment = records.environment()
+    environment = result_files.environment()
     assert environment["backend"] == "cpu" and environment["devices"] == 8
     assert environment["matrix_rate"]["float32"] > 0 and environment["copy_rate"] > 0
     assert environment["versions"]["jax"] and "XLA_FLAGS" in environment["versions"]
     json.dumps(environment, allow_nan=False)
     gpu = {"backend": "gpu", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "cpu": "", "cores": 2}
-    assert records.hardware(gpu) == "nvidia-h100-80gb-hbm3-x8"
-    assert records.default_folder("step", MACHINE).name.startswith("step_a-r-cpu-2-cores_2")
+    assert result_files.hardware(gpu) == "nvidia-h100-80gb-hbm3-x8"
+    assert result_files.default_folder("step", MACHINE).name.startswith("step_a-r-cpu-2-cores_2")
 
 
 class Clock:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import growth_tables, records
+from benchmarks.core import result_files
+from benchmarks.growth import tables
 from tests.support import benchmark_steps as steps
 
 EXPONENTS = {"length": 1.7, "layers": 1.0, "width": 2.0, "devices": -0.4}
 
 
-def made_results() -> records.Results:
+def made_results() -> result_files.Results:
     """Make cells whose time grows along each axis with a known exponent."""
     cells = []
     for axis, exponent in EXPONENTS.items():
@@ -19,23 +20,23 @@ def made_results() -> records.Results:
             columns = dict.fromkeys(("seconds", "seconds_p20", "seconds_p80"), 3e-3 * value**exponent)
             columns |= {"memory": 7 * value, "compile_seconds": 2.0}
             cells.append({"key": {"axis": axis, "value": value}, "process": 0, "state": "timed", "reason": "", **columns})
-    return records.Results(Path(), "growth", steps.environment(), {"model": "gpt-nano", "batch": 4}, {}, cells)
+    return result_files.Results(Path(), "growth", steps.environment(), {"model": "gpt-nano", "batch": 4}, {}, cells)
 
 
 def test_known_exponents_are_found_again() -> None:
     import scipy.stats
 
-    cells_by_axis = growth_tables.by_axis(made_results())
-    assert list(cells_by_axis) == list(growth_tables.AXES)
+    cells_by_axis = tables.by_axis(made_results())
+    assert list(cells_by_axis) == list(tables.AXES)
     for axis, cells in cells_by_axis.items():
-        fitted = growth_tables.exponents(cells)
+        fitted = tables.exponents(cells)
         assert fitted["time"] is not None and fitted["memory"] is not None and fitted["compilation"] is not None
         assert fitted["time"].value == pytest.approx(EXPONENTS[axis]) and fitted["time"].factor == pytest.approx(3e-3)
         assert fitted["memory"].value == pytest.approx(1.0) and fitted["compilation"].value == pytest.approx(0.0)
         assert fitted["time"].error == pytest.approx(0.0, abs=1e-9)
     x, y = [1, 2, 4, 8, 16], [2.0, 5.0, 11.0, 30.0, 50.0]
-    noisy, expected = growth_tables.exponent(x, y), scipy.stats.linregress(np.log(x), np.log(y))
+    noisy, expected = tables.exponent(x, y), scipy.stats.linregress(np.log(x), np.log(y))
     assert noisy is not None and (noisy.value, noisy.error) == pytest.approx((expected.slope, expected.stderr))
-    two = growth_tables.exponent([1, 4], [2, 8])
+    two = tables.exponent([1, 4], [2, 8])
     assert two is not None and two.value == pytest.approx(1.0) and two.error is None
-    assert growth_tables.exponent([4, 4], [2, 8]) is None and growth_tables.exponent([1, 2], [0, 1]) is None
+    assert tables.exponent([4, 4], [2, 8]) is None and tables.exponent([1, 2], [0, 1]) is None

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import timing
-from benchmarks.plan import facts, program, subject, targets
-from benchmarks.plan.facts import Plan
+from benchmarks.core import timing
+from benchmarks.plan import compile_program, plan_record, planned_run, targets
+from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
-from train.config import Mesh, Run
+from train.config.run_config import Mesh, Run
 from zoo import configs, models
 
 pytestmark = pytest.mark.aot
@@ -56,7 +56,7 @@ def needs(platform: str) -> None:
 
 def small(size: str, devices: int) -> Run:
     """Return a run of a size on a mesh of two axes, with two rows for each device."""
-    run = subject.of_size(size)
+    run = planned_run.of_size(size)
     mesh = Mesh(fsdp=2, tensor=2) if run.model.heads % 2 == 0 else Mesh(fsdp=2)
     data = dataclasses.replace(run.data, batch=2 * devices)
     return dataclasses.replace(run, mesh=mesh, accumulate=1, data=data)
@@ -64,14 +64,14 @@ def small(size: str, devices: int) -> Run:
 
 def small_gpt() -> Run:
     """Return a run of gpt-nano with closed formulas: of unrolled layers a GPU keeps what it gathered for the backward pass."""
-    run = subject.default("gpt-nano")
+    run = planned_run.default("gpt-nano")
     scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
     return dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
 
 
 @functools.cache
-def planned(run: Run, mode: program.Mode, target: str) -> Plan:
-    return facts.read(program.compiled(run, mode, targets.parse(target)), run.recipe)
+def planned(run: Run, mode: compile_program.Mode, target: str) -> Plan:
+    return plan_record.read(compile_program.compiled(run, mode, targets.parse(target)), run.recipe)
 
 
 def check_plan(plan: Plan) -> None:
@@ -84,7 +84,7 @@ def check_plan(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(("platform", "size", "mode"), JOBS)
-def test_every_family_compiles(platform: str, size: str, mode: program.Mode) -> None:
+def test_every_family_compiles(platform: str, size: str, mode: compile_program.Mode) -> None:
     needs(platform)
     run = small_gpt() if size == "gpt-nano" else small(size, 4 if platform == "tpu" else 8)
     plan = planned(run, mode, SMALL[platform])
@@ -137,7 +137,7 @@ def test_every_published_size_has_a_plan(platform: str, target: str, size: str) 
     needs(platform)
     width = configs.find(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
-    run = subject.default(size)
+    run = planned_run.default(size)
     # Everything is computed again in the backward pass, and no micro-batches are accumulated.
     model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, remat="full"))
     data = dataclasses.replace(run.data, batch=64)

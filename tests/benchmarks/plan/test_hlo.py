@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.plan import collectives, hlo, work
+from benchmarks.hlo import module as hlo
+from benchmarks.plan import collectives, flops_and_bytes
 from benchmarks.plan.collectives import groups_of
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
@@ -75,7 +76,7 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
     module = hlo.parse(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
-    assert work.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown() == []
+    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown() == []
     text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
     module = hlo.parse(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
     assert module.unknown() == ["jit(step)/while"]
@@ -130,7 +131,7 @@ def test_of_a_stack_only_the_layer_that_is_taken_is_read() -> None:
     layer, array = 16 * 16 * 4, 8 * 16 * 4
     # The index of the layer is read too.
     each = (layer + 4 + layer) + (array + layer + array)
-    assert work.work(hlo.parse(PROGRAM), [], 8).bytes == 15 * each
+    assert flops_and_bytes.work(hlo.parse(PROGRAM), [], 8).bytes == 15 * each
 
 
 GROUPS = {
@@ -166,10 +167,10 @@ def test_a_convolution_counts_as_its_products() -> None:
     Padding is not counted."""
     window = "window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf"
     text = CONVOLUTION.format(x="f32[6,32,8]", y="f32[6,8,16]", result="f32[6,32,16]", how=window)
-    assert work.work(hlo.parse(text), [], 1).products == 2 * 6 * 32 * 8 * 16
+    assert flops_and_bytes.work(hlo.parse(text), [], 1).products == 2 * 6 * 32 * 8 * 16
     window = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     text = CONVOLUTION.format(x="f32[2,10,8]", y="f32[3,8,16]", result="f32[2,10,16]", how=window)
-    assert work.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
+    assert flops_and_bytes.work(hlo.parse(text), [], 1).products == 2 * 2 * 8 * 16 * (9 + 10 + 9)
 
 
 TPU = """
@@ -217,9 +218,9 @@ def test_what_stays_on_a_chip_is_no_traffic() -> None:
     """Of a TPU; elsewhere another memory is the device's too. What is fetched onto the chip is read once, a slice as it is."""
     module, row = hlo.parse(TPU), 16 * 4
     fused, fetched, sliced = 8 * row, 8 * row, (1 + 2) * row
-    assert work.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
+    assert flops_and_bytes.work(module, [], 2, on_chip=True).bytes == fused + fetched + sliced
     # Both fusions that gather read a half and write a whole; here everything is written too, and the slice of the slice read.
-    assert work.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
+    assert flops_and_bytes.work(module, [], 2).bytes == (8 + 4) * row + 2 * (4 + 8) * row + 2 * fetched + 2 * sliced + 2 * row
 
 
 def test_a_scatter_that_is_only_started_is_one() -> None:

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import timing
-from benchmarks.plan import kept, page, program, roofline, search, show, subject, targets
-from benchmarks.plan.facts import Plan
-from benchmarks.plan.search import Candidate
+from benchmarks.core import timing
+from benchmarks.plan import cache, compile_program, mesh_search, page, planned_run, roofline, targets, text_view
+from benchmarks.plan.mesh_search import Candidate
+from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
 from tests.support.commands import call
 from tests.support.processes import ROOT, clean_environment
-from train import config, recipes
-from train.config import Data, Distillation, Mesh
-from zoo import attention, configs, models
+from train import recipes
+from train.config import run_config
+from train.config.run_config import Data, Distillation, Mesh
+from zoo import configs, models
+from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -37,7 +39,7 @@ def quick() -> Iterator[None]:
         yield
 
 
-def small(**changes: Any) -> config.Run:
+def small(**changes: Any) -> run_config.Run:
     """Return a run of a GPT that compiles in a second."""
     run = tiny.run()
     model = dataclasses.replace(run.model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
@@ -46,7 +48,7 @@ def small(**changes: Any) -> config.Run:
 
 @functools.cache
 def planned() -> Plan:
-    return kept.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
+    return cache.plan(small(mesh=Mesh(fsdp=2, tensor=2)), "train", CPU)
 
 
 @pytest.mark.full
@@ -63,13 +65,13 @@ def test_what_a_device_holds_is_what_the_sharding_says() -> None:
     assert planned().memory["optimizer"] == 2 * by_hand + 4
     # Tokens, targets and weights of 4 rows, and their numbers.
     assert planned().memory["batch"] == 4 * (3 * 32 + 1) * 4
-    assert planned().total == pytest.approx(sum(show.held(planned()).values()), abs=64)
+    assert planned().total == pytest.approx(sum(text_view.held(planned()).values()), abs=64)
 
 
 @pytest.mark.full
 def test_forward_and_decoding_are_planned_too() -> None:
-    forward = kept.plan(small(), "forward", CPU)
-    decode = kept.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
+    forward = cache.plan(small(), "forward", CPU)
+    decode = cache.plan(small(mesh=Mesh(tensor=2)), "decode", CPU)
     assert "optimizer" not in forward.memory and forward.products is not None
     # The table's padding is multiplied too, 384 rows for 300.
     assert forward.products == pytest.approx(forward.model_flops / 8, rel=0.1)
@@ -83,11 +85,11 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
     """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
-    monkeypatch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
-    assert kept.plan(run, "train", CPU) == before
+    monkeypatch.setattr(compile_program, "compiled", lambda *_: pytest.fail("compiled again"))
+    assert cache.plan(run, "train", CPU) == before
 
-    def key(run: config.Run = run, mode: program.Mode = "train", target: targets.Target = CPU) -> str:
-        return kept.key(run, mode, target)
+    def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: targets.Target = CPU) -> str:
+        return cache.key(run, mode, target)
 
     assert key() == key(dataclasses.replace(run, name="another"))
     keys = [key(), key(mode="forward"), key(target=targets.parse("cpu:4"))]
@@ -98,13 +100,13 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "highest")
         keys.append(key())
     keys.append(elsewhere := key(target=gpu))
-    monkeypatch.setattr(kept.runtime, "processor", lambda: "another")
+    monkeypatch.setattr(cache.runtime, "processor", lambda: "another")
     keys.append(key())
     assert key(target=gpu) == elsewhere
-    version = kept.facts.importlib.metadata.version
+    version = cache.facts.importlib.metadata.version
     for package in ("optax", "flax"):
         changed = {package: "9.9"}
-        monkeypatch.setattr(kept.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
+        monkeypatch.setattr(cache.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
         keys.append(key())
     teacher = tmp_path / "bert-nano"
     student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
@@ -121,26 +123,26 @@ def test_text_and_page_say_what_was_planned() -> None:
     numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
-    text, drawn = show.plan(rated), page.page(rated)
+    text, drawn = text_view.plan(rated), page.page(rated)
     assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
-    assert "MFU is about 25.0%, nothing being cached, bound by memory" in show.plan(uncached)
-    assert "MFU has no bound here" in show.plan(planned()) and "<svg" in page.page(planned())
+    assert "MFU is about 25.0%, nothing being cached, bound by memory" in text_view.plan(uncached)
+    assert "MFU has no bound here" in text_view.plan(planned()) and "<svg" in page.page(planned())
 
 
 @pytest.mark.full
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
-        run, like = subject.default(size), recipes.find(recipe)()
+        run, like = planned_run.default(size), recipes.find(recipe)()
         assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
         assert run.recipe == size and configs.named(run.model) == size and run.mesh == Mesh()
-    assert subject.default("gpt3-175b").mesh.fsdp == 64
+    assert planned_run.default("gpt3-175b").mesh.fsdp == 64
     for family in configs.families():
         for size in configs.family(family).SIZES:
-            assert configs.shape(subject.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
+            assert configs.shape(planned_run.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
 
 
 def test_the_plan_names_no_family_and_no_implementation() -> None:
@@ -157,7 +159,7 @@ BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 def test_what_cannot_be_better_is_not_tried() -> None:
     def needless(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
         base = {"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 4}
-        return search.needless(Candidate(**base | changes), Candidate(**base | tried), plan)
+        return mesh_search.needless(Candidate(**base | changes), Candidate(**base | tried), plan)
 
     large = dataclasses.replace(planned(), fits=False)
     assert needless({}, large, remat="none", accumulate=2) and needless({}, large, remat="none")
@@ -176,44 +178,44 @@ def test_what_cannot_be_better_is_not_tried() -> None:
 def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fits = dataclasses.replace(planned(), times=BOUND_BY_COMPUTE, bound=0.5)
 
-    def plan(run: config.Run, *_: object, **__: object) -> Plan:
+    def plan(run: run_config.Run, *_: object, **__: object) -> Plan:
         if run.mesh.tensor > 1:
             raise BadInput("--target cpu:8: the compiler refused the program")
         return fits
 
-    monkeypatch.setattr(kept, "plan", plan)
-    result = search.search(small(), "train", CPU, seconds=600.0).told
+    monkeypatch.setattr(cache, "plan", plan)
+    result = mesh_search.search(small(), "train", CPU, seconds=600.0).told
     counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) needed no try, .*; (\d+) refused, .* --target", result)
     assert counts
     tried, count, needless, refused = map(int, counts.groups())
-    candidates = list(search.candidates(small(), "train", 8))
+    candidates = list(mesh_search.candidates(small(), "train", 8))
     assert refused == len([each for each in candidates if each.tensor > 1])
     assert (count, tried + needless + refused) == (len(candidates), len(candidates))
     tight = dataclasses.replace(planned(), fits=False, device_memory=1 << 20)
-    monkeypatch.setattr(kept, "plan", lambda *_, **__: tight)
+    monkeypatch.setattr(cache, "plan", lambda *_, **__: tight)
     with pytest.raises(BadInput, match=r"--target cpu:8: none of \d+ tried fits 1.0 MiB; the least, .*, needs .*: choose more"):
-        search.search(small(), "train", CPU, seconds=600.0)
+        mesh_search.search(small(), "train", CPU, seconds=600.0)
 
 
 def test_candidates_are_meshes_that_divide() -> None:
-    result = set(search.candidates(small(), "train", 8))
+    result = set(mesh_search.candidates(small(), "train", 8))
     assert {each.mesh for each in result} == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 2 <= d * f <= 8}
     assert {each.accumulate for each in result if each.mesh == (2, 2, 2)} == {1, 2, 4}
-    assert {each.accumulate for each in search.candidates(small(), "decode", 8)} == {1}
+    assert {each.accumulate for each in mesh_search.candidates(small(), "decode", 8)} == {1}
 
 
 @pytest.mark.full
 def test_a_search_continues_where_it_was() -> None:
     """With no time at all it compiles one, and the next search has that one kept."""
     lines: list[str] = []
-    result = search.search(small(), "train", CPU, seconds=0.0, tell=lines.append)
+    result = mesh_search.search(small(), "train", CPU, seconds=0.0, tell=lines.append)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.told
-    assert search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    assert "the best of 1 that fit" in show.search(result, 10)
+    assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
+    assert "the best of 1 that fit" in text_view.search(result, 10)
 
 
 NOBODY = Distillation(teacher="runs/nobody")
-REFUSED: list[tuple[Callable[[], config.Run], program.Mode, str]] = [
+REFUSED: list[tuple[Callable[[], run_config.Run], compile_program.Mode, str]] = [
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
     (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),
     (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
@@ -222,24 +224,24 @@ REFUSED: list[tuple[Callable[[], config.Run], program.Mode, str]] = [
 ]
 
 
-def small_with(**compute: Any) -> config.Run:
+def small_with(**compute: Any) -> run_config.Run:
     return small(model=dataclasses.replace(small().model, compute=configs.Compute(**compute)))
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     for make, mode, expected in REFUSED:
         with pytest.raises(BadInput, match=expected):
-            program.compiled(make(), mode, CPU)
+            compile_program.compiled(make(), mode, CPU)
 
 
 def test_errors_of_the_compiler_are_read() -> None:
     """The message names the last file of ours that an error passed; that a slice is too small is no error but a plan."""
     with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
-    message = program.told(error.value)
+    message = compile_program.told(error.value)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", message)
-    assert program.exhausted("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
-    assert program.exhausted("INVALID_ARGUMENT: something else") is None
+    assert compile_program.exhausted("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
+    assert compile_program.exhausted("INVALID_ARGUMENT: something else") is None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +252,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         first = call(capsys, *job, "--page", str(tmp_path / "plan.html"))
         assert first.code == 0 and "data=2 x fsdp=4" in first.stdout, first
         assert "Memory of a device" in (tmp_path / "plan.html").read_text()
-        patch.setattr(program, "compiled", lambda *_: pytest.fail("compiled again"))
+        patch.setattr(compile_program, "compiled", lambda *_: pytest.fail("compiled again"))
         assert json.loads(call(capsys, *job, "--json").stdout)["mesh"]["fsdp"] == 4
     with timing.cold():
         refused = call(capsys, *job, "--batch", "6")
@@ -265,7 +267,7 @@ runtime.prepare(8)
 import jax, numpy as np
 from benchmarks.plan import program, targets
 from train import config, mesh as meshes, objectives, recipes
-from train.step import assemble
+from train.engine.step import assemble
 from zoo.models import model
 
 run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=config.Mesh(fsdp=2, tensor=2))

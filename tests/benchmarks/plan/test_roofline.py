@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.plan import hlo, roofline, targets, work
+from benchmarks.hlo import module
+from benchmarks.hlo.module import Computation, Instruction
+from benchmarks.hlo.module import Run as Executed
+from benchmarks.plan import flops_and_bytes, roofline, targets
 from benchmarks.plan.collectives import Sent
-from benchmarks.plan.hlo import Computation, Instruction
-from benchmarks.plan.hlo import Run as Executed
-from benchmarks.plan.work import Work
-from zoo import attention
-from zoo.masks import Mask
+from benchmarks.plan.flops_and_bytes import Work
+from zoo.attention import attention
+from zoo.attention.masks import Mask
 
 
 def devices(count: int, *torus: int) -> np.ndarray:
@@ -134,7 +135,7 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    result = work.work(hlo.parse(text), [call], 2)
+    result = flops_and_bytes.work(module.parse(text), [call], 2)
     assert result.kernels == (1 + 3 * (1 + 2.5)) * call.flops / 2
     assert result.unknown == ("__cudnn$conv",)
 
@@ -151,4 +152,4 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
     call = attention_call(8, Mask())
-    assert work.work(hlo.parse(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2
+    assert flops_and_bytes.work(module.parse(text), [call], 2).kernels == 2 * 2.5 * call.flops / 2

@@ -8,7 +8,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
-from benchmarks.plan import program, targets
+from benchmarks.plan import compile_program, targets
 from zoo.errors import BadInput
 
 
@@ -77,9 +77,9 @@ def test_a_product_that_xla_has_no_tiles_for_is_left_to_cublas() -> None:
                 raise jax.errors.JaxRuntimeError(self.says)
             return compiler_options
 
-    compiled, remarks = program.finished(Lowered())
+    compiled, remarks = compile_program.finished(Lowered())
     assert compiled == {"xla_gpu_enable_triton_gemm": False} and "all products by cuBLAS" in remarks[0]
     other = Lowered()
     other.says = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        program.finished(other)
+        compile_program.finished(other)

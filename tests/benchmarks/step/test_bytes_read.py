@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import pytest
 
-from benchmarks import cases, reads
-from benchmarks.programs import Step, Variant
+from benchmarks.step import bytes_read, cases
+from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
 
 UNUSED = {
@@ -53,4 +53,4 @@ def test_reading_is_counted_once() -> None:
 
     for count, read in ((3, 3 * 4 * 4), (20, 10 * 4 * 4)):
         index = jax.ShapeDtypeStruct((count,), "int32")
-        assert reads.reads(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]
+        assert bytes_read.reads(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]

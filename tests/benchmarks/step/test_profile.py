@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cases, parts, source_files, trace
-from benchmarks.hlo import parse
-from benchmarks.programs import Step, Variant
+from benchmarks.core import source_files
+from benchmarks.hlo.source_map import parse
+from benchmarks.step import cases, profile, time_breakdown
+from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
 
 
@@ -22,9 +23,9 @@ def _runs(start: float, duration: float, name: str) -> SimpleNamespace:
 
 def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
     """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
-    one = [_runs(0, 10, "dot"), _event(trace.HANDS_ON, 2, 0, ("_p", 7))]
-    other = [_event(trace.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(trace.ENDS, 8, 0)]
-    shares, busy, times = trace._shared(trace._threads([SimpleNamespace(events=events) for events in (one, other)]))
+    one = [_runs(0, 10, "dot"), _event(profile.HANDS_ON, 2, 0, ("_p", 7))]
+    other = [_event(profile.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(profile.ENDS, 8, 0)]
+    shares, busy, times = profile._shared(profile._threads([SimpleNamespace(events=events) for events in (one, other)]))
     seconds = {name: round(each * 1e9, 6) for name, each in shares.items()}
     assert seconds == {"dot": 9.5, "copy": 0.5}
     assert {name: round(each * 1e9, 6) for name, each in busy.items()} == {"dot": 13.0, "copy": 1.0}
@@ -40,18 +41,24 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
     step.compile()
     program = parse(step.compiled.as_text())
     compute = [each for each in program.instructions.values() if each.opcode in ("fusion", "dot")]
-    part = {each.name: parts.part_of(program, each) for each in compute}
-    assert set(parts.PARTS[:5]) <= set(part.values())
-    unknown = [each for each in compute if part[each.name] == parts.OTHER]
+    part = {each.name: time_breakdown.part_of(program, each) for each in compute}
+    assert set(time_breakdown.PARTS[:5]) <= set(part.values())
+    unknown = [each for each in compute if part[each.name] == time_breakdown.OTHER]
     assert len(unknown) <= 0.02 * len(compute), [(each.name, each.op_name) for each in unknown]
     # The loss head's product is in the forward pass once, in the backward pass twice.
-    head = [each for each in program.instructions.values() if each.opcode == "dot" and parts.part_of(program, each) == parts.HEAD]
-    assert sorted(parts.direction_of(program, each) for each in head) == ["backward", "backward", "forward"]
+    head = [
+        each
+        for each in program.instructions.values()
+        if each.opcode == "dot" and time_breakdown.part_of(program, each) == time_breakdown.HEAD
+    ]
+    assert sorted(time_breakdown.direction_of(program, each) for each in head) == ["backward", "backward", "forward"]
 
 
 def test_paths_begin_at_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Source files are recognized in a folder of any name."""
     monkeypatch.setattr(source_files, "ROOT", root := tmp_path / "zoo" / "train" / "a b")
-    assert source_files.own_path(str(root / "zoo/layers.py")) == source_files.own_path("zoo/layers.py") == "zoo/layers.py"
+    assert (
+        source_files.own_path(str(root / "zoo/nn/layers.py")) == source_files.own_path("zoo/nn/layers.py") == "zoo/nn/layers.py"
+    )
     other = str(tmp_path / "site-packages/optax/tree.py")
     assert source_files.own_path(other) == other

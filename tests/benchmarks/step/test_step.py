@@ -11,23 +11,24 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, programs, records, step, step_group, step_settings, timing, trials
-from benchmarks.command import Request
-from benchmarks.peers import Kind, Peer, PeerFailed
-from benchmarks.programs import Made, Step, Variant
-from benchmarks.step_settings import OURS, Settings
+from benchmarks.core import guarded, result_files, timing
+from benchmarks.core.runner import Request
+from benchmarks.step import bench, cases, model_runner, peers, programs
+from benchmarks.step import settings as step_settings
+from benchmarks.step.peers import Kind, Peer, PeerFailed
+from benchmarks.step.programs import Made, Step, Variant
+from benchmarks.step.settings import OURS, Settings
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
 from tests.support.processes import ROOT
-from train import mesh as meshes
-from train import optim
+from train.engine import device_mesh, optim
+from train.engine.step import ENGINES, make_step
 from train.objectives import causal
-from train.step import ENGINES, make_step
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
-PROBE, COLD = step_group._probe, timing.cold
+PROBE, COLD = model_runner._probe, timing.cold
 UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
 
 
@@ -35,7 +36,7 @@ UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models, quick compilation, and no matrix products in turns with the steps."""
     steps.shrink(monkeypatch)
-    monkeypatch.setattr(step_group, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
+    monkeypatch.setattr(model_runner, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
 
 
 def settings(*models: str, **changes: Any) -> Settings:
@@ -44,8 +45,8 @@ def settings(*models: str, **changes: Any) -> Settings:
 
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Measure, and return the cells by the names of their programs."""
-    step.main(settings(*models, **changes), Request([], str(folder), json=True))
-    return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in records.read(folder).cells}
+    bench.main(settings(*models, **changes), Request([], str(folder), json=True))
+    return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read(folder).cells}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_masked_words_are_hidden_and_predicted_as_they_were() -> None:
 
 
 def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_group, "_probe", PROBE)
+    monkeypatch.setattr(model_runner, "_probe", PROBE)
     monkeypatch.setattr(timing, "cold", COLD)
     cells = measured(tmp_path / "out", "gpt-nano", layers=BOTH, profile=True)
     scan, unroll = cells[SCAN], cells[UNROLL]
@@ -93,14 +94,14 @@ def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pyte
     assert all({"forward", "backward"} <= set(profile["parts"][part]) for part in ("matrix products", "attention", "norms"))
     assert profile["parts"]["optimizer"].keys() <= {"update", "forward", "backward"}
     assert sum(row["seconds"] for row in profile["other"]) >= 0.9 * sum(profile["parts"].get("other", {}).values())
-    assert records.read(tmp_path / "out").unit == {**UNIT, "layers": "scan"}
+    assert result_files.read(tmp_path / "out").unit == {**UNIT, "layers": "scan"}
     for name in ("table.md", "table.csv", "report.html"):
         assert "unroll" in (tmp_path / "out" / name).read_text()
 
 
 @pytest.mark.full
 def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, twice: what is measured is what `train.step` launches."""
+    """Bit for bit, twice: what is measured is what `train.engine.step` launches."""
     monkeypatch.setattr(programs, "COMPILER", {})
     case = cases.case("gpt-nano", "train", **SMALL)
     ours, params = Step(case, Variant()), programs.initial(case)
@@ -108,9 +109,9 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ours.start(params)
     run, net = ours.run_config, ours.net
     tx = optim.optimizer(run.optim)
-    places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, ours.mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, ours.mesh))
     engine = ENGINES["jit"](make_step(run, net, causal, tx, ours.dtype), ours.mesh, places, case.batch)
-    state = dataclasses.replace(meshes.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
+    state = dataclasses.replace(device_mesh.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
     batch = engine.place(case.arrays())
     for _ in range(2):
         state, metrics = engine.step(state, batch, {})
@@ -238,13 +239,13 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     start, close = Peer.__init__, Peer.close
     monkeypatch.setattr(Peer, "__init__", lambda self, *arguments: (start(self, *arguments), alive.append(self))[0])
     monkeypatch.setattr(Peer, "close", lambda self: (close(self), alive.remove(self) if self in alive else None)[0])
-    honest = step_group._Group.crowded
-    monkeypatch.setattr(step_group._Group, "crowded", property(lambda self: len(alive) > 0))
+    honest = model_runner._Group.crowded
+    monkeypatch.setattr(model_runner._Group, "crowded", property(lambda self: len(alive) > 0))
     cells = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [cells[name]["state"] for name in (SCAN, "one ", "two ")] == ["timed"] * 3
     assert cells["one "]["ratio"] and cells["two "]["ratio"]
-    monkeypatch.setattr(trials, "free", lambda: int(2 * cells[SCAN]["memory"]))
-    monkeypatch.setattr(step_group._Group, "crowded", honest)
+    monkeypatch.setattr(guarded, "free", lambda: int(2 * cells[SCAN]["memory"]))
+    monkeypatch.setattr(model_runner._Group, "crowded", honest)
     cells = measured(tmp_path / "again", "gpt-nano", peers=True)
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
 
@@ -264,7 +265,7 @@ def test_what_cannot_run_is_skipped_with_the_reason(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(peers, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
     cells = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True, attention=("auto", "cudnn"))
     assert (cells["absent "]["state"], cells["absent "]["reason"]) == ("skipped", "no_such_package not installed")
-    ours = {cell["key"]["attention"]: cell for cell in records.read(tmp_path / "out").cells}
+    ours = {cell["key"]["attention"]: cell for cell in result_files.read(tmp_path / "out").cells}
     assert ours["auto"]["state"] == "timed"
     assert ours["cudnn"]["state"] == "skipped" and "cudnn" in ours["cudnn"]["reason"]
 
@@ -274,7 +275,7 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
     """Before compiling by the state alone; after it by what XLA planned."""
     state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
-        monkeypatch.setattr(trials, "free", lambda room=room: int(room))
+        monkeypatch.setattr(guarded, "free", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[SCAN]
         assert cell["state"] == "skipped" and reason in cell["reason"] and " are free" in cell["reason"]
 
@@ -286,8 +287,10 @@ def test_compare_takes_steps_over_the_first_way_of_each_model(
     request = step_settings.resolved(settings("gpt-nano", "bert-nano", layers=BOTH), "cpu")
     ways = list(itertools.product(step_settings.cases(request), step_settings.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
-        environment = records.environment() | {"versions": {"jax": name}}
-        writer = records.Writer(tmp_path / name / records.CELLS, "step", environment, {}, False, step_settings.unit(request))
+        environment = result_files.environment() | {"versions": {"jax": name}}
+        writer = result_files.Writer(
+            tmp_path / name / result_files.CELLS, "step", environment, {}, False, step_settings.unit(request)
+        )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
             key, columns = step_settings.key(case, way, request), timing.columns([2.0 * ratio], [2.0])

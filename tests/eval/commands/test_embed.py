@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eval import encoding, settings
-from eval.embed import Pool, embed
-from eval.encoding import Encoder
-from eval.likelihood import row_length
+from eval.commands.embed import Pool, embed
+from eval.generation import settings
+from eval.scoring import encoder_runner
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
 from zoo.errors import BadInput
@@ -98,7 +99,7 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
     try:
         with (tmp_path / "in").open() as file:
             os.dup2(file.fileno(), 0)
-        result = encoding.read(settings.Texts(files=("-",)))
+        result = encoder_runner.read(settings.Texts(files=("-",)))
     finally:
         os.dup2(before, 0)
         os.close(before)

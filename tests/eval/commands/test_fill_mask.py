@@ -11,9 +11,9 @@ import pytest
 import tokenizers
 from rich.cells import cell_len
 
-from eval import terminal
-from eval.fill_mask import Filled, fill
-from eval.likelihood import row_length
+from eval.commands import terminal
+from eval.commands.fill_mask import Filled, fill
+from eval.scoring.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
 

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import predictions, predictor, spans
-from eval.predict import predict
-from eval.predictor import Predictor
+from eval.commands.predict import predict
+from eval.scoring import predictions, predictor
+from eval.scoring import squad as spans
+from eval.scoring.predictor import Predictor
 from eval.tasks import Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned, published
 from tests.support.commands import assert_refused, call
 from tests.support.finetuned import IOB, LABELS, examples, run
 from tests.support.labelled_files import CONTEXT, put, squad
-from train.config_objectives import Labelled
-from train.examples import Tagged
-from train.features import Inputs, Row
-from train.load import Loaded
-from train.unlabelled import Item, texts
+from train.config.objective_options import Labelled
+from train.data.example_types import Tagged
+from train.data.unlabelled_reader import Item, texts
+from train.rows.example_rows import Inputs, Row
+from train.weights.load import Loaded
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
 from zoo.models import model

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import compare as command
-from eval import finished
-from eval.comparison import Estimate, compare
+from eval.comparison import comparison_table, run_results
+from eval.comparison.seed_statistics import Estimate, compare
 from tests.support import commands, tiny
-from train import metrics
-from train.config import Data, Mesh, Optim, Run, Tokenizer
-from train.config_objectives import Selection
-from train.folder import Folder, identity, read_config, write_json
-from train.marker import Marker, folder_name
+from train.checkpoints.manifest import Marker, folder_name
+from train.config.objective_options import Selection
+from train.config.run_config import Data, Mesh, Optim, Run, Tokenizer
+from train.run import metrics_file
+from train.run.run_dir import Folder, identity, read_config, write_json
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
@@ -47,16 +46,16 @@ def make(
     Marker(step=step, meta=meta, leaves={}).write(checkpoint)
     files.write_config(run)
     write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
-    metrics.started(files, 0, {}, flops or 0.0)
+    metrics_file.started(files, 0, {}, flops or 0.0)
     if flops is None:
         # Older runs did not record this number.
-        (start,) = metrics.read(files.starts)
+        (start,) = metrics_file.read(files.starts)
         files.starts.write_text(json.dumps({key: value for key, value in start.items() if key != "flops"}) + "\n")
-    rows = metrics.Metrics(files.metrics)
+    rows = metrics_file.Metrics(files.metrics)
     row = step - step % 4
     numbers = dict(loss=2.0, grad_norm=1.0, lr=0.1, skipped=0, seconds=1.0, tokens_per_s=1.0, mfu=None)
-    rows.write(metrics.train_row(step=row, tokens=row * run.data.batch * run.data.length, **numbers))
-    rows.write(metrics.valid_row(step=step, loss=2.0, bits_per_byte=1.0, seconds=1.0))
+    rows.write(metrics_file.train_row(step=row, tokens=row * run.data.batch * run.data.length, **numbers))
+    rows.write(metrics_file.valid_row(step=step, loss=2.0, bits_per_byte=1.0, seconds=1.0))
     rows.close()
     return str(path)
 
@@ -97,7 +96,7 @@ def test_trained_runs_are_compared_by_their_files(
     assert (base["runs"], base["seeds"]) == (["runs/done", "runs/a1"], [0, 1])
     assert base["scores"]["loss"]["values"] == [loss, loss - 0.5]
     assert (base["recipe"], base["tokens_seen"]) == ("gpt-nano", 2 * 8 * 32)
-    assert base["parameters"] == parameter_count(finished.read("runs/done").run.model)
+    assert base["parameters"] == parameter_count(run_results.read("runs/done").run.model)
     shown = commands.call(capsys, "compare", "runs/done", "runs/b0", "--metric", "loss").stdout
     assert re.search(rf"1  done +{loss:.4f}\n2  b0 +{loss - 0.5:.4f}\n", shown)
     assert "-0.5000" in shown and "perplexity" not in shown
@@ -174,7 +173,7 @@ def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     fewer = make(tmp_path / "fewer", steps=102, seed=1, scores={"loss": 1.0, "tokens": 90})
     with pytest.raises(BadInput, match=r"unequal budgets: .*; unequal scores: .* scored on 100 tokens and .* on 90; make them"):
         compare([paths[0], fewer])
-    shown = command.render(compare([paths[0], fewer], unequal=True), width=400)
+    shown = comparison_table.render(compare([paths[0], fewer], unequal=True), width=400)
     assert shown.startswith("! unequal budgets: ") and "! unequal scores: " in shown
 
 
@@ -260,7 +259,7 @@ def test_names_are_told_apart_by_their_paths_and_shown_as_plain_text(tmp_path: P
     data = Data(length=32, batch=16)
     first = make(tmp_path / "x" / "[red]run[", data=dataclasses.replace(data, paths=("[bold]a.txt",)))
     second = make(tmp_path / "y" / "[red]run[", data=data, scores={"loss": 3.0, "tokens": 100})
-    shown = "".join(command.render(compare([first, second]), width=200).split())
+    shown = "".join(comparison_table.render(compare([first, second]), width=200).split())
     assert f"1{first}2.0000" in shown and f"2{second}3.0000" in shown
     assert "data.paths[bold]a.txt(1)-(2)" in shown
 
@@ -270,6 +269,6 @@ def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_l
     scores = {"accuracy": 0.75, "majority_share": 0.5, "predicted_share": 0.6, "examples": 100}
     nothing = scores | {"accuracy": 0.5, "predicted_share": 1.0}
     found = compare([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
-    shown = command.render(found, 300)
+    shown = comparison_table.render(found, 300)
     assert "majority class 0.5000" in shown and f"! {tmp_path / 'b'}: one class is predicted for 100.0% of" in shown
-    assert shown.count("! ") == len(command.record(found)["notices"]) == 1 and found.metrics == ["accuracy"]
+    assert shown.count("! ") == len(comparison_table.record(found)["notices"]) == 1 and found.metrics == ["accuracy"]

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import beam, generate
-from eval.generate import _Text
-from eval.settings import Beams, Decoding
+from eval.generation import generator
+from eval.generation.generator import _Text
+from eval.generation.settings import Decoding
 from tests.support.generation import GREEDILY, gpt_generator, gpt_tokenizer, ids, prompts
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from zoo.batch import Batch
+from zoo.generation import beam_search
+from zoo.generation.settings import Beams
 from zoo.models import Model
 
 WORDS, LIMIT, END = 5, 4, 2
@@ -37,9 +39,9 @@ def searched(rows: tuple[tuple[int, ...], ...], beams: Beams) -> list[Scored]:
     """Texts of each prompt, end-of-text included."""
     net, params = tiny()
     texts = [_Text(gpt_tokenizer(), GREEDILY, 0, 0, np.array(row, np.int32), 0) for row in rows]
-    batch = generate._padded(texts, max(map(len, rows)), len(rows))
+    batch = generator._padded(texts, max(map(len, rows)), len(rows))
     cache = net.init_cache(len(rows), batch.tokens.shape[1] + LIMIT - 1, jnp.float32)
-    program = jit(lambda *arrays: beam.search(net, *arrays, beams, limit=LIMIT, entries=WORDS, end=END))
+    program = jit(lambda *arrays: beam_search.search(net, *arrays, beams, limit=LIMIT, entries=WORDS, end=END))
     result = jax.tree.map(np.asarray, program(params, batch, cache))
     assert result.finite.all()
 

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import complete
-from eval.generate import Generator
-from eval.settings import GREEDY, Beams, Decoding, Prompts, Sampling
+from eval.commands import generate
+from eval.generation.generator import Generator
+from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import ids, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
-from train import config
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh
 from zoo import pretrained
 from zoo.batch import Batch
+from zoo.generation.settings import GREEDY, Beams, Sampling
 
 LIMIT = 12
 GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
@@ -63,7 +64,7 @@ def test_a_text_depends_on_its_source_alone(decoding: Decoding) -> None:
 
 @pytest.mark.full
 def test_a_text_is_shown_without_its_source() -> None:
-    lines = complete._generate(seq2seq_loaded("t5"), ["Call me"], Prompts(prompt=("Call me",)), GREEDILY, 8, jnp.float32, False)
+    lines = generate._generate(seq2seq_loaded("t5"), ["Call me"], Prompts(prompt=("Call me",)), GREEDILY, 8, jnp.float32, False)
     text = "".join(lines)
     assert text.strip() and not text.startswith("Call me")
 
@@ -93,7 +94,9 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
         mask = (tokens != 0).long()
         said = theirs.generate(tokens, attention_mask=mask, max_new_tokens=LIMIT, num_beams=beams, **wanted)
     decoding = Decoding(limit=LIMIT, sampling=GREEDY) if beams == 1 else Decoding(limit=LIMIT, search=Beams(beams=beams))
-    ours = Generator(net, params, meshes.make(config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(given, decoding)
+    ours = Generator(net, params, device_mesh.make(run_config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(
+        given, decoding
+    )
     assert ids(ours) == [tuple(row[1 : row.index(1) if 1 in row else LIMIT + 1]) for row in said.sequences.tolist()]
     assert len(set(ids(ours))) > 10
     if beams > 1:

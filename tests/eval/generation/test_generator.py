@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import complete, generate
-from eval.generate import Generated, Generator, _Text
-from eval.settings import Beams, Decoding, Prompts, Sampling
+from eval.commands import generate
+from eval.generation import generator
+from eval.generation.generator import Generated, Generator, _Text
+from eval.generation.settings import Decoding, Prompts
 from tests.support.generation import GREEDILY, LIMIT, RANDOM, RANDOMLY, gpt, gpt_generator, gpt_tokenizer, ids, prompts, seq2seq
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit
-from train import config
-from train import mesh as meshes
-from train.load import Loaded
-from train.tokenizer import Tokenizer
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.generation.settings import Beams, Sampling
 
 
 @functools.cache
@@ -60,13 +62,13 @@ def sampled() -> list[Generated]:
 
 def test_cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone() -> None:
     """Compare batches of 40 with one prompt at a time and with no cache; each batch size compiles two programs."""
-    programs = generate._start._cache_size() + generate._go_on._cache_size()
+    programs = generator._start._cache_size() + generator._go_on._cache_size()
     batched = gpt_generator().generate(prompts(), GREEDILY)
     alone = gpt_generator(batch=1).generate(prompts(), GREEDILY)
     assert ids(batched) == uncached() == ids(alone)
     assert {text.ended for text in batched} == {"limit"}
     assert len(set(ids(batched))) > 150
-    assert generate._start._cache_size() + generate._go_on._cache_size() <= programs + 4
+    assert generator._start._cache_size() + generator._go_on._cache_size() <= programs + 4
 
 
 @pytest.mark.full
@@ -87,7 +89,7 @@ def test_a_sample_is_the_same_on_a_mesh() -> None:
 @pytest.mark.full
 def test_long_and_short_prompts_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate from prompts of two padded lengths, which are two batches, the longer first."""
-    monkeypatch.setattr(generate, "SHORTEST", 8)
+    monkeypatch.setattr(generator, "SHORTEST", 8)
     long = sum(len(prompt) > 8 for prompt in prompts()[:40])
     seen: list[tuple[int, int]] = []
     texts = gpt_generator().generate(prompts()[:40], GREEDILY, progress=lambda done, count: seen.append((done, count)))
@@ -98,13 +100,13 @@ def test_long_and_short_prompts_keep_their_order(monkeypatch: pytest.MonkeyPatch
 
 def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -> None:
     texts = [_Text(gpt_tokenizer(), RANDOMLY, 0, 0, prompt, 0) for prompt in prompts()[:40]]
-    batch, numbers, many = generate._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
+    batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
-        placed = meshes.place(batch, many.mesh, 40)
-        rows, (tokens, _) = generate._start(many._model, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
+        placed = device_mesh.place(batch, many.mesh, 40)
+        rows, (tokens, _) = generator._start(many._model, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
             assert set(np.flatnonzero(seen).tolist()) == {*text.given.tolist(), token}
-        generate._go_on(many._model, RANDOM, 16, many._params, rows)
+        generator._go_on(many._model, RANDOM, 16, many._params, rows)
     assert rows.cache["k"].is_deleted() and rows.cache["v"].is_deleted()
 
 
@@ -195,11 +197,11 @@ def test_a_model_with_a_nan_is_refused_in_one_line() -> None:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """`command(decoding, prompt=...)` returns what `zoo generate` prints with the small model."""
     loaded = Loaded("small", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
-    monkeypatch.setattr(complete.load, "load", lambda where, mesh, step: loaded)
+    monkeypatch.setattr(generate.load, "load", lambda where, mesh, step: loaded)
 
     def run(decoding: Decoding = GREEDILY, as_json: bool = False, **asked: Any) -> str:
-        options: dict[str, Any] = dict(step=None, batch=1, precision="float32", mesh=config.Mesh(), as_json=as_json)
-        assert complete.main("small", Prompts(**asked), decoding, **options) == 0
+        options: dict[str, Any] = dict(step=None, batch=1, precision="float32", mesh=run_config.Mesh(), as_json=as_json)
+        assert generate.main("small", Prompts(**asked), decoding, **options) == 0
         return capsys.readouterr().out
 
     return run
@@ -256,9 +258,11 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--template '{q}': it needs --examples": lambda: Prompts(prompt=("a",), template="{q}"),
     "--template '': say how an example is written": lambda: Prompts(examples="e.jsonl", query=("q=a",)),
     "--mesh.tensor 8: it does not divide the 4 heads": lambda: Generator(
-        *gpt(), meshes.make(config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
+        *gpt(), device_mesh.make(run_config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
     ),
-    "t5 begins what it writes": lambda: Generator(*seq2seq("t5"), meshes.make(config.Mesh()), gpt_tokenizer(), dtype=jnp.float32),
+    "t5 begins what it writes": lambda: Generator(
+        *seq2seq("t5"), device_mesh.make(run_config.Mesh()), gpt_tokenizer(), dtype=jnp.float32
+    ),
     "prompt 2 of 2 is empty": lambda: gpt_generator().generate([[1], []], Decoding(limit=4)),
     "prompt 2 of 2 has ids from 3 to 300": lambda: gpt_generator().generate([[1], [3, 300]], Decoding(limit=4)),
     "prompt 2 of 2 has ids from -1 to -1": lambda: gpt_generator().generate([[1], [-1]], Decoding(limit=4)),

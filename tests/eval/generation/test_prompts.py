@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, read_prompts
+from eval.generation.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, read_prompts
 from zoo.errors import BadInput
 
 TEMPLATE = "Q: {question}\nA: {answer}\n\n"

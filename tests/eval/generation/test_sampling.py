@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import sampling
-from eval.settings import GREEDY, Sampling
-from zoo import seeds
 from zoo.errors import BadInput
+from zoo.generation import sampling
+from zoo.generation.settings import GREEDY, Sampling
+from zoo.ops import counter_rng
 
 VOCABULARY = 40
 
@@ -151,7 +151,7 @@ def test_a_filter_is_that_of_transformers(chosen: Sampling) -> None:
 
 def token_seeds(seed: int, prompts: int) -> jax.Array:
     numbers = jnp.arange(prompts, dtype=jnp.uint32)
-    return seeds.fold(sampling.row_seeds(seed, numbers, jnp.zeros_like(numbers)), 0)
+    return counter_rng.fold(sampling.row_seeds(seed, numbers, jnp.zeros_like(numbers)), 0)
 
 
 @functools.partial(jax.jit, static_argnames="chosen")
@@ -173,8 +173,8 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
     same = sampling.row_seeds(5, jnp.zeros_like(numbers), jnp.zeros_like(numbers))
     ways = {
         "prompts": token_seeds(5, count),
-        "positions": seeds.fold(same, numbers),
-        "samples": seeds.fold(sampling.row_seeds(5, jnp.zeros_like(numbers), numbers), 7),
+        "positions": counter_rng.fold(same, numbers),
+        "samples": counter_rng.fold(sampling.row_seeds(5, jnp.zeros_like(numbers), numbers), 7),
     }
     for name, numbered in ways.items():
         found = np.bincount(drawn(many, numbered, chosen), minlength=VOCABULARY)

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import beam
-from eval.settings import GREEDY, Beams, Decoding
+from eval.generation.settings import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, jit, random_params
 from tests.support.xlnet_reference import tiny
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.generation import beam_search
+from zoo.generation.settings import GREEDY, Beams
 from zoo.models import Model
 
 LIMIT = 6
@@ -59,7 +60,7 @@ def test_a_search_scores_its_texts_by_their_probability() -> None:
     """What is found has the score that a forward pass gives it; the cached distances have no rows to reorder."""
     net, params = model()
     rows = Batch(**dict.fromkeys(("tokens", "segments", "positions"), jnp.ones((3, 4), jnp.int32)))
-    axes = beam.batch_axes(net, params, rows, net.init_cache(3, 8, jnp.float32))
+    axes = beam_search.batch_axes(net, params, rows, net.init_cache(3, 8, jnp.float32))
     assert axes == {"k": 1, "v": 1, "segments": 0, "positions": 0, "at": None, "r": None}
     search = Beams(beams=3, length_penalty=0.0)
     generator = make_generator(model(), gpt_tokenizer(), batch=4)

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from eval import report
-from train import metrics
-from train.config import Run
-from train.folder import Folder, write_json
+from eval.report import report
+from train.config.run_config import Run
+from train.run import metrics_file
+from train.run.run_dir import Folder, write_json
 from zoo import configs
 
 RUN = Run(recipe="gpt-nano", model=configs.find("gpt-nano")[1].config)
@@ -49,8 +49,8 @@ def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: 
     files = Folder(path)
     files.write_config(run)
     for number in range(starts):
-        metrics.started(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
-    file = metrics.Metrics(files.metrics)
+        metrics_file.started(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
+    file = metrics_file.Metrics(files.metrics)
     for row in rows:
         file.write(row)
     file.close()
@@ -65,9 +65,9 @@ def rows(count: int, every: int = 10, **changed: Any) -> list[dict[str, Any]]:
     for number in range(1, count + 1):
         step, loss = number * every, 3 + 4 * math.exp(-number / 20)
         values = {"loss": loss, "grad_norm": 0.5, "skipped": 0, "tokens_per_s": 5000.0, "mfu": 0.4, "seconds": 0.8} | changed
-        made.append(metrics.train_row(step=step, lr=1e-3, tokens=step * 4096, **values))
+        made.append(metrics_file.train_row(step=step, lr=1e-3, tokens=step * 4096, **values))
         if number % 10 == 0:
-            made.append(metrics.valid_row(step=step, seconds=2.0, loss=loss + 0.1, bits_per_byte=2.0 + 1 / number))
+            made.append(metrics_file.valid_row(step=step, seconds=2.0, loss=loss + 0.1, bits_per_byte=2.0 + 1 / number))
     return made
 
 

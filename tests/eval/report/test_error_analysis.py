@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import measures, mistakes
+from eval.report import error_analysis
+from eval.scoring import metric_functions
 from tests.eval.report.run_folder import ERRORS, Page, folder, page
 
 
@@ -15,21 +16,21 @@ def cells(html: str) -> list[tuple[str, str, str]]:
 
 
 def test_matrix_has_a_row_for_each_true_class_with_the_share_of_each_count() -> None:
-    html = mistakes.render(ERRORS | {"confusion": [[30, 10], [0, 1234]]})
+    html = error_analysis.render(ERRORS | {"confusion": [[30, 10], [0, 1234]]})
     assert cells(html) == [("right", "75.0%", "30"), ("wrong", "25.0%", "10"), ("none", "", "0"), ("right", "100.0%", "1,234")]
     assert "good bad right good 30 10 75.0% bad 0 1,234 100.0% " in Page(html).words
     # A class that never occurs has no share.
-    assert "good 0 0 bad 0 7 100.0% " in Page(mistakes.render(ERRORS | {"confusion": [[0, 0], [0, 7]]})).words
-    counts = measures.confusion(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), 2).tolist()
-    assert [count for _, _, count in cells(mistakes.render(ERRORS | {"confusion": counts}))] == ["1", "2", "0", "1"]
+    assert "good 0 0 bad 0 7 100.0% " in Page(error_analysis.render(ERRORS | {"confusion": [[0, 0], [0, 7]]})).words
+    counts = metric_functions.confusion(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), 2).tolist()
+    assert [count for _, _, count in cells(error_analysis.render(ERRORS | {"confusion": counts}))] == ["1", "2", "0", "1"]
 
 
 def test_many_classes_are_shown_by_their_most_frequent_confusions() -> None:
-    labels = [f"class {number}" for number in range(mistakes.CLASSES + 1)]
+    labels = [f"class {number}" for number in range(error_analysis.CLASSES + 1)]
     counts = [[50 if row == column else 0 for column in range(len(labels))] for row in range(len(labels))]
-    assert "There is none." in mistakes.render({"labels": labels, "confusion": counts, "worst": []})
+    assert "There is none." in error_analysis.render({"labels": labels, "confusion": counts, "worst": []})
     counts[3][5], counts[7][0] = 10, 30
-    html = mistakes.render({"labels": labels, "confusion": counts, "worst": []})
+    html = error_analysis.render({"labels": labels, "confusion": counts, "worst": []})
     assert "class 7 class 0 30 37.5% class 3 class 5 10 16.7% " in Page(html).words
     assert cells(html) == []
 
@@ -38,7 +39,9 @@ def test_labels_and_examples_are_shown_as_plain_text(tmp_path: Path) -> None:
     hostile = "</td></table><script>alert(1)</script>\" onload='x' & \x00\x1b[1m\udcff"
     worst = dict.fromkeys(("text", "pair", "truth", "found"), hostile) | {"loss": 1.0}
     several = [worst, worst | {"text": f"{hostile} " * 50}]
-    for number, labels in enumerate(([hostile, f"{hostile}2"], [f"{hostile}{each}" for each in range(mistakes.CLASSES + 1)])):
+    for number, labels in enumerate(
+        ([hostile, f"{hostile}2"], [f"{hostile}{each}" for each in range(error_analysis.CLASSES + 1)])
+    ):
         errors = {"labels": labels, "confusion": [[1] * len(labels)] * len(labels), "worst": several}
         shown = page(folder(tmp_path / str(number), **{"predictions.json": errors}))
         assert {"script", "iframe", "img"}.isdisjoint(tag for tag, _ in shown.tags)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import plots, report
+from eval.report import charts, report
 from tests.eval.report.run_folder import ERRORS, RUN, Page, folder, page, rows
 from tests.support.processes import run_python
-from train.config import Data
+from train.config.run_config import Data
 from zoo.errors import BadInput
 
 COUNTS = {"tokens": 36012, "bytes": 120345, "stride": 128, "step": 1000}
@@ -123,11 +123,11 @@ def test_names_are_shown_as_plain_text(tmp_path: Path) -> None:
 
 
 def test_frame_leaves_out_a_lone_spike_and_counts_it() -> None:
-    bottom, top, above = plots._limits(np.concatenate([np.linspace(7, 3, 200), [1e6, math.nan, math.inf]]))
+    bottom, top, above = charts._limits(np.concatenate([np.linspace(7, 3, 200), [1e6, math.nan, math.inf]]))
     assert 2.5 < bottom < 3 and 7 < top < 7.5 and above == 1
-    assert plots._limits(np.full(5, math.nan)) == (0, 1, 0)
+    assert charts._limits(np.full(5, math.nan)) == (0, 1, 0)
     # Where higher is better, the best value is no spike.
-    assert plots._limits(np.array([0.5, 0.5, 0.51, 0.9]), spikes=False)[1:] == (pytest.approx(0.924), 0)
+    assert charts._limits(np.array([0.5, 0.5, 0.51, 0.9]), spikes=False)[1:] == (pytest.approx(0.924), 0)
 
 
 @pytest.mark.planted
@@ -176,6 +176,6 @@ def test_folder_without_a_run_gets_no_report(tmp_path: Path) -> None:
 
 
 def test_importing_it_imports_neither_matplotlib_nor_jax() -> None:
-    loaded = run_python("-c", "import sys, eval.report; print(*sys.modules)").stdout.split()
-    assert "eval.plots" in loaded
+    loaded = run_python("-c", "import sys, eval.report.report; print(*sys.modules)").stdout.split()
+    assert "eval.report.charts" in loaded
     assert {"matplotlib", "jax"}.isdisjoint(loaded)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import report, samples
+from eval.report import report, samples
 from tests.support.small import random_params, small
-from train import mesh as meshes
-from train.config import Mesh
-from train.prepare import Tokens
-from train.tokenizer import Tokenizer
+from train.config.run_config import Mesh
+from train.engine import device_mesh
+from train.rows.token_cache import Tokens
+from train.tokenizers.tokenizer import Tokenizer
 
 WORDS = "the ship was steering towards the north and all the men were on deck\n"
 CHINESE = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
@@ -88,7 +88,7 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
 
 @pytest.mark.full
 def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_generate(tmp_path: Path) -> None:
-    net, mesh, texts = small("gpt"), meshes.make(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
+    net, mesh, texts = small("gpt"), device_mesh.make(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
     data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens(texts, tokenizer()))
     file, how = tmp_path / "samples.json", {"length": 24, "step": 7, "dtype": np.float32}
     samples.of_run(file, small("bert"), {}, mesh, data, **how)

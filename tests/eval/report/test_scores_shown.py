@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from eval import report
+from eval.report import report
 from tests.eval.report.run_folder import folder, page, rows
-from train import metrics, quantities
+from train.run import metric_names, metrics_file
 
 
 def validated(*values: dict[str, float]) -> list[dict[str, Any]]:
     """Return rows of training and validations at step 100, 200, ..."""
     made = [row for row in rows(10 * len(values)) if row["kind"] == "train"]
-    return made + [metrics.valid_row(step=100 * n, seconds=2.0, **each) for n, each in enumerate(values, 1)]
+    return made + [metrics_file.valid_row(step=100 * n, seconds=2.0, **each) for n, each in enumerate(values, 1)]
 
 
 WORDS = {"loss": 3.0, "masked_loss": 3.0, "perplexity": 20.1, "accuracy": 0.5, "unigram_loss": 6.25}
@@ -43,8 +43,8 @@ def test_validated_quantities_have_figures_a_tile_and_a_place_in_the_sentence(ki
     rest = ["Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Loss", *(f"{title}, validation" for title in titles), *rest]
     assert [label.partition(". ")[0] for label in drawings if "; unigram loss 5.625" in label] == compared
-    assert f"at step 200 gave {quantities.told(last)}. " in shown.words
-    assert f"{quantities.QUANTITIES[quantities.leading(measured)[0]].label}, validation " in shown.words
+    assert f"at step 200 gave {metric_names.told(last)}. " in shown.words
+    assert f"{metric_names.QUANTITIES[metric_names.leading(measured)[0]].label}, validation " in shown.words
 
 
 def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> No
 
 
 def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
-    assert set(quantities.COUNTS) <= report.COUNTED.keys()
-    every = dict.fromkeys(quantities.QUANTITIES, 0.5) | dict.fromkeys(report.COUNTED, 7)
+    assert set(metric_names.COUNTS) <= report.COUNTED.keys()
+    every = dict.fromkeys(metric_names.QUANTITIES, 0.5) | dict.fromkeys(report.COUNTED, 7)
     words = page(folder(tmp_path, scores=every)).words
-    for quantity in quantities.QUANTITIES.values():
+    for quantity in metric_names.QUANTITIES.values():
         assert f"{quantity.title} {quantity.show(0.5)} {quantity.note} " in words
 
 

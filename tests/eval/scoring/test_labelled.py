@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import labelled, measures, spans
-from eval.labelled import WORST, Score
+from eval.scoring import labelled, metric_functions, squad
+from eval.scoring.labelled import WORST, Score
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, entropy, examples
 from tests.support.small import random_params
-from train import config, selection
-from train import mesh as meshes
-from train.config import Run
-from train.examples import Choice, Question, Tagged, Text
-from train.labelled import Rows
-from train.quantities import QUANTITIES
+from train.checkpoints import best_checkpoint
+from train.config import run_config
+from train.config.run_config import Run
+from train.data.example_types import Choice, Question, Tagged, Text
+from train.engine import device_mesh
+from train.inputs.labelled_inputs import Rows
+from train.run.metric_names import QUANTITIES
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
 
@@ -105,7 +106,7 @@ def best(question: Question, rows: Rows, logits: np.ndarray, places: list[int]) 
         context = rows.rows[at].context
         assert context is not None
         for first in range(len(context.spans)):
-            for last in range(first, min(len(context.spans), first + spans.LONGEST)):
+            for last in range(first, min(len(context.spans), first + squad.LONGEST)):
                 value = logits[at, context.first + first, 0] + logits[at, context.first + last, 1]
                 pairs.append((value, question.context[context.spans[first, 0] : context.spans[last, 1]].strip()))
     null = min(logits[at, 0].sum() for at in places)
@@ -121,14 +122,14 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
         return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)]), **shares(truth, predicted)}
     if run.objective == "classification" and run.labelled.regression:
         series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
-        return result | {name: measures.MEASURES[name](*series) for name in quantities}
+        return result | {name: metric_functions.MEASURES[name](*series) for name in quantities}
     if run.objective == "classification":
         series = tuple(np.array([names.index(name) for name in some]) for some in (truth, predicted))
         quantities = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
-        return result | {name: measures.MEASURES[name](*series) for name in quantities} | shares(truth, predicted)
+        return result | {name: metric_functions.MEASURES[name](*series) for name in quantities} | shares(truth, predicted)
     if run.objective == "tagging" and names == IOB:
         quantities = ("entity_precision", "entity_recall", "entity_f1")
-        agreement = measures.entity_f1(truth, predicted)
+        agreement = metric_functions.entity_f1(truth, predicted)
         return result | {"words": counts.sum(), **dict(zip(quantities, agreement, strict=True))}
     if run.objective == "tagging":
         hits = [a == b for one, other in zip(truth, predicted, strict=True) for a, b in zip(one, other, strict=True)]
@@ -136,8 +137,8 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
         return result | {"words": counts.sum(), "accuracy": np.mean(hits), **shares(*flat)}
     answers = ["" if null > value else text for null, value, text in predicted]
     pairs = list(zip(answers, truth, strict=True))
-    result |= {"exact": np.mean([spans.exact_match(a, b) for a, b in pairs]), "questions": len(each)}
-    result |= {"f1": np.mean([spans.token_f1(a, b) for a, b in pairs])}
+    result |= {"exact": np.mean([squad.exact_match(a, b) for a, b in pairs]), "questions": len(each)}
+    result |= {"f1": np.mean([squad.token_f1(a, b) for a, b in pairs])}
     return result | {"no_answer_exact": np.mean([text == "" for text, given in pairs if not given])}
 
 
@@ -181,7 +182,7 @@ def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
     result = scored(run, rows, logits)
     assert_matches(result, run, rows, logits)
     measured = {key for key in result.record() if (quantity := QUANTITIES.get(key)) and quantity.better}
-    assert set(selection.metrics(run)) == measured
+    assert set(best_checkpoint.metrics(run)) == measured
     if name == "entities cut off":
         assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)
 
@@ -199,7 +200,7 @@ def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, s
     """Score 27 examples in batches of 11, or 16 on 8 devices: the last batch is filled up, and what fills it does not count."""
     run, rows = setting(name)
     net, (data, fsdp, tensor) = finetuned.net(run), shape
-    mesh = meshes.make(config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
     result = labelled.of_run(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)(params)
     assert_matches(result, run, rows, finetuned.logits(run, finetuned.batch(run, rows)))
@@ -213,7 +214,7 @@ def test_question_is_always_answered_where_every_question_has_an_answer() -> Non
     logits[:, 0] = 100
     result = scored(run, rows, logits)
     texts = [one["predicted"][2] for one in by_example(run, rows, logits)]
-    exact = [spans.exact_match(text, [each.text for each in one.answers]) for text, one in zip(texts, answered, strict=True)]
+    exact = [squad.exact_match(text, [each.text for each in one.answers]) for text, one in zip(texts, answered, strict=True)]
     assert result.record().keys() == {"loss", "exact", "f1", "questions", "examples"}
     assert result.record()["exact"] == pytest.approx(np.mean(exact))
     assert "(no answer)" not in {one["found"] for one in result.mistakes["worst"]}

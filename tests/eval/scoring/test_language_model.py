@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.score import Score, scorer
+from eval.scoring.language_model import Score, scorer
 from tests.support import tiny
-from train import config, rows
-from train import mesh as meshes
-from train.corpus import Document
+from train.config import run_config
+from train.data.corpus import Document
+from train.engine import device_mesh
 from train.objectives import causal
-from train.prepare import prepare
-from train.rows import Rows, Tokens
-from train.tokenizer import Tokenizer
+from train.rows import lm_rows
+from train.rows.lm_rows import Rows, Tokens
+from train.rows.token_cache import prepare
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.models import model
 
 LENGTH = 16
@@ -54,7 +55,7 @@ def net_and_params() -> tuple[Any, Any]:
 
 def score(chosen: Rows, *, batch: int, devices: int, tensor: int = 1) -> Score:
     net, params = net_and_params()
-    mesh = meshes.make(config.Mesh(tensor=tensor), jax.devices()[:devices])
+    mesh = device_mesh.make(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
     token_bytes = np.zeros(net.config.vocab, np.int64)
     token_bytes[: tokenizer().vocab_size] = tokenizer().token_bytes()
     return scorer(net, mesh, chosen, causal.build, token_bytes, batch=batch, dtype=jnp.float32)(params)
@@ -118,7 +119,7 @@ def nats(tokens: Tokens, kind: str) -> float:
 )
 def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[str, int], tokens: Tokens) -> None:
     expected, other = nats(tokens, kind), nats(tokens, "packed" if kind in STRIDES else "odd")
-    chosen = rows.windows(tokens, LENGTH, STRIDES[kind]) if kind in STRIDES else rows.packed(tokens, LENGTH)
+    chosen = lm_rows.windows(tokens, LENGTH, STRIDES[kind]) if kind in STRIDES else lm_rows.packed(tokens, LENGTH)
     result = score(chosen, **machine)
     assert (result.tokens, result.bytes) == (len(tokens.ids), sum(len(text.encode()) for text in TEXTS))
     assert result.nats == pytest.approx(expected, rel=1e-6)

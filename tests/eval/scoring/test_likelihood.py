@@ -12,12 +12,12 @@ import pytest
 from jax.sharding import Mesh
 from scipy.special import log_softmax
 
-from eval import likelihood
-from eval.likelihood import Likelihood, encode, likelihoods
+from eval.scoring import likelihood
+from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from tests.support.small import jit, random_params, small
-from train import config
-from train import mesh as meshes
-from train.tokenizer import Tokenizer
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -33,7 +33,7 @@ def subject() -> tuple[Model, Any]:
 
 
 def mesh(devices: int = 1, tensor: int = 1) -> Mesh:
-    return meshes.make(config.Mesh(tensor=tensor), jax.devices()[:devices])
+    return device_mesh.make(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
 
 
 def computed(pairs: Sequence[Any], *, batch: int = 1, on: Mesh | None = None, **options: Any) -> list[Likelihood]:

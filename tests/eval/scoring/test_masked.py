@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.masked import Score, scorer
+from eval.scoring.masked import Score, scorer
 from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.small import random_params, small
-from train import batches, config
-from train import mesh as meshes
-from train.config import Data, Masking
+from train.config import run_config
+from train.config.run_config import Data, Masking
+from train.engine import device_mesh
 from train.objectives import masked
-from train.plans import Plan, plan
-from train.tokenizer import Tokenizer
+from train.rows import batches
+from train.rows.encoder_rows import Plan, plan
+from train.tokenizers.tokenizer import Tokenizer
 
 LENGTH = 24
 KINDS = {
@@ -60,7 +61,7 @@ def rows_of(kind: str) -> tuple[Plan, batches.Build]:
 
 def scored(kind: str, rows: Plan, build: batches.Build, *, batch: int, devices: int, **axes: int) -> dict[str, float]:
     net, params = model_of(kind)
-    mesh = meshes.make(config.Mesh(**axes), jax.devices()[:devices])
+    mesh = device_mesh.make(run_config.Mesh(**axes), jax.devices()[:devices])
     return vars(scorer(net, mesh, rows, build, COUNTS, batch=batch, dtype=jnp.float32)(params))
 
 

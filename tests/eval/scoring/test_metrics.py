@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import measures
-from train import quantities
+from eval.scoring import metric_functions
+from train.run import metric_names
 from zoo.errors import BadInput
 
 classes = st.sampled_from([2, 4]).flatmap(
@@ -41,12 +41,12 @@ def counted_f1(pairs, positive: int) -> float:
 @given(classes)
 def test_confusion_accuracy_and_f1_are_counted_as_they_are_defined(pairs) -> None:
     truth, found = series(pairs)
-    table = measures.confusion(truth, found, 5)
+    table = metric_functions.confusion(truth, found, 5)
     assert {(a, b): table[a, b] for a, b in itertools.product(range(5), repeat=2) if table[a, b]} == Counter(pairs)
-    assert measures.accuracy(truth, found) == sum(a == b for a, b in pairs) / len(pairs)
-    assert math.isclose(measures.f1(truth, found, positive=2), counted_f1(pairs, 2), **CLOSE)
+    assert metric_functions.accuracy(truth, found) == sum(a == b for a, b in pairs) / len(pairs)
+    assert math.isclose(metric_functions.f1(truth, found, positive=2), counted_f1(pairs, 2), **CLOSE)
     each = [counted_f1(pairs, name) for name in {a for pair in pairs for a in pair}]
-    assert math.isclose(measures.f1_macro(truth, found), sum(each) / len(each), **CLOSE)
+    assert math.isclose(metric_functions.f1_macro(truth, found), sum(each) / len(each), **CLOSE)
 
 
 @settings(deadline=None)
@@ -56,7 +56,7 @@ def test_matthews_of_many_classes_is_the_correlation_of_one_hot_matrices(pairs) 
     left, right = (np.eye(4)[each] - np.eye(4)[each].mean(0) for each in series(pairs))
     spread = (left**2).sum() * (right**2).sum()
     expected = (left * right).sum() / math.sqrt(spread) if spread > 1e-12 else 0.0
-    assert math.isclose(measures.matthews(*series(pairs)), expected, abs_tol=1e-9)
+    assert math.isclose(metric_functions.matthews(*series(pairs)), expected, abs_tol=1e-9)
 
 
 @settings(deadline=None)
@@ -69,19 +69,19 @@ def test_correlations_are_those_of_scipy(pairs) -> None:
         warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         expected = scipy.stats.pearsonr(x, y).statistic, scipy.stats.spearmanr(x, y).statistic
     constant = len(set(x)) == 1 or len(set(y)) == 1
-    for measure, value in zip((measures.pearson, measures.spearman), expected, strict=True):
+    for measure, value in zip((metric_functions.pearson, metric_functions.spearman), expected, strict=True):
         assert math.isclose(measure(x, y), 0.0 if constant else value, **CLOSE)
-    np.testing.assert_array_equal(measures.ranks(x), scipy.stats.rankdata(x))
+    np.testing.assert_array_equal(metric_functions.ranks(x), scipy.stats.rankdata(x))
 
 
 def test_measures_do_not_overflow_and_do_not_depend_on_the_unit(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(2, 50))
     for scale in (1e-300, 1e300):
-        assert math.isclose(measures.pearson(x * scale, y), np.corrcoef(x, y)[0, 1], rel_tol=1e-12)
-    assert measures.pearson(x, 3 * x + 1) <= 1.0
+        assert math.isclose(metric_functions.pearson(x * scale, y), np.corrcoef(x, y)[0, 1], rel_tol=1e-12)
+    assert metric_functions.pearson(x, 3 * x + 1) <= 1.0
     truth = np.repeat(np.int32([0, 1, 0]), [1 << 17, 1 << 17, 1])
-    assert math.isclose(measures.matthews(truth, truth), 1.0)
-    assert measures.mean_squared_error(np.float32([1, 2, 4]), np.float32([1, 4, 3])) == pytest.approx(5 / 3)
+    assert math.isclose(metric_functions.matthews(truth, truth), 1.0)
+    assert metric_functions.mean_squared_error(np.float32([1, 2, 4]), np.float32([1, 4, 3])) == pytest.approx(5 / 3)
 
 
 TENTHS = np.full(10, 0.1)
@@ -94,17 +94,17 @@ def test_value_is_defined_where_its_formula_divides_by_zero() -> None:
         ("spearman", rising, TENTHS, 0.0),
         ("pearson", np.zeros(1), np.ones(1), 0.0),
     ):
-        assert measures.score([measure], truth, found) == {measure: expected}
+        assert metric_functions.score([measure], truth, found) == {measure: expected}
 
 
 def test_empty_series_values_that_are_not_finite_and_classes_out_of_range_are_refused() -> None:
-    for measure in measures.MEASURES:
+    for measure in metric_functions.MEASURES:
         with pytest.raises(ValueError, match="one at least"):
-            measures.score([measure], np.zeros(0, np.int64), np.zeros(0, np.int64))
+            metric_functions.score([measure], np.zeros(0, np.int64), np.zeros(0, np.int64))
     with pytest.raises(ValueError, match="not finite"):
-        measures.pearson(np.arange(2.0), np.array([1, np.nan]))
+        metric_functions.pearson(np.arange(2.0), np.array([1, np.nan]))
     with pytest.raises(ValueError, match="classes are 0 to 1, and there are 0 to 2"):
-        measures.confusion(np.array([0, 1]), np.array([0, 2]), 2)
+        metric_functions.confusion(np.array([0, 1]), np.array([0, 2]), 2)
 
 
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
@@ -126,35 +126,35 @@ def walked(tags: list[str]) -> list[tuple[str, int, int]]:
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=6), min_size=1, max_size=5))
 def test_entities_are_those_of_conlleval_and_agree_where_type_and_both_ends_do(sentences) -> None:
     truth, found = ([[pair[side] for pair in sentence] for sentence in sentences] for side in (0, 1))
-    assert [measures.entities(tags) for tags in truth] == [walked(tags) for tags in truth]
+    assert [metric_functions.entities(tags) for tags in truth] == [walked(tags) for tags in truth]
     a, b = (Counter((n, *each) for n, tags in enumerate(side) for each in walked(tags)) for side in (truth, found))
     right, predicted, true = (a & b).total(), b.total(), a.total()
-    agreement = measures.entity_f1(truth, found)
+    agreement = metric_functions.entity_f1(truth, found)
     assert agreement.precision == (right / predicted if predicted else 0)
     assert agreement.recall == (right / true if true else 0)
     assert math.isclose(agreement.f1, 2 / (predicted / right + true / right) if right else 0)
 
 
 def test_tag_without_a_type_is_an_entity() -> None:
-    assert measures.entity_f1([["B", "I", "B"]], [["B", "I", "I"]]) == (0, 0, 0)
+    assert metric_functions.entity_f1([["B", "I", "B"]], [["B", "I", "I"]]) == (0, 0, 0)
 
 
 def test_tags_of_another_scheme_and_sentences_of_another_length_are_refused() -> None:
     for tag in ("E-PER", "B_PER", "b-PER", "B-", "", "O-PER", "PER"):
         with pytest.raises(BadInput, match="not IOB; write O, B-TYPE or I-TYPE"):
-            measures.entities(["O", tag])
+            metric_functions.entities(["O", tag])
     with pytest.raises(ValueError, match="sentence 1: 2 tags, and 1 found"):
-        measures.entity_f1([["O"], ["O", "O"]], [["O"], ["O"]])
+        metric_functions.entity_f1([["O"], ["O", "O"]], [["O"], ["O"]])
     with pytest.raises(ValueError, match="no sentences"):
-        measures.entity_f1([], [])
+        metric_functions.entity_f1([], [])
 
 
 def test_every_task_of_glue_has_measures_and_every_measure_is_a_known_quantity() -> None:
-    assert len(measures.GLUE) == 9
-    assert {name for task in measures.GLUE for name in measures.glue(task)} <= measures.MEASURES.keys()
-    assert measures.MEASURES.keys() | {"entity_f1"} <= quantities.QUANTITIES.keys()
+    assert len(metric_functions.GLUE) == 9
+    assert {name for task in metric_functions.GLUE for name in metric_functions.glue(task)} <= metric_functions.MEASURES.keys()
+    assert metric_functions.MEASURES.keys() | {"entity_f1"} <= metric_names.QUANTITIES.keys()
 
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(BadInput, match=r"^f1_marco: no measure .* the nearest is f1_macro \(all: accuracy, "):
-        measures.score(["f1_marco"], *np.zeros((2, 10), np.int64))
+        metric_functions.score(["f1_marco"], *np.zeros((2, 10), np.int64))

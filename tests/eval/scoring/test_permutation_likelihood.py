@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from eval import permuted
-from eval.encoding import Encoder
-from eval.fill_mask import fill
-from eval.permuted import permuted_nats
-from eval.pseudo import pseudo_nats
+from eval.commands.fill_mask import fill
+from eval.scoring import permutation_likelihood
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.permutation_likelihood import permuted_nats
+from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support.commands import call
 from tests.support.encoders import encoder, folder, loaded, texts
 from tests.support.small import jit
@@ -68,7 +68,7 @@ def test_likelihood_along_an_order_follows_the_chain_rule_within_each_piece(shap
 
 
 def test_all_orders_are_equally_likely() -> None:
-    sampled = [tuple(next(permuted._rows(np.arange(3), 3, 1, number, "")).order.tolist()) for number in range(600)]
+    sampled = [tuple(next(permutation_likelihood._rows(np.arange(3), 3, 1, number, "")).order.tolist()) for number in range(600)]
     # 100 of each are expected, and their standard deviation is 9.
     assert all(sampled.count(order) > 60 for order in itertools.permutations(range(3)))
 

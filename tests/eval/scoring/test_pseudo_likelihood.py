@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval import tasks
-from eval.pseudo import pseudo_nats
+from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.tasks import Settings, blimp, masked, pseudo_perplexity
 from tests.support import encoders
 from zoo.errors import BadInput

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import spans
-from eval.spans import Decoded
+from eval.scoring import squad
+from eval.scoring.squad import Decoded
 
 TEXT = "Der Fox, the fox and  a Fox met in Köln; the fox  won. "
 
@@ -57,7 +57,7 @@ def brute(start, end, *, context, spans: np.ndarray, text: str, best: int, longe
 @given(st.integers(0, 1 << 30), st.integers(1, 4), st.integers(5, 16), st.integers(1, 25), st.integers(1, 20))
 def test_best_answers_are_those_of_trying_all_pairs(seed: int, count: int, length: int, best: int, longest: int) -> None:
     made = windows(np.random.default_rng(seed), count, length)
-    result = spans.decode(**made, best=best, longest=longest)
+    result = squad.decode(**made, best=best, longest=longest)
     answers, null = brute(**made, best=best, longest=longest)
     assert [tuple(each) for each in result.answers] == answers
     assert result.null == null
@@ -65,7 +65,7 @@ def test_best_answers_are_those_of_trying_all_pairs(seed: int, count: int, lengt
         assert TEXT[answer.first :].startswith(answer.text)
     order = np.random.default_rng(seed).permutation(count)
     shuffled = {name: value if name == "text" else value[order] for name, value in made.items()}
-    assert spans.decode(**shuffled, best=best, longest=longest) == result
+    assert squad.decode(**shuffled, best=best, longest=longest) == result
 
 
 def test_20_answers_of_at_most_30_tokens_are_given() -> None:
@@ -75,7 +75,7 @@ def test_20_answers_of_at_most_30_tokens_are_given() -> None:
     start, end = np.zeros((2, 1, 41), np.float32)
     # The first 31 words would score more than the first 30.
     start[0, 1], end[0, 30], end[0, 31] = 20, 20, 30
-    result = spans.decode(start, end, context=np.array([[1, 41]]), spans=places, text=text)
+    result = squad.decode(start, end, context=np.array([[1, 41]]), spans=places, text=text)
     assert result.answers[0] == (" ".join(f"w{number}" for number in range(30)), 0, 40)
     assert len({answer.text for answer in result.answers}) == 20
 
@@ -83,16 +83,16 @@ def test_20_answers_of_at_most_30_tokens_are_given() -> None:
 def test_window_without_context_has_no_answer_and_logits_that_are_not_finite_are_refused() -> None:
     flat = np.zeros((1, 4), np.float32)
     nothing = dict(context=np.array([[2, 2]]), spans=np.zeros((1, 4, 2), np.int64), text="")
-    result = spans.decode(flat, flat, **nothing)
+    result = squad.decode(flat, flat, **nothing)
     assert (result.answers, result.margin, result.choose(), result.choose(0.0)) == ([], math.inf, "", "")
     outside = flat.copy()
     outside[0, 3] = -np.inf
-    assert spans.decode(outside, outside, **nothing) == result
+    assert squad.decode(outside, outside, **nothing) == result
     outside[0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        spans.decode(outside, outside, **nothing)
+        squad.decode(outside, outside, **nothing)
     with pytest.raises(ValueError, match="no windows"):
-        spans.decode(flat[:0], flat[:0], context=np.zeros((0, 2), int), spans=np.zeros((0, 4, 2), int), text="")
+        squad.decode(flat[:0], flat[:0], context=np.zeros((0, 2), int), spans=np.zeros((0, 4, 2), int), text="")
 
 
 def test_answer_is_normalized_as_published() -> None:
@@ -105,7 +105,7 @@ def test_answer_is_normalized_as_published() -> None:
         ("The", ""),
         ("\u00a0x\u3000y\n", "x y"),
     ):
-        assert spans.normalized(answer) == expected
+        assert squad.normalized(answer) == expected
 
 
 def test_exact_match_and_f1_equal_values_by_hand() -> None:
@@ -119,8 +119,8 @@ def test_exact_match_and_f1_equal_values_by_hand() -> None:
         ("", ["x"], 0, 0),
         ("x", ["!", "x y"], 0, 2 / 3),
     ):
-        assert spans.exact_match(answer, truths) == exact
-        assert spans.token_f1(answer, truths) == pytest.approx(f1)
+        assert squad.exact_match(answer, truths) == exact
+        assert squad.token_f1(answer, truths) == pytest.approx(f1)
 
 
 @settings(deadline=None)
@@ -131,13 +131,13 @@ def test_best_threshold_is_that_of_trying_every_one(questions: Sequence[tuple[fl
     margins = np.array([float(margin) for *_, margin in questions])
     thresholds = [min(margins) - 1, *sorted(set(margins))]
     means = [float(np.where(margins <= threshold, answered, silent).mean()) for threshold in thresholds]
-    value, threshold = spans.best_threshold(answered, silent, margins)
+    value, threshold = squad.best_threshold(answered, silent, margins)
     assert value == pytest.approx(max(means))
     assert threshold == next(each for each, mean in zip(thresholds, means, strict=True) if mean == pytest.approx(max(means)))
 
 
 def decoded(text: str, margin: float) -> Decoded:
-    return Decoded([spans.Answer(text, 0, 1.0)], 1.0 + margin)
+    return Decoded([squad.Answer(text, 0, 1.0)], 1.0 + margin)
 
 
 def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:
@@ -145,17 +145,17 @@ def test_where_some_questions_have_no_answer_it_is_right_to_give_none() -> None:
     truths = [["Denver"], ["gold"], [], [], []]
     best = {"best_exact": 4 / 5, "best_exact_threshold": 2.0, "best_f1": 4 / 5, "best_f1_threshold": 2.0}
     parts = {"has_answer_exact": 1 / 2, "has_answer_f1": 1 / 2, "no_answer_exact": pytest.approx(2 / 3)}
-    assert spans.score(answers, truths) == {"exact": 3 / 5, "f1": 3 / 5, "questions": 5} | parts | best
+    assert squad.score(answers, truths) == {"exact": 3 / 5, "f1": 3 / 5, "questions": 5} | parts | best
     for threshold in (-4.0, -2.0, 2.0):
-        by_hand = [spans.exact_match(each.choose(threshold), given_) for each, given_ in zip(answers, truths, strict=True)]
-        assert spans.score(answers, truths, threshold)["exact"] == sum(by_hand) / 5
+        by_hand = [squad.exact_match(each.choose(threshold), given_) for each, given_ in zip(answers, truths, strict=True)]
+        assert squad.score(answers, truths, threshold)["exact"] == sum(by_hand) / 5
 
 
 def test_threshold_lies_below_all_margins_where_giving_no_answer_is_best() -> None:
-    result = spans.score([decoded("x", -3.0), Decoded([], 0.0)], [[], []])
+    result = squad.score([decoded("x", -3.0), Decoded([], 0.0)], [[], []])
     assert (result["exact"], result["best_exact"], result["best_exact_threshold"]) == (0.5, 1.0, -4.0)
     assert "has_answer_exact" not in result
-    assert spans.score([Decoded([], 0.0)], [[]])["best_f1_threshold"] == 0.0
-    for wrong in (lambda: spans.score([], []), lambda: spans.best_threshold(*np.zeros((3, 0)))):
+    assert squad.score([Decoded([], 0.0)], [[]])["best_f1_threshold"] == 0.0
+    for wrong in (lambda: squad.score([], []), lambda: squad.best_threshold(*np.zeros((3, 0)))):
         with pytest.raises(ValueError, match="no questions"):
             wrong()

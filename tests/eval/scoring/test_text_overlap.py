@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from eval import overlap
-from train.quantities import QUANTITIES
+from eval.scoring import text_overlap
+from train.run.metric_names import QUANTITIES
 from zoo.errors import BadInput
 
 WANTED = ["the cat sat on the mat today", "a dog runs"]
@@ -16,23 +16,23 @@ FOUND = ["the cat sat on a mat today", "a dog runs"]
 def test_bleu_is_the_mean_of_precisions_and_the_penalty_of_short_texts() -> None:
     # Words in common of 7 + 3: 6 + 3; pairs 4 + 2 of 6 + 2; triples 2 + 1 of 5 + 1; fours 1 of 4.
     logs = [math.log(share) for share in (9 / 10, 6 / 8, 3 / 6, 1 / 4)]
-    numbers, said = overlap.bleu(FOUND, WANTED)
+    numbers, said = text_overlap.bleu(FOUND, WANTED)
     assert numbers == {"bleu": pytest.approx(100 * math.exp(sum(logs) / 4))}
     assert "tok:13a" in said["BLEU"] and "case:mixed" in said["BLEU"]
     # Half of the words are missing: e^(1 - 20/10).
     double = [f"{text} {text}" for text in FOUND]
-    assert overlap.bleu(FOUND, double)[0]["bleu"] == pytest.approx(100 * math.exp(-1))
+    assert text_overlap.bleu(FOUND, double)[0]["bleu"] == pytest.approx(100 * math.exp(-1))
 
 
 def test_chrf_is_100_for_the_same_text_and_0_for_another() -> None:
-    assert overlap.chrf(WANTED, WANTED)[0] == {"chrf": pytest.approx(100)}
-    assert overlap.chrf(["xyz"], ["abc"])[0] == {"chrf": pytest.approx(0)}
+    assert text_overlap.chrf(WANTED, WANTED)[0] == {"chrf": pytest.approx(100)}
+    assert text_overlap.chrf(["xyz"], ["abc"])[0] == {"chrf": pytest.approx(0)}
 
 
 @pytest.mark.full
 def test_rouge_is_the_f_of_words_pairs_and_the_longest_subsequence() -> None:
     # Of 7 and 7 words 6 are common, of 6 and 6 pairs 4, and 6 in order; the second text is right.
-    assert overlap.rouge(FOUND, WANTED)[0] == {
+    assert text_overlap.rouge(FOUND, WANTED)[0] == {
         "rouge1": pytest.approx((6 / 7 + 1) / 2),
         "rouge2": pytest.approx((4 / 6 + 1) / 2),
         "rougeL": pytest.approx((6 / 7 + 1) / 2),
@@ -40,15 +40,18 @@ def test_rouge_is_the_f_of_words_pairs_and_the_longest_subsequence() -> None:
 
 
 def test_exact_match_is_of_normalized_texts() -> None:
-    assert overlap.exact(["The cat!", "dog runs far"], ["cat", "a dog"])[0] == {"exact": 0.5, "f1": pytest.approx((1 + 0.5) / 2)}
+    assert text_overlap.exact(["The cat!", "dog runs far"], ["cat", "a dog"])[0] == {
+        "exact": 0.5,
+        "f1": pytest.approx((1 + 0.5) / 2),
+    }
 
 
 def test_every_number_has_a_name_for_people() -> None:
-    for measure in overlap.MEASURES.values():
+    for measure in text_overlap.MEASURES.values():
         assert measure(FOUND, WANTED)[0].keys() <= QUANTITIES.keys()
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(BadInput, match=r"pip install 'jax-zoo\[eval\]'"):
-        overlap.bleu(FOUND, WANTED)
+        text_overlap.bleu(FOUND, WANTED)

@@ -10,30 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import labelled as scores
-from eval import measures
+from eval.scoring import labelled, metric_functions
 from eval.tasks import Result, Settings
 from eval.tasks import labelled as task
 from tests.support import encoders, finetuned
 from tests.support.commands import call
 from tests.support.finetuned import LABELS, examples, run
 from tests.support.labelled_files import put
-from train.config_objectives import Labelled
-from train.examples import Text
-from train.load import Loaded
+from train.config.objective_options import Labelled
+from train.data.example_types import Text
+from train.weights.load import Loaded
 from zoo.errors import BadInput
 from zoo.models import model
 
 
 def expected(goal: str, length: int) -> dict[str, Any]:
-    """What `eval.labelled` makes of the logits of all rows."""
+    """What `eval.scoring.labelled` makes of the logits of all rows."""
     cfg = run(goal, length=length)
     rows = finetuned.rows(cfg, examples(goal, 27))
     batch = finetuned.batch(cfg, rows)
     logits = finetuned.logits(cfg, batch)
     if goal == "span":
         logits = np.where(np.asarray(batch.segments)[:, None] > 0, np.moveaxis(logits, 2, 1), -np.inf)
-    _, tell = scores.TASKS[goal]
+    _, tell = labelled.TASKS[goal]
     return tell(rows, logits, cfg.model.labels).numbers
 
 
@@ -92,7 +91,7 @@ def test_the_command_prints_a_measure_of_glue_and_writes_nothing(place: Path, ca
     rows = finetuned.rows(cfg, examples("classification", 27))
     predicted = finetuned.logits(cfg, finetuned.batch(cfg, rows)).argmax(-1)
     truth = np.array([LABELS.index(each.label) for each in rows.examples if isinstance(each, Text)])
-    counts = measures.confusion(truth, predicted, 3)
+    counts = metric_functions.confusion(truth, predicted, 3)
     table = {name: dict(zip(LABELS, row, strict=True)) for name, row in zip(LABELS, counts.tolist(), strict=True)}
     assert printed["details"]["confusion"] == table
     assert printed["metrics"]["accuracy"] == pytest.approx((truth == predicted).mean())

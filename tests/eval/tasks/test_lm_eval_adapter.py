@@ -9,12 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from eval.generate import Generator
-from eval.likelihood import encode
-from eval.settings import Decoding, Sampling
+from eval.generation.generator import Generator
+from eval.generation.settings import Decoding
+from eval.scoring.likelihood import encode
 from eval.tasks import Settings, blimp, harness
 from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
 from zoo.errors import BadInput
+from zoo.generation.settings import Sampling
 
 SENTENCES = ["The whale sleeps.", "The whale sleep.", "The men see.", "The old ship.", "The old whale of the men.", "The men."]
 
@@ -42,7 +43,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def model(no_network: None) -> Any:
-    from eval.harness import HarnessModel
+    from eval.scoring.lm_eval_adapter import HarnessModel
 
     return HarnessModel(subject(), batch=4)
 

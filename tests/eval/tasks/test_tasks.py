@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eval import run_task, tasks
-from eval.likelihood import encode, likelihoods
+from eval import files, tasks
+from eval.commands import run_task
+from eval.scoring.likelihood import encode, likelihoods
 from eval.tasks import Settings, blimp, lambada, perplexity
 from tests.support import tiny
 from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
-from train import config
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.corpus import Document
-from train.folder import Folder
-from train.state import State
-from train.tokenizer import Tokenizer
+from train.checkpoints.checkpoints import Checkpoints
+from train.config import run_config
+from train.data.corpus import Document
+from train.engine import device_mesh
+from train.engine.state import State
+from train.run.run_dir import Folder
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 
@@ -60,7 +61,7 @@ BAD_FILES = [
     ("blimp", b"\n \n", r"\.jsonl: holds no line"),
     ("blimp", b"[" * 200_000, r"\.jsonl:1: no JSON"),
     ("lambada", b'{"text": "a b"}\n{"text": " word\\n"}', r"\.jsonl:2: a passage of one word"),
-    ("blimp", f"{GOOD}\n".encode() + b"a" * (tasks.LONGEST_LINE + 1), r"\.jsonl:2: longer than 16 MiB"),
+    ("blimp", f"{GOOD}\n".encode() + b"a" * (files.LONGEST_LINE + 1), r"\.jsonl:2: longer than 16 MiB"),
     ("perplexity", b"\n", r"holds no text"),
 ]
 
@@ -79,8 +80,8 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (tmp_path / name).write_text(GOOD)
     (tmp_path / "empty").mkdir()
     both = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    assert tasks.files([str(tmp_path)], (".jsonl",)) == both
-    assert tasks.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
+    assert files.files([str(tmp_path)], (".jsonl",)) == both
+    assert files.files([str(both[1]), str(both[0])], (".jsonl",)) == both[::-1]
     for names, said in {
         ("gone.jsonl",): "gone.jsonl: no such file",
         (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
@@ -88,7 +89,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
         (str(both[0]), str(tmp_path)): "named twice",
     }.items():
         with pytest.raises(BadInput, match=said):
-            tasks.files(names, (".jsonl",))
+            files.files(names, (".jsonl",))
 
 
 def test_minimal_pairs_compare_whole_sentences_and_ties_count_half(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
     assert result.details["paradigms"]["a"]["stderr"] == pytest.approx(a)
     assert result.metrics["accuracy_stderr"] == pytest.approx(math.sqrt(a**2 + c**2) / 3)
     assert result.details["phenomena"]["p"]["stderr"] == pytest.approx(a / 2)
-    assert tasks.mean_and_error([1.0]) == (1.0, None)
+    assert files.mean_and_error([1.0]) == (1.0, None)
 
 
 def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint, of the parameters alone."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
     cfg = tiny.run(model=subject().net.config, precision="float32")
-    folder, everywhere = Folder(path), NamedSharding(meshes.make(config.Mesh()), PartitionSpec())
+    folder, everywhere = Folder(path), NamedSharding(device_mesh.make(run_config.Mesh()), PartitionSpec())
     folder.tokenizer.mkdir(parents=True)
     folder.write_config(cfg)
     tokenizer().save(folder.tokenizer)
@@ -202,7 +203,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **options: Any) -> int:
-    others: dict[str, Any] = dict(step=None, precision="auto", mesh=config.Mesh(), as_json=as_json)
+    others: dict[str, Any] = dict(step=None, precision="auto", mesh=run_config.Mesh(), as_json=as_json)
     return run_task.main(str(where), task=task, files=files, settings=Settings(**options), **others)
 
 
@@ -291,6 +292,6 @@ def test_every_task_reads_the_first_examples_alone(tmp_path: Path) -> None:
         assert len(list(few)) == 2 < len(list(every)) == 5
     table = write(tmp_path / "a.tsv", "source\ttarget", "a\tb", "c\td")
     pairs = importlib.import_module("eval.tasks.text_to_text")
-    for files in ([table], [passages.replace(".jsonl", ".en")] * 2):
+    for names in ([table], [passages.replace(".jsonl", ".en")] * 2):
         (tmp_path / "a.en").write_text("a\nc\n")
-        assert len(pairs.read(files, Settings(limit=1))) == 1 < len(pairs.read(files, Settings())) == 2
+        assert len(pairs.read(names, Settings(limit=1))) == 1 < len(pairs.read(names, Settings())) == 2

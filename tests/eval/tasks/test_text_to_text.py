@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import overlap, run_task
-from eval.settings import GREEDY, Beams, Decoding
+from eval.commands import run_task
+from eval.generation.settings import Decoding
+from eval.scoring import text_overlap
 from eval.tasks import Settings, text_to_text
 from tests.support.generation import gpt, gpt_generator, gpt_tokenizer, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
-from train.load import Loaded
+from train.weights.load import Loaded
 from zoo.errors import BadInput
+from zoo.generation.settings import GREEDY, Beams
 
 SOURCES, TARGETS = ["Call me Ishmael.", "Some years ago", "never mind how long"], ["little money", "my purse", "Some years"]
 
@@ -34,7 +36,7 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
     ids = [np.append(words.encode(f"say: {text}"), words.end_of_text) for text in SOURCES]
     generated = seq2seq_generator("t5").generate(ids, Decoding(limit=6, sampling=GREEDY, search=search))
     texts = [each.text for each in generated]
-    measures = [overlap.MEASURES[name] for name in asked.split(",")] if asked else list(overlap.MEASURES.values())
+    measures = [text_overlap.MEASURES[name] for name in asked.split(",")] if asked else list(text_overlap.MEASURES.values())
     expected = {name: value for measure in measures for name, value in measure(texts, TARGETS)[0].items()}
     assert result.metrics == pytest.approx(expected)
     assert (result.examples, result.details["beams"], result.details["tokens"]) == (3, beams, 6)

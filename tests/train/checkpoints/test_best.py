@@ -11,19 +11,19 @@ import pytest
 
 from tests.support import finetuned, states
 from tests.support.finetuned import LABELS
-from train import config
-from train.checkpoint import Checkpoints
-from train.config import Log
-from train.config_objectives import Selection
-from train.folder import Folder, identity
-from train.selection import Choice, check
+from train.checkpoints.best_checkpoint import Choice, check
+from train.checkpoints.checkpoints import Checkpoints
+from train.config import run_config
+from train.config.objective_options import Selection
+from train.config.run_config import Log
+from train.run.run_dir import Folder, identity
 from zoo.errors import BadInput
 
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 NAN = math.nan
 
 
-def a_run(folder: Path, *, metric: str = "", patience: int = 0, **changes: Any) -> config.Run:
+def a_run(folder: Path, *, metric: str = "", patience: int = 0, **changes: Any) -> run_config.Run:
     labels = ("score",) if metric == "mean_squared_error" else LABELS
     chosen = {"selection": Selection(best=True, metric=metric, patience=patience), "log": Log(validate_every=10)}
     return finetuned.run("classification", labels=labels, out=str(folder), **chosen, **changes)
@@ -45,7 +45,7 @@ def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **opti
     return kept(run), None
 
 
-def kept(run: config.Run) -> int:
+def kept(run: run_config.Run) -> int:
     return Checkpoints(Folder.of(run).best, 1, notify=pytest.fail).latest() or 0
 
 

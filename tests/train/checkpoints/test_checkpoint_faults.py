@@ -13,10 +13,10 @@ import pytest
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import PATIENCE, small_files
 from tests.support.states import Log, abstract, bits, make
-from train import arrays
-from train.checkpoint import Checkpoints
-from zoo import launch
+from train.checkpoints import orbax_io
+from train.checkpoints.checkpoints import Checkpoints
 from zoo.errors import BadInput
+from zoo.runtime import launch
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoints"
 
 
-# Orbax abandons the writes that were running; in a run `train.arrays` ignores their errors, here pytest's hook replaces its own.
+# Orbax abandons the writes that were running; in a run `train.checkpoints.orbax_io` ignores their errors, here pytest's hook
+# replaces its own.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("largest", [20_000, 300, 0])
 def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_save_that_cannot_begin_fails_and_names_its_cause(
     with Checkpoints(folder, 1, notify=log) as checkpoints:
         checkpoints.save(make(1), {})
         assert checkpoints.wait()
-        monkeypatch.setattr(arrays, "start_writing", fail)
+        monkeypatch.setattr(orbax_io, "start_writing", fail)
         checkpoints.save(make(2), {})
         assert not checkpoints.wait()
         checkpoints.save(make(3), {})
@@ -84,7 +85,7 @@ def test_a_save_that_cannot_begin_fails_and_names_its_cause(
 KILLS = """
 import json, os, random, signal, sys, time
 from tests.support.states import abstract, bits, make
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoints import Checkpoints
 from zoo import runtime
 
 runtime.prepare(devices=8)
@@ -147,7 +148,7 @@ PROCESSES = """
 import json, os, resource, signal, sys
 import jax, numpy as np
 from tests.support.states import abstract, make, mesh_of
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoints import Checkpoints
 from zoo import launch
 from zoo.errors import BadInput
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
-from train.checkpoint import Checkpoints
-from train.marker import FORMAT, NAME, Damaged, Marker, compare
-from train.state import State
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.manifest import FORMAT, NAME, Damaged, Marker, compare
+from train.engine.state import State
 from zoo.errors import BadInput
 
 
@@ -127,7 +127,7 @@ def test_saves_where_an_event_loop_runs(folder: Path) -> None:
 def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_all(folder, 1)
     # As if the process was killed after the first file.
-    monkeypatch.setattr("train.checkpoint.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
+    monkeypatch.setattr("train.checkpoints.checkpoints.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
         checkpoints.save(make(2), META | {"step": 2})
     monkeypatch.undo()
@@ -289,7 +289,7 @@ def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
 
 def test_another_format_is_refused_and_not_called_damaged(damaged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, newest = damaged
-    monkeypatch.setattr("train.marker.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("train.checkpoints.manifest.FORMAT", FORMAT + 1)
     Marker(step=2, meta={}, leaves={}).write(newest)
     monkeypatch.undo()
     with pytest.raises(BadInput, match=f"format {FORMAT + 1}"):

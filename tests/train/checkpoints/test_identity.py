@@ -12,8 +12,9 @@ import pytest
 from tests.support import tiny
 from tests.support.commands import TINY, call, finished
 from tests.support.states import Log, restored, save_all
-from train.checkpoint import Checkpoints
-from train.folder import check_identity, identity
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.identity import check_identity
+from train.run.run_dir import identity
 from zoo.errors import BadInput
 
 OTHER = {

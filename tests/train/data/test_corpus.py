@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.processes import ROOT, run_python
-from train import corpus
-from train.config import Data
-from train.corpus import split
-from train.sources import sources
+from train.config.run_config import Data
+from train.data import corpus
+from train.data.corpus import split
+from train.data.sources import sources
 from zoo.errors import BadInput
 
 PARTS = st.lists(st.sampled_from(["a", "é", "\U0001f433", " ", "\n", "\n\n"]), min_size=30, max_size=300)
@@ -146,7 +146,8 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path):
         stream.truncate(2 << 30)
     packed.write_bytes(gzip.compress(b"a" * (1 << 20)) * 400)
     child = (
-        "import resource, sys; from train.config import Data; from train.corpus import split; from zoo.errors import BadInput\n"
+        "import resource, sys; from train.config.run_config import Data; from train.data.corpus import split\n"
+        "from zoo.errors import BadInput\n"
         "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
         "for path in sys.argv[1:]:\n"
         "    try: split(Data(paths=(path,)))\n"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from tests.support import labelled_files as files
 from tests.support.labelled_files import ARTICLE, ASKED, CONTEXT, RATED, ROWS, Content, halves, put, read, squad
-from train import readers
-from train.config import Data
-from train.config_objectives import Labelled
-from train.examples import Question
+from train.config.objective_options import Labelled
+from train.config.run_config import Data
+from train.data import labelled_reader
+from train.data.example_types import Question
 from zoo.errors import BadInput
 
 QUESTION_FIELDS = ("id", "question", "answers", "document", "context")
@@ -99,7 +99,7 @@ def test_bad_examples_are_left_out_by_option_and_otherwise_the_first_is_refused(
     file, errors = put(tmp_path / name, content), list[str]()
     with pytest.raises(BadInput, match=f"^{file}:{lines[0]}: "):
         read(objective, file)
-    examples: list[Any] = readers.read(objective, (str(file),), Data(), Labelled(skip_bad=True), errors)[0]
+    examples: list[Any] = labelled_reader.read(objective, (str(file),), Data(), Labelled(skip_bad=True), errors)[0]
     assert [getattr(each, "text", None) or each.words[0] for each in examples] == ["a", "d"]
     assert [error.split(": ")[0] for error in errors] == [f"{file}:{line}" for line in lines]
 
@@ -159,7 +159,7 @@ def test_the_questions_of_an_article_are_in_one_half_and_the_cut_is_the_nearest(
     names = sorted((k, f"t{n}") for n, size in enumerate(sizes) for k in range(size))
     shared: dict[str, Any] = dict(question="?", context="c", answers=())
     examples = [Question(origin=f"{name}-{k}", document=name, id=name, **shared) for k, name in names]
-    training, held_out = readers.halves(examples, fraction)
+    training, held_out = labelled_reader.halves(examples, fraction)
     assert training and held_out
     assert sorted(each.origin for each in [*training, *held_out]) == sorted(each.origin for each in examples)
     assert not {each.document for each in training} & {each.document for each in held_out}

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from tests.support.processes import ROOT, run_python
-from train import texts as module
-from train.config import Data
-from train.sources import sources
+from train.config.run_config import Data
+from train.data import text_files
+from train.data.sources import sources
 from zoo.errors import BadInput
 
 TEXTS = ["one", "two\nlines \U0001f433", "drei grün"]
@@ -33,7 +33,7 @@ def refusal(*paths, **options):
 
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_compressed_files_are_read_as_what_is_in_them(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(text_files, "CHUNK", 3)
     (tmp_path / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](LINES))
     parts = ("\ufeffgrün\r\n", "und \U0001f433")
     (tmp_path / f"b.TXT{suffix}").write_bytes(b"".join(PACKERS[suffix](part.encode()) for part in parts))
@@ -65,9 +65,9 @@ def test_an_xz_may_have_several_streams_and_not_ask_for_gigabytes(tmp_path):
 
 @pytest.mark.parametrize("end", [" ", "\n", "\r", "\t", "\u3042\u3002", ""])
 def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(module, "CHUNK", 1000)
-    monkeypatch.setattr("train.pieces.PIECE", 100)
-    monkeypatch.setattr("train.pieces.LONGEST_PIECE", 3000)
+    monkeypatch.setattr(text_files, "CHUNK", 1000)
+    monkeypatch.setattr("train.data.chunking.PIECE", 100)
+    monkeypatch.setattr("train.data.chunking.LONGEST_PIECE", 3000)
     text = ("x" * 50 + "\u00e9" + end) * 200
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     if not end:
@@ -81,7 +81,7 @@ def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
 
 
 def test_errors_far_into_a_text_name_line_and_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(text_files, "CHUNK", 7)
     for bad, message in (
         (b"\0", "binary content (a NUL at byte 605)"),
         (b"\xff", "not UTF-8 (byte 605)"),
@@ -194,7 +194,8 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
 def test_a_hub_out_of_reach_is_reported_without_importing_datasets(offline, message):
     """In a new process, with its own settings of the library; no server answers at port 9."""
     child = (
-        "import sys; from train.config import Data; from train.sources import sources; from zoo.errors import BadInput\n"
+        "import sys; from train.config.run_config import Data; from train.data.sources import sources\n"
+        "from zoo.errors import BadInput\n"
         "try: sources(('hub:no-organisation/nothing',), Data())\n"
         "except BadInput as error: print(error)\n"
         "assert 'datasets' not in sys.modules"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import optim
-from train.config import Optim
+from train.config.run_config import Optim
+from train.engine import optim
 from zoo.sharding import path_of
 
 PARAMS = {

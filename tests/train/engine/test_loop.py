@@ -15,18 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import scores
+from eval.scoring import scorers
 from tests.support import tiny
 from tests.support.runs import quick_compilation, snapshot, text
-from train import config, loop, optim
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.config_objectives import Selection
-from train.folder import Folder
-from train.load import load
-from train.metrics import read
+from train import trainer
+from train.checkpoints.checkpoints import Checkpoints
+from train.config import run_config
+from train.config.objective_options import Selection
+from train.engine import device_mesh, optim
+from train.engine.step import ENGINES, make_step
 from train.objectives import causal
-from train.step import ENGINES, make_step
+from train.run.metrics_file import read
+from train.run.run_dir import Folder
+from train.weights.load import load
 from zoo.errors import BadInput
 from zoo.models import model
 
@@ -50,15 +51,15 @@ def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("engine", ["jit", pytest.param("pmap", marks=pytest.mark.full)])
-def test_the_step_is_compiled_once(engine: config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Over the first steps, and again after the state went through a checkpoint."""
     run = tiny.run(engine=engine, steps=4, model=PLAIN)
-    mesh, net, tx = meshes.make(run.mesh), model(run.model), optim.optimizer(run.optim)
-    abstract = meshes.abstract_state(run, net, tx, mesh)
+    mesh, net, tx = device_mesh.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    abstract = device_mesh.abstract_state(run, net, tx, mesh)
     chex.clear_trace_counter()  # it goes by the function's name
     step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
     made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
-    state = made.put(meshes.init_state(run, net, tx, mesh))
+    state = made.put(device_mesh.init_state(run, net, tx, mesh))
     programs = []
     with Checkpoints(tmp_path, 1, notify=pytest.fail) as checkpoints:
         for number in range(4):
@@ -79,7 +80,7 @@ class Killed(Exception):
     """As far as the run's folder is concerned."""
 
 
-def train(run: config.Run, first: int = 0, killed: int | None = None) -> int:
+def train(run: run_config.Run, first: int = 0, killed: int | None = None) -> int:
     """Start a run from its `first` step; its validations return `VALUES`, its score at the end is a real one.
 
     It ends by a kill at the validation of a step, or while it is scored, which is here step 0.
@@ -96,11 +97,11 @@ def train(run: config.Run, first: int = 0, killed: int | None = None) -> int:
         raise Killed
 
     kinds = iter((lambda _: validate, lambda real: fail if killed == 0 else real))
-    return loop.run(run, evaluate=lambda *args, **named: next(kinds)(scores.scorer(*args, **named)), on_end=lambda _: None)
+    return trainer.run(run, evaluate=lambda *args, **named: next(kinds)(scorers.scorer(*args, **named)), on_end=lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
+def ended(tmp_path_factory: pytest.TempPathFactory) -> run_config.Run:
     """A run of twenty steps that ended after its eighth, its parameters sharded."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "text.txt").write_text(text())
@@ -108,17 +109,19 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
         out=str(folder),
         selection=Selection(best=True, patience=2),
         model=PLAIN,
-        data=config.Data(paths=(str(folder / "text.txt"),), length=32, batch=8),
-        mesh=config.Mesh(data=1, fsdp=8),
-        checkpoint=config.Checkpoint(every=4),
-        log=config.Log(every=2, validate_every=2, validate_rows=4, samples=0),
+        data=run_config.Data(paths=(str(folder / "text.txt"),), length=32, batch=8),
+        mesh=run_config.Mesh(data=1, fsdp=8),
+        checkpoint=run_config.Checkpoint(every=4),
+        log=run_config.Log(every=2, validate_every=2, validate_rows=4, samples=0),
     )
     assert train(run) == 0
     return run
 
 
 @pytest.mark.full
-def test_a_run_without_a_better_validation_ends_and_is_finished(ended: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_better_validation_ends_and_is_finished(
+    ended: run_config.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Folder.of(ended)
     assert [row["step"] for row in read(folder.metrics) if row["kind"] == "valid"] == [2, 4, 6, 8]
     capsys.readouterr()
@@ -128,7 +131,7 @@ def test_a_run_without_a_better_validation_ends_and_is_finished(ended: config.Ru
     assert snapshot(folder.path) == before
 
 
-def test_what_is_scored_and_loaded_is_the_best(ended: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_scored_and_loaded_is_the_best(ended: run_config.Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder.of(ended)
     stored = json.loads(folder.scores.read_text())
     assert stored["step"] == load(folder.path).step == 4
@@ -137,19 +140,19 @@ def test_what_is_scored_and_loaded_is_the_best(ended: config.Run, capsys: pytest
     assert printed[None] == pytest.approx(stored["loss"], abs=2e-6)
     assert abs(printed[8] - printed[None]) > 1e-3
     with pytest.raises(BadInput, match=r"steps that can be read: 8, 4"):
-        scores.main(str(folder.path), step=6, batch=8, stride=0, mesh=config.Mesh())
+        scorers.main(str(folder.path), step=6, batch=8, stride=0, mesh=run_config.Mesh())
 
 
 def evaluated(folder: Folder, step: int | None, capsys: pytest.CaptureFixture[str]) -> float:
     """The loss that `zoo eval` prints."""
     capsys.readouterr()
-    assert scores.main(str(folder.path), step=step, batch=8, stride=0, mesh=config.Mesh()) == 0
+    assert scorers.main(str(folder.path), step=step, batch=8, stride=0, mesh=run_config.Mesh()) == 0
     return float(re.findall(r"^loss +(\S+)$", capsys.readouterr().out, re.MULTILINE)[0])
 
 
 @pytest.mark.full
 def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_bits(
-    ended: config.Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ended: run_config.Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each start with a step left compiles the step once."""
     run = dataclasses.replace(ended, name="killed")
@@ -173,7 +176,7 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
 
 @pytest.mark.planted
 def test_lost_rows_are_noticed_and_a_missing_report_is_written(
-    ended: config.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ended: run_config.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run takes the name of one of another configuration that was killed before its first checkpoint."""
     run = dataclasses.replace(ended, name="lost")
@@ -190,10 +193,10 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     assert train(run, 4) == 0
     assert "! " + str(folder.metrics) + ": 2 of 4 rows are missing since the checkpoint was saved" in capsys.readouterr().out
     written = []
-    assert loop.run(run, evaluate=scores.scorer, on_end=written.append) == 0
+    assert trainer.run(run, evaluate=scorers.scorer, on_end=written.append) == 0
     assert written == [folder.path]
     # What a run needs is known before it is trained.
-    monkeypatch.setattr(loop.room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(trainer.room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"--checkpoint.keep 2: .* has 1,000 free; make room"):
         train(dataclasses.replace(run, name="roomless"))
     assert not Folder(Path(run.out) / "roomless").config.exists()
@@ -201,11 +204,11 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
 
 @pytest.mark.full
 @pytest.mark.planted
-def test_the_loop_refuses_a_hidden_transfer(ended: config.Run) -> None:
+def test_the_loop_refuses_a_hidden_transfer(ended: run_config.Run) -> None:
     """A validation that adds a numpy array to a parameter: JAX would move it to the devices without a word."""
 
     def leaky(*_: Any, **__: Any) -> Callable[[Any], Any]:
         return lambda params: jax.tree.map(lambda leaf: leaf + np.ones(leaf.shape, leaf.dtype), params)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        loop.run(dataclasses.replace(ended, name="leaky"), evaluate=leaky, on_end=pytest.fail)
+        trainer.run(dataclasses.replace(ended, name="leaky"), evaluate=leaky, on_end=pytest.fail)

@@ -16,24 +16,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from tests.support.runs import quick_compilation
-from train import config, optim
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.engine.step import ENGINES, make_step
 from train.objectives import causal
-from train.step import ENGINES, make_step
-from zoo.attention import attention
+from zoo.attention.attention import attention
+from zoo.attention.masks import Dense, Mask
 from zoo.configs import Compute
 from zoo.errors import BadInput
-from zoo.masks import Dense, Mask
 from zoo.models import model
 from zoo.sharding import BATCH
 
-ONE = config.Mesh(data=1)
+ONE = run_config.Mesh(data=1)
 CASES = {
-    "data=2,fsdp=2,tensor=2": {"mesh": config.Mesh(data=2, fsdp=2, tensor=2)},
-    "pmap": {"mesh": config.Mesh(data=8), "engine": "pmap"},
-    "fsdp=8": {"mesh": config.Mesh(data=1, fsdp=8)},
-    "4 micro-batches": {"mesh": config.Mesh(data=4), "accumulate": 4},
-    "data=8, remat, chunked loss": {"mesh": config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
+    "data=2,fsdp=2,tensor=2": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2)},
+    "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
+    "fsdp=8": {"mesh": run_config.Mesh(data=1, fsdp=8)},
+    "4 micro-batches": {"mesh": run_config.Mesh(data=4), "accumulate": 4},
+    "data=8, remat, chunked loss": {"mesh": run_config.Mesh(data=8), "compute": {"remat": "full"}, "loss_chunk": 8},
 }
 STEPS = 20
 
@@ -51,16 +51,16 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
     if compute:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
-    devices = meshes.make(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
-    meshes.check(run, devices)
+    devices = device_mesh.make(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    device_mesh.check(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
-    places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, devices))
+    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, devices))
     engine = ENGINES[run.engine](make_step(run, net, causal, tx, jnp.float32), devices, places, run.data.batch)
-    state, losses, gradient = engine.put(meshes.init_state(run, net, tx, devices)), [], None
+    state, losses, gradient = engine.put(device_mesh.init_state(run, net, tx, devices)), [], None
     with jax.transfer_guard("disallow"):
         for step in range(steps):
-            mine = jax.tree.map(lambda leaf: leaf[meshes.local_rows(devices, run.data.batch)], tiny.batch(step))
+            mine = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
             state, metrics = engine.step(state, engine.place(mine))
             losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
             if step == 0:
@@ -93,9 +93,9 @@ def test_the_comparison_catches_a_wrong_gradient():
 
 
 def test_state_lies_where_the_table_says():
-    run = tiny.run(mesh=config.Mesh(data=2, fsdp=2, tensor=2))
-    mesh, net, tx = meshes.make(run.mesh), model(run.model), optim.optimizer(run.optim)
-    state = meshes.init_state(run, net, tx, mesh)
+    run = tiny.run(mesh=run_config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh, net, tx = device_mesh.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    state = device_mesh.init_state(run, net, tx, mesh)
     up = state.params["layers"]["mlp"]["up"]["kernel"]
     assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert up.addressable_data(0).shape == (2, 16, 32)
@@ -108,7 +108,7 @@ def test_state_lies_where_the_table_says():
 @pytest.mark.full
 def test_adafactor_treats_layers_as_separate_matrices():
     """Updates of a stacked leaf equal those of each layer's own matrix, which stands outside the stack under another name."""
-    tx = optim.optimizer(config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
+    tx = optim.optimizer(run_config.Optim(name="adafactor", clip=0.0, weight_decay=0.0))
     rng = np.random.default_rng(0)
     grads = jnp.float32(rng.standard_normal((3, 128, 256)) * [[[1]], [[10]], [[0.1]]])
     params = jnp.float32(rng.standard_normal((3, 128, 256)))
@@ -125,7 +125,7 @@ def test_adafactor_treats_layers_as_separate_matrices():
 @pytest.mark.parametrize("impl", ["xla", *(pytest.param(name, marks=pytest.mark.full) for name in ("reference", "blocked"))])
 def test_attention_adds_no_collective(impl):
     """Under data, fsdp and tensor axes attention runs on local arrays: the compiled program has no communication."""
-    mesh = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
     place = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
     q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=place)
@@ -147,7 +147,7 @@ def test_attention_adds_no_collective(impl):
 @pytest.mark.planted
 def test_a_bias_table_costs_one_reduction():
     """What the counter above would see: the gradient of something all examples share must be summed."""
-    mesh = meshes.make(config.Mesh(data=8))
+    mesh = device_mesh.make(run_config.Mesh(data=8))
     q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
 
     def value(bias, q):
@@ -169,13 +169,16 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh": config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
-        ({"data": config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
-        ({"engine": "pmap", "mesh": config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
-        ({"mesh": config.Mesh(data=1, fsdp=8), "model": NARROW}, r"--mesh\.fsdp 8: it does not divide embed/positions/embedding"),
+        ({"mesh": run_config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
+        ({"data": run_config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
+        ({"engine": "pmap", "mesh": run_config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
+        (
+            {"mesh": run_config.Mesh(data=1, fsdp=8), "model": NARROW},
+            r"--mesh\.fsdp 8: it does not divide embed/positions/embedding",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(changes, message):
     run = tiny.run(**changes)
     with pytest.raises(BadInput, match=message):
-        meshes.check(run, meshes.make(run.mesh))
+        device_mesh.check(run, device_mesh.make(run.mesh))

@@ -17,15 +17,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from tests.support.runs import quick_compilation
-from train import config, optim, recipes
-from train import mesh as meshes
-from train.losses import token_losses
+from train import recipes
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.engine.losses import token_losses
+from train.engine.state import State
+from train.engine.step import ENGINES, Engine, make_step
 from train.objectives import causal
-from train.state import State
-from train.step import ENGINES, Engine, make_step
 from zoo.batch import Batch
-from zoo.layers import tied_logits
 from zoo.models import model
+from zoo.nn.layers import tied_logits
 
 VOCABULARY, ROWS, WIDTH = 300, 384, 16
 
@@ -100,7 +101,7 @@ CLOSED = {
 
 
 def rates(name: Any, warmup: int = WARMUP, steps: int = STEPS) -> Callable[[int], float]:
-    schedule = optim.schedule(config.Optim(lr=PEAK, schedule=name, warmup=warmup, final=FINAL), steps)
+    schedule = optim.schedule(run_config.Optim(lr=PEAK, schedule=name, warmup=warmup, final=FINAL), steps)
     return lambda step: float(schedule(jnp.int32(step)))
 
 
@@ -163,7 +164,7 @@ def follow(tx: optax.GradientTransformation, rate: Callable[[int], Any]) -> list
 
 @pytest.mark.parametrize(("clip", "decay"), [(1.0, 0.1), (0.0, 0.0)])
 def test_adamw_is_optax_s_own_step_for_step(clip: float, decay: float) -> None:
-    cfg = config.Optim(lr=0.1, warmup=3, clip=clip, weight_decay=decay)
+    cfg = run_config.Optim(lr=0.1, warmup=3, clip=clip, weight_decay=decay)
     schedule = optim.schedule(cfg, 8)
     mask = {"a": {"kernel": True, "bias": False}}
     theirs = optax.adamw(lambda count: -schedule(count), cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=mask)
@@ -301,17 +302,17 @@ def quick() -> Iterator[None]:
 @functools.cache
 def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], Any]]:
     """An engine over two devices, and what makes a state and something frozen for it."""
-    mesh = config.Mesh(data=1, fsdp=2) if name == "jit" else config.Mesh(data=2)
+    mesh = run_config.Mesh(data=1, fsdp=2) if name == "jit" else run_config.Mesh(data=2)
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
-    net, tx, mesh = model(run.model), optim.optimizer(run.optim), meshes.make(run.mesh, jax.devices()[:2])
-    places = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_state(run, net, tx, mesh))
+    net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make(run.mesh, jax.devices()[:2])
+    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, mesh))
     engine = ENGINES[name](make_step(run, net, Scaled, tx, jnp.float32), mesh, places, run.data.batch)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def frozen(scale: float) -> Any:
         return engine.hold(jax.device_put({"scale": np.float32(scale)}, everywhere))
 
-    return engine, lambda: engine.put(meshes.init_state(run, net, tx, mesh)), frozen
+    return engine, lambda: engine.put(device_mesh.init_state(run, net, tx, mesh)), frozen
 
 
 @pytest.mark.full

@@ -9,10 +9,11 @@ import pytest
 from tests.support import finetuned
 from tests.support.encoders import tokenizer
 from tests.support.labelled_files import put
-from train import config, inputs
-from train.config import Data
-from train.data_notices import notices, padding_share, unknown_share
-from train.folder import Folder
+from train.config import run_config
+from train.config.run_config import Data
+from train.inputs import dataset
+from train.inputs.notices import notices, padding_share, unknown_share
+from train.run.run_dir import Folder
 
 
 def lines(folder: Path, text: str, length: int, goal: str = "classification", **options: Any) -> tuple[list[str], Any, Any]:
@@ -22,9 +23,9 @@ def lines(folder: Path, text: str, length: int, goal: str = "classification", **
     content = words * 10 if goal == "tagging" else "text\tlabel\n" + f"{text}\ta\n{text}\tb\n" * 5
     file = put(folder / ("a.conll" if goal == "tagging" else "a.tsv"), content)
     cfg = finetuned.run(goal, labels=(), data=Data(paths=(str(file),), length=length, batch=2), **options)
-    cfg = dataclasses.replace(cfg, tokenizer=config.Tokenizer(path=str(folder)))
-    cfg = inputs.settled(cfg, Folder(folder))
-    data = inputs.read(cfg, Folder(folder), folder)
+    cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(folder)))
+    cfg = dataset.settled(cfg, Folder(folder))
+    data = dataset.read(cfg, Folder(folder), folder)
     return notices(cfg, data), cfg, data
 
 

@@ -10,16 +10,16 @@ import pytest
 from rich.console import Console
 
 from tests.support import tiny
-from train import inputs, inspect
-from train.batches import Batches
-from train.config import Data
-from train.folder import Folder
+from train.config.run_config import Data
+from train.data.text_files import Document
+from train.inputs import dataset, inspect_rows
 from train.objectives import causal
-from train.rows import Row
-from train.texts import Document
-from train.tokenizer import Tokenizer
-from zoo import runtime
+from train.rows.batches import Batches
+from train.rows.lm_rows import Row
+from train.run.run_dir import Folder
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
+from zoo.runtime import jax_setup
 
 WORDS = "the cat sat on the mat and saw a dog run far away from it "
 NASTY = "\x1b[31mred\x07 e\u0301 \u202e\u200b 日本語 🐳 naïve\ttab\r" + "-" * 200 + "\n"
@@ -45,7 +45,7 @@ def a_run(tmp_path, **data):
 
 
 def shown(capsys, run, count=3, first=0):
-    inspect.inspect(run, Folder.of(run), count=count, first=first)
+    inspect_rows.inspect(run, Folder.of(run), count=count, first=first)
     return capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def masked(rng, row: Row, length):
 def trained_on(monkeypatch, build):
     """Let runs have an objective whose rows are made by `build`."""
     goal = types.SimpleNamespace(DATA="text", builder=lambda run, tokenizer, counts: build)
-    monkeypatch.setattr(inputs, "objective", lambda name: goal)
+    monkeypatch.setattr(dataset, "objective", lambda name: goal)
 
 
 @pytest.mark.parametrize("first", [0, 41])
@@ -76,7 +76,7 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
     out = shown(capsys, run, count=5, first=first)
-    text = inputs.read(run, Folder.of(run), runtime.cache_dir() / "text")
+    text = dataset.read(run, Folder.of(run), jax_setup.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
     numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of \d+\n  from (.*)$", out, re.MULTILINE)
@@ -101,7 +101,7 @@ def test_what_does_not_count_is_marked_and_what_is_predicted_is_shown(tmp_path, 
     assert "padding" in out
     # A long document comes in several pieces.
     pieces = [Document("a", "x", last=False), Document("a", "y"), Document("b", "z")]
-    assert inspect._names(pieces, {0, 1}) == {0: "a", 1: "b"}
+    assert inspect_rows._names(pieces, {0, 1}) == {0: "a", 1: "b"}
     for example in out.split("\nExample ")[1:]:
         named = re.findall(r"^  segment (\d+): document (\d+), two.jsonl:(\d+): tokens", example, re.MULTILINE)
         assert [(int(segment), int(line)) for segment, _, line in named] == [
@@ -130,7 +130,10 @@ def test_no_text_controls_the_terminal(tmp_path, files, capsys, monkeypatch):
         assert {character for character in out if not character.isprintable()} == {"\n"}
     assert all(escape in out for escape in ("\\x1b", "\\x07", "\\t", "\\r"))
     # A combining character at the beginning of a token would be drawn over the bar before it.
-    assert inspect._printable("\u202eé\u200be\u0301") == "\\u202eé\\u200be\u0301" and inspect._printable("\u0301e") == "\\u0301e"
+    assert (
+        inspect_rows._printable("\u202eé\u200be\u0301") == "\\u202eé\\u200be\u0301"
+        and inspect_rows._printable("\u0301e") == "\\u0301e"
+    )
 
 
 def test_every_field_of_a_batch_is_shown():
@@ -147,7 +150,7 @@ def test_every_field_of_a_batch_is_shown():
     )
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
-    inspect._show(console, tokenizer, example, Row((), 0, False), {})
+    inspect_rows._show(console, tokenizer, example, Row((), 0, False), {})
     parts = ["encoder side", "the│ cat│ sat", "padding: 3", "decoder side"]
     parts += ["type 0", f"#{len(target) - 1}→", "type 1", "labels: 7"]
     places = [stream.getvalue().find(part) for part in parts]

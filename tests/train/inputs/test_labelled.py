@@ -12,11 +12,12 @@ from tests.support.encoders import folder as published
 from tests.support.encoders import tokenizer
 from tests.support.finetuned import IOB, LABELS, TASKS, examples, rows, run
 from tests.support.labelled_files import put
-from train import config, labelled
-from train.config import Data, Run
-from train.examples import Tagged, Text
-from train.folder import Folder
-from train.labelled import Labelled, labels_of
+from train.config import run_config
+from train.config.run_config import Data, Run
+from train.data.example_types import Tagged, Text
+from train.inputs import labelled_inputs
+from train.inputs.labelled_inputs import Labelled, labels_of
+from train.run.run_dir import Folder
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
 
@@ -37,8 +38,8 @@ def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: 
 
 
 def read(cfg: Run, words: Path, folder: Path) -> Labelled:
-    cfg = dataclasses.replace(cfg, tokenizer=config.Tokenizer(path=str(words)))
-    return labelled.read(labelled.settled(cfg, Folder(folder)), Folder(folder), folder)
+    cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(words)))
+    return labelled_inputs.read(labelled_inputs.settled(cfg, Folder(folder)), Folder(folder), folder)
 
 
 def table(folder: Path, *labels: str, name: str = "a.tsv") -> Path:
@@ -61,26 +62,26 @@ def test_labels_are_in_the_order_of_their_names_and_numbers_in_theirs() -> None:
 def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(tmp_path: Path) -> None:
     file = table(tmp_path, *"210" * 10, "9")
     cfg = on(file)
-    settled = labelled.settled(cfg, Folder(tmp_path))
+    settled = labelled_inputs.settled(cfg, Folder(tmp_path))
     assert settled.model.labels == ("0", "1", "2")
     assert dataclasses.replace(settled, model=cfg.model) == cfg
-    named = labelled.settled(on(file, labels=("x", "y")), Folder(tmp_path))
+    named = labelled_inputs.settled(on(file, labels=("x", "y")), Folder(tmp_path))
     assert named.model.labels == ("x", "y")
     # A resumed run names those in its config.json.
-    assert labelled.settled(settled, Folder(tmp_path)) == settled
+    assert labelled_inputs.settled(settled, Folder(tmp_path)) == settled
 
 
 def test_a_regression_has_one_output(tmp_path: Path) -> None:
     file = table(tmp_path, *("0.5", "2", "-1") * 5)
     for named, labels in ((), ("score",)), (("stars",), ("stars",)):
-        assert labelled.settled(on(file, regression=True, labels=named), Folder(tmp_path)).model.labels == labels
+        assert labelled_inputs.settled(on(file, regression=True, labels=named), Folder(tmp_path)).model.labels == labels
     with pytest.raises(BadInput, match=r"^--model\.labels a b: .*name one, or leave out --labelled\.reg"):
-        labelled.settled(on(file, regression=True, labels=("a", "b")), Folder(tmp_path))
+        labelled_inputs.settled(on(file, regression=True, labels=("a", "b")), Folder(tmp_path))
 
 
 def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) -> None:
     with pytest.raises(BadInput, match=r"^--data\.paths: every example has the label yes"):
-        labelled.settled(on(table(tmp_path, *["yes"] * 9)), Folder(tmp_path))
+        labelled_inputs.settled(on(table(tmp_path, *["yes"] * 9)), Folder(tmp_path))
     # A class that the training half does not have.
     with pytest.raises(BadInput, match=r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"):
         read(on(table(tmp_path, *"abababab", "a", "z")), words, tmp_path)
@@ -89,9 +90,11 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) 
 def test_so_many_classes_that_they_are_texts_are_refused_unless_they_are_named(tmp_path: Path) -> None:
     texts = [f"the whale {number}" for number in range(60)]
     with pytest.raises(BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"):
-        labelled.settled(on(table(tmp_path, *texts)), Folder(tmp_path))
-    assert labelled.settled(on(table(tmp_path, *texts), labels=tuple(texts)), Folder(tmp_path)).model.labels == tuple(texts)
-    assert len(labelled.settled(on(table(tmp_path, *texts[:27] * 3)), Folder(tmp_path)).model.labels) == 27
+        labelled_inputs.settled(on(table(tmp_path, *texts)), Folder(tmp_path))
+    assert labelled_inputs.settled(on(table(tmp_path, *texts), labels=tuple(texts)), Folder(tmp_path)).model.labels == tuple(
+        texts
+    )
+    assert len(labelled_inputs.settled(on(table(tmp_path, *texts[:27] * 3)), Folder(tmp_path)).model.labels) == 27
 
 
 @pytest.mark.parametrize("goal", TASKS)
@@ -129,7 +132,7 @@ def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> N
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
     for labels in ("ab", "cd"):
         assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).facts(on(tmp_path))["data"]
-        settled = labelled.settled(on(table(tmp_path, *labels * 9)), Folder(tmp_path))
+        settled = labelled_inputs.settled(on(table(tmp_path, *labels * 9)), Folder(tmp_path))
         assert settled.model.labels == tuple(labels)
 
 
@@ -179,7 +182,7 @@ def test_balanced_classes_have_equal_weights_and_the_sum_does_not_change(goal: s
     cfg = run(goal, labels=names, class_weights="balanced")
     made = rows(cfg, examples(goal, 30, names))
     sums: collections.Counter[int] = collections.Counter()
-    for row in labelled._weighed(made, cfg).rows:
+    for row in labelled_inputs._weighed(made, cfg).rows:
         assert ((row.weights > 0) == (row.labels != IGNORED)).all()
         for label, weight in zip(row.labels.tolist(), row.weights.tolist(), strict=True):
             sums[label] += weight
@@ -187,7 +190,7 @@ def test_balanced_classes_have_equal_weights_and_the_sum_does_not_change(goal: s
     assert len(sums) == len(names)
     count = sum(int((row.labels != IGNORED).sum()) for row in made.rows)
     np.testing.assert_allclose(list(sums.values()), count / len(names), rtol=1e-5)
-    assert labelled._weighed(made, run(goal, labels=names)) is made
+    assert labelled_inputs._weighed(made, run(goal, labels=names)) is made
 
 
 def test_only_training_rows_are_weighed(tmp_path: Path, words: Path) -> None:
@@ -222,22 +225,22 @@ def test_fingerprints_of_a_checkpoint_tell_training_and_held_out_data_apart(tmp_
 
 def test_a_tokenizer_is_the_one_named_or_the_runs_own_or_that_of_its_beginning(tmp_path: Path, words: Path) -> None:
     file = table(tmp_path, *"ab" * 10)
-    cfg, own = labelled.settled(on(file), Folder(tmp_path)), Folder(tmp_path / "run")
+    cfg, own = labelled_inputs.settled(on(file), Folder(tmp_path)), Folder(tmp_path / "run")
     with pytest.raises(BadInput, match=r"^--init: .* --tokenizer\.path"):
-        labelled.read(cfg, own, tmp_path)
+        labelled_inputs.read(cfg, own, tmp_path)
     begun = dataclasses.replace(cfg, init=str(published(tmp_path / "published", "bert")))
-    assert labelled.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     # A run that has a checkpoint goes on with its own, even if what it began from is gone.
     other = type(tokenizer("wordpiece")).train(["the whale 0123456789 ab"], 60, "wordpiece")
     own.tokenizer.mkdir(parents=True)
     other.save(own.tokenizer)
-    assert labelled.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read(begun, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
     (own.checkpoints / "00000001").mkdir(parents=True)
     (own.checkpoints / "00000001/COMMIT.json").write_text("{}")
     gone = dataclasses.replace(begun, init=str(tmp_path / "gone"))
-    assert labelled.read(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
-    named = dataclasses.replace(gone, tokenizer=config.Tokenizer(path=str(words)))
-    assert labelled.read(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
+    assert labelled_inputs.read(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
+    named = dataclasses.replace(gone, tokenizer=run_config.Tokenizer(path=str(words)))
+    assert labelled_inputs.read(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path, words: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 
 from tests.support import labelled_files
 from tests.support.processes import ROOT
-from train import config, inputs, recipes, specimen
-from train.batches import Batches
-from train.config import Distillation
-from train.folder import Folder
-from train.tokenizer import Tokenizer
+from train import recipes
+from train.config import run_config
+from train.config.run_config import Distillation
+from train.inputs import dataset, synthetic_batch
+from train.rows.batches import Batches
+from train.run.run_dir import Folder
+from train.tokenizers.tokenizer import Tokenizer
 
 ROWS = 8
 
@@ -45,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_data(run: config.Run, files: Path) -> config.Run:
+def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     """A recipe on those files, with few rows in a batch."""
     data = dataclasses.replace(run.data, batch=ROWS, valid_fraction=0.4)
     run = dataclasses.replace(run, accumulate=1, data=data, distillation=Distillation())
@@ -70,9 +72,9 @@ EVERY = [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in s
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
     run = with_data(recipes.find(name)(), files)
-    settled = inputs.settled(run, Folder(str(tmp_path)))
-    data = inputs.read(settled, Folder(str(tmp_path)), files / "cache", quiet=True)
-    batches = Batches(data.rows, inputs.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.masking.static)
+    settled = dataset.settled(run, Folder(str(tmp_path)))
+    data = dataset.read(settled, Folder(str(tmp_path)), files / "cache", quiet=True)
+    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.masking.static)
     with batches.read(0) as stream:
         real = next(stream)
 
@@ -80,4 +82,4 @@ def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path)
         leaves = jax.tree_util.tree_leaves_with_path(batch)
         return {jax.tree_util.keystr(keys): (leaf.shape, str(leaf.dtype)) for keys, leaf in leaves}
 
-    assert described(specimen.batch(specimen.settled(run))) == described(real)
+    assert described(synthetic_batch.batch(synthetic_batch.settled(run))) == described(real)

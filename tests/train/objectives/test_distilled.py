@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests.support.small import jit, random_params, small
-from train import config
-from train import mesh as meshes
-from train.config_objectives import Distillation
+from train.config import run_config
+from train.config.objective_options import Distillation
+from train.engine import device_mesh
 from train.objectives.distilled import Distilled, student_layers
 from zoo.batch import Batch
 
-MESH = meshes.make(config.Mesh(), jax.devices()[:1])
+MESH = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
 LENGTHS = np.array([7, 4])
 SEGMENTS = (np.arange(8) < LENGTHS[:, None]).astype(np.int32)
 

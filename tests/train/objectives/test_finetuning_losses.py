@@ -13,8 +13,8 @@ import pytest
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, TASKS, entropy, examples, logits, rows, run
 from tests.support.small import jit, random_params, seeds
-from train import losses
-from train.config import Run
+from train.config.run_config import Run
+from train.engine import losses
 from train.objectives import choice, classification, objective, span, tagging
 from zoo import models, sharding
 from zoo.batch import IGNORED, Batch

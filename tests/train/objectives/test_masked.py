@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
-from train.batches import Batches
-from train.config import Data, Masking
-from train.mixture import Component, Mixture
+from train.config.run_config import Data, Masking
 from train.objectives import masked
-from train.plans import PAIRED, Range, Sequence, plan
-from train.tokenizer import Tokenizer
+from train.rows.batches import Batches
+from train.rows.encoder_rows import PAIRED, Range, Sequence, plan
+from train.rows.mixture import Component, Mixture
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 

@@ -10,10 +10,10 @@ import pytest
 from tests.support import tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import spelled
-from train import streams
-from train.config import Data, Masking, Permutation
+from train.config.run_config import Data, Masking, Permutation
 from train.objectives import permutation
-from train.tokenizer import Tokenizer
+from train.rows import contiguous_rows
+from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput
 
@@ -91,7 +91,7 @@ def test_a_model_that_tells_next_sentences_is_told_which_they_are():
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
     said = []
     for number, (window, row) in enumerate(rows(asked)):
-        *_, follows = streams.texts(np.random.default_rng(number), window, 29)
+        *_, follows = contiguous_rows.texts(np.random.default_rng(number), window, 29)
         assert row["summary_at"].tolist() == [47] and row["tokens"][47] == tokenizer().marks.cls
         assert row["labels"].tolist() == [0 if follows else 1]
         said += row["labels"].tolist()

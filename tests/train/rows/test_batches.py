@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.batches import Batches, in_order
-from train.mixture import Component, Mixture
 from train.objectives import causal
-from train.rows import Tokens, windows
+from train.rows.batches import Batches, in_order
+from train.rows.lm_rows import Tokens, windows
+from train.rows.mixture import Component, Mixture
 
 
 def plan(count, length=4):

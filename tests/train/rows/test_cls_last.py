@@ -15,26 +15,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import fill_mask, labelled
-from eval.embed import embed
-from eval.encoding import Encoder
-from eval.pseudo import pseudo_nats
+from eval.commands import fill_mask
+from eval.commands.embed import embed
+from eval.scoring import labelled
+from eval.scoring.encoder_runner import Encoder
+from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
-from train import mesh as meshes
-from train.batches import in_order
-from train.config import Data, Masking, Mesh
-from train.config_objectives import Labelled
-from train.examples import Answer, Choice, Example, Question, Tagged, Text
-from train.features import is_typed
-from train.labelled import Rows, rows_of
-from train.load import Loaded
-from train.marks import Marks
+from train.config.objective_options import Labelled
+from train.config.run_config import Data, Masking, Mesh
+from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
+from train.engine import device_mesh
+from train.inputs.labelled_inputs import Rows, rows_of
 from train.objectives import choice, masked, objective
-from train.plans import PAIRED, Range, Sequence, plan
+from train.rows.batches import in_order
+from train.rows.encoder_rows import PAIRED, Range, Sequence, plan
+from train.rows.example_rows import is_typed
+from train.tokenizers.special_tokens import Marks
+from train.weights.load import Loaded
 from zoo.batch import IGNORED, Batch
-from zoo.encoder_config import LABELLED
+from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -152,7 +153,7 @@ def test_a_model_of_fewer_types_than_the_template_is_refused():
 @functools.cache
 def loaded(task: str = "masked") -> Loaded:
     net = model(task)
-    return Loaded("small", net, small.random_params(net), WORDS, meshes.make(Mesh()))
+    return Loaded("small", net, small.random_params(net), WORDS, device_mesh.make(Mesh()))
 
 
 @functools.cache

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.support.encoder_text import sentences_of, uncased
-from train.batches import Batches
-from train.mixture import Component, Mixture
-from train.streams import Streams, streams, texts
+from train.rows.batches import Batches
+from train.rows.contiguous_rows import Streams, streams, texts
+from train.rows.mixture import Component, Mixture
 from zoo.errors import BadInput
 
 TOKENIZER = uncased()

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.encoder_text import roberta, sentences_of, uncased
-from train.config import Data
-from train.pairs import NEXT, RANDOM, pairs
-from train.plans import PAIRED, plan
-from train.sentences import Sentences, sentences
+from train.config.run_config import Data
+from train.rows.encoder_rows import PAIRED, plan
+from train.rows.sentence_pairs import NEXT, RANDOM, pairs
+from train.rows.sentences import Sentences, sentences
 from zoo.errors import BadInput
 
 BERT, ROBERTA = uncased(), roberta()

@@ -12,12 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.encoders import tokenizer
-from train import features, tokenizer_files
-from train.config_objectives import Labelled
-from train.examples import Answer, Choice, Question, Tagged, Text
-from train.features import Row
-from train.marks import Marks
-from train.tokenizer import Kind, Tokenizer
+from train.config.objective_options import Labelled
+from train.data.example_types import Answer, Choice, Question, Tagged, Text
+from train.rows import example_rows
+from train.rows.example_rows import Row
+from train.tokenizers import hf_files
+from train.tokenizers.special_tokens import Marks
+from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
 
@@ -34,13 +35,13 @@ def theirs(kind: Kind, **options: Any) -> Any:
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer_files.write(Path(folder), tokenizer(kind), longest=1 << 20)
+        hf_files.write(Path(folder), tokenizer(kind), longest=1 << 20)
         model = {"wordpiece": "bert"}.get(kind, kind)
         Path(folder, "config.json").write_text(json.dumps({"model_type": model}))
         return transformers.AutoTokenizer.from_pretrained(folder, **options)
 
 
-def assert_theirs(kind: Kind, row: features.Inputs, found: Any) -> None:
+def assert_theirs(kind: Kind, row: example_rows.Inputs, found: Any) -> None:
     """The same ids and token types, of which RoBERTa has one."""
     assert row.ids.tolist() == found["input_ids"]
     assert row.types.tolist() == ([0] * len(row.ids) if kind == "roberta" else found["token_type_ids"])
@@ -62,7 +63,7 @@ def text(first: str, second: str | None = None, label: str | float = "yes") -> T
 def test_texts_and_pairs_are_those_of_transformers(kind: Kind) -> None:
     examples = [text("The whale sleeps.", None, "y"), text("", "a", "n")]
     examples += [text("  na\u00efve \U0001f433 ", "The whale sleeps.", "y"), text("[SEP] </s> is no mark", "", "y")]
-    rows = list(features.texts(examples, tokenizer(kind), Labelled(), 99, {"n": 0, "y": 1}))
+    rows = list(example_rows.texts(examples, tokenizer(kind), Labelled(), 99, {"n": 0, "y": 1}))
     for row, each in zip(rows[:3], examples, strict=False):
         assert_theirs(kind, row.inputs[0], theirs(kind)(each.text, each.pair))
         assert (row.weights.tolist(), row.labels.tolist(), row.labels.dtype) == ([1.0], [int(each.label == "y")], np.int32)
@@ -84,10 +85,10 @@ def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[s
     marks = words.marks
     assert marks is not None
     first, second = (words.encode(" ".join(each)).tolist() for each in (left, right))
-    (row,) = features.texts([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
+    (row,) = example_rows.texts([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
     expected = marks.pair(*map(np.array, popped(first, second, length - 2 - marks.between)))
     assert [each.tolist() for each in row.inputs[0]] == [each.tolist() for each in expected]
-    (alone,) = features.texts([text(" ".join(left))], words, options, length, NAMES)
+    (alone,) = example_rows.texts([text(" ".join(left))], words, options, length, NAMES)
     assert_theirs(kind, alone.inputs[0], theirs(kind)(" ".join(left), truncation=True, max_length=length))
 
 
@@ -95,15 +96,15 @@ def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[s
 def test_a_text_that_just_fits_is_a_row_and_a_longer_one_is_refused(kind: Kind) -> None:
     for each in (text("The whale sleeps."), text("The whale", "sleeps.")):
         size = len(theirs(kind)(each.text, each.pair)["input_ids"])
-        (row,) = features.texts([each], tokenizer(kind), Labelled(), size, NAMES)
+        (row,) = example_rows.texts([each], tokenizer(kind), Labelled(), size, NAMES)
         assert len(row.inputs[0].ids) == size
         with pytest.raises(BadInput, match=rf"^a\.tsv:2: {size} tokens, and a row has {size - 1}; .* --labelled\.truncate$"):
-            list(features.texts([each], tokenizer(kind), Labelled(), size - 1, NAMES))
+            list(example_rows.texts([each], tokenizer(kind), Labelled(), size - 1, NAMES))
 
 
 def test_numbers_of_a_regression_are_their_labels() -> None:
     examples = [text("a", label=2.5), text("b", label=-1.0)]
-    rows = list(features.texts(examples, tokenizer("wordpiece"), Labelled(regression=True), 9, {"score": 0}))
+    rows = list(example_rows.texts(examples, tokenizer("wordpiece"), Labelled(regression=True), 9, {"score": 0}))
     assert [(row.labels.dtype, row.labels.tolist()) for row in rows] == [(np.float32, [2.5]), (np.float32, [-1.0])]
 
 
@@ -118,7 +119,7 @@ def test_tags_are_at_the_first_pieces_of_their_words(kind: Kind, several: list[s
     """As `word_ids` aligns them."""
     sentence = tagged("the", *several)
     tags = {f"t{number}": number for number in range(5)}
-    (row,) = features.tags([sentence], tokenizer(kind), Labelled(truncate=True), length, tags)
+    (row,) = example_rows.tags([sentence], tokenizer(kind), Labelled(truncate=True), length, tags)
     options = dict(is_split_into_words=True, truncation=True, max_length=length)
     found = theirs(kind, add_prefix_space=True)(list(sentence.words), **options)
     assert_theirs(kind, row.inputs[0], found)
@@ -138,7 +139,7 @@ def choice(*options: str, article: str = "The whale sleeps.") -> Choice:
 @kinds
 def test_each_option_is_a_row_with_the_article_and_the_question(kind: Kind) -> None:
     example = choice("the whale", "the men", "")
-    (row,) = features.choices([example], tokenizer(kind), Labelled(), 60)
+    (row,) = example_rows.choices([example], tokenizer(kind), Labelled(), 60)
     assert (len(row.inputs), row.labels.tolist(), row.labels.shape, row.weights.tolist()) == (3, 1, (), [1.0])
     for inputs, option in zip(row.inputs, example.options, strict=True):
         assert_theirs(kind, inputs, theirs(kind)(example.article, f"Who sleeps? {option}"))
@@ -149,7 +150,7 @@ def question(asked: str, context: str, *answers: Answer) -> Question:
 
 
 def windows(kind: Kind, asked: Question, length: int, stride: int, **options: Any) -> list[Row]:
-    return list(features.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
+    return list(example_rows.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
 
 
 @kinds
@@ -227,13 +228,22 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
     words, gpt, options = tokenizer("wordpiece"), Tokenizer.train(["the whale"], 300), Labelled(stride=5)
     article = question("who", "a \x00 b", Answer("\x00", 2))
     for rows, message in (
-        (features.texts([text("a", label="maybe")], words, options, 9, NAMES), r"a\.tsv:2: label maybe is none of the 3 "),
-        (features.tags([tagged("the", "a")], words, options, 9, {"t0": 0}), r"a\.conll:3: label t1 is none of the 1 .* \(t0\)"),
-        (features.tags([tagged("\x00")], words, options, 9, {"t0": 0}), r"a\.conll:3: the tokenizer gives no ids to these words"),
-        (features.windows([question("who", "\x00 ")], words, options, 20), r"a\.json: question q: .* no ids to the context"),
-        (features.windows([article], words, options, 20), r"a\.json: question q: .* no ids to the answer"),
-        (features.choices([choice("a", "b"), choice("a")], words, options, 60), r"a\.json: question 1: 1 options, but .* has 2;"),
-        (features.texts([text("a")], gpt, options, 9, NAMES), r"--tokenizer\.path: this tokenizer .* \(cls, sep\)"),
+        (example_rows.texts([text("a", label="maybe")], words, options, 9, NAMES), r"a\.tsv:2: label maybe is none of the 3 "),
+        (
+            example_rows.tags([tagged("the", "a")], words, options, 9, {"t0": 0}),
+            r"a\.conll:3: label t1 is none of the 1 .* \(t0\)",
+        ),
+        (
+            example_rows.tags([tagged("\x00")], words, options, 9, {"t0": 0}),
+            r"a\.conll:3: the tokenizer gives no ids to these words",
+        ),
+        (example_rows.windows([question("who", "\x00 ")], words, options, 20), r"a\.json: question q: .* no ids to the context"),
+        (example_rows.windows([article], words, options, 20), r"a\.json: question q: .* no ids to the answer"),
+        (
+            example_rows.choices([choice("a", "b"), choice("a")], words, options, 60),
+            r"a\.json: question 1: 1 options, but .* has 2;",
+        ),
+        (example_rows.texts([text("a")], gpt, options, 9, NAMES), r"--tokenizer\.path: this tokenizer .* \(cls, sep\)"),
     ):
         with pytest.raises(BadInput, match=message):
             list(rows)
@@ -241,8 +251,8 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_row_is_filled_up_with_padding_of_segment_0(typed: bool) -> None:
-    inputs = features.Inputs(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
-    found = features.padded(inputs, 8, Marks(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
+    inputs = example_rows.Inputs(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
+    found = example_rows.padded(inputs, 8, Marks(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
     assert {name: array.tolist() for name, array in found.items()} == {
         "tokens": [2, 7, 3, 8, 3, 9, 9, 9],
         "segments": [1, 1, 1, 1, 1, 0, 0, 0],

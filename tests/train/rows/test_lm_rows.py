@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import Data
+from train.config.run_config import Data
 from train.objectives import causal
-from train.rows import Tokens, packed, training_rows, windows
+from train.rows.lm_rows import Tokens, packed, training_rows, windows
 from zoo.errors import BadInput
 
 

@@ -10,12 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny
-from train import inputs
-from train.config import Data
-from train.folder import Folder
-from train.marker import compare
-from train.mixture import Component, Mixture
-from train.rows import Tokens, windows
+from train.checkpoints.manifest import compare
+from train.config.run_config import Data
+from train.inputs import dataset
+from train.rows.lm_rows import Tokens, windows
+from train.rows.mixture import Component, Mixture
+from train.run.run_dir import Folder
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
@@ -101,7 +101,7 @@ def files(tmp_path):
 def read(tmp_path, files, weights=(), **data):
     chosen = Data(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
     run = tiny.run(data=chosen, out=str(tmp_path / "runs"))
-    return run, inputs.read(run, Folder.of(run), tmp_path / "cache")
+    return run, dataset.read(run, Folder.of(run), tmp_path / "cache")
 
 
 def decoded(text, tokens):

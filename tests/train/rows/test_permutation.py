@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train import orders
-from train.config import Permutation
+from train.config.run_config import Permutation
+from train.rows import permutation
 
 
 def draw(size: int = 256, number: int = 43, seed: int = 0, every: int = 2, **options) -> np.ndarray:
     """Targets of a text in which each `every`-th token begins a word, and its last one is a mark."""
     starts = np.arange(size) % every == 0
     text = np.append(np.ones(size - 1, bool), False)
-    return orders.chosen(np.random.default_rng(seed), starts, text, number, Permutation(**options))
+    return permutation.chosen(np.random.default_rng(seed), starts, text, number, Permutation(**options))
 
 
 @given(size=st.integers(2, 200), share=st.floats(0.01, 1), seed=st.integers(0, 100), spans=st.booleans())
@@ -73,7 +73,7 @@ def test_ranks_say_who_sees_whom_as_the_authors_do(window: int):
         targets, marks = np.zeros((2, 12), bool)
         targets[rng.permutation(11)[:4]] = True
         marks[-1] = True
-        found = orders.ranks(np.random.default_rng(seed), targets | marks, window, -1)
+        found = permutation.ranks(np.random.default_rng(seed), targets | marks, window, -1)
         size = window or 12
         places = np.concatenate([np.random.default_rng(seed).permutation(size) + first for first in range(0, 12, size)])
         np.testing.assert_array_equal(found[None] <= found[:, None], authors(targets, marks, places))

@@ -14,14 +14,14 @@ from tests.support import finetuned, tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
-from train import labelled, text_pairs
-from train.config import Data, Denoising, Permutation, Run
-from train.config_objectives import Disturbance
-from train.examples import Pair
-from train.mixture import Planned, ordered
+from train.config.objective_options import Disturbance
+from train.config.run_config import Data, Denoising, Permutation, Run
+from train.data.example_types import Pair
+from train.inputs import labelled_inputs, pair_inputs
 from train.objectives import objective
-from train.plans import PAIRED
-from train.tokenizer import Tokenizer
+from train.rows.encoder_rows import PAIRED
+from train.rows.mixture import Planned, ordered
+from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 
 Made = tuple[Run, Tokenizer]
@@ -81,10 +81,10 @@ def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
     """The rows of the texts, or of examples; `backwards` the last of them is the first."""
     goal, direction = objective(run.objective), -1 if backwards else 1
     if goal.DATA == "labelled":
-        return labelled.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
+        return labelled_inputs.rows_of(finetuned.examples(run.objective)[::direction], run, tokenizer)
     if goal.DATA == "pairs":
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
-        return text_pairs.rows_of(pairs[::direction], run, tokenizer)
+        return pair_inputs.rows_of(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)
     return goal.plan(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
 

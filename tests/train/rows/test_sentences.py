@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.encoder_text import roberta, stream, uncased
-from train import sentences as module
-from train.sentences import sentences
-from train.tokenizer import Tokenizer
+from train.rows import sentences as module
+from train.rows.sentences import sentences
+from train.tokenizers.tokenizer import Tokenizer
 
 BOTH = [
     "He left.| She stayed!| Why?| Nobody knows",

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.processes import ROOT
-from train import pieces
-from train import prepare as module
-from train.config import Data
-from train.corpus import split
-from train.prepare import prepare
-from train.texts import Document
-from train.tokenizer import Tokenizer
+from train.config.run_config import Data
+from train.data import chunking
+from train.data.corpus import split
+from train.data.text_files import Document
+from train.rows import token_cache
+from train.rows.token_cache import prepare
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 DOCUMENTS = [Document("a", "Call me Ishmael."), Document("b", "né \U0001f433"), Document("c", "x" * 50)]
@@ -35,7 +35,7 @@ RECORDED = ["204b16c2e5a21743", "6e59c9648e4ea6d3", "18bec866996fb344"]
 def small(size=40):
     """Pieces so small that short texts have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", size)
+        patch.setattr(chunking, "PIECE", size)
         yield
 
 
@@ -65,7 +65,7 @@ def test_tokens_are_those_of_the_texts_and_are_read_from_the_cache(tokenizer, tm
     assert tokens.offsets[-1] == len(tokens.ids)
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name == tokens.fingerprint
-    monkeypatch.setattr(module, "_write", None)
+    monkeypatch.setattr(token_cache, "_write", None)
     again = prepare(list(DOCUMENTS), tokenizer, tmp_path / "cache")
     assert same(again, tokens) and again.fingerprint == tokens.fingerprint
 
@@ -97,7 +97,7 @@ def _flip(file):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("name", [module.HEADER, module.IDS, module.OFFSETS, module.TEXT_BYTES])
+@pytest.mark.parametrize("name", [token_cache.HEADER, token_cache.IDS, token_cache.OFFSETS, token_cache.TEXT_BYTES])
 @pytest.mark.parametrize("damage", [_cut, _flip, os.unlink])
 def test_damage_is_noticed_reported_and_repaired(tokenizer, tmp_path, caplog, name, damage):
     before = prepare(DOCUMENTS, tokenizer, tmp_path)
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypa
     with pytest.raises(BadInput, match=r"cache: tokens cannot be kept there \(Not a directory\)"):
         prepare(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
     # Written to a device that is always full.
-    monkeypatch.setattr(module, "FILES", ("/dev/full", module.OFFSETS, module.TEXT_BYTES))
+    monkeypatch.setattr(token_cache, "FILES", ("/dev/full", token_cache.OFFSETS, token_cache.TEXT_BYTES))
     with pytest.raises(BadInput, match=r"cannot be kept there \(No space left on device\)"):
         prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
 
@@ -150,9 +150,9 @@ def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypat
             raise PermissionError(13, "Permission denied")
         return real(folder)
 
-    real = module._hold
-    monkeypatch.setattr(module, "_hold", hold)
-    assert same(prepare(DOCUMENTS, tokenizer, tmp_path), prepare(DOCUMENTS, tokenizer, module._temporary()))
+    real = token_cache._hold
+    monkeypatch.setattr(token_cache, "_hold", hold)
+    assert same(prepare(DOCUMENTS, tokenizer, tmp_path), prepare(DOCUMENTS, tokenizer, token_cache._temporary()))
     assert "tokens cannot be kept there (Permission denied)" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -160,9 +160,9 @@ def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypat
 CHILD = """
 import sys
 from train import pieces
-from train.prepare import prepare
-from train.texts import Document
-from train.tokenizer import Tokenizer
+from train.rows.token_cache import prepare
+from train.data.text_files import Document
+from train.tokenizers.tokenizer import Tokenizer
 pieces.PIECE = 40
 prepare([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
 """
@@ -183,7 +183,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path, whole):
     tokenizer.save(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(cache)], cwd=ROOT)
     folder = cache / f".preparing-{whole.fingerprint}"
-    while not (folder / module.JOURNAL).exists() or (folder / module.JOURNAL).read_bytes().count(b"\n") < 3:
+    while not (folder / token_cache.JOURNAL).exists() or (folder / token_cache.JOURNAL).read_bytes().count(b"\n") < 3:
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -191,9 +191,9 @@ def test_a_killed_preparation_goes_on_where_it_was(tokenizer, tmp_path, whole):
     seen = []
     with small():
         tokens = prepare(MANY, tokenizer, cache, lambda *done: seen.append(done))
-    assert seen[0][0] > 2 * pieces.GROUP * 40 and seen[-1] == (sum(whole.text_bytes), sum(whole.text_bytes))
+    assert seen[0][0] > 2 * chunking.GROUP * 40 and seen[-1] == (sum(whole.text_bytes), sum(whole.text_bytes))
     assert same(tokens, whole)
-    assert sorted(file.name for file in (cache / whole.fingerprint).iterdir()) == sorted([*module.FILES, module.HEADER])
+    assert sorted(file.name for file in (cache / whole.fingerprint).iterdir()) == sorted([*token_cache.FILES, token_cache.HEADER])
 
 
 def interrupted(tokenizer, cache, parts=12):
@@ -219,12 +219,12 @@ def _half_a_line(file):
 @pytest.mark.parametrize(
     ("name", "damage", "reported"),
     [
-        *(pytest.param(name, damage, True, marks=pytest.mark.planted) for name in module.FILES for damage in (_cut, _flip)),
-        pytest.param(module.JOURNAL, _flip, True, marks=pytest.mark.planted),
-        pytest.param(module.JOURNAL, _cut, False, marks=pytest.mark.planted),
-        (module.JOURNAL, _half_a_line, False),
-        (module.IDS, _half_a_line, False),
-        pytest.param(module.OFFSETS, os.unlink, False, marks=pytest.mark.planted),
+        *(pytest.param(name, damage, True, marks=pytest.mark.planted) for name in token_cache.FILES for damage in (_cut, _flip)),
+        pytest.param(token_cache.JOURNAL, _flip, True, marks=pytest.mark.planted),
+        pytest.param(token_cache.JOURNAL, _cut, False, marks=pytest.mark.planted),
+        (token_cache.JOURNAL, _half_a_line, False),
+        (token_cache.IDS, _half_a_line, False),
+        pytest.param(token_cache.OFFSETS, os.unlink, False, marks=pytest.mark.planted),
     ],
 )
 def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, whole, caplog, name, damage, reported):
@@ -234,15 +234,15 @@ def test_parts_that_are_damaged_are_made_again(tokenizer, tmp_path, whole, caplo
         tokens = prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done))
     assert same(tokens, whole)
     assert ("damaged; the text is tokenized again from there" in caplog.text) == reported
-    assert (seen[0][0] > 11 * pieces.GROUP * 40) == (damage is _half_a_line)
+    assert (seen[0][0] > 11 * chunking.GROUP * 40) == (damage is _half_a_line)
 
 
 @pytest.mark.planted
 def test_parts_of_a_text_that_changed_meanwhile_are_made_again(tokenizer, tmp_path, whole, caplog):
     """A file changed after its fingerprint was taken, a kill came before that was seen, and then it was changed back."""
     folder = interrupted(tokenizer, tmp_path / "cache")
-    journal = (folder / module.JOURNAL).read_text().replace('"text": "', '"text": "0', 1)
-    (folder / module.JOURNAL).write_text(journal)
+    journal = (folder / token_cache.JOURNAL).read_text().replace('"text": "', '"text": "0', 1)
+    (folder / token_cache.JOURNAL).write_text(journal)
     with small():
         assert same(prepare(MANY, tokenizer, tmp_path / "cache"), whole)
     assert "part 0 is of another text" in caplog.text
@@ -258,7 +258,7 @@ def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_pat
         made.append(prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done)))
 
     with small():
-        with module._hold(folder):
+        with token_cache._hold(folder):
             waiting = threading.Thread(target=wait)
             waiting.start()
             waiting.join(0.3)
@@ -268,7 +268,7 @@ def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_pat
         waiting.join(600)
     assert same(made[0], whole)
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [whole.fingerprint]
-    assert (not seen) if finished else (seen[0][0] > 11 * pieces.GROUP * 40)
+    assert (not seen) if finished else (seen[0][0] > 11 * chunking.GROUP * 40)
 
 
 def test_progress_counts_every_byte_once(tokenizer, tmp_path):
@@ -286,7 +286,7 @@ def test_documents_in_pieces_give_the_tokens_of_the_whole(tokenizer, tmp_path_fa
     folder = tmp_path_factory.mktemp("pieces")
     whole = prepare([Document("", text) for text in texts], tokenizer, folder / "a")
     with small(5):
-        cut = [Document("", piece, last) for text in texts for piece, last in pieces.cut(iter(text))]
+        cut = [Document("", piece, last) for text in texts for piece, last in chunking.cut(iter(text))]
         assert same(prepare(cut, tokenizer, folder / "b"), whole)
     assert whole.fingerprint == prepare(cut, tokenizer, folder / "b").fingerprint
 
@@ -309,16 +309,16 @@ def test_tokens_of_the_embedded_corpus_are_those_recorded(tmp_path):
 def test_a_damaged_folder_published_meanwhile_is_replaced(tokenizer, tmp_path, monkeypatch):
     """Another process publishes a folder while we write; a good one stays, a damaged one is replaced."""
     done = prepare(DOCUMENTS, tokenizer, tmp_path / "done")
-    write, good = module._write, tmp_path / "done" / done.fingerprint
-    for cache, header in (("good", (good / module.HEADER).read_text()), ("damaged", "{}")):
+    write, good = token_cache._write, tmp_path / "done" / done.fingerprint
+    for cache, header in (("good", (good / token_cache.HEADER).read_text()), ("damaged", "{}")):
         target = tmp_path / cache / done.fingerprint
 
         def publish(*arguments, target=target, header=header):
             write(*arguments)
             shutil.copytree(good, target)
-            (target / module.HEADER).write_text(header)
+            (target / token_cache.HEADER).write_text(header)
 
-        monkeypatch.setattr(module, "_write", publish)
+        monkeypatch.setattr(token_cache, "_write", publish)
         assert (prepare(DOCUMENTS, tokenizer, tmp_path / cache).ids == done.ids).all()
-        assert json.loads((target / module.HEADER).read_text())["fingerprint"] == done.fingerprint
+        assert json.loads((target / token_cache.HEADER).read_text())["fingerprint"] == done.fingerprint
         assert len(list((tmp_path / cache).iterdir())) == 1

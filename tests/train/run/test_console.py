@@ -13,11 +13,11 @@ from typing import TextIO
 import pytest
 
 from tests.support.processes import seen_on_terminal
-from train import console as console_module
-from train import progress
-from train.console import Console
-from train.metrics import train_row, valid_row
-from train.progress import shown
+from train.run import console as console_module
+from train.run import progress_bar
+from train.run.console import Console
+from train.run.metrics_file import train_row, valid_row
+from train.run.progress_bar import shown
 from zoo.errors import BadInput
 
 
@@ -145,7 +145,7 @@ def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch
     # Work that follows other work has its own rate.
     calls += [(125, 0, 40), (130, 0, 40), (136, 22, 40), (150, 0, 40), (161, 11, 40)]
     now = iter([seconds for seconds, _, _ in calls])
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with (tmp_path / "log").open("w") as out, shown("tokenizing", out) as report:
         for _, done, total in calls:
             report(done * 1_000_000, total * 1_000_000)

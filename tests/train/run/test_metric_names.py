@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from eval import masked, score, targets
+from eval.scoring import language_model, masked, seq2seq
 from tests.support import tiny
 from tests.support.small import small
+from train.checkpoints.best_checkpoint import METRICS, metrics
 from train.objectives import objectives
-from train.quantities import QUANTITIES, notices
-from train.selection import METRICS, metrics
+from train.run.metric_names import QUANTITIES, notices
 
 LEARNED = {"accuracy": 0.9, "majority_share": 0.6, "predicted_share": 0.62, "examples": 100}
 DOUBTS: list[tuple[dict[str, Any], str]] = [
@@ -36,13 +36,13 @@ def test_a_model_that_learned_something_is_not() -> None:
 WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_nats=1.0, next_hits=1.0)
 TEXT = dict(nats=1.0, tokens=1, bytes=1)
 SCORES: list[tuple[str, str, str, Any]] = [
-    ("causal", "gpt", "", score.Score(**TEXT)),
+    ("causal", "gpt", "", language_model.Score(**TEXT)),
     ("masked", "bert", "masked", masked.Score(**WORDS, pairs=0.0)),
     ("masked", "bert", "pretraining", masked.Score(**WORDS, pairs=1.0)),
     ("permutation", "xlnet", "masked", masked.Score(**WORDS, pairs=0.0)),
     ("distilled", "distilbert", "masked", masked.Score(**WORDS, pairs=0.0)),
-    ("denoising", "t5", "", targets.Score(**TEXT)),
-    ("text_to_text", "t5", "", targets.Score(**TEXT)),
+    ("denoising", "t5", "", seq2seq.Score(**TEXT)),
+    ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
 ]
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.runs import small_files
-from train import metrics
-from train.folder import Folder
-from train.metrics import Metrics, matrix_rate, mfu, read, train_row, valid_row
+from train.run import metrics_file
+from train.run.metrics_file import Metrics, matrix_rate, mfu, read, train_row, valid_row
+from train.run.run_dir import Folder
 from zoo.errors import BadInput
 
 
@@ -135,10 +135,10 @@ def test_a_last_row_without_a_line_end_counts_and_an_absent_file_is_named(tmp_pa
 
 def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    metrics.started(folder, 0, {"devices": "1 x cpu"}, 1e9)
+    metrics_file.started(folder, 0, {"devices": "1 x cpu"}, 1e9)
     with folder.starts.open("a") as file:
         file.write('{"step": 5, "at')
-    metrics.started(folder, 400, {"devices": "8 x cpu"}, 2e9)
+    metrics_file.started(folder, 400, {"devices": "8 x cpu"}, 2e9)
     first, second = read(folder.starts)
     assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu"})
     assert (first["flops"], second["flops"]) == (1e9, 2e9)
@@ -149,7 +149,7 @@ def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
 def test_rates_are_the_operations_of_one_device_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The eight simulated devices share the cores of one; the mesh that is current makes no difference."""
     seconds = itertools.count()
-    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    monkeypatch.setattr(metrics_file, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     assert jax.device_count() == 8
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         # Each burst takes a second by this clock, and is of as many products as fit into a tenth of the time, at least one.

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.runs import small_files
-from train import room
-from train.config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.config_objectives import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
-from train.folder import Folder, check_holder, differences, read_config, take_over, write_json, write_text
+from train.checkpoints import disk_space
+from train.config.objective_options import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
+from train.config.run_config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
+from train.run.run_dir import Folder, check_holder, differences, read_config, take_over, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
 
@@ -167,13 +167,13 @@ def test_disk_space_is_checked_before_training(first: int, least: int, tmp_path:
     for step in range(10, first + 1, 10):
         (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
         (tmp_path / "checkpoints" / f"{step:08d}" / "data").write_bytes(bytes(400))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
-    room.check(Folder(tmp_path), run, state, first)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
+    disk_space.check(Folder(tmp_path), run, state, first)
     short = least - 1
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=short))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=short))
     if least:
         with pytest.raises(BadInput, match=rf"--checkpoint.keep 2: checkpoints of 400 bytes .* has {short:,} free; make room"):
-            room.check(Folder(tmp_path), run, state, first)
+            disk_space.check(Folder(tmp_path), run, state, first)
 
 
 MAY_CHANGE = {

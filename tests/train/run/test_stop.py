@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from train import stop as stop_module
-from train.stop import Stop
+from train.run import stop_signals
+from train.run.stop_signals import Stop
 
 Event = tuple[str, int]
 
@@ -41,7 +41,7 @@ class Recorded(list[Event]):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     events = Recorded()
     system = SimpleNamespace(_exit=lambda code: events.add("exit", code), kill=os.kill, getpid=os.getpid)
-    monkeypatch.setattr(stop_module, "os", system)
+    monkeypatch.setattr(stop_signals, "os", system)
     return events
 
 

@@ -13,15 +13,17 @@ import pytest
 
 from tests.support.processes import ROOT, run_python
 from tests.support.runs import small_files
-from train import config, metrics, recipes, sinks
-from train.folder import Folder
+from train import recipes
+from train.config import run_config
+from train.run import metrics_file, trackers
+from train.run.run_dir import Folder
 from zoo.errors import BadInput
 
 START = """
 import os, signal, sys
 sys.modules["torch"] = None
 from train import metrics, recipes, sinks
-from train.folder import Folder
+from train.run.run_dir import Folder
 
 folder, first, last, end = Folder(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
 file = metrics.Metrics(folder.metrics, resume_at=first or None)
@@ -56,7 +58,7 @@ def start(path: Path, first: int, last: int, end: str = "") -> Any:
 
 def train_row(step: int, **changed: Any) -> dict[str, Any]:
     values: dict[str, Any] = dict(loss=3.0, grad_norm=math.nan, lr=1e-3, tokens=512 * step, skipped=0, seconds=0.1)
-    return metrics.train_row(step=step, tokens_per_s=5120.0, mfu=None, **{**values, **changed})
+    return metrics_file.train_row(step=step, tokens_per_s=5120.0, mfu=None, **{**values, **changed})
 
 
 def events(path: Path) -> list[Any]:
@@ -99,11 +101,11 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_row_becomes_its_numbers_by_name() -> None:
-    numbers = sinks.scalars(train_row(8, loss=2.5))
+    numbers = trackers.scalars(train_row(8, loss=2.5))
     expected = {"loss": 2.5, "grad_norm": math.nan, "lr": 1e-3, "tokens": 4096.0, "skipped": 0.0}
     expected |= {"time/seconds": 0.1, "time/tokens_per_s": 5120.0}
     assert numbers == pytest.approx({f"train/{name}": value for name, value in expected.items()}, nan_ok=True)
-    validation = sinks.scalars(metrics.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))
+    validation = trackers.scalars(metrics_file.valid_row(step=1, loss=1.0, accuracy=0.5, seconds=1.0))
     assert validation.keys() == {"valid/loss", "valid/accuracy", "valid/time/seconds"}
 
 
@@ -120,7 +122,7 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
     rows = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in values]
     assert [(step, pytest.approx(row["valid/loss"])) for step, row in rows] == WANTED
     assert all(math.isinf(row["valid/bits_per_byte"]) for _, row in rows)
-    assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics.read(path / "metrics.jsonl")]
+    assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics_file.read(path / "metrics.jsonl")]
     # TensorBoard's sign that everything from a step on is void, for one that has read the old file.
     first, restart = events(path)[:2]
     assert first.file_version == "brain.Event:2"
@@ -134,15 +136,15 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
 def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row is on disk at once, and the last at the end; a sink named twice is one, and one that cannot start none."""
 
-    def refusing(run: config.Run, folder: Folder) -> sinks.Sink:
+    def refusing(run: run_config.Run, folder: Folder) -> trackers.Sink:
         raise ValueError("no API key")
 
     notices: list[str] = []
-    monkeypatch.setitem(sinks.SINKS, "wandb", refusing)
-    file = metrics.Metrics(tmp_path / "metrics.jsonl")
+    monkeypatch.setitem(trackers.SINKS, "wandb", refusing)
+    file = metrics_file.Metrics(tmp_path / "metrics.jsonl")
     file.write(train_row(2))
     file.close()
-    late = sinks.Sinks(["wandb", "tensorboard", "tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
+    late = trackers.Sinks(["wandb", "tensorboard", "tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
     assert events(tmp_path)[-1].step == 2
     late.write(train_row(4))
     late.close(failed=False)
@@ -153,8 +155,8 @@ def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: 
 
 def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
     notices: list[str] = []
-    metrics.Metrics(Folder(tmp_path).metrics).close()
-    sink = sinks.Sinks(["tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
+    metrics_file.Metrics(Folder(tmp_path).metrics).close()
+    sink = trackers.Sinks(["tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
     sink.write(train_row(2))
     (file,) = (tmp_path / "tensorboard").iterdir()
     with small_files(file.stat().st_size):
@@ -166,16 +168,16 @@ def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks.check(("tensorboard", "wandb"))
+    trackers.check(("tensorboard", "wandb"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else object())
-    sinks.check(())
-    sinks.check(("wandb",))
+    trackers.check(())
+    trackers.check(("wandb",))
     with pytest.raises(BadInput, match=r"--log.sinks tensorboard: .* tensorboardX is missing; pip install 'jax-zoo\[track\]'"):
-        sinks.check(("wandb", "tensorboard"))
+        trackers.check(("wandb", "tensorboard"))
 
 
 def test_nothing_is_imported_unless_it_is_asked_for() -> None:
-    done = run_python("-c", "import sys, train.sinks; train.sinks.check(['wandb']); print(*sys.modules)")
+    done = run_python("-c", "import sys, train.run.trackers; train.run.trackers.check(['wandb']); print(*sys.modules)")
     assert done.code == 0, done.stderr
     assert {"wandb", "tensorboardX"}.isdisjoint(done.stdout.split())

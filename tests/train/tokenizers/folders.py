@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.hard_texts import HARD, random_characters
 from tests.train.tokenizers import kinds
-from train.tokenizer import Kind
+from train.tokenizers.tokenizer import Kind
 
 Content = dict[str, Any]
 FAST = "PreTrainedTokenizerFast"

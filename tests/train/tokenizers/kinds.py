@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.support.hard_texts import HARD, random_characters
-from train import pieces, spiece, tokenizer_files, unigram, unigram_xlnet
-from train.config import Data
-from train.corpus import split
-from train.marks import Marks
-from train.tokenizer import Kind, Tokenizer
+from train.config.run_config import Data
+from train.data import chunking
+from train.data.corpus import split
+from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlnet_unigram
+from train.tokenizers.special_tokens import Marks
+from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
 VOCAB = 900
@@ -38,7 +39,7 @@ AWKWARD = [
 ]
 
 
-def refused(folder: Path, read: Callable[[Path], Tokenizer] = tokenizer_files.read) -> str:
+def refused(folder: Path, read: Callable[[Path], Tokenizer] = hf_files.read) -> str:
     """Return the line in which a folder is refused."""
     with pytest.raises(BadInput) as refusal:
         read(folder)
@@ -68,20 +69,20 @@ def trained(kind: Kind) -> Tokenizer:
     if kind not in UNIGRAMS:
         return Tokenizer.train(chapters(), VOCAB, kind)
     # The same as of `Tokenizer.train`, which would train the model that `raw` trains once more.
-    rules = unigram if kind == "sentencepiece" else unigram_xlnet
-    return Tokenizer(rules.read(spiece.parse(raw(kind))))
+    rules = unigram if kind == "sentencepiece" else xlnet_unigram
+    return Tokenizer(rules.read(sentencepiece_proto.parse(raw(kind))))
 
 
 @functools.cache
 def raw(kind: Kind) -> bytes:
     """Return the spiece.model of a unigram kind; T5's has no sentinels."""
-    return unigram.model(chapters(), VOCAB - 100) if kind == "sentencepiece" else unigram_xlnet.model(chapters(), VOCAB)
+    return unigram.model(chapters(), VOCAB - 100) if kind == "sentencepiece" else xlnet_unigram.model(chapters(), VOCAB)
 
 
 def trained_from_pieces() -> list[str]:
-    """Return the fingerprints of tokenizers trained on pieces of about 100 characters. Leaves `train.pieces` changed."""
-    pieces.PIECE = 100
-    parts = [piece for text in chapters() for piece, _ in pieces.cut([text])]
+    """Return the fingerprints of tokenizers trained on pieces of about 100 characters. Leaves `train.data.chunking` changed."""
+    chunking.PIECE = 100
+    parts = [piece for text in chapters() for piece, _ in chunking.cut([text])]
     assert len(parts) > 50 * len(chapters())
     return [Tokenizer.train(iter(parts), VOCAB, kind).fingerprint for kind in KINDS]
 
@@ -93,7 +94,7 @@ def written(kind: Kind) -> Path:
 
     folder = SCRATCH / "tokenizers" / kind
     folder.mkdir(parents=True)
-    tokenizer_files.write(folder, trained(kind), longest=None)
+    hf_files.write(folder, trained(kind), longest=None)
     name_family(folder, kind)
     return folder
 

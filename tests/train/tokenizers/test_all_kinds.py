@@ -16,9 +16,10 @@ from tests.support.processes import ROOT, run_python
 from tests.train.tokenizers import kinds
 from tests.train.tokenizers.folders import END
 from tests.train.tokenizers.kinds import AWKWARD, BERT, ENCODERS, KINDS, ROBERTA, TEXTS, UNIGRAMS, VOCAB, XLNET, theirs, trained
-from train import pieces, tokenizer_files
-from train.marks import TextMarks
-from train.tokenizer import Kind, Tokenizer
+from train.data import chunking
+from train.tokenizers import hf_files
+from train.tokenizers.special_tokens import TextMarks
+from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +131,7 @@ CUTS = "aB'` \n\r\t\x1c\x85\u00a0\u3000\u2028!7,\u00e9\u0301\u3042\u3099\u4e00\u
 def test_texts_encoded_in_pieces_have_the_ids_of_the_whole(kind: Kind, texts: list[str]) -> None:
     ours = spaces() if kind == "gpt" else trained(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", 2)
+        patch.setattr(chunking, "PIECE", 2)
         assert len(list(ours.pieces([("some words here", True)]))) == 3
         many = list(ours.encode_many(texts))
     assert [ids.tolist() for ids in many] == [ids.tolist() for ids, _ in ours.encode_spans(texts)]
@@ -226,7 +227,7 @@ def test_a_vocabulary_without_tokenizer_json_gives_the_same(kind: Kind, tmp_path
         shutil.copy((kinds.published(kind) if file == "spiece.model" else kinds.written(kind)) / file, tmp_path)
     ours = trained(kind)
     for folder in (tmp_path, kinds.written(kind), *([kinds.published(kind)] if kind in UNIGRAMS else [])):
-        assert tokenizer_files.read(folder).fingerprint == ours.fingerprint
+        assert hf_files.read(folder).fingerprint == ours.fingerprint
     # What `transformers` makes of XLNet's is another; see test_xlnet_unigram.py.
     if kind != "xlnet":
         alone = kinds.auto(tmp_path)
@@ -248,7 +249,7 @@ def test_transformers_finds_the_special_tokens_and_what_it_writes_is_read(kind: 
     assert all(getattr(reference, f"{role}_token_id") == getattr(ours.marks or ours.text_marks, role) for role in roles)
     assert kind in ENCODERS or reference.eos_token_id == ours.end_of_text
     reference.save_pretrained(tmp_path)
-    again = tokenizer_files.read(tmp_path)
+    again = hf_files.read(tmp_path)
     assert (again.kind, again.marks, again.text_marks) == (kind, ours.marks, ours.text_marks)
     for text in [*AWKWARD, HARD, " ".join(NAMES)]:
         assert again.encode(text).tolist() == ours.encode(text).tolist()
@@ -260,13 +261,13 @@ def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind:
     before = [rules["normalizer"]] if kind == "sentencepiece" else [{"type": "NFKC"}]
     other = Tokenizer({**rules, "normalizer": {"type": "Sequence", "normalizers": [*before, {"type": "Lowercase"}]}})
     assert other.encode("\uff37HALE").tolist() == other.encode("whale").tolist()
-    tokenizer_files.write(tmp_path, other, longest=512)
+    hf_files.write(tmp_path, other, longest=512)
     kinds.name_family(tmp_path, kind)
     again = kinds.auto(tmp_path)
     assert again("\uff37HALE", add_special_tokens=False)["input_ids"] == other.encode("whale").tolist()
     assert again.model_max_length == 512
     # A text is whole where rules are unknown.
-    assert len(list(other.pieces([("a b " * pieces.PIECE, True)]))) == 1
+    assert len(list(other.pieces([("a b " * chunking.PIECE, True)]))) == 1
 
 
 @pytest.mark.planted(2)

@@ -10,9 +10,9 @@ import pytest
 from tests.support.hard_texts import HARD
 from tests.support.processes import ROOT, run_python
 from tests.train.tokenizers.kinds import auto, content, name_family, refused, trained, written
-from train import pieces, tokenizer_files
-from train import tokenizer as module
-from train.tokenizer import END_OF_TEXT, Tokenizer
+from train.data import chunking
+from train.tokenizers import hf_files, tokenizer
+from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from zoo.errors import BadInput
 
 WORDS = {"type": "Split", "pattern": {"Regex": r"\S+\s*"}, "behavior": "Isolated", "invert": False}
@@ -24,9 +24,9 @@ def test_roberta_has_the_entries_of_gpt_between_its_special_tokens() -> None:
 
 
 def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "LONGEST_PIECE", 100)
-    monkeypatch.setattr(module, "LONGEST_PIECE", 100)
-    monkeypatch.setattr(pieces, "PIECE", 10)
+    monkeypatch.setattr(chunking, "LONGEST_PIECE", 100)
+    monkeypatch.setattr(tokenizer, "LONGEST_PIECE", 100)
+    monkeypatch.setattr(chunking, "PIECE", 10)
     assert len(trained("gpt").encode("word " * 100))
     with pytest.raises(BadInput, match="100 characters without the end of a word"):
         trained("gpt").encode("x" * 101)
@@ -38,15 +38,15 @@ def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pyte
 
 def test_encode_many_reads_no_further_ahead_than_a_group() -> None:
     taken = []
-    stream = trained("gpt").encode_many(taken.append(i) or "x" * pieces.PIECE for i in range(3 * pieces.GROUP))
+    stream = trained("gpt").encode_many(taken.append(i) or "x" * chunking.PIECE for i in range(3 * chunking.GROUP))
     next(stream)
-    assert len(taken) == pieces.GROUP
+    assert len(taken) == chunking.GROUP
 
 
 def test_a_forked_child_encodes_silently() -> None:
     child = (
         "import os, warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
-        "from train.tokenizer import Tokenizer\n"
+        "from train.tokenizers.tokenizer import Tokenizer\n"
         "t = Tokenizer.train(['some text here'] * 99, 300); list(t.encode_many(['some text'] * 99))\n"
         "pid = os.fork()\n"
         "if pid == 0: os._exit(0 if len(list(t.encode_many(['some text'] * 99))) == 99 else 1)\n"
@@ -61,7 +61,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         trained("gpt").save(tmp_path)
     before = (tmp_path / "tokenizer.json").read_bytes()
     assert Tokenizer(dict(reversed(content("gpt").items()))).fingerprint == trained("gpt").fingerprint
-    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(tokenizer.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(BadInput, match="No space"):
         Tokenizer.train(["other"], 300).save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
@@ -117,7 +117,7 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_the_published_files_give_what_transformers_gives(published: Path) -> None:
-    ours = tokenizer_files.read(published)
+    ours = hf_files.read(published)
     assert ours.kind == "roberta"
     assert (ours.marks.mask, ours.vocab_size, ours.end_of_text) == (901, 902, 2)
     assert auto(published)(HARD)["input_ids"] == ours.marks.single(ours.encode(HARD))[0].tolist()
@@ -127,13 +127,13 @@ def test_the_published_files_give_what_transformers_gives(published: Path) -> No
 
 def test_a_text_begins_with_a_space_if_the_files_say_so(published: Path) -> None:
     (published / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
-    ours, out = tokenizer_files.read(published), published / "out"
+    ours, out = hf_files.read(published), published / "out"
     ids = ours.encode("whale ship").tolist()
     assert ids == ours.encode(" whale ship").tolist() == ours.encode_words(["whale", "ship"])[0].tolist()
     # A piece of a text must not get one.
     assert len(list(ours.pieces([("a b " * (1 << 16), True)]))) == 1
     out.mkdir()
-    tokenizer_files.write(out, ours, longest=512)
+    hf_files.write(out, ours, longest=512)
     for folder in (published, out):
         assert auto(folder)("whale ship", add_special_tokens=False)["input_ids"] == ids
 
@@ -152,7 +152,7 @@ def test_an_empty_affix_is_none(tmp_path: Path) -> None:
     """RoBERTa's released tokenizer.json spells it so; it is RoBERTa's all the same."""
     rules = content("roberta")
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    tokenizer_files.write(tmp_path, Tokenizer({**rules, "model": {**rules["model"], **affixes}}), longest=512)
+    hf_files.write(tmp_path, Tokenizer({**rules, "model": {**rules["model"], **affixes}}), longest=512)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "RobertaTokenizer"
 
 

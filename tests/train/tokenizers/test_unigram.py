@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.hard_texts import HARD, random_characters
 from tests.train.tokenizers.kinds import VOCAB, chapters, library, published, raw, refused, trained
-from train import pieces, spiece, tokenizer_files, unigram
-from train.tokenizer import Kind, Tokenizer
+from train.data import chunking
+from train.tokenizers import hf_files, sentencepiece_proto, unigram
+from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
 TEXTS = [
@@ -43,17 +44,17 @@ def test_a_book_is_divided_as_sentencepiece_divides_it() -> None:
 def test_the_files_of_settings_say_how_many_sentinels_there_are(tmp_path: Path) -> None:
     shutil.copy(published("sentencepiece") / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 7}')
-    assert tokenizer_files.read(tmp_path).text_marks.sentinels == tuple(range(806, 799, -1))
+    assert hf_files.read(tmp_path).text_marks.sentinels == tuple(range(806, 799, -1))
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": -1}')
     with pytest.raises(BadInput, match="extra_ids is -1; it must be 0 to"):
-        tokenizer_files.read(tmp_path)
+        hf_files.read(tmp_path)
 
 
 def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a script without spaces; and a text may be cut before spaces alone."""
-    monkeypatch.setattr(pieces, "PIECE", 2)
+    monkeypatch.setattr(chunking, "PIECE", 2)
     japanese = ["\u3053\u308c\u3002\u305d\u308c\u3001\u3042\u308c " * 20]
-    parts = [piece for piece, _ in pieces.cut(japanese)]
+    parts = [piece for piece, _ in chunking.cut(japanese)]
     assert len(parts) > 20
     assert [*unigram.lines(parts)] == [*unigram.lines(japanese)]
     cut = trained("sentencepiece").pieces([("\u3042\u3002\u3042 b", True)])
@@ -85,7 +86,7 @@ def test_a_file_is_read_as_by_the_librarys_own_reader() -> None:
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(raw("sentencepiece"))
-    ours = spiece.parse(raw("sentencepiece"))
+    ours = sentencepiece_proto.parse(raw("sentencepiece"))
     assert [tuple(entry) for entry in ours.entries] == [(piece.piece, piece.score, piece.type) for piece in model.pieces]
     assert ours.charsmap == model.normalizer_spec.precompiled_charsmap and len(ours.charsmap) > 100_000
     for part in (model.trainer_spec, model.normalizer_spec):
@@ -93,16 +94,19 @@ def test_a_file_is_read_as_by_the_librarys_own_reader() -> None:
             if name in part.DESCRIPTOR.fields_by_name:
                 setattr(part, name, not getattr(part, name))
     model.trainer_spec.model_type = 2  # BPE
-    other = spiece.parse(model.SerializeToString())
+    other = sentencepiece_proto.parse(model.SerializeToString())
     assert all(getattr(other, name) != getattr(ours, name) for name in OPTIONS)
     bare = sentencepiece_model_pb2.ModelProto(pieces=model.pieces)
-    assert (ours.kind, other.kind, spiece.parse(bare.SerializeToString()).kind) == (1, 2, 1)
+    assert (ours.kind, other.kind, sentencepiece_proto.parse(bare.SerializeToString()).kind) == (1, 2, 1)
 
 
 def test_models_of_other_rules_are_refused() -> None:
-    model = spiece.parse(raw("sentencepiece"))
+    model = sentencepiece_proto.parse(raw("sentencepiece"))
     changes: list[dict[str, Any]] = [{name: not getattr(model, name)} for name in OPTIONS]
-    changes += [{"kind": 2}, {"entries": (*model.entries, spiece.Entry("<x>", 0.0, spiece.USER_DEFINED))}]
+    changes += [
+        {"kind": 2},
+        {"entries": (*model.entries, sentencepiece_proto.Entry("<x>", 0.0, sentencepiece_proto.USER_DEFINED))},
+    ]
     for change in changes:
         with pytest.raises(BadInput, match=r"^it [a-z ]*, which T5's rules have no place for; give a model of T5's kind$"):
             unigram.read(model._replace(**change))
@@ -128,4 +132,4 @@ def test_files_with_flipped_bytes_are_refused_or_read() -> None:
         for at in rng.integers(0, len(broken), 20):
             broken[at] = rng.integers(256)
         with contextlib.suppress(BadInput):
-            spiece.parse(bytes(broken))
+            sentencepiece_proto.parse(bytes(broken))

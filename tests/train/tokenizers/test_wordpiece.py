@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.hard_texts import HARD, random_characters
 from tests.train.tokenizers.kinds import auto, refused
-from train import tokenizer_files, wordpiece
-from train.marks import Marks
-from train.tokenizer import Tokenizer
+from train.tokenizers import hf_files, wordpiece
+from train.tokenizers.special_tokens import Marks
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 WORDS = "the white whale swim ##s ##ming caf ##e ##\u00e9 caf\u00e9 cafe The Whale ' s ! \u6f22 \u5b57 \u6f22\u5b57 \x85 \u2028"
@@ -43,7 +43,7 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
     import transformers
 
     (published / "tokenizer_config.json").write_text(json.dumps(options))
-    ours, theirs = tokenizer_files.read(published), transformers.BertTokenizer.from_pretrained(published)
+    ours, theirs = hf_files.read(published), transformers.BertTokenizer.from_pretrained(published)
     assert ours.marks == Marks(pad=0, unk=100, cls=101, sep=102, mask=103)
     assert ours.vocab_size == 999 + len(WORDS.split(" "))
     assert ours.decode(ours.encode(ACCENTS)) == decoded
@@ -51,7 +51,7 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
     out = published / "out"
     out.mkdir()
-    tokenizer_files.write(out, ours, longest=512)
+    hf_files.write(out, ours, longest=512)
     assert (out / "vocab.txt").read_bytes() == (published / "vocab.txt").read_bytes()
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
     assert auto(out)(f"Caf\u00e9 {ACCENTS}")["input_ids"] == theirs(f"Caf\u00e9 {ACCENTS}")["input_ids"]
@@ -87,7 +87,7 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
         Tokenizer(unknown)
     (published / "tokenizer_config.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer_files, "LARGEST_FILE", 1000)
+        patch.setattr(hf_files, "LARGEST_FILE", 1000)
         assert refused(published).startswith(f"{published}/vocab.txt: larger than 0 MiB")
     (published / "vocab.txt").unlink()
     assert refused(published).startswith(f"{published}: holds no tokenizer.json and no vocab.json, vocab.txt or spiece.model")
@@ -96,7 +96,7 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
 def test_an_entry_that_is_not_one_line_is_not_written(tmp_path: Path) -> None:
     ours = Tokenizer(wordpiece.content({**SPECIAL, "a\nb": 5}, lowercase=True))
     with pytest.raises(BadInput, match=r'vocab.txt: the entry "a\\nb" is not one line'):
-        tokenizer_files.write(tmp_path, ours, longest=512)
+        hf_files.write(tmp_path, ours, longest=512)
 
 
 def test_a_file_without_a_decoder_is_decoded_to_words() -> None:

@@ -11,11 +11,13 @@ import pytest
 
 from tests.train.tokenizers import kinds
 from tests.train.tokenizers.kinds import AWKWARD, TEXTS, XLNET, published, raw, trained
-from train import exchange, marks, pieces, spiece, tokenizer_files, unigram_xlnet
-from train.prepare import prepare
-from train.sentences import sentences
-from train.texts import Document
-from train.tokenizer import Tokenizer
+from train.data import chunking
+from train.data.text_files import Document
+from train.rows.sentences import sentences
+from train.rows.token_cache import prepare
+from train.tokenizers import hf_files, sentencepiece_proto, special_tokens, xlnet_unigram
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights import import_export
 from zoo.errors import BadInput
 
 NAMES = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
@@ -46,10 +48,12 @@ def test_a_book_is_divided_as_by_xlnets_own_program() -> None:
 
 def with_commas() -> Tokenizer:
     """Return a small tokenizer of a model in which "9," would win, were it not kept from it."""
-    entries = [(name, 0.0, spiece.UNKNOWN if name == "<unk>" else spiece.CONTROL) for name in NAMES]
-    entries += [(name, -1.0, spiece.NORMAL) for name in ("\u2581", "9", ",", "9,", "\u25819,", "\u25819", "a,")]
-    model = spiece.parse(raw("xlnet"))._replace(entries=tuple(spiece.Entry(*entry) for entry in entries), charsmap=b"")
-    return Tokenizer(unigram_xlnet.read(model))
+    entries = [(name, 0.0, sentencepiece_proto.UNKNOWN if name == "<unk>" else sentencepiece_proto.CONTROL) for name in NAMES]
+    entries += [(name, -1.0, sentencepiece_proto.NORMAL) for name in ("\u2581", "9", ",", "9,", "\u25819,", "\u25819", "a,")]
+    model = sentencepiece_proto.parse(raw("xlnet"))._replace(
+        entries=tuple(sentencepiece_proto.Entry(*entry) for entry in entries), charsmap=b""
+    )
+    return Tokenizer(xlnet_unigram.read(model))
 
 
 def test_a_comma_after_a_digit_is_an_entry_of_its_own() -> None:
@@ -59,7 +63,7 @@ def test_a_comma_after_a_digit_is_an_entry_of_its_own() -> None:
 
 @pytest.mark.planted
 def test_a_mutant_that_lets_digits_and_commas_win_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unigram_xlnet, "LOST", 0.0)
+    monkeypatch.setattr(xlnet_unigram, "LOST", 0.0)
     with pytest.raises(AssertionError):
         test_a_comma_after_a_digit_is_an_entry_of_its_own()
 
@@ -78,7 +82,7 @@ def test_spans_are_the_characters_that_the_entries_spell() -> None:
             covered[first:end] = True
             entry = ours.entries([number])[0].replace("\u2581", "")
             if number != XLNET.unk and entry:
-                quote = text[first - 1 : end] in unigram_xlnet.QUOTES
+                quote = text[first - 1 : end] in xlnet_unigram.QUOTES
                 covered[first - 1] |= quote
                 assert entry in ('"' if quote else normalize(text[first:end]).replace(" ", "")), (text, entry)
         outside = [character for character, inside in zip(text, covered, strict=True) if not inside]
@@ -95,15 +99,17 @@ def test_sentences_end_where_a_reader_ends_them(tmp_path: Path) -> None:
 
 def test_an_end_of_paragraph_is_special_whatever_kind_its_file_gives_it() -> None:
     """XLNet's own models always divide a text there, as at "."; no text of ours spells it."""
-    model = spiece.parse(raw("xlnet"))
-    entries = [entry._replace(kind=spiece.USER_DEFINED) if entry.name == "<eop>" else entry for entry in model.entries]
-    assert unigram_xlnet.read(model._replace(entries=tuple(entries))) == unigram_xlnet.read(model)
+    model = sentencepiece_proto.parse(raw("xlnet"))
+    entries = [
+        entry._replace(kind=sentencepiece_proto.USER_DEFINED) if entry.name == "<eop>" else entry for entry in model.entries
+    ]
+    assert xlnet_unigram.read(model._replace(entries=tuple(entries))) == xlnet_unigram.read(model)
 
 
 def test_transformers_differs_on_a_spiece_model_alone_only_after_characters_apart() -> None:
     """It puts a space behind "." and the like, which neither XLNet's own program nor its published tokenizer.json does."""
     alone, ours = kinds.auto(published("xlnet")), trained("xlnet")
-    same = [text for text in TEXTS if not {*unigram_xlnet.APART}.intersection(text)]
+    same = [text for text in TEXTS if not {*xlnet_unigram.APART}.intersection(text)]
     assert len(same) > 100
     for text in same:
         assert alone(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
@@ -111,24 +117,24 @@ def test_transformers_differs_on_a_spiece_model_alone_only_after_characters_apar
 
 
 def test_all_files_name_the_special_tokens() -> None:
-    assert unigram_xlnet.is_normalizer(kinds.content("xlnet")["normalizer"])
-    assert exchange._ids(trained("xlnet")) == {"pad_token_id": 5, "bos_token_id": 1, "eos_token_id": 2}
-    assert unigram_xlnet.owns(["<cls>", "a"])
-    assert not unigram_xlnet.owns([*marks.TEXT.values(), "<extra_id_0>", "\u2581the"])
+    assert xlnet_unigram.is_normalizer(kinds.content("xlnet")["normalizer"])
+    assert import_export._ids(trained("xlnet")) == {"pad_token_id": 5, "bos_token_id": 1, "eos_token_id": 2}
+    assert xlnet_unigram.owns(["<cls>", "a"])
+    assert not xlnet_unigram.owns([*special_tokens.TEXT.values(), "<extra_id_0>", "\u2581the"])
 
 
 def test_a_file_as_it_was_published_is_read_and_written_as_xlnets(tmp_path: Path) -> None:
     """Older converters wrote a step that joins spaces, the flag of the prefix, and a model that does not say its type."""
     rules = kinds.content("xlnet")
-    rules["normalizer"]["normalizers"].append(unigram_xlnet.SPACES)
+    rules["normalizer"]["normalizers"].append(xlnet_unigram.SPACES)
     space = {"type": "Metaspace", "replacement": "\u2581", "str_rep": "\u2581", "add_prefix_space": True}
     rules["pre_tokenizer"]["pretokenizers"][1] = rules["decoder"] = space
     rules["model"] = {"unk_id": 0, "vocab": rules["model"]["vocab"]}
     old = Tokenizer(rules)
     for text in AWKWARD:
         assert old.encode(text).tolist() == trained("xlnet").encode(text).tolist()
-    assert len(list(old.pieces([("a b " * pieces.PIECE, True)]))) > 1
-    tokenizer_files.write(tmp_path, old, longest=None)
+    assert len(list(old.pieces([("a b " * chunking.PIECE, True)]))) > 1
+    hf_files.write(tmp_path, old, longest=None)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "XLNetTokenizer"
 
 
@@ -137,13 +143,13 @@ def test_settings_that_drop_case_or_keep_accents_are_read_and_written(option: st
     source, target = tmp_path / "in", tmp_path / "out"
     shutil.copytree(published("xlnet"), source)
     (source / "tokenizer_config.json").write_text(json.dumps({option: True}))
-    ours = tokenizer_files.read(source)
+    ours = hf_files.read(source)
     assert (ours.encode("WHALE").tolist() == ours.encode("whale").tolist()) == (option == "do_lower_case")
     assert (ours.encode("whal\u00e9").tolist() == ours.encode("whale").tolist()) == (option == "do_lower_case")
     target.mkdir()
-    tokenizer_files.write(target, ours, longest=512)
+    hf_files.write(target, ours, longest=512)
     kinds.name_family(target, "xlnet")
-    assert tokenizer_files.read(target).fingerprint == ours.fingerprint
+    assert hf_files.read(target).fingerprint == ours.fingerprint
     theirs = kinds.auto(target)
     for text in AWKWARD:
         assert theirs(text)["input_ids"] == XLNET.single(ours.encode(text))[0].tolist()
@@ -151,12 +157,14 @@ def test_settings_that_drop_case_or_keep_accents_are_read_and_written(option: st
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("missing", [name for name in marks.XLNET.values() if name not in marks.ROBERTA.values()])
+@pytest.mark.parametrize(
+    "missing", [name for name in special_tokens.XLNET.values() if name not in special_tokens.ROBERTA.values()]
+)
 def test_an_xlnet_vocabulary_that_lacks_a_special_token_is_refused(missing: str) -> None:
     """It shares five names with RoBERTa's, and is not taken for one."""
-    ids = {name: number for number, name in enumerate(marks.XLNET.values()) if name != missing}
+    ids = {name: number for number, name in enumerate(special_tokens.XLNET.values()) if name != missing}
     with pytest.raises(BadInput, match=f"^it has no {missing}, and an encoder needs <unk>, <s>, "):
-        marks.named(ids)
+        special_tokens.named(ids)
 
 
 @pytest.mark.planted(2)

@@ -15,13 +15,15 @@ from tests.support import encoders, published, tiny
 from tests.support.hard_texts import HARD
 from tests.support.processes import run_python
 from tests.support.runs import PATIENCE, quick_compilation, small_files
-from train import config, tokenizer_files
-from train import mesh as meshes
-from train.folder import Folder
-from train.load import load
-from train.tokenizer import Tokenizer
-from zoo import cli, hub, tensors
+from train.config import run_config
+from train.engine import device_mesh
+from train.run.run_dir import Folder
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import load
+from zoo.cli import main
 from zoo.errors import BadInput
+from zoo.hf import hub, safetensors_dir
 
 CONFIG = dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4, n_inner=64)
 """The shape of `tests.support.tiny`."""
@@ -35,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
     (folder / "book.txt").write_text(text)
     published.write(folder / "gpt2", CONFIG)
-    tokenizer_files.write(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
+    hf_files.write(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with quick_compilation():
@@ -45,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
     """What a command in this process printed; errors on one line."""
     capsys.readouterr()
-    assert cli.main(argv) == code, capsys.readouterr()
+    assert main.main(argv) == code, capsys.readouterr()
     out, err = capsys.readouterr()
     assert code == 0 or (out == "" and err.count("\n") == 1)
     return out if code == 0 else err
@@ -55,15 +57,15 @@ def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[
     (place / "gpt2" / "generation_config.json").write_text('{"max_length": 50}')
     assert "300" in said(capsys, "import", "gpt2")
     assert (place / "models" / "gpt2" / "generation_config.json").read_text() == '{"max_length": 50}'
-    stored = load_file(place / "gpt2" / tensors.SINGLE)
-    kept = load_file(place / "models" / "gpt2" / tensors.SINGLE)
+    stored = load_file(place / "gpt2" / safetensors_dir.SINGLE)
+    kept = load_file(place / "models" / "gpt2" / safetensors_dir.SINGLE)
     assert kept.keys() == stored.keys()
     assert all(np.array_equal(kept[name], stored[name]) for name in stored)
 
     # Steps too small to matter show what the run began with.
     said(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
     assert "step 2" in said(capsys, "export", "runs/goes-on", "out")
-    after = load_file(place / "out" / tensors.SINGLE)
+    after = load_file(place / "out" / safetensors_dir.SINGLE)
     assert all(np.allclose(after[name], stored[name], atol=1e-6) for name in stored)
     assert json.loads((place / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
 
@@ -76,7 +78,7 @@ def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[
     assert loaded.run is None
     with pytest.raises(BadInput, match="no run, so it has no checkpoints"):
         load("out", step=2)
-    from_run = load("runs/goes-on", meshes.make(config.Mesh(fsdp=2, tensor=2)))
+    from_run = load("runs/goes-on", device_mesh.make(run_config.Mesh(fsdp=2, tensor=2)))
     assert from_run.step == 2
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), loaded.params, from_run.params)
     assert jax.tree.all(same)
@@ -115,9 +117,9 @@ def broken(place: Path) -> Path:
     """Folders beside `gpt2` with something wrong each."""
     (place / "pickled").mkdir()
     shutil.copytree(place / "gpt2", place / "lacking")
-    weights = load_file(place / "lacking" / tensors.SINGLE)
+    weights = load_file(place / "lacking" / safetensors_dir.SINGLE)
     del weights["transformer.ln_f.bias"]
-    save_file(weights, place / "lacking" / tensors.SINGLE)
+    save_file(weights, place / "lacking" / safetensors_dir.SINGLE)
     shutil.copy(place / "gpt2" / "config.json", place / "pickled")
     (place / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     published.write(place / "words", CONFIG | {"vocab_size": 299})
@@ -167,7 +169,7 @@ def test_a_full_disk_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[s
         assert re.match(r"zoo: full: cannot be written \(.*\); make room", said(capsys, "export", "gpt2", "full", code=2))
     assert not any("full" in path.name for path in place.iterdir())
     # Nor does a process that is killed meanwhile: the folder gets its name last.
-    with tensors.new_folder(place / "named") as made:
+    with safetensors_dir.new_folder(place / "named") as made:
         (made / "file").touch()
         assert not (place / "named").exists()
     assert [file.name for file in (place / "named").iterdir()] == ["file"]

@@ -13,12 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support.encoder_text import uncased
 from tests.support.runs import quick_compilation
-from train import begin, config
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
-from train.folder import Folder
-from train.marker import by_path
-from train.state import State
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.manifest import by_path
+from train.config import run_config
+from train.engine import device_mesh
+from train.engine.state import State
+from train.run.run_dir import Folder
+from train.weights import warm_start
 from zoo import configs, sharding
 from zoo.errors import BadInput
 from zoo.models import Model, model
@@ -39,8 +40,8 @@ def net(name: str, task: str, labels: tuple[str, ...] = (), **changes: Any) -> M
     return model(dataclasses.replace(size, **{**NUMBERS, "task": task, "labels": labels, **changes}))
 
 
-def run(of: Model, init: Path | str = "", **changes: Any) -> config.Run:
-    return config.Run(recipe="fitted", model=of.config, init=str(init), data=config.Data(length=16), **changes)
+def run(of: Model, init: Path | str = "", **changes: Any) -> run_config.Run:
+    return run_config.Run(recipe="fitted", model=of.config, init=str(init), data=run_config.Data(length=16), **changes)
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
     files.tokenizer.mkdir(parents=True)
     tokenizer.save(files.tokenizer)
     files.write_config(run(of))
-    everywhere = NamedSharding(meshes.make(config.Mesh()), PartitionSpec())
+    everywhere = NamedSharding(device_mesh.make(run_config.Mesh()), PartitionSpec())
     params = jax.tree.map(
         lambda leaf: jax.device_put(np.float32(rng.standard_normal(leaf.shape)), everywhere),
         jax.eval_shape(of.init, jax.random.key(0)),
@@ -66,12 +67,12 @@ def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
     return by_path(jax.device_get(params))
 
 
-def begun(of: Model, init: Path, mesh: config.Mesh | None = None, seed: int = 3) -> tuple[dict[str, np.ndarray], list[str]]:
+def begun(of: Model, init: Path, mesh: run_config.Mesh | None = None, seed: int = 3) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parameters by path that a run begins with, and the messages to the user."""
     messages: list[str] = []
     chosen = run(of, init, seed=seed)
-    begin.check(chosen)
-    params = begin.params(chosen, of, meshes.make(mesh or config.Mesh()), messages.append)
+    warm_start.check(chosen)
+    params = warm_start.params(chosen, of, device_mesh.make(mesh or run_config.Mesh()), messages.append)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(of.init, jax.random.key(0)))
     return by_path(jax.device_get(params)), messages
 
@@ -130,8 +131,8 @@ def test_the_same_task_and_labels_are_copied_whole(head: Any, tmp_path: Path) ->
 def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path) -> None:
     ours = net("bert-nano", *SEQUENCE)
     trained(tmp_path, net("bert-nano", "pretraining"))
-    devices = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
-    params = begin.params(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
+    devices = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    params = warm_start.params(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
     places = sharding.shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.module.SHARDING)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
@@ -148,4 +149,4 @@ def test_a_run_without_a_checkpoint_is_no_beginning(tmp_path: Path) -> None:
     ours = net("bert-nano", "pretraining")
     Folder(tmp_path).write_config(run(ours))
     with pytest.raises(BadInput, match="no checkpoint yet; train the run first"):
-        begin.check(run(ours, tmp_path))
+        warm_start.check(run(ours, tmp_path))

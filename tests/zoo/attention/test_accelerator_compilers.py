@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import timing
+from benchmarks.core import timing
 from benchmarks.plan import targets
-from zoo import attention as dispatch
-from zoo.masks import Buckets, Dense, Mask, Relative
+from zoo.attention import attention
+from zoo.attention.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 pytestmark = pytest.mark.aot
@@ -101,7 +101,7 @@ COPIED = {("blocked", "odd, dense bias")}
 
 def features(case: Case) -> frozenset[str]:
     q, k = operands(case)
-    return dispatch.Request.of(q, k, k, case.mask, case.bias, None).features
+    return attention.Request.of(q, k, k, case.mask, case.bias, None).features
 
 
 def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
@@ -111,7 +111,7 @@ def operands(case: Case) -> list[jax.ShapeDtypeStruct]:
 CALLS = [
     pytest.param(platform, impl, name, marks=[] if name == "causal" or (impl, name) in REFUSED else pytest.mark.slow)
     for platform in TARGETS
-    for impl, row in dispatch.IMPLEMENTATIONS.items()
+    for impl, row in attention.IMPLEMENTATIONS.items()
     for name, case in CASES.items()
     if platform in row.platforms and impl != "reference" and features(case) <= row.features
 ]
@@ -161,7 +161,7 @@ def compiled(platform: str, impl: str, name: str, backward: bool) -> tuple[str, 
         q, k = (placed(x, "BTNH") for x in operands(case))
 
         def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any) -> Any:
-            return dispatch.attention(q, k, v, mask=mask, bias=bias, impl=impl)
+            return attention.attention(q, k, v, mask=mask, bias=bias, impl=impl)
 
         def pull(*args: Any) -> Any:
             *trained, mask, cotangent = args
@@ -184,11 +184,11 @@ def kernels(program: str) -> list[str]:
 @pytest.mark.parametrize(("platform", "impl", "name"), CALLS)
 def test_it_compiles(platform: str, impl: str, name: str) -> None:
     """Forward, and with backward: the row's kernel is there, nothing is communicated, temporaries are linear if they can be."""
-    case, row = CASES[name], dispatch.IMPLEMENTATIONS[impl]
+    case, row = CASES[name], attention.IMPLEMENTATIONS[impl]
     if row.requires and importlib.util.find_spec(row.requires) is None:
         pytest.skip(f"{impl} needs {row.requires}, of the extra {row.requires}: Python {row.python} or newer")
     if (impl, name) in REFUSED:
-        with pytest.raises(dispatch.BadInput, match=REFUSED[impl, name]):
+        with pytest.raises(attention.BadInput, match=REFUSED[impl, name]):
             compiled(platform, impl, name, backward=True)
         return
     forward, _ = compiled(platform, impl, name, backward=False)

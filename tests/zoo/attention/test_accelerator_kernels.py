@@ -15,14 +15,15 @@ from jax._src.cudnn import fused_attention_stablehlo  # its checks need no GPU, 
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.attention_rounding import bounds
+from benchmarks.attention.rounding import bounds
 from tests.support.processes import ROOT
-from train import config
-from train import mesh as meshes
-from zoo import attention as dispatch
+from train.config import run_config
+from train.engine import device_mesh
+from zoo.attention import attention
+from zoo.attention.kernels import _fused as fused
+from zoo.attention.kernels import cudnn, splash, tokamax
+from zoo.attention.masks import Buckets, Dense, Mask, Relative
 from zoo.errors import BadInput
-from zoo.kernels import cudnn, fused, splash, tokamax
-from zoo.masks import Buckets, Dense, Mask, Relative
 from zoo.sharding import BATCH
 
 B, N, H = 2, 4, 8
@@ -110,7 +111,7 @@ def exact(t, mask, bias="none", **sizes):
         numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.numbers().arrays()]
         by_name = bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
         allowed = [by_name[name] for name in ("out", "d_q", "d_k", "d_v", *numbers)]
-        results = value_and_gradients(dispatch.reference, jnp.float64, t, mask, bias, **sizes)
+        results = value_and_gradients(attention.reference, jnp.float64, t, mask, bias, **sizes)
         return list(zip(results, map(np.asarray, allowed), strict=True))
 
 
@@ -202,18 +203,18 @@ def test_the_comparison_catches_what_goes_wrong(monkeypatch):
 
 @pytest.fixture
 def pretend_gpu(monkeypatch):
-    monkeypatch.setattr(dispatch, "target", lambda: "gpu")
+    monkeypatch.setattr(attention, "target", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
 
 
 def lowered(t, mask, bias, groups=N):
     """The program of cuDNN attention and all its gradients, for eight GPUs."""
-    mesh = meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
     on_mesh = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
     q, k = (jax.ShapeDtypeStruct((8, t, heads, H), jnp.bfloat16, sharding=on_mesh) for heads in (N, groups))
 
     def value(q, k, v, bias):
-        return dispatch.attention(q, k, v, mask=mask, bias=bias, impl="cudnn").astype(jnp.float32).sum()
+        return attention.attention(q, k, v, mask=mask, bias=bias, impl="cudnn").astype(jnp.float32).sum()
 
     with jax.set_mesh(mesh):
         pull = jax.jit(jax.grad(value, argnums=(0, 1, 2, 3), allow_int=True))
@@ -270,7 +271,7 @@ def test_splash_is_the_attention(mask, groups, monkeypatch):
 
 def request(mask=None, bias=None, dropout=None, dtype=jnp.bfloat16, t=256, size=64):
     q = jax.ShapeDtypeStruct((B, t, N, size), dtype)
-    return dispatch.Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
+    return attention.Request.of(q, q, q, mask or Mask(causal=True), bias, dropout)
 
 
 DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))
@@ -299,7 +300,7 @@ def test_limits(monkeypatch):
     for module in (cudnn, tokamax):
         monkeypatch.setattr(module, "capability", lambda: 9)
     for impl, asked, reason in LIMITS:
-        row = dataclasses.replace(dispatch.IMPLEMENTATIONS[impl], requires="")
+        row = dataclasses.replace(attention.IMPLEMENTATIONS[impl], requires="")
         refusal = row.refuses(request(**asked), "tpu" if impl == "splash" else "gpu")
         assert refusal is None if reason is None else reason in (refusal or ""), (impl, asked)
 
@@ -315,7 +316,7 @@ def test_older_gpus_get_what_they_have(monkeypatch):
 
 
 def test_a_missing_package_is_named_with_how_to_get_it():
-    row = dataclasses.replace(dispatch.IMPLEMENTATIONS["tokamax"], requires="not_there")
+    row = dataclasses.replace(attention.IMPLEMENTATIONS["tokamax"], requires="not_there")
     assert "pip install 'jax-zoo[not_there]' (Python 3.12 or newer)" in (row.refuses(request(), "gpu") or "")
     # A feature that is missing comes first: installing would not help.
     assert row.refuses(request(dropout=DROPOUT), "gpu") == "it has no dropout"
@@ -323,7 +324,7 @@ def test_a_missing_package_is_named_with_how_to_get_it():
 
 def test_every_package_a_row_needs_is_an_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    rows = [row for row in dispatch.IMPLEMENTATIONS.values() if row.requires]
+    rows = [row for row in attention.IMPLEMENTATIONS.values() if row.requires]
     assert rows
     for row in rows:
         (needed,) = project["optional-dependencies"][row.requires]
@@ -332,10 +333,10 @@ def test_every_package_a_row_needs_is_an_extra():
 
 def test_the_mesh_says_for_which_platform_a_program_is():
     """Compiling for devices that are not here chooses by those."""
-    assert dispatch.target() == "cpu"
+    assert attention.target() == "cpu"
     for kind, platform, chosen in [("TPU v5 lite", "tpu", "tpu"), ("NVIDIA H100", "cuda", "gpu")]:
         device = AbstractDevice(kind, 1, platform)
         mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert dispatch.target() == chosen
-            assert dispatch.choose("auto", request()) == dispatch.choose("auto", request(), chosen)
+            assert attention.target() == chosen
+            assert attention.choose("auto", request()) == attention.choose("auto", request(), chosen)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import attention as dispatch
-from zoo import seeds
-from zoo.attention import attention
+from zoo.attention import attention as dispatch
+from zoo.attention.attention import attention
+from zoo.attention.masks import ByDistance, Dense, Mask, Relative
 from zoo.errors import BadInput
-from zoo.masks import ByDistance, Dense, Mask, Relative
+from zoo.ops import counter_rng
 
 B, T, S, N, H = 2, 7, 7, 4, 8
 
@@ -99,7 +99,7 @@ def test_reference_is_the_definition(mask, bias):
 
 def test_reference_drops_what_the_hash_says():
     seed = jnp.array([[1, 2], [3, 4]], jnp.uint32)
-    kept = np.asarray(seeds.keep(seed, 0.3, *(jnp.arange(n, dtype=jnp.uint32) for n in (N, T, S))))
+    kept = np.asarray(counter_rng.keep(seed, 0.3, *(jnp.arange(n, dtype=jnp.uint32) for n in (N, T, S))))
     assert_is_the_definition("causal", "none", dropout=(0.3, seed), kept=lambda *at: kept[at])
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Container, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import conformance
+from benchmarks.attention import conformance
+from tests.support.processes import ROOT
 from tests.support.small import jit
-from zoo import attention as dispatch
-from zoo import masks
-from zoo.attention import attention
-from zoo.kernels import blocked
-from zoo.masks import ByDistance, Dense, Mask
+from zoo.attention import attention as dispatch
+from zoo.attention import masks
+from zoo.attention.attention import attention
+from zoo.attention.kernels import blocked
+from zoo.attention.masks import ByDistance, Dense, Mask
 
 RUNNABLE = [name for name, row in dispatch.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
 # Many programs that run once; what they compute is the same.
@@ -84,8 +84,8 @@ def test_every_feature_has_a_case() -> None:
 
 
 def test_the_page_of_support_is_of_these_cases() -> None:
-    """`python -m benchmarks.conformance` writes it; a new case or implementation needs a new page."""
-    page = Path(conformance.__file__).with_name("SUPPORT.md").read_text()
+    """`python -m benchmarks.attention.conformance` writes it; a new case or implementation needs a new page."""
+    page = (ROOT / "benchmarks/SUPPORT.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
     assert rows[1:] == list(conformance.CASES)
     assert all(f"`{name}`" in page for name in dispatch.IMPLEMENTATIONS)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from zoo import catalogue, configs, counts, models
+from zoo import configs, models
+from zoo.cli import model_counts, models_table
 from zoo.configs import gpt, xlnet
 from zoo.errors import BadInput
 
@@ -143,19 +144,19 @@ def test_parameter_counts_are_exact(family: str) -> None:
 
 @pytest.mark.parametrize("names", [("bert-nano", "gpt2", "t5-small"), pytest.param(tuple(SIZES), marks=pytest.mark.full)])
 def test_stored_counts_are_those_of_the_models(names: tuple[str, ...]) -> None:
-    """`python -m zoo.counts` writes them."""
-    assert {name: counts.parameters(name, SIZES[name]) for name in names} == {
+    """`python -m zoo.cli.model_counts` writes them."""
+    assert {name: model_counts.parameters(name, SIZES[name]) for name in names} == {
         name: models.parameter_count(SIZES[name].config) for name in names
     }
 
 
 def test_a_size_is_counted_only_if_its_configuration_is_not_the_stored_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "counted", lambda size: -1)
-    assert all(counts.parameters(name, size) > 0 for name, size in SIZES.items()), "run python -m zoo.counts"
-    assert counts._stored().keys() == SIZES.keys()
+    monkeypatch.setattr(model_counts, "counted", lambda size: -1)
+    assert all(model_counts.parameters(name, size) > 0 for name, size in SIZES.items()), "run python -m zoo.cli.model_counts"
+    assert model_counts._stored().keys() == SIZES.keys()
     size = SIZES["gpt2"]
     changed = dataclasses.replace(size, config=dataclasses.replace(size.config, layers=13))
-    assert counts.parameters("gpt2", changed) == counts.parameters("gpt2-new", size) == -1
+    assert model_counts.parameters("gpt2", changed) == model_counts.parameters("gpt2-new", size) == -1
 
 
 def test_counts_of_sources() -> None:
@@ -284,7 +285,7 @@ def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
     assert configs.named(dataclasses.replace(SIZES["t5-v1.1-base"].config, dropout=0.0)) == "t5-v1.1-base"
 
 
-@pytest.mark.parametrize("lookup", [configs.find, catalogue.render])
+@pytest.mark.parametrize("lookup", [configs.find, models_table.render])
 def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) -> None:
     with pytest.raises(BadInput, match=r"architecture of gpt-4 is unpublished.* here is gpt3-175b"):
         lookup("gpt-4")
@@ -298,7 +299,7 @@ def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) ->
 @pytest.mark.parametrize("name", ["gpt3-13b", "bert-nano"])
 def test_a_page_and_its_json_say_where_each_number_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    size, page, described = SIZES[name], catalogue.render(name), json.loads(catalogue.render(name, as_json=True))
+    size, page, described = SIZES[name], models_table.render(name), json.loads(models_table.render(name, as_json=True))
     for field in set(configs.Size.numbers_of(size.config)):
         why = size.assumed.get(field)
         status = {"status": "published"} if why is None else {"status": "assumed", "why": why}

@@ -12,7 +12,7 @@ from tests.support.small import HEADS, with_head
 from train.recipes import finetune
 from zoo import configs, models, pretrained
 from zoo.errors import BadInput
-from zoo.published import MOST_LABELS, Published
+from zoo.hf.config_json import MOST_LABELS, Published
 
 
 def read(family: str, task: str = "", **keys: Any) -> Any:

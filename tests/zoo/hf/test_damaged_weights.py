@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 from tests.support import published
 from tests.support.processes import ROOT, run_python
-from zoo import configs, models, pretrained, tensors
+from zoo import configs, models, pretrained
 from zoo.errors import BadInput
+from zoo.hf import safetensors_dir
 
 COUNTS = {
     **{("gpt", "causal"): (28, 8), ("t5", "text_to_text"): (66, 51), ("transformer", "text_to_text"): (86, 10)},
@@ -157,7 +158,7 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, A
         now.update({other: held for other, held in whole.items() if other != name})
         now.update({other: published.held(tensor) for other, tensor in replacement.items()})
 
-    monkeypatch.setattr(tensors, "read", lambda folder: now)
+    monkeypatch.setattr(safetensors_dir, "read", lambda folder: now)
     pretrained.open_folder(folder)
     return refused(folder, stored, put, kinds)
 
@@ -224,10 +225,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.planted
 def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
     content, message = HOSTILE[case]
-    (tmp_path / tensors.SINGLE).write_bytes(content)
+    (tmp_path / safetensors_dir.SINGLE).write_bytes(content)
     with pytest.raises(BadInput, match=message) as refusal:
-        tensors.read(tmp_path)
-    assert tensors.SINGLE in str(refusal.value)
+        safetensors_dir.read(tmp_path)
+    assert safetensors_dir.SINGLE in str(refusal.value)
     assert len(str(refusal.value)) < 600
 
 
@@ -238,7 +239,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
 def test_an_index_stays_in_its_folder(tmp_path: Path, where: Any) -> None:
     published.write_index(tmp_path, {"a": where})
     with pytest.raises(BadInput, match=r"index\.json"):
-        tensors.read(tmp_path)
+        safetensors_dir.read(tmp_path)
 
 
 @pytest.mark.planted(4)
@@ -253,10 +254,10 @@ def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
     ]:
         published.write_index(tmp_path, files)
         with pytest.raises(BadInput, match=message):
-            tensors.read(tmp_path)
-    save_file(stored, tmp_path / tensors.SINGLE)
+            safetensors_dir.read(tmp_path)
+    save_file(stored, tmp_path / safetensors_dir.SINGLE)
     with pytest.raises(BadInput, match="both"):
-        tensors.read(tmp_path)
+        safetensors_dir.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
@@ -266,7 +267,7 @@ def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     ran = tmp_path / "ran"
     (tmp_path / name).write_bytes(b"cbuiltins\nopen\n(V" + str(ran).encode() + b"\nVw\ntR.")
     with pytest.raises(BadInput, match="only safetensors"):
-        tensors.read(tmp_path)
+        safetensors_dir.read(tmp_path)
     assert not ran.exists()
 
 

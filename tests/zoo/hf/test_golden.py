@@ -14,11 +14,12 @@ from safetensors.numpy import load_file
 from tests.golden import make
 from tests.support import published, transformers_outputs
 from tests.support.small import as_batch, jit, said
-from train import config
-from train import mesh as meshes
-from zoo import configs, models, pretrained, tensors
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import configs, models, pretrained
 from zoo.batch import Batch
-from zoo.published import Published
+from zoo.hf import safetensors_dir
+from zoo.hf.config_json import Published
 
 BODY = ("embed", "layers", "norm", "encoder", "decoder")
 """The parameters that hidden states depend on."""
@@ -51,7 +52,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     family, _, numbers = published.MODELS[model]
     frozen = frozen_vectors(model)
     published.write_model(tmp_path / "model", model)
-    cfg, params = pretrained.load(tmp_path / "model", meshes.make(config.Mesh(), jax.devices()[:1]))
+    cfg, params = pretrained.load(tmp_path / "model", device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     given = transformers_outputs.given(numbers, make.LENGTHS)
     if family == "gpt":
@@ -80,7 +81,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     _, of_body = compiled(below, batch, cotangent)
     gradients |= jax.tree.map(lambda one, other: np.asarray(one) + np.asarray(other), {n: gradients[n] for n in below}, of_body)
     pretrained.save(tmp_path, cfg, gradients)
-    stored = load_file(tmp_path / tensors.SINGLE)
+    stored = load_file(tmp_path / safetensors_dir.SINGLE)
     total_norm = np.sqrt(sum(norm**2 for norm, _ in frozen["gradients"].values()))
     # The bias of Marian's logits is a buffer in transformers, without a gradient.
     assert stored.keys() - {"final_logits_bias"} == frozen["gradients"].keys()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.support import published
-from train import config
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh
 from zoo import configs, models, pretrained
-from zoo.published import Published
+from zoo.hf.config_json import Published
 
 ALIKE = {
     ("bert", "sequence", "choice", "tokens"),
@@ -93,7 +93,7 @@ def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
         old[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), np.float32))
         old[f"h.{layer}.attn.masked_bias"] = np.full((), -1e4, np.float32)
     tied = old | {"lm_head.weight": old["wte.weight"]}
-    one = meshes.make(config.Mesh(), jax.devices()[:1])
+    one = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
     _, params = pretrained.load(published.write_files(tmp_path / "old", published.GPT2, tied), one)
     _, same = pretrained.load(tmp_path / "today", one)
     jax.tree.map(np.testing.assert_array_equal, params, same)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import embed
-from eval.encoding import Encoder, Text
+from eval.commands import embed
+from eval.scoring.encoder_runner import Encoder, Text
 from tests.support.processes import Ended
-from train import config
-from train import mesh as meshes
-from train.load import load
+from train.config import run_config
+from train.engine import device_mesh
+from train.weights.load import load
 
 pytestmark = pytest.mark.weights
 
@@ -31,7 +31,7 @@ def folder() -> Path:
 
 def test_alike_sentences_are_alike(folder: Path) -> None:
     """The library's documentation prints 0.6660, 0.1046 and 0.1411 for its first example and this model."""
-    encoder = Encoder.of(load(folder, meshes.make(config.Mesh())), batch=8, dtype="float32")
+    encoder = Encoder.of(load(folder, device_mesh.make(run_config.Mesh())), batch=8, dtype="float32")
     lines = [Text(str(number), text) for number, text in enumerate((*PAIRS[0], *PAIRS[1]))]
     vectors = embed.embed(encoder, lines, pool="mean", normalize=True)
     alike = vectors @ vectors.T

@@ -12,14 +12,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support import published
-from train import config
-from train import mesh as meshes
-from zoo import configs, models, pretrained, tensors
-from zoo.encoder_config import LABELLED
-from zoo.published import Published
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import configs, models, pretrained
+from zoo.configs._encoder import LABELLED
+from zoo.hf import safetensors_dir
+from zoo.hf.config_json import Published
 
-ONE = meshes.make(config.Mesh(), jax.devices()[:1])
-FOUR = meshes.make(config.Mesh(fsdp=4), jax.devices()[:4])
+ONE = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
+FOUR = device_mesh.make(run_config.Mesh(fsdp=4), jax.devices()[:4])
 
 
 @published.every_model
@@ -29,7 +30,7 @@ def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", model)
     cfg, params = pretrained.load(tmp_path / "model", FOUR)
     pretrained.save(tmp_path, cfg, params)
-    written = load_file(tmp_path / tensors.SINGLE)
+    written = load_file(tmp_path / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
     again = pretrained.open_folder(tmp_path)
@@ -93,8 +94,8 @@ def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     for part in ("whole", "split"):
         (tmp_path / part).mkdir()
         pretrained.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
-        assert (tmp_path / part / tensors.INDEX).exists() == (part == "split")
-    written = {name: tensor.view() for name, tensor in tensors.read(tmp_path / "split").items()}
+        assert (tmp_path / part / safetensors_dir.INDEX).exists() == (part == "split")
+    written = {name: tensor.view() for name, tensor in safetensors_dir.read(tmp_path / "split").items()}
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
 
@@ -103,7 +104,7 @@ def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
     published.write(
         tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
     )
-    _, params = pretrained.load(tmp_path / "even", meshes.make(config.Mesh(fsdp=2, tensor=4)))
+    _, params = pretrained.load(tmp_path / "even", device_mesh.make(run_config.Mesh(fsdp=2, tensor=4)))
     _, whole = pretrained.load(tmp_path / "even", ONE)
     assert params["layers"]["attention"]["qkv"]["kernel"].sharding.shard_shape((2, 16, 3, 4, 4)) == (2, 8, 3, 1, 4)
     jax.tree.map(np.testing.assert_array_equal, params, whole)

@@ -27,13 +27,16 @@ from tests.support.small import (
     with_head,
     with_source,
 )
-from train import config, optim
+from train.config import run_config
+from train.engine import optim
+from train.engine.step import DTYPES, ENGINES
 from train.objectives import objectives
-from train.step import DTYPES, ENGINES
-from zoo import attention, configs, layers, models, sharding, stack
+from zoo import configs, models, sharding
+from zoo.attention import attention
+from zoo.attention.masks import Mask
 from zoo.batch import Batch
-from zoo.masks import Mask
 from zoo.models import Model
+from zoo.nn import layer_stack, layers
 
 FAMILIES = configs.families()
 FIRST = {family: task for family, task in reversed(HEADS)}
@@ -60,12 +63,12 @@ def test_the_interface_of_a_family(family: str) -> None:
 LITERALS = {
     "Activation": (configs.Activation, layers.ACTIVATIONS),
     "Implementation": (configs.Implementation, ["auto", *attention.IMPLEMENTATIONS]),
-    "Remat": (configs.Remat, stack.POLICIES),
+    "Remat": (configs.Remat, layer_stack.POLICIES),
     "Objective": (configs.Objective, objectives()),
-    "Run.objective": (get_type_hints(config.Run)["objective"], objectives()),
-    "Precision": (config.Precision, ["auto", *DTYPES]),
-    "Optimizer": (config.Optimizer, optim.PRECONDITIONERS),
-    "Engine": (config.Engine, ENGINES),
+    "Run.objective": (get_type_hints(run_config.Run)["objective"], objectives()),
+    "Precision": (run_config.Precision, ["auto", *DTYPES]),
+    "Optimizer": (run_config.Optimizer, optim.PRECONDITIONERS),
+    "Engine": (run_config.Engine, ENGINES),
 }
 
 
@@ -73,7 +76,7 @@ def test_choices_are_what_their_tables_have() -> None:
     for name, (literal, table) in LITERALS.items():
         assert sorted(get_args(literal)) == sorted(table), name
     # Schedules have no table: each name must be built, and differ from the others somewhere.
-    built = [optim.schedule(config.Optim(schedule=name), 1000) for name in get_args(config.Schedule)]
+    built = [optim.schedule(run_config.Optim(schedule=name), 1000) for name in get_args(run_config.Schedule)]
     rates = {tuple(float(schedule(step)) for step in (3, 700)) for schedule in built}
     assert len(rates) == len(built)
 

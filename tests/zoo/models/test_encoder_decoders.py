@@ -11,10 +11,11 @@ import pytest
 from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops, loop
 from tests.support.small import jit, loss, random_params, row, seeds, shapes, small, with_source
-from train import config
-from train import mesh as meshes
-from zoo import layers, sharding
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import sharding
 from zoo.configs import Compute
+from zoo.nn import layers
 
 PLAIN: dict[str, Any] = {"gated": False, "tied": False, "activation": "relu"}
 
@@ -41,7 +42,7 @@ def test_flops_are_those_of_the_matrix_products(family: str, changes: dict[str, 
 @pytest.mark.parametrize(("family", "changes"), [("t5", PLAIN), ("transformer", {})])
 def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[str, Any]) -> None:
     """Rows over data and fsdp, heads and vocabulary over tensor."""
-    net, mesh = small(family, **changes), meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    net, mesh = small(family, **changes), device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch = random_params(net), with_source(net, row(8, 4))
     gradient = jax.grad(lambda params: loss(net, params, batch))
     expected = jit(gradient)(params)

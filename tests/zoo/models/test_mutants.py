@@ -16,8 +16,8 @@ import pytest
 from tests.support import model_mutants, published
 from tests.support import transformers_outputs as theirs
 from tests.support.small import as_batch, jit, outputs
-from train import config
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh
 from zoo import configs, models, pretrained
 from zoo.configs import Exported
 from zoo.errors import BadInput
@@ -70,7 +70,7 @@ class Case:
         return getattr(transformers, self.architecture).config_class.from_pretrained(self.folder).to_dict()
 
     def computed_here(self) -> dict[str, np.ndarray]:
-        cfg, params = pretrained.load(self.folder, meshes.make(config.Mesh(), jax.devices()[:1]))
+        cfg, params = pretrained.load(self.folder, device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
         computed = program(core(cfg))(params, as_batch(self.asked))
         return {name: np.asarray(each)[..., : cfg.vocab] for name, each in computed.items()}
 

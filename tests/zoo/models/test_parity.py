@@ -14,11 +14,13 @@ import pytest
 from tests.support import published
 from tests.support import transformers_outputs as theirs
 from tests.support.small import as_batch, outputs
-from train import config
-from train import mesh as meshes
-from zoo import models, positions, pretrained, tensors
+from train.config import run_config
+from train.engine import device_mesh
+from zoo import models, pretrained
+from zoo.configs._encoder import LABELLED
 from zoo.configs.t5 import uncertain_distance
-from zoo.encoder_config import LABELLED
+from zoo.hf import safetensors_dir
+from zoo.ops import positions
 
 pytestmark = pytest.mark.parity
 
@@ -71,7 +73,7 @@ def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: P
     """A padded batch, of pairs where the family tells them apart: all that is said of real tokens is equal within 1e-4, every
     published tensor has an equal gradient (DESIGN, "Numbers"), and an export loads there as the same model."""
     task, folder = model
-    cfg, params = pretrained.load(folder, meshes.make(config.Mesh(), jax.devices()[:1]))
+    cfg, params = pretrained.load(folder, device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     asked = theirs.given({**SIZES[net.family], "vocab_size": cfg.vocab, **KINDS.get(net.family, {})}, LENGTHS)
     batch = as_batch(asked)
@@ -119,10 +121,10 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize(("family", "task"), [("gpt", "causal"), ("bert", "pretraining")])
 def test_an_export_in_shards_loads_there(family: str, task: str, tmp_path: Path) -> None:
     published.write(tmp_path / family, published.config(family, task, SIZES[family]), spread=0.04)
-    cfg, params = pretrained.load(tmp_path / family, meshes.make(config.Mesh(fsdp=4), jax.devices()[:4]))
+    cfg, params = pretrained.load(tmp_path / family, device_mesh.make(run_config.Mesh(fsdp=4), jax.devices()[:4]))
     (tmp_path / "out").mkdir()
     pretrained.save(tmp_path / "out", cfg, params, largest=150_000_000)
-    assert (tmp_path / "out" / tensors.INDEX).exists()
+    assert (tmp_path / "out" / safetensors_dir.INDEX).exists()
     architecture = models.model(cfg).names.architecture
     assert_same(theirs.load(tmp_path / "out", architecture), theirs.load(tmp_path / family, architecture))
 
@@ -140,7 +142,7 @@ def test_what_transformers_saves_is_read(family: str, task: str, tmp_path: Path)
     opened = pretrained.open_folder(tmp_path)
     assert models.model(opened.config).task == task
     assert opened.notes == ()
-    cfg, params = pretrained.load(tmp_path, meshes.make(config.Mesh(), jax.devices()[:1]))
+    cfg, params = pretrained.load(tmp_path, device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
     pretrained.save(tmp_path / "out", cfg, params)
     assert_same(theirs.load(tmp_path / "out", said["architectures"][0]), net)

@@ -11,10 +11,10 @@ import pytest
 
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import jit, random_params, reversed_layers, row, sees, shapes, small, with_source
-from zoo import layers
 from zoo.batch import Batch
 from zoo.configs.t5 import Architecture
 from zoo.models import Model
+from zoo.nn import layers
 
 
 def of(architecture: Architecture, **changes: Any) -> Model:

@@ -15,12 +15,12 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.layer_stack import dot_flops
 from tests.support.small import jit, random_params, seeds, shapes, small
 from tests.support.xlnet_reference import Seen, tiny
-from train import config
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh
 from zoo import sharding
+from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.configs import Compute
-from zoo.masks import Mask
 from zoo.models import Model
 from zoo.models import xlnet as arithmetic
 
@@ -319,7 +319,7 @@ def test_the_streams_drop_apart() -> None:
 @pytest.mark.full
 def test_on_a_mesh_it_says_and_remembers_the_same(rng: np.random.Generator) -> None:
     """Rows over data and fsdp, heads and vocabulary over tensor; and every gradient."""
-    net, mesh = tiny(memory=4), meshes.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    net, mesh = tiny(memory=4), device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch, carry = random_params(net), everything(rng, rows=4), remembering(net, rng, (4, 2, 0, 4))
 
     def score(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
@@ -330,7 +330,7 @@ def test_on_a_mesh_it_says_and_remembers_the_same(rng: np.random.Generator) -> N
     step = jit(jax.grad(score, has_aux=True))
     expected, said = step(params, batch, carry)
     placed = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
-    rows = jax.device_put((batch, carry), meshes.batch_sharding(mesh))
+    rows = jax.device_put((batch, carry), device_mesh.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         gradient, found = step(placed, *rows)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5), found, said)

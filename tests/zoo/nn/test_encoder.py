@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.support.small import ENCODERS, HEADS, PLACED, SAYS, jit, random_params, row, shapes, small, with_head
-from zoo import encoder_config, sharding
+from zoo import sharding
 from zoo.batch import Batch
+from zoo.configs import _encoder as encoder
 from zoo.errors import BadInput
 
 every_family = pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_fresh_kernels_and_tables(initializer: Any, deviation: float, most: floa
 
 @pytest.mark.full
 def test_a_head_that_a_family_lacks_is_refused() -> None:
-    missing = [(family, task) for family in ENCODERS for task in get_args(encoder_config.Task) if (family, task) not in HEADS]
+    missing = [(family, task) for family in ENCODERS for task in get_args(encoder.Task) if (family, task) not in HEADS]
     assert missing
     for family, task in missing:
         with pytest.raises(BadInput, match=f"^model.task {task}: this family has no such head; choose one of body, ") as refusal:
@@ -104,7 +105,7 @@ def test_a_question_to_another_head_is_refused() -> None:
 
 
 def test_a_classifier_needs_labels() -> None:
-    for task in encoder_config.LABELLED:
+    for task in encoder.LABELLED:
         net = small("bert", task=task, labels=())
         with pytest.raises(ValueError, match=f"a {task} head of no labels: they come from the training data"):
             net.init(jax.random.key(0))

@@ -12,11 +12,11 @@ import pytest
 
 from tests.support.rounding import assert_rounded_alike
 from tests.support.small import GENERATORS, following, jit, random_params, shapes, small
-from train import config
-from train import mesh as meshes
+from train.config import run_config
+from train.engine import device_mesh
 from zoo import sharding
+from zoo.attention.masks import Mask
 from zoo.batch import Batch
-from zoo.masks import Mask
 from zoo.models import Model
 
 every_generator = pytest.mark.parametrize(
@@ -141,13 +141,15 @@ def first_call(net: Model, params: Any, tokens: jax.Array) -> Any:
 
 def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, int] = (1, 1, 1), **options: Any) -> Any:
     """`program(params, tokens, *arguments)` for 8 rows of one token, on a mesh (data, fsdp, tensor)."""
-    devices = meshes.make(config.Mesh(**dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))), jax.devices()[: np.prod(mesh)])
+    devices = device_mesh.make(
+        run_config.Mesh(**dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))), jax.devices()[: np.prod(mesh)]
+    )
 
     def at(shape: Any, place: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     params = jax.tree.map(at, shapes(net), sharding.shardings(devices, shapes(net), net.module.SHARDING))
-    tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), meshes.batch_sharding(devices))
+    tokens = at(jax.ShapeDtypeStruct((8, 1), jnp.int32), device_mesh.batch_sharding(devices))
     with jax.set_mesh(devices):
         return jit(program, **options).lower(params, tokens, *arguments).compile()
 

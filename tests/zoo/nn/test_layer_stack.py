@@ -31,9 +31,10 @@ from tests.support.small import (
     with_head,
     with_source,
 )
-from zoo import models, stack
+from zoo import models
+from zoo.attention.masks import Mask
 from zoo.configs import Compute
-from zoo.masks import Mask
+from zoo.nn import layer_stack
 
 FAMILIES = models.families()
 CAUSAL = [family for family in FAMILIES if models.family(family).OBJECTIVES == ("causal",)]
@@ -57,7 +58,9 @@ def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeyp
 
     plain = compute()
     value, gradient = plain(params)
-    found = [compute(**how)(params) for how in ({"unroll": 2}, *({"remat": name} for name in stack.POLICIES if name != "none"))]
+    found = [
+        compute(**how)(params) for how in ({"unroll": 2}, *({"remat": name} for name in layer_stack.POLICIES if name != "none"))
+    ]
     assert abs(float(plain(reversed_layers(params))[0] - value)) > 1e-3
     monkeypatch.setattr(home(net, "run_stack"), "run_stack", loop)
     for other, theirs in [*found, compute()(params)]:
@@ -69,7 +72,7 @@ def test_however_the_stack_is_computed_it_computes_the_same(family: str, monkeyp
 def test_remat_recomputes(family: str) -> None:
     """Matrix products of value and gradient: 3 times the forward's, and with remat up to once more."""
     products = {}
-    for name in stack.POLICIES:
+    for name in layer_stack.POLICIES:
         net = small(family, compute=Compute(remat=name))
         products[name] = dot_flops(jax.grad(lambda p, net=net: loss(net, p, with_source(net, row(16)))), shapes(net))
     net = small(family)

@@ -14,11 +14,11 @@ from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import jit, random_params, small
-from train.config import Data, Masking, RowPlan
+from train.config.run_config import Data, Masking, RowPlan
 from train.objectives import masked
-from train.plans import Plan, Sequence, plan
-from train.prepare import Tokens
-from train.tokenizer import Tokenizer
+from train.rows.encoder_rows import Plan, Sequence, plan
+from train.rows.token_cache import Tokens
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import seeds
+from zoo.ops import counter_rng
 
 
 def mask(key=7, step=3, examples=4, rate=0.1, heads=6, t=128, s=128):
     """Return what is dropped, of [examples, heads, t, s]."""
-    seed = seeds.example_seeds(jnp.array([key, 1], jnp.uint32), jnp.int32(step), jnp.arange(examples, dtype=jnp.uint32))
+    seed = counter_rng.example_seeds(jnp.array([key, 1], jnp.uint32), jnp.int32(step), jnp.arange(examples, dtype=jnp.uint32))
     axes = (jnp.arange(n, dtype=jnp.uint32) for n in (heads, t, s))
-    return ~np.asarray(seeds.keep(seed, rate, *axes))
+    return ~np.asarray(counter_rng.keep(seed, rate, *axes))
 
 
 def assert_uncorrelated(a, b):
@@ -49,16 +49,16 @@ def test_counts_of_rows_and_columns_are_binomial():
 def test_an_entry_depends_on_its_coordinates_alone():
     """A slice of examples, heads, rows and columns is that of the whole."""
     key, step = jnp.array([7, 1], jnp.uint32), jnp.int32(3)
-    seed = seeds.example_seeds(key, step, jnp.array([2, 3], jnp.uint32))
+    seed = counter_rng.example_seeds(key, step, jnp.array([2, 3], jnp.uint32))
     axes = [jnp.arange(*r, dtype=jnp.uint32) for r in ((2, 5), (32, 64), (10, 100))]
-    part = ~np.asarray(seeds.keep(seed, 0.1, *axes))
+    part = ~np.asarray(counter_rng.keep(seed, 0.1, *axes))
     np.testing.assert_array_equal(part, mask()[2:4, 2:5, 32:64, 10:100])
 
 
 def test_fold_separates_layers_and_sites():
     """Among 4096 random words of 32 bits, 2 are equal on average once in 512 times."""
     seed = jnp.array([[1, 2]], jnp.uint32)
-    folded = np.asarray(jax.vmap(lambda number: seeds.fold(seed, number)[0])(jnp.arange(4096)))
+    folded = np.asarray(jax.vmap(lambda number: counter_rng.fold(seed, number)[0])(jnp.arange(4096)))
     assert len(np.unique(folded[:, 0])) > 4090
     assert len(np.unique(folded[:, 1])) > 4090
-    assert jax.eval_shape(lambda: seeds.fold(seed, jnp.int32(3))).dtype == jnp.uint32
+    assert jax.eval_shape(lambda: counter_rng.fold(seed, jnp.int32(3))).dtype == jnp.uint32

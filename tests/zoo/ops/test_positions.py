@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import positions
+from zoo.ops import positions
 
 
 def angle(position: int, pair: int, width: int) -> float:

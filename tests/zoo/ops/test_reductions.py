@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train import mesh as meshes
-from train.config import Mesh
-from zoo import reductions
-from zoo.layers import gelu, tied_logits
+from train.config.run_config import Mesh
+from train.engine import device_mesh
+from zoo.nn.layers import gelu, tied_logits
+from zoo.ops import reductions
 from zoo.sharding import single_cpu
 
 UNIT = 2.0**-24
@@ -27,7 +27,7 @@ def place(request: pytest.FixtureRequest):
         assert single_cpu()
         yield jnp.asarray
         return
-    mesh = meshes.make(Mesh(fsdp=2, tensor=4))
+    mesh = device_mesh.make(Mesh(fsdp=2, tensor=4))
     with jax.set_mesh(mesh):
         assert not single_cpu()
         yield lambda x: jax.device_put(x, NamedSharding(mesh, spec))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import run_python
-from zoo import compile_cache
-from zoo.compile_cache import SUFFIX, UNFINISHED, CheckedCache
+from zoo.runtime import compile_cache
+from zoo.runtime.compile_cache import SUFFIX, UNFINISHED, CheckedCache
 
 PROGRAM = """
 import warnings

@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from tests.support.processes import run_python
-from zoo import runtime
 from zoo.errors import BadInput
+from zoo.runtime import jax_setup
 
-UNSAFE = f"{runtime.SAFE_FLAG}=dot,reduce"
+UNSAFE = f"{jax_setup.SAFE_FLAG}=dot,reduce"
 PROGRAM = """
 import json, os, sys
 from zoo import runtime
@@ -42,7 +42,7 @@ def test_right_numbers_on_simulated_devices(tmp_path: Path) -> None:
         4, ZOO_CACHE=str(tmp_path / "zoo"), JAX_COMPILATION_CACHE_DIR=None, XLA_FLAGS="--xla_cpu_enable_fast_math=false"
     )
     assert verdict < 1e-5
-    assert flags == f"--xla_cpu_enable_fast_math=false {runtime.SAFE_FLAG}={runtime.SAFE_VALUE}"
+    assert flags == f"--xla_cpu_enable_fast_math=false {jax_setup.SAFE_FLAG}={jax_setup.SAFE_VALUE}"
     assert (devices, platform, seconds) == (4, "cpu", 0.0)
     assert Path(cache).parent == tmp_path / "zoo"
     assert stat.S_IMODE(os.stat(cache).st_mode) == 0o700
@@ -82,13 +82,13 @@ print(sorted(fresh[6:])[3])
 
 def test_preparing_twice_is_nothing_and_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jax.device_count() == 8
-    runtime.prepare(8)
-    runtime.prepare()
+    jax_setup.prepare(8)
+    jax_setup.prepare()
     with pytest.raises(RuntimeError, match="after JAX had started"):
-        runtime.prepare(4)
+        jax_setup.prepare(4)
     monkeypatch.setenv("XLA_FLAGS", "")
     with pytest.raises(RuntimeError, match="after JAX had started"):
-        runtime.prepare(8)
+        jax_setup.prepare(8)
 
 
 def test_cache_folder_is_the_users_and_private(
@@ -96,25 +96,25 @@ def test_cache_folder_is_the_users_and_private(
 ) -> None:
     monkeypatch.delenv("ZOO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert runtime.cache_dir() == tmp_path / "zoo"
+    assert jax_setup.cache_dir() == tmp_path / "zoo"
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     with pytest.raises(BadInput, match="others can write"):
-        runtime.private(shared)
+        jax_setup.private(shared)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="set ZOO_CACHE"):
-        runtime.private(tmp_path / "file" / "below")
+        jax_setup.private(tmp_path / "file" / "below")
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
-    assert runtime.cache_folder("below") is None
+    assert jax_setup.cache_folder("below") is None
     [line] = capsys.readouterr().err.splitlines()
     assert "set ZOO_CACHE to a folder you can write to. Until then nothing is kept" in line
 
 
 def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (300 << 20, 300 << 20))
+    monkeypatch.setattr(jax_setup.resource, "getrlimit", lambda _: (300 << 20, 300 << 20))
     with pytest.raises(BadInput, match="out of memory: this process may take 300 MiB of address space, and JAX needs 1,024"):
-        runtime.prepare()
+        jax_setup.prepare()
 
 
 @pytest.mark.full

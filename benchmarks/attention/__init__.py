@@ -1,0 +1,1 @@
+"""The attention benchmark: what is measured, its reference errors, tables and page."""

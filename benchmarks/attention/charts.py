@@ -1,0 +1,160 @@
+"""Pictures of `zoo bench attention`: throughput against length, the roofline, and the matrix of support as a heat map."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.attention.tables import shape_of
+from benchmarks.core.tables import SEVERITY
+from eval.report import svg
+from eval.report.html_page import text
+from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE
+
+LOOKS = {
+    "one": (ONE, "o"),
+    "two": (TWO, "s"),
+    "four": (FOUR, "^"),
+    "five": (FIVE, "D"),
+    "three": (THREE, "v"),
+    "six": (SIX, "P"),
+    "ink": (INK, "X"),
+    "muted": (MUTED, "*"),
+}
+"""Class of the page's style sheet -> colour and mark: an implementation has the same in every picture."""
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def looks(cells: Cells) -> dict[str, str]:
+    """Implementation -> its class in `LOOKS`, of those that were timed."""
+    names = dict.fromkeys(cell["key"]["implementation"] for cell in cells if cell["state"] == "timed")
+    kinds = list(LOOKS)
+    return {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
+
+
+def throughput(cells: Cells, kinds: Mapping[str, str]) -> str:
+    """A figure for each feature and kind of heads: FLOP/s of its allowed pairs against the queries of an example."""
+    groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    several = len({_heads(cell) for cell in cells if cell["key"]["feature"] != "grouped"}) > 1
+    for cell in cells:
+        if cell["state"] == "timed":
+            groups[f"{cell['key']['feature']}, {_heads(cell)}" if several else cell["key"]["feature"]].append(cell)
+    return f"<div class=plots>{''.join(_against_length(title, group, kinds) for title, group in groups.items())}</div>"
+
+
+def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
+    lines: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
+    for cell in cells:
+        lines[cell["key"]["implementation"]].append((cell["key"]["queries"], cell["flops_per_s"]))
+    scale, named = unit(max(rate for line in lines.values() for _, rate in line))
+    lengths = sorted({length for line in lines.values() for length, _ in line})
+
+    def draw(axes: Any) -> None:
+        for name, line in lines.items():
+            colour, mark = LOOKS[kinds[name]]
+            x, y = zip(*sorted(line), strict=True)
+            axes.plot(x, np.asarray(y) / scale, color=colour, marker=mark, markersize=5)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
+        axes.minorticks_off()
+        axes.margins(x=0.04)
+        axes.set_ylim(0)
+        axes.set_xlabel("tokens of an example")
+
+    told = [f"{name} {min(line)[1] / scale:.3g} to {max(line)[1] / scale:.3g}" for name, line in lines.items()]
+    direction, dtype = cells[0]["key"]["direction"], cells[0]["key"]["dtype"]
+    label = text(f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(told)}")
+    keys = "".join(svg.key(kinds[name], text(name)) for name in lines)
+    caption = f"<figcaption><b>{text(title)}, {named}</b>{keys}</figcaption>"
+    return f"<figure>{caption}{svg.svg(draw, NARROW, label)}</figure>"
+
+
+def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> str:
+    """FLOP/s against FLOPs a byte of the least traffic, under what the machine can do (Williams et al. 2009).
+
+    Args:
+        matrix: FLOP/s of matrix products.
+        copy: bytes/s of memory.
+    """
+    timed = [cell for cell in cells if cell["state"] == "timed"]
+    scale, named = unit(matrix)
+    ridge = matrix / copy
+    least = min([ridge, *(cell["intensity"] for cell in timed)]) / 2
+    most = max([ridge, *(cell["intensity"] for cell in timed)]) * 2
+
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import LogLocator
+
+        axes.plot([least, ridge, most], np.asarray([least * copy, matrix, matrix]) / scale, color=MUTED, linestyle=(0, (6, 3)))
+        for name, kind in kinds.items():
+            colour, mark = LOOKS[kind]
+            points = [(cell["intensity"], cell["flops_per_s"] / scale) for cell in timed if cell["key"]["implementation"] == name]
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, color=colour, marker=mark, markersize=5, linestyle="", alpha=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.minorticks_off()
+        axes.grid(axis="x")
+        axes.set_xlabel("FLOPs a byte")
+
+    label = text(f"Roofline: {matrix / scale:.3g} {named} from {ridge:.3g} FLOPs a byte on, {copy / 1e9:.3g} GB/s below")
+    keys = "".join(svg.key(f"{kind} dots", text(name)) for name, kind in kinds.items())
+    keys += svg.key("muted dashed", f"attainable: {matrix / scale:,.0f} {named}, {copy / 1e9:,.1f} GB/s")
+    drawings = svg.svg(draw, NARROW, label, "narrow") + svg.svg(draw, WIDE, label, "wide")
+    return f"<figure class=lead-plot><figcaption><b>{named}</b>{keys}</figcaption>{drawings}</figure>"
+
+
+def support(cells: Cells) -> str:
+    """Features x implementations: time over xla's, the geometric mean over all shapes, or what became of it; more on hovering."""
+    names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells))
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for cell in cells:
+        groups[cell["key"]["feature"]][cell["key"]["implementation"]].append(cell)
+    head = "".join(f"<th scope=col class=class>{text(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th scope=row>{text(feature)}</th>{''.join(_square(found.get(name, [])) for name in names)}</tr>"
+        for feature, found in groups.items()
+    )
+    return f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _square(cells: Cells) -> str:
+    if not cells:
+        return '<td class=none title="not asked"></td>'
+    state = min((cell["state"] for cell in cells), key=SEVERITY.index)
+    told = "\n".join(f"{shape_of(cell['key'])}: {_said(cell)}" for cell in cells)
+    if state != "timed":
+        reasons = {cell["reason"] for cell in cells}
+        hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else told
+        shown = "-" if state == "skipped" else state
+        look = "none" if state == "skipped" else 'none style="background:color-mix(in srgb,var(--three) 50%,var(--card))"'
+        return f'<td class={look} title="{text(hover)}">{shown}</td>'
+    ratios = [cell["ratio"] for cell in cells if cell["state"] == "timed" and cell["ratio"]]
+    if not ratios:
+        return f'<td class=none title="{text(told)}">timed</td>'
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    # Full colour at a quarter of the time, or four times.
+    share = min(1.0, abs(math.log(mean)) / math.log(4))
+    return f'<td class={"right" if mean < 1 else "wrong"} style="--share:{share:.0%}" title="{text(told)}">{mean:.2f}</td>'
+
+
+def _said(cell: Mapping[str, Any]) -> str:
+    if cell["state"] != "timed":
+        return f"{cell['state']}, {cell['reason']}"
+    return "timed, without a ratio" if cell["ratio"] is None else f"{cell['ratio']:.2f} of xla's time"
+
+
+def _heads(cell: Mapping[str, Any]) -> str:
+    return f"{cell['key']['heads']} heads of {cell['key']['head']}"
+
+
+def unit(most: float) -> tuple[float, str]:
+    """(scale, name) in which rates up to this one are told."""
+    return (1e12, "TFLOP/s") if most >= 2e12 else (1e9, "GFLOP/s")

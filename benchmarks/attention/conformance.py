@@ -1,0 +1,331 @@
+"""Every attention implementation against the definition in float64: output and gradients, over all the door can be asked.
+
+`python -m benchmarks.attention.conformance > benchmarks/SUPPORT.md` runs what this machine can and makes the page of support. The
+tests run the same cases, and whoever times an implementation checks it here first.
+
+What is allowed is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding`.
+"""
+
+import dataclasses
+import functools
+import platform
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from benchmarks.attention.rounding import bounds, nearest, share
+from zoo.attention import attention
+from zoo.attention.masks import Bias, Buckets, Dense, Mask, Relative
+from zoo.errors import BadInput
+
+DTYPES = ("float32", "bfloat16")
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""How the compiler treats what runs once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to ask of attention. Lengths are odd and more than one tile long, where nothing else is said."""
+
+    batch: int = 2
+    queries: int = 577
+    keys: int = 577
+    heads: int = 2
+    groups: int = 2
+    """Key/value heads."""
+    head: int = 8
+    mask: Callable[["Case"], Mask] = lambda case: Mask()
+    bias: Callable[["Case"], Bias] | None = None
+    scale: float | None = None
+    rate: float = 0.0
+    seed: tuple[int, int] = (1, 2)
+
+    def arrays(self, *shape: int) -> np.ndarray:
+        """Normal numbers that depend on nothing but the case's shape and theirs."""
+        return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
+
+
+def _segments(case: Case, length: int) -> Array:
+    """Documents of uneven length, and padding behind them."""
+    ends = np.array([[0.3, 0.5, 0.9], [0.1, 0.8, 1.0]])[: case.batch] * length
+    ids = (np.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1) + 1
+    return jnp.asarray(np.where(ids > 3, 0, ids), jnp.int32)
+
+
+def _ranks(case: Case) -> Array:
+    """A factorization order with tokens that everyone sees."""
+    rng = np.random.default_rng(0)
+    order = np.stack([rng.permutation(case.keys) for _ in range(case.batch)])
+    return jnp.asarray(np.where(order % 5 == 0, -1, order), jnp.int32)
+
+
+def _scattered(case: Case) -> Array:
+    """Places of the queries among the keys."""
+    rng = np.random.default_rng(1)
+    places = [np.sort(rng.choice(case.keys, case.queries, replace=False)) for _ in range(case.batch)]
+    return jnp.asarray(np.stack(places), jnp.int32)
+
+
+def _pick(ranks: Array, places: Array) -> Array:
+    return jnp.take_along_axis(ranks, places, axis=1)
+
+
+def _relative(case: Case, *, memory: int = 0, types: bool = False, scattered: bool = False) -> Relative:
+    """Memory in front, if any, belongs to the keys."""
+    shape = (case.batch, case.queries, case.heads)
+    extra: dict[str, Any] = {}
+    if types:
+        of_keys = np.arange(case.keys, dtype=np.int32)[None].repeat(case.batch, 0) % 7 // 3
+        extra = {"q_s": case.arrays(*shape, 2), "query_types": of_keys[:, memory:], "key_types": of_keys}
+    if scattered:
+        extra["query_positions"] = _scattered(case)
+    return Relative(
+        q_r=case.arrays(*shape, case.head),
+        r=case.arrays(case.heads, case.head, 2 * case.keys),
+        first=case.keys - memory,
+        **extra,
+    )
+
+
+def _explicit(case: Case) -> Array:
+    allowed = case.arrays(case.batch, 1, case.queries, case.keys) > 0
+    allowed[:, :, 2] = False
+    return jnp.asarray(allowed)
+
+
+def _lengths(case: Case) -> Array:
+    return jnp.asarray([case.keys // 3, case.keys][: case.batch], jnp.int32)
+
+
+def _dense(*leading: int) -> Callable[[Case], Bias]:
+    return lambda case: Dense(values=case.arrays(*leading, case.queries, case.keys))
+
+
+CASES: Mapping[str, Case] = {
+    "full": Case(),
+    "causal": Case(mask=lambda case: Mask(causal=True)),
+    "window": Case(mask=lambda case: Mask(causal=True, window=100)),
+    "window to both sides": Case(mask=lambda case: Mask(window=100)),
+    "key lengths": Case(mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "packed segments": Case(
+        mask=lambda case: Mask(causal=True, query_segments=_segments(case, case.queries), key_segments=_segments(case, case.keys))
+    ),
+    "positions": Case(
+        queries=40,
+        mask=lambda case: Mask(
+            causal=True, query_positions=_scattered(case), key_positions=jnp.arange(case.keys)[None].repeat(case.batch, 0)
+        ),
+    ),
+    "content ranks": Case(mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case))),
+    "query ranks": Case(mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case), strict=True)),
+    "explicit mask, rows of nothing": Case(mask=lambda case: Mask(allowed=_explicit(case))),
+    "nothing allowed": Case(mask=lambda case: Mask(key_lengths=jnp.zeros(case.batch, jnp.int32))),
+    "cross attention": Case(queries=45, mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "length 1": Case(queries=1, keys=1, mask=lambda case: Mask(causal=True)),
+    "head 152": Case(head=152, mask=lambda case: Mask(causal=True)),
+    "grouped heads": Case(heads=4, groups=2, mask=lambda case: Mask(causal=True)),
+    "one key/value head": Case(heads=4, groups=1, mask=lambda case: Mask(key_lengths=_lengths(case))),
+    "dropout": Case(rate=0.2, mask=lambda case: Mask(causal=True)),
+    "dropout, grouped heads": Case(rate=0.2, heads=4, groups=2),
+    "dense bias": Case(bias=_dense(1, 2)),
+    "dense bias of each example, causal": Case(bias=_dense(2, 1), mask=lambda case: Mask(causal=True)),
+    "bucket bias": Case(bias=lambda case: Buckets(table=case.arrays(32, case.heads)), scale=1.0),
+    "bucket bias, one direction": Case(
+        bias=lambda case: Buckets(table=case.arrays(32, case.heads), bidirectional=False),
+        mask=lambda case: Mask(causal=True),
+        scale=1.0,
+        rate=0.1,
+    ),
+    "relative bias": Case(bias=_relative, mask=lambda case: Mask(query_ranks=_ranks(case), key_ranks=_ranks(case))),
+    "relative bias, memory and types": Case(
+        queries=150,
+        bias=lambda case: _relative(case, memory=427, types=True),
+        mask=lambda case: Mask(key_lengths=_lengths(case)),
+    ),
+    "relative bias, scattered queries": Case(
+        queries=45,
+        bias=lambda case: _relative(case, scattered=True),
+        mask=lambda case: Mask(query_ranks=_pick(_ranks(case), _scattered(case)), key_ranks=_ranks(case), strict=True),
+        rate=0.1,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The error of each array and what is allowed, of the entry that uses most of that; relative to its largest entry or 1."""
+
+    errors: Mapping[str, tuple[float, float]]
+
+    @property
+    def nearest(self) -> str:
+        """The array that uses most of its bound."""
+        return max(self.errors, key=lambda name: share(*self.errors[name]))
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """(error, bound) of that array."""
+        return self.errors[self.nearest]
+
+    @property
+    def ok(self) -> bool:
+        """Return whether all errors are within their bounds; NaN is not."""
+        return all(error <= bound for error, bound in self.errors.values())
+
+    @property
+    def forward(self) -> "Result":
+        """Return the result of the output alone, without gradients."""
+        return Result({"out": self.errors["out"]})
+
+
+def check(
+    impl: str, name: str, dtype: str = "float32", options: Mapping[str, Any] | None = None, length: int | None = None
+) -> Result:
+    """Compare an implementation with the reference in float64 on a case of `CASES`.
+
+    Args:
+        options: the compiler's.
+        length: queries and keys, in place of the case's own, if those are of one number: for who takes no odd lengths.
+
+    Raises:
+        BadInput: the implementation cannot do this here, and why.
+    """
+    case = _sized(name, length)
+    expected, allowed = _reference(name, dtype, length)
+    results = _run(case, impl, _inputs(case, jnp.dtype(dtype), jnp.dtype(dtype)), options)
+    return Result({key: nearest(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
+
+
+def _sized(name: str, length: int | None) -> Case:
+    case = CASES[name]
+    if length is None or case.queries != case.keys:
+        return case
+    return dataclasses.replace(case, queries=length, keys=length)
+
+
+class Inputs(NamedTuple):
+    """The arrays of a case, as an implementation gets them."""
+
+    q: Array
+    k: Array
+    v: Array
+    probe: Array
+    """Cotangent of the output."""
+    mask: Mask
+    bias: Bias | None
+    seeds: Array
+
+
+@functools.cache
+def _reference(name: str, given: str, length: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the exact results for numbers rounded to `given`, so that nothing but arithmetic differs, and their bounds."""
+    case = _sized(name, length)
+    with jax.enable_x64(True):
+        inputs = _inputs(case, jnp.dtype(given), jnp.dtype("float64"))
+        exact = _run(case, "reference", inputs, QUICKLY)
+        seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
+        allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=given)
+        return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
+
+
+def _inputs(case: Case, given: Any, dtype: Any) -> Inputs:
+    """Return numbers rounded to `given`, as arrays of `dtype`."""
+
+    def rounded(tree: Any) -> Any:
+        def one(x: Any) -> Array:
+            return jnp.asarray(x, given).astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+
+        return jax.tree.map(one, tree)
+
+    of_queries = (case.batch, case.queries, case.heads, case.head)
+    of_keys = (case.batch, case.keys, case.groups, case.head)
+    # The last axis only tells them apart.
+    q, probe = (rounded(case.arrays(*of_queries, number)[..., 0]) for number in (1, 2))
+    k, v = (rounded(case.arrays(*of_keys, number)[..., 0]) for number in (3, 4))
+    bias = None if case.bias is None else rounded(case.bias(case))
+    seeds = jnp.asarray([case.seed, case.seed[::-1]][: case.batch], jnp.uint32)
+    return Inputs(q, k, v, probe, case.mask(case), bias, seeds)
+
+
+def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | None) -> dict[str, Array]:
+    """Return the output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
+    bias = inputs.bias
+    numbers = None if bias is None else bias.numbers()
+
+    def value(q: Array, k: Array, v: Array, numbers: Any) -> tuple[Array, Array]:
+        out = attention.attention(
+            q,
+            k,
+            v,
+            mask=inputs.mask,
+            bias=None if bias is None else bias.with_numbers(numbers),
+            scale=case.scale,
+            dropout=(case.rate, inputs.seeds) if case.rate else None,
+            impl=impl,
+        )
+        return (out * inputs.probe).astype(jnp.promote_types(q.dtype, jnp.float32)).sum(), out
+
+    gradient = jax.jit(
+        jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=None if options is None else dict(options)
+    )
+    (_, out), (d_q, d_k, d_v, d_numbers) = gradient(*inputs[:3], numbers)
+    by_bias = {} if d_numbers is None else {f"d_{name}": array for name, _, array in d_numbers.arrays()}
+    return {"out": out, "d_q": d_q, "d_k": d_k, "d_v": d_v, **by_bias}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------------
+
+
+def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
+    """(what each implementation does here, as Markdown; whether all that ran agrees)."""
+    names, sound, lines = list(attention.IMPLEMENTATIONS), True, []
+    reasons: dict[str, set[str]] = {name: set() for name in names}
+    for case in CASES:
+        cells = []
+        for name in names:
+            show(f"{name}: {case}")
+            cell = []
+            for dtype in DTYPES:
+                try:
+                    result = check(name, case, dtype)
+                except BadInput as error:
+                    cell.append("-")
+                    reasons[name].add(str(error).partition(": ")[2].partition("; these can")[0])
+                    continue
+                sound &= result.ok
+                text = "{:.0e} of {:.0e}".format(*result.worst)
+                cell.append(text if result.ok else f"**wrong: {text}**")
+            cells.append("-" if set(cell) == {"-"} else " / ".join(cell))
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    head = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    notes = [f"- `{name}`: {'; '.join(sorted(why))}." for name, why in reasons.items() if why]
+    return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound
+
+
+def main() -> int:
+    """Print the page; returns 1 where something is wrong."""
+    rows, sound = table(lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True))
+    print(file=sys.stderr)
+    where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
+    print(f"""# What each attention implementation does
+
+Made by `python -m benchmarks.attention.conformance` on {where}.
+A cell is an error against the definition in float64 and what is allowed there: float32 / bfloat16. It is that of the entry, of
+the output and all gradients, those of biases and tables included, which uses most of its bound; relative to its array's largest
+entry or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding.py`). "-": refused.
+
+{rows}""")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    from zoo.runtime import jax_setup
+
+    jax_setup.prepare()
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The kinds of attention that the zoo's models ask for, at any shape: arrays, masks, biases, and how many pairs they allow."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from zoo.attention import attention
+from zoo.attention.masks import Bias, Buckets, Mask, Relative
+from zoo.errors import BadInput
+
+
+class Shape(NamedTuple):
+    """Of one attention."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    groups: int
+    """Key/value heads."""
+    head: int
+
+    @classmethod
+    def parse(cls, told: str) -> "Shape":
+        """Of "B,T,S,N,K,H".
+
+        Raises:
+            BadInput: not six whole numbers of 1 or more, or K does not divide N.
+        """
+        parts = told.split(",")
+        fix = "write six whole numbers, --shape B,T,S,N,K,H: batch, queries, keys, heads, key/value heads, size of a head"
+        if len(parts) != 6 or not all(part.strip().isdecimal() for part in parts):
+            raise BadInput(f"--shape {told}: {fix}")
+        shape = cls(*map(int, parts))
+        if min(shape) < 1:
+            raise BadInput(f"--shape {told}: every number is 1 or more; {fix}")
+        if shape.heads % shape.groups:
+            raise BadInput(f"--shape {told}: {shape.groups} key/value heads do not divide {shape.heads} heads")
+        return shape
+
+
+class Call(NamedTuple):
+    """One call of the door: whose queries, what they see."""
+
+    queries: int
+    mask: Mask
+    pairs: int
+    """(query, key) pairs that the mask allows, over the whole batch, for one head."""
+    bias: Bias | None = None
+
+
+Make = Callable[[Shape, np.random.Generator], list[Call]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A kind of attention."""
+
+    what: str
+    """Said in the report."""
+    cases: tuple[str, ...]
+    """The cases of `benchmarks.attention.conformance` that an implementation must pass before it is timed."""
+    make: Make
+    scale: float | None = None
+    rate: float = 0.0
+    square: bool = True
+    """Whether it needs as many queries as keys."""
+    products: tuple[int, int] = (2, 5)
+    """Products of two vectors of a head for each allowed pair, forward and backward: q k, w v; again q k, then dw, dv, dq, dk."""
+
+    def shaped(self, shape: Shape) -> Shape:
+        """The shape it is timed at."""
+        return shape
+
+
+class Grouped(Feature):
+    def shaped(self, shape: Shape) -> Shape:
+        """With a quarter of the heads for keys and values, or as near below that as divides; unless the shape has its own."""
+        if shape.groups < shape.heads:
+            return shape
+        few = max(divisor for divisor in range(1, max(1, shape.heads // 4) + 1) if shape.heads % divisor == 0)
+        return shape._replace(groups=few)
+
+
+# --- what masks and biases are made of ------------------------------------------------------------------------------------------
+
+WINDOW = 256
+"""Keys in a window, half the length at most: GPT-3's alternating layers as the zoo assumes them."""
+DOCUMENTS = 4
+"""Documents of a packed row."""
+
+
+def _plain(shape: Shape, mask: Mask, pairs: int, bias: Bias | None = None) -> list[Call]:
+    return [Call(shape.queries, mask, shape.batch * pairs, bias)]
+
+
+def _full(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    return _plain(shape, Mask(), shape.queries * shape.keys)
+
+
+def _triangle(length: Any) -> Any:
+    return length * (length + 1) // 2
+
+
+def _causal(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    return _plain(shape, Mask(causal=True), _triangle(shape.queries))
+
+
+def _window(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    window = min(WINDOW, max(1, shape.queries // 2))
+    return _plain(shape, Mask(causal=True, window=window), window * shape.queries - _triangle(window - 1))
+
+
+def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    """Lengths spread evenly from half of the keys to all of them; of a single row three quarters."""
+    lengths = np.linspace(shape.keys, -(-shape.keys // 2), shape.batch).astype(np.int32)
+    if shape.batch == 1:
+        lengths[:] = -(-3 * shape.keys // 4)
+    return [Call(shape.queries, Mask(key_lengths=lengths), shape.queries * int(lengths.sum()))]
+
+
+def _packed(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    """Documents of random lengths, no padding, each causal."""
+    marks = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
+    segments = (1 + np.pad(marks, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
+    sizes = (segments[:, :, None] == np.arange(1, DOCUMENTS + 1)).sum(1)
+    mask = Mask(causal=True, query_segments=segments, key_segments=segments)
+    return [Call(shape.queries, mask, int(_triangle(sizes).sum()))]
+
+
+def _t5(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    return _plain(shape, Mask(), shape.queries * shape.keys, Buckets(table=rng.standard_normal((32, shape.heads))))
+
+
+def _xlnet(shape: Shape, rng: np.random.Generator) -> list[Call]:
+    """Both streams of XLNet's pretraining: a sixth of the tokens is predicted, in a random order, after all others.
+
+    The content stream sees every token that is not predicted and the predicted ones up to itself in the order; the query stream
+    is of the predicted ones alone, which do not see themselves.
+    """
+    b, t, n, h = shape.batch, shape.queries, shape.heads, shape.head
+    count = max(1, t // 6)
+    at = np.sort(rng.random((b, t)).argsort(1)[:, :count], axis=1).astype(np.int32)
+    ranks = np.full((b, t), -1, np.int32)
+    np.put_along_axis(ranks, at, rng.permuted(np.broadcast_to(np.arange(count, dtype=np.int32), (b, count)), axis=1), axis=1)
+    types = np.broadcast_to(np.int32(np.arange(t) >= t // 2), (b, t))
+    r, picked = rng.standard_normal((n, h, 2 * t)), np.take_along_axis(ranks, at, axis=1)
+
+    def relative(queries: int, of_queries: np.ndarray, **places: Any) -> Relative:
+        q_r, q_s = rng.standard_normal((b, queries, n, h)), rng.standard_normal((b, queries, n, 2))
+        return Relative(q_r=q_r, r=r, first=t - 1, q_s=q_s, query_types=of_queries, key_types=types, **places)
+
+    known = t - count
+    content = Mask(query_ranks=ranks, key_ranks=ranks)
+    query = Mask(query_ranks=picked, key_ranks=ranks, strict=True)
+    of_query = relative(count, np.take_along_axis(types, at, axis=1), query_positions=at)
+    return [
+        Call(t, content, b * (known * known + known * count + _triangle(count)), relative(t, types)),
+        Call(count, query, b * (known * count + _triangle(count - 1)), of_query),
+    ]
+
+
+FEATURES: Mapping[str, Feature] = {
+    "full": Feature(what="every query sees every key", cases=("full",), make=_full, square=False),
+    "causal": Feature(what="a query sees itself and what is before it", cases=("causal",), make=_causal),
+    "window": Feature(what=f"causal, the last {WINDOW} keys, half the length at most", cases=("window",), make=_window),
+    "padding": Feature(
+        what="keys of half the length to all of it, evenly over the batch", cases=("key lengths",), make=_padding, square=False
+    ),
+    "packed": Feature(what=f"rows of {DOCUMENTS} documents, each causal", cases=("packed segments",), make=_packed),
+    "t5": Feature(
+        what="a learned bias of 32 buckets of distances, with its gradient",
+        cases=("bucket bias",),
+        make=_t5,
+        scale=1.0,
+        square=False,
+    ),
+    "xlnet": Feature(
+        what="two streams, masked by ranks, with the relative bias and its gradients; a sixth of the tokens is predicted",
+        cases=("content ranks", "query ranks", "relative bias, memory and types", "relative bias, scattered queries"),
+        make=_xlnet,
+        # Also q_r r; again q_r r, then dq_r, dr.
+        products=(3, 8),
+    ),
+    "dropout": Feature(what="causal, a tenth of the weights dropped", cases=("dropout",), make=_causal, rate=0.1),
+    "grouped": Grouped(what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal),
+}
+"""Feature -> what it asks for. A row here is swept, gated, counted and shown by itself."""
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Arrays of one feature at one shape and dtype, and how the door is asked."""
+
+    feature: Feature
+    shape: Shape
+    calls: tuple[Call, ...]
+    trained: Any
+    """{"k", "v", "calls": [{"q", "numbers"}]}: everything that has a gradient."""
+    fixed: Any
+    """[(mask, bias without its numbers)] and seeds: everything else."""
+    cotangents: list[Array]
+
+    @classmethod
+    def of(cls, feature: Feature, shape: Shape, dtype: str) -> "Problem":
+        """Normal random numbers; the same for every implementation, dtype and process."""
+        rng, shape = np.random.default_rng(0), feature.shaped(shape)
+        calls = tuple(feature.make(shape, rng))
+
+        def normal(*sizes: int) -> Array:
+            return jnp.asarray(rng.standard_normal(sizes, np.float32), dtype)
+
+        of_queries = [(shape.batch, call.queries, shape.heads, shape.head) for call in calls]
+        k, v = (normal(shape.batch, shape.keys, shape.groups, shape.head) for _ in range(2))
+        asked = [
+            {"q": normal(*sizes), "numbers": _numbers(call.bias, dtype)} for sizes, call in zip(of_queries, calls, strict=True)
+        ]
+        fixed = [(jax.tree.map(jnp.asarray, call.mask), _rest(call.bias)) for call in calls]
+        seeds = jnp.asarray(rng.integers(0, 2**32, (shape.batch, 2), np.uint32)) if feature.rate else None
+        cotangents = [normal(*sizes) for sizes in of_queries]
+        return cls(feature, shape, calls, {"k": k, "v": v, "calls": asked}, (fixed, seeds), cotangents)
+
+    def requests(self) -> list[attention.Request]:
+        """What the door is asked, a request a call."""
+        (fixed, seeds), k, v = self.fixed, self.trained["k"], self.trained["v"]
+        dropout = (self.feature.rate, seeds) if self.feature.rate else None
+        return [
+            attention.Request.of(each["q"], k, v, mask, _whole(bias, each["numbers"]), dropout)
+            for each, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
+        ]
+
+    def program(self, impl: str, direction: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """(function, its arguments): it returns the outputs of all calls, and for `both` also the gradients of `trained`."""
+
+        def forward(trained: Any, fixed: Any) -> list[Array]:
+            calls, seeds = fixed
+            return [
+                attention.attention(
+                    each["q"],
+                    trained["k"],
+                    trained["v"],
+                    mask=mask,
+                    bias=_whole(bias, each["numbers"]),
+                    scale=self.feature.scale,
+                    dropout=(self.feature.rate, seeds) if self.feature.rate else None,
+                    impl=impl,
+                )
+                for each, (mask, bias) in zip(trained["calls"], calls, strict=True)
+            ]
+
+        def both(trained: Any, fixed: Any, cotangents: list[Array]) -> tuple[list[Array], Any]:
+            out, pull = jax.vjp(lambda trained: forward(trained, fixed), trained)
+            return out, pull(cotangents)[0]
+
+        if direction == "forward":
+            return forward, (self.trained, self.fixed)
+        return both, (self.trained, self.fixed, self.cotangents)
+
+
+def _numbers(bias: Bias | None, dtype: str) -> Any:
+    return None if bias is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), bias.numbers())
+
+
+def _rest(bias: Bias | None) -> Any:
+    """A bias without what has a gradient."""
+    if bias is None:
+        return None
+    numbers = {name: None for name, _, _ in bias.numbers().arrays()}
+    return jax.tree.map(jnp.asarray, dataclasses.replace(bias, **numbers))
+
+
+def _whole(rest: Any, numbers: Any) -> Any:
+    return None if rest is None else rest.with_numbers(numbers)

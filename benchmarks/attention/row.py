@@ -1,0 +1,304 @@
+"""One row of the sweep: every implementation of it is checked, compiled, compared, and then timed in the same rounds."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.attention import conformance, cost_model, rounding, torch_peer
+from benchmarks.attention.problems import FEATURES, Problem
+from benchmarks.attention.settings import UNIT, Row, Settings
+from benchmarks.attention.torch_peer import Peer
+from benchmarks.core import device_time, timing
+from benchmarks.core.guarded import Broken, Watch, first_line, guarded, slow, too_large
+from benchmarks.core.timing import Program
+from train.run.hardware import device_peak
+from zoo.attention import attention
+from zoo.errors import BadInput
+
+BASELINES = ("reference", UNIT)
+"""What the others of a row are compared with at its shape: the first of these that ran."""
+LIKE = {"float32": 2e-5, "bfloat16": 0.1}
+"""How far results may lie from the baseline's by the root of the mean square, relative to its own. torch, which rounds the scores
+and a bias to bfloat16 too, comes to 0.08; a mistake of 1 % in the scale is hundreds of times the first."""
+TINY = 1e-20
+"""Below this an array counts as zero."""
+EVEN = 640
+"""Length at which those are checked that do not take the odd one of a case."""
+
+
+@dataclass
+class Trial:
+    """One implementation on its way: until it has a state it has a program to time."""
+
+    name: str
+    key: dict[str, Any]
+    state: str = ""
+    reason: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+    program: Program | None = None
+    found: list[np.ndarray] | None = None
+    """What its first call returned: outputs, then gradients."""
+
+    def end(self, state: str, reason: str = "") -> None:
+        self.state, self.reason, self.program = state, reason, None
+
+
+MakePeer = Callable[[str, Problem, str], Peer | str]
+"""(peer, problem, direction) -> its program, or why there is none: `peers_attention.made`."""
+
+
+def measure(
+    row: Row,
+    names: Sequence[str],
+    settings: Settings,
+    environment: Mapping[str, Any],
+    watch: Watch,
+    peer: MakePeer = torch_peer.made,
+) -> list[dict[str, Any]]:
+    """The cells of a row, less the process.
+
+    Args:
+        names: implementations, and peers. `UNIT` is measured besides in any case, and has a cell if it is among them.
+        environment: of this process.
+        watch: told what is done.
+    """
+    trials = [Trial(name, row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    watch.begin("making the inputs", *(trial.key for trial in trials))
+    problem = _made(row, trials)
+    if problem is not None:
+        baseline: Trial | None = None
+        for trial in trials:
+            start = _prepare if trial.name in attention.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
+            act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
+            guarded(trial, act, watch, f"{trial.name}: checking, compiling")
+            if baseline is None and trial.name in BASELINES and trial.found is not None:
+                baseline = trial
+        for trial in trials:
+            trial.found = None
+        watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
+        _time(trials, settings)
+        for trial in trials:
+            if trial.state == "timed":
+                peak = device_peak(environment["device"], row.dtype)
+                trial.columns |= cost_model.rates(problem, row.direction, cost_model.time_of(trial.columns), environment, peak)
+    wanted = [trial for trial in trials if trial.name in names]
+    return [{"key": each.key, "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
+
+
+def _turn(name: str) -> int:
+    """Baselines come first, peers last."""
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.IMPLEMENTATIONS)
+
+
+def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
+    """The arrays of a row. None, and all trials at an end, where it has none: they would not fit, or do not make sense."""
+    shape, feature = row.shape, FEATURES[row.feature]
+    # q, k, v and the output; as much again for their gradients.
+    numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
+    least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
+    reason = too_large(least, "its inputs and outputs alone need")
+    if feature.square and shape.queries != shape.keys:
+        reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
+    state = "skipped"
+    if not reason:
+        try:
+            return Problem.of(feature, shape, row.dtype)
+        except Exception as error:
+            state, reason = "failed", first_line(error)
+    for trial in trials:
+        trial.end(state, reason)
+    return None
+
+
+# --- before the rounds ----------------------------------------------------------------------------------------------------------
+
+
+def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None) -> None:
+    name = trial.name
+    for request in problem.requests():
+        if why := attention.refusal(name, request):
+            trial.end("skipped", why)
+            return
+    state, reason, errors = _checked(name, row)
+    trial.columns |= errors
+    if state:
+        trial.end(state, reason)
+        return
+    if reason := too_large(cost_model.predicted(name, problem, row.direction), "its scores alone need"):
+        trial.end("skipped", reason)
+        return
+    function, arguments = problem.program(name, row.direction)
+    with timing.cold():
+        began = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        between = time.perf_counter()
+        compiled = lowered.compile()
+        ended = time.perf_counter()
+    memory = cost_model.required(compiled)
+    trial.columns |= {"lower_seconds": between - began, "compile_seconds": ended - between, "memory": memory}
+    trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
+    # The arguments are there already.
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
+    if memory and (reason := too_large(memory - held, "compiled, it needs")):
+        trial.end("skipped", reason)
+        return
+    trial.program = lambda: jax.block_until_ready(compiled(*arguments))
+    _first_call(trial, _arrays, row, settings, baseline)
+
+
+def _join(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
+    """What a peer needs is no matter of ours; its numbers are."""
+    made = peer(trial.name, problem, row.direction)
+    if isinstance(made, str):
+        trial.end("skipped", made)
+        return
+    trial.program, arrays = made
+    _first_call(trial, arrays, row, settings, baseline)
+
+
+def _arrays(returned: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(returned)]
+
+
+def _first_call(
+    trial: Trial, arrays: Callable[[Any], list[np.ndarray]], row: Row, settings: Settings, baseline: Trial | None
+) -> None:
+    """Compare what a program returns with the baseline, and let it run warm."""
+    assert trial.program is not None
+    began = time.perf_counter()
+    returned = trial.program()
+    spent = time.perf_counter() - began
+    trial.found = arrays(returned)
+    if baseline is not None and baseline.found is not None:
+        difference, distance = _difference(trial.found, baseline.found), _distance(trial.found, baseline.found)
+        trial.columns |= {"compared": baseline.name, **_known("difference", difference), **_known("distance", distance)}
+        for off, bound, of in ((difference, _bound(row), "the largest"), (distance, LIKE[row.dtype], "their mean square's root")):
+            # NaN is no agreement.
+            if not off <= bound:
+                told = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
+                trial.end("wrong", told)
+                return
+    if slow(trial, spent, settings.cell_seconds, clock="wall"):
+        return
+    trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
+
+
+def _checked(name: str, row: Row) -> tuple[str, str, dict[str, float]]:
+    """(state, reason, columns) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
+
+    A forward row is judged by outputs alone. The columns are the error that uses most of what is allowed, and that. One that
+    refuses the case for its odd length is checked at another; one that refuses that too is neither checked nor timed.
+    """
+    worst = (0.0, 0.0)
+    for case in FEATURES[row.feature].cases:
+        try:
+            result = _check(name, case, row.dtype)
+        except BadInput as refusal:
+            return "skipped", f"it cannot be checked: {refusal}", {}
+        result = result.forward if row.direction == "forward" else result
+        error, allowed = result.worst
+        if not result.ok:
+            difference = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
+            return "wrong", f"it disagrees with float64: {difference}", _columns(error, allowed)
+        worst = max(worst, result.worst, key=lambda pair: rounding.share(*pair))
+    return "", "", _columns(*worst)
+
+
+def _columns(error: float, allowed: float) -> dict[str, float]:
+    return _known("error", error) | _known("allowed", allowed)
+
+
+@functools.cache
+def _check(name: str, case: str, dtype: str) -> conformance.Result:
+    try:
+        return conformance.check(name, case, dtype)
+    except BadInput:
+        return conformance.check(name, case, dtype, length=EVEN)
+
+
+def _known(name: str, value: float | None) -> dict[str, float]:
+    """A column, where it is a number: files of results have no NaN and no infinity."""
+    return {} if value is None or not math.isfinite(value) else {name: value}
+
+
+def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest of any array, relative to its largest entry or 1."""
+    return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), ours, theirs)
+
+
+def _distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest root of a mean square of any array, relative to its own.
+
+    Attention over long rows averages, so that most entries are small: held to the largest or 1 alone, zeros would pass for them.
+    """
+    return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), ours, theirs)
+
+
+def _worst(measure: Callable[[np.ndarray, np.ndarray], float], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """Of all pairs of arrays; infinite for other shapes."""
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        return float("inf")
+    # `max` would drop a NaN that does not come first.
+    return float(np.max([measure(one, other) for one, other in zip(ours, theirs, strict=True)]))
+
+
+def _size(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
+
+
+def _bound(row: Row) -> float:
+    """Return how far two correct results of a row may lie apart, from the terms of its longest sums."""
+    shape, terms = row.shape, row.shape.keys
+    if row.direction == "both":
+        # Gradients of keys sum over the queries of all heads that share them, those of a bias over those of all examples.
+        of_bias = any(conformance.CASES[case].bias for case in FEATURES[row.feature].cases)
+        terms = max(terms, shape.queries * (shape.batch if of_bias else shape.heads // shape.groups))
+    return rounding.between(row.dtype, terms)
+
+
+# --- the rounds -----------------------------------------------------------------------------------------------------------------
+
+
+def _time(trials: Sequence[Trial], settings: Settings) -> None:
+    """Rounds of all that have a program. One that breaks leaves, and the others begin anew."""
+    while ready := {trial.name: trial for trial in trials if trial.program is not None}:
+
+        def unbroken(trial: Trial) -> Program:
+            def run() -> object:
+                try:
+                    return trial.program() if trial.program else None
+                except Exception as error:
+                    trial.end("failed", first_line(error))
+                    raise Broken from error
+
+            return run
+
+        programs = {name: unbroken(trial) for name, trial in ready.items()}
+        try:
+            seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
+        except Broken:
+            continue
+        on_device, why = _on_device(programs)
+        if any(trial.state for trial in ready.values()):
+            continue
+        for name, trial in ready.items():
+            trial.columns |= timing.columns(seconds[name], seconds.get(UNIT))
+            if name in on_device:
+                trial.columns["device_seconds"] = on_device[name]
+            trial.columns["clock"] = "device" if name in on_device else "wall"
+            trial.end("timed", trial.reason or why)
+
+
+def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
+    """(seconds of the device, why there are none): a profiler that does not work costs nobody the wall time."""
+    try:
+        return device_time.measured(programs), ""
+    except Exception as error:
+        return {}, f"wall time, for the profiler failed: {first_line(error)}"

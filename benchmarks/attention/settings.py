@@ -1,0 +1,147 @@
+"""What `zoo bench attention` is asked: options, what a machine is asked where they are left out, and the rows that follow."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from benchmarks.attention.problems import FEATURES, Shape
+from benchmarks.core import runner
+from zoo import configs
+from zoo.attention import attention
+from zoo.errors import BadInput, require
+
+DTYPES = ("float32", "bfloat16")
+DIRECTIONS = ("forward", "both")
+UNIT = "xla"
+"""The implementation that ratios are over: always measured besides."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Empty is: as `DEFAULTS` has it for the machine."""
+
+    impl: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ()
+    direction: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    feature: tuple[str, ...] = ()
+    shape: tuple[str, ...] = ()
+    tokens: int | None = None
+    """Queries of a batch, over all its examples."""
+    batch: int | None = None
+    """Examples instead."""
+    rounds: int | None = None
+    budget: float | None = None
+    """Instead of a number of rounds, their seconds for each program of a row; see `timing.measured`."""
+    seconds: float | None = None
+    """Seconds after which no row of the sweep begins; None = all rows are measured."""
+    cell_seconds: float = 20.0
+    repeats: int = 1
+    peers: bool = False
+
+
+_CPU = Settings(
+    impl=tuple(attention.IMPLEMENTATIONS),
+    dtype=("float32",),
+    direction=DIRECTIONS,
+    model=("gpt2",),
+    lengths=(128, 512, 2048),
+    feature=("full", "causal", "padding", "packed", "t5", "xlnet"),
+    tokens=2048,
+    budget=1.0,
+)
+_ACCELERATOR = dataclasses.replace(
+    _CPU,
+    dtype=("bfloat16",),
+    model=("gpt2", "gpt3-xl"),
+    lengths=(512, 1024, 2048, 4096, 8192, 16384),
+    feature=tuple(FEATURES),
+    tokens=16384,
+)
+_QUICK = {"feature": ("full", "causal", "t5"), "model": ("gpt2",), "budget": 0.5, "seconds": 60.0}
+DEFAULTS = {
+    "sweep": {"cpu": _CPU, "accelerator": _ACCELERATOR},
+    "quick": {
+        "cpu": dataclasses.replace(_CPU, **_QUICK, lengths=(128, 512), tokens=1024),
+        "accelerator": dataclasses.replace(_ACCELERATOR, **_QUICK, lengths=(1024, 4096)),
+    },
+}
+
+
+class Row(NamedTuple):
+    """What is measured side by side: all implementations of it, in the same rounds."""
+
+    dtype: str
+    direction: str
+    feature: str
+    shape: Shape
+
+    def key(self, impl: str) -> dict[str, Any]:
+        """Of a cell of this row."""
+        numbers = self.shape._asdict()
+        return {"implementation": impl, "dtype": self.dtype, "direction": self.direction, "feature": self.feature, **numbers}
+
+    def __str__(self) -> str:
+        return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
+
+
+def resolved(settings: Settings, backend: str, *, quick: bool) -> Settings:
+    """With everything that is left out filled in for a machine.
+
+    Raises:
+        BadInput: an unknown name, a wrong shape, a number below what makes sense; options that exclude each other.
+    """
+    _check(settings)
+    default = DEFAULTS["quick" if quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
+    filled = {name: getattr(settings, name) or getattr(default, name) for name in _NAMES}
+    impl = filled["impl"]
+    filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
+    if settings.shape:
+        filled |= {"model": (), "lengths": ()}
+    if settings.shape or settings.batch:
+        filled["tokens"] = None
+    if settings.rounds:
+        filled["budget"] = None
+    return dataclasses.replace(settings, **filled)
+
+
+def rows(settings: Settings) -> list[Row]:
+    """All that settings without gaps ask for, no two alike."""
+    shapes = [Shape.parse(told) for told in settings.shape]
+    for name in settings.model:
+        cfg = configs.find(name)[1].config
+        for length in settings.lengths:
+            batch = settings.batch or max(1, (settings.tokens or 0) // length)
+            shapes.append(Shape(batch, length, length, cfg.heads, cfg.heads, cfg.head))
+    found = [
+        Row(dtype, direction, feature, FEATURES[feature].shaped(shape))
+        for dtype in settings.dtype
+        for feature in settings.feature
+        for direction in settings.direction
+        for shape in shapes
+    ]
+    return list(dict.fromkeys(found))
+
+
+_NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget", "seconds")
+
+
+def _check(settings: Settings) -> None:
+    for name, known in (
+        ("impl", attention.IMPLEMENTATIONS),
+        ("dtype", DTYPES),
+        ("direction", DIRECTIONS),
+        ("feature", FEATURES),
+    ):
+        for value in getattr(settings, name):
+            runner.known(name, value, known)
+    for name in settings.model:
+        configs.find(name)
+    for told in settings.shape:
+        Shape.parse(told)
+    for length in settings.lengths:
+        require(length >= 1, "lengths", length, "choose 1 or more tokens")
+    runner.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
+    for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
+        if getattr(settings, one) and getattr(settings, other):
+            raise BadInput(f"--{one} with --{other}: the one decides what the other would; leave one of them out")

@@ -1,0 +1,89 @@
+"""`zoo bench attention`: sweep, write each cell as soon as it is measured, then show all of it.
+
+A sweep of several repeats is done by fresh processes, one after the other, each of which measures every cell once more.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.attention import page, tables, torch_peer
+from benchmarks.attention import row as attention_row
+from benchmarks.attention.settings import UNIT, Row, Settings, resolved, rows
+from benchmarks.core import result_files, runner
+from benchmarks.core.guarded import Watch
+from benchmarks.core.progress import Progress
+from benchmarks.core.result_files import Writer
+
+VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+
+
+def main(asked: Settings, request: runner.Request, *, quick: bool) -> int:
+    """The command: see `command.perform`.
+
+    Raises:
+        BadInput: see `attention_settings.resolved` and `command.perform`.
+    """
+    begun = runner.start(asked.repeats, peers=asked.peers)
+    settings = resolved(asked, begun.machine["backend"], quick=quick)
+    todo = rows(settings)
+    measure = functools.partial(_sweep, todo, settings, time.monotonic())
+    return runner.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
+
+
+def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, process: int, resume: bool) -> None:
+    """Measure the rows that are missing, until `settings.seconds` after the time `began` are over."""
+    environment = result_files.environment(settings.dtype)
+    # What a cell is does not depend on it, and more of it completes what was left out.
+    asked = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
+    writer = Writer(folder / result_files.CELLS, "attention", environment, asked, resume, {"implementation": UNIT})
+    names = (*settings.impl, *(torch_peer.NAMES if settings.peers else ()))
+    missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
+    weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
+    progress = Progress(sum(weights.values(), 0.0))
+    watch = Watch(progress.doing, writer, process)
+    left_out: list[Row] = []
+    try:
+        for number, row in enumerate(weights if settings.seconds is None else sorted(weights, key=_each_feature_first)):
+            # Only between rows: the rounds of one are never cut short. There is always a first.
+            if settings.seconds and number and time.monotonic() - began > settings.seconds:
+                left_out.append(row)
+                continue
+            progress.begin(str(row))
+            cells = attention_row.measure(row, missing[row], settings, environment, watch)
+            for cell in cells:
+                writer.write({"process": process, **cell, **_machine_columns(environment, row)})
+            progress.done(weights[row], tables.in_a_line(cells))
+    finally:
+        writer.close()
+        progress.close()
+    if left_out:
+        names = ", ".join(map(str, left_out))
+        print(f"left out, after the {settings.seconds:g} s of --seconds: {names}; --resume measures them", file=sys.stderr)
+
+
+def _each_feature_first(row: Row) -> tuple[Any, ...]:
+    """Return what rows are sorted by if the last may be left out: short rows of all features and directions come first."""
+    return row.dtype, row.shape.queries, row.direction != "forward"
+
+
+def _weight(row: Row) -> float:
+    """About how long a cell takes, in some unit: compiling and checking, and several rounds, longer ones for more pairs."""
+    shape = row.shape
+    return (
+        1.0 + shape.batch * shape.heads * shape.head * shape.queries * shape.keys * (1 + 2.5 * (row.direction == "both")) / 1e10
+    )
+
+
+def _machine_columns(environment: dict[str, Any], row: Row) -> dict[str, Any]:
+    """What the process that measured a cell found the machine able to do."""
+    return {
+        "matrix_rate": environment["matrix_rate"][row.dtype],
+        "copy_rate": environment["copy_rate"],
+        "load": environment["load"],
+        "clock_mhz": environment["clock_mhz"],
+    }

@@ -1,0 +1,180 @@
+"""torch's attention, on the same numbers and in the same rounds as ours: opt-in, for torch is not installed by default.
+
+Where its users have a fused kernel it is `scaled_dot_product_attention`, on CPU its flash kernel for full and causal attention;
+where a bias is learned, for which no fused kernel of torch has a gradient, plain tensors, as its users write it. Arrays lie as
+torch wants them, [B, N, T, H], before the clock starts.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.attention.problems import Call, Problem
+from benchmarks.core.timing import Program
+from zoo.attention.masks import Buckets
+from zoo.ops import positions
+
+SDPA, FLEX = "torch", "torch-flex"
+NAMES = (SDPA, FLEX)
+
+Peer = tuple[Program, Callable[[Any], list[np.ndarray]]]
+"""A program, and what makes arrays of that which it returns, in the order and layout of ours: outputs, then gradients."""
+
+
+def made(name: str, problem: Problem, direction: str) -> Peer | str:
+    """The program of a peer, or why there is none."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed; it comes with the group parity (CONTRIBUTING.md)"
+    if problem.feature.rate:
+        return "torch drops other weights than ours, so that outputs cannot be compared"
+    import torch  # pyright: ignore[reportMissingImports]
+
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        return "this torch has no CUDA"
+    if name == SDPA:
+        return _program(problem, direction, "cuda" if on_gpu else "cpu", _attend)
+    if not on_gpu:
+        return "FlexAttention is timed on a GPU only"
+    if any(call.bias is not None for call in problem.calls):
+        return "FlexAttention is not asked here for a learned bias"
+    return _program(problem, direction, "cuda", _flex)
+
+
+Attend = Callable[[Any, Any, Any, Any], Any]
+"""(q, k, v, numbers of the bias) -> output, all [B, N, T, H]."""
+
+
+def _program(problem: Problem, direction: str, place: str, attend: Callable[..., Attend]) -> Peer:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    dtype = getattr(torch, str(problem.trained["k"].dtype))
+
+    def tensor(x: Any) -> Any:
+        whole = torch.tensor(np.asarray(x, np.float32))
+        turned = whole.permute(0, 2, 1, 3).contiguous() if whole.dim() == 4 else whole
+        return turned.to(device=place, dtype=dtype)
+
+    def arrays(found: list[Any]) -> list[np.ndarray]:
+        on_host = [each.detach().float().cpu().numpy() for each in found]
+        return [each.swapaxes(1, 2) if each.ndim == 4 else each for each in on_host]
+
+    leaves, tree = jax.tree.flatten(problem.trained)
+    tensors = [tensor(leaf).requires_grad_(direction == "both") for leaf in leaves]
+    trained, cotangents = jax.tree.unflatten(tree, tensors), [tensor(each) for each in problem.cotangents]
+    scale = problem.shape.head**-0.5 if problem.feature.scale is None else problem.feature.scale
+    calls = [attend(call, problem.shape.keys, scale, place) for call in problem.calls]
+
+    def forward() -> list[Any]:
+        pairs = zip(calls, trained["calls"], strict=True)
+        return [call(each["q"], trained["k"], trained["v"], each["numbers"]) for call, each in pairs]
+
+    def run() -> list[Any]:
+        with contextlib.nullcontext() if direction == "both" else torch.no_grad():
+            found = forward()
+        if direction == "both":
+            for each in tensors:
+                each.grad = None
+            torch.autograd.backward(found, cotangents)
+            found += [each.grad for each in tensors]
+        if place == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    return run, arrays
+
+
+def _attend(call: Call, keys: int, scale: float, place: str) -> Attend:
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # pyright: ignore[reportMissingImports]
+
+    mask = jax.tree.map(jnp.asarray, call.mask)
+    plain = not any(mask.arrays()) and mask.window is None
+    allowed = None if plain else torch.tensor(np.asarray(mask.dense(call.queries, keys))).to(place)
+    bias = call.bias
+
+    if bias is None:
+
+        def fused(q: Any, k: Any, v: Any, _: Any) -> Any:
+            # The flash kernel is forced where it takes the mask as it is; elsewhere torch chooses.
+            chosen = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if plain and place == "cpu" else contextlib.nullcontext()
+            with chosen:
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=allowed, is_causal=plain and mask.causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                )
+
+        return fused
+    added = _buckets(bias, call.queries, keys, place) if isinstance(bias, Buckets) else _relative(bias, keys, scale, place)
+
+    def by_hand(q: Any, k: Any, v: Any, numbers: Any) -> Any:
+        scores = scale * (q @ k.transpose(-1, -2)) + added(numbers)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        return torch.softmax(scores, -1) @ v
+
+    return by_hand
+
+
+def _buckets(bias: Buckets, queries: int, keys: int, place: str) -> Callable[[Any], Any]:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    distance = np.arange(keys)[None] - np.arange(queries)[:, None]
+    bucket = positions.t5_bucket(jnp.asarray(distance), bias.bidirectional, len(bias.table), bias.max_distance)
+    index = torch.tensor(np.asarray(bucket), dtype=torch.long).to(place)
+    return lambda numbers: numbers.table[index].permute(2, 0, 1)[None]
+
+
+def _relative(bias: Any, keys: int, scale: float, place: str) -> Callable[[Any], Any]:
+    """By distance, shifted in place (Dai et al. 2019, appendix B) or picked where queries are scattered; and by type."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    differ = torch.tensor(np.asarray(bias.query_types)[:, None, :, None] != np.asarray(bias.key_types)[:, None, None, :]).to(
+        place
+    )
+    index = None
+    if bias.query_positions is not None:
+        distance = np.asarray(bias.query_positions)[:, :, None] - np.arange(keys)
+        index = torch.tensor(bias.first - distance, dtype=torch.long).to(place)[:, None]
+
+    def added(numbers: Any) -> Any:
+        by_distance = numbers.q_r @ numbers.r
+        if index is None:
+            # Entry (t, s) is number first - t + s of row t: in one line of all rows, rows one shorter that begin at `first`.
+            b, n, t, d = by_distance.shape
+            line = by_distance.reshape(b, n, t * d)[..., bias.first : bias.first + t * (d - 1)]
+            shifted = line.reshape(b, n, t, d - 1)[..., :keys]
+        else:
+            shifted = torch.gather(by_distance, 3, index.expand(-1, by_distance.shape[1], -1, -1))
+        by_type = torch.where(differ, numbers.q_s[..., 1:], numbers.q_s[..., :1])
+        return scale * (shifted + by_type)
+
+    return added
+
+
+def _flex(call: Call, keys: int, scale: float, place: str) -> Attend:
+    """FlexAttention, compiled, with the mask as blocks. Never run: there was no GPU."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention import flex_attention as flex  # pyright: ignore[reportMissingImports]
+
+    mask = jax.tree.map(jnp.asarray, call.mask)
+    dense = mask.dense(call.queries, keys)
+    blocks = None
+    if dense is not None:
+        allowed = torch.tensor(np.asarray(dense)).to(place)
+        batch = allowed.shape[0]
+
+        def sees(b: Any, h: Any, t: Any, s: Any) -> Any:
+            return allowed[b if batch > 1 else 0, 0, t, s]
+
+        blocks = flex.create_block_mask(sees, batch if batch > 1 else None, None, call.queries, keys, device=place)
+    attend = torch.compile(flex.flex_attention) if place == "cuda" else flex.flex_attention
+
+    def run(q: Any, k: Any, v: Any, _: Any) -> Any:
+        return attend(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+    return run

@@ -1,0 +1,252 @@
+"""`zoo bench compare A B`: what became slower, faster, wrong or missing between two results of one benchmark.
+
+On one machine the ratio of each cell to the unit in the same rounds is compared, never its seconds: those depend on what else the
+machine was doing. A ratio's spread is that of fresh processes. Let r be the logarithms of a cell's median ratios, of n processes,
+and s their standard deviation: then the mean of n more processes lies within t s sqrt(2 / n) of theirs with 95 % probability, t
+being Student's for n - 1 degrees of freedom. Where three processes agree by chance this is too little; so the spread is at least
+half of what lies between the 20th and the 80th percentile of the rounds of a process. A cell has changed if its means differ by
+more than the larger of the two spreads and by more than the threshold.
+"""
+
+import collections
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy import stats
+
+from benchmarks.core.result_files import MACHINE, Results, changed, identity, read
+from benchmarks.core.tables import SEVERITY
+from zoo.errors import BadInput, require
+
+FEWEST = 3
+"""Fresh processes that a spread needs."""
+CONFIDENCE = 0.95
+BAD = ("wrong", "failed")
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A cell's ratio over its processes: the logarithm's mean, and how far that of as many others may lie from it."""
+
+    mean: float
+    half: float
+    processes: int
+
+    @classmethod
+    def of(cls, cells: Cells) -> "Spread | None":
+        """None for fewer than three processes that have a ratio."""
+        timed = [cell for cell in cells if cell["state"] == "timed" and cell.get("ratio")]
+        if len(timed) < FEWEST:
+            return None
+        middle = [math.log(cell["ratio"]) for cell in timed]
+        n = len(middle)
+        between = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(middle) * math.sqrt(2 / n)
+        within = statistics.median(math.log(cell["ratio_p80"] / cell["ratio_p20"]) / 2 for cell in timed)
+        return cls(statistics.fmean(middle), max(between, within), n)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a cell. `kind` is one of `KINDS`."""
+
+    key: dict[str, Any]
+    kind: str
+    told: str
+    ratio: float | None = None
+    """Of the ratio after to the one before: 1.2 = a fifth slower."""
+    spread: float | None = None
+    """Relative, the larger of the two."""
+
+
+KINDS = ("regression", "improvement", "missing", "new", "unknown", "same")
+"""`unknown`: without a spread on one side. Cells that became wrong or failed are regressions."""
+
+
+def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
+    """The command; returns 1 on a regression.
+
+    Raises:
+        BadInput: no results, of two benchmarks, without a common cell, or of too few processes to know a spread.
+    """
+    require(threshold >= 0, "threshold", threshold, "choose a share, 0.05 for 5 %")
+    before, after = read(a), read(b)
+    if before.what != after.what:
+        raise BadInput(f"{a} is of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
+    common = _by_key(before).keys() & _by_key(after).keys()
+    if not common:
+        raise BadInput(f"{a} and {b} have no cell in common: nothing to compare")
+    if not before.same_machine(after) or not before.unit:
+        _side_by_side(before, after, as_json)
+        return 0
+    if all(before.unit.items() <= json.loads(key).items() for key in common):
+        raise BadInput(f"{a} and {b} have no cell in common but {_told(before.unit)}, the unit: nothing to compare")
+    if before.unit != after.unit:
+        raise BadInput(f"{a} has ratios over {_told(before.unit)}, {b} over {_told(after.unit)}: they cannot be compared")
+    for results in (before, after):
+        if (count := len({cell["process"] for cell in results.cells})) < FEWEST:
+            raise BadInput(
+                f"{results.path} is of {count} {'process' if count == 1 else 'processes'}, and a spread needs {FEWEST}: "
+                f"measure with --repeats {FEWEST}"
+            )
+    found = changes(before, after, threshold)
+    _show(found, before, after, threshold, as_json)
+    return int(any(change.kind == "regression" for change in found))
+
+
+def changes(before: Results, after: Results, threshold: float) -> list[Change]:
+    """Of every cell of either, in the order of `KINDS`. The unit itself, whose ratio is 1, is compared by its state alone."""
+    old, new = _by_key(before), _by_key(after)
+    found = [_change(old.get(key), new.get(key), threshold, before.unit) for key in dict.fromkeys([*old, *new])]
+    return sorted(found, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
+
+
+def agreement(before: Results, after: Results) -> tuple[int, int]:
+    """(cells whose mean ratio after lies within the spread that `before` reports, cells that both have): the repeatability."""
+    old, new = _by_key(before), _by_key(after)
+    pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
+    known = [(one, other) for one, other in pairs if one and other]
+    return sum(abs(other.mean - one.mean) <= one.half for one, other in known), len(known)
+
+
+def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mapping[str, Any]) -> Change:
+    key = dict((old or new or [{}])[0]["key"])
+    if new is None:
+        return Change(key, "missing", "not measured after")
+    if old is None:
+        return Change(key, "new", "not measured before")
+    was, is_now = (_state(cells) for cells in (old, new))
+    if is_now in BAD and was not in BAD:
+        reason = next(cell["reason"] for cell in new if cell["state"] == is_now)
+        return Change(key, "regression", f"{was} before, {is_now} now: {reason}")
+    if was == "timed" and is_now == "skipped":
+        reason = next(cell["reason"] for cell in new if cell["state"] == is_now)
+        return Change(key, "missing", f"timed before, skipped now: {reason}")
+    if was in BAD and is_now == "timed":
+        return Change(key, "improvement", f"{was} before, timed now")
+    if was != "timed" or is_now != "timed":
+        return Change(key, "same", f"{was} before, {is_now} now")
+    if _is_unit(old, unit):
+        return Change(key, "same", "the unit")
+    one, other = Spread.of(old), Spread.of(new)
+    if one is not None and not any(cell.get("ratio") for cell in new):
+        return Change(key, "regression", f"had a ratio before, and none now: {new[0]['reason'] or 'it was timed alone'}")
+    if one is None or other is None:
+        return Change(key, "unknown", f"its spread is unknown: fewer than {FEWEST} processes have a ratio of it")
+    moved, spread = other.mean - one.mean, max(one.half, other.half)
+    ratio, relative = math.exp(moved), math.expm1(spread)
+    told = f"{math.exp(one.mean):.3f} before, {math.exp(other.mean):.3f} now, spread {relative:.1%}"
+    beyond = abs(moved) > spread and abs(moved) > math.log1p(threshold)
+    kind = ("regression" if moved > 0 else "improvement") if beyond else "same"
+    return Change(key, kind, told, ratio, relative)
+
+
+def _by_key(results: Results) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for cell in results.cells:
+        groups[identity(cell["key"])].append(cell)
+    return groups
+
+
+def _state(cells: Cells) -> str:
+    """The worst that a process came to."""
+    return min((cell["state"] for cell in cells), key=SEVERITY.index)
+
+
+def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
+    return unit.items() <= cells[0]["key"].items()
+
+
+# --- telling --------------------------------------------------------------------------------------------------------------------
+
+
+def _show(found: Sequence[Change], before: Results, after: Results, threshold: float, as_json: bool) -> None:
+    counts = collections.Counter(change.kind for change in found)
+    agree, known = agreement(before, after)
+    if as_json:
+        rows = [{**vars(change)} for change in found]
+        print(json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": known, "cells": rows}))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(
+        f"{after.path.parent} against {before.path.parent}: ratios to {_told(before.unit)} in the same rounds; "
+        f"changed is what moved by more than its spread and {threshold:.0%}",
+        soft_wrap=True,
+    )
+    for name, (one, other) in changed(before.environment, after.environment).items():
+        console.print(Text(f"{name}: {one or 'none'} before, {other or 'none'} now", "dim"), soft_wrap=True)
+    constant = _constant(found)
+    for kind in KINDS[:-1]:
+        rows = [change for change in found if change.kind == kind]
+        if not rows:
+            continue
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+        style = {"regression": "red", "improvement": "green"}.get(kind, "")
+        for change in rows:
+            moved = "" if change.ratio is None else f"{change.ratio - 1:+.1%}"
+            table.add_row(Text(moved, style), _label(change.key, constant), Text(change.told))
+        console.print(Text(f"\n{kind} ({len(rows)})", f"bold {style}".strip()))
+        console.print(table)
+    shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
+    console.print(Text(f"\n{counts['same']} unchanged of {len(found)} cells{shared}", "dim"), soft_wrap=True)
+    if known:
+        told = f"{agree} of {known} ({agree / known:.0%}) lie within the spread that the first reports"
+        console.print(Text(told, "dim"), soft_wrap=True)
+
+
+def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
+    """Medians of seconds over the processes, for what has them."""
+    old, new = _by_key(before), _by_key(after)
+    rows = [(dict(old[key][0]["key"]), _seconds(old.get(key)), _seconds(new.get(key))) for key in old if key in new]
+    if as_json:
+        print(json.dumps({"same_machine": before.same_machine(after), "cells": [[key, one, two] for key, one, two in rows]}))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    why = "these results have no unit" if before.same_machine(after) else f"two machines ({_machines(before, after)})"
+    console.print(f"{why}: times are shown side by side, and not compared", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("")
+    for results in (before, after):
+        table.add_column(Text(str(results.path.parent.name or results.path)), justify="right")
+    constant = _constant([Change(key, "same", "") for key, _, _ in rows])
+    for key, one, two in rows:
+        table.add_row(_label(key, constant), *("-" if value is None else f"{value * 1e3:,.2f} ms" for value in (one, two)))
+    console.print(table)
+
+
+def _seconds(cells: Cells | None) -> float | None:
+    found = [cell["seconds"] for cell in cells or () if cell["state"] == "timed"]
+    return statistics.median(found) if found else None
+
+
+def _machines(before: Results, after: Results) -> str:
+    """What differs between them."""
+    pairs = ((before.environment.get(key), after.environment.get(key)) for key in MACHINE)
+    return ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
+
+
+def _constant(found: Sequence[Change]) -> dict[str, Any]:
+    """Axes on which all cells are the same: said once."""
+    values: dict[str, list[Any]] = collections.defaultdict(list)
+    for change in found:
+        for name, value in change.key.items():
+            values[name].append(value)
+    return {name: each[0] for name, each in values.items() if len(each) == len(found) > 1 and len(set(map(str, each))) == 1}
+
+
+def _label(key: Mapping[str, Any], constant: Mapping[str, Any]) -> Text:
+    """The axes of a cell that others do not share; words bare, numbers by name."""
+    shown = [str(value) if isinstance(value, str) else f"{name} {value}" for name, value in key.items() if name not in constant]
+    return Text(", ".join(shown))
+
+
+def _told(unit: Mapping[str, Any]) -> str:
+    return " ".join(str(value) for value in unit.values()) or "nothing"

@@ -1,0 +1,359 @@
+"""Result files: JSONL, a header and then a line for each cell, appended as soon as it is known.
+
+The header is {"schema", "what", "environment", "asked", "unit"}. A cell is {"key": {axis: value}, "process", "state", "reason",
+...measured columns}; `key` and `process`, the number of the fresh process that measured it, tell it from all others. `unit` holds
+the axes of the reference that a cell's column "ratio" is over, measured in the same rounds: {"implementation": "xla"}.
+Whatever is timed has the columns of `timing.columns`, which `zoo bench compare` reads.
+
+Between the cells stand what is worked on from there on, {"attempt": [key, ...], "process"}, nothing where work was left in order;
+and what a process that was killed had been at, {"death": [key, ...], "process"}, which the next one writes.
+
+    cells.jsonl   what was measured        table.md, table.csv, report.html   the same, for people
+"""
+
+import collections
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.core import timing
+from benchmarks.core.source_files import ROOT
+from train.run.metrics_file import matrix_rate, versions
+from train.run.run_dir import write_text
+from zoo.errors import BadInput
+
+SCHEMA = 2
+SCHEMAS = (1, 2)
+"""Those that are read. The first had no attempts: who reads that one alone refuses the second by its header."""
+KINDS = ("attention", "step", "growth")
+STATES = ("timed", "skipped", "failed", "wrong")
+"""Of a cell: measured; not tried, with the reason; tried and died; computes something else, and was not timed."""
+DEATHS = 2
+"""Of a process while a cell was worked on: after as many it is not tried again."""
+DIED = "the process ended twice while it ran; out of memory?"
+"""Why."""
+CELLS = "cells.jsonl"
+SETTINGS = r"(JAX|XLA|LIBTPU|GLIBC|OMP|MKL|OPENBLAS|TORCH\w*|CUDA)_"
+"""Environment variables that change what is measured begin so."""
+MACHINE = ("backend", "device", "devices", "cpu", "cores")
+"""What of an environment makes it another machine; times of two machines are not compared."""
+
+
+def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
+    """What a process measures on, and what that can do at best: takes a second or two, on an otherwise idle machine.
+
+    "versions" has the commit of a checkout too, with a + where it was changed since; "settings" the environment variables that
+    change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.metrics_file.matrix_rate`),
+    "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these,
+    "clock_mhz" the mean over the cores just after them, None where the system does not say.
+    """
+    load = round(os.getloadavg()[0], 2)
+    rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        **machine(),
+        "load": load,
+        "clock_mhz": _clock(),
+        **rates,
+        "versions": {**versions(), "jax-zoo": importlib.metadata.version("jax-zoo"), "revision": _revision()},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The part of an environment that `MACHINE` names."""
+    devices = jax.local_devices()
+    told = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
+    return told | {"cpu": timing.processor(), "cores": os.cpu_count()}
+
+
+def hardware(machine: Mapping[str, Any]) -> str:
+    """A machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
+    on_cpu = machine["backend"] == "cpu"
+    told = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
+    count = f"-x{machine['devices']}" if not on_cpu and machine["devices"] > 1 else ""
+    return re.sub(r"[^a-z0-9.]+", "-", told.lower()).strip("-") + count
+
+
+def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = False) -> Path:
+    """Where results go unless told: runs/bench/<what>_<hardware>_<date>; with `newest` the last one that is there, if any is."""
+    place, name = Path("runs", "bench"), f"{what}_{hardware(machine)}_"
+    there = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
+    return there[-1] if there else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------------
+
+
+Place = tuple[str, int]
+"""What tells a cell from all others: `identity` of its key, and its process."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result file."""
+
+    path: Path
+    what: str
+    environment: dict[str, Any]
+    asked: dict[str, Any]
+    unit: dict[str, Any]
+    cells: list[dict[str, Any]]
+    schema: int = SCHEMA
+    deaths: collections.Counter[Place] = field(default_factory=collections.Counter)
+    """How often a process died of a cell."""
+    begun: frozenset[Place] = frozenset()
+    """What the last process that wrote was at: what it died of, unless it is still at it."""
+
+    def same_machine(self, other: "Results") -> bool:
+        """Whether both were measured on one kind of machine."""
+        return all(self.environment.get(key) == other.environment.get(key) for key in MACHINE)
+
+
+def read(path: str | Path) -> Results:
+    """The results in a file, or in a folder's cells.jsonl. A last line that a killed run tore off is ignored.
+
+    Raises:
+        BadInput: no such file, no result file, one of another schema, or a damaged line, with its number.
+    """
+    path = Path(path) / CELLS if Path(path).is_dir() else Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); name a folder or file of zoo bench") from None
+    if not lines:
+        raise BadInput(f"{path} is no result file of zoo bench: it has no header")
+    header = _object(path, 1, lines[0])
+    if "schema" not in header:
+        raise BadInput(f"{path} is no result file of zoo bench: its first line has no schema")
+    if header["schema"] not in SCHEMAS:
+        known = " and ".join(map(str, SCHEMAS))
+        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {known}; measure again")
+    wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
+    if wrong or header.get("what") not in KINDS:
+        raise BadInput(f"{path}:1 is no header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be")
+    cells: list[dict[str, Any]] = []
+    deaths: collections.Counter[Place] = collections.Counter()
+    begun: set[Place] = set()
+    for number, line in enumerate(lines[1:], 2):
+        found = _object(path, number, line)
+        if "attempt" in found:
+            begun = _places(path, number, found, "attempt")
+        elif "death" in found:
+            deaths.update(_places(path, number, found, "death"))
+            begun = set()
+        else:
+            cells.append(_cell(path, number, found))
+            begun.discard((identity(found["key"]), found["process"]))
+    known = (header["what"], header["environment"], header["asked"], header["unit"])
+    return Results(path, *known, cells, header["schema"], deaths, frozenset(begun))
+
+
+def identity(key: Mapping[str, Any]) -> str:
+    """A key as a string that is equal for equal keys."""
+    return json.dumps(key, sort_keys=True)
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}:{number} is no line of a result file: it is not a JSON object")
+    return found
+
+
+def _places(path: Path, number: int, line: Mapping[str, Any], name: str) -> set[Place]:
+    keys, process = line[name], line.get("process")
+    if not (isinstance(keys, list) and all(isinstance(key, dict) for key in keys) and type(process) is int):
+        raise BadInput(f"{path}:{number} is no {name}: it needs a list of keys, and a process")
+    return {(identity(key), process) for key in keys}
+
+
+def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
+    if not (isinstance(cell.get("key"), dict) and type(cell.get("process")) is int and cell.get("state") in STATES):
+        raise BadInput(f"{path}:{number} is no cell: it needs a key, a process, and a state of {', '.join(STATES)}")
+    needed = [] if cell["state"] != "timed" else ["seconds", *(timing.RATIOS if cell.get("ratio") is not None else ())]
+    if lacking := [name for name in needed if not isinstance(cell.get(name), int | float) or not cell[name] > 0]:
+        raise BadInput(f"{path}:{number} is no timed cell: it has no number above 0 as {' and '.join(lacking)}")
+    return cell
+
+
+# --- writing --------------------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """The result file of a run that may be killed at any moment, and resumed. One process writes to it at a time.
+
+    Cells of which processes died `DEATHS` times are recorded as failed when it is opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        environment: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        resume: bool,
+        unit: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open `path`, made with its folder if need be; a line torn by a kill is dropped.
+
+        Args:
+            resume: go on with the file that is there, if one is. It keeps its header: the first process's environment.
+            unit: axes of the reference of column "ratio"; without any nothing is compared.
+
+        Raises:
+            BadInput: the file is there and `resume` is False; it answers another question or is of another machine; it cannot be
+                written, or another process writes to it.
+        """
+        # As it comes back from the file: lists for tuples.
+        header = json.loads(
+            _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": asked, "unit": dict(unit or {})})
+        )
+        if path.exists() and not resume:
+            raise BadInput(f"{path.parent} has results already; --resume completes them, --out chooses another folder")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written ({error.strerror}); choose another --out") from None
+        self._cells: dict[Place, dict[str, Any]] = {}
+        self._deaths: collections.Counter[Place] = collections.Counter()
+        self._begun: set[Place] = set()
+        try:
+            self._begin(path, header)
+        except BlockingIOError:
+            self.close()
+            raise BadInput(f"{path} is being written by another process; wait for it, or choose another --out") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def has(self, key: Mapping[str, Any], process: int) -> bool:
+        """Whether a cell is there, in whatever state."""
+        return (identity(key), process) in self._cells
+
+    def died(self, key: Mapping[str, Any], process: int) -> bool:
+        """Whether processes died of a cell so often that it is not to be tried again, not even beside another."""
+        return self._deaths[identity(key), process] >= DEATHS
+
+    def begin(self, keys: Sequence[Mapping[str, Any]], process: int) -> None:
+        """Record, before it is done, that these cells are worked on, and no others any more: what may kill this process."""
+        self._begun = {(identity(key), process) for key in keys}
+        self._append({"attempt": keys, "process": process})
+
+    def write(self, cell: Mapping[str, Any]) -> None:
+        """Append a cell: it is on the disk when this returns.
+
+        Raises:
+            ValueError: it lacks something, or is there already.
+        """
+        state, place = cell["state"], (identity(cell["key"]), cell["process"])
+        if state not in STATES or (state != "timed" and not cell["reason"]):
+            raise ValueError(f"state {state!r} with reason {cell['reason']!r}")
+        if place in self._cells:
+            raise ValueError(f"{place} is measured already")
+        self._append(cell)
+        self._cells[place] = dict(cell)
+        self._begun.discard(place)
+
+    def close(self) -> None:
+        """Let another process write. What was begun and has no end is left in order: nobody died of it."""
+        try:
+            if self._begun:
+                self.begin([], next(iter(self._begun))[1])
+        finally:
+            self._file.close()
+
+    def _begin(self, path: Path, header: dict[str, Any]) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.seek(0)
+        found = self._file.read()
+        whole = found.rpartition(b"\n")[0]
+        if not whole:
+            if not found.startswith(b'{"schema"'[: len(found)]):
+                raise BadInput(f"{path} is no result file of zoo bench; choose another --out")
+            self._file.truncate(0)
+            self._append(header)
+            return
+        before = read(path)
+        if told := _differences(before, header):
+            raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(told)}; choose another --out")
+        self._file.truncate(len(whole) + 1)
+        self._cells = {(identity(cell["key"]), cell["process"]): cell for cell in before.cells}
+        self._deaths = before.deaths + collections.Counter(before.begun)
+        if before.begun:
+            keys = [json.loads(key) for key, _ in sorted(before.begun)]
+            self._append({"death": keys, "process": next(iter(before.begun))[1]})
+        for place in sorted(self._deaths.keys() - self._cells.keys()):
+            key, process = json.loads(place[0]), place[1]
+            if self.died(key, process):
+                self.write({"key": key, "process": process, "state": "failed", "reason": DIED})
+
+    def _append(self, value: Mapping[str, Any]) -> None:
+        self._file.write(_line(value).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write the files of a folder of results that are for people, each whole or not at all."""
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    # numpy's numbers have `item`.
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda each: each.item()) + "\n"
+
+
+def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
+    """What makes a question another one, or a machine, as "key: old before, new now"."""
+    pairs = {name: (getattr(before, name), header[name]) for name in ("schema", "what", "unit")}
+    for key in sorted(before.asked.keys() | header["asked"].keys()):
+        pairs[key] = before.asked.get(key), header["asked"].get(key)
+    for key in MACHINE:
+        pairs[key] = before.environment.get(key), header["environment"].get(key)
+    pairs |= changed(before.environment, header["environment"])
+    return [f"{key}: {one} before, {other} now" for key, (one, other) in pairs.items() if one != other]
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs in the versions and settings of two environments, as (before, after)."""
+    pairs = {}
+    for part in ("versions", "settings"):
+        old, new = (each.get(part, {}) for each in (before, after))
+        pairs |= {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def _revision() -> str:
+    """The commit that this code is of, with a + where it was changed since; "" where it is no checkout."""
+    root = ROOT
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _clock() -> float | None:
+    """Mean clock of the cores now, in MHz."""
+    told = Path("/proc/cpuinfo")
+    found = re.findall(r"^cpu MHz\s*: ([\d.]+)", told.read_text(), re.MULTILINE) if told.exists() else []
+    return round(sum(map(float, found)) / len(found), 1) if found else None

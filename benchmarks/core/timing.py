@@ -1,0 +1,182 @@
+"""Programs timed side by side in one run, and what they ran on. Only ratios of one run are compared.
+
+A program is a function that returns when its work is done.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from train.run.metrics_file import matrix_rate
+from zoo.runtime import jax_setup
+
+Program = Callable[[], object]
+
+FEWEST, FEWEST_SLOW, MOST = 5, 3, 200
+"""Rounds: at least, at least where a call takes over `SLOW` seconds, and at most."""
+SLOW = 2.0
+CALM = 0.01
+"""Relative uncertainty of the medians at which rounds end."""
+
+RATIOS = {"ratio": "median", "ratio_p20": "p20", "ratio_p80": "p80"}
+"""Column -> what it is of the ratios of all rounds."""
+
+
+def begin() -> float:
+    """Set this process up, print what it runs on, and return the rate of matrix products measured there, in FLOP/s."""
+    jax_setup.prepare()
+    jax_setup.canary()
+    rate = matrix_rate("float32")
+    print(f"{environment()}; matrix products {rate / 1e9:.0f} GFLOP/s\n", flush=True)
+    return rate
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Seconds of the calls of a program."""
+
+    median: float
+    p20: float
+    p80: float
+    least: float
+    n: int
+
+    @classmethod
+    def of(cls, seconds: Any) -> "Quantiles":
+        """Of at least one measurement, [n]."""
+        p20, median, p80 = (float(x) for x in np.quantile(seconds, [0.2, 0.5, 0.8]))
+        return cls(median=median, p20=p20, p80=p80, least=float(np.min(seconds)), n=len(seconds))
+
+    @property
+    def uncertainty(self) -> float:
+        """About the standard error of the median, relative to it: half of what lies between the 20th and 80th percentile, over
+        the root of n."""
+        return (self.p80 - self.p20) / 2 / self.n**0.5 / self.median
+
+
+def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
+    """Columns of a cell: its quantiles, and those of its time over the unit's in the same rounds, None without a unit.
+
+    Args:
+        seconds: of each round, [n].
+        unit: the same of the program that "ratio" is over.
+    """
+    each = Quantiles.of(seconds)
+    found: dict[str, float | int | None] = {"seconds": each.median, "seconds_p20": each.p20, "seconds_p80": each.p80}
+    found |= {"seconds_least": each.least, "n": each.n}
+    ratio = None if unit is None else Quantiles.of(np.asarray(seconds) / np.asarray(unit))
+    return found | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
+
+
+def warm(program: Program, *, most: int = 10, seconds: float = 3.0) -> list[float]:
+    """Call a program until it is stable: its last two calls within 10 % of each other. At most `most` times, and no more once
+    `seconds` are spent; one call always is made. Returns the seconds of each call."""
+    found: list[float] = []
+    while len(found) < most and sum(found) < seconds:
+        found.append(_seconds(program))
+        if len(found) > 1 and max(found[-2:]) <= 1.1 * min(found[-2:]):
+            break
+    return found
+
+
+def interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each call, [rounds]: one call of each program a round, after two to warm up."""
+    for program in programs.values():
+        program()
+        program()
+    return measured(programs, rounds=rounds)
+
+
+def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float = 0.0) -> dict[str, np.ndarray]:
+    """Seconds of each call, [n], of programs that are warm: one call of each a round, so that what disturbs a round disturbs all.
+
+    The order changes from round to round, so that no program always follows the same one.
+
+    Args:
+        rounds: how many; 0 = until the medians of all are known to 1 %, or `budget` is used up.
+        budget: seconds. There are never fewer than five rounds, three where a call takes over two seconds, nor more than 200.
+    """
+    found: dict[str, list[float]] = {name: [] for name in programs}
+    began = time.perf_counter()
+    number = 0
+    while number < rounds if rounds else not _enough(found, number, time.perf_counter() - began, budget):
+        for name in _order(list(programs), number):
+            found[name].append(_seconds(programs[name]))
+        number += 1
+    return {name: np.asarray(seconds) for name, seconds in found.items()}
+
+
+def copy_rate(seconds: float = 0.5) -> float:
+    """Measured rate at which this process's first device reads and writes its memory, in bytes/s: those read and those written.
+
+    A number is added to an array too large for any cache (512 MiB), in place; the best of the calls over `seconds`.
+    """
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.block_until_ready(add(jnp.zeros(1 << 27, jnp.float32)))
+    end, best = time.perf_counter() + seconds, float("inf")
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        x = jax.block_until_ready(add(x))
+        best = min(best, time.perf_counter() - began)
+    return 2 * x.nbytes / best
+
+
+def environment() -> str:
+    """The machine, versions and flags in a line, and how busy the machine is."""
+    device = processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+    versions = f"Python {platform.python_version()}, JAX {jax.__version__}"
+    load = f"load average {os.getloadavg()[0]:.1f}"
+    return f"{device}, {os.cpu_count()} processors; {versions}; XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}; {load}"
+
+
+def processor() -> str:
+    """The model of this machine's CPU."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _seconds(program: Program) -> float:
+    began = time.perf_counter()
+    program()
+    return time.perf_counter() - began
+
+
+def _order(names: list[str], number: int) -> list[str]:
+    """Forwards and backwards by turns, each pair beginning one name later."""
+    start = number // 2 % len(names)
+    turned = names[start:] + names[:start]
+    return turned[::-1] if number % 2 else turned
+
+
+def _enough(found: Mapping[str, list[float]], rounds: int, spent: float, budget: float) -> bool:
+    if rounds < FEWEST_SLOW:
+        return False
+    each = [Quantiles.of(seconds) for seconds in found.values()]
+    if rounds < FEWEST and max(one.median for one in each) <= SLOW:
+        return False
+    return rounds >= MOST or spent >= budget or max(one.uncertainty for one in each) <= CALM
+
+
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Whether it is used is decided once, at the first program, until it is reset.
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()

@@ -1,0 +1,1 @@
+"""The benchmark of how time and memory grow with length."""

@@ -1,0 +1,229 @@
+"""`zoo bench growth`: how time, memory and compilation of a small model's step grow with length, layers, width and devices.
+
+Along each axis all else stays as it is. Values of an axis are timed in the same rounds; each number of devices has a process of
+its own, over whose devices the same batch is split. Simulated devices share the cores of this machine: they show what splitting
+costs, and no speed-up.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.core import result_files, runner, timing
+from benchmarks.core.guarded import Broken, Watch, first_line
+from benchmarks.core.progress import Progress
+from benchmarks.core.result_files import Writer
+from benchmarks.growth import page, tables
+from benchmarks.growth.tables import AXES
+from benchmarks.step import programs
+from benchmarks.step.cases import Case, case
+from benchmarks.step.programs import Step, Variant
+from zoo.errors import require
+from zoo.runtime import jax_setup
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Empty or None is: as `DEFAULTS` has it."""
+
+    model: str = "gpt-nano"
+    batch: int | None = None
+    length: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    width: tuple[int, ...] = ()
+    device_counts: tuple[int, ...] = ()
+    rounds: int | None = None
+
+
+DEFAULTS = {
+    "whole": Settings(
+        batch=8,
+        length=(64, 128, 256, 512, 1024),
+        layers=(2, 4, 8, 16, 32),
+        width=(64, 128, 256, 512),
+        device_counts=(1, 2, 4, 8),
+        rounds=9,
+    ),
+    "quick": Settings(
+        batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5
+    ),
+}
+BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
+"""What the axes that do not grow stay at."""
+HEAD = 32
+"""Size of a head; a wider model has more of them."""
+
+
+VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+
+
+def main(asked: Settings, request: runner.Request, *, quick: bool) -> int:
+    """The command: see `command.perform`.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
+    """
+    settings = resolved(asked, quick=quick)
+    measure = functools.partial(_measure, settings)
+    return runner.perform(runner.start(1), "growth", measure, VIEWS, request, repeats=1)
+
+
+def resolved(settings: Settings, *, quick: bool) -> Settings:
+    """With everything that is left out filled in.
+
+    Raises:
+        BadInput: an unknown model, numbers below 1, or a single value of an axis.
+    """
+    default = DEFAULTS["quick" if quick else "whole"]
+    filled = {field.name: getattr(settings, field.name) or getattr(default, field.name) for field in dataclasses.fields(settings)}
+    for name in ("batch", "rounds"):
+        value = getattr(settings, name)
+        require(value is None or value > 0, name, value, "choose 1 or more, or leave it out")
+    for name in ("length", "layers", "width", "device_counts"):
+        values, told = filled[name], " ".join(map(str, filled[name]))
+        require(all(value > 0 for value in values), name, told, "choose numbers of 1 or more")
+        require(len(set(values)) > 1, name, told, "growth needs two different values or more")
+        filled[name] = tuple(sorted(set(values)))
+    for width in filled["width"]:
+        require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
+    for count in filled["device_counts"]:
+        require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
+    found = Settings(**filled)
+    _case(found, "length", BASE["length"])
+    return found
+
+
+def key(settings: Settings, axis: str, value: int) -> dict[str, Any]:
+    """Of a cell."""
+    return {"model": settings.model, "batch": settings.batch, "axis": axis, "value": value}
+
+
+def _values(settings: Settings, axis: str) -> Sequence[int]:
+    return getattr(settings, "device_counts" if axis == "devices" else axis)
+
+
+def _case(settings: Settings, axis: str, value: int) -> Case:
+    """The model with an axis at a value and the others at their base."""
+    numbers = {**BASE, axis: value}
+    made = case(settings.model, "train", batch=settings.batch or 0)
+    fields = {field.name for field in dataclasses.fields(made.config)}
+    width = numbers["width"]
+    changes = {
+        **{name: numbers["layers"] for name in ("layers", "decoder_layers")},
+        **{"width": width, "heads": width // HEAD, "head": HEAD, "ffn": 4 * width, "context": max(numbers["length"], 2)},
+    }
+    cfg = dataclasses.replace(made.config, **{name: each for name, each in changes.items() if name in fields})
+    length = numbers["length"]
+    return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
+
+
+def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> None:
+    writer = Writer(folder / result_files.CELLS, "growth", result_files.environment(), dataclasses.asdict(settings), resume)
+    lacking = {
+        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), process)] for axis in AXES
+    }
+    progress = Progress(float(sum(map(len, lacking.values()))))
+    watch = Watch(progress.doing, writer, process)
+    try:
+        for axis, values in lacking.items():
+            if not values:
+                continue
+            progress.begin(f"growth with {axis}")
+            found = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
+            for value, cell in found.items():
+                writer.write({"key": key(settings, axis, value), "process": process, **cell})
+            progress.done(float(len(values)), tables.in_a_line(found))
+    finally:
+        writer.close()
+        progress.close()
+
+
+def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
+    """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
+    steps, found = {}, {}
+    for value in values:
+        watch.begin(f"{value}: compiling", key(settings, axis, value))
+        try:
+            steps[value], found[value] = _ready(_case(settings, axis, value), Variant())
+        except Exception as error:
+            found[value] = {"state": "failed", "reason": first_line(error)}
+    watch.begin("timing", *(key(settings, axis, value) for value in steps))
+    while steps:
+        try:
+            seconds = timing.measured(_unbroken(steps, found), rounds=settings.rounds or 0)
+        except Broken:
+            continue
+        return found | {value: found[value] | timing.columns(seconds[str(value)]) for value in steps}
+    return found
+
+
+def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
+    """Programs of which one that breaks leaves the steps, with its reason found."""
+
+    def run(value: int) -> None:
+        try:
+            steps[value].run()
+        except Exception as error:
+            del steps[value]
+            found[value] = {"state": "failed", "reason": first_line(error)}
+            raise Broken from error
+
+    return {str(value): functools.partial(run, value) for value in steps}
+
+
+def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
+    """Cells of the axis of devices, each from a process of its own."""
+    found = {}
+    for count in counts:
+        watch.begin(f"{count} devices", key(settings, "devices", count))
+        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(dataclasses.asdict(settings)), str(count)]
+        # On a CPU devices are simulated, and the process takes no other kind.
+        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            found[count] = {"state": "failed", "reason": (said or ["it said nothing"])[-1][:300]}
+            continue
+        found[count] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
+    """A step that is warm, and the columns known so far."""
+    step = Step(case, variant)
+    with timing.cold():
+        spent = step.compile()
+    params = programs.initial(case)
+    step.start(params)
+    began = time.perf_counter()
+    loss = step.run()
+    first = time.perf_counter() - began
+    timing.warm(step.run)
+    memory = step.memory.peak * step.mesh.size
+    columns = {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
+    return step, {"state": "timed", "reason": "", **columns}
+
+
+def _one(settings: Settings, count: int) -> dict[str, Any]:
+    """The cell of a number of devices, in their process."""
+    jax_setup.prepare(count)
+    step, columns = _ready(_case(settings, "devices", count), Variant(mesh=f"data={count}"))
+    seconds = timing.measured({"": step.run}, rounds=settings.rounds or 0)[""]
+    return columns | timing.columns(seconds)
+
+
+if __name__ == "__main__":
+    given: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(sys.argv[1]).items()
+    }
+    # Whatever is printed on the way goes to standard error; the last line of standard output is the cell.
+    with contextlib.redirect_stdout(sys.stderr):
+        columns = _one(Settings(**given), int(sys.argv[2]))
+    print(json.dumps(columns))

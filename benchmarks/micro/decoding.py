@@ -1,0 +1,72 @@
+"""What a generated token costs, and what a beam search costs: `python -m benchmarks.micro.decoding`.
+
+Texts of an encoder-decoder at t5-small's shape on random weights, float32, nothing ending before its limit. Greedy texts of
+growing limits tell whether a token's cost depends on how many were generated before it; a search with four beams is timed beside
+them in the same rounds. Prints Markdown.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.core import timing
+from eval.generation.generator import Generator
+from eval.generation.settings import Decoding
+from train.config import run_config
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
+from zoo import configs, models
+from zoo.generation.settings import GREEDY, Beams
+
+LIMITS = (32, 64, 128, 256)
+SEARCHED = 64
+BEAMS = 4
+SOURCE = 64
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.decoding", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="t5-small")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    timing.begin()
+    net = models.model(configs.find(asked.model)[1].config)
+    params = jax.jit(net.init)(jax.random.key(0))
+    # Its entries are not used: only its size and its marks count.
+    tokenizer = Tokenizer.train(["Call me Ishmael. Some years ago, never mind how long precisely."] * 8, 200, "sentencepiece")
+    generator = Generator(
+        net, params, device_mesh.make(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=asked.rows * BEAMS
+    )
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, tokenizer.vocab_size, SOURCE).astype(np.int32) for _ in range(asked.rows)]
+
+    def written(limit: int, beams: int) -> Callable[[], object]:
+        search = Beams(beams=beams, search_until="impossible") if beams > 1 else Beams()
+        decoding = Decoding(limit=limit, past_end=True, sampling=GREEDY, search=search)
+        return lambda: generator.generate(sources, decoding)
+
+    programs = {f"greedy, {limit} tokens": written(limit, 1) for limit in LIMITS}
+    programs[f"{BEAMS} beams, {SEARCHED} tokens"] = written(SEARCHED, BEAMS)
+    middle = {name: float(np.median(each)) for name, each in timing.interleaved(programs, asked.rounds).items()}
+    unit = middle[f"greedy, {SEARCHED} tokens"]
+    print(f"| {asked.model}, {asked.rows} texts, sources of {SOURCE} | time | time of one more token |")
+    print("|---|---|---|")
+    before: tuple[int, float] | None = None
+    for limit in LIMITS:
+        seconds = middle[f"greedy, {limit} tokens"]
+        more = "" if before is None else f"{(seconds - before[1]) / (limit - before[0]) / (unit / SEARCHED):.2f}"
+        print(f"| greedy, {limit} tokens | {seconds / unit:.2f} | {more} |")
+        before = limit, seconds
+    print(f"| {BEAMS} beams, {SEARCHED} tokens | {middle[f'{BEAMS} beams, {SEARCHED} tokens'] / unit:.2f} | |")
+    print(f"\nTimes over that of greedy texts of {SEARCHED} tokens, medians of {asked.rounds}; of a token over their mean.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What packing rows is worth: useful tokens a second, packed against unpacked: `python -m benchmarks.micro.packing`.
+
+A recipe's own training step on its own text, once with a sequence a row and once with sequences packed into rows of the same
+length, timed in the same rounds on the same shapes. Useful tokens are those that are not padding; were both steps equally fast,
+the gain would be the ratio of the rows' fill. Prints Markdown.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.core import timing
+from benchmarks.micro import recipe_step
+from train import recipes
+from train.config import run_config
+
+CASES = (
+    ("bert-nano", "sentence_pairs"),
+    ("bert-nano", "segment_pairs"),
+    ("roberta-nano", "sentence_pairs"),
+    ("roberta-nano", "doc_sentences"),
+    ("distilbert-nano", "doc_sentences"),
+)
+"""A recipe, and what a sequence of its rows is. The student learns masked words alone: its teacher's time is not packing's."""
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.packing", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    asked = parser.parse_args()
+    timing.begin()
+    print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
+    print("|---|---|---|---|---|---|---|")
+    for recipe, rows in CASES:
+        fills, programs = zip(*(_program(_run(recipe, rows, pack=pack)) for pack in (False, True)), strict=True)
+        seconds = timing.interleaved(dict(zip(("unpacked", "packed"), programs, strict=True)), asked.rounds)
+        slower = float(np.median(seconds["packed"]) / np.median(seconds["unpacked"]))
+        fuller = fills[1] / fills[0]
+        told = f"{fills[0]:.3f} {fills[1]:.3f} | {fuller:.3f} | {slower:.3f} | {fuller / slower:.3f} | {1 / slower - 1:+.1%}"
+        print(f"| {recipe} | {rows} | {told} |", flush=True)
+    return 0
+
+
+def _run(recipe: str, rows: Any, *, pack: bool) -> run_config.Run:
+    run = recipes.find(recipe)()
+    data = dataclasses.replace(run.data, rows=rows, pack=pack)
+    return dataclasses.replace(run, objective="masked", distillation=run_config.Distillation(), data=data, precision="float32")
+
+
+def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
+    """The share of all tokens of the run's rows that is not padding, and its step on one batch of them."""
+    batches = recipe_step.first_batches(run)
+    fill = float(np.mean([(batch.segments > 0).mean() for batch in batches if batch.segments is not None]))
+    return fill, recipe_step.program(run, batches[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

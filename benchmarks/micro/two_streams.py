@@ -1,0 +1,61 @@
+"""What XLNet's second stream costs: `python -m benchmarks.micro.two_streams`.
+
+The same training step twice, on the same rows with the same targets and head: once the targets are predicted by the query stream,
+once from the content stream, with marks in their place. Timed in the same rounds. Prints Markdown.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.core import timing
+from benchmarks.micro import recipe_step
+from train import recipes
+from train.config import run_config
+from train.config.run_config import Tokenizer
+
+CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
+"""A recipe, rows and tokens a row."""
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.two_streams", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--attention", default="auto")
+    asked = parser.parse_args()
+    timing.begin()
+    print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
+    print("|---|---|---|---|---|")
+    for recipe, rows, length in CASES:
+        run = _run(recipe, rows, length, asked.attention)
+        both = {kind: _program(run, kind) for kind in ("permutation", "denoising")}
+        seconds = timing.interleaved(both, asked.rounds)
+        ratios = seconds["permutation"] / seconds["denoising"]
+        low, middle, high = np.quantile(ratios, [0.2, 0.5, 0.8])
+        targets = run.permutation.predictions or length // 6
+        shape = f"{rows} x {length}, {run.model.memory}"
+        print(f"| {recipe} | {shape} | {targets} | {asked.attention} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+    return 0
+
+
+def _run(recipe: str, rows: int, length: int, attention: Any) -> run_config.Run:
+    run = recipes.find(recipe)()
+    model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, attention=attention))
+    data = dataclasses.replace(run.data, batch=rows, length=length)
+    tokenizer = Tokenizer(kind="xlnet", vocab=min(model.vocab, 4096))
+    return dataclasses.replace(run, model=model, data=data, tokenizer=tokenizer, precision="float32")
+
+
+def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
+    """The run's step on its first batch."""
+    run = dataclasses.replace(run, permutation=dataclasses.replace(run.permutation, kind=kind))
+    return recipe_step.program(run, *recipe_step.first_batches(run, 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Plans that were made before: a compiler's answer to the same question is the same, and takes minutes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from benchmarks.core.source_files import ROOT
+from benchmarks.plan import compile_program, plan_record
+from benchmarks.plan.compile_program import Mode
+from benchmarks.plan.plan_record import Plan
+from benchmarks.plan.targets import Target
+from train import objectives
+from train.config import run_config
+from train.run.run_dir import write_text
+from zoo.attention import attention
+from zoo.runtime import jax_setup
+
+SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
+APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
+"""Fields of a run that its step does not depend on."""
+TRACED = ("flax", "optax", *(each.requires for each in attention.IMPLEMENTATIONS.values() if each.requires))
+"""Libraries beside JAX that programs are made with."""
+
+
+def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
+    """The plan of a run, from the cache folder if it was made there by this code and these compilers.
+
+    Raises:
+        BadInput: see `program.compiled`. What failed is not kept.
+    """
+    folder = jax_setup.cache_folder("plans")
+    file = folder and folder / f"{key(run, mode, target)}.json"
+    if file and not fresh and (before := _read(file)) is not None:
+        return before
+    found = plan_record.read(compile_program.compiled(run, mode, target), run.recipe)
+    if file:
+        write_text(file, json.dumps(found.plain()))
+    return found
+
+
+def key(run: run_config.Run, mode: Mode, target: Target) -> str:
+    """What a plan depends on: the run and what it names, the target, this code, the libraries and compilers with their settings,
+    and where it is compiled for this processor, that.
+
+    Raises:
+        BadInput: what the run names is not there.
+    """
+    numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
+    named = objectives.named(run)
+    others = None if named is None else [type(named).__module__, dataclasses.asdict(named)]
+    versions = plan_record.versions(target.platform) | plan_record.installed(TRACED)
+    flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
+    here = jax_setup.processor() if target.platform == "cpu" else ""
+    asked = [type(run.model).__module__, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
+    return hashlib.sha256(f"{_code()} {json.dumps(asked, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
+
+
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+
+
+def _code() -> str:
+    """Of the source that plans are made by."""
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> Plan | None:
+    """None: not there, or not whole."""
+    try:
+        return Plan.of(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,275 @@
+"""The very program that a run's devices would execute, compiled from shapes: nothing is allocated, and no device is needed."""
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.core.source_files import own_path
+from benchmarks.plan import targets
+from benchmarks.plan.targets import Target
+from train import objectives
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.engine.step import DTYPES, assemble
+from train.inputs import synthetic_batch
+from zoo import configs, models
+from zoo.attention import attention
+from zoo.attention.attention import HEADS
+from zoo.batch import Batch
+from zoo.errors import BadInput, require
+from zoo.sharding import BATCH, constrain
+
+Mode = Literal["train", "forward", "decode"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program, and what it was made of."""
+
+    run: run_config.Run
+    mode: Mode
+    target: Target
+    mesh: Mesh
+    arguments: dict[str, Any]
+    """What it is called with, by what people call it, as shapes with shardings."""
+    text: str
+    """The optimized program of one device, as XLA prints it. Nothing if it does not fit."""
+    temporaries: int
+    """Bytes that a device holds beside the arguments, results that take no argument's place included."""
+    total: int
+    """Bytes that a device holds at most."""
+    fits: bool
+    """False where the compiler itself gave up for want of memory."""
+    calls: tuple[attention.Call, ...]
+    """Of attention, as they were traced."""
+    flops: float
+    """The model's own, of all devices, for a step: what MFU counts."""
+    seconds: float
+    """That tracing and compiling took."""
+    remarks: tuple[str, ...] = ()
+    """How it had to be compiled differently."""
+
+
+def settled(run: run_config.Run, target: Target) -> run_config.Run:
+    """The run as the target's devices would run it: precision and labels filled in.
+
+    Raises:
+        BadInput: an objective that the family is not trained by.
+    """
+    precision = run.precision if run.precision != "auto" else "float32" if target.platform == "cpu" else "bfloat16"
+    run = synthetic_batch.settled(dataclasses.replace(run, precision=precision))
+    family = configs.family_of(run.model)
+    able = models.family(family).OBJECTIVES
+    require(run.objective in able, "objective", run.objective, f"a {family} is trained by {', '.join(able)}; choose one of these")
+    require(run.engine == "jit", "engine", run.engine, "pmap has no program without its devices; choose jit, which does the same")
+    return run
+
+
+def compiled(run: run_config.Run, mode: Mode, target: Target) -> Program:
+    """Compile what a run does for a target. As the trainer does, it refuses a mesh that does not divide what it has to.
+
+    Raises:
+        BadInput: the mesh does not fit the target or the run, a model that does not generate, or an error of the compiler.
+    """
+    run = settled(run, target)
+    if mode != "train":
+        run = dataclasses.replace(run, accumulate=1)
+    devices = targets.devices(target)
+    try:
+        mesh = device_mesh.make(run.mesh, devices)
+    except (NotImplementedError, ValueError) as error:
+        shape = f"data={run.mesh.data} fsdp={run.mesh.fsdp} tensor={run.mesh.tensor}"
+        raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
+    device_mesh.check(run, mesh)
+    began = time.perf_counter()
+    with attention.choices() as calls, targets.present(target), _refusals(target):
+        traced, arguments, flops = _TRACED[mode](run, mesh)
+        lowered = traced.lower(lowering_platforms=(target.lowering,))
+    made: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
+    made |= {"arguments": arguments, "calls": tuple(calls)}
+    try:
+        with targets.present(target), _refusals(target):
+            program, made["remarks"] = finished(lowered)
+    except TooLarge as large:
+        held = sum(map(per_device, arguments.values()))
+        sizes: dict[str, Any] = {"temporaries": max(0, large.used - held), "total": max(large.used, held)}
+        return Program(**made, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
+    seconds, memory = time.perf_counter() - began, program.memory_analysis()
+    temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
+    text = program.as_text()
+    return Program(**made, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
+
+
+def finished(lowered: Any) -> tuple[Any, tuple[str, ...]]:
+    """The compiled program, and remarks on how."""
+    try:
+        return lowered.compile(), ()
+    except jax.errors.JaxRuntimeError as error:
+        # Where no GPU is there to time kernels on, XLA computes products with its own, in tiles of a fixed size, which fails for
+        # some counts of rows (456 of a T5 at JAX 0.10.2). On a GPU it would try others, and cuBLAS.
+        if "Couldn't find output tile sizes" not in str(error):
+            raise
+    cublas = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+    return cublas, ("XLA has no tiles for a product of this program: planned with all products by cuBLAS",)
+
+
+def per_device(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+
+    def of(leaf: Any) -> int:
+        size = leaf.dtype.itemsize
+        for each in leaf.sharding.shard_shape(leaf.shape):
+            size *= each
+        return size
+
+    return sum(map(of, jax.tree.leaves(tree)))
+
+
+# --- what is compiled -----------------------------------------------------------------------------------------------------------
+
+
+def _training(run: run_config.Run, mesh: Mesh) -> Any:
+    """The trainer's step."""
+    net, goal = models.model(run.model), objectives.sketch(run, mesh)
+    optim.check(run.optim, net)
+    made, batch, frozen = assemble(run, net, goal, mesh), _batch(run, mesh), objectives.frozen(goal)
+    assert made.engine.trace is not None
+    state = made.state
+    arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
+    others = {"memory of the model": state.carry, "teacher": frozen}
+    arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
+    return made.engine.trace(state, batch, frozen), arguments, objectives.flops(goal, net, batch)
+
+
+def _forward(run: run_config.Run, mesh: Mesh) -> Any:
+    """The loss of a batch, without gradient and dropout, as a validation computes it."""
+    net, goal = models.model(run.model), objectives.sketch(run, mesh)
+    state, batch, frozen = assemble(run, net, goal, mesh).state, _batch(run, mesh), objectives.frozen(goal)
+
+    def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
+        cast = jax.tree.map(lambda leaf: leaf.astype(DTYPES[run.precision]), params)
+        return goal.loss(net, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
+
+    arguments = {"parameters": state.params, "batch": batch}
+    others = {"memory of the model": state.carry, "teacher": frozen}
+    arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
+    with jax.set_mesh(mesh):
+        traced = jax.jit(forward).trace(state.params, batch, state.carry, frozen)
+    return traced, arguments, net.flops(batch)
+
+
+def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
+    """One more token of each row, `data.length` tokens being in the cache; weights and cache in the dtype of the arithmetic."""
+    net, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
+    jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
+    # As generation has it: a scan over the layers would copy each one's weights out of their stack.
+    layers = getattr(net.config, "decoder_layers", net.config.layers)
+    compute = dataclasses.replace(net.config.compute, unroll=layers)
+    net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
+    everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+        device_mesh.abstract_state(run, net, optim.optimizer(run.optim), mesh).params,
+    )
+
+    def ids(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_row)
+
+    token = Batch(tokens=ids(1), segments=ids(1), positions=ids(1))
+    cache = jax.eval_shape(lambda: net.init_cache(rows, run.data.length, dtype))
+    if net.sourced:
+        source = Batch(tokens=ids(run.data.length), segments=ids(run.data.length), positions=ids(run.data.length))
+        first = dataclasses.replace(token, source=source)
+        _, cache = jax.eval_shape(net.decode, params, first, cache)
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        # What is of rows has an axis for them, the second of five (`zoo.models.Model.decode`); the fourth is then of heads.
+        if leaf.ndim == 5 and leaf.shape[1] == rows:
+            where = NamedSharding(mesh, PartitionSpec(None, BATCH, None, HEADS))
+        else:
+            where = by_row if leaf.ndim and leaf.shape[0] == rows else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    cache = jax.tree.map(place, cache)
+
+    def decode(params: Any, batch: Batch, cache: Any) -> Any:
+        hidden, cache = net.decode(params, batch, cache)
+        logits = constrain(net.unembed(params, hidden[:, -1]), BATCH)
+        return logits.argmax(-1), cache
+
+    with jax.set_mesh(mesh):
+        places = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
+        traced = jax.jit(decode, donate_argnums=2, out_shardings=places).trace(params, token, cache)
+    source = Batch(tokens=ids(run.data.length)) if net.sourced else None
+
+    def flops(length: int) -> float:
+        return net.flops(Batch(tokens=ids(length), source=source))
+
+    # A forward pass over n tokens costs a n + b n^2, and what a source costs; a token behind n - 1 others, a + b n.
+    length = run.data.length
+    one = (flops(length) - flops(length - 1) + flops(1) - flops(0)) / 2
+    return traced, {"parameters": params, "batch": token, "cache": cache}, one
+
+
+_TRACED: dict[Mode, Callable[[run_config.Run, Mesh], Any]] = {"train": _training, "forward": _forward, "decode": _decoding}
+
+
+def _batch(run: run_config.Run, mesh: Mesh) -> Batch:
+    where = device_mesh.batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), synthetic_batch.batch(run))
+
+
+# --- when it fails --------------------------------------------------------------------------------------------------------------
+
+
+class TooLarge(Exception):
+    """The TPU's compiler gave up: a program needs more memory than a device has."""
+
+    def __init__(self, used: int) -> None:
+        super().__init__(used)
+        self.used = used
+        """Bytes."""
+
+
+@contextlib.contextmanager
+def _refusals(target: Target) -> Iterator[None]:
+    """Errors of JAX and of the compiler as refusals of ours."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        if (used := exhausted(str(error))) is not None:
+            raise TooLarge(used) from None
+        raise BadInput(f"--target {target.name}: {told(error)}") from error
+
+
+def exhausted(message: str) -> int | None:
+    """Bytes that a program needs, of an error that says that this is too much; None: it is another error."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return None if found is None else int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def told(error: BaseException) -> str:
+    """Return one line for an error of the compiler: its first line, and the last of our files that it passed."""
+    where, at = "", error.__traceback__
+    while at is not None:
+        file = own_path(at.tb_frame.f_code.co_filename)
+        if file.startswith(("zoo/", "train/")):
+            where = f" ({file}:{at.tb_lineno})"
+        at = at.tb_next
+    return f"the compiler refused the program: {first_line(error)}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]

@@ -1,0 +1,186 @@
+"""Which mesh, remat and micro-batches are best: those tried that fit, by the share of the peak that bounds leave them."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+from benchmarks.plan import cache, targets, text_view
+from benchmarks.plan.compile_program import Mode
+from benchmarks.plan.plan_record import Plan
+from benchmarks.plan.targets import Target
+from train.config import run_config
+from zoo.configs import Remat
+from zoo.errors import BadInput
+from zoo.models import parameter_count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search came to."""
+
+    ranked: list[Plan]
+    """Those that fit, the best first."""
+    told: str
+    """How much was tried, in a sentence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to run a job."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    remat: Remat
+    accumulate: int
+
+    @property
+    def mesh(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+    @property
+    def thrift(self) -> int:
+        """How little is kept for the backward pass."""
+        return THRIFT[self.remat]
+
+    def of(self, run: run_config.Run) -> run_config.Run:
+        """The run in this way."""
+        mesh = run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+        compute = dataclasses.replace(run.model.compute, remat=self.remat)
+        model = dataclasses.replace(run.model, compute=compute)
+        return dataclasses.replace(run, mesh=mesh, model=model, accumulate=self.accumulate)
+
+    def __str__(self) -> str:
+        mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        micro = f", {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+        return f"{text_view.axes(mesh)}, remat {self.remat}{micro}"
+
+
+THRIFT: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
+assert set(THRIFT) == set(get_args(Remat))
+KEPT: dict[Remat, float] = {"none": 20, "attention": 4, "full": 2}
+"""About how many arrays like the residual stream a layer keeps; only to begin with what is likely."""
+AGAIN: dict[Remat, float] = {"none": 1, "attention": 1.25, "full": 4 / 3}
+"""About how much more is computed."""
+
+
+def search(
+    run: run_config.Run,
+    mode: Mode,
+    target: Target,
+    *,
+    seconds: float,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Found:
+    """Compile candidates, the likely ones first, until all are tried or the time is over.
+
+    What needs more memory than one that does not fit, or takes no less time than one that fits, is not tried.
+
+    Args:
+        seconds: when no other candidate is begun; the one under way ends.
+        tell: called with a line after each candidate, and with nothing at the end.
+
+    Raises:
+        BadInput: no candidate, or none of those tried fits; names what needs the least.
+    """
+    waiting = list(ordered(run, mode, target))
+    if not waiting:
+        raise BadInput(f"--batch {run.data.batch}: no mesh of {target.name} divides the rows and the heads; choose another")
+    began, count = time.monotonic(), len(waiting)
+    fitting: list[tuple[Candidate, Plan]] = []
+    large: list[tuple[Candidate, Plan]] = []
+    tried = refused = 0
+    why = ""
+    # One is compiled however little time there is: it may be all that is needed.
+    while waiting and (not tried or time.monotonic() - began < seconds):
+        candidate = waiting.pop(0)
+        try:
+            plan = cache.plan(candidate.of(run), mode, target, fresh=fresh)
+        except BadInput as error:
+            refused, why = refused + 1, str(error)
+            tell(f"{candidate}: {why}")
+            continue
+        tried += 1
+        (fitting if plan.fits else large).append((candidate, plan))
+        waiting = [each for each in waiting if not needless(each, candidate, plan)]
+        said = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.worth(plan)}"
+        tell(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {said}")
+    tell("")
+    if not fitting and not large:
+        raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
+    if not fitting:
+        least, plan = min(large, key=lambda pair: pair[1].total)
+        limit = text_view.binary(plan.device_memory or 0)
+        rest = f"; {refused} were refused, the last because of {why}" if refused else ""
+        rest += f"; {len(waiting)} were not tried (--minutes)" if waiting else ""
+        raise BadInput(
+            f"--target {target.name}: none of {tried} tried fits {limit}; the least, {least}, needs "
+            f"{text_view.binary(plan.total)}: choose more devices or a smaller --batch{rest}"
+        )
+    ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
+    needless_ones = count - tried - refused - len(waiting)
+    told = f"{tried} of {count} candidates compiled, {needless_ones} needed no try, in {time.monotonic() - began:.0f} s"
+    if refused:
+        told += f"; {refused} refused, the last because of {why}"
+    if waiting:
+        told += f"; {len(waiting)} left for want of time: the same command with --minutes goes on"
+    return Found(ranked=ranked, told=told)
+
+
+def needless(each: Candidate, tried: Candidate, plan: Plan) -> bool:
+    """Whether a candidate need not be tried after another, whose plan this is: on the same mesh it needs more memory than one
+    that does not fit, or computes and sends no less than one that fits and is bound by that."""
+    if each.mesh != tried.mesh:
+        return False
+    if plan.fits:
+        # What keeps less may also read and write less, and where nothing is published the least memory is the best.
+        bound = plan.times.longest is not None and plan.times.slowest != "memory"
+        return bound and each.thrift >= tried.thrift and each.accumulate >= tried.accumulate
+    # Micro-batches need another tree of gradients to sum into: without them it may fit in spite of its larger activations.
+    fewer = each.accumulate == tried.accumulate or 1 < each.accumulate < tried.accumulate
+    return each.thrift <= tried.thrift and fewer
+
+
+def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
+    """All candidates, those first that an estimate says to fit, and of these the fastest by it."""
+    device, count = target.published, len(targets.devices(target))
+    parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
+    tokens = run.data.batch * run.data.length
+    estimates: dict[Candidate, tuple[bool, float]] = {}
+    for each in candidates(run, mode, count):
+        share = each.fsdp * each.tensor
+        state = 16 * parameters / share
+        activations = 2 * KEPT[each.remat] * layers * width * tokens / (each.data * each.fsdp * each.accumulate)
+        fits = device is None or device.memory is None or state + activations < device.memory
+        # Bytes that a device sends: by fsdp two gathers and a scatter of each layer in each micro-batch, by data a sum
+        # of all gradients, and by tensor two sums of activations in each block and direction.
+        gathered = 8 * parameters / each.tensor * (1 - 1 / each.fsdp) * each.accumulate
+        summed = 8 * parameters / share * (1 - 1 / each.data)
+        reduced = 16 * layers * width * tokens / (each.data * each.fsdp) * (1 - 1 / each.tensor)
+        flops = AGAIN[each.remat] * 6 * parameters * tokens / count
+        peak = max(device.peak.values()) * 1e12 if device else 1e12
+        links = 1e9 * ((device.links if device else None) or 1)
+        estimates[each] = (not fits, max(flops / peak, (gathered + summed + reduced) / links))
+    return sorted(estimates, key=lambda each: estimates[each])
+
+
+def candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
+    """Every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches."""
+    remats: tuple[Any, ...] = get_args(Remat) if mode == "train" else (run.model.compute.remat,)
+    for fsdp in _divisors(devices):
+        for tensor in _divisors(devices // fsdp):
+            data, rows = devices // (fsdp * tensor), run.data.batch
+            if run.model.heads % tensor:
+                continue
+            pieces = _divisors(rows // (data * fsdp)) if rows % (data * fsdp) == 0 else []
+            for accumulate in pieces if mode == "train" else pieces[:1]:
+                if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
+                    for remat in remats:
+                        yield Candidate(data=data, fsdp=fsdp, tensor=tensor, remat=remat, accumulate=accumulate)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]

@@ -1,0 +1,64 @@
+"""What is planned: a recipe as it is, or a published size trained as the recipe of its family that is nearest in shape."""
+
+import dataclasses
+import math
+
+from train import recipes
+from train.config.run_config import Distillation, Mesh, Run
+from zoo import configs
+from zoo.configs import Compute
+
+
+def default(name: str, init: str = "") -> Run:
+    """The run of a name, recipes first. Imports no JAX.
+
+    A size has the data, objective, dropout and optimizer of the recipe, its rows at most as long as the model's positions, and a
+    mesh of its own: data parallel over all devices unless told otherwise. What would need a teacher learns masked words.
+
+    Args:
+        init: what a recipe that takes its numbers from elsewhere begins from.
+
+    Raises:
+        BadInput: neither a recipe nor a size; names the nearest size.
+    """
+    if name in recipes.recipes():
+        return recipes.begun(name, init)
+    return of_size(name)
+
+
+def of_size(name: str) -> Run:
+    """A published size as its family's recipes train it.
+
+    Raises:
+        BadInput: unknown or unpublished; names the nearest.
+    """
+    family, size = configs.find(name)
+    near = min(_of(family), key=lambda run: _apart(run.model, size.config))
+    rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
+    model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))
+    if hasattr(model, "task"):
+        model = dataclasses.replace(model, task=near.model.task)
+    length = min(near.data.length, getattr(model, "context", near.data.length))
+    chunk = near.loss_chunk if near.loss_chunk and length % near.loss_chunk == 0 else 0
+    return dataclasses.replace(
+        near,
+        recipe=name,
+        model=model,
+        objective="masked" if near.distillation.teacher else near.objective,
+        distillation=Distillation(),
+        mesh=Mesh(),
+        data=dataclasses.replace(near.data, length=length),
+        loss_chunk=chunk,
+    )
+
+
+def _of(family: str) -> list[Run]:
+    """The recipes of a family that begin from nothing, or all where none does."""
+    runs = [recipe() for recipe in recipes.recipes().values()]
+    own = [run for run in runs if configs.family_of(run.model) == family]
+    return [run for run in own if not run.recipe.startswith("finetune-")] or own
+
+
+def _apart(one: object, other: object) -> float:
+    """How different two models of a family are, by width and depth."""
+    return sum(abs(math.log(getattr(one, field) / getattr(other, field))) for field in ("width", "layers"))

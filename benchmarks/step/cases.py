@@ -1,0 +1,207 @@
+"""What a step of a model is asked to do: its numbers, and a batch of random text with targets of the family's first objective."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from train.config.run_config import Data, Optim, Run
+from zoo import configs, models
+from zoo.batch import Batch
+from zoo.errors import BadInput, require
+from zoo.models import Model
+
+Mode = Literal["train", "inference", "decode"]
+
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "causal": (2, 512, 0),
+    "masked": (8, 128, 0),
+    "denoising": (4, 64, 256),
+    "text_to_text": (4, 64, 64),
+    "permutation": (2, 256, 0),
+}
+"""Objective -> rows, tokens of a row, and tokens of its source, unless told."""
+MASKED = 0.15
+"""Share of the positions that are predicted (Devlin et al. 2019, section 3.1)."""
+MASK = 103
+"""BERT's [MASK]; what the id is matters to nothing here."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model at a shape, and what is done with it. How it is computed is not a part of it."""
+
+    size: str
+    """The published name."""
+    config: Any
+    objective: str
+    mode: Mode
+    batch: int
+    length: int
+    """Tokens of a row; of an encoder-decoder those of its target. Decoding: slots of the cache, all but the last of them full."""
+    source: int
+    """Tokens of a row's source, of an encoder-decoder; else 0."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a step reads; decoding writes one a row."""
+        return self.batch * (1 if self.mode == "decode" else self.length + self.source)
+
+    @property
+    def net(self) -> Model:
+        return models.model(self.config)
+
+    def run(self, **changes: Any) -> Run:
+        """The case as the trainer takes it: AdamW and clipping, at a constant rate."""
+        return Run(
+            recipe=self.size,
+            objective=self.objective,  # pyright: ignore[reportArgumentType]
+            steps=1 << 30,
+            data=Data(length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch),
+            optim=Optim(schedule="constant", warmup=0),
+            **{"model": self.config, **changes},
+        )
+
+    def arrays(self) -> Batch:
+        """Its batch on the host, the same for every run."""
+        rng = np.random.default_rng([self.batch, self.length, self.source])
+        made = BATCHES[self.objective](self, rng)
+        return dataclasses.replace(made, index=np.arange(self.batch, dtype=np.uint32))
+
+
+def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
+    """The case of a model by name; a number of 0 is the default of its family.
+
+    Raises:
+        BadInput: no such model, nothing of the kind that it does, or a shape that it does not take.
+    """
+    require(mode in get_args(Mode), "mode", mode, f"choose {', '.join(get_args(Mode))}")
+    for key, value in (("batch", batch), ("length", length), ("source-length", source)):
+        require(value >= 0, key, value, "choose 1 or more, or leave it out")
+    name = resolved(name)
+    size = configs.find(name)[1]
+    objective = next((each for each in models.model(size.config).module.OBJECTIVES if each in BATCHES), None)
+    if objective is None:
+        raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
+    cfg = _settled(size.config, objective, dropout)
+    net = models.model(cfg)
+    if mode == "decode" and not net.generates:
+        able = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
+        raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
+    rows, tokens, read = SHAPES[objective]
+    if source and not net.sourced:
+        raise BadInput(f"--source-length {source}: {name} is no encoder-decoder, it reads no source; leave it out")
+    context = getattr(cfg, "context", 1 << 20)
+    shape = {"batch": batch or rows, "length": length or min(tokens, context), "source": (source or read) if net.sourced else 0}
+    fix = f"{name} has {context:,} positions; choose at most as many"
+    require(shape["length"] <= context, "length", shape["length"], fix)
+    least = {"permutation": 8}.get(objective, 2)
+    require(shape["length"] >= least, "length", shape["length"], f"choose {least} tokens or more")
+    return Case(size=name, config=cfg, objective=objective, mode=mode, **shape)
+
+
+def resolved(name: str) -> str:
+    """A published name, or the first that a shorter one begins: bert-base is bert-base-uncased, distilbert its base size.
+
+    Raises:
+        BadInput: neither.
+    """
+    if name in configs.REFUSED:
+        configs.find(name)
+    known = [size for family in configs.families() for size in configs.family(family).SIZES]
+    if name not in known:
+        name = next((size for size in known if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
+    configs.find(name)
+    return name
+
+
+def _settled(cfg: Any, objective: str, dropout: bool) -> Any:
+    """A configuration with the head of the objective, no memory, and no dropout unless it is asked for."""
+    changes: dict[str, Any] = {}
+    fields = {field.name for field in dataclasses.fields(cfg)}
+    if "task" in fields:
+        changes["task"] = objective
+    # Rows here do not continue each other.
+    changes |= {name: 0 for name in ("memory", "reuse") if name in fields}
+    if not dropout:
+        changes |= {name: 0.0 for name in fields if name.endswith("dropout")}
+    return dataclasses.replace(cfg, **changes)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------------------
+
+
+def _causal(case: Case, rng: np.random.Generator) -> Batch:
+    text = _text(case, rng, case.length + 1)
+    return Batch(tokens=text[:, :-1], targets=text[:, 1:], weights=np.ones((case.batch, case.length), np.float32))
+
+
+def _masked(case: Case, rng: np.random.Generator) -> Batch:
+    text, predicted = _text(case, rng, case.length), max(1, math.ceil(MASKED * case.length))
+    at = _places(rng, case, predicted)
+    shown = text.copy()
+    np.put_along_axis(shown, at, min(MASK, case.config.vocab - 1), axis=1)
+    return Batch(
+        tokens=shown,
+        segments=np.ones_like(text),
+        positions=np.broadcast_to(np.arange(case.length, dtype=np.int32), text.shape),
+        types=np.zeros_like(text),
+        predict_at=at,
+        targets=np.take_along_axis(text, at, axis=1),
+        weights=np.ones(at.shape, np.float32),
+    )
+
+
+def _text_to_text(case: Case, rng: np.random.Generator) -> Batch:
+    read, written = _text(case, rng, case.source), _text(case, rng, case.length)
+    # Before the first token stands padding, of id 0.
+    before = np.concatenate([np.zeros_like(written[:, :1]), written[:, :-1]], axis=1)
+    return Batch(
+        tokens=before,
+        targets=written,
+        weights=np.ones(written.shape, np.float32),
+        segments=np.ones_like(written),
+        positions=np.broadcast_to(np.arange(case.length, dtype=np.int32), written.shape),
+        source=Batch(
+            tokens=read,
+            segments=np.ones_like(read),
+            positions=np.broadcast_to(np.arange(case.source, dtype=np.int32), read.shape),
+        ),
+    )
+
+
+def _permutation(case: Case, rng: np.random.Generator) -> Batch:
+    """A sixth of the tokens are predicted, in a random order, each from all others and those before it."""
+    text, predicted = _text(case, rng, case.length), max(1, case.length // 6)
+    at = _places(rng, case, predicted)
+    order = np.full_like(text, -1)
+    np.put_along_axis(order, at, np.stack([rng.permutation(predicted) for _ in text]).astype(np.int32), axis=1)
+    return Batch(
+        tokens=text,
+        types=np.zeros_like(text),
+        order=order,
+        query_at=at,
+        targets=np.take_along_axis(text, at, axis=1),
+        weights=np.ones(at.shape, np.float32),
+    )
+
+
+BATCHES: dict[str, Callable[[Case, np.random.Generator], Batch]] = {
+    "causal": _causal,
+    "masked": _masked,
+    "denoising": _text_to_text,
+    "text_to_text": _text_to_text,
+    "permutation": _permutation,
+}
+
+
+def _text(case: Case, rng: np.random.Generator, length: int) -> np.ndarray:
+    """Random ids without 0 and 1, which some families' padding is."""
+    return rng.integers(2, case.config.vocab, (case.batch, length), dtype=np.int32)
+
+
+def _places(rng: np.random.Generator, case: Case, count: int) -> np.ndarray:
+    drawn = [np.sort(rng.choice(case.length, count, replace=False)) for _ in range(case.batch)]
+    return np.stack(drawn).astype(np.int32)

@@ -1,0 +1,363 @@
+"""One model of `zoo bench step`: all ways of computing it, and its peers, agree first and are then timed in the same rounds."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.core import result_files, timing
+from benchmarks.core.guarded import Broken, Watch, first_line, guarded, slow, too_large
+from benchmarks.hlo import source_map
+from benchmarks.step import peers, programs, time_breakdown
+from benchmarks.step import profile as trace
+from benchmarks.step.cases import Case
+from benchmarks.step.peers import Peer
+from benchmarks.step.programs import Step, Variant
+from benchmarks.step.settings import Settings, key, peer_key
+from train import objectives
+from train.engine.step import DTYPES
+from train.run.hardware import device_peak
+from train.run.metrics_file import mfu
+from zoo.errors import BadInput
+
+AGREE = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
+"""How far the loss of the first step, and that after its update, may be from the unit's, relative to it.
+
+The first is a mean over hundreds of predictions, whose roundings cancel; a mistake in the loss shows there. The second follows an
+update by Adam, which magnifies the roundings of small gradients; a mistake in a gradient or in the optimizer shows there. With
+dropout each implementation drops others."""
+LOSSES = {"loss": "first loss", "loss_after": "loss after an update"}
+"""Columns, and what they are called."""
+PROFILED = 3
+"""Steps under the profiler."""
+SHOWN = 25
+"""Instructions that a profile keeps."""
+
+
+@dataclasses.dataclass
+class Trial:
+    """One program on its way: until it has a state it is one to time."""
+
+    key: dict[str, Any]
+    state: str = ""
+    reason: str = ""
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    step: Step | None = None
+    peer: Peer | None = None
+    losses: tuple[float, ...] = ()
+    second: float = 0.0
+    """Seconds of its second step."""
+
+    @property
+    def ready(self) -> bool:
+        return not self.state and bool(self.losses)
+
+    def end(self, state: str, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End a peer's process."""
+        if self.peer is not None:
+            self.peer.close()
+        self.peer = None
+
+    def cell(self) -> dict[str, Any]:
+        return {"key": self.key, "state": self.state, "reason": self.reason, **self.columns}
+
+
+def measure(
+    case: Case,
+    variants: Sequence[Variant],
+    settings: Settings,
+    environment: Mapping[str, Any],
+    watch: Watch,
+) -> Iterator[dict[str, Any]]:
+    """The cells of a model, less the process, each as soon as it is known.
+
+    Args:
+        variants: the first is what ratios are over and what losses are compared with.
+        environment: of this process.
+        watch: told what is done.
+    """
+    trials = [Trial(key(case, variant, settings)) for variant in variants]
+    group = _Group(case, settings, environment)
+    with contextlib.ExitStack() as stack:
+        for trial, variant in zip(trials, variants, strict=True):
+            guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, precision in peers.asked(settings):
+            trial = Trial(peer_key(case, name, precision, settings))
+            if group.crowded and any(other.peer for other in trials):
+                # Those that are there are timed and leave; the unit takes turns with the next ones again.
+                group.time(trials, watch)
+            trials.append(trial)
+            # Its process ends with the measuring, however that ends.
+            stack.callback(trial.dismiss)
+            act = functools.partial(group.invite, name=name, precision=precision, folder=folder)
+            guarded(trial, act, watch, f"{name}, {precision}: first steps")
+        group.time(trials, watch)
+        # What needs no profile is known now; one profile takes as long as several steps.
+        waiting = [settings.profile and trial.state == "timed" and trial.step is not None for trial in trials]
+        yield from (trial.cell() for trial, waits in zip(trials, waiting, strict=True) if not waits)
+        for trial in itertools.compress(trials, waiting):
+            watch.begin("profiling", trial.key)
+            try:
+                group.profile(trial)
+            except Exception as error:
+                # Its time is no worse for it.
+                trial.reason = f"it has no profile: {first_line(error)}"
+            yield trial.cell()
+
+
+class _Group:
+    """What the trials of a model share: parameters, the losses they must have, and what is held from step to step."""
+
+    def __init__(self, case: Case, settings: Settings, environment: Mapping[str, Any]) -> None:
+        self.case, self.settings, self.environment = case, settings, environment
+        self.params: Any = None
+        self._wanted: tuple[float, ...] = ()
+        self._judge: Trial | None = None
+        self._needed = 0
+        # By what they hold: the step that has it now.
+        self._holders: dict[Any, Step] = {}
+
+    @property
+    def _room(self) -> int:
+        """Bytes that our programs and one peer more need in the rounds: a peer is taken to need half as much again as ours do."""
+        return int(2.5 * self._needed)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one peer more would not fit the memory."""
+        return bool(too_large(self._room, ""))
+
+    # --- before the rounds ---
+
+    def prepare(self, trial: Trial, variant: Variant) -> None:
+        """Compile a variant of ours and take its first steps."""
+        try:
+            step = Step(self.case, variant)
+        except BadInput as refusal:
+            trial.end("skipped", str(refusal))
+            return
+        devices = step.mesh.size if jax.default_backend() == "cpu" else 1
+        if reason := too_large(step.state_bytes * devices, "its state alone needs"):
+            trial.end("skipped", reason)
+            return
+        try:
+            with timing.cold():
+                spent = step.compile()
+        except BadInput as refusal:
+            trial.end("skipped", str(refusal))
+            return
+        memory = step.memory
+        trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
+        if reason := too_large(memory.peak * devices, "compiled, it needs"):
+            trial.end("skipped", reason)
+            return
+        if self.params is None:
+            self.params = programs.initial(self.case)
+        step.start(self.params)
+        began = time.perf_counter()
+        first = step.run()
+        called = time.perf_counter() - began
+        losses = first, step.run()
+        trial.second = time.perf_counter() - began - called
+        step.stop()
+        trial.step = step
+        trial.columns |= {"first_step_seconds": sum(spent.values()) + called}
+        if (stats := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
+            trial.columns["allocator_peak"] = stats["peak_bytes_in_use"]
+        self._needed = max(self._needed, memory.peak)
+        self._agree(trial, losses, called)
+
+    def invite(self, trial: Trial, name: str, precision: str, folder: Path) -> None:
+        """Let a peer take its first steps."""
+        if reason := peers.missing(name):
+            trial.end("skipped", reason)
+            return
+        if not self._wanted:
+            trial.end("skipped", "no program of ours ran that it could be compared with")
+            return
+        if self.crowded:
+            trial.end("skipped", too_large(self._room, "ours and it are taken to need"))
+            return
+        try:
+            if not (folder / peers.ASKED).exists():
+                peers.export(folder, self.case, self.params, self.case.run().optim)
+            trial.peer = Peer(name, folder, precision)
+            found = trial.peer.begin()
+        except BadInput as refusal:
+            trial.end("skipped", str(refusal))
+            return
+        except peers.PeerFailed as failure:
+            unable = str(failure).startswith("NotImplementedError: ")
+            trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
+            return
+        trial.columns |= {"first_step_seconds": found["build_s"] + found["first_step_s"], "resident": found["rss"]}
+        trial.columns["versions"], trial.second = found["versions"], found["second_step_s"]
+        self._agree(trial, tuple(found["losses"]), 0.0)
+
+    def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
+        """Compare the losses of the first steps with those of the first trial that had any."""
+        trial.columns |= {name: loss for name, loss in zip(LOSSES, losses, strict=True) if math.isfinite(loss)}
+        if not all(map(math.isfinite, losses)):
+            trial.end("wrong", f"its first two losses are {losses[0]} and {losses[1]}")
+            return
+        if not self._wanted:
+            self._wanted, self._judge = losses, trial
+        # Of two precisions the coarser.
+        either = max((each.key["precision"] for each in (trial, self._judge or trial)), key=AGREE.__getitem__)
+        bounds = AGREE["dropout" if self.settings.dropout else either]
+        for told, loss, wanted, bound in zip(LOSSES.values(), losses, self._wanted, bounds, strict=True):
+            if abs(loss - wanted) > bound * abs(wanted):
+                told = f"its {told} is {loss:.6f} and that of the first of ours {wanted:.6f}: more than {bound:.0e} apart"
+                trial.end("wrong", told)
+                return
+        if slow(trial, spent, self.settings.cell_seconds):
+            return
+        trial.losses = losses
+
+    # --- the rounds ---
+
+    def time(self, trials: Sequence[Trial], watch: Watch) -> None:
+        """Rounds of all that are ready. One that breaks leaves, and the others begin anew."""
+        unit = result_files.identity(trials[0].key)
+        while ready := {result_files.identity(trial.key): trial for trial in trials if trial.ready}:
+            taking = ready | ({unit: trials[0]} if trials[0].state == "timed" and trials[0].losses else {})
+            watch.begin("timing", *(trial.key for trial in taking.values()))
+            called = {name: self._unbroken(trial) for name, trial in taking.items()}
+            probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
+            rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
+            try:
+                for name, trial in ready.items():
+                    # The two steps of the comparison were its first; of steps that take seconds they warm enough.
+                    more = [] if trial.second > timing.SLOW else timing.warm(called[name])
+                    trial.columns["warm_calls"] = 2 + len(more)
+                for trial in taking.values():
+                    # So that no round has to make a state first.
+                    self._unbroken(trial, take=False)()
+                asked = called | {precision: probe for precision, (probe, _) in probes.items()}
+                seconds = timing.measured(asked, rounds=rounds, budget=budget)
+            except Broken:
+                continue
+            rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
+            for step in self._holders.values():
+                step.stop()
+            self._holders.clear()
+            for name, trial in ready.items():
+                trial.columns |= timing.columns(seconds[name], seconds.get(unit))
+                trial.columns |= self._rates(trial, rates[trial.key["precision"]])
+                if trial.peer is not None:
+                    trial.columns["resident"] = trial.peer.resident
+                trial.end("timed", trial.reason)
+
+    def profile(self, trial: Trial) -> None:
+        """Where the time of a timed program goes."""
+        assert trial.step is not None
+        step = self._held(trial.step)
+        program, profile = source_map.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED)
+        found = time_breakdown.of(program, profile, training=self.case.mode == "train")
+        trial.columns["profile"] = {
+            "seconds": found.seconds,
+            "plain": trial.columns["seconds"],
+            "clock": found.clock,
+            "parts": found.table,
+            "busy": {part: found.busy(part) for part in found.table},
+            "top": [dataclasses.asdict(row) for row in found.rows[:SHOWN]],
+            "other": [dataclasses.asdict(row) for row in found.rows if row.part == time_breakdown.OTHER][:10],
+        }
+
+    def _unbroken(self, trial: Trial, *, take: bool = True) -> timing.Program:
+        """A step of a trial, or without `take` only its state; what goes wrong is the trial's end."""
+
+        def run() -> object:
+            try:
+                if trial.peer is not None:
+                    return trial.peer.run() if take else None
+                step = self._held(_step(trial))
+                return step.run() if take else None
+            except Exception as error:
+                trial.end("failed", first_line(error))
+                # What it held may be lost with it.
+                for step in self._holders.values():
+                    step.stop()
+                self._holders.clear()
+                raise Broken from error
+
+        return run
+
+    def _held(self, step: Step) -> Step:
+        """A step with what it holds: those over the same devices share one state, which goes from one to the next."""
+        place = step.variant.mesh, "" if self.case.mode == "train" else step.variant.precision
+        if (holder := self._holders.get(place)) is None:
+            step.start(self.params)
+        elif holder is not step:
+            holder.hand_over(step)
+        self._holders[place] = step
+        return step
+
+    def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
+        """Columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
+        seconds, flops = trial.columns["seconds"], _flops(self.case)
+        found: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
+        found["matrix_rate"] = rate
+        if self.case.mode == "decode":
+            read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
+            found |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
+        peak = device_peak(self.environment["device"], trial.key["precision"])
+        if flops is not None:
+            # The products beside it ran on one device; simulated ones share this machine's cores.
+            together = rate if jax.default_backend() == "cpu" else rate * _devices(trial)
+            found |= {
+                "of_matrix_rate": mfu(flops, seconds, together),
+                "mfu": peak and mfu(flops, seconds, peak * _devices(trial)),
+            }
+        return found
+
+
+def _step(trial: Trial) -> Step:
+    assert trial.step is not None
+    return trial.step
+
+
+def _devices(trial: Trial) -> int:
+    return 1 if trial.step is None else trial.step.mesh.size
+
+
+def _flops(case: Case) -> float | None:
+    """Matrix-product FLOPs of a step; None of decoding, which is bound by the memory that it reads."""
+    if case.mode == "decode":
+        return None
+    batch, net = case.arrays(), case.net
+    return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
+
+
+@functools.cache
+def _reads(case: Case, precision: str) -> int:
+    """Bytes that a step must read, however it is computed; a peer's are taken to be the same."""
+    return Step(case, Variant(precision=precision)).reads
+
+
+def _probe(precision: str) -> tuple[timing.Program, float]:
+    """Matrix products to take turns with the steps, and their FLOPs: what the machine could do in the very rounds."""
+    size, count = (1024, 16) if jax.default_backend() == "cpu" else (8192, 4)
+    operand = jax.jit(lambda key: jax.random.normal(key, (size, size), DTYPES[precision]))(jax.random.key(0))
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    program = lambda: jax.block_until_ready([product(operand) for _ in range(count)])  # noqa: E731
+    program()
+    return program, 2.0 * size**3 * count
+
+
+def _short(variant: Variant) -> str:
+    return ", ".join(each for each in vars(variant).values() if each not in ("none", "auto", "data=1"))

@@ -1,0 +1,185 @@
+"""The results of `zoo bench step` as a page: one HTML file that needs nothing else, neither network nor scripts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.core.environment_html import device, environment
+from benchmarks.core.result_files import Results
+from benchmarks.core.tables import seconds_text
+from benchmarks.step import tables, time_breakdown
+from benchmarks.step.settings import OURS
+from benchmarks.step.tables import LEGEND, PROFILE_HEAD, READING, head, name_of
+from eval.report.html_page import page, section, table, text
+from eval.report.svg import INK, MUTED, ONE, THREE, TWO, key, svg, thousands, ticks
+
+COLOURS = {"forward": ONE, "backward": TWO, "update": THREE}
+KEYS = {"forward": "one block", "backward": "two block", "update": "three block"}
+FORMULAS = {
+    "time": "wall seconds of a step, to its end; programs of a model take turns, one step each a round; median of the rounds",
+    "over unit": "the median of the ratios of each round: a step's time over that of the first row; below 1 is faster",
+    "rate": "matrix-product FLOPs of the model (attention counted in full, the backward pass twice the forward one) a second, "
+    "over the best rate of matrix products that took turns with the steps; of a card with a published peak, over that",
+    **{title: LEGEND[title] for title in READING},
+    "tokens/s": "tokens read a second, those of a source included; decoding: tokens written",
+    "memory": "arguments + outputs + temporaries - what is reused, as XLA planned it; of a peer the peak of its process. In "
+    "table.csv, of an accelerator, also allocator_peak: the most that its allocator has given out up to then",
+    "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "
+    "loading its weights on",
+    "agreement": "the loss of the first step, and that after its update, are those of the unit within the bounds of "
+    "`benchmarks.step.model_runner.AGREE`; what disagrees is not timed",
+    "profile": "each instant of a step is shared evenly by the threads that work then, each on the innermost instruction it is "
+    "in; a fusion of several operations counts as what its last one is for",
+}
+
+
+def render(results: Results) -> str:
+    """The page."""
+    found = tables.models(results.cells)
+    lead = _sentence(results)
+    blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(found)}</header>"]
+    for title, cells in found.items():
+        titles = ("program", "way", *head(cells[0]["key"]["mode"])[1:])
+        content = _ratios(title, cells) + table(titles, map(_line, cells), words=2)
+        if told := tables.notes(cells):
+            content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in told) + "</ul>"
+        blocks.append(section(text(title), content))
+        for name, profile in tables.profiles(cells):
+            blocks.append(section(text(f"Where a step goes: {title}, {name}"), _profile(f"{title}, {name}", profile)))
+    blocks.append(section("What the numbers are", _formulas()))
+    blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
+    blocks.append(f"<footer>{text('Made by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
+    return page("Steps", lead, blocks)
+
+
+def _sentence(results: Results) -> str:
+    cells = tables.merged(results.cells)
+    timed, bad = (sum(cell["state"] in states for cell in cells) for states in (("timed",), ("wrong", "failed")))
+    return f"{timed} of {len(cells)} programs timed on {device(results)}; {f'{bad} wrong or failed' if bad else 'none is wrong'}."
+
+
+def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Of each model our fastest in the precision of its first row, and its peers' time over it."""
+    tiles = []
+    for cells in found.values():
+        if (best := tables.fastest(cells, cells[0]["key"]["precision"])) is None:
+            continue
+        tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{_share(best)}"))
+        for cell in cells:
+            same = cell["key"]["precision"] == best["key"]["precision"]
+            if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
+                tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
+    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+    return f"<dl class=tiles>{shown}</dl>"
+
+
+def _share(cell: Mapping[str, Any]) -> str:
+    """How near a step comes to what bounds it."""
+    shares = {"matrix": cell.get("mfu") or cell.get("of_matrix_rate"), "copy": cell.get("of_copy_rate")}
+    return "".join(f", {share:.0%} of the {name} rate" for name, share in shares.items() if share)
+
+
+def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
+    """Time over the unit's, a bar a program, with what lies between the 20th and 80th percentile."""
+    timed = [cell for cell in cells if cell["state"] == "timed" and cell["ratio"]]
+    if len(timed) < 2:
+        return ""
+
+    def draw(axes: Any) -> None:
+        for place, cell in enumerate(timed):
+            colour = ONE if cell["key"]["program"] == OURS else TWO
+            axes.barh(place, cell["ratio"], color=colour, height=0.62)
+            axes.plot([cell["ratio_p20"], cell["ratio_p80"]], [place, place], color=INK, linewidth=1.6)
+            _beside(axes, max(cell["ratio"], cell["ratio_p80"]), place, f"{cell['ratio']:.2f}")
+        axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
+        _categories(axes, [name_of(cell["key"]) for cell in timed])
+        axes.set_xlim(0, 1.12 * max(cell["ratio_p80"] for cell in timed))
+
+    told = "; ".join(f"{name_of(cell['key'])} {cell['ratio']:.2f}" for cell in timed)
+    keys = key("one block", "ours") + key("two block", "peers")
+    return _figure(f"Time over the first row's: {title}", told, keys, draw, len(timed))
+
+
+def _profile(title: str, profile: Mapping[str, Any]) -> str:
+    """A bar for each part, forward, backward and update in a row; then the same and the longest instructions in numbers."""
+    by_time = sorted(profile["parts"].items(), key=lambda item: -sum(item[1].values()))
+
+    def draw(axes: Any) -> None:
+        for place, (_, by) in enumerate(by_time):
+            left = 0.0
+            for way in time_breakdown.DIRECTIONS:
+                axes.barh(place, 1e3 * by.get(way, 0.0), left=left, color=COLOURS[way], height=0.62)
+                left += 1e3 * by.get(way, 0.0)
+            _beside(axes, left, place, f"{left / profile['seconds'] / 1e3:.1%}")
+        _categories(axes, [part for part, _ in by_time])
+        axes.set_xlim(0, 1.14 * max(1e3 * sum(by.values()) for _, by in by_time))
+        axes.set_xlabel("milliseconds of a step")
+
+    told = "; ".join(f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time)
+    keys = "".join(key(KEYS[way], way) for way in time_breakdown.DIRECTIONS)
+    drawn = _figure(f"Parts of a step: {title}", told, keys, draw, len(by_time))
+    note = f"<p class=note>{text(tables.profile_told(profile))}. {text(LEGEND_OF_PARTS)}</p>"
+    return drawn + note + table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))) + _instructions(profile)
+
+
+LEGEND_OF_PARTS = (
+    "threads: how many worked on a part at a time, on average. matrix products: those of the layers' projections; attention and "
+    "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: "
+    "nothing was worked on."
+)
+
+
+def _line(cell: Mapping[str, Any]) -> list[str]:
+    """A row of the table, the program and its way in two columns."""
+    name, *numbers = tables.line(cell)
+    program, _, way = name.partition(", ")
+    return _filled([program, way, *numbers])
+
+
+def _filled(row: Sequence[str]) -> list[str]:
+    return [each or "\N{EN DASH}" for each in row]
+
+
+def _instructions(profile: Mapping[str, Any]) -> str:
+    head = ("Does", "Part", "", "Comes from", "Shape", "ms", "runs", "threads")
+
+    def line(row: Mapping[str, Any]) -> list[str]:
+        busy = f"{row['busy'] / row['seconds']:.2f}" if row["seconds"] else ""
+        shape = row["shape"] if len(row["shape"]) <= 40 else row["shape"][:39] + "\N{HORIZONTAL ELLIPSIS}"
+        words = [row["opcode"], row["part"], row["direction"], row["where"], shape]
+        return [*words, f"{1e3 * row['seconds']:.1f}", f"{row['times']:g}", busy]
+
+    top = table(head, map(line, profile["top"]), words=5)
+    found = f"<details><summary>the {len(profile['top'])} longest instructions</summary>{top}</details>"
+    if profile["other"]:
+        other = table(head, map(line, profile["other"]), words=5)
+        found += f"<details><summary>what is in other</summary>{other}</details>"
+    return found
+
+
+def _figure(title: str, told: str, keys: str, draw: Callable[[Any], None], rows: int) -> str:
+    label = text(f"{title}. {told}")
+    height = 0.75 + 0.34 * rows
+    drawings = svg(draw, (10.6, height), label, "wide") + svg(draw, (5.0, height), label, "narrow")
+    return f"<figure class=lead-plot><figcaption><b>{text(title)}</b>{keys}</figcaption>{drawings}</figure>"
+
+
+def _beside(axes: Any, at: float, place: int, told: str) -> None:
+    axes.annotate(told, (at, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK)
+
+
+def _categories(axes: Any, names: Sequence[str]) -> None:
+    """Names down the side, the first on top."""
+    from matplotlib.ticker import FixedLocator
+
+    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.xaxis.set_major_locator(ticks(6))
+    axes.xaxis.set_major_formatter(thousands)
+
+
+def _formulas() -> str:
+    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(told)}</td></tr>" for name, told in FORMULAS.items())
+    return f"<table>{rows}</table>"

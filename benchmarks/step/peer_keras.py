@@ -1,0 +1,140 @@
+"""KerasHub on its JAX backend, as its users run it: `train_on_batch` of its own model, loss and AdamW, compiled as a whole.
+
+KerasHub reads weights in the form of `transformers` for GPT-2 and BERT's body; what it does not read is put in place here.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from zoo.runtime import jax_setup
+
+os.environ["KERAS_BACKEND"] = "jax"
+# The same flags as ours, before anything starts JAX: without the safe one its numbers may be wrong.
+jax_setup.prepare()
+
+Inputs = dict[str, np.ndarray]
+
+
+def build(folder: Path, asked: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Callable[[], float]:
+    """A function that takes a step of a mode and returns its loss.
+
+    Raises:
+        NotImplementedError: KerasHub has no such model, or the mode is of one token.
+    """
+    import keras  # pyright: ignore[reportMissingImports]
+
+    if asked["family"] not in MODELS:
+        raise NotImplementedError(f"KerasHub has no {asked['family']} that predicts as ours does")
+    if asked["mode"] == "decode":
+        raise NotImplementedError("KerasHub generates whole texts, not a token")
+    if asked["precision"] != "float32":
+        keras.config.set_dtype_policy(f"mixed_{asked['precision']}")
+    model, inputs = MODELS[asked["family"]](folder, batch)
+    rates = asked["optim"]
+    optimizer = keras.optimizers.AdamW(
+        learning_rate=rates["lr"],
+        weight_decay=rates["weight_decay"],
+        beta_1=rates["b1"],
+        beta_2=rates["b2"],
+        epsilon=rates["eps"],
+        global_clipnorm=rates["clip"],
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "weight"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, weighted_metrics=[], jit_compile=True)
+    targets = batch["targets"]
+    call = model.train_on_batch if asked["mode"] == "train" else model.test_on_batch
+
+    def once() -> float:
+        # Its loss is a mean over all batches since.
+        model.reset_metrics()
+        found = call(inputs, targets)
+        return float(np.ravel(found)[0])
+
+    return once
+
+
+def _gpt(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
+    from keras_hub import models  # pyright: ignore[reportMissingImports]
+
+    backbone = models.GPT2Backbone.from_preset(str(folder))
+    tokens = batch["tokens"]
+    return models.GPT2CausalLM(backbone=backbone), {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+
+
+def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
+    from keras_hub import models  # pyright: ignore[reportMissingImports]
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    width = tensors["bert.embeddings.LayerNorm.weight"].shape[0]
+    # Its body always has a pooler, of which the masked words know nothing.
+    whole = folder / "keras"
+    whole.mkdir(exist_ok=True)
+    pooler = {
+        "bert.pooler.dense.weight": np.zeros((width, width), np.float32),
+        "bert.pooler.dense.bias": np.zeros(width, np.float32),
+    }
+    save_file(tensors | pooler, whole / file.name)
+    (whole / "config.json").write_text((folder / "config.json").read_text())
+    # Its own converter leaves Keras' default.
+    rate = json.loads((folder / "config.json").read_text())["hidden_dropout_prob"]
+    backbone = models.BertBackbone.from_preset(str(whole), dropout=rate)
+    model = models.BertMaskedLM(backbone=backbone)
+    head = model.masked_lm_head
+    head._intermediate_dense.kernel.assign(tensors["cls.predictions.transform.dense.weight"].T)
+    head._intermediate_dense.bias.assign(tensors["cls.predictions.transform.dense.bias"])
+    head._intermediate_layer_norm.gamma.assign(tensors["cls.predictions.transform.LayerNorm.weight"])
+    head._intermediate_layer_norm.beta.assign(tensors["cls.predictions.transform.LayerNorm.bias"])
+    head._bias.assign(tensors["cls.predictions.bias"])
+    inputs = {"token_ids": batch["tokens"], "segment_ids": batch["types"], "padding_mask": batch["segments"]}
+    return model, inputs | {"mask_positions": batch["predict_at"]}
+
+
+def _t5(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
+    from keras_hub import models  # pyright: ignore[reportMissingImports]
+
+    said, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    backbone = models.T5Backbone(
+        vocabulary_size=said["vocab_size"],
+        num_layers=said["num_layers"],
+        num_heads=said["num_heads"],
+        hidden_dim=said["d_model"],
+        intermediate_dim=said["d_ff"],
+        key_value_dim=said["d_kv"],
+        dropout=said["dropout_rate"],
+        activation="relu",
+        use_gated_activation=False,
+        tie_embedding_weights=True,
+    )
+    backbone.token_embedding.embeddings.assign(tensors["shared.weight"])
+    for side, layers in (("encoder", backbone.encoder_transformer_layers), ("decoder", backbone.decoder_transformer_layers)):
+        getattr(backbone, f"{side}_layer_norm").weight.assign(tensors[f"{side}.final_layer_norm.weight"])
+        for number, layer in enumerate(layers):
+            block = f"{side}.block.{number}.layer"
+            parts = [("0.SelfAttention", layer.self_attention, layer.self_attention_layer_norm)]
+            if side == "decoder":
+                parts.append(("1.EncDecAttention", layer.cross_attention, layer.cross_attention_layer_norm))
+            for name, attention, norm in parts:
+                for letter, projector in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
+                    getattr(attention, f"{projector}_projector").kernel.assign(tensors[f"{block}.{name}.{letter}.weight"].T)
+                norm.weight.assign(tensors[f"{block}.{name[0]}.layer_norm.weight"])
+            if number == 0:
+                table = tensors[f"{block}.0.SelfAttention.relative_attention_bias.weight"]
+                layer.self_attention.relative_attention_bias.assign(table)
+            last = len(parts)
+            layer.input_projector.kernel.assign(tensors[f"{block}.{last}.DenseReluDense.wi.weight"].T)
+            layer.output_projector.kernel.assign(tensors[f"{block}.{last}.DenseReluDense.wo.weight"].T)
+            layer.layer_norm.weight.assign(tensors[f"{block}.{last}.layer_norm.weight"])
+    inputs = {"encoder_token_ids": batch["source"], "encoder_padding_mask": np.ones_like(batch["source"])}
+    inputs |= {"decoder_token_ids": batch["tokens"], "decoder_padding_mask": np.ones_like(batch["tokens"])}
+    return models.T5Seq2SeqLM(backbone=backbone), inputs
+
+
+MODELS: dict[str, Callable[[Path, Mapping[str, np.ndarray]], tuple[Any, Inputs]]] = {"gpt": _gpt, "bert": _bert, "t5": _t5}

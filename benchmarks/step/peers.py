@@ -1,0 +1,232 @@
+"""Other implementations of the same step, each in a process of its own, driven in turn: the others sleep while one works.
+
+A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
+ours before it is timed. `python -m benchmarks.step.peers KIND FOLDER PRECISION` is such a process: it reads a line for each step
+from its standard input and answers each with a JSON object.
+
+In one process the thread pools of torch and XLA would stand side by side, and a peer's failure would end the whole; a process
+apart also shows what memory each needs.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import resource
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import BadInput
+
+ASKED, BATCH = "asked.json", "batch.npz"
+PATIENCE = 600.0
+"""Seconds that a peer may take to begin, compilation included, and for each step."""
+COLD = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+"""Environment of a peer: its seconds of compilation are to be those of a first time, as ours are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a peer is built."""
+
+    module: str
+    """Where it is built: `build(folder, asked, batch) -> a function that takes a step and returns its loss`. Imported before
+    that, and before the first step's clock starts: `packages`."""
+    packages: tuple[str, ...]
+    """What must be installed."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reduced: bool = True
+    """Whether it is also asked to compute in bfloat16, its own way."""
+
+
+TORCH = ("torch", "transformers")
+PEERS: dict[str, Kind] = {
+    "transformers": Kind("benchmarks.step.peer_torch", TORCH),
+    "transformers, eager attention": Kind("benchmarks.step.peer_torch", TORCH, {"attention": "eager"}, reduced=False),
+    "transformers, torch.compile": Kind("benchmarks.step.peer_torch", TORCH, {"compile": True}),
+    "KerasHub on JAX": Kind("benchmarks.step.peer_keras", ("keras", "keras_hub"), reduced=False),
+}
+"""transformers: torch's eager mode, with the attention that `transformers` takes by itself (`scaled_dot_product_attention` where
+a model has it)."""
+
+
+def asked(settings: Any) -> list[tuple[str, str]]:
+    """(peer, precision) of those that settings ask for."""
+    pairs = [(name, precision) for precision in settings.precision for name in PEERS] if settings.peers else []
+    return [(name, precision) for name, precision in pairs if precision == "float32" or PEERS[name].reduced]
+
+
+class PeerFailed(Exception):
+    """A peer cannot do what is asked; the message is one line."""
+
+
+def missing(name: str) -> str:
+    """Why a peer cannot be tried here; "" if it can."""
+    absent = [package for package in PEERS[name].packages if importlib.util.find_spec(package) is None]
+    return f"{' and '.join(absent)} not installed" if absent else ""
+
+
+def versions(kind: Kind) -> dict[str, str]:
+    """Versions of what a peer is made of."""
+    return {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
+
+
+def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
+    """Write what the peers of a case are asked: weights, batch, and numbers.
+
+    Raises:
+        BadInput: `transformers` has no such model.
+    """
+    from zoo import pretrained
+
+    architecture = case.net.names.architecture
+    if not architecture:
+        raise BadInput(f"{case.size}: transformers has no model of this kind")
+    pretrained.save(folder, case.config, params)
+    batch = case.arrays()
+    arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "source"}
+    if batch.source is not None:
+        arrays |= {"source": batch.source.tokens}
+    np.savez(folder / BATCH, **{name: each for name, each in arrays.items() if each is not None})
+    numbers = {"family": case.net.family, "objective": case.objective, "mode": case.mode, "architecture": architecture}
+    numbers["optim"] = {name: getattr(optim, name) for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}
+    (folder / ASKED).write_text(json.dumps(numbers))
+
+
+class Peer:
+    """A peer at work, until it is closed. `resident` is its memory at its peak, in bytes."""
+
+    def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
+        """Start its process, which loads the weights and takes two steps: see `first`."""
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "benchmarks.step.peers",
+            json.dumps(dataclasses.asdict(PEERS[name])),
+            str(folder),
+            precision,
+        ]
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            bufsize=1,
+            env=os.environ | COLD,
+        )
+        self.resident = 0
+
+    def begin(self) -> dict[str, Any]:
+        """Wait for its first two steps: "losses", seconds ("build_s", "first_step_s", "second_step_s"), "rss", bytes at its peak.
+
+        Raises:
+            PeerFailed: it cannot.
+        """
+        return self._answer(PATIENCE)
+
+    def run(self) -> float:
+        """One step, to its end; its loss.
+
+        Raises:
+            PeerFailed: it died.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # said better by what it left
+        found = self._answer(PATIENCE)
+        self.resident = found["rss"]
+        return float(found["loss"])
+
+    def close(self) -> None:
+        """End its process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                self.close()
+                raise PeerFailed(f"no answer within {seconds:.0f} seconds")
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._log.seek(0)
+            said = [each for each in self._log.read().splitlines() if each.strip()]
+            raise PeerFailed(f"ended with code {code}: {said[-1].strip() if said else 'and said nothing'}"[:300])
+        found = json.loads(line)
+        if "error" in found:
+            raise PeerFailed(found["error"])
+        return found
+
+
+# --- the peer's own process -----------------------------------------------------------------------------------------------------
+
+
+def serve(kind: Kind, folder: Path, precision: str) -> int:
+    """Build the peer, take two steps, then one for each line that is read."""
+    # Whatever a library prints goes to the log; the answers alone to standard output.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+
+    asked = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
+    try:
+        build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
+        for package in kind.packages:
+            importlib.import_module(package)
+        began = time.perf_counter()
+        with np.load(folder / BATCH) as arrays:
+            step = build(folder, asked, dict(arrays))
+        built = time.perf_counter()
+        losses = [step()]
+        first = time.perf_counter()
+        losses.append(step())
+        second = time.perf_counter()
+    except Exception as error:
+        lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+        answer(error=" ".join(lines)[:300])
+        return 1
+    seconds = {"build_s": built - began, "first_step_s": first - built, "second_step_s": second - first}
+    answer(losses=losses, **seconds, rss=_resident(), versions=versions(kind))
+    for _ in sys.stdin:
+        answer(loss=step(), rss=_resident())
+    return 0
+
+
+def _resident() -> int:
+    """Bytes of this process's memory at its peak."""
+    # What `getrusage` says counts the process that started this one, up to the start.
+    told = Path("/proc/self/status")
+    if told.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", told.read_text())):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Kind(**json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]))

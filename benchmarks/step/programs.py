@@ -1,0 +1,290 @@
+"""Steps of a case as compiled programs: the trainer's own step, a forward pass with its loss, or one token through the cache."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.step.bytes_read import reads
+from benchmarks.step.cases import Case
+from train import objectives
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.engine.state import State
+from train.engine.step import DTYPES, make_step
+from zoo import sharding
+from zoo.batch import Batch
+from zoo.configs import Compute
+from zoo.errors import BadInput, require
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How a case is computed."""
+
+    layers: str = "scan"
+    """scan, or unroll."""
+    remat: str = "none"
+    precision: str = "float32"
+    attention: str = "auto"
+    mesh: str = "data=1"
+    """Axes and their sizes, as "data=2,fsdp=2"."""
+
+    def model(self, case: Case) -> Any:
+        """The case's model, computed so."""
+        depth = max(case.config.layers, getattr(case.config, "decoder_layers", 0))
+        compute = Compute(
+            attention=self.attention,  # pyright: ignore[reportArgumentType]
+            remat=self.remat,  # pyright: ignore[reportArgumentType]
+            unroll=depth if self.layers == "unroll" else 1,
+        )
+        return dataclasses.replace(case.config, compute=compute)
+
+    def axes(self) -> run_config.Mesh:
+        """The mesh in numbers.
+
+        Raises:
+            BadInput: it is not written as axes.
+        """
+        found = {}
+        for each in self.mesh.split(","):
+            axis, _, size = each.partition("=")
+            known = axis in ("data", "fsdp", "tensor") and axis not in found and size.isdecimal()
+            require(known, "mesh", self.mesh, "write axes of data, fsdp and tensor with their sizes, such as data=2,tensor=2")
+            found[axis] = int(size)
+        return run_config.Mesh(**{"data": 1, **found})
+
+    def devices(self) -> list[Any]:
+        """The devices it runs on.
+
+        Raises:
+            BadInput: there are not as many.
+        """
+        axes = self.axes()
+        count, have = axes.data * axes.fsdp * axes.tensor, jax.device_count()
+        fix = f"it takes {count} devices and there are {have}; choose a smaller one"
+        fix += f", or simulate them with --devices {count}" if jax.default_backend() == "cpu" else ""
+        require(count <= have, "mesh", self.mesh, fix)
+        return jax.devices()[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that one run of a program needs on each device, as XLA planned them."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    reused: int
+    """Of the outputs, those that take the place of arguments."""
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.outputs + self.temporaries - self.reused
+
+
+class Step:
+    """A case under a variant. First `compile`, then `start` from parameters, then `run` again and again."""
+
+    def __init__(self, case: Case, variant: Variant) -> None:
+        """Nothing is computed.
+
+        Raises:
+            BadInput: the mesh or the model does not take the variant.
+        """
+        self.case, self.variant = case, variant
+        self.run_config = case.run(model=variant.model(case), precision=variant.precision, mesh=variant.axes())
+        self.mesh = device_mesh.make(self.run_config.mesh, variant.devices())
+        device_mesh.check(self.run_config, self.mesh)
+        if case.mode == "decode" and self.mesh.size > 1:
+            raise BadInput(f"--mesh {variant.mesh}: one token is decoded on one device; choose data=1, or another --mode")
+        self.net: Model = dataclasses.replace(case.net, config=self.run_config.model)
+        self.dtype = DTYPES[variant.precision]
+        self._everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self._state: Any = None
+        self._made = MODES[case.mode](self)
+        self._batch = device_mesh.place(self._made.batch, self.mesh, case.batch)
+        self._jitted = self._made.jitted
+
+    def compile(self) -> dict[str, float]:
+        """Compile it for its shapes; nothing of their size is allocated. Returns "lower_seconds" and "compile_seconds"."""
+        with jax.set_mesh(self.mesh):
+            began = time.perf_counter()
+            lowered = self._jitted.lower(self._made.shapes, self._batch)
+            between = time.perf_counter()
+            self.compiled = lowered.compile()
+        return {"lower_seconds": between - began, "compile_seconds": time.perf_counter() - between}
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what it holds from step to step, on each device."""
+        leaves = jax.tree.leaves(self._made.shapes)
+        return sum(leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+    @property
+    def reads(self) -> int:
+        """Bytes that it must read of parameters, cache and batch, on one device: see `benchmarks.step.bytes_read`."""
+        # Without the mesh: what says where a table lies would stand between it and the lookup.
+        return sum(reads(self._jitted, self._made.shapes, self._batch))
+
+    @property
+    def memory(self) -> Memory:
+        stats = self.compiled.memory_analysis()
+        return Memory(
+            arguments=stats.argument_size_in_bytes,
+            outputs=stats.output_size_in_bytes,
+            temporaries=stats.temp_size_in_bytes,
+            reused=stats.alias_size_in_bytes,
+        )
+
+    def start(self, params: Any) -> None:
+        """Begin from parameters, which are copied."""
+        with jax.set_mesh(self.mesh):
+            self._state = jax.block_until_ready(self._made.fresh(params))
+
+    def run(self) -> float:
+        """One step, to its end; the loss it computed on its way, in nats."""
+        with jax.set_mesh(self.mesh):
+            self._state, loss = self._jitted(self._state, self._batch)
+            return float(loss)
+
+    def stop(self) -> None:
+        """Let go of what it holds."""
+        self._state = None
+
+    def hand_over(self, other: "Step") -> None:
+        """Give what it holds to another step over the same mesh, so that several share the memory of one."""
+        other._state, self._state = self._state, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """The parts of a step of some mode."""
+
+    jitted: Any
+    """(state, batch) -> (state, loss), the state donated."""
+    shapes: Any
+    """The state's."""
+    batch: Batch
+    fresh: Callable[[Any], Any]
+    """Parameters -> the state before the first step."""
+
+
+def initial(case: Case) -> Any:
+    """Fresh float32 parameters of a case on the first device; the same for every variant."""
+    return jax.block_until_ready(jax.jit(case.net.init)(jax.random.key(0)))
+
+
+def _train(step: Step) -> Made:
+    run, net, mesh = step.run_config, step.net, step.mesh
+    goal, tx = objectives.objective(run.objective), optim.optimizer(run.optim)
+    shapes = device_mesh.abstract_state(run, net, tx, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    inner = make_step(run, net, goal, tx, step.dtype)
+
+    def whole(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        state, metrics = inner(state, batch)
+        return state, metrics["loss"]
+
+    jitted = _compiled(whole, step, places)
+
+    def begun(params: Any) -> State:
+        return State(
+            step=jnp.int32(0),
+            params=jax.tree.map(jnp.copy, params),
+            opt_state=tx.init(params),
+            carry=net.init_carry(run.data.batch),
+            key=jnp.zeros(2, jnp.uint32),
+        )
+
+    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(begun, places, step))
+
+
+def _inference(step: Step) -> Made:
+    net, goal = step.net, objectives.objective(step.case.objective)
+    shapes = _weights(step)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
+    def whole(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        sums, _ = goal.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
+        weights = goal.weights(batch)
+        return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
+
+    jitted = _compiled(whole, step, places)
+    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), places, step))
+
+
+def _decode(step: Step) -> Made:
+    """The last slot of a cache that is full but for it; again and again the same one. The loss is that of a fixed token."""
+    net, case, dtype = step.net, step.case, step.dtype
+    batch, last = case.arrays(), case.length - 1
+    tokens, cast = jnp.asarray(batch.tokens), _cast(step)
+    source = None if batch.source is None else jax.tree.map(jnp.asarray, batch.source)
+
+    def prefilled(params: Any) -> Any:
+        params = cast(params)
+        prompt = Batch(tokens=tokens[:, :last], source=source)
+        _, cache = net.decode(params, prompt, net.init_cache(case.batch, case.length, dtype))
+        return {"params": params, "cache": {name: each for name, each in cache.items() if name != "at"}}
+
+    def whole(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        cache = {**state["cache"], "at": jnp.int32(last)}
+        hidden, cache = net.decode(state["params"], batch, cache)
+        logits = net.unembed(state["params"], hidden)[:, -1].astype(jnp.float32)
+        nats = jax.nn.logsumexp(logits, -1) - logits[:, TOLD]
+        return {"params": state["params"], "cache": {name: cache[name] for name in state["cache"]}}, nats.mean()
+
+    shapes = jax.eval_shape(prefilled, jax.eval_shape(net.init, jax.random.key(0)))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    jitted = _compiled(whole, step, places)
+    return Made(jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, places, step))
+
+
+def _compiled(whole: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, places: Any) -> Any:
+    """A step as `train.engine.step.jit_engine` launches one: over the mesh, what it holds donated."""
+    return jax.jit(
+        whole,
+        donate_argnums=0,
+        in_shardings=(places, device_mesh.batch_sharding(step.mesh)),
+        out_shardings=(places, step._everywhere),
+        compiler_options=COMPILER or None,
+    )
+
+
+COMPILER: dict[str, Any] = {}
+"""Options of the compiler. Tests, which measure nothing, let it hurry."""
+TOLD = 7
+"""The token whose loss decoding gives."""
+MODES: dict[str, Callable[[Step], Made]] = {"train": _train, "inference": _inference, "decode": _decode}
+
+
+def _weights(step: Step) -> Any:
+    """Shapes of the parameters in the dtype of the arithmetic, laid over the mesh."""
+    shapes = jax.eval_shape(step.net.init, jax.random.key(0))
+    places = sharding.shardings(step.mesh, shapes, step.net.module.SHARDING)
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, places)
+
+
+def _cast(step: Step) -> Callable[[Any], Any]:
+    # A copy: what comes out is donated.
+    return lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
+
+
+def _placed(function: Callable[[Any], Any], places: Any, step: Step) -> Callable[[Any], Any]:
+    """`function` of parameters that lie on one device, its result over the mesh."""
+    jitted = jax.jit(function, out_shardings=places)
+    return lambda params: jitted(jax.device_put(params, step._everywhere))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for axis in shape:
+        total *= axis
+    return total

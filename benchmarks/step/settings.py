@@ -1,0 +1,113 @@
+"""What `zoo bench step` is asked: models, what is done with them, and the ways of computing it that are measured side by side."""
+
+import dataclasses
+import itertools
+from typing import Any, get_args
+
+from benchmarks.core import runner
+from benchmarks.step.cases import Case, Mode, case
+from benchmarks.step.programs import Variant
+from zoo.configs import Implementation, Remat
+from zoo.errors import BadInput
+
+OURS = "jax-zoo"
+"""What our own programs are called beside their peers."""
+AXES = {
+    "layers": ("scan", "unroll"),
+    "remat": get_args(Remat),
+    "precision": ("float32", "bfloat16"),
+    "attention": get_args(Implementation),
+}
+"""Ways of computing, and their values; meshes are written as axes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Empty or None is: the default, of the model's family or of the machine."""
+
+    models: tuple[str, ...] = ()
+    mode: Mode = "train"
+    batch: int | None = None
+    length: int | None = None
+    source_length: int | None = None
+    dropout: bool = False
+    layers: tuple[str, ...] = ("scan", "unroll")
+    remat: tuple[str, ...] = ("none",)
+    precision: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ("auto",)
+    mesh: tuple[str, ...] = ("data=1",)
+    peers: bool = False
+    profile: bool = False
+    rounds: int | None = None
+    budget: float | None = None
+    """Instead of a number of rounds, seconds of them for each program of a model."""
+    cell_seconds: float = 60.0
+    repeats: int = 1
+
+
+BUDGET = 20.0
+"""Seconds of rounds for each program, unless told."""
+
+
+def resolved(settings: Settings, backend: str) -> Settings:
+    """With everything that is left out filled in for a machine.
+
+    Raises:
+        BadInput: an unknown name, a number below what makes sense; options that exclude each other.
+    """
+    if not settings.models:
+        raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
+    for name, known in AXES.items():
+        for value in getattr(settings, name):
+            runner.known(name, value, known)
+    for name in (*AXES, "mesh"):
+        if not getattr(settings, name) and name != "precision":
+            raise BadInput(f"--{name}: nothing is named; name something, or leave the option out")
+    runner.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
+    precision = settings.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
+    budget = None if settings.rounds else settings.budget or BUDGET
+    return dataclasses.replace(settings, precision=precision, budget=budget)
+
+
+def cases(settings: Settings) -> list[Case]:
+    """The models at their shapes, none twice.
+
+    Raises:
+        BadInput: see `benchmarks.step.cases.case`.
+    """
+    shape = {"batch": settings.batch, "length": settings.length, "source": settings.source_length}
+    given = {name: value or 0 for name, value in shape.items()}
+    found = [case(name, settings.mode, dropout=settings.dropout, **given) for name in settings.models]
+    return list(dict.fromkeys(found))
+
+
+def variants(settings: Settings) -> list[Variant]:
+    """All ways of computing that are asked for; the first is the unit of ratios."""
+    axes = [getattr(settings, name) for name in (*AXES, "mesh")]
+    return list(dict.fromkeys(Variant(**dict(zip((*AXES, "mesh"), each, strict=True))) for each in itertools.product(*axes)))
+
+
+def key(case: Case, variant: Variant, settings: Settings) -> dict[str, Any]:
+    """Of a cell of ours."""
+    return {**_of(case, settings), "program": OURS, **dataclasses.asdict(variant)}
+
+
+def peer_key(case: Case, name: str, precision: str, settings: Settings) -> dict[str, Any]:
+    """Of a cell of a peer, which computes in its own ways."""
+    return {
+        **_of(case, settings),
+        "program": name,
+        **dataclasses.asdict(Variant(precision=precision)),
+        "layers": "",
+        "attention": "",
+    }
+
+
+def unit(settings: Settings) -> dict[str, Any]:
+    """Axes of the cell of each model that ratios are over."""
+    return {"program": OURS, **dataclasses.asdict(variants(settings)[0])}
+
+
+def _of(case: Case, settings: Settings) -> dict[str, Any]:
+    shape = {"model": case.size, "mode": case.mode, "batch": case.batch, "length": case.length, "source": case.source}
+    return {**shape, "dropout": settings.dropout}

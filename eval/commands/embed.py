@@ -1,0 +1,176 @@
+"""`zoo embed`: a vector for each text, into a file, or how alike the texts are."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from safetensors.numpy import save
+
+from eval.commands import terminal
+from eval.generation.settings import Texts
+from eval.scoring import encoder_runner
+from eval.scoring.encoder_runner import Encoder, Row, Text
+from train.config import run_config
+from train.engine import device_mesh
+from train.run.run_dir import replacing
+from train.weights.load import load
+from zoo.batch import Batch
+from zoo.errors import BadInput, require
+from zoo.models import Model
+from zoo.nn import heads
+
+Pool = Literal["mean", "cls"]
+FORMATS = (".npy", ".safetensors", ".jsonl")
+
+
+def main(
+    where: str,
+    asked: Texts,
+    *,
+    pool: Pool,
+    normalize: bool,
+    out: str,
+    step: int | None,
+    batch: int,
+    precision: run_config.Precision,
+    mesh: run_config.Mesh,
+    as_json: bool,
+) -> int:
+    """Embed texts, and write the vectors to a file or print the cosine of every two. Returns the exit code.
+
+    Args:
+        where, step: what to load, see `train.weights.load.load`.
+        out: .npy, an array; .safetensors, the array as "embeddings"; .jsonl, a line for each text; "" = print.
+        as_json: print the lines of the .jsonl.
+
+    Raises:
+        BadInput: see `train.weights.load.load`, `encoding.read` and `embed`; a file that cannot be written, or more texts than a
+            table shows.
+    """
+    file = Path(out) if out else None
+    if file is not None:
+        _check(file, as_json)
+    texts = encoder_runner.read(asked)
+    if file is None and not as_json:
+        _check_table(len(texts))
+    encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
+    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=asked.truncate)
+    if file is not None:
+        if jax.process_index() == 0:
+            _write(file, texts, vectors)
+        terminal.say(f"{file}: {len(texts):,} x {vectors.shape[1]} float32\n")
+    elif as_json:
+        for text, vector in zip(texts, vectors, strict=True):
+            terminal.say(_line(text, vector))
+    else:
+        terminal.say(table(texts, vectors, terminal.columns()))
+    return 0
+
+
+def embed(
+    encoder: Encoder, texts: Sequence[Text], *, pool: Pool, normalize: bool = False, truncate: bool = False
+) -> Float32[np.ndarray, "N D"]:
+    """A vector for each text, from the last hidden states.
+
+    Args:
+        pool: "mean" of all tokens, marks included, as sentence-transformers (Reimers and Gurevych 2019, section 3); "cls", that
+            mark's, as it leaves the body, without pooler.
+        normalize: divide each by its Euclidean length.
+
+    Raises:
+        BadInput: a text that is too long, or a vector that is not finite.
+    """
+    tokenizer = encoder.loaded.tokenizer
+    ids = list(tokenizer.encode_many(text for _, text in texts))
+    tokens = [encoder.framed(each, where, truncate=truncate) for each, (where, _) in zip(ids, texts, strict=True)]
+    rows = [Row(number, texts[number].where, each) for number, each in enumerate(tokens)]
+    vectors = np.empty((len(rows), encoder.loaded.net.config.width), np.float32)
+    for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
+        vectors[row.number] = vector
+        terminal.progress(done, len(rows))
+    return vectors
+
+
+def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
+    """The texts, numbered, and the cosine of every two; a text that is longer than a line is cut."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
+    numbers = range(1, len(texts) + 1)
+    listed = [
+        f"{number:>{NUMBER}}  {terminal.excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
+        for number, (_, text) in zip(numbers, texts, strict=True)
+    ]
+    head = " " * NUMBER + "".join(f"{number:>{COSINE}}" for number in numbers)
+    body = [
+        f"{number:>{NUMBER}}" + "".join(f"{value:>{COSINE}.3f}" for value in row)
+        for number, row in zip(numbers, unit @ unit.T, strict=True)
+    ]
+    return "\n".join([*listed, "", head, *body]) + "\n"
+
+
+NUMBER, COSINE = 3, 7
+"""Columns of a text's number and of a cosine."""
+NARROWEST = 80
+SMALLEST = 1e-12
+"""A shorter vector is divided by this, as torch does: zeros stay zeros."""
+
+
+def _check(file: Path, as_json: bool) -> None:
+    """Refuse a file that could not be written, before anything is computed."""
+    require(file.suffix in FORMATS, "out", file, f"name a file that ends in {', '.join(FORMATS)}")
+    if as_json:
+        raise BadInput(f"--json: the vectors go to --out {file}; leave one of the two out")
+    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; make it, or name another")
+    require(not file.is_dir(), "out", file, "it is a folder; name a file")
+
+
+def _check_table(texts: int) -> None:
+    room = ((terminal.columns() or NARROWEST) - NUMBER) // COSINE
+    if texts == 1:
+        raise BadInput("--text: a single text has nothing to be compared with; give several, or name a file with --out")
+    if texts > room:
+        raise BadInput(f"--out: a table has room for {room} texts, not {texts:,}; name a file to write, or add --json")
+
+
+def _write(file: Path, texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"]) -> None:
+    try:
+        with replacing(file) as stream:
+            if file.suffix == ".npy":
+                np.save(stream, vectors)
+            elif file.suffix == ".safetensors":
+                stream.write(save({"embeddings": vectors}))
+            else:
+                stream.writelines(_line(text, vector).encode() for text, vector in zip(texts, vectors, strict=True))
+    except OSError as error:
+        raise BadInput(f"--out {file}: cannot be written ({error.strerror})") from None
+
+
+def _line(text: Text, vector: Float32[np.ndarray, " D"]) -> str:
+    # The shortest decimal that is this float32 again.
+    numbers = ", ".join(np.format_float_positional(value, trim="0") for value in vector)
+    return f'{{"text": {json.dumps(text.text, ensure_ascii=False)}, "embedding": [{numbers}]}}\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pooled:
+    """What is computed: float32 [B, D]."""
+
+    pool: Pool
+    normalize: bool
+
+    def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+        assert batch.segments is not None
+        hidden = net.apply(params, batch).hidden.astype(jnp.float32)
+        if self.pool == "cls":
+            vectors = heads.summaries(hidden, batch.summary_at)[:, 0]
+        else:
+            real = (batch.segments > 0)[..., None]
+            vectors = jnp.where(real, hidden, 0).sum(1) / real.sum(1)
+        if self.normalize:
+            vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), SMALLEST)
+        return (vectors,)

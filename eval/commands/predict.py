@@ -1,0 +1,205 @@
+"""`zoo predict`: what a fine-tuned model says of examples without labels, a line of JSON for each.
+
+    from eval import predict
+    from train.weights.load import load
+
+    for prediction in predict.predict(load("runs/mine"), texts=["A good film."]):
+        print(prediction["label"], prediction["probabilities"])
+
+Examples are read, computed and written a chunk at a time, so that memory does not grow with their number.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eval.commands import terminal
+from eval.generation.settings import Unlabelled
+from eval.scoring import encoder_runner
+from eval.scoring.predictor import CHUNK, Predictor
+from eval.tasks import Settings
+from eval.tasks.labelled import GOALS, run_for
+from train.config import run_config
+from train.config.objective_options import Labelled
+from train.data import unlabelled_reader
+from train.data.unlabelled_reader import Item
+from train.engine import device_mesh
+from train.inputs.labelled_inputs import refuse_idle
+from train.run.run_dir import replacing
+from train.weights.init_config import writes_text
+from train.weights.load import Loaded, load
+from zoo.errors import BadInput, require
+from zoo.hf import hub
+
+READ_AS_IS = Labelled()
+
+
+def main(
+    where: str,
+    asked: Unlabelled,
+    *,
+    out: str,
+    length: int,
+    labelled: Labelled,
+    null_threshold: float | None,
+    step: int | None,
+    batch: int,
+    precision: run_config.Precision,
+    mesh: run_config.Mesh,
+) -> int:
+    """Write predictions to stdout or to a file. Returns the exit code.
+
+    Args:
+        where, step: what to load, see `train.weights.load.load`.
+        out: a .jsonl file, which is written when all predictions are made, or not at all; "" = stdout.
+        length, labelled, batch, null_threshold: see `predict`.
+
+    Raises:
+        BadInput: see `train.weights.load.load` and `predict`; a file that does not exist or cannot be written.
+    """
+    file = Path(out) if out else None
+    if file is not None:
+        _check_out(file, asked.files)
+    subject = load(where, device_mesh.make(mesh), step)
+    if precision == "auto" and subject.run is not None:
+        precision = subject.run.precision
+    predictions = predict(
+        subject,
+        **{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)},
+        labelled=labelled,
+        length=length,
+        batch=batch,
+        dtype=encoder_runner.dtype_of(precision),
+        null_threshold=null_threshold,
+    )
+    if file is None:
+        for prediction in predictions:
+            terminal.say(_line(prediction))
+        return 0
+    terminal.say(f"{file}: {_write(file, predictions):,} predictions\n")
+    return 0
+
+
+def predict(
+    subject: Loaded,
+    *,
+    files: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    pair: str | None = None,
+    context: str | None = None,
+    options: Sequence[str] = (),
+    line: unlabelled_reader.Lines = "auto",
+    labelled: Labelled = READ_AS_IS,
+    length: int = 0,
+    batch: int = 16,
+    dtype: Any = "float32",
+    null_threshold: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Return an iterator over the predictions of a fine-tuned model, in the order of the input.
+
+    Each is an object with `index`, the number of the example from 0, `id`, where the example has one, and what
+    `eval.scoring.predictions` lists for the kind of the model.
+
+    Args:
+        files: see `train.data.unlabelled_reader.read`; or
+        texts: texts, sentences (words between spaces) or questions, with
+        pair: the second text of each, of a model of pairs;
+        context: what the questions are about, of a model of answers or choices;
+        options: what is chosen from.
+        line: what a line of a .txt is.
+        labelled: how files are read and long texts are cut; as it is, a run reads them as its own.
+        length: tokens of the longest row; 0 = that of the run, or the model's positions.
+        batch: rows computed at a time; a result depends on it by rounding alone.
+        dtype: of the arithmetic.
+        null_threshold: see `eval.scoring.predictions.of_example`.
+
+    Raises:
+        BadInput: a model without a head for labels, texts or options that do not fit its kind, files that cannot be read, or a
+            text that is too long.
+    """
+    require(batch >= 1, "batch", batch, "choose 1 or more rows")
+    goal = GOALS.get(subject.net.task)
+    if goal is None:
+        raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
+    run = run_for(subject, goal, Settings(batch=batch, length=length, labelled=labelled))
+    refuse_idle(run)
+    require(not labelled.skip_bad, "labelled.skip_bad", True, "every text is predicted, or refused; leave it out")
+    # A run may have left examples out, and its files may have been written in another format than these.
+    run = dataclasses.replace(run, labelled=dataclasses.replace(run.labelled, skip_bad=False, format=labelled.format))
+    _check(goal, run.labelled, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
+    if texts:
+        items: Iterable[Item] = unlabelled_reader.texts(goal, texts, pair=pair, context=context or "", options=options)
+    else:
+        for name in files:
+            require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
+        items = unlabelled_reader.read(goal, files, run.labelled, line=line, labels=getattr(subject.net.config, "labels", ()))
+    return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
+
+
+def no_head(name: str, task: str, *, generates: bool) -> BadInput:
+    """Return the refusal of a model that predicts no labels."""
+    if generates:
+        return writes_text(name)
+    return BadInput(f"{name}: it is made for the task {task}, without labels; fine-tune it first (zoo train finetune-...)")
+
+
+def _check(
+    goal: str,
+    options_of_files: Labelled,
+    *,
+    texts: Sequence[str],
+    pair: str | None,
+    context: str | None,
+    options: Sequence[str],
+    null_threshold: float | None,
+) -> None:
+    """Refuse options that mean nothing to the model, and texts that lack what its kind needs."""
+    meant = {"pair": ("classification",), "context": ("span", "choice"), "options": ("choice",), "null_threshold": ("span",)}
+    values = {"pair": pair, "context": context, "options": " ".join(options) or None, "null_threshold": null_threshold}
+    for name, value in values.items():
+        fix = f"it means nothing to a model of {goal}; leave it out"
+        require(value is None or goal in meant[name], name.replace("_", "-"), value, fix)
+    if not texts:
+        return
+    if options_of_files.pair and pair is None:
+        raise BadInput("--pair: the model was fine-tuned on pairs of texts; name the second text")
+    if goal == "span" and not context:
+        raise BadInput("--context: name the text that the answer is in")
+    if goal == "choice" and len(options) < 2:
+        raise BadInput("--options: name 2 or more options to choose from")
+
+
+def _check_out(file: Path, files: Sequence[str]) -> None:
+    """Refuse a file that could not be written, before anything is computed."""
+    require(file.suffix == ".jsonl", "out", file, "name a file that ends in .jsonl")
+    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; make it, or name another")
+    require(not file.is_dir(), "out", file, "it is a folder; name a file")
+    require(file.resolve() not in [Path(name).resolve() for name in files], "out", file, "it is read from; name another file")
+
+
+def _write(file: Path, made: Iterable[dict[str, Any]]) -> int:
+    """Write predictions to a file, which appears when all are made, and return their number."""
+    count = 0
+    first = jax.process_index() == 0
+    try:
+        with replacing(file) if first else contextlib.nullcontext() as stream:
+            for count, prediction in enumerate(made, 1):
+                if stream is not None:
+                    stream.write(_line(prediction).encode())
+                if count % CHUNK == 0 and first and sys.stderr.isatty():
+                    print(f"\r{count:,}", end="", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise BadInput(f"--out {file}: cannot be written ({error.strerror})") from None
+    if count >= CHUNK and first and sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    return count
+
+
+def _line(prediction: dict[str, Any]) -> str:
+    return json.dumps(prediction, ensure_ascii=False) + "\n"

@@ -1,0 +1,172 @@
+"""`zoo eval RUN|DIR --task T`: a task on local files, from the command line to the table and RUN/evaluations.json."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from eval import tasks
+from eval.report import report
+from eval.tasks import Progress, Result, Settings
+from train.config import run_config
+from train.engine import device_mesh
+from train.engine.step import DTYPES
+from train.run.metric_names import notices
+from train.run.run_dir import Folder, is_run, write_json
+from train.weights.load import Loaded, load
+from zoo.errors import BadInput, require
+
+LEFT = ("left out", "too long")
+"""Details of a result about examples that were not scored as they are."""
+
+
+def main(
+    where: str,
+    *,
+    task: str,
+    files: Sequence[str],
+    step: int | None,
+    settings: Settings,
+    precision: run_config.Precision,
+    mesh: run_config.Mesh,
+    as_json: bool,
+) -> int:
+    """Score a model on a task and print the result; a run keeps it in its evaluations.json and shows it in its report.
+
+    Everything that can be refused is refused before the model is read, and the model before anything is computed.
+
+    Args:
+        where: a run, a folder of published weights, or `hub:ID`.
+        task: TASK or TASK:ARGUMENT.
+        files: files, or folders of files, that the task reads.
+        step: of a run, the checkpoint; None = the newest intact one.
+        settings: `argument` and `dtype` are filled in here.
+        precision: "auto" is the run's own; of published weights float32 on CPU, else bfloat16.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        BadInput: an unknown task, an option that means nothing to it, files it cannot read, nothing to load, or a run that cannot
+            be written to.
+    """
+    module, argument = tasks.find(task)
+    _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
+    require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
+    require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples) or how many of the first")
+    settings = dataclasses.replace(settings, argument=argument)
+    if not files:
+        raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
+    kept = _kept(Path(where)) if is_run(Path(where)) else {}
+    examples = module.read(files, settings)
+    subject = load(where, device_mesh.make(mesh), step)
+    settings = dataclasses.replace(settings, dtype=DTYPES[_precision(precision, subject)])
+    with _progress(task) as progress:
+        result = module.score(subject, examples, settings, progress)
+    if jax.process_index() == 0:
+        entry = {
+            "step": subject.step,
+            "metrics": result.metrics,
+            "examples": result.examples,
+            "details": {**result.details, "files": list(files)},
+            **({"limit": settings.limit} if settings.limit else {}),
+        }
+        if subject.run is not None:
+            # Under a name of its own: a score of some of the examples neither replaces nor looks like one of all.
+            name = f"{task} (first {settings.limit:,})" if settings.limit else task
+            write_json(Folder(where).evaluations, {**kept, name: entry})
+            report.write(where)
+        for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
+            print(f"! {line}", file=sys.stderr)
+        shown = {"task": task, "model": subject.name, **entry}
+        print(json.dumps(shown, indent=2) if as_json else table(result, settings.limit), flush=True)
+    return 0
+
+
+def table(result: Result, limit: int = 0) -> str:
+    """A result in plain text: the tables of numbers among its details, then its metrics, and whether examples were limited."""
+    tables = {name: rows for name, rows in result.details.items() if _is_table(rows) and not _is_text(rows)}
+    blocks = [_lines(name, rows) for name, rows in tables.items()]
+    metrics = [f"{name:20} {_number(value):>14}" for name, value in result.metrics.items()]
+    count = f"{'examples':20} {result.examples:>14,}"
+    if limit:
+        count += f"  (at most the first {limit:,} of the task: not comparable with a score of all)"
+    return "\n\n".join([*blocks, "\n".join([*metrics, count])])
+
+
+def _check_options(task: str, settings: Settings, known: Sequence[str]) -> None:
+    for field in dataclasses.fields(Settings):
+        value, default = getattr(settings, field.name), field.default
+        if field.name in known or value == default:
+            continue
+        name = field.name
+        if dataclasses.is_dataclass(value):
+            # Of a group the first option that is another.
+            inner = next(
+                each.name for each in dataclasses.fields(value) if getattr(value, each.name) != getattr(default, each.name)
+            )
+            name, value = f"{name}.{inner}", getattr(value, inner)
+        require(False, name, value, f"it means nothing to --task {task}; leave it out")
+
+
+def _kept(run: Path) -> dict[str, Any]:
+    """The results the run has so far."""
+    path = Folder(run).evaluations
+    if not os.access(run, os.W_OK):
+        raise BadInput(f"{run}: cannot be written, so the result cannot be kept there; make it writable")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: no JSON that can be read ({error}); mend it or remove it") from None
+    if not isinstance(kept, dict):
+        raise BadInput(f"{path}: not an object of results; mend it or remove it")
+    return kept
+
+
+def _precision(asked: run_config.Precision, subject: Loaded) -> run_config.Precision:
+    if asked == "auto" and subject.run is not None:
+        asked = subject.run.precision
+    if asked == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return asked
+
+
+@contextlib.contextmanager
+def _progress(task: str) -> Iterator[Progress]:
+    """A bar on the terminal; in a log file one line. Results go to stdout, so all this goes to stderr."""
+    if jax.process_index() != 0:
+        yield lambda done, count: None
+        return
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        print(f"scoring {task} ...", file=sys.stderr, flush=True)
+    with Bar(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        line = bar.add_task(task, total=None)
+        yield lambda done, count: bar.update(line, completed=done, total=count)
+
+
+def _is_table(rows: Any) -> bool:
+    return isinstance(rows, dict) and bool(rows) and all(isinstance(row, dict) for row in rows.values())
+
+
+def _is_text(rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a table holds texts, which are for the report: they are too long for a line of a terminal."""
+    return any(isinstance(value, str) for row in rows.values() for value in row.values())
+
+
+def _lines(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    wide = max(map(len, (title, *rows)))
+    head = f"{title:{wide}}" + "".join(f"{column:>12}" for column in columns)
+    body = [f"{name:{wide}}" + "".join(f"{_number(row.get(column, '')):>12}" for column in columns) for name, row in rows.items()]
+    return "\n".join([head, *body])
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,392 @@
+"""Text from a model: prompts of different lengths in one batch, continued through a cache of keys and values."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Integer
+
+from eval.generation.settings import Decoding
+from train.engine import device_mesh
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.errors import BadInput, require
+from zoo.generation import beam_search
+from zoo.generation import sampling as drawing
+from zoo.generation.settings import Beams, Sampling
+from zoo.models import Model
+from zoo.ops import counter_rng
+from zoo.sharding import BATCH, constrain
+
+Ids = Integer[np.ndarray, "_"] | Sequence[int]
+Ended = Literal["limit", "stop", "end of text"]
+
+SHORTEST = 16
+"""Slots of the shortest prompts. Longer ones get the next power of two, so that few programs are compiled."""
+CHUNK = 16
+"""Tokens drawn by one dispatch."""
+HELD = "\N{REPLACEMENT CHARACTER}"
+"""What the bytes of an unfinished character are decoded to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """A continuation of a prompt."""
+
+    prompt: int
+    """Index of the prompt in the list given."""
+    sample: int
+    ids: tuple[int, ...]
+    """Tokens drawn, up to the one that completed a stop string; the end-of-text mark is not among them."""
+    text: str
+    """Of the tokens, cut before the stop string."""
+    ended: Ended
+    score: float | None = None
+    """What a search ranks its texts by; see `zoo.generation.beam_search`."""
+
+
+class Generator:
+    """Continues prompts with one model; programs are compiled at first use and kept, also for other generators.
+
+    A continuation is a function of the parameters, its prompt, the settings, the seed and the numbers of prompt and sample.
+    The other prompts, the number of rows, padding and the mesh enter by rounding alone.
+    """
+
+    def __init__(self, net: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, *, dtype: Any, batch: int = 16) -> None:
+        """
+        Args:
+            params: laid out over `mesh`; a copy is kept if `dtype`, that of the arithmetic and the cache, is another.
+            batch: rows continued at a time; filled up to what the mesh divides.
+
+        Raises:
+            BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no mark that an
+                encoder-decoder's text could begin with.
+        """
+        require(batch >= 1, "batch", batch, "choose 1 or more rows")
+        jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
+        heads = net.config.heads
+        require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
+        marks = tokenizer.text_marks
+        if net.sourced and marks is None:
+            raise BadInput(f"{net.family} begins what it writes with a mark for padding, which this tokenizer does not have")
+        self._first = marks.pad if marks else 0
+        self._goes_on = not net.sourced
+        # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
+        layers = getattr(net.config, "decoder_layers", net.config.layers)
+        compute = dataclasses.replace(net.config.compute, unroll=layers)
+        net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
+        self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
+        self._batch = batch
+        self._model = _Model(net, tokenizer.vocab_size, np.dtype(dtype))
+        with jax.set_mesh(mesh):
+            self._params = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(params)
+
+    def generate(
+        self,
+        prompts: Sequence[Ids],
+        decoding: Decoding,
+        *,
+        numbers: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] = lambda done, count: None,
+    ) -> list[Generated]:
+        """Continue every prompt `decoding.samples` times; the samples of a prompt follow each other, in the prompts' order. Those
+        of a search are its best, the best first.
+
+        Args:
+            prompts: token ids of each, at least one: of an encoder-decoder the source, its end mark included. (A text from
+                nothing begins with the tokenizer's end-of-text mark.)
+            numbers: the prompts' numbers for the draws; None = 0, 1, 2, ...
+            progress: called with (continuations done, continuations in all) after each batch.
+
+        Raises:
+            BadInput: an empty prompt, an id outside the vocabulary, a prompt that with the limit is longer than the model's
+                positions, or logits that are not finite.
+        """
+        self._check(prompts, decoding.limit)
+        beams = decoding.search.beams
+        entries = self.tokenizer.vocab_size
+        require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
+        keys = range(len(prompts)) if numbers is None else numbers
+        texts = [
+            _Text(self.tokenizer, decoding, prompt, sample, np.asarray(prompts[prompt], np.int32), key, goes_on=self._goes_on)
+            for prompt, key in zip(range(len(prompts)), keys, strict=True)
+            for sample in range(decoding.samples)
+        ]
+        by_length: dict[int, list[_Text]] = {}
+        for text in texts:
+            by_length.setdefault(_slots(len(text.given)), []).append(text)
+        # A search has the samples of a prompt at once.
+        most = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
+        for slots, group in sorted(by_length.items(), reverse=True):
+            for first in range(0, len(group), most):
+                some, rows = group[first : first + most], min(most, len(texts))
+                if beams > 1:
+                    self._search(some, slots, rows // decoding.samples, decoding)
+                else:
+                    for _ in self._continue(some, slots, rows, decoding, CHUNK):
+                        pass
+                progress(sum(text.ended is not None for text in texts), len(texts))
+        return [text.generated() for text in texts]
+
+    def stream(self, prompt: Ids, decoding: Decoding, *, number: int = 0, chunk: int = 1) -> Iterator[str]:
+        """The text of one continuation in pieces, as it comes; joined they are the text that `generate` gives.
+
+        The bytes of an unfinished character are held back, and so is what may become a stop string.
+
+        Args:
+            number: of the prompt, for the draws. A search has no text before its end: `generate` it.
+            chunk: tokens drawn by one dispatch.
+
+        Raises:
+            BadInput: as `generate`.
+        """
+        self._check([prompt], decoding.limit)
+        text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
+        shown = 0
+        for _ in self._continue([text], _slots(len(text.given)), 1, decoding, chunk):
+            final = text.final()
+            if len(final) > shown:
+                yield final[shown:]
+                shown = len(final)
+
+    def _check(self, prompts: Sequence[Ids], limit: int) -> None:
+        entries = self.tokenizer.vocab_size
+        # A family without learned positions has no `context`: it takes any length.
+        context = getattr(self.net.config, "context", math.inf)
+        for number, prompt in enumerate(prompts, 1):
+            name, ids = f"prompt {number} of {len(prompts)}", np.asarray(prompt)
+            if not ids.size:
+                raise BadInput(f"{name} is empty; begin it with the end-of-text mark, as a document begins")
+            if ids.min() < 0 or ids.max() >= entries:
+                raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
+            if ids.size + limit > context:
+                raise BadInput(
+                    f"{name}: its {ids.size} tokens and --limit {limit} are more than the model's {context} positions; "
+                    "shorten the prompt or lower the limit"
+                )
+
+    def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:
+        """Draw tokens for a batch of texts until each has ended; yields after every dispatch."""
+        rows = device_mesh.fitting(self.mesh, rows)
+        count = max(1, min(chunk, decoding.limit - 1))
+        ahead = math.ceil((decoding.limit - 1) / count) * count
+        with jax.set_mesh(self.mesh):
+            local = device_mesh.local_rows(self.mesh, rows)
+            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
+            prompts, numbers = device_mesh.place(mine, self.mesh, rows), np.zeros((2, rows), np.uint32)
+            numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
+            seed = np.uint32(decoding.seed)
+            state, drawn = _start(self._model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
+            self._take(texts, drawn)
+            yield
+            while not all(text.ended for text in texts):
+                state, drawn = _go_on(self._model, decoding.sampling, count, self._params, state)
+                self._take(texts, drawn)
+                yield
+
+    def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
+        """What is read before the first token is drawn; of an encoder-decoder the source, and the mark that texts begin with."""
+        given = _padded(texts, slots, rows)
+        if not self.net.sourced:
+            return given
+        assert given.segments is not None
+        begin = np.full((rows, 1), self._first, np.int32)
+        return Batch(tokens=begin, segments=given.segments[:, -1:], positions=np.zeros_like(begin), source=given)
+
+    def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
+        """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
+        rows, several = device_mesh.fitting(self.mesh, rows), texts[:: decoding.samples]
+        end = None if decoding.past_end else self.tokenizer.end_of_text
+        with jax.set_mesh(self.mesh):
+            local = device_mesh.local_rows(self.mesh, rows)
+            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
+            prompts = device_mesh.place(mine, self.mesh, rows)
+            found = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
+        tokens, scores, finite = jax.device_get(found)
+        for number, text in enumerate(texts):
+            row, sample = divmod(number, decoding.samples)
+            text.take(tokens[row, sample].tolist(), [bool(finite[row])] * decoding.limit)
+            text.score = float(scores[row, sample])
+
+    @staticmethod
+    def _take(texts: "list[_Text]", drawn: Any) -> None:
+        tokens, finite = jax.device_get(drawn)
+        for row, text in enumerate(texts):
+            text.take(tokens[:, row].tolist(), finite[:, row].tolist())
+
+
+# --- on the devices -------------------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Continuations under way."""
+
+    cache: dict[str, Any]
+    token: Any
+    """int32 [B], drawn last and not in the cache yet."""
+    position: Any
+    """int32 [B], of that token."""
+    segment: Any
+    """int32 [B]: 1, or 0 in a row that fills up the batch."""
+    seeds: Any
+    """uint32 [B, 2]."""
+    seen: Any
+    """bool [B, V]: tokens of prompt and output; None without a repetition penalty."""
+
+
+class _Model(NamedTuple):
+    """What the programs are made for."""
+
+    net: Model
+    entries: int
+    """Of the tokenizer."""
+    dtype: np.dtype
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: Batch, seed: Any, numbers: Any) -> Any:
+    """Read the prompts and draw the first token of each row: (rows, (tokens [1, B], finite [1, B])).
+
+    There is room for `ahead` more. `numbers` are those of the rows' prompts and samples, uint32 [2, B].
+    """
+    assert prompts.segments is not None and prompts.positions is not None
+    size, length = prompts.tokens.shape
+    seen = None
+    if sampling.repetition_penalty != 1:
+        real = jnp.where(prompts.segments > 0, prompts.tokens, model.entries)
+        seen = jnp.zeros((size, model.entries), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
+    rows = _Rows(
+        cache=model.net.init_cache(size, length + ahead, model.dtype),
+        token=prompts.tokens[:, -1],
+        position=prompts.positions[:, -1],
+        segment=prompts.segments[:, -1],
+        seeds=drawing.row_seeds(seed, *numbers),
+        seen=seen,
+    )
+    rows, drawn = _next(model, sampling, params, prompts, rows)
+    return rows, jax.tree.map(lambda leaf: leaf[None], drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Rows) -> Any:
+    """Draw `count` more tokens of each row: (rows, (tokens [count, B], finite [count, B]))."""
+
+    def one(rows: _Rows, _: None) -> Any:
+        batch = Batch(tokens=rows.token[:, None], segments=rows.segment[:, None], positions=rows.position[:, None])
+        return _next(model, sampling, params, batch, rows)
+
+    return jax.lax.scan(one, rows, None, length=count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam_search.Found:
+    rows, length = prompts.tokens.shape
+    cache = model.net.init_cache(rows, length + limit - 1, model.dtype)
+    found = beam_search.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
+    return jax.tree.map(lambda leaf: constrain(leaf, None), found)
+
+
+def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
+    """Put a batch's tokens into the cache and draw the token after its last column: (rows, (token [B], finite [B]))."""
+    hidden, cache = model.net.decode(params, batch, rows.cache)
+    # The tokenizer may have fewer entries than the model: an id without text is never drawn.
+    logits = constrain(model.net.unembed(params, hidden[:, -1]), BATCH)[:, : model.entries]
+    position = rows.position + 1
+    token, finite = drawing.draw(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
+    seen = None if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].set(True)
+    rows = _Rows(cache, token, position, rows.segment, rows.seeds, seen)
+    small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(rows, cache={}))
+    return dataclasses.replace(small, cache=cache), (constrain(token, None), constrain(finite, None))
+
+
+# --- on the host ----------------------------------------------------------------------------------------------------------------
+
+
+def _slots(length: int) -> int:
+    """Slots that a prompt of this many tokens is padded to."""
+    return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def _padded(texts: "list[_Text]", slots: int, rows: int) -> Batch:
+    """Prompts padded on the left; rows of padding alone fill up the batch."""
+    tokens, segments, positions = np.zeros((3, rows, slots), np.int32)
+    for row, text in enumerate(texts):
+        size = len(text.given)
+        tokens[row, slots - size :] = text.given
+        segments[row, slots - size :] = 1
+        positions[row, slots - size :] = np.arange(size)
+    return Batch(tokens=tokens, segments=segments, positions=positions)
+
+
+class _Text:
+    """One continuation as it grows."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        decoding: Decoding,
+        prompt: int,
+        sample: int,
+        given: np.ndarray,
+        number: int,
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        """`goes_on`: it continues its prompt, rather than being a text of its own, as an encoder-decoder's."""
+        self._decode = tokenizer.continuation if goes_on else tokenizer.decode
+        self.prompt, self.sample, self.given, self.number = prompt, sample, given, number
+        self.ids: list[int] = []
+        self.ended: Ended | None = None
+        self.score: float | None = None
+        self._stop, self._limit = decoding.stop, decoding.limit
+        self._end = None if decoding.past_end else tokenizer.end_of_text
+
+    def take(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
+        """Add tokens until one of them ends the text; what is drawn after that means nothing."""
+        before = len(self.ids)
+        for token, usable in zip(tokens, finite, strict=True):
+            if self.ended:
+                break
+            if not usable:
+                where = f"prompt {self.prompt + 1}, token {len(self.ids) + 1}"
+                raise BadInput(
+                    f"{where}: the model's logits are not finite, so there is no next token; its weights are damaged, or too "
+                    "large for --precision bfloat16"
+                )
+            if token == self._end:
+                self.ended = "end of text"
+                break
+            self.ids.append(token)
+            self.ended = "limit" if len(self.ids) == self._limit else None
+        if self._stop and self._cut(self._decoded()) is not None:
+            size = next(n for n in range(before + 1, len(self.ids) + 1) if self._cut(self._decode(self.ids[:n])) is not None)
+            del self.ids[size:]
+            self.ended = "stop"
+
+    def final(self) -> str:
+        """The text as far as no later token changes it."""
+        text = self._decoded()
+        if self.ended:
+            return text[: self._cut(text)]
+        text = text.removesuffix(HELD)
+        begun = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
+        return text[: len(text) - max(begun, default=0)]
+
+    def generated(self) -> Generated:
+        assert self.ended
+        return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended, self.score)
+
+    def _decoded(self) -> str:
+        return self._decode(self.ids)
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop string begins; None if there is none."""
+        return min((text.index(stop) for stop in self._stop if stop in text), default=None)

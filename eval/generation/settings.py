@@ -1,0 +1,142 @@
+"""How text is generated, in numbers: frozen dataclasses, validated where they are made. Nothing here imports jax."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from zoo.errors import require
+from zoo.generation.settings import GREEDY, Beams, Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How far prompts are continued and by which draws."""
+
+    limit: int = 128
+    """New tokens at most."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a continuation ends."""
+    samples: int = 1
+    """Continuations of each prompt."""
+    seed: int = 0
+    """Of the draws: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
+    past_end: bool = False
+    """Go on after the end-of-text mark."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
+    search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
+
+    def __post_init__(self) -> None:
+        beams = self.search.beams
+        if beams > 1:
+            require(self.samples <= beams, "samples", self.samples, f"a search gives at most as many as --beams {beams}")
+            for field in dataclasses.fields(Sampling):
+                value = getattr(self.sampling, field.name)
+                unchanged = value == field.default or self.sampling == GREEDY
+                require(unchanged, field.name, value, "beam search draws nothing; leave it out, or choose --beams 1")
+        else:
+            for field in dataclasses.fields(Beams):
+                value = getattr(self.search, field.name)
+                require(value == field.default, field.name, value, "it needs beam search; choose --beams 2 or more")
+        require(self.limit >= 1, "limit", self.limit, "choose 1 or more new tokens")
+        require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
+        require("" not in self.stop, "stop", "''", "every text contains it; name a text, or leave the option out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What is to be continued: texts, the lines of a file, or a few examples and a question."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts to continue."""
+    prompts_file: str = ""
+    """File of texts to continue, one a line; the field "prompt" of each line in a .jsonl file."""
+    examples: str = ""
+    """A .jsonl file of examples for a few-shot prompt; needs --template and --query."""
+    template: str = ""
+    """How an example is written, fields in braces: "Q: {question}\\nA: {answer}\\n\\n"."""
+    query: tuple[str, ...] = ()
+    """name=value for the template's fields before the answer, which is the first field not named."""
+    begin: bool = False
+    """Put the end-of-text mark before every prompt, as it stands before a document; the prompt may then be empty."""
+    choices: tuple[str, ...] = ()
+    """Generate nothing, but score these continuations, exactly as given: most begin with a space."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "prompts_file", "examples") if getattr(self, name)]
+        which = "give one of --prompt, --prompts-file and --examples"
+        require(len(given) == 1, given[0] if given else "prompt", "and others" if given else "is not given", which)
+        if self.examples:
+            require(bool(self.template), "template", "''", "say how an example is written, with its fields in braces")
+            require(bool(self.query), "query", "''", "give the template's fields before the answer as name=value")
+        else:
+            require(not self.template, "template", repr(self.template), "it needs --examples")
+            require(not self.query, "query", " ".join(self.query), "it needs --examples")
+        require(self.begin or "" not in self.prompt, "prompt", "''", "write some text, or add --begin to start a document")
+        require("" not in self.choices, "choices", "''", "write some text in each")
+        for name in ("prompt", "template", "query", "choices"):
+            for text in (self.template,) if name == "template" else getattr(self, name):
+                # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+                require(not any("\ud800" <= letter <= "\udfff" for letter in text), name, ascii(text), "write it in UTF-8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What an encoder reads: texts, or the lines of files."""
+
+    text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Texts, each in quotes."""
+    files: tuple[str, ...] = ()
+    """Files of texts (.txt), one a line, blank lines passed over; - is standard input."""
+    truncate: bool = False
+    """Cut the end off a text that is longer than the model's positions; else it is refused."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.texts) != bool(self.files),
+            "text",
+            "and --files" if self.files else "is not given",
+            "give either --text or --files",
+        )
+        for text in self.texts:
+            require(bool(text.strip()), "text", repr(text), "write some text")
+            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "text", ascii(text), "write it in UTF-8")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of all --text."""
+        return tuple(text for several in self.text for text in several)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """Inputs to predict labels for: files of examples, or texts."""
+
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts, each in quotes: of tagging sentences whose words stand between spaces, of span and choice questions."""
+    files: tuple[str, ...] = ()
+    """Files of examples, or their folders, in the formats of fine-tuning; labels in them are not read. A .txt holds a text a
+    line."""
+    line: Literal["auto", "text", "labelled"] = "auto"
+    """What a line of a .txt is (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
+    a label of the model are refused."""
+    pair: str | None = None
+    """Second text of a pair, for each of the texts (classification)."""
+    context: str | None = None
+    """What the questions are about (span, choice)."""
+    options: tuple[str, ...] = ()
+    """What is chosen from (choice)."""
+
+    def __post_init__(self) -> None:
+        given = "and --files" if self.files else "are not given"
+        require(bool(self.texts) != bool(self.files), "texts", given, "give either texts or --files")
+        for name in ("pair", "context", "options"):
+            value = getattr(self, name)
+            needed = bool(self.texts) or not value
+            require(needed, name, " ".join(value or ()) if name == "options" else value, "it goes with texts; files have columns")
+        for text in (*self.texts, *self.options, self.pair or "", self.context or ""):
+            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
+            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "texts", ascii(text), "write them in UTF-8")
+        require(all(text.strip() for text in self.texts), "texts", "''", "write some text in each")

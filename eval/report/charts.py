@@ -1,0 +1,300 @@
+"""Curves of a run as SVG that takes its colours and its font from the page around it."""
+
+import dataclasses
+import html
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.report import svg
+from eval.report.svg import INK, MUTED, NARROW, ONE, THREE, TWO, WIDE
+from train.run import metric_names
+from train.run.metric_names import QUANTITIES
+
+FAINT = 0.35
+"""Opacity of single values behind their average; the page's legend has the same."""
+
+BUCKETS = 400
+"""A longer curve is drawn by the least and greatest value of so many stretches: no spike is lost, and the file stays small."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Steps that every curve marks."""
+
+    resumed: Sequence[int] = ()
+    best: int | None = None
+    """The step that the run chose, where that is not its last."""
+
+
+def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
+    """Figures of the loss, of what the validations measured besides, of throughput, learning rate and gradient norm."""
+    figures = [_loss(train, valid, marks), *(_measured(valid, name, marks) for name in _names(valid))]
+    if train:
+        figures += [_throughput(train, marks), _simple(train, "lr", "Learning rate", marks)]
+        figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marks))
+    return f"<div class=plots>{''.join(figures)}</div>"
+
+
+CELL, LETTER = 16, 7.2
+"""Pixels of a square of an alignment, and about those that a letter is wide."""
+
+
+def alignment(found: Mapping[str, Any]) -> str:
+    """What tokens look at, see `eval.generation.cross_attention`, as Bahdanau et al. 2015 draw it (figure 3): a row for each
+    token of the text, a column for each of its source, the darker the more it is looked at."""
+    source, said, table = found["source"], found["text"], found["weights"]
+    left, top = 12 + LETTER * max(map(len, said)), 12 + LETTER * max(map(len, source))
+    wide, high = left + CELL * len(source) + 4, top + CELL * len(said) + 4
+    squares = "".join(
+        f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
+        f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}">'
+        f"<title>{html.escape(f'{said[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
+        for row, line in enumerate(table)
+        for column, weight in enumerate(line)
+        if weight >= 0.005
+    )
+    rows = "".join(
+        f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{html.escape(token)}</text>'
+        for row, token in enumerate(said)
+    )
+    columns = "".join(
+        f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{html.escape(token)}</text>'
+        for column, token in enumerate(source)
+    )
+    frame = (
+        f'<rect x="{left - 1:.0f}" y="{top - 1:.0f}" width="{CELL * len(source) + 1}" height="{CELL * len(said) + 1}" '
+        'fill="none" stroke="var(--grid)"/>'
+    )
+    label = "attention of each token of the text, a row, over those of its source, a column"
+    style = f'style="width:{wide:.0f}px;max-width:none" font-size="12" fill="var(--ink)"'
+    return (
+        f'<figure class=scroll><svg viewBox="0 0 {wide:.0f} {high:.0f}" {style} role="img" aria-label="{label}">'
+        f"<title>{label}</title>{frame}{squares}{rows}{columns}</svg></figure>"
+    )
+
+
+DRAWN = ("loss", "perplexity")
+"""What the curve of the loss shows already: perplexity is e to it."""
+MOST = 3
+"""Quantities of validations that have a figure of their own."""
+
+
+def _names(valid: Sequence[Any]) -> list[str]:
+    """The quantities of validations that have a figure of their own: those held against another first, then the leading ones."""
+    if not valid:
+        return []
+    compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
+    leading = [name for name in metric_names.leading(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
+    return list(dict.fromkeys([*compared, *leading]))[:MOST]
+
+
+def _compared(valid: Sequence[Any]) -> list[str]:
+    """The quantities of validations that have a reference there."""
+    return [name for name, each in QUANTITIES.items() if valid and name in valid[-1] and each.reference in valid[-1]]
+
+
+def _is_loss(valid: Sequence[Any], name: str) -> bool:
+    """Whether a quantity is all there is of the loss, and has its curve."""
+    return all(row.get(name) == row["loss"] for row in valid)
+
+
+def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
+    """(label, value) of what a quantity is held against; validations are of the same rows, so that it is the same in all."""
+    reference = QUANTITIES[name].reference
+    return QUANTITIES[reference].label, float(valid[-1][reference])
+
+
+def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
+    steps, loss = _column(train, "loss")
+    valid_steps, valid_loss = _column(valid, "loss")
+    lines = [_reference(valid, name) for name in _compared(valid) if _is_loss(valid, name)]
+    bottom, top, outside = _limits(np.array([*loss, *valid_loss, *(value for _, value in lines)]))
+    smooth = _smooth(loss, top)
+
+    def draw(axes: Any) -> None:
+        _noisy(axes, steps, loss, smooth)
+        _dotted(axes, valid_steps, valid_loss)
+        _dashed(axes, lines)
+        lost = steps[~np.isfinite(loss)][:: 1 + len(steps) // BUCKETS]
+        axes.plot(lost, np.full(len(lost), 0.03), "x", color=THREE, markersize=5, transform=axes.get_xaxis_transform())
+        axes.set_ylim(bottom, top)
+
+    keys = (
+        [svg.key("one", "training, smoothed"), svg.key("one faint", "each row")] if len(smooth) else [svg.key("one", "training")]
+    )
+    keys += [svg.key("two dots", "validation")] if len(valid_steps) else []
+    keys += [svg.key("three cross", "not finite")] if not np.isfinite(loss).all() else []
+    keys += [svg.key("ink dashed", label) for label, _ in lines]
+    told = [_told("Training loss", steps, smooth if len(smooth) else loss), _told("validation loss", valid_steps, valid_loss)]
+    return _figure("Loss", told, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
+
+
+def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
+    """One quantity of the validations, beside what it is held against."""
+    quantity = QUANTITIES[name]
+    steps, values = _column([row for row in valid if name in row], name)
+    lines = [_reference(valid, name)] if name in _compared(valid) else []
+    # Where more is better, what lies far above the rest is the best and no spike.
+    bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=quantity.better == "lower")
+
+    def draw(axes: Any) -> None:
+        _dotted(axes, steps, values)
+        _dashed(axes, lines)
+        axes.set_ylim(bottom, top)
+
+    keys = [svg.key("two dots", quantity.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
+    told = [_told(quantity.title, steps, values)]
+    return _figure(f"{quantity.title}, validation", told, draw, marks, keys=keys, lines=lines, outside=outside)
+
+
+def _throughput(train: Sequence[Any], marks: Marks) -> str:
+    steps = np.array([row["step"] for row in train])
+    rate = np.array([row["time"]["tokens_per_s"] for row in train], float)
+    share = np.array([np.nan if row["time"]["mfu"] is None else row["time"]["mfu"] for row in train])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = share / rate
+    # One scale serves both only while a token costs the same share of the machine: not after resuming on another one.
+    one_scale = np.isfinite(ratio).all() and np.ptp(ratio) <= 0.01 * ratio.max() and ratio.min() > 0
+    _, top, outside = _limits(rate)
+
+    def draw(axes: Any) -> None:
+        _noisy(axes, steps, rate, _smooth(rate, top))
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_formatter(svg.thousands)
+        if one_scale:
+            percent = 100 * float(np.median(ratio))
+            right = axes.secondary_yaxis("right", functions=(lambda y: y * percent, lambda y: y / percent))
+            right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "")
+            right.spines["right"].set_visible(False)
+            right.tick_params(length=0)
+            right.yaxis.set_major_locator(svg.ticks(4))
+
+    title = "Tokens a second" + ("; right: MFU" if one_scale else "")
+    return _figure(title, [_told("Tokens a second", steps, rate)], draw, marks, outside=outside)
+
+
+def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
+    steps, values = _column(train, name)
+    _, top, outside = _limits(values)
+
+    def draw(axes: Any) -> None:
+        # A schedule has no noise to average away.
+        _noisy(axes, steps, values, values[:0] if name == "lr" else _smooth(values, top))
+        axes.set_ylim(0, top)
+
+    return _figure(title, [_told(title, steps, values)], draw, marks, outside=outside)
+
+
+def _figure(
+    title: str,
+    told: Sequence[str],
+    draw: Callable[[Any], None],
+    marks: Marks,
+    *,
+    keys: Sequence[str] = (),
+    lines: Sequence[tuple[str, float]] = (),
+    outside: int = 0,
+    lead: bool = False,
+) -> str:
+    """A drawing under its title and the keys of its curves; `told` is what those who cannot see it hear of the curves."""
+    words = [*told, *(f"{name} {value:.4g}" for name, value in lines)]
+    words += [f"the best validation at step {marks.best:,}"] if marks.best is not None else []
+    label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
+    drawings = _svg(draw, marks, NARROW, label, "narrow" if lead else "")
+    drawings += _svg(draw, marks, WIDE, label, "wide") if lead else ""
+    if lead:
+        keys = [*keys, *([svg.key("dashed", "resumed")] if marks.resumed else [])]
+        keys += [svg.key("two dotted", f"the run's choice, step {marks.best:,}")] if marks.best is not None else []
+    note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
+    kind = " class=lead-plot" if lead else ""
+    return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
+
+
+def _svg(draw: Callable[[Any], None], marks: Marks, size: tuple[float, float], label: str, kind: str) -> str:
+    def marked(axes: Any) -> None:
+        for step in marks.resumed:
+            axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        if marks.best is not None:
+            axes.axvline(marks.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
+        draw(axes)
+        axes.set_xlabel("step")
+
+    return svg.svg(marked, size, label, kind)
+
+
+def _column(rows: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([row["step"] for row in rows], int), np.array([row[name] for row in rows], float)
+
+
+def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, **style: Any) -> None:
+    """A line; a dot where there is only one value."""
+    keep = _thin(values)
+    axes.plot(steps[keep], values[keep], color=colour, **{"marker": "o" if len(values) == 1 else ""} | style)
+
+
+def _noisy(axes: Any, steps: np.ndarray, values: np.ndarray, smooth: np.ndarray) -> None:
+    """The values, faint behind their average where there is one."""
+    if not len(smooth):
+        _curve(axes, steps, values, ONE)
+        return
+    _curve(axes, steps, values, ONE, alpha=FAINT)
+    _curve(axes, steps, smooth, ONE, linewidth=1.8)
+
+
+def _dotted(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
+    """A line with its values as dots, as long as these can be told apart."""
+    _curve(axes, steps, values, TWO, **({"marker": "o", "markersize": 4} if len(values) <= 60 else {}))
+
+
+def _dashed(axes: Any, lines: Sequence[tuple[str, float]]) -> None:
+    for _, value in lines:
+        axes.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
+
+
+def _thin(values: np.ndarray) -> np.ndarray:
+    """Positions of the values to draw: all of a short curve, else the least and the greatest of each stretch."""
+    if len(values) <= 2 * BUCKETS:
+        return np.arange(len(values))
+    finite = np.flatnonzero(np.isfinite(values))
+    keep = [part[[np.argmin(values[part]), np.argmax(values[part])]] for part in np.array_split(finite, BUCKETS) if len(part)]
+    return np.unique(np.concatenate([*keep, [0]]))
+
+
+def _smooth(values: np.ndarray, top: float) -> np.ndarray:
+    """Average of the values up to `top` within a fortieth of the curve to either side, less near its ends so that they do not
+    bend; nothing for a curve too short to need it."""
+    count = len(values)
+    if count < 40:
+        return np.zeros(0)
+    used, at = values <= top, np.arange(count)
+    reach = np.minimum(count // 40, np.minimum(at, count - 1 - at))
+    before, after = np.maximum(reach, np.minimum(count // 400, at)), np.maximum(reach, np.minimum(count // 400, count - 1 - at))
+    sums = np.concatenate([[0], np.cumsum(np.where(used, values, 0))])
+    counts = np.concatenate([[0], np.cumsum(used)])
+    with np.errstate(invalid="ignore"):
+        return (sums[at + after + 1] - sums[at - before]) / (counts[at + after + 1] - counts[at - before])
+
+
+def _limits(values: np.ndarray, *, spikes: bool = True) -> tuple[float, float, int]:
+    """Bottom and top of a frame around the finite values, and how many lie above: a lone huge spike does not flatten the rest,
+    where there are `spikes`."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0, 0
+    bottom, usual, top = float(finite.min()), float(np.quantile(finite, 0.98, method="lower")), float(finite.max())
+    usual = max(usual, float(finite[0]))
+    if spikes and top - bottom > 4 * (usual - bottom) > 0:
+        top = usual
+    room = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
+    return bottom - room, top + room, int((finite > top).sum())
+
+
+def _told(name: str, steps: np.ndarray, values: np.ndarray) -> str:
+    """The curve in words, for those who cannot see it."""
+    seen = np.flatnonzero(np.isfinite(values))
+    if not len(seen):
+        return ""
+    first, last = seen[0], seen[-1]
+    return f"{name} from {values[first]:.4g} at step {steps[first]:,} to {values[last]:.4g} at step {steps[last]:,}"

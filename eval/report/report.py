@@ -1,0 +1,305 @@
+"""The report a run leaves behind: one HTML file that needs nothing else, neither network nor scripts."""
+
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.report import charts, error_analysis
+from eval.report.html_page import card, date, measured, number, page, section, table, text
+from train.config.run_config import Run
+from train.run import metric_names
+from train.run.console import clock, short
+from train.run.metric_names import QUANTITIES
+from train.run.metrics_file import read
+from train.run.run_dir import Folder, flat, read_config, write_text
+from zoo.errors import BadInput
+
+COUNTED = {
+    "tokens": "predicted, each once",
+    "bytes": "of held-out text",
+    "predictions": "of masked tokens",
+    "pairs": "of segments, told to be consecutive or not",
+    "examples": "held out",
+    "words": "held out",
+    "entities": "held out",
+    "questions": "held out",
+    "stride": "tokens from one window of the text to the next",
+    "step": "of the parameters that were scored",
+}
+"""What scores.json holds beside quantities: what they were measured on."""
+
+Number = int | float
+# What a file must hold: a type; [of each item]; {name: of its value}, names beyond these being free; {str: of every value}.
+SHAPES: dict[str, Any] = {
+    "scores.json": {str: object},
+    "evaluations.json": {str: {"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}}},
+    "predictions.json": error_analysis.SHAPE,
+    "samples.json": {"step": int, "samples": [{"prompt": str, "text": str, "truth": str}]},
+    "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
+}
+ALIGNMENT: dict[str, Any] = {"source": [str], "text": [str], "weights": [[Number]]}
+"""What samples.json may hold besides."""
+ERROR = "_stderr"
+
+
+def write(folder: str | Path) -> Path:
+    """Write RUN/report.html from the run's config.json and whatever else the run has written so far.
+
+    Each file may be missing, so this works at any moment of a run: before its first row, while it goes, after it was killed. Read
+    are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.report.error_analysis`; evaluations.json, the newest
+    result of each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see `eval.report.samples`;
+    data.json, what each source gives over the whole run.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        BadInput: the folder is no run, or one of these files is damaged.
+    """
+    files, run = Folder(folder), read_config(folder)
+    rows = read(files.metrics) if files.metrics.exists() else []
+    starts = read(files.starts) if files.starts.exists() else []
+    write_text(files.report, _page(files.path, run, rows, starts))
+    return files.report
+
+
+def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> str:
+    name = path.resolve().name
+    train = [row for row in rows if row["kind"] == "train"]
+    valid = [row for row in rows if row["kind"] == "valid"]
+    resumed = [start["step"] for start in starts[1:]]
+    scores, tasks = _json(path / "scores.json") or {}, _json(path / "evaluations.json")
+    samples, sources, errors = (_json(path / f"{name}.json") for name in ("samples", "data", "predictions"))
+    scored = scores.get("step")
+    best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
+    judged = {name: scores[name] for name in QUANTITIES if isinstance(scores.get(name), Number)}
+    sentence = _sentence(name, run, train, valid, judged, best)
+    parts = [
+        f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
+        section("Curves", charts.curves(train, valid, charts.Marks(resumed, best))) if train or valid else "",
+        section("Held-out score", _score_table(scores)) if scores else "",
+        error_analysis.render(errors) if errors else "",
+        section("Tasks", _tasks(tasks)) if tasks else "",
+        section("Samples", _samples(samples)) if samples and samples["samples"] else "",
+        section("Origin", _origin(run, train, sources)),
+        section("Interruptions", _skipped(train) + _starts(starts)) if len(starts) > 1 or _total_skipped(train) else "",
+        section("Configuration", f"<div class=cards>{_configuration(run)}</div>"),
+        section("Environment", f"<div class=cards>{_environment(starts[-1])}</div>") if starts else "",
+        f"<footer>{text(_provenance(rows, starts))}</footer>",
+    ]
+    return page(name, sentence, parts)
+
+
+def _json(path: Path) -> Any:
+    """What a file of `SHAPES` holds, None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
+    wrong = _differs(found, SHAPES[path.name], "")
+    if not wrong and path.name == "samples.json" and "alignment" in found:
+        wrong = _differs(found["alignment"], ALIGNMENT, "alignment")
+    if not wrong and path.name == "predictions.json":
+        wrong = error_analysis.differs(found)
+    if wrong:
+        raise BadInput(f"{path} does not hold what it should ({wrong}); make it again, or remove it")
+    return found
+
+
+def _differs(value: Any, shape: Any, where: str) -> str:
+    """Where a value has not the shape, in words; nothing if it has."""
+    if isinstance(shape, type | types.UnionType):
+        return "" if isinstance(value, shape) else f"{where or 'the whole'}: {type(value).__name__}"
+    if type(value) is not type(shape):
+        return f"{where or 'the whole'}: {type(value).__name__} instead of {type(shape).__name__}"
+    if isinstance(shape, list):
+        parts = [(item, shape[0], f"{where}[{place}]") for place, item in enumerate(value)]
+    elif str in shape:
+        parts = [(item, shape[str], f"{where}.{key}") for key, item in value.items()]
+    else:
+        parts = [(value[key], each, f"{where}.{key}") for key, each in shape.items() if key in value]
+        if absent := [f"{where}.{key}" for key in shape if key not in value]:
+            return f"no {absent[0].lstrip('.')}"
+    return next((wrong for part in parts if (wrong := _differs(*part))), "").lstrip(".")
+
+
+def _sentence(
+    name: str, run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number], best: int | None
+) -> str:
+    if not train:
+        return f"No step of {name} has been recorded yet, of {run.steps:,} planned."
+    last, planned = train[-1]["step"], f" of {run.steps:,}"
+    amount = f"on {short(train[-1]['tokens'])} tokens"
+    if judged:
+        steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
+        whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
+        return f"After {steps}, {whose} reaches {metric_names.told(judged)} on what it held out."
+    reached = f"{name} has taken {last:,}{planned} steps, {amount}"
+    if not valid:
+        return f"{reached}; no validation yet, and no final score."
+    told = metric_names.told(valid[-1])
+    return f"{reached}; its validation at step {valid[-1]['step']:,} gave {told}. There is no final score."
+
+
+def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
+    numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
+    leading = metric_names.leading(numbers)[:2]
+    tiles = [(QUANTITIES[name].show(numbers[name]), f"{QUANTITIES[name].label}, {where}") for name in leading]
+    if train:
+        # The first row still holds the start-up, and a row whose only step compiled has no rate.
+        timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
+        shares = [time["mfu"] for time in timed if time["mfu"] is not None]
+        tiles.append((f"{train[-1]['step']:,}", "steps"))
+        tiles.append((f"{train[-1]['loss']:.3f}", "training loss, last row"))
+        if timed:
+            tiles.append((short(float(np.median([time["tokens_per_s"] for time in timed]))), "tokens a second, median"))
+        tiles += [(f"{np.median(shares):.1%}", "MFU, median")] if shares else []
+        steps = np.diff([0, *(row["step"] for row in train)])
+        spent = np.array([row["time"]["seconds"] for row in train]) * steps
+        tiles.append((clock(float(spent[np.isfinite(spent)].sum())), "training time"))
+    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+    return f"<dl class=tiles>{shown}</dl>" if tiles else ""
+
+
+def _score_table(scores: Mapping[str, Any]) -> str:
+    """Quantities, what they were measured on, and whatever else a scorer has to say."""
+    # Only scores by the byte are of windows that overlap.
+    known = [*QUANTITIES, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
+    scores = {key: value for key, value in scores.items() if key in known or key != "stride"}
+    lines = ""
+    for key in [*(key for key in known if key in scores), *(key for key in scores if key not in known)]:
+        value, quantity = scores[key], QUANTITIES.get(key)
+        shown = quantity.show(value) if quantity and isinstance(value, Number) else number(value)
+        title = quantity.title if quantity else key[:1].upper() + key[1:].replace("_", " ")
+        note = quantity.note if quantity else COUNTED.get(key, "")
+        lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(shown)}</td><td class=note>{text(note)}</td></tr>"
+    doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in metric_names.notices(scores))
+    return f"<table class=scores>{lines}</table>{doubts}"
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    """The metrics of every task, then, folded, what it found in detail."""
+    rows, details = [], ""
+    for task, found in tasks.items():
+        metrics = found["metrics"]
+        names = [name for name in metrics if name.removesuffix(ERROR) == name or name.removesuffix(ERROR) not in metrics]
+        first = (task, found["examples"], "" if found["step"] is None else found["step"])
+        for name, (title, examples, step) in zip(names, [first, *[("", "", "")] * len(names)], strict=False):
+            rows.append((title, name.replace("_", " "), measured(metrics[name], metrics.get(name + ERROR)), examples, step))
+        details += _details(task, found["details"])
+    return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
+
+
+def _details(task: str, found: Mapping[str, Any]) -> str:
+    """A dict of dicts is a table, its rows by name; everything else is told in a line."""
+    tables = {name: value for name, value in found.items() if _is_table(value)}
+    facts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if name not in tables]
+    shown = f"<p class=note>{text(task)}: {text('; '.join(facts))}</p>" if facts else ""
+    for name, rows in tables.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines = [(title, *(row.get(column, "") for column in columns)) for title, row in rows.items()]
+        title = f"{task}: {name.replace('_', ' ')} ({len(lines):,})"
+        shown += f"<details><summary>{text(title)}</summary>{table(('', *columns), lines)}</details>"
+    return shown
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    """Beginnings of held-out text, and how the model and the text go on; or held-out sources, and what was written for them."""
+    how = f", temperature {number(found['temperature'])}" if "temperature" in found else ""
+    step = f"the model after step {found['step']:,}"
+    lead = f"Beginnings of held-out text, continued by {step}{how}, and as the text itself goes on."
+    if "pairs" in found:
+        lead = f"Held-out sources, what {step} writes for them greedily, and the texts that are wanted."
+    shown = "".join(
+        f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
+        f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
+        f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
+        for sample in found["samples"]
+    )
+    return f"<p class=note>{text(lead)}</p>{shown}{_looked_at(found['alignment']) if 'alignment' in found else ''}"
+
+
+def _looked_at(found: Mapping[str, Any]) -> str:
+    lead = (
+        "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
+        "over layers and heads."
+    )
+    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{charts.alignment(found)}'
+
+
+def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
+    """Where the parameters come from, how much text they have seen, and which."""
+    done = train[-1]["step"] if train else 0
+    # A row of several options has more tokens than its length.
+    planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
+    start = f"as {run.init} left them" if run.init else f"drawn at random, seed {run.seed}"
+    seen = f"{short(train[-1]['tokens'] if train else 0)}" + (f" of {short(planned)} planned" if done < run.steps else "")
+    facts = {"Parameters at the start": start, "Tokens trained on": seen}
+    lines = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts.items())
+    if not sources:
+        return f"<table>{lines}</table>"
+    epochs = ("Epochs",) if done == run.steps else ("Epochs so far", "Epochs planned")
+    rows = []
+    for source in sources:
+        seen = [source["epochs"] * share for share in (done / run.steps, 1.0)]
+        shares = (f"{source['weight']:.1%}", f"{source['share']:.1%}")
+        rows.append((source["name"], *shares, source["tokens"], source["rows"], *seen[-len(epochs) :]))
+    return f"<table>{lines}</table>" + table(("Source", "Weight", "Share of tokens", "Tokens", "Rows", *epochs), rows)
+
+
+def _total_skipped(train: Sequence[Any]) -> int:
+    return sum(row["skipped"] for row in train)
+
+
+def _skipped(train: Sequence[Any]) -> str:
+    total = _total_skipped(train)
+    if not total:
+        return "<p>No step was skipped.</p>"
+    spans = [
+        f"{before['step'] + 1:,} to {row['step']:,} ({row['skipped']})"
+        for before, row in zip([{"step": 0}, *train], train, strict=False)
+        if row["skipped"]
+    ]
+    more = f" and {len(spans) - 20} more" if len(spans) > 20 else ""
+    where = text(", ".join(spans[:20]) + more)
+    return f"<p>Skipped for a gradient that was not finite: {total:,}, in steps {where}.</p>"
+
+
+def _starts(starts: Sequence[Any]) -> str:
+    if len(starts) < 2:
+        return ""
+    told = [start["facts"] | start["versions"] for start in starts]
+    differing = [key for key in told[-1] if len({each.get(key) for each in told}) > 1]
+    head = ("Started (UTC)", "At step", *differing)
+    rows = [(date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, told, strict=True)]
+    return f"<p>Started {len(starts)} times.</p>{table(head, rows, words=len(head))}"
+
+
+def _configuration(run: Run) -> str:
+    """A card for the fields of the run itself and one for each dataclass in it."""
+    cards: dict[str, dict[str, Any]] = {}
+    for key, value in flat(run).items():
+        title, _, name = key.partition(".")
+        cards.setdefault(title if name else "run", {})[name or title] = value
+    return "".join(card(title, values) for title, values in cards.items())
+
+
+def _environment(start: Any) -> str:
+    return card("set-up", start["facts"]) + card("versions", start["versions"])
+
+
+def _provenance(rows: Sequence[Any], starts: Sequence[Any]) -> str:
+    times = [row["time"]["at"] for row in rows] + [start["at"] for start in starts]
+    latest = f" The latest entry is of {date(max(times))} UTC." if times else ""
+    return f"Made by zoo from nothing but the run's own files.{latest}"

@@ -1,0 +1,109 @@
+"""Exact scores of held-out text: every token counted once, at any batch size, stride and number of devices."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train.config import run_config
+from train.engine import device_mesh
+from train.engine.losses import token_losses
+from train.rows import batches
+from zoo.batch import Batch
+from zoo.models import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Summed surprise of the targets and what it is spread over."""
+
+    nats: float
+    tokens: int
+    """Predicted tokens, the end-of-text marks included."""
+    bytes: int
+    """UTF-8 bytes of the text they stand for."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Compression of the raw text: comparable between tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    def record(self) -> dict[str, float | int]:
+        """The score as metrics and JSON carry it."""
+        derived = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return {**derived, "tokens": self.tokens, "bytes": self.bytes}
+
+
+def of_run(
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+) -> Callable[[Any], Score]:
+    """The scorer of a run's text."""
+    return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
+
+
+def scorer(
+    net: Model,
+    mesh: Mesh,
+    rows: Any,
+    build: Callable[..., dict[str, Any]],
+    token_bytes: np.ndarray,
+    *,
+    batch: int,
+    dtype: Any,
+    chunk: int = 0,
+) -> Callable[[Any], Score]:
+    """A function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
+
+    `token_bytes[V]` is the number of UTF-8 bytes each token stands for. Row sums are added up in float64 on the host, so that the
+    batch size does not enter the result. A batch the mesh does not divide is filled up with rows that are not counted.
+    """
+    batch = device_mesh.fitting(mesh, min(batch, len(rows)))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    @jax.jit
+    def cast(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    def row_nats(params: Any, batch: Batch) -> jax.Array:
+        assert batch.targets is not None and batch.weights is not None
+        hidden = net.apply(params, batch).hidden
+        nats = token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=net.config.vocab, chunk=chunk)
+        return (nats * batch.weights).sum(-1)
+
+    compiled = jax.jit(row_nats, out_shardings=everywhere)
+    local = device_mesh.local_rows(mesh, batch)
+    tokens, size = _count(rows, build, token_bytes)
+
+    def score(params: Any) -> Score:
+        nats = 0.0
+        with jax.set_mesh(mesh):
+            ready = cast(params)
+            for mine in batches.in_order(rows, build, batch, local):
+                nats += float(jax.device_get(compiled(ready, device_mesh.place(mine, mesh, batch))).astype(np.float64).sum())
+        return Score(nats=nats, tokens=tokens, bytes=size)
+
+    return score
+
+
+def _count(rows: Any, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
+    """Counted targets of all rows and the bytes they stand for, from the very arrays the model is given."""
+    tokens, size = 0, 0
+    for batch in batches.in_order(rows, build, 1, np.arange(1)):
+        assert batch.targets is not None and batch.weights is not None
+        counted = batch.targets[batch.weights > 0]
+        tokens += counted.size
+        size += int(token_bytes[counted].sum())
+    return tokens, size

@@ -1,0 +1,101 @@
+"""Predictions of a fine-tuned model for one example, from its logits, as objects that are written as JSON.
+
+- classes of texts: `label`, the likeliest one, and `probabilities` of all;
+- a number of a text: `number`;
+- tags of words: `tags`, with `word`, `tag` and `probability` for each word, the last two null where the row has no token of it;
+  where all tags are IOB also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
+- an answer in a context: `answer`, its characters [`start`, `end`) of the context, `score`, the sum of the logits of its ends,
+  and `null_score`, that of no answer; where no answer is the prediction, all but the last are null;
+- options of a question: `choice`, the number of the likeliest one from 0, `option`, its text, and `probabilities` of all.
+
+Shape letters: R rows of an example (windows of a context; otherwise 1), O outputs, T tokens of a row, C options.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from eval.scoring import labelled, metric_functions
+from train.data.example_types import Choice, Question, Tagged, Text, is_iob
+from train.rows.example_rows import Row
+from zoo.batch import IGNORED
+
+Prediction = dict[str, Any]
+
+
+def of_example(
+    example: Any,
+    rows: Sequence[Row],
+    logits: Float64[np.ndarray, "R *outputs"],
+    labels: Sequence[str],
+    *,
+    null_threshold: float | None = None,
+) -> Prediction:
+    """Return the prediction of an example.
+
+    Args:
+        rows: those that were made of it; the labels of a sentence are the numbers of its words.
+        logits: [R, O] of a text, [R, T, O] of a sentence, [R, 2, T] of a question, [R, C] of choices.
+        labels: names of the outputs of a text or a sentence; a single one names a number.
+        null_threshold: a question has no answer where `null_score` is above the score of its best answer by more than this; None:
+            it always has one.
+    """
+    match example:
+        case Text() if len(labels) == 1:
+            return {"number": number(logits[0, 0])}
+        case Text():
+            return _class(softmax(logits[0]), labels)
+        case Tagged():
+            return _tags(example.words, rows[0], softmax(logits[0]), labels)
+        case Question():
+            return _answer(example, rows, logits, null_threshold)
+        case Choice():
+            chances = softmax(logits[0])
+            best = int(chances.argmax())
+            return {"choice": best, "option": example.options[best], "probabilities": list(map(number, chances))}
+    raise TypeError(type(example).__name__)
+
+
+def softmax(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
+    """Return the probabilities that logits stand for."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def number(value: Any) -> float:
+    """Return a number that is written with the digits of its float32 and no more."""
+    return float(str(np.float32(value)))
+
+
+def _class(chances: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
+    return {
+        "label": labels[int(chances.argmax())],
+        "probabilities": dict(zip(labels, map(number, chances), strict=True)),
+    }
+
+
+def _tags(words: Sequence[str], row: Row, chances: Float64[np.ndarray, "T O"], labels: Sequence[str]) -> Prediction:
+    tags: list[dict[str, Any]] = [{"word": word, "tag": None, "probability": None} for word in words]
+    for at in np.flatnonzero(row.labels != IGNORED):
+        best = int(chances[at].argmax())
+        tags[int(row.labels[at])] |= {"tag": labels[best], "probability": number(chances[at, best])}
+    if not is_iob(labels):
+        return {"tags": tags}
+    entities = [
+        {"type": entity.type, "first": entity.first, "end": entity.end, "text": " ".join(words[entity.first : entity.end])}
+        for entity in metric_functions.entities([each["tag"] or "O" for each in tags])
+    ]
+    return {"tags": tags, "entities": entities}
+
+
+def _answer(
+    question: Question, rows: Sequence[Row], logits: Float64[np.ndarray, "R 2 T"], null_threshold: float | None
+) -> Prediction:
+    decoded = labelled.decode(question, rows, logits)
+    if not decoded.choose(null_threshold):
+        return {"answer": None, "start": None, "end": None, "score": None, "null_score": number(decoded.null)}
+    best = decoded.answers[0]
+    place = {"start": best.first, "end": best.first + len(best.text)}
+    return {"answer": best.text, **place, "score": number(best.score), "null_score": number(decoded.null)}

@@ -1,0 +1,128 @@
+"""Predictions of a fine-tuned model for a stream of examples, in order, in memory that does not grow with their number."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.scoring import predictions
+from eval.scoring.labelled import Forward
+from eval.scoring.likelihood import row_length
+from train.config import run_config
+from train.data import unlabelled_reader
+from train.data.example_types import Example
+from train.data.unlabelled_reader import Item
+from train.engine import device_mesh
+from train.inputs.labelled_inputs import FEATURES, Rows
+from train.objectives import objective
+from train.rows.example_rows import Row
+from train.weights.load import Loaded
+from zoo.errors import BadInput
+
+CHUNK = 1024
+"""Examples that are in memory at a time."""
+SHORTEST = 32
+"""Tokens of the shortest rows: fewer lengths need fewer compiled programs."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A fine-tuned model and how it computes; `Predictor.of` makes one."""
+
+    subject: Loaded
+    run: run_config.Run
+    """Configuration that rows are made with."""
+    forward: Forward
+    batch: int
+    null_threshold: float | None
+    _frequent: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """Shapes of rows that have filled a batch."""
+
+    @staticmethod
+    def of(subject: Loaded, run: run_config.Run, *, batch: int, dtype: Any, null_threshold: float | None = None) -> "Predictor":
+        """Return the predictor of a model.
+
+        Args:
+            run: how rows are made.
+            batch: rows computed at a time.
+            dtype: of the arithmetic.
+            null_threshold: see `eval.scoring.predictions.of_example`.
+        """
+        return Predictor(
+            subject, run, Forward.of(subject.net, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
+        )
+
+    def predict(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+        """Yield a prediction for each example, in order."""
+        params, index, items = self.forward.cast(self.subject.params), 0, iter(items)
+        while chunk := list(itertools.islice(items, CHUNK)):
+            examples = [item.example for item in chunk]
+            made: dict[int, dict[str, Any]] = {}
+            for rows in self._groups(examples):
+                for number, values in self._computed(params, rows):
+                    made[number] = values
+            for number, item in enumerate(chunk):
+                named = {} if item.id is None else {"id": item.id}
+                yield {"index": index + number, **named, **made[number]}
+            index += len(chunk)
+
+    @functools.cached_property
+    def _build(self) -> Callable[..., Any]:
+        return objective(self.run.objective).builder(self.run, self.subject.tokenizer, _no_counts)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return getattr(self.run.model, "labels", ())
+
+    def _rows(self, examples: Sequence[Example]) -> Iterator[Row]:
+        """Yield the rows of some examples; the label of a text is 0, that of a word its number."""
+        run, tokenizer = self.run, self.subject.tokenizer
+        make = functools.partial(FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length)
+        if run.objective == "choice":
+            # One by one, since questions may have different numbers of options.
+            for number, example in enumerate(examples):
+                yield from (row._replace(example=number) for row in make([example], names={}))
+        elif run.objective == "tagging":
+            longest = max(len(example.words) for example in examples)  # pyright: ignore[reportAttributeAccessIssue]
+            yield from make(examples, names={str(number): number for number in range(longest)})
+        else:
+            yield from make(examples, names={unlabelled_reader.UNKNOWN: 0})
+
+    def _groups(self, examples: Sequence[Example]) -> Iterator[Rows]:
+        """Yield the rows of some examples by their shape, those of an example together."""
+        groups: dict[tuple[int, int], list[Row]] = {}
+        for _, some in itertools.groupby(self._rows(examples), key=lambda row: row.example):
+            rows = list(some)
+            longest = max(len(inputs.ids) for row in rows for inputs in row.inputs)
+            length = min(max(SHORTEST, row_length(longest, None)), self.run.data.length)
+            groups.setdefault((length, len(rows[0].inputs)), []).extend(rows)
+        for (length, _), rows in sorted(groups.items(), key=lambda group: group[0]):
+            yield Rows(examples, tuple(rows), length, "")
+
+    def _computed(self, params: Any, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number of the example, its prediction) of the examples of some rows of one shape."""
+        batches = self.forward.logits(params, rows, self._build, self._size(rows))
+        # The rows end before the last batch does, which is filled up.
+        pairs = zip(rows.rows, itertools.chain.from_iterable(batches), strict=False)
+        for number, some in itertools.groupby(pairs, key=lambda pair: pair[0].example):
+            mine, logits = zip(*some, strict=True)
+            example = rows.examples[number]
+            if not np.isfinite(logits).all():
+                raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
+            options = {"null_threshold": self.null_threshold}
+            yield number, predictions.of_example(example, mine, np.stack(logits), self._labels, **options)
+
+    def _size(self, rows: Rows) -> int:
+        """Rows of a batch: as many as asked for, or a power of two where there are fewer, so that programs are shared."""
+        mesh, shape = self.subject.mesh, (rows.length, len(rows.rows[0].inputs))
+        if len(rows) >= self.batch or shape in self._frequent:
+            self._frequent.add(shape)
+            return device_mesh.fitting(mesh, self.batch)
+        return device_mesh.fitting(mesh, min(self.batch, 1 << (len(rows) - 1).bit_length()))
+
+
+def _no_counts() -> Any:
+    raise AssertionError("no labelled objective asks how often ids occur")

@@ -1,0 +1,73 @@
+"""Pseudo-log-likelihoods: how likely an encoder finds each token of a text when that token alone is masked.
+
+Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.2. The pieces of a word that are not masked give it away,
+so that a word of several pieces looks likelier than it is (Kauf and Ivanova 2023, "A Better Way to Do Masked Language Model
+Scoring").
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Integer
+
+from eval.scoring.encoder_runner import Encoder, Row
+from train.engine.losses import token_losses
+from zoo.batch import Batch
+from zoo.models import Model
+from zoo.nn import heads
+
+
+def pseudo_nats(
+    encoder: Encoder,
+    texts: Sequence[Integer[np.ndarray, " _"]],
+    *,
+    length: int = 0,
+    name: Callable[[int], str] = "text {}".format,
+    progress: Callable[[int, int], None] = lambda done, count: None,
+) -> Float64[np.ndarray, " texts"]:
+    """Of each text, the sum over its tokens of -log p(token | the others), marks neither masked nor counted.
+
+    A text longer than the model's positions is seen by each token through a window of its own, as wide as there is room: as many
+    tokens before it as after it, more on one side where the text ends on the other. That costs what a window for all would.
+    Equal texts are computed once, so that they tie exactly.
+
+    Args:
+        texts: ids, without marks.
+        length: tokens in a row, marks included; 0 = the model's positions.
+        name: how a message calls the text of a number.
+        progress: called with (tokens done, tokens in all).
+
+    Raises:
+        BadInput: a model without a head for masked words, or a result that is not finite.
+    """
+    encoder.check_masked()
+    keys = [text.tobytes() for text in texts]
+    first = {key: number for number, key in reversed([*enumerate(keys)])}
+    chosen = sorted(first.values())
+    room = (length or encoder.room) - len(encoder.framed(texts[0][:0], ""))
+    rows = (row for number in chosen for row in _rows(encoder, texts[number], room, number, name(number)))
+    count, nats = sum(len(texts[number]) for number in chosen), np.zeros(len(texts))
+    for done, (row, (surprise,)) in enumerate(encoder.run(rows, _surprise), 1):
+        nats[row.number] += float(surprise)
+        progress(done, count)
+    return nats[[first[key] for key in keys]]
+
+
+def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: int, where: str) -> Iterator[Row]:
+    """A row for each token, in which it is masked."""
+    size = min(len(ids), room)
+    for place in range(len(ids)):
+        start = min(max(0, place - size // 2), len(ids) - size)
+        tokens = encoder.framed(ids[start : start + size], where)
+        at = place - start + encoder.marks.before
+        tokens[at] = encoder.marks.mask
+        yield Row(number, where, tokens, at, int(ids[place]))
+
+
+def _surprise(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+    """-log p of the targets, [B]."""
+    assert batch.targets is not None
+    hidden = heads.predictions(net.apply(params, batch), batch)
+    return (token_losses(lambda each: net.unembed(params, each), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)

@@ -1,0 +1,79 @@
+"""How a run is scored: by what it was trained to predict, on what it held out."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from eval.scoring import labelled, language_model, masked, seq2seq
+from train.checkpoints.identity import check_identity
+from train.checkpoints.manifest import compare
+from train.config import run_config
+from train.engine import device_mesh, optim
+from train.engine.step import DTYPES
+from train.inputs import dataset
+from train.run import metric_names
+from train.run.run_dir import Folder, no_checkpoint, read_config
+from train.weights.load import NEWEST, checkpoints
+from zoo.errors import BadInput, require
+from zoo.models import Model, model
+from zoo.runtime import jax_setup
+
+SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
+    "causal": language_model.of_run,
+    **dict.fromkeys(("masked", "distilled", "permutation"), masked.of_run),
+    **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
+    **dict.fromkeys(labelled.TASKS, labelled.of_run),
+}
+"""Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype) -> (params -> score)`; a score has `record()`."""
+
+
+def scorer(
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+) -> Callable[[Any], Any]:
+    """A function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
+    return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype)
+
+
+def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_config.Mesh) -> int:
+    """`zoo eval RUN`: score what a run held out with one of its checkpoints and print the result.
+
+    Args:
+        step: the checkpoint; None = the best one of a run that keeps it, else the newest intact one, which `NEWEST` always is.
+        stride: new tokens a row; 0 = half a row.
+
+    Raises:
+        BadInput: no run, no checkpoint, other data than the run's, or a model the mesh does not divide.
+    """
+    cfg = dataclasses.replace(read_config(path), mesh=mesh)
+    folder, devices = Folder(path), device_mesh.make(mesh)
+    require(batch >= 1, "batch", batch, "choose 1 or more rows")
+    # Rows are filled up to what the mesh divides, so only the model can fail to fit.
+    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
+    device_mesh.check(
+        dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.fitting(devices, 1))), devices
+    )
+    require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
+    net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
+    state = device_mesh.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
+    wanted = {"params": state.params, "step": state.step}
+    source = checkpoints(folder.path, cfg, step)
+    restored = source.restore(wanted, step=None if step == NEWEST else step, partial=True)
+    if restored is None:
+        raise no_checkpoint(folder.path)
+    found, meta = restored
+    check_identity(source.folder, meta, cfg)
+    if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
+        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
+    rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))
+    build = dataset.builder(cfg, data)
+    measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(found["params"])
+    if jax.process_index() == 0:
+        for line in metric_names.notices(measured.record()):
+            print(f"! {line}", file=sys.stderr)
+        for name, value in measured.record().items():
+            print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")
+    return 0

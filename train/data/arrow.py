@@ -1,0 +1,109 @@
+"""The documents in a column of text: .parquet and Arrow streams, a few rows at a time."""
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from train.data.text_files import LONGEST_LINE, Document, document, kind_of, listed
+from zoo.errors import BadInput
+
+ROWS = 64
+"""Rows of a .parquet decoded at a time."""
+
+
+def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
+    """The text of each row, in one column. Empty texts are no documents."""
+    pq = library("pyarrow.parquet")
+    with _errors(file):
+        check_column(pq.read_schema(file), field, str(file))
+        # As a dictionary, a text that occurs often is in memory once.
+        with pq.ParquetFile(file, read_dictionary=[field], buffer_size=1 << 20, pre_buffer=False) as table:
+            yield from _rows(table.iter_batches(ROWS, columns=[field], use_threads=False), name, field, str(file))
+
+
+def table(file: Path) -> Iterator[dict[str, Any]]:
+    """Each row of a .parquet with all of its columns, as Python's own values."""
+    pq = library("pyarrow.parquet")
+    with _errors(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
+        for batch in rows.iter_batches(ROWS, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Document]:
+    """The text of each row of several files, as one data set of that name: its rows are numbered through them."""
+
+    def batches() -> Iterator[Any]:
+        for file in files:
+            # Not mapped: the pages of a mapped file count as memory of the process.
+            with _errors(file), library("pyarrow").OSFile(str(file)) as raw, library("pyarrow.ipc").open_stream(raw) as stream:
+                check_column(stream.schema, field, name)
+                yield from (batch.select([field]) for batch in stream)
+
+    return _rows(batches(), name, field, name)
+
+
+def check_column(schema: Any, field: str, where: str) -> None:
+    """Refuse an Arrow schema that has no column of strings of that name.
+
+    Raises:
+        BadInput: it lists the columns.
+    """
+    if field not in schema.names:
+        raise BadInput(f"{where}: no column {json.dumps(field)}; it has {listed(schema.names)}: choose one with --data.field")
+    types, kind = library("pyarrow").types, schema.field(field).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+        raise BadInput(
+            f"{where}: column {json.dumps(field)} holds {kind}, not strings; it has {listed(schema.names)}: choose another with "
+            "--data.field"
+        )
+
+
+def library(module: str) -> Any:
+    """A module of the extra `data`.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{error.name} is needed to read this data and is not installed; pip install 'jax-zoo[data]'") from None
+
+
+def _rows(batches: Iterable[Any], name: str, field: str, where: str) -> Iterator[Document]:
+    number, some = 0, False
+    for batch in batches:
+        for value in batch.column(0):
+            number += 1
+            text = _string(value, f"{where}: row {number}", field)
+            if text:
+                some = True
+                yield from document(f"{name}:{number}", [text], f"{where}: row {number}")
+    if not some:
+        raise BadInput(f"{where}: holds no text in column {json.dumps(field)}")
+
+
+def _string(value: Any, where: str, field: str) -> str:
+    try:
+        text = value.as_py()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{where}: column {json.dumps(field)} is not UTF-8 (byte {error.start}); mend it") from None
+    if not isinstance(text, str):
+        raise BadInput(f"{where}: column {json.dumps(field)} holds {kind_of(text)}, not a string; mend it or leave the row out")
+    if len(text) > LONGEST_LINE:
+        raise BadInput(f"{where}: longer than {LONGEST_LINE >> 20} Mi characters; make several documents of it")
+    return text
+
+
+@contextlib.contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    """What the library raises on a file that is damaged, or none of its kind, as bad input."""
+    try:
+        yield
+    except (library("pyarrow").ArrowException, OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise BadInput(f"{file}: cannot be read ({why}); write or copy it again") from None

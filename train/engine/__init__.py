@@ -1,0 +1,1 @@
+"""The training step: state, optimizer, losses, the device mesh and the sharded step itself."""

@@ -1,0 +1,288 @@
+"""What a run trains on, as a person reads it: `zoo data inspect`."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.text import Text
+
+from train.config import run_config
+from train.data.text_files import Document
+from train.inputs import dataset
+from train.rows import contiguous_rows, example_rows, lm_rows, seq2seq_rows
+from train.rows.batches import Batches
+from train.rows.mixture import Mixture
+from train.run.run_dir import Folder
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.errors import require
+from zoo.runtime import jax_setup
+
+LEGEND = """\
+│ parts tokens, ↵ ends a line of the text, � is a part of a character, «these»
+are not counted in the loss, token→target is shown where targets are not simply
+the next tokens. At the left stands the position of the line's first token."""
+GUTTER = 7
+"""Columns before the tokens."""
+
+
+def inspect(run: run_config.Run, folder: Folder, *, count: int, first: int) -> None:
+    """Print the examples `first`, `first` + 1, ... of a run's stream, `count` of them, exactly as it trains on them.
+
+    Each with where it is from, its tokens, and which predictions count; then how well the rows are filled. Styled on a terminal,
+    plain text elsewhere. It needs neither parameters nor a device: it reads the fields of `Batch`, whatever the objective.
+
+    Args:
+        folder: the run's; its tokenizer is used if it has a checkpoint.
+
+    Raises:
+        BadInput: see `inputs.read`; no row, or a negative first one.
+    """
+    require(count >= 1, "rows", count, "choose 1 or more rows")
+    require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
+    run = dataset.settled(run, folder)
+    text = dataset.read(run, folder, jax_setup.cache_dir() / "text")
+    batches = Batches(text.rows, dataset.builder(run, text), run.seed, 1, np.arange(1), period=run.masking.static)
+    examples = range(first, first + count)
+    chosen = [batches.use(example).row for example in examples]
+    names = _document_names(text.rows, chosen)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(LEGEND, style="dim")
+    counts = _Counts()
+    with batches.read(first) as stream:
+        for example, number, batch in zip(examples, chosen, stream, strict=False):
+            step, place = divmod(example, run.data.batch)
+            component, _ = text.rows.locate(number)
+            title = f"Example {example:,}: step {step:,}, place {place:,}; row {number:,} of {len(text.rows):,}"
+            console.print(Text(f"\n{title}", style="bold"))
+            if len(text.rows.components) > 1:
+                _heading(console, f"from {text.rows.components[component].name}")
+            one = jax.tree.map(lambda array: array[0], batch)
+            _show(console, text.tokenizer, one, text.rows.row(number), names[component])
+            counts.add(one)
+    console.print(Text(f"\n{counts}", style="bold"))
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Sums over the rows shown."""
+
+    rows: int = 0
+    room: int = 0
+    tokens: int = 0
+    predictions: int = 0
+
+    def add(self, example: Batch) -> None:
+        self.rows += 1
+        self.room += example.tokens.size
+        self.tokens += int(_filled(example).sum())
+        self.predictions += int((_weights(example) > 0).sum())
+
+    def __str__(self) -> str:
+        filled, counted = self.tokens / self.room, self.predictions / max(self.tokens, 1)
+        several = f"{self.rows:,} row{'s' if self.rows > 1 else ''}"
+        return f"{several}: {self.tokens:,} tokens, {filled:.1%} filled; {self.predictions:,} of them counted, {counted:.1%}"
+
+
+def _document_names(mixture: Mixture, chosen: list[int]) -> list[dict[int, str]]:
+    """Of each component, the names of the documents that the chosen rows are from, by number."""
+    wanted: list[set[int]] = [set() for _ in mixture.components]
+    for number in chosen:
+        wanted[mixture.locate(number)[0]] |= {each.document for each in _ranges(mixture.row(number))}
+    return [_names(component.documents, numbers) for component, numbers in zip(mixture.components, wanted, strict=True)]
+
+
+def _names(documents: Iterable[Document], wanted: set[int]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    number, reader = 0, iter(documents)
+    while len(names) < len(wanted):
+        document = next(reader)
+        if number in wanted:
+            names[number] = document.name
+        number += document.last
+    return names
+
+
+class _Range(NamedTuple):
+    """A part of a document, or of a labelled example, in a row."""
+
+    document: int
+    start: int
+    size: int
+
+
+def _ranges(row: Any) -> list[_Range]:
+    """Where the parts of a row are from, whichever plan it is of."""
+    if isinstance(row, contiguous_rows.Window):
+        # Only where it begins: its second text may be from anywhere.
+        return [_Range(*row.origin, 1)]
+    if isinstance(row, lm_rows.Row):
+        return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
+    if isinstance(row[0], seq2seq_rows.Placed):
+        return [_Range(each.example, 0, len(each.sides.source)) for each in row]
+    if isinstance(row, example_rows.Row):
+        return [_Range(row.example, 0, len(inputs.ids)) for inputs in row.inputs]
+    return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]
+
+
+def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str]) -> None:
+    """One example: where it is from, its encoder side if it has one, its tokens, its labels."""
+    origins = [_origin(each, names) for each in dict.fromkeys(_ranges(row))]
+    # Where each piece is a segment, a segment's heading says where it is from.
+    apart = example.segments is not None and example.source is None and int(example.segments.max()) == len(origins)
+    if not apart:
+        for origin in origins:
+            _heading(console, origin)
+    if example.source is not None:
+        _heading(console, "encoder side")
+        _side(console, tokenizer, example.source, [])
+        _heading(console, "decoder side")
+    for number, option in enumerate(_options(example), 1):
+        if option is not example:
+            _heading(console, f"option {number}")
+        _side(console, tokenizer, option, origins if apart else [])
+    if example.labels is not None:
+        _heading(console, f"labels: {_printable(str(example.labels))}")
+
+
+def _options(example: Batch) -> list[Batch]:
+    """The options of a question, each as a row; of anything else the row itself."""
+    if example.tokens.ndim == 1:
+        return [example]
+    names = ("tokens", "segments", "positions", "types")
+    fields = {name: value for name in names if (value := getattr(example, name)) is not None}
+    return [Batch(**{name: value[number] for name, value in fields.items()}) for number in range(len(example.tokens))]
+
+
+def _origin(part: _Range, names: dict[int, str]) -> str:
+    last = part.start + part.size - 1
+    return f"document {part.document:,}, {_printable(names[part.document])}: tokens {part.start:,} to {last:,}"
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(Text(f"  {text}", style="cyan"))
+
+
+def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str]) -> None:
+    """The tokens of one side, in stretches of one segment and type whose positions ascend one by one."""
+    filled = _filled(side)
+    positions = np.arange(len(filled)) if side.positions is None else side.positions
+    cells = _cells(tokenizer, side)
+    segment = None
+    for start, end in itertools.pairwise(_starts(side, positions, filled)):
+        if not filled[start]:
+            _heading(console, f"padding: {end - start:,}")
+            continue
+        if side.segments is not None and (here := int(side.segments[start])) != segment:
+            segment = here
+            _heading(console, f"segment {here}" + (f": {origins[here - 1]}" if origins else ""))
+        if side.types is not None:
+            _heading(console, f"type {side.types[start]}")
+        for at, line in _lines(cells, start, end, console.width - GUTTER):
+            # Nothing is wrapped: the line has been filled to the width.
+            console.print(Text().append(f"{positions[at]:>{GUTTER - 1}} ", "dim").append_text(line), soft_wrap=True)
+
+
+def _starts(side: Batch, positions: np.ndarray, filled: np.ndarray) -> list[int]:
+    """Where stretches begin, and the end of the last."""
+    new = (np.diff(positions) != 1) & filled[1:]
+    for field in (filled, side.segments, side.types):
+        if field is not None:
+            new |= field[1:] != field[:-1]
+    return [0, *(np.flatnonzero(new) + 1).tolist(), len(filled)]
+
+
+def _filled(side: Batch) -> np.ndarray:
+    """Which tokens are no padding."""
+    if side.segments is not None:
+        return side.segments != 0
+    # Without segments the end of a short row shows by one id that goes on and on and is never predicted.
+    other = np.flatnonzero((side.tokens != side.tokens[-1]) | (_weights(side) != 0))
+    end = int(other.max(initial=-1)) + 1
+    return np.arange(len(side.tokens)) < (end if len(side.tokens) - end > 1 else len(side.tokens))
+
+
+def _weights(side: Batch) -> np.ndarray:
+    """The weight in the loss of the prediction at each position; 0 where nothing is predicted."""
+    weights = np.zeros(len(side.tokens), np.float32)
+    if side.targets is not None:
+        at = np.arange(len(weights)) if side.places is None else side.places
+        # Unused ones have weight 0 and may name any position.
+        np.add.at(weights, at, 1.0 if side.weights is None else side.weights)
+    return weights
+
+
+def _cells(tokenizer: Tokenizer, side: Batch) -> list[Text]:
+    """Each token as it is shown; where nothing is predicted at all, as if everything counted."""
+    weights, targets = _weights(side), _targets(side)
+    counted = (weights > 0) | (side.targets is None)
+    edge = np.concatenate([[True], counted | ~_filled(side), [True]])
+    cells = []
+    for at, token in enumerate(side.tokens.tolist()):
+        style = "dim" if not counted[at] else "magenta" if token == tokenizer.end_of_text else ""
+        cell = Text().append("«" if edge[at] and not counted[at] else "", "dim").append(_token(tokenizer, token), style)
+        if side.order is not None:
+            cell.append(f"#{side.order[at]}", "dim")
+        if at in targets:
+            cell.append("→", "dim").append(_token(tokenizer, targets[at]), "green")
+        if weights[at] not in (0, 1):
+            cell.append(f"*{weights[at]:g}", "yellow")
+        cells.append(cell.append("»" if edge[at + 2] and not counted[at] else "", "dim"))
+    return cells
+
+
+def _targets(side: Batch) -> dict[int, int]:
+    """Targets of the predictions that count, by position; where all are the next tokens, only those with no next token."""
+    if side.targets is None:
+        return {}
+    at = range(len(side.tokens)) if side.places is None else side.places.tolist()
+    weights = np.ones(len(side.targets)) if side.weights is None else side.weights
+    targets = {place: target for place, target, weight in zip(at, side.targets.tolist(), weights, strict=True) if weight > 0}
+    segments = _filled(side).astype(int) if side.segments is None else side.segments
+    follows = np.append(segments[1:] == segments[:-1], False)
+    after = {place: int(side.tokens[place + 1]) for place in targets if follows[place]}
+    if any(targets[place] != token for place, token in after.items()):
+        return targets
+    return {place: target for place, target in targets.items() if place not in after}
+
+
+def _lines(cells: list[Text], start: int, end: int, width: int) -> Iterator[tuple[int, Text]]:
+    """The cells from `start` to `end` in lines of at most `width` columns, each with the number of its first cell."""
+    line, first = Text().append("│", "dim"), start
+    for at in range(start, end):
+        for part in _chopped(cells[at], width - 2):
+            if line.cell_len > 1 and line.cell_len + part.cell_len + 1 > width:
+                yield first, line
+                line, first = Text().append("│", "dim"), at
+            line.append_text(part).append("│", "dim")
+    yield first, line
+
+
+def _chopped(cell: Text, width: int) -> list[Text]:
+    """A cell in parts that fit a line: nearly always one."""
+    if cell.cell_len <= width:
+        return [cell]
+    ends = itertools.accumulate(len(part) for part in chop_cells(cell.plain, max(width, 2)))
+    return list(cell.divide(list(ends)[:-1]))
+
+
+def _token(tokenizer: Tokenizer, number: int) -> str:
+    known = 0 <= number < tokenizer.vocab_size
+    return _printable(tokenizer.spell(number)) if known else f"<{number}>"
+
+
+def _printable(text: str) -> str:
+    """A text on one line in which nothing moves the cursor, reorders what follows or melts into what came before."""
+
+    def shown(at: int, character: str) -> str:
+        if character == "\n":
+            return "↵"
+        alone = character.isprintable() and (at or cell_len(character))
+        return character if alone else character.encode("unicode_escape").decode()
+
+    return "".join(itertools.starmap(shown, enumerate(text)))

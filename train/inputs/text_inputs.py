@@ -1,0 +1,163 @@
+"""A run's text, from its files to the rows it trains on and the rows it is scored on."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from train.config import run_config
+from train.data import corpus
+from train.data.corpus import Documents
+from train.data.text_files import Document
+from train.objectives import objective
+from train.rows.mixture import Component, Mixture, Share
+from train.rows.token_cache import Progress, Tokens, prepare
+from train.run.console import short
+from train.run.progress_bar import shown
+from train.run.run_dir import Folder
+from train.tokenizers.tokenizer import Tokenizer
+from train.weights.load import check_vocabulary, chosen_tokenizer
+from zoo.configs._encoder import LABELLED
+from zoo.errors import BadInput, require
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """Text, tokenized and planned; see `train.inputs.dataset.Inputs`."""
+
+    tokenizer: Tokenizer
+    token_bytes: Int[np.ndarray, " V"]
+    """UTF-8 bytes each token stands for; 0 for end-of-text and for ids the tokenizer does not have."""
+    rows: Mixture
+    """What the run trains on."""
+    held_out: Tokens
+    """The held-out text of all components."""
+
+    def scored(self, run: run_config.Run, stride: int) -> Any:
+        """Rows of the held-out text, as the objective is scored on them; `stride` new tokens each, where they are windows."""
+        return objective(run.objective).scored(self.held_out, run, self.tokenizer, stride)
+
+    def counts(self) -> Int64[np.ndarray, " V"]:
+        """How often each id occurs in the training text."""
+        found = np.zeros(len(self.token_bytes), np.int64)
+        for component in self.rows.components:
+            ids = _tokens(component).ids
+            for start in range(0, len(ids), COUNTED):
+                found += np.bincount(ids[start : start + COUNTED], minlength=len(found))
+        return found
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint remembers of its text, so that it is never resumed on another."""
+        several = self.rows.components if len(self.rows.components) > 1 else ()
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": self.rows.fingerprint,
+            "held_out": self.held_out.fingerprint,
+            # Only to say which of them changed.
+            **{f"data of {component.name}": component.rows.fingerprint for component in several},
+        }
+
+    def facts(self, run: run_config.Run) -> dict[str, str]:
+        """The text and what the run does with it, as the console and the report show it."""
+        shares = self.rows.shares(run.steps * run.data.batch)
+        names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
+        seen = f"{short(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
+        facts = {"data": f"{names}: {short(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
+        if len(shares) == 1:
+            return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
+        return {**facts, "data mixture": "; ".join(map(_told, shares)), "tokens seen": seen}
+
+
+def _tokens(component: Component) -> Tokens:
+    tokens = getattr(component.rows, "tokens", None)
+    assert isinstance(tokens, Tokens), "rows of text have its tokens"
+    return tokens
+
+
+COUNTED = 1 << 24
+"""Ids counted at a time: they are mapped, not in memory."""
+
+
+def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
+    """The run as it is: text decides nothing of it.
+
+    Raises:
+        BadInput: a head of labels.
+    """
+    task = getattr(run.model, "task", "")
+    require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
+    return run
+
+
+def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Text:
+    """Read, tokenize (once: kept in `cache`) and plan. A resumed run uses the tokenizer in its folder.
+
+    Args:
+        quiet: show no progress: another process does.
+
+    Raises:
+        BadInput: see `corpus.split`, `Tokenizer.load` and `rows.training_rows`; the tokenizer has ids beyond the vocabulary, or
+            is not the teacher's.
+    """
+    parts = _parts(run.data)
+    tokenizer = chosen_tokenizer(run, folder)
+    if tokenizer is None:
+        text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
+        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
+    check_vocabulary(run, tokenizer)
+    token_bytes = np.zeros(run.model.vocab, np.int64)
+    token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
+    with contextlib.nullcontext() if quiet else shown("tokenizing") as progress:
+        components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
+        held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
+    return Text(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)
+
+
+class _Part(NamedTuple):
+    """A component before there is a tokenizer."""
+
+    name: str
+    weight: float
+    documents: Documents
+    held_out: Documents
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """Documents of several components, one component after the other; read anew by every iteration."""
+
+    parts: list[Iterable[Document]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return itertools.chain.from_iterable(self.parts)
+
+
+def _parts(data: run_config.Data) -> list[_Part]:
+    """Each component's own training and held-out documents. Without weights all paths are one component."""
+    if not data.weights:
+        return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
+    alone = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
+    return [_Part(one.paths[0], weight, *corpus.split(one)) for one, weight in zip(alone, data.weights, strict=True)]
+
+
+def _held_out(parts: list[_Part], data: run_config.Data) -> Iterable[Document]:
+    # Every component was given the same `valid_paths`; what is cut from its end is its own.
+    return parts[0].held_out if data.valid_paths or len(parts) == 1 else _Joined([part.held_out for part in parts])
+
+
+def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
+    tokens = prepare(part.documents, tokenizer, cache, progress)
+    try:
+        return Component(part.name, part.weight, part.documents, objective(run.objective).plan(tokens, run, tokenizer))
+    except BadInput as error:
+        raise BadInput(f"{part.name}: {error}" if run.data.weights else str(error)) from None
+
+
+def _told(share: Share) -> str:
+    times = f"{share.epochs:.3g} epochs of {short(share.tokens)} tokens"
+    return f"{share.name} {share.weight:.1%} of rows, {share.share:.1%} of tokens ({times})"

@@ -1,0 +1,130 @@
+"""Rows to host batches. Which row is example number i of the stream is a pure function of (seed, i), and nothing else."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int, Int64
+
+from train.rows.mixture import Mixture, Planned, ordered
+from zoo.batch import IGNORED, Batch
+
+Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
+"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row: arrays, `weights` among them, and a
+`Batch` for `source`."""
+
+
+class Use(NamedTuple):
+    """Which row an example of the stream is."""
+
+    row: int
+    """Its number over all components."""
+    epoch: int
+    """How often its component had given all of its rows before."""
+
+
+class Batches:
+    """The training batches of a run, each component shuffled anew in each of its epochs, unless its rows continue each other.
+
+    Example i of the stream is example i % B of step i // B; `rows.draw` says which component gives it. An epoch of a component is
+    as many of its examples as it has rows, each row once; it may end inside a batch. `build` draws from a generator keyed by
+    (seed, epoch, row): what it draws for a row repeats after `period` epochs, or never where that is 0.
+    """
+
+    def __init__(
+        self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"], period: int = 0
+    ) -> None:
+        """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
+        self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
+        self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
+
+    def use(self, example: int) -> Use:
+        """The row that example number `example` of the stream is."""
+        component, before = self._rows.draw(example)
+        row = self._rows.number(component, self._orders[component][before])
+        return Use(row, before // len(self._rows.components[component].rows))
+
+    def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
+        """Numbers of the rows of a step's whole global batch, whatever `local` is."""
+        return np.array([self.use(step * self._batch + offset).row for offset in range(self._batch)], np.int64)
+
+    def shapes(self) -> Batch:
+        """Shapes and dtypes of a global batch."""
+        one = _stack([self._example(0)], np.zeros(1, np.int64))
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct((self._batch, *array.shape[1:]), array.dtype), one)
+
+    @contextlib.contextmanager
+    def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
+        """`with batches.read(n) as stream:` iterates without end over this process's part of the batches of steps n, n + 1, ...
+
+        Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads make the next batches
+        meanwhile; they end with the block. An exception in `build` is raised where its batch would have come, and ends the
+        iteration.
+        """
+        steps = grain.MapDataset.range(first_step, sys.maxsize).map(self._make)
+        # More threads only compete for the interpreter's lock.
+        threads = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+        try:
+            # Grain would go on with the batch after one that failed; a generator that raised is at its end.
+            yield (batch for batch in threads)
+        finally:
+            threads.close()
+
+    def _make(self, step: int) -> Batch:
+        numbers = step * self._batch + self._local.astype(np.int64)
+        return _stack([self._example(number) for number in numbers.tolist()], numbers)
+
+    def _example(self, number: int) -> dict[str, Any]:
+        row, epoch = self.use(number)
+        rng = _generator(self._seed, epoch % self._period if self._period else epoch, row)
+        return self._build(rng, self._rows.row(row), self._rows.length)
+
+
+def in_order(rows: Planned, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
+    """Every row once, in order, for scoring: this process's part of each global batch; `index` is the row's number.
+
+    The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` draws from a generator keyed by
+    the row.
+    """
+    for first in range(0, len(rows), batch):
+        numbers = first + local.astype(np.int64)
+        examples = []
+        for number in numbers.tolist():
+            row = min(number, len(rows) - 1)
+            arrays = build(_generator(0, 0, row), rows.row(row), rows.length)
+            examples.append(arrays if number < len(rows) else _uncounted(arrays))
+        yield _stack(examples, numbers)
+
+
+def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same example, of which nothing is asked."""
+    nothing = {"weights": 0, "labels": IGNORED}
+    return arrays | {name: np.full_like(arrays[name], value) for name, value in nothing.items() if name in arrays}
+
+
+def _order(rows: Planned, seed: int, component: int) -> grain.MapDataset[int]:
+    """Rows of a component in the order in which they are used, epoch after epoch."""
+    order = grain.MapDataset.range(len(rows))
+    if not ordered(rows):
+        # Components of one size must not be shuffled alike, nor like those of a run with the next seed: so their seeds lie far
+        # apart.
+        order = order.seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle()
+    order = order.repeat()
+    # Grain prepares a dataset at its first use, which is not safe in several threads at once.
+    order[0]
+    return order
+
+
+def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """Generators of different keys, or of counters that begin this far apart, never share a number."""
+    key, counter = np.array([seed, row], np.uint64), np.array([0, 0, 0, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _stack(examples: list[dict[str, Any]], numbers: Int64[np.ndarray, " local"]) -> Batch:
+    fields: dict[str, Any] = jax.tree.map(lambda *each: np.stack(each), *examples)
+    return Batch(**fields, index=(numbers % (1 << 32)).astype(np.uint32))

@@ -1,0 +1,206 @@
+"""What a person sees while a run goes: a header, one live line, notices above it, a last line."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from train.run import metric_names
+from zoo.errors import BadInput, remedy
+from zoo.runtime import stdio
+
+REDRAW = 0.2
+"""Seconds between two drawings of the live line, so that drawing stays far below a step's cost."""
+
+WIDE = 110
+"""Columns from which the live line ends in a bar: below, its numbers need the room."""
+
+
+class Console:
+    """Progress of a run of `steps` steps, written by process 0; the other processes call the same methods and print nothing.
+
+    On a terminal one line is redrawn in place. Elsewhere (a pipe, a log file, a dumb terminal) each row of metrics is a line of
+    plain text. Use as a context manager: leaving it, by whatever way, gives the terminal back.
+
+    A run outlives what it writes to: where a reader leaves (`| head`), a terminal is closed or a disk is full, a line on stderr
+    says so, nothing more is written, and training goes on. Only a disk that is full before the first line is refused.
+    """
+
+    def __init__(self, *, steps: int, process: int = 0, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._terminal = Terminal(file=self._stream, highlight=False, markup=False, emoji=False)
+        self._quiet = process != 0
+        self._written = False
+        self._steps = steps
+        self._step = 0
+        self._doing = ""
+        self._train: Mapping[str, Any] | None = None
+        self._valid: Mapping[str, Any] | None = None
+        self._first: tuple[int, float] | None = None
+        self._drawn = 0.0
+        self._live: Live | None = None
+        animated = self._stream.isatty() and self._terminal.is_terminal and not self._terminal.is_dumb_terminal
+        if animated and not self._quiet:
+            # No refresh thread: it would take the interpreter from the loop whenever it pleased.
+            self._live = Live(console=self._terminal, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            with self._output():
+                self._live.stop()
+
+    def header(self, title: str, facts: Mapping[str, str]) -> None:
+        """Print the run's name and, aligned, what it is: one fact a line, a long one continuing below itself."""
+        if self._quiet:
+            return
+        width = max(map(len, facts), default=0)
+        if not self._live:
+            self._plain("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())]))
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in facts.items():
+            grid.add_row(Text(f"  {name}"), Text(value))
+        with self._output():
+            self._terminal.print(Text(title, style="bold"))
+            self._terminal.print(grid)
+
+    def doing(self, what: str) -> None:
+        """Say what takes so long before or between steps ("compiling the step"); the next row or step takes its place."""
+        self._doing = what
+        if not self._live:
+            self._plain(f"{what} ...")
+        self._draw(now=True)
+
+    def step(self, step: int) -> None:
+        """Note that `step` steps have been taken. Cheap enough for every step."""
+        self._step, self._doing = step, ""
+        self._draw()
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Show a row of metrics, as `train_row` and `valid_row` of train.run.metrics_file make them."""
+        self._step, self._doing = row["step"], ""
+        if row["kind"] == "valid":
+            self._valid = row
+        else:
+            self._train = row
+            self._first = self._first or (row["step"], time.perf_counter())
+        if not self._live:
+            shown = self._parts() if row["kind"] == "train" else [self._counter(), _validation(row)]
+            self._plain("  ".join(shown))
+        self._draw()
+
+    def notice(self, text: str) -> None:
+        """Print something the user must not miss, above the live line."""
+        if self._live:
+            with self._output():
+                self._terminal.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
+        elif not self._quiet:
+            self._plain(f"! {text}")
+
+    def finish(self, text: str) -> None:
+        """Clear the live line and print the run's last line."""
+        if self._live:
+            with self._output():
+                self._live.stop()
+                self._terminal.print(Text(text, style="bold"), soft_wrap=True)
+            self._live = None
+        else:
+            self._plain(text)
+
+    def _plain(self, text: str) -> None:
+        if not self._quiet:
+            with self._output():
+                print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[None]:
+        """Write something; once that fails, write nothing any more."""
+        try:
+            yield
+        except OSError as error:
+            live, self._live, self._quiet = self._live, None, True
+            stdio.discard(self._stream)
+            if live:
+                live.stop()
+            if not self._written and not isinstance(error, BrokenPipeError):
+                raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
+            stdio.complain(f"standard output is lost ({error.strerror}); the run goes on without it")
+        self._written = True
+
+    def _draw(self, now: bool = False) -> None:
+        if not self._live or not (now or time.perf_counter() - self._drawn >= REDRAW):
+            return
+        self._drawn = time.perf_counter()
+        width = self._terminal.width
+        parts = [f"{self._doing} ..."] if self._doing else self._parts()
+        # Columns that do not fit are left out from the right: a line that wraps could not be redrawn in place.
+        while len(parts) > 1 and len("  ".join(parts)) + 2 > width:
+            parts.pop()
+        line = Table.grid(padding=(0, 1))
+        shown = [Text(f" {'  '.join(parts)}", no_wrap=True, overflow="ellipsis")]
+        if width >= WIDE and not self._doing:
+            bar = ProgressBar(total=self._steps, completed=self._step, width=min(40, width - 2 - shown[0].cell_len))
+            bar.complete_style = bar.finished_style = "cyan"
+            line.add_row(*shown, bar)
+        else:
+            line.add_row(*shown)
+        with self._output():
+            self._live.update(line)
+            # Started here and not before: an empty live line would leave a gap in the header.
+            self._live.start(refresh=False)
+            self._live.refresh()
+
+    def _counter(self) -> str:
+        return f"{self._step:>{len(str(self._steps))}}/{self._steps}"
+
+    def _parts(self) -> list[str]:
+        """The columns of the line, the most wanted first; what is not known yet is left out."""
+        parts = [self._counter()]
+        if self._first and self._step > self._first[0]:
+            step, at = self._first
+            parts.append(f"ETA {clock((time.perf_counter() - at) / (self._step - step) * (self._steps - self._step))}")
+        if self._train:
+            parts.append(f"loss {self._train['loss']:.3f}")
+        if self._valid and self._live:
+            parts.append(_validation(self._valid))
+        if self._train:
+            rate, share = self._train["time"]["tokens_per_s"], self._train["time"]["mfu"]
+            # Neither is known in a row whose only step was the one that compiled.
+            parts += [f"{short(rate)} tok/s"] if math.isfinite(rate) else []
+            parts += [f"MFU {share:.0%}"] if share is not None and math.isfinite(share) else []
+        return parts
+
+
+def short(number: float | int) -> str:
+    """A count in at most five characters: 950, 12.3k, 4.56M, 175B."""
+    for unit, scale in (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
+        if abs(number) < 999.5 * scale or unit == "B":
+            break
+    scaled = number / scale
+    return f"{scaled:.0f}{unit}" if unit == "" or abs(scaled) >= 99.95 else f"{scaled:.{1 if abs(scaled) >= 9.995 else 2}f}{unit}"
+
+
+def clock(seconds: float | int) -> str:
+    """A duration as m:ss, h:mm:ss or, from two days on, in days."""
+    whole = max(0, round(seconds))
+    if whole >= 48 * 3600:
+        return f"{whole / 86400:.1f} days"
+    minutes, hours = whole // 60 % 60, whole // 3600
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _validation(row: Mapping[str, Any]) -> str:
+    return f"valid {metric_names.told(row, 1)}"

@@ -1,0 +1,159 @@
+"""What a run measures of itself while it goes: rows of metrics.jsonl, the ledger, and the watch for steps that went wrong."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from train.config import run_config
+from train.run.console import Console
+from train.run.metric_names import QUANTITIES
+from train.run.metrics_file import Metrics, mfu, train_row, valid_row
+from train.run.run_dir import Folder
+from train.run.trackers import Sinks
+from zoo.errors import BadInput
+
+OVERALL = ("loss", "grad_norm", "lr", "finite")
+"""Metrics that every step has; the others are terms of its loss."""
+
+
+class Recorder:
+    """Takes each step's metrics, fetched one step late so that the device never waits for the host, and writes rows.
+
+    Process 0 writes; every process watches, so that all of them stop at the same step.
+    """
+
+    def __init__(
+        self,
+        run: run_config.Run,
+        folder: Folder,
+        console: Console,
+        *,
+        first: int,
+        tokens: int,
+        flops: float,
+        rate: float,
+        process: int,
+        saved: Mapping[str, Any],
+    ) -> None:
+        """`tokens` and `flops` of a training step, these stated against `rate`, FLOP/s, all of all devices; `first` step of this
+        start; `saved`: the `summaries` in the checkpoint that the run goes on from."""
+        self._run, self._console, self._first, self._tokens = run, console, first, tokens
+        self._flops, self._rate = flops, rate
+        self._rows = Metrics(folder.metrics, resume_at=first if first else None) if process == 0 else None
+        self._ledger = Metrics(folder.ledger, resume_at=first if first else None) if process == 0 and run.log.ledger else None
+        for name, file in self._files().items():
+            if name in saved and (lost := file.lost(saved[name])):
+                console.notice(lost)
+        self._sinks = Sinks(run.log.sinks if process == 0 else (), run, folder, notify=console.notice)
+        self._at = first
+        self._late: dict[str, jax.Array] | None = None
+        self._values: dict[str, float] = {}
+        self._skipped = self._in_a_row = 0
+        self._clock, self._timed = time.perf_counter(), 0
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        for file in self._files().values():
+            file.close()
+        self._sinks.close(failed=error is not None)
+
+    def step(self, metrics: dict[str, jax.Array], rows: Any) -> None:
+        """Note a step just dispatched; `rows` are the row numbers of its global batch.
+
+        Raises:
+            BadInput: too many steps in a row had a non-finite gradient.
+        """
+        self._at += 1
+        self._fetch()
+        self._late = metrics
+        if self._ledger is not None:
+            self._ledger.write({"step": self._at, "rows": rows})
+        if self._at == self._first + 1:
+            # Compiling is not part of a step's time.
+            self._fetch()
+            self._clock = time.perf_counter()
+        else:
+            self._timed += 1
+        self._console.step(self._at)
+
+    def due(self, every: int, ahead: int = 0) -> bool:
+        """Whether something done every so many steps (0 = never) and at the last one is done `ahead` steps from now."""
+        step = self._at + ahead
+        return step == self._run.steps or (every > 0 and step % every == 0)
+
+    def row(self) -> None:
+        """Write a row of the step just taken."""
+        self._fetch()
+        now = time.perf_counter()
+        seconds = (now - self._clock) / self._timed if self._timed else float("nan")
+        row = train_row(
+            step=self._at,
+            loss=self._values["loss"],
+            grad_norm=self._values["grad_norm"],
+            lr=self._values["lr"],
+            tokens=self._at * self._tokens,
+            skipped=self._skipped,
+            seconds=seconds,
+            tokens_per_s=self._tokens / seconds,
+            mfu=mfu(self._flops, seconds, self._rate),
+            **self._terms(),
+        )
+        self._skipped, self._timed, self._clock = 0, 0, time.perf_counter()
+        self._show(row)
+
+    def valid(self, score: Any, seconds: float) -> None:
+        """Write a row of a validation: the quantities of `score.record()`."""
+        numbers = {name: value for name, value in score.record().items() if name in QUANTITIES}
+        self._show(valid_row(step=self._at, seconds=seconds, **numbers))
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that is not part of a step's: validation and saving."""
+        self._fetch()
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
+
+    def sync(self) -> None:
+        """Rows are on the disk before the checkpoint that stands for them."""
+        for file in self._files().values():
+            file.sync()
+
+    def summaries(self) -> dict[str, Any]:
+        """Return the `Metrics.summary` of each file, for the checkpoint that stands for its rows. Process 0 has the files."""
+        return {name: file.summary() for name, file in self._files().items()}
+
+    def _files(self) -> dict[str, Metrics]:
+        files = {"metrics.jsonl": self._rows, "ledger.jsonl": self._ledger}
+        return {name: file for name, file in files.items() if file is not None}
+
+    def _terms(self) -> dict[str, dict[str, float]]:
+        """What the loss is the sum of, where it has several terms."""
+        terms = {name: value for name, value in self._values.items() if name not in OVERALL}
+        return {"terms": terms} if len(terms) > 1 else {}
+
+    def _fetch(self) -> None:
+        if self._late is None:
+            return
+        # One device's copy is enough, and a pmapped metric has a device axis.
+        late, self._late = self._late, None
+        self._values = {name: float(jax.device_get(value.addressable_data(0)).reshape(-1)[0]) for name, value in late.items()}
+        bad = self._values["finite"] == 0
+        self._skipped += bad
+        self._in_a_row = self._in_a_row + 1 if bad else 0
+        if self._in_a_row >= self._run.max_skipped:
+            raise BadInput(
+                f"{self._in_a_row} steps in a row had a non-finite loss or gradient; parameters are those before them. "
+                f"Lower --optim.lr {self._run.optim.lr:g}, or allow more with --max-skipped"
+            )
+
+    def _show(self, row: dict[str, Any]) -> None:
+        if self._rows is not None:
+            self._rows.write(row)
+        self._sinks.write(row)
+        self._console.row(row)

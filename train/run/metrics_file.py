@@ -1,0 +1,234 @@
+"""What a run measures: rows of metrics.jsonl, and the rate that a step's speed is stated against."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.run.run_dir import Folder, write_text
+from zoo.errors import BadInput, cannot_write
+
+# JSON has no number for these; protobuf's JSON mapping spells them so.
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Metrics:
+    """A file of rows, one JSON object a line, each with its "step"; appended to, one row at a time, by one process.
+
+    Columns that differ between two runs of the same thing (seconds, rates, dates) live in one nested object, "time".
+    Write the rows of step n, and `sync`, before committing the checkpoint of step n: a resumed run then has every row.
+    """
+
+    def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
+        """Open `path` for a run that continues at step `resume_at`: later rows, and a line torn by a kill, are dropped, the file
+        being replaced whole. None: the run starts anew, with no rows.
+
+        Raises:
+            BadInput: a line that is no row, with its number, or a file that cannot be written.
+        """
+        rows = read(path) if resume_at is not None and path.exists() else []
+        lines = [_line(row) for row in rows if row["step"] <= resume_at]
+        write_text(path, "".join(lines))
+        self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
+        # Without a buffer: one that could not be written would be written again, and fail again, when the file is closed.
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row. Values are Python's or numpy's; what is not finite is written "NaN" or "Infinity".
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        line = rest = _line(row).encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+        self._count += 1
+        self._digest.update(line)
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk.
+
+        Raises:
+            BadInput: they cannot be written there.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the number of rows and their SHA-256, which a checkpoint keeps."""
+        return {"rows": self._count, "sha256": self._digest.hexdigest()}
+
+    def lost(self, saved: Mapping[str, Any]) -> str:
+        """Return what has happened to the rows since a checkpoint kept this `summary` of them; "" if nothing has."""
+        if self.summary() == saved:
+            return ""
+        if missing := saved["rows"] - self._count:
+            change = f"{missing} of {saved['rows']} rows are missing" if missing > 0 else f"{-missing} rows were added"
+        else:
+            change = "rows were changed"
+        return f"{self._path}: {change} since the checkpoint was saved; the run goes on without what is lost"
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def train_row(
+    *,
+    step: int,
+    loss: float,
+    grad_norm: float,
+    lr: float,
+    tokens: int,
+    skipped: int,
+    seconds: float,
+    tokens_per_s: float,
+    mfu: float | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A row of kind "train".
+
+    Args:
+        step: steps taken, this one included.
+        loss: mean over the predicted tokens of step `step`, in nats.
+        grad_norm: global gradient norm before clipping.
+        lr: learning rate of the step.
+        tokens: tokens predicted so far.
+        skipped: steps skipped for a non-finite gradient since the previous train row.
+        seconds: mean seconds a step since the previous train row, without validation and saving.
+        tokens_per_s: over all devices.
+        mfu: share of the rate it is stated against, 0 to 1; None where there is no such rate.
+        more: further columns (of the same value in every run of the same configuration).
+    """
+    measured = {"seconds": seconds, "tokens_per_s": tokens_per_s, "mfu": mfu, "at": time.time()}
+    values = {"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "skipped": skipped}
+    return {"kind": "train", **values, **more, "time": measured}
+
+
+def valid_row(*, step: int, seconds: float, **quantities: float) -> dict[str, Any]:
+    """A row of kind "valid": what a validation found, by the names of `train.run.metric_names`, and the `seconds` it took."""
+    return {"kind": "valid", "step": step, **quantities, "time": {"seconds": seconds, "at": time.time()}}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file. A last line without its line end, as a killed process leaves it, is no row unless it is whole.
+
+    Raises:
+        BadInput: no such file, or a line that is no row, with its number.
+    """
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+    rows = [_row(line, path, number) for number, line in enumerate(lines, 1)]
+    try:
+        return [*rows, _row(last, path, len(lines) + 1)] if last else rows
+    except BadInput:
+        return rows
+
+
+def started(folder: Folder, step: int, facts: Mapping[str, str], flops: float) -> None:
+    """Note in starts.jsonl that the run starts or resumes at `step`: `facts`, as the console shows them, versions, date, and the
+    FLOPs of a step."""
+    row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
+    before = read(folder.starts) if folder.starts.exists() else []
+    write_text(folder.starts, "".join(map(_line, [*before, row])))
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers depend on, and the compiler's flags: those of XLA:CPU decide what its figures are worth."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return found | {"system": platform.platform(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+
+
+def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
+    """Model FLOPs utilization: the share of `rate` (FLOP/s of all devices) that steps of `seconds` each put to use.
+
+    Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    return flops_per_step / (seconds * rate)
+
+
+def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
+    """Measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices together.
+
+    The best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated CPU
+    devices share the same cores, so on a CPU one device is measured, which uses all of them, and nothing is multiplied.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        devices, size = devices[:1], 1024
+    else:
+        size = 8192
+    mesh = Mesh(np.asarray(devices), ("device",))
+    shape, placed = (len(devices), size, size), NamedSharding(mesh, PartitionSpec("device"))
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+
+    def burst(count: int) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready([product(operand) for _ in range(count)])
+        return (time.perf_counter() - began) / count
+
+    # Our own mesh, whatever mesh the caller works under.
+    with jax.set_mesh(mesh):
+        operand = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=placed)(jax.random.key(0))
+        burst(1)
+        best = burst(1)
+        # A burst long enough to hide its dispatch, short enough that several fit and one of them is undisturbed.
+        count = max(1, round(seconds / 10 / best))
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            best = min(best, burst(count))
+    return 2 * size**3 * len(devices) / best
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(row), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode(), parse_constant=NOT_FINITE.__getitem__)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}:{number} is no row: {error}; remove the line") from None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise BadInput(f'{path}:{number} is no row: it is not an object with a whole "step"; remove the line')
+    # Rarely needed, and half the time of reading a long file.
+    return _restored(row) if b'"NaN"' in line or b'Infinity"' in line else row
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value

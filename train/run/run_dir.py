@@ -1,0 +1,340 @@
+"""The folder of a run: what is in it, who may write to it, and what makes a run the same run."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import re
+import socket
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from train.config.run_config import Run
+from zoo import configs
+from zoo.errors import BadInput, cannot_write
+from zoo.hf import config_json
+
+LOCK = "run.lock"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+MAY_CHANGE = (
+    "recipe",
+    "name",
+    "out",
+    "machine",
+    "mesh",
+    "engine",
+    "accumulate",
+    "loss_chunk",
+    "max_skipped",
+    "checkpoint",
+    "log",
+    "model.compute",
+)
+"""What a resumed run may set anew: where and how it is computed, saved and reported, none of which changes the sequence of
+samples or the mathematics of a step. Everything else (steps too: the schedule depends on them) makes it another run."""
+
+
+class Folder:
+    """RUN/ and the paths in it. Making one touches nothing; `claim` creates the folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "ledger.jsonl"
+        self.starts = self.path / "starts.jsonl"
+        self.scores = self.path / "scores.json"
+        self.predictions = self.path / "predictions.json"
+        self.samples = self.path / "samples.json"
+        self.evaluations = self.path / "evaluations.json"
+        self.data = self.path / "data.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.tokenizer = self.path / "tokenizer"
+        self.report = self.path / "report.html"
+        self.profile = self.path / "profile"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint was ever committed here."""
+        return any(self.checkpoints.glob("*/COMMIT.json"))
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether there is a checkpoint, a best one or a score: what another configuration may not take the place of."""
+        return self.has_checkpoint or self.scores.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever committed here, the best one included."""
+        return self.begun or any(self.best.glob("*/COMMIT.json"))
+
+    @classmethod
+    def of(cls, run: Run) -> "Folder":
+        """The folder of a run: `out`/`name`, or `out`/`recipe` where it has no name.
+
+        Raises:
+            BadInput: a name that is not a plain file name, or one that leads out of `out` through a link.
+        """
+        name = run.name or run.recipe
+        if not NAME.fullmatch(name):
+            raise BadInput(
+                f"--name {name!r}: choose up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            )
+        path = Path(run.out) / name
+        if path.resolve().parent != Path(run.out).resolve():
+            raise BadInput(f"--name {name}: {path} is a link out of {run.out}; choose another name")
+        return cls(path)
+
+    @contextlib.contextmanager
+    def claim(self, process: int = 0) -> Iterator[None]:
+        """Hold the run's folder, created if need be, for this process alone, until the process ends in whatever way.
+
+        Args:
+            process: number of this process in its run. Only process 0 claims: it is the only one that writes here.
+
+        Raises:
+            BadInput: another process holds the folder (named with its host), or the folder cannot be written or locked.
+        """
+        if process != 0:
+            yield
+            return
+        with contextlib.closing(_Lock(self.path)):
+            yield
+
+    def write_config(self, run: Run) -> None:
+        """Write config.json: every field of the run, and the family of its model."""
+        write_json(self.config, {"family": configs.family_of(run.model)} | dataclasses.asdict(run))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, rather than one of published weights: by its config.json, or by its checkpoints."""
+    try:
+        named = "family" in config_json.read_json(Folder(folder).config, config_json.LARGEST_FILE)
+    except BadInput:
+        # Whoever reads it next says what is wrong with it.
+        named = False
+    return named or Folder(folder).checkpoints.is_dir()
+
+
+def read_config(folder: str | Path) -> Run:
+    """The run that a folder's config.json holds. A key that is absent takes its default: a new field's default is what runs did
+    before it existed.
+
+    Raises:
+        BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range.
+    """
+    path = Folder(folder).config
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{folder} is no run: {path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from None
+    try:
+        if not isinstance(stored, dict):
+            raise BadInput("expected an object")
+        name = stored.pop("family", None)
+        if name not in configs.families():
+            raise BadInput(f"family: expected one of {', '.join(configs.families())}, found {name!r}")
+        return _build(Run, stored, "", model=configs.family(name).Config)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def differences(old: Run, new: Run) -> list[str]:
+    """One line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now"), less `MAY_CHANGE`."""
+    before, now = flat(old), flat(new)
+    changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
+    return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
+
+
+def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> None:
+    """Refuse a folder that holds the results of a run of another configuration.
+
+    Args:
+        undecided: dotted keys that are not compared, since the run has no final value for them yet.
+
+    Raises:
+        BadInput: names every field that differs.
+    """
+    if folder.holds_results and folder.config.exists():
+        changed = [line for line in differences(read_config(folder.path), run) if line.partition(":")[0] not in undecided]
+        if changed:
+            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuse a folder that another process holds, without holding or changing it.
+
+    Raises:
+        BadInput: names the holder.
+    """
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(folder, file) from None
+    except OSError:
+        return  # `Folder.claim` says what is wrong
+    finally:
+        os.close(file)
+
+
+def no_checkpoint(path: Path) -> BadInput:
+    """Return the refusal of a run that has nothing to load yet."""
+    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
+
+
+def take_over(folder: Folder, run: Run) -> bool:
+    """Delete the records of a run of another configuration that left no results, and return whether there was one."""
+    if folder.holds_results or not folder.config.exists():
+        return False
+    with contextlib.suppress(BadInput):
+        if not differences(read_config(folder.path), run):
+            return False
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.report):
+        file.unlink(missing_ok=True)
+    return True
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """Dotted key -> value ("model.compute.attention"), the family of the model first."""
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                yield from walk(getattr(value, field.name), f"{key}.{field.name}".lstrip("."))
+        else:
+            yield key, value
+
+    return {"family": configs.family_of(run.model)} | dict(walk(run, ""))
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Return, as JSON, every field that a resumed run may not change. It is saved in each checkpoint."""
+    return json.loads(json.dumps({key: value for key, value in flat(run).items() if not may_change(key)}))
+
+
+def may_change(key: str) -> bool:
+    """Whether a dotted key of `flat` is one of `MAY_CHANGE` or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        BadInput: it cannot be written; the old content is still there.
+    """
+    content = text.encode()
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, whole or not at all: a reader, and whoever comes after a crash, finds the old content or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    # The rename itself lives in the folder, which is a file of its own.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _Lock:
+    """An exclusive lock on RUN/`LOCK`, which names its holder and which the kernel lets go of when that dies.
+
+    The file stays: removing it would let two processes lock two files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self.file, 0)
+            os.pwrite(self.file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            refusal = _in_use(folder, self.file)
+            os.close(self.file)
+            if isinstance(error, BlockingIOError):
+                raise refusal from None
+            raise BadInput(f"{folder} cannot be locked ({error.strerror}); choose another --out") from None
+
+    def close(self) -> None:
+        os.close(self.file)
+
+
+def _in_use(folder: Path, lock: int) -> BadInput:
+    """Return the refusal of a folder that the process named in its lock holds."""
+    holder = os.pread(lock, 300, 0).decode(errors="replace").strip() or "another process"
+    return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
+
+
+def _build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
+    """`value`, as JSON gave it, as the annotation `kind` wants it; `replaced` gives the types of fields declared generically."""
+    if dataclasses.is_dataclass(kind):
+        return _build_fields(kind, value, key, replaced)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        # Only `X | None` occurs in a configuration.
+        return None if value is None else _build(next(each for each in arguments if each is not types.NoneType), value, key)
+    if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
+        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        return tuple(_build(each, item, f"{key}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is typing.Literal and value in arguments:
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    expected = f"one of {', '.join(map(str, arguments))}" if origin is typing.Literal else getattr(kind, "__name__", str(kind))
+    raise BadInput(f"{key}: expected {expected}, found {json.dumps(value)[:60]}")
+
+
+def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) -> Any:
+    if not isinstance(value, dict):
+        raise BadInput(f"{key}: expected an object, found {json.dumps(value)[:60]}")
+    hints, fields = typing.get_type_hints(kind) | dict(replaced), {field.name: field for field in dataclasses.fields(kind)}
+    full = {name: f"{key}.{name}".lstrip(".") for name in fields.keys() | value.keys()}
+    for name in value:
+        if name not in fields:
+            raise BadInput(f"{full[name]}: no such key; was it written by another version?")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in value and not optional:
+            raise BadInput(f"{full[name]}: missing")
+    return kind(**{name: _build(hints[name], item, full[name]) for name, item in value.items()})

@@ -1,0 +1,180 @@
+"""Where the rows of metrics.jsonl go besides: TensorBoard and Weights & Biases, each only when asked for."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from train.config import run_config
+from train.run.metrics_file import read
+from train.run.run_dir import Folder, write_text
+from zoo.errors import BadInput
+
+PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+class Sink(Protocol):
+    """Takes rows as `train.run.metrics_file` makes them. Whatever it raises is the end of the sink and not of the run."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Take a row."""
+        ...
+
+    def close(self, *, failed: bool) -> None:
+        """Take no more rows; `failed` says whether the run ends with an error."""
+        ...
+
+
+def check(names: Sequence[run_config.Sink]) -> None:
+    """Refuse sinks whose packages are not installed. Cheap: nothing is imported.
+
+    Raises:
+        BadInput: a package is missing.
+    """
+    for name in names:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; pip install 'jax-zoo[track]'")
+
+
+class Sinks:
+    """The sinks of a run. One that fails, at its start too, is named in a notice once and gets no more rows.
+
+    Every start of a run gives each sink the rows that metrics.jsonl already holds, then the new ones. So a sink shows what the
+    file holds, each row once: also what a kill kept from it, and the time before it was asked for.
+    """
+
+    def __init__(
+        self, names: Sequence[run_config.Sink], run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]
+    ) -> None:
+        """Open the sinks `names`, once metrics.jsonl ends where the run goes on; `notify` shows a notice."""
+        self._notify = notify
+        self._open: dict[run_config.Sink, Sink] = {}
+        rows = read(folder.metrics) if names else []
+        for name in dict.fromkeys(names):
+            with self._watching(name):
+                self._open[name] = SINKS[name](run, folder)
+                for row in rows:
+                    self._open[name].write(row)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Give every sink a row."""
+        for name, sink in list(self._open.items()):
+            with self._watching(name):
+                sink.write(row)
+
+    def close(self, *, failed: bool) -> None:
+        """End every sink; `failed` says whether the run ends with an error."""
+        for name in list(self._open):
+            with self._watching(name):
+                self._open.pop(name).close(failed=failed)
+
+    @contextlib.contextmanager
+    def _watching(self, name: run_config.Sink) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            self._notify(f"--log.sinks {name} failed and gets no more rows; metrics.jsonl has them all ({what})")
+            if name in self._open:
+                # It has been named already, and letting go of its files may fail for the same reason.
+                with contextlib.suppress(Exception):
+                    self._open.pop(name).close(failed=True)
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by kind and name ("train/loss", "train/time/mfu"), less its step and its date; None is no number."""
+
+    def walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from walk(item, f"{name}/{key}")
+        elif isinstance(value, int | float | np.number):
+            yield name, float(value)
+
+    kind = row["kind"]
+    return {name: value for name, value in walk(row, kind) if name not in (f"{kind}/step", f"{kind}/time/at")}
+
+
+class TensorBoard:
+    """An event file in RUN/tensorboard. It takes the place of the one that an earlier start left."""
+
+    EVERY = 5.0
+    """Seconds between two waits for the disk: for whoever watches the run."""
+
+    def __init__(self, run: run_config.Run, folder: Folder) -> None:
+        # Not SummaryWriter: rows pass through its bounded queue to a thread, and once that has died of a full disk, the next rows
+        # wait for it for ever.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        path = folder.path.resolve() / "tensorboard"
+        path.mkdir(exist_ok=True)
+        for before in path.glob("events.out.tfevents.*"):
+            before.unlink()
+        now = time.time()
+        self._file = RecordWriter(str(path / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}"))
+        self._file.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        # A TensorBoard that has been watching forgets what it had read.
+        start = SessionLog(status=SessionLog.START)
+        self._file.write(Event(wall_time=now, step=0, session_log=start).SerializeToString())
+        self._flushed = 0.0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars(row).items()]
+        event = self._event(wall_time=row["time"]["at"], step=row["step"], summary=self._summary(value=values))
+        self._file.write(event.SerializeToString())
+        if time.monotonic() - self._flushed >= self.EVERY:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self, *, failed: bool) -> None:
+        self._file.close()
+
+
+class WandB:
+    """A Weights & Biases run, in the mode, account and project that wandb itself is set up for; it keeps its files in RUN/wandb.
+
+    Its id, in RUN/wandb/id, stays the same after every resume. Rows that the server has are not given again: they stay as they
+    were given first. Offline there is no server to ask: the folder to synchronize is made anew, whole, by every start.
+    """
+
+    def __init__(self, run: run_config.Run, folder: Folder) -> None:
+        import wandb
+
+        path = folder.path / "wandb" / "id"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            write_text(path, uuid.uuid4().hex[:12])
+        name = path.read_text()
+        for before in path.parent.glob(f"offline-run-*-{name}"):
+            shutil.rmtree(before)
+        self._run = wandb.init(
+            id=name,
+            name=folder.path.resolve().name,
+            project=os.environ.get("WANDB_PROJECT", "zoo"),
+            dir=folder.path,
+            config=dataclasses.asdict(run),
+            resume=None if wandb.setup().settings.mode == "offline" else "allow",
+            # The terminal is the console's: wandb neither reads along nor prints a summary.
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if row["step"] >= self._run.starting_step:
+            self._run.log(scalars(row), step=row["step"])
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+SINKS: dict[run_config.Sink, Callable[[run_config.Run, Folder], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}

@@ -1,0 +1,1 @@
+"""Tokenizers: training, encoding, special tokens, and the files in which they are exchanged."""

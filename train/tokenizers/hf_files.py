@@ -1,0 +1,253 @@
+"""A tokenizer in the files that published models come with."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
+from train.tokenizers.hf_classes import OF_KIND, SWITCHES, check, follows, special_entries
+from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, MOST_SENTINELS, Settings
+from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer
+from zoo.errors import BadInput
+from zoo.hf.config_json import read_json
+
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+ENTRIES = "vocab.txt"
+PIECES = "spiece.model"
+
+
+def read(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a published model.
+
+    It is that of its tokenizer.json; or of its vocab.json and merges.txt, RoBERTa's if "<s>" is an entry, else GPT-2's; or of its
+    vocab.txt, BERT's; or of its spiece.model, XLNet's if "<cls>" or "<sep>" is an entry, else T5's.
+
+    A vocabulary alone does not say all rules. Those are read from tokenizer_config.json: `do_lower_case`, `strip_accents` and
+    `tokenize_chinese_chars` for BERT, `add_prefix_space` for GPT-2 and RoBERTa, `extra_ids` for T5, `do_lower_case` and
+    `keep_accents` for XLNet; and the tokens added to it from `added_tokens_decoder` or added_tokens.json. What they do not say is
+    as in `transformers`: BERT drops case, and accents with it, and divides Chinese; no space is put before a text; T5 has 100
+    sentinels; XLNet keeps case and drops accents.
+
+    Raises:
+        BadInput: none of these, one that defines no usable tokenizer (see `Tokenizer.load`), or one that `transformers` would
+            read differently (see `train.tokenizers.hf_classes.check`).
+    """
+    settings = Settings.load(folder)
+    if (folder / FILE).exists():
+        tokenizer, name = Tokenizer.load(folder), settings.name
+    else:
+        made = _of_vocabulary(folder, settings)
+        kind, name = made.kind, settings.name or OF_KIND[made.kind]
+        tokenizer = _with_added(made, settings, name)
+        if name != OF_KIND[kind] or tokenizer.kind != kind:
+            fix = f"its vocabulary is of the class {OF_KIND[kind]}, and {FILE} is missing; add that file or correct the class"
+            raise settings.wrong(f"transformers reads it with the class {name}; {fix}")
+        if kind == "gpt" and (settings.flag("add_bos_token", False) or settings.flag("add_eos_token", False)):
+            raise settings.wrong("add_bos_token or add_eos_token is true: no special token is put around a text here; remove it")
+    # XLNet's own program divides a text as it is divided here; the class, which does not follow it, does so where there is a
+    # tokenizer.json.
+    check(tokenizer, settings, name, rules_of_class=tokenizer.kind != "xlnet" or (folder / FILE).exists())
+    if settings.values and name and settings.values.get("tokenizer_class") is None:
+        # config.json may come to be another model's.
+        return tokenizer.with_settings({**settings.values, "tokenizer_class": name})
+    return tokenizer.with_settings(settings.values)
+
+
+def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
+    """Write what `transformers` loads the tokenizer from: tokenizer.json, tokenizer_config.json, and vocab.txt for BERT's kind,
+    vocab.json and merges.txt for RoBERTa's and GPT-2's.
+
+    The settings that a tokenizer was read with are kept.
+
+    Args:
+        longest: tokens the model has positions for; None: any number.
+
+    Raises:
+        BadInput: `transformers` would read another tokenizer from any files.
+    """
+    tokenizer.save(folder)
+    core = tokenizers.Tokenizer.from_file(str(folder / FILE))
+    entries = dict(sorted(core.get_vocab(with_added_tokens=True).items(), key=lambda entry: entry[1]))
+    if tokenizer.kind == "wordpiece":
+        if broken := [entry for entry in entries if "\n" in entry or "\r" in entry]:
+            raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; take it out of the {FILE}")
+        (folder / ENTRIES).write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8", newline="\n")
+    elif tokenizer.kind not in ("sentencepiece", "xlnet"):
+        core.model.save(str(folder))
+        # Marks that tokenizer.json adds to the vocabulary are unknown to the model.
+        (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    content, kept = json.loads(core.to_str()), dict(tokenizer.settings)
+    values = kept if "tokenizer_class" in kept else {**_settings(tokenizer.kind, content), **kept}
+    name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
+    settings = Settings(folder / SETTINGS, values, name)
+    if not follows(name, settings, content):
+        # Another class has other defaults.
+        name = AS_WRITTEN
+        values = {**_settings(tokenizer.kind, content), **kept, "tokenizer_class": name}
+    check(tokenizer, Settings(folder / SETTINGS, values, name), name)
+    if longest is not None:
+        values["model_max_length"] = longest
+    (folder / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what tokenizer_config.json says of a tokenizer.json that came with none."""
+    if kind == "gpt":
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        return {"tokenizer_class": OF_KIND[kind], "add_prefix_space": _prefix_space(content), **names}
+    names = {
+        "wordpiece": special_tokens.BERT,
+        "roberta": special_tokens.ROBERTA,
+        "sentencepiece": special_tokens.TEXT,
+        "xlnet": special_tokens.XLNET,
+    }[kind]
+    settings: dict[str, Any] = {f"{role}_token": name for role, name in names.items()} | {"tokenizer_class": OF_KIND[kind]}
+    normalizer = content["normalizer"] or {}
+    if kind == "wordpiece":
+        defaults = {"lowercase": False, "strip_accents": None, "handle_chinese_chars": False}
+        settings |= {key: normalizer.get(rule, defaults[rule]) for rule, key in SWITCHES.items()}
+    elif kind == "sentencepiece":
+        settings["eos_token"] = settings.pop("end_token")
+        settings["extra_ids"] = sum(unigram.is_sentinel(entry) for entry, _ in content["model"]["vocab"])
+    elif kind == "xlnet":
+        steps = [step["type"] for step in normalizer.get("normalizers", [])]
+        settings = {name: value for name, value in settings.items() if name not in ("eod_token", "eop_token")}
+        settings |= {"mask_token": _mask(names), "padding_side": "left"}
+        settings |= {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
+        # Without being told, the class leaves out the types, and so that of CLS.
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        settings |= {"bos_token": names["cls"], "eos_token": names["sep"], "mask_token": _mask(names)}
+        settings["add_prefix_space"] = _prefix_space(content)
+    return settings
+
+
+def _mask(names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the mask, which takes the space before it: a bare name would not say so."""
+    flags = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
+    return {"__type": "AddedToken", "content": names["mask"], **flags}
+
+
+def _prefix_space(content: dict[str, Any]) -> bool:
+    return bool((content["pre_tokenizer"] or {}).get("add_prefix_space", False))
+
+
+def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenizer:
+    """Return a tokenizer with the tokens that the settings add to its vocabulary, in the order of `transformers`."""
+    tokens, _ = settings.additions(name, [])
+    core = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.content()))
+    present = {token.content for token in core.get_added_tokens_decoder().values()}
+    if not (new := [token for token in tokens.values() if token.content not in present]):
+        return tokenizer
+    known = tokenizer.ids().keys() - special_entries(tokenizer)
+    if spelled := [token.content for token in new if token.special and token.content in known]:
+        why = "is special in the settings, and an ordinary entry of the vocabulary, which texts may spell"
+        raise settings.wrong(f"the token {json.dumps(spelled[0])} {why}; correct the setting")
+    core.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(token)) for token in new])
+    try:
+        return Tokenizer(json.loads(core.to_str()))
+    except BadInput as error:
+        raise settings.wrong(f"with the tokens that the settings add, {error}") from None
+
+
+def _of_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
+    """Return the tokenizer of a folder without tokenizer.json."""
+    if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES)):
+        raise BadInput(f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES} or {PIECES}; put the model's tokenizer there")
+    if not (folder / VOCABULARY).exists():
+        return _wordpiece(folder, settings) if (folder / ENTRIES).exists() else _pieces(folder, settings)
+    vocabulary = read_json(folder / VOCABULARY, LARGEST_FILE)
+    prefix_space = bool(settings.flag("add_prefix_space", False))
+    try:
+        rules = byte_bpe.roberta if special_tokens.ROBERTA["cls"] in vocabulary else byte_bpe.gpt
+        return Tokenizer(rules(vocabulary, _merges(folder / MERGES), prefix_space=prefix_space))
+    except BadInput as error:
+        raise BadInput(f"{folder / VOCABULARY}: {error}") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # The library panics on some files, with an exception that is no `Exception`.
+        why = " ".join(str(error).split())[:120]
+        raise BadInput(f"{folder / VOCABULARY}: no vocabulary that fits {MERGES} ({why}); fetch both again") from None
+
+
+def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
+    """BERT's tokenizer of a vocab.txt: an entry a line, the first has id 0."""
+    file = folder / ENTRIES
+    rules: dict[str, Any] = dict(
+        lowercase=settings.flag("do_lower_case", True),
+        strip_accents=settings.flag("strip_accents", None),
+        split_chinese=settings.flag("tokenize_chinese_chars", True),
+    )
+    try:
+        vocab: dict[str, int] = {}
+        # Some entries are characters that `splitlines` takes for the end of a line.
+        for number, entry in enumerate(_text(file).removesuffix("\n").split("\n")):
+            if entry.strip() and entry != entry.rstrip():
+                raise BadInput(
+                    f"line {number + 1} is {json.dumps(entry)}, which transformers reads without its last space; remove it"
+                )
+            if (first := vocab.setdefault(entry, number)) != number:
+                raise BadInput(f"line {number + 1} is the same entry as line {first + 1}, {json.dumps(entry)}; fetch it again")
+        if special_tokens.named(vocab) is None:
+            raise BadInput(f"it has none of {', '.join(special_tokens.BERT.values())}; fetch a vocabulary of BERT's")
+        return Tokenizer(wordpiece.content(vocab, **rules))
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+
+
+def _pieces(folder: Path, settings: Settings) -> Tokenizer:
+    """T5's tokenizer of a spiece.model, or XLNet's."""
+    file = folder / PIECES
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
+        found = sentencepiece_proto.parse(file.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+    xlnet = xlnet_unigram.owns(entry.name for entry in found.entries)
+    switches = {"lowercase": "do_lower_case", "keep_accents": "keep_accents"}
+    flags = {name: bool(settings.flag(key, False)) for name, key in switches.items()} if xlnet else {}
+    sentinels = 0 if xlnet else settings.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS)
+    try:
+        return Tokenizer(xlnet_unigram.read(found, **flags) if xlnet else unigram.read(found, sentinels))
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt, most frequent first."""
+    try:
+        lines = _text(file).splitlines()
+    except BadInput as error:
+        raise BadInput(f"{file.name}: {error}") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        first, _, second = line.partition(" ")
+        if not second or " " in second:
+            raise BadInput(f"{file.name}:{number}: not two pieces with a space between; fetch it again")
+        pairs.append((first, second))
+    return pairs
+
+
+def _text(file: Path) -> str:
+    """A file's text; every end of a line is a line feed."""
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
+        text = file.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8 (byte {error.start})") from None
+    if "\r" in text:
+        raise BadInput(f"line {text[: text.index(chr(13))].count(chr(10)) + 1} has a carriage return within it; remove it")
+    return text

@@ -1,0 +1,183 @@
+"""A model ready for use, from wherever it is: a run, a folder of published weights, or the hub."""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.identity import check_identity
+from train.config import run_config
+from train.engine import device_mesh
+from train.run.run_dir import Folder, is_run, no_checkpoint, read_config
+from train.tokenizers import hf_files
+from train.tokenizers.tokenizer import FILE, Tokenizer
+from zoo import configs, models, pretrained, sharding
+from zoo.errors import BadInput, require
+from zoo.hf import hub
+from zoo.hf.config_json import Published
+from zoo.models import Model
+
+NEWEST = -1
+"""The step that stands for the newest intact checkpoint, also of a run that keeps a best one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, its parameters and its tokenizer."""
+
+    name: str
+    """Of the folder."""
+    net: Model
+    params: dict[str, Any]
+    """float32, laid out over `mesh`."""
+    tokenizer: Tokenizer
+    mesh: Mesh
+    run: run_config.Run | None = None
+    """The run whose checkpoint this is; None for published weights."""
+    step: int | None = None
+    """Of that checkpoint."""
+
+
+def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Loaded:
+    """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]`.
+
+    Args:
+        mesh: where the parameters go; None = all devices, a copy on each.
+        step: the checkpoint of a run; None = its best one, if it keeps one, else the newest intact one; NEWEST.
+
+    Raises:
+        BadInput: nothing there that can be loaded, whole; see `zoo.hf.hub`, `zoo.pretrained` and `train.checkpoints.checkpoints`.
+    """
+    folder = hub.folder_of(str(where))
+    mesh = device_mesh.make(run_config.Mesh()) if mesh is None else mesh
+    if is_run(folder):
+        return _of_run(folder, mesh, step)
+    if step is not None:
+        raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
+    cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
+    loaded = _fitting(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read(folder), mesh))
+    _check_padding(folder, loaded)
+    return loaded
+
+
+def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
+    """A run with the mean of the parameters of its newest intact checkpoints (Vaswani et al. 2017, section 6.1).
+
+    Raises:
+        BadInput: no run, or one with fewer checkpoints.
+    """
+    if not is_run(path := Path(where)):
+        raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; leave --last out")
+    keep = read_config(path).checkpoint.keep
+    steps = Checkpoints(Folder(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
+    fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
+    require(1 <= last <= len(steps), "last", last, fix)
+    newest, *others = (load(where, mesh, step) for step in steps[:last])
+    total = functools.reduce(
+        lambda one, other: jax.tree.map(jnp.add, one, other), [each.params for each in others], newest.params
+    )
+    return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total))
+
+
+def tokenizer_of(where: str) -> Tokenizer:
+    """The tokenizer of what `load` would load."""
+    folder = hub.folder_of(where)
+    return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else hf_files.read(folder)
+
+
+def chosen_tokenizer(run: run_config.Run, folder: Folder) -> Tokenizer | None:
+    """The tokenizer of a run that has one to begin with: that of `tokenizer.path`, of its own folder if it goes on, of what it
+    begins from or of its teacher.
+
+    Raises:
+        BadInput: a run that begins has another one than its teacher.
+    """
+    teacher = run.distillation.teacher
+    source = run.init or teacher
+    if run.tokenizer.path:
+        tokenizer = hf_files.read(Path(run.tokenizer.path))
+    elif (folder.tokenizer / FILE).exists() and folder.begun:
+        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
+        tokenizer = Tokenizer.load(folder.tokenizer)
+    elif source:
+        tokenizer = tokenizer_of(source)
+    else:
+        return None
+    # Who only scores a student may not have its teacher.
+    if teacher and not folder.begun and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
+        raise BadInput(
+            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
+        )
+    return tokenizer
+
+
+def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's vocabulary."""
+    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
+    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
+
+
+def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
+    run, folder = read_config(path), Folder(path)
+    net = models.model(run.model)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    places = sharding.shardings(mesh, shapes, net.module.SHARDING)
+    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    source = checkpoints(path, run, step)
+    wanted = None if step == NEWEST else step
+    restored = source.restore({"params": abstract, "step": counter}, step=wanted, partial=True)
+    if restored is None:
+        raise no_checkpoint(path)
+    state, meta = restored
+    check_identity(source.folder, meta, run)
+    step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
+    if meta["tokenizer"] != tokenizer.fingerprint:
+        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")
+    return _fitting(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
+
+
+def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:
+    """A run's checkpoints for a reader: its best one, if it keeps a best one and no other step is asked for; else the others.
+
+    Raises:
+        BadInput: a step below `NEWEST`.
+    """
+    require(step is None or step >= NEWEST, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
+    folder, keep = Folder(path), run.checkpoint.keep
+
+    def those(where: Path) -> Checkpoints:
+        return Checkpoints(where, keep, notify=lambda line: print(line, file=sys.stderr))
+
+    best = those(folder.best).latest() if run.selection.best else None
+    return those(folder.checkpoints if best is None or step not in (None, best) else folder.best)
+
+
+def _check_padding(folder: Path, loaded: Loaded) -> None:
+    """Refuse a published model that takes another id for padding than its tokenizer, where what it computes depends on that.
+
+    RoBERTa counts positions from it, and the decoders of T5 and Marian begin with it.
+    """
+    default = getattr(configs.family(loaded.net.family), "PADDING", None)
+    own = loaded.tokenizer.text_marks or loaded.tokenizer.marks
+    if default is None or own is None:
+        return
+    content = Published.load(folder)
+    if (padding := content.whole("pad_token_id", default, least=0)) != own.pad:
+        raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; put files of one model there")
+
+
+def _fitting(loaded: Loaded) -> Loaded:
+    entries, vocabulary = loaded.tokenizer.vocab_size, loaded.net.config.vocab
+    if entries > vocabulary:
+        raise BadInput(
+            f"{loaded.name}: its tokenizer has {entries:,} entries and its model a vocabulary of {vocabulary:,}; "
+            "put the tokenizer there that the model was trained with"
+        )
+    return loaded

@@ -1,0 +1,383 @@
+"""The one attention door: `attention(q, k, v, mask=..., bias=..., dropout=..., impl=...)`.
+
+Masks and biases are small specifications, made dense only by implementations that must. The table `IMPLEMENTATIONS` says what
+each implementation supports; a request it cannot honour raises and says why. A row with nothing to attend to gives zeros and
+zero gradient, everywhere.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, UInt32
+
+from zoo.attention.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
+from zoo.errors import BadInput
+from zoo.ops import counter_rng
+from zoo.sharding import BATCH, target
+
+HEADS = "tensor"
+"""The mesh axis that heads lie on."""
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Mask,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
+    impl: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """softmax(scale * q k^T + bias, over the pairs `mask` allows) v, with K dividing N (grouped heads).
+
+    Scores and softmax are float32. `scale` defaults to 1/sqrt(H). `dropout = (rate, seeds)` zeroes entries of the softmax; which
+    entries depends on (seeds, head, query index, key index) only, so every implementation, mesh and block size drops the same.
+    Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data and fsdp, heads over tensor.
+
+    Raises:
+        BadInput: the request is malformed, or `impl` cannot honour it; the message names who can.
+    """
+    request = Request.of(q, k, v, mask, bias, dropout)
+    name = choose(impl, request)
+    scope = SCOPE
+    if (made := _choices.get()) is not None:
+        scope = f"{SCOPE}{len(made)}"
+        made.append(Call(name=name, request=request, mask=mask, scope=scope))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
+    heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
+    if (seen := _watched.get()) is not None:
+        # Weights are what comes out where each key has a value of its own.
+        unit = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))
+        weights = reference(q, k, unit, mask, bias, seed, heads, scale=scale, rate=rate)
+        io_callback(lambda each: seen.append(np.moveaxis(each, 1, 2)), None, weights, ordered=True)
+    run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
+    with jax.named_scope(scope):
+        return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
+
+
+# --- requests and implementations -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a call asks for: the features an implementation must have, and the shapes and dtype it must take."""
+
+    features: frozenset[str]
+    shape: tuple[int, int, int, int, int, int]
+    """B, T, S, N, K, H."""
+    dtype: str
+
+    @classmethod
+    def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
+        """Read a call's features off its arguments, refusing malformed ones."""
+        b, t, n, h = q.shape
+        s, groups = k.shape[1], k.shape[2]
+        _require(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")
+        _require(n % groups == 0, f"{groups} key/value heads do not divide {n} query heads")
+        _require(q.dtype == k.dtype == v.dtype, f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; cast them to one")
+        letters = {"B": b, "T": t, "S": s, "N": n}
+        features = set()
+        for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
+            _check_shape(name, axes, array, letters)
+            features.add(_FEATURES.get(name, ""))
+        if mask.causal or mask.window is not None:
+            same = mask.query_positions is None and mask.key_positions is None
+            _require(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
+            features |= {"causal"} if mask.causal else set()
+        if mask.window is not None:
+            _require(mask.window > 0, f"window {mask.window}: choose 1 or more positions")
+            features.add("window")
+        for name in ("segments", "ranks"):
+            pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
+            _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
+        if bias is not None:
+            features.add(_BIASES[type(bias)])
+            _require((why := bias.lacks(t, s)) is None, why or "")
+        if dropout is not None and dropout[0] > 0:
+            rate, seed = dropout
+            _require(rate < 1, f"dropout {rate}: choose a rate below 1")
+            _require(seed is not None and seed.shape == (b, 2), "dropout needs seeds u32[B, 2]")
+            features.add("dropout")
+        if groups != n:
+            features.add("grouped heads")
+        return cls(
+            features=frozenset(features - {""}),
+            shape=(b, t, s, n, groups, h),
+            dtype=str(q.dtype),
+        )
+
+
+_FEATURES = {
+    "key_lengths": "key lengths",
+    "query_segments": "segments",
+    "query_positions": "positions",
+    "key_positions": "positions",
+    "query_ranks": "ranks",
+    "allowed": "explicit mask",
+}
+
+_BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias", Relative: "relative bias"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """A row of the table: where the function is, what it supports, and its limits."""
+
+    module: str
+    function: str
+    platforms: frozenset[str]
+    """Platforms it runs on."""
+    features: frozenset[str]
+    limits: str = ""
+    """Name of a function in `module`: Request -> reason it cannot be honoured, or None."""
+    requires: str = ""
+    """Package that must be there; the extra of the same name brings it."""
+    python: str = ""
+    """Oldest Python that this package takes, where that is newer than ours."""
+
+    def load(self) -> Callable[..., Array]:
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def refuses(self, request: Request, platform: str) -> str | None:
+        """Why this implementation cannot honour a request on a platform; None if it can."""
+        if platform not in self.platforms:
+            return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
+        if missing := sorted(request.features - self.features):
+            return f"it has no {', no '.join(missing)}"
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            since = f" (Python {self.python} or newer)" if self.python else ""
+            return f"it needs {self.requires}: pip install 'jax-zoo[{self.requires}]'{since}"
+        return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
+
+
+ALL_FEATURES = frozenset(
+    {"causal", "window", "key lengths", "segments", "positions", "ranks", "explicit mask"}
+    | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads"}
+)
+EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(
+        module="zoo.attention.attention", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES
+    ),
+    "xla": Implementation(module="zoo.attention.kernels.xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "blocked": Implementation(
+        module="zoo.attention.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES
+    ),
+    "cudnn": Implementation(
+        module="zoo.attention.kernels.cudnn",
+        function="cudnn",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+    ),
+    "tokamax": Implementation(
+        module="zoo.attention.kernels.tokamax",
+        function="tokamax",
+        platforms=frozenset({"gpu"}),
+        features=ALL_FEATURES - {"dropout"},
+        limits="limits",
+        requires="tokamax",
+        python="3.12",
+    ),
+    "splash": Implementation(
+        module="zoo.attention.kernels.splash",
+        function="splash",
+        platforms=frozenset({"tpu"}),
+        features=frozenset({"causal", "window", "key lengths", "segments", "grouped heads"}),
+        limits="limits",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A line of `auto`: an implementation, and from how many queries on it is the faster one."""
+
+    name: str
+    queries: int = 1
+
+
+AUTO: dict[str, tuple[Choice, ...]] = {
+    # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.6 to 0.8 of xla's time at 128 queries,
+    # 0.7 to 0.9 at 64, at 32 as long in a causal gradient, and longer at 8 (benchmarks/results/step-gains_*).
+    "cpu": (Choice("blocked", queries=64), Choice("xla")),
+    # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
+    "gpu": (Choice("cudnn"), Choice("xla")),
+    "tpu": (Choice("xla"),),
+}
+"""`auto`, by platform: the first line that the request is long enough for and whose implementation can honour it."""
+
+
+def choose(impl: str, request: Request, platform: str | None = None) -> str:
+    """The implementation that will run a request; `auto` follows the table `AUTO`.
+
+    Raises:
+        BadInput: an unknown name, or one that cannot honour the request: says why, and who can.
+    """
+    platform = platform or target()
+    if impl == "auto":
+        long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
+        return next(name for name in long_enough if IMPLEMENTATIONS[name].refuses(request, platform) is None)
+    _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
+    if why := IMPLEMENTATIONS[impl].refuses(request, platform):
+        able = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
+        raise BadInput(f"attention {impl!r} cannot do this: {why}; these can: {', '.join(able)}")
+    return impl
+
+
+SCOPE = "door"
+"""What operations of a call are named after, in profiles and in compiled programs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of the door as it was traced."""
+
+    name: str
+    """The implementation it runs on."""
+    request: Request
+    mask: Mask
+    scope: str
+    """Names its operations: `SCOPE` and its number."""
+
+    @property
+    def flops(self) -> float:
+        """Of the two matrix products of a forward pass over all examples, of the pairs that causality and a window leave."""
+        b, t, s, n, _, h = self.request.shape
+        pairs = float(t * s)
+        if self.mask.query_positions is None and self.mask.key_positions is None:
+            # Query i sees i + 1 keys before the window, which a band has on both sides.
+            reach = s if self.mask.window is None else self.mask.window
+            before = sum(min(i + 1, reach, s) for i in range(t))
+            pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
+        return 4.0 * b * n * h * pairs
+
+
+_choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("choices", default=None)
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[list[Call]]:
+    """Collect the calls traced inside the block, so that a run can say what `auto` chose and a plan what kernels compute."""
+    made: list[Call] = []
+    token = _choices.set(made)
+    try:
+        yield made
+    finally:
+        _choices.reset(token)
+
+
+_watched: contextvars.ContextVar[list[np.ndarray] | None] = contextvars.ContextVar("watched", default=None)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[np.ndarray]]:
+    """Collect the weights, [B, N, T, S], of the calls that programs traced inside the block make, in the order in which they run.
+
+    For looking at a few examples without a mesh: they are computed besides, dense. The list is whole after the block.
+    """
+    seen: list[np.ndarray] = []
+    token = _watched.set(seen)
+    try:
+        yield seen
+        jax.effects_barrier()
+    finally:
+        _watched.reset(token)
+
+
+def refusal(impl: str, request: Request) -> str | None:
+    """Why an implementation cannot honour a request on this platform; None if it can."""
+    return IMPLEMENTATIONS[impl].refuses(request, target())
+
+
+def usable() -> list[tuple[str, bool, str]]:
+    """(implementation, whether it runs on this platform, why not), for a plain causal request."""
+    shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
+    reasons = {name: refusal(name, request) for name in IMPLEMENTATIONS}
+    return [(name, why is None, why or "") for name, why in reasons.items()]
+
+
+def auto() -> str:
+    """What `auto` chooses on this platform, in words."""
+    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target()]]
+    return ", else ".join(lines)
+
+
+def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
+    """The definition, dense and plain, in the dtype of its inputs but at least float32: what every other is compared with."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    t, s, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    q_, k_, v_ = q.astype(dtype), jnp.repeat(k.astype(dtype), groups, 2), jnp.repeat(v.astype(dtype), groups, 2)
+    scores = scale * jnp.einsum("btnh,bsnh->bnts", q_, k_)
+    if bias is not None:
+        scores = scores + bias.dense(t, s, scale)
+    allowed = mask.dense(t, s)
+    allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
+    alive = allowed.any(-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(alive, -jnp.inf, 0)), axis=-1)
+    weights = jnp.where(allowed & alive, weights, 0)
+    if seed is not None:
+        kept = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
+        weights = jnp.where(kept, weights / (1 - rate), 0)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v_).astype(q.dtype)
+
+
+# --- sharding -------------------------------------------------------------------------------------------------------------------
+
+
+def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array):
+    """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it bare."""
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not auto:
+        return run(q, k, v, mask, bias, seed, heads)
+    # Other axes split the batch too: a gradient would be summed over one that is not mentioned, even if its size is 1.
+    batch = (*(axis for axis in BATCH if axis in auto), *(axis for axis in mesh.axis_names if axis in auto - {*BATCH, HEADS}))
+    head = HEADS if HEADS in auto else None
+    by_letter = {"B": batch, "N": head}
+
+    def spec(letters: str, array: Array) -> PartitionSpec:
+        return PartitionSpec(*(by_letter.get(x) if size > 1 else None for x, size in zip(letters, array.shape, strict=True)))
+
+    def specs(value: Any) -> Any:
+        leaves, tree = jax.tree.flatten(value)
+        letters = [axes for _, axes, _ in value.arrays()] if value is not None else []
+        return jax.tree.unflatten(tree, [spec(axes, leaf) for axes, leaf in zip(letters, leaves, strict=True)])
+
+    heads_spec = PartitionSpec(batch, None, head, None)
+    seed_spec = None if seed is None else PartitionSpec(batch)
+    in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
+    # Without check_vma: what comes from libraries does not say how its outputs vary over the mesh, or says it wrongly. JAX's rule
+    # for cuDNN calls the gradient of a bias that all examples share equal on all devices, and its sum over them is left out.
+    run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
+    return run(q, k, v, mask, bias, seed, heads)
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise BadInput(f"attention: {message}")
+
+
+def _check_shape(name: str, axes: str, value: Any, letters: dict[str, int]) -> None:
+    broadcasts = axes == "BNTS"
+    fits = value.ndim == len(axes) and all(
+        letters.get(letter, size) == size or (broadcasts and size == 1) for letter, size in zip(axes, value.shape, strict=True)
+    )
+    _require(fits, f"{name} has shape {value.shape}; expected [{', '.join(axes)}] of {letters}")

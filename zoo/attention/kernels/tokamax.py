@@ -1,0 +1,33 @@
+"""`tokamax`: OpenXLA's Mosaic kernels for Hopper and Blackwell GPUs. bfloat16 and float16, without dropout."""
+
+import functools
+
+from zoo.attention.kernels._fused import capability, fused
+
+
+def tokamax(q, k, v, mask, bias, seed, heads, *, scale, rate):
+    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H].
+
+    The gradient of a bias is made for every example and head, [B, N, T, S], before it is summed.
+    """
+    import tokamax as library
+
+    # Never its default list. That goes on to Triton, whose causal gradient is wrong for block sizes that its autotuner may pick
+    # (openxla/tokamax#1494), and then to plain XLA, without saying so.
+    # (Pyright takes this file for the library.)
+    attend = library.dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
+    call = functools.partial(attend, implementation="mosaic")
+    return fused(call, q, k, v, mask, bias, scale=scale, even=False)
+
+
+def limits(request) -> str | None:
+    """What the library's Mosaic kernels refuse (read at 0.0.17); None if a request is within it."""
+    h = request.shape[-1]
+    # On Ampere they have a forward pass only.
+    if capability() < 9:
+        return "it needs a Hopper or Blackwell GPU as JAX's default device"
+    if request.dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 and float16, and this is {request.dtype}"
+    if h > 256 or h % 8:
+        return f"it takes head sizes up to 256 that are multiples of 8, and this is {h}"
+    return None

@@ -1,0 +1,61 @@
+"""`zoo data`."""
+
+import dataclasses
+import os
+from typing import Annotated
+
+from zoo.cli import early_checks
+from zoo.cli.machine import refuse_unnamed
+from zoo.cli.options import parse
+from zoo.errors import BadInput
+
+
+def data(args: list[str]) -> int:
+    """`zoo data inspect [RECIPE|RUN] [options]`."""
+    import tyro
+
+    from train import recipes
+    from train.config.run_config import Run
+    from train.run.run_dir import Folder, read_config
+
+    if args[:1] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0
+    if args[:1] != ["inspect"]:
+        raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN]")
+    args = args[1:]
+    name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
+    folder = Folder(name) if name not in recipes.recipes() and os.path.isdir(name) else None
+    default = read_config(name) if folder else recipes.find(name)()
+
+    @dataclasses.dataclass(frozen=True)
+    class Inspect:
+        """Rows as a run trains on them: decoded, with what counts in the loss, segments and positions."""
+
+        run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
+        rows: int = 3
+        """Examples shown."""
+        first: int = 0
+        """Number of the first one in the stream: step x batch + its place in the batch."""
+
+    asked = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
+    refuse_unnamed(asked.run, args)
+    folder = folder or Folder.of(asked.run)
+    early_checks.check_inputs(asked.run, folder)
+    from train.inputs import inspect_rows
+
+    inspect_rows.inspect(asked.run, folder, count=asked.rows, first=asked.first)
+    return 0
+
+
+HELP = """\
+usage: zoo data inspect [RECIPE|RUN] [options]
+
+Show rows as a run trains on them: decoded, with what counts in the loss, with segments and positions.
+
+  zoo data inspect gpt-nano --data.paths corpus.jsonl
+  zoo data inspect bert-nano --rows 1 --first 320
+  zoo data inspect runs/gpt-nano
+
+`zoo train --help` lists the recipes. zoo data inspect NAME --help lists the options.
+"""

@@ -1,0 +1,38 @@
+"""`zoo train`."""
+
+import inspect
+import re
+
+from zoo.cli import early_checks
+from zoo.cli.machine import on_machine, option, refuse_unnamed
+from zoo.cli.options import parse
+from zoo.runtime import launch
+
+
+def train(args: list[str]) -> int:
+    """`zoo train [RECIPE] [options]`."""
+    from train import recipes
+    from train.config.run_config import Run
+
+    if args[:1] in (["-h"], ["--help"]):
+        found = recipes.recipes()
+        width = max(map(len, found))
+        for name, recipe in sorted(found.items()):
+            print(f"{name:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        print("\nzoo train RECIPE --help says what a recipe does and lists its options.")
+        return 0
+    name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
+    default = recipes.begun(name, option(args, "--init"))
+    # tyro joins lines, but not paragraphs.
+    about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find(name)) or "")
+    run = parse(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args, description=about)
+    refuse_unnamed(run, args)
+    if run.machine.process == 0 and not launch.is_child():
+        early_checks.check_run(run)
+    if (code := on_machine(run.machine, ["train", name, *args])) is not None:
+        return code
+    from eval.report import report, samples
+    from eval.scoring import scorers
+    from train import trainer
+
+    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, on_end=report.write)

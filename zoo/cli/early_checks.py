@@ -1,0 +1,110 @@
+"""Refusals of paths, names and locks that need no JAX, and so come before it starts."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import BadInput, require
+from zoo.hf import hub
+
+
+def check_source(where: str, step: int | None = None) -> None:
+    """Refuse a run or a folder of published weights that is not there, and a run without a checkpoint.
+
+    Args:
+        step: the checkpoint of a run that is asked for; None and -1 need no number.
+
+    Raises:
+        BadInput: as `train.weights.load.load`.
+    """
+    require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
+    from train.run.run_dir import Folder, is_run, no_checkpoint, read_config
+
+    if where.startswith(hub.PREFIX):
+        return
+    folder = hub.folder_of(where)
+    if is_run(folder):
+        read_config(folder)
+        if not Folder(folder).has_checkpoint:
+            raise no_checkpoint(folder)
+
+
+def check_files(option: str, names: Sequence[str]) -> None:
+    """Refuse files that are not there; "-" is standard input.
+
+    Raises:
+        BadInput: names the option and the file.
+    """
+    for name in names:
+        if name and name != "-" and not Path(name).exists():
+            raise BadInput(f"{option} {name}: no such file")
+
+
+def check_new(target: str) -> None:
+    """Refuse to write a folder under a name that is taken.
+
+    Raises:
+        BadInput: as `zoo.hf.safetensors_dir.new_folder`.
+    """
+    if os.path.lexists(target):
+        raise BadInput(f"{target}: already exists; choose another name, or remove it")
+
+
+def check_export(last: int, step: int | None, shard: float) -> None:
+    """Refuse options of `zoo export` that contradict each other or mean nothing.
+
+    Raises:
+        BadInput: names the option.
+    """
+    require(step is None or not last, "last", last, "it takes the newest checkpoints; leave out --step")
+    require(last >= 0, "last", last, "choose 0 (off) or a number of checkpoints")
+    require(1e-6 <= shard <= 1e6, "shard", shard, "choose the size of the largest file in GB, 0.000001 (1 kB) or more")
+
+
+def check_run(run: Any) -> None:
+    """Refuse a run that reads what is not there, or whose folder is in use, held by another or cannot be made.
+
+    Args:
+        run: a `train.config.run_config.Run`.
+
+    Raises:
+        BadInput: as `train.trainer.run`.
+    """
+    from train.run.run_dir import Folder, check_holder, check_unlocked
+
+    folder = Folder.of(run)
+    check_inputs(run, folder)
+    check_unlocked(folder.path)
+    # Only the data and the machine decide these.
+    undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
+    check_holder(folder, run, undecided)
+    _check_writable(folder.path)
+
+
+def check_inputs(run: Any, folder: Any) -> None:
+    """Refuse a run that reads what is not there.
+
+    Args:
+        run: a `train.config.run_config.Run`.
+        folder: its `train.run.run_dir.Folder`.
+
+    Raises:
+        BadInput: names the file or the folder.
+    """
+    pairs = run.pairs
+    for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
+        if path and not path.startswith(hub.PREFIX) and not os.path.lexists(path):
+            raise BadInput(f"{path}: no such file")
+    if run.tokenizer.path and not Path(run.tokenizer.path).is_dir():
+        raise BadInput(f"--tokenizer.path {run.tokenizer.path}: no such folder; name one that holds a tokenizer")
+    for source in (run.distillation.teacher, "" if folder.begun else run.init):
+        if source:
+            check_source(source)
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+    reason = "Not a directory" if not there.is_dir() else "" if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
+    if reason:
+        raise BadInput(f"{folder} cannot be written ({there}: {reason}); choose another --out")

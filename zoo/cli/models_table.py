@@ -1,0 +1,157 @@
+"""What `zoo models [NAME]` says: every size with its exact parameter count, and where each of its numbers comes from."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zoo import configs
+from zoo.cli import model_counts
+from zoo.configs import Size
+
+NARROWEST = 80
+"""Columns the listing needs: a narrower terminal wraps lines, but no number is ever cut."""
+
+FOOTER = (
+    "* not published: chosen here. assumed: how many fields of a size are, those not shown included. "
+    "`zoo models NAME` gives their reasons and the source."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One size."""
+
+    name: str
+    family: str
+    size: Size
+    parameters: int
+    """Exact count, padding rows of the vocabulary not included."""
+
+
+def render(name: str = "", *, as_json: bool = False) -> str:
+    """The text of `zoo models` (all sizes) or `zoo models NAME` (one in full), styled if stdout is a terminal.
+
+    Raises:
+        BadInput: an unpublished or unknown name.
+    """
+    chosen = [one(name)] if name else list(rows())
+    if as_json:
+        described = [describe(row) for row in chosen]
+        return json.dumps(described[0] if name else described, indent=2) + "\n"
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)
+    with console.capture() as text:
+        if name:
+            _page(console, chosen[0])
+        else:
+            _listing(console, chosen)
+    # Cells are padded to the width of their column; nobody who pipes wants the blanks at the end of the line.
+    return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
+
+
+def rows() -> Iterator[Row]:
+    """Every size of every family, in the order of its file."""
+    for family in configs.families():
+        for name in configs.family(family).SIZES:
+            yield one(name)
+
+
+def one(name: str) -> Row:
+    """The size of a published name.
+
+    Raises:
+        BadInput: an unpublished or unknown name.
+    """
+    family, size = configs.find(name)
+    return Row(name=name, family=family, size=size, parameters=model_counts.parameters(name, size))
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """A row as JSON values; `fields` has each number of the architecture with its status."""
+    return {
+        "name": row.name,
+        "family": row.family,
+        "objective": row.size.objective,
+        "parameters": row.parameters,
+        "published_parameters": row.size.published_count,
+        "source": row.size.source,
+        "note": row.size.note,
+        "fields": {
+            field: {"value": value, "status": "assumed", "why": row.size.assumed[field]}
+            if field in row.size.assumed
+            else {"value": value, "status": "published"}
+            for field, value in _numbers(row.size)
+        },
+    }
+
+
+def _listing(console: Console, chosen: list[Row]) -> None:
+    for (family, objective), group in itertools.groupby(chosen, key=lambda row: (row.family, row.size.objective)):
+        console.print(f"{family}, {_kind(objective)}", style="bold")
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("size", vertical="bottom", no_wrap=True)
+        for heading in ("parameters", "layers\nx width", "heads\nx size", "context", "vocab", "assumed"):
+            table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+        for row in group:
+            assumed = len(row.size.assumed)
+            table.add_row(
+                row.name,
+                f"{row.parameters:,}",
+                _cell(row.size, "layers", "width"),
+                _cell(row.size, "heads", "head"),
+                _cell(row.size, "context"),
+                _cell(row.size, "vocab"),
+                "none" if assumed == 0 else "all" if assumed == len(_numbers(row.size)) else str(assumed),
+            )
+        console.print(table)
+    console.print(f"\n{FOOTER}", style="dim")
+
+
+def _page(console: Console, row: Row) -> None:
+    size = row.size
+    facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    facts.add_column(no_wrap=True, style="dim")
+    facts.add_column()
+    facts.add_row("family", f"{row.family}, {_kind(size.objective)}")
+    facts.add_row("parameters", f"{row.parameters:,}")
+    facts.add_row("published", "no exact count" if size.published_count is None else f"{size.published_count:,}")
+    facts.add_row("source", size.source)
+    if size.note:
+        facts.add_row("note", size.note)
+    fields = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    fields.add_column(no_wrap=True)
+    fields.add_column(justify="right", no_wrap=True)
+    fields.add_column()
+    above = None
+    for field, value in _numbers(size):
+        why = size.assumed.get(field)
+        status = "published" if why is None else "assumed: as above" if why == above else f"assumed: {why}"
+        fields.add_row(field, " ".join(value) if isinstance(value, tuple) else f"{value}", status)
+        above = why
+    console.print(row.name, style="bold")
+    console.print(facts)
+    console.print()
+    console.print(fields)
+
+
+def _numbers(size: Size) -> list[tuple[str, Any]]:
+    """The fields that say what is computed, with their values; how it is computed is no part of an architecture."""
+    return [(field, getattr(size.config, field)) for field in Size.numbers_of(size.config)]
+
+
+def _cell(size: Size, *fields: str) -> str:
+    """Values joined by x, each marked if it is assumed; "-" for a field this family does not have."""
+    marked = (f"{getattr(size.config, field, '-')}{'*' if field in size.assumed else ''}" for field in fields)
+    return "x".join(marked)
+
+
+def _kind(objective: str) -> str:
+    """What a model is, by what it is trained to do."""
+    return {"denoising": "denoising encoder-decoder", "text_to_text": "encoder-decoder"}.get(
+        objective, f"{objective} language model"
+    )

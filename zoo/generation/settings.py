@@ -1,0 +1,54 @@
+"""How token ids are chosen, in numbers: frozen dataclasses, validated where they are made. Nothing here imports JAX."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from zoo.errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The fields act in their order here; their defaults leave the probabilities as they are."""
+
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens already in the prompt or the output, and multiplies the negative ones; 1 = off."""
+    temperature: float = 1.0
+    """Divides the logits; below 1 the likely tokens become likelier. 0 = always the likeliest token (greedy)."""
+    top_k: int = 0
+    """Only this many of the likeliest tokens are drawn from; 0 = off."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from; 1 = off."""
+    min_p: float = 0.0
+    """Only tokens of at least this share of the likeliest token's probability are drawn from; 0 = off."""
+
+    def __post_init__(self) -> None:
+        penalty = self.repetition_penalty
+        require(0 < penalty < math.inf, "repetition_penalty", penalty, "choose a number above 0; 1 = off")
+        # float32 holds the quotient of every sane logit by 1e-6.
+        warm = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
+        require(warm, "temperature", self.temperature, "choose 0 for the likeliest token, or a number from 0.000001 on")
+        require(self.top_k >= 0, "top_k", self.top_k, "choose 1 or more tokens; 0 = off")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "choose more than 0 (which would leave no token) up to 1 (off)")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "choose 0 (off) up to 1 (more would leave no token)")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beams:
+    """Beam search, which draws nothing: it keeps the best texts of every length."""
+
+    beams: int = 1
+    """Texts that are kept; 1 = no beam search. --samples says how many of them are given, the best first."""
+    length_penalty: float = 1.0
+    """A text's score is its log probability over its length to this power: 0 favours short texts, more than 1 long ones."""
+    search_until: Literal["full", "unlikely", "impossible"] = "unlikely"
+    """When a search ends: as many texts are finished as there are beams; none that is still going would be among the best at its
+    present length; or none could be at any length."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.beams <= 1024, "beams", self.beams, "choose 1 (no beam search) to 1,024")
+        finite = abs(self.length_penalty) <= 100
+        require(finite, "length_penalty", self.length_penalty, "choose 0 (off) or a power of -100 to 100")

@@ -1,0 +1,1 @@
+"""Published models in the layout of Hugging Face: config.json, parameter names, safetensors, and the hub's cache."""

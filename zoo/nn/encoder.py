@@ -1,0 +1,227 @@
+"""The body that BERT, RoBERTa and DistilBERT share: Vaswani et al.'s encoder, norms after each sub-layer, learned positions."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.attention.masks import Mask
+from zoo.batch import Batch, Output
+from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
+from zoo.hf.param_names import Names, Row
+from zoo.nn import heads
+from zoo.nn.heads import Head
+from zoo.nn.layer_stack import init_stack, run_stack
+from zoo.nn.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup
+from zoo.ops import counter_rng
+from zoo.sharding import BATCH, constrain
+
+EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
+
+
+Config = TypeVar("Config", bound=EncoderConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[Config]):
+    """The interface of `zoo.models` for a family that is this body under the heads of a table."""
+
+    heads: Mapping[Task, Head]
+
+    def head(self, cfg: Config) -> Head:
+        """The head of a model; see `zoo.nn.heads.find`."""
+        return heads.find(self.heads, cfg)
+
+    def init(self, cfg: Config, key: Array) -> dict[str, Any]:
+        """Fresh parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
+        outside, layers, top = jax.random.split(key, 3)
+        params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
+        above = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(top))))
+        return {**params, **above, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers, cfg.layers)}
+
+    def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
+        """Hidden states after the last norm, [B, T, D]. `seeds` u32[B, 2] turns dropout on.
+
+        Raises:
+            ValueError: a row longer than the learned positions.
+        """
+        length = batch.tokens.shape[1]
+        if length > cfg.context:
+            raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions")
+        x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
+        mask = Mask(query_segments=batch.segments, key_segments=batch.segments)
+
+        def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
+            layer_seeds = None if seeds is None else counter_rng.fold(seeds, index + 1)
+            return constrain(block(x, mask, layer_seeds), BATCH), None
+
+        compute = cfg.compute
+        layer = functools.partial(Block, cfg)
+        x, _ = run_stack(layer, params["layers"], body, x, remat=compute.remat, unroll=compute.unroll)
+        return Output(hidden=x)
+
+    def unembed(self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+        """float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
+        return heads.masked_logits(cfg, self.head(cfg), params, hidden)
+
+    def sequence_logits(
+        self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
+    ) -> Float[Array, "B Q O"]:
+        """float32 logits of sequences, or of next sentence; see `zoo.nn.heads`."""
+        return heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
+
+    def token_logits(
+        self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
+    ) -> Float[Array, "B T O"]:
+        """float32 logits of tokens: of their labels, or of the ends of a span."""
+        return heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
+
+    def flops(self, cfg: Config, batch: Batch) -> float:
+        """Matrix-product FLOPs of a forward pass with its head; attention counted in full, T x T."""
+        tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
+        products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
+        attention = 4.0 * cfg.layers * tokens * length * cfg.width
+        return products + attention + heads.flops(cfg, self.head(cfg), batch)
+
+
+class Outside(nnx.Module):
+    """What exists once below the layers."""
+
+    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
+        self.embed = Embeddings(cfg, rngs)
+
+
+class Embeddings(nnx.Module):
+    """Tables of tokens, positions and types, and the norm of their sum."""
+
+    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
+        init = initializer(cfg)
+        self.tokens = Embed(cfg.vocab, cfg.width, init, rngs, pad=True)
+        self.positions = Embed(cfg.context + cfg.position_offset, cfg.width, init, rngs)
+        if cfg.types:
+            self.types = Embed(cfg.types, cfg.width, init, rngs)
+        self.norm = LayerNorm(cfg.width, cfg.eps)
+
+
+class Block(nnx.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
+        init = initializer(cfg)
+        self.cfg = cfg
+        self.attention = SelfAttention(cfg.width, cfg.heads, cfg.head, init, init, rngs)
+        self.norm1 = LayerNorm(cfg.width, cfg.eps)
+        self.mlp = Mlp(cfg.width, cfg.ffn, cfg.activation, init, init, rngs)
+        self.norm2 = LayerNorm(cfg.width, cfg.eps)
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
+        cfg = self.cfg
+        inside = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        y = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
+        x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
+        return self.norm2(x + dropout(self.mlp(x), cfg.dropout, seeds, MLP_SITE))
+
+
+def _embed(cfg: EncoderConfig, embed: dict[str, Any], batch: Batch) -> Float[Array, "B T D"]:
+    table = embed["positions"]["embedding"]
+    length = batch.tokens.shape[1]
+    if batch.positions is None:
+        places = table[None, cfg.position_offset : cfg.position_offset + length]
+    else:
+        places = lookup(table, batch.positions + cfg.position_offset)
+    x = lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor") + places
+    if cfg.types:
+        kinds = embed["types"]["embedding"]
+        x = x + (kinds[None, :1] if batch.types is None else lookup(kinds, batch.types))
+    return constrain(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps), BATCH)
+
+
+def initializer(cfg: BodyConfig) -> Init:
+    """How fresh kernels and tables are drawn."""
+    # 0.02 is the deviation before the cut, in Google's code and in JAX alike; after it, 0.0176.
+    of = {"normal": jax.nn.initializers.normal, "truncated": jax.nn.initializers.truncated_normal}
+    return of[cfg.initializer](0.02)
+
+
+# --- published names ------------------------------------------------------------------------------------------------------------
+
+DENSE = "o i -> i o"
+"""The kernels of these families are published as [out, in]."""
+
+
+def published(
+    table: Mapping[Task, Head],
+    prefix: str,
+    body: tuple[Row, ...],
+    *,
+    tied: Mapping[str, str],
+    constants: tuple[str, ...] = (),
+) -> dict[str, Names]:
+    """The names of a family by task: a body behind `prefix`, or bare as it is saved alone, and the rows of each head."""
+    return {
+        task: Names(
+            architecture=head.architecture,
+            prefixes=("", prefix) if task == "body" else (prefix, ""),
+            rows=(*body, *head.rows),
+            tied=tied if head.parts & {"masked", "unembed"} else {},
+            constants=constants,
+            idle=head.idle,
+            renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+        )
+        for task, head in table.items()
+    }
+
+
+BERT_BODY = (
+    Row("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
+    Row("embed/positions/embedding", "embeddings.position_embeddings.weight"),
+    Row("embed/types/embedding", "embeddings.token_type_embeddings.weight"),
+    Row("embed/norm/scale", "embeddings.LayerNorm.weight"),
+    Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
+    Row(
+        "layers/attention/qkv/kernel",
+        tuple(f"encoder.layer.{{layer}}.attention.self.{each}.weight" for each in ("query", "key", "value")),
+        "(n h) d -> d c n h",
+    ),
+    Row(
+        "layers/attention/qkv/bias",
+        tuple(f"encoder.layer.{{layer}}.attention.self.{each}.bias" for each in ("query", "key", "value")),
+        "(n h) -> c n h",
+    ),
+    Row("layers/attention/out/kernel", "encoder.layer.{layer}.attention.output.dense.weight", "d (n h) -> n h d"),
+    Row("layers/attention/out/bias", "encoder.layer.{layer}.attention.output.dense.bias"),
+    Row("layers/norm1/scale", "encoder.layer.{layer}.attention.output.LayerNorm.weight"),
+    Row("layers/norm1/bias", "encoder.layer.{layer}.attention.output.LayerNorm.bias"),
+    Row("layers/mlp/up/kernel", "encoder.layer.{layer}.intermediate.dense.weight", DENSE),
+    Row("layers/mlp/up/bias", "encoder.layer.{layer}.intermediate.dense.bias"),
+    Row("layers/mlp/down/kernel", "encoder.layer.{layer}.output.dense.weight", DENSE),
+    Row("layers/mlp/down/bias", "encoder.layer.{layer}.output.dense.bias"),
+    Row("layers/norm2/scale", "encoder.layer.{layer}.output.LayerNorm.weight"),
+    Row("layers/norm2/bias", "encoder.layer.{layer}.output.LayerNorm.bias"),
+)
+"""BERT's names, which RoBERTa has too behind another prefix."""
+
+POOLER = (Row("pooler/kernel", "pooler.dense.weight", DENSE), Row("pooler/bias", "pooler.dense.bias"))
+"""The pooler is published as a part of the body."""
+
+POOLER_NAMES = tuple(str(row.names) for row in POOLER)
+
+
+def linear(part: str, name: str) -> tuple[Row, ...]:
+    """The rows of a head's linear layer."""
+    return Row(f"{part}/kernel", f"{name}.weight", DENSE, bare=True), Row(f"{part}/bias", f"{name}.bias", bare=True)
+
+
+def masked(dense: str, norm: str, bias: str) -> tuple[Row, ...]:
+    """The rows of a masked head, without the table that it is tied to."""
+    return (
+        *linear("masked/dense", dense),
+        Row("masked/norm/scale", f"{norm}.weight", bare=True),
+        Row("masked/norm/bias", f"{norm}.bias", bare=True),
+        Row("masked/bias", bias, bare=True),
+    )

@@ -1,0 +1,221 @@
+"""What a body has on top: words, the next sentence, and classifiers of sequences, choices, tokens and spans.
+
+A family declares its heads as rows, `Head`, each with the published names of its leaves. A leaf's path begins with its part:
+
+- `pooler`: dense layer and tanh over the summary's hidden state, a part of the published body;
+- `masked`: dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
+- `unembed`: the tied table and a bias alone (Yang et al. 2019);
+- `next`: the pooled summary to next sentence or not;
+- `dense`: a dense layer of the head's own before the classifier;
+- `classifier`: the outputs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.batch import Batch, Output
+from zoo.configs import Activation
+from zoo.configs._encoder import LABELLED, BodyConfig, Task
+from zoo.errors import BadInput
+from zoo.hf.param_names import Row
+from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, product, tied_logits
+from zoo.ops import counter_rng
+from zoo.sharding import BATCH, constrain
+
+SUMMARY_SITE, CLASSIFIER_SITE = range(2)
+
+SUMMARIES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a family puts on its body for a task."""
+
+    architecture: str
+    """The class of `transformers` with this head; "" where there is none."""
+    rows: tuple[Row, ...] = ()
+    """Its leaves and their published names."""
+    idle: tuple[str, ...] = ()
+    """Published names, without the family's prefix, that such a file may carry without using them."""
+    summary: str = "tanh"
+    """Activation of the dense layer that a sequence's summary goes through, if there is one: "tanh" or "relu"."""
+    drops_hidden: bool = False
+    """Whether dropout also stands before that dense layer."""
+    drops: bool = True
+    """Whether dropout stands before the classifier."""
+    masked_activation: Activation | None = None
+    """Activation of the masked head, where it is not that of the layers."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        return frozenset(row.leaf.split("/")[0] for row in self.rows)
+
+
+def find(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
+    """The head of a model, from the table of its family.
+
+    Raises:
+        BadInput: the family has none for that task.
+    """
+    if cfg.task not in table:
+        raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(table)}")
+    return table[cfg.task]
+
+
+def outputs(cfg: BodyConfig) -> int:
+    """Rows of the classifier.
+
+    Raises:
+        ValueError: a task of labels, and none are named.
+    """
+    if cfg.task not in LABELLED:
+        return {"choice": 1, "span": 2}[cfg.task]
+    if not cfg.labels:
+        raise ValueError(f"a {cfg.task} head of no labels: they come from the training data, or are named by model.labels")
+    return len(cfg.labels)
+
+
+class Top(nnx.Module):
+    """The parameters of a head."""
+
+    def __init__(self, cfg: BodyConfig, head: Head, init: Init, rngs: nnx.Rngs):
+        parts = head.parts
+        if "pooler" in parts:
+            self.pooler = _linear(cfg.width, cfg.width, init, rngs)
+        if "masked" in parts:
+            self.masked = Masked(cfg, init, rngs)
+        if "unembed" in parts:
+            self.unembed = Unembed(cfg)
+        if "next" in parts:
+            self.next = _linear(cfg.width, 2, init, rngs)
+        if "dense" in parts:
+            self.dense = _linear(cfg.width, cfg.width, init, rngs)
+        if "classifier" in parts:
+            self.classifier = _linear(cfg.width, outputs(cfg), init, rngs)
+
+
+class Masked(nnx.Module):
+    """Dense layer, activation, norm, and the bias of the vocabulary."""
+
+    def __init__(self, cfg: BodyConfig, init: Init, rngs: nnx.Rngs):
+        self.dense = _linear(cfg.width, cfg.width, init, rngs)
+        self.norm = LayerNorm(cfg.width, cfg.eps)
+        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+
+
+class Unembed(nnx.Module):
+    """The bias of the vocabulary."""
+
+    def __init__(self, cfg: BodyConfig):
+        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+
+
+def gather(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
+    """Hidden states at some positions of each row; None: at all of them."""
+    if at is None:
+        return hidden
+    return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)
+
+
+def predictions(out: Output, batch: Batch) -> Float[Array, "B P D"]:
+    """Hidden states of what is predicted: of the query stream where there is one, else those at `batch.predict_at`."""
+    return gather(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
+
+
+def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Float[Array, "B Q D"]:
+    """Hidden states of what stands for a sequence; None: of the first token, a single sequence a row."""
+    return hidden[:, :1] if at is None else gather(hidden, at)
+
+
+def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
+    part = _part(params, "masked", cfg)
+    x = ACTIVATIONS[head.masked_activation or cfg.activation](_apply(part["dense"], hidden))
+    x = layer_norm(x, part["norm"]["scale"], part["norm"]["bias"], cfg.eps)
+    return tied_logits(x, params["embed"]["tokens"]["embedding"], cfg.vocab) + part["bias"].astype(jnp.float32)
+
+
+def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
+    """float32 logits of the words at hidden states, by the table and a bias alone; rows >= cfg.vocab get no probability.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
+    bias = _part(params, "unembed", cfg)["bias"]
+    return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab) + bias.astype(jnp.float32)
+
+
+def sequence_logits(
+    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B Q D"], seeds: Seeds = None
+) -> Float[Array, "B Q O"]:
+    """float32 logits of sequences, from the hidden states of their summaries; of next sentence (0: it is, 1: it is another).
+
+    Raises:
+        ValueError: the model has no head for sequences.
+    """
+    last = _part(params, "next" if "next" in params else "classifier", cfg)
+    seeds = None if seeds is None else counter_rng.fold(seeds, cfg.layers + 1)
+    if head.drops_hidden:
+        hidden = dropout(hidden, cfg.head_dropout, seeds, SUMMARY_SITE)
+    pooled = SUMMARIES[head.summary](_apply(_part(params, "dense" if "dense" in params else "pooler", cfg), hidden))
+    if head.drops and "next" not in params:
+        pooled = dropout(pooled, cfg.head_dropout, seeds, CLASSIFIER_SITE)
+    return _apply(last, pooled).astype(jnp.float32)
+
+
+def token_logits(
+    cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B T D"], seeds: Seeds = None
+) -> Float[Array, "B T O"]:
+    """float32 logits of each token: of its label, or of being the first and the last of a span.
+
+    Raises:
+        ValueError: the model has no head for tokens.
+    """
+    if head.drops:
+        seeds = None if seeds is None else counter_rng.fold(seeds, cfg.layers + 1)
+        hidden = dropout(hidden, cfg.head_dropout, seeds, CLASSIFIER_SITE)
+    return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
+
+
+def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
+    """Matrix-product FLOPs of a head over a batch: words at the predicted positions, or what the labels ask for."""
+    *rows, length = batch.tokens.shape
+    sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
+    dense, total = 2.0 * cfg.width * cfg.width, 0.0
+    if head.parts & {"masked", "unembed"}:
+        predicted = math.prod(rows) * (length if batch.places is None else batch.places.shape[-1])
+        total += predicted * (dense * ("masked" in head.parts) + 2.0 * cfg.width * cfg.vocab)
+    if batch.labels is None:
+        return total
+    if cfg.task in ("tokens", "span"):
+        return total + math.prod(rows) * length * 2.0 * cfg.width * outputs(cfg)
+    if "classifier" in head.parts or "next" in head.parts:
+        last = 2 if "next" in head.parts else outputs(cfg)
+        total += sequences * (dense + 2.0 * cfg.width * last)
+    return total
+
+
+def _linear(inputs: int, size: int, init: Init, rngs: nnx.Rngs) -> Linear:
+    return Linear("...d,de->...e", (inputs, size), (size,), init, rngs)
+
+
+def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+    kernel = part["kernel"]
+    return product(x, kernel, 1).astype(kernel.dtype) + part["bias"]
+
+
+def _part(params: dict[str, Any], name: str, cfg: BodyConfig) -> dict[str, Any]:
+    if name not in params:
+        raise ValueError(f"a model for the task {cfg.task} has no {name}")
+    return params[name]

@@ -1,0 +1,71 @@
+"""What families that generate keep of the tokens they have seen, and of a source; see `zoo.models.Model.init_cache`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from zoo.attention.attention import HEADS
+from zoo.attention.masks import Mask
+from zoo.batch import Batch
+from zoo.sharding import BATCH, constrain
+
+
+def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtype: Any) -> dict[str, Any]:
+    """Keys and values of no tokens yet, with `length` slots for each row."""
+    shape = (layers, rows, length, heads, head)
+    return {
+        "k": jnp.zeros(shape, dtype),
+        "v": jnp.zeros(shape, dtype),
+        "segments": jnp.zeros((rows, length), jnp.int32),
+        "positions": jnp.zeros((rows, length), jnp.int32),
+        "at": jnp.int32(0),
+    }
+
+
+def advance(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is said of the new tokens [B, T], the same of all slots [B, S]): segments, positions and, if it is kept, order.
+
+    Raises:
+        ValueError: more tokens than the cache has slots.
+    """
+    rows, length = batch.tokens.shape
+    at, slots = cache["at"], cache["k"].shape[2]
+    if length > slots:
+        raise ValueError(f"{length} tokens into a cache of {slots} slots")
+    places = at + jnp.arange(length)
+    # Ranks of a prefix are 0 and those behind it count from 1, so a slot's number and one more is behind all of them.
+    absent = {"segments": jnp.int32(1), "positions": places, "order": places + 1}
+    given = {name: absent[name] if getattr(batch, name) is None else getattr(batch, name) for name in absent if name in cache}
+    new = {name: jnp.broadcast_to(each, (rows, length)) for name, each in given.items()}
+    known = {name: constrain(jax.lax.dynamic_update_slice(cache[name], new[name], (0, at)), BATCH) for name in new}
+    return new, known
+
+
+def read_source(keys: Array, values: Array, source: Batch) -> dict[str, Any]:
+    """The cache's entries of a source, from the keys and values [L, B, S, N, H] of every layer's cross-attention."""
+    k, v = (constrain(each, None, BATCH, None, HEADS) for each in (keys, values))
+    segments = jnp.ones(source.tokens.shape, jnp.int32) if source.segments is None else source.segments
+    return {"source_k": k, "source_v": v, "source_segments": constrain(segments, BATCH)}
+
+
+def source_of(cache: dict[str, Any]) -> dict[str, Any]:
+    """The entries that an earlier call made of a source.
+
+    Raises:
+        ValueError: no call had one.
+    """
+    if "source_k" not in cache:
+        raise ValueError("the first call of an encoder-decoder needs batch.source")
+    return {name: cache[name] for name in ("source_k", "source_v", "source_segments")}
+
+
+def cross_mask(segments: Int[Array, "B T"] | None, tokens: Int[Array, "B T"], source: Batch) -> Mask:
+    """Which tokens of a source those of a target see: the ones of their own segment. A side without segments is one segment."""
+    if segments is None and source.segments is None:
+        return Mask()
+    return Mask(
+        query_segments=jnp.ones_like(tokens) if segments is None else segments,
+        key_segments=jnp.ones_like(source.tokens) if source.segments is None else source.segments,
+    )

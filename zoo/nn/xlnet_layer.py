@@ -1,0 +1,125 @@
+"""XLNet's layer: attention by content, distance and type for the queries of two streams (Yang et al. 2019, sections 2.3, 2.4)."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.attention.attention import attention
+from zoo.attention.masks import Mask, Relative
+from zoo.configs.xlnet import Config
+from zoo.nn.encoder import initializer
+from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, unstacked
+from zoo.ops import counter_rng
+from zoo.ops.reductions import spread
+
+ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Where the queries of a stream are, and what they see."""
+
+    mask: Mask
+    first: int
+    """See `zoo.attention.masks.Distanced`."""
+    at: Int[Array, "B T"] | None = None
+    """Index of each query among the keys, where they are scattered."""
+    types: Int[Array, "B T"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keys:
+    """What the queries of both streams look at in a layer."""
+
+    k: Float[Array, "B S N H"]
+    v: Float[Array, "B S N H"]
+    r: Float[Array, "N E X"]
+    """Projected encodings of X distances; E is H, or 2 H where rows may run backwards."""
+    sign: Float[Array, " B"] | None = None
+    """-1 where a row does."""
+    types: Int[Array, "B S"] | None = None
+
+    @classmethod
+    def of(cls, layer: "Attention", x: Float[Array, "B S D"], encodings: Array, sign: Any, types: Any) -> "Keys":
+        k, v = layer.read(x)
+        return cls(k=k, v=v, r=layer.distances(encodings, parts=1 if sign is None else 2), sign=sign, types=types)
+
+
+class Vectors(nnx.Module):
+    """Learned vectors that no token chooses."""
+
+    def __init__(self, shape: tuple[int, ...], init: Init, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
+
+
+class Attention(nnx.Module):
+    """Attention by content, distance and equality of types, each with a vector that every query has added."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        init, width, each = initializer(cfg), cfg.width, (cfg.heads, cfg.head)
+        self.q = Linear("btd,dnh->btnh", (width, *each), None, init, rngs)
+        self.kv = Linear("bsd,dcnh->bscnh", (width, 2, *each), None, init, rngs)
+        self.r = Linear("xd,dnh->xnh", (width, *each), None, init, rngs)
+        self.out = Linear("btnh,nhd->btd", (*each, width), None, init, rngs)
+        self.content, self.distance, self.type = (Vectors(each, init, rngs) for _ in range(3))
+        self.types = Vectors((2, *each), init, rngs)
+
+    def read(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+        """Keys and values."""
+        k, v = unstacked(self.kv(x), 2)
+        return k, v
+
+    def distances(self, encodings: Float[Array, "X D"], *, parts: int) -> Float[Array, "N E X"]:
+        """Keys of distances. In two parts, one is made of the sines alone and the other of the cosines."""
+        kernel = self.r.kernel[...]
+        encodings = encodings.astype(kernel.dtype)
+        if parts == 1:
+            return jnp.moveaxis(self.r(encodings), 0, -1)
+        apart, halves = encodings.reshape(len(encodings), parts, -1), kernel.reshape(parts, -1, *kernel.shape[1:])
+        r = jnp.einsum("xcd,cdnh->nchx", apart, halves, preferred_element_type=jnp.float32).astype(kernel.dtype)
+        return r.reshape(len(r), -1, len(encodings))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
+    ) -> Float[Array, "B T D"]:
+        q = self.q(x)
+        q_r, q_s = q + spread(self.distance.embedding[...], q.shape), None
+        if keys.sign is not None:
+            # Of the opposite distance the sines are opposite and the cosines the same.
+            q_r = jnp.concatenate([keys.sign[:, None, None, None].astype(q.dtype) * q_r, q_r], axis=-1)
+        if stream.types is not None:
+            by_type = q + spread(self.type.embedding[...], q.shape)
+            q_s = jnp.einsum("btnh,cnh->btnc", by_type, self.types.embedding[...], preferred_element_type=jnp.float32)
+        shift = Relative(
+            q_r=q_r,
+            r=keys.r,
+            first=stream.first,
+            query_positions=stream.at,
+            q_s=None if q_s is None else q_s.astype(q.dtype),
+            query_types=stream.types,
+            key_types=keys.types,
+        )
+        drop = None if seeds is None else (dropout, seeds)
+        q = q + spread(self.content.embedding[...], q.shape)
+        return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=shift, dropout=drop, impl=impl))
+
+
+class Block(nnx.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)), for the queries of either stream."""
+
+    def __init__(self, cfg: Config, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.attention = Attention(cfg, rngs)
+        self.norm1 = LayerNorm(cfg.width, cfg.eps)
+        self.mlp = Mlp(cfg.width, cfg.ffn, cfg.activation, initializer(cfg), initializer(cfg), rngs)
+        self.norm2 = LayerNorm(cfg.width, cfg.eps)
+
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, seeds: Seeds) -> Float[Array, "B T D"]:
+        cfg, inside = self.cfg, None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
+        x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
+        y = self.mlp(x, dropped=lambda inner: dropout(inner, cfg.dropout, seeds, INNER_SITE))
+        return self.norm2(x + dropout(y, cfg.dropout, seeds, MLP_SITE))

@@ -1,0 +1,1 @@
+"""Array functions without parameters that the layers and the training step share."""

@@ -1,0 +1,100 @@
+"""A persistent compilation cache whose entries are written whole and checked when they are read.
+
+JAX writes an entry in place and stores no checksum. A process that is killed while it writes leaves half an entry, which every
+later process reads and warns of, and none replaces it. Here an entry is written to a file of its own and renamed, and begins with
+the SHA-256 digest of the rest. An entry that does not match its digest is deleted and counts as missing: the program is compiled
+and stored again.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from jax._src import compilation_cache  # JAX offers no public way to replace the storage of its cache
+from jax._src.compilation_cache_interface import CacheInterface
+
+from zoo.runtime import stdio
+
+SUFFIX = ".program"
+"""Suffix of an entry's file. JAX's own files end in -cache, so both kinds can lie in one folder."""
+UNFINISHED = ".unfinished"
+"""Suffix of a file that is being written."""
+DIGEST = hashlib.sha256().digest_size
+
+
+class CheckedCache(CacheInterface):
+    """Compiled programs in the files of one folder, shared by any number of processes."""
+
+    def __init__(self, folder: Path):
+        self.folder = self._path = folder
+        self._writable = True
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] - JAX's has no annotation
+        """Return the entry's content; None if there is no entry, or it cannot be read, or it does not match its digest."""
+        file = self.folder / (key + SUFFIX)
+        try:
+            content = file.read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            with contextlib.suppress(OSError):
+                file.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(file)  # the time of last use, which `remove_unused` compares
+        return content[DIGEST:]
+
+    def put(self, key: str, value: bytes) -> None:
+        """Store an entry. The first one that cannot be written is reported on stderr, and no more are stored."""
+        if not self._writable:
+            return
+        try:
+            self._write(key, value)
+        except OSError as error:
+            self._writable = False
+            why = f"cannot be written ({error.strerror}); programs are compiled and not kept for the next command"
+            stdio.complain(f"cache folder {self.folder} {why}")
+
+    def _write(self, key: str, value: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(UNFINISHED, dir=self.folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(hashlib.sha256(value).digest())
+                file.write(value)
+            os.replace(name, self.folder / (key + SUFFIX))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def install() -> None:
+    """Have JAX keep compiled programs in a `CheckedCache`.
+
+    Remote folders, and those for which JAX is to enforce a size (jax_compilation_cache_max_size), stay with JAX.
+    """
+    compilation_cache.get_file_cache = _file_cache
+
+
+def remove_unused(folder: Path, days: float) -> None:
+    """Delete the entries that were not used in the last `days` days, and the unfinished files that are older than an hour."""
+    now = time.time()
+    for suffix, age in ((SUFFIX, days * 86_400), (UNFINISHED, 3_600)):
+        for file in folder.glob(f"*{suffix}"):
+            with contextlib.suppress(OSError):  # another process may delete the same file
+                if now - file.stat().st_mtime > age:
+                    file.unlink()
+
+
+_jax_file_cache = compilation_cache.get_file_cache
+
+
+def _file_cache(path: str) -> tuple[CacheInterface, str] | None:
+    if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
+        return _jax_file_cache(path)
+    return CheckedCache(Path(path)), path

@@ -1,0 +1,192 @@
+"""What must be true before JAX starts, and whether it is: devices, flags, compile cache, and right numbers.
+
+JAX is imported inside functions only, so that the command line answers without it.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import resource
+import stat
+from pathlib import Path
+
+from zoo.errors import BadInput
+from zoo.runtime import stdio
+
+SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+SAFE_VALUE = "individual_dot"
+LEAST_MEMORY = 1 << 30
+"""Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each more core has threads with their stacks."""
+ACCELERATORS = ("jax_plugins", "libtpu")
+"""Modules through which JAX finds accelerators."""
+KEPT = {-8: 1, -4: 0, -1: -1}
+"""Options of glibc's mallopt: M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h)."""
+
+
+def prepare(devices: int = 0) -> None:
+    """Set this process up before JAX starts; the second call with the same devices does nothing.
+
+    XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
+    flag that keeps dots apart is added to XLA_FLAGS; a value the user set for that flag stays, and `canary` judges it.
+    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it is
+    read (see `zoo.runtime.compile_cache`). Where only the CPU can be JAX's platform, memory that is freed is kept for the next
+    step (see `_keep_memory`).
+
+    Args:
+        devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
+
+    Raises:
+        BadInput: the cache folder is not private, or this process may not take the memory that JAX needs to start.
+        RuntimeError: JAX started before this call, with other settings.
+    """
+    _check_memory()
+    import jax
+    from jax._src.xla_bridge import backends_are_initialized  # JAX offers no public way to ask
+
+    from zoo.runtime import compile_cache
+
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    safe = any(flag.partition("=")[0] == SAFE_FLAG for flag in flags)
+    if backends_are_initialized():
+        have = len(jax.local_devices(backend="cpu"))
+        if not safe or devices not in (0, have):
+            raise RuntimeError(f"prepare(devices={devices}) came after JAX had started; XLA_FLAGS={flags}, {have} CPU devices")
+        return
+    if not safe:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, f"{SAFE_FLAG}={SAFE_VALUE}"])
+    if devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    if jax.config.values["jax_platforms"] == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
+        _keep_memory()
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = cache_folder(f"compiled-{processor()}")
+        jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
+    compile_cache.install()
+    # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _check_memory() -> None:
+    """Refuse a limit below which the C++ of JAX or OpenBLAS ends the process with an abort or a stack of its own."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        fix = f"JAX needs {LEAST_MEMORY >> 20:,} to start; raise the limit (ulimit -v)"
+        raise BadInput(f"out of memory: this process may take {limit >> 20:,} MiB of address space, and {fix}")
+
+
+def _keep_memory() -> None:
+    """Have the C library keep freed memory, instead of giving it back to the system.
+
+    XLA on CPU takes all temporaries of a step at once and frees them at its end. glibc takes that much from the system each time,
+    which fills every page with zeros when it is first touched: 5 % of a step's time. The arenas of threads give large blocks
+    back whatever they are told, so there is one arena. Where the environment has settings of malloc, they stay.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] == "glibc" and not chosen:
+        for option, value in KEPT.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: ZOO_CACHE if set, else `zoo` below the user's cache folder. Not created here."""
+    if chosen := os.environ.get("ZOO_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "zoo"
+
+
+class NoCache(BadInput):
+    """A cache folder that cannot be made, as in a home folder that cannot be written to."""
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return a `private` folder of the cache; None, with a notice on stderr, where it cannot be made.
+
+    Raises:
+        BadInput: it belongs to somebody else or lets others write to it.
+    """
+    try:
+        return private(cache_dir() / name)
+    except NoCache as error:
+        stdio.complain(f"{error}. Until then nothing is kept for the next command")
+        return None
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that only this user can write to: what lies in it is executed.
+
+    Raises:
+        NoCache: it cannot be made.
+        BadInput: it belongs to somebody else or lets others write to it.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        facts = folder.stat()
+    except OSError as error:
+        raise NoCache(f"cache folder {folder}: {error.strerror}; set ZOO_CACHE to a folder you can write to") from None
+    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o022:
+        raise BadInput(f"cache folder {folder}: others can write to it; set ZOO_CACHE to a private folder, or chmod 700 it")
+    return folder
+
+
+def canary() -> float | None:
+    """Run a program that XLA's CPU compiler is known to get wrong, and compare it with float64 numpy.
+
+    A batched dot with one constant operand, multiplied and summed: fused as a whole it reads memory nobody wrote. Such sums
+    arise in the gradients of ordinary losses.
+
+    Returns:
+        The relative error, about 1e-7; None on a platform other than CPU.
+
+    Raises:
+        BadInput: the numbers are wrong. Nothing must be trained or measured then.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
+    error = canary_error()
+    # A NaN compares False and counts as wrong.
+    if not error < 1e-4:
+        flags = os.environ.get("XLA_FLAGS", "")
+        fix = f"put {SAFE_FLAG}={SAFE_VALUE} in XLA_FLAGS instead of what sets it now"
+        raise BadInput(f"XLA computes wrong numbers on this CPU with XLA_FLAGS={flags!r} (relative error {error:.1e}): {fix}")
+    return error
+
+
+def canary_error() -> float:
+    """The canary's largest relative error, on the first local device; NaN where the program returned NaN."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    def energy(x):
+        return jnp.sum((x @ jnp.full_like(x, 0.37)) * x, axis=-1)
+
+    random = np.random.default_rng(0)
+    # Which shapes go wrong changes with the version and the processor.
+    shapes = [(4, 48, 48), (5, 60, 60), (2, 96, 96)]
+    inputs = [np.float32(random.standard_normal(shape)) for shape in shapes]
+    device = jax.local_devices()[0]
+    found = jax.device_get(jax.jit(lambda xs: [energy(x) for x in xs])(jax.device_put(inputs, device)))
+    errors = []
+    for x, y in zip(inputs, found, strict=True):
+        wide = x.astype(np.float64)
+        true = ((wide @ np.full_like(wide, np.float32(0.37))) * wide).sum(-1)
+        errors.append(float(np.abs(y - true).max() / np.abs(true).max()))
+    # max() drops a NaN that does not come first; numpy's keeps it.
+    return float(np.max(errors))
+
+
+def processor() -> str:
+    """A name for this kind of processor: compiled programs use its instructions, and home folders are shared by machines."""
+    kind = platform.machine() + platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        wanted = ("flags", "Features", "model name")
+        kind += "".join(sorted({line for line in info.read_text().splitlines() if line.startswith(wanted)}))
+    return hashlib.sha256(kind.encode()).hexdigest()[:8]
