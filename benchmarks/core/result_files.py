@@ -65,7 +65,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
         "load": load,
         "clock_mhz": _clock(),
         **rates,
-        "versions": {**versions(), "jax-zoo": importlib.metadata.version("jax-zoo"), "revision": _revision()},
+        "versions": {**versions(), "transformer-zoo": importlib.metadata.version("transformer-zoo"), "revision": _revision()},
         "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
     }
 

@@ -182,8 +182,8 @@ def check_numbers(settings: Any, *names: str) -> None:
 
 def _elsewhere() -> dict[str, Any]:
     """The machine, asked of another process: one that only starts others must not hold its accelerator."""
-    program = "from zoo import runtime; runtime.prepare(); from benchmarks import records; import json"
-    command = [sys.executable, "-P", "-c", f"{program}; print(json.dumps(records.machine()))"]
+    program = "from zoo.runtime import jax_setup; jax_setup.prepare(); from benchmarks.core import result_files; import json"
+    command = [sys.executable, "-P", "-c", f"{program}; print(json.dumps(result_files.machine()))"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 

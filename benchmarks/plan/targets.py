@@ -160,7 +160,7 @@ def missing(platform: Platform) -> str | None:
     plugins, extra = PLUGINS.get(platform, ((), ""))
     if not plugins or any(importlib.util.find_spec(plugin) for plugin in plugins):
         return None
-    return f"compiling for {platform} needs the extra {extra}: pip install 'jax-zoo[{extra}]'"
+    return f"compiling for {platform} needs the extra {extra}: pip install 'transformer-zoo[{extra}]'"
 
 
 @functools.cache
@@ -190,7 +190,7 @@ def devices(target: Target) -> tuple[Any, ...]:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         # So a compiler refuses a shape; all else is that there is none, or that another process has it.
         if not why.startswith("INVALID_ARGUMENT"):
-            mend = f"end what else uses it, or install it again: pip install 'jax-zoo[{PLUGINS[target.platform][1]}]'"
+            mend = f"end what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
             raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {mend}") from None
         if target.chip in TPUS:
             known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)

@@ -18,8 +18,8 @@ tpu ssh "$name" --worker all --command "
         http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
     mkdir -p shared
     mountpoint -q shared || gcsfuse --implicit-dirs $bucket shared
-    [ -d jax-zoo ] || cp -r shared/jax-zoo jax-zoo
+    [ -d transformer-zoo ] || cp -r shared/transformer-zoo transformer-zoo
     cd shared
-    exec python3 ../jax-zoo/run.py --extra tpu train gpt3-175b --data.paths corpus/ --tokenizer.path tokenizer/ \
+    exec python3 ../transformer-zoo/run.py --extra tpu train gpt3-175b --data.paths corpus/ --tokenizer.path tokenizer/ \
         --processes $processes --process \$number --coordinator $first:29500
 "

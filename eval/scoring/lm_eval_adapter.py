@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lm_eval":
         raise
-    raise BadInput("lm-evaluation-harness is not installed; pip install 'jax-zoo[eval]'") from None
+    raise BadInput("lm-evaluation-harness is not installed; pip install 'transformer-zoo[eval]'") from None
 
 log = logging.getLogger(__name__)
 

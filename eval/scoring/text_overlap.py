@@ -68,4 +68,6 @@ def _installed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise BadInput(f"{error.name} is needed for this measure and is not installed; pip install 'jax-zoo[eval]'") from None
+        raise BadInput(
+            f"{error.name} is needed for this measure and is not installed; pip install 'transformer-zoo[eval]'"
+        ) from None

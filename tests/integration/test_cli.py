@@ -40,7 +40,7 @@ WITHOUT_JAX = {
     "models": [0, "124,439,808"],
     "data --help": [0, "decoded, with what counts in the loss"],
     "doctor --help": [0, "whether it computes right numbers"],
-    "--version": [0, "jax-zoo "],
+    "--version": [0, "transformer-zoo "],
     "plan gpt2 --help": [0, "--target STR"],
     "plan gpt2 --target v5q:2": [2, "v5p:16x16x16"],
 }
@@ -48,12 +48,12 @@ GENERATE = "generate runs/done --prompt whale --limit 20"
 CLOSED = ["train gpt-nano --help", *(pytest.param(line, marks=pytest.mark.full) for line in ("doctor", GENERATE))]
 PROGRAM = """
 import contextlib, io, json, sys
-from zoo import cli
+from zoo.cli import main
 for line in json.loads(sys.argv[1]):
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            code = cli.main(line.split())
+            code = main.main(line.split())
         except SystemExit as end:
             code = end.code
     print(json.dumps([line, code, output.getvalue(), sorted({"jax", "flax", "numpy", "optax", "matplotlib"} & set(sys.modules))]))

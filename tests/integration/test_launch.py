@@ -22,7 +22,7 @@ from zoo.runtime import launch
 # ended.
 CHILD = """
 import os, pathlib, signal, subprocess, sys, time
-from zoo import launch
+from zoo.runtime import launch
 from zoo.errors import BadInput
 number, folder, mode = int(os.environ["ZOO_PROCESS"]), pathlib.Path(sys.argv[1]), sys.argv[2]
 """
@@ -75,7 +75,7 @@ class Group:
     def __init__(self, folder: Path, program: str, mode: str, processes: int):
         self.folder, self.processes = folder, processes
         call = f"{[str(folder), mode]}, {processes}, {[sys.executable, '-c', program]}"
-        launcher = f"import sys; from zoo import launch; sys.exit(launch.launch({call}))"
+        launcher = f"import sys; from zoo.runtime import launch; sys.exit(launch.launch({call}))"
         self.launcher = subprocess.Popen(
             [sys.executable, "-c", launcher], env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -145,7 +145,7 @@ def test_a_process_that_leaves_does_not_wait_for_the_others(group, mode: str, co
 
 INTERRUPTED = """
 import gc, signal, sys, time
-from zoo import launch
+from zoo.runtime import launch
 launch.heed_interrupts()
 def interrupt(*_):
     gc.callbacks.clear()
@@ -236,7 +236,7 @@ def test_nobody_there() -> None:
 def test_processes_that_disagree_say_so() -> None:
     port = launch._free_port()
     program = f"""
-from zoo import launch; from zoo.errors import BadInput
+from zoo.runtime import launch; from zoo.errors import BadInput
 try: launch.join("127.0.0.1:{port}", 3, 1, simulated=True, timeout={PATIENCE})
 except BadInput as wrong: print(wrong)
 """

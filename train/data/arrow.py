@@ -71,7 +71,9 @@ def library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise BadInput(f"{error.name} is needed to read this data and is not installed; pip install 'jax-zoo[data]'") from None
+        raise BadInput(
+            f"{error.name} is needed to read this data and is not installed; pip install 'transformer-zoo[data]'"
+        ) from None
 
 
 def _rows(batches: Iterable[Any], name: str, field: str, where: str) -> Iterator[Document]:

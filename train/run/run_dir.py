@@ -143,7 +143,7 @@ def read_config(folder: str | Path) -> Run:
         name = stored.pop("family", None)
         if name not in configs.families():
             raise BadInput(f"family: expected one of {', '.join(configs.families())}, found {name!r}")
-        return _build(Run, stored, "", model=configs.family(name).Config)
+        return build(Run, stored, "", model=configs.family(name).Config)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -304,17 +304,25 @@ def _in_use(folder: Path, lock: int) -> BadInput:
     return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
 
 
-def _build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
-    """`value`, as JSON gave it, as the annotation `kind` wants it; `replaced` gives the types of fields declared generically."""
+def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
+    """Return a JSON value as the type that an annotation names: a dataclass, a tuple, a number, ...
+
+    Args:
+        key: the dotted key of the value, for messages.
+        replaced: types of fields that are declared generically.
+
+    Raises:
+        BadInput: an unknown or missing key, or a value of another type.
+    """
     if dataclasses.is_dataclass(kind):
         return _build_fields(kind, value, key, replaced)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         # Only `X | None` occurs in a configuration.
-        return None if value is None else _build(next(each for each in arguments if each is not types.NoneType), value, key)
+        return None if value is None else build(next(each for each in arguments if each is not types.NoneType), value, key)
     if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_build(each, item, f"{key}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(build(each, item, f"{key}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is typing.Literal and value in arguments:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -337,4 +345,4 @@ def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) 
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in value and not optional:
             raise BadInput(f"{full[name]}: missing")
-    return kind(**{name: _build(hints[name], item, full[name]) for name, item in value.items()})
+    return kind(**{name: build(hints[name], item, full[name]) for name, item in value.items()})

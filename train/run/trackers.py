@@ -41,7 +41,7 @@ def check(names: Sequence[run_config.Sink]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; pip install 'jax-zoo[track]'")
+            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; pip install 'transformer-zoo[track]'")
 
 
 class Sinks:

@@ -74,6 +74,17 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     return 0
 
 
+def write_folder(target: Path, loaded: Loaded) -> Path:
+    """Write a loaded model as a new published folder, whole or not at all, and return its path.
+
+    Raises:
+        BadInput: `target` exists, or the model has no published form.
+    """
+    with safetensors_dir.new_folder(target) as folder:
+        _write(folder, loaded)
+    return target
+
+
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.net.config
     pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)

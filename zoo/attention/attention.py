@@ -161,7 +161,7 @@ class Implementation:
             return f"it has no {', no '.join(missing)}"
         if self.requires and importlib.util.find_spec(self.requires) is None:
             since = f" (Python {self.python} or newer)" if self.python else ""
-            return f"it needs {self.requires}: pip install 'jax-zoo[{self.requires}]'{since}"
+            return f"it needs {self.requires}: pip install 'transformer-zoo[{self.requires}]'{since}"
         return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
 
 

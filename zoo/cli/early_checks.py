@@ -1,10 +1,13 @@
 """Refusals of paths, names and locks that need no JAX, and so come before it starts."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import zoo
 from zoo.errors import BadInput, require
 from zoo.hf import hub
 
@@ -108,3 +111,18 @@ def _check_writable(folder: Path) -> None:
     reason = "Not a directory" if not there.is_dir() else "" if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
     if reason:
         raise BadInput(f"{folder} cannot be written ({there}: {reason}); choose another --out")
+
+
+def check_packages() -> None:
+    """Refuse a file or folder of the user that Python finds instead of one of our packages.
+
+    Raises:
+        BadInput: names it and the fix.
+    """
+    root = Path(zoo.__file__).parents[1]
+    for name in ("train", "eval", "benchmarks"):
+        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        origin = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+        if origin is None or not Path(origin).resolve().is_relative_to((root / name).resolve()):
+            where = f"{origin} hides" if origin else f"{root / name} is missing:"
+            raise BadInput(f"{where} the package {name!r} of the zoo; rename that file, or run from another folder")

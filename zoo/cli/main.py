@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
+from zoo.cli import early_checks
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise BadInput(f"there is no command {args[0]!r}; {nearest}choose {', '.join(COMMANDS)}")
+        early_checks.check_packages()
         return _find(args[0])(args[1:])
     except BadInput as wrong:
         stdio.complain(str(wrong))
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _version() -> str:
     """Return the versions that a report of a problem should name."""
     versions = []
-    for package in ("jax-zoo", "jax", "flax"):
+    for package in ("transformer-zoo", "jax", "flax"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     return ", ".join([*versions, f"Python {platform.python_version()}"])

@@ -262,21 +262,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 MEASURE = """
 import dataclasses, sys, time
-from zoo import runtime
-runtime.prepare(8)
+from zoo.runtime import jax_setup
+jax_setup.prepare(8)
 import jax, numpy as np
-from benchmarks.plan import program, targets
-from train import config, mesh as meshes, objectives, recipes
+from benchmarks.plan import compile_program, targets
+from train import objectives, recipes
+from train.config import run_config
+from train.engine import device_mesh
 from train.engine.step import assemble
 from zoo.models import model
 
-run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=config.Mesh(fsdp=2, tensor=2))
+run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
 target = targets.parse("cpu:8")
-planned = program.compiled(run, "train", target)
-run, mesh = program.settled(run, target), meshes.make(run.mesh)
+planned = compile_program.compiled(run, "train", target)
+run, mesh = compile_program.settled(run, target), device_mesh.make(run.mesh)
 net, goal = model(run.model), objectives.bind(run, mesh)
 made = assemble(run, net, goal, mesh)
-state = made.engine.put(meshes.init_state(run, net, made.tx, mesh))
+state = made.engine.put(device_mesh.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
 
 def resident(field):

@@ -31,8 +31,12 @@ def test_devices_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> 
     """No compiler that answers, one that knows no such slice, and more CPU devices than this process has."""
     monkeypatch.setattr(targets, "missing", lambda platform: None)
     for name, error, reason in (
-        ("a100:8", NotImplementedError("none"), r"the compiler could not be loaded \(none\).*jax-zoo\[cuda13\]"),
-        ("tpu7x:2x2x1", RuntimeError("ABORTED: lockfile\nand more"), r"the compiler could not be loaded .*jax-zoo\[tpu\]"),
+        ("a100:8", NotImplementedError("none"), r"the compiler could not be loaded \(none\).*transformer-zoo\[cuda13\]"),
+        (
+            "tpu7x:2x2x1",
+            RuntimeError("ABORTED: lockfile\nand more"),
+            r"the compiler could not be loaded .*transformer-zoo\[tpu\]",
+        ),
         ("a100:24", RuntimeError("INVALID_ARGUMENT: no"), "no such devices .*; known are a100:1 to a100:8, and multiples of 8"),
         ("tpu7x:9x9x9", RuntimeError("INVALID_ARGUMENT: not divisible"), "; known are tpu7x:2x2x1, "),
     ):

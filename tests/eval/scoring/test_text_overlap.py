@@ -53,5 +53,5 @@ def test_every_number_has_a_name_for_people() -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(BadInput, match=r"pip install 'jax-zoo\[eval\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'transformer-zoo\[eval\]'"):
         text_overlap.bleu(FOUND, WANTED)

@@ -86,9 +86,9 @@ KILLS = """
 import json, os, random, signal, sys, time
 from tests.support.states import abstract, bits, make
 from train.checkpoints.checkpoints import Checkpoints
-from zoo import runtime
+from zoo.runtime import jax_setup
 
-runtime.prepare(devices=8)
+jax_setup.prepare(devices=8)
 folder, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 
@@ -149,7 +149,7 @@ import json, os, resource, signal, sys
 import jax, numpy as np
 from tests.support.states import abstract, make, mesh_of
 from train.checkpoints.checkpoints import Checkpoints
-from zoo import launch
+from zoo.runtime import launch
 from zoo.errors import BadInput
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

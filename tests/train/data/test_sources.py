@@ -124,7 +124,7 @@ def test_parquet_faults_name_file_and_row_or_the_missing_library(tmp_path, monke
         assert f"{file}: " in refusal(file)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "pip install 'jax-zoo[data]'" in refusal(file)
+    assert "pip install 'transformer-zoo[data]'" in refusal(file)
 
 
 def test_a_folder_is_its_files_by_name(tmp_path):

@@ -159,11 +159,11 @@ def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypat
 
 CHILD = """
 import sys
-from train import pieces
+from train.data import chunking
 from train.rows.token_cache import prepare
 from train.data.text_files import Document
 from train.tokenizers.tokenizer import Tokenizer
-pieces.PIECE = 40
+chunking.PIECE = 40
 prepare([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
 """
 

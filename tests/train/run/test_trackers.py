@@ -22,14 +22,16 @@ from zoo.errors import BadInput
 START = """
 import os, signal, sys
 sys.modules["torch"] = None
-from train import metrics, recipes, sinks
+from train import recipes
+from train.run import metrics_file
+from train.run import trackers
 from train.run.run_dir import Folder
 
 folder, first, last, end = Folder(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
-file = metrics.Metrics(folder.metrics, resume_at=first or None)
-opened = sinks.Sinks(["tensorboard", "wandb"], recipes.find("gpt-nano")(), folder, notify=lambda line: print("notice:", line))
+file = metrics_file.Metrics(folder.metrics, resume_at=first or None)
+opened = trackers.Sinks(["tensorboard", "wandb"], recipes.find("gpt-nano")(), folder, notify=lambda line: print("notice:", line))
 for step in range(first + 1, last + 1):
-    row = metrics.valid_row(step=step, loss=step + first / 100, bits_per_byte=float("inf"), seconds=1.0)
+    row = metrics_file.valid_row(step=step, loss=step + first / 100, bits_per_byte=float("inf"), seconds=1.0)
     file.write(row)
     opened.write(row)
 sys.stdout.flush()
@@ -173,7 +175,9 @@ def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else object())
     trackers.check(())
     trackers.check(("wandb",))
-    with pytest.raises(BadInput, match=r"--log.sinks tensorboard: .* tensorboardX is missing; pip install 'jax-zoo\[track\]'"):
+    with pytest.raises(
+        BadInput, match=r"--log.sinks tensorboard: .* tensorboardX is missing; pip install 'transformer-zoo\[track\]'"
+    ):
         trackers.check(("wandb", "tensorboard"))
 
 

@@ -187,7 +187,7 @@ def test_a_hub_id_comes_from_the_local_cache(place: Path, tmp_path: Path):
         (each.parent.parent / "refs").mkdir()
         (each.parent.parent / "refs" / "main").write_text("0" * 40)
     program = (
-        "from zoo import hub; from zoo.errors import BadInput\n"
+        "from zoo.hf import hub; from zoo.errors import BadInput\n"
         "print(hub.fetch('hub:someone/small'))\n"
         "for name in ('someone/large', 'someone/part'):\n"
         "    try: hub.fetch(name)\n"

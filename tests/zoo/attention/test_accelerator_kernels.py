@@ -317,7 +317,7 @@ def test_older_gpus_get_what_they_have(monkeypatch):
 
 def test_a_missing_package_is_named_with_how_to_get_it():
     row = dataclasses.replace(attention.IMPLEMENTATIONS["tokamax"], requires="not_there")
-    assert "pip install 'jax-zoo[not_there]' (Python 3.12 or newer)" in (row.refuses(request(), "gpu") or "")
+    assert "pip install 'transformer-zoo[not_there]' (Python 3.12 or newer)" in (row.refuses(request(), "gpu") or "")
     # A feature that is missing comes first: installing would not help.
     assert row.refuses(request(dropout=DROPOUT), "gpu") == "it has no dropout"
 

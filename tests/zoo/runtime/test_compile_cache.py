@@ -13,8 +13,8 @@ from zoo.runtime.compile_cache import SUFFIX, UNFINISHED, CheckedCache
 PROGRAM = """
 import warnings
 warnings.simplefilter("error")
-from zoo import runtime
-runtime.prepare(devices=2)
+from zoo.runtime import jax_setup
+jax_setup.prepare(devices=2)
 import jax, jax.numpy as jnp
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))

@@ -16,13 +16,13 @@ from zoo.runtime import jax_setup
 UNSAFE = f"{jax_setup.SAFE_FLAG}=dot,reduce"
 PROGRAM = """
 import json, os, sys
-from zoo import runtime
+from zoo.runtime import jax_setup
 from zoo.errors import BadInput
 assert "jax" not in sys.modules
-runtime.prepare(devices=int(sys.argv[1]))
+jax_setup.prepare(devices=int(sys.argv[1]))
 import jax
 try:
-    verdict = runtime.canary()
+    verdict = jax_setup.canary()
 except BadInput as wrong:
     verdict = str(wrong)
 settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -61,8 +61,8 @@ def test_the_canary_detects_what_the_flag_prevents() -> None:
 def test_freed_memory_is_kept_for_the_next_step_unless_the_user_has_settings_of_malloc() -> None:
     program = """
 import resource
-from zoo import runtime
-runtime.prepare(1)
+from zoo.runtime import jax_setup
+jax_setup.prepare(1)
 import jax, jax.numpy as jnp
 # 100 MB of temporaries: more than an arena of a thread can hold.
 step = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
@@ -120,7 +120,9 @@ def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.full
 def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
-    program = "from zoo import runtime, doctor; runtime.prepare(1); raise SystemExit(doctor.doctor([], ''))"
+    program = (
+        "from zoo.runtime import jax_setup; from zoo.cli.doctor_report import doctor; jax_setup.prepare(1); exit(doctor([], ''))"
+    )
     done = run_python("-c", program, cwd=tmp_path)
     assert done.code == 1
     assert "come from different places" in done.stdout

@@ -2,17 +2,20 @@
 
 import inspect
 import re
+from typing import TYPE_CHECKING
 
 from zoo.cli import early_checks
 from zoo.cli.machine import on_machine, option, refuse_unnamed
 from zoo.cli.options import parse
 from zoo.runtime import launch
 
+if TYPE_CHECKING:
+    from train.config.run_config import Run
+
 
 def train(args: list[str]) -> int:
     """`zoo train [RECIPE] [options]`."""
     from train import recipes
-    from train.config.run_config import Run
 
     if args[:1] in (["-h"], ["--help"]):
         found = recipes.recipes()
@@ -22,6 +25,21 @@ def train(args: list[str]) -> int:
         print("\nzoo train RECIPE --help says what a recipe does and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
+    run = parse_run(name, args)
+    if (code := on_machine(run.machine, ["train", name, *args])) is not None:
+        return code
+    return train_here(run)
+
+
+def parse_run(name: str, args: list[str]) -> "Run":
+    """Return the run that a recipe and options describe, after everything that can be refused without JAX.
+
+    Raises:
+        BadInput: no such recipe, an option that does not fit, or paths that do not exist or are in use.
+    """
+    from train import recipes
+    from train.config.run_config import Run
+
     default = recipes.begun(name, option(args, "--init"))
     # tyro joins lines, but not paragraphs.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find(name)) or "")
@@ -29,8 +47,11 @@ def train(args: list[str]) -> int:
     refuse_unnamed(run, args)
     if run.machine.process == 0 and not launch.is_child():
         early_checks.check_run(run)
-    if (code := on_machine(run.machine, ["train", name, *args])) is not None:
-        return code
+    return run
+
+
+def train_here(run: "Run") -> int:
+    """Train in this process, which is prepared for JAX, and return the exit code."""
     from eval.report import report, samples
     from eval.scoring import scorers
     from train import trainer
