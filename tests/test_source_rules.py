@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,43 @@ def forbidden_flax(tree: ast.AST) -> list[str]:
             if all_entries or (isinstance(target, ast.Attribute) and target.attr in ("value", "raw_value")):
                 wrong.append(ast.unparse(target))
     return wrong
+
+
+def subpackage(name: str) -> str:
+    """Return the subpackage of a module: "train.rows" of "train.rows.batches"; "train.trainer" stands for itself."""
+    return ".".join(name.split(".")[:2])
+
+
+def import_cycles(imported: Mapping[str, set[str]]) -> list[str]:
+    """Return the subpackages that import themselves by way of others. `imported`: subpackage -> those that it imports."""
+    reached = {name: set(others) - {name} for name, others in imported.items()}
+    for _ in reached:
+        for others in reached.values():
+            others.update(*(reached.get(other, ()) for other in tuple(others)))
+    return sorted(name for name, others in reached.items() if name in others)
+
+
+def test_subpackages_do_not_import_each_other_in_a_cycle() -> None:
+    imported: dict[str, set[str]] = {}
+    for path in (path for package in PACKAGES[:-1] for path in (ROOT / package).rglob("*.py")):
+        file = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+        if not file.startswith("zoo.cli") and file.count("."):
+            names = [name for name in imports(ast.parse(path.read_text())) if name.split(".")[0] in PACKAGES]
+            imported.setdefault(subpackage(file), set()).update(map(subpackage, names))
+    assert len(imported) > 30
+    assert import_cycles(imported) == []
+
+
+@pytest.mark.planted
+def test_a_cycle_of_imports_is_caught() -> None:
+    imported = {
+        "train.rows": {"train.data"},
+        "train.data": {"train.run"},
+        "train.run": {"train.rows"},
+        "train.engine": {"train.run"},
+    }
+    assert import_cycles(imported) == ["train.data", "train.rows", "train.run"]
+    assert import_cycles(imported | {"train.run": set()}) == []
 
 
 def test_no_file_has_a_forbidden_import_or_use_of_flax() -> None:

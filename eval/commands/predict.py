@@ -1,9 +1,8 @@
 """`zoo predict`: what a fine-tuned model says of examples without labels, a line of JSON for each.
 
-    from eval import predict
-    from train.weights.load import load
+    import zoo
 
-    for prediction in predict.predict(load("runs/mine"), texts=["A good film."]):
+    for prediction in zoo.load("runs/mine").predict(["A good film."]):
         print(prediction["label"], prediction["probabilities"])
 
 Examples are read, computed and written a chunk at a time, so that memory does not grow with their number.
