@@ -100,13 +100,16 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "highest")
         keys.append(key())
     keys.append(elsewhere := key(target=gpu))
-    monkeypatch.setattr(cache.runtime, "processor", lambda: "another")
+    monkeypatch.setattr(cache.jax_setup, "processor", lambda: "another")
     keys.append(key())
     assert key(target=gpu) == elsewhere
-    version = cache.facts.importlib.metadata.version
+    metadata = cache.plan_record.importlib.metadata
+    version = metadata.version
     for package in ("optax", "flax"):
         changed = {package: "9.9"}
-        monkeypatch.setattr(cache.facts.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name))
+        monkeypatch.setattr(
+            cache.plan_record.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name)
+        )
         keys.append(key())
     teacher = tmp_path / "bert-nano"
     student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))

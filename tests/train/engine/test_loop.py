@@ -196,7 +196,7 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     assert trainer.run(run, evaluate=scorers.scorer, on_end=written.append) == 0
     assert written == [folder.path]
     # What a run needs is known before it is trained.
-    monkeypatch.setattr(trainer.room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(trainer.disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"--checkpoint.keep 2: .* has 1,000 free; make room"):
         train(dataclasses.replace(run, name="roomless"))
     assert not Folder(Path(run.out) / "roomless").config.exists()

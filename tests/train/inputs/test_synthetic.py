@@ -28,7 +28,7 @@ ROWS = 8
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real text as documents, labelled examples of every kind, parallel files, and a tokenizer for the labelled ones."""
     folder = tmp_path_factory.mktemp("plan")
-    book = lzma.decompress((ROOT / "train/data/moby_dick.txt.xz").read_bytes()).decode()[20_000:220_000]
+    book = lzma.decompress((ROOT / "train/data/embedded/moby_dick.txt.xz").read_bytes()).decode()[20_000:220_000]
     chapters = [book[start : start + 10_000] for start in range(0, len(book), 10_000)]
     labelled_files.put(folder / "book.jsonl", [{"text": text} for text in chapters])
     labelled_files.put(folder / "classification.jsonl", labelled_files.ROWS * 4)

@@ -64,7 +64,7 @@ def test_no_two_places_drop_alike(family: str, places: int, monkeypatch: pytest.
     params, batch, sampled = random_params(net), with_source(net, row(4)), []
 
     def record(x: Any, rate: float, given: Any, site: int) -> Any:
-        sampled.append((rate, layers.seeding.fold(given, site)))
+        sampled.append((rate, layers.counter_rng.fold(given, site)))
         return x
 
     def record_attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
