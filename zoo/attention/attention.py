@@ -1,8 +1,8 @@
-"""The one attention door: `attention(q, k, v, mask=..., bias=..., dropout=..., impl=...)`.
+"""The attention function of all models: `attention(q, k, v, mask=..., bias=..., dropout=..., impl=...)`.
 
-Masks and biases are small specifications, made dense only by implementations that must. The table `IMPLEMENTATIONS` says what
-each implementation supports; a request it cannot honour raises and says why. A row with nothing to attend to gives zeros and
-zero gradient, everywhere.
+Masks and biases are small specifications; only implementations that need a dense array build one. The table `IMPLEMENTATIONS`
+lists what each implementation supports; an unsupported request raises an error with the reason. In every implementation a query
+without a visible key has a zero output and a zero gradient.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from zoo.ops import counter_rng
 from zoo.sharding import BATCH, target
 
 HEADS = "tensor"
-"""The mesh axis that heads lie on."""
+"""The mesh axis over which heads are sharded."""
 
 
 def attention(
@@ -42,29 +42,29 @@ def attention(
     dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale * q k^T + bias, over the pairs `mask` allows) v, with K dividing N (grouped heads).
+    """Return softmax(scale * q k^T + bias, over the pairs that `mask` allows) v; K divides N (grouped heads).
 
     Scores and softmax are float32. `scale` defaults to 1/sqrt(H). `dropout = (rate, seeds)` zeroes entries of the softmax; which
-    entries depends on (seeds, head, query index, key index) only, so every implementation, mesh and block size drops the same.
+    ones depends on (seeds, head, query index, key index) only, so every implementation, mesh and block size drops the same.
     Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data and fsdp, heads over tensor.
 
     Raises:
-        BadInput: the request is malformed, or `impl` cannot honour it; the message names who can.
+        BadInput: the request is malformed, or `impl` does not support it; the message names the implementations that do.
     """
     request = Request.of(q, k, v, mask, bias, dropout)
     name = choose(impl, request)
     scope = SCOPE
-    if (made := _choices.get()) is not None:
-        scope = f"{SCOPE}{len(made)}"
-        made.append(Call(name=name, request=request, mask=mask, scope=scope))
+    if (calls := _choices.get()) is not None:
+        scope = f"{SCOPE}{len(calls)}"
+        calls.append(Call(name=name, request=request, mask=mask, scope=scope))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
-    if (seen := _watched.get()) is not None:
-        # Weights are what comes out where each key has a value of its own.
-        unit = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))
-        weights = reference(q, k, unit, mask, bias, seed, heads, scale=scale, rate=rate)
-        io_callback(lambda each: seen.append(np.moveaxis(each, 1, 2)), None, weights, ordered=True)
+    if (recorded := _watched.get()) is not None:
+        # With one-hot values the output of attention is its weights.
+        one_hot = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))  # [B, S, K, S]
+        weights = reference(q, k, one_hot, mask, bias, seed, heads, scale=scale, rate=rate)  # [B, T, N, S]
+        io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
     run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
         return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
@@ -75,7 +75,7 @@ def attention(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a call asks for: the features an implementation must have, and the shapes and dtype it must take."""
+    """The features that a call needs from an implementation, and the shapes and dtype of its arrays."""
 
     features: frozenset[str]
     shape: tuple[int, int, int, int, int, int]
@@ -84,7 +84,11 @@ class Request:
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, mask: Mask, bias: Any, dropout: Any) -> "Request":
-        """Read a call's features off its arguments, refusing malformed ones."""
+        """Return the request of a call's arguments.
+
+        Raises:
+            BadInput: shapes, dtypes or values that do not fit each other.
+        """
         b, t, n, h = q.shape
         s, groups = k.shape[1], k.shape[2]
         _require(k.shape == v.shape == (b, s, groups, h), f"k {k.shape} and v {v.shape} do not fit q {q.shape}")
@@ -104,10 +108,10 @@ class Request:
             features.add("window")
         for name in ("segments", "ranks"):
             pair = getattr(mask, f"query_{name}"), getattr(mask, f"key_{name}")
-            _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} come together")
+            _require((pair[0] is None) == (pair[1] is None), f"query_{name} and key_{name} must be set together, or neither")
         if bias is not None:
             features.add(_BIASES[type(bias)])
-            _require((why := bias.lacks(t, s)) is None, why or "")
+            _require((reason := bias.missing_distances(t, s)) is None, reason or "")
         if dropout is not None and dropout[0] > 0:
             rate, seed = dropout
             _require(rate < 1, f"dropout {rate}: choose a rate below 1")
@@ -136,7 +140,7 @@ _BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """A row of the table: where the function is, what it supports, and its limits."""
+    """A row of the table of implementations: the place of its function, what it supports, and its limits."""
 
     module: str
     function: str
@@ -144,17 +148,17 @@ class Implementation:
     """Platforms it runs on."""
     features: frozenset[str]
     limits: str = ""
-    """Name of a function in `module`: Request -> reason it cannot be honoured, or None."""
+    """Name of a function in `module`: Request -> why it is not supported, or None if it is."""
     requires: str = ""
-    """Package that must be there; the extra of the same name brings it."""
+    """Package that must be installed; the extra of the same name installs it."""
     python: str = ""
-    """Oldest Python that this package takes, where that is newer than ours."""
+    """Oldest Python version that this package supports, if this project supports older ones."""
 
     def load(self) -> Callable[..., Array]:
         return getattr(importlib.import_module(self.module), self.function)
 
     def refuses(self, request: Request, platform: str) -> str | None:
-        """Why this implementation cannot honour a request on a platform; None if it can."""
+        """Return why this implementation does not support a request on a platform; None if it does."""
         if platform not in self.platforms:
             return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
         if missing := sorted(request.features - self.features):
@@ -207,7 +211,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A line of `auto`: an implementation, and from how many queries on it is the faster one."""
+    """A line of `AUTO`: an implementation, and the smallest number of queries from which it is the fastest."""
 
     name: str
     queries: int = 1
@@ -217,54 +221,54 @@ AUTO: dict[str, tuple[Choice, ...]] = {
     # Measured on two cores, forward and backward at 8 and 12 heads of 64: blocked takes 0.6 to 0.8 of xla's time at 128 queries,
     # 0.7 to 0.9 at 64, at 32 as long in a causal gradient, and longer at 8 (benchmarks/results/step-gains_*).
     "cpu": (Choice("blocked", queries=64), Choice("xla")),
-    # Not measured on accelerators yet: what their makers recommend first, and no row that has never run there.
+    # Not measured on accelerators yet: the vendors' recommended implementation first, then one that runs everywhere.
     "gpu": (Choice("cudnn"), Choice("xla")),
     "tpu": (Choice("xla"),),
 }
-"""`auto`, by platform: the first line that the request is long enough for and whose implementation can honour it."""
+"""The choices of `auto` by platform: it takes the first one that supports the request and needs no more queries than it has."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:
-    """The implementation that will run a request; `auto` follows the table `AUTO`.
+    """Return the name of the implementation that will run a request; `auto` follows the table `AUTO`.
 
     Raises:
-        BadInput: an unknown name, or one that cannot honour the request: says why, and who can.
+        BadInput: an unknown name, or an implementation that does not support the request: why, and which ones do.
     """
     platform = platform or target()
     if impl == "auto":
         long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
         return next(name for name in long_enough if IMPLEMENTATIONS[name].refuses(request, platform) is None)
     _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
-    if why := IMPLEMENTATIONS[impl].refuses(request, platform):
-        able = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
-        raise BadInput(f"attention {impl!r} cannot do this: {why}; these can: {', '.join(able)}")
+    if reason := IMPLEMENTATIONS[impl].refuses(request, platform):
+        supported = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
+        raise BadInput(f"attention {impl!r} cannot do this: {reason}; these can: {', '.join(supported)}")
     return impl
 
 
-SCOPE = "door"
-"""What operations of a call are named after, in profiles and in compiled programs."""
+SCOPE = "attention"
+"""The `jax.named_scope` of a call, which prefixes its operations in profiles and in compiled programs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of the door as it was traced."""
+    """A traced call of `attention`."""
 
     name: str
     """The implementation it runs on."""
     request: Request
     mask: Mask
     scope: str
-    """Names its operations: `SCOPE` and its number."""
+    """The name scope of its operations: `SCOPE` and the number of the call."""
 
     @property
     def flops(self) -> float:
-        """Of the two matrix products of a forward pass over all examples, of the pairs that causality and a window leave."""
+        """FLOPs of both matrix products of a forward pass over all examples, for the pairs that causality and a window allow."""
         b, t, s, n, _, h = self.request.shape
         pairs = float(t * s)
         if self.mask.query_positions is None and self.mask.key_positions is None:
-            # Query i sees i + 1 keys before the window, which a band has on both sides.
-            reach = s if self.mask.window is None else self.mask.window
-            before = sum(min(i + 1, reach, s) for i in range(t))
+            # Up to its own position, query i sees the last `window` of i + 1 keys; without causality, as many after it.
+            window = s if self.mask.window is None else self.mask.window
+            before = sum(min(i + 1, window, s) for i in range(t))
             pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
         return 4.0 * b * n * h * pairs
 
@@ -274,11 +278,11 @@ _choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("ch
 
 @contextlib.contextmanager
 def choices() -> Iterator[list[Call]]:
-    """Collect the calls traced inside the block, so that a run can say what `auto` chose and a plan what kernels compute."""
-    made: list[Call] = []
-    token = _choices.set(made)
+    """Collect the calls traced inside the block: a run reports what `auto` chose, a plan counts what kernels compute."""
+    calls: list[Call] = []
+    token = _choices.set(calls)
     try:
-        yield made
+        yield calls
     finally:
         _choices.reset(token)
 
@@ -288,54 +292,61 @@ _watched: contextvars.ContextVar[list[np.ndarray] | None] = contextvars.ContextV
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[np.ndarray]]:
-    """Collect the weights, [B, N, T, S], of the calls that programs traced inside the block make, in the order in which they run.
+    """Collect the attention weights, [B, N, T, S], of the programs traced inside the block, in the order in which calls run.
 
-    For looking at a few examples without a mesh: they are computed besides, dense. The list is whole after the block.
+    The weights are computed again, dense, so this is for a few examples without a mesh. The list is complete after the block.
     """
-    seen: list[np.ndarray] = []
-    token = _watched.set(seen)
+    recorded: list[np.ndarray] = []
+    token = _watched.set(recorded)
     try:
-        yield seen
+        yield recorded
         jax.effects_barrier()
     finally:
         _watched.reset(token)
 
 
 def refusal(impl: str, request: Request) -> str | None:
-    """Why an implementation cannot honour a request on this platform; None if it can."""
+    """Return why an implementation does not support a request on this platform; None if it does."""
     return IMPLEMENTATIONS[impl].refuses(request, target())
 
 
 def usable() -> list[tuple[str, bool, str]]:
-    """(implementation, whether it runs on this platform, why not), for a plain causal request."""
+    """Return (implementation, whether it runs on this platform, why not) of each one, for a plain causal request."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
     reasons = {name: refusal(name, request) for name in IMPLEMENTATIONS}
-    return [(name, why is None, why or "") for name, why in reasons.items()]
+    return [(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
 def auto() -> str:
-    """What `auto` chooses on this platform, in words."""
+    """Describe what `auto` chooses on this platform."""
     lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target()]]
     return ", else ".join(lines)
 
 
 def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """The definition, dense and plain, in the dtype of its inputs but at least float32: what every other is compared with."""
+    """Compute attention by its definition, with dense scores, in the dtype of the inputs but at least float32.
+
+    Tests compare every other implementation with this one.
+    """
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     t, s, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    q_, k_, v_ = q.astype(dtype), jnp.repeat(k.astype(dtype), groups, 2), jnp.repeat(v.astype(dtype), groups, 2)
+    q_, k_, v_ = (
+        q.astype(dtype),
+        jnp.repeat(k.astype(dtype), groups, 2),
+        jnp.repeat(v.astype(dtype), groups, 2),
+    )  # k_, v_ [B, S, N, H]
     scores = scale * jnp.einsum("btnh,bsnh->bnts", q_, k_)
     if bias is not None:
         scores = scores + bias.dense(t, s, scale)
     allowed = mask.dense(t, s)
     allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
-    alive = allowed.any(-1, keepdims=True)
-    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(alive, -jnp.inf, 0)), axis=-1)
-    weights = jnp.where(allowed & alive, weights, 0)
+    has_key = allowed.any(-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(has_key, -jnp.inf, 0)), axis=-1)
+    weights = jnp.where(allowed & has_key, weights, 0)
     if seed is not None:
-        kept = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
-        weights = jnp.where(kept, weights / (1 - rate), 0)
+        keep = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
+        weights = jnp.where(keep, weights / (1 - rate), 0)
     return jnp.einsum("bnts,bsnh->btnh", weights, v_).astype(q.dtype)
 
 
@@ -343,14 +354,16 @@ def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
 
 
 def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array):
-    """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it bare."""
+    """Run an implementation on each device's own examples and heads; without a mesh (or inside pmap), call it directly."""
     mesh = jax.sharding.get_abstract_mesh()
-    auto = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-    if not auto:
+    auto_axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not auto_axes:
         return run(q, k, v, mask, bias, seed, heads)
-    # Other axes split the batch too: a gradient would be summed over one that is not mentioned, even if its size is 1.
-    batch = (*(axis for axis in BATCH if axis in auto), *(axis for axis in mesh.axis_names if axis in auto - {*BATCH, HEADS}))
-    head = HEADS if HEADS in auto else None
+    # The batch is sharded over all other axes too: shard_map would sum a gradient over an axis that no spec mentions, even if
+    # its size is 1.
+    others = (axis for axis in mesh.axis_names if axis in auto_axes - {*BATCH, HEADS})
+    batch = (*(axis for axis in BATCH if axis in auto_axes), *others)
+    head = HEADS if HEADS in auto_axes else None
     by_letter = {"B": batch, "N": head}
 
     def spec(letters: str, array: Array) -> PartitionSpec:
@@ -364,8 +377,8 @@ def _on_local_arrays(run: Callable[..., Array], q: Array, k: Array, v: Array, ma
     heads_spec = PartitionSpec(batch, None, head, None)
     seed_spec = None if seed is None else PartitionSpec(batch)
     in_specs = (heads_spec, heads_spec, heads_spec, specs(mask), specs(bias), seed_spec, PartitionSpec(head))
-    # Without check_vma: what comes from libraries does not say how its outputs vary over the mesh, or says it wrongly. JAX's rule
-    # for cuDNN calls the gradient of a bias that all examples share equal on all devices, and its sum over them is left out.
+    # check_vma=False because library functions do not declare how their outputs vary over the mesh, or declare it wrongly. JAX's
+    # rule for cuDNN declares the gradient of a bias that all examples share equal on all devices, which omits the sum over them.
     run = jax.shard_map(run, in_specs=in_specs, out_specs=heads_spec, check_vma=False)
     return run(q, k, v, mask, bias, seed, heads)
 

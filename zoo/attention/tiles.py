@@ -1,7 +1,7 @@
-"""Tiles: rectangles of the scores [B, N, T, S], and the parts of arrays that they need.
+"""Tiles, which are rectangles of the scores [B, N, T, S], and the slices of arrays that they need.
 
-An array's axes are named by letters (see `zoo.batch`), the same that masks and biases carry; D is an axis of distances. A tile
-takes the whole of an axis that it has no letter for, and of one of size 1, which is broadcast.
+The axes of an array are named by the letters of `zoo.batch`, which masks and biases also carry; D is an axis of distances. A tile
+takes all of an axis whose letter it does not have, and of an axis of size 1, which is broadcast.
 """
 
 import dataclasses
@@ -14,23 +14,23 @@ from jaxtyping import Array, Shaped
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Where a tile begins along each letter's axis (traced), and how long it is there (static)."""
+    """The start of a tile along the axis of each letter (traced), and its size there (static)."""
 
     start: Mapping[str, Any]
     size: Mapping[str, int]
 
     def along(self, letter: str, start: Any, size: int) -> "Tile":
-        """The tile that also says where it is along another axis."""
+        """Return the tile with its start and size along one more axis."""
         return Tile({**self.start, letter: start}, {**self.size, letter: size})
 
 
 def take(array: Shaped[Array, "..."], letters: str, tile: Tile) -> Shaped[Array, "..."]:
-    """The part of an array that a tile needs."""
+    """Return the slice of an array that a tile needs."""
     return jax.lax.dynamic_slice(array, _starts(array, letters, tile), _sizes(array, letters, tile))
 
 
 def add(array: Shaped[Array, "..."], part: Shaped[Array, "..."], letters: str, tile: Tile) -> Shaped[Array, "..."]:
-    """The array with `part` added where `take` would take it from."""
+    """Return the array with `part` added to the slice that `take` returns."""
     old = take(array, letters, tile)
     return jax.lax.dynamic_update_slice(array, old + part.astype(array.dtype), _starts(array, letters, tile))
 

@@ -46,7 +46,7 @@ def mark_full(names: Iterable[str], fast: Container[str]) -> list[Any]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every case has several of them each way."""
-    for module, name, size in ((blocked, "ROWS", 128), (blocked, "COLUMNS", 256), (masks, "NARROW", 64)):
+    for module, name, size in ((blocked, "BLOCK_Q", 128), (blocked, "BLOCK_K", 256), (masks, "NARROW", 64)):
         monkeypatch.setattr(module, name, size)
 
 
@@ -209,8 +209,8 @@ SKIPPED = {
 
 def test_blocks_that_see_nothing_are_left_out() -> None:
     """Of 32 queries and keys in blocks of 8 exactly those with an allowed pair are computed."""
-    plan = blocked.Plan(rows=8, columns=8, row_blocks=4, column_blocks=4, examples=2, heads=1, scale=1.0, rate=0.0)
-    group = plan.group(jnp.zeros((2, 1, 1, 32, 8)), jnp.int32(0))
+    plan = blocked.Plan(block_q=8, block_k=8, num_q_blocks=4, num_k_blocks=4, examples=2, heads=1, scale=1.0, rate=0.0)
+    group = plan.group_tile(jnp.zeros((2, 1, 1, 32, 8)), jnp.int32(0))
     for name, mask in SKIPPED.items():
         mask = jax.tree.map(jnp.asarray, mask)
         allowed = mask.dense(32, 32)
@@ -218,8 +218,8 @@ def test_blocks_that_see_nothing_are_left_out() -> None:
         blocks = dense.reshape(4, 8, 4, 8).any((1, 3))
         for i in range(4):
             for (start, stop), computed in (
-                (plan.columns_of(mask, group, jnp.int32(i)), blocks[i]),
-                (plan.rows_of(mask, group, jnp.int32(i)), blocks[:, i]),
+                (plan.k_block_range(mask, group, jnp.int32(i)), blocks[i]),
+                (plan.q_block_range(mask, group, jnp.int32(i)), blocks[:, i]),
             ):
                 assert [start <= j < stop for j in range(4)] == list(computed), name
 

@@ -1,1 +1,1 @@
-"""Attention implementations that need more than a few lines, one file each. Each is a function of local arrays."""
+"""Attention implementations, one file each: functions of the arrays on one device."""

@@ -1,4 +1,4 @@
-"""What `cudnn` and `tokamax` share: both libraries offer `dot_product_attention` with the same arguments."""
+"""The common part of `cudnn` and `tokamax`, whose libraries offer `dot_product_attention` with the same arguments."""
 
 import dataclasses
 import re
@@ -24,10 +24,10 @@ def fused(
     scale: float,
     even: bool,
 ) -> Float[Array, "B T N H"]:
-    """Attention by a library's `dot_product_attention`, `call`.
+    """Compute attention by a library's `dot_product_attention`, which is `call`.
 
-    Causal, its window and key lengths stay specifications, which the kernels turn into blocks that are skipped. Every other mask,
-    and every bias, is made dense: [1 or B, 1 or N, T, S].
+    Causality, a window and key lengths are passed as such, so that the kernels skip blocks that see nothing. Every other mask and
+    every bias becomes a dense array [1 or B, 1 or N, T, S].
 
     Args:
         even: pad T and S to even lengths for the kernel.
@@ -41,16 +41,17 @@ def fused(
     lengths, allowed = mask.key_lengths, rest.dense(t, s)
     values = None if bias is None else bias.dense(t, s, scale).astype(q.dtype)
 
-    # The zoo's rule for a row with nothing to attend to is zeros and zero gradient. Kernels average, or divide zero by zero, and
-    # then even a zero cotangent comes out as NaN. So such a row is shown something, and what it makes of it is dropped.
-    alive = mask.alive(t, s)
+    # In this project a query without a visible key has a zero output and a zero gradient. The kernels average all values for it
+    # or divide zero by zero, which makes even the gradient of a zero cotangent NaN. So keys are unmasked for it, and its output
+    # is zeroed afterwards.
+    has_key = mask.has_visible_key(t, s)
     if lengths is not None:
         lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
-    if allowed is not None and alive is not None:
-        allowed = allowed | ~jnp.moveaxis(alive[..., None], 1, 2)
+    if allowed is not None and has_key is not None:
+        allowed = allowed | ~jnp.moveaxis(has_key[..., None], 1, 2)
 
-    def whole(array: Array | None, fill: Any) -> Array | None:
-        """[.., T, S] in full, for neither library broadcasts these axes rightly, padded to what the kernel takes."""
+    def expand(array: Array | None, fill: Any) -> Array | None:
+        """Broadcast to [.., T, S], which neither library does correctly, and pad to the lengths that the kernel supports."""
         if array is None:
             return None
         array = jnp.broadcast_to(array, (*array.shape[:2], t, s))
@@ -63,22 +64,23 @@ def fused(
         _lengthen(q, odd[0]),
         _lengthen(k, odd[1]),
         _lengthen(v, odd[1]),
-        bias=whole(values, 0),
-        mask=whole(allowed, True),
+        bias=expand(values, 0),
+        mask=expand(allowed, True),
         scale=scale,
         is_causal=causal,
         key_value_seq_lengths=lengths,
         local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
     )[:, :t]
-    # The log-sum-exp is inside the libraries' own VJP, out of reach: where only this is saved, the kernel runs forward again.
+    # The log-sum-exp is inside the libraries' own VJP and cannot be named. A policy that saves only the output therefore runs the
+    # kernel's forward pass again.
     out = checkpoint_name(out, "attention")
-    return out if alive is None else jnp.where(alive[..., None], out, 0)
+    return out if has_key is None else jnp.where(has_key[..., None], out, 0)
 
 
 def capability() -> int:
-    """Major compute capability of JAX's default device, 9 for Hopper; 0 where that is no NVIDIA GPU."""
-    found = re.match(r"(\d+)\.", str(getattr(backend.get_default_device(), "compute_capability", "")))
-    return int(found[1]) if found else 0
+    """Return the major compute capability of JAX's default device, 9 for Hopper; 0 if it is no NVIDIA GPU."""
+    version = re.match(r"(\d+)\.", str(getattr(backend.get_default_device(), "compute_capability", "")))
+    return int(version[1]) if version else 0
 
 
 def _lengthen(x: Array, count: int) -> Array:

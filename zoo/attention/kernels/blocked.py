@@ -1,9 +1,12 @@
-"""`blocked`: exact attention in pure JAX that stores nothing of size T x S. Runs everywhere; made for CPU.
+"""`blocked`: exact attention in pure JAX that stores nothing of size T x S. Runs on every platform; tuned for CPU.
 
-The softmax is taken tile by tile, with a running maximum and sum (Milakov and Gimelshein 2018; Rabe and Staats 2021), and the
-gradient recomputes each tile from the saved log-sum-exp (Dao et al. 2022). A tile is small enough to stay in cache.
-Masks and biases are cut to tiles by their own specifications; a bias has its gradient from its own `dense`.
+The forward pass is algorithm 1 of FlashAttention-2 (Dao 2023): the softmax is taken tile by tile, with a running maximum m and a
+running sum l (Milakov and Gimelshein 2018; Rabe and Staats 2021). The backward pass is its algorithm 2, which computes each tile
+again from the saved log-sum-exp (Dao et al. 2022). Comments give the lines of both. A tile is small enough to stay in cache.
+
+Masks and biases slice themselves into tiles; the gradient of a bias is the VJP of its own `dense`.
 """
+# ruff: noqa: E741 (l is the paper's symbol)
 
 import dataclasses
 import functools
@@ -22,13 +25,13 @@ from zoo.ops.reductions import row_max
 from zoo.sharding import single_cpu
 
 MASKED = -1e30
-TOGETHER, WITHOUT_LOOP = 4, 16
-"""Groups of examples and heads that one CPU has at a time, and how many may be all there are, without a loop over them. XLA
-computes a batch of small products on one core: two have work where several batches do not wait for each other. Within a loop they
-still wait: 8 and 16 groups take 0.7 and 0.8 of its time without one."""
-ROWS, COLUMNS = 512, 1024
-"""Queries and keys of a tile, at most: in float32 its scores are 2 MiB. With a quarter of them two cores wait a third longer, for
-each other, at the end of every product."""
+GROUPS_PER_STEP, MAX_GROUPS_UNROLLED = 4, 16
+"""On one CPU: the groups that a step of the loop over groups computes, and the most groups that are computed without a loop. XLA
+computes a batch of small products on one core, so two cores are busy only while several batches do not depend on each other. In a
+loop they still wait for each other: without it, 8 and 16 groups take 0.7 and 0.8 of the time."""
+BLOCK_Q, BLOCK_K = 512, 1024
+"""Most queries and keys in a tile: its scores are 2 MiB in float32. With a quarter as many scores, two cores wait a third longer
+for each other at the end of every product."""
 
 
 def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
@@ -37,108 +40,115 @@ def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
     s, groups = k.shape[1], k.shape[2]
     bias = None if bias is None else bias.prepare(t, s)
     plan = Plan.of(b, t, s, n, groups, mask, bias, scale, rate)
-    rows, columns = plan.rows * plan.row_blocks, plan.columns * plan.column_blocks
-    if columns > s:
+    padded_t, padded_s = plan.block_q * plan.num_q_blocks, plan.block_k * plan.num_k_blocks
+    if padded_s > s:
         lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
         mask = dataclasses.replace(mask, key_lengths=lengths)
-    mask, bias = (None if spec is None else spec.for_tiles(plan.rows, rows, columns) for spec in (mask, bias))
+    mask, bias = (None if spec is None else spec.for_tiles(plan.block_q, padded_t, padded_s) for spec in (mask, bias))
+    # [B, T, N, H] -> [B, K, N/K, T, H]
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
-    q = jnp.pad(q, [(0, 0)] * 3 + [(0, rows - t), (0, 0)])
-    k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, columns - s), (0, 0)]) for x in (k, v))
+    q = jnp.pad(q, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
+    k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, padded_s - s), (0, 0)]) for x in (k, v))  # [B, K, S, H]
     out: Any = _attend(plan, q, k, v, mask, bias, seed, heads)
-    out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)  # [B, T, N, H]
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The static part of a call: how the scores are cut into tiles."""
+    """The static part of a call: how the scores are cut into tiles.
 
-    rows: int
-    columns: int
-    row_blocks: int
-    column_blocks: int
+    A tile has `block_q` queries of every query head that shares one of its key/value heads, and `block_k` keys.
+    """
+
+    block_q: int
+    block_k: int
+    num_q_blocks: int
+    num_k_blocks: int
     examples: int
-    """Examples of a tile, and key/value heads: more than one of them where sequences are short."""
+    """Examples in a tile; more than one where sequences are short."""
     heads: int
+    """Key/value heads in a tile; more than one where sequences are short."""
     scale: float
     rate: float
 
     @classmethod
     def of(cls, b: int, t: int, s: int, n: int, groups: int, mask: Mask, bias: Any, scale: float, rate: float) -> "Plan":
-        shared, tallest, widest = n // groups, ROWS, COLUMNS
+        shared, max_q, max_k = n // groups, BLOCK_Q, BLOCK_K
         for spec in (mask, bias):
             if spec is not None:
-                tallest, widest = spec.tile_size(tallest, widest, s)
-        column_blocks, columns = _even(s, widest, 16)
-        row_blocks, rows = _even(t, max(8, tallest // shared), 8)
-        room = ROWS * COLUMNS // (rows * columns * shared)
-        heads = _divisor(groups, room)
-        examples = _divisor(b, room // heads) if heads == groups else 1
+                max_q, max_k = spec.tile_size(max_q, max_k, s)
+        num_k_blocks, block_k = _even_blocks(s, max_k, 16)
+        num_q_blocks, block_q = _even_blocks(t, max(8, max_q // shared), 8)
+        capacity = BLOCK_Q * BLOCK_K // (block_q * block_k * shared)
+        heads = _largest_divisor(groups, capacity)
+        examples = _largest_divisor(b, capacity // heads) if heads == groups else 1
         return cls(
-            rows=rows,
-            columns=columns,
-            row_blocks=row_blocks,
-            column_blocks=column_blocks,
+            block_q=block_q,
+            block_k=block_k,
+            num_q_blocks=num_q_blocks,
+            num_k_blocks=num_k_blocks,
             examples=examples,
             heads=heads,
             scale=scale,
             rate=rate,
         )
 
-    def groups(self, q: Array) -> Array:
-        """Numbers of the groups of examples and heads that share a tile."""
+    def group_indices(self, q: Array) -> Array:
+        """Return the indices of the groups of examples and heads that share a tile."""
         return jnp.arange(q.shape[0] // self.examples * (q.shape[1] // self.heads))
 
-    def together(self, groups: int) -> int:
-        """How many of the groups a step of the loop over them takes."""
+    def groups_per_step(self, groups: int) -> int:
+        """Return the number of groups that one step of the loop over `groups` of them computes."""
         if not single_cpu():
             return 1
-        return groups if 0 < groups <= WITHOUT_LOOP else TOGETHER
+        return groups if 0 < groups <= MAX_GROUPS_UNROLLED else GROUPS_PER_STEP
 
-    def group(self, q: Array, number: Int[Array, ""]) -> Tile:
-        """The examples and heads of a group, with all queries and keys."""
-        of_heads, shared = q.shape[1] // self.heads, q.shape[2]
-        example, head = number // of_heads * self.examples, number % of_heads * self.heads
+    def group_tile(self, q: Array, index: Int[Array, ""]) -> Tile:
+        """Return the examples and heads of a group, with all queries and keys."""
+        head_groups, shared = q.shape[1] // self.heads, q.shape[2]
+        example, head = index // head_groups * self.examples, index % head_groups * self.heads
         return Tile(
             {"B": example, "K": head, "N": head * shared}, {"B": self.examples, "K": self.heads, "N": self.heads * shared}
         )
 
-    def columns_of(self, mask: Mask, group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
-        """The blocks of keys, from .. to, that queries of block i may see."""
-        start, stop = _blocks_near(i * self.rows, self.rows, *mask.reach, self.columns, self.column_blocks)
+    def k_block_range(self, mask: Mask, group: Tile, i: Int[Array, ""]) -> tuple[Any, Any]:
+        """Return [start, stop) of the blocks of keys that queries of block i may see."""
+        start, stop = _blocks_near(i * self.block_q, self.block_q, *mask.window_bounds, self.block_k, self.num_k_blocks)
         if mask.key_lengths is not None:
-            stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.columns), stop)
+            stop = jnp.minimum(-(-take(mask.key_lengths, "B", group).max() // self.block_k), stop)
         return start, stop
 
-    def rows_of(self, mask: Mask, group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
-        """The blocks of queries, from .. to, that may see keys of block j."""
-        behind, ahead = mask.reach
-        start, stop = _blocks_near(j * self.columns, self.columns, ahead, behind, self.rows, self.row_blocks)
+    def q_block_range(self, mask: Mask, group: Tile, j: Int[Array, ""]) -> tuple[Any, Any]:
+        """Return [start, stop) of the blocks of queries that may see keys of block j."""
+        behind, ahead = mask.window_bounds
+        start, stop = _blocks_near(j * self.block_k, self.block_k, ahead, behind, self.block_q, self.num_q_blocks)
         if mask.key_lengths is not None:
-            stop = jnp.where(j * self.columns < take(mask.key_lengths, "B", group).max(), stop, 0)
+            stop = jnp.where(j * self.block_k < take(mask.key_lengths, "B", group).max(), stop, 0)
         return start, stop
 
-    def rows_at(self, group: Tile, i: Int[Array, ""]) -> Tile:
-        return group.along("T", i * self.rows, self.rows)
+    def at_q_block(self, tile: Tile, i: Int[Array, ""]) -> Tile:
+        return tile.along("T", i * self.block_q, self.block_q)
 
-    def columns_at(self, tile: Tile, j: Int[Array, ""]) -> Tile:
-        return tile.along("S", j * self.columns, self.columns)
+    def at_k_block(self, tile: Tile, j: Int[Array, ""]) -> Tile:
+        return tile.along("S", j * self.block_k, self.block_k)
 
-    def open(self, x: Float[Array, "b k rows X"]) -> Float[Array, "b n T X"]:
-        """Rows of a key/value head as rows of query heads; `shut` goes back."""
-        return x.reshape(x.shape[0], -1, self.rows, x.shape[-1])
+    def split_heads(self, x: Float[Array, "b k rows X"]) -> Float[Array, "b n T X"]:
+        """Split the rows of each key/value head, N/K * T of them, into its query heads; the inverse of `merge_heads`."""
+        return x.reshape(x.shape[0], -1, self.block_q, x.shape[-1])  # [b, n, T, X]
 
-    def turned(self, x: Float[Array, "b k H group T"]) -> Float[Array, "b k H rows"]:
-        """The same rows as columns."""
-        return x.reshape(*x.shape[:3], -1)
+    def merge_heads(self, x: Float[Array, "b *n T X"]) -> Float[Array, "b k rows X"]:
+        """Merge the query heads that share a key/value head into its rows."""
+        return x.reshape(x.shape[0], self.heads, -1, x.shape[-1])  # [b, k, rows, X]
 
-    def shut(self, x: Float[Array, "b *n T X"]) -> Float[Array, "b k rows X"]:
-        return x.reshape(x.shape[0], self.heads, -1, x.shape[-1])
+    def transposed(self, x: Float[Array, "b k H group T"]) -> Float[Array, "b k H rows"]:
+        """Merge the query heads of an array whose rows are its last axes."""
+        return x.reshape(*x.shape[:3], -1)  # [b, k, H, rows]
 
 
-QUERIES, TURNED, KEYS, ROW_SUMS = "BK-T-", "BK--T", "BKS-", "BK-T"
-"""Axes of q and the output [B, K, N/K, T, H], turned [B, K, H, N/K, T], of k and v [B, K, S, H], and of sums [B, K, N/K, T]."""
+QUERIES, TRANSPOSED, KEYS, ROW_SUMS = "BK-T-", "BK--T", "BKS-", "BK-T"
+"""Letters of the axes of q and the output [B, K, N/K, T, H], of both transposed [B, K, H, N/K, T], of k and v [B, K, S, H], and
+of sums over rows [B, K, N/K, T]."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -147,105 +157,112 @@ def _attend(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, see
 
 
 def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array) -> tuple[Array, Any]:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    """Compute the output and the residuals by algorithm 1 of FlashAttention-2, for each group of examples and heads."""
+    acc_dtype = jnp.promote_types(q.dtype, jnp.float32)
 
-    def group(_: None, number: Int[Array, ""]) -> tuple[None, Any]:
-        these = plan.group(q, number)
+    def one_group(_: None, index: Int[Array, ""]) -> tuple[None, Any]:
+        group = plan.group_tile(q, index)
 
-        def rows(i: Int[Array, ""]) -> tuple[Array, Array]:
-            at = plan.rows_at(these, i)
-            q_i = plan.shut(take(q, QUERIES, at))
+        def q_block(i: Int[Array, ""]) -> tuple[Array, Array]:  # line 3
+            q_tile = plan.at_q_block(group, i)
+            q_i = plan.merge_heads(take(q, QUERIES, q_tile))  # line 4
 
-            def columns(j: Int[Array, ""], carry: Any) -> Any:
-                top, total, out = carry
-                tile = plan.columns_at(at, j)
-                scores = plan.open(_dot(q_i, take(k, KEYS, tile), 3, 3))
+            def k_block(j: Int[Array, ""], carry: Any) -> Any:  # line 6
+                m, l, acc = carry
+                tile = plan.at_k_block(q_tile, j)
+                s = plan.split_heads(_dot(q_i, take(k, KEYS, tile), 3, 3))  # line 8
                 if bias is not None:
-                    scores = scores + bias.part(tile).dense(plan.rows, plan.columns, plan.scale)
-                scores = _masked(scores, mask, tile)
-                higher = jnp.maximum(top, row_max(scores))
-                weights = jnp.exp(scores - higher[..., None])
-                shrink = jnp.exp(top - higher)
-                total = total * shrink + _row_sum(weights)
-                kept = plan.shut(_dropped(weights, seed, heads, tile, plan.rate)).astype(v.dtype)
-                out = out * shrink[..., None] + plan.open(_dot(kept, take(v, KEYS, tile), 3, 2))
-                return higher, total, out
+                    s = s + bias.slice_tile(tile).dense(plan.block_q, plan.block_k, plan.scale)
+                s = _masked(s, mask, tile)
+                m_new = jnp.maximum(m, row_max(s))  # line 9, and the next three
+                p = jnp.exp(s - m_new[..., None])
+                alpha = jnp.exp(m - m_new)
+                l = l * alpha + _row_sum(p)
+                p_dropped = plan.merge_heads(_dropped(p, seed, heads, tile, plan.rate)).astype(v.dtype)
+                acc = acc * alpha[..., None] + plan.split_heads(_dot(p_dropped, take(v, KEYS, tile), 3, 2))  # line 10
+                return m_new, l, acc
 
-            lead = (plan.examples, these.size["N"], plan.rows)
-            # The floor under the maximum sends every entry of a row with nothing to attend to to exp(-inf) = 0.
-            start = jnp.full(lead, 0.1 * MASKED, wide), jnp.zeros(lead, wide), jnp.zeros((*lead, v.shape[-1]), wide)
-            top, total, out = lax.fori_loop(*plan.columns_of(mask, these, i), columns, start)
-            alive = total > 0
-            out = (out / jnp.where(alive, total, 1)[..., None]).astype(q.dtype)
-            # Where nothing was attended to, exp(score - lse) must be zero in the gradient too.
-            return out, jnp.where(alive, top + jnp.log(total), -MASKED)
+            lead = (plan.examples, group.size["N"], plan.block_q)
+            # Line 5. The floor under m lies above MASKED: every entry of a row without a visible key becomes exp(-9e29) = 0.
+            start = (
+                jnp.full(lead, 0.1 * MASKED, acc_dtype),
+                jnp.zeros(lead, acc_dtype),
+                jnp.zeros((*lead, v.shape[-1]), acc_dtype),
+            )
+            m, l, acc = lax.fori_loop(*plan.k_block_range(mask, group, i), k_block, start)
+            has_key = l > 0
+            out = (acc / jnp.where(has_key, l, 1)[..., None]).astype(q.dtype)  # line 12
+            # Line 13. For a row without a visible key, exp(s - lse) must be zero in the gradient too.
+            return out, jnp.where(has_key, m + jnp.log(l), -MASKED)
 
-        return None, lax.map(rows, jnp.arange(plan.row_blocks))
+        return None, lax.map(q_block, jnp.arange(plan.num_q_blocks))
 
-    groups = plan.groups(q)
-    _, (out, lse) = lax.scan(group, None, groups, unroll=plan.together(groups.size))
-    # [groups, row blocks, examples, heads, rows, ...] -> [groups, examples, heads, row blocks, rows, ...]
+    groups = plan.group_indices(q)
+    _, (out, lse) = lax.scan(one_group, None, groups, unroll=plan.groups_per_step(groups.size))
+    # [groups, blocks of queries, examples, heads, block_q, ...] -> [groups, examples, heads, blocks of queries, block_q, ...]
     out, lse = (jnp.moveaxis(x, 1, 3).reshape(q.shape[: x.ndim - 1]) for x in (out, lse))
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, mask, bias, seed, heads, out, lse)
 
 
 def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
+    """Compute the gradients by algorithm 2 of FlashAttention-2, for each group of examples and heads."""
     q, k, v, mask, bias, seed, heads, out, lse = residuals
-    wide = lse.dtype
-    delta = (d_out.astype(wide) * out.astype(wide)).sum(-1)
+    acc_dtype = lse.dtype
+    delta = (d_out.astype(acc_dtype) * out.astype(acc_dtype)).sum(-1)  # line 4: D
 
-    def group(d_bias: Any, number: Int[Array, ""]) -> tuple[Any, Any]:
-        these = plan.group(q, number)
+    def one_group(d_bias: Any, index: Int[Array, ""]) -> tuple[Any, Any]:
+        group = plan.group_tile(q, index)
 
-        def columns(carry: Any, j: Int[Array, ""]) -> tuple[Any, Any]:
-            at = plan.columns_at(these, j)
-            k_j, v_j = take(k, KEYS, at), take(v, KEYS, at)
+        def k_block(carry: Any, j: Int[Array, ""]) -> tuple[Any, Any]:  # line 5
+            k_tile = plan.at_k_block(group, j)
+            k_j, v_j = take(k, KEYS, k_tile), take(v, KEYS, k_tile)  # line 6
 
-            def rows(i: Int[Array, ""], carry: Any) -> Any:
+            def q_block(i: Int[Array, ""], carry: Any) -> Any:  # line 8
                 d_q, d_k, d_v, d_bias = carry
-                tile = plan.rows_at(at, i)
-                q_i, d_out_i = (plan.shut(take(x, QUERIES, tile)) for x in (q, d_out))
-                q_t, d_out_t = (plan.turned(take(x, TURNED, tile)) for x in (turned_q, turned_d_out))
-                lse_i, delta_i = (plan.open(plan.shut(take(x, ROW_SUMS, tile)[..., None])) for x in (lse, delta))
-                scores, pull = plan.open(_dot(q_i, k_j, 3, 3)), None
+                tile = plan.at_q_block(k_tile, i)
+                q_i, d_out_i = (plan.merge_heads(take(x, QUERIES, tile)) for x in (q, d_out))  # line 9
+                q_t, d_out_t = (plan.transposed(take(x, TRANSPOSED, tile)) for x in (transposed_q, transposed_d_out))
+                lse_i, delta_i = (plan.split_heads(plan.merge_heads(take(x, ROW_SUMS, tile)[..., None])) for x in (lse, delta))
+                s, bias_vjp = plan.split_heads(_dot(q_i, k_j, 3, 3)), None  # line 10
                 if bias is not None:
-                    part, shape = bias.part(tile), scores.shape
+                    bias_tile, shape = bias.slice_tile(tile), s.shape
 
                     def dense(numbers: Any) -> Array:
-                        whole = part.with_numbers(numbers).dense(plan.rows, plan.columns, plan.scale)
-                        return jnp.broadcast_to(whole.astype(wide), shape)
+                        values = bias_tile.with_numbers(numbers).dense(plan.block_q, plan.block_k, plan.scale)
+                        return jnp.broadcast_to(values.astype(acc_dtype), shape)
 
-                    added, pull = jax.vjp(dense, part.numbers())
-                    scores = scores + added
-                weights = jnp.exp(_masked(scores, mask, tile) - lse_i)
-                kept = _dropped(weights, seed, heads, tile, plan.rate)
-                d_weights = _dropped(plan.open(_dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)
-                d_scores = weights * (d_weights - delta_i)
-                if bias is not None and pull is not None:
-                    d_bias = bias.add_part(d_bias, pull(d_scores)[0], tile)
-                kept, d_scores = (plan.shut(x).astype(q.dtype) for x in (kept, d_scores))
-                d_k = d_k + _dot(q_t, d_scores, 3, 2)
-                d_v = d_v + _dot(d_out_t, kept, 3, 2)
-                d_q_i = _dot(d_scores, k_j, 3, 2).reshape(*d_q.shape[:3], plan.rows, -1)
-                return add(d_q, d_q_i, QUERIES, Tile({"T": tile.start["T"]}, {"T": plan.rows})), d_k, d_v, d_bias
+                    bias_values, bias_vjp = jax.vjp(dense, bias_tile.numbers())
+                    s = s + bias_values
+                p = jnp.exp(_masked(s, mask, tile) - lse_i)  # line 11
+                p_dropped = _dropped(p, seed, heads, tile, plan.rate)
+                d_p = _dropped(plan.split_heads(_dot(d_out_i, v_j, 3, 3)), seed, heads, tile, plan.rate)  # line 13
+                d_s = p * (d_p - delta_i)  # line 14
+                if bias is not None and bias_vjp is not None:
+                    d_bias = bias.add_tile(d_bias, bias_vjp(d_s)[0], tile)
+                p_dropped, d_s = (plan.merge_heads(x).astype(q.dtype) for x in (p_dropped, d_s))
+                d_k = d_k + _dot(q_t, d_s, 3, 2)  # line 16
+                d_v = d_v + _dot(d_out_t, p_dropped, 3, 2)  # line 12
+                d_q_i = _dot(d_s, k_j, 3, 2).reshape(*d_q.shape[:3], plan.block_q, -1)  # line 15: [b, k, N/K, T, H]
+                return add(d_q, d_q_i, QUERIES, Tile({"T": tile.start["T"]}, {"T": plan.block_q})), d_k, d_v, d_bias
 
             d_q, d_bias = carry
-            d_k = d_v = jnp.zeros((plan.examples, plan.heads, k.shape[-1], plan.columns), wide)
-            d_q, d_k, d_v, d_bias = lax.fori_loop(*plan.rows_of(mask, these, j), rows, (d_q, d_k, d_v, d_bias))
+            d_k = d_v = jnp.zeros((plan.examples, plan.heads, k.shape[-1], plan.block_k), acc_dtype)  # line 7
+            d_q, d_k, d_v, d_bias = lax.fori_loop(*plan.q_block_range(mask, group, j), q_block, (d_q, d_k, d_v, d_bias))
             return (d_q, d_bias), (d_k, d_v)
 
-        d_q = jnp.zeros((plan.examples, plan.heads, *q.shape[2:]), wide)
-        (d_q, d_bias), (d_k, d_v) = lax.scan(columns, (d_q, d_bias), jnp.arange(plan.column_blocks))
+        d_q = jnp.zeros((plan.examples, plan.heads, *q.shape[2:]), acc_dtype)  # line 3
+        (d_q, d_bias), (d_k, d_v) = lax.scan(k_block, (d_q, d_bias), jnp.arange(plan.num_k_blocks))
         return d_bias, (d_q, d_k, d_v)
 
-    # The gradients of keys and values are summed as [H, S]: as [S, H] every tile would have to be turned, not just q and d_out.
-    turned_q, turned_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))
+    # The gradients of keys and values are summed as [H, S]. As [S, H] they would need every tile of p and d_s transposed, instead
+    # of q and d_out once.
+    transposed_q, transposed_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))  # [B, K, H, N/K, T]
     numbers: Any = None if bias is None else bias.numbers()
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), numbers)
-    groups = plan.groups(q)
-    d_bias, (d_q, d_k, d_v) = lax.scan(group, start, groups, unroll=plan.together(groups.size))
-    # [groups, column blocks, examples, heads, H, columns] -> [groups, examples, heads, column blocks, columns, H]
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, acc_dtype), numbers)
+    groups = plan.group_indices(q)
+    d_bias, (d_q, d_k, d_v) = lax.scan(one_group, start, groups, unroll=plan.groups_per_step(groups.size))
+    # [groups, blocks of keys, examples, heads, H, block_k] -> [groups, examples, heads, blocks of keys, block_k, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
     return d_q.reshape(q.shape).astype(q.dtype), d_k, d_v, None, d_bias, None, None
@@ -255,41 +272,44 @@ _attend.defvjp(_forward, _backward)
 
 
 def _dot(x: Float[Array, "b k _ _"], y: Float[Array, "b k _ _"], i: int, j: int) -> Float[Array, "b k _ _"]:
-    """Sum of products over axis i of x and axis j of y, in at least float32."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=wide)
+    """Return the sums of products over axis i of x and axis j of y, in at least float32."""
+    acc_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=acc_dtype)
 
 
-def _masked(scores: Float[Array, "b n T S"], mask: Mask, tile: Tile) -> Float[Array, "b n T S"]:
-    allowed = mask.part(tile).dense(*scores.shape[2:])
-    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+def _masked(s: Float[Array, "b n T S"], mask: Mask, tile: Tile) -> Float[Array, "b n T S"]:
+    allowed = mask.slice_tile(tile).dense(*s.shape[2:])
+    return s if allowed is None else jnp.where(allowed, s, MASKED)
 
 
-def _dropped(weights: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, rate: float) -> Float[Array, "b n T S"]:
-    """Weights after dropout, not scaled up: by the hash of their place, so that no two implementations drop differently."""
+def _dropped(p: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, rate: float) -> Float[Array, "b n T S"]:
+    """Zero the entries that dropout removes, without scaling up the others.
+
+    The hash of an entry's global coordinates decides, so every implementation drops the same entries.
+    """
     if seed is None:
-        return weights
+        return p
     t, s = ((tile.start[c] + jnp.arange(tile.size[c])).astype(jnp.uint32) for c in "TS")
-    return jnp.where(counter_rng.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), weights, 0)
+    return jnp.where(counter_rng.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), p, 0)
 
 
-def _row_sum(weights: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Sums of the rows, as a product with ones: XLA's own are slow on CPU (`zoo.ops.reductions`)."""
-    return lax.dot_general(weights, jnp.ones(weights.shape[-1], weights.dtype), (((3,), (0,)), ((), ())))
+def _row_sum(p: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
+    """Return the sums of the rows, as a product with ones: XLA's reductions are slow on CPU (`zoo.ops.reductions`)."""
+    return lax.dot_general(p, jnp.ones(p.shape[-1], p.dtype), (((3,), (0,)), ((), ())))
 
 
 def _blocks_near(first: Any, length: int, behind: int | None, ahead: int | None, size: int, blocks: int) -> tuple[Any, Any]:
-    """Blocks of `size`, from .. to, that positions first .. first + length - 1 reach; `blocks` of them there are."""
+    """Return [start, stop) of the blocks of `size`, of `blocks` in all, near the positions first .. first + length - 1."""
     start = 0 if behind is None else jnp.maximum(first - behind, 0) // size
     stop = blocks if ahead is None else jnp.minimum((first + length - 1 + ahead) // size + 1, blocks)
     return start, stop
 
 
-def _even(length: int, most: int, multiple: int) -> tuple[int, int]:
-    """(blocks, length of a block): as few as `most` allows, of one length, which is a multiple."""
-    blocks = -(-length // most)
+def _even_blocks(length: int, limit: int, multiple: int) -> tuple[int, int]:
+    """Return (number of blocks, length of a block): the fewest blocks of at most `limit`, of one length that is a multiple."""
+    blocks = -(-length // limit)
     return blocks, -(-length // (blocks * multiple)) * multiple
 
 
-def _divisor(number: int, most: int) -> int:
-    return max(d for d in range(1, max(1, min(number, most)) + 1) if number % d == 0)
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, max(1, min(number, limit)) + 1) if number % d == 0)

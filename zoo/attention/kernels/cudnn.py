@@ -9,17 +9,17 @@ from zoo.attention.kernels._fused import capability, fused
 
 def cudnn(q, k, v, mask, bias, seed, heads, *, scale, rate):
     """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]."""
-    # JAX refuses odd lengths in the backward pass, also without a bias: it takes the placeholder of a missing one for one.
+    # JAX refuses odd lengths in the backward pass even without a bias: it treats the placeholder of a missing bias as one.
     call = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return fused(call, q, k, v, mask, bias, scale=scale, even=True)
 
 
 def limits(request) -> str | None:
-    """What JAX's `fused_attention_stablehlo` refuses (read at 0.10.2 and 0.12.0); None if a request is within it."""
+    """Return why JAX's `fused_attention_stablehlo` refuses a request (read at 0.10.2 and 0.12.0); None if it does not."""
     h = request.shape[-1]
     if request.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, and this is {request.dtype}"
-    # As JAX has it, by the GPU that is here; what plans for another one tells both of it (`benchmarks.plan.targets.present`).
+    # As in JAX, the GPU of this process decides. `benchmarks.plan.targets.present` simulates another one for JAX and for this.
     largest = 256 if capability() >= 9 else 128
     if h > largest or h % 8:
         return f"it takes head sizes up to {largest} here that are multiples of 8, and this is {h}"

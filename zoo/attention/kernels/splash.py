@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as library
 
 BLOCK = 512
-"""Most queries and keys in a block. Untried on a TPU here; it is what MaxText sets."""
+"""Most queries and keys in a block: MaxText's value, not measured on a TPU by this project."""
 
 
 def splash(q, k, v, mask, bias, seed, heads, *, scale, rate):
@@ -21,16 +21,17 @@ def splash(q, k, v, mask, bias, seed, heads, *, scale, rate):
         residual_checkpoint_name="attention",
     )
     scaled = q * jnp.asarray(scale, q.dtype)  # the kernel has no scale of its own
-    by_head = [jnp.swapaxes(x, 1, 2) for x in (scaled, k, v)]
+    by_head = [jnp.swapaxes(x, 1, 2) for x in (scaled, k, v)]  # [B, N, T or S, H]
     out: Any = jax.vmap(kernel)(*by_head, _segments(mask, q.shape[0], t, s))
-    out = jnp.swapaxes(out, 1, 2)
-    # Where nothing is allowed the kernel averages, with finite factors of the gradient: zeroing the output zeroes both.
-    alive = mask.alive(t, s)
-    return out if alive is None else jnp.where(alive[..., None], out, 0)
+    out = jnp.swapaxes(out, 1, 2)  # [B, T, N, H]
+    # For a query without a visible key the kernel averages all values, with finite factors of the gradient. Zeroing the output
+    # zeroes the gradient too.
+    has_key = mask.has_visible_key(t, s)
+    return out if has_key is None else jnp.where(has_key[..., None], out, 0)
 
 
 def limits(request) -> str | None:
-    """What the kernels take (read at JAX 0.10.2 and 0.12.0, and tried by compiling); None if a request is within it."""
+    """Return why the kernels refuse a request (read at JAX 0.10.2 and 0.12.0, tried by compiling); None if they do not."""
     _, t, s, _, _, _ = request.shape
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
@@ -40,15 +41,17 @@ def limits(request) -> str | None:
 
 
 def _static(mask, t, s):
-    """The part of a mask that depends on positions alone: the kernel skips its empty blocks."""
+    """Return the part of a mask that depends on positions alone; the kernel skips the blocks that it empties."""
     if mask.window is not None:
         return library.LocalMask((t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
     return library.CausalMask((t, s)) if mask.causal else library.FullMask((t, s))
 
 
 def _segments(mask, b, t, s):
-    """The rest of it as segments, equal numbers seeing each other; None without any. Keys beyond the lengths get a number, 0,
-    that no query has, or only such as see nothing."""
+    """Return the other part of a mask as segments, of which equal numbers see each other; None if there is none.
+
+    Keys beyond the lengths get segment 0, which only queries that see nothing have.
+    """
     if mask.key_lengths is None and mask.query_segments is None:
         return None
     query = jnp.ones((b, t), jnp.int32) if mask.query_segments is None else mask.query_segments

@@ -8,22 +8,22 @@ from zoo.attention.kernels._fused import capability, fused
 def tokamax(q, k, v, mask, bias, seed, heads, *, scale, rate):
     """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H].
 
-    The gradient of a bias is made for every example and head, [B, N, T, S], before it is summed.
+    The gradient of a bias is computed for every example and head, [B, N, T, S], before it is summed.
     """
     import tokamax as library
 
-    # Never its default list. That goes on to Triton, whose causal gradient is wrong for block sizes that its autotuner may pick
-    # (openxla/tokamax#1494), and then to plain XLA, without saying so.
-    # (Pyright takes this file for the library.)
+    # Not the default list of implementations: it silently falls back to Triton, whose causal gradient is wrong for block sizes
+    # that its autotuner may choose (openxla/tokamax#1494), and then to plain XLA.
+    # (Pyright mistakes this file for the library.)
     attend = library.dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
     call = functools.partial(attend, implementation="mosaic")
     return fused(call, q, k, v, mask, bias, scale=scale, even=False)
 
 
 def limits(request) -> str | None:
-    """What the library's Mosaic kernels refuse (read at 0.0.17); None if a request is within it."""
+    """Return why the library's Mosaic kernels refuse a request (read at 0.0.17); None if they do not."""
     h = request.shape[-1]
-    # On Ampere they have a forward pass only.
+    # On Ampere the kernels have a forward pass only.
     if capability() < 9:
         return "it needs a Hopper or Blackwell GPU as JAX's default device"
     if request.dtype not in ("bfloat16", "float16"):

@@ -1,4 +1,4 @@
-"""`xla`: attention in plain jax.numpy, left to the compiler. Holds the scores [B, N, T, S]; has every feature, everywhere."""
+"""`xla`: attention in plain jax.numpy, with every feature on every platform. Stores the scores [B, N, T, S]."""
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,25 @@ def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
     """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
-    # Scaling q costs T*H products a head instead of T*S.
-    scaled = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h)
+    # Scaling q costs T*H products per head instead of T*S.
+    scaled = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h)  # [B, T, K, N/K, H]
     scores = jnp.einsum("btkgh,bskh->bkgts", scaled, k, preferred_element_type=jnp.float32).reshape(b, n, t, s)
     if bias is not None:
         scores = scores + bias.dense(t, s, scale).astype(scores.dtype)
     allowed = mask.dense(t, s)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
-    # The floor under the maximum sends every entry of a row with nothing to attend to to exp(-inf) = 0.
-    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), 0.1 * MASKED))
-    weights = jnp.exp(scores - top)
-    total = weights.sum(-1)
+    # The floor under the maximum m lies above MASKED: every entry of a row without a visible key becomes exp(-9e29) = 0.
+    m = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), 0.1 * MASKED))
+    weights = jnp.exp(scores - m)
+    total = weights.sum(-1)  # [B, N, T]
     if seed is not None:
-        kept = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
-        weights = jnp.where(kept, weights, 0.0)
-    weights = weights.astype(v.dtype).reshape(b, groups, n // groups, t, s)
+        keep = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
+        weights = jnp.where(keep, weights, 0.0)
+    weights = weights.astype(v.dtype).reshape(b, groups, n // groups, t, s)  # [B, K, N/K, T, S]
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=jnp.float32).reshape(b, t, n, h)
-    # Named before the division: its gradient needs them so, and the quotient is cheap to make again.
+    # Named before the division, whose gradient needs both; the quotient is cheap to compute again.
     out, total = checkpoint_name(out, "attention"), checkpoint_name(total, "attention_lse")
-    # Normalizing the output costs H divisions a row instead of S.
+    # Normalizing the output costs H divisions per row instead of S.
     divisor = jnp.where(total > 0, total, 1.0) * (1 - rate)
     return (out / jnp.moveaxis(divisor, 1, 2)[..., None]).astype(q.dtype)
