@@ -1,7 +1,7 @@
-"""Layers the families share. Modules only declare parameters; all arithmetic is functions of arrays.
+"""Layers that several families use. Modules only declare parameters; all arithmetic is functions of arrays.
 
-The dtype of the arithmetic is the dtype of the parameters given: a step that wants bfloat16 casts the parameters, and a matrix
-product then runs in bfloat16 with float32 accumulation. Norms and softmax are float32 always.
+The dtype of the arithmetic is the dtype of the parameters: a step in bfloat16 casts the parameters, and a matrix product then
+runs in bfloat16 with float32 accumulation. Norms and softmax are always float32.
 
 Leaf names (the vocabulary of the sharding table and the decay mask): `kernel`, `bias`, `scale`, `embedding`.
 Shape letters: see `zoo.batch`.
@@ -30,15 +30,15 @@ Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
 
 VOCABULARY_MULTIPLE = 128
-"""Vocabulary tables are stored padded to a multiple of this, so that they divide over devices; published sizes seldom do."""
+"""Vocabulary tables are stored padded to a multiple of this, so that devices can share their rows; published sizes seldom fit."""
 
 
 class Linear(nnx.Module):
-    """A projection along named axes: `Linear("btd,df->btf", (D, F), (F,), init, rngs)`. The kernel's first axes are x's last."""
+    """A projection: `Linear("btd,df->btf", (D, F), (F,), init, rngs)`. The kernel's first axes are x's last."""
 
     def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None, init: Init, rngs: nnx.Rngs):
-        of_x, _, of_kernel = equation.partition("->")[0].rpartition(",")
-        self.summed = sum(letter in of_x for letter in of_kernel)
+        x_letters, _, kernel_letters = equation.partition("->")[0].rpartition(",")
+        self.summed = sum(letter in x_letters for letter in kernel_letters)
         self.kernel = nnx.Param(init(rngs.params(), kernel, jnp.float32))
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias))
 
@@ -49,12 +49,12 @@ class Linear(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table of `rows` vectors, stored padded to a multiple of `VOCABULARY_MULTIPLE` when `pad`."""
+    """A table of `rows` vectors; with `pad`, stored padded to a multiple of `VOCABULARY_MULTIPLE`."""
 
     def __init__(self, rows: int, width: int, init: Init, rngs: nnx.Rngs, *, pad: bool = False):
         stored = padded(rows) if pad else rows
         table = init(rngs.params(), (stored, width), jnp.float32)
-        # Padding rows are zero: they get no gradient, so they stay zero.
+        # Padding rows are zero and stay zero, because they get no gradient.
         self.embedding = nnx.Param(jnp.where(jnp.arange(stored)[:, None] < rows, table, 0))
 
 
@@ -82,9 +82,9 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention: fused q, k, v projection, the attention door, output projection.
+    """Multi-head self-attention: fused q, k, v projection, `attention`, output projection.
 
-    `shift` is what the door calls its bias; a `scale` of None is 1/sqrt(H).
+    `shift` is the bias of `attention`; a `scale` of None is 1/sqrt(H).
     """
 
     def __init__(self, width: int, heads: int, head: int, init: Init, out_init: Init, rngs: nnx.Rngs, *, biases: bool = True):
@@ -116,14 +116,14 @@ class SelfAttention(nnx.Module):
         shift: Bias | None = None,
         scale: float | None = None,
     ) -> tuple[Float[Array, "B T D"], "Past"]:
-        """Attention of T new tokens over all slots of the cache, their own included; `mask` says which slots are seen."""
+        """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots."""
         q, k, v = unstacked(self.qkv(x), 2)
         past = past.write(k, v)
         return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention over the hidden states of a source, whose k and v have one fused projection."""
+    """Multi-head attention over the hidden states of a source, with a fused projection for k and v."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class CrossAttention(nnx.Module):
         self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if biases else None, out_init, rngs)
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        """Keys and values of a source."""
+        """Return the keys and values of a source."""
         k, v = unstacked(self.kv(source), 2)
         return k, v
 
@@ -164,10 +164,10 @@ class CrossAttention(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Past:
-    """The keys and values of all layers, seen by one of them.
+    """The view that one layer has of the keys and values of all layers.
 
-    They are the carry of the stack's scan and written in place. As scanned inputs and outputs, every layer's cache would be
-    copied for every token.
+    The arrays are the carry of the scan over layers and are updated in place. As scanned inputs and outputs, every layer's cache
+    would be copied for every token.
     """
 
     k: Float[Array, "L B S K H"]
@@ -177,15 +177,15 @@ class Past:
     """Slot of the first new token."""
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "Past":
-        """The new tokens' keys and values put into the slots from `at` on."""
+        """Return the view with the new tokens' keys and values in the slots from `at` on."""
         start = (self.layer, 0, self.at, 0, 0)
-        grown = (jax.lax.dynamic_update_slice(old, new[None], start) for old, new in ((self.k, k), (self.v, v)))
-        k, v = (constrain(each, None, BATCH, None, HEADS) for each in grown)
+        updated = (jax.lax.dynamic_update_slice(cache, new[None], start) for cache, new in ((self.k, k), (self.v, v)))
+        k, v = (constrain(cache, None, BATCH, None, HEADS) for cache in updated)
         return dataclasses.replace(self, k=k, v=v)
 
     def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Keys and values of the layer, all slots."""
-        k, v = (jax.lax.dynamic_index_in_dim(each, self.layer, keepdims=False) for each in (self.k, self.v))
+        """Return the keys and values of the layer in all slots."""
+        k, v = (jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False) for cache in (self.k, self.v))
         return k, v
 
 
@@ -208,12 +208,12 @@ class Mlp(nnx.Module):
         self.down = Linear("btf,fd->btd", (ffn, width), (width,) if biases else None, out_init, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
-        """`dropped` is dropout of the inner states, where a family has it."""
+        """Apply the layer; `dropped` is the dropout of the inner states, in families that have it."""
         return recomputed(lambda inner: self.down(dropped(ACTIVATIONS[self.activation](inner))))(self.up(x))
 
 
 class GatedMlp(nnx.Module):
-    """Activation of one projection times another, linear one, then a third (Shazeer 2020); no biases."""
+    """The activation of one projection times a second, linear one, then a third projection (Shazeer 2020); no biases."""
 
     def __init__(self, width: int, ffn: int, activation: Activation, init: Init, out_init: Init, rngs: nnx.Rngs):
         self.activation = activation
@@ -221,7 +221,7 @@ class GatedMlp(nnx.Module):
         self.down = Linear("btf,fd->btd", (ffn, width), None, out_init, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], *, dropped: Callable[[Array], Array] = lambda x: x) -> Float[Array, "B T D"]:
-        """`dropped` is dropout of the inner states, where a family has it."""
+        """Apply the layer; `dropped` is the dropout of the inner states, in families that have it."""
 
         def inner(gated: Array) -> Array:
             gate, linear = unstacked(gated, 2)
@@ -231,26 +231,27 @@ class GatedMlp(nnx.Module):
 
 
 def unstacked(x: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:
-    """An array's slices along an axis. Their gradients are joined; those of indexing are padded and added."""
+    """Return an array's slices along an axis. Their gradients are concatenated; those of indexing would be padded and added."""
     return [part.squeeze(axis) for part in jax.lax.split(x, [1] * x.shape[axis], axis)]
 
 
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
-"""Of such a function the gradient keeps the arguments and nothing else. Doing elementwise arithmetic again costs less than to
-store and load what is between, most of all in a scan, which stacks it for all layers."""
+"""Wraps a function so that its gradient saves the arguments and nothing else. Computing elementwise arithmetic again costs less
+than storing and loading the intermediate results, especially in a scan, which stacks them for all layers."""
 
 
 def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-    """x times the normal distribution's function at x, in float32 (Hendrycks and Gimpel 2016); x's dtype comes back.
+    """Return x times the normal cumulative distribution function at x, in float32 (Hendrycks and Gimpel 2016).
 
-    By erf, as published models had it: XLA on CPU takes half as long for it as for the erfc of `jax.nn.gelu`.
+    The result has x's dtype. It is computed by erf, as in published models: XLA on CPU takes half as long as for the erfc of
+    `jax.nn.gelu`.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def gelu_tanh(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-    """`gelu` with the normal distribution approximated by a tanh (the same paper, section 2), as GPT-2 and T5 1.1 have it."""
+    """Return `gelu` with the normal distribution approximated by a tanh (the same paper, section 2), as in GPT-2 and T5 1.1."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
@@ -261,38 +262,39 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def product(x: Float[Array, "*BD"], kernel: Float[Array, "..."], summed: int, *, turned: bool = False) -> Float[Array, "*BE"]:
-    """float32 sums of products over the last `summed` axes of x, which are the first of the kernel; its last if it is `turned`.
+def product(x: Float[Array, "*BD"], kernel: Float[Array, "..."], summed: int, *, transposed: bool = False) -> Float[Array, "*BE"]:
+    """Return float32 sums of products over the last `summed` axes of x and the first of the kernel; its last if `transposed`.
 
-    Its gradients are products of the kernel's dtype too, whatever the cotangent's is. That of the kernel is a product of matrices
-    as it is stored: from the derivative that JAX makes of an einsum over [B, T, D], XLA on CPU first makes a transposed dy, and
-    then takes twice as long for the product.
+    The gradients are products in the kernel's dtype too, whatever the cotangent's is. The kernel's is a product of matrices as
+    they are stored. For the derivative that JAX makes of an einsum over [B, T, D], XLA on CPU first transposes dy and then takes
+    twice as long for the product.
     """
-    y: Any = _product(x, kernel, summed, turned)
+    y: Any = _product(x, kernel, summed, transposed)
     return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, kernel: Array, summed: int, turned: bool) -> Array:
-    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), _axes(kernel, summed, turned))
+def _product(x: Array, kernel: Array, summed: int, transposed: bool) -> Array:
+    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), _axes(kernel, summed, transposed))
 
 
-def _product_kept(x: Array, kernel: Array, summed: int, turned: bool) -> tuple[Any, tuple[Array, Array]]:
-    return _product(x, kernel, summed, turned), (x, kernel)
+def _product_kept(x: Array, kernel: Array, summed: int, transposed: bool) -> tuple[Any, tuple[Array, Array]]:
+    return _product(x, kernel, summed, transposed), (x, kernel)
 
 
-def _product_gradients(summed: int, turned: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+def _product_gradients(summed: int, transposed: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     d_y, leading = d_y.astype(kernel.dtype), x.ndim - summed
     if single_cpu() and (x.ndim, kernel.ndim) != (2, 2):
-        # Of a product over several axes XLA on CPU first transposes the kernel. A mesh cannot divide a joined axis.
+        # For a product over several axes XLA on CPU first transposes the kernel, so they are merged. A mesh cannot shard a merged
+        # axis.
         columns = math.prod(x.shape[leading:])
-        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if turned else (columns, -1))
-        d_x, d_kernel = _product_gradients(1, turned, matrices, d_y.reshape(matrices[0].shape[0], -1))
+        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if transposed else (columns, -1))
+        d_x, d_kernel = _product_gradients(1, transposed, matrices, d_y.reshape(matrices[0].shape[0], -1))
         return d_x.reshape(x.shape), d_kernel.reshape(kernel.shape)
-    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not turned))
-    rows, d_rows = (each.reshape(-1, *each.shape[leading:]) for each in (x, d_y))
-    d_kernel = _summed_over_rows(d_rows, rows) if turned else _summed_over_rows(rows, d_rows)
+    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not transposed))
+    rows, d_rows = (array.reshape(-1, *array.shape[leading:]) for array in (x, d_y))  # [R, *D], [R, *E]
+    d_kernel = _summed_over_rows(d_rows, rows) if transposed else _summed_over_rows(rows, d_rows)
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
@@ -304,13 +306,15 @@ def _axes(kernel: Array, count: int, last: bool) -> range:
 
 
 def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float[Array, "*DE"]:
-    """float32 x^T y. XLA on CPU has no product of a transposed bfloat16: it computes that in float32, at a fourth of the speed.
+    """Return x^T y in float32.
 
-    So x is stored transposed first; without the demand of a layout XLA would take the transposition into the product.
+    XLA on CPU has no product of a transposed bfloat16 matrix: it computes that in float32, at a fourth of the speed. So x is
+    stored transposed first; without a layout constraint XLA would fuse the transposition into the product.
     """
     if target() == "cpu" and x.dtype == jnp.bfloat16:
         if single_cpu() and x.ndim == 2:
-            # An activation that is done again just for this would be done while it is transposed, entry by entry.
+            # Without the barrier, an activation that is recomputed for this product would be fused into the transposition, which
+            # computes it entry by entry.
             x = jax.lax.optimization_barrier(x)
             return _contracted(with_layout_constraint(x.T, BY_ROWS), y, (1,), (0,))
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
@@ -320,58 +324,58 @@ def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float
 BY_ROWS = Layout(major_to_minor=(0, 1))
 
 
-def _contracted(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:
-    return jax.lax.dot_general(x, y, ((tuple(of_x), tuple(of_y)), ((), ())), preferred_element_type=jnp.float32)
+def _contracted(x: Array, y: Array, x_axes: Iterable[int], y_axes: Iterable[int]) -> Array:
+    return jax.lax.dot_general(x, y, ((tuple(x_axes), tuple(y_axes)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @functools.partial(recomputed, static_argnums=3)
 def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
-    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32; x's dtype comes back."""
+    """Return (x - mean) / sqrt(variance + eps) * scale + bias over the last axis, computed in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    scale, bias = (spread(each.astype(jnp.float32), x.shape) for each in (scale, bias))
+    scale, bias = (spread(param.astype(jnp.float32), x.shape) for param in (scale, bias))
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
 @functools.partial(recomputed, static_argnums=2)
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
-    """x / sqrt(mean of squares + eps) * scale over the last axis, in float32; x's dtype comes back."""
+    """Return x / sqrt(mean of squares + eps) * scale over the last axis, computed in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
     return (wide * inverse * spread(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:
-    """Zero a share `rate` of the entries and scale up the rest (Srivastava et al. 2014); the identity without seeds.
+    """Zero a fraction `rate` of the entries and scale up the rest (Srivastava et al. 2014); the identity without seeds.
 
-    `site` numbers the place in the layer, so that no two places of a layer drop alike.
+    `site` numbers the calls in a layer, so that each call drops independently.
     """
     if seeds is None or rate == 0:
         return x
     coordinates = (jnp.arange(size, dtype=jnp.uint32) for size in x.shape[1:])
-    kept = counter_rng.keep(counter_rng.fold(seeds, site), rate, *coordinates)
-    return jnp.where(kept, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
+    keep = counter_rng.keep(counter_rng.fold(seeds, site), rate, *coordinates)
+    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
 
 
 def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None = None) -> Float[Array, "B T D"]:
-    """Rows of a table. Ids are checked on the host when text is prepared: here one out of range would be clamped.
+    """Return rows of a table. Ids are checked on the host when text is prepared; an id out of range would be clamped here.
 
-    `rows` is the mesh axis that the table's rows are split over. Its width is gathered first: the partitioner cannot carry a
-    width split over fsdp into a batch split over fsdp.
+    `rows` is the mesh axis over which the table's rows are sharded. Its width is gathered first: the partitioner cannot reshard a
+    width that is sharded over fsdp into a batch that is sharded over fsdp.
     """
     return constrain(constrain(table, rows, None)[ids], BATCH)
 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
-    """float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
-    padding, joined = table.shape[0] - vocabulary, single_cpu()
+    """Return float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
+    padding, merge_axes = table.shape[0] - vocabulary, single_cpu()
     with jax.named_scope("unembed"):
-        # Its width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
+        # The table's width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
         kernel = constrain(table, "tensor", None)
-        logits = product(hidden.reshape(-1, hidden.shape[-1]) if joined else hidden, kernel, 1, turned=True)
-    if padding and joined:
-        # Written in place, in the matrix as the product made it: a select would copy all logits, and their gradient.
+        logits = product(hidden.reshape(-1, hidden.shape[-1]) if merge_axes else hidden, kernel, 1, transposed=True)
+    if padding and merge_axes:
+        # Updated in place in the matrix that the product returned; a select would copy all logits, and their gradient.
         masked = jnp.full((logits.shape[0], padding), -1e30, logits.dtype)
         logits = jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=1)
     elif padding:
@@ -380,5 +384,5 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
 
 
 def padded(rows: int) -> int:
-    """Rows a vocabulary table is stored with."""
+    """Return the number of rows with which a vocabulary table of `rows` entries is stored."""
     return -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,1 +1,1 @@
-"""Array functions without parameters that the layers and the training step share."""
+"""Array functions without parameters, used by the layers and by the training step."""

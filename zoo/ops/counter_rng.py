@@ -1,7 +1,7 @@
-"""Randomness as a function: a draw depends on (key, step, example, layer, site, coordinates) and on nothing else.
+"""Counter-based random numbers: a sample depends on (key, step, example, layer, site, coordinates) and on nothing else.
 
-Bits come from a counter hash instead of `jax.random`: the same bit for the same coordinates on every mesh, micro-batch and
-block size, at the cost of one multiply-xor-shift round per element.
+Bits come from a counter hash instead of `jax.random`, so every mesh, micro-batch size and block size has the same bit at the same
+coordinates. An element costs one multiply-xor-shift round.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd: spreads consecutive coordinate
 
 
 def mix(x: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
-    """A bijection of 32-bit words with near-ideal avalanche (`lowbias32`, found by search: C. Wellons, hash-prospector)."""
+    """Hash 32-bit words by a bijection with near-ideal avalanche (`lowbias32` of C. Wellons' hash-prospector)."""
     x = x ^ (x >> 16)
     x = x * jnp.uint32(0x7FEB352D)
     x = x ^ (x >> 15)
@@ -20,21 +20,21 @@ def mix(x: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
 
 
 def fold(seeds: UInt32[Array, "*B 2"], number: int | Int[Array, ""] | UInt32[Array, "*B"]) -> UInt32[Array, "*B 2"]:
-    """Seeds for the `number`-th of something (layer, site), independent of the seeds for any other number."""
+    """Return seeds for the layer or site of that number, independent of the seeds for any other number."""
     salt = mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(GOLDEN) + jnp.uint32(1))
     first = mix(seeds[..., 0] ^ salt)
     return jnp.stack([first, mix(seeds[..., 1] + first)], -1)
 
 
 def example_seeds(key: UInt32[Array, "2"], step: Int[Array, ""], index: UInt32[Array, " B"]) -> UInt32[Array, "B 2"]:
-    """Seeds of each example of a step, from the run's key, the step and the examples' numbers in the global stream."""
+    """Return the seeds of each example of a step, from the run's key, the step and the examples' indices in the global stream."""
     return fold(jnp.broadcast_to(fold(key, step), (*index.shape, 2)), index)
 
 
 def keep(seeds: UInt32[Array, "B 2"], rate: float, *coordinates: UInt32[Array, "_"]) -> Bool[Array, "B *C"]:
-    """Which entries of an array with the given global coordinates survive dropout at `rate`.
+    """Return True for the entries that dropout at `rate` keeps, of an array with these global coordinates.
 
-    The seeds and all coordinates but the last are mixed per row; the last costs one mix per element.
+    The seeds and all coordinates but the last are mixed once per row; the last costs one mix per element.
     """
     row = seeds[:, 0]
     for number in coordinates[:-1]:

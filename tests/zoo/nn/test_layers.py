@@ -53,7 +53,7 @@ def assert_right(arrays: list[jax.Array], summed: int, turned: bool, dtype: str,
     """Compare with float64. A sum of n products has an error of at most n roundings of the sum of the sizes of its terms."""
     x, kernel, d_y = arrays
     with jax.set_mesh(device_mesh.make(Mesh(data=devices), jax.devices()[:devices])):
-        y, back = jax.vjp(lambda x, kernel: product(x, kernel, summed, turned=turned), x, kernel)
+        y, back = jax.vjp(lambda x, kernel: product(x, kernel, summed, transposed=turned), x, kernel)
         found = [y, *jax.jit(back)(d_y.astype(jnp.float32))]
     assert [each.dtype for each in found] == [jnp.float32, dtype, dtype]
     values = [np.asarray(each, np.float64) for each in arrays]
@@ -86,7 +86,7 @@ def test_gradients_of_bfloat16_are_multiplied_in_what_bfloat16_is(turned: bool, 
     """In bfloat16 where the processor multiplies it, else in float32; a kernel's gradient was computed in float32 everywhere."""
     x, kernel, d_y = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((512, 256), (256, 256), (512, 256)))
     plain = lambda x, y: jax.lax.dot(x, y, preferred_element_type=jnp.float32)  # noqa: E731
-    back = lambda x, kernel, d_y: jax.vjp(lambda *of: product(*of, 1, turned=turned), x, kernel)[1](d_y.astype(jnp.float32))  # noqa: E731
+    back = lambda x, kernel, d_y: jax.vjp(lambda *of: product(*of, 1, transposed=turned), x, kernel)[1](d_y.astype(jnp.float32))  # noqa: E731
     assert operands(back, x, kernel, d_y) == operands(plain, x, kernel)
 
 
