@@ -1,1 +1,1 @@
-"""Building blocks of the models: layers, the loop over layers, the key-value cache, task heads."""
+"""Building blocks of the models: layers, the scan over layers, the key-value cache, task heads."""

@@ -1,4 +1,4 @@
-"""The body that BERT, RoBERTa and DistilBERT share: Vaswani et al.'s encoder, norms after each sub-layer, learned positions."""
+"""The body of BERT, RoBERTa and DistilBERT: Vaswani et al.'s encoder with norms after each sub-layer and learned positions."""
 
 import dataclasses
 import functools
@@ -29,30 +29,30 @@ Config = TypeVar("Config", bound=EncoderConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Family(Generic[Config]):
-    """The interface of `zoo.models` for a family that is this body under the heads of a table."""
+    """The interface of `zoo.models` for a family that has this body and the heads of a table."""
 
     heads: Mapping[Task, Head]
 
     def head(self, cfg: Config) -> Head:
-        """The head of a model; see `zoo.nn.heads.find`."""
+        """Return the head of a model; see `zoo.nn.heads.find`."""
         return heads.find(self.heads, cfg)
 
     def init(self, cfg: Config, key: Array) -> dict[str, Any]:
-        """Fresh parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
-        outside, layers, top = jax.random.split(key, 3)
-        params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
-        above = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(top))))
-        return {**params, **above, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers, cfg.layers)}
+        """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
+        embed_key, layers_key, head_key = jax.random.split(key, 3)
+        embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
+        head = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))))
+        return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
 
     def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-        """Hidden states after the last norm, [B, T, D]. `seeds` u32[B, 2] turns dropout on.
+        """Return the hidden states after the last norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
         Raises:
             ValueError: a row longer than the learned positions.
         """
         length = batch.tokens.shape[1]
         if length > cfg.context:
-            raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions")
+            raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
         x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
         mask = Mask(query_segments=batch.segments, key_segments=batch.segments)
 
@@ -66,31 +66,31 @@ class Family(Generic[Config]):
         return Output(hidden=x)
 
     def unembed(self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-        """float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
+        """Return float32 logits of masked words; rows >= cfg.vocab are padding and get no probability."""
         return heads.masked_logits(cfg, self.head(cfg), params, hidden)
 
     def sequence_logits(
         self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
     ) -> Float[Array, "B Q O"]:
-        """float32 logits of sequences, or of next sentence; see `zoo.nn.heads`."""
+        """Return float32 logits of sequences, or of next sentence; see `zoo.nn.heads`."""
         return heads.sequence_logits(cfg, self.head(cfg), params, hidden, seeds)
 
     def token_logits(
         self, cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
     ) -> Float[Array, "B T O"]:
-        """float32 logits of tokens: of their labels, or of the ends of a span."""
+        """Return float32 logits of tokens: of their labels, or of the ends of a span."""
         return heads.token_logits(cfg, self.head(cfg), params, hidden, seeds)
 
     def flops(self, cfg: Config, batch: Batch) -> float:
-        """Matrix-product FLOPs of a forward pass with its head; attention counted in full, T x T."""
+        """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, T x T."""
         tokens, length = float(math.prod(batch.tokens.shape)), batch.tokens.shape[-1]
         products = 2.0 * tokens * cfg.layers * (4 * cfg.width * cfg.width + 2 * cfg.width * cfg.ffn)
         attention = 4.0 * cfg.layers * tokens * length * cfg.width
         return products + attention + heads.flops(cfg, self.head(cfg), batch)
 
 
-class Outside(nnx.Module):
-    """What exists once below the layers."""
+class EmbeddingParams(nnx.Module):
+    """The parameters below the layers."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
         self.embed = Embeddings(cfg, rngs)
@@ -109,7 +109,7 @@ class Embeddings(nnx.Module):
 
 
 class Block(nnx.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
+    """A layer: norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
         init = initializer(cfg)
@@ -121,8 +121,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg = self.cfg
-        inside = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
-        y = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
+        attention_seeds = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        y = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         return self.norm2(x + dropout(self.mlp(x), cfg.dropout, seeds, MLP_SITE))
 
@@ -131,21 +131,21 @@ def _embed(cfg: EncoderConfig, embed: dict[str, Any], batch: Batch) -> Float[Arr
     table = embed["positions"]["embedding"]
     length = batch.tokens.shape[1]
     if batch.positions is None:
-        places = table[None, cfg.position_offset : cfg.position_offset + length]
+        positions = table[None, cfg.position_offset : cfg.position_offset + length]  # [1, T, D]
     else:
-        places = lookup(table, batch.positions + cfg.position_offset)
-    x = lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor") + places
+        positions = lookup(table, batch.positions + cfg.position_offset)  # [B, T, D]
+    x = lookup(embed["tokens"]["embedding"], batch.tokens, rows="tensor") + positions
     if cfg.types:
-        kinds = embed["types"]["embedding"]
-        x = x + (kinds[None, :1] if batch.types is None else lookup(kinds, batch.types))
+        types = embed["types"]["embedding"]
+        x = x + (types[None, :1] if batch.types is None else lookup(types, batch.types))
     return constrain(layer_norm(x, embed["norm"]["scale"], embed["norm"]["bias"], cfg.eps), BATCH)
 
 
 def initializer(cfg: BodyConfig) -> Init:
-    """How fresh kernels and tables are drawn."""
-    # 0.02 is the deviation before the cut, in Google's code and in JAX alike; after it, 0.0176.
-    of = {"normal": jax.nn.initializers.normal, "truncated": jax.nn.initializers.truncated_normal}
-    return of[cfg.initializer](0.02)
+    """Return the initializer of kernels and tables."""
+    # 0.02 is the deviation before truncation, both in Google's code and in JAX; after it, 0.0176.
+    initializers = {"normal": jax.nn.initializers.normal, "truncated": jax.nn.initializers.truncated_normal}
+    return initializers[cfg.initializer](0.02)
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def published(
     tied: Mapping[str, str],
     constants: tuple[str, ...] = (),
 ) -> dict[str, Names]:
-    """The names of a family by task: a body behind `prefix`, or bare as it is saved alone, and the rows of each head."""
+    """Return the published names of a family by task: the body, with `prefix` or without if saved alone, and each head's rows."""
     return {
         task: Names(
             architecture=head.architecture,
@@ -185,12 +185,12 @@ BERT_BODY = (
     Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
     Row(
         "layers/attention/qkv/kernel",
-        tuple(f"encoder.layer.{{layer}}.attention.self.{each}.weight" for each in ("query", "key", "value")),
+        tuple(f"encoder.layer.{{layer}}.attention.self.{part}.weight" for part in ("query", "key", "value")),
         "(n h) d -> d c n h",
     ),
     Row(
         "layers/attention/qkv/bias",
-        tuple(f"encoder.layer.{{layer}}.attention.self.{each}.bias" for each in ("query", "key", "value")),
+        tuple(f"encoder.layer.{{layer}}.attention.self.{part}.bias" for part in ("query", "key", "value")),
         "(n h) -> c n h",
     ),
     Row("layers/attention/out/kernel", "encoder.layer.{layer}.attention.output.dense.weight", "d (n h) -> n h d"),
@@ -204,7 +204,7 @@ BERT_BODY = (
     Row("layers/norm2/scale", "encoder.layer.{layer}.output.LayerNorm.weight"),
     Row("layers/norm2/bias", "encoder.layer.{layer}.output.LayerNorm.bias"),
 )
-"""BERT's names, which RoBERTa has too behind another prefix."""
+"""BERT's names; RoBERTa has the same with another prefix."""
 
 POOLER = (Row("pooler/kernel", "pooler.dense.weight", DENSE), Row("pooler/bias", "pooler.dense.bias"))
 """The pooler is published as a part of the body."""
@@ -213,12 +213,12 @@ POOLER_NAMES = tuple(str(row.names) for row in POOLER)
 
 
 def linear(part: str, name: str) -> tuple[Row, ...]:
-    """The rows of a head's linear layer."""
+    """Return the rows of a head's linear layer."""
     return Row(f"{part}/kernel", f"{name}.weight", DENSE, bare=True), Row(f"{part}/bias", f"{name}.bias", bare=True)
 
 
 def masked(dense: str, norm: str, bias: str) -> tuple[Row, ...]:
-    """The rows of a masked head, without the table that it is tied to."""
+    """Return the rows of a masked head, without the table that it is tied to."""
     return (
         *linear("masked/dense", dense),
         Row("masked/norm/scale", f"{norm}.weight", bare=True),

@@ -1,13 +1,13 @@
-"""What a body has on top: words, the next sentence, and classifiers of sequences, choices, tokens and spans.
+"""Heads on top of a body: words, the next sentence, and classifiers of sequences, choices, tokens and spans.
 
-A family declares its heads as rows, `Head`, each with the published names of its leaves. A leaf's path begins with its part:
+A family declares its heads as a table of `Head`, each with the published names of its leaves. A leaf's path begins with its part:
 
-- `pooler`: dense layer and tanh over the summary's hidden state, a part of the published body;
+- `pooler`: dense layer and tanh over the summary's hidden state, published as a part of the body;
 - `masked`: dense layer, activation, norm, then the tied table and a bias (Devlin et al. 2019, section 3.1);
 - `unembed`: the tied table and a bias alone (Yang et al. 2019);
-- `next`: the pooled summary to next sentence or not;
-- `dense`: a dense layer of the head's own before the classifier;
-- `classifier`: the outputs.
+- `next`: a linear layer from the pooled summary to next sentence or not;
+- `dense`: a dense layer before the classifier, not a part of the body;
+- `classifier`: a linear layer to the outputs.
 """
 
 import dataclasses
@@ -36,22 +36,22 @@ SUMMARIES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a family puts on its body for a task."""
+    """The head of a family for a task."""
 
     architecture: str
-    """The class of `transformers` with this head; "" where there is none."""
+    """The class of `transformers` with this head; "" if there is none."""
     rows: tuple[Row, ...] = ()
     """Its leaves and their published names."""
     idle: tuple[str, ...] = ()
-    """Published names, without the family's prefix, that such a file may carry without using them."""
+    """Published names, without the family's prefix, of tensors that its files may contain but that it does not use."""
     summary: str = "tanh"
-    """Activation of the dense layer that a sequence's summary goes through, if there is one: "tanh" or "relu"."""
+    """Activation of the dense layer over a sequence's summary, if there is one: "tanh" or "relu"."""
     drops_hidden: bool = False
-    """Whether dropout also stands before that dense layer."""
+    """True if dropout is also applied before that dense layer."""
     drops: bool = True
-    """Whether dropout stands before the classifier."""
+    """True if dropout is applied before the classifier."""
     masked_activation: Activation | None = None
-    """Activation of the masked head, where it is not that of the layers."""
+    """Activation of the masked head; None: that of the layers."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -59,10 +59,10 @@ class Head:
 
 
 def find(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
-    """The head of a model, from the table of its family.
+    """Return the head of a model, from the table of its family.
 
     Raises:
-        BadInput: the family has none for that task.
+        BadInput: the family has no head for that task.
     """
     if cfg.task not in table:
         raise BadInput(f"model.task {cfg.task}: this family has no such head; choose one of {', '.join(table)}")
@@ -70,15 +70,15 @@ def find(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
 
 
 def outputs(cfg: BodyConfig) -> int:
-    """Rows of the classifier.
+    """Return the number of outputs of the classifier.
 
     Raises:
-        ValueError: a task of labels, and none are named.
+        ValueError: a task with labels, and `cfg.labels` is empty.
     """
     if cfg.task not in LABELLED:
         return {"choice": 1, "span": 2}[cfg.task]
     if not cfg.labels:
-        raise ValueError(f"a {cfg.task} head of no labels: they come from the training data, or are named by model.labels")
+        raise ValueError(f"a {cfg.task} head of no labels: they come from the training data; otherwise set model.labels")
     return len(cfg.labels)
 
 
@@ -102,7 +102,7 @@ class Top(nnx.Module):
 
 
 class Masked(nnx.Module):
-    """Dense layer, activation, norm, and the bias of the vocabulary."""
+    """The masked head: dense layer, activation, norm, and the bias of the vocabulary."""
 
     def __init__(self, cfg: BodyConfig, init: Init, rngs: nnx.Rngs):
         self.dense = _linear(cfg.width, cfg.width, init, rngs)
@@ -118,24 +118,24 @@ class Unembed(nnx.Module):
 
 
 def gather(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
-    """Hidden states at some positions of each row; None: at all of them."""
+    """Return the hidden states at the positions `at` of each row; None: at all positions."""
     if at is None:
         return hidden
-    return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)
+    return constrain(jnp.take_along_axis(hidden, at[..., None], axis=1), BATCH)  # [B, P, D]
 
 
 def predictions(out: Output, batch: Batch) -> Float[Array, "B P D"]:
-    """Hidden states of what is predicted: of the query stream where there is one, else those at `batch.predict_at`."""
+    """Return the hidden states that predict: those of the query stream if there is one, else those at `batch.predict_at`."""
     return gather(out.hidden, batch.predict_at) if out.predicted is None else out.predicted
 
 
 def summaries(hidden: Float[Array, "B T D"], at: Int[Array, "B Q"] | None) -> Float[Array, "B Q D"]:
-    """Hidden states of what stands for a sequence; None: of the first token, a single sequence a row."""
+    """Return the hidden states that summarize sequences; `at` None: of the first token, for one sequence per row."""
     return hidden[:, :1] if at is None else gather(hidden, at)
 
 
 def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
+    """Return float32 logits of the words at hidden states; rows >= cfg.vocab are padding and get no probability.
 
     Raises:
         ValueError: the model has no such head.
@@ -147,7 +147,7 @@ def masked_logits(cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: F
 
 
 def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits of the words at hidden states, by the table and a bias alone; rows >= cfg.vocab get no probability.
+    """Return float32 logits of the words at hidden states, by the table and a bias; rows >= cfg.vocab get no probability.
 
     Raises:
         ValueError: the model has no such head.
@@ -159,7 +159,7 @@ def word_logits(cfg: BodyConfig, params: dict[str, Any], hidden: Float[Array, "*
 def sequence_logits(
     cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B Q D"], seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
-    """float32 logits of sequences, from the hidden states of their summaries; of next sentence (0: it is, 1: it is another).
+    """Return float32 logits of sequences from the hidden states of their summaries, or of next sentence (0: it is, 1: it is not).
 
     Raises:
         ValueError: the model has no head for sequences.
@@ -177,7 +177,7 @@ def sequence_logits(
 def token_logits(
     cfg: BodyConfig, head: Head, params: dict[str, Any], hidden: Float[Array, "B T D"], seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
-    """float32 logits of each token: of its label, or of being the first and the last of a span.
+    """Return float32 logits of each token: of its label, or of being the first and the last of a span.
 
     Raises:
         ValueError: the model has no head for tokens.
@@ -189,7 +189,7 @@ def token_logits(
 
 
 def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
-    """Matrix-product FLOPs of a head over a batch: words at the predicted positions, or what the labels ask for."""
+    """Return the matrix-product FLOPs of a head over a batch: of words at the predicted positions, and of the labels' outputs."""
     *rows, length = batch.tokens.shape
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
     dense, total = 2.0 * cfg.width * cfg.width, 0.0
@@ -217,5 +217,5 @@ def _apply(part: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"
 
 def _part(params: dict[str, Any], name: str, cfg: BodyConfig) -> dict[str, Any]:
     if name not in params:
-        raise ValueError(f"a model for the task {cfg.task} has no {name}")
+        raise ValueError(f"a model for the task {cfg.task} has no {name} part; use one whose task has it")
     return params[name]

@@ -1,4 +1,4 @@
-"""What families that generate keep of the tokens they have seen, and of a source; see `zoo.models.Model.init_cache`."""
+"""The key-value cache of families that generate: entries of earlier tokens and of a source; see `zoo.models.Model.init_cache`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from zoo.sharding import BATCH, constrain
 
 
 def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtype: Any) -> dict[str, Any]:
-    """Keys and values of no tokens yet, with `length` slots for each row."""
+    """Return a cache without tokens, with `length` slots for each row."""
     shape = (layers, rows, length, heads, head)
     return {
         "k": jnp.zeros(shape, dtype),
@@ -25,7 +25,7 @@ def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtyp
 
 
 def advance(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what is said of the new tokens [B, T], the same of all slots [B, S]): segments, positions and, if it is kept, order.
+    """Return the segments, positions and, if the cache has it, order: of the new tokens [B, T], and of all slots [B, S].
 
     Raises:
         ValueError: more tokens than the cache has slots.
@@ -37,21 +37,21 @@ def advance(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     places = at + jnp.arange(length)
     # Ranks of a prefix are 0 and those behind it count from 1, so a slot's number and one more is behind all of them.
     absent = {"segments": jnp.int32(1), "positions": places, "order": places + 1}
-    given = {name: absent[name] if getattr(batch, name) is None else getattr(batch, name) for name in absent if name in cache}
-    new = {name: jnp.broadcast_to(each, (rows, length)) for name, each in given.items()}
-    known = {name: constrain(jax.lax.dynamic_update_slice(cache[name], new[name], (0, at)), BATCH) for name in new}
-    return new, known
+    values = {name: absent[name] if getattr(batch, name) is None else getattr(batch, name) for name in absent if name in cache}
+    new = {name: jnp.broadcast_to(value, (rows, length)) for name, value in values.items()}
+    cached = {name: constrain(jax.lax.dynamic_update_slice(cache[name], new[name], (0, at)), BATCH) for name in new}
+    return new, cached
 
 
 def read_source(keys: Array, values: Array, source: Batch) -> dict[str, Any]:
-    """The cache's entries of a source, from the keys and values [L, B, S, N, H] of every layer's cross-attention."""
-    k, v = (constrain(each, None, BATCH, None, HEADS) for each in (keys, values))
+    """Return the cache's entries for a source, from the keys and values [L, B, S, N, H] of every layer's cross-attention."""
+    k, v = (constrain(array, None, BATCH, None, HEADS) for array in (keys, values))
     segments = jnp.ones(source.tokens.shape, jnp.int32) if source.segments is None else source.segments
     return {"source_k": k, "source_v": v, "source_segments": constrain(segments, BATCH)}
 
 
 def source_of(cache: dict[str, Any]) -> dict[str, Any]:
-    """The entries that an earlier call made of a source.
+    """Return the entries for a source that an earlier call added to the cache.
 
     Raises:
         ValueError: no call had one.
@@ -62,7 +62,7 @@ def source_of(cache: dict[str, Any]) -> dict[str, Any]:
 
 
 def cross_mask(segments: Int[Array, "B T"] | None, tokens: Int[Array, "B T"], source: Batch) -> Mask:
-    """Which tokens of a source those of a target see: the ones of their own segment. A side without segments is one segment."""
+    """Return the mask of cross-attention: a target's tokens see the source's of their own segment; no segments count as one."""
     if segments is None and source.segments is None:
         return Mask()
     return Mask(

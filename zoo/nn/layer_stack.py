@@ -1,4 +1,4 @@
-"""The layer stack: ONE layout of parameters, every per-layer leaf stacked on axis 0; scan, unroll and remat only compute it."""
+"""The layer stack: every per-layer leaf is stacked on axis 0; scan, unroll and remat do not change this layout of parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-# Remat policies by name: what the backward pass may keep. None: keep everything.
+# Remat policies by name: the values that the forward pass saves for the backward pass. None: all of them.
 POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -17,7 +17,7 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 
 
 def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int) -> dict[str, Any]:
-    """Parameters of `layers` independently drawn layers, each leaf [L, ...]."""
+    """Return the parameters of `layers` independently initialized layers, each leaf [L, ...]."""
     return jax.vmap(lambda k: nnx.to_pure_dict(nnx.state(layer(nnx.Rngs(k)))))(jax.random.split(key, layers))
 
 
@@ -34,9 +34,9 @@ def run_stack(
 ) -> tuple[Any, Any]:
     """Scan `body(module, carry, x, index, kind) -> (carry, y)` over the layers.
 
-    What differs by layer (`params`, `per_layer`: XLNet's memory, say) is scanned; what all layers share is closed over by
-    `body`; what is updated in place (a KV cache) is `carry`. `index` is the layer's number, `kind` the entry of the static
-    `pattern`, which repeats over the layers and must divide them.
+    `params` and `per_layer` (for example XLNet's memory) have a slice for each layer and are scanned. `body` closes over values
+    that all layers share. `carry` has the values that are updated in place, such as a KV cache. `index` is the layer's number and
+    `kind` the entry of the static `pattern`, which repeats over the layers; its length must divide their number.
 
     Returns the final carry and the ys, stacked on axis 0.
     """
@@ -45,19 +45,19 @@ def run_stack(
     period = len(pattern)
     periods = (params, per_layer, jnp.arange(layers))
     if period > 1:
-        # Not of a period of one: XLA on CPU copies donated parameters that a loop takes reshaped.
+        # Not with a period of one: XLA on CPU copies donated parameters if a loop reads them reshaped.
         periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)
 
-    def one(carry: Any, leaves: Any, kind: Any) -> tuple[Any, Any]:
+    def run_layer(carry: Any, leaves: Any, kind: Any) -> tuple[Any, Any]:
         params, x, index = leaves
         return body(nnx.merge(graph, params), carry, x, index, kind)
 
     def run_period(carry: Any, leaves: Any) -> tuple[Any, Any]:
         if period == 1:
-            return one(carry, leaves, pattern[0])
+            return run_layer(carry, leaves, pattern[0])
         ys = []
         for i, kind in enumerate(pattern):
-            carry, y = one(carry, jax.tree.map(lambda leaf, i=i: leaf[i], leaves), kind)
+            carry, y = run_layer(carry, jax.tree.map(lambda leaf, i=i: leaf[i], leaves), kind)
             ys.append(y)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 

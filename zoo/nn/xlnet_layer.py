@@ -1,4 +1,4 @@
-"""XLNet's layer: attention by content, distance and type for the queries of two streams (Yang et al. 2019, sections 2.3, 2.4)."""
+"""XLNet's layer: attention by content, distance and type for two streams of queries (Yang et al. 2019, sections 2.3, 2.4)."""
 
 import dataclasses
 from typing import Any
@@ -20,26 +20,26 @@ ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Where the queries of a stream are, and what they see."""
+    """The mask, positions and types of the queries of a stream."""
 
     mask: Mask
     first: int
-    """See `zoo.attention.masks.Distanced`."""
+    """The largest distance; see `zoo.attention.masks.Distanced`."""
     at: Int[Array, "B T"] | None = None
-    """Index of each query among the keys, where they are scattered."""
+    """Index of each query among the keys, if the queries are scattered."""
     types: Int[Array, "B T"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keys:
-    """What the queries of both streams look at in a layer."""
+    """The keys, values and encodings that the queries of both streams attend to in a layer."""
 
     k: Float[Array, "B S N H"]
     v: Float[Array, "B S N H"]
     r: Float[Array, "N E X"]
-    """Projected encodings of X distances; E is H, or 2 H where rows may run backwards."""
+    """Projected encodings of X distances; E is H, or 2 H if rows may run from right to left."""
     sign: Float[Array, " B"] | None = None
-    """-1 where a row does."""
+    """-1 for rows that run from right to left, else 1."""
     types: Int[Array, "B S"] | None = None
 
     @classmethod
@@ -49,38 +49,39 @@ class Keys:
 
 
 class Vectors(nnx.Module):
-    """Learned vectors that no token chooses."""
+    """Learned vectors that are not looked up by a token."""
 
     def __init__(self, shape: tuple[int, ...], init: Init, rngs: nnx.Rngs):
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
 
 class Attention(nnx.Module):
-    """Attention by content, distance and equality of types, each with a vector that every query has added."""
+    """Attention by content, distance and equality of types; each of the three adds a learned vector to every query."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        init, width, each = initializer(cfg), cfg.width, (cfg.heads, cfg.head)
-        self.q = Linear("btd,dnh->btnh", (width, *each), None, init, rngs)
-        self.kv = Linear("bsd,dcnh->bscnh", (width, 2, *each), None, init, rngs)
-        self.r = Linear("xd,dnh->xnh", (width, *each), None, init, rngs)
-        self.out = Linear("btnh,nhd->btd", (*each, width), None, init, rngs)
-        self.content, self.distance, self.type = (Vectors(each, init, rngs) for _ in range(3))
-        self.types = Vectors((2, *each), init, rngs)
+        init, width, heads = initializer(cfg), cfg.width, (cfg.heads, cfg.head)
+        self.q = Linear("btd,dnh->btnh", (width, *heads), None, init, rngs)
+        self.kv = Linear("bsd,dcnh->bscnh", (width, 2, *heads), None, init, rngs)
+        self.r = Linear("xd,dnh->xnh", (width, *heads), None, init, rngs)
+        self.out = Linear("btnh,nhd->btd", (*heads, width), None, init, rngs)
+        self.content, self.distance, self.type = (Vectors(heads, init, rngs) for _ in range(3))
+        self.types = Vectors((2, *heads), init, rngs)
 
     def read(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        """Keys and values."""
+        """Return the keys and values of hidden states."""
         k, v = unstacked(self.kv(x), 2)
         return k, v
 
     def distances(self, encodings: Float[Array, "X D"], *, parts: int) -> Float[Array, "N E X"]:
-        """Keys of distances. In two parts, one is made of the sines alone and the other of the cosines."""
+        """Return the keys of distances: in one part, or in two, of the sines alone and of the cosines alone."""
         kernel = self.r.kernel[...]
         encodings = encodings.astype(kernel.dtype)
         if parts == 1:
-            return jnp.moveaxis(self.r(encodings), 0, -1)
-        apart, halves = encodings.reshape(len(encodings), parts, -1), kernel.reshape(parts, -1, *kernel.shape[1:])
-        r = jnp.einsum("xcd,cdnh->nchx", apart, halves, preferred_element_type=jnp.float32).astype(kernel.dtype)
-        return r.reshape(len(r), -1, len(encodings))
+            return jnp.moveaxis(self.r(encodings), 0, -1)  # [N, H, X]
+        halves = encodings.reshape(len(encodings), parts, -1)  # [X, 2, D/2]
+        kernels = kernel.reshape(parts, -1, *kernel.shape[1:])  # [2, D/2, N, H]
+        r = jnp.einsum("xcd,cdnh->nchx", halves, kernels, preferred_element_type=jnp.float32).astype(kernel.dtype)
+        return r.reshape(len(r), -1, len(encodings))  # [N, 2 H, X]
 
     def __call__(
         self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
@@ -88,7 +89,7 @@ class Attention(nnx.Module):
         q = self.q(x)
         q_r, q_s = q + spread(self.distance.embedding[...], q.shape), None
         if keys.sign is not None:
-            # Of the opposite distance the sines are opposite and the cosines the same.
+            # The opposite distance has the opposite sines and the same cosines.
             q_r = jnp.concatenate([keys.sign[:, None, None, None].astype(q.dtype) * q_r, q_r], axis=-1)
         if stream.types is not None:
             by_type = q + spread(self.type.embedding[...], q.shape)
@@ -108,7 +109,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)), for the queries of either stream."""
+    """A layer: norm(x + attention(x)), then norm(x + mlp(x)), for the queries of either stream."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -118,8 +119,8 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(cfg.width, cfg.eps)
 
     def __call__(self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg, inside = self.cfg, None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
-        y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
+        cfg, attention_seeds = self.cfg, None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         y = self.mlp(x, dropped=lambda inner: dropout(inner, cfg.dropout, seeds, INNER_SITE))
         return self.norm2(x + dropout(y, cfg.dropout, seeds, MLP_SITE))
