@@ -10,7 +10,7 @@ from zoo.sharding import Rules
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
 SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 MASKED = encoder.masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
 NEXT = linear("next", "cls.seq_relationship")

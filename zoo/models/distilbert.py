@@ -1,4 +1,4 @@
-"""DistilBERT: half of a BERT, taught by the whole one (Sanh et al. 2019)."""
+"""DistilBERT: a BERT with half of the layers, distilled from the full one (Sanh et al. 2019)."""
 
 from zoo.configs._encoder import Task
 from zoo.configs.distilbert import Config
@@ -11,7 +11,7 @@ from zoo.sharding import Rules
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
 SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 BODY = (
     Row("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
@@ -20,12 +20,12 @@ BODY = (
     Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
     Row(
         "layers/attention/qkv/kernel",
-        tuple(f"transformer.layer.{{layer}}.attention.{each}_lin.weight" for each in "qkv"),
+        tuple(f"transformer.layer.{{layer}}.attention.{part}_lin.weight" for part in "qkv"),
         "(n h) d -> d c n h",
     ),
     Row(
         "layers/attention/qkv/bias",
-        tuple(f"transformer.layer.{{layer}}.attention.{each}_lin.bias" for each in "qkv"),
+        tuple(f"transformer.layer.{{layer}}.attention.{part}_lin.bias" for part in "qkv"),
         "(n h) -> c n h",
     ),
     Row("layers/attention/out/kernel", "transformer.layer.{layer}.attention.out_lin.weight", "d (n h) -> n h d"),

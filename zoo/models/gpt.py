@@ -1,6 +1,6 @@
 """GPT: a causal decoder with learned positions and pre-layer-norm blocks.
 
-GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020), Turing-NLG and Megatron-LM shapes; sizes are in `zoo.configs.gpt`.
+It has the shapes of GPT-2 (Radford et al. 2019), GPT-3 (Brown et al. 2020), Turing-NLG and Megatron-LM; see `zoo.configs.gpt`.
 """
 
 import math
@@ -23,27 +23,27 @@ from zoo.sharding import BATCH, Rules, constrain
 OBJECTIVES = ("causal",)
 SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Parameters: normal(0.02), the projections into the residual stream scaled by 1/sqrt(2 L) (GPT-2, section 2.3)."""
-    outside, layers = jax.random.split(key)
-    params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
-    return {**params, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers, cfg.layers)}
+    """Return new parameters: normal(0.02), projections into the residual stream scaled by 1/sqrt(2 L) (GPT-2, section 2.3)."""
+    embed_key, layers_key = jax.random.split(key)
+    params = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
+    return {**params, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Hidden states after the final norm, [B, T, D]. `seeds` u32[B, 2] turns dropout on.
+    """Return the hidden states after the final norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
     Raises:
         ValueError: a row longer than the learned positions.
     """
     length = batch.tokens.shape[1]
     if length > cfg.context:
-        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions")
+        raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
     x = dropout(_embed(params["embed"], batch.tokens, batch.positions), cfg.embedding_dropout, seeds, EMBEDDING_SITE)
 
     def body(block: Block, x: Array, _: None, index: Array, attends: str) -> tuple[Array, None]:
@@ -69,19 +69,19 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
+    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
     return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def decode(
     cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
     Raises:
         ValueError: more tokens than the cache has slots.
     """
-    new, known = advance(batch, cache)
+    new, cached = advance(batch, cache)
     at = cache["at"]
 
     def body(block: Block, carry: Any, _: None, index: Array, attends: str) -> tuple[Any, None]:
@@ -90,9 +90,9 @@ def decode(
             causal=True,
             window=cfg.window if attends == "window" else None,
             query_segments=new["segments"],
-            key_segments=known["segments"],
+            key_segments=cached["segments"],
             query_positions=new["positions"],
-            key_positions=known["positions"],
+            key_positions=cached["positions"],
         )
         x, past = block.decode(x, mask, Past(k=k, v=v, layer=index, at=at))
         return (constrain(x, BATCH), past.k, past.v), None
@@ -107,16 +107,16 @@ def decode(
         unroll=cfg.compute.unroll,
     )
     hidden = layer_norm(x, params["norm"]["scale"], params["norm"]["bias"], cfg.eps)
-    return hidden, {**known, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+    return hidden, {**cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits from the tied embedding; rows >= cfg.vocab are padding and get no probability."""
+    """Return float32 logits from the tied embedding; rows >= cfg.vocab are padding and get no probability."""
     return tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
 
 
 def flops(cfg: Config, batch: Batch) -> float:
-    """Matrix-product FLOPs of a forward pass, unembedding included; attention counted in full, T x T (as PaLM's MFU does)."""
+    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T (as in PaLM's MFU)."""
     rows, length = batch.tokens.shape
     inner = cfg.heads * cfg.head
     per_layer = 4 * cfg.width * inner + 2 * cfg.width * cfg.ffn
@@ -126,12 +126,12 @@ def flops(cfg: Config, batch: Batch) -> float:
 
 def _embed(embed: dict[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
     table = embed["positions"]["embedding"]
-    places = table[None, : tokens.shape[1]] if positions is None else lookup(table, positions)
-    return constrain(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + places, BATCH)
+    by_position = table[None, : tokens.shape[1]] if positions is None else lookup(table, positions)  # [1 or B, T, D]
+    return constrain(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + by_position, BATCH)
 
 
-class Outside(nnx.Module):
-    """What exists once: the embeddings and the final norm."""
+class EmbeddingParams(nnx.Module):
+    """The parameters that are no layer's: the embeddings and the final norm."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.embed = Embeddings(cfg, rngs)
@@ -146,7 +146,7 @@ class Embeddings(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(0.02)
@@ -159,8 +159,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg = self.cfg
-        inside = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
-        y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=inside, impl=cfg.compute.attention)
+        attention_seeds = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         return self._after_attention(x, y, seeds)
 
     def decode(self, x: Float[Array, "B T D"], mask: Mask, past: Past) -> tuple[Float[Array, "B T D"], Past]:
@@ -174,9 +174,9 @@ class Block(nnx.Module):
 
 NAMES = Names(
     architecture="GPT2LMHeadModel",
-    # The released files of 2019 have none.
+    # The files released in 2019 have no prefix.
     prefixes=("transformer.", ""),
-    # Kernels are published as [in, out] here, unlike in every other family.
+    # Unlike in every other family, kernels are published as [in, out].
     rows=(
         Row("embed/tokens/embedding", "wte.weight"),
         Row("embed/positions/embedding", "wpe.weight"),
@@ -196,7 +196,7 @@ NAMES = Names(
         Row("norm/bias", "ln_f.bias"),
     ),
     tied={"lm_head.weight": "embed/tokens/embedding"},
-    # The causal mask, which old files carry.
+    # Old files contain the causal mask.
     constants=("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias"),
 )
 HF = {"causal": NAMES}

@@ -1,4 +1,4 @@
-"""RoBERTa: BERT trained longer, on masked words alone, with masks drawn anew (Liu et al. 2019)."""
+"""RoBERTa: BERT trained longer, on masked words alone, with masks sampled anew each time (Liu et al. 2019)."""
 
 from zoo.configs._encoder import Task
 from zoo.configs.roberta import Config
@@ -10,7 +10,7 @@ from zoo.sharding import Rules
 OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
 SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 MASKED = encoder.masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 OWN = (*linear("dense", "classifier.dense"), *linear("classifier", "classifier.out_proj"))
@@ -19,9 +19,9 @@ NEXT = linear("next", "cls.seq_relationship")
 
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="RobertaModel", rows=POOLER),
-    # The masked head of `transformers` has this activation whatever config.json says of the layers.
+    # The masked head of `transformers` has this activation, whatever activation config.json gives the layers.
     "masked": Head(architecture="RobertaForMaskedLM", rows=MASKED, idle=POOLER_NAMES, masked_activation="gelu"),
-    # The paper compares input formats with next sentence (Table 2); no such model was published.
+    # The paper compares input formats with next-sentence prediction (Table 2); no such model was published.
     "pretraining": Head(architecture="", rows=(*POOLER, *MASKED, *NEXT), masked_activation="gelu"),
     "sequence": Head(architecture="RobertaForSequenceClassification", rows=OWN, idle=POOLER_NAMES, drops_hidden=True),
     "choice": Head(architecture="RobertaForMultipleChoice", rows=(*POOLER, *CLASSIFIER)),

@@ -1,9 +1,10 @@
 """T5: an encoder-decoder with pre-RMS-norm blocks and relative position biases, no biases otherwise (Raffel et al. 2020).
 
-T5 1.0, T5 1.1, and two more architectures of the paper's Table 2: stacks that share what they both have, and a decoder alone.
+It has T5 1.0, T5 1.1 and two more architectures of the paper's Table 2: an encoder that shares its parameters with the decoder,
+and a decoder alone.
 
 Attention is not scaled. Norms, scores and position biases are float32 in any precision. In float16 the feed-forward states of
-published weights overflow; bfloat16 has the range of float32, so nothing is clamped here.
+published weights overflow. bfloat16 has the range of float32, so nothing is clamped here.
 """
 
 import functools
@@ -44,19 +45,19 @@ SHARDING: Rules = (
     (r"unembed/embedding", ("tensor", "fsdp")),
 )
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/embedding": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 ENCODER, DECODER = range(2)
-"""Sides, by which their seeds differ."""
+"""Indices of the two sides, which fold into their seeds."""
 EMBEDDING_SITE = 0
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE, CROSS_SITE, CROSS_RESIDUAL_SITE = range(6)
 SCALE = 1.0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Parameters, normal: tables of deviation 1, kernels of 1/sqrt(inputs), queries' times 1/sqrt(H) (the paper's code)."""
-    outside, encoder, decoder = jax.random.split(key, 3)
-    params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
+    """Return new parameters, normal: tables of deviation 1, kernels 1/sqrt(inputs), queries' times 1/sqrt(H) (paper's code)."""
+    embed_key, encoder, decoder = jax.random.split(key, 3)
+    params = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
     cross = cfg.architecture != "decoder"
     params["decoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=cross), decoder, cfg.decoder_layers)
     if cfg.architecture == "encoder_decoder":
@@ -65,13 +66,13 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Hidden states of `batch.tokens`, after the decoder's last norm, and of `batch.source`. `seeds` u32[B, 2] turns dropout on.
+    """Return the hidden states of `batch.tokens` after the decoder's last norm, and of `batch.source`.
 
-    A decoder alone has no source. It reads on causally, or by `batch.order`: every position sees those of its segment whose rank
-    is not higher, which for a prefix is 0.
+    `seeds`, u32[B, 2], enables dropout. A decoder alone has no source. Its attention is causal or follows `batch.order`: every
+    position sees those of its segment whose rank is not higher than its own. A prefix has rank 0.
 
     Raises:
-        ValueError: no source, or one for a decoder alone.
+        ValueError: no source, or a source for a decoder alone.
     """
     if (batch.source is None) != (cfg.architecture == "decoder"):
         raise ValueError(f"a T5 of architecture {cfg.architecture} takes a batch with{'out' if batch.source else ''} source")
@@ -84,27 +85,27 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         query_ranks=ranks,
         key_ranks=ranks,
     )
-    seen = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
+    source_mask = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
     length = batch.tokens.shape[1]
     shift = _relative(cfg, params, DECODER).prepare(length, length)
-    side = _fold(seeds, DECODER)
+    decoder_seeds = _fold(seeds, DECODER)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer = _fold(side, index + 1)
-        x = block.attend(x, mask, shift, layer)
+        layer_seeds = _fold(decoder_seeds, index + 1)
+        x = block.attend(x, mask, shift, layer_seeds)
         if block.cross is not None and source is not None:
-            x = block.attend_source(x, *block.cross.read(source), seen, layer)
-        return constrain(block.feed_forward(x, layer), BATCH), None
+            x = block.attend_source(x, *block.cross.read(source), source_mask, layer_seeds)
+        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
-    x = dropout(_embed(params, batch.tokens), cfg.dropout, side, EMBEDDING_SITE)
+    x = dropout(_embed(params, batch.tokens), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, DECODER, body, x)
-    return Output(hidden=_last_norm(cfg, params, DECODER, x, side), source_hidden=source)
+    return Output(hidden=_last_norm(cfg, params, DECODER, x, decoder_seeds), source_hidden=source)
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
+    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
 
-    A decoder alone also keeps "order", int32 [B, S], the ranks of the tokens in the slots.
+    The cache of a decoder alone also has "order", int32 [B, S], the ranks of the tokens in the slots.
     """
     cache = empty_cache(cfg.decoder_layers, rows, length, cfg.heads, cfg.head, dtype)
     return cache | ({"order": jnp.zeros((rows, length), jnp.int32)} if cfg.architecture == "decoder" else {})
@@ -113,27 +114,27 @@ def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any
 def decode(
     cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
-    The first call has a source, of which the cache keeps "source_k" and "source_v" [L, B, S, N, H] and "source_segments". Of a
-    decoder alone, it may have an order: what comes later without one is behind all that came before.
+    The first call has a source, whose "source_k" and "source_v" [L, B, S, N, H] and "source_segments" the cache stores. The first
+    call of a decoder alone may have an order; later tokens without an order have ranks above all earlier ones.
 
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
     """
-    new, known = advance(batch, cache)
+    new, cached = advance(batch, cache)
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
-    source, seen, per_layer = {}, Mask(), None
+    source, source_mask, per_layer = {}, Mask(), None
     if cfg.architecture != "decoder":
-        source = source_of(cache) if batch.source is None else _read(cfg, params, batch.source)
+        source = source_of(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
         per_layer = source["source_k"], source["source_v"]
-        seen = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
-    by = "order" if cfg.architecture == "decoder" else "positions"
+        source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
+    rank = "order" if cfg.architecture == "decoder" else "positions"
     mask = Mask(
         query_segments=new["segments"],
-        key_segments=known["segments"],
-        query_ranks=new[by],
-        key_ranks=known[by],
+        key_segments=cached["segments"],
+        query_ranks=new[rank],
+        key_ranks=cached[rank],
     )
     shift = _relative(cfg, params, DECODER).prepare(length, slots, at)
 
@@ -144,17 +145,17 @@ def decode(
         )
         x = x + y
         if source is not None:
-            x = block.attend_source(x, source[0], source[1], seen, None)
+            x = block.attend_source(x, source[0], source[1], source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     carry = (_embed(params, batch.tokens), cache["k"], cache["v"])
     (x, k, v), _ = _run(cfg, params, DECODER, body, carry, per_layer)
     hidden = _last_norm(cfg, params, DECODER, x, None)
-    return hidden, {**source, **known, "k": k, "v": v, "at": at + length}
+    return hidden, {**source, **cached, "k": k, "v": v, "at": at + length}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits; rows >= cfg.vocab are padding and get no probability."""
+    """Return float32 logits; rows >= cfg.vocab are padding and get no probability."""
     if not cfg.tied:
         return tied_logits(hidden, params["unembed"]["embedding"], cfg.vocab)
     scaled = hidden * jnp.asarray(cfg.width**-0.5, hidden.dtype)
@@ -162,7 +163,7 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
 
 
 def flops(cfg: Config, batch: Batch) -> float:
-    """Matrix-product FLOPs of a forward pass, unembedding included; attention counted in full, T x T and T x S."""
+    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S."""
     rows, length = batch.tokens.shape
     inner = cfg.heads * cfg.head
     attention, mlp = 4 * cfg.width * inner, (3 if cfg.gated else 2) * cfg.width * cfg.ffn
@@ -172,7 +173,8 @@ def flops(cfg: Config, batch: Batch) -> float:
         return total
     source = 2.0 * rows * batch.source.tokens.shape[1]
     total += source * cfg.layers * (attention + mlp + 2 * batch.source.tokens.shape[1] * inner)
-    # Queries and outputs of cross-attention are the target's, its keys and values, and as many scores, the source's.
+    # Cross-attention projects queries and outputs for the target's tokens, and keys and values for the source's; scores and
+    # weighted values are counted with the source.
     return total + cfg.decoder_layers * (target * attention / 2 + source * (attention / 2 + 2 * length * inner))
 
 
@@ -180,22 +182,22 @@ def flops(cfg: Config, batch: Batch) -> float:
 
 
 def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) -> Float[Array, "B S D"]:
-    """The encoder's hidden states, after its last norm."""
+    """Return the encoder's hidden states after its last norm."""
     length = source.tokens.shape[1]
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
     shift = _relative(cfg, params, ENCODER).prepare(length, length)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer = _fold(seeds, index + 1)
-        return constrain(block.feed_forward(block.attend(x, mask, shift, layer), layer), BATCH), None
+        layer_seeds = _fold(seeds, index + 1)
+        return constrain(block.feed_forward(block.attend(x, mask, shift, layer_seeds), layer_seeds), BATCH), None
 
     x = dropout(_embed(params, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, ENCODER, body, x)
     return _last_norm(cfg, params, ENCODER, x, seeds)
 
 
-def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
-    """What decoding keeps of a source."""
+def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+    """Encode a source and return its entries of the cache."""
     hidden = _encode(cfg, params, source, None)
 
     def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
@@ -207,7 +209,7 @@ def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
-    """`run_stack` over the layers of a side. What an encoder shares with its decoder lies with the decoder."""
+    """Run `run_stack` over the layers of a side. Parameters that both sides share are stored with the decoder."""
     cross, layers = side == DECODER and cfg.architecture != "decoder", params["decoder"]["layers"]
     if side == ENCODER and cfg.architecture == "encoder_decoder":
         layers = params["encoder"]["layers"]
@@ -218,7 +220,7 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
 
 
 def _relative(cfg: Config, params: dict[str, Any], side: int) -> Buckets:
-    """The position biases of a side. A decoder alone has the buckets of both directions, as it reads a prefix in both."""
+    """Return the position biases of a side. A decoder alone has bidirectional buckets, because it reads a prefix so."""
     table = params["encoder" if side == ENCODER else "decoder"]["relative"]["embedding"]
     both = side == ENCODER or cfg.architecture == "decoder"
     return Buckets(table=table, bidirectional=both, max_distance=cfg.max_distance)
@@ -231,7 +233,7 @@ def _embed(params: dict[str, Any], tokens: Int[Array, "B T"]) -> Float[Array, "B
 def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
     own = side == ENCODER and cfg.architecture == "encoder_decoder"
     normed = rms_norm(x, params["encoder" if own else "decoder"]["norm"]["scale"], cfg.eps)
-    # Its number follows those of the layers.
+    # The index of its seeds follows those of the layers.
     return dropout(normed, cfg.dropout, seeds, 1 + (cfg.layers if side == ENCODER else cfg.decoder_layers))
 
 
@@ -239,8 +241,8 @@ def _fold(seeds: Seeds, number: Any) -> Seeds:
     return None if seeds is None else counter_rng.fold(seeds, number)
 
 
-class Outside(nnx.Module):
-    """What exists once: the tables of tokens, and of each side that there is, its position biases and its last norm."""
+class EmbeddingParams(nnx.Module):
+    """The parameters that are no layer's: the tables of tokens, and the position biases and the last norm of each side."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.embed = Embeddings(cfg, rngs)
@@ -257,7 +259,7 @@ class Embeddings(nnx.Module):
 
 
 class Side(nnx.Module):
-    """The position biases of a side, whose buckets mean other distances than the other's, so they are never shared."""
+    """The position biases of a side, never shared because the sides' buckets are different distances, and its last norm."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, norm: bool):
         self.relative = Embed(cfg.buckets, cfg.heads, jax.nn.initializers.normal(cfg.width**-0.5), rngs)
@@ -266,35 +268,35 @@ class Side(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), the same over a source if there is `cross`, then x + mlp(norm(x))."""
+    """A layer: x + attention(norm(x)), the same over a source if `cross`, then x + mlp(norm(x))."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, cross: bool):
         width, heads, head = cfg.width, cfg.heads, cfg.head
         normal = jax.nn.initializers.normal
-        query, inside, out = normal((width * head) ** -0.5), normal(width**-0.5), normal((heads * head) ** -0.5)
+        q_init, in_init, out_init = normal((width * head) ** -0.5), normal(width**-0.5), normal((heads * head) ** -0.5)
 
-        def fused(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-            return inside(key, shape, dtype) * jnp.array([head**-0.5, 1, 1], dtype)[:, None, None]
+        def qkv_init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return in_init(key, shape, dtype) * jnp.array([head**-0.5, 1, 1], dtype)[:, None, None]  # [D, 3, N, H]
 
         self.cfg = cfg
         self.norm1 = RMSNorm(width, cfg.eps)
-        self.attention = SelfAttention(width, heads, head, fused, out, rngs, biases=False)
-        self.cross = CrossAttention(width, heads, head, (query, inside, out), rngs, biases=False) if cross else None
+        self.attention = SelfAttention(width, heads, head, qkv_init, out_init, rngs, biases=False)
+        self.cross = CrossAttention(width, heads, head, (q_init, in_init, out_init), rngs, biases=False) if cross else None
         self.norm3 = RMSNorm(width, cfg.eps) if cross else None
         self.norm2 = RMSNorm(width, cfg.eps)
-        self.mlp = _mlp(cfg, inside, normal(cfg.ffn**-0.5), rngs)
+        self.mlp = _mlp(cfg, in_init, normal(cfg.ffn**-0.5), rngs)
 
     def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg, inside = self.cfg, _fold(seeds, ATTENTION_SITE)
+        cfg, attention_seeds = self.cfg, _fold(seeds, ATTENTION_SITE)
         y = self.attention(
-            self.norm1(x), mask, dropout=cfg.dropout, seeds=inside, shift=shift, scale=SCALE, impl=cfg.compute.attention
+            self.norm1(x), mask, dropout=cfg.dropout, seeds=attention_seeds, shift=shift, scale=SCALE, impl=cfg.compute.attention
         )
         return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
-        cfg, inside = self.cfg, _fold(seeds, CROSS_SITE)
-        y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=inside, scale=SCALE, impl=cfg.compute.attention)
+        cfg, cross_seeds = self.cfg, _fold(seeds, CROSS_SITE)
+        y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=cross_seeds, scale=SCALE, impl=cfg.compute.attention)
         return x + dropout(y, cfg.dropout, seeds, CROSS_RESIDUAL_SITE)
 
     def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
@@ -313,12 +315,12 @@ def _mlp(cfg: Config, init: Init, out_init: Init, rngs: nnx.Rngs) -> Mlp | Gated
 
 
 def _rows(side: str, last: int) -> tuple[Row, ...]:
-    """Names of what both sides have; the feed-forward layer is the `last` of a block."""
+    """Return the published names of the parameters that both sides have; the feed-forward layer is number `last` of a block."""
     block, feed = f"{side}.block.{{layer}}.layer", f"{side}.block.{{layer}}.layer.{last}"
     own, inner = f"{block}.0.SelfAttention", f"{feed}.DenseReluDense"
     return (
         Row(f"{side}/layers/norm1/scale", f"{block}.0.layer_norm.weight"),
-        Row(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{each}.weight" for each in "qkv"), "(n h) d -> d c n h"),
+        Row(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{part}.weight" for part in "qkv"), "(n h) d -> d c n h"),
         Row(f"{side}/layers/attention/out/kernel", f"{own}.o.weight", "d (n h) -> n h d"),
         Row(f"{side}/relative/embedding", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
         Row(f"{side}/layers/norm2/scale", f"{feed}.layer_norm.weight"),
@@ -351,7 +353,7 @@ NAMES = Names(
     tied=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
-    # T5 1.0 was released with position biases of cross-attention, which its code never read.
+    # The released files of T5 1.0 have position biases of cross-attention, which its code never read.
     idle=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )
 HF = {"text_to_text": NAMES}

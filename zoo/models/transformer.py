@@ -36,26 +36,26 @@ from zoo.sharding import BATCH, Rules, constrain
 OBJECTIVES = ("text_to_text",)
 SHARDING: Rules = ((r"unembed/bias", ("tensor",)),)
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 ENCODER, DECODER = range(2)
-"""Sides, by which their seeds differ."""
+"""Indices of the two sides, which fold into their seeds."""
 EMBEDDING_SITE = 0
 ATTENTION_SITE, CROSS_SITE, MLP_SITE = range(3)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Parameters: kernels uniform after Glorot, the table normal of deviation 1/sqrt(D), which the factor sqrt(D) makes 1."""
-    outside, encoder, decoder = jax.random.split(key, 3)
+    """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1."""
+    embed_key, encoder, decoder = jax.random.split(key, 3)
     return {
-        **nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside)))),
+        **nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key)))),
         "encoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)},
         "decoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=True), decoder, cfg.layers)},
     }
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Hidden states of `batch.tokens`, and of `batch.source`. `seeds` u32[B, 2] turns dropout on.
+    """Return the hidden states of `batch.tokens` and of `batch.source`. `seeds`, u32[B, 2], enables dropout.
 
     Raises:
         ValueError: no source.
@@ -64,75 +64,75 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         raise ValueError("an encoder-decoder takes a batch with a source")
     source = _encode(cfg, params, batch.source, _fold(seeds, ENCODER))
     mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
-    seen, side = cross_mask(batch.segments, batch.tokens, batch.source), _fold(seeds, DECODER)
+    source_mask, decoder_seeds = cross_mask(batch.segments, batch.tokens, batch.source), _fold(seeds, DECODER)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
         assert block.cross is not None
-        layer = _fold(side, index + 1)
-        x = block.attend_source(block.attend(x, mask, layer), *block.cross.read(source), seen, layer)
-        return constrain(block.feed_forward(x, layer), BATCH), None
+        layer_seeds = _fold(decoder_seeds, index + 1)
+        x = block.attend_source(block.attend(x, mask, layer_seeds), *block.cross.read(source), source_mask, layer_seeds)
+        return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
-    x = dropout(_embed(cfg, params, batch), cfg.dropout, side, EMBEDDING_SITE)
+    x = dropout(_embed(cfg, params, batch), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, DECODER, body, x)
     return Output(hidden=x, source_hidden=source)
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
+    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
     return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def decode(
     cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
+    """Return the hidden states of T more tokens after those in the cache; see `zoo.models.Model.decode`.
 
-    The first call has a source, of which the cache keeps "source_k" and "source_v" [L, B, S, N, H] and "source_segments".
+    The first call has a source, whose "source_k" and "source_v" [L, B, S, N, H] and "source_segments" the cache stores.
 
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
     """
-    new, known = advance(batch, cache)
+    new, cached = advance(batch, cache)
     at = cache["at"]
-    source = source_of(cache) if batch.source is None else _read(cfg, params, batch.source)
-    seen = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
+    source = source_of(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
+    source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
     mask = Mask(
         causal=True,
         query_segments=new["segments"],
-        key_segments=known["segments"],
+        key_segments=cached["segments"],
         query_positions=new["positions"],
-        key_positions=known["positions"],
+        key_positions=cached["positions"],
     )
 
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
         y, past = block.attention.decode(x, mask, Past(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
-        x = block.attend_source(block.norm1(x + y), source[0], source[1], seen, None)
+        x = block.attend_source(block.norm1(x + y), source[0], source[1], source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
     x = _embed(cfg, params, Batch(tokens=batch.tokens, positions=new["positions"]))
-    kept = source["source_k"], source["source_v"]
-    (x, k, v), _ = _run(cfg, params, DECODER, body, (x, cache["k"], cache["v"]), kept)
-    return x, {**source, **known, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
+    per_layer = source["source_k"], source["source_v"]
+    (x, k, v), _ = _run(cfg, params, DECODER, body, (x, cache["k"], cache["v"]), per_layer)
+    return x, {**source, **cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits from the shared table; rows >= cfg.vocab are padding and get no probability."""
+    """Return float32 logits from the shared table; rows >= cfg.vocab are padding and get no probability."""
     logits = tied_logits(hidden, params["embed"]["tokens"]["embedding"], cfg.vocab)
     return logits + params["unembed"]["bias"].astype(jnp.float32) if cfg.output_bias else logits
 
 
 def flops(cfg: Config, batch: Batch) -> float:
-    """Matrix-product FLOPs of a forward pass, unembedding included; attention counted in full, T x T and T x S."""
+    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S."""
     assert batch.source is not None
     rows, length = batch.tokens.shape
-    width, reach = cfg.width, batch.source.tokens.shape[1]
+    width, source_length = cfg.width, batch.source.tokens.shape[1]
     attention, mlp = 4 * width * width, 2 * width * cfg.ffn
-    target, source = 2.0 * rows * length, 2.0 * rows * reach
-    # Queries and outputs of cross-attention are the target's, its keys and values the source's.
-    of_target = cfg.layers * (1.5 * attention + mlp + 2 * (length + reach) * width) + width * cfg.vocab
-    of_source = cfg.layers * (1.5 * attention + mlp + 2 * reach * width)
-    return target * of_target + source * of_source
+    target, source = 2.0 * rows * length, 2.0 * rows * source_length
+    # Cross-attention projects queries and outputs for the target's tokens, and keys and values for the source's.
+    per_target = cfg.layers * (1.5 * attention + mlp + 2 * (length + source_length) * width) + width * cfg.vocab
+    per_source = cfg.layers * (1.5 * attention + mlp + 2 * source_length * width)
+    return target * per_target + source * per_source
 
 
 # --- the stacks -----------------------------------------------------------------------------------------------------------------
@@ -142,15 +142,15 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer = _fold(seeds, index + 1)
-        return constrain(block.feed_forward(block.attend(x, mask, layer), layer), BATCH), None
+        layer_seeds = _fold(seeds, index + 1)
+        return constrain(block.feed_forward(block.attend(x, mask, layer_seeds), layer_seeds), BATCH), None
 
     x = dropout(_embed(cfg, params, source), cfg.dropout, seeds, EMBEDDING_SITE)
     return _run(cfg, params, ENCODER, body, x)[0]
 
 
-def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
-    """What decoding keeps of a source."""
+def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+    """Encode a source and return its entries of the cache."""
     hidden = _encode(cfg, params, source, None)
 
     def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
@@ -162,7 +162,7 @@ def _read(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
-    """`run_stack` over the layers of a side."""
+    """Run `run_stack` over the layers of a side."""
     layers, compute = params["decoder" if side == DECODER else "encoder"]["layers"], cfg.compute
     block = functools.partial(Block, cfg, cross=side == DECODER)
     return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
@@ -171,16 +171,16 @@ def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, 
 def _embed(cfg: Config, params: dict[str, Any], batch: Batch) -> Float[Array, "B T D"]:
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
     at = jnp.arange(x.shape[1])[None] if batch.positions is None else batch.positions
-    places = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")
-    return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + places.astype(x.dtype), BATCH)
+    encodings = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")  # [1 or B, T, D]
+    return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + encodings.astype(x.dtype), BATCH)
 
 
 def _fold(seeds: Seeds, number: Any) -> Seeds:
     return None if seeds is None else counter_rng.fold(seeds, number)
 
 
-class Outside(nnx.Module):
-    """What exists once: the table, and the output's biases if there are any."""
+class EmbeddingParams(nnx.Module):
+    """The parameters that are no layer's: the table, and the output's biases if the configuration has them."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.embed = Embeddings(cfg, rngs)
@@ -199,17 +199,17 @@ class OutputBias(nnx.Module):
 
 
 class Block(nnx.Module):
-    """norm(x + attention(x)), the same over a source if there is `cross`, then norm(x + mlp(x))."""
+    """A layer: norm(x + attention(x)), the same over a source if `cross`, then norm(x + mlp(x))."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, cross: bool):
         width, biases = cfg.width, cfg.attention_bias
-        square, wide = _glorot(width, width), _glorot(width, cfg.ffn)
+        attention_init, mlp_init = _glorot(width, width), _glorot(width, cfg.ffn)
         self.cfg = cfg
-        self.attention = SelfAttention(width, cfg.heads, cfg.head, square, square, rngs, biases=biases)
+        self.attention = SelfAttention(width, cfg.heads, cfg.head, attention_init, attention_init, rngs, biases=biases)
         self.norm1 = LayerNorm(width, cfg.eps)
-        self.cross = CrossAttention(width, cfg.heads, cfg.head, (square, square, square), rngs, biases=biases) if cross else None
+        self.cross = CrossAttention(width, cfg.heads, cfg.head, (attention_init,) * 3, rngs, biases=biases) if cross else None
         self.norm3 = LayerNorm(width, cfg.eps) if cross else None
-        self.mlp = Mlp(width, cfg.ffn, cfg.activation, wide, wide, rngs)
+        self.mlp = Mlp(width, cfg.ffn, cfg.activation, mlp_init, mlp_init, rngs)
         self.norm2 = LayerNorm(width, cfg.eps)
 
     def attend(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
@@ -227,9 +227,12 @@ class Block(nnx.Module):
 
 
 def _glorot(inputs: int, outputs: int) -> Init:
-    """Uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010), by the sizes of the product, however it is fused."""
-    most = math.sqrt(6 / (inputs + outputs))
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -most, most)
+    """Return an initializer, uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010).
+
+    `inputs` and `outputs` are those of each product, also if several are fused into one.
+    """
+    limit = math.sqrt(6 / (inputs + outputs))
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 # --- published names ------------------------------------------------------------------------------------------------------------
@@ -244,32 +247,32 @@ def _norm(leaf: str, name: str) -> tuple[Row, ...]:
 
 
 def _fused(leaf: str, name: str, parts: str) -> tuple[Row, ...]:
-    names = {kind: tuple(f"{name}.{each}_proj.{kind}" for each in parts) for kind in ("weight", "bias")}
+    names = {kind: tuple(f"{name}.{part}_proj.{kind}" for part in parts) for kind in ("weight", "bias")}
     return Row(f"{leaf}/kernel", names["weight"], "(n h) d -> d c n h"), Row(f"{leaf}/bias", names["bias"], "(n h) -> c n h")
 
 
 def _rows(side: str) -> tuple[Row, ...]:
-    """Names of what both sides have."""
-    ours, theirs = f"{side}/layers", f"{side}.layers.{{layer}}"
+    """Return the published names of the parameters that both sides have."""
+    leaf, name = f"{side}/layers", f"{side}.layers.{{layer}}"
     return (
-        *_fused(f"{ours}/attention/qkv", f"{theirs}.self_attn", "qkv"),
-        *_linear(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj", "d (n h) -> n h d"),
-        *_norm(f"{ours}/norm1", f"{theirs}.self_attn_layer_norm"),
-        *_linear(f"{ours}/mlp/up", f"{theirs}.fc1", "f d -> d f"),
-        *_linear(f"{ours}/mlp/down", f"{theirs}.fc2", "d f -> f d"),
-        *_norm(f"{ours}/norm2", f"{theirs}.final_layer_norm"),
+        *_fused(f"{leaf}/attention/qkv", f"{name}.self_attn", "qkv"),
+        *_linear(f"{leaf}/attention/out", f"{name}.self_attn.out_proj", "d (n h) -> n h d"),
+        *_norm(f"{leaf}/norm1", f"{name}.self_attn_layer_norm"),
+        *_linear(f"{leaf}/mlp/up", f"{name}.fc1", "f d -> d f"),
+        *_linear(f"{leaf}/mlp/down", f"{name}.fc2", "d f -> f d"),
+        *_norm(f"{leaf}/norm2", f"{name}.final_layer_norm"),
     )
 
 
 def _sinusoids(cfg: Config) -> np.ndarray:
-    """Return the table of an export, float32 [positions, D]: all sines, then all cosines."""
+    """Return the table that an export contains, float32 [positions, D]: all sines, then all cosines."""
     angles = np.arange(table_rows(cfg))[:, None] / positions.BASE ** (np.arange(0, cfg.width, 2) / cfg.width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 CROSS = "decoder.layers.{layer}.encoder_attn"
 NAMES = Names(
-    # Marian's models are this one with biases everywhere; the paper's own were not published.
+    # Marian's models are this one with biases in every layer; the paper's models were not published.
     architecture="MarianMTModel",
     prefixes=("model.",),
     rows=(
@@ -285,7 +288,7 @@ NAMES = Names(
     tied=dict.fromkeys(
         ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"
     ),
-    # Old files carry the tables, and `transformers` takes what they hold.
+    # Old files contain the tables, and `transformers` uses their values.
     tables={f"{side}.embed_positions.weight": _sinusoids for side in ("encoder", "decoder")},
 )
 HF = {"text_to_text": NAMES}

@@ -1,10 +1,11 @@
 """XLNet: a bidirectional body that learns to predict its text in any order (Yang et al. 2019).
 
-Two streams share all parameters. The content stream reads the text. The query stream is where a word is predicted: it knows its
-place, not its word, and reads the content stream of what comes earlier in the order. Places enter as distances alone
-(Transformer-XL, Dai et al. 2019, section 3.3), so that a row may continue what is remembered of the row before.
+Two streams share all parameters. The content stream reads the text. The query stream predicts words: it has the position of a
+word but not the word, and attends to the content stream of tokens that come earlier in the order. Positions enter as distances
+alone (Transformer-XL, Dai et al. 2019, section 3.3), so a row may continue the memory of the row before.
 
-Unlike in both papers' code, encodings of distances are not dropped: each row would need its own, projected in every layer.
+Unlike in both papers' code, dropout is not applied to encodings of distances: each row would need its own, projected in every
+layer.
 """
 
 import functools
@@ -42,35 +43,35 @@ SHARDING: Rules = (
     (r"unembed/bias", ("tensor",)),
 )
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
-"""Leaf -> field with its true number of rows; the rows beyond it are padding, cut at export and not counted."""
+"""Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 CONTENT, QUERY = range(2)
-"""Streams, by which their seeds differ. A head's follow those of the layers and so are other ones."""
+"""Indices of the two streams, which fold into their seeds. A head's index follows those of the layers, so its seeds differ."""
 EMBEDDING_SITE = 0
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Fresh parameters: all but norms and biases of linear layers are drawn, of deviation 0.02."""
-    outside, layers, top = jax.random.split(key, 3)
-    params = nnx.to_pure_dict(nnx.state(Outside(cfg, nnx.Rngs(outside))))
-    above = nnx.to_pure_dict(nnx.state(heads.Top(cfg, heads.find(HEADS, cfg), initializer(cfg), nnx.Rngs(top))))
-    return {**params, **above, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers, cfg.layers)}
+    """Return new parameters: all but norms and biases of linear layers are sampled, of deviation 0.02."""
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
+    head = nnx.to_pure_dict(nnx.state(heads.Top(cfg, heads.find(HEADS, cfg), initializer(cfg), nnx.Rngs(head_key))))
+    return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
-    """Hidden states of the content stream, and of the query stream where something is predicted.
+    """Return the hidden states of the content stream, and those of the query stream if the batch has one.
 
-    A token sees those of its segment and, by `batch.order`, of ranks up to its own; rank -1 is seen by all. The
-    positions `batch.query_at` also have a query stream, `Output.predicted`, which sees the ranks below its own.
+    A token sees those of its segment and, with `batch.order`, of ranks up to its own; all tokens see rank -1. The positions
+    `batch.query_at` also have a query stream, `Output.predicted`, which sees the ranks below its own.
 
-    What is remembered counts as segment 1 and type 0, and is seen whatever the order. Without `carry` nothing is. Rows that are
-    remembered hold no padding.
+    The memory, `carry`, has segment 1 and type 0, and is visible whatever the order. Rows that go into the memory have no
+    padding.
 
-    Without `batch.types` there is no term of types, not even of equal ones, as in `transformers`.
+    Without `batch.types` there is no term of types, not even for equal ones, as in `transformers`.
 
     Args:
-        seeds: u32[B, 2], turns dropout on.
-        carry: what `init_carry` or the step before gave: inputs of every layer at earlier positions. They get no gradient.
+        seeds: u32[B, 2], enables dropout.
+        carry: result of `init_carry` or of the step before: inputs of every layer at earlier positions. They get no gradient.
 
     Raises:
         ValueError: a query stream without an order.
@@ -81,73 +82,73 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     content, query, key_types = _streams(batch, carry)
     sign = None if batch.backward is None else jnp.where(batch.backward, -1.0, 1.0)
     encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
-    kept = min(cfg.reuse or length, length)
-    of_content, of_query = _fold(seeds, CONTENT), _fold(seeds, QUERY)
+    reused = min(cfg.reuse or length, length)
+    content_seeds, query_seeds = _fold(seeds, CONTENT), _fold(seeds, QUERY)
 
-    def body(block: Block, streams: Any, before: Any, index: Array, _: None) -> tuple[Any, Any]:
+    def body(block: Block, streams: Any, memory: Any, index: Array, _: None) -> tuple[Any, Any]:
         x, g = streams
-        whole = x if before is None else jnp.concatenate([before.astype(x.dtype), x], axis=1)
-        keys = Keys.of(block.attention, whole, encodings, sign, key_types)
-        after = constrain(block(x, keys, content, _fold(of_content, index + 1)), BATCH)
+        key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
+        keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
+        y = constrain(block(x, keys, content, _fold(content_seeds, index + 1)), BATCH)
         if query is not None:
-            g = constrain(block(g, keys, query, _fold(of_query, index + 1)), BATCH)
-        return (after, g), None if before is None else _remember(before, x[:, :kept])
+            g = constrain(block(g, keys, query, _fold(query_seeds, index + 1)), BATCH)
+        return (y, g), None if memory is None else _append_to_memory(memory, x[:, :reused])
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
-    x = dropout(x, cfg.dropout, of_content, EMBEDDING_SITE)
+    x = dropout(x, cfg.dropout, content_seeds, EMBEDDING_SITE)
     g = None
     if query is not None:
         assert batch.query_at is not None
-        g = dropout(_unknown(params, batch.query_at), cfg.dropout, of_query, EMBEDDING_SITE)
-    before = None if carry is None else jnp.moveaxis(carry["hidden"], 1, 0)
-    (x, g), remembered = _run(cfg, params, body, (x, g), before)
-    # Its number follows those of the layers.
+        g = dropout(_unknown(params, batch.query_at), cfg.dropout, query_seeds, EMBEDDING_SITE)
+    memory = None if carry is None else jnp.moveaxis(carry["hidden"], 1, 0)  # [L, B, M, D]
+    (x, g), new_memory = _run(cfg, params, body, (x, g), memory)
+    # The index of the last dropout's seeds follows those of the layers.
     last = cfg.layers + 1
     return Output(
-        hidden=dropout(x, cfg.dropout, of_content, last),
-        predicted=None if g is None else dropout(g, cfg.dropout, of_query, last),
-        carry={} if carry is None else _carried(carry, remembered, kept),
+        hidden=dropout(x, cfg.dropout, content_seeds, last),
+        predicted=None if g is None else dropout(g, cfg.dropout, query_seeds, last),
+        carry={} if carry is None else _new_carry(carry, new_memory, reused),
     )
 
 
 def init_carry(cfg: Config, rows: int) -> dict[str, Any]:
-    """Nothing remembered yet; `{}` for a model that does not remember, or whose rows do not continue each other.
+    """Return an empty memory; `{}` for a model without memory, or whose rows do not continue each other.
 
-    "hidden", float32 [B, L, M, D], inputs of each layer at the M last positions that are kept; "filled", int32 [B], how many of
-    them there are: the last ones.
+    "hidden", float32 [B, L, M, D], has the inputs of each layer at the last M positions; "filled", int32 [B], is the number of
+    slots that are in use: the last ones.
     """
-    if (slots := _remembers(cfg)) == 0:
+    if (slots := _memory_slots(cfg)) == 0:
         return {}
     hidden = jnp.zeros((rows, cfg.layers, slots, cfg.width), jnp.float32)
     return {"hidden": hidden, "filled": jnp.zeros(rows, jnp.int32)}
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """An empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
+    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
     return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
 
 
 def decode(
     cfg: Config, params: dict[str, Any], batch: Batch, cache: dict[str, Any]
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Hidden states that predict what follows each of T more tokens; see `zoo.models.Model.decode`.
+    """Return the hidden states that predict the token after each of T more tokens; see `zoo.models.Model.decode`.
 
-    The text is read from left to right: each token's hidden state is the query stream's at the position after it. Types are not
-    told apart, and nothing but the cache is remembered.
+    The text is read from left to right: each token's hidden state is the query stream's at the position after it. Types are
+    ignored, and there is no memory but the cache.
 
-    The first call puts the projected encodings of all distances into the cache, "r" [L, N, H, 2 S]: made anew for each token,
-    they would cost more than all the rest.
+    The first call adds the projected encodings of all distances to the cache, "r" [L, N, H, 2 S]: computing them for each token
+    would cost more than everything else.
 
     Raises:
         ValueError: more tokens than the cache has slots.
     """
-    new, known = advance(batch, cache)
+    new, cached = advance(batch, cache)
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
     mask = Mask(
         query_segments=new["segments"],
-        key_segments=known["segments"],
+        key_segments=cached["segments"],
         query_ranks=new["positions"],
-        key_ranks=known["positions"],
+        key_ranks=cached["positions"],
     )
     # What lies strictly before the next position lies up to this one: both streams see the same, at a distance greater by one.
     content, query = Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1)
@@ -160,40 +161,40 @@ def decode(
         past = Past(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
         k, v = past.read()
         keys = Keys(k=k, v=v, r=r)
-        x, g = (constrain(block(each, keys, stream, None), BATCH) for each, stream in ((x, content), (g, query)))
+        x, g = (constrain(block(y, keys, stream, None), BATCH) for y, stream in ((x, content), (g, query)))
         return (x, g, past.k, past.v), None
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
     (_, g, k, v), _ = _run(cfg, params, body, (x, _unknown(params, batch.tokens), cache["k"], cache["v"]), needed)
-    return g, {**known, "k": k, "v": v, "r": r, "at": at + length}
+    return g, {**cached, "k": k, "v": v, "r": r, "at": at + length}
 
 
 def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B rows"]:
-    """float32 logits from the tied embedding and a bias; rows >= cfg.vocab are padding and get no probability."""
+    """Return float32 logits from the tied embedding and a bias; rows >= cfg.vocab are padding and get no probability."""
     return heads.word_logits(cfg, params, hidden)
 
 
 def sequence_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
-    """float32 logits of sequences; see `zoo.nn.heads`. What stands for one, its <cls>, is its last token: `batch.summary_at`."""
+    """Return float32 logits of sequences, each from its <cls>, the last token, at `batch.summary_at`; see `zoo.nn.heads`."""
     return heads.sequence_logits(cfg, heads.find(HEADS, cfg), params, hidden, seeds)
 
 
 def token_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
-    """float32 logits of tokens: of their labels, or of the ends of a span."""
+    """Return float32 logits of tokens: of their labels, or of the ends of a span."""
     return heads.token_logits(cfg, heads.find(HEADS, cfg), params, hidden, seeds)
 
 
 def flops(cfg: Config, batch: Batch) -> float:
-    """Matrix-product FLOPs of a forward pass with its head; attention counted in full, over all distances.
+    """Return the matrix-product FLOPs of a forward pass with its head; attention counts in full, over all distances.
 
-    A batch with an order is of pretraining: its memory is counted, full.
+    A batch with an order is one of pretraining, whose memory counts as full.
     """
-    *several, length = batch.tokens.shape
-    rows, slots = math.prod(several), length + (0 if batch.order is None else _remembers(cfg))
+    *leading, length = batch.tokens.shape
+    rows, slots = math.prod(leading), length + (0 if batch.order is None else _memory_slots(cfg))
     queries = length + (0 if batch.query_at is None else batch.query_at.shape[1])
     distances, parts = slots + length, 1 if batch.backward is None else 2
     square = cfg.width * cfg.width
@@ -206,21 +207,21 @@ def flops(cfg: Config, batch: Batch) -> float:
 
 
 def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | None]:
-    """The content stream, the query stream if there is one, and the types of all keys, those remembered included."""
+    """Return the content stream, the query stream if there is one, and the types of all keys, including the memory's."""
     length, memory = batch.tokens.shape[1], 0 if carry is None else carry["hidden"].shape[2]
     segments, at = batch.segments, batch.query_at
     if carry is not None and segments is None:
         segments = jnp.ones_like(batch.tokens)
 
-    def with_memory(values: Any, before: Any) -> Any:
+    def with_memory(values: Any, memory_values: Any) -> Any:
         if values is None or carry is None:
             return values
-        return jnp.concatenate([jnp.broadcast_to(before, (len(values), memory)), values], axis=1)
+        return jnp.concatenate([jnp.broadcast_to(memory_values, (len(values), memory)), values], axis=1)  # [B, M + T]
 
-    def picked(values: Any) -> Any:
-        return None if values is None or at is None else jnp.take_along_axis(values, at, axis=1)
+    def at_queries(values: Any) -> Any:
+        return None if values is None or at is None else jnp.take_along_axis(values, at, axis=1)  # [B, P]
 
-    # Slots that were never filled are the first ones, and are of segment 0, which nobody sees.
+    # Slots that are not in use yet are the first ones. They have segment 0, which no query sees.
     filled = None if carry is None else jnp.int32(jnp.arange(memory) >= memory - carry["filled"][:, None])
     keys: dict[str, Any] = {"key_segments": with_memory(segments, filled), "key_ranks": with_memory(batch.order, -1)}
     mask = Mask(query_segments=segments, query_ranks=batch.order, **keys)
@@ -228,13 +229,13 @@ def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | N
     if at is not None:
         if batch.order is None:
             raise ValueError("positions of a query stream without an order: they would see what they are to predict")
-        mask = Mask(query_segments=picked(segments), query_ranks=picked(batch.order), strict=True, **keys)
-        query = Stream(mask=mask, first=memory + length - 1, at=memory + at, types=picked(batch.types))
+        mask = Mask(query_segments=at_queries(segments), query_ranks=at_queries(batch.order), strict=True, **keys)
+        query = Stream(mask=mask, first=memory + length - 1, at=memory + at, types=at_queries(batch.types))
     return content, query, with_memory(batch.types, 0)
 
 
 def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Array, "L N H X"]:
-    """Projected encodings of the distances S, S - 1, ..., 1 - S, X of them: a query may lie behind all S slots."""
+    """Return projected encodings of the X distances S, S - 1, ..., 1 - S; a query may be after all S slots."""
     encodings = positions.relative_sinusoids(slots, 2 * slots, cfg.width)
 
     def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Array]:
@@ -244,26 +245,26 @@ def _every_distance(cfg: Config, params: dict[str, Any], slots: int) -> Float[Ar
     return constrain(r, None, HEADS_AXIS)
 
 
-def _unknown(params: dict[str, Any], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:
-    """What a query stream begins with everywhere."""
+def _unknown(params: dict[str, Any], at: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+    """Return the input of the query stream, which is the same vector at every position."""
     mask = params["embed"]["mask"]["embedding"]
-    return constrain(jnp.broadcast_to(mask, (*places.shape, len(mask))), BATCH)
+    return constrain(jnp.broadcast_to(mask, (*at.shape, len(mask))), BATCH)
 
 
-def _remembers(cfg: Config) -> int:
-    """Positions that a training step remembers: rows of other tasks do not continue each other."""
+def _memory_slots(cfg: Config) -> int:
+    """Return the number of positions in memory: 0 for other tasks than pretraining, whose rows do not continue each other."""
     return cfg.memory if cfg.generates else 0
 
 
-def _remember(before: Float[Array, "B M D"], x: Float[Array, "B T D"]) -> Float[Array, "B M D"]:
-    """A layer's memory with the inputs of more positions behind it, cut to its size."""
-    whole = jnp.concatenate([before, x.astype(before.dtype)], axis=1)
-    return jax.lax.stop_gradient(whole[:, -before.shape[1] :])
+def _append_to_memory(memory: Float[Array, "B M D"], x: Float[Array, "B T D"]) -> Float[Array, "B M D"]:
+    """Append the inputs of more positions to a layer's memory and drop the oldest ones."""
+    extended = jnp.concatenate([memory, x.astype(memory.dtype)], axis=1)  # [B, M + T, D]
+    return jax.lax.stop_gradient(extended[:, -memory.shape[1] :])
 
 
-def _carried(carry: Any, remembered: Float[Array, "L B M D"], kept: int) -> dict[str, Any]:
-    hidden = constrain(jnp.moveaxis(remembered, 0, 1), BATCH)
-    return {"hidden": hidden, "filled": jnp.minimum(carry["filled"] + kept, hidden.shape[2])}
+def _new_carry(carry: Any, memory: Float[Array, "L B M D"], added: int) -> dict[str, Any]:
+    hidden = constrain(jnp.moveaxis(memory, 0, 1), BATCH)  # [B, L, M, D]
+    return {"hidden": hidden, "filled": jnp.minimum(carry["filled"] + added, hidden.shape[2])}
 
 
 def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -275,15 +276,15 @@ def _fold(seeds: Seeds, number: Any) -> Seeds:
     return None if seeds is None else counter_rng.fold(seeds, number)
 
 
-class Outside(nnx.Module):
-    """What exists once below the layers."""
+class EmbeddingParams(nnx.Module):
+    """The parameters below the layers."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.embed = Embeddings(cfg, rngs)
 
 
 class Embeddings(nnx.Module):
-    """The table of tokens, and the vector that stands for an unknown one."""
+    """The table of tokens, and the input vector of the query stream."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         self.tokens = Embed(cfg.vocab, cfg.width, initializer(cfg), rngs, pad=True)
@@ -313,7 +314,7 @@ BODY = (
     Row("layers/norm2/scale", f"{FEED_FORWARD}.layer_norm.weight"),
     Row("layers/norm2/bias", f"{FEED_FORWARD}.layer_norm.bias"),
 )
-"""What are called biases there are vectors that all queries share, learned as the other tables are: their weights decay."""
+"""The published "biases" are vectors that all queries share. They are tables like the others, so their weights decay."""
 
 WORDS = (Row("unembed/bias", "lm_loss.bias", bare=True),)
 SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "logits_proj"))
@@ -321,7 +322,7 @@ SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "
 HEADS: dict[Task, Head] = {
     "body": Head(architecture="XLNetModel"),
     "permutation": Head(architecture="XLNetLMHeadModel", rows=WORDS),
-    # Its names are ours: no model of the paper's ablation "+ next-sent pred" was published.
+    # The names are this project's: no model of the paper's ablation "+ next-sent pred" was published.
     "pretraining": Head(architecture="", rows=(*WORDS, *linear("pooler", "sequence_summary.summary"), *linear("next", "next"))),
     "sequence": Head(architecture="XLNetForSequenceClassification", rows=SUMMARY),
     "choice": Head(architecture="XLNetForMultipleChoice", rows=SUMMARY),
