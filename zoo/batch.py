@@ -1,4 +1,4 @@
-"""The two values that cross the house: what goes into a model and what comes out.
+"""The input and the output of every model.
 
 Shape letters (the legend for the whole project): B batch, T query positions, S key positions, N query heads, K key/value
 heads, H head size, D model width, F feed-forward width, V vocabulary, L layers, P predicted positions, Q sequences in a row,
@@ -12,66 +12,68 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 IGNORED = -100
-"""The label of what is not asked, as published data sets write it."""
+"""The label of tokens and rows that are not scored, as in published data sets."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch of examples, the same for every family; a field a family does not use is None.
+    """A batch of examples, of one type for all families; fields that a family does not use are None.
 
-    Every leaf has the batch axis first (`pmap` a device axis before it): sharding, micro-batches and padding follow one rule.
-    Arrays are numpy on the host and `jax.Array` once placed; a `jax.ShapeDtypeStruct` stands for either where only shapes count.
+    Every leaf has the batch axis first (under `pmap`, after a device axis), so one rule shards, splits and pads all of them.
+    Arrays are numpy on the host and `jax.Array` on devices; where only shapes matter, `jax.ShapeDtypeStruct` takes the place of
+    either.
     """
 
     tokens: Int[Any, "*B T"]
     """Input ids."""
     segments: Int[Any, "*B T"] | None = None
-    """0 = padding, then 1, 2, ... for the documents packed into a row; tokens of different segments do not see each other."""
+    """0 for padding, then 1, 2, ... for the documents packed into a row. Tokens of different segments do not see each other."""
     positions: Int[Any, "*B T"] | None = None
     """Position ids, restarting in each packed document. None: 0 .. T-1."""
     types: Int[Any, "*B T"] | None = None
     """Token types (sentence A or B)."""
     predict_at: Int[Any, "*B P"] | None = None
-    """Which positions are predicted. None: all of them, P = T."""
+    """Positions to predict. None: all of them, P = T."""
     query_at: Int[Any, "*B P"] | None = None
-    """The same, of positions that are predicted without being seen: by XLNet's query stream, from what is of lower rank."""
+    """Positions that XLNet's query stream predicts from tokens of lower rank, without seeing the token at the position itself."""
     targets: Int[Any, "*B P"] | None = None
-    """What is to be predicted there."""
+    """Token ids to predict at those positions."""
     weights: Float[Any, "*A P"] | None = None
-    """Weight of each prediction in the loss; 0 = not counted."""
+    """Weight of each prediction in the loss; 0: it does not count."""
     order: Int[Any, "*B T"] | None = None
-    """Ranks: a position sees those of its own rank and of lower ones. XLNet's are places in the order of prediction, -1 of what
-    all see; where it predicts, only lower ones are seen. Of a decoder's prefix they are 0, and 1, 2, ... behind it."""
+    """Ranks: a position sees those of its own rank and of lower ones. XLNet's ranks are places in the order of prediction, and -1
+    for tokens that all positions see; its query stream sees lower ranks only. In a decoder alone, a prefix has rank 0 and the
+    positions after it 1, 2, ..."""
     backward: Bool[Any, "*B"] | None = None
-    """Rows whose text runs from right to left: there a key's distance has the opposite sign (XLNet). None: no row."""
+    """True for rows whose text runs from right to left, where a key's distance has the opposite sign (XLNet). None: no row."""
     summary_at: Int[Any, "*B Q"] | None = None
-    """Positions whose hidden state stands for a sequence (its CLS), where several may be packed into a row, or it is not the
-    first token. None: position 0. Of choices [B, C, 1]."""
+    """Position of the token whose hidden state summarizes a sequence (its CLS), if a row may have several sequences or it is not
+    the first token. None: position 0. For choices [B, C, 1]."""
     labels: Any | None = None
-    """What a head on top is to say; `IGNORED` where nothing is asked. Of sequences int32 (regression: float32) [B, Q], of tokens
-    int32 [B, T], of a span its first and last position int32 [B, 2], of choices int32 [B], the other fields being [B, C, T]."""
+    """Labels for the head; `IGNORED` where there is none. For sequences int32 (regression: float32) [B, Q], for tokens int32 [B,
+    T], for a span its first and last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T]."""
     source: "Batch | None" = None
-    """The encoder side of an encoder-decoder."""
+    """The encoder's input in an encoder-decoder."""
     index: UInt32[Any, "*A"] | None = None
-    """Number of each example in the global stream of examples: with the seed and the step it keys every random draw."""
+    """Index of each example in the global stream of examples; with the seed and the step it keys all random numbers."""
 
     @property
     def places(self) -> Int[Any, "*B P"] | None:
-        """Which positions are predicted, whether they are seen or not. None: all of them."""
+        """The positions to predict: `query_at` if it is set, else `predict_at`. None: all positions."""
         return self.predict_at if self.query_at is None else self.query_at
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a model returns. Logits are not among it: they exist only through the model's `unembed`."""
+    """The output of a model. It has no logits, which the model's `unembed` computes."""
 
     hidden: Float[Array, "B T D"]
     """Final hidden states, after the last norm."""
     predicted: Float[Array, "B P D"] | None = None
-    """Final hidden states of the query stream, of `batch.query_at`."""
+    """Final hidden states of the query stream at `batch.query_at`."""
     source_hidden: Float[Array, "B S D"] | None = None
     """The encoder's final hidden states."""
     carry: Any = dataclasses.field(default_factory=dict)
-    """State for the next step (XLNet memory); `{}` for a model without any. Batch axis first."""
+    """State for the next step (XLNet's memory), batch axis first; `{}` for a model without state."""

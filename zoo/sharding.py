@@ -1,4 +1,4 @@
-"""Where arrays live: a table from leaf path to mesh axes. A strategy is a mesh shape, never a line in a model.
+"""Sharding of arrays: a table from leaf path to mesh axes. The mesh shape selects the strategy; models have no code for it.
 
 The axes `data`, `fsdp`, `tensor`, `sequence` always exist and may have size 1.
 """
@@ -18,7 +18,7 @@ BATCH = ("data", "fsdp")
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 RULES: Rules = (
-    # Vocabulary over tensor: logits stay sharded where they are widest, and the lookup is one masked gather and a sum.
+    # The vocabulary is sharded over tensor: logits stay sharded along their largest axis, a lookup is a masked gather and a sum.
     (r"embed/tokens/embedding", ("tensor", "fsdp")),
     (r"embed/(positions|types)/embedding", (None, "fsdp")),
     (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),
@@ -35,39 +35,39 @@ RULES: Rules = (
     (r"mlp/down/kernel", ("tensor", "fsdp")),
     (r"mlp/down/bias", (None,)),
     (r"norm\d?/(scale|bias)", (None,)),
-    # The heads of encoders. Labels are few and seldom divide.
+    # The heads of encoders. The number of labels is small and seldom divisible, so it is not sharded.
     (r"(pooler|dense|next|classifier)/kernel", ("fsdp", None)),
     (r"(pooler|dense|next|classifier)/bias", (None,)),
     (r"masked/bias", ("tensor",)),
 )
-"""Leaf path (its end) -> mesh axes of its dimensions, without the layer axis, which is never sharded."""
+"""End of a leaf's path -> mesh axes of its dimensions, without the layer axis, which is never sharded."""
 
 
 def path_of(keys: Sequence[Any]) -> str:
-    """`layers/mlp/up/kernel` from a jax key path."""
+    """Return a JAX key path as a string such as `layers/mlp/up/kernel`."""
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
 def spec(path: str, rules: Rules) -> PartitionSpec:
-    """The row a leaf matches.
+    """Return the PartitionSpec of the row that a leaf's path matches.
 
     Raises:
-        ValueError: no row, or more than one, matches: a model's `SHARDING` needs a row for its new kind of leaf.
+        ValueError: no row matches, or more than one. A new kind of leaf needs a row in the model's `SHARDING`.
     """
     rows = [axes for pattern, axes in rules if re.search(rf"(^|/){pattern}$", path)]
     if len(rows) != 1:
-        raise ValueError(f"{path} matches {len(rows)} rows of the sharding table; it must match exactly one")
+        raise ValueError(f"{path} matches {len(rows)} rows of the sharding table, not exactly one; fix the model's SHARDING")
     return PartitionSpec(*((None,) if "layers" in path.split("/") else ()), *rows[0])
 
 
 def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
-    """NamedSharding of every leaf of a parameter tree (arrays or shapes); `rules` are the model's own rows.
+    """Return the NamedSharding of every leaf of a parameter tree (arrays or shapes); `rules` are the model's own rows.
 
     Raises:
-        BadInput: a dimension that its mesh axis does not divide, named.
+        BadInput: a mesh axis that does not divide its dimension of a leaf; the message names both.
     """
 
-    def of(keys: Sequence[Any], leaf: Any) -> NamedSharding:
+    def leaf_sharding(keys: Sequence[Any], leaf: Any) -> NamedSharding:
         path = path_of(keys)
         axes = spec(path, (*RULES, *rules))
         for size, axis in zip(leaf.shape, axes, strict=True):
@@ -75,13 +75,13 @@ def shardings(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
                 raise BadInput(f"--mesh.{axis} {mesh.shape[axis]}: it does not divide {path} of shape {tuple(leaf.shape)}")
         return NamedSharding(mesh, axes)
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, params)
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """Pin an activation's sharding on the context mesh (`BATCH`, an axis name or None per dimension; the rest unsharded).
+    """Constrain an activation's sharding on the context mesh: per dimension `BATCH`, an axis name or None; the rest unsharded.
 
-    Without a mesh, and inside `pmap`, it is the identity.
+    Without a mesh, and inside `pmap`, this is the identity.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
@@ -90,13 +90,13 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
 
 
 def target() -> str:
-    """The platform a program is for: that of the context mesh's devices, which need not be here, or else the default backend."""
+    """Return the platform for which a program is compiled: the context mesh's, whose devices may be absent, or the default's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
 
 
 def single_cpu() -> bool:
-    """Whether a program is for one CPU device: its arrays can be cut and joined anywhere, for nothing is sent."""
+    """Return True if a program is compiled for one CPU device, where splitting or merging an axis needs no communication."""
     mesh = jax.sharding.get_abstract_mesh()
     return target() == "cpu" and (mesh.empty or mesh.size == 1)

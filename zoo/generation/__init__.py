@@ -1,1 +1,1 @@
-"""Generation of token ids on devices: sampling and beam search. Text, prompts and stop strings are `eval.generation`'s."""
+"""Generation of token ids on devices: sampling and beam search. `eval.generation` has text, prompts and stop strings."""

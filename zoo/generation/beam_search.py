@@ -1,8 +1,8 @@
-"""Beam search: the likeliest continuations found by keeping the best few of every length.
+"""Beam search: the likeliest continuations, searched by keeping the best few of every length.
 
 Sequences, scores and the rule that ends the search are those of `transformers`: a finished text's score is the sum of its tokens'
-log probabilities, its end mark's included, over its length to the power of `Beams.length_penalty` (Wu et al. 2016, section 7, has
-another form of that divisor). Everything but the cache has the shape [B, K]: K beams of each of B prompts.
+log probabilities, including its end token's, divided by its length to the power of `Beams.length_penalty` (Wu et al. 2016,
+section 7, has another form of that divisor). All arrays but the cache's begin with [B, K]: K beams of each of B prompts.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from zoo.models import Model
 from zoo.sharding import BATCH, constrain
 
 NEVER = -1e9
-"""Score of what cannot be: far below every sum of log probabilities."""
+"""Score of impossible texts: far below every sum of log probabilities."""
 
 
 class Found(NamedTuple):
@@ -27,106 +27,108 @@ class Found(NamedTuple):
     tokens: Int[Array, "B K limit"]
     """Zeros after the end."""
     score: Float[Array, "B K"]
-    """`NEVER`, about, where fewer than K texts were found."""
+    """About `NEVER` in the places beyond the finished texts, if there are fewer than K."""
     finite: Bool[Array, " B"]
-    """Whether all logits were: where they were not, the tokens mean nothing."""
+    """True if all logits were finite; otherwise the tokens mean nothing."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """A search under way."""
+    """The state of a search."""
 
     size: Any
-    """int32 []: tokens of each running text."""
+    """int32 []: number of tokens of every running text."""
     cache: Any
     tokens: Any
-    """int32 [B, K, limit], of the running texts."""
+    """int32 [B, K, limit]: the running texts."""
     score: Any
-    """float32 [B, K]: sums of log probabilities."""
+    """float32 [B, K]: sums of log probabilities of the running texts."""
     done: Any
-    """int32 [B, K, limit], of the finished texts, the best first."""
+    """int32 [B, K, limit]: the finished texts, the best first."""
     done_score: Any
+    """float32 [B, K]: scores of the finished texts."""
     open: Any
-    """bool [B]: whether a running text may still become one of the best."""
+    """bool [B]: True while a running text may still become one of the best."""
     finite: Any
+    """bool [B]: True if all logits have been finite."""
 
 
 def search(
-    net: Model, params: Any, prompts: Batch, cache: dict[str, Any], beams: Beams, *, limit: int, entries: int, end: int | None
+    model: Model, params: Any, prompts: Batch, cache: dict[str, Any], beams: Beams, *, limit: int, entries: int, end: int | None
 ) -> Found:
-    """The best continuations of `prompts`, [B, T], of at most `limit` tokens.
+    """Return the best continuations of `prompts`, [B, T], of at most `limit` tokens.
 
     Args:
-        cache: an empty one, for B rows, with slots for the prompts and `limit` - 1 tokens.
-        entries: ids that may be given: the tokenizer's.
-        end: the mark that finishes a text; None = only the limit does.
+        cache: an empty cache for B rows, with slots for the prompts and `limit` - 1 tokens.
+        entries: number of ids that may be generated, which is the tokenizer's.
+        end: id of the token that ends a text; None: only the limit ends it.
     """
     rows, count = prompts.tokens.shape[0], beams.beams
     assert prompts.positions is not None and prompts.segments is not None
     last, real = prompts.positions[:, -1], prompts.segments[:, -1]
-    axes = batch_axes(net, params, prompts, cache)
-    hidden, cache = net.decode(params, prompts, cache)
-    logits = _logits(net, params, hidden, entries)
+    axes = batch_axes(model, params, prompts, cache)
+    hidden, cache = model.decode(params, prompts, cache)
+    logits = _logits(model, params, hidden, entries)
     empty = jnp.zeros((rows, count, limit), jnp.int32)
     cache = jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, count, axis=axis), cache, axes)
-    # All beams of a prompt have its one source.
+    # All beams of a prompt share its source.
     axes = {name: None if name.startswith("source") else axis for name, axis in axes.items()}
     start = _Search(
         size=jnp.int32(0),
         cache=cache,
         tokens=empty,
-        # All beams of a prompt begin alike: only the first one may be continued, or all would be.
+        # All beams of a prompt are equal at first: only the first one may continue, or all would stay equal.
         score=jnp.broadcast_to(jnp.where(jnp.arange(count) == 0, 0.0, NEVER), (rows, count)),
         done=empty,
         done_score=jnp.full((rows, count), NEVER),
         open=jnp.ones(rows, bool),
         finite=jnp.ones(rows, bool),
     )
-    start = _grown(start, jnp.repeat(logits[:, None], count, axis=1), beams, axes, limit, end)
+    start = _append_token(start, jnp.repeat(logits[:, None], count, axis=1), beams, axes, limit, end)
 
-    def one(state: _Search) -> _Search:
-        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.size - 1, axis=2, keepdims=False)
-        each = [jnp.repeat(column, count) for column in (real, last + state.size)]
-        tokens, segments, positions = (column.reshape(-1, 1) for column in (newest, *each))
-        hidden, cache = net.decode(params, Batch(tokens=tokens, segments=segments, positions=positions), state.cache)
-        logits = _logits(net, params, hidden, entries).reshape(rows, count, -1)
-        return _grown(dataclasses.replace(state, cache=cache), logits, beams, axes, limit, end)
+    def step(state: _Search) -> _Search:
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.size - 1, axis=2, keepdims=False)  # [B, K]
+        per_beam = [jnp.repeat(column, count) for column in (real, last + state.size)]
+        tokens, segments, positions = (column.reshape(-1, 1) for column in (newest, *per_beam))  # [B * K, 1]
+        hidden, cache = model.decode(params, Batch(tokens=tokens, segments=segments, positions=positions), state.cache)
+        logits = _logits(model, params, hidden, entries).reshape(rows, count, -1)  # [B, K, V]
+        return _append_token(dataclasses.replace(state, cache=cache), logits, beams, axes, limit, end)
 
-    state = jax.lax.while_loop(lambda state: (state.size < limit) & state.open.any(), one, start)
+    state = jax.lax.while_loop(lambda state: (state.size < limit) & state.open.any(), step, start)
     return Found(state.done, state.done_score, state.finite)
 
 
-def batch_axes(net: Model, params: Any, prompts: Batch, cache: dict[str, Any]) -> dict[str, int | None]:
-    """Where each array of a filled cache numbers the rows; None where it has no rows. Only shapes are computed."""
+def batch_axes(model: Model, params: Any, prompts: Batch, cache: dict[str, Any]) -> dict[str, int | None]:
+    """Return the batch axis of each array of a cache after the prompts; None if it has none. Only shapes are computed."""
 
-    def filled(times: int) -> dict[str, Any]:
-        """The shapes of a cache for so many times the rows."""
-        rows = times * prompts.tokens.shape[0]
-        more = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), prompts)
+    def cache_shapes(multiple: int) -> dict[str, Any]:
+        """Return the shapes of a cache for a multiple of the rows."""
+        rows = multiple * prompts.tokens.shape[0]
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), prompts)
         slots, dtype = cache["k"].shape[2], cache["k"].dtype
-        shapes = jax.eval_shape(lambda: net.init_cache(rows, slots, dtype))
-        return jax.eval_shape(net.decode, params, more, shapes)[1]
+        shapes = jax.eval_shape(lambda: model.init_cache(rows, slots, dtype))
+        return jax.eval_shape(model.decode, params, batch, shapes)[1]
 
-    def differing(one: Any, two: Any) -> int | None:
+    def differing_axis(one: Any, two: Any) -> int | None:
         return next((axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1]), None)
 
-    one, two = filled(1), filled(2)
-    return {name: differing(one[name], two[name]) for name in one}
+    single, double = cache_shapes(1), cache_shapes(2)
+    return {name: differing_axis(single[name], double[name]) for name in single}
 
 
-def _logits(net: Model, params: Any, hidden: Float[Array, "B T D"], entries: int) -> Float[Array, "B V"]:
-    return constrain(net.unembed(params, hidden[:, -1]), BATCH)[:, :entries]
+def _logits(model: Model, params: Any, hidden: Float[Array, "B T D"], entries: int) -> Float[Array, "B V"]:
+    return constrain(model.unembed(params, hidden[:, -1]), BATCH)[:, :entries]
 
 
-def _grown(
+def _append_token(
     state: _Search, logits: Float[Array, "B K V"], beams: Beams, axes: dict[str, int | None], limit: int, end: int | None
 ) -> _Search:
-    """The search with one more token: the best continuations go on, and those that end join the finished texts."""
+    """Return the search with one more token: the best continuations run on, and those that end join the finished texts."""
     rows, count, entries = logits.shape
-    total = state.score[..., None] + jax.nn.log_softmax(logits)
-    # Twice as many as go on: at most half of them end, as there is one end mark.
-    score, chosen = jax.lax.top_k(total.reshape(rows, -1), 2 * count)
+    total = state.score[..., None] + jax.nn.log_softmax(logits)  # [B, K, V]
+    # Twice as many candidates as beams: at most half of them end, because there is one end token.
+    score, chosen = jax.lax.top_k(total.reshape(rows, -1), 2 * count)  # [B, 2 K]
     beam, token = chosen // entries, (chosen % entries).astype(jnp.int32)
     tokens = jnp.take_along_axis(state.tokens, beam[..., None], axis=1).at[:, :, state.size].set(token)
     size = state.size + 1
@@ -134,37 +136,37 @@ def _grown(
     if end is not None:
         ends |= token == end
 
-    going, best = jax.lax.top_k(jnp.where(ends, score + NEVER, score), count)
-    kept = jnp.take_along_axis(beam, best, axis=1)
+    running, best = jax.lax.top_k(jnp.where(ends, score + NEVER, score), count)  # [B, K]
+    parents = jnp.take_along_axis(beam, best, axis=1)
 
-    # Of the candidates only those that would have gone on may finish: the others are there to take their places.
-    may = ends & (score > NEVER / 2) & (jnp.arange(2 * count) < count) & state.open[:, None]
-    final = jnp.where(may, score / size.astype(jnp.float32) ** beams.length_penalty, NEVER)
+    # Only the first K candidates may finish; the others are there to replace those that do.
+    finishes = ends & (score > NEVER / 2) & (jnp.arange(2 * count) < count) & state.open[:, None]
+    final = jnp.where(finishes, score / size.astype(jnp.float32) ** beams.length_penalty, NEVER)
     done_score, first = jax.lax.top_k(jnp.concatenate([state.done_score, final], 1), count)
     done = jnp.take_along_axis(jnp.concatenate([state.done, tokens], 1), first[..., None], axis=1)
 
     worst = done_score[:, -1]
     if beams.search_until == "full":
-        going_on = worst <= NEVER / 2
+        can_improve = worst <= NEVER / 2
     else:
-        # A running text's score can only fall, but with a penalty of length it is divided by a length that may still grow.
-        reached = limit if beams.search_until == "impossible" and beams.length_penalty > 0 else size
-        going_on = going[:, 0] / jnp.float32(reached) ** beams.length_penalty > worst
+        # A running text's log probability can only fall, but with a length penalty it is divided by a length that may still grow.
+        length = limit if beams.search_until == "impossible" and beams.length_penalty > 0 else size
+        can_improve = running[:, 0] / jnp.float32(length) ** beams.length_penalty > worst
     return _Search(
         size=size,
-        cache=jax.tree.map(lambda leaf, axis: leaf if axis is None else _reordered(leaf, kept, axis), state.cache, axes),
+        cache=jax.tree.map(lambda leaf, axis: leaf if axis is None else _reorder(leaf, parents, axis), state.cache, axes),
         tokens=jnp.take_along_axis(tokens, best[..., None], axis=1),
-        score=going,
+        score=running,
         done=done,
         done_score=done_score,
-        open=state.open & going_on & (going[:, 0] > NEVER / 2),
+        open=state.open & can_improve & (running[:, 0] > NEVER / 2),
         finite=state.finite & jnp.isfinite(logits).all((1, 2)),
     )
 
 
-def _reordered(leaf: Array, kept: Int[Array, "B K"], axis: int) -> Array:
-    """Rows of a cache in a new order, each from among the beams of its own prompt."""
-    rows, count = kept.shape
-    apart = leaf.reshape(*leaf.shape[:axis], rows, count, *leaf.shape[axis + 1 :])
-    index = kept.reshape(*(1,) * axis, rows, count, *(1,) * (leaf.ndim - axis - 1))
-    return jnp.take_along_axis(apart, index, axis=axis + 1).reshape(leaf.shape)
+def _reorder(leaf: Array, parents: Int[Array, "B K"], axis: int) -> Array:
+    """Return the rows of a cache's array with the row of its parent for each beam; parents are beams of the same prompt."""
+    rows, count = parents.shape
+    by_prompt = leaf.reshape(*leaf.shape[:axis], rows, count, *leaf.shape[axis + 1 :])  # [..., B, K, ...]
+    index = parents.reshape(*(1,) * axis, rows, count, *(1,) * (leaf.ndim - axis - 1))
+    return jnp.take_along_axis(by_prompt, index, axis=axis + 1).reshape(leaf.shape)  # [..., B * K, ...]

@@ -1,6 +1,6 @@
-"""Choosing the next token: pure functions of float32 logits [B, V], in the order and with the meaning `transformers` gives them.
+"""Sampling of the next token: pure functions of float32 logits [B, V], with the order and meaning that `transformers` gives them.
 
-A removed token has the logit -inf. Tokens of equal logits are kept or removed together.
+A removed token has the logit -inf. Tokens with equal logits are all kept or all removed.
 """
 
 import math
@@ -16,27 +16,27 @@ from zoo.ops import counter_rng
 Seeds = UInt32[Array, "B 2"]
 
 SALT = 0x7E87
-"""Keeps the draws of generation apart from those of a training run of the same seed."""
+"""Makes the random numbers of generation differ from those of a training run with the same seed."""
 
 
 def draw(
     logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None, seeds: Seeds
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """The next token of each row, and whether its logits were finite: where they were not, the token means nothing.
+    """Sample the next token of each row; also return whether the row's logits are finite, without which the token means nothing.
 
     Args:
-        seen: tokens of the row's prompt and output; read only if there is a repetition penalty.
-        seeds: of this very token, see `row_seeds`.
+        seen: True for the tokens of the row's prompt and output; used only if there is a repetition penalty.
+        seeds: those of this token, see `row_seeds`.
     """
-    left = filtered(logits, sampling, seen)
+    remaining = filtered(logits, sampling, seen)
     # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954; Maddison et al. 2014).
     noise = gumbel(seeds, logits.shape[-1]) if sampling.temperature > 0 else 0.0
-    token = jnp.argmax(left + noise, -1).astype(jnp.int32)
-    return token, jnp.isfinite(logits).all(-1) & jnp.isfinite(left.max(-1))
+    token = jnp.argmax(remaining + noise, -1).astype(jnp.int32)
+    return token, jnp.isfinite(logits).all(-1) & jnp.isfinite(remaining.max(-1))
 
 
 def filtered(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:
-    """The logits that are drawn from, removed tokens at -inf; with temperature 0, those whose largest is taken."""
+    """Return the logits to sample from, with removed tokens at -inf; with temperature 0, those whose largest is chosen."""
     if sampling.repetition_penalty != 1:
         assert seen is not None
         logits = penalize(logits, seen, sampling.repetition_penalty)
@@ -51,58 +51,59 @@ def filtered(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, 
 
 
 def penalize(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
-    """Make seen tokens less likely, for a penalty above 1 (CTRL, Keskar et al. 2019, section 4.1).
+    """Make tokens that were seen less likely, for a penalty above 1 (CTRL, Keskar et al. 2019, section 4.1).
 
-    The paper divides the logit, which helps a token whose logit is negative; as in `transformers`, those are multiplied.
+    The paper divides the logit, which makes a token with a negative logit more likely; as in `transformers`, those are
+    multiplied.
     """
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
-    """Only the k largest (Fan et al. 2018, section 5.1)."""
-    return _cut(logits, lambda kept: kept.sum(-1, keepdims=True) >= k)
+    """Keep only the k largest (Fan et al. 2018, section 5.1)."""
+    return _cut(logits, lambda keep: keep.sum(-1, keepdims=True) >= k)
 
 
 def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """Only the nucleus: the fewest, likeliest tokens that together have probability p (Holtzman et al. 2020, section 3.1)."""
+    """Keep only the nucleus, the fewest likeliest tokens that together have probability p (Holtzman et al. 2020, section 3.1)."""
     probabilities = jax.nn.softmax(logits)
-    # What is removed is summed up, and not what is kept: a sum near 1 is too coarse for a p near 1.
-    return _cut(logits, lambda kept: jnp.where(kept, 0, probabilities).sum(-1, keepdims=True) <= 1 - p)
+    # The sum is over removed tokens, because float32 is too coarse near 1, where the sum over the others lies for a p near 1.
+    return _cut(logits, lambda keep: jnp.where(keep, 0, probabilities).sum(-1, keepdims=True) <= 1 - p)
 
 
 def keep_min_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """Only tokens of at least p times the largest probability (Nguyen et al. 2024, section 3)."""
+    """Keep only tokens that have at least p times the largest probability (Nguyen et al. 2024, section 3)."""
     return jnp.where(logits >= logits.max(-1, keepdims=True) + math.log(p), logits, -jnp.inf)
 
 
 def row_seeds(seed: int | UInt32[Array, ""], prompts: UInt32[Array, " B"], samples: UInt32[Array, " B"]) -> Seeds:
-    """Seeds of continuations by the numbers of their prompt and sample; `seeds.fold` with a position gives those of a token."""
+    """Return the seeds of continuations by the indices of prompt and sample; `fold` with a position gives those of a token."""
     key = jnp.stack([jnp.uint32(seed), jnp.uint32(SALT)])
     return counter_rng.fold(counter_rng.fold(jnp.broadcast_to(key, (*prompts.shape, 2)), prompts), samples)
 
 
 def gumbel(seeds: Seeds, size: int) -> Float[Array, "B {size}"]:
-    """Gumbel noise, -log(-log u) for u uniform; which depends on the row's seeds and the token's number alone."""
+    """Return Gumbel noise, -log(-log u) for u uniform, which depends on the row's seeds and the token's id alone."""
     number = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(counter_rng.GOLDEN)
     bits = counter_rng.mix(counter_rng.mix(seeds[:, :1] ^ number) + seeds[:, 1:])
-    # 1 - u instead of u: floats are finest near 0, where the largest noise comes from. The minimum keeps u itself above 0.
+    # This is 1 - u instead of u: floats are densest near 0, where the noise is largest. The minimum keeps u itself above 0.
     uniform = jnp.minimum((bits.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-uniform))
 
 
 def _cut(logits: Float[Array, "B V"], enough: Callable[[Bool[Array, "B V"]], Bool[Array, "B 1"]]) -> Float[Array, "B V"]:
-    """Remove all tokens below the highest logit at which what is kept is `enough`; the largest is kept always.
+    """Remove all tokens below the highest logit at which the remaining tokens are `enough`; the largest always remains.
 
-    That logit is found bit by bit, in 32 passes: on a CPU, inside a loop, a tenth of the time of XLA's sort or top_k.
+    That logit is computed bit by bit, in 32 passes; on CPU, inside a loop, this takes a tenth of the time of XLA's sort or top_k.
     """
-    # Whole numbers in the order of the floats; the two zeros are one.
+    # Integers in the order of the floats, where -0 equals 0.
     bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)
     order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
     def raise_by(threshold: UInt32[Array, "B 1"], bit: UInt32[Array, ""]) -> tuple[UInt32[Array, "B 1"], None]:
-        higher = threshold | (jnp.uint32(1) << bit)
-        return jnp.where(enough(order >= higher), higher, threshold), None
+        candidate = threshold | (jnp.uint32(1) << bit)
+        return jnp.where(enough(order >= candidate), candidate, threshold), None
 
-    nothing = jnp.zeros((logits.shape[0], 1), jnp.uint32)
-    threshold, _ = jax.lax.scan(raise_by, nothing, jnp.arange(31, -1, -1, dtype=jnp.uint32))
+    zero = jnp.zeros((logits.shape[0], 1), jnp.uint32)
+    threshold, _ = jax.lax.scan(raise_by, zero, jnp.arange(31, -1, -1, dtype=jnp.uint32))
     return jnp.where(order >= jnp.minimum(threshold, order.max(-1, keepdims=True)), logits, -jnp.inf)

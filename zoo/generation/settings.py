@@ -1,4 +1,4 @@
-"""How token ids are chosen, in numbers: frozen dataclasses, validated where they are made. Nothing here imports JAX."""
+"""Settings of sampling and beam search: frozen dataclasses that validate their fields. This module does not import JAX."""
 
 import dataclasses
 import math
@@ -9,23 +9,23 @@ from zoo.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. The fields act in their order here; their defaults leave the probabilities as they are."""
+    """Settings of sampling. The fields are applied in their order here; their defaults do not change the probabilities."""
 
     repetition_penalty: float = 1.0
     """Divides the positive logits of tokens already in the prompt or the output, and multiplies the negative ones; 1 = off."""
     temperature: float = 1.0
     """Divides the logits; below 1 the likely tokens become likelier. 0 = always the likeliest token (greedy)."""
     top_k: int = 0
-    """Only this many of the likeliest tokens are drawn from; 0 = off."""
+    """Sample only from this many of the likeliest tokens; 0 = off."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability are drawn from; 1 = off."""
+    """Sample only from the likeliest tokens that together have this probability; 1 = off."""
     min_p: float = 0.0
-    """Only tokens of at least this share of the likeliest token's probability are drawn from; 0 = off."""
+    """Sample only from tokens that have at least this fraction of the likeliest token's probability; 0 = off."""
 
     def __post_init__(self) -> None:
         penalty = self.repetition_penalty
         require(0 < penalty < math.inf, "repetition_penalty", penalty, "choose a number above 0; 1 = off")
-        # float32 holds the quotient of every sane logit by 1e-6.
+        # float32 can represent the quotient of any plausible logit and 1e-6.
         warm = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
         require(warm, "temperature", self.temperature, "choose 0 for the likeliest token, or a number from 0.000001 on")
         require(self.top_k >= 0, "top_k", self.top_k, "choose 1 or more tokens; 0 = off")
@@ -38,15 +38,15 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beams:
-    """Beam search, which draws nothing: it keeps the best texts of every length."""
+    """Settings of beam search, which is not random: it keeps the best texts of every length."""
 
     beams: int = 1
-    """Texts that are kept; 1 = no beam search. --samples says how many of them are given, the best first."""
+    """Number of texts that the search keeps; 1 = no beam search. --samples sets how many of them are returned, the best first."""
     length_penalty: float = 1.0
-    """A text's score is its log probability over its length to this power: 0 favours short texts, more than 1 long ones."""
+    """A text's score is its log probability divided by its length to this power: 0 favours short texts, more than 1 long ones."""
     search_until: Literal["full", "unlikely", "impossible"] = "unlikely"
-    """When a search ends: as many texts are finished as there are beams; none that is still going would be among the best at its
-    present length; or none could be at any length."""
+    """When a search ends. full: as many texts are finished as there are beams. unlikely: no unfinished text would be among the
+    best at its present length. impossible: none could be at any length."""
 
     def __post_init__(self) -> None:
         require(1 <= self.beams <= 1024, "beams", self.beams, "choose 1 (no beam search) to 1,024")
