@@ -1,7 +1,7 @@
-"""Published weights in and out, through the table of names that each family's module declares as `HF`.
+"""Import and export of published weights, by the table of names that each family's module declares as `HF`.
 
-Import is exact or refused: a tensor that is missing, unexpected, of another shape or type, or not finite is named. Export writes
-what `transformers` loads, and importing it gives the same bits.
+Import is exact or fails: the message names tensors that are missing, unexpected, of another shape or type, or not finite. Export
+writes files that `transformers` loads; importing them gives the same bits.
 """
 
 import dataclasses
@@ -22,68 +22,71 @@ from zoo.hf.config_json import Published
 from zoo.hf.param_names import Layout, Names
 from zoo.hf.safetensors_dir import Tensor
 
-MOST_NAMED = 5
-"""Tensors named in a refusal; the others are counted."""
+MAX_NAMED = 5
+"""Most problems that an error message lists; it gives the number of the others."""
 TABLE_ERROR = 2.0**-23
-"""How far a stored table may lie from the computed one: a rounding of float32 below 1, in which sines of libraries differ."""
-PIECE = 1 << 24
-"""Elements looked at at a time when a tensor is searched for infinities and NaN."""
+"""Largest difference between a stored table and the computed one: a float32 rounding below 1, by which sines of libraries
+differ."""
+CHUNK = 1 << 24
+"""Number of elements that are checked at once when a tensor is searched for infinities and NaN."""
 
 
 def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: None) -> tuple[Any, dict[str, Any]]:
-    """(configuration, parameters) of a folder of published weights: float32, each shard read straight onto its own device.
+    """Return (configuration, parameters) of a folder of published weights: float32, each shard read directly onto its device.
 
-    `notify` receives a line on what is there and not used: keys of config.json that this version does not know, idle tensors.
+    `notify` is called with a line for whatever is not used: keys of config.json that this version does not know, idle tensors.
 
     Raises:
-        BadInput: see `open_folder` and `tensors.read`; or a leaf that the mesh does not divide.
+        BadInput: see `open_folder` and `safetensors_dir.read`; or a leaf that the mesh does not divide.
     """
     opened = open_folder(folder)
     for line in opened.notes:
         notify(line)
     leaves = {leaf.path: leaf for leaf in opened.leaves}
-    net = models.model(opened.config)
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    model = models.model(opened.config)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
-    def place(keys: Any, shape: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
+    def read_leaf(keys: Any, shape: jax.ShapeDtypeStruct, leaf_sharding: Any) -> jax.Array:
         leaf = leaves[sharding.path_of(keys)]
-        return jax.make_array_from_callback(shape.shape, where, lambda index: leaf.read(opened.tensors, index or ()))
+        return jax.make_array_from_callback(shape.shape, leaf_sharding, lambda index: leaf.read(opened.tensors, index or ()))
 
-    places = sharding.shardings(mesh, shapes, net.module.SHARDING)
-    return opened.config, jax.tree_util.tree_map_with_path(place, shapes, places)
+    shardings = sharding.shardings(mesh, shapes, model.module.SHARDING)
+    return opened.config, jax.tree_util.tree_map_with_path(read_leaf, shapes, shardings)
 
 
 def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None = None, largest: int = 5_000_000_000) -> None:
-    """Write config.json and the weights into a folder that exists: one safetensors file, or shards of at most `largest` bytes.
+    """Write config.json and the weights into an existing folder: one safetensors file, or shards of at most `largest` bytes.
 
     Args:
-        params: as `Model.init` gives them, every shard on a device of this process.
-        extra: further keys of config.json (ids of the tokenizer's marks).
+        params: a tree as from `Model.init`, with every shard on a device of this process.
+        extra: further keys of config.json (ids of the tokenizer's special tokens).
 
     Raises:
         BadInput: a configuration that has no published form.
         OSError: the folder cannot be written.
     """
-    net = models.model(cfg)
-    family, names = configs.family(net.family), net.names
+    model = models.model(cfg)
+    family, names = configs.family(model.family), model.names
     if not names.architecture:
-        raise BadInput(f"model.task {net.task}: no {net.family} with this head was published; there is no export of this model")
+        raise BadInput(
+            f"model.task {model.task}: no {model.family} with this head was published; there is no export of this model"
+        )
     numbers = family.to_published(cfg)
-    where = {
-        name: (leaf, layer, number)
+    sources = {
+        name: (leaf, layer, part)
         for leaf in written_out(cfg, names.prefixes[0])
-        for layer, several in enumerate(leaf.names)
-        for number, name in enumerate(several)
+        for layer, parts in enumerate(leaf.names)
+        for part, name in enumerate(parts)
     }
     stored = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def fetch(name: str) -> np.ndarray:
-        leaf, layer, number = where[name]
+        leaf, layer, part = sources[name]
         array = stored[leaf.path][layer] if leaf.stacked else stored[leaf.path]
         # Padding rows of a vocabulary are not published.
-        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], number)
+        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], part)
 
-    safetensors_dir.write(folder, {name: leaf.published for name, (leaf, _, _) in where.items()}, fetch, largest=largest)
+    safetensors_dir.write(folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest)
     header = {"architectures": [names.architecture], "model_type": family.MODEL_TYPE, "dtype": "float32"}
     text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -91,113 +94,114 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A folder of published weights, checked whole; no weight is in memory yet."""
+    """A folder of published weights that passed all checks; no weight is in memory yet."""
 
     config: Any
     leaves: "tuple[Leaf, ...]"
     tensors: Mapping[str, Tensor]
-    """By their names of today."""
+    """Tensors by their current names."""
     notes: tuple[str, ...]
-    """What is there and not used, a line each."""
+    """A line for each thing in the folder that is not used."""
 
 
 def open_folder(folder: Path) -> Opened:
-    """What a folder holds, when every tensor of it is accounted for. All of them are read once.
+    """Check a folder of published weights, every tensor of it, and return its contents. Every tensor is read once.
 
-    Which head a model has, its tensors say; where several heads have tensors of the same names, `architectures` of config.json.
+    The tensors determine the head of the model, or `architectures` of config.json if several heads have tensors of the same
+    names.
 
     Raises:
-        BadInput: no config.json, a family that is not here, or a number or name that its family does not compute; tensors that
-            are missing, unexpected, of another shape, of mixed types, not finite, or unlike their tied one.
+        BadInput: no config.json, an unknown family, or a number or name that its family does not support; tensors that are
+            missing, unexpected, of another shape, of mixed types, not finite, or different from the tensor they are tied to.
     """
-    published, family = _published(folder)
+    published, family = _read_config_json(folder)
     heads: Mapping[str, Names] = models.family(family).HF
-    found, said = safetensors_dir.read(folder), published.architecture()
-    published.task = settle(heads, found, said)
+    tensors, architecture = safetensors_dir.read(folder), published.architecture()
+    published.task = settle(heads, tensors, architecture)
     names = heads[published.task]
-    cfg = _numbers(published, family)
-    found = _renamed(names, found, folder)
-    leaves, idle = plan(cfg, found, folder)
+    cfg = _to_config(published, family)
+    tensors = _current_names(names, tensors, folder)
+    leaves, idle = plan(cfg, tensors, folder)
     notes = []
-    if said != names.architecture and any(said == other.architecture for other in heads.values()):
-        notes.append(f"{published.file}: says {said}, but the tensors are of {names.architecture or published.task}")
+    if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):
+        notes.append(f"{published.file}: says {architecture}, but the tensors are of {names.architecture or published.task}")
     if unread := published.unread():
         notes.append(f"{published.file}: not known to this version, and not used: {', '.join(unread)}")
     if idle:
         notes.append(f"{folder}: not used by {names.architecture}, its head: {', '.join(idle)}")
-    return Opened(config=cfg, leaves=leaves, tensors=found, notes=tuple(notes))
+    return Opened(config=cfg, leaves=leaves, tensors=tensors, notes=tuple(notes))
 
 
 def read_config(folder: Path) -> tuple[Any, list[str]]:
-    """The configuration in a folder's config.json, and the keys of it that this version does not know.
+    """Return the configuration in a folder's config.json, and the keys of it that this version does not know.
 
-    The weights are not looked at: the head is the one of `architectures`, or the family's first.
+    The weights are not read: the head is the one that `architectures` names, or the family's first.
 
     Raises:
-        BadInput: no config.json, a family that is not here, or a number or name that its family does not compute.
+        BadInput: no config.json, an unknown family, or a number or name that its family does not support.
     """
-    published, family = _published(folder)
+    published, family = _read_config_json(folder)
     published.task = settle(models.family(family).HF, {}, published.architecture())
-    return _numbers(published, family), published.unread()
+    return _to_config(published, family), published.unread()
 
 
-def settle(heads: Mapping[str, Names], found: Mapping[str, Any], architecture: str) -> str:
-    """The task that tensors are for: of those whose head they have, the one that `architecture` names, or else the first.
+def settle(heads: Mapping[str, Names], tensors: Mapping[str, Any], architecture: str) -> str:
+    """Return the task whose head the tensors have; of several such tasks, the one that `architecture` names, or else the first.
 
-    Parts of a head count when any tensor of theirs is there, so that a missing one is missed later, by name. A file may carry
-    idle parts besides.
+    A part of a head counts if any of its tensors is there, so that a later check can name the missing ones. A file may also
+    contain idle parts.
     """
     declared = next((task for task, names in heads.items() if names.architecture == architecture != ""), next(iter(heads)))
-    if not found:
+    if not tensors:
         return declared
-    # A tensor belongs to a head if no body has its name; the shapes of the layers do not matter here.
+    # A leaf belongs to a head if not all tasks have it; the shapes of the layers do not matter here.
     body = frozenset.intersection(*(frozenset(row.leaf for row in names.rows) for names in heads.values()))
-    present = set(found)
+    present = set(tensors)
 
-    def tops(names: Names) -> dict[str, set[str]]:
-        """The names that a head adds to the body, by part."""
+    def head_names(names: Names) -> dict[str, set[str]]:
+        """Return the names that a head adds to the body, by part."""
         parts: dict[str, set[str]] = {}
         for row in names.rows:
             if row.leaf not in body:
-                several = (row.names,) if isinstance(row.names, str) else row.names
-                spelled = {name if row.bare else prefix + name for name in several for prefix in names.prefixes}
-                parts.setdefault(row.leaf.split("/")[0], set()).update(spelled)
+                row_names = (row.names,) if isinstance(row.names, str) else row.names
+                full_names = {name if row.bare else prefix + name for name in row_names for prefix in names.prefixes}
+                parts.setdefault(row.leaf.split("/")[0], set()).update(full_names)
         return parts
 
-    every = {name for names in heads.values() for part in tops(names).values() for name in part} & present
+    present_heads = {name for names in heads.values() for part in head_names(names).values() for name in part} & present
 
-    def left(task: str) -> tuple[bool, int, bool]:
-        """Whether a part of it is absent, how many tensors of heads it does not read, whether another is declared."""
-        parts = tops(heads[task])
+    def mismatch(task: str) -> tuple[bool, int, bool]:
+        """Return (a part of the head is absent, number of tensors of heads it does not read, another task is declared)."""
+        parts = head_names(heads[task])
         idle = {prefix + name for prefix in heads[task].prefixes for name in heads[task].idle}
-        unread = every - idle - {name for part in parts.values() for name in part}
+        unread = present_heads - idle - {name for part in parts.values() for name in part}
         return any(not part & present for part in parts.values()), len(unread), task != declared
 
-    return min(heads, key=left)
+    return min(heads, key=mismatch)
 
 
-def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Leaf, ...], list[str]]":
-    """The leaves of a model, when every tensor of `found` is accounted for; and those tensors that its head does not use.
+def plan(cfg: Any, tensors: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Leaf, ...], list[str]]":
+    """Check every tensor; return the leaves of a model and the names of the tensors that its head does not use.
 
     Raises:
         BadInput: see `open_folder`.
     """
     names = models.model(cfg).names
     by_prefix = {prefix: written_out(cfg, prefix) for prefix in names.prefixes}
-    prefix = max(by_prefix, key=lambda prefix: sum(name in found for leaf in by_prefix[prefix] for name in leaf.every_name()))
+    prefix = max(by_prefix, key=lambda prefix: sum(name in tensors for leaf in by_prefix[prefix] for name in leaf.every_name()))
     leaves = by_prefix[prefix]
     expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
     constants = {prefix + name.format(layer=layer) for name in names.constants for layer in range(cfg.layers)}
     unused = [prefix + name for name in names.idle]
-    idle = [name for name in unused if name in found]
-    tables = {prefix + name: table for name, table in names.tables.items() if prefix + name in found}
+    idle = [name for name in unused if name in tensors]
+    tables = {prefix + name: table for name, table in names.tables.items() if prefix + name in tensors}
     allowed = expected.keys() | constants | tables.keys() | names.tied.keys() | set(idle)
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is missing" for name in unused if idle and name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in allowed]
-    present = {name: found[name] for name in (*expected, *idle) if name in found}
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is missing" for name in unused if idle and name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in allowed]
+    present = {name: tensors[name] for name in (*expected, *idle) if name in tensors}
     types = [tensor.dtype for tensor in present.values()]
-    # Other types would not become float32 exactly; a lone half-precision tensor is a slip, not a checkpoint's type.
+    # Other types do not convert to float32 exactly. A single half-precision tensor is a mistake, not the type of a checkpoint.
     usual = max(FLOATS, key=types.count)
     for name, tensor in present.items():
         if name in expected and tensor.shape != expected[name]:
@@ -206,44 +210,45 @@ def plan(cfg: Any, found: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Le
             problems.append(f"{name} is {tensor.dtype}, not {usual}")
         elif not _finite(tensor.view()):
             problems.append(f"{name} holds NaN or infinity")
-    problems += [problem for name, table in tables.items() for problem in _differences(name, found[name], table(cfg))]
+    problems += [problem for name, table in tables.items() for problem in _table_problems(name, tensors[name], table(cfg))]
     by_path = {leaf.path: leaf for leaf in leaves}
     for name, path in names.tied.items():
         original = by_path[path].names[0][0]
-        if name in found and name not in expected and original in found and not _equal(found[name], found[original]):
+        tied = name in tensors and name not in expected and original in tensors
+        if tied and not _equal(tensors[name], tensors[original]):
             problems.append(f"{name} differs from {original}, which this family ties it to")
     if problems:
-        more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
-        raise BadInput(f"{folder}: not the weights of its config.json: {'; '.join(problems[:MOST_NAMED])}{more}")
+        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise BadInput(f"{folder}: not the weights of its config.json: {'; '.join(problems[:MAX_NAMED])}{more}")
     return leaves, idle
 
 
 def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
-    """(published name, its shape, our leaf, how its axes become the leaf's) of every tensor of a model."""
+    """Yield (published name, its shape, leaf, layout from its axes to the leaf's) for every tensor of a model."""
     names = models.model(cfg).names
     layouts = {row.leaf: row.layout for row in names.rows}
     for leaf in written_out(cfg, names.prefixes[0]):
-        for layer, several in enumerate(leaf.names):
-            for name in several:
+        for layer, parts in enumerate(leaf.names):
+            for name in parts:
                 yield name, leaf.published, f"{leaf.path}[{layer}]" if leaf.stacked else leaf.path, layouts[leaf.path]
 
 
-def _published(folder: Path) -> tuple[Published, str]:
-    """A folder's config.json and the family it is of."""
+def _read_config_json(folder: Path) -> tuple[Published, str]:
+    """Return a folder's config.json and its family."""
     published = Published.load(folder)
-    known = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
-    return published, published.choice("model_type", known, "none", why="the families here are")
+    families = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
+    return published, published.choice("model_type", families, "none", why="the families here are")
 
 
-def _renamed(names: Names, found: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Tensors by their names of today."""
-    for name in found:
-        if (new := names.today(name)) != name and new in found:
+def _current_names(names: Names, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Return tensors by their current names, which replace old ones."""
+    for name in tensors:
+        if (new := names.today(name)) != name and new in tensors:
             raise BadInput(f"{folder}: holds both {name} and {new}, an old and a new name of one tensor; remove one of them")
-    return {names.today(name): tensor for name, tensor in found.items()}
+    return {names.today(name): tensor for name, tensor in tensors.items()}
 
 
-def _numbers(published: Published, family: str) -> Any:
+def _to_config(published: Published, family: str) -> Any:
     try:
         return configs.family(family).from_published(published)
     except BadInput as error:
@@ -252,10 +257,10 @@ def _numbers(published: Published, family: str) -> Any:
 
 
 FLOATS = ("F32", "F16", "BF16")
-"""Types of published parameters: all of them become float32 without rounding."""
+"""Types of published parameters, all of which convert to float32 without rounding."""
 
 
-# --- the table, written out -----------------------------------------------------------------------------------------------------
+# --- the table of names, filled in for a model ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,27 +269,27 @@ class Leaf:
 
     path: str
     stacked: bool
-    """Whether its axis 0 numbers the layers."""
+    """True if axis 0 is the layer axis."""
     shape: tuple[int, ...]
     """Shape of one layer, without padding rows."""
     padding: int
-    """Rows that are stored after those of `shape`, all zero."""
+    """Number of zero rows that are stored after those of `shape`."""
     layout: Layout
     names: tuple[tuple[str, ...], ...]
-    """By layer (one, where it is not stacked), then along the axis that the layout adds."""
+    """Published names by layer (one if not stacked), then along the axis that the layout adds."""
 
     @property
     def published(self) -> tuple[int, ...]:
-        """Shape of each of its published tensors."""
+        """The shape of each of its published tensors."""
         return self.layout.published(self.shape)
 
     def every_name(self) -> Iterator[str]:
-        return (name for several in self.names for name in several)
+        return (name for parts in self.names for name in parts)
 
-    def read(self, found: Mapping[str, Tensor], index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the leaf, as it is stored, that `index` cuts out; float32, padding rows zero."""
-        layers, own = (index[0], index[1:]) if self.stacked else (slice(None), index)
-        arrays = [self._read_layer([found[name].view() for name in several], own) for several in self.names[layers]]
+    def read(self, tensors: Mapping[str, Tensor], index: tuple[slice, ...]) -> np.ndarray:
+        """Return the slice `index` of the leaf as it is stored: float32, padding rows zero."""
+        layers, layer_index = (index[0], index[1:]) if self.stacked else (slice(None), index)
+        arrays = [self._read_layer([tensors[name].view() for name in parts], layer_index) for parts in self.names[layers]]
         return np.stack(arrays) if self.stacked else arrays[0]
 
     def _read_layer(self, views: Sequence[np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
@@ -297,18 +302,18 @@ class Leaf:
 
 @functools.cache
 def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
-    """The rows of a family's table for one of its models.
+    """Return a leaf for each row of a family's table that applies to a model.
 
     Raises:
-        ValueError: the table and the model's parameters do not name the same leaves.
+        ValueError: the table and the model's parameters do not have the same leaves.
     """
-    net = models.model(cfg)
-    names = net.names
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    model = models.model(cfg)
+    names = model.names
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     stored = {sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     needed = {row.leaf for row in names.rows if not row.optional}
     if differing := (stored.keys() - {row.leaf for row in names.rows}) | (needed - stored.keys()):
-        raise ValueError(f"the published names of {net.family} and its parameters differ in {', '.join(sorted(differing))}")
+        raise ValueError(f"the published names of {model.family} and its parameters differ in {', '.join(sorted(differing))}")
     leaves = []
     for row in names.rows:
         if row.leaf not in stored:
@@ -316,12 +321,12 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
         stacked = "layers" in row.leaf.split("/")
         shape = stored[row.leaf][1:] if stacked else stored[row.leaf]
         padding = 0
-        if row.leaf in net.module.PADDED:
-            rows = getattr(cfg, net.module.PADDED[row.leaf])
+        if row.leaf in model.module.PADDED:
+            rows = getattr(cfg, model.module.PADDED[row.leaf])
             shape, padding = (rows, *shape[1:]), shape[0] - rows
-        several = (row.names,) if isinstance(row.names, str) else row.names
+        row_names = (row.names,) if isinstance(row.names, str) else row.names
         by_layer = tuple(
-            tuple(("" if row.bare else prefix) + name.format(layer=layer) for name in several)
+            tuple(("" if row.bare else prefix) + name.format(layer=layer) for name in row_names)
             for layer in range(stored[row.leaf][0] if stacked else 1)
         )
         layout = Layout.parse(row.layout, len(shape))
@@ -331,15 +336,15 @@ def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
 
 def _finite(view: np.ndarray) -> bool:
     flat = view.reshape(-1)
-    return all(np.isfinite(flat[start : start + PIECE]).all() for start in range(0, flat.size, PIECE))
+    return all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK))
 
 
-def _differences(name: str, tensor: Tensor, table: np.ndarray) -> list[str]:
-    """Say how a stored table differs from the one that is computed here."""
+def _table_problems(name: str, tensor: Tensor, table: np.ndarray) -> list[str]:
+    """Return a line on how a stored table differs from the computed one, if it does."""
     if tensor.shape != table.shape:
         return [f"{name} has shape {list(tensor.shape)}, not {list(table.shape)}"]
     error = np.abs(tensor.view().astype(np.float64) - table).max()
-    # NaN is not below the bound either.
+    # Written so that NaN fails, too.
     if error <= TABLE_ERROR:
         return []
     return [f"{name} differs by {error:.2g} from the table that is computed here; if only by rounding, remove it from the file"]
