@@ -347,7 +347,7 @@ def _table_problems(name: str, tensor: Tensor, table: np.ndarray) -> list[str]:
     # Written so that NaN fails, too.
     if error <= TABLE_ERROR:
         return []
-    return [f"{name} differs by {error:.2g} from the table that is computed here; if only by rounding, remove it from the file"]
+    return [f"{name} differs by {error:.2g} from the computed table; if only by rounding, remove it from the file"]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -196,7 +196,7 @@ class Mask(Spec):
     """
 
     def dense(self, t: int, s: int) -> Bool[Array, "#B #N T S"] | None:
-        """Return the mask as an array that broadcasts to [B, N, T, S]; None if everything is allowed."""
+        """Return the mask as an array that broadcasts to [B, N, T, S], True where a query sees a key; None if all see all."""
         pairs = []
         if self.causal or self.window is not None:
             query = jnp.arange(t)[None] if self.query_positions is None else self.query_positions
@@ -448,7 +448,7 @@ def _by_distance(q_r: Float[Array, "B T N H"], r: Float[Array, "N H D"]) -> Floa
     """Return q_r . r; neither it nor its gradient transposes an array as large as the result, as jnp.einsum would on CPU."""
     acc_dtype = jnp.promote_types(q_r.dtype, jnp.float32)
     products = jax.lax.dot_general(q_r, r, (((3,), (1,)), ((2,), (0,))), preferred_element_type=acc_dtype)  # [N, B, T, D]
-    return jnp.moveaxis(products, 0, 1)
+    return jnp.moveaxis(products, 0, 1)  # [B, N, T, D]
 
 
 def _by_distance_forward(q_r: Array, r: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -460,7 +460,7 @@ def _by_distance_backward(inputs: tuple[Array, Array], d: Float[Array, "B N T D"
     narrow = d.astype(q_r.dtype)
     d_q = jax.lax.dot_general(narrow, r, (((3,), (2,)), ((1,), (0,))), preferred_element_type=d.dtype)  # [N, B, T, H]
     d_r = jax.lax.dot_general(q_r, narrow, (((0, 1), (0, 2)), ((2,), (1,))), preferred_element_type=d.dtype)  # [N, H, D]
-    return d_q.transpose(1, 2, 0, 3).astype(q_r.dtype), d_r.astype(r.dtype)
+    return d_q.transpose(1, 2, 0, 3).astype(q_r.dtype), d_r.astype(r.dtype)  # [B, T, N, H], [N, H, D]
 
 
 _by_distance.defvjp(_by_distance_forward, _by_distance_backward)

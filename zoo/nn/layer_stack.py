@@ -46,6 +46,7 @@ def run_stack(
     periods = (params, per_layer, jnp.arange(layers))
     if period > 1:
         # Not with a period of one: XLA on CPU copies donated parameters if a loop reads them reshaped.
+        # [L, ...] -> [L / period, period, ...]
         periods = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), periods)
 
     def run_layer(carry: Any, leaves: Any, kind: Any) -> tuple[Any, Any]:

@@ -289,7 +289,7 @@ def _product_gradients(summed: int, transposed: bool, residuals: tuple[Array, Ar
         # For a product over several axes XLA on CPU first transposes the kernel, so they are merged. A mesh cannot shard a merged
         # axis.
         columns = math.prod(x.shape[leading:])
-        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if transposed else (columns, -1))
+        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if transposed else (columns, -1))  # [R, C], [C, E]
         d_x, d_kernel = _product_gradients(1, transposed, matrices, d_y.reshape(matrices[0].shape[0], -1))
         return d_x.reshape(x.shape), d_kernel.reshape(kernel.shape)
     d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not transposed))
@@ -380,7 +380,7 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
         logits = jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=1)
     elif padding:
         logits = jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
-    return logits.reshape(*hidden.shape[:-1], table.shape[0])
+    return logits.reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
 
 
 def padded(rows: int) -> int:

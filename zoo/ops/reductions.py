@@ -59,7 +59,7 @@ def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     # slow.
     columns = math.gcd(x.size // 16, 768)
     if single_cpu() and x.size % 16 == 0 and columns >= 16:
-        squares = squares.reshape(-1, 16, columns).sum(1)
+        squares = squares.reshape(-1, 16, columns).sum(1)  # [R, columns]
         # Otherwise XLA merges the two sums.
         squares = lax.optimization_barrier(squares)
     return squares.sum()
@@ -82,7 +82,7 @@ def _spread_forward(shape: tuple[int, ...], ndim: int, x: Array) -> tuple[Any, N
 def _spread_backward(shape: tuple[int, ...], ndim: int, _: None, d: Array) -> tuple[Array]:
     x_shape = shape[len(shape) - ndim :]
     # A sum over several leading axes takes XLA four times as long; without the barrier it would undo the reshape.
-    rows = lax.optimization_barrier(d.astype(jnp.float32).reshape(-1, math.prod(x_shape)))
+    rows = lax.optimization_barrier(d.astype(jnp.float32).reshape(-1, math.prod(x_shape)))  # [R, x.size]
     return (rows.sum(0).reshape(x_shape).astype(d.dtype),)
 
 

@@ -278,8 +278,8 @@ DROPOUT = (0.1, jax.ShapeDtypeStruct((B, 2), jnp.uint32))
 DENSE = Dense(values=jax.ShapeDtypeStruct((1, N, 256, 256), jnp.float32))
 LIMITS = [
     ("cudnn", {"dtype": jnp.float32}, "bfloat16 and float16, and this is float32"),
-    ("cudnn", {"size": 20}, "up to 256 here that are multiples of 8, and this is 20"),
-    ("cudnn", {"size": 264}, "up to 256 here that are multiples of 8, and this is 264"),
+    ("cudnn", {"size": 20}, "up to 256 on this GPU that are multiples of 8, and this is 20"),
+    ("cudnn", {"size": 264}, "up to 256 on this GPU that are multiples of 8, and this is 264"),
     ("cudnn", {"mask": Mask(window=4)}, "its window needs causal attention"),
     ("cudnn", {"dropout": DROPOUT}, "no dropout"),
     ("cudnn", {"t": 255}, None),

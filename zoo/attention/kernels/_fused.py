@@ -48,7 +48,7 @@ def fused(
     if lengths is not None:
         lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
     if allowed is not None and has_key is not None:
-        allowed = allowed | ~jnp.moveaxis(has_key[..., None], 1, 2)
+        allowed = allowed | ~jnp.moveaxis(has_key[..., None], 1, 2)  # [B, N, T, S]
 
     def expand(array: Array | None, fill: Any) -> Array | None:
         """Broadcast to [.., T, S], which neither library does correctly, and pad to the lengths that the kernel supports."""

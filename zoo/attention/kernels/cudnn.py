@@ -22,7 +22,7 @@ def limits(request) -> str | None:
     # As in JAX, the GPU of this process decides. `benchmarks.plan.targets.present` simulates another one for JAX and for this.
     largest = 256 if capability() >= 9 else 128
     if h > largest or h % 8:
-        return f"it takes head sizes up to {largest} here that are multiples of 8, and this is {h}"
+        return f"it takes head sizes up to {largest} on this GPU that are multiples of 8, and this is {h}"
     if "window" in request.features and "causal" not in request.features:
         return "its window needs causal attention"
     return None

@@ -13,7 +13,7 @@ def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
     """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
-    # Scaling q costs T*H products per head instead of T*S.
+    # Scaling q costs T*H multiplications per head instead of T*S.
     scaled = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h)  # [B, T, K, N/K, H]
     scores = jnp.einsum("btkgh,bskh->bkgts", scaled, k, preferred_element_type=jnp.float32).reshape(b, n, t, s)
     if bias is not None:
@@ -33,5 +33,5 @@ def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
     # Named before the division, whose gradient needs both; the quotient is cheap to compute again.
     out, total = checkpoint_name(out, "attention"), checkpoint_name(total, "attention_lse")
     # Normalizing the output costs H divisions per row instead of S.
-    divisor = jnp.where(total > 0, total, 1.0) * (1 - rate)
+    divisor = jnp.where(total > 0, total, 1.0) * (1 - rate)  # [B, N, T]
     return (out / jnp.moveaxis(divisor, 1, 2)[..., None]).astype(q.dtype)
