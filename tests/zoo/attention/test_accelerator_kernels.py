@@ -196,7 +196,7 @@ def test_the_comparison_catches_what_goes_wrong(monkeypatch):
     for mutant in ({"even": False}, {"bias": None}, {"mask": dataclasses.replace(mask, causal=False)}):
         with pytest.raises((AssertionError, ValueError)):
             assert_agrees(wrong(**mutant), expected)
-    monkeypatch.setattr(Mask, "alive", lambda *_: None)
+    monkeypatch.setattr(Mask, "has_visible_key", lambda *_: None)
     with pytest.raises(AssertionError):
         assert_agrees(wrong(), expected)
 
