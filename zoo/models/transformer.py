@@ -27,7 +27,7 @@ from zoo.nn.layers import (
     SelfAttention,
     dropout,
     lookup,
-    padded,
+    padded_rows,
     tied_logits,
 )
 from zoo.ops import counter_rng, positions
@@ -195,7 +195,7 @@ class Embeddings(nnx.Module):
 
 class OutputBias(nnx.Module):
     def __init__(self, cfg: Config):
-        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+        self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
 
 
 class Block(nnx.Module):

@@ -54,7 +54,7 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: all but norms and biases of linear layers are sampled, of deviation 0.02."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-    head = nnx.to_pure_dict(nnx.state(heads.Top(cfg, heads.find(HEADS, cfg), initializer(cfg), nnx.Rngs(head_key))))
+    head = nnx.to_pure_dict(nnx.state(heads.HeadParams(cfg, heads.find_head(HEADS, cfg), initializer(cfg), nnx.Rngs(head_key))))
     return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
 
 
@@ -178,14 +178,14 @@ def sequence_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B Q D"], *, seeds: Seeds = None
 ) -> Float[Array, "B Q O"]:
     """Return float32 logits of sequences, each from its <cls>, the last token, at `batch.summary_at`; see `zoo.nn.heads`."""
-    return heads.sequence_logits(cfg, heads.find(HEADS, cfg), params, hidden, seeds)
+    return heads.sequence_logits(cfg, heads.find_head(HEADS, cfg), params, hidden, seeds)
 
 
 def token_logits(
     cfg: Config, params: dict[str, Any], hidden: Float[Array, "B T D"], *, seeds: Seeds = None
 ) -> Float[Array, "B T O"]:
     """Return float32 logits of tokens: of their labels, or of the ends of a span."""
-    return heads.token_logits(cfg, heads.find(HEADS, cfg), params, hidden, seeds)
+    return heads.token_logits(cfg, heads.find_head(HEADS, cfg), params, hidden, seeds)
 
 
 def flops(cfg: Config, batch: Batch) -> float:
@@ -200,7 +200,7 @@ def flops(cfg: Config, batch: Batch) -> float:
     square = cfg.width * cfg.width
     products = rows * (queries * (2 * square + 2 * cfg.width * cfg.ffn) + slots * 2 * square) + distances * square
     scores = rows * queries * cfg.width * (2 * slots + parts * distances + (0 if batch.types is None else 2))
-    return 2.0 * cfg.layers * (products + scores) + heads.flops(cfg, heads.find(HEADS, cfg), batch)
+    return 2.0 * cfg.layers * (products + scores) + heads.flops(cfg, heads.find_head(HEADS, cfg), batch)
 
 
 # --- the streams ----------------------------------------------------------------------------------------------------------------

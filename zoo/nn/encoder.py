@@ -34,14 +34,14 @@ class Family(Generic[Config]):
     heads: Mapping[Task, Head]
 
     def head(self, cfg: Config) -> Head:
-        """Return the head of a model; see `zoo.nn.heads.find`."""
-        return heads.find(self.heads, cfg)
+        """Return the head of a model; see `zoo.nn.heads.find_head`."""
+        return heads.find_head(self.heads, cfg)
 
     def init(self, cfg: Config, key: Array) -> dict[str, Any]:
         """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
         embed_key, layers_key, head_key = jax.random.split(key, 3)
         embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-        head = nnx.to_pure_dict(nnx.state(heads.Top(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))))
+        head = nnx.to_pure_dict(nnx.state(heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))))
         return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
 
     def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:

@@ -25,7 +25,7 @@ from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_names import Row
-from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded, product, tied_logits
+from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded_rows, product, tied_logits
 from zoo.ops import counter_rng
 from zoo.sharding import BATCH, constrain
 
@@ -58,7 +58,7 @@ class Head:
         return frozenset(row.leaf.split("/")[0] for row in self.rows)
 
 
-def find(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
+def find_head(table: Mapping[Task, Head], cfg: BodyConfig) -> Head:
     """Return the head of a model, from the table of its family.
 
     Raises:
@@ -82,7 +82,7 @@ def outputs(cfg: BodyConfig) -> int:
     return len(cfg.labels)
 
 
-class Top(nnx.Module):
+class HeadParams(nnx.Module):
     """The parameters of a head."""
 
     def __init__(self, cfg: BodyConfig, head: Head, init: Init, rngs: nnx.Rngs):
@@ -107,14 +107,14 @@ class Masked(nnx.Module):
     def __init__(self, cfg: BodyConfig, init: Init, rngs: nnx.Rngs):
         self.dense = _linear(cfg.width, cfg.width, init, rngs)
         self.norm = LayerNorm(cfg.width, cfg.eps)
-        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+        self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
 
 
 class Unembed(nnx.Module):
     """The bias of the vocabulary."""
 
     def __init__(self, cfg: BodyConfig):
-        self.bias = nnx.Param(jnp.zeros(padded(cfg.vocab)))
+        self.bias = nnx.Param(jnp.zeros(padded_rows(cfg.vocab)))
 
 
 def gather(hidden: Float[Array, "B T D"], at: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:

@@ -23,7 +23,7 @@ from zoo.attention.attention import HEADS, attention
 from zoo.attention.masks import Bias, Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
-from zoo.ops.reductions import spread
+from zoo.ops.reductions import broadcast_rows
 from zoo.sharding import BATCH, constrain, single_cpu, target
 
 Init = Callable[..., Array]
@@ -45,14 +45,14 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
         y = product(x, kernel, self.summed).astype(kernel.dtype)
-        return y if self.bias is None else y + spread(self.bias[...], y.shape)
+        return y if self.bias is None else y + broadcast_rows(self.bias[...], y.shape)
 
 
 class Embed(nnx.Module):
     """A table of `rows` vectors; with `pad`, stored padded to a multiple of `VOCABULARY_MULTIPLE`."""
 
     def __init__(self, rows: int, width: int, init: Init, rngs: nnx.Rngs, *, pad: bool = False):
-        stored = padded(rows) if pad else rows
+        stored = padded_rows(rows) if pad else rows
         table = init(rngs.params(), (stored, width), jnp.float32)
         # Padding rows are zero and stay zero, because they get no gradient.
         self.embedding = nnx.Param(jnp.where(jnp.arange(stored)[:, None] < rows, table, 0))
@@ -334,7 +334,7 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    scale, bias = (spread(param.astype(jnp.float32), x.shape) for param in (scale, bias))
+    scale, bias = (broadcast_rows(param.astype(jnp.float32), x.shape) for param in (scale, bias))
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
@@ -343,7 +343,7 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> 
     """Return x / sqrt(mean of squares + eps) * scale over the last axis, computed in float32, in x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-    return (wide * inverse * spread(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
+    return (wide * inverse * broadcast_rows(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:
@@ -383,6 +383,6 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
     return logits.reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
 
 
-def padded(rows: int) -> int:
+def padded_rows(rows: int) -> int:
     """Return the number of rows with which a vocabulary table of `rows` entries is stored."""
     return -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -13,7 +13,7 @@ from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
 from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, unstacked
 from zoo.ops import counter_rng
-from zoo.ops.reductions import spread
+from zoo.ops.reductions import broadcast_rows
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 
@@ -87,12 +87,12 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
     ) -> Float[Array, "B T D"]:
         q = self.q(x)
-        q_r, q_s = q + spread(self.distance.embedding[...], q.shape), None
+        q_r, q_s = q + broadcast_rows(self.distance.embedding[...], q.shape), None
         if keys.sign is not None:
             # The opposite distance has the opposite sines and the same cosines.
             q_r = jnp.concatenate([keys.sign[:, None, None, None].astype(q.dtype) * q_r, q_r], axis=-1)
         if stream.types is not None:
-            by_type = q + spread(self.type.embedding[...], q.shape)
+            by_type = q + broadcast_rows(self.type.embedding[...], q.shape)
             q_s = jnp.einsum("btnh,cnh->btnc", by_type, self.types.embedding[...], preferred_element_type=jnp.float32)
         shift = Relative(
             q_r=q_r,
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
             key_types=keys.types,
         )
         drop = None if seeds is None else (dropout, seeds)
-        q = q + spread(self.content.embedding[...], q.shape)
+        q = q + broadcast_rows(self.content.embedding[...], q.shape)
         return self.out(attention(q, keys.k, keys.v, mask=stream.mask, bias=shift, dropout=drop, impl=impl))
 
 

@@ -3,7 +3,7 @@
 XLA on CPU splits a reduction of more than 32 numbers into windows of 32, which it reads one number at a time. When one half of
 an array is combined with the other half, and in sums over a few rows, it uses vector instructions and takes a third to a tenth of
 the time. The sums are as exact. An axis that a mesh shards cannot be split without communication, so under a mesh `log_sum_exp`,
-`square_sum` and `spread` are the plain ones.
+`square_sum` and `broadcast_rows` are the plain ones.
 """
 
 import functools
@@ -65,25 +65,25 @@ def square_sum(x: Float[Array, "*D"]) -> Float[Array, ""]:
     return squares.sum()
 
 
-def spread(x: Float[Array, "*D"], shape: tuple[int, ...]) -> Float[Array, "*B_D"]:
+def broadcast_rows(x: Float[Array, "*D"], shape: tuple[int, ...]) -> Float[Array, "*B_D"]:
     """Broadcast an array over leading axes, as `jnp.broadcast_to`; the gradient is the sum over them, in float32."""
-    return _spread(shape, x.ndim, x) if single_cpu() else jnp.broadcast_to(x, shape)
+    return _broadcast_rows(shape, x.ndim, x) if single_cpu() else jnp.broadcast_to(x, shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _spread(shape: tuple[int, ...], ndim: int, x: Array) -> Array:
+def _broadcast_rows(shape: tuple[int, ...], ndim: int, x: Array) -> Array:
     return jnp.broadcast_to(x, shape)
 
 
-def _spread_forward(shape: tuple[int, ...], ndim: int, x: Array) -> tuple[Any, None]:
-    return _spread(shape, ndim, x), None
+def _broadcast_rows_fwd(shape: tuple[int, ...], ndim: int, x: Array) -> tuple[Any, None]:
+    return _broadcast_rows(shape, ndim, x), None
 
 
-def _spread_backward(shape: tuple[int, ...], ndim: int, _: None, d: Array) -> tuple[Array]:
+def _broadcast_rows_bwd(shape: tuple[int, ...], ndim: int, _: None, d: Array) -> tuple[Array]:
     x_shape = shape[len(shape) - ndim :]
     # A sum over several leading axes takes XLA four times as long; without the barrier it would undo the reshape.
     rows = lax.optimization_barrier(d.astype(jnp.float32).reshape(-1, math.prod(x_shape)))  # [R, x.size]
     return (rows.sum(0).reshape(x_shape).astype(d.dtype),)
 
 
-_spread.defvjp(_spread_forward, _spread_backward)
+_broadcast_rows.defvjp(_broadcast_rows_fwd, _broadcast_rows_bwd)

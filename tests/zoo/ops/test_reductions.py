@@ -87,7 +87,7 @@ def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.
     x = rng.normal(size=within).astype(np.float32)
 
     def summed(x):
-        everywhere = reductions.spread(x, weights.shape)
+        everywhere = reductions.broadcast_rows(x, weights.shape)
         return (everywhere * weights).sum(), everywhere
 
     gradient, everywhere = jax.jit(jax.grad(summed, has_aux=True))(x)
@@ -101,7 +101,7 @@ def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.
 def test_gradients_of_what_is_spread_are_summed_in_float32() -> None:
     """In bfloat16 a sum of ones ends at 256."""
     x = jnp.zeros(4, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda x: reductions.spread(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
+    gradient = jax.jit(jax.grad(lambda x: reductions.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
 
