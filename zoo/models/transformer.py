@@ -207,7 +207,8 @@ class Block(nnx.Module):
         self.cfg = cfg
         self.attention = SelfAttention(width, cfg.heads, cfg.head, attention_init, attention_init, rngs, biases=biases)
         self.norm1 = LayerNorm(width, cfg.eps)
-        self.cross = CrossAttention(width, cfg.heads, cfg.head, (attention_init,) * 3, rngs, biases=biases) if cross else None
+        cross_inits = attention_init, attention_init, attention_init
+        self.cross = CrossAttention(width, cfg.heads, cfg.head, cross_inits, rngs, biases=biases) if cross else None
         self.norm3 = LayerNorm(width, cfg.eps) if cross else None
         self.mlp = Mlp(width, cfg.ffn, cfg.activation, mlp_init, mlp_init, rngs)
         self.norm2 = LayerNorm(width, cfg.eps)
