@@ -1,9 +1,9 @@
-"""Set this checkout up once, then run in it. Needs Python 3.11 or newer and nothing else.
+"""Install this checkout into .venv once, then run commands in it. Needs Python 3.11 or newer and nothing else.
 
-python3 run.py train [...]    what `zoo train ...` does; any other `zoo` command likewise
-python3 run.py test           the fast tests; arguments go to pytest
-python3 run.py test --full    all tests that need nothing special
-python3 run.py --extra NAME ...    cuda12, cuda13, tpu or none, instead of what this machine seems to have
+python3 run.py train [...]    run `zoo train ...`; any other `zoo` command likewise
+python3 run.py test           run the fast tests; arguments go to pytest
+python3 run.py test --full    run all tests that need nothing special
+python3 run.py --extra NAME ...    install for cuda12, cuda13, tpu or none, instead of the accelerator detected here
 """
 
 import hashlib
@@ -21,18 +21,18 @@ STAMP = ENV / "zoo-stamp.json"
 
 
 def main():
-    if sys.version_info < (3, 11):  # noqa: UP036 - this is the line that says so
+    if sys.version_info < (3, 11):  # noqa: UP036 - older versions get this message
         sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
     args = sys.argv[1:]
     done = json.loads(STAMP.read_text()) if STAMP.exists() else {}
-    told = done.get("told", "")
+    chosen = done.get("told", "")
     if "--extra" in args:
-        at = args.index("--extra")
-        told = "".join(args[at + 1 : at + 2])
-        del args[at : at + 2]
-        if told not in ("cuda12", "cuda13", "tpu", "none"):
-            sys.exit(f"--extra {told}: choose cuda12, cuda13, tpu or none")
-    extra = told or accelerator()
+        index = args.index("--extra")
+        chosen = "".join(args[index + 1 : index + 2])
+        del args[index : index + 2]
+        if chosen not in ("cuda12", "cuda13", "tpu", "none"):
+            sys.exit(f"--extra {chosen}: choose cuda12, cuda13, tpu or none")
+    extra = chosen or accelerator()
     pinned = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     key = hashlib.sha256(b"\0".join([*pinned, sys.version.encode(), extra.encode(), str(ROOT).encode()])).hexdigest()
     fresh = done.get("key") != key
@@ -41,14 +41,14 @@ def main():
         try:
             install(extra, sorted(set(groups)), fresh)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"setting up .venv failed ({error}); the lines above say why, and the same command tries again")
+            sys.exit(f"setting up .venv failed ({error}); fix the error shown above, and run the same command again")
         ready = STAMP.with_suffix(".new")
-        ready.write_text(json.dumps({"key": key, "told": told, "groups": sorted(set(groups))}))
+        ready.write_text(json.dumps({"key": key, "told": chosen, "groups": sorted(set(groups))}))
         ready.replace(STAMP)
     if args[:1] == ["test"]:
         os.chdir(ROOT)
-        # A whole tier is divided among processes, a file at a time. Tests that somebody chooses run in one process, which starts
-        # sooner. The order of collection stays: tests/support/tiers.py puts the longest files first.
+        # A whole tier is divided among processes, a file at a time. Selected tests run in one process, which starts sooner. The
+        # order of collection stays: tests/support/tiers.py puts the longest files first.
         whole_tier = args[1:] in ([], ["--full"])
         parallel = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"] if whole_tier else []
         args = ["pytest", *parallel, *args[1:]]
@@ -58,32 +58,32 @@ def main():
 
 
 def install(extra, groups, fresh):
-    """Install with pinned versions; without the stamp, which only a finished installation has, .venv is made anew."""
+    """Install pinned versions into .venv. The stamp is written only after success, so a failed installation starts over."""
     print(f"setting up {ENV} ({', '.join(['zoo', *groups] + [extra] * (extra != 'none'))}) ...", file=sys.stderr, flush=True)
     STAMP.unlink(missing_ok=True)
     python, uv = str(ENV / "bin" / "python"), [str(ENV / "bin" / "uv")]
-    own = getattr(sys, "_base_executable", sys.executable)  # not the .venv that is about to be cleared
-    if subprocess.run([own, "-c", "import ensurepip"], stderr=subprocess.DEVNULL).returncode == 0:
+    base = getattr(sys, "_base_executable", sys.executable)  # not the .venv that is about to be cleared
+    if subprocess.run([base, "-c", "import ensurepip"], stderr=subprocess.DEVNULL).returncode == 0:
         if fresh:
-            subprocess.run([own, "-m", "venv", "--clear", ENV], check=True)
+            subprocess.run([base, "-m", "venv", "--clear", ENV], check=True)
             subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "uv"], check=True)
-    elif found := shutil.which("uv"):
-        uv = [found]
+    elif executable := shutil.which("uv"):
+        uv = [executable]
         if fresh:
-            subprocess.run([*uv, "venv", "-q", "--clear", "--python", own, ENV], check=True)
+            subprocess.run([*uv, "venv", "-q", "--clear", "--python", base, ENV], check=True)
     else:
-        sys.exit(f"{own} cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv) or uv")
-    what = f"{ROOT}[{extra}]" if extra != "none" else str(ROOT)
-    wanted = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
-    command = [*uv, "pip", "install", "-q", "--python", python, "-c", str(ROOT / "constraints.txt"), *wanted, "-e", what]
+        sys.exit(f"{base} cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv) or uv")
+    project = f"{ROOT}[{extra}]" if extra != "none" else str(ROOT)
+    group_args = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
+    command = [*uv, "pip", "install", "-q", "--python", python, "-c", str(ROOT / "constraints.txt"), *group_args, "-e", project]
     subprocess.run(command, check=True)
 
 
 def accelerator():
-    """The extra for this machine's accelerator: CUDA 13 needs an NVIDIA driver of 580 or newer."""
+    """Return the name of the extra for this machine's accelerator. CUDA 13 needs an NVIDIA driver of 580 or newer."""
     driver = pathlib.Path("/proc/driver/nvidia/version")
     text = driver.read_text() if driver.exists() else ""
-    if not text and shutil.which("nvidia-smi"):  # where the driver lives outside, as under WSL
+    if not text and shutil.which("nvidia-smi"):  # the driver may be outside this system, as under WSL
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         text = subprocess.run(query, capture_output=True, text=True).stdout
     if version := re.search(r"\b(\d{3})\.\d+", text):

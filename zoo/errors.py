@@ -7,17 +7,19 @@ from typing import Any
 
 
 class BadInput(Exception):
-    """Wrong input. The message is one line that names the key, file or name at fault and says how to mend it.
+    """Wrong input. The message is one line that names the key, file or name at fault and says how to fix it.
 
-    The command line prints it and exits with 2; any other exception is a defect of ours and keeps its traceback.
+    The command line prints it and exits with 2; any other exception is a bug of this project and keeps its traceback.
     """
 
 
 def require(ok: bool, key: str, value: Any, fix: str) -> None:
-    """Refuse a value by the name it has on the command line. A comparison with NaN is False, so NaN never passes.
+    """Raise `BadInput` unless `ok`; the message names the option as on the command line: "--key value: fix".
+
+    A comparison with NaN is False, so NaN never passes.
 
     Raises:
-        BadInput: unless `ok`.
+        BadInput: `ok` is False.
     """
     if not ok:
         raise BadInput(f"--{key.replace('_', '-')} {value}: {fix}")
@@ -31,15 +33,15 @@ REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "choose a file system that can be written to",
-    errno.ENOENT: "its folder was removed: put it back",
+    errno.ENOENT: "its folder was removed: restore it",
     errno.EIO: "check the disk",
     errno.ESTALE: "check the network file system",
 }
-"""Error number of a write that failed -> what to do about it."""
+"""Maps the error number of a failed write to what the user can do about it."""
 
 
 def remedy(cause: object) -> str:
-    """Return what to do about a write that failed, from an exception or from its text, in which libraries quote the system."""
+    """Return what to do about a failed write, from the exception or from its text, in which libraries quote the system's error."""
     code = getattr(cause, "errno", 0)
     if isinstance(cause, MemoryError) or "can't start new thread" in str(cause):
         code = errno.ENOMEM
@@ -50,5 +52,5 @@ def remedy(cause: object) -> str:
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:
-    """Return the refusal of a file that cannot be written."""
+    """Return the exception to raise for a file that cannot be written."""
     return BadInput(f"{path} cannot be written ({error.strerror or error}); {remedy(error)}, and run the same command again")
