@@ -41,7 +41,7 @@ REMEDIES = {
 
 
 def remedy(cause: object) -> str:
-    """Return what to do about a failed write, from the exception or from its text, in which libraries quote the system's error."""
+    """Return what to do about a failed write, from the exception or its text, where libraries quote the system's error."""
     code = getattr(cause, "errno", 0)
     if isinstance(cause, MemoryError) or "can't start new thread" in str(cause):
         code = errno.ENOMEM

@@ -97,7 +97,7 @@ FULL = r"standard output or a file cannot be written \(No space left on device\)
 OUTPUTS = {
     "models | head -c 1; exit ${PIPESTATUS[0]}": (0, ""),
     "models gpt2 > /dev/full": (2, FULL),
-    "--help >&-": (2, "standard output is closed; let it go to a file, or to /dev/null"),
+    "--help >&-": (2, "standard output is closed; redirect it to a file or to /dev/null"),
     "train gpt-nona 2>&-": (2, ""),
     "eval 2> /dev/full": (2, ""),
 }

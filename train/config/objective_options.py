@@ -1,4 +1,4 @@
-"""What a run predicts, in numbers: masking, denoising, permutations, pairs of texts, distillation, labels; and what is kept."""
+"""Options of the objectives (masking, denoising, permutation, text pairs, distillation, labels) and of checkpoint selection."""
 
 import dataclasses
 import math
@@ -15,49 +15,52 @@ Factorization = Literal["permutation", "denoising"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Which tokens a masked model predicts and what it sees in their place (Devlin et al. 2019, section 3.1)."""
+    """Choice of the tokens that a masked model predicts, and of their replacements (Devlin et al. 2019, section 3.1)."""
 
     rate: float = 0.15
-    """Share of the tokens that are predicted."""
+    """Fraction of the tokens that are predicted."""
     masked: float = 0.8
-    """Share of them that the model sees as the mask."""
+    """Fraction of the predicted tokens that are replaced by the mask token."""
     random: float = 0.1
-    """Share of them that it sees as some other token; the rest it sees as they are."""
+    """Fraction of the predicted tokens that are replaced by a random token; the rest stay unchanged."""
     most: int = 0
-    """Most predictions of a sequence; 0 = as many as `rate` asks for."""
+    """Largest number of predictions in a sequence; 0 = as many as --masking.rate gives."""
     whole_words: bool = False
-    """Whether the pieces of a word are predicted together."""
+    """Predict all tokens of a word together."""
     static: int = 0
-    """Masks of each row, used in turn (BERT's dupe_factor); 0 = dynamic, a mask drawn anew each time (Liu et al. 2019, 4.1)."""
+    """Number of fixed masks per row, used in turn (BERT's dupe_factor); 0 = a new mask each time (Liu et al. 2019, 4.1)."""
     rare: float = 0.0
-    """How much rarer tokens are preferred: drawn with weights max(count, 1) to the power of minus this (DistilBERT: 0.7)."""
+    """Preference for rare tokens: sampling weights are max(count, 1) ** -rare (DistilBERT: 0.7); 0 = none."""
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, "masking.rate", self.rate, "choose a share between 0 and 1")
         for name in ("masked", "random"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"masking.{name}", value, "choose a share of 0 to 1")
-        whole = self.masked + self.random <= 1 + 1e-9
-        require(whole, "masking.random", self.random, f"with --masking.masked {self.masked} it makes more than 1; choose less")
-        require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate asks for) or more")
+        valid = self.masked + self.random <= 1 + 1e-9
+        require(valid, "masking.random", self.random, f"with --masking.masked {self.masked} the sum is above 1; choose less")
+        require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate gives) or more")
         require(self.static >= 0, "masking.static", self.static, "choose 0 (dynamic) or a number of masks")
         require(0 <= self.rare <= 10, "masking.rare", self.rare, "choose 0 (all tokens alike) to 10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """What an encoder reads of a text and what a decoder writes of it (Raffel et al. 2020, sections 3.2 and 3.3)."""
+    """Corruption of a text into a source for the encoder and a target for the decoder (Raffel et al. 2020, 3.2 and 3.3)."""
 
     kind: Disturbance = "spans"
-    """spans: read the text with a sentinel for each span that is left out, write the spans. iid: the same of single tokens, those
-    that are neighbours as one. bert: read sentinels and random tokens for some, write the whole text. deshuffle: read the tokens
-    in random order, write the text. prefix: read its beginning, write the rest. lm: write it; for a decoder alone."""
+    """spans: the source has a sentinel for each removed span, the target is the spans.
+    iid: as spans, for single tokens; neighbours share a sentinel.
+    bert: the source has sentinels and random tokens for some tokens, the target is the text.
+    deshuffle: the source is the tokens in random order, the target is the text.
+    prefix: the source is the beginning of the text, the target is the rest.
+    lm: the target is the text; only for a decoder without an encoder."""
     density: float = 0.15
-    """Share of the tokens that are left out or replaced (spans, iid, bert)."""
+    """Fraction of the tokens that are removed or replaced (spans, iid, bert)."""
     mean_span: float = 3.0
-    """Tokens of a span on average (spans)."""
+    """Average number of tokens in a span (spans)."""
     causal: bool = False
-    """Of a decoder alone: whether what it reads sees only what is before it, as a language model's, rather than all of it."""
+    """Mask the source causally, as in a language model, instead of bidirectionally; only for a decoder without an encoder."""
 
     def __post_init__(self) -> None:
         require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
@@ -66,24 +69,25 @@ class Denoising:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Permutation:
-    """What a permutation language model predicts, and in which order (Yang et al. 2019, sections 2.2 to 2.5)."""
+    """Choice of the targets of a permutation language model, and of their order (Yang et al. 2019, sections 2.2 to 2.5)."""
 
     kind: Factorization = "permutation"
-    """permutation: each target from what comes before it in a random order. denoising: all at once from the rest of the row, with
-    marks in their place as --masking.masked and --masking.random say (BERT's objective on the same rows; the paper's Table 6)."""
+    """permutation: each target is predicted from the tokens before it in a random order.
+    denoising: all targets are predicted from the rest of the row, and are replaced as --masking.masked and --masking.random say
+    (BERT's objective on the same rows; the paper's Table 6)."""
     predictions: int = 0
-    """Targets of a row, exactly; 0 = a sixth of its tokens."""
+    """Exact number of targets in a row; 0 = a sixth of its tokens."""
     spans: bool = True
-    """Whether targets are spans of whole words' beginnings, or single tokens anywhere."""
+    """Predict spans that begin at the beginning of a word; otherwise single tokens anywhere."""
     longest: int = 5
-    """Tokens of the longest span."""
+    """Number of tokens in the longest span."""
     context: float = 6.0
-    """Tokens of context around a span for each token of its own (the authors' `mask_alpha` / `mask_beta`)."""
+    """Context tokens around a span per token of the span (the authors' `mask_alpha` / `mask_beta`)."""
     window: int = 0
-    """Tokens within which the order is random (the authors' `perm_size`); windows come one after the other. It divides both parts
-    of a row, the reused one and the rest; 0 = each part is one window."""
+    """Tokens in a window within which the order is random (the authors' `perm_size`); windows follow each other in order.
+    It must divide both parts of a row, the reused part and the rest; 0 = each part is one window."""
     bidirectional: bool = False
-    """Whether half of the rows are read from right to left (the authors' `bi_data`)."""
+    """Read half of the rows from right to left (the authors' `bi_data`)."""
 
     def __post_init__(self) -> None:
         require(self.predictions >= 0, "permutation.predictions", self.predictions, "choose 0 (a sixth of a row) or more")
@@ -94,46 +98,48 @@ class Permutation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Parallel files for text to text: line n of a target is written for line n of its source. They may be .gz, .xz or .bz2.
+    """Parallel files for text to text: line n of a target belongs to line n of its source. They may be .gz, .xz or .bz2.
 
-    Pairs in the columns of a table are given as --data.paths, with --labelled.text and --labelled.label for the columns."""
+    For pairs in the columns of a table, use --data.paths, and --labelled.text and --labelled.label for the columns.
+    """
 
     source: tuple[str, ...] = ()
-    """Files of what is read."""
+    """Files of source texts."""
     target: tuple[str, ...] = ()
-    """Files of what is written, one for each of `source`."""
+    """Files of target texts, one for each --pairs.source."""
     valid_source: tuple[str, ...] = ()
-    """What is held out, as `source`. None: the end of all pairs is."""
+    """Files of held-out source texts; none = the end of all pairs is held out."""
     valid_target: tuple[str, ...] = ()
+    """Files of held-out target texts, one for each --pairs.valid-source."""
     prefix: str = ""
-    """Stands before every source with a space between, to say what is asked: "translate English to German:"."""
+    """Text put before every source, with a space between, to name the task: "translate English to German:"."""
 
     def __post_init__(self) -> None:
         for source, target in (("source", "target"), ("valid_source", "valid_target")):
-            one, other = getattr(self, source), getattr(self, target)
+            sources, targets = getattr(self, source), getattr(self, target)
             option = f"--pairs.{source.replace('_', '-')}"
-            fix = f"there are {len(one)} files of {option}; give one for each"
-            require(len(one) == len(other), f"pairs.{target}", " ".join(other), fix)
+            fix = f"there are {len(sources)} files in {option}; give one for each"
+            require(len(sources) == len(targets), f"pairs.{target}", " ".join(targets), fix)
         needed = bool(self.source) or not self.valid_source
-        require(needed, "pairs.valid_source", " ".join(self.valid_source), "it goes with --pairs.source; give both")
+        require(needed, "pairs.valid_source", " ".join(self.valid_source), "it needs --pairs.source; give both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What a student learns from its teacher (Sanh et al. 2019, section 2; weights of the released models)."""
+    """Losses by which a student learns from its teacher (Sanh et al. 2019, section 2; weights of the released models)."""
 
     teacher: str = ""
-    """Run, folder of published weights or hub id of the teacher."""
+    """Run, folder of published weights, or hub:ID of the teacher."""
     temperature: float = 2.0
-    """Of both softmaxes in the soft loss, which is scaled by its square."""
+    """Temperature of both softmaxes in the soft loss, which is scaled by the square of it."""
     soft: float = 5.0
-    """Weight of the teacher's probabilities."""
+    """Weight of the soft loss, from the teacher's probabilities."""
     masked: float = 2.0
-    """Weight of the masked tokens themselves."""
+    """Weight of the loss of the masked tokens."""
     cosine: float = 1.0
-    """Weight of the angle between both models' last hidden states."""
+    """Weight of the cosine loss between the last hidden states of both models."""
     masked_only: bool = False
-    """Whether soft and cosine losses are taken at masked tokens only, rather than at all."""
+    """Compute the soft and cosine losses only at masked tokens, instead of at all tokens."""
 
     def __post_init__(self) -> None:
         finite = 0 < self.temperature < math.inf
@@ -146,33 +152,34 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """How labelled files are read and become rows (classification, tagging, span, choice)."""
+    """Reading of labelled files and their conversion to rows (classification, tagging, span, choice)."""
 
     text: str = ""
-    """Column of the text. None: text (tagging: tokens), or the first one of a file whose columns are numbered."""
+    """Column of the text; empty = "text" (tagging: "tokens"), or the first column if columns are numbered."""
     pair: str = ""
-    """Column of a second text, for pairs. None: there is none."""
+    """Column of the second text of a pair; empty = no second text."""
     label: str = ""
-    """Column of the label. None: label (tagging: tags), or the last one of a file whose columns are numbered."""
+    """Column of the label; empty = "label" (tagging: "tags"), or the last column if columns are numbered."""
     header: bool = True
-    """Whether the first line of a .tsv or .csv names its columns. Otherwise they are numbered: 1, 2, ..., as those of .conll."""
+    """Take column names from the first line of a .tsv or .csv; otherwise columns are numbered 1, 2, ..., as in .conll."""
     encoding: Encoding = "utf-8"
-    """Of the files of text."""
+    """Character encoding of text files."""
     format: Format = "auto"
-    """How every file is written. auto: as its name says. tsv, csv: a table; jsonl: an object a line; label_first: a label, a
-    space and the text a line; conll: a word, a tab and its tag a line, an empty line after a sentence; squad, race: JSON."""
+    """Format of every file. auto: from its name. tsv, csv: a table. jsonl: one object per line.
+    label_first: one label, a space and the text per line.
+    conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
     skip_bad: bool = False
-    """Leave out examples that are empty, malformed or longer than a row, and state how many. Otherwise the first is refused."""
+    """Skip examples that are empty, malformed or longer than a row, and report how many; otherwise the first one is an error."""
     coarse: bool = False
-    """Of a label like LOC:city keep what is before the colon."""
+    """Keep only the part of a label before the colon, as LOC of LOC:city."""
     regression: bool = False
-    """Labels are numbers, and the model learns to give them."""
+    """Treat labels as numbers, which the model learns to predict."""
     class_weights: ClassWeights = "none"
-    """balanced: an example counts n / (classes * n of its class) in the training loss, so that every class counts alike."""
+    """balanced: weigh an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
     truncate: bool = False
-    """Cut what does not fit into a row, the longer text of a pair first. Otherwise it is refused."""
+    """Cut texts that do not fit into a row, the longer text of a pair first; otherwise they are an error."""
     stride: int = 128
-    """Tokens of a context by which each of its windows begins after the one before (span); it must have room for as many."""
+    """Tokens between the beginnings of consecutive windows of a context (span); a window must have at least as many."""
 
     def __post_init__(self) -> None:
         require(self.stride >= 1, "labelled.stride", self.stride, "choose 1 or more tokens")
@@ -180,29 +187,29 @@ class Labelled:
             not self.pair or self.pair not in (self.text, self.label),
             "labelled.pair",
             self.pair,
-            "it is the column of --labelled.text or --labelled.label; name another",
+            "it is also the column of --labelled.text or --labelled.label; name another",
         )
         require(
             not self.regression or (self.class_weights == "none" and not self.coarse),
             "labelled.regression",
             self.regression,
-            "numbers have neither classes to weigh nor a coarse part; leave out --labelled.class-weights and --labelled.coarse",
+            "numbers have no classes and no coarse part; leave out --labelled.class-weights and --labelled.coarse",
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which checkpoint a run ends with, by validation."""
+    """Selection of the run's final checkpoint by validation."""
 
     best: bool = False
-    """Keep the checkpoint with the best validation; the run is scored with it. None: the last one is the run's."""
+    """Keep the checkpoint with the best validation and score the run with it; otherwise use the last checkpoint."""
     metric: str = ""
-    """Which number of a validation decides: loss, accuracy, f1, f1_macro, matthews, pearson, spearman, entity_f1, exact, ...; the
-    lower or the higher is better, as it is for that number. None: the first that the console shows."""
+    """Validation metric that decides: loss, accuracy, f1, f1_macro, matthews, pearson, spearman, entity_f1, exact, ...
+    Lower or higher is better, depending on the metric. Empty = the first metric that the console shows."""
     patience: int = 0
-    """Validations without a better one that end the run; 0 = it goes on to its last step."""
+    """Stop after this many consecutive validations without an improvement; 0 = run to the last step."""
 
     def __post_init__(self) -> None:
         require(self.patience >= 0, "selection.patience", self.patience, "choose 0 (never) or a number of validations")
         needed = self.best or (self.patience == 0 and not self.metric)
-        require(needed, "selection.best", self.best, "--selection.metric and --selection.patience go with --selection.best")
+        require(needed, "selection.best", self.best, "--selection.metric and --selection.patience need it; add --selection.best")

@@ -1,4 +1,4 @@
-"""A run in numbers: frozen dataclasses, validated where they are made. Nothing here imports jax."""
+"""Configuration of a run: frozen dataclasses that validate their values on creation. Nothing here imports JAX."""
 
 import dataclasses
 import math
@@ -21,47 +21,51 @@ Sink = Literal["tensorboard", "wandb"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is read and how it is cut into rows."""
+    """Training data and its division into rows."""
 
     paths: tuple[str, ...] = ()
-    """What to train on: .txt (a document each), .jsonl (a document a line), both also as .gz, .xz or .bz2, .parquet (a document a
-    row), folders of these, folders of Hugging Face `datasets`, hub:ORGANISATION/NAME. None: the embedded corpus, Moby-Dick."""
+    """Training files: .txt (one document per file), .jsonl (one per line), both also as .gz, .xz or .bz2, .parquet (one per row).
+    Also folders of these, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME.
+    None = the embedded corpus, Moby-Dick."""
     weights: tuple[float, ...] = ()
-    """A weight for each of `paths`: each is then a source of its own, split and shuffled on its own, and gives this share of the
-    rows trained on. None: all paths are one source."""
+    """Weight of each of --data.paths. Each path is then a separate source, split and shuffled separately.
+    Its weight is its relative share of the training rows. None = all paths are one source."""
     valid_paths: tuple[str, ...] = ()
-    """What to hold out, given like `paths`. None: the end of `paths` is held out."""
+    """Held-out files, in the same forms as --data.paths. None = the end of --data.paths is held out."""
     valid_fraction: float = 0.1
-    """Share of the text of `paths` held out, cut from its end; used when there are no `valid_paths`."""
+    """Fraction of the text that is held out, from its end; only used without --data.valid-paths."""
     field: str = "text"
-    """The field of a .jsonl line, or the column, that holds the text."""
+    """Field of a .jsonl line, or column, that holds the text."""
     split: str = ""
-    """The split to read of a folder of `datasets` or of a data set of the hub; none: train."""
+    """Split to read of a folder of `datasets` or of a hub data set; empty = train."""
     subset: str = ""
-    """The subset (configuration) to read of a data set of the hub; none: its only or default one."""
+    """Subset (configuration) to read of a hub data set; empty = the only one or the default."""
     rows: RowPlan = "windows"
-    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other. Of an
-    encoder: full_sentences, on past a document's end; doc_sentences, to its end; segment_pairs, BERT's pairs of several sentences
-    with next sentence; sentence_pairs, of one each (Liu et al. 2019, section 4.2)."""
+    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other.
+    For encoders (Liu et al. 2019, section 4.2): full_sentences may cross the ends of documents, doc_sentences may not.
+    segment_pairs: BERT's pairs of several sentences, with next-sentence labels. sentence_pairs: pairs of single sentences."""
     pack: bool = False
-    """Whether several sequences of an encoder share a row, first-fit, isolated from each other."""
+    """Pack several sequences of an encoder into a row, first-fit, isolated from each other."""
     short: float = 0.1
-    """Share of the documents whose segment pairs are made for a shorter length, drawn at random."""
+    """Fraction of the documents whose segment pairs get a shorter length, chosen at random."""
     length: int = 256
-    """Tokens in a row, T; of an encoder-decoder those of its source."""
+    """Tokens in a row, T (encoder-decoders: in its source)."""
     target_length: int = 0
-    """Tokens of a row's target in text to text; 0 = as many as `length`."""
+    """Tokens in the target of a row (text to text); 0 = as --data.length."""
     batch: int = 16
-    """Rows in a global batch, over all devices and micro-batches, B."""
+    """Rows in a global batch, B, over all devices and micro-batches."""
 
     def __post_init__(self) -> None:
         weights, paths = " ".join(f"{weight:g}" for weight in self.weights), len(self.paths)
         require(all(0 < weight < math.inf for weight in self.weights), "data.weights", weights, "choose finite weights above 0")
-        require(
-            len(self.weights) in (0, paths), "data.weights", weights, f"give a weight for each --data.paths: there are {paths}"
-        )
+        require(len(self.weights) in (0, paths), "data.weights", weights, f"give one weight for each of the {paths} --data.paths")
         for key, name in (("split", self.split), ("subset", self.subset)):
-            require(re.fullmatch(r"[\w.+-]*", name) is not None, f"data.{key}", name, "give its name alone")
+            require(
+                re.fullmatch(r"[\w.+-]*", name) is not None,
+                f"data.{key}",
+                name,
+                "give its name only: letters, digits and _ . + -",
+            )
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
         require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
@@ -76,17 +80,17 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Trained on the training text, or loaded."""
+    """Tokenizer, trained on the training text or loaded."""
 
     kind: Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"] = "gpt"
-    """Of a trained one: byte-level BPE with an end-of-text mark (gpt) or RoBERTa's marks, BERT's WordPiece, T5's unigram model
-    with its 100 sentinels (sentencepiece), or XLNet's."""
+    """Kind of a trained tokenizer. gpt: byte-level BPE with an end-of-text token. roberta: the same with other special tokens.
+    wordpiece: BERT's. sentencepiece: T5's unigram model with 100 sentinels. xlnet: XLNet's unigram model."""
     lowercase: bool = True
-    """A trained WordPiece drops case and accents, as the "uncased" models."""
+    """Remove case and accents in a trained WordPiece tokenizer, as in the "uncased" models."""
     path: str = ""
-    """Folder with a tokenizer to load, a tokenizer.json or what else is published. None: train one on the training text."""
+    """Folder of a tokenizer to load (tokenizer.json or another published form); empty = train one on the training text."""
     vocab: int = 2048
-    """Entries of a trained tokenizer, its marks and the 256 bytes (WordPiece, unigram: the characters) included."""
+    """Vocabulary size of a trained tokenizer, including special tokens and the 256 bytes (WordPiece, unigram: the characters)."""
 
     def __post_init__(self) -> None:
         require(
@@ -96,30 +100,34 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimizer and schedule. AdamW: Loshchilov and Hutter 2019; Adafactor: Shazeer and Stern 2018."""
+    """Optimizer and learning-rate schedule. AdamW: Loshchilov and Hutter 2019; Adafactor: Shazeer and Stern 2018."""
 
     name: Optimizer = "adamw"
+    """Optimizer."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
-    """Shape of the decay after the warm-up."""
+    """Learning-rate decay after the warm-up."""
     warmup: int = 100
-    """Steps of linear warm-up from 0; of inverse_sqrt_flat, at the peak."""
+    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak)."""
     final: float = 0.1
-    """Learning rate at the last step, as a share of the peak (cosine, linear)."""
+    """Learning rate at the last step, as a fraction of the peak (cosine, linear)."""
     b1: float = 0.9
+    """Decay of the first moment (AdamW)."""
     b2: float = 0.95
+    """Decay of the second moment (AdamW)."""
     eps: float = 1e-8
+    """Added to the root of the second moment (AdamW)."""
     weight_decay: float = 0.1
-    """Decoupled decay of kernels and embeddings; never of norms and biases."""
+    """Decoupled weight decay of kernels and embeddings; norms and biases have none."""
     clip: float = 1.0
-    """Largest global gradient norm; 0 = no clipping."""
+    """Largest global gradient norm; larger gradients are scaled down. 0 = no clipping."""
     layer_decay: float = 1.0
-    """Learning rate of each layer, as a share of that of the layer above; the embeddings are below the first."""
+    """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
     freeze_layers: int = 0
-    """Layers, from the first on, that stay as they are."""
+    """Number of layers, from the first on, that are not trained."""
     freeze_embeddings: bool = False
-    """Whether the embeddings stay as they are."""
+    """Do not train the embeddings."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr <= 100, "optim.lr", self.lr, "choose a learning rate between 0 and 100")
@@ -129,39 +137,44 @@ class Optim:
         require(0 <= self.b2 < 1, "optim.b2", self.b2, "choose 0 <= b2 < 1")
         require(0 < self.eps <= 1, "optim.eps", self.eps, "choose 0 < eps <= 1")
         require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "choose a share above 0, 1 = all alike")
+        require(
+            0 < self.layer_decay <= 1,
+            "optim.layer_decay",
+            self.layer_decay,
+            "choose a number above 0 and up to 1 (1 = the same rate in all layers)",
+        )
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each axis; their product is the number of devices. A strategy is a mesh shape."""
+    """Devices along each mesh axis; their product is the number of devices."""
 
     data: int = -1
-    """Data parallel; -1 = all devices the other axes leave."""
+    """Devices for data parallelism; -1 = all devices that the other axes leave."""
     fsdp: int = 1
-    """Data parallel with parameters and optimizer state sharded."""
+    """Devices for data parallelism with sharded parameters and optimizer state."""
     tensor: int = 1
-    """Heads, feed-forward width and vocabulary sharded."""
+    """Devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
     sequence: int = 1
-    """Reserved; only 1 is built."""
+    """Reserved for sequence parallelism, which is not implemented; must be 1."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "fsdp", "tensor", "sequence"):
             value = getattr(self, axis)
             require(value >= 1 or (axis == "data" and value == -1), f"mesh.{axis}", value, "choose 1 or more devices")
-        require(self.sequence == 1, "mesh.sequence", self.sequence, "sequence parallelism is not built; choose 1")
+        require(self.sequence == 1, "mesh.sequence", self.sequence, "sequence parallelism is not implemented; choose 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the state is saved."""
+    """Checkpoints of the training state."""
 
     every: int = 200
-    """Steps between checkpoints; the last step and a signal always save."""
+    """Steps between checkpoints; the last step and a signal also save one."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "choose 1 or more steps")
@@ -170,20 +183,20 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-    """What a run reports while it goes."""
+    """Metrics, validations and samples of a run."""
 
     every: int = 10
     """Steps between rows of metrics.jsonl."""
     validate_every: int = 200
     """Steps between validations; 0 = only at the end."""
     validate_rows: int = 64
-    """Held-out rows scored by a validation during training (the score at the end takes all of them)."""
+    """Held-out rows per validation during training; the final score uses all of them."""
     ledger: bool = False
     """Also write ledger.jsonl: the row numbers each step consumed."""
     samples: int = 4
-    """Continuations of held-out text that the model writes at the end, for the report; 0 = none."""
+    """Continuations of held-out text that are generated at the end, for the report; 0 = none."""
     sinks: tuple[Sink, ...] = ()
-    """Where the rows of metrics.jsonl go besides; needs the extra `track`."""
+    """Trackers that also receive the rows of metrics.jsonl; they need the extra `track`."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "choose 1 or more steps")
@@ -194,21 +207,21 @@ class Log:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where the run happens; never part of what a run is, so a run may resume on another machine."""
+    """Devices and processes. They are not part of a run's identity, so a run may resume on another machine."""
 
     devices: int = 0
-    """Simulate this many CPU devices in each process; 0 = use the real ones."""
+    """Simulate this many CPU devices in each process; 0 = use the real devices."""
     processes: int = 1
-    """Start this many local processes joined by jax.distributed."""
+    """Start this many local processes, joined by jax.distributed."""
     coordinator: str = ""
-    """host:port of process 0, to join processes on several machines; every process is then started by hand."""
+    """HOST:PORT of process 0, to join processes on several machines; each process must then be started separately."""
     process: int = 0
-    """This process's number, with --coordinator."""
+    """Number of this process, from 0; needs --coordinator."""
     profile: int = 0
     """Trace this many steps with the JAX profiler into RUN/profile."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.devices <= 4096, "devices", self.devices, "choose 0 (the real ones) or up to 4,096 to simulate")
+        require(0 <= self.devices <= 4096, "devices", self.devices, "choose 0 (the real devices) or up to 4,096 to simulate")
         require(1 <= self.processes <= 4096, "processes", self.processes, "choose 1 to 4,096")
         require(0 <= self.process < self.processes, "process", self.process, f"choose one below --processes {self.processes}")
         require(self.profile >= 0, "profile", self.profile, "choose 0 or more steps")
@@ -219,32 +232,36 @@ Model = TypeVar("Model")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Generic[Model]):
-    """Everything a run is. A recipe returns one; the command line sets its values."""
+    """Complete configuration of a run. A recipe returns one; the command line changes its values."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
-    """Name of the recipe it began as."""
+    """Name of the recipe that created it."""
     model: Model
-    """The family's Config; its vocabulary is the tokenizer's."""
+    """Config of the model family; its vocabulary is set to the tokenizer's."""
     objective: Objective = "causal"
+    """Training objective."""
     name: str = ""
-    """Folder of the run below --out; none: the recipe's name."""
+    """Name of the run's folder below --out; empty = the recipe's name."""
     out: str = "runs"
     """Folder that holds the runs."""
     init: str = ""
-    """Run, folder of published weights or hub id to begin from, with its tokenizer; none: fresh parameters."""
+    """Run, folder of published weights, or hub:ID with the initial parameters and the tokenizer; empty = random parameters."""
     steps: int = 1000
+    """Number of training steps."""
     seed: int = 0
+    """Seed of the initial parameters, the order of the data, masks and dropout."""
     accumulate: int = 1
-    """Micro-batches per step; they give the gradient of the whole batch."""
+    """Micro-batches per step; their accumulated gradient is that of the full batch."""
     precision: Precision = "auto"
     """Dtype of the arithmetic; parameters, softmax, norms and loss stay float32. auto: float32 on CPU, else bfloat16."""
     engine: Engine = "jit"
-    """jit over the mesh, or pmap (data parallel only)."""
+    """jit: any mesh. pmap: data parallelism only."""
     label_smoothing: float = 0.0
+    """Weight of the uniform distribution in label smoothing; 0 = none."""
     loss_chunk: int = 0
-    """Positions whose logits exist at a time in the loss; 0 = all T."""
+    """Positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
     max_skipped: int = 10
-    """Consecutive steps with a non-finite gradient that end the run."""
+    """Consecutive steps with a non-finite gradient after which the run fails."""
     data: Data = dataclasses.field(default_factory=Data)
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     masking: Masking = dataclasses.field(default_factory=Masking)
@@ -282,7 +299,7 @@ class Run(Generic[Model]):
             self.loss_chunk,
             f"it must divide --data.length {self.data.length}",
         )
-        # A family without learned positions has no `context`: it takes rows of any length.
+        # A family without learned positions has no `context` and takes rows of any length.
         context = getattr(self.model, "context", self.data.length)
         require(
             self.data.length <= context,

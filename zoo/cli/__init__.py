@@ -1,2 +1,4 @@
-"""The command line. It is the only package that may import all others; `main` finds the command, `commands` has a file for
-each."""
+"""The command line: `main` selects the command, `commands` has one file per command.
+
+No other package may import all the others.
+"""

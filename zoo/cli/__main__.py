@@ -1,4 +1,4 @@
-"""`python -m zoo.cli` is the command `zoo`."""
+"""Entry point of `python -m zoo.cli`, the same as the command `zoo`."""
 
 from zoo.cli.main import run
 

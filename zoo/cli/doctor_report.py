@@ -1,4 +1,4 @@
-"""`zoo doctor`: what this machine and this installation are, and whether they can be trusted."""
+"""Report of `zoo doctor`: facts about this machine and this installation, and the problems report."""
 
 import dataclasses
 import importlib.metadata
@@ -17,7 +17,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What `facts` found. Sizes are in bytes."""
+    """Facts about the machine and the installation. Sizes are in bytes."""
 
     versions: dict[str, str]
     platform: str
@@ -25,45 +25,45 @@ class Facts:
     devices: tuple[str, ...]
     """The kind of each local device."""
     device_memory: int | None
-    """Of one device; None where the platform does not tell."""
+    """Memory of one device; None if the platform does not report it."""
     host_memory: int
     cpus: int
     xla_flags: str
     cache: Path
     cache_size: int
     canary: float | None
-    """Relative error of the wrong-results program, NaN where it is refused; None on a platform other than CPU."""
+    """Relative error of the numerical self-test, NaN if it failed; None on a platform other than CPU."""
     packages: dict[str, Path | None]
-    """The folder that each of our packages comes from; None: not found."""
+    """Folder of each package of this project; None = not report."""
     problems: tuple[str, ...]
-    """One line for each thing that must be mended before a number from here is believed."""
+    """One line for each problem that must be fixed before numbers from this machine can be trusted."""
 
 
 def doctor(attention: Sequence[tuple[str, bool, str]], auto: str) -> int:
-    """Print what was found; returns 0, or 1 on a problem.
+    """Print the report and return the exit code: 0, or 1 if there is a problem.
 
     Args:
-        attention: (implementation, usable here, why not) rows.
-        auto: what is chosen among them where nothing is said.
+        attention: rows (implementation, usable here, reason if not).
+        auto: the implementation that "auto" selects.
     """
-    found = facts()
-    show(found, attention, auto)
-    return 1 if found.problems else 0
+    report = facts()
+    show(report, attention, auto)
+    return 1 if report.problems else 0
 
 
 def facts() -> Facts:
-    """Look at this process, after `runtime.prepare`."""
+    """Collect the facts in this process, after `jax_setup.prepare`."""
     import jax
 
     error, problems = None, []
     try:
         error = jax_setup.canary()
-    except BadInput as wrong:
+    except BadInput as failure:
         error = float("nan")
-        problems.append(str(wrong))
+        problems.append(str(failure))
     packages = {name: _folder(name) for name in PACKAGES}
     if len(set(packages.values())) > 1:
-        problems.append(f"the packages {', '.join(PACKAGES)} come from different places: another `train` or `eval` is in the way")
+        problems.append(f"the packages {', '.join(PACKAGES)} come from different folders; rename the other `train` or `eval`")
     devices = jax.local_devices()
     cache = jax_setup.cache_dir()
     return Facts(
@@ -82,23 +82,23 @@ def facts() -> Facts:
     )
 
 
-def show(found: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -> None:
+def show(report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -> None:
     """Print the facts and the attention implementations as tables."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    memory = "not told by this platform" if found.device_memory is None else _size(found.device_memory)
-    sound = "not needed on this platform" if found.canary is None else f"relative error {found.canary:.1e} against float64"
+    memory = "not reported by this platform" if report.device_memory is None else _size(report.device_memory)
+    self_test = "not needed on this platform" if report.canary is None else f"relative error {report.canary:.1e} against float64"
     rows = [
-        ("versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())),
-        ("devices", f"{len(found.devices)} x {', '.join(sorted(set(found.devices)))} ({found.platform})"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+        ("devices", f"{len(report.devices)} x {', '.join(sorted(set(report.devices)))} ({report.platform})"),
         ("device memory", memory),
-        ("host", f"{found.cpus} processors, {_size(found.host_memory)}"),
-        ("XLA_FLAGS", found.xla_flags),
-        ("cache", f"{found.cache} ({_size(found.cache_size)})"),
-        ("canary", sound),
-        ("packages", ", ".join(sorted({str(folder) for folder in found.packages.values()}))),
+        ("host", f"{report.cpus} processors, {_size(report.host_memory)}"),
+        ("XLA_FLAGS", report.xla_flags),
+        ("cache", f"{report.cache} ({_size(report.cache_size)})"),
+        ("canary", self_test),
+        ("packages", ", ".join(sorted({str(folder) for folder in report.packages.values()}))),
     ]
     console = Console(highlight=False)
     facts_table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -112,7 +112,7 @@ def show(found: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) ->
         table.add_row("auto", "", escape(auto))
         console.print()
         console.print(table)
-    for problem in found.problems:
+    for problem in report.problems:
         console.print(f"[bold red]problem[/]: {escape(problem)}")
 
 

@@ -1,4 +1,4 @@
-"""Refusals of paths, names and locks that need no JAX, and so come before it starts."""
+"""Checks of paths, names and locks that need no JAX and run before it is imported."""
 
 import importlib.util
 import os
@@ -12,21 +12,22 @@ from zoo.errors import BadInput, require
 from zoo.hf import hub
 
 
-def check_source(where: str, step: int | None = None) -> None:
-    """Refuse a run or a folder of published weights that is not there, and a run without a checkpoint.
+def check_source(name: str, step: int | None = None) -> None:
+    """Refuse a run or a folder of published weights that does not exist, and a run without a checkpoint.
 
     Args:
-        step: the checkpoint of a run that is asked for; None and -1 need no number.
+        name: a run, a folder of published weights, or hub:ID.
+        step: the checkpoint of a run to load; None and -1 select one automatically.
 
     Raises:
-        BadInput: as `train.weights.load.load`.
+        BadInput: for the same reasons as in `train.weights.load.load`.
     """
     require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     from train.run.run_dir import Folder, is_run, no_checkpoint, read_config
 
-    if where.startswith(hub.PREFIX):
+    if name.startswith(hub.PREFIX):
         return
-    folder = hub.folder_of(where)
+    folder = hub.folder_of(name)
     if is_run(folder):
         read_config(folder)
         if not Folder(folder).has_checkpoint:
@@ -34,10 +35,10 @@ def check_source(where: str, step: int | None = None) -> None:
 
 
 def check_files(option: str, names: Sequence[str]) -> None:
-    """Refuse files that are not there; "-" is standard input.
+    """Refuse files that do not exist; "-" is standard input.
 
     Raises:
-        BadInput: names the option and the file.
+        BadInput: a file does not exist; the message names the option and the file.
     """
     for name in names:
         if name and name != "-" and not Path(name).exists():
@@ -45,55 +46,55 @@ def check_files(option: str, names: Sequence[str]) -> None:
 
 
 def check_new(target: str) -> None:
-    """Refuse to write a folder under a name that is taken.
+    """Refuse to write a folder under a name that already exists.
 
     Raises:
-        BadInput: as `zoo.hf.safetensors_dir.new_folder`.
+        BadInput: `target` exists, as in `zoo.hf.safetensors_dir.new_folder`.
     """
     if os.path.lexists(target):
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
 
 
 def check_export(last: int, step: int | None, shard: float) -> None:
-    """Refuse options of `zoo export` that contradict each other or mean nothing.
+    """Refuse options of `zoo export` that contradict each other or are out of range.
 
     Raises:
-        BadInput: names the option.
+        BadInput: an option is wrong; the message names it.
     """
-    require(step is None or not last, "last", last, "it takes the newest checkpoints; leave out --step")
+    require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     require(last >= 0, "last", last, "choose 0 (off) or a number of checkpoints")
     require(1e-6 <= shard <= 1e6, "shard", shard, "choose the size of the largest file in GB, 0.000001 (1 kB) or more")
 
 
 def check_run(run: Any) -> None:
-    """Refuse a run that reads what is not there, or whose folder is in use, held by another or cannot be made.
+    """Refuse a run whose input files are missing, or whose folder is in use, belongs to another run or cannot be created.
 
     Args:
         run: a `train.config.run_config.Run`.
 
     Raises:
-        BadInput: as `train.trainer.run`.
+        BadInput: for the same reasons as in `train.trainer.run`.
     """
     from train.run.run_dir import Folder, check_holder, check_unlocked
 
     folder = Folder.of(run)
     check_inputs(run, folder)
     check_unlocked(folder.path)
-    # Only the data and the machine decide these.
+    # These are decided only by the data and the machine.
     undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
     check_holder(folder, run, undecided)
     _check_writable(folder.path)
 
 
 def check_inputs(run: Any, folder: Any) -> None:
-    """Refuse a run that reads what is not there.
+    """Refuse a run whose input files or folders do not exist.
 
     Args:
         run: a `train.config.run_config.Run`.
         folder: its `train.run.run_dir.Folder`.
 
     Raises:
-        BadInput: names the file or the folder.
+        BadInput: a file or folder does not exist; the message names it.
     """
     pairs = run.pairs
     for path in (*run.data.paths, *run.data.valid_paths, *pairs.source, *pairs.target, *pairs.valid_source, *pairs.valid_target):
@@ -107,10 +108,10 @@ def check_inputs(run: Any, folder: Any) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
-    reason = "Not a directory" if not there.is_dir() else "" if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+    reason = "Not a directory" if not existing.is_dir() else "" if os.access(existing, os.W_OK | os.X_OK) else "Permission denied"
     if reason:
-        raise BadInput(f"{folder} cannot be written ({there}: {reason}); choose another --out")
+        raise BadInput(f"{folder} cannot be written ({existing}: {reason}); choose another --out")
 
 
 def check_packages() -> None:

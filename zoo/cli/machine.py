@@ -1,25 +1,25 @@
-"""What commands do about the machine they run on, and about options that are left empty."""
+"""Helpers of the commands: start processes, and check options that concern the machine or have no value."""
 
 from typing import Any
 
 from zoo.errors import BadInput, require
 
 
-def refuse_unnamed(run: Any, args: list[str]) -> None:
-    """Refuse an option without its values: an empty shell variable must not mean the embedded corpus."""
-    several = {"paths": run.data.paths, "valid-paths": run.data.valid_paths, "weights": run.data.weights}
-    for name, values in several.items():
+def refuse_empty_options(run: Any, args: list[str]) -> None:
+    """Refuse --data options without values: an empty shell variable must not select the embedded corpus."""
+    lists = {"paths": run.data.paths, "valid-paths": run.data.valid_paths, "weights": run.data.weights}
+    for name, values in lists.items():
         if not values and f"--data.{name}" in (arg.replace("_", "-") for arg in args):
-            raise BadInput(f"--data.{name}: nothing is named; name something, or leave the option out")
+            raise BadInput(f"--data.{name}: has no value; give one or more, or leave the option out")
 
 
-def alone(machine: Any) -> None:
-    """Refuse several processes for a command that writes one folder."""
-    require(machine.processes == 1, "processes", machine.processes, "this command runs in one process")
+def require_one_process(machine: Any) -> None:
+    """Refuse --processes above 1, for a command that writes one folder."""
+    require(machine.processes == 1, "processes", machine.processes, "this command runs in one process; leave the option out")
 
 
-def on_machine(machine: Any, argv: list[str], *, canary: bool = True) -> int | None:
-    """Prepare this process for JAX, or start the processes asked for and return their exit code."""
+def prepare_process(machine: Any, argv: list[str], *, canary: bool = True) -> int | None:
+    """Prepare this process for JAX and return None, or run --processes local processes and return their exit code."""
     from zoo.runtime import launch
 
     return launch.enter(
@@ -32,17 +32,17 @@ def on_machine(machine: Any, argv: list[str], *, canary: bool = True) -> int | N
     )
 
 
-def option(args: list[str], name: str) -> str:
-    """The value of an option among arguments that are not parsed yet; "" where it is not given."""
-    for place, arg in enumerate(args):
+def option_value(args: list[str], name: str) -> str:
+    """Return the value of an option among arguments that are not parsed yet; "" if the option is absent."""
+    for index, arg in enumerate(args):
         if arg.startswith(f"{name}="):
             return arg.removeprefix(f"{name}=")
-        if arg == name and place + 1 < len(args):
-            return args[place + 1]
+        if arg == name and index + 1 < len(args):
+            return args[index + 1]
     return ""
 
 
-def one_reader(machine: Any, texts: Any) -> None:
-    """Refuse several processes to share standard input: each would read a part of it."""
+def refuse_shared_stdin(machine: Any, texts: Any) -> None:
+    """Refuse standard input for several processes: each would read a part of it."""
     fix = "only one process can read standard input; give --files a file"
     require("-" not in texts.files or machine.processes == 1, "processes", machine.processes, fix)

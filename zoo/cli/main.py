@@ -1,4 +1,4 @@
-"""`zoo ...`: which command is asked for, and how it ends. Imported by nothing."""
+"""Entry point of `zoo`: selects the command and turns its outcome into an exit code. No other module imports this one."""
 
 import contextlib
 import difflib
@@ -16,33 +16,33 @@ from zoo.runtime import stdio
 USAGE = """\
 usage: zoo COMMAND ...
 
-  zoo models [NAME]           every published size with its exact count, or one of them in full
-  zoo train [RECIPE] [...]    train (gpt-nano unless told); the same command resumes a run that was stopped
-  zoo eval RUN [...]          exact held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
-  zoo compare RUN...          finished runs side by side, those that differ in their seed alone as one row
-  zoo generate RUN|DIR [...]  continue prompts, or choose the likelier of given continuations
-  zoo predict RUN|DIR ...     a fine-tuned model's classes, numbers, tags, answers or choices for texts or files without labels
-  zoo fill-mask RUN|DIR ...   an encoder's likeliest words for the masks of texts, or how likely given words are
-  zoo embed RUN|DIR ...       an encoder's vectors of texts, or how alike the texts are
-  zoo data inspect [...]      rows as a run trains on them, decoded, with their masks and segments
-  zoo import DIR|HUB_ID       check published weights and keep them under models/
-  zoo export RUN DIR          a run's weights as a folder that transformers loads
-  zoo bench attention [...]   every attention implementation here, its numbers checked, then timed; --quick is a minute's worth
-  zoo bench step MODEL...     training, inference and decoding steps, beside transformers and KerasHub, and where their time goes
-  zoo bench growth [MODEL]    how the cost of a small model grows with length, layers, width and devices
-  zoo bench compare A B       two results of a benchmark: what became slower, faster, wrong or missing
-  zoo plan MODEL|RECIPE ...   compile a job for devices that are not here: memory, FLOPs, communication, what bounds its MFU
-  zoo doctor                  versions, devices, attention implementations, and whether this machine computes rightly
+  zoo models [NAME]           list every published size with its exact parameter count, or show one size in full
+  zoo train [RECIPE] [...]    train a recipe (default: gpt-nano); the same command resumes a run that was stopped
+  zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
+  zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
+  zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
+  zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
+  zoo fill-mask RUN|DIR ...   show an encoder's likeliest words for the masks of texts, or the probabilities of chosen words
+  zoo embed RUN|DIR ...       compute an encoder's vectors of texts, or the similarities of the texts
+  zoo data inspect [...]      show decoded training rows with loss weights, segments and positions
+  zoo import DIR|HUB_ID       check published weights and store them under models/
+  zoo export RUN DIR          write a run's weights as a folder that transformers loads
+  zoo bench attention [...]   check and time every attention implementation; --quick takes about a minute
+  zoo bench step MODEL...     time training, inference and decoding steps, also of transformers and KerasHub
+  zoo bench growth [MODEL]    measure how the cost of a small model grows with length, layers, width and devices
+  zoo bench compare A B       compare two results of a benchmark: slower, faster, wrong or missing cells
+  zoo plan MODEL|RECIPE ...   compile a job for devices that this machine lacks: memory, FLOPs, communication, bound of the MFU
+  zoo doctor                  show versions, devices and attention implementations, and check that this machine computes correctly
 
-Every command takes --help; `zoo --version` prints versions. `zoo train --help` lists the recipes.
+Every command has --help; `zoo --version` prints versions. `zoo train --help` lists the recipes.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for wrong input (one line on stderr), 130 and 143 for signals.
+    """Run one command and return its exit code: 0, 2 for wrong input (one line on stderr), 130 or 143 after a signal.
 
     Raises:
-        SystemExit: with 0, after the help of a command.
+        SystemExit: with code 0, after the help of a command.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInput(f"there is no command {args[0]!r}; {nearest}choose {', '.join(COMMANDS)}")
         early_checks.check_packages()
         return _find(args[0])(args[1:])
-    except BadInput as wrong:
-        stdio.complain(str(wrong))
+    except BadInput as error:
+        stdio.complain(str(error))
         return 2
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if not (line := _exhausted(error)):
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _version() -> str:
-    """Return the versions that a report of a problem should name."""
+    """Return the versions that a bug report should contain."""
     versions = []
     for package in ("transformer-zoo", "jax", "flax"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -82,11 +82,11 @@ def _version() -> str:
 
 
 def _exhausted(error: Exception) -> str:
-    """Return a line about a disk or a memory that is full; "" for any other error."""
+    """Return a message if the error means a full disk or no memory left; "" for any other error."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        where = error.filename or "standard output or a file"
-        return f"{where} cannot be written ({error.strerror}); {remedy(error)}, and run the same command again"
+        name = error.filename or "standard output or a file"
+        return f"{name} cannot be written ({error.strerror}); {remedy(error)}, and run the same command again"
     full = ("cannot allocate memory", "failed to map segment", "can't start new thread", "resource_exhausted", "out of memory")
     if isinstance(error, MemoryError) or any(words in text.lower() for words in full):
         return f"out of memory ({text[:200] or type(error).__name__}); free memory, raise the limit (ulimit -v), or ask for less"
@@ -109,7 +109,7 @@ COMMANDS = {
     "plan": "plan:plan",
     "doctor": "doctor:doctor",
 }
-"""Command -> the file of `zoo.cli.commands` and the function in it, called with the arguments; it returns the exit code."""
+"""Maps a command to `module:function` in `zoo.cli.commands`. The function takes the arguments and returns the exit code."""
 
 
 def _find(command: str) -> Callable[[list[str]], int]:
@@ -118,11 +118,11 @@ def _find(command: str) -> Callable[[list[str]], int]:
 
 
 def run() -> None:
-    """The console script."""
+    """Run the console script `zoo`."""
     from zoo.runtime import launch
 
     if not stdio.prepare():
-        stdio.complain("standard output is closed; let it go to a file, or to /dev/null")
+        stdio.complain("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
     launch.heed_interrupts()
     try:
@@ -130,11 +130,11 @@ def run() -> None:
             code = main()
         except SystemExit as end:
             if isinstance(end.__context__, BrokenPipeError):
-                raise BrokenPipeError from None  # rich makes an exit with 1 of it
+                raise BrokenPipeError from None  # rich turns it into an exit with 1
             code = end.code if isinstance(end.code, int) else 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader left (`| head`): nothing more can be said, and flushing at exit must not try.
+        # The reader has closed the pipe (`| head`), so flushing at exit must not write to it.
         stdio.discard(sys.stdout)
         code = launch.abandon(launch.CLOSED_PIPE)
     except OSError as error:

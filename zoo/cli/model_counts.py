@@ -1,5 +1,7 @@
-"""Exact parameter counts of all sizes, stored because counting traces every model: `python -m zoo.cli.model_counts` writes the
-file."""
+"""Exact parameter counts of all sizes, stored in a file because counting traces every model.
+
+`python -m zoo.cli.model_counts` writes the file.
+"""
 
 import functools
 import hashlib
@@ -10,24 +12,24 @@ from zoo import configs
 from zoo.configs import Size
 
 FILE = Path(__file__).with_name("model_counts.json")
-"""Name of a size -> [parameters, digest of the configuration that was counted]."""
+"""File that maps the name of a size to [parameters, digest of the configuration that was counted]."""
 
 
 def parameters(name: str, size: Size) -> int:
-    """Return the exact number of parameters of a published size; one whose configuration is not the stored one is counted."""
+    """Return the exact parameter count of a published size; count it if its configuration is not the stored one."""
     count, digest = _stored().get(name, (0, ""))
     return count if digest == _digest(size) else counted(size)
 
 
 def counted(size: Size) -> int:
-    """Return the number of parameters by tracing the model, which imports JAX and takes up to a second."""
+    """Return the parameter count by tracing the model, which imports JAX and takes up to a second."""
     from zoo.models import parameter_count
 
     return parameter_count(size.config)
 
 
 def table() -> dict[str, tuple[int, str]]:
-    """Return the content of the file, counted anew."""
+    """Return the content of the file, with every size counted again."""
     sizes = {name: size for family in configs.families() for name, size in configs.family(family).SIZES.items()}
     return {name: (counted(size), _digest(size)) for name, size in sizes.items()}
 

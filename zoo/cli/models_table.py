@@ -1,4 +1,4 @@
-"""What `zoo models [NAME]` says: every size with its exact parameter count, and where each of its numbers comes from."""
+"""Output of `zoo models [NAME]`: every size with its exact parameter count, and the source of each of its numbers."""
 
 import dataclasses
 import itertools
@@ -14,32 +14,32 @@ from zoo.cli import model_counts
 from zoo.configs import Size
 
 NARROWEST = 80
-"""Columns the listing needs: a narrower terminal wraps lines, but no number is ever cut."""
+"""Columns that the listing needs. A narrower terminal wraps lines, but no number is ever cut."""
 
 FOOTER = (
-    "* not published: chosen here. assumed: how many fields of a size are, those not shown included. "
-    "`zoo models NAME` gives their reasons and the source."
+    "* not published: chosen by this project. assumed: number of such fields of a size, including those not shown. "
+    "`zoo models NAME` gives the reasons and the source."
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One size."""
+    """A size with its name, family and parameter count."""
 
     name: str
     family: str
     size: Size
     parameters: int
-    """Exact count, padding rows of the vocabulary not included."""
+    """Exact count, without the padding rows of the vocabulary."""
 
 
 def render(name: str = "", *, as_json: bool = False) -> str:
-    """The text of `zoo models` (all sizes) or `zoo models NAME` (one in full), styled if stdout is a terminal.
+    """Return the text of `zoo models` (all sizes) or `zoo models NAME` (one in full), styled if stdout is a terminal.
 
     Raises:
         BadInput: an unpublished or unknown name.
     """
-    chosen = [one(name)] if name else list(rows())
+    chosen = [row_of(name)] if name else list(rows())
     if as_json:
         described = [describe(row) for row in chosen]
         return json.dumps(described[0] if name else described, indent=2) + "\n"
@@ -50,19 +50,19 @@ def render(name: str = "", *, as_json: bool = False) -> str:
             _page(console, chosen[0])
         else:
             _listing(console, chosen)
-    # Cells are padded to the width of their column; nobody who pipes wants the blanks at the end of the line.
+    # Cells are padded to the width of their column; remove the blanks at the end of each line.
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
 def rows() -> Iterator[Row]:
-    """Every size of every family, in the order of its file."""
+    """Yield every size of every family, in the order of its file."""
     for family in configs.families():
         for name in configs.family(family).SIZES:
-            yield one(name)
+            yield row_of(name)
 
 
-def one(name: str) -> Row:
-    """The size of a published name.
+def row_of(name: str) -> Row:
+    """Return the row of a published name.
 
     Raises:
         BadInput: an unpublished or unknown name.
@@ -72,7 +72,7 @@ def one(name: str) -> Row:
 
 
 def describe(row: Row) -> dict[str, Any]:
-    """A row as JSON values; `fields` has each number of the architecture with its status."""
+    """Return a row as JSON values; `fields` has each number of the architecture with its status."""
     return {
         "name": row.name,
         "family": row.family,
@@ -127,12 +127,12 @@ def _page(console: Console, row: Row) -> None:
     fields.add_column(no_wrap=True)
     fields.add_column(justify="right", no_wrap=True)
     fields.add_column()
-    above = None
+    previous = None
     for field, value in _numbers(size):
         why = size.assumed.get(field)
-        status = "published" if why is None else "assumed: as above" if why == above else f"assumed: {why}"
+        status = "published" if why is None else "assumed: as above" if why == previous else f"assumed: {why}"
         fields.add_row(field, " ".join(value) if isinstance(value, tuple) else f"{value}", status)
-        above = why
+        previous = why
     console.print(row.name, style="bold")
     console.print(facts)
     console.print()
@@ -140,18 +140,18 @@ def _page(console: Console, row: Row) -> None:
 
 
 def _numbers(size: Size) -> list[tuple[str, Any]]:
-    """The fields that say what is computed, with their values; how it is computed is no part of an architecture."""
+    """Return (name, value) of the fields of the architecture, without those of `compute` and `exported`."""
     return [(field, getattr(size.config, field)) for field in Size.numbers_of(size.config)]
 
 
 def _cell(size: Size, *fields: str) -> str:
-    """Values joined by x, each marked if it is assumed; "-" for a field this family does not have."""
+    """Return the values joined by "x", each marked by * if it is assumed; "-" for a field that this family lacks."""
     marked = (f"{getattr(size.config, field, '-')}{'*' if field in size.assumed else ''}" for field in fields)
     return "x".join(marked)
 
 
 def _kind(objective: str) -> str:
-    """What a model is, by what it is trained to do."""
+    """Return the kind of model in words, from its training objective."""
     return {"denoising": "denoising encoder-decoder", "text_to_text": "encoder-decoder"}.get(
         objective, f"{objective} language model"
     )

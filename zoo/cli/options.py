@@ -1,4 +1,4 @@
-"""Options of the command line: read by tyro, refused in one line that names the nearest option."""
+"""Parsing of command-line options with tyro. A wrong option gets a message of one line that names the nearest option."""
 
 import contextlib
 import decimal
@@ -12,7 +12,7 @@ from typing import Any
 from zoo.errors import BadInput
 
 LARGEST = 30
-"""Digits of a whole number at most: no option takes a larger one, and 1e999999999 would fill the memory."""
+"""Largest number of digits of a whole number: no option takes a larger one, and 1e999999999 would fill the memory."""
 
 SYNONYMS = {
     "optim.lr": "learning-rate lr base-lr peak-lr",
@@ -58,73 +58,73 @@ SYNONYMS = {
     "step": "checkpoint checkpoint-step ckpt",
     "top": "top-k k",
 }
-"""Options here, the first that a command has -> names that other libraries give them."""
+"""Maps options of this project (of several, the first that a command has) to the names of the same option in other libraries."""
 
 
 def parse(kind: Any, *, args: Sequence[str], prog: str, **options: Any) -> Any:
-    """Read the arguments of a command into `kind`, as `tyro.cli` does; whole numbers may be written as 1e9.
+    """Parse the arguments of a command into `kind`, as `tyro.cli` does; whole numbers may be written as 1e9.
 
     Raises:
         BadInput: one line that names the option, the problem and the fix.
-        SystemExit: with 0, after --help.
+        SystemExit: with code 0, after --help.
     """
     import tyro
 
-    written = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(written):
-            asked = tyro.cli(kind, args=args, prog=prog, registry=_registry(), **options)
+        with contextlib.redirect_stderr(stderr):
+            parsed = tyro.cli(kind, args=args, prog=prog, registry=_registry(), **options)
     except SystemExit as end:
         if end.code != 2:
             raise
     else:
-        sys.stderr.write(written.getvalue())
-        return asked
-    message = _message(written.getvalue())
+        sys.stderr.write(stderr.getvalue())
+        return parsed
+    message = _message(stderr.getvalue())
     if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
-        known = _options(kind, prog, options)
-        raise BadInput(f"{_unknown(unknown[1], known)}; {prog} --help lists the options")
+        names = _options(kind, prog, options)
+        raise BadInput(f"{_unknown(unknown[1], names)}; {prog} --help lists the options")
     raise BadInput(_rephrased(message, prog))
 
 
 def whole_number(text: str) -> int:
-    """Return the number that a text stands for, which may have an exponent or a fraction of 0: 1e9, 2.0.
+    """Return the integer that a text stands for. An exponent or a fraction of 0 is allowed: 1e9, 2.0.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the text is not a whole number.
     """
     with contextlib.suppress(ValueError):
         return int(text)
     with contextlib.suppress(decimal.InvalidOperation):
         number = decimal.Decimal(text)
-        if number.is_finite() and number.adjusted() < LARGEST and number == (whole := int(number)):
-            return whole
-    raise ValueError(f"{text} is no whole number; write one, as 1000 or 1e3")
+        if number.is_finite() and number.adjusted() < LARGEST and number == (integer := int(number)):
+            return integer
+    raise ValueError(f"{text} is not a whole number; write one, as 1000 or 1e3")
 
 
-def nearest(option: str, known: Sequence[str]) -> str:
-    """Return the one of the known options (without their --) that another one is most likely meant to be; "" if none is near."""
+def nearest(option: str, names: Sequence[str]) -> str:
+    """Return the option in `names` (without --) that a mistyped or foreign option most likely means; "" if none is close."""
     option = option.partition("=")[0].lstrip("-").replace("_", "-").lower()
-    for here, names in SYNONYMS.items():
-        if option in names.split() and (found := next((name for name in here.split() if name in known), "")):
-            return found
+    for own_names, synonyms in SYNONYMS.items():
+        if option in synonyms.split() and (match := next((name for name in own_names.split() if name in names), "")):
+            return match
 
     def likeness(name: str) -> float:
         ends = (name, name.rpartition(".")[2]) if "." not in option else (name,)
         return max(difflib.SequenceMatcher(None, option, end).ratio() for end in ends)
 
-    best = max(known, key=likeness, default="")
+    best = max(names, key=likeness, default="")
     return best if best and likeness(best) >= 0.6 else ""
 
 
 def _registry() -> Any:
-    """Return tyro's registry with our reading of whole numbers."""
+    """Return tyro's registry in which whole numbers are parsed by `whole_number`."""
     from tyro import constructors
 
     registry = constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def whole(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
+    def integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
         if info.type is not int:
             return None
         return constructors.PrimitiveConstructorSpec(
@@ -139,26 +139,26 @@ def _registry() -> Any:
 
 
 def _options(kind: Any, prog: str, options: dict[str, Any]) -> list[str]:
-    """Return the options that the help of a command lists, without their --."""
+    """Return the options that the help of a command lists, without --."""
     import tyro
 
-    shown = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
+    stdout = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(stdout):
         tyro.cli(kind, args=["--help"], prog=prog, registry=_registry(), **options)
-    lines = re.findall(r"^[│|\s]*(--[\w.-]+(?:, --[\w.-]+)*)", shown.getvalue(), re.MULTILINE)
+    lines = re.findall(r"^[│|\s]*(--[\w.-]+(?:, --[\w.-]+)*)", stdout.getvalue(), re.MULTILINE)
     return [name.removeprefix("--") for line in lines for name in line.split(", ")]
 
 
-def _unknown(token: str, known: Sequence[str]) -> str:
+def _unknown(token: str, names: Sequence[str]) -> str:
     if not token.startswith("-"):
         return f"{token} belongs to no option"
-    near = nearest(token, known)
+    near = nearest(token, names)
     option = token.partition("=")[0]
     return f"there is no option {option}" + (f"; the nearest is --{near}" if near else "")
 
 
 def _message(box: str) -> str:
-    """Return on one line what tyro's box says between its title and its next rule."""
+    """Return the text of tyro's error box between its title and its next rule, on one line."""
     blocks: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│| \t")
@@ -166,22 +166,22 @@ def _message(box: str) -> str:
             blocks.append([])
         elif not text.startswith(("╭", "╰")):
             blocks[-1].append(text)
-    # In a terminal without UTF-8 the title is not part of the border, but the first block.
+    # In a terminal without UTF-8 the title is the first block and not part of the border.
     return " ".join(" ".join(blocks[0 if "╭" in box else 1]).split())
 
 
 def _rephrased(message: str, prog: str) -> str:
-    """Return tyro's message as ours: the option, the problem, the fix."""
-    if found := re.match(r"Error parsing (\S+): (.*)", message):
-        # Of an option that may be None, tyro gives the reasons of both types.
-        reason = found[2].rpartition("- <class 'int'>: ")[2].rpartition("- <class 'float'>: ")[2]
+    """Return tyro's message in the form of this project: the option, the problem, the fix."""
+    if match := re.match(r"Error parsing (\S+): (.*)", message):
+        # For an option that may be None, tyro gives the reasons of both types.
+        reason = match[2].rpartition("- <class 'int'>: ")[2].rpartition("- <class 'float'>: ")[2]
         if unread := re.match(r"Could not find valid parse for arguments: \[(.*)\]", reason):
-            reason = f"{unread[1]} cannot be read; {prog} --help says what it takes"
-        return f"{found[1]}: {reason}"
-    if found := re.match(r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)", message):
-        return f"{found[2]} {found[1]}: choose {found[3].replace(chr(39), '')}"
-    if found := re.match(r"Missing value for argument '(.*?)'", message):
-        return f"{found[1]}: its value is missing; write one behind it"
-    if found := re.match(rf"Missing from {re.escape(prog)}: (\S+) ?(.*?)(?: \(required\))?$", message):
-        return f"{found[1]} is missing: {found[2]} {prog} --help lists the options"
+            reason = f"{unread[1]} cannot be parsed; {prog} --help lists the possible values"
+        return f"{match[1]}: {reason}"
+    if match := re.match(r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)", message):
+        return f"{match[2]} {match[1]}: choose {match[3].replace(chr(39), '')}"
+    if match := re.match(r"Missing value for argument '(.*?)'", message):
+        return f"{match[1]}: its value is missing; write one after it"
+    if match := re.match(rf"Missing from {re.escape(prog)}: (\S+) ?(.*?)(?: \(required\))?$", message):
+        return f"{match[1]} is missing: {match[2]} {prog} --help lists the options"
     return f"{message}; {prog} --help lists the options"

@@ -1,7 +1,7 @@
-"""Numbers: one file per family with its `Config` and its published `SIZES`. Nothing here imports jax.
+"""Model configurations: one file per family with its `Config` and its published `SIZES`. Nothing here imports JAX.
 
-A number is `published` (the source states it), `assumed` (we chose it, and say why) or refused: an architecture that was
-never published has no size, and asking for one is answered with the nearest published model.
+Each value of a size is either `published` (the source states it) or `assumed` (chosen by this project, with the reason). An
+architecture that was never published has no size; looking it up is an error that names the nearest published model.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Remat = Literal["none", "full", "attention"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a model is computed; it changes speed and memory, never what is computed or how parameters are laid out."""
+    """Options of the computation: they change speed and memory, but neither the results nor the layout of the parameters."""
 
     attention: Implementation = "auto"
-    """Attention implementation; one that cannot do what the model asks refuses."""
+    """Attention implementation; it is an error if it does not support the attention of the model."""
     remat: Remat = "none"
-    """What the backward pass recomputes: nothing, whole layers, or all but attention (its output is kept)."""
+    """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept."""
     unroll: int = 1
-    """Layers unrolled per scan step; more compiles longer and may run faster."""
+    """Layers unrolled per scan step; more layers compile longer and may run faster."""
 
     def __post_init__(self) -> None:
         require(self.unroll >= 1, "model.compute.unroll", self.unroll, "choose 1 or more layers")
@@ -40,14 +40,14 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export's config.json says beyond the numbers of the model. It is kept from an import and changes nothing here."""
+    """Values from an imported config.json that an export repeats; they have no effect here."""
 
     initializer: float | None = None
-    """`initializer_range` (`initializer_factor` of T5, `init_std` of Marian); None = the default of `transformers`."""
+    """`initializer_range` (T5: `initializer_factor`, Marian: `init_std`); None = the default of `transformers`."""
     activation: str = ""
-    """Name of the activation, where several have the same meaning ("gelu_pytorch_tanh"); "" = the usual one."""
+    """Name of the activation if it has several names ("gelu_pytorch_tanh"); empty = the usual name."""
     positions: int | None = None
-    """Rows of Marian's table of sinusoids, the longest text that `transformers` takes; None = 1,024."""
+    """Rows of Marian's table of sinusoids, which limits the length of a text in `transformers`; None = 1,024."""
 
     def __post_init__(self) -> None:
         if self.positions is not None:
@@ -55,34 +55,34 @@ class Exported:
             require(in_range, "model.exported.positions", self.positions, "choose 1 to 1,048,576")
 
     def keys(self, initializer: str, activation: str, usual: str, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what an export has under the keys `initializer` and `activation`.
+        """Return the entries of an exported config.json under the keys `initializer` and `activation`.
 
         Args:
-            usual: the name of the activation that the model has.
-            names: meanings of all names.
+            usual: the usual name of the model's activation.
+            names: maps each published name of an activation to its meaning.
         """
-        spread = {} if self.initializer is None else {initializer: self.initializer}
-        return {**spread, activation: self.activation if names.get(self.activation) == names[usual] else usual}
+        std = {} if self.initializer is None else {initializer: self.initializer}
+        return {**std, activation: self.activation if names.get(self.activation) == names[usual] else usual}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """A named configuration and where its numbers come from."""
+    """Published configuration with the source of its values."""
 
     config: Any
     source: str
     """Paper and table, or repository and file."""
     objective: Objective = "causal"
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Field -> why we chose this value; every field not named here is published in `source`."""
+    """Maps a field to the reason for its value; every other field is published in `source`."""
     published_count: int | None = None
-    """Parameter count the source prints, where it prints an exact one."""
+    """Exact parameter count, if the source prints one."""
     note: str = ""
-    """A contradiction in the source, stated."""
+    """Remark, for example on a contradiction in the source."""
 
     @staticmethod
     def numbers_of(kind: Any) -> list[str]:
-        """Return the names of the fields of a configuration that say what is computed."""
+        """Return the names of the fields of a configuration that define the architecture."""
         return [field.name for field in dataclasses.fields(kind) if field.name not in ("compute", "exported")]
 
 
@@ -93,46 +93,48 @@ REFUSED: dict[str, str] = {
 
 
 def families() -> list[str]:
-    """Names of the families, found by listing this folder."""
+    """Return the names of the families: the modules of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def family(name: str) -> ModuleType:
-    """The configuration module of a family."""
+    """Return the configuration module of a family."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def find(size: str) -> tuple[str, Size]:
-    """(family, Size) of a published name.
+    """Return (family, Size) of a published name.
 
     Raises:
-        BadInput: an unpublished or unknown name; the message names the nearest one.
+        BadInput: the name is unpublished or unknown; the message gives the nearest name.
     """
     if size in REFUSED:
         raise BadInput(REFUSED[size])
-    known = {name: (f, entry) for f in families() for name, entry in family(f).SIZES.items()}
-    if size not in known:
-        near = difflib.get_close_matches(size, known, n=1, cutoff=0.0)[0]
+    sizes = {name: (f, entry) for f in families() for name, entry in family(f).SIZES.items()}
+    if size not in sizes:
+        near = difflib.get_close_matches(size, sizes, n=1, cutoff=0.0)[0]
         raise BadInput(f"no model is called {size!r}; the nearest is {near!r} (all: zoo models)")
-    return known[size]
+    return sizes[size]
 
 
 def family_of(config: Any) -> str:
-    """The family a configuration belongs to."""
+    """Return the name of the family of a configuration."""
     return type(config).__module__.rpartition(".")[2]
 
 
 def shape(config: Any) -> dict[str, Any]:
-    """What the weights of a model's body depend on: all numbers but how it is computed, what is dropped while it is learned, how
-    fresh parameters are drawn, what is remembered from row to row, and what stands on top of it."""
+    """Return the fields of a configuration that the weights of the model's body depend on.
+
+    These are all fields but those of the computation, dropout, the initializer, the memory between rows, and the head.
+    """
     numbers = dataclasses.asdict(config)
-    return {name: value for name, value in numbers.items() if name not in APART and not name.endswith("dropout")}
+    return {name: value for name, value in numbers.items() if name not in NOT_IN_SHAPE and not name.endswith("dropout")}
 
 
-APART = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels")
+NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels")
 
 
 def named(config: Any) -> str | None:
-    """The published name whose weights would fit a configuration."""
+    """Return the published name whose weights fit a configuration, or None."""
     sizes = family(family_of(config)).SIZES
     return next((name for name, size in sizes.items() if shape(size.config) == shape(config)), None)

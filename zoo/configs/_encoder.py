@@ -1,7 +1,7 @@
-"""Numbers that bidirectional bodies share, and the head they carry: BERT, RoBERTa and DistilBERT, and XLNet.
+"""Configuration shared by the bidirectional models BERT, RoBERTa, DistilBERT and XLNet, and by their heads.
 
-A family's file in `zoo.configs` subclasses `BodyConfig`, or `EncoderConfig` if it has learned positions, and says where its
-numbers are published. Nothing here imports jax.
+A family's file in `zoo.configs` subclasses `BodyConfig`, or `EncoderConfig` if it has learned positions, and lists the sources
+of its sizes. Nothing here imports JAX.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from zoo.errors import BadInput, require
 from zoo.hf.config_json import BOOKKEEPING, Published, first_name
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
-"""What a body has on top: nothing, masked words and next sentence, one of these, words in any order of prediction, or a
-classifier of sequences, of choices, of tokens or of the ends of a span."""
+"""Head on the body. body: none; pretraining: masked tokens and next sentence; masked, next: one of the two; permutation: tokens
+in any order; sequence, choice, tokens, span: a classifier of sequences, choices, tokens, or the ends of a span."""
 Initializer = Literal["normal", "truncated"]
 
 LABELLED: tuple[Task, ...] = ("sequence", "tokens")
-"""Tasks whose head has a row for each label."""
+"""Tasks whose head has one output per label."""
 
 LARGEST = {
     "vocab": 1 << 21,
@@ -28,45 +28,47 @@ LARGEST = {
     "heads": 1 << 12,
     "ffn": 1 << 20,
 }
-"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BodyConfig:
-    """Numbers of a body, however it knows where a token is, and of the head on it."""
+    """Configuration of a body, without its position encoding, and of the head on it."""
 
     vocab: int
-    """Entries of the tokenizer; input and output share one table."""
+    """Vocabulary size; input and output share one embedding table."""
     layers: int
+    """Number of layers."""
     width: int
     """Size of the residual stream, D."""
     heads: int
-    """They share the width evenly."""
+    """Number of attention heads; each has width / heads dimensions."""
     ffn: int
     """Inner width of the feed-forward layers."""
     activation: Activation = "gelu"
-    """Of the feed-forward layers and, but in RoBERTa, of the masked head. Google's BERT code has had the tanh form since 2020, as
-    XLNet's has; `transformers`, and with it every published folder, erf."""
+    """Activation of the feed-forward layers and (except in RoBERTa) of the masked head.
+    Google's code of BERT (since 2020) and XLNet has GELU's tanh form; `transformers` and all published folders have erf."""
     eps: float
     """Added to the variance in layer norms."""
     dropout: float = 0.1
-    """Share of the embeddings and of each sub-layer's output dropped."""
+    """Dropout rate of the embeddings and of each sub-layer's output."""
     attention_dropout: float = 0.1
-    """Share of the attention weights dropped."""
+    """Dropout rate of the attention weights."""
     head_dropout: float = 0.1
-    """Share dropped before a classifier."""
+    """Dropout rate before a classifier."""
     initializer: Initializer = "truncated"
-    """Fresh kernels and tables, of deviation 0.02: Google's code cuts the normal at two deviations, `transformers` does not."""
+    """Distribution of fresh kernels and tables, of standard deviation 0.02: Google's code truncates the normal at two standard
+    deviations, `transformers` does not."""
     task: Task = "body"
-    """What stands on top of the body."""
+    """Head on the body."""
     labels: tuple[str, ...] = ()
-    """Names of what a classifier tells apart, in the order of its rows; a single one is a regression's. (): those of the training
-    data."""
+    """Names of a classifier's labels, in the order of its outputs; a single label means regression.
+    None = the labels of the training data."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        # Not every family has each of them.
+        # Not every family has all of these fields.
         for field in (field.name for field in dataclasses.fields(self) if field.name in LARGEST):
             value, largest = getattr(self, field), LARGEST[field]
             require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
@@ -81,9 +83,9 @@ class BodyConfig:
             "initializer": get_args(Initializer),
             "task": get_args(Task),
         }
-        for field, known in choices.items():
+        for field, allowed in choices.items():
             value = getattr(self, field)
-            require(value in known, f"model.{field}", value, f"choose one of {', '.join(known)}")
+            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
         written = " ".join(self.labels)
         require(len(set(self.labels)) == len(self.labels), "model.labels", written, "name each label once")
         needed = self.task in LABELLED or not self.labels
@@ -97,14 +99,14 @@ class BodyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(BodyConfig):
-    """Numbers of an encoder with learned positions."""
+    """Configuration of an encoder with learned positions."""
 
     context: int
-    """The longest row. The table of positions has `position_offset` rows more."""
+    """Number of tokens in the longest row. The table of positions has `position_offset` more rows."""
     types: int
-    """Token types (sentence A or B); 0 = the family has none."""
+    """Number of token types (sentence A or B); 0 = the family has none."""
     position_offset: int = 0
-    """Row of the table of positions that the first token takes."""
+    """Row of the table of positions that the first token uses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,16 +122,18 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-"""Published name -> ours; an export writes the first that fits."""
+"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 Config = TypeVar("Config", bound=EncoderConfig)
 
 
 def numbers(published: Published, kind: type[Config], *, position_offset: int, types: int, eps: float, vocab: int) -> Config:
-    """The numbers of a config.json with BERT's keys, which RoBERTa has too; what is absent takes the default of `transformers`.
+    """Return the configuration in a config.json with BERT's keys, which RoBERTa uses too.
+
+    Absent keys take the defaults of `transformers`.
 
     Raises:
-        BadInput: something that is not computed here.
+        BadInput: a key has a value that this family does not compute.
     """
     for key, value in COMPUTED.items():
         published.only(key, value)
@@ -161,13 +165,13 @@ def numbers(published: Published, kind: type[Config], *, position_offset: int, t
 
 
 def exported(published: Published, activation: str) -> Exported:
-    """What an export will repeat; `activation` is the key of the activation's name."""
+    """Return the values that an export repeats; `activation` is the key of the activation's name."""
     spelling = published.spelling(activation, ACTIVATIONS)
     return Exported(initializer=published.initializer("initializer_range"), activation=spelling)
 
 
 def on_top(published: Published) -> dict[str, Any]:
-    """`task` and `labels` of a config.json, the task being the one its tensors are for."""
+    """Return `task` and `labels` of a config.json; the task is the one that its tensors are for."""
     task = published.task or "body"
     labels = published.labels() if task in LABELLED else ()
     if task == "sequence":
@@ -176,23 +180,23 @@ def on_top(published: Published) -> dict[str, Any]:
 
 
 def _check_problem(published: Published, labels: tuple[str, ...]) -> None:
-    """Refuse a `problem_type` that the classifier is not fitted to here; without one the number of labels decides.
+    """Refuse a `problem_type` that is not implemented for the classifier; if it is absent, the number of labels decides.
 
     Raises:
-        BadInput: several labels at a time, a number for each of several labels, a class of one, or an unknown type.
+        BadInput: multi-label classification, regression with several labels, classification with one, or an unknown type.
     """
     usual = "regression" if len(labels) == 1 else "single_label_classification"
     published.choice("problem_type", {usual: usual}, usual, why=f"of {len(labels)} labels this family computes")
 
 
 def spelled(cfg: EncoderConfig) -> dict[str, Any]:
-    """The numbers under BERT's keys.
+    """Return the entries of a config.json with BERT's keys.
 
     Raises:
-        BadInput: a family without types, which the keys have no words for.
+        BadInput: the model has no token types, which these keys cannot express.
     """
     if cfg.types == 0:
-        raise BadInput("model.types 0: this config.json knows only 1 or more token types; there is no export of this model")
+        raise BadInput("model.types 0: a config.json of this type has 1 or more token types; this model cannot be exported")
     return {
         "vocab_size": cfg.vocab,
         "max_position_embeddings": cfg.context + cfg.position_offset,
@@ -212,12 +216,12 @@ def spelled(cfg: EncoderConfig) -> dict[str, Any]:
 
 
 def activation(cfg: BodyConfig) -> str:
-    """The published name of the activation."""
+    """Return the published name of the activation."""
     return first_name(ACTIVATIONS, cfg.activation)
 
 
 def named_labels(cfg: BodyConfig) -> dict[str, Any]:
-    """The keys that name a classifier's rows."""
+    """Return the entries of a config.json that name a classifier's labels."""
     if cfg.task not in LABELLED:
         return {}
     ids = {"id2label": {str(row): name for row, name in enumerate(cfg.labels)}}
@@ -233,10 +237,10 @@ COMPUTED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-"""Keys that change the arithmetic, with the value that is computed here."""
+"""Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = (
-    # Of heads that were pruned away nothing is left; what the multilingual files say of a pooler nobody has.
+    # Pruned heads are absent from the weights; the keys of a pooler in the multilingual files are not used by any model.
     *("pruned_heads", "is_encoder_decoder", "cross_attention_hidden_size", "directionality", "gradient_checkpointing"),
     *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
     *("output_past", "tie_weights_", "model_max_length", "cls_token_id", "sep_token_id", "mask_token_id"),

@@ -1,7 +1,7 @@
 """Sizes of BERT (Devlin et al. 2019) and of the 24 small ones (Turc et al. 2019), as released.
 
-The paper prints 30,000 tokens and 110 and 340 million parameters; the released files, whose numbers these are, have 30,522
-(uncased) and 109.5 and 335.1 million.
+The paper prints 30,000 tokens and 110 and 340 million parameters; the sizes here are those of the released files, with
+30,522 tokens (uncased) and 109.5 and 335.1 million parameters.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from zoo.hf.config_json import Published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(EncoderConfig):
-    """Numbers of a BERT."""
+    """Configuration of a BERT."""
 
     types: int = 2
     eps: float = 1e-12
@@ -23,31 +23,31 @@ class Config(EncoderConfig):
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "bert"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type bert.
+    """Return the configuration in a config.json of type bert.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
     return numbers(published, Config, position_offset=0, types=2, eps=1e-12, vocab=30_522)
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type bert has them."""
-    return spelled(cfg)
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type bert."""
+    return spelled(config)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 UNCASED, CASED, MULTILINGUAL, CHINESE = 30_522, 28_996, 119_547, 21_128
-ASSUMED = {"initializer": "the paper does not state it: the normal of Google's code, cut at two deviations"}
+ASSUMED = {"initializer": "the paper does not state it: the normal of Google's code, truncated at two standard deviations"}
 
 
 def released(layers: int, width: int, vocab: int, *, source: str, count: int | None = None, note: str = "") -> Size:
-    """A body as released: heads of 64, feed-forward layers of four times the width, 512 positions."""
+    """Return a body as released: heads of size 64, feed-forward layers of four times the width, 512 positions."""
     config = Config(vocab=vocab, context=512, layers=layers, width=width, heads=width // 64, ffn=4 * width)
     return Size(config=config, objective="masked", source=source, published_count=count, assumed=ASSUMED, note=note)
 
@@ -63,7 +63,7 @@ NANO = Size(
     source="this project",
     assumed=dict.fromkeys(
         Size.numbers_of(Config),
-        "ours: a BERT body small enough to train in minutes on a laptop",
+        "chosen here: a BERT body small enough to train in minutes on a laptop",
     ),
 )
 

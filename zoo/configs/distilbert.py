@@ -11,7 +11,7 @@ from zoo.hf.config_json import BOOKKEEPING, Published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(EncoderConfig):
-    """Numbers of a DistilBERT."""
+    """Configuration of a DistilBERT."""
 
     types: int = 0
     eps: float = 1e-12
@@ -21,17 +21,17 @@ class Config(EncoderConfig):
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "distilbert"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 EPS = 1e-12
-"""What `transformers` has in its code: no key says it."""
+"""Fixed in the code of `transformers`; no key sets it."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type distilbert.
+    """Return the configuration in a config.json of type distilbert.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
@@ -59,37 +59,39 @@ def from_published(published: Published) -> Config:
     )
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type distilbert has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type distilbert.
 
     Raises:
-        BadInput: token types, positions that do not begin at row 0 or another eps, which the type has no words for.
+        BadInput: token types, positions that do not begin at row 0, or another eps, none of which this type can express.
     """
     for field, only in {"types": 0, "position_offset": 0, "eps": EPS}.items():
-        if (value := getattr(cfg, field)) != only:
-            raise BadInput(f"model.{field} {value}: a distilbert config.json knows only {only}; there is no export of this model")
+        if (value := getattr(config, field)) != only:
+            raise BadInput(
+                f"model.{field} {value}: a distilbert config.json can only express {only}; this model cannot be exported"
+            )
     return {
-        "vocab_size": cfg.vocab,
-        "max_position_embeddings": cfg.context,
-        "n_layers": cfg.layers,
-        "dim": cfg.width,
-        "n_heads": cfg.heads,
-        "hidden_dim": cfg.ffn,
-        **cfg.exported.keys("initializer_range", "activation", activation(cfg), ACTIVATIONS),
-        "dropout": cfg.dropout,
-        "attention_dropout": cfg.attention_dropout,
-        # Before a classifier of tokens the type has the `dropout` of the layers, whatever was trained with.
-        "qa_dropout" if cfg.task == "span" else "seq_classif_dropout": cfg.head_dropout,
-        **named_labels(cfg),
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.context,
+        "n_layers": config.layers,
+        "dim": config.width,
+        "n_heads": config.heads,
+        "hidden_dim": config.ffn,
+        **config.exported.keys("initializer_range", "activation", activation(config), ACTIVATIONS),
+        "dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        # A classifier of tokens has the `dropout` of the layers in this type, whatever rate was used in training.
+        "qa_dropout" if config.task == "span" else "seq_classif_dropout": config.head_dropout,
+        **named_labels(config),
         **COMPUTED,
     }
 
 
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-"""Other names of keys, which win in `transformers`."""
+"""Other names of keys, which take precedence in `transformers`."""
 
 COMPUTED = {"sinusoidal_pos_embds": False, "tie_word_embeddings": True}
-"""Keys that change the arithmetic, with the value that is computed here."""
+"""Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = ("pruned_heads", "tie_weights_", "output_past", "is_decoder", "add_cross_attention", "is_encoder_decoder")
 
@@ -97,11 +99,11 @@ WITHOUT_EFFECT = ("pruned_heads", "tie_weights_", "output_past", "is_decoder", "
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 SOURCE = "Sanh et al. 2019, section 3, and the released checkpoint"
-ASSUMED = {"initializer": "published weights begin as layers of their teacher; fresh ones are drawn as BERT's"}
+ASSUMED = {"initializer": "published weights begin as layers of their teacher; fresh ones are initialized as BERT's"}
 
 
 def released(vocab: int, count: int) -> Size:
-    """A body as released."""
+    """Return a body as released."""
     config = Config(vocab=vocab, context=512, layers=6, width=768, heads=12, ffn=3072)
     return Size(config=config, objective="distilled", source=SOURCE, published_count=count, assumed=ASSUMED)
 
@@ -115,7 +117,7 @@ SIZES: dict[str, Size] = {
         source="this project",
         assumed=dict.fromkeys(
             Size.numbers_of(Config),
-            "ours: half the layers of bert-nano, its teacher",
+            "chosen here: half the layers of bert-nano, its teacher",
         ),
     ),
     "distilbert-base-uncased": released(30_522, 66_362_880),

@@ -20,40 +20,43 @@ LARGEST = {
     "head": 1 << 16,
     "ffn": 1 << 20,
 }
-"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
 
 DROPOUTS = ("dropout", "embedding_dropout", "attention_dropout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Numbers of a GPT."""
+    """Configuration of a GPT."""
 
     vocab: int
-    """Entries of the tokenizer; input and output share one table."""
+    """Vocabulary size; input and output share one embedding table."""
     context: int
-    """Learned positions: the longest row."""
+    """Number of learned positions, which is the length of the longest row."""
     layers: int
+    """Number of layers."""
     width: int
     """Size of the residual stream, D."""
     heads: int
+    """Number of attention heads."""
     head: int
-    """Size of a head. heads x head is the inner width of attention and need not equal `width`."""
+    """Size of a head; heads x head, the inner width of attention, need not equal the width of the model."""
     ffn: int
     """Inner width of the feed-forward layers."""
     activation: Activation = "gelu_tanh"
+    """Activation of the feed-forward layers."""
     eps: float = 1e-5
     """Added to the variance in layer norms."""
     dropout: float
-    """Share of each sub-layer's output dropped before it joins the residual stream."""
+    """Dropout rate of each sub-layer's output, before it is added to the residual stream."""
     embedding_dropout: float
-    """Share of the embedding sum dropped."""
+    """Dropout rate of the sum of embeddings."""
     attention_dropout: float
-    """Share of the attention weights dropped."""
+    """Dropout rate of the attention weights."""
     pattern: tuple[Attends, ...] = ("full",)
-    """What the layers see, repeated over them: everything before, or a window of it."""
+    """Attention of the layers, repeated over all of them: full (all tokens before), or window (only the last ones)."""
     window: int = 0
-    """Tokens seen by a "window" layer, the current one included; 0 = the pattern has none."""
+    """Tokens visible to a window layer, including the current token; 0 = no layer has a window."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
@@ -68,10 +71,10 @@ class Config:
         activations = get_args(Activation)
         require(self.activation in activations, "model.activation", self.activation, f"choose one of {', '.join(activations)}")
         pattern = " ".join(self.pattern)
-        known = bool(self.pattern) and set(self.pattern) <= set(get_args(Attends))
-        require(known, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(Attends))}")
-        whole = self.layers % len(self.pattern) == 0
-        require(whole, "model.pattern", pattern, f"its length, {len(self.pattern)}, must divide --model.layers {self.layers}")
+        valid = bool(self.pattern) and set(self.pattern) <= set(get_args(Attends))
+        require(valid, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(Attends))}")
+        divides = self.layers % len(self.pattern) == 0
+        require(divides, "model.pattern", pattern, f"its length, {len(self.pattern)}, must divide --model.layers {self.layers}")
         if "window" in self.pattern:
             fix = f"the pattern has window layers; choose 1 to {self.context:,} tokens (--model.context)"
             require(1 <= self.window <= self.context, "model.window", self.window, fix)
@@ -84,7 +87,7 @@ class Config:
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "gpt2"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
@@ -92,14 +95,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "relu": "relu",
 }
-"""Published name -> ours; an export writes the first that fits."""
+"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type gpt2; absent ones are those of `transformers`' GPT2Config.
+    """Return the configuration in a config.json of type gpt2; absent keys take the defaults of `transformers`' GPT2Config.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
     published.use_aliases(ALIASES)
     width, heads = published.whole("n_embd", 768), published.whole("n_head", 12)
@@ -129,33 +132,35 @@ def from_published(published: Published) -> Config:
     )
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type gpt2 has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type gpt2.
 
     Raises:
-        BadInput: window layers, or attention that is not as wide as the model, which the type has no words for.
+        BadInput: window layers, or attention that is not as wide as the model, which this type cannot express.
     """
-    if "window" in cfg.pattern:
+    if "window" in config.pattern:
         raise BadInput(
-            f"model.pattern {' '.join(cfg.pattern)}: a gpt2 config.json has no window layers; there is no export of this model"
+            f"model.pattern {' '.join(config.pattern)}: a gpt2 config.json has no window layers; this model cannot be exported"
         )
-    if cfg.heads * cfg.head != cfg.width:
+    if config.heads * config.head != config.width:
         raise BadInput(
-            f"model.head {cfg.head}: a gpt2 config.json knows only heads x head = width, and {cfg.heads} x {cfg.head} is not "
-            f"{cfg.width}; there is no export of this model"
+            f"model.head {config.head}: a gpt2 config.json can only express heads x head = width, and "
+            f"{config.heads} x {config.head} is not {config.width}; this model cannot be exported"
         )
     return {
-        "vocab_size": cfg.vocab,
-        "n_positions": cfg.context,
-        "n_layer": cfg.layers,
-        "n_embd": cfg.width,
-        "n_head": cfg.heads,
-        "n_inner": cfg.ffn,
-        **cfg.exported.keys("initializer_range", "activation_function", first_name(ACTIVATIONS, cfg.activation), ACTIVATIONS),
-        "layer_norm_epsilon": cfg.eps,
-        "resid_pdrop": cfg.dropout,
-        "embd_pdrop": cfg.embedding_dropout,
-        "attn_pdrop": cfg.attention_dropout,
+        "vocab_size": config.vocab,
+        "n_positions": config.context,
+        "n_layer": config.layers,
+        "n_embd": config.width,
+        "n_head": config.heads,
+        "n_inner": config.ffn,
+        **config.exported.keys(
+            "initializer_range", "activation_function", first_name(ACTIVATIONS, config.activation), ACTIVATIONS
+        ),
+        "layer_norm_epsilon": config.eps,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.embedding_dropout,
+        "attn_pdrop": config.attention_dropout,
         **COMPUTED,
     }
 
@@ -166,7 +171,7 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-"""Other names of keys, which win in `transformers`."""
+"""Other names of keys, which take precedence in `transformers`."""
 
 COMPUTED = {
     "scale_attn_weights": True,
@@ -174,10 +179,10 @@ COMPUTED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-"""Keys that change the arithmetic, with the value that is computed here."""
+"""Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = (
-    # The old name of n_positions, which other files repeat; how scores are rounded; a head that is not read.
+    # The old name of n_positions, which other files repeat; the rounding of scores; a head that is not imported.
     *("n_ctx", "reorder_and_upcast_attn", "n_special", "predict_special_tokens"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
 )
@@ -189,7 +194,7 @@ WITHOUT_EFFECT = (
 def decoder(
     *, layers: int, width: int, heads: int, dropout: float, context: int, head: int | None = None, **others: Any
 ) -> Config:
-    """A GPT-2 body: feed-forward layers of four times the width, GPT-2's vocabulary, one rate for every dropout."""
+    """Return a GPT-2 body: feed-forward layers of four times the width, GPT-2's vocabulary, one rate for every dropout."""
     body = {
         "vocab": 50_257,
         "head": width // heads if head is None else head,
@@ -204,13 +209,13 @@ def _because(reason: str, *fields: str) -> dict[str, str]:
     return dict.fromkeys(fields, reason)
 
 
-# --- ours -----------------------------------------------------------------------------------------------------------------------
+# --- nano -----------------------------------------------------------------------------------------------------------------------
 
 NANO = Size(
     config=decoder(layers=4, width=192, heads=6, context=256, vocab=4096, dropout=0.1, attention_dropout=0.0),
     source="this project",
     assumed=_because(
-        "ours: a GPT-2 body small enough to train in minutes on a laptop",
+        "chosen here: a GPT-2 body small enough to train in minutes on a laptop",
         *Size.numbers_of(Config),
     ),
 )
@@ -220,7 +225,7 @@ NANO = Size(
 
 
 def gpt2(layers: int, width: int, heads: int, *, count: int, paper: str) -> Size:
-    """A row of Radford et al. 2019, Table 2, as released."""
+    """Return a row of Radford et al. 2019, Table 2, as released."""
     return Size(
         config=decoder(layers=layers, width=width, heads=heads, context=1024, dropout=0.1),
         source="Radford et al. 2019, Table 2, and the released checkpoint",
@@ -246,7 +251,7 @@ DISTILGPT2 = Size(
 UNSTATED = {
     **_because("the paper does not state it: as in GPT-2", "eps"),
     **_because("published as GELU; GPT-2's code, whose architecture the paper says it uses, has the tanh form", "activation"),
-    **_because("the paper does not state it: 0, as usual where text is seldom seen twice", *DROPOUTS),
+    **_because("the paper does not state it: 0, as usual if text is seldom seen twice", *DROPOUTS),
 }
 DENSE = _because(
     "dense: the paper alternates dense and banded layers but publishes no band; gpt3-*-alternating assumes one",
@@ -262,7 +267,7 @@ THIRTEEN = "the paper's row contradicts itself: 40 heads x 128 = 5120, width 514
 
 
 def gpt3(layers: int, width: int, heads: int, head: int, assumed: dict[str, str] | None = None, note: str = "") -> Size:
-    """A row of Brown et al. 2020, Table 2.1, every layer dense."""
+    """Return a row of Brown et al. 2020, Table 2.1, with every layer dense."""
     return Size(
         config=decoder(layers=layers, width=width, heads=heads, head=head, context=2048, dropout=0.0),
         source="Brown et al. 2020, section 2.1 and Table 2.1",
@@ -272,7 +277,7 @@ def gpt3(layers: int, width: int, heads: int, head: int, assumed: dict[str, str]
 
 
 def alternating(dense: Size) -> Size:
-    """The same row with every second layer banded."""
+    """Return the same size with every second layer banded."""
     config = dataclasses.replace(dense.config, pattern=("full", "window"), window=256)
     return dataclasses.replace(dense, config=config, assumed={**dense.assumed, **ALTERNATING})
 
@@ -286,8 +291,8 @@ ROWS = {
         2048,
         16,
         128,
-        assumed=_because("published as 24, which x 128 is not the width: 16 x 128 = 2048 is", "heads"),
-        note=XL + "This row keeps the width; gpt3-xl-literal takes the row at its word (1,517,123,584 parameters)",
+        assumed=_because("published as 24, but 24 x 128 is not the width; 16 x 128 = 2048 is", "heads"),
+        note=XL + "This row keeps the width; gpt3-xl-literal has the row as printed (1,517,123,584 parameters)",
     ),
     "gpt3-2.7b": gpt3(32, 2560, 32, 80),
     "gpt3-6.7b": gpt3(32, 4096, 32, 128),
@@ -298,16 +303,16 @@ ROWS = {
         128,
         assumed={
             **_because("published as 5140; 40 heads x 128 = 5120 is what the heads need", "width"),
-            **_because("4 x the width, as published, of the assumed width", "ffn"),
+            **_because("4 x the width, as published, here of the assumed width", "ffn"),
         },
-        note=THIRTEEN + "This row keeps the heads; gpt3-13b-literal takes the row at its word (12,936,488,380 parameters); "
+        note=THIRTEEN + "This row keeps the heads; gpt3-13b-literal has the row as printed (12,936,488,380 parameters); "
         "width 5140 with attention as wide would have 12,952,938,780",
     ),
     "gpt3-175b": gpt3(96, 12288, 96, 128),
 }
 LITERAL = {
-    "gpt3-xl-literal": gpt3(24, 2048, 24, 128, note=XL + "This row takes it at its word: attention is wider than the model"),
-    "gpt3-13b-literal": gpt3(40, 5140, 40, 128, note=THIRTEEN + "This row takes it at its word: attention is narrower"),
+    "gpt3-xl-literal": gpt3(24, 2048, 24, 128, note=XL + "This row has it as printed: attention is wider than the model"),
+    "gpt3-13b-literal": gpt3(40, 5140, 40, 128, note=THIRTEEN + "This row has it as printed: attention is narrower"),
 }
 
 

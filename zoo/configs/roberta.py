@@ -1,6 +1,6 @@
 """Sizes of RoBERTa (Liu et al. 2019) and of DistilRoBERTa, as released.
 
-A published table of positions has 514 rows: the first token takes row 2, and row 1 is for padding.
+A published table of positions has 514 rows: the first token uses row 2, and row 1 is for padding.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from zoo.hf.config_json import Published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(EncoderConfig):
-    """Numbers of a RoBERTa."""
+    """Configuration of a RoBERTa."""
 
     types: int = 1
     position_offset: int = 2
@@ -24,34 +24,34 @@ class Config(EncoderConfig):
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 PADDING = 1
-"""Id of the padding, where a config.json does not say."""
+"""Id of the padding token if a config.json does not give it."""
 
 MODEL_TYPE = "roberta"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type roberta. The first token's row of positions is the one after `pad_token_id`.
+    """Return the configuration in a config.json of type roberta. The first token's row of positions is `pad_token_id` + 1.
 
-    What is absent takes the default of `transformers`' RobertaConfig, which is none of the released models: those write 514
-    positions, one type and an eps of 1e-5.
+    Absent keys take the defaults of `transformers`' RobertaConfig. The released models differ from them: they have 514 positions,
+    one type and an eps of 1e-5.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
     offset = published.whole("pad_token_id", PADDING, least=0) + 1
     return numbers(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type roberta has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type roberta.
 
     Raises:
-        BadInput: positions that begin at row 0, which leave no row for padding.
+        BadInput: positions begin at row 0, which leaves no row for padding.
     """
-    fix = "a roberta config.json puts padding in the row before the first token's; choose 1 or more"
-    require(cfg.position_offset >= 1, "model.position_offset", cfg.position_offset, fix)
-    return {**spelled(cfg), "pad_token_id": cfg.position_offset - 1}
+    fix = "a roberta config.json has padding in the row before the first token's; choose 1 or more"
+    require(config.position_offset >= 1, "model.position_offset", config.position_offset, fix)
+    return {**spelled(config), "pad_token_id": config.position_offset - 1}
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ ASSUMED = {"initializer": "the paper does not state it: as in BERT"}
 
 
 def released(layers: int, width: int, *, source: str, count: int | None = None, objective: Objective = "masked") -> Size:
-    """A body as released: heads of 64, feed-forward layers of four times the width, 512 positions."""
+    """Return a body as released: heads of size 64, feed-forward layers of four times the width, 512 positions."""
     config = Config(vocab=50_265, context=512, layers=layers, width=width, heads=width // 64, ffn=4 * width)
     return Size(config=config, objective=objective, source=source, published_count=count, assumed=ASSUMED)
 
@@ -76,7 +76,7 @@ SIZES: dict[str, Size] = {
         source="this project",
         assumed=dict.fromkeys(
             Size.numbers_of(Config),
-            "ours: a RoBERTa body small enough to train in minutes on a laptop",
+            "chosen here: a RoBERTa body small enough to train in minutes on a laptop",
         ),
     ),
     "roberta-base": released(12, 768, source=PAPER, count=124_645_632),

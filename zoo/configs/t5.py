@@ -1,6 +1,6 @@
-"""Sizes of T5 (Raffel et al. 2020) and T5 1.1, as released, and the forms of its Table 2: shared stacks, and a decoder alone.
+"""Sizes of T5 (Raffel et al. 2020) and T5 1.1, as released, and the architectures of its Table 2: shared stacks, decoder only.
 
-The files of Flan-T5, and those of T5 1.1 trained on as language models, have the numbers of T5 1.1.
+The files of Flan-T5, and those of T5 1.1 that were further trained as language models, have the sizes of T5 1.1.
 """
 
 import dataclasses
@@ -23,41 +23,44 @@ LARGEST = {
     "head": 1 << 16,
     "ffn": 1 << 20,
 }
-"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Numbers of a T5. Relative positions take rows of any length, so there is no `context`."""
+    """Configuration of a T5. Relative positions allow rows of any length, so there is no `context`."""
 
     vocab: int
-    """Rows of the table that encoder and decoder share. Published files have more than their tokenizer has entries."""
+    """Rows of the embedding table that encoder and decoder share. Published files have more rows than tokenizer entries."""
     layers: int
-    """Of the encoder."""
+    """Number of layers of the encoder."""
     decoder_layers: int
-    """The same number unless encoder and decoder are two stacks."""
+    """Number of layers of the decoder; must equal that of the encoder unless they are two stacks."""
     width: int
     """Size of the residual stream, D."""
     heads: int
+    """Number of attention heads."""
     head: int
-    """Size of a head. heads x head is the inner width of attention and need not equal `width`."""
+    """Size of a head; heads x head, the inner width of attention, need not equal the width of the model."""
     ffn: int
     """Inner width of the feed-forward layers."""
     buckets: int = 32
-    """Kinds of relative position that have a bias."""
+    """Number of buckets of relative positions; each has a bias."""
     max_distance: int = 128
-    """All positions from here on share the last bucket."""
+    """Distance from which on all relative positions share the last bucket."""
     activation: Activation
+    """Activation of the feed-forward layers."""
     gated: bool
-    """Whether the activation is multiplied by a second, linear projection, as in T5 1.1."""
+    """Multiply the activation by a second, linear projection, as in T5 1.1."""
     tied: bool
-    """Whether the output's table is the input's; hidden states are then scaled by width^-1/2 before it. T5 1.1 has one more."""
+    """Use the input embeddings as output table, with hidden states scaled by width^-1/2; T5 1.1 has a separate output table."""
     eps: float = 1e-6
     """Added to the mean square in norms."""
     dropout: float = 0.1
-    """Share dropped of embeddings, attention weights, inner feed-forward states, each sub-layer's output and the last norm's."""
+    """Dropout rate of embeddings, attention weights, inner feed-forward states, outputs of sub-layers, and of the last norm."""
     architecture: Architecture = "encoder_decoder"
-    """Two stacks; two that share all parameters they both have; or a decoder alone, that reads a prefix as it reads the rest."""
+    """encoder_decoder: two stacks. shared: two stacks that share all common parameters. decoder: a decoder only, whose row begins
+    with the source as a prefix."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
@@ -65,30 +68,30 @@ class Config:
         for field, largest in LARGEST.items():
             value = getattr(self, field)
             require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
-        # An encoder has half of them for either side, and half of those for one distance each.
+        # An encoder has half of the buckets for each direction, and half of those for a single distance each.
         require(4 <= self.buckets <= 1 << 16, "model.buckets", self.buckets, "choose 4 to 65,536")
         far = self.buckets // 2 < self.max_distance <= 1 << 20
         fix = f"choose more than {self.buckets // 2} (half of --model.buckets) and at most 1,048,576"
         require(far, "model.max_distance", self.max_distance, fix)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "choose a share of at least 0 and less than 1")
         require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        for field, known in {"activation": get_args(Activation), "architecture": get_args(Architecture)}.items():
+        for field, allowed in {"activation": get_args(Activation), "architecture": get_args(Architecture)}.items():
             value = getattr(self, field)
-            require(value in known, f"model.{field}", value, f"choose one of {', '.join(known)}")
-        one = self.architecture == "encoder_decoder" or self.decoder_layers == self.layers
-        fix = f"--model.architecture {self.architecture} has one stack; choose --model.layers, {self.layers}"
-        require(one, "model.decoder_layers", self.decoder_layers, fix)
+            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
+        consistent = self.architecture == "encoder_decoder" or self.decoder_layers == self.layers
+        fix = f"--model.architecture {self.architecture} has one stack; choose {self.layers}, as --model.layers"
+        require(consistent, "model.decoder_layers", self.decoder_layers, fix)
 
     @property
     def sourced(self) -> bool:
-        """Whether it has an encoder, whose text the decoder reads."""
+        """True if the model has an encoder, whose source text the decoder attends to."""
         return self.architecture != "decoder"
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "t5"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
     "relu": ("relu", False),
@@ -98,16 +101,16 @@ FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
     "gated-gelu_new": ("gelu_tanh", True),
     "gated-relu": ("relu", True),
 }
-"""Published name -> our activation, and whether it is gated; an export writes the first that fits."""
+"""Maps published names to (activation, gated); an export writes the first name that fits."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type t5; absent ones are those of `transformers`' T5Config.
+    """Return the configuration in a config.json of type t5; absent keys take the defaults of `transformers`' T5Config.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
-    # `transformers` gives the decoder as many layers before it looks at the other name of `num_layers`.
+    # `transformers` sets the default of the decoder's layers before it looks at the other name of `num_layers`.
     layers = published.whole("num_layers", 6)
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
@@ -115,12 +118,12 @@ def from_published(published: Published) -> Config:
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu")
-    # What `transformers` writes beside it, worked out from it.
+    # `transformers` also writes these two, which it derives from `feed_forward_proj`.
     published.only("is_gated_act", gated)
     published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
-    # `transformers` 5 ties whenever it can, and keeps what the file said under the second name.
+    # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
     tied = published.flag("tie_word_embeddings", True, nullable=True)
-    cfg = Config(
+    config = Config(
         vocab=published.whole("vocab_size", 32_128),
         layers=published.whole("num_layers", 6),
         decoder_layers=published.whole("num_decoder_layers", layers, nullable=True),
@@ -140,18 +143,19 @@ def from_published(published: Published) -> Config:
             activation=published.spelling("feed_forward_proj", FEED_FORWARD),
         ),
     )
-    if (distance := uncertain_distance(cfg.buckets, cfg.max_distance)) is not None:
-        why = f"with {cfg.buckets} buckets, the bucket of distance {distance} depends on the machine in `transformers`"
-        raise published.wrong("relative_attention_max_distance", cfg.max_distance, why)
-    return cfg
+    if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
+        why = f"with {config.buckets} buckets, the bucket of distance {distance} depends on the machine in `transformers`"
+        raise published.wrong("relative_attention_max_distance", config.max_distance, why)
+    return config
 
 
 def uncertain_distance(buckets: int, max_distance: int) -> int | None:
-    """Return a distance for which `transformers` may compute another bucket than this family does, if there is one.
+    """Return a distance for which `transformers` may compute another bucket than this family does, or None.
 
-    Distance n >= exact belongs to bucket exact + floor(log(n / exact) / log(max_distance / exact) * growing). Here the floor is
-    exact. There it is of float32 numbers, and within their roundings of a whole number it depends on the library's logarithm, so
-    on the machine. Only powers of two have the same logarithm everywhere: those of the released (32, 128) are right.
+    Distance n >= exact belongs to bucket exact + floor(log(n / exact) / log(max_distance / exact) * growing). This family
+    computes the floor exactly. `transformers` computes it from float32 numbers; if they are within rounding errors of an integer,
+    it depends on the library's logarithm and thus on the machine. Only powers of two have the same logarithm everywhere: the
+    released values (32, 128) are right.
     """
     for side in (buckets // 2, buckets):
         exact, growing = side // 2, side - side // 2
@@ -167,7 +171,7 @@ def uncertain_distance(buckets: int, max_distance: int) -> int | None:
 
 
 def _rounded_share(distance: int, exact: int, max_distance: int, growing: int) -> float:
-    """Return the share of a distance with every step rounded to float32."""
+    """Return log(distance / exact) / log(max_distance / exact) * growing with every step rounded to float32."""
 
     def rounded(x: float) -> float:
         return struct.unpack("f", struct.pack("f", x))[0]
@@ -177,42 +181,42 @@ def _rounded_share(distance: int, exact: int, max_distance: int, growing: int) -
 
 
 SHARE_ERROR = 2.0**-21
-"""Relative error of a share in float32: one of 2^-23 of the logarithm, and roundings of 2^-24 of the other and of two steps."""
+"""Bound of the relative error of a share in float32: 2^-23 for one logarithm, 2^-24 for the other and for each of two steps."""
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type t5 has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type t5.
 
     Raises:
-        BadInput: shared stacks, a decoder alone or an activation, which the type has no words for; or a distance whose bucket may
-            be another one in `transformers`.
+        BadInput: shared stacks, a decoder only, or an activation, which this type cannot express; or a distance whose bucket may
+            differ in `transformers`.
     """
-    if (distance := uncertain_distance(cfg.buckets, cfg.max_distance)) is not None:
+    if (distance := uncertain_distance(config.buckets, config.max_distance)) is not None:
         raise BadInput(
-            f"model.max_distance {cfg.max_distance}: with {cfg.buckets} buckets, `transformers` may put distance {distance} into "
-            "another one; there is no export of this model"
+            f"model.max_distance {config.max_distance}: with {config.buckets} buckets, `transformers` may put distance "
+            f"{distance} into another bucket; this model cannot be exported"
         )
-    if cfg.architecture != "encoder_decoder":
-        raise BadInput(f"model.architecture {cfg.architecture}: no such T5 was published; there is no export of this model")
-    names = [name for name, ours in FEED_FORWARD.items() if ours == (cfg.activation, cfg.gated)]
+    if config.architecture != "encoder_decoder":
+        raise BadInput(f"model.architecture {config.architecture}: no such T5 was published; this model cannot be exported")
+    names = [name for name, meaning in FEED_FORWARD.items() if meaning == (config.activation, config.gated)]
     if not names:
         raise BadInput(
-            f"model.activation {cfg.activation}: a t5 config.json knows no gate of it; there is no export of this model"
+            f"model.activation {config.activation}: a t5 config.json cannot express it with a gate; this model cannot be exported"
         )
     return {
-        "vocab_size": cfg.vocab,
-        "num_layers": cfg.layers,
-        "num_decoder_layers": cfg.decoder_layers,
-        "d_model": cfg.width,
-        "num_heads": cfg.heads,
-        "d_kv": cfg.head,
-        "d_ff": cfg.ffn,
-        "relative_attention_num_buckets": cfg.buckets,
-        "relative_attention_max_distance": cfg.max_distance,
-        **cfg.exported.keys("initializer_factor", "feed_forward_proj", names[0], FEED_FORWARD),
-        "tie_word_embeddings": cfg.tied,
-        "layer_norm_epsilon": cfg.eps,
-        "dropout_rate": cfg.dropout,
+        "vocab_size": config.vocab,
+        "num_layers": config.layers,
+        "num_decoder_layers": config.decoder_layers,
+        "d_model": config.width,
+        "num_heads": config.heads,
+        "d_kv": config.head,
+        "d_ff": config.ffn,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.max_distance,
+        **config.exported.keys("initializer_factor", "feed_forward_proj", names[0], FEED_FORWARD),
+        "tie_word_embeddings": config.tied,
+        "layer_norm_epsilon": config.eps,
+        "dropout_rate": config.dropout,
         "pad_token_id": 0,
         **COMPUTED,
     }
@@ -224,23 +228,23 @@ ALIASES = {
     "num_hidden_layers": "num_layers",
     "head_dim": "d_kv",
 }
-"""Other names of keys, which win in `transformers`."""
+"""Other names of keys, which take precedence in `transformers`."""
 
 PADDING = 0
-"""Id of the padding, and of the token before a text, where a config.json does not say."""
+"""Id of the padding token, which is also the first input of the decoder, if a config.json does not give it."""
 
 COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
-"""Keys that change what is computed, with the value that is computed here: a decoder begins with the padding's id."""
+"""Keys that change the results, with the only value that is implemented here; the decoder begins with the padding token."""
 
 SPELLED: dict[Activation, dict[str, None]] = {
     "relu": {"relu": None},
     "gelu": {"gelu": None},
     "gelu_tanh": {"gelu_new": None, "gelu_pytorch_tanh": None},
 }
-"""Our activation -> its names in `transformers`."""
+"""Maps an activation to its names in `transformers`."""
 
 WITHOUT_EFFECT = (
-    # Rows are of any length; how fresh weights are spread; a classifier that is not read.
+    # The length of rows, which is not limited here; a classifier that is not imported; generation.
     *("n_positions", "classifier_dropout", "output_past", "max_length"),
 )
 
@@ -251,7 +255,7 @@ VOCAB = 32_128
 
 
 def released(layers: int, width: int, head: int, heads: int, ffn: int, *, count: int | None = None) -> Size:
-    """A row of Raffel et al. 2020, section 3.7, as released."""
+    """Return a size of Raffel et al. 2020, section 3.7, as released."""
     return Size(
         config=Config(
             vocab=VOCAB,
@@ -272,7 +276,7 @@ def released(layers: int, width: int, head: int, heads: int, ffn: int, *, count:
 
 
 def released_1_1(layers: int, width: int, heads: int, ffn: int, *, count: int, flan: str) -> Size:
-    """A checkpoint of T5 1.1: gated feed-forward layers and a table of its own for the output."""
+    """Return a size of T5 1.1, with gated feed-forward layers and a separate output table."""
     return Size(
         config=Config(
             vocab=VOCAB,
@@ -289,7 +293,7 @@ def released_1_1(layers: int, width: int, heads: int, ffn: int, *, count: int, f
         objective="denoising",
         source="google-research/text-to-text-transfer-transformer, released_checkpoints.md, and the released checkpoint",
         published_count=count,
-        note=f"pretrained without dropout, 0.1 is for fine-tuning. {flan} and the LM-adapted files have these numbers",
+        note=f"pretrained without dropout, 0.1 is for fine-tuning. {flan} and the LM-adapted files have the same sizes",
     )
 
 
@@ -311,7 +315,7 @@ NANO = Size(
     source="this project",
     assumed=dict.fromkeys(
         Size.numbers_of(Config),
-        "ours: a T5 1.1 body small enough to train in minutes on a laptop, and one table, where a second would be a sixth of it",
+        "chosen here: a T5 1.1 body small enough to train in minutes on a laptop; a second table would be a sixth of it",
     ),
 )
 

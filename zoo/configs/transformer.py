@@ -16,34 +16,35 @@ LARGEST = {
     "heads": 1 << 12,
     "ffn": 1 << 20,
 }
-"""Whole-numbered fields and the largest value that is still a model rather than a slip of the finger."""
+"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Numbers of a Transformer. Its positions are computed and take rows of any length, so there is no `context`."""
+    """Configuration of a Transformer. Sinusoidal positions allow rows of any length, so there is no `context`."""
 
     vocab: int
-    """Entries of the tokenizer; source, target and output share one table."""
+    """Vocabulary size; source, target and output share one embedding table."""
     layers: int
-    """Of the encoder, and as many of the decoder."""
+    """Number of layers of the encoder, and of the decoder."""
     width: int
     """Size of the residual stream, D."""
     heads: int
-    """They share the width evenly."""
+    """Number of attention heads; each has width / heads dimensions."""
     ffn: int
     """Inner width of the feed-forward layers."""
     activation: Activation = "relu"
+    """Activation of the feed-forward layers."""
     attention_bias: bool = False
-    """Whether the projections of attention have biases; the paper writes none."""
+    """Add biases to the projections of attention; the paper has none."""
     output_bias: bool = False
-    """Whether each entry of the vocabulary has a bias in the logits. The paper's have none, Marian's have."""
+    """Add a bias to the logit of each token; the paper has none, Marian has them."""
     sinusoids: Sinusoids = "interleaved"
-    """The paper's sines and cosines alternate along the width; in most codes, Marian's too, the sines are its first half."""
+    """interleaved: sines and cosines alternate along the width, as in the paper. halves: sines come first, as in Marian."""
     eps: float = 1e-5
     """Added to the variance in layer norms."""
     dropout: float
-    """Share of the embedding sums and of each sub-layer's output dropped."""
+    """Dropout rate of the sums of embeddings and of each sub-layer's output."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
@@ -56,9 +57,9 @@ class Config:
         require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "choose a share of at least 0 and less than 1")
         require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        for field, known in {"activation": get_args(Activation), "sinusoids": get_args(Sinusoids)}.items():
+        for field, allowed in {"activation": get_args(Activation), "sinusoids": get_args(Sinusoids)}.items():
             value = getattr(self, field)
-            require(value in known, f"model.{field}", value, f"choose one of {', '.join(known)}")
+            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
 
     @property
     def head(self) -> int:
@@ -67,14 +68,14 @@ class Config:
 
     @property
     def sourced(self) -> bool:
-        """It has an encoder, whose text the decoder reads."""
+        """True: the model has an encoder, whose source text the decoder attends to."""
         return True
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "marian"
-"""What a config.json calls models of this form. The paper's own weights were never published."""
+"""Name of models of this form in a config.json. The paper's own weights were never published."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -82,44 +83,46 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-"""Published name -> ours; an export writes the first that fits."""
+"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 EPS = 1e-5
-"""What `transformers` has in its code: no key says it."""
+"""Fixed in the code of `transformers`; no key sets it."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type marian; absent ones are those of `transformers`' MarianConfig.
+    """Return the configuration in a config.json of type marian; absent keys take the defaults of `transformers`' MarianConfig.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
-    # Its default is another one than what is computed here.
+    # The default of this key is not the value that is implemented here.
     if not published.flag("scale_embedding", False):
         raise published.wrong("scale_embedding", False, "this family computes true")
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     vocab, layers = published.whole("vocab_size", 58_101), published.whole("encoder_layers", 12)
     heads, ffn = published.whole("encoder_attention_heads", 16), published.whole("encoder_ffn_dim", 4096)
-    for key, default, ours in (
+    for key, default, expected in (
         ("decoder_layers", 12, layers),
         ("decoder_attention_heads", 16, heads),
         ("decoder_ffn_dim", 4096, ffn),
     ):
-        if (value := published.whole(key, default)) != ours:
-            fix = f"this family computes {ours}, as in the encoder; an absent key means {default}"
+        if (value := published.whole(key, default)) != expected:
+            fix = f"this family computes {expected}, as in the encoder; an absent key means {default}"
             raise published.wrong(key, value, fix)
     # Zero and null both mean the vocabulary of the encoder.
     if (entries := published.whole("decoder_vocab_size", 0, least=0, nullable=True)) not in (0, vocab):
         raise published.wrong("decoder_vocab_size", entries, f"this family computes {vocab}, as in the encoder")
     padding = published.whole("pad_token_id", PADDING, least=0)
     if padding >= vocab:
-        raise published.wrong("pad_token_id", padding, f"choose an entry of the vocabulary of {vocab}; absent, it is {PADDING}")
+        raise published.wrong(
+            "pad_token_id", padding, f"choose an id below the vocabulary size {vocab}; an absent key means {PADDING}"
+        )
     if (start := published.whole("decoder_start_token_id", PADDING, least=0)) != padding:
-        fix = f"this family computes {padding}, the padding, as the token before a text; an absent key means {PADDING}"
+        fix = f"this family computes {padding}, the padding, as the decoder's first input; an absent key means {PADDING}"
         raise published.wrong("decoder_start_token_id", start, fix)
     return Config(
         vocab=vocab,
@@ -141,28 +144,28 @@ def from_published(published: Published) -> Config:
     )
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type marian has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type marian.
 
     Raises:
-        BadInput: the paper's form, which the type has no words for.
+        BadInput: the form of the paper, which this type cannot express.
     """
     for field, only in {"sinusoids": "halves", "attention_bias": True, "output_bias": True, "eps": EPS}.items():
-        if (value := getattr(cfg, field)) != only:
-            raise BadInput(f"model.{field} {value}: a marian config.json knows only {only}; there is no export of this model")
+        if (value := getattr(config, field)) != only:
+            raise BadInput(f"model.{field} {value}: a marian config.json can only express {only}; this model cannot be exported")
     return {
-        "vocab_size": cfg.vocab,
-        "decoder_vocab_size": cfg.vocab,
-        "max_position_embeddings": table_rows(cfg),
-        "encoder_layers": cfg.layers,
-        "decoder_layers": cfg.layers,
-        "d_model": cfg.width,
-        "encoder_attention_heads": cfg.heads,
-        "decoder_attention_heads": cfg.heads,
-        "encoder_ffn_dim": cfg.ffn,
-        "decoder_ffn_dim": cfg.ffn,
-        **cfg.exported.keys("init_std", "activation_function", first_name(ACTIVATIONS, cfg.activation), ACTIVATIONS),
-        "dropout": cfg.dropout,
+        "vocab_size": config.vocab,
+        "decoder_vocab_size": config.vocab,
+        "max_position_embeddings": table_rows(config),
+        "encoder_layers": config.layers,
+        "decoder_layers": config.layers,
+        "d_model": config.width,
+        "encoder_attention_heads": config.heads,
+        "decoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.ffn,
+        "decoder_ffn_dim": config.ffn,
+        **config.exported.keys("init_std", "activation_function", first_name(ACTIVATIONS, config.activation), ACTIVATIONS),
+        "dropout": config.dropout,
         "scale_embedding": True,
         "pad_token_id": 0,
         "decoder_start_token_id": 0,
@@ -170,23 +173,23 @@ def to_published(cfg: Config) -> dict[str, Any]:
     }
 
 
-def table_rows(cfg: Config) -> int:
-    """Return the number of rows of the table of sinusoids that `transformers` makes of an export."""
-    return POSITIONS if cfg.exported.positions is None else cfg.exported.positions
+def table_rows(config: Config) -> int:
+    """Return the number of rows of the table of sinusoids that `transformers` builds for an export."""
+    return POSITIONS if config.exported.positions is None else config.exported.positions
 
 
 POSITIONS = 1024
-"""Rows of the table of sinusoids, where a config.json does not say: `transformers` takes no longer rows."""
+"""Rows of the table of sinusoids if a config.json does not give them; `transformers` accepts no longer rows."""
 
 PADDING = 58_100
-"""Id of the padding, and of the token before a text, where a config.json does not say."""
+"""Id of the padding token, which is also the first input of the decoder, if a config.json does not give it."""
 
 ALIASES = {
     "hidden_size": "d_model",
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",
 }
-"""Other names of keys, which win in `transformers`."""
+"""Other names of keys, which take precedence in `transformers`."""
 
 COMPUTED = {
     "attention_dropout": 0.0,
@@ -203,7 +206,7 @@ COMPUTED = {
     "static_position_embeddings": True,
     "add_bias_logits": False,
 }
-"""Keys that change the arithmetic, with the value that is computed here."""
+"""Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = (
     *("classif_dropout", "classifier_dropout", "bad_words_ids"),
@@ -214,7 +217,7 @@ WITHOUT_EFFECT = (
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
 ASSUMED = {
-    "vocab": "the paper says about 37,000 pieces, shared by English and German",
+    "vocab": "the paper says about 37,000 subwords, shared by English and German",
     "attention_bias": "the paper does not state it: its formulas have none",
     "output_bias": "the paper does not state it: its formulas have none",
     "eps": "the paper does not state it: 1e-5",
@@ -222,7 +225,7 @@ ASSUMED = {
 
 
 def published_size(width: int, heads: int, ffn: int, dropout: float, note: str) -> Size:
-    """A row of Vaswani et al. 2017, Table 3."""
+    """Return a row of Vaswani et al. 2017, Table 3."""
     return Size(
         config=Config(vocab=37_000, layers=6, width=width, heads=heads, ffn=ffn, dropout=dropout),
         objective="text_to_text",
@@ -248,7 +251,7 @@ NANO = Size(
     source="this project",
     assumed=dict.fromkeys(
         Size.numbers_of(Config),
-        "ours: small enough to train in minutes on a laptop, in the form of Marian's models, so that there is an export",
+        "chosen here: small enough to train in minutes on a laptop, in the form of Marian's models, so that it can be exported",
     ),
 )
 

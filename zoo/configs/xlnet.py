@@ -12,54 +12,54 @@ from zoo.errors import BadInput, require
 from zoo.hf.config_json import BOOKKEEPING, Published
 
 LONGEST = 1 << 20
-"""Positions that are remembered at most."""
+"""Largest number of positions in the memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BodyConfig):
-    """Numbers of an XLNet. Relative positions take rows of any length, so there is no `context`."""
+    """Configuration of an XLNet. Relative positions allow rows of any length, so there is no `context`."""
 
     eps: float = 1e-12
     initializer: Initializer = "normal"
     memory: int = 0
-    """Positions whose hidden states the next row of the same text sees; 0 = none. Only pretraining (`task` permutation or
-    pretraining) has rows that continue each other, so only there it is used."""
+    """Positions whose hidden states the next row of the same text can attend to; 0 = none.
+    Only pretraining uses it (tasks permutation and pretraining), because only its rows continue each other."""
     reuse: int = 0
-    """Positions of each row, from its first on, that are remembered; 0 = all."""
+    """Positions of each row, from the first on, that enter the memory; 0 = all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.width % 2 == 0, "model.width", self.width, "sines and cosines come in pairs; choose an even number")
-        for field, zero in {"memory": "nothing is remembered", "reuse": "whole rows"}.items():
+        for field, zero in {"memory": "no memory", "reuse": "whole rows"}.items():
             value = getattr(self, field)
             require(0 <= value <= LONGEST, f"model.{field}", value, f"choose 0 ({zero}) to {LONGEST:,} positions")
 
     @property
     def types(self) -> int:
-        """Token types that its texts have: first text, second text, summary. Only whether two are equal counts."""
+        """Number of token types: first text, second text, summary. Only the equality of two types matters."""
         return 3
 
     @property
     def generates(self) -> bool:
-        """Whether it writes text: only the heads of pretraining have words."""
+        """True if the model can generate text: only the heads of pretraining predict tokens."""
         return self.task in ("permutation", "pretraining")
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 
 MODEL_TYPE = "xlnet"
-"""What a published config.json calls this family."""
+"""Name of this family in a published config.json."""
 
 
 def from_published(published: Published) -> Config:
-    """The numbers in a config.json of type xlnet; absent ones are those of `transformers`' XLNetConfig.
+    """Return the configuration in a config.json of type xlnet; absent keys take the defaults of `transformers`' XLNetConfig.
 
-    But that nothing is remembered where `mem_len` is absent: a file's own rows, one at a time, give the same.
+    The exception is an absent `mem_len`, which means no memory: rows that are computed one at a time give the same results.
 
     Raises:
-        BadInput: something this family does not compute.
+        BadInput: a key has a value that this family does not compute.
     """
-    # `transformers` works out the size of a head before it looks at the other names of its numbers.
+    # `transformers` computes the default size of a head before it looks at the other names of keys.
     head = published.whole("d_model", 1024) // published.whole("n_head", 16)
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
@@ -69,7 +69,7 @@ def from_published(published: Published) -> Config:
     dropout = published.number("dropout", 0.1)
     if (first := published.number("summary_first_dropout", 0.0)) != 0:
         raise published.wrong("summary_first_dropout", first, "this family computes 0")
-    cfg = Config(
+    config = Config(
         vocab=published.whole("vocab_size", 32_000),
         layers=published.whole("n_layer", 24),
         width=published.whole("d_model", 1024),
@@ -85,36 +85,36 @@ def from_published(published: Published) -> Config:
         exported=exported(published, "ff_activation"),
         **on_top(published),
     )
-    if (size := published.whole("d_head", head, nullable=True)) != cfg.head:
-        raise published.wrong("d_head", size, f"this family computes {cfg.head}, d_model / n_head")
-    return cfg
+    if (size := published.whole("d_head", head, nullable=True)) != config.head:
+        raise published.wrong("d_head", size, f"this family computes {config.head}, d_model / n_head")
+    return config
 
 
-def to_published(cfg: Config) -> dict[str, Any]:
-    """The numbers as a config.json of type xlnet has them.
+def to_published(config: Config) -> dict[str, Any]:
+    """Return the entries of a config.json of type xlnet.
 
     Raises:
-        BadInput: two rates of dropout, which the type has one word for.
+        BadInput: two different dropout rates, which this type cannot express.
     """
-    if cfg.attention_dropout != cfg.dropout:
+    if config.attention_dropout != config.dropout:
         raise BadInput(
-            f"model.attention_dropout {cfg.attention_dropout}: an xlnet config.json has one rate for all, and model.dropout is "
-            f"{cfg.dropout}; there is no export of this model"
+            f"model.attention_dropout {config.attention_dropout}: an xlnet config.json has one rate for all, and "
+            f"model.dropout is {config.dropout}; this model cannot be exported"
         )
     return {
-        "vocab_size": cfg.vocab,
-        "n_layer": cfg.layers,
-        "d_model": cfg.width,
-        "n_head": cfg.heads,
-        "d_head": cfg.head,
-        "d_inner": cfg.ffn,
-        **cfg.exported.keys("initializer_range", "ff_activation", activation(cfg), ACTIVATIONS),
-        "layer_norm_eps": cfg.eps,
-        "dropout": cfg.dropout,
-        "summary_last_dropout": cfg.head_dropout,
-        "mem_len": cfg.memory or None,
-        "reuse_len": cfg.reuse or None,
-        **named_labels(cfg),
+        "vocab_size": config.vocab,
+        "n_layer": config.layers,
+        "d_model": config.width,
+        "n_head": config.heads,
+        "d_head": config.head,
+        "d_inner": config.ffn,
+        **config.exported.keys("initializer_range", "ff_activation", activation(config), ACTIVATIONS),
+        "layer_norm_eps": config.eps,
+        "dropout": config.dropout,
+        "summary_last_dropout": config.head_dropout,
+        "mem_len": config.memory or None,
+        "reuse_len": config.reuse or None,
+        **named_labels(config),
         **COMPUTED,
     }
 
@@ -125,14 +125,14 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-"""Other names of keys, which win in `transformers`."""
+"""Other names of keys, which take precedence in `transformers`."""
 
 COMPUTED = {
     "untie_r": True,
     "attn_type": "bi",
     "same_length": False,
     "clamp_len": -1,
-    # There the second half of any batch would run backwards; here a batch says of each row whether it does.
+    # In `transformers` the second half of any batch would run backwards; here `Batch.backward` says it for each row.
     "bi_data": False,
     "summary_type": "last",
     "summary_use_proj": True,
@@ -140,10 +140,10 @@ COMPUTED = {
     "summary_proj_to_labels": False,
     "tie_word_embeddings": True,
 }
-"""Keys that change the arithmetic, with the value that is computed here."""
+"""Keys that change the results, with the only value that is implemented here."""
 
 WITHOUT_EFFECT = (
-    # Whether to remember is asked of a call; how wide the search for answers is, which is not here.
+    # The use of the memory, which a call decides here; the width of the search for answers, which is not implemented.
     *("use_mems_eval", "use_mems_train", "start_n_top", "end_n_top"),
     *("output_past", "max_length", "cls_token_id", "sep_token_id", "mask_token_id"),
 )
@@ -151,11 +151,11 @@ WITHOUT_EFFECT = (
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------
 
-MEMORY = "as the repository's README gives for Large"
+MEMORY = "as in the repository's README for Large"
 
 
 def released(layers: int, width: int, heads: int, *, assumed: dict[str, str], note: str = "") -> Size:
-    """A body as released: heads of 64, feed-forward layers of four times the width, a vocabulary of 32,000."""
+    """Return a body as released: heads of size 64, feed-forward layers of four times the width, 32,000 tokens."""
     config = Config(vocab=32_000, layers=layers, width=width, heads=heads, ffn=4 * width, memory=384, reuse=256)
     return Size(
         config=config,
@@ -183,7 +183,7 @@ NANO = Size(
     source="this project",
     assumed=dict.fromkeys(
         Size.numbers_of(Config),
-        "ours: an XLNet small enough to train in minutes on a laptop",
+        "chosen here: an XLNet small enough to train in minutes on a laptop",
     ),
 )
 

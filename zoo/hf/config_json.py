@@ -1,4 +1,4 @@
-"""A published config.json, read key by key: what a family does not compute is refused, and what nobody read is told."""
+"""Strict reader of a published config.json: values that are not implemented are refused, and unread keys are reported."""
 
 import json
 import re
@@ -14,30 +14,31 @@ from zoo.errors import BadInput
 FILE = "config.json"
 LARGEST_FILE = 1 << 20
 MOST_LABELS = 100_000
-"""No file of that size names more."""
+"""Largest number of labels. A file of at most `LARGEST_FILE` bytes names fewer."""
 
 T = TypeVar("T")
 
 
 class Published:
-    """The object in a config.json. Every method reads one key and refuses a value that is not what it must be.
+    """The object in a config.json. Each method reads one key and raises an error for an invalid value.
 
     Nothing in the file is executed, imported or fetched.
     """
 
     task: str = ""
-    """What the tensors beside the file are for, where a family has several heads; set by whoever has looked at them."""
+    """Task of the tensors in the same folder, for a family with several heads; set by the loader after inspecting them."""
 
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         self.file = file
         self._content = content
         self._read: set[str] = set()
         self._aliases: dict[str, str] = {}
-        """Key of the family -> the other name under which this file has it."""
+        """Maps a key of the family to the other name under which this file has it."""
 
     @classmethod
     def load(cls, folder: Path) -> "Published":
-        """
+        """Read the config.json of a folder.
+
         Raises:
             BadInput: no such file, or no strict JSON object of at most 1 MiB.
         """
@@ -45,16 +46,16 @@ class Published:
         return cls(file, read_json(file, LARGEST_FILE))
 
     def use_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Read a key under its other name from now on, where the file has that name.
+        """Read keys under their other names from now on, if the file has those names.
 
-        `transformers` sets the keys of a family first and what stands under other names (`attribute_map`) afterwards, so an alias
-        wins over the key itself. What it works out between the two, a family reads before it calls this.
+        `transformers` sets the keys of a family first and values under other names (`attribute_map`) afterwards, so an alias
+        takes precedence over the key itself. Values that `transformers` computes in between must be read before this call.
 
         Args:
-            aliases: other name -> key of the family; all of them are whole numbers.
+            aliases: maps the other name to the key of the family; all values are integers.
 
         Raises:
-            BadInput: an alias is null, or the key it replaces is no whole number.
+            BadInput: an alias is null, or the key that it replaces is not an integer.
         """
         for alias, key in aliases.items():
             if alias not in self._content:
@@ -62,18 +63,18 @@ class Published:
             if key in self._content:
                 self.whole(key)
             if self._content[alias] is None:
-                raise self.wrong(alias, None, f"it is the name that `transformers` reads as {key}; give a number or leave it out")
+                raise self.wrong(alias, None, f"`transformers` reads it as {key}; give a number or leave it out")
             self._aliases[key] = alias
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1, nullable: bool = False) -> int:
-        """A whole number of at least `least`. An absent one takes the default; so does null, if `transformers` allows it."""
+        """Return an integer of at least `least`; the default if it is absent, or if it is null and `nullable`."""
         value = self._take(key, default, nullable)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.wrong(key, value, f"it must be a whole number of at least {least}")
         return value
 
     def number(self, key: str, default: float, *, nullable: bool = False, decimal: bool = False) -> float:
-        """A finite number; `decimal`: written with a point or an exponent, as `transformers` asks for."""
+        """Return a finite number; with `decimal` it must have a point or an exponent, as in `transformers`."""
         value = self._take(key, default, nullable)
         if decimal and isinstance(value, int):
             raise self.wrong(key, value, f"it must be a decimal number, as {float(default)}")
@@ -82,26 +83,26 @@ class Published:
         return float(value)
 
     def flag(self, key: str, default: bool, *, nullable: bool = False) -> bool:
-        """True or false. An absent one takes the default; so does null, if `transformers` allows it."""
+        """Return a boolean; the default if it is absent, or if it is null and `nullable`."""
         value = self._take(key, default, nullable)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "it must be true or false")
         return value
 
     def choice(self, key: str, choices: Mapping[str, T], default: str, *, why: str = "this family computes") -> T:
-        """What a name stands for; `why` introduces the `choices` where it is none of them."""
+        """Return the meaning of a name in `choices`; `why` introduces the list of choices in the error message."""
         value = self._take(key, default)
         if not isinstance(value, str) or value not in choices:
             raise self.wrong(key, value, f"{why} {', '.join(choices)}")
         return choices[value]
 
     def spelling(self, key: str, names: Mapping[str, Any]) -> str:
-        """The name that the file has for what several names stand for; "" if it is the first of them, or absent."""
+        """Return the file's name for a meaning that has several names; "" if it is the first of them, or absent."""
         name = self._content.get(key, "")
         return "" if name not in names or name == first_name(names, names[name]) else name
 
     def initializer(self, key: str) -> float | None:
-        """The spread of fresh weights, if the file has one."""
+        """Return the standard deviation of fresh weights, or None if the file has none."""
         if key not in self._content:
             return None
         if (value := self.number(key, 0.02, decimal=True)) < 0:
@@ -109,30 +110,30 @@ class Published:
         return value
 
     def check_padding(self, vocab: int) -> None:
-        """Refuse a `pad_token_id` for which the table of tokens has no row."""
+        """Refuse a `pad_token_id` outside the vocabulary."""
         padding = self.whole("pad_token_id", 0, least=-vocab, nullable=True)
         if padding >= vocab:
-            raise self.wrong("pad_token_id", padding, f"choose an entry of the vocabulary of {vocab}")
+            raise self.wrong("pad_token_id", padding, f"choose an id below the vocabulary size {vocab}")
 
     def only(self, key: str, value: Any) -> None:
-        """Refuse anything but the one value that this family computes; an absent key means that value."""
-        if (found := self._take(key, value)) != value or type(found) is not type(value):
-            raise self.wrong(key, found, f"this family computes {json.dumps(value)}")
+        """Refuse any value but the one that this family computes; an absent key means that value."""
+        if (actual := self._take(key, value)) != value or type(actual) is not type(value):
+            raise self.wrong(key, actual, f"this family computes {json.dumps(value)}")
 
     def never(self, key: str) -> None:
-        """Refuse a key that says that the weights are not what they seem."""
-        if (found := self._take(key, None, nullable=True)) is not None:
-            raise self.wrong(key, found, "such weights are not read; take the original ones")
+        """Refuse any value but null, for a key whose presence changes the form of the weights."""
+        if (value := self._take(key, None, nullable=True)) is not None:
+            raise self.wrong(key, value, "such weights are not supported; use the original weights")
 
     def architecture(self) -> str:
-        """The class of `transformers` that the weights were saved from; "" where the file does not say."""
+        """Return the class of `transformers` that the weights were saved from; "" if the file does not name it."""
         value = self._take("architectures", None, nullable=True)
         if not is_a(value, list[str] | None):
             raise self.wrong("architectures", value, "it must be a list of names, or null")
         return value[0] if value else ""
 
     def labels(self) -> tuple[str, ...]:
-        """The names of a classifier's rows: `id2label`, or LABEL_0, LABEL_1, ... for each of `num_labels`, or for two."""
+        """Return the names of a classifier's labels: `id2label`, or else LABEL_0, LABEL_1, ... for `num_labels` (default 2)."""
         named = self._take("id2label", None, nullable=True)
         count = self.whole("num_labels", len(named) if isinstance(named, dict) and named else 2)
         if named is None:
@@ -141,19 +142,19 @@ class Published:
             return tuple(f"LABEL_{row}" for row in range(count))
         rows = {str(row): name for row, name in named.items()} if isinstance(named, dict) else {}
         if rows.keys() != {str(row) for row in range(len(rows))} or not rows:
-            raise self.wrong("id2label", named, "it must name each row of the classifier, from 0 on")
+            raise self.wrong("id2label", named, "it must name each label of the classifier, from 0 on")
         names = tuple(rows[str(row)] for row in range(len(rows)))
         if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-            raise self.wrong("id2label", named, "each row must have a name of its own")
+            raise self.wrong("id2label", named, "each label must have a different name")
         if count != len(names):
             raise self.wrong("num_labels", count, f"id2label names {len(names)}; remove one of the two keys")
         return names
 
     def without_effect(self, *keys: str) -> None:
-        """Keys that do not change what the model computes.
+        """Mark keys as read that do not change the results of the model.
 
         Raises:
-            BadInput: one has a value of a type that `transformers` refuses.
+            BadInput: a key has a value of a type that `transformers` refuses.
         """
         self._read.update(keys)
         for key in self._content.keys() & KINDS.keys() & set(keys):
@@ -161,23 +162,23 @@ class Published:
                 raise self.wrong(key, value, f"it must be {describe_kind(KINDS[key])}")
 
     def unread(self) -> list[str]:
-        """Keys nobody has asked for.
+        """Return the keys that were not read.
 
         Raises:
-            BadInput: one of them names a size, or changes what other keys mean.
+            BadInput: one of them names a size, or changes the meaning of other keys.
         """
         unread = sorted(self._content.keys() - self._read)
         for key in unread:
             if SIZE.search(key):
-                fix = "it is not known here and names a size, which may change what is computed; remove it if it has no effect"
+                fix = "this key is unknown and names a size, which may change the results; remove it if it has no effect"
                 raise self.wrong(key, self._content[key], fix)
         return unread
 
     def wrong(self, key: str, value: Any, why: str) -> BadInput:
-        """The refusal of a key's value."""
+        """Return the exception to raise for a wrong value of a key."""
         key = self._aliases.get(key, key)
-        said = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
-        return BadInput(f"{self.file}: {key} {said}; {why}")
+        state = f"is {json.dumps(value)[:60]}" if key in self._content else "is absent"
+        return BadInput(f"{self.file}: {key} {state}; {why}")
 
     def _take(self, key: str, default: Any, nullable: bool = False) -> Any:
         name = self._aliases.get(key, key)
@@ -194,7 +195,7 @@ BOOKKEEPING = (
     # Settings of generation, which `transformers` 5 no longer reads from this file.
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
 )
-"""Keys of any family that say how a model was made or is to be called, not what it computes."""
+"""Keys of any family that describe how a model was made or is called, and not what it computes."""
 
 DTYPE = Literal["float32", "float16", "bfloat16", "float64"] | None
 KINDS: dict[str, Any] = {
@@ -208,14 +209,14 @@ KINDS: dict[str, Any] = {
     **{"summary_first_dropout": float | int, "reorder_and_upcast_attn": bool},
     **{"use_mems_eval": bool, "use_mems_train": bool, "start_n_top": int, "end_n_top": int},
 }
-"""Types of keys that change nothing, as the configurations of `transformers` declare them."""
+"""Types of keys without effect, as the configurations of `transformers` declare them."""
 
 
 def is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type: true is no number, and 1 no decimal number."""
+    """Return True if a JSON value has a type. True is not a number, and 1 is not a float."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return any(is_a(value, each) for each in arguments)
+        return any(is_a(value, member) for member in arguments)
     if origin is Literal:
         return value in arguments
     if origin is list:
@@ -238,21 +239,21 @@ def describe_kind(kind: Any) -> str:
 
 
 def first_name(names: Mapping[str, Any], meaning: Any) -> str:
-    """Return the name of something that an export writes: the first of those that stand for it."""
+    """Return the name that an export writes: the first one in `names` with this meaning."""
     return next(name for name, other in names.items() if other == meaning)
 
 
 SIZE = re.compile(
     "hidden|layer|head|dim|size|position|vocab|width|depth|embd|inner|ffn|window|expert|(^|_)n_|^num_|^attribute_map$"
 )
-"""What the names of sizes contain. An unknown key with such a name may change what `transformers` computes."""
+"""Pattern of keys that name sizes. An unknown key that matches may change the results in `transformers`."""
 
 
 def read_json(file: Path, largest: int) -> dict[str, Any]:
-    """A file's JSON object, with each key once and no NaN.
+    """Return the JSON object in a file, which must have no key twice and no NaN.
 
     Raises:
-        BadInput: it is not that, or is larger than `largest` bytes.
+        BadInput: it is not such an object, or is larger than `largest` bytes.
     """
     try:
         if (size := file.stat().st_size) > largest:
@@ -263,8 +264,7 @@ def read_json(file: Path, largest: int) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
-    """The same of bytes already read; `file` is what the message names."""
-
+    """Return the JSON object in bytes, as `read_json`; `file` appears in the error message."""
     try:
         content = json.loads(raw.decode(), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -284,4 +284,4 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")

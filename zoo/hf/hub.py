@@ -1,4 +1,4 @@
-"""Folders of published weights by name: a folder as it is, or a hub id from the local cache or the network."""
+"""Folders of published weights by name: a local folder, or a hub id from the local cache or the network."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from zoo.errors import BadInput
 T = TypeVar("T")
 
 PREFIX = "hub:"
-WANTED = [
+PATTERNS = [
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
 ]
@@ -20,60 +20,60 @@ PATIENCE = 5.0
 
 
 def fetch(name: str) -> Path:
-    """The folder of `hub:ID` or `hub:ID@REVISION`: from the local cache if it is there, else downloaded into it.
+    """Return the folder of `hub:ID` or `hub:ID@REVISION`, which is downloaded unless the local cache has it.
 
     Only safetensors, JSON, vocabularies and SentencePiece models are fetched.
 
     Raises:
-        BadInput: not in the cache and no network (at once: one attempt), or the hub has no such model or refuses it.
+        BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
-    wanted, _, revision = name.removeprefix(PREFIX).partition("@")
+    repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
     try:
-        cached = huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED, local_files_only=True)
-        if _is_whole(Path(cached)):
+        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
+        if _is_complete(Path(cached)):
             return Path(cached)
     except errors.HFValidationError as error:
-        raise BadInput(f"{name}: no hub id ({error})") from None
+        raise BadInput(f"{name}: not a hub id ({error})") from None
     except errors.LocalEntryNotFoundError:
         pass
 
     def download() -> str:
-        # A question without retries, before a download with many.
-        huggingface_hub.HfApi().model_info(wanted, revision=revision, timeout=PATIENCE)
-        return huggingface_hub.snapshot_download(wanted, revision=revision, allow_patterns=WANTED)
+        # One request without retries, before a download that has many.
+        huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE)
+        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS)
 
     return Path(ask(download, name, "model or revision", instead="a folder"))
 
 
 def ask(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
-    """The answer of the hub to a question about `name`, which is `missing` here.
+    """Return the result of a request to the hub about `name`, which is `missing` here.
 
     Raises:
-        BadInput: the network is forbidden or does not answer, or the hub has no such `what`, or refuses it.
+        BadInput: the network is forbidden or does not answer, or the hub has no such `what`, or refuses access.
     """
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:
-        raise BadInput(f"{name}: {missing}, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give {instead}")
+        raise BadInput(f"{name}: {missing}, and HF_HUB_OFFLINE forbids the download; unset it, or give {instead}")
     try:
         return question()
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
         raise BadInput(f"{name}: the hub has no such {what}, or it needs a login; check the name") from None
     except Exception as error:
-        # The library's transport has exceptions of its own, under another name in each version.
+        # The exceptions of the library's HTTP client have another module in each version.
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
         why = " ".join(str(error).split())[:120]
         raise BadInput(f"{name}: {missing}, and the hub does not answer ({why}); go online once, or give {instead}") from None
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a cached model has all its files: another program may have fetched some, or been interrupted."""
-    # Here, for it imports JAX, and data sets come from the hub before JAX starts.
+def _is_complete(folder: Path) -> bool:
+    """Return True if a cached model has all its files; an interrupted or another program may have downloaded only some."""
+    # Imported here because it imports JAX, and data sets are downloaded before JAX starts.
     from zoo.hf import safetensors_dir
 
     index = folder / safetensors_dir.INDEX
@@ -89,16 +89,16 @@ def _is_whole(folder: Path) -> bool:
     return tokenizer and (folder / "config.json").exists() and all((folder / str(shard)).exists() for shard in shards)
 
 
-def folder_of(where: str) -> Path:
-    """The folder that a name given on the command line means.
+def folder_of(name: str) -> Path:
+    """Return the folder for a name on the command line: a path or hub:ID.
 
     Raises:
         BadInput: no such folder; see also `fetch`.
     """
-    if where.startswith(PREFIX):
-        return fetch(where)
-    path = Path(where)
+    if name.startswith(PREFIX):
+        return fetch(name)
+    path = Path(name)
     if path.is_dir():
         return path
-    what = "not a folder" if os.path.lexists(path) else "no such folder"
-    raise BadInput(f"{where}: {what}; name a run, a folder of published weights, or {PREFIX}ID for a model of the hub")
+    problem = "not a folder" if os.path.lexists(path) else "no such folder"
+    raise BadInput(f"{name}: {problem}; name a run, a folder of published weights, or {PREFIX}ID for a model of the hub")

@@ -1,4 +1,4 @@
-"""The words for a family's table of published names: which tensors a leaf is made of, and how their axes become its axes."""
+"""Types for the table of a family's published parameter names: the tensors of each leaf, and the layout of their axes."""
 
 import dataclasses
 import math
@@ -13,60 +13,61 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Where one of our leaves is found among published tensors."""
+    """Mapping between a parameter leaf of this project and published tensors."""
 
     leaf: str
-    """Path of the leaf. One below `layers` is stacked from a tensor (or several) of each layer."""
+    """Path of the leaf. A leaf below `layers` is stacked from one or more tensors of each layer."""
     names: str | tuple[str, ...]
-    """Published name without prefix, `{layer}` standing for the layer's number. Several are stacked along the axis that only the
-    right side of `layout` has."""
+    """Published name without prefix; `{layer}` stands for the index of the layer. Several tensors are stacked along the axis that
+    is only on the right side of `layout`."""
     layout: str = ""
-    """How the axes of one layer's tensor are split and ordered, as "d (c n h) -> d c n h"; none: as they are."""
+    """Split and order of the axes of one layer's tensor, as "d (c n h) -> d c n h"; empty = unchanged."""
     bare: bool = False
-    """Whether the name stands without the prefix, as those of heads do."""
+    """True if the name has no prefix, as the names of heads."""
     optional: bool = False
-    """Whether only some configurations of the family have the leaf."""
+    """True if only some configurations of the family have the leaf."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """The published names of a family's models with one head, or with none."""
+    """Published parameter names of a family's models with one kind of head, or with none."""
 
     architecture: str
-    """The class of `transformers` that an export is for; "" where there is none: such a model has no published form."""
+    """Class of `transformers` for which an export is written; "" if there is none, so the model has no published form."""
     prefixes: tuple[str, ...]
-    """What may stand before the names; an export writes the first."""
+    """Possible prefixes of the names; an export writes the first."""
     rows: tuple[Row, ...]
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Full name of a tensor that may be absent -> the leaf it must equal where it is not. Never written, unless it is a row's
-    of the configuration."""
+    """Maps the full name of an optional tensor to the leaf that it must equal. It is never written, unless a row of the
+    configuration has this name."""
     constants: tuple[str, ...] = ()
-    """Names of buffers that hold no parameter; they are not read."""
+    """Names of buffers that are not parameters; they are not read."""
     tables: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Name without prefix of a table that is computed here -> what it must hold where a file has it, by the configuration."""
+    """Maps the name without prefix of a table that is computed here to a function of the configuration that returns its values; a
+    file that has the table must have the same values."""
     idle: tuple[str, ...] = ()
-    """Names without prefix of tensors that files of this head may carry without using them: all of them or none."""
+    """Names without prefix of unused tensors that files with this head may have: all of them or none."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """How old files end a name -> how it ends now."""
+    """Maps the ending of a name in old files to its ending in current files."""
 
     def today(self, name: str) -> str:
-        """A tensor's name as files spell it now."""
+        """Return the name of a tensor in current files."""
         old = next((end for end in self.renamed if name.endswith(end)), None)
         return name if old is None else name.removesuffix(old) + self.renamed[old]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The axes of a published tensor, split and ordered into those of a leaf."""
+    """Split and order of the axes of a published tensor into the axes of a leaf."""
 
     groups: tuple[tuple[str, ...], ...]
-    """The published tensor's axes, each as the axes it is split into."""
+    """Axes of the published tensor, each as the tuple of axes that it is split into."""
     axes: tuple[str, ...]
-    """The leaf's. One of them may be in no group: it numbers several published tensors."""
+    """Axes of the leaf. One of them may be in no group: it is the index of several published tensors."""
 
     @classmethod
     def parse(cls, text: str, rank: int) -> "Layout":
-        """ "d (c n h) -> d c n h"; an empty text leaves the `rank` axes as they are."""
+        """Parse a layout such as "d (c n h) -> d c n h"; an empty text leaves the `rank` axes unchanged."""
         if not text:
             axes = tuple(f"axis{number}" for number in range(rank))
             return cls(tuple((axis,) for axis in axes), axes)
@@ -75,12 +76,12 @@ class Layout:
         return cls(groups, tuple(right.split()))
 
     def published(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a published tensor of a leaf of this shape."""
+        """Return the shape of a published tensor of a leaf of this shape."""
         sizes = dict(zip(self.axes, shape, strict=True))
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.groups)
 
     def arrange(self, views: Sequence[np.ndarray], shape: tuple[int, ...]) -> Callable[[Index], np.ndarray]:
-        """A function from an index into the leaf, of this shape, to that part of it; only that part is read."""
+        """Return a function from an index into the leaf, which has this shape, to that part of it; only that part is read."""
         sizes, split = dict(zip(self.axes, shape, strict=True)), self._split
         order = [split.index(axis) for axis in self.axes if axis in split]
         arranged = [view.reshape([sizes[axis] for axis in split]).transpose(order) for view in views]
@@ -90,7 +91,7 @@ class Layout:
         return lambda index: np.stack([view[index[:axis] + index[axis + 1 :]] for view in arranged[index[axis]]], axis)
 
     def publish(self, leaf: np.ndarray, number: int) -> np.ndarray:
-        """The `number`-th published tensor of a leaf."""
+        """Return the `number`-th published tensor of a leaf."""
         axes = list(self.axes)
         if self._added is not None:
             leaf = leaf.take(number, self._added)
@@ -105,5 +106,5 @@ class Layout:
 
     @property
     def _added(self) -> int | None:
-        """The axis that numbers the tensors, if there is one."""
+        """Index of the leaf's axis that numbers the published tensors, or None."""
         return next((number for number, axis in enumerate(self.axes) if axis not in self._split), None)

@@ -1,7 +1,7 @@
-"""A folder of safetensors as named arrays, read strictly and written whole or not at all.
+"""Folders of safetensors files as named arrays, read strictly and written completely or not at all.
 
-The format: https://github.com/huggingface/safetensors. Files come from strangers, so sizes are capped before anything is parsed,
-and nothing but the header is read until a tensor is asked for.
+The format: https://github.com/huggingface/safetensors. Files are not trusted: sizes are limited before anything is parsed, and
+only the header is read until the values of a tensor are used.
 """
 
 import contextlib
@@ -43,17 +43,17 @@ DTYPES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies."""
+    """Location of a tensor in a file, with its shape and dtype."""
 
     file: Path
     start: int
-    """Its first byte in the file."""
+    """Offset of its first byte in the file."""
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors spells it: F32, BF16, I64."""
+    """Name of the dtype in safetensors: F32, BF16, I64, ..."""
 
     def view(self) -> np.ndarray:
-        """The tensor, mapped: reading it reads the file, slicing it reads the slice."""
+        """Return the tensor as a memory map: only the slices that are used are read from the file."""
         dtype = np.dtype(DTYPES[self.dtype])
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, dtype)
@@ -61,14 +61,14 @@ class Tensor:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder by its name: of model.safetensors, or of the shards that model.safetensors.index.json lists.
+    """Return every tensor of a folder by name, from model.safetensors or the shards in model.safetensors.index.json.
 
     Raises:
-        BadInput: there are none, or a file is damaged, hostile or not what the index says; it is named.
+        BadInput: there are none, or a file is damaged, malicious or does not match the index; the message names it.
     """
     if (folder / INDEX).exists():
         if (folder / SINGLE).exists():
-            raise BadInput(f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that does not belong to the model")
+            raise BadInput(f"{folder}: contains both {SINGLE} and {INDEX}; remove the one that does not belong to the model")
         return _sharded(folder)
     if (folder / SINGLE).exists():
         return header(folder / SINGLE)
@@ -76,23 +76,23 @@ def read(folder: Path) -> dict[str, Tensor]:
     if others:
         raise BadInput(
             f"{folder / others[0]}: only safetensors are read (pickled weights can run code, other formats are not supported); "
-            f"convert it to {SINGLE} where it came from"
+            f"convert it to {SINGLE} with the program that wrote it"
         )
-    raise BadInput(f"{folder}: holds no {SINGLE} and no {INDEX}")
+    raise BadInput(f"{folder}: contains neither {SINGLE} nor {INDEX}")
 
 
 def header(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.
+    """Return the tensors of one safetensors file.
 
     Raises:
-        BadInput: the file is damaged, or passes a cap: 25 MiB of header, 100,000 tensors, names of 1 to 256 plain characters.
+        BadInput: the file is damaged, or exceeds a limit: 25 MiB of header, 100,000 tensors, names of 1 to 256 characters.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
-                raise BadInput(f"{file}: damaged: a header of {length:,} bytes in a file of {size:,}; fetch it again")
+                raise BadInput(f"{file}: damaged: a header of {length:,} bytes in a file of {size:,}; download it again")
             if length > LARGEST_HEADER:
                 raise BadInput(f"{file}: a header of {length:,} bytes; at most {LARGEST_HEADER:,} are read")
             entries = parse_json(stream.read(length), file)
@@ -104,18 +104,18 @@ def header(file: Path) -> dict[str, Tensor]:
     for name in entries:
         if not NAME.fullmatch(name):
             raise BadInput(
-                f"{file}: a tensor is called {json.dumps(name)[:80]}; names are 1 to 256 letters, digits, '_', '.', '-'"
+                f"{file}: a tensor is called {json.dumps(name)[:80]}; names must be 1 to 256 letters, digits, '_', '.', '-'"
             )
-    # The format's own reader judges the layout: types, shapes, no holes, no overlaps, nothing before or after.
+    # The reader of the safetensors library checks the layout: types, shapes, no gaps, no overlaps, nothing before or after.
     try:
         with safetensors.safe_open(file, framework="numpy"):
             pass
     except Exception as error:
-        raise BadInput(f"{file}: damaged safetensors ({' '.join(str(error).split())[:120]}); fetch it again") from None
+        raise BadInput(f"{file}: damaged safetensors ({' '.join(str(error).split())[:120]}); download it again") from None
     tensors = {}
     for name, entry in entries.items():
         if entry["dtype"] not in DTYPES:
-            raise BadInput(f"{file}: {name} has the type {entry['dtype']}; {', '.join(DTYPES)} are read")
+            raise BadInput(f"{file}: {name} has the type {entry['dtype']}; supported are {', '.join(DTYPES)}")
         tensors[name] = Tensor(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
     return tensors
 
@@ -128,29 +128,29 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
     for name, file in files.items():
         if not isinstance(file, str) or not SHARD.fullmatch(file):
             raise BadInput(
-                f"{index}: {json.dumps(name)[:60]} lies in {json.dumps(file)[:60]}; only .safetensors files beside it are read"
+                f"{index}: {json.dumps(name)[:60]} is in {json.dumps(file)[:60]}; only .safetensors files beside it are read"
             )
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        found = header(folder / file)
-        listed = {name for name, where in files.items() if where == file}
-        if astray := sorted(listed ^ found.keys()):
-            lacks = astray[0] in listed
+        shard = header(folder / file)
+        listed = {name for name, shard_file in files.items() if shard_file == file}
+        if different := sorted(listed ^ shard.keys()):
+            lacks = different[0] in listed
             raise BadInput(
-                f"{folder / file}: {'lacks' if lacks else 'also holds'} {astray[0]}, against {INDEX}; fetch both again"
+                f"{folder / file}: {'lacks' if lacks else 'also contains'} {different[0]}, unlike {INDEX}; download both again"
             )
-        tensors |= found
+        tensors |= shard
     return tensors
 
 
 @contextlib.contextmanager
 def new_folder(target: Path):
-    """A folder to fill, which gets its name `target` at the end of the block, all of it on the disk.
+    """Yield a temporary folder to fill, which is synced to disk and renamed to `target` at the end of the block.
 
-    After an error it is gone, and so are the folders around it that were made for it.
+    After an error it is removed, together with the parent folders that were created for it.
 
     Raises:
-        BadInput: something of that name exists, or it cannot be written.
+        BadInput: `target` exists, or it cannot be written.
     """
     if os.path.lexists(target):
         raise BadInput(f"{target}: already exists; choose another name, or remove it")
@@ -162,7 +162,7 @@ def new_folder(target: Path):
         yield partial
         for file in (*partial.iterdir(), partial):
             _sync(file)
-        # On POSIX a folder may only take the name of an empty one: nothing that came meanwhile is lost.
+        # On POSIX a rename replaces only an empty folder, so files that were written there meanwhile are not lost.
         partial.rename(target)
         _sync(target.parent)
     except OSError as error:
@@ -171,7 +171,7 @@ def new_folder(target: Path):
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
         for folder in new:
-            # One that holds something stays.
+            # A folder that is not empty stays.
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -181,31 +181,31 @@ def write(
 ) -> None:
     """Write float32 tensors into a folder: one file, or shards of at most `largest` bytes and their index.
 
-    `fetch` gives a tensor by its name; one shard's are in memory at a time.
+    `fetch` returns a tensor by its name; the tensors of one shard are in memory at a time.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    plan = split_state_dict_into_shards_factory(
+    split = split_state_dict_into_shards_factory(
         dict(shapes),
         get_storage_size=lambda shape: 4 * math.prod(shape),
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=largest,
     )
-    for file, names in plan.filename_to_tensors.items():
+    for file, names in split.filename_to_tensors.items():
         try:
             save_file({name: np.ascontiguousarray(fetch(name)) for name in names}, folder / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:
             raise OSError(" ".join(str(error).split())) from None
-        # The library's files are for their owner alone; these are to be shared like any other.
+        # The library creates files that only their owner can read; give them the usual permissions.
         os.chmod(folder / file, (folder / file).parent.stat().st_mode & 0o666)
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _umask() -> int:
-    """Rights that this process keeps from others. There is no way to ask but to set it."""
+    """Return the umask of this process. The only way to read it is to set it."""
     os.umask(mask := os.umask(0o077))
     return mask
 

@@ -169,7 +169,7 @@ def test_a_folder_of_a_data_set_is_its_rows(datasets, tmp_path):
     assert 'one: no column "text"; it has "id", "body": choose one with --data.field' in refusal(one)
     assert 'several: no split dev; it has "train", "test": choose one with --data.split' in refusal(several, split="dev")
     assert "--data.split dev: " in refusal(one, split="dev")
-    with pytest.raises(BadInput, match=r"--data\.split train\[:10%\]: give its name alone"):
+    with pytest.raises(BadInput, match=r"--data\.split train\[:10%\]: give its name only"):
         Data(split="train[:10%]")
     (tmp_path / "dataset_info.json").write_text("{")
     assert f"{tmp_path}: cannot be loaded" in refusal(tmp_path)

@@ -86,7 +86,7 @@ def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[
 
 
 BAD = {
-    "import a/b/c": "a/b/c: no hub id",
+    "import a/b/c": "a/b/c: not a hub id",
     "import pickled": "pickled/pytorch_model.bin: only safetensors are read",
     "import words": "words: its tokenizer has 300 entries and its model a vocabulary of 299",
     "import unspoken": "unspoken: holds no tokenizer.json and no vocab.json",

@@ -32,7 +32,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("transformer", {"dropout": -0.1}, "--model.dropout -0.1: ", SHARE),
     ("transformer", {"eps": 2.0}, "--model.eps 2.0: ", EPS),
     ("xlnet", {"width": 15, "heads": 3}, "--model.width 15: ", PAIRS),
-    ("xlnet", {"memory": -1}, "--model.memory -1: ", "choose 0 (nothing is remembered) to 1,048,576 positions"),
+    ("xlnet", {"memory": -1}, "--model.memory -1: ", "choose 0 (no memory) to 1,048,576 positions"),
     ("xlnet", {"reuse": -1}, "--model.reuse -1: ", "choose 0 (whole rows) to 1,048,576 positions"),
     ("xlnet", {"heads": 3}, "--model.heads 3: ", "it must divide --model.width 32"),
     ("bert", {"layers": 0}, "--model.layers 0: ", "choose 1 to 512"),

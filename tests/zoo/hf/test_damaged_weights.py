@@ -248,7 +248,7 @@ def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
     save_file(stored, tmp_path / "model-1.safetensors")
     first, *others = sorted(stored)
     for files, message in [
-        ({name: "model-1.safetensors" for name in others}, f"also holds {first}"),
+        ({name: "model-1.safetensors" for name in others}, f"also contains {first}"),
         ({name: "model-1.safetensors" for name in [*stored, "x"]}, "lacks x"),
         ({name: "model-2.safetensors" for name in stored}, "cannot be read"),
     ]:

@@ -125,4 +125,4 @@ def test_doctor_sees_a_foreign_train(tmp_path: Path) -> None:
     )
     done = run_python("-c", program, cwd=tmp_path)
     assert done.code == 1
-    assert "come from different places" in done.stdout
+    assert "come from different folders" in done.stdout

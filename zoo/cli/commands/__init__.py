@@ -1,5 +1,6 @@
-"""The commands of `zoo`, a file each or two that belong together: they read options and hand over to the room that does the work.
+"""The commands of `zoo`, one file per command or pair of related commands: each parses its options and calls the package that
+does the work.
 
-Together with `zoo.cli.main` they are the one place where the rooms meet; no other file imports them. jax is imported only once a
-command needs it.
+Only these files and `zoo.cli.main` import from all packages, and no other file imports them. JAX is imported when a command needs
+it, not before.
 """

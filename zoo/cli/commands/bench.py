@@ -1,4 +1,4 @@
-"""`zoo bench`."""
+"""The command `zoo bench`."""
 
 import dataclasses
 from typing import Annotated
@@ -9,7 +9,7 @@ from zoo.errors import BadInput
 
 
 def bench(args: list[str]) -> int:
-    """`zoo bench attention|step|growth [options]`, `zoo bench compare A B [options]`."""
+    """Run `zoo bench attention|step|growth [options]` or `zoo bench compare A B [options]`."""
     kinds = {"attention": attention, "step": step, "growth": growth, "compare": compare}
     if args[:1] in (["-h"], ["--help"]):
         for name, kind in kinds.items():
@@ -21,81 +21,84 @@ def bench(args: list[str]) -> int:
 
 
 def attention(args: list[str]) -> int:
-    """time every attention implementation, on every kind of attention the models need"""
+    """Time every attention implementation on every kind of attention that the models need."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Attention:
-        """Every attention implementation on every kind of attention the models need: its numbers are checked, then it is timed.
+        """Check the numbers of every attention implementation on every kind of attention that the models need, then time it.
 
-        What is left out is chosen by the machine: on a CPU float32 and up to 2,048 tokens, on an accelerator bfloat16 and up to
-        16,384. Cells that cannot run say why. Ends with 1 if something is wrong or fails.
+        Defaults depend on the machine: float32 and up to 2,048 tokens on a CPU, bfloat16 and up to 16,384 on an accelerator. A
+        cell that cannot run states the reason. The exit code is 1 if numbers are wrong or a cell fails.
         """
 
         impl: tuple[str, ...] = ()
-        """Implementations, as `zoo doctor` lists them; none = all. xla is measured in any case: ratios are over it."""
+        """Implementations, as `zoo doctor` lists them; none = all. xla is always measured, because ratios are relative to it."""
         dtype: tuple[str, ...] = ()
-        """float32, bfloat16."""
+        """Dtypes: float32, bfloat16."""
         direction: tuple[str, ...] = ()
-        """forward, both (forward and backward)."""
+        """Passes: forward, or both (forward and backward)."""
         model: tuple[str, ...] = ()
-        """Sizes whose heads to take, as `zoo models` lists them."""
+        """Sizes whose heads are measured, as `zoo models` lists them."""
         lengths: tuple[int, ...] = ()
-        """Tokens of an example."""
+        """Lengths of an example, in tokens."""
         feature: tuple[str, ...] = ()
-        """full, causal, window, padding, packed, t5, xlnet, dropout, grouped."""
+        """Kinds of attention: full, causal, window, padding, packed, t5, xlnet, dropout, grouped."""
         shape: tuple[str, ...] = ()
-        """Instead of models and lengths B,T,S,N,K,H: batch, queries, keys, heads, key/value heads, size of a head."""
+        """Shapes B,T,S,N,K,H (batch, queries, keys, heads, key/value heads, head size), instead of --model and --lengths."""
         tokens: int | None = None
-        """Tokens of a batch, over all its examples: on a CPU 2,048, on an accelerator 16,384."""
+        """Tokens of a batch, over all its examples. None = 2,048 on a CPU, 16,384 on an accelerator."""
         batch: int | None = None
-        """Examples of a batch, instead."""
+        """Examples of a batch, instead of --tokens."""
         rounds: int | None = None
-        """Rounds of each row; none = until the medians are known to 1 %, or --budget is used up, but at least 5."""
+        """Rounds of each row. None = until the medians are certain to 1 %, or --budget is used up, but at least 5."""
         budget: float | None = None
-        """Seconds of rounds for each cell."""
+        """Seconds spent on the rounds of each cell."""
         seconds: float | None = None
-        """Seconds after which no row begins; those left out are named. None = all are measured, with --quick 60."""
+        """Seconds after which no row begins; the skipped rows are listed. None = measure all rows, or 60 with --quick."""
         cell_seconds: float = 20.0
-        """A cell whose first call takes longer is timed by that alone."""
+        """Seconds; a cell whose first call takes longer is timed by that call alone."""
         repeats: int = 1
-        """Fresh processes, one after the other, that measure everything anew: `zoo bench compare` needs 3."""
+        """Fresh processes, run one after the other, that each measure everything; `zoo bench compare` needs 3."""
         quick: bool = False
-        """A small sweep, of the rows that begin within a minute (--seconds)."""
+        """Measure a small sweep: the rows that begin within a minute (--seconds)."""
         peers: bool = False
         """Also time torch's attention, if torch is installed."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = parse(Attention, args=args, prog="zoo bench attention")
+    options = parse(Attention, args=args, prog="zoo bench attention")
     from benchmarks.attention import sweep
     from benchmarks.attention.settings import Settings
     from benchmarks.core.runner import Request
 
-    given = dataclasses.asdict(asked)
-    quick, output = given.pop("quick"), Request(("bench", "attention", *args), **given.pop("output"))
-    return sweep.main(Settings(**given), output, quick=quick)
+    settings = dataclasses.asdict(options)
+    quick, output = settings.pop("quick"), Request(("bench", "attention", *args), **settings.pop("output"))
+    return sweep.main(Settings(**settings), output, quick=quick)
 
 
 def compare(args: list[str]) -> int:
-    """two results of one benchmark; ends with 1 if something became slower or wrong"""
+    """Compare two results of one benchmark. The exit code is 1 if a cell became slower or wrong."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
-        """Two results of one benchmark, B against A. On one machine each cell's ratio to the unit in the same rounds is compared;
-        results of two machines are only shown side by side. Ends with 1 if a cell is slower beyond its spread and the threshold,
-        or became wrong or failed."""
+        """Compare two results of one benchmark, B against A.
+
+        For results of one machine, each cell's ratio to the unit in the same rounds is compared; results of two machines are only
+        shown side by side. The exit code is 1 if a cell is slower by more than its spread and the threshold, became wrong, or
+        failed.
+        """
 
         a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
-        """Folder or cells.jsonl of `zoo bench`: before."""
+        """Folder or cells.jsonl of `zoo bench`, the earlier result."""
         b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
-        """After."""
+        """Folder or cells.jsonl of the later result."""
         threshold: float = 0.05
-        """Relative change below which nothing is a regression or an improvement."""
+        """Relative change below which a difference counts as neither regression nor improvement."""
         json: bool = False
         """Print JSON."""
 
-    asked = parse(Compare, args=args, prog="zoo bench compare")
+    options = parse(Compare, args=args, prog="zoo bench compare")
     from benchmarks.core import compare as comparison
 
-    return comparison.main(asked.a, asked.b, threshold=asked.threshold, as_json=asked.json)
+    return comparison.main(options.a, options.b, threshold=options.threshold, as_json=options.json)

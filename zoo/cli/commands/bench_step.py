@@ -1,4 +1,4 @@
-"""`zoo bench step` and `zoo bench growth`."""
+"""The commands `zoo bench step` and `zoo bench growth`."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,107 +9,108 @@ from zoo.configs import Implementation, Remat
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What becomes of the results."""
+    """Options for the results."""
 
     out: str = ""
-    """Their folder; none = runs/bench/<benchmark>_<hardware>_<date>."""
+    """Folder of the results; empty = runs/bench/<benchmark>_<hardware>_<date>."""
     resume: bool = False
-    """Complete those that are there. What its process was killed at twice is recorded as failed."""
+    """Complete the results in the folder. A cell at which the process was killed twice is recorded as failed."""
     json: bool = False
-    """Print the cells as JSON, one a line."""
+    """Print the cells as JSON, one per line."""
 
 
 def step(args: list[str]) -> int:
-    """time training, inference and decoding steps of models, beside other implementations of them"""
+    """Time training, inference and decoding steps of models, and of other implementations of them."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Step:
-        """Steps of models: what they cost, how near the machine's limit they are, and where their time goes.
+        """Measure steps of models: their cost, how close they are to the machine's limit, and where their time goes.
 
-        Every way of computing that is named is measured, each with each; the first is what the others' times are stated over. All
-        must have the same losses before any is timed. Ends with 1 if one is wrong or fails.
+        Every combination of --layers, --remat, --precision, --attention and --mesh is measured; times are relative to the first
+        combination. All must give the same losses before any is timed. The exit code is 1 if one is wrong or fails.
         """
 
         models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ()
-        """Sizes as `zoo models` lists them, or how their names begin: gpt2, bert-base, t5-small."""
+        """Sizes as `zoo models` lists them, or the beginnings of their names: gpt2, bert-base, t5-small."""
         mode: Literal["train", "inference", "decode"] = "train"
-        """train: the trainer's step with the family's first objective, AdamW and clipping. inference: a forward pass with the
-        same loss. decode: one token through the cache."""
+        """train: the trainer's step with the family's first objective, AdamW and clipping.
+        inference: a forward pass with the same loss.
+        decode: one token through the cache."""
         batch: int | None = None
-        """Rows; none = what suits the family."""
+        """Rows of a batch. None = a default for the family."""
         length: int | None = None
-        """Tokens of a row, of an encoder-decoder those it writes; decoding, slots of the cache. None = what suits the family."""
+        """Tokens of a row (encoder-decoders: of its target); for decode, slots of the cache. None = a default for the family."""
         source_length: int | None = None
-        """Tokens of a row that an encoder-decoder reads."""
+        """Tokens of the source of a row, for an encoder-decoder."""
         dropout: bool = False
-        """Keep the published rates of dropout; otherwise there is none."""
+        """Use the published dropout rates; otherwise there is no dropout."""
         layers: tuple[Literal["scan", "unroll"], ...] = ("scan", "unroll")
-        """How the stack of layers is compiled."""
+        """Ways to compile the stack of layers."""
         remat: tuple[Remat, ...] = ("none",)
-        """What the backward pass computes again."""
+        """What the backward pass recomputes: nothing, whole layers, or all but attention."""
         precision: tuple[Literal["float32", "bfloat16"], ...] = ()
         """Dtypes of the arithmetic; none = float32 on a CPU, bfloat16 on an accelerator."""
         attention: tuple[Implementation, ...] = ("auto",)
         """Attention implementations, as `zoo doctor` lists them."""
         mesh: tuple[str, ...] = ("data=1",)
-        """Meshes, each as data=2,tensor=2."""
+        """Meshes, each written as data=2,tensor=2."""
         peers: bool = False
         """Also time `transformers` on torch and KerasHub on JAX, where they are installed."""
         profile: bool = False
-        """Also say where the time of each of our training steps goes."""
+        """Also break down the time of each training step of this project by kind of operation."""
         rounds: int | None = None
-        """Rounds of each model; none = until the medians are known to 1 %, or --budget is used up, but at least 5."""
+        """Rounds of each model. None = until the medians are certain to 1 %, or --budget is used up, but at least 5."""
         budget: float | None = None
-        """Seconds of rounds for each program; none = 20."""
+        """Seconds spent on the rounds of each program. None = 20."""
         cell_seconds: float = 60.0
-        """A program whose first call takes longer is timed by that alone."""
+        """Seconds; a program whose first call takes longer is timed by that call alone."""
         repeats: int = 1
-        """Fresh processes, one after the other, that measure everything anew: `zoo bench compare` needs 3."""
+        """Fresh processes, run one after the other, that each measure everything; `zoo bench compare` needs 3."""
         devices: int = 0
         """Simulate this many CPU devices; 0 = use the real ones."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = parse(Step, args=args, prog="zoo bench step")
+    options = parse(Step, args=args, prog="zoo bench step")
     from benchmarks.core.runner import Request
     from benchmarks.step import bench
     from benchmarks.step.settings import Settings
 
-    given = dataclasses.asdict(asked)
-    devices, output = given.pop("devices"), Request(("bench", "step", *args), **given.pop("output"))
-    return bench.main(Settings(**given), output, devices=devices)
+    settings = dataclasses.asdict(options)
+    devices, output = settings.pop("devices"), Request(("bench", "step", *args), **settings.pop("output"))
+    return bench.main(Settings(**settings), output, devices=devices)
 
 
 def growth(args: list[str]) -> int:
-    """how the cost of a small model's step grows with length, layers, width and devices"""
+    """Measure how the cost of a small model's step grows with length, layers, width and devices."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Growth:
-        """How time, memory and compilation of a small model's step grow; each axis by itself, with the exponent fitted."""
+        """Measure how time, memory and compilation of a small model's step grow along each axis, and fit the exponents."""
 
         model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "gpt-nano"
-        """A size of the family, as `zoo models` lists them; its depth and width are chosen here."""
+        """A size of the family, as `zoo models` lists them; --layers and --width replace its depth and width."""
         batch: int | None = None
-        """Rows, over all devices."""
+        """Rows of a batch, over all devices."""
         length: tuple[int, ...] = ()
-        """Tokens of a row."""
+        """Lengths of a row, in tokens."""
         layers: tuple[int, ...] = ()
-        """Layers; of an encoder-decoder those of each side."""
+        """Numbers of layers, for an encoder-decoder of each stack."""
         width: tuple[int, ...] = ()
-        """Widths, multiples of 32, the size of a head."""
+        """Model widths: multiples of 32, the size of a head."""
         device_counts: tuple[int, ...] = ()
-        """Simulated devices that a batch is split over."""
+        """Numbers of simulated devices that a batch is split over."""
         rounds: int | None = None
-        """Rounds along each axis."""
+        """Rounds of measurement along each axis."""
         quick: bool = False
-        """Fewer and smaller, in a minute."""
+        """Measure fewer and smaller models, in about a minute."""
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
-    asked = parse(Growth, args=args, prog="zoo bench growth")
+    options = parse(Growth, args=args, prog="zoo bench growth")
     from benchmarks.core.runner import Request
     from benchmarks.growth import bench as benchmark
 
-    given = dataclasses.asdict(asked)
-    quick, output = given.pop("quick"), Request(("bench", "growth", *args), **given.pop("output"))
-    return benchmark.main(benchmark.Settings(**given), output, quick=quick)
+    settings = dataclasses.asdict(options)
+    quick, output = settings.pop("quick"), Request(("bench", "growth", *args), **settings.pop("output"))
+    return benchmark.main(benchmark.Settings(**settings), output, quick=quick)

@@ -1,17 +1,17 @@
-"""`zoo data`."""
+"""The command `zoo data`."""
 
 import dataclasses
 import os
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine import refuse_unnamed
+from zoo.cli.machine import refuse_empty_options
 from zoo.cli.options import parse
 from zoo.errors import BadInput
 
 
 def data(args: list[str]) -> int:
-    """`zoo data inspect [RECIPE|RUN] [options]`."""
+    """Run `zoo data inspect [RECIPE|RUN] [options]`."""
     import tyro
 
     from train import recipes
@@ -30,28 +30,28 @@ def data(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Inspect:
-        """Rows as a run trains on them: decoded, with what counts in the loss, segments and positions."""
+        """Show rows as a run trains on them: decoded, with loss weights, segments and positions."""
 
         run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         rows: int = 3
-        """Examples shown."""
+        """Number of rows to show."""
         first: int = 0
-        """Number of the first one in the stream: step x batch + its place in the batch."""
+        """Index of the first row in the training stream: step x batch + its index in the batch."""
 
-    asked = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
-    refuse_unnamed(asked.run, args)
-    folder = folder or Folder.of(asked.run)
-    early_checks.check_inputs(asked.run, folder)
+    options = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
+    refuse_empty_options(options.run, args)
+    folder = folder or Folder.of(options.run)
+    early_checks.check_inputs(options.run, folder)
     from train.inputs import inspect_rows
 
-    inspect_rows.inspect(asked.run, folder, count=asked.rows, first=asked.first)
+    inspect_rows.inspect(options.run, folder, count=options.rows, first=options.first)
     return 0
 
 
 HELP = """\
 usage: zoo data inspect [RECIPE|RUN] [options]
 
-Show rows as a run trains on them: decoded, with what counts in the loss, with segments and positions.
+Show rows as a run trains on them: decoded, with loss weights, segments and positions.
 
   zoo data inspect gpt-nano --data.paths corpus.jsonl
   zoo data inspect bert-nano --rows 1 --first 320

@@ -1,45 +1,47 @@
-"""`zoo import` and `zoo export`."""
+"""The commands `zoo import` and `zoo export`."""
 
 import dataclasses
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine import alone, on_machine
+from zoo.cli.machine import prepare_process, require_one_process
 from zoo.cli.options import parse
 
 
 def import_weights(args: list[str]) -> int:
-    """`zoo import DIR|HUB_ID [options]`."""
+    """Run `zoo import DIR|HUB_ID [options]`."""
     import tyro
 
     from train.config.run_config import Machine, Mesh
 
     @dataclasses.dataclass(frozen=True)
     class Import:
-        """Check published weights (safetensors and JSON only) to the last tensor, and keep them exactly, under models/."""
+        """Check every tensor of published weights (safetensors and JSON only), and store them unchanged under models/."""
 
         where: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|HUB_ID")]
-        """Folder with config.json, safetensors and tokenizer, or a hub id: from the local cache, else fetched."""
+        """Folder with config.json, safetensors and tokenizer, or a hub id (from the local cache, else downloaded)."""
         out: str = "models"
         """Folder that holds the imported models."""
         name: str = ""
-        """Name there; none: that of the folder or of the hub."""
+        """Name of the imported model; empty = the name of the folder or on the hub."""
         explain: bool = False
-        """Only print what becomes of each tensor."""
+        """Only print where each tensor goes."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = parse(Import, args=args, prog="zoo import")
-    alone(asked.machine)
-    if (code := on_machine(asked.machine, ["import", *args])) is not None:
+    options = parse(Import, args=args, prog="zoo import")
+    require_one_process(options.machine)
+    if (code := prepare_process(options.machine, ["import", *args])) is not None:
         return code
     from train.weights import import_export
 
-    return import_export.import_weights(asked.where, out=asked.out, name=asked.name, explain=asked.explain, mesh=asked.mesh)
+    return import_export.import_weights(
+        options.where, out=options.out, name=options.name, explain=options.explain, mesh=options.mesh
+    )
 
 
 def export(args: list[str]) -> int:
-    """`zoo export RUN DIR [options]`."""
+    """Run `zoo export RUN DIR [options]`."""
     import tyro
 
     from train.config.run_config import Machine, Mesh
@@ -51,23 +53,25 @@ def export(args: list[str]) -> int:
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         """Folder of a run."""
         target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-        """Folder to make."""
+        """Folder to create."""
         step: int | None = None
-        """Checkpoint; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
+        """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
         last: int = 0
-        """Average the parameters of so many of the newest checkpoints, as the Transformer's paper does; 0 = take one as it is."""
+        """Average the parameters of this many newest checkpoints, as in the Transformer paper; 0 = export one checkpoint."""
         shard: float = 5.0
-        """Largest safetensors file, in GB."""
+        """Size of the largest safetensors file, in GB."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = parse(Export, args=args, prog="zoo export")
-    alone(asked.machine)
-    early_checks.check_export(asked.last, asked.step, asked.shard)
-    early_checks.check_source(asked.run, asked.step)
-    early_checks.check_new(asked.target)
-    if (code := on_machine(asked.machine, ["export", *args])) is not None:
+    options = parse(Export, args=args, prog="zoo export")
+    require_one_process(options.machine)
+    early_checks.check_export(options.last, options.step, options.shard)
+    early_checks.check_source(options.run, options.step)
+    early_checks.check_new(options.target)
+    if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
 
-    return import_export.export(asked.run, asked.target, step=asked.step, last=asked.last, shard=asked.shard, mesh=asked.mesh)
+    return import_export.export(
+        options.run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh
+    )

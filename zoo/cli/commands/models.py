@@ -1,4 +1,4 @@
-"""`zoo models`."""
+"""The command `zoo models`."""
 
 import dataclasses
 from typing import Annotated
@@ -7,20 +7,20 @@ from zoo.cli.options import parse
 
 
 def models(args: list[str]) -> int:
-    """`zoo models [NAME] [--json]`."""
+    """Run `zoo models [NAME] [--json]`."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
     class Models:
-        """Sizes of the zoo: exact parameter counts and where every number comes from. Nothing is allocated."""
+        """List the sizes of the zoo with exact parameter counts and the source of every number. No model is allocated."""
 
         name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
-        """One size, in full."""
+        """Size to show in full; empty = list all sizes."""
         json: bool = False
-        """Machine-readable."""
+        """Print JSON."""
 
-    asked = parse(Models, args=args, prog="zoo models")
+    options = parse(Models, args=args, prog="zoo models")
     from zoo.cli import models_table
 
-    print(models_table.render(asked.name, as_json=asked.json), end="")
+    print(models_table.render(options.name, as_json=options.json), end="")
     return 0

@@ -1,15 +1,15 @@
-"""`zoo predict`."""
+"""The command `zoo predict`."""
 
 import dataclasses
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine import on_machine
+from zoo.cli.machine import prepare_process
 from zoo.cli.options import parse
 
 
 def predict(args: list[str]) -> int:
-    """`zoo predict RUN|DIR|hub:ID TEXT ... | --files ... [options]`."""
+    """Run `zoo predict RUN|DIR|hub:ID TEXT ... | --files ... [options]`."""
     import tyro
 
     from eval.generation.settings import Unlabelled
@@ -18,56 +18,58 @@ def predict(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
-        """Predictions of a fine-tuned model for texts or files without labels: classes, numbers, tags, answers or choices, with
-        probabilities, a line of JSON for each example, in order. An answer has its characters [start, end) of the context;
-        entities have the words [first, end)."""
+        """Predict classes, numbers, tags, answers or choices for texts or files without labels, with a fine-tuned model.
+
+        The output is one line of JSON per example, in order, with probabilities. An answer has its characters [start, end) of the
+        context; an entity has its words [first, end).
+        """
 
         model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DIR")]
-        """Folder of a fine-tuned run or of published weights with a head for labels, or hub:ID."""
+        """Folder of a fine-tuned run, or of published weights with a head for labels, or hub:ID."""
         inputs: Annotated[Unlabelled, tyro.conf.arg(name="", prefix_name=False)]
         out: str = ""
-        """File to write (.jsonl); it appears when all predictions are made. None: stdout."""
+        """File to write (.jsonl); it appears when all predictions are done. Empty = stdout."""
         null_threshold: float | None = None
-        """span: the answer is null where the score of no answer is above that of the best answer by more than this (SQuAD 2.0;
-        0 is usual). None: every question is answered."""
+        """Threshold for no answer (span): the answer is null if the score of "no answer" exceeds that of the best one by more.
+        SQuAD 2.0 usually has 0. None = answer every question."""
         length: int = 0
-        """Tokens of the longest row; 0 = that of the run, of published weights the model's positions."""
+        """Largest number of tokens in a row; 0 = as the run was trained, or the model's positions for published weights."""
         step: int | None = None
-        """Checkpoint of a run; None = the best one of a run that keeps it, else the newest; -1 = the newest."""
+        """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
         batch: int = 16
-        """Rows computed at a time; a result depends on it by rounding alone."""
+        """Rows computed at a time; results depend on it only by rounding."""
         precision: Precision = "auto"
         """Dtype of the arithmetic. auto: float32 on CPU, else bfloat16."""
         labelled: Labelled = Labelled()
-        """How files are read and long texts are cut; without any of these a run reads them as its own."""
+        """Options for reading files and cutting long texts. Without any of them, files are read as the run read its own."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
-    asked = parse(Predict, args=args, prog="zoo predict")
-    early_checks.check_source(asked.model, asked.step)
-    early_checks.check_files("--files", asked.inputs.files)
-    _check_model(asked.model)
-    if (code := on_machine(asked.machine, ["predict", *args])) is not None:
+    options = parse(Predict, args=args, prog="zoo predict")
+    early_checks.check_source(options.model, options.step)
+    early_checks.check_files("--files", options.inputs.files)
+    _check_model(options.model)
+    if (code := prepare_process(options.machine, ["predict", *args])) is not None:
         return code
     from eval.commands import predict
 
     return predict.main(
-        asked.model,
-        asked.inputs,
-        out=asked.out,
-        length=asked.length,
-        labelled=asked.labelled,
-        null_threshold=asked.null_threshold,
-        step=asked.step,
-        batch=asked.batch,
-        precision=asked.precision,
-        mesh=asked.mesh,
+        options.model,
+        options.inputs,
+        out=options.out,
+        length=options.length,
+        labelled=options.labelled,
+        null_threshold=options.null_threshold,
+        step=options.step,
+        batch=options.batch,
+        precision=options.precision,
+        mesh=options.mesh,
     )
 
 
-def _check_model(where: str) -> None:
-    """Refuse a family that has no heads for labels, before JAX is imported."""
+def _check_model(name: str) -> None:
+    """Refuse a model family without heads for labels, before JAX is imported."""
     from train.weights.init_config import numbers, writes_text
 
-    if not hasattr(numbers(where), "task"):
-        raise writes_text(where)
+    if not hasattr(numbers(name), "task"):
+        raise writes_text(name)

@@ -1,11 +1,11 @@
-"""`zoo train`."""
+"""The command `zoo train`."""
 
 import inspect
 import re
 from typing import TYPE_CHECKING
 
 from zoo.cli import early_checks
-from zoo.cli.machine import on_machine, option, refuse_unnamed
+from zoo.cli.machine import option_value, prepare_process, refuse_empty_options
 from zoo.cli.options import parse
 from zoo.runtime import launch
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def train(args: list[str]) -> int:
-    """`zoo train [RECIPE] [options]`."""
+    """Run `zoo train [RECIPE] [options]`."""
     from train import recipes
 
     if args[:1] in (["-h"], ["--help"]):
-        found = recipes.recipes()
-        width = max(map(len, found))
-        for name, recipe in sorted(found.items()):
+        by_name = recipes.recipes()
+        width = max(map(len, by_name))
+        for name, recipe in sorted(by_name.items()):
             print(f"{name:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
-        print("\nzoo train RECIPE --help says what a recipe does and lists its options.")
+        print("\nzoo train RECIPE --help describes a recipe and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     run = parse_run(name, args)
-    if (code := on_machine(run.machine, ["train", name, *args])) is not None:
+    if (code := prepare_process(run.machine, ["train", name, *args])) is not None:
         return code
     return train_here(run)
 
@@ -40,11 +40,11 @@ def parse_run(name: str, args: list[str]) -> "Run":
     from train import recipes
     from train.config.run_config import Run
 
-    default = recipes.begun(name, option(args, "--init"))
-    # tyro joins lines, but not paragraphs.
+    default = recipes.begun(name, option_value(args, "--init"))
+    # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find(name)) or "")
     run = parse(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args, description=about)
-    refuse_unnamed(run, args)
+    refuse_empty_options(run, args)
     if run.machine.process == 0 and not launch.is_child():
         early_checks.check_run(run)
     return run
