@@ -39,10 +39,10 @@ print("from", number)
 if mode == "raise" and number == 1:
     raise OSError("disk gone")
 if mode == "reader left" and number == 0:
-    sys.exit(launch.abandon(launch.CLOSED_PIPE))
+    sys.exit(launch.exit_if_joined(launch.CLOSED_PIPE))
 if mode == "wrong" and number == 1:
     print("zoo: --key 1: choose 2", file=sys.stderr)
-    sys.exit(launch.leave(2))
+    sys.exit(launch.exit_if_failed(2))
 while not (folder / "may end").exists():
     if mode == "end":
         (folder / f"{number}.new").write_text(f"{total} {jax.device_count()} {jax.local_device_count()}")
@@ -137,7 +137,7 @@ def test_two_processes_are_one_program_whose_service_this_machine_alone_can_reac
     ],
 )
 def test_a_process_that_leaves_does_not_wait_for_the_others(group, mode: str, code: int, line: str) -> None:
-    """They never end; without `leave`, `abandon` and `_fail` it would wait for them at JAX's shutdown barrier."""
+    """They never end; without `exit_if_failed`, `exit_if_joined` and `_fail` it would wait for them at JAX's shutdown barrier."""
     ended, _, err = group(REDUCE, mode).ended()
     assert ended == code, err
     assert line in err
@@ -146,7 +146,7 @@ def test_a_process_that_leaves_does_not_wait_for_the_others(group, mode: str, co
 INTERRUPTED = """
 import gc, signal, sys, time
 from zoo.runtime import launch
-launch.heed_interrupts()
+launch.handle_interrupts()
 def interrupt(*_):
     gc.callbacks.clear()
     signal.raise_signal(signal.SIGINT)
@@ -228,7 +228,7 @@ def test_nobody_there() -> None:
     free = launch._free_port()
     with pytest.raises(BadInput, match=r"refused for 0\.3 s; start process 0"):
         joining(f"127.0.0.1:{free}", 2, 1, timeout=0.3)
-    with pytest.raises(BadInput, match=r"no word from process 1, 2 after 0\.3 s"):
+    with pytest.raises(BadInput, match=r"process 1, 2 did not connect within 0\.3 s"):
         joining(f"127.0.0.1:{free}", 3, 0, timeout=0.3)
 
 
@@ -243,7 +243,7 @@ except BadInput as wrong: print(wrong)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         with pytest.raises(BadInput, match="process 1 was started with --processes 3"):
             joining(f"127.0.0.1:{port}", 2, 0, timeout=PATIENCE)
-        assert "process 0 gave up" in other.communicate(timeout=PATIENCE)[0]
+        assert "process 0 has stopped" in other.communicate(timeout=PATIENCE)[0]
 
 
 @pytest.mark.parametrize(

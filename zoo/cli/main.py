@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         from zoo.runtime import launch
 
-        return launch.abandon(130)
+        return launch.exit_if_joined(130)
 
 
 def _version() -> str:
@@ -124,7 +124,7 @@ def run() -> None:
     if not stdio.prepare():
         stdio.complain("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
-    launch.heed_interrupts()
+    launch.handle_interrupts()
     try:
         try:
             code = main()
@@ -136,11 +136,11 @@ def run() -> None:
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`), so flushing at exit must not write to it.
         stdio.discard(sys.stdout)
-        code = launch.abandon(launch.CLOSED_PIPE)
+        code = launch.exit_if_joined(launch.CLOSED_PIPE)
     except OSError as error:
         if not (line := _exhausted(error)):
             raise
         stdio.discard(sys.stdout)
         stdio.complain(line)
         code = 2
-    sys.exit(launch.leave(code))
+    sys.exit(launch.exit_if_failed(code))

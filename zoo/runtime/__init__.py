@@ -1,1 +1,1 @@
-"""The process: how JAX starts, several processes on one machine, the compilation cache, the terminal's streams."""
+"""Process set-up: the start of JAX, several processes on one machine, the compilation cache, standard streams."""

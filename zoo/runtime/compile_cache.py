@@ -1,7 +1,7 @@
-"""A persistent compilation cache whose entries are written whole and checked when they are read.
+"""Persistent compilation cache whose entries are written atomically and checked when they are read.
 
 JAX writes an entry in place and stores no checksum. A process that is killed while it writes leaves half an entry, which every
-later process reads and warns of, and none replaces it. Here an entry is written to a file of its own and renamed, and begins with
+later process reads and warns about, and none replaces. Here an entry is written to a temporary file and renamed, and begins with
 the SHA-256 digest of the rest. An entry that does not match its digest is deleted and counts as missing: the program is compiled
 and stored again.
 """
@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import jax
-from jax._src import compilation_cache  # JAX offers no public way to replace the storage of its cache
+from jax._src import compilation_cache  # JAX has no public way to replace the storage of its cache
 from jax._src.compilation_cache_interface import CacheInterface
 
 from zoo.runtime import stdio
 
 SUFFIX = ".program"
-"""Suffix of an entry's file. JAX's own files end in -cache, so both kinds can lie in one folder."""
+"""Suffix of an entry's file. JAX's own files end in -cache, so both kinds can be in one folder."""
 UNFINISHED = ".unfinished"
 """Suffix of a file that is being written."""
 DIGEST = hashlib.sha256().digest_size
@@ -57,7 +57,7 @@ class CheckedCache(CacheInterface):
             self._write(key, value)
         except OSError as error:
             self._writable = False
-            why = f"cannot be written ({error.strerror}); programs are compiled and not kept for the next command"
+            why = f"cannot be written ({error.strerror}); compiled programs are not stored for the next command"
             stdio.complain(f"cache folder {self.folder} {why}")
 
     def _write(self, key: str, value: bytes) -> None:
@@ -74,9 +74,9 @@ class CheckedCache(CacheInterface):
 
 
 def install() -> None:
-    """Have JAX keep compiled programs in a `CheckedCache`.
+    """Make JAX store compiled programs in a `CheckedCache`.
 
-    Remote folders, and those for which JAX is to enforce a size (jax_compilation_cache_max_size), stay with JAX.
+    Remote folders, and folders with a size limit (jax_compilation_cache_max_size), still use JAX's own cache.
     """
     compilation_cache.get_file_cache = _file_cache
 

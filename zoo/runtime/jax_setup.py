@@ -1,6 +1,6 @@
-"""What must be true before JAX starts, and whether it is: devices, flags, compile cache, and right numbers.
+"""Set-up of JAX before it starts (devices, flags, compilation cache), and a check that it computes correct numbers.
 
-JAX is imported inside functions only, so that the command line answers without it.
+JAX is imported only inside functions, so that the command line can answer without it.
 """
 
 import ctypes
@@ -18,32 +18,32 @@ from zoo.runtime import stdio
 SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 SAFE_VALUE = "individual_dot"
 LEAST_MEMORY = 1 << 30
-"""Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each more core has threads with their stacks."""
+"""Bytes of address space that JAX needs to start. With two cores it takes 0.6e9; each further core adds thread stacks."""
 ACCELERATORS = ("jax_plugins", "libtpu")
 """Modules through which JAX finds accelerators."""
-KEPT = {-8: 1, -4: 0, -1: -1}
-"""Options of glibc's mallopt: M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h)."""
+MALLOPT = {-8: 1, -4: 0, -1: -1}
+"""Maps options of glibc's mallopt to values: M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD (malloc.h)."""
 
 
 def prepare(devices: int = 0) -> None:
-    """Set this process up before JAX starts; the second call with the same devices does nothing.
+    """Set this process up before JAX starts; a second call with the same devices does nothing.
 
     XLA's CPU compiler returns wrong numbers for some reductions fused with a dot (JAX 0.10.2 to 0.12.0 at least), so the
-    flag that keeps dots apart is added to XLA_FLAGS; a value the user set for that flag stays, and `canary` judges it.
-    Compiled programs are kept in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it is
-    read (see `zoo.runtime.compile_cache`). Where only the CPU can be JAX's platform, memory that is freed is kept for the next
-    step (see `_keep_memory`).
+    flag that keeps dots separate is added to XLA_FLAGS; a value that the user has set for that flag stays, and `canary` tests it.
+    Compiled programs are stored in `cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder; each is checked when it
+    is read (see `zoo.runtime.compile_cache`). If the CPU is the only possible platform, freed memory is kept for the next step
+    (see `_keep_memory`).
 
     Args:
         devices: CPU devices to simulate, which selects the CPU platform; 0 = the real devices.
 
     Raises:
-        BadInput: the cache folder is not private, or this process may not take the memory that JAX needs to start.
+        BadInput: the cache folder is not private, or this process may not allocate the memory that JAX needs to start.
         RuntimeError: JAX started before this call, with other settings.
     """
     _check_memory()
     import jax
-    from jax._src.xla_bridge import backends_are_initialized  # JAX offers no public way to ask
+    from jax._src.xla_bridge import backends_are_initialized  # JAX has no public function for this
 
     from zoo.runtime import compile_cache
 
@@ -65,85 +65,85 @@ def prepare(devices: int = 0) -> None:
         folder = cache_folder(f"compiled-{processor()}")
         jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
     compile_cache.install()
-    # JAX's defaults skip programs that compile in under a second; a small model's step and its many small programs are all such.
+    # JAX by default skips programs that compile in under a second, as all programs of a small model do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _check_memory() -> None:
-    """Refuse a limit below which the C++ of JAX or OpenBLAS ends the process with an abort or a stack of its own."""
+    """Refuse a memory limit at which the C++ code of JAX or OpenBLAS would abort the process."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
-        fix = f"JAX needs {LEAST_MEMORY >> 20:,} to start; raise the limit (ulimit -v)"
-        raise BadInput(f"out of memory: this process may take {limit >> 20:,} MiB of address space, and {fix}")
+        fix = f"JAX needs {LEAST_MEMORY >> 20:,} MiB to start; raise the limit (ulimit -v)"
+        raise BadInput(f"out of memory: this process may use {limit >> 20:,} MiB of address space, and {fix}")
 
 
 def _keep_memory() -> None:
-    """Have the C library keep freed memory, instead of giving it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    XLA on CPU takes all temporaries of a step at once and frees them at its end. glibc takes that much from the system each time,
-    which fills every page with zeros when it is first touched: 5 % of a step's time. The arenas of threads give large blocks
-    back whatever they are told, so there is one arena. Where the environment has settings of malloc, they stay.
+    XLA on CPU allocates all temporaries of a step at once and frees them at its end. glibc gets that memory from the system each
+    time, which zeroes every page on first use: 5 % of a step's time. The arenas of threads return large blocks regardless of the
+    settings, so there is only one arena. Settings of malloc in the environment are not changed.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if platform.libc_ver()[0] == "glibc" and not chosen:
-        for option, value in KEPT.items():
+        for option, value in MALLOPT.items():
             ctypes.CDLL(None).mallopt(option, value)
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again: ZOO_CACHE if set, else `zoo` below the user's cache folder. Not created here."""
+    """Return the cache folder, without creating it: ZOO_CACHE if set, else `zoo` below the user's cache folder."""
     if chosen := os.environ.get("ZOO_CACHE"):
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "zoo"
 
 
 class NoCache(BadInput):
-    """A cache folder that cannot be made, as in a home folder that cannot be written to."""
+    """Error: a cache folder cannot be created, for example in a home folder without write permission."""
 
 
 def cache_folder(name: str) -> Path | None:
-    """Return a `private` folder of the cache; None, with a notice on stderr, where it cannot be made.
+    """Return a `private` folder of the cache; None, with a notice on stderr, if it cannot be created.
 
     Raises:
-        BadInput: it belongs to somebody else or lets others write to it.
+        BadInput: the folder belongs to another user, or others can write to it.
     """
     try:
         return private(cache_dir() / name)
     except NoCache as error:
-        stdio.complain(f"{error}. Until then nothing is kept for the next command")
+        stdio.complain(f"{error}. Until then nothing is cached for the next command")
         return None
 
 
 def private(folder: Path) -> Path:
-    """Make a folder that only this user can write to: what lies in it is executed.
+    """Create a folder that only this user can write to, because its content is executed.
 
     Raises:
-        NoCache: it cannot be made.
-        BadInput: it belongs to somebody else or lets others write to it.
+        NoCache: the folder cannot be created.
+        BadInput: the folder belongs to another user, or others can write to it.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
-        facts = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise NoCache(f"cache folder {folder}: {error.strerror}; set ZOO_CACHE to a folder you can write to") from None
-    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o022:
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise BadInput(f"cache folder {folder}: others can write to it; set ZOO_CACHE to a private folder, or chmod 700 it")
     return folder
 
 
 def canary() -> float | None:
-    """Run a program that XLA's CPU compiler is known to get wrong, and compare it with float64 numpy.
+    """Run a program for which XLA's CPU compiler is known to return wrong numbers, and compare it with float64 numpy.
 
-    A batched dot with one constant operand, multiplied and summed: fused as a whole it reads memory nobody wrote. Such sums
-    arise in the gradients of ordinary losses.
+    The program is a batched dot with one constant operand, multiplied and summed. Fused into one kernel, it reads uninitialized
+    memory. Such sums occur in the gradients of ordinary losses.
 
     Returns:
         The relative error, about 1e-7; None on a platform other than CPU.
 
     Raises:
-        BadInput: the numbers are wrong. Nothing must be trained or measured then.
+        BadInput: the numbers are wrong, so nothing must be trained or measured.
     """
     import jax
 
@@ -159,7 +159,7 @@ def canary() -> float | None:
 
 
 def canary_error() -> float:
-    """The canary's largest relative error, on the first local device; NaN where the program returned NaN."""
+    """Return the canary's largest relative error on the first local device; NaN if the program returned NaN."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -168,25 +168,25 @@ def canary_error() -> float:
         return jnp.sum((x @ jnp.full_like(x, 0.37)) * x, axis=-1)
 
     random = np.random.default_rng(0)
-    # Which shapes go wrong changes with the version and the processor.
+    # The shapes with wrong results depend on the version and the processor.
     shapes = [(4, 48, 48), (5, 60, 60), (2, 96, 96)]
     inputs = [np.float32(random.standard_normal(shape)) for shape in shapes]
     device = jax.local_devices()[0]
-    found = jax.device_get(jax.jit(lambda xs: [energy(x) for x in xs])(jax.device_put(inputs, device)))
+    outputs = jax.device_get(jax.jit(lambda xs: [energy(x) for x in xs])(jax.device_put(inputs, device)))
     errors = []
-    for x, y in zip(inputs, found, strict=True):
+    for x, y in zip(inputs, outputs, strict=True):
         wide = x.astype(np.float64)
         true = ((wide @ np.full_like(wide, np.float32(0.37))) * wide).sum(-1)
         errors.append(float(np.abs(y - true).max() / np.abs(true).max()))
-    # max() drops a NaN that does not come first; numpy's keeps it.
+    # max() ignores a NaN that is not first; numpy's max returns it.
     return float(np.max(errors))
 
 
 def processor() -> str:
-    """A name for this kind of processor: compiled programs use its instructions, and home folders are shared by machines."""
+    """Return a name for this kind of processor. Compiled programs use its instructions, and machines may share a home folder."""
     kind = platform.machine() + platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        wanted = ("flags", "Features", "model name")
-        kind += "".join(sorted({line for line in info.read_text().splitlines() if line.startswith(wanted)}))
+        prefixes = ("flags", "Features", "model name")
+        kind += "".join(sorted({line for line in info.read_text().splitlines() if line.startswith(prefixes)}))
     return hashlib.sha256(kind.encode()).hexdigest()[:8]

@@ -1,8 +1,8 @@
-"""Several processes, one run: start and guard local ones, or join others on other machines by address.
+"""Several processes for one run: start and supervise local processes, or join processes on other machines by address.
 
-The launcher owns the processes' lives: whatever ends one of them ends all, since the others would wait for it in a
-collective. JAX's coordination service aborts a process (SIGABRT, a C++ stack) when a peer does not come; so the processes
-meet by a short handshake of our own first, which can say in one line who is missing.
+When one local process ends, the launcher ends all of them, because the others would wait for it in a collective. JAX's
+coordination service aborts a process (SIGABRT, a C++ stack trace) when a peer does not connect. So the processes first do a short
+handshake, which can report in one line which process is missing.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import IO
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
-# -P keeps the current folder out of the import path, where a user's own train.py would hide ours.
+# -P keeps the current folder out of the import path, where a user's train.py would hide the package `train`.
 PROGRAM = (sys.executable, "-P", "-m", "zoo.cli")
 GRACE = 1.0
 HEARTBEAT = 10
@@ -39,15 +39,15 @@ def enter(
     Args:
         argv: the command's arguments after `zoo`, to be run by each local process.
         devices: CPU devices to simulate in each process; 0 = the real ones.
-        processes: how many processes share the run; without `coordinator` this call starts them here.
-        coordinator: host:port of process 0; every process is then started by hand with its `process` number.
-        canary: refuse to go on where XLA computes wrong numbers.
+        processes: number of processes that share the run; without `coordinator` this call starts them here.
+        coordinator: host:port of process 0; every process is then started separately with its `process` number.
+        canary: raise an error if XLA computes wrong numbers.
 
     Returns:
-        The exit code of the local processes this call started and waited for, or None: this process does the work.
+        The exit code of the local processes that this call started and waited for; None if this process does the work.
 
     Raises:
-        BadInput: see `runtime.prepare`, `runtime.canary` and `join`.
+        BadInput: see `jax_setup.prepare`, `jax_setup.canary` and `join`.
     """
     child = is_child()
     require(child or coordinator != "" or process == 0, "process", process, "a process number needs --coordinator HOST:PORT")
@@ -66,26 +66,26 @@ def enter(
 
 
 def is_child() -> bool:
-    """Return whether this process was started by `launch`, which has refused what can be refused."""
+    """Return True if this process was started by `launch`, which has already checked the input."""
     return "ZOO_PROCESS" in os.environ
 
 
 def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
     """Run `program argv` in local processes and return the exit code of the first that failed, or 0.
 
-    Process 0 owns the terminal. The others are silent; if one of them is the first to fail, the end of what it wrote to stderr
-    is shown. The first SIGINT, SIGTERM or SIGHUP is passed to all; a second one, unless it is SIGHUP, kills them. A process that
-    dies for any other reason ends the group: SIGTERM, and SIGKILL a second later. On Linux the group also ends when this process
-    is killed.
+    Process 0 writes to the terminal. The others are silent; if one of them fails first, the end of its stderr is printed. The
+    first SIGINT, SIGTERM or SIGHUP is passed to all processes; a second one, unless it is SIGHUP, kills them. If a process dies
+    for any other reason, the others get SIGTERM, and SIGKILL a second later. On Linux they are also killed when this process is
+    killed.
     """
     port = _free_port()
     with contextlib.ExitStack() as stack:
         errors = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes - 1))]
         received: list[int] = []
-        # nohup has SIGHUP ignored, and so it stays, here and in the processes.
-        heeded = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-        for number in (signal.SIGINT, signal.SIGTERM, *heeded):
-            stack.callback(signal.signal, number, signal.signal(number, lambda got, _: received.append(got)))
+        # Under nohup SIGHUP is ignored, and stays so here and in the processes.
+        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+        for number in (signal.SIGINT, signal.SIGTERM, *hangup):
+            stack.callback(signal.signal, number, signal.signal(number, lambda signum, _: received.append(signum)))
         children: list[subprocess.Popen[bytes]] = []
         stack.callback(_kill, children)
         for process in range(processes):
@@ -95,35 +95,35 @@ def launch(argv: Sequence[str], processes: int, program: Sequence[str] = PROGRAM
             return 0
         _end(children)
         code = children[first].returncode
-        told = errors[first]
-        # A mistake common to all has been printed by process 0.
-        if told is not None and children[0].returncode != code:
-            _show_tail(first, told)
+        stderr = errors[first]
+        # An error of all processes has already been printed by process 0.
+        if stderr is not None and children[0].returncode != code:
+            _show_tail(first, stderr)
         return 0 if code == CLOSED_PIPE else 128 - code if code < 0 else code
 
 
 def join(coordinator: str, processes: int, process: int, *, simulated: bool, local: bool = False, timeout: float = 60.0) -> None:
-    """Join `processes` processes into one JAX program; after `runtime.prepare`, before JAX's first device.
+    """Join `processes` processes into one JAX program, after `jax_setup.prepare` and before the first use of a device.
 
     Args:
-        coordinator: host:port where process 0 listens. JAX's service has no authentication: it is bound to this host's address
-            alone, and belongs on a trusted network.
-        simulated: the devices are simulated. Otherwise each local process takes the one accelerator of its own number.
+        coordinator: host:port where process 0 listens. JAX's service has no authentication: it is bound only to this address, and
+            should be used on a trusted network.
+        simulated: the devices are simulated. Otherwise each local process uses the accelerator with its own number.
         local: all processes run on this machine.
         timeout: seconds to wait for the others.
 
     Raises:
-        BadInput: the address is wrong or in use, or somebody did not come in time.
+        BadInput: the address is wrong or in use, or a process did not connect in time.
     """
     import jax
 
     host, port = _address(coordinator)
     if not local and sys.stderr.isatty():
-        print(f"process {process} of {processes}: meeting the others at {coordinator}", file=sys.stderr, flush=True)
+        print(f"process {process} of {processes}: waiting for the others at {coordinator}", file=sys.stderr, flush=True)
     if process == 0:
         _gather(coordinator, host, port, processes, timeout)
     else:
-        _attend(coordinator, host, port, processes, process, timeout)
+        _report(coordinator, host, port, processes, process, timeout)
     _keep_stdout_for_python()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -139,31 +139,31 @@ def join(coordinator: str, processes: int, process: int, *, simulated: bool, loc
     sys.excepthook = _fail
 
 
-def heed_interrupts() -> None:
-    """Let every Ctrl-C end the program, also one that arrives in code where KeyboardInterrupt is dropped or does harm.
+def handle_interrupts() -> None:
+    """Make every Ctrl-C end the program, also in code where KeyboardInterrupt is ignored or does damage.
 
-    Python drops what a callback of its garbage collector raises. JAX has one, and collects so often while it is imported and
-    compiles that one Ctrl-C in four had no effect: it is raised again soon after. An extension module that is interrupted while
-    it is set up raises ImportError or crashes: in an import the program ends on the spot.
+    Python ignores an exception in a callback of its garbage collector. JAX has such a callback, and collects so often during
+    import and compilation that one Ctrl-C in four had no effect; so it is raised again shortly afterwards. An extension module
+    that is interrupted during initialization raises ImportError or crashes; so during an import the program exits immediately.
     """
-    dropped = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
-    def again(lost: "sys.UnraisableHookArgs") -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            # Not at once, which would be here or in the callback.
+    def raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Not immediately: that would be inside this hook or inside the callback.
             signal.setitimer(signal.ITIMER_REAL, SOON)
         else:
-            dropped(lost)
+            previous_hook(unraisable)
 
-    # Who started this program may have had it ignore the signal.
+    # The parent process may have set the signal to be ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
-        sys.unraisablehook = again
+        sys.unraisablehook = raise_again
 
 
 def importing(frame: FrameType | None) -> bool:
-    """Whether a signal that came in this frame came in an import: raise nothing there."""
+    """Return True if a frame is inside an import, where a signal handler must not raise."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -177,21 +177,21 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def leave(code: int) -> int:
-    """Return `code`; but a joined process that failed exits here.
+def exit_if_failed(code: int) -> int:
+    """Return `code`, unless this is a joined process that failed: it exits here.
 
-    At a normal exit JAX waits for all processes (minutes), and they would wait for this one in a collective. Success and
-    signals (129, 130, 143) are common to all, and may wait.
+    At a normal exit JAX waits for all processes (minutes), and they would wait for this one in a collective. After success or a
+    signal (129, 130, 143) all processes exit, so waiting is fine.
     """
     if code not in (0, *(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))) and sys.excepthook is _fail:
         _exit(code)
     return code
 
 
-def abandon(code: int) -> int:
-    """Return `code`; but a joined process exits here: the others, who were not asked, wait for it in a collective.
+def exit_if_joined(code: int) -> int:
+    """Return `code`, unless this is a joined process: it exits here, because the others wait for it in a collective.
 
-    For an interrupt between two steps that all agree on, and for a reader who left (`CLOSED_PIPE`, which ends as a success).
+    Used for an interrupt that the other processes have not agreed on, and for a closed pipe (`CLOSED_PIPE` counts as success).
     """
     if sys.excepthook is _fail:
         _exit(code)
@@ -215,11 +215,11 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], port: int, process: int, errors: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    told = {"ZOO_PROCESS": str(process), "ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_LAUNCHER": str(os.getpid())}
-    # Its own process group: a terminal's Ctrl-C reaches the launcher alone, and a kill reaches what the process started.
+    variables = {"ZOO_PROCESS": str(process), "ZOO_COORDINATOR": f"127.0.0.1:{port}", "ZOO_LAUNCHER": str(os.getpid())}
+    # A separate process group: Ctrl-C in the terminal reaches only the launcher, and a kill reaches all subprocesses.
     return subprocess.Popen(
         command,
-        env=os.environ | told,
+        env=os.environ | variables,
         stdin=subprocess.DEVNULL,
         stdout=None if process == 0 else subprocess.DEVNULL,
         stderr=errors,
@@ -228,7 +228,11 @@ def _start(command: Sequence[str], port: int, process: int, errors: IO[bytes] | 
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int | None:
-    """Wait until all have left, or one has failed; pass signals on. Returns the number of the first that failed, or None."""
+    """Wait until all children have exited or one has failed, and pass signals on.
+
+    Returns:
+        The number of the first child that failed, or None.
+    """
     delivered = 0
     first = None
     while any([child.poll() is None for child in children]):  # a list: every child is polled
@@ -243,25 +247,25 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int])
         failed = [k for k, child in enumerate(children) if child.returncode]
         if failed and first is None:
             first = failed[0]
-        # After a signal the others may still be saving: they leave by themselves.
-        asked = {-received[0], 128 + received[0]} if delivered else set()
-        if any(children[k].returncode not in asked for k in failed):
+        # After a signal the others may still be saving; they exit by themselves.
+        expected = {-received[0], 128 + received[0]} if delivered else set()
+        if any(children[k].returncode not in expected for k in failed):
             return first
         time.sleep(POLL)
     return next((k for k, child in enumerate(children) if child.returncode), None) if first is None else first
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    # A mistake common to all ends all within moments, and process 0 should come to print it.
-    _settle(children, 0.3)
+    # An error of all processes ends them all within moments; give process 0 the time to print it.
+    _wait_for_exit(children, 0.3)
     for child in children:
         if child.poll() is None:
             child.terminate()
-    _settle(children, GRACE)
+    _wait_for_exit(children, GRACE)
     _kill(children)
 
 
-def _settle(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def _wait_for_exit(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any([child.poll() is None for child in children]) and time.monotonic() < deadline:
         time.sleep(POLL)
@@ -282,22 +286,22 @@ def _show_tail(process: int, errors: IO[bytes]) -> None:
 
 
 def _follow_launcher() -> None:
-    """Die when the launcher dies, even by SIGKILL (Linux)."""
+    """Kill this process when the launcher dies, even by SIGKILL (only on Linux)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    # It may have died before.
+    # The launcher may have died before this call.
     if os.getppid() != int(os.environ.pop("ZOO_LAUNCHER")):
         os._exit(1)
 
 
 def _keep_stdout_for_python() -> None:
-    """Gloo, in C++, prints a line of its own to stdout for every group of devices; Python's stdout gets another descriptor."""
+    """Give Python's stdout another file descriptor: Gloo (C++) prints a line to descriptor 1 for every group of devices."""
     old = sys.stdout
     old.flush()
-    sys.stdout = open(os.dup(1), "w", buffering=1, encoding=old.encoding, errors=old.errors)  # noqa: SIM115 - lives as long as we
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+    sys.stdout = open(os.dup(1), "w", buffering=1, encoding=old.encoding, errors=old.errors)  # noqa: SIM115 - lives as long as the process
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
 
 
 def _address(coordinator: str) -> tuple[str, int]:
@@ -308,7 +312,7 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 
 def _gather(coordinator: str, host: str, port: int, processes: int, timeout: float) -> None:
-    """Process 0 of the handshake: hear every number once, then tell all to go on."""
+    """Run process 0's side of the handshake: receive the number of every process once, then let all continue."""
     deadline = time.monotonic() + timeout
     missing = set(range(1, processes))
     with contextlib.ExitStack() as stack:
@@ -319,27 +323,29 @@ def _gather(coordinator: str, host: str, port: int, processes: int, timeout: flo
             raise BadInput(
                 f"--coordinator {coordinator}: {error.strerror}; choose a free port on an address of this machine"
             ) from None
-        heard = []
+        peers = []
         while missing:
             server.settimeout(max(0.001, deadline - time.monotonic()))
             try:
                 peer = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 names = ", ".join(map(str, sorted(missing)))
-                raise BadInput(f"--coordinator {coordinator}: no word from process {names} after {timeout:g} s") from None
+                raise BadInput(
+                    f"--coordinator {coordinator}: process {names} did not connect within {timeout:g} s; start it"
+                ) from None
             peer.settimeout(5)
             with contextlib.suppress(OSError, ValueError):
                 number, count = map(int, peer.recv(64).split())
                 require(count == processes, "processes", processes, f"process {number} was started with --processes {count}")
                 require(number in missing, "process", number, "two processes have this number")
                 missing.remove(number)
-                heard.append(peer)
-        for peer in heard:
+                peers.append(peer)
+        for peer in peers:
             peer.sendall(b"go")
 
 
-def _attend(coordinator: str, host: str, port: int, processes: int, process: int, timeout: float) -> None:
-    """Any other process's side: say the number, wait for the word to go on."""
+def _report(coordinator: str, host: str, port: int, processes: int, process: int, timeout: float) -> None:
+    """Run the side of every other process: send the number of this process, then wait until all may continue."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -354,8 +360,8 @@ def _attend(coordinator: str, host: str, port: int, processes: int, process: int
         peer.sendall(f"{process} {processes}".encode())
         peer.settimeout(max(1.0, deadline + 1 - time.monotonic()))
         try:
-            word = peer.recv(16)
+            reply = peer.recv(16)
         except OSError:
-            word = b""
-    if word != b"go":
-        raise BadInput(f"--coordinator {coordinator}: process 0 gave up; see what it says")
+            reply = b""
+    if reply != b"go":
+        raise BadInput(f"--coordinator {coordinator}: process 0 has stopped; see its error message")

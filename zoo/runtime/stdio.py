@@ -1,4 +1,4 @@
-"""Standard output and standard error: closed, in a locale of ASCII, or with a reader that leaves."""
+"""Standard output and standard error: closed, with ASCII encoding, or with a reader that closes the pipe."""
 
 import codecs
 import contextlib
@@ -30,20 +30,20 @@ REPLACEMENTS = str.maketrans(
         "\u00a0": " ",
     }
 )
-"""Symbols of tables, progress bars and prose -> ASCII."""
+"""Maps symbols of tables, progress bars and prose to ASCII."""
 ERRORS = "zoo.ascii"
 """Name of the error handler of `replace`."""
 
 
 def prepare() -> bool:
-    """Make stdout and stderr ready for any text, and return whether there is a stdout.
+    """Prepare stdout and stderr for any text, and return True if there is a stdout.
 
-    Under LC_ALL=C Python writes UTF-8 all the same (PEP 540); who asks for that locale has a terminal or a log of plain ASCII.
-    Where an encoding has no character for a symbol, `REPLACEMENTS` stands for it, and for any other text its escape (`\\u1234`).
+    Python writes UTF-8 even under LC_ALL=C (PEP 540), but a user of that locale has a terminal or a log of plain ASCII. A symbol
+    that the encoding lacks is written as in `REPLACEMENTS`, and any other character as its escape (`\\u1234`).
     """
     codecs.register_error(ERRORS, replace)
     if sys.stderr is None:
-        # The next file that is opened would get its number, and what C++ logs.
+        # Otherwise the next opened file would get this descriptor, and with it the log messages of C++.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -52,13 +52,13 @@ def prepare() -> bool:
 
 
 def is_plain() -> bool:
-    """Return whether the environment asks for the locale of plain ASCII."""
+    """Return True if the environment selects the locale of plain ASCII."""
     chosen = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(name))), "")
     return chosen in ("C", "POSIX") and not {"PYTHONUTF8", "PYTHONIOENCODING"} & os.environ.keys()
 
 
 def replace(error: UnicodeError) -> tuple[str, int]:
-    """Return what is written for text that an encoding lacks, and where to go on: an error handler of `codecs`."""
+    """Return the replacement for text that an encoding lacks, and the position after it; an error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(REPLACEMENTS)
@@ -66,13 +66,13 @@ def replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def discard(stream: IO[Any]) -> None:
-    """Have what is written to a stream from now on go nowhere: its reader has left, or its disk is full."""
+    """Redirect a stream to /dev/null, after its reader has closed the pipe or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(line: str) -> None:
-    """Write a line for the user to stderr; one that is full or closed changes no exit code."""
+    """Write a line for the user to stderr. If stderr is full or closed, the exit code does not change."""
     try:
         print(f"zoo: {line}", file=sys.stderr, flush=True)
     except OSError:

@@ -108,12 +108,12 @@ def test_cache_folder_is_the_users_and_private(
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
     assert jax_setup.cache_folder("below") is None
     [line] = capsys.readouterr().err.splitlines()
-    assert "set ZOO_CACHE to a folder you can write to. Until then nothing is kept" in line
+    assert "set ZOO_CACHE to a folder you can write to. Until then nothing is cached" in line
 
 
 def test_too_little_memory_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_setup.resource, "getrlimit", lambda _: (300 << 20, 300 << 20))
-    with pytest.raises(BadInput, match="out of memory: this process may take 300 MiB of address space, and JAX needs 1,024"):
+    with pytest.raises(BadInput, match="out of memory: this process may use 300 MiB of address space, and JAX needs 1,024"):
         jax_setup.prepare()
 
 
