@@ -192,7 +192,7 @@ REFUSED = {
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
     "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: they mean one stack of layers, and",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
-    "xlnet --model.task body": "--model.task body: it has no words to predict; choose permutation, or pretraining for next",
+    "xlnet --model.task body": "--model.task body: it predicts no tokens; choose permutation, or pretraining to add next",
 }
 
 

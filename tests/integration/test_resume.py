@@ -200,7 +200,7 @@ def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
     assert (
         line.startswith("zoo: ")
         and "could not be saved; make room, " in line
-        and line.endswith(", and the run goes on from the start")
+        and line.endswith(", and the run continues from the start")
     )
     assert run.latest() is None
     run = Training(home(), "full", ("--checkpoint.every", str(2 * EVERY)))

@@ -1,1 +1,1 @@
-"""Configurations of runs as frozen dataclasses that refuse meaningless values. Nothing here imports JAX."""
+"""Configuration of runs as frozen dataclasses that refuse invalid values. Nothing here imports JAX."""

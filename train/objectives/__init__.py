@@ -1,19 +1,18 @@
-"""What a model is trained to predict, one file each: a row is made on the host and scored on the device.
+"""Training objectives, one file each: rows are built on the host, and the loss is computed on the device.
 
 An objective is a module with
 
-- `DATA`: "text", "labelled" for examples that somebody labelled, or "pairs" for texts and what is written for them;
-- `builder(run, tokenizer, counts) -> build`: the function that makes a row arrays, on the host; `counts()` is how often each id
-  occurs in the training data;
-- of text, `plan(tokens, run, tokenizer)` and `scored(tokens, run, tokenizer, stride)`: its rows for training and for scoring;
-- `weights(batch)`: what each term of the loss is divided by;
-- `loss(model, params, batch, frozen, *, seeds, carry, smoothing, chunk) -> (terms, carry)`: their weighted sums.
+- `DATA`: "text", "labelled" for labelled examples, or "pairs" for source and target texts;
+- `builder(run, tokenizer, counts) -> build`: returns the function that converts a row to arrays on the host; `counts()` returns
+  the number of occurrences of each id in the training data;
+- for text, `plan(tokens, run, tokenizer)` and `scored(tokens, run, tokenizer, stride)`: return the rows for training and scoring;
+- `weights(batch)`: returns the divisor of each term of the loss;
+- `loss(model, params, batch, frozen, *, seeds, carry, smoothing, chunk) -> (terms, carry)`: returns weighted sums.
 
-One that needs more than that, such as a teacher, has `bind(run, mesh)`, which gives an object with the same `weights` and `loss`
-and with whatever of this it has: `frozen`, arrays that the loss reads and nothing trains; `begin(model, params)`, the parameters
-of a run's start; `flops(model, batch)`, those of a step. Beside it stands `sketch(run, mesh)`, which gives the same with shapes
-and shardings in the place of arrays, and needs nothing that they would be read from; `named(run)` is what those shapes are of, if
-the run only names it.
+An objective that needs more, such as a teacher, has `bind(run, mesh)`, which returns an object with the same `weights` and `loss`
+and with any of these: `frozen`, arrays that the loss reads and that are not trained; `begin(model, params)`, which returns the
+initial parameters; `flops(model, batch)`, the FLOPs of a step. It also has `sketch(run, mesh)`, which returns the same object
+with shapes and shardings instead of arrays and reads no weights, and `named(run)`, which returns the teacher's configuration.
 """
 
 import importlib
@@ -29,12 +28,12 @@ from zoo.models import Model
 
 
 def objectives() -> list[str]:
-    """Names of the objectives, found by listing this folder."""
+    """Return the names of the objectives: the modules of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def objective(name: str) -> ModuleType:
-    """The module of an objective.
+    """Return the module of an objective.
 
     Raises:
         ModuleNotFoundError: no file has this name.
@@ -43,37 +42,37 @@ def objective(name: str) -> ModuleType:
 
 
 def bind(run: Run, mesh: Mesh) -> Any:
-    """The objective of a run, ready for its step."""
+    """Return the objective of a run, ready for a training step."""
     module = objective(run.objective)
     return module.bind(run, mesh) if hasattr(module, "bind") else module
 
 
 def sketch(run: Run, mesh: Mesh) -> Any:
-    """The same without any array, for a step that is compiled and not run."""
+    """Return the objective of a run without arrays, for a step that is compiled but not run."""
     module = objective(run.objective)
     return module.sketch(run, mesh) if hasattr(module, "sketch") else bind(run, mesh)
 
 
 def named(run: Run) -> Any:
-    """The configuration of what a run only names and its step depends on, such as a teacher; None: there is none.
+    """Return the configuration of another model that the step of a run needs, such as a teacher; None if there is none.
 
     Raises:
-        BadInput: it is not there.
+        BadInput: the other model does not exist.
     """
     module = objective(run.objective)
     return module.named(run) if hasattr(module, "named") else None
 
 
-def frozen(goal: Any) -> Any:
-    """Arrays that the loss reads and nothing trains, laid out over the run's mesh."""
-    return getattr(goal, "frozen", {})
+def frozen(objective: Any) -> Any:
+    """Return the arrays that the loss reads and that are not trained, sharded over the run's mesh."""
+    return getattr(objective, "frozen", {})
 
 
-def begin(goal: Any, model: Model, params: Any) -> Any:
-    """The parameters of a run's start, `params` being fresh or from `--init`."""
-    return goal.begin(model, params) if hasattr(goal, "begin") else params
+def begin(objective: Any, model: Model, params: Any) -> Any:
+    """Return the initial parameters of a run; `params` are those from `--init`, or None."""
+    return objective.begin(model, params) if hasattr(objective, "begin") else params
 
 
-def flops(goal: Any, model: Model, batch: Batch) -> float:
-    """Matrix-product FLOPs of a training step: a backward pass has two products for each one of the forward pass."""
-    return goal.flops(model, batch) if hasattr(goal, "flops") else 3 * model.flops(batch)
+def flops(objective: Any, model: Model, batch: Batch) -> float:
+    """Return the matrix-product FLOPs of a training step; the backward pass has two products for each one of the forward pass."""
+    return objective.flops(model, batch) if hasattr(objective, "flops") else 3 * model.flops(batch)

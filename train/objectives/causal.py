@@ -1,4 +1,4 @@
-"""Predict each token from those before it (Radford et al. 2018, equation 1)."""
+"""Causal language modelling: predict each token from those before it (Radford et al. 2018, equation 1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,34 +21,34 @@ DATA = "text"
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
-    """The rows of the training text: windows, or documents packed.
+    """Return the rows of the training text: windows, or packed documents.
 
     Raises:
-        BadInput: fewer tokens than one row, or rows that only an encoder has.
+        BadInput: fewer tokens than one row, or a kind of rows that only encoders have.
     """
-    known = ("windows", "packed")
-    require(run.data.rows in known, "data.rows", run.data.rows, f"these rows are an encoder's; choose {' or '.join(known)}")
+    allowed = ("windows", "packed")
+    require(run.data.rows in allowed, "data.rows", run.data.rows, f"only encoders have such rows; choose {' or '.join(allowed)}")
     return lm_rows.training_rows(tokens, run.data)
 
 
 def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
-    """Rows that count every held-out token once; `stride` new tokens each (isolated documents have no stride)."""
+    """Return rows that count every held-out token once, with `stride` new tokens each (packed documents have no stride)."""
     if run.data.rows == "packed":
         return lm_rows.packed(tokens, run.data.length)
     return lm_rows.windows(tokens, run.data.length, stride)
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build`, whatever the run."""
+    """Return `build`, which is the same for every run."""
     return build
 
 
 def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
-    """One row as the fields of `Batch`, each [length]; draws nothing from `rng`.
+    """Return one row as the fields of `Batch`, each [length]; `rng` is not used.
 
-    tokens: inputs, int32: before each target the id before it in its document, end-of-text at the document's start; 0 after the
-    row's end. targets: int32, 0 after the row's end. weights: float32, 1, but 0 for the row's context and after its end. Where
-    documents are isolated also segments (1, 2, ...; 0 after the end) and positions (from 0 in each piece), int32.
+    tokens: int32 inputs, for each target the id before it in its document, or end-of-text at the document's start; 0 after the
+    end of the row. targets: int32, 0 after the end of the row. weights: float32, 1, but 0 for the context and after the end of
+    the row. For isolated documents also int32 segments (1, 2, ...; 0 after the end) and positions (from 0 in each piece).
     """
     del rng
     tokens, targets, segments, positions = np.zeros((4, length), np.int32)
@@ -68,7 +68,7 @@ def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarr
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What each term of the loss is divided by: here the number of counted predictions."""
+    """Return the divisor of the loss: the number of counted predictions."""
     assert batch.weights is not None
     return {"causal": batch.weights.sum()}
 
@@ -76,6 +76,6 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy, in nats, of the counted predictions of a batch; and the model's carry."""
+    """Return the summed cross-entropy, in nats, of the counted predictions of a batch, and the model's carry."""
     nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
     return {"causal": nats}, carry

@@ -1,4 +1,4 @@
-"""Choose the right one of several options, each read with the question (Radford et al. 2018, section 3.3)."""
+"""Multiple choice: score each option together with the question (Radford et al. 2018, section 3.3)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,14 +23,17 @@ DATA = "labelled"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: tokens, segments, positions and types int32 [C, length], with XLNet's marks summary_at int32
-    [C, 1]; labels int32 [], the right option; weights float32 [1]."""
-    marks = tokenizer.marks
-    assert marks is not None, "rows are made with a tokenizer that has marks"
-    typed = is_typed(run.model.types, marks)
+    """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
+
+    tokens, segments, positions and types are int32 [C, length]; with XLNet's special tokens also summary_at, int32 [C, 1]. labels
+    is the correct option, int32 []; weights is float32 [1].
+    """
+    special_tokens = tokenizer.marks
+    assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
+    typed = is_typed(run.model.types, special_tokens)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
-        options = [padded(inputs, length, marks, typed=typed) for inputs in row.inputs]
+        options = [padded(inputs, length, special_tokens, typed=typed) for inputs in row.inputs]
         fields = {name: np.stack([option[name] for option in options]) for name in options[0]}
         return fields | {"labels": row.labels, "weights": row.weights}
 
@@ -38,7 +41,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss is divided by: the weights of the questions."""
+    """Return the divisor of the loss: the weights of the questions."""
     assert batch.weights is not None
     return {"choice": batch.weights.sum()}
 
@@ -46,23 +49,25 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy of the options, in nats; and the model's carry."""
+    """Return the summed cross-entropy of the options, in nats, and the model's carry."""
     assert batch.labels is not None and batch.weights is not None
     logits = options(model, params, batch, seeds)
     return {"choice": (class_losses(logits, batch.labels, smoothing) * batch.weights[:, 0]).sum()}, carry
 
 
 def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:
-    """A logit for each option. They are rows of their own: dropout in each is another."""
+    """Return a logit for each option. Options are separate rows of the model, with different dropout."""
     count = batch.tokens.shape[1]
 
     def flat(x: Any) -> Any:
-        return None if x is None else x.reshape(-1, *x.shape[2:])
+        return None if x is None else x.reshape(-1, *x.shape[2:])  # [B, C, ...] -> [B * C, ...]
 
     fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types", "summary_at")}
-    one = dataclasses.replace(batch, **fields, labels=None, weights=None)
+    flat_batch = dataclasses.replace(batch, **fields, labels=None, weights=None)
     if seeds is not None:
-        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))
-        seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(numbers))
-    hidden = model.apply(params, one, seeds=seeds).hidden
-    return model.sequence_logits(params, heads.summaries(hidden, one.summary_at), seeds)[:, 0, 0].reshape(-1, count)
+        indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]
+        seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(indices))
+    hidden = model.apply(params, flat_batch, seeds=seeds).hidden
+    return model.sequence_logits(params, heads.summaries(hidden, flat_batch.summary_at), seeds)[:, 0, 0].reshape(
+        -1, count
+    )  # [B, C]

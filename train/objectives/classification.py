@@ -1,4 +1,4 @@
-"""Tell classes of texts or of pairs apart, or give them a number (Devlin et al. 2019, section 4.1)."""
+"""Classification of texts or pairs of texts, or regression on them (Devlin et al. 2019, section 4.1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +20,11 @@ DATA = "labelled"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: tokens, segments, positions and types int32 [length]; labels [1], int32 or, of a regression,
-    float32; weights float32 [1]; and see `train.rows.example_rows.padded`."""
+    """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
+
+    tokens, segments, positions and types are int32 [length] (see `train.rows.example_rows.padded`); labels [1] is int32, or
+    float32 for regression; weights is float32 [1].
+    """
     marks = tokenizer.marks
     assert marks is not None, "rows are made with a tokenizer that has marks"
     typed = is_typed(run.model.types, marks)
@@ -33,7 +36,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss is divided by: the weights of the examples."""
+    """Return the divisor of the loss: the weights of the examples."""
     assert batch.weights is not None
     return {"classification": batch.weights.sum()}
 
@@ -41,12 +44,12 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy in nats, or squared error of a single output; and the model's carry."""
+    """Return the summed cross-entropy in nats, or the squared error of a single output, and the model's carry."""
     assert batch.labels is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)
     if jnp.issubdtype(batch.labels.dtype, jnp.floating):
-        each = jnp.square(logits[..., 0] - batch.labels)
+        losses = jnp.square(logits[..., 0] - batch.labels)
     else:
-        each = class_losses(logits, batch.labels, smoothing)
-    return {"classification": (each * batch.weights).sum()}, out.carry
+        losses = class_losses(logits, batch.labels, smoothing)
+    return {"classification": (losses * batch.weights).sum()}, out.carry

@@ -1,4 +1,4 @@
-"""Predict tokens in a random order, each from what comes before it there (Yang et al. 2019, sections 2.2 to 2.5)."""
+"""Permutation language modelling: predict tokens in a random order (Yang et al. 2019, sections 2.2 to 2.5)."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,85 +24,88 @@ from zoo.nn import heads
 
 DATA: Literal["text", "labelled"] = "text"
 PRETRAINING = "pretraining"
-"""The task whose model also tells a text that follows from a random one (a row of the paper's Table 6)."""
+"""Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Streams:
-    """The rows of the training text; see `train.rows.contiguous_rows.streams`. Those of a model with a memory keep their
-    order."""
+    """Return the rows of the training text (see `train.rows.contiguous_rows.streams`), in order for a model with a memory."""
     return _streams(tokens, run, tokenizer)
 
 
 def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Streams:
-    """The rows of the held-out text, planned like those of the training text: a memory is scored with what it remembers."""
+    """Return the rows of the held-out text, planned like the training rows: in order for a model with a memory."""
     return _streams(tokens, run, tokenizer, where="--data.valid-paths: the held-out text")
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-    """`build(rng, row, length)`: one row of `train.rows.contiguous_rows` as the fields of `Batch`.
+    """Return `build(rng, row, length)`, which converts a row of `train.rows.contiguous_rows` to the fields of `Batch`.
 
-    Its text is the reused stretch, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and
-    order are int32 [length]. Ranks: the reused part comes wholly before the rest; in each part what is not predicted has the
-    lowest rank, and targets and marks follow in a random order. query_at, targets (int32) and weights (float32) are [P], P being
-    exactly `run.permutation.predictions`, shared among both parts by their length. Of bidirectional data also backward, whether
-    the row is read from right to left.
+    The row is the reused tokens, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and order
+    are int32 [length]. order has the rank of each token: the reused part comes before the rest; in each part, tokens that are not
+    predicted have the lowest rank, and targets and special tokens follow in a random order. query_at, targets (int32) and weights
+    (float32) are [P]; P is exactly `run.permutation.predictions`, divided between both parts by their length. For bidirectional
+    data there is also backward, True if the row is read from right to left.
 
-    For a model with a next-sentence head also summary_at, the position of <cls>, and labels, whether B is random; int32 [1].
+    A model with a next-sentence head also gets summary_at, the position of <cls>, and labels, 1 if B is random; both int32 [1].
 
-    Denoising has predict_at in the place of query_at, targets disguised among the tokens, and one rank for each part: the reused
-    part does not see the rest, which would give away through the memory what the next row predicts.
+    Denoising has predict_at instead of query_at, masked targets among the tokens, and a single rank for each part: the reused
+    part does not see the rest, which would reveal through the memory what the next row predicts.
 
     Raises:
         BadInput: more targets than a part has tokens, a window that does not divide the parts, or a tokenizer of another kind.
     """
-    asked, marks, numbers = run.permutation, _marks(tokenizer), _numbers(run)
-    reuse, room = run.model.reuse, run.data.length - run.model.reuse - MARKS
-    if asked.window:
+    options, special_tokens, num_targets = run.permutation, _special_tokens(tokenizer), _num_targets(run)
+    reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - MARKS
+    if options.window:
         fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
-        divides = reuse % asked.window == 0 and (run.data.length - reuse) % asked.window == 0
-        require(divides, "permutation.window", asked.window, fix + "; choose a divisor of both, or 0")
+        divides = reuse % options.window == 0 and (run.data.length - reuse) % options.window == 0
+        require(divides, "permutation.window", options.window, fix + "; choose a divisor of both, or 0")
     labelled = run.model.task == PRETRAINING
     begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
     def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-        first, second, follows = contiguous_rows.texts(rng, row, room)
+        first, second, follows = contiguous_rows.texts(rng, row, text_length)
         reused = row.reading.ids[row.begin : row.begin + reuse]
-        tokens = np.concatenate([reused, first, [marks.sep], second, [marks.sep, marks.cls]]).astype(np.int32)
+        tokens = np.concatenate([reused, first, [special_tokens.sep], second, [special_tokens.sep, special_tokens.cls]]).astype(
+            np.int32
+        )
         text = np.ones(length, bool)
         text[[reuse + len(first), length - 2, length - 1]] = False
         types = np.zeros(length, np.int32)
         types[reuse + len(first) + 1 :] = 1
         types[-1] = 2
-        # From right to left a word begins with its last piece, behind the first piece of the word to its right.
+        # From right to left, a word begins with its last token, after the first token of the word to its right.
         starts = np.append(True, begins[tokens[:-1]]) if row.reading.backward else begins[tokens]
         parts = [slice(0, reuse), slice(reuse, length)]
         targets = np.concatenate(
             [
-                permutation.chosen(rng, starts[part], text[part], number, asked)
-                for part, number in zip(parts, numbers, strict=True)
+                permutation.chosen(rng, starts[part], text[part], count, options)
+                for part, count in zip(parts, num_targets, strict=True)
             ]
         )
-        at = np.flatnonzero(targets).astype(np.int32)
-        arrays = {"tokens": tokens, "types": types, "targets": tokens[at], "weights": np.ones(len(at), np.float32)}
+        indices = np.flatnonzero(targets).astype(np.int32)
+        arrays = {"tokens": tokens, "types": types, "targets": tokens[indices], "weights": np.ones(len(indices), np.float32)}
         if labelled:
             arrays |= {"summary_at": np.array([length - 1], np.int32), "labels": np.array([int(not follows)], np.int32)}
-        if asked.bidirectional:
+        if options.bidirectional:
             arrays["backward"] = np.array(row.reading.backward)
         bases = [-1, reuse or -1]
-        if asked.kind == "denoising":
-            shown = tokens.copy()
-            shown[at] = disguised(rng, tokens[at], run.masking.masked, run.masking.random, marks.mask, entries)
+        if options.kind == "denoising":
+            inputs = tokens.copy()
+            inputs[indices] = disguised(
+                rng, tokens[indices], run.masking.masked, run.masking.random, special_tokens.mask, entries
+            )
             order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
-            return arrays | {"tokens": shown, "order": order, "predict_at": at}
+            return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
         later = targets | ~text
-        drawn = [permutation.ranks(rng, later[part], asked.window, base) for part, base in zip(parts, bases, strict=True)]
-        return arrays | {"order": np.concatenate(drawn), "query_at": at}
+        ranks = [permutation.ranks(rng, later[part], options.window, base) for part, base in zip(parts, bases, strict=True)]
+        return arrays | {"order": np.concatenate(ranks), "query_at": indices}
 
     return build
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What each term of the loss is divided by: the number of predictions, and of labelled pairs where there are any."""
+    """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
     assert batch.weights is not None
     counted = {"permutation": batch.weights.sum()}
     return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
@@ -111,8 +114,10 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropies of a batch, in nats, of its predictions, `chunk` of a row at a time, and of its pairs' labels; and
-    the model's carry."""
+    """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
+
+    The logits of at most `chunk` predictions per row are computed at a time.
+    """
     assert batch.targets is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
     nats = token_losses(
@@ -129,31 +134,31 @@ def loss(
     return sums, out.carry
 
 
-def _numbers(run: Run) -> tuple[int, int]:
-    """Targets of the reused part of a row and of the rest."""
+def _num_targets(run: Run) -> tuple[int, int]:
+    """Return the number of targets in the reused part of a row and in the rest."""
     length, reuse = run.data.length, run.model.reuse
-    asked = run.permutation.predictions
-    total = asked or max(1, length // 6)
+    predictions = run.permutation.predictions
+    total = predictions or max(1, length // 6)
     rest = total * (length - reuse) // length
-    most = length - reuse - MARKS
-    fits = total - rest <= reuse and rest <= most
-    fix = f"a row of {length} has {reuse} reused tokens and {most} others that can be predicted; choose fewer"
-    require(fits, "permutation.predictions", asked, fix)
+    limit = length - reuse - MARKS
+    fits = total - rest <= reuse and rest <= limit
+    fix = f"a row of {length} has {reuse} reused tokens and {limit} others that can be predicted; choose fewer"
+    require(fits, "permutation.predictions", predictions, fix)
     return total - rest, rest
 
 
 def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Streams:
     data, memory, reuse = run.data, run.model.memory, run.model.reuse
-    _marks(tokenizer)
+    _special_tokens(tokenizer)
     task = run.model.task
-    fix = f"it has no words to predict; choose permutation, or {PRETRAINING} for next sentences too"
+    fix = f"it predicts no tokens; choose permutation, or {PRETRAINING} to add next-sentence prediction"
     require(run.model.generates, "model.task", task, fix)
-    require(data.rows == "windows", "data.rows", data.rows, "rows of this objective are windows of one stream; choose windows")
-    require(not data.pack, "data.pack", data.pack, "rows of this objective are full; leave it out")
-    least = MARKS + 2
-    fix = f"a row of {data.length} has {least} tokens for two texts and their marks besides; choose at most {data.length - least}"
-    require(0 <= reuse <= data.length - least, "model.reuse", reuse, fix)
-    fix = "rows of a model with a memory continue each other, and those of several sources alternate; choose --model.memory 0"
+    require(data.rows == "windows", "data.rows", data.rows, "this objective needs windows of one stream; choose windows")
+    require(not data.pack, "data.pack", data.pack, "rows of this objective are always full; leave it out")
+    rest = MARKS + 2
+    fix = f"a row of {data.length} needs {rest} tokens for two texts and special tokens; choose at most {data.length - rest}"
+    require(0 <= reuse <= data.length - rest, "model.reuse", reuse, fix)
+    fix = "rows of a model with a memory continue each other, but rows of several sources alternate; choose --model.memory 0"
     require(not (memory and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
     even = not run.permutation.bidirectional or data.batch % 2 == 0
     require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
@@ -165,12 +170,12 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
         batch=data.batch,
         bidirectional=run.permutation.bidirectional,
         ordered=memory > 0,
-        predictions=sum(_numbers(run)),
+        predictions=sum(_num_targets(run)),
         **where,
     )
 
 
-def _marks(tokenizer: Tokenizer) -> Marks:
+def _special_tokens(tokenizer: Tokenizer) -> Marks:
     if tokenizer.marks is None or not tokenizer.marks.cls_last:
         raise BadInput(
             f"--tokenizer.kind {tokenizer.kind}: its <cls> does not end a text; choose xlnet, or a --tokenizer.path of that kind"

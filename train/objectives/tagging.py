@@ -1,4 +1,4 @@
-"""Give each word a tag, read off its first piece (Devlin et al. 2019, section 5.3)."""
+"""Tagging: predict a tag for each word, at its first token (Devlin et al. 2019, section 5.3)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,24 +18,25 @@ DATA = "labelled"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: tokens, segments, positions, types and labels int32 [length], weights float32 [length].
+    """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
 
-    A label is `IGNORED`, with weight 0, at the marks, at further pieces of a word and at padding.
+    tokens, segments, positions, types and labels are int32 [length], weights is float32 [length]. A label is `IGNORED`, with
+    weight 0, at special tokens, at the further tokens of a word and at padding.
     """
-    marks = tokenizer.marks
-    assert marks is not None, "rows are made with a tokenizer that has marks"
-    typed = is_typed(run.model.types, marks)
+    special_tokens = tokenizer.marks
+    assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
+    typed = is_typed(run.model.types, special_tokens)
 
     def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
         labels, weights = np.full(length, IGNORED, np.int32), np.zeros(length, np.float32)
         labels[: len(row.labels)], weights[: len(row.weights)] = row.labels, row.weights
-        return padded(row.inputs[0], length, marks, typed=typed) | {"labels": labels, "weights": weights}
+        return padded(row.inputs[0], length, special_tokens, typed=typed) | {"labels": labels, "weights": weights}
 
     return build
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss is divided by: the weights of the tags."""
+    """Return the divisor of the loss: the weights of the tags."""
     assert batch.weights is not None
     return {"tagging": batch.weights.sum()}
 
@@ -43,8 +44,8 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy of the tags, in nats; and the model's carry."""
+    """Return the summed cross-entropy of the tags, in nats, and the model's carry."""
     assert batch.labels is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
-    each = class_losses(model.token_logits(params, out.hidden, seeds), batch.labels, smoothing)
-    return {"tagging": (each * batch.weights).sum()}, out.carry
+    losses = class_losses(model.token_logits(params, out.hidden, seeds), batch.labels, smoothing)
+    return {"tagging": (losses * batch.weights).sum()}, out.carry

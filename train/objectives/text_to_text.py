@@ -1,4 +1,4 @@
-"""Write a text for a text: a translation, a summary, an answer (Vaswani et al. 2017; Raffel et al. 2020, section 2.4)."""
+"""Text to text: translation, summaries, answers (Vaswani et al. 2017; Raffel et al. 2020, section 2.4)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,21 +19,23 @@ DATA = "pairs"
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """`build(rng, row, length)`: one row of `train.inputs.pair_inputs` as the fields of `Batch`; see
-    `train.rows.seq2seq_rows.two`, and `one` for a decoder alone. Draws nothing."""
+    """Return `build(rng, row, length)`, which converts a row of `train.inputs.pair_inputs` to the fields of `Batch`.
+
+    See `train.rows.seq2seq_rows.two`, and `one` for a decoder without an encoder. `rng` is not used.
+    """
     pad, target = marks_of(tokenizer).pad, run.data.target_length or run.data.length
-    alone = not run.model.sourced
+    decoder_only = not run.model.sourced
 
     def build(rng: np.random.Generator, row: tuple[Placed, ...], length: int) -> dict[str, Any]:
-        if alone:
+        if decoder_only:
             return seq2seq_rows.one(row[0].sides, length + target, pad, causal=run.denoising.causal)
-        return seq2seq_rows.two([each.sides for each in row], length, target, pad)
+        return seq2seq_rows.two([pair.sides for pair in row], length, target, pad)
 
     return build
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss is divided by: the number of predictions."""
+    """Return the divisor of the loss: the number of predictions."""
     assert batch.weights is not None
     return {"text_to_text": batch.weights.sum()}
 
@@ -41,6 +43,6 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Summed cross-entropy, in nats, of the targets of a batch; and the model's carry."""
+    """Return the summed cross-entropy, in nats, of the targets of a batch, and the model's carry."""
     nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
     return {"text_to_text": nats}, carry

@@ -1,6 +1,7 @@
-"""Recipes: functions that return a whole run. The docstring of each gives command, hardware, time and the number to expect.
+"""Recipes: functions that return the complete configuration of a run.
 
-A recipe's name on the command line is its function's, with hyphens; the modules of this folder are listed, nothing is registered.
+The docstring of each gives the command, the hardware, the time and the result to expect. The name of a recipe on the command line
+is that of its function, with hyphens. Recipes are found by listing the modules of this folder.
 """
 
 import difflib
@@ -16,34 +17,34 @@ DEFAULT = "gpt-nano"
 
 
 def recipes() -> dict[str, Callable[..., Run]]:
-    """Every recipe by name."""
-    found = {}
+    """Return all recipes by name."""
+    by_name = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and not name.startswith("_"):
-                found[name.replace("_", "-")] = function
-    return found
+                by_name[name.replace("_", "-")] = function
+    return by_name
 
 
 def begun(name: str, init: str) -> Run:
-    """The run of a recipe that is to begin from `init`; a recipe that takes its numbers from there is given it.
+    """Return the run of a recipe; a recipe with a parameter gets `init`, to take the size of the model from it.
 
     Raises:
-        BadInput: no such recipe, or nothing it could begin from.
+        BadInput: no such recipe, or no such `init`.
     """
     recipe = find(name)
     return recipe(init) if inspect.signature(recipe).parameters else recipe()
 
 
 def find(name: str) -> Callable[..., Run]:
-    """The recipe of a name.
+    """Return the recipe with a name.
 
     Raises:
-        BadInput: there is none; names the nearest.
+        BadInput: there is none; the message gives the nearest name.
     """
-    known = recipes()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise BadInput(f"no recipe is called {name!r}; the nearest is {near!r} (all: {', '.join(sorted(known))})")
-    return known[name]
+    by_name = recipes()
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)[0]
+        raise BadInput(f"no recipe is called {name!r}; the nearest is {near!r} (all: {', '.join(sorted(by_name))})")
+    return by_name[name]

@@ -8,12 +8,12 @@ from zoo.configs import Compute
 
 
 def bert_nano() -> Run:
-    """A BERT of 2.7 million parameters that learns masked words and next sentences from Moby-Dick on a laptop.
+    """Train a BERT of 2.7 million parameters on masked words and next sentences of Moby-Dick, on a laptop.
 
     Command: zoo train bert-nano
     Hardware: 2 CPU cores, float32.
     Time: 2 minutes 13 seconds.
-    Expect: 6.08 nats a masked word held out (words' frequencies alone: 6.45), 12 % of them right; next sentences stay at 50 %.
+    Expect: 6.08 nats per held-out masked word (unigram baseline: 6.45), 12 % of them correct; next sentences stay at 50 %.
     """
     model = configs.find("bert-nano")[1].config
     return Run(
@@ -24,7 +24,7 @@ def bert_nano() -> Run:
         data=Data(length=model.context, batch=16, rows="segment_pairs"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
         masking=Masking(most=20),
-        # From 2e-3 on it never learns more than how often each word occurs.
+        # From 2e-3 on it never becomes better than the unigram baseline.
         optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=100),
         log=Log(every=10, validate_every=160, samples=0),
@@ -32,12 +32,12 @@ def bert_nano() -> Run:
 
 
 def bert() -> Run:
-    """BERT base from scratch on your own text, as published (Devlin et al. 2019, appendix A.2), rows of 128 tokens.
+    """Train BERT base from scratch on your own text, as published (Devlin et al. 2019, appendix A.2), with rows of 128 tokens.
 
     Command: zoo train bert --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
-    Time: not measured, for want of the hardware.
-    Expect: not measured; the paper trains on for the last tenth of the steps with 512 tokens: --data.length 512 --init RUN.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The paper trains the last tenth of the steps with 512 tokens: --data.length 512 --init RUN.
     """
     model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task="pretraining")
     return Run(
@@ -47,7 +47,7 @@ def bert() -> Run:
         steps=1_000_000,
         data=Data(length=128, batch=256, rows="segment_pairs"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
-        # Google's code makes ten masks of each row beforehand.
+        # Google's code prepares ten masks of each row.
         masking=Masking(most=20, static=10),
         optim=Optim(lr=1e-4, warmup=10_000, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=1_000),

@@ -8,12 +8,12 @@ from zoo.configs import Compute
 
 
 def distilbert_nano() -> Run:
-    """A DistilBERT of half bert-nano's layers that learns Moby-Dick from it on a laptop.
+    """Distill bert-nano on Moby-Dick into a DistilBERT with half its layers, on a laptop.
 
     Command: zoo train distilbert-nano --distillation.teacher runs/bert-nano
     Hardware: 2 CPU cores, float32.
     Time: 2 minutes 16 seconds.
-    Expect: 11.5, 12.6 and 11.8 % of masked words right with three seeds, their teachers of the same seeds 11.2, 11.0 and 11.1 %.
+    Expect: 11.5, 12.6 and 11.8 % of masked words correct with three seeds; their teachers have 11.2, 11.0 and 11.1 %.
     """
     model = configs.find("distilbert-nano")[1].config
     return Run(
@@ -32,19 +32,19 @@ def distilbert_nano() -> Run:
 
 
 def distilbert() -> Run:
-    """DistilBERT from a BERT base of yours or of the hub, on your own text, as released (Sanh et al. 2019).
+    """Distill a BERT base, your own or from the hub, into DistilBERT on your own text, as released (Sanh et al. 2019).
 
     Command: zoo train distilbert --distillation.teacher models/bert-base-uncased --data.paths corpus.jsonl
     Hardware: the authors used 8 V100 of 16 GB.
-    Time: not measured, for want of the hardware; the authors' took about 90 hours.
-    Expect: not measured; the authors' student keeps 97 % of its teacher's GLUE score.
+    Time: not measured (no such hardware available); the authors' training took about 90 hours.
+    Expect: not measured. The authors' student has 97 % of its teacher's GLUE score.
     """
     model = dataclasses.replace(configs.find("distilbert-base-uncased")[1].config, task="masked")
     return Run(
         recipe="distilbert",
         model=model,
         objective="distilled",
-        # Three epochs of 3.3 billion words in batches of about four thousand rows.
+        # Three epochs of 3.3 billion words, in batches of about 4,000 rows.
         steps=6_000,
         data=Data(length=model.context, batch=4_000, rows="full_sentences"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),

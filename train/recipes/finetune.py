@@ -1,4 +1,4 @@
-"""Recipes that fit a pretrained encoder to labelled examples: the body is that of `--init`, the head is new.
+"""Recipes that fine-tune a pretrained encoder on labelled examples: the body is that of `--init`, the head is new.
 
 Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a docstring says otherwise.
 """
@@ -13,23 +13,23 @@ from zoo.configs._encoder import Task
 
 
 def finetune_classification(init: str = "") -> Run:
-    """Tell classes of texts, or of pairs of texts, apart; or, with --labelled.regression, give them a number.
+    """Classify texts or pairs of texts, or predict a number for them with --labelled.regression.
 
     Command: zoo train finetune-classification --init DIR --data.paths train.tsv --data.valid-paths dev.tsv
     Hardware: 2 CPU cores, float32.
-    Time: 20 minutes for 866 steps of 16 rows of 64, two epochs, beside other work; not measured on an idle machine.
-    Expect: SST-2 (6,920 sentences) with MiniLM, --optim.lr 1e-4, those steps, three seeds: 87.2, 88.1, 88.0 % of the dev set.
+    Time: 20 minutes for 866 steps of 16 rows of 64 (two epochs) on a busy machine; not measured on an idle one.
+    Expect: 87.2, 88.1, 88.0 % on the dev set of SST-2 (6,920 sentences), MiniLM, --optim.lr 1e-4, those steps, three seeds.
     """
     return _run("finetune-classification", "classification", "sequence", init, length=128)
 
 
 def finetune_tagging(init: str = "") -> Run:
-    """Tag each word of a sentence, as with the names of people and places.
+    """Tag each word of a sentence, for example with names of people and places.
 
     Command: zoo train finetune-tagging --init DIR --data.paths train.conll
     Hardware: 2 CPU cores, float32.
-    Time: 4 minutes for 250 steps of 32 rows of 48 on one core.
-    Expect: entity F1 0.44 on the last tenth of WNUT-17's training file with MiniLM, --optim.lr 3e-4, those steps; one seed.
+    Time: 4 minutes for 250 steps of 32 rows of 48, on one core.
+    Expect: entity F1 0.44 on the last tenth of WNUT-17's training file, MiniLM, --optim.lr 3e-4, those steps, one seed.
     """
     return _run("finetune-tagging", "tagging", "tokens", init, length=128)
 
@@ -39,19 +39,19 @@ def finetune_span(init: str = "") -> Run:
 
     Command: zoo train finetune-span --init DIR --data.paths train.json
     Hardware: 2 CPU cores, float32.
-    Time: 15 minutes for 200 steps of 16 rows of 256 on a machine busy with other work; not measured on an idle one.
-    Expect: F1 0.46 and exact match 0.27 on XQuAD's last 8 English documents, trained on 40, MiniLM, --optim.lr 2e-4; one seed.
+    Time: 15 minutes for 200 steps of 16 rows of 256 on a busy machine; not measured on an idle one.
+    Expect: F1 0.46, exact match 0.27 on XQuAD's last 8 English documents, trained on 40, MiniLM, --optim.lr 2e-4, one seed.
     """
     return _run("finetune-span", "span", "span", init, length=384)
 
 
 def finetune_choice(init: str = "") -> Run:
-    """Choose the right one of several answers to a question on a text (RACE).
+    """Choose the correct one of several answers to a question about a text (RACE).
 
     Command: zoo train finetune-choice --init DIR --data.paths train.jsonl
     Hardware: 2 CPU cores, float32.
-    Time: not measured, for want of the data.
-    Expect: not measured; the paper has no figure for BERT on RACE, RoBERTa's table 2 has 64 to 66 % for base models.
+    Time: not measured (the data set is not available).
+    Expect: not measured. The paper has no result for BERT on RACE; table 2 of RoBERTa has 64 to 66 % for base models.
     """
     return _run("finetune-choice", "choice", "choice", init, length=512)
 

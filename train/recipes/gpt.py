@@ -8,17 +8,17 @@ from zoo.configs import Compute
 
 
 def gpt_nano() -> Run:
-    """A GPT of 2.6 million parameters that learns Moby-Dick in minutes on a laptop.
+    """Train a GPT of 2.6 million parameters on Moby-Dick, in minutes on a laptop.
 
     Command: zoo train gpt-nano
     Hardware: 2 CPU cores, float32.
     Time: 5 minutes.
-    Expect: 2.21 bits per byte on the held-out chapters (xz -9 needs 2.54 for the last tenth of the book, given the rest).
+    Expect: 2.21 bits per byte on the held-out chapters (xz -9 needs 2.54 for the last tenth of the book after the rest).
     """
     model = configs.find("gpt-nano")[1].config
     return Run(
         recipe="gpt-nano",
-        # Four unrolled layers need no stacking of what the backward pass keeps.
+        # With four unrolled layers, the residuals of the backward pass need not be stacked.
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
         steps=480,
         data=Data(length=model.context, batch=16),
@@ -30,17 +30,17 @@ def gpt_nano() -> Run:
 
 
 def gpt2() -> Run:
-    """GPT-2 small (124M) from scratch on your own text, half a million tokens a step.
+    """Train GPT-2 small (124M) from scratch on your own text, with half a million tokens per step.
 
     Command: zoo train gpt2 --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_GPT2_TOKENIZER_JSON
-    Hardware: meant for 8 accelerators of 80 GB; --accumulate makes it fit fewer, with the same steps.
-    Time: not measured, for want of the hardware. 315 billion tokens of 855 MFLOP: about a day for 8 H100 at 40 % of peak.
+    Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
+    Time: not measured (no such hardware available). 315 billion tokens of 855 MFLOP: about a day for 8 H100 at 40 % of peak.
     Expect: not measured. nanoGPT's README gives 2.85 nats held out for this shape and budget on OpenWebText.
     """
     model = configs.find("gpt2")[1].config
     return Run(
         recipe="gpt2",
-        # Trained on text seen less than twice, dropout costs more than it gives (nanoGPT trains without).
+        # For text that is seen less than twice, dropout harms more than it helps (nanoGPT trains without it).
         model=dataclasses.replace(model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0),
         steps=600_000,
         data=Data(length=model.context, batch=512),
@@ -54,19 +54,19 @@ def gpt2() -> Run:
 
 
 def gpt3_175b() -> Run:
-    """GPT-3 175B as published (Brown et al. 2020, table 2.1 and appendix B), for planning: it fits no single machine.
+    """Train GPT-3 175B as published (Brown et al. 2020, table 2.1 and appendix B). For planning: it fits on no single machine.
 
     Command: zoo train gpt3-175b --data.paths corpus.jsonl
     Hardware: 512 accelerators of 80 GB or more, fsdp 64 x tensor 8.
-    Time: not measured, for want of the hardware. 314 ZFLOP (6 x parameters x tokens): 18 days for 512 H100 at 40 % of peak.
-    Expect: not measured; the paper prints no loss on a public corpus.
+    Time: not measured (no such hardware available). 314 ZFLOP (6 x parameters x tokens): 18 days for 512 H100 at 40 % of peak.
+    Expect: not measured. The paper prints no loss on a public corpus.
     """
     model = configs.find("gpt3-175b")[1].config
     return Run(
         recipe="gpt3-175b",
         model=dataclasses.replace(model, compute=Compute(remat="full")),
-        # 300 billion tokens, 3.1 million a step. The paper ramps the batch up over the first tokens and ends the decay at 260
-        # billion; neither is built.
+        # 300 billion tokens, 3.1 million per step. The paper increases the batch over the first tokens and ends the decay at 260
+        # billion; neither is implemented.
         steps=95_367,
         precision="bfloat16",
         data=Data(length=model.context, batch=1_536),

@@ -9,12 +9,12 @@ from zoo.configs import Compute
 
 
 def t5_nano() -> Run:
-    """A T5 of 4.9 million parameters that learns to write what was left out of Moby-Dick, on a laptop.
+    """Train a T5 of 4.9 million parameters to predict removed spans of Moby-Dick, on a laptop.
 
     Command: zoo train t5-nano
     Hardware: 2 CPU cores, float32.
     Time: 2 minutes.
-    Expect: perplexity 152 of a token that was left out of the held-out chapters.
+    Expect: perplexity 152 per token of the removed spans of the held-out chapters.
     """
     model = configs.find("t5-nano")[1].config
     return Run(
@@ -31,12 +31,12 @@ def t5_nano() -> Run:
 
 
 def t5() -> Run:
-    """T5 base from scratch on your own text, as the baseline of the paper (Raffel et al. 2020, section 3.1) with its final spans.
+    """Train T5 base from scratch on your own text: the baseline of Raffel et al. 2020, section 3.1, with the final spans.
 
     Command: zoo train t5 --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
-    Time: not measured, for want of the hardware.
-    Expect: not measured; the paper's baseline sees 34 billion tokens of C4. Its final models: --steps 1000000 --data.batch 2048.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The paper's baseline sees 34 billion tokens of C4. Its final models: --steps 1000000 --data.batch 2048.
     """
     model = configs.find("t5-base")[1].config
     return Run(
@@ -45,7 +45,7 @@ def t5() -> Run:
         objective="denoising",
         steps=1 << 19,
         data=Data(length=512, batch=128),
-        # The table's last 28 rows are no entries.
+        # The last 28 rows of the embedding table belong to no token.
         tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
         optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=1_000),
@@ -54,12 +54,12 @@ def t5() -> Run:
 
 
 def finetune_text_to_text(init: str = "") -> Run:
-    """Write a text for a text, as a translation, a summary or an answer; begins from a T5 (Raffel et al. 2020, section 3.1.2).
+    """Fine-tune a T5 to map a text to a text: a translation, a summary, an answer (Raffel et al. 2020, section 3.1.2).
 
     Command: zoo train finetune-text-to-text --init DIR --pairs.source train.en --pairs.target train.de
     Hardware: 2 CPU cores, float32.
     Time: not measured.
-    Expect: not measured; the paper takes 262,144 steps of 128 rows.
+    Expect: not measured. The paper takes 262,144 steps of 128 rows.
     """
     model = init_config.numbers(init) if init else configs.find("t5-small")[1].config
     return Run(

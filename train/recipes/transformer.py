@@ -8,12 +8,12 @@ from zoo.configs import Compute
 
 
 def transformer_nano() -> Run:
-    """A small Transformer that learns to translate short sentences (Multi30k) on a laptop.
+    """Train a small Transformer to translate short sentences (Multi30k), on a laptop.
 
     Command: zoo train transformer-nano --pairs.source train.en --pairs.target train.de
     Hardware: 2 CPU cores, float32.
-    Time: 26 minutes for the 29,000 pairs of Multi30k, English to German, scoring included.
-    Expect: perplexity 6.48 of a held-out token; BLEU 37.2 on test_2016_flickr with --beams 4 --length-penalty 0.6, greedily 35.5.
+    Time: 26 minutes for the 29,000 pairs of Multi30k, English to German, including scoring.
+    Expect: held-out perplexity 6.48 per token; BLEU 37.2 on test_2016_flickr (--beams 4 --length-penalty 0.6), greedy 35.5.
     """
     model = configs.find("transformer-nano")[1].config
     return Run(
@@ -22,10 +22,10 @@ def transformer_nano() -> Run:
         objective="text_to_text",
         steps=1_600,
         label_smoothing=0.1,
-        # About 6 pairs a row.
+        # About 6 pairs per row.
         data=Data(length=96, batch=24, pack=True),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
-        # So few steps are better spent on a rate that falls to nothing than on the paper's.
+        # With so few steps, a rate that decays to 0 gives better results than the paper's schedule.
         optim=Optim(lr=1.5e-3, warmup=200, schedule="linear", final=0.0, b2=0.98, eps=1e-9, weight_decay=0.0, clip=1.0),
         checkpoint=Checkpoint(every=200, keep=5),
         log=Log(every=10, validate_every=200, validate_rows=256, samples=4),
@@ -33,12 +33,12 @@ def transformer_nano() -> Run:
 
 
 def transformer_base() -> Run:
-    """The Transformer base on your own pairs, as published (section 5): about 25,000 tokens a side and step.
+    """Train the Transformer base on your own pairs, as published (section 5): about 25,000 tokens per side and step.
 
     Command: zoo train transformer-base --pairs.source train.en --pairs.target train.de
     Hardware: meant for 8 accelerators.
-    Time: not measured, for want of the hardware; the paper took 12 hours on 8 P100.
-    Expect: not measured; the paper has 27.3 BLEU from English to German on newstest2014, after averaging 5 checkpoints.
+    Time: not measured (no such hardware available); the paper took 12 hours on 8 P100.
+    Expect: not measured. The paper has 27.3 BLEU from English to German on newstest2014, after averaging 5 checkpoints.
     """
     model = configs.find("transformer-base")[1].config
     return Run(
@@ -56,6 +56,6 @@ def transformer_base() -> Run:
 
 
 def _noam(width: int, warmup: int) -> Optim:
-    """Adam and its rate as in section 5.3: width^-1/2 min(n^-1/2, n warmup^-3/2) at step n."""
+    """Return Adam with the learning rate of section 5.3: width^-1/2 min(n^-1/2, n warmup^-3/2) at step n."""
     peak = (width * warmup) ** -0.5
     return Optim(lr=peak, warmup=warmup, schedule="inverse_sqrt", b2=0.98, eps=1e-9, weight_decay=0.0, clip=0.0)

@@ -165,7 +165,7 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
     capsys.readouterr()
     # All it has left to do is to be scored.
     assert train(run, 8) == 0
-    assert "ended at step 8 of 20: 2 validations without a better one" in capsys.readouterr().out
+    assert "ended at step 8 of 20: no improvement in 2 validations" in capsys.readouterr().out
     assert [row["step"] for row in read(ours.starts)] == [0, 4, 8]
     assert ours.scores.read_text() == theirs.scores.read_text()
     for step in (None, 8):

@@ -37,7 +37,7 @@ def pair(**chosen: Any) -> tuple[Any, Any, Distilled]:
     """(student, its parameters, the objective with a teacher)."""
     teacher, student = small("bert", layers=4), small("distilbert")
     given = random_params(teacher)
-    goal = Distilled(teacher=teacher, frozen=given, chosen=Distillation(teacher="x", **chosen), given=given, mesh=MESH)
+    goal = Distilled(teacher=teacher, frozen=given, options=Distillation(teacher="x", **chosen), teacher_params=given, mesh=MESH)
     return student, random_params(student), goal
 
 
@@ -90,10 +90,10 @@ def test_the_triple_loss_is_its_definition(masked_only: bool, chunk: int) -> Non
         at = np.zeros_like(at)
         at[0, [2, 5]] = at[1, 1] = True
     computed = losses(student, params, goal, chunk)
-    assert computed == pytest.approx(by_hand(goal.chosen, at), rel=2e-5)
+    assert computed == pytest.approx(by_hand(goal.options, at), rel=2e-5)
     # Padding that counted, or another temperature, would be seen.
-    assert computed["soft"] != pytest.approx(by_hand(goal.chosen, np.ones_like(at))["soft"], rel=1e-3)
-    assert computed["soft"] != pytest.approx(by_hand(dataclasses.replace(goal.chosen, temperature=2.0), at)["soft"], rel=1e-3)
+    assert computed["soft"] != pytest.approx(by_hand(goal.options, np.ones_like(at))["soft"], rel=1e-3)
+    assert computed["soft"] != pytest.approx(by_hand(dataclasses.replace(goal.options, temperature=2.0), at)["soft"], rel=1e-3)
 
 
 @pytest.mark.full

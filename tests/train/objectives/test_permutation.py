@@ -108,7 +108,7 @@ def test_rows_read_backward_say_so():
     [
         ({"options": {"predictions": 46}}, "permutation.predictions 46: a row of 48 has 16 reused tokens and 29 others"),
         ({"options": {"window": 7}}, "permutation.window 7: it does not divide the parts of a row, 16 reused tokens and 32"),
-        ({"reuse": 60}, "model.reuse 60: a row of 48 has 5 tokens for two texts and their marks besides; choose at most 43"),
+        ({"reuse": 60}, "model.reuse 60: a row of 48 needs 5 tokens for two texts and special tokens; choose at most 43"),
         ({"rows": "packed"}, "data.rows packed"),
         ({"pack": True}, "data.pack"),
         ({"batch": 3, "options": {"bidirectional": True}}, "data.batch 3: half of the rows are read from right to left"),

@@ -305,9 +305,9 @@ BAD = {
     "a target length": ({}, {"target_length": 8}, "data.target-length 8: denoising has targets as long"),
     "a short text": ({}, {"length": 900}, "--data.length 900: a row is made of 999 tokens, and the training text has 903"),
     "too short": ({}, {"length": 3}, "data.length 3: choose 4 tokens or more"),
-    "many sentinels": ({"kind": "iid"}, {"length": 800}, "data.length 800: a row may take 121 sentinels, and the tokenizer"),
-    "nothing to read": ({"kind": "lm"}, {}, "--denoising.kind lm: an encoder has nothing to read; choose prefix"),
-    "a causal encoder": ({"causal": True}, {}, "denoising.causal True: an encoder sees all it reads"),
+    "many sentinels": ({"kind": "iid"}, {"length": 800}, "data.length 800: a row may need 121 sentinels, and the tokenizer"),
+    "nothing to read": ({"kind": "lm"}, {}, "--denoising.kind lm: the source of the encoder would be empty; choose prefix"),
+    "a causal encoder": ({"causal": True}, {}, "denoising.causal True: an encoder is never causal"),
     "mean span": ({"mean_span": 0.5}, {}, "denoising.mean-span"),
 }
 
