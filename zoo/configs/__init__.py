@@ -25,7 +25,7 @@ Remat = Literal["none", "full", "attention"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Options of the computation: they change speed and memory, but neither the results nor the layout of the parameters."""
+    """Options of the computation: they change speed and memory, but neither what is computed nor the layout of the parameters."""
 
     attention: Implementation = "auto"
     """Attention implementation; it is an error if it does not support the attention of the model."""

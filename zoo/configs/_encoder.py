@@ -57,10 +57,10 @@ class BodyConfig:
     head_dropout: float = 0.1
     """Dropout rate before a classifier."""
     initializer: Initializer = "truncated"
-    """Distribution of fresh kernels and tables, of standard deviation 0.02: Google's code truncates the normal at two standard
-    deviations, `transformers` does not."""
+    """Distribution of fresh kernels and tables, with standard deviation 0.02.
+    truncated: cut off at two standard deviations, as in Google's code. normal: as in `transformers`."""
     task: Task = "body"
-    """Head on the body."""
+    """Head on the body; body = none. sequence, choice, tokens and span are classifiers."""
     labels: tuple[str, ...] = ()
     """Names of a classifier's labels, in the order of its outputs; a single label means regression.
     None = the labels of the training data."""

@@ -1,6 +1,5 @@
-"""The commands of `zoo`, one file per command or pair of related commands: each parses its options and calls the package that
-does the work.
+"""Commands of `zoo`, one file per command or pair of related commands.
 
-Only these files and `zoo.cli.main` import from all packages, and no other file imports them. JAX is imported when a command needs
-it, not before.
+Each parses its options and calls the package that does the work. Only these files and `zoo.cli.main` import from all packages,
+and no other file imports them. JAX is imported when a command needs it, not before.
 """

@@ -48,7 +48,7 @@ def step(args: list[str]) -> int:
         layers: tuple[Literal["scan", "unroll"], ...] = ("scan", "unroll")
         """Ways to compile the stack of layers."""
         remat: tuple[Remat, ...] = ("none",)
-        """What the backward pass recomputes: nothing, whole layers, or all but attention."""
+        """Recomputation in the backward pass: none, full (layers), or attention (all but attention)."""
         precision: tuple[Literal["float32", "bfloat16"], ...] = ()
         """Dtypes of the arithmetic; none = float32 on a CPU, bfloat16 on an accelerator."""
         attention: tuple[Implementation, ...] = ("auto",)
