@@ -30,7 +30,7 @@ def predict(args: list[str]) -> int:
         out: str = ""
         """File to write (.jsonl); it appears when all predictions are done. Empty = stdout."""
         null_threshold: float | None = None
-        """Threshold for no answer (span): the answer is null if the score of "no answer" exceeds that of the best one by more.
+        """Threshold for no answer (span): null if the score of "no answer" exceeds that of the best answer by more than this.
         SQuAD 2.0 usually has 0. None = answer every question."""
         length: int = 0
         """Largest number of tokens in a row; 0 = as the run was trained, or the model's positions for published weights."""
