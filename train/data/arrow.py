@@ -1,4 +1,4 @@
-"""The documents in a column of text: .parquet and Arrow streams, a few rows at a time."""
+"""Readers of the documents in a text column of .parquet files and Arrow streams, a few rows at a time."""
 
 import contextlib
 import importlib
@@ -7,25 +7,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.text_files import LONGEST_LINE, Document, document, kind_of, listed
+from train.data.text_files import LONGEST_LINE, Document, document, json_type, listed
 from zoo.errors import BadInput
 
 ROWS = 64
-"""Rows of a .parquet decoded at a time."""
+"""Rows of a .parquet file that are decoded at a time."""
 
 
 def parquet(file: Path, name: str, field: str) -> Iterator[Document]:
-    """The text of each row, in one column. Empty texts are no documents."""
+    """Yield the text in one column of each row as a document. Rows with an empty text are skipped."""
     pq = library("pyarrow.parquet")
     with _errors(file):
         check_column(pq.read_schema(file), field, str(file))
-        # As a dictionary, a text that occurs often is in memory once.
+        # Dictionary encoding keeps a text that occurs often in memory once.
         with pq.ParquetFile(file, read_dictionary=[field], buffer_size=1 << 20, pre_buffer=False) as table:
             yield from _rows(table.iter_batches(ROWS, columns=[field], use_threads=False), name, field, str(file))
 
 
 def table(file: Path) -> Iterator[dict[str, Any]]:
-    """Each row of a .parquet with all of its columns, as Python's own values."""
+    """Yield each row of a .parquet file with all of its columns, as Python values."""
     pq = library("pyarrow.parquet")
     with _errors(file), pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as rows:
         for batch in rows.iter_batches(ROWS, use_threads=False):
@@ -33,11 +33,11 @@ def table(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Document]:
-    """The text of each row of several files, as one data set of that name: its rows are numbered through them."""
+    """Yield the text of each row of several files as one data set called `name`: row numbers continue from file to file."""
 
     def batches() -> Iterator[Any]:
         for file in files:
-            # Not mapped: the pages of a mapped file count as memory of the process.
+            # Not memory-mapped: the pages of a mapped file count as memory of the process.
             with _errors(file), library("pyarrow").OSFile(str(file)) as raw, library("pyarrow.ipc").open_stream(raw) as stream:
                 check_column(stream.schema, field, name)
                 yield from (batch.select([field]) for batch in stream)
@@ -46,10 +46,10 @@ def arrow_streams(files: Iterable[Path], name: str, field: str) -> Iterator[Docu
 
 
 def check_column(schema: Any, field: str, where: str) -> None:
-    """Refuse an Arrow schema that has no column of strings of that name.
+    """Check that an Arrow schema has a column of strings called `field`.
 
     Raises:
-        BadInput: it lists the columns.
+        BadInput: the schema has no such column; the message lists the columns.
     """
     if field not in schema.names:
         raise BadInput(f"{where}: no column {json.dumps(field)}; it has {listed(schema.names)}: choose one with --data.field")
@@ -57,16 +57,16 @@ def check_column(schema: Any, field: str, where: str) -> None:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise BadInput(
-            f"{where}: column {json.dumps(field)} holds {kind}, not strings; it has {listed(schema.names)}: choose another with "
-            "--data.field"
+            f"{where}: column {json.dumps(field)} holds {kind}, not strings; the columns are {listed(schema.names)}: choose "
+            "another with --data.field"
         )
 
 
 def library(module: str) -> Any:
-    """A module of the extra `data`.
+    """Import a module of the optional dependency group `data`.
 
     Raises:
-        BadInput: it is not installed.
+        BadInput: the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -77,15 +77,15 @@ def library(module: str) -> Any:
 
 
 def _rows(batches: Iterable[Any], name: str, field: str, where: str) -> Iterator[Document]:
-    number, some = 0, False
+    number, has_text = 0, False
     for batch in batches:
         for value in batch.column(0):
             number += 1
             text = _string(value, f"{where}: row {number}", field)
             if text:
-                some = True
+                has_text = True
                 yield from document(f"{name}:{number}", [text], f"{where}: row {number}")
-    if not some:
+    if not has_text:
         raise BadInput(f"{where}: holds no text in column {json.dumps(field)}")
 
 
@@ -93,17 +93,17 @@ def _string(value: Any, where: str, field: str) -> str:
     try:
         text = value.as_py()
     except UnicodeDecodeError as error:
-        raise BadInput(f"{where}: column {json.dumps(field)} is not UTF-8 (byte {error.start}); mend it") from None
+        raise BadInput(f"{where}: column {json.dumps(field)} is not UTF-8 (byte {error.start}); fix it") from None
     if not isinstance(text, str):
-        raise BadInput(f"{where}: column {json.dumps(field)} holds {kind_of(text)}, not a string; mend it or leave the row out")
+        raise BadInput(f"{where}: column {json.dumps(field)} holds {json_type(text)}, not a string; fix or remove the row")
     if len(text) > LONGEST_LINE:
-        raise BadInput(f"{where}: longer than {LONGEST_LINE >> 20} Mi characters; make several documents of it")
+        raise BadInput(f"{where}: longer than {LONGEST_LINE >> 20} Mi characters; split it into several documents")
     return text
 
 
 @contextlib.contextmanager
 def _errors(file: Path) -> Iterator[None]:
-    """What the library raises on a file that is damaged, or none of its kind, as bad input."""
+    """Raise `BadInput` for the errors that pyarrow raises on a file that is damaged or of another format."""
     try:
         yield
     except (library("pyarrow").ArrowException, OSError, ValueError) as error:

@@ -1,50 +1,50 @@
-"""Long texts in pieces, cut only where tokenizing the pieces gives the tokens of the whole."""
+"""Chunking of long texts, cut only where tokenizing the chunks gives the same tokens as tokenizing the text at once."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 from zoo.errors import BadInput
 
-PIECE = 1 << 15
-"""Characters from which on a text is cut at the first place that allows it."""
+CHUNK = 1 << 15
+"""Characters of a chunk: a longer text is cut at the first place after that many which allows it."""
 GROUP = 32
-"""Pieces that are tokenized at a time: enough to keep the cores busy."""
-LONGEST_PIECE = 4 << 20
-"""Characters of the longest piece: tokenizing takes about 50 bytes for each while it lasts."""
+"""Chunks that are tokenized at a time: enough to keep the cores busy."""
+LONGEST_CHUNK = 4 << 20
+"""Characters of the longest chunk: tokenizing takes about 50 bytes of memory a character."""
 
 # GPT-2's rules never make one token of a visible character and a space after it, nor of a letter and punctuation after it.
 # Letters are those of scripts written without spaces, in ranges that no version of Unicode changes.
 _CUT = re.compile(r"\S(?=[ \n\r\t])|[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5](?=[\u3001\u3002\uff01\uff0c\uff1f])")
 
 
-def cut(chunks: Iterable[str], where: str = "text") -> Iterator[tuple[str, bool]]:
-    """(piece, is it the last) of the text that the chunks are when joined. Where the chunks end makes no difference.
+def cut(strings: Iterable[str], where: str = "text") -> Iterator[tuple[str, bool]]:
+    """Yield (chunk, is it the last) of the text that the strings form when joined, wherever the strings begin and end.
 
     Raises:
-        BadInput: no place to cut within `LONGEST_PIECE` characters; it names `where`.
+        BadInput: there is no place to cut within `LONGEST_CHUNK` characters; the message begins with `where`.
     """
-    rest = ""
-    for chunk in chunks:
-        rest += chunk
+    pending = ""
+    for string in strings:
+        pending += string
         start = 0
-        while found := _CUT.search(rest, start + PIECE):
-            yield rest[start : found.end()], False
-            start = found.end()
-        rest = rest[start:]
-        if len(rest) > LONGEST_PIECE:
+        while match := _CUT.search(pending, start + CHUNK):
+            yield pending[start : match.end()], False
+            start = match.end()
+        pending = pending[start:]
+        if len(pending) > LONGEST_CHUNK:
             raise BadInput(
-                f"{where}: {LONGEST_PIECE:,} characters without the end of a word; put spaces or line ends between words"
+                f"{where}: {LONGEST_CHUNK:,} characters without the end of a word; put spaces or line ends between words"
             )
-    yield rest, True
+    yield pending, True
 
 
-def groups(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces in groups of about a million characters: `GROUP` long pieces, or more short ones."""
+def groups(chunks: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Yield chunks in groups of about a million characters: `GROUP` long chunks, or more short ones."""
     group, size = [], 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece[0]) + 1
-        if size >= GROUP * PIECE:
+    for chunk in chunks:
+        group.append(chunk)
+        size += len(chunk[0]) + 1
+        if size >= GROUP * CHUNK:
             yield group
             group, size = [], 0
     if group:

@@ -1,4 +1,4 @@
-"""Raw text: the documents of a run, and their split into training and held-out ones."""
+"""The documents of a run, and their split into training and held-out ones."""
 
 import bisect
 import dataclasses
@@ -21,64 +21,66 @@ from zoo.errors import BadInput
 EMBEDDED = Path(__file__).parent / "embedded" / "moby_dick.txt.xz"
 EMBEDDED_SHA256 = "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240"
 MANY_DOCUMENTS = 20
-"""From this many documents on, whole documents are held out; with fewer, one document is cut."""
+"""Smallest number of documents for which whole documents are held out; with fewer, one document is cut."""
 LARGEST_SAMPLE = 256 << 20
-"""Bytes of text that a tokenizer is trained on, at most: more costs hours and memory, and changes little."""
+"""Largest number of bytes of text that a tokenizer is trained on: more costs hours and memory, and changes little."""
 REACH = 4 << 20
-"""Characters on each side among which the place to cut a document is looked for, at most."""
+"""Largest number of characters on each side in which a place to cut a document is searched."""
 
-KEPT = 1 << 20
-"""Characters that may wait before they are let go of."""
+MAX_SLACK = 1 << 20
+"""Characters that the search window may hold beyond twice its reach before its beginning is discarded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Documents in their order, read from the files anew by every iteration: only a piece of one is in memory at a time."""
+    """Documents in order. Every iteration reads the files again, so that only one chunk of a document is in memory."""
 
     read: Callable[[], Iterator[Document]]
-    """Long documents come in pieces."""
+    """Start an iteration; long documents are yielded in chunks."""
     count: int
     text_bytes: int
     """UTF-8 bytes of all texts."""
     digest: str
-    """Of the texts, their order and bounds: `train.data.text_files.Digest`."""
+    """Digest of the texts, their order and bounds: `train.data.text_files.Digest`."""
 
     def __iter__(self) -> Iterator[Document]:
         return self.read()
 
 
 def split(data: Data) -> tuple[Documents, Documents]:
-    """(training, held-out) documents. Every file is read and checked once here, before anything is made of it.
+    """Return (training, held-out) documents. Every file is read and checked once here, before any of it is used.
 
     Held out are the documents of `valid_paths`, else about the last `valid_fraction` of the bytes of `paths`: whole documents
     when there are at least 20, otherwise one document is cut after a paragraph, else a line, else a word, whichever ends near
-    enough (the share held out stays within a quarter of what was asked). The two halves together are the whole text.
+    enough (the held-out share is within a quarter of `valid_fraction`). The two halves together are the whole text.
 
     Raises:
         BadInput: a file that is missing, empty, damaged, not UTF-8 or of an unsupported kind, a bad line or row (with its
-            number), a held-out file that is trained on, or too little text to have two halves; see also `sources.sources`.
+            number), a held-out file that is also trained on, or too little text for two halves; see also `sources.sources`.
     """
-    found = sources(data.paths, data)
-    read = functools.partial(_chain, found) if data.paths else _embedded
+    training = sources(data.paths, data)
+    read = functools.partial(_chain, training) if data.paths else _embedded
     if data.valid_paths:
-        valid = sources(data.valid_paths, data)
-        if both := {source.key for source in found} & {source.key for source in valid}:
+        valid_sources = sources(data.valid_paths, data)
+        if both := {source.key for source in training} & {source.key for source in valid_sources}:
             raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out text that is not trained on")
-        return _measured(read), _measured(functools.partial(_chain, valid))
+        return _measured(read), _measured(functools.partial(_chain, valid_sources))
     with tempfile.TemporaryFile() as index:
-        whole = _index(read(), index)
-        between = whole.count >= MANY_DOCUMENTS
-        cut = _between(index, whole, data.valid_fraction) if between else _within(read, index, whole, data.valid_fraction)
-        halves = functools.partial(_before, read, *cut), functools.partial(_after, read, *cut)
-        digests = _digests(index, cut[0]) if between else _measure_halves(read, *cut)
+        total = _index(read(), index)
+        many = total.count >= MANY_DOCUMENTS
+        cut = (
+            _cut_at_boundary(index, total, data.valid_fraction) if many else _cut_inside(read, index, total, data.valid_fraction)
+        )
+        halves = functools.partial(_training_half, read, *cut), functools.partial(_held_out_half, read, *cut)
+        digests = _digests(index, cut[0]) if many else _measure_halves(read, *cut)
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
 def documents(paths: Sequence[str], data: Data, limit: int = 0) -> Documents:
-    """The documents of some files, each checked once; `data` says how they are read.
+    """Return the documents of some files, each checked once; `data` has the options for reading them.
 
     Args:
-        limit: how many of the first are taken, at most; 0 = all.
+        limit: largest number of documents, taken from the beginning; 0 = all.
 
     Raises:
         BadInput: as `split`, of a file.
@@ -88,7 +90,7 @@ def documents(paths: Sequence[str], data: Data, limit: int = 0) -> Documents:
 
 
 def _first(read: Callable[[], Iterator[Document]], count: int) -> Iterator[Document]:
-    """The first `count` documents, with all of their pieces."""
+    """Yield the first `count` documents, with all of their chunks."""
     for document in read():
         yield document
         count -= document.last
@@ -97,17 +99,17 @@ def _first(read: Callable[[], Iterator[Document]], count: int) -> Iterator[Docum
 
 
 def sample(documents: Sequence[Documents], limit: int = LARGEST_SAMPLE) -> Iterator[str]:
-    """About `limit` bytes of the texts, in pieces spread evenly over all of them; all of it if it is not more."""
-    total, passed, given = sum(each.text_bytes for each in documents), 0, 0
-    for piece in itertools.chain.from_iterable(documents):
-        if given * total <= passed * limit:
-            given += len(piece.text.encode())
-            yield piece.text
-        passed += len(piece.text.encode())
+    """Yield chunks of about `limit` bytes in all, spread evenly over the texts; all of the text if it is not longer."""
+    total_bytes, passed_bytes, taken_bytes = sum(corpus.text_bytes for corpus in documents), 0, 0
+    for chunk in itertools.chain.from_iterable(documents):
+        if taken_bytes * total_bytes <= passed_bytes * limit:
+            taken_bytes += len(chunk.text.encode())
+            yield chunk.text
+        passed_bytes += len(chunk.text.encode())
 
 
 def measure(documents: Iterable[Document]) -> Digest:
-    """Read documents once, for their number, their size and what distinguishes them."""
+    """Read documents once and return their digest, which includes their number and size."""
     digest = Digest()
     for document in documents:
         digest.add(document)
@@ -122,22 +124,22 @@ def _documents(read: Callable[[], Iterator[Document]], digest: Digest) -> Docume
     return Documents(read, digest.count, digest.text_bytes, digest.hexdigest())
 
 
-def _chain(found: list[Source]) -> Iterator[Document]:
-    for source in found:
+def _chain(all_sources: list[Source]) -> Iterator[Document]:
+    for source in all_sources:
         yield from source.read()
 
 
-# --- Where to cut: (number of a document, character in it at which the held-out text begins) ---
+# --- Place of the cut: (number of a document, character in it at which the held-out text begins) ---
 
 _ENTRY = struct.Struct("<q32s")
 
 
 def _index(documents: Iterable[Document], index: IO[bytes]) -> Digest:
-    """Write the size and SHA-256 of each document to a file: those of millions would fill the memory."""
+    """Write the size and SHA-256 of each document to a file, because those of millions would fill the memory."""
     digest = Digest()
     for document in documents:
-        if whole := digest.add(document):
-            index.write(_ENTRY.pack(*whole))
+        if size_and_digest := digest.add(document):
+            index.write(_ENTRY.pack(*size_and_digest))
     return digest
 
 
@@ -147,72 +149,72 @@ def _entries(index: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         yield from _ENTRY.iter_unpack(raw)
 
 
-def _between(index: IO[bytes], whole: Digest, fraction: float) -> tuple[int, int]:
-    """Before the document that begins nearest to where the held-out text should."""
-    wanted = (1 - fraction) * whole.text_bytes
-    number, end, least = 0, 0, float("inf")
+def _cut_at_boundary(index: IO[bytes], total: Digest, fraction: float) -> tuple[int, int]:
+    """Return a cut before the document whose beginning is nearest to the target, (1 - fraction) of the bytes."""
+    target = (1 - fraction) * total.text_bytes
+    number, end, best = 0, 0, float("inf")
     for i, (size, _) in enumerate(_entries(index)):
         end += size
-        if abs(end - wanted) < least:
-            number, least = i + 1, abs(end - wanted)
-    return min(number, whole.count - 1), 0
+        if abs(end - target) < best:
+            number, best = i + 1, abs(end - target)
+    return min(number, total.count - 1), 0
 
 
 def _digests(index: IO[bytes], number: int) -> tuple[Digest, Digest]:
-    """Of the documents before a number and from it on."""
+    """Return the digests of the documents before number `number`, and of the others."""
     before, after = Digest(), Digest()
     for i, entry in enumerate(_entries(index)):
         (before if i < number else after).add_whole(*entry)
     return before, after
 
 
-def _within(read: Callable[[], Iterator[Document]], index: IO[bytes], whole: Digest, fraction: float) -> tuple[int, int]:
-    """Inside of the document that has the place where the held-out text should begin."""
-    wanted = (1 - fraction) * whole.text_bytes
+def _cut_inside(read: Callable[[], Iterator[Document]], index: IO[bytes], total: Digest, fraction: float) -> tuple[int, int]:
+    """Return a cut inside the document that contains the target, (1 - fraction) of the bytes."""
+    target = (1 - fraction) * total.text_bytes
     sizes = [size for size, _ in _entries(index)]
     ends = list(itertools.accumulate(sizes))
-    number = min(bisect.bisect_right(ends, wanted), len(sizes) - 1)
-    pieces = (document.text for nth, document in _numbered(read()) if nth == number)
-    reach = min(int(fraction * whole.text_bytes / 4), REACH)
-    character, before, after = _place(pieces, int(wanted - ends[number] + sizes[number]), reach)
+    number = min(bisect.bisect_right(ends, target), len(sizes) - 1)
+    chunks = (document.text for nth, document in _numbered(read()) if nth == number)
+    reach = min(int(fraction * total.text_bytes / 4), REACH)
+    character, before, after = _find_cut(chunks, int(target - ends[number] + sizes[number]), reach)
     if (number == 0 and not before) or (number == len(sizes) - 1 and not after):
         raise BadInput(
-            f"--data.valid-fraction {fraction}: {whole.text_bytes} bytes of text are too few to hold some out; give --data.paths "
-            "more text, or --data.valid-paths"
+            f"--data.valid-fraction {fraction}: {total.text_bytes} bytes of text are too few to hold some out; add text to "
+            "--data.paths, or set --data.valid-paths"
         )
     return number, character
 
 
-def _place(pieces: Iterator[str], byte: int, reach: int) -> tuple[int, bool, bool]:
-    """(character to cut a text before, is there more than space before it, after it), near a byte of the text."""
+def _find_cut(chunks: Iterator[str], byte: int, reach: int) -> tuple[int, bool, bool]:
+    """Return (character to cut a text before, is there more than white space before it, after it), near byte `byte`."""
     window, first, bytes_before, position, before = "", 0, 0, None, False
-    for piece in pieces:
+    for chunk in chunks:
         if position is None:
-            raw = piece.encode()
+            raw = chunk.encode()
             if bytes_before + len(raw) >= byte:
                 position = first + len(window) + len(raw[: byte - bytes_before].decode(errors="ignore"))
             bytes_before += len(raw)
-        window += piece
+        window += chunk
         if position is None:
-            if len(window) > 2 * reach + KEPT:
+            if len(window) > 2 * reach + MAX_SLACK:
                 passed = len(window) - reach - 1
                 before = before or bool(window[:passed].strip())
                 window, first = window[passed:], first + passed
         elif first + len(window) > position + reach + 1:
             break
-    assert position is not None, "a text has the byte it is cut at"
-    cut = _boundary(window, position - first, reach)
+    assert position is not None, "the text is longer than the byte to cut it at"
+    cut = _nearest_boundary(window, position - first, reach)
     before = before or bool(window[:cut].strip())
-    return first + cut, before, bool(window[cut:].strip()) or any(piece.strip() for piece in pieces)
+    return first + cut, before, bool(window[cut:].strip()) or any(chunk.strip() for chunk in chunks)
 
 
-def _boundary(text: str, position: int, reach: int) -> int:
-    """The end of a paragraph nearest to `position`, of a line if none is within `reach`, of a word; else `position`."""
+def _nearest_boundary(text: str, position: int, reach: int) -> int:
+    """Return the end of a paragraph nearest to `position`; if none is within `reach`, of a line, of a word, else `position`."""
     first, last = max(position - reach, 1), min(position + reach, len(text) - 1)
     for end in (r"\n[ \t\r]*\n\s*", r"\n", r"\s"):
-        found = [match.end() for match in re.compile(end).finditer(text, first, last)]
-        if found:
-            return min(found, key=lambda character: abs(character - position))
+        ends = [match.end() for match in re.compile(end).finditer(text, first, last)]
+        if ends:
+            return min(ends, key=lambda character: abs(character - position))
     return position
 
 
@@ -221,21 +223,21 @@ def _boundary(text: str, position: int, reach: int) -> int:
 
 def _measure_halves(read: Callable[[], Iterator[Document]], number: int, character: int) -> tuple[Digest, Digest]:
     before, after = Digest(), Digest()
-    for held_out, document in _halves(read, number, character):
+    for held_out, document in _both_halves(read, number, character):
         (after if held_out else before).add(document)
     return before, after
 
 
-def _before(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
-    return (document for _, document in itertools.takewhile(lambda half: not half[0], _halves(read, number, character)))
+def _training_half(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
+    return (document for _, document in itertools.takewhile(lambda half: not half[0], _both_halves(read, number, character)))
 
 
-def _after(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
-    return (document for held_out, document in _halves(read, number, character) if held_out)
+def _held_out_half(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[Document]:
+    return (document for held_out, document in _both_halves(read, number, character) if held_out)
 
 
-def _halves(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[tuple[bool, Document]]:
-    """(is it held out, document), with the pieces of the document that is cut divided at the character."""
+def _both_halves(read: Callable[[], Iterator[Document]], number: int, character: int) -> Iterator[tuple[bool, Document]]:
+    """Yield (is it held out, document); the chunk that contains the cut is divided at `character`."""
     at = 0
     for nth, document in _numbered(read()):
         if nth != number or at >= character:
@@ -248,18 +250,18 @@ def _halves(read: Callable[[], Iterator[Document]], number: int, character: int)
             yield True, Document(document.name, after, document.last)
 
 
-def _numbered(pieces: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+def _numbered(chunks: Iterable[Document]) -> Iterator[tuple[int, Document]]:
     number = 0
-    for piece in pieces:
-        yield number, piece
-        number += piece.last
+    for chunk in chunks:
+        yield number, chunk
+        number += chunk.last
 
 
 def _embedded() -> Iterator[Document]:
-    """Moby-Dick, a document a chapter, named by its heading; the texts of all documents joined are the file."""
+    """Yield the chapters of Moby-Dick as documents, named by their headings; joined, their texts are the file."""
     raw = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(raw).hexdigest() != EMBEDDED_SHA256:
-        raise BadInput(f"{EMBEDDED}: damaged (its sha256 is not the one expected); install the package again")
+        raise BadInput(f"{EMBEDDED}: damaged (its SHA-256 is not the expected one); install the package again")
     text = raw.decode()
     starts = [match.start() for match in re.finditer(r"^CHAPTER \d+\. ", text, re.MULTILINE)]
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):

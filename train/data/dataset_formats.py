@@ -1,4 +1,4 @@
-"""Formats of one task each, as the records they hold: TREC's questions, CoNLL's columns, RACE's articles, SQuAD's paragraphs."""
+"""Readers of formats that belong to one task: TREC's questions, CoNLL's columns, RACE's articles, SQuAD's paragraphs."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from typing import Any
 
 from train.config.objective_options import Labelled
 from train.data.records import TO_UTF8, Record, numbered
-from train.data.text_files import kind_of, lines, parsed, whole
+from train.data.text_files import json_type, lines, parse_json, read_whole
 from zoo.errors import BadInput
 
 DOCUMENT = "-DOCSTART-"
 
 
 def trec(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
-    """`LABEL text` a line (Li and Roth 2002): what comes before the first space or tab is the label."""
+    """Read lines of the form `LABEL text` (Li and Roth 2002); the label ends at the first space or tab."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
             continue
@@ -26,12 +26,12 @@ def trec(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
             yield BadInput(f"{file}:{line}: a single word; write the label, a space and the text")
 
 
-def conll(file: Path, options: Labelled, *, least: int = 2) -> Iterator[Record | BadInput]:
-    """Columns of a sentence, each a list with an entry for a word: a word a line, an empty line after a sentence.
+def conll(file: Path, options: Labelled, *, min_columns: int = 2) -> Iterator[Record | BadInput]:
+    """Read sentences with a word a line and an empty line between them; a record is one sentence, a column a list over words.
 
-    Between the columns stand tabs, or spaces in a line that has no tab. A line that begins with -DOCSTART- holds no word, as in
+    Columns are separated by tabs, or by spaces in a line without a tab. A line that begins with -DOCSTART- is not a word, as in
     CoNLL 2003 (Tjong Kim Sang and De Meulder 2003). A sentence with a malformed line is malformed.
-    `least` is the smallest number of columns: 1 where the tags are left out.
+    `min_columns` is 1 where tags are not needed.
     """
     rows: list[list[str]] = []
     first, columns, malformed = 0, 0, False
@@ -45,10 +45,10 @@ def conll(file: Path, options: Labelled, *, least: int = 2) -> Iterator[Record |
             continue
         if malformed:
             continue
-        if len(cells) < least or len(cells) != (columns or len(cells)) or not all(cells):
-            full, expected = sum(map(bool, cells)), columns or max(len(cells), least)
+        if len(cells) < min_columns or len(cells) != (columns or len(cells)) or not all(cells):
+            filled, expected = sum(map(bool, cells)), columns or max(len(cells), min_columns)
             fix = "write a word, a tab and its tag, as in the other lines"
-            yield BadInput(f"{file}:{line}: {full} columns, not {expected}{'' if columns else ' or more'}; {fix}")
+            yield BadInput(f"{file}:{line}: {filled} columns, not {expected}{'' if columns else ' or more'}; {fix}")
             rows, malformed = [], True
             continue
         columns = len(cells)
@@ -59,72 +59,72 @@ def conll(file: Path, options: Labelled, *, least: int = 2) -> Iterator[Record |
 
 
 def race(file: Path, options: Labelled, *, answered: bool = True) -> Iterator[Record]:
-    """The questions of an article (Lai et al. 2017): a file of one object with "article", "questions", "options", "answers".
+    """Read the questions of an article (Lai et al. 2017): one object with "article", "questions", "options" and "answers".
 
-    The answers are neither needed nor read unless they are `answered`.
+    Unless `answered`, the answers are neither required nor read.
     """
-    content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "write one object")
+    content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "write one object")
     names = ("questions", "options", "answers") if answered else ("questions", "options")
-    found = {name: get(content, name, list, str(file)) for name in names}
-    counts = {name: len(values) for name, values in found.items()}
+    columns = {name: get(content, name, list, str(file)) for name in names}
+    counts = {name: len(values) for name, values in columns.items()}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise BadInput(f"{file}: {said}; a question has one list of options and one answer")
+        sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise BadInput(f"{file}: {sizes}; write one list of options and one answer for each question")
     article = get(content, "article", str, str(file))
-    for number, values in enumerate(zip(*found.values(), strict=True), 1):
-        columns = dict(zip(("question", "options", "answer"), values, strict=False))
-        yield Record(f"{file}: question {number}", {"article": article, **columns})
+    for number, values in enumerate(zip(*columns.values(), strict=True), 1):
+        record_values = dict(zip(("question", "options", "answer"), values, strict=False))
+        yield Record(f"{file}: question {number}", {"article": article, **record_values})
 
 
 def squad(file: Path, options: Labelled) -> Iterator[Record]:
-    """The questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
+    """Read the questions of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): articles of paragraphs of questions."""
     return (_answered(record, question) for record, question in _squad(file, options))
 
 
 def squad_questions(file: Path, options: Labelled) -> Iterator[Record]:
-    """The same without the answers, which are neither needed nor read."""
+    """Read the questions of SQuAD without their answers, which need not be in the file."""
     return (record for record, _ in _squad(file, options))
 
 
 def _squad(file: Path, options: Labelled) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """(id, question, title and context, the object of the question)."""
-    content = parsed(whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
-    for nth, article in enumerate(get(content, "data", list, str(file))):
-        there = f"{file}: data[{nth}]"
-        # What has no title is one document all the same.
-        title = get(article, "title", str, there) if isinstance(article, dict) and "title" in article else there
-        for number, paragraph in enumerate(get(article, "paragraphs", list, there)):
-            where = f"{there}.paragraphs[{number}]"
+    """Yield (record with id, question, title and context; the JSON object of the question)."""
+    content = parse_json(read_whole(file, options.encoding, TO_UTF8), str(file), "copy it again")
+    for article_index, article in enumerate(get(content, "data", list, str(file))):
+        article_where = f"{file}: data[{article_index}]"
+        # An article without a title is one document too.
+        title = get(article, "title", str, article_where) if isinstance(article, dict) and "title" in article else article_where
+        for paragraph_index, paragraph in enumerate(get(article, "paragraphs", list, article_where)):
+            where = f"{article_where}.paragraphs[{paragraph_index}]"
             context = get(paragraph, "context", str, where)
-            for place, question in enumerate(get(paragraph, "qas", list, where)):
-                name = get(question, "id", str, f"{where}.qas[{place}]")
-                asked = get(question, "question", str, f"{file}: question {name}")
-                values = {"id": name, "question": asked, "title": title, "context": context}
+            for index, question in enumerate(get(paragraph, "qas", list, where)):
+                name = get(question, "id", str, f"{where}.qas[{index}]")
+                text = get(question, "question", str, f"{file}: question {name}")
+                values = {"id": name, "question": text, "title": title, "context": context}
                 yield Record(f"{file}: question {name}", values), question
 
 
 def _answered(record: Record, question: dict[str, Any]) -> Record:
-    where, none = record.where, question.get("is_impossible")
-    answers = get(question, "answers", list, where) if none is None or "answers" in question else []
-    if none is not None and bool(none) == bool(answers):
-        said = "is impossible, and has answers" if answers else "is not impossible, but has no answer"
-        raise BadInput(f'{where} {said}; mend "is_impossible" or "answers"')
+    where, impossible = record.where, question.get("is_impossible")
+    answers = get(question, "answers", list, where) if impossible is None or "answers" in question else []
+    if impossible is not None and bool(impossible) == bool(answers):
+        contradiction = "is impossible, and has answers" if answers else "is not impossible, but has no answer"
+        raise BadInput(f'{where} {contradiction}; fix "is_impossible" or "answers"')
     texts = [get(answer, "text", str, where) for answer in answers]
     starts = [get(answer, "answer_start", int, where) for answer in answers]
     return Record(where, {**record.values, "answers": {"text": texts, "answer_start": starts}})
 
 
 def get(value: Any, name: str, kind: type, where: str) -> Any:
-    """What an object holds under a name.
+    """Return the value of a field of a JSON object.
 
     Raises:
-        BadInput: it is no object, has nothing of that name, or something of another kind.
+        BadInput: `value` is not an object, or has no such field, or the field is not of type `kind`.
     """
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: {kind_of(value)}, not an object with {json.dumps(name)}")
+        raise BadInput(f"{where}: {json_type(value)}, not an object with {json.dumps(name)}")
     if name not in value:
         raise BadInput(f"{where}: no {json.dumps(name)}; it has {', '.join(map(json.dumps, value)) or 'nothing'}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
         words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}[kind]
-        raise BadInput(f"{where}: {json.dumps(name)} holds {kind_of(value[name])}, not {words}")
+        raise BadInput(f"{where}: {json.dumps(name)} holds {json_type(value[name])}, not {words}")
     return value[name]

@@ -1,4 +1,4 @@
-"""Labelled examples as they are read, before a tokenizer sees them: one frozen type for each kind of task."""
+"""Labelled examples before tokenization: one frozen dataclass for each kind of task."""
 
 import dataclasses
 import re
@@ -11,22 +11,22 @@ IOB_TAG = re.compile(r"(?:([BI])(?:-(.+))?|O)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """What all have."""
+    """Fields that all examples have."""
 
     origin: str
-    """Where it was read, as an error message names it: file:line, or what stands for a line there."""
+    """Place it was read from, for error messages: file:line, or another position within the file."""
     document: str = ""
-    """Examples of one document are held out together; "" = it stands alone."""
+    """Name of its document. Examples of one document are held out together; "" = the example is its own document."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Example):
-    """A text or a pair of texts with a class or a number."""
+    """A text or a pair of texts, with a class or a number as its label."""
 
     text: str
     pair: str | None = None
     label: str | float
-    """A number in regression."""
+    """The name of a class, or a number in regression."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class Tagged(Example):
 
 
 class Answer(NamedTuple):
-    """An answer, as it stands in the context."""
+    """An answer: a substring of the context."""
 
     text: str
     start: int
-    """Its first character in the context."""
+    """Index of its first character in the context."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,28 +53,28 @@ class Question(Example):
     question: str
     context: str
     answers: tuple[Answer, ...]
-    """What is accepted; the first one is learned. None: the context does not answer the question."""
+    """Accepted answers; the first one is the training target. Empty: the context does not answer the question."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice(Example):
-    """A question about an article, of whose options one is right."""
+    """A question about an article, with several options, one of which is right."""
 
     article: str
     question: str
     options: tuple[str, ...]
     answer: int
-    """Number of the right one, from 0."""
+    """Index of the right option."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair(Example):
-    """A text that is read and the text that is written for it."""
+    """A source text and its target text."""
 
     source: str
     target: str
 
 
 def is_iob(tags: Iterable[str]) -> bool:
-    """Whether all of the tags are O, B-TYPE or I-TYPE."""
+    """Return whether all of the tags are O, B-TYPE or I-TYPE."""
     return all(IOB_TAG.fullmatch(tag) for tag in tags)

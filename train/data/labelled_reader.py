@@ -1,4 +1,4 @@
-"""Labelled examples of a run: from its files and data sets, through the task's formats, to the two halves."""
+"""Labelled examples of a run, read from files and data sets in the formats of its task, and split into two halves."""
 
 import bisect
 import dataclasses
@@ -16,8 +16,8 @@ from train.data import dataset_formats, records
 from train.data.dataset_formats import get
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
 from train.data.records import Record, column
-from train.data.sources import check_file, data_set, inside, kind
-from train.data.text_files import kind_of, string
+from train.data.sources import check_file, data_set, files_in, kind
+from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
 
 Reader = Callable[[Path, Labelled], Iterator[Record | BadInput]]
@@ -27,57 +27,57 @@ ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parq
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How an objective's examples are written."""
+    """File formats of the examples of an objective."""
 
     files: dict[str, Reader]
-    """By how a file's name ends; text also with .gz, .xz or .bz2 behind."""
+    """Readers by file suffix; text files may also have .gz, .xz or .bz2 appended."""
     example: Callable[[Record, Labelled], Example]
     formats: tuple[str, ...]
-    """Values of --labelled.format that say how such files are written, whatever their names are."""
+    """Values of --labelled.format that select one of these formats whatever the names of the files are."""
 
 
 def split(
     objective: str, data: Data, options: Labelled, left_out: list[str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples. Every file is read and checked here. `left_out` is as in `read`.
+    """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read`.
 
     Held out are the examples of `valid_paths`, else about the last `valid_fraction` of those of `paths`; examples of one document
     (the questions about an article) stay together.
 
     Raises:
         BadInput: no paths, a file that cannot be read or is in both halves, a bad line or row (with its number), or too few
-            examples to have two halves.
+            examples for two halves.
     """
     if not data.paths:
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
-    found, keys = read(objective, data.paths, data, options, left_out)
+    training, training_keys = read(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
-        return halves(found, data.valid_fraction)
-    valid, others = read(objective, data.valid_paths, data, options, left_out)
-    if both := keys & others:
+        return halves(training, data.valid_fraction)
+    held_out, held_out_keys = read(objective, data.valid_paths, data, options, left_out)
+    if both := training_keys & held_out_keys:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
-    return found, valid
+    return training, held_out
 
 
 def read(
     objective: str, paths: tuple[str, ...], data: Data, options: Labelled, left_out: list[str] | None = None
 ) -> tuple[list[Example], set[str]]:
-    """The examples that some paths name, in order, and what tells the files and data sets apart that they are read from.
+    """Return the examples that some paths name, in order, and the identities (`Source.key`) of their files and data sets.
 
     Args:
-        left_out: takes what is wrong with each example that `options.skip_bad` leaves out.
+        left_out: list to which the error message of each example that `options.skip_bad` leaves out is appended.
 
     Raises:
-        BadInput: as `split`, of a file; or a format that the objective does not read.
+        BadInput: a file cannot be read, as in `split`, or `options.format` is not a format of the objective.
     """
     task = TASKS[objective]
     fix = f"{objective} does not read it; choose {', '.join(task.formats)}"
     require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
-    examples, keys, errors = [], set(), [] if left_out is None else left_out
+    examples, keys, messages = [], set(), [] if left_out is None else left_out
     for path in paths:
-        for key, where, found in sources(path, task, data, options):
-            before, bad = len(examples), len(errors)
-            for record in found:
+        for key, where, source_records in sources(path, task, data, options):
+            examples_before, errors_before = len(examples), len(messages)
+            for record in source_records:
                 try:
                     if isinstance(record, BadInput):
                         raise record
@@ -85,9 +85,9 @@ def read(
                 except BadInput as error:
                     if not options.skip_bad:
                         raise
-                    errors.append(str(error))
-            if len(examples) == before:
-                malformed = errors[bad:]
+                    messages.append(str(error))
+            if len(examples) == examples_before:
+                malformed = messages[errors_before:]
                 why = (
                     f"no example that can be used; the first of {len(malformed)}: {malformed[0]}" if malformed else "no examples"
                 )
@@ -97,7 +97,7 @@ def read(
 
 
 def kinds(objective: str) -> str:
-    """What can be read, in words."""
+    """Return the formats that an objective reads, in words."""
     return _kinds(TASKS[objective])
 
 
@@ -107,30 +107,30 @@ def _kinds(task: Task) -> str:
 
 
 def sources(path: str, task: Task, data: Data, options: Labelled) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
-    """Yield (key, name, records) of everything that a path names; records are read as they are taken.
+    """Yield (key, name, records) of every file or data set that a path names; records are read lazily.
 
     Raises:
-        BadInput: as `split`, of a file.
+        BadInput: a file cannot be read, as in `split`.
     """
 
     def reader(file: Path) -> Reader | None:
         return task.files.get(kind(file) if options.format == "auto" else ENDINGS[options.format])
 
-    if found := data_set(path, data):
-        fix = f"{found.where} is a data set, and read as such; leave it out"
+    if data_split := data_set(path, data):
+        fix = f"{data_split.where} is a data set, whose format is known; remove it"
         require(options.format == "auto", "labelled.format", options.format, fix)
-        yield found.key, found.where, records.data_set(found)
+        yield data_split.key, data_split.where, records.data_set(data_split)
         return
-    words = _kinds(task)
+    supported = _kinds(task)
     fix = f"; rename it, or choose --labelled.format {', '.join(task.formats[:-1])} or {task.formats[-1]}"
-    for file in inside(Path(path), reader, words) if Path(path).is_dir() else [Path(path)]:
-        yield str(file.resolve()), str(file), check_file(file, reader, words, fix)(file, options)
+    for file in files_in(Path(path), reader, supported) if Path(path).is_dir() else [Path(path)]:
+        yield str(file.resolve()), str(file), check_file(file, reader, supported, fix)(file, options)
 
 
 def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
-    """Examples to train on and to hold out.
+    """Return (training, held-out) examples; the held-out share is `fraction`, rounded to whole documents.
 
-    They are cut before the document, by first appearance, that begins nearest to where the held-out examples should.
+    The cut is before the document, in order of first appearance, that begins nearest to (1 - fraction) of the examples.
     """
     documents: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -138,9 +138,9 @@ def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     ends = list(itertools.accumulate(map(len, documents.values())))
     if len(ends) < 2:
         raise BadInput(f"--data.paths: all {len(examples)} examples are of one document; name others in --data.valid-paths")
-    wanted = (1 - fraction) * len(examples)
-    after = bisect.bisect_left(ends, wanted)
-    cut = min((max(after - 1, 0), min(after, len(ends) - 2)), key=lambda number: abs(ends[number] - wanted)) + 1
+    target = (1 - fraction) * len(examples)
+    after = bisect.bisect_left(ends, target)
+    cut = min((max(after - 1, 0), min(after, len(ends) - 2)), key=lambda number: abs(ends[number] - target)) + 1
     groups = list(documents.values())
     return tuple([examples[n] for group in half for n in group] for half in (groups[:cut], groups[cut:]))  # pyright: ignore
 
@@ -150,51 +150,51 @@ def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
 
 def _text(record: Record, options: Labelled) -> Text:
     where = record.where
-    text = string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
-    pair = string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
+    text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
+    pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     if not text.strip() and not (pair or "").strip():
-        raise BadInput(f"{where}: the text is empty; write one, remove the example, or leave such out with --labelled.skip-bad")
+        raise BadInput(f"{where}: the text is empty; write one, remove the example, or skip it with --labelled.skip-bad")
     value = column(record, options.label, "label", -1, "label")
     label = _number(value, where) if options.regression else _class(value, where)
     if options.coarse:
         label, colon, _ = str(label).partition(":")
         if not colon or not label:
-            raise BadInput(f"{where}: label {json.dumps(value)} has no colon; leave out --labelled.coarse")
+            raise BadInput(f"{where}: label {json.dumps(value)} has no colon; remove --labelled.coarse")
     return Text(origin=where, text=text, pair=pair, label=label)
 
 
 def _pair(record: Record, options: Labelled) -> Pair:
     where = record.where
-    source = string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
-    target = string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
+    source = check_string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
+    target = check_string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
     return pair(where, source, target)
 
 
 def pair(where: str, source: str, target: str) -> Pair:
-    """A pair of texts.
+    """Return a pair of texts.
 
     Raises:
-        BadInput: one of them is empty.
+        BadInput: one of the texts is empty.
     """
     for name, text in (("source", source), ("target", target)):
         if not text.strip():
-            raise BadInput(f"{where}: the {name} is empty; write one, or leave the pair out")
+            raise BadInput(f"{where}: the {name} is empty; write one, or remove the pair")
     return Pair(origin=where, source=source, target=target)
 
 
 def _tagged(record: Record, options: Labelled) -> Tagged:
     where = record.where
-    found = {
+    columns = {
         "words": column(record, options.text, "tokens", 0, "text"),
         "tags": column(record, options.label, "tags", -1, "label"),
     }
-    for name, value in found.items():
+    for name, value in columns.items():
         if not isinstance(value, list):
-            raise BadInput(f"{where}: the column of {name} holds {kind_of(value)}, not a list; choose another, or write .conll")
-    words = tuple(string(word, f"{where}: the column of words") for word in found["words"])
-    tags = tuple(_class(tag, where) for tag in found["tags"])
+            raise BadInput(f"{where}: the column of {name} holds {json_type(value)}, not a list; choose another, or write .conll")
+    words = tuple(check_string(word, f"{where}: the column of words") for word in columns["words"])
+    tags = tuple(_class(tag, where) for tag in columns["tags"])
     if len(words) != len(tags) or not words:
-        raise BadInput(f"{where}: {len(words)} words and {len(tags)} tags; every word has one, and a sentence has words")
+        raise BadInput(f"{where}: {len(words)} words and {len(tags)} tags; every word needs one tag, a sentence a word")
     return Tagged(origin=where, words=words, tags=tags)
 
 
@@ -204,21 +204,21 @@ def _question(record: Record, options: Labelled) -> Question:
     answers = get(values, "answers", dict, where)
     texts, starts = get(answers, "text", list, where), get(answers, "answer_start", list, where)
     if len(texts) != len(starts):
-        raise BadInput(f"{where}: {len(texts)} answers with {len(starts)} beginnings; each has one")
-    context = string(get(values, "context", str, where), f"{where}: the context")
+        raise BadInput(f"{where}: {len(texts)} answers with {len(starts)} starts; each answer needs one")
+    context = check_string(get(values, "context", str, where), f"{where}: the context")
     for text, start in zip(texts, starts, strict=True):
-        if not string(text, f"{where}: an answer").strip():
-            raise BadInput(f"{where}: an answer without characters; a question without an answer has an empty list of them")
+        if not check_string(text, f"{where}: an answer").strip():
+            raise BadInput(f"{where}: an answer without characters; write an empty list of answers if there is none")
         if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
             raise BadInput(
                 f"{where}: the answer {json.dumps(text[:80])} is not at character {start} of the context of {len(context)}; "
-                "mend the answer or its beginning"
+                "fix the answer or its start"
             )
     return Question(
         origin=where,
-        document=string(values.get("title") or context, f"{where}: the title"),
+        document=check_string(values.get("title") or context, f"{where}: the title"),
         id=str(values.get("id") or where),
-        question=string(get(values, "question", str, where), f"{where}: the question"),
+        question=check_string(get(values, "question", str, where), f"{where}: the question"),
         context=context,
         answers=tuple(map(Answer, texts, starts)),
     )
@@ -228,24 +228,27 @@ def _choice(record: Record, options: Labelled) -> Choice:
     del options
     where, values = record.where, record.values
     article, question, letter = (
-        string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer")
+        check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question", "answer")
     )
-    choices = tuple(string(choice, f"{where}: an option") for choice in get(values, "options", list, where))
+    choices = tuple(check_string(choice, f"{where}: an option") for choice in get(values, "options", list, where))
     letters = characters.ascii_uppercase[: len(choices)]
     if len(choices) < 2 or len(letter) != 1 or letter not in letters:
-        raise BadInput(f"{where}: the answer {json.dumps(letter)} to {len(choices)} options; the first of 2 or more options is A")
+        raise BadInput(
+            f"{where}: the answer {json.dumps(letter)} to {len(choices)} options; write 2 or more options and the letter of the "
+            "right one, A for the first"
+        )
     return Choice(
         origin=where, document=article, article=article, question=question, options=choices, answer=letters.index(letter)
     )
 
 
 def _class(value: Any, where: str) -> str:
-    """A label as its name: a string, a whole number or a truth value."""
+    """Return a label as a string: it may be a string, a whole number or a boolean."""
     name = json.dumps(value) if isinstance(value, int) else value
     if not isinstance(name, str) or not name.strip():
-        said = "an empty string" if isinstance(name, str) else kind_of(value)
-        raise BadInput(f"{where}: the label is {said}; write a name or a whole number (other numbers: --labelled.regression)")
-    return string(name, f"{where}: the label")
+        problem = "an empty string" if isinstance(name, str) else json_type(value)
+        raise BadInput(f"{where}: the label is {problem}; write a name or a whole number (other numbers: --labelled.regression)")
+    return check_string(name, f"{where}: the label")
 
 
 def _number(value: Any, where: str) -> float:
@@ -254,7 +257,7 @@ def _number(value: Any, where: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadInput(f"{where}: the label {json.dumps(value)} is no finite number; mend it, or leave out --labelled.regression")
+        raise BadInput(f"{where}: the label {json.dumps(value)} is not a finite number; fix it, or remove --labelled.regression")
     return number
 
 
@@ -269,7 +272,7 @@ TASKS = {
     "text_to_text": Task({".tsv": records.tsv, ".csv": records.comma_separated, **ANY}, _pair, ("tsv", "csv", "jsonl")),
     "choice": Task({".json": dataset_formats.race, ".txt": dataset_formats.race, **ANY}, _choice, ("race", "jsonl")),
 }
-"""By objective."""
+"""Tasks by objective."""
 
 ENDINGS = {
     "tsv": ".tsv",
@@ -280,4 +283,4 @@ ENDINGS = {
     "squad": ".json",
     "race": ".json",
 }
-"""Value of --labelled.format -> how the name of such a file ends."""
+"""Value of --labelled.format -> suffix of a file of that format."""

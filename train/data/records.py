@@ -1,7 +1,7 @@
-"""Records of labelled data, one for each example: what stands in which column, from tables, lines of JSON and data sets.
+"""Readers of labelled data from tables, lines of JSON and data sets: one record, the values of the columns, an example.
 
-A reader yields a `BadInput` in the place of an example that is malformed, and goes on; it raises where the file as such cannot be
-read. `train.data.labelled_reader.read` refuses the former, or leaves them out.
+A reader yields a `BadInput` in place of a malformed example and continues; it raises one if the file itself cannot be read.
+`train.data.labelled_reader.read` raises the yielded ones, or leaves those examples out.
 """
 
 import csv
@@ -13,63 +13,65 @@ from typing import Any, NamedTuple
 from train.config.objective_options import Labelled
 from train.data.arrow import table
 from train.data.sources import Split
-from train.data.text_files import kind_of, lines, listed, parsed
+from train.data.text_files import json_type, lines, listed, parse_json
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
 
 
 class Record(NamedTuple):
-    """An example as it stands in a file."""
+    """The values of one example as its file has them."""
 
     where: str
-    """file:line, or what stands for a line there."""
+    """Position for error messages: file:line, or another position within the file."""
     values: dict[str, Any]
-    """By column."""
+    """Values by the name of their column."""
     numbered: bool = False
-    """Whether the columns have numbers for names: "1", "2", ..."""
+    """Whether the names of the columns are their numbers: "1", "2", ..."""
     headed: bool = False
-    """Whether the columns have the names that stand in the first line of a table."""
+    """Whether the names of the columns are from the first line of a table."""
 
 
-def column(record: Record, asked: str, named: str, number: int, key: str) -> Any:
-    """The value in the column `asked` for; if none is: in the one usually `named` so, or in the one of that `number` (-1: last).
+def column(record: Record, chosen: str, default: str, number: int, key: str) -> Any:
+    """Return the value in the column `chosen`, or in a default one where that is "".
+
+    The default is the column called `default`, or number `number` (-1: the last) where the columns have no names.
 
     Raises:
-        BadInput: there is no such column; it names the option `key`.
+        BadInput: there is no such column; the message names the option --labelled.`key`.
     """
-    name = asked or (list(record.values)[number] if record.numbered else named)
+    name = chosen or (list(record.values)[number] if record.numbered else default)
     if name not in record.values:
         names = list(record.values)
         missing = f"{record.where}: no column {json.dumps(name)}"
         if record.headed and _is_example(names):
             line = f"the first line of the file, {listed([name[:40] for name in names])}, looks like an example"
-            raise BadInput(f"{missing}; {line} and not like names of columns: add --labelled.no-header")
+            raise BadInput(f"{missing}; {line}, not like column names: add --labelled.no-header")
         other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
-        raise BadInput(f"{missing}; it has {listed(names)}: choose with --labelled.{key}{other}")
+        raise BadInput(f"{missing}; it has {listed(names)}: choose one with --labelled.{key}{other}")
     return record.values[name]
 
 
 def _is_example(names: list[str]) -> bool:
-    """Whether the cells of a first line are hardly names of columns: one is empty, a number, or longer than three words."""
+    """Return whether a first line is unlikely to be column names: a cell is empty, a number, or longer than three words."""
     return any(
         not name.strip() or name.strip().lstrip("+-").replace(".", "", 1).isdigit() or len(name.split()) > 3 for name in names
     )
 
 
 def numbered(where: str, cells: Iterable[Any]) -> Record:
-    """A record of columns without names."""
+    """Return a record of columns without names; they are numbered from 1."""
     return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True)
 
 
 def tsv(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
-    """Lines of cells between tabs. A quotation mark is a character like any other; a cell holds neither tab nor line end."""
+    """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends."""
     texts = ((line, text.rstrip("\r\n")) for line, text in lines(file, options.encoding, TO_UTF8))
     yield from _table(file, ((f"{file}:{line}", text.split("\t")) for line, text in texts if text), options)
 
 
 def comma_separated(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
-    """Rows of a .csv (RFC 4180): a cell between quotation marks may hold commas and line ends."""
+    """Read the rows of a .csv (RFC 4180): a cell in quotation marks may contain commas and line ends."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         reader = csv.reader((text for _, text in lines(file, options.encoding, TO_UTF8)), strict=True)
@@ -80,51 +82,54 @@ def comma_separated(file: Path, options: Labelled) -> Iterator[Record | BadInput
                     yield f"{file}:{line}", cells
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise BadInput(f"{file}:{line}: no row of a .csv ({error}); mend its quotation marks, or write .jsonl") from None
+            raise BadInput(f"{file}:{line}: invalid .csv row ({error}); fix its quotation marks, or write .jsonl") from None
 
     yield from _table(file, rows(), options)
 
 
 def json_lines(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
-    """An object a line; blank lines are none."""
+    """Read one JSON object a line; blank lines are skipped."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
             continue
         where = f"{file}:{line}"
         try:
-            value = parsed(text, where, "write one whole object a line")
+            value = parse_json(text, where, "write one object a line")
         except BadInput as error:
             yield error
             continue
         if isinstance(value, dict):
             yield Record(where, value)
         else:
-            yield BadInput(f'{where}: {kind_of(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
+            yield BadInput(f'{where}: {json_type(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
 
 
 def parquet(file: Path, options: Labelled) -> Iterator[Record]:
-    """The rows of a .parquet."""
+    """Read the rows of a .parquet file."""
     del options
     yield from (Record(f"{file}: row {number}", values) for number, values in enumerate(table(file), 1))
 
 
 def data_set(split: Split) -> Iterator[Record]:
-    """The rows of a data set of the library `datasets`; where it has names for whole numbers, these."""
-    names = {name: found for name, feature in split.rows.features.items() if (found := _class_names(feature))}
+    """Read the rows of a data set of the library `datasets`, with the names of classes in place of their numbers."""
+    names = {name: classes for name, feature in split.rows.features.items() if (classes := _class_names(feature))}
     for number, row in enumerate(split.rows, 1):
         where = f"{split.where}: row {number}"
-        named = {name: _named(row[name], known, f"{where}: column {json.dumps(name)}") for name, known in names.items()}
-        yield Record(where, {**row, **named})
+        class_values = {name: _named(row[name], labels, f"{where}: column {json.dumps(name)}") for name, labels in names.items()}
+        yield Record(where, {**row, **class_values})
 
 
 def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled) -> Iterator[Record | BadInput]:
-    """Rows of cells, all as many as the first one has."""
+    """Yield records of rows of cells; every row must have as many cells as the first one."""
     names: list[str] = []
     for where, cells in rows:
         if not names:
             names = cells if options.header else [str(number) for number in range(1, len(cells) + 1)]
             if len(set(names)) < len(names):
-                raise BadInput(f"{where}: two columns of one name ({listed(names)}); without names, say --labelled.no-header")
+                raise BadInput(
+                    f"{where}: two columns have the same name ({listed(names)}); rename one, or add --labelled.no-header if the "
+                    "file has no header"
+                )
             if options.header:
                 continue
         if len(cells) != len(names):
@@ -134,13 +139,13 @@ def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled)
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """Names of the classes of a column of classes, or of a column of lists of them."""
+    """Return the class names of a column of classes or of lists of classes, else None."""
     return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
 
 
 def _named(value: Any, names: list[str], where: str) -> Any:
     if isinstance(value, list):
-        return [_named(each, names, where) for each in value]
+        return [_named(item, names, where) for item in value]
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise BadInput(f"{where} holds {value}, which is none of its {len(names)} classes; leave out what has no label")
+        raise BadInput(f"{where} holds {value}, which is none of its {len(names)} classes; remove the rows without a label")
     return names[value]

@@ -1,4 +1,4 @@
-"""What a path of a run means: a file, a folder of files, a folder of Hugging Face `datasets`, or a data set of the hub."""
+"""Resolution of data paths: a file, a folder of files, a folder of Hugging Face `datasets`, or a data set of the hub."""
 
 import contextlib
 import dataclasses
@@ -22,62 +22,66 @@ KINDS = ".txt (one document), .jsonl (a document a line), both also as .gz, .xz 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Documents that can be read again and again."""
+    """Documents that can be read any number of times."""
 
     key: str
-    """The same for the same data: the file or folder behind all links, or the hub id."""
+    """Identity of the data: the path of the file or folder with links resolved, or the hub id."""
     read: Callable[[], Iterator[Document]]
 
 
 def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
-    """The sources that some paths of `data` name, in order; those of a folder by name. What can be refused unread is refused.
+    """Return the sources that some paths of `data` name, in order, and those of a folder sorted by name.
+
+    Everything that can be checked without reading the data is checked here.
 
     Raises:
         BadInput: no such path, a kind that cannot be read, a data set without the split, subset or column of `data`, or one of
-            the hub that is neither in the local cache nor reachable (said at once).
+            the hub that is neither in the local cache nor reachable (reported without retries).
     """
-    return [source for path in paths for source in _of(path, data)]
+    return [source for path in paths for source in _sources_of(path, data)]
 
 
-def _of(path: str, data: Data) -> Iterator[Source]:
+def _sources_of(path: str, data: Data) -> Iterator[Source]:
     file = Path(path)
     if split := data_set(path, data):
         check_column(split.rows.features.arrow_schema, data.field, split.where)
-        files = [Path(each["filename"]) for each in split.rows.cache_files]
+        files = [Path(cache["filename"]) for cache in split.rows.cache_files]
         yield Source(split.key, functools.partial(arrow_streams, files, split.name, data.field))
     elif not file.is_dir():
         yield _file(file, file.name, data.field)
     else:
-        yield from (_file(each, str(each.relative_to(file)), data.field) for each in inside(file, _reader, KINDS))
+        yield from (_file(inner, str(inner.relative_to(file)), data.field) for inner in files_in(file, _reader, KINDS))
 
 
-def inside(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Path]:
-    """The files of a folder and the folders in it, less hidden ones, sorted by name.
+def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Path]:
+    """Return the files of a folder and its subfolders, without hidden ones, sorted by name.
 
     Raises:
-        BadInput: there are none, `reader` has none for one of them (it reads `kinds`), or a link leads to a folder.
+        BadInput: there are none, one is of a kind that `reader` does not know (it reads `kinds`), or a link leads to a folder.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     try:
-        here = sorted(folder.iterdir(), key=lambda each: each.name)
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
         raise BadInput(f"{folder}: cannot be read ({error.strerror})") from None
-    for each in here:
-        if each.name.startswith("."):
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
-        if each.is_dir() and each.is_symlink():
-            raise BadInput(f"{each}: a link to a folder, which may lead in circles; name that folder itself in --data.paths")
-        if not each.is_dir() and reader(each) is None:
-            raise BadInput(f"{each}: of no kind that can be read; move it out of the folder, or name the files. Read are {kinds}")
-        found += inside(each, reader, kinds) if each.is_dir() else [each]
-    if not found:
+        if entry.is_dir() and entry.is_symlink():
+            raise BadInput(f"{entry}: a link to a folder, which may lead in circles; name that folder itself in --data.paths")
+        if not entry.is_dir() and reader(entry) is None:
+            raise BadInput(
+                f"{entry}: of no kind that can be read; move it out of the folder, or name the files. Supported: {kinds}"
+            )
+        files += files_in(entry, reader, kinds) if entry.is_dir() else [entry]
+    if not files:
         raise BadInput(f"{folder}: no files in it; put some there: {kinds}")
-    return found
+    return files
 
 
 def _file(file: Path, name: str, field: str) -> Source:
     read = check_file(file, _reader, KINDS)
-    # What a column is read with may not be installed: said before anything else is read.
+    # Reading columns needs a library that may not be installed: fail before anything else is read.
     if read is parquet:
         library("pyarrow.parquet")
     options = (file, name) if read is plain else (file, name, field)
@@ -85,10 +89,10 @@ def _file(file: Path, name: str, field: str) -> Source:
 
 
 def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, fix: str = "") -> Reader:
-    """What `reader` has for a file that is there; `fix` says what to do about a file of another kind.
+    """Return the reader of a file, which `reader` selects; `fix` is the advice about a file of another kind.
 
     Raises:
-        BadInput: it is not, or it is of no kind that can be read.
+        BadInput: there is no such file, or it is of no kind that can be read.
     """
     read = reader(file)
     if not file.exists():
@@ -96,7 +100,7 @@ def check_file(file: Path, reader: Callable[[Path], Reader | None], kinds: str, 
     if read is None:
         raise BadInput(f"{file}: only {kinds} can be read{fix}")
     if not file.is_file():
-        raise BadInput(f"{file}: no regular file; it is read more than once, so write it to disk")
+        raise BadInput(f"{file}: not a regular file; data is read more than once, so write it to disk")
     return read
 
 
@@ -105,7 +109,7 @@ def _reader(file: Path) -> Callable[..., Iterator[Document]] | None:
 
 
 def kind(file: Path) -> str:
-    """How a file's name ends, apart from what it is packed with; a .parquet is packed in itself."""
+    """Return the suffix of a file name in lower case, without that of its compression; a .parquet compresses itself."""
     name = Path(file.name.lower())
     inner = Path(name.stem).suffix
     return inner if name.suffix in PACKED and inner != ".parquet" else name.suffix
@@ -117,17 +121,17 @@ class Split(NamedTuple):
     rows: Any
     """The library's own object."""
     where: str
-    """As an error message names it."""
+    """Its name in error messages."""
     key: str
-    """As of a `Source`."""
+    """Identity, as in `Source`."""
     name: str
 
 
 def data_set(path: str, data: Data) -> Split | None:
-    """The split that `data` wants of a data set of the hub, or of a folder that `datasets` wrote. None: `path` is neither.
+    """Load the split `data.split` of a data set of the hub or of a folder that `datasets` wrote; None if `path` is neither.
 
     Raises:
-        BadInput: as `sources`, of what is not there.
+        BadInput: the data set, or the split or subset of it, is missing, as in `sources`.
     """
     if path.startswith(hub.PREFIX):
         return _hub(path, data)
@@ -137,38 +141,38 @@ def data_set(path: str, data: Data) -> Split | None:
 
 
 def _saved(folder: Path, data: Data) -> Split:
-    """A folder that `datasets` wrote with `save_to_disk`."""
+    """Load a folder that `datasets` wrote with `save_to_disk`."""
     with _errors(str(folder), library("datasets")):
-        found = library("datasets").load_from_disk(str(folder))
-    return _split(found, str(folder), str(folder.resolve()), folder.name, data)
+        loaded = library("datasets").load_from_disk(str(folder))
+    return _split(loaded, str(folder), str(folder.resolve()), folder.name, data)
 
 
 def _hub(path: str, data: Data) -> Split:
-    """A data set of the hub: from the cache of `datasets` if it is there, else downloaded into it."""
+    """Load a data set of the hub from the cache of `datasets`; if it is not there, download it into the cache."""
     name = path.removeprefix(hub.PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        raise BadInput(f"{path}: no hub id; write {hub.PREFIX}ORGANISATION/NAME")
-    found, missing = _from_cache(path, name, data.subset or None)
-    if found is None:
+        raise BadInput(f"{path}: not a hub id; write {hub.PREFIX}ORGANISATION/NAME")
+    loaded, missing = _from_cache(path, name, data.subset or None)
+    if loaded is None:
         import huggingface_hub
 
-        # A question without retries, before a download with many.
-        question = functools.partial(huggingface_hub.HfApi().dataset_info, name, timeout=hub.PATIENCE)
-        hub.ask(question, path, "data set", instead="a file", missing=missing)
+        # One request without retries, before a download with many.
+        request = functools.partial(huggingface_hub.HfApi().dataset_info, name, timeout=hub.PATIENCE)
+        hub.ask(request, path, "data set", instead="a file", missing=missing)
         datasets = library("datasets")
         with _errors(path, datasets):
-            found = datasets.load_dataset(name, data.subset or None)
-    return _split(found, path, path, name, data)
+            loaded = datasets.load_dataset(name, data.subset or None)
+    return _split(loaded, path, path, name, data)
 
 
 def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
-    """(what `datasets` has in its cache or None, why it is none). The library itself would first ask the hub, again and again."""
+    """Return (data set in the cache of `datasets` or None, reason). The library would query the hub first, with retries."""
     from huggingface_hub import constants
 
     def key(name: str) -> str:
         return name.replace("/", "").replace("_", "").lower()
 
-    # Looked for by name, because importing the library takes seconds.
+    # Search by name first, because importing the library takes seconds.
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
     if not any(key(folder.name) == key(name) for folder in cache.glob("*___*")):
         return None, "not in the local cache"
@@ -182,21 +186,21 @@ def _from_cache(path: str, name: str, subset: str | None) -> tuple[Any, str]:
         return builder.as_dataset(), ""
 
 
-def _split(found: Any, where: str, key: str, name: str, data: Data) -> Split:
-    """The split that is wanted of what `datasets` found."""
-    if isinstance(found, dict):
+def _split(loaded: Any, where: str, key: str, name: str, data: Data) -> Split:
+    """Select the split `data.split` of what `datasets` loaded; "train" by default."""
+    if isinstance(loaded, dict):
         split = data.split or "train"
-        if split not in found:
-            raise BadInput(f"{where}: no split {split}; it has {listed(list(found))}: choose one with --data.split")
-        found = found[split]
+        if split not in loaded:
+            raise BadInput(f"{where}: no split {split}; it has {listed(list(loaded))}: choose one with --data.split")
+        loaded = loaded[split]
     elif data.split:
-        raise BadInput(f"--data.split {data.split}: {where} is one split, without a choice; leave it out")
-    return Split(found, where, key, name)
+        raise BadInput(f"--data.split {data.split}: {where} has a single, unnamed split; remove this option")
+    return Split(loaded, where, key, name)
 
 
 @contextlib.contextmanager
 def _errors(where: str, datasets: Any) -> Iterator[None]:
-    """What `datasets` raises on data it cannot find or read, as bad input."""
+    """Raise `BadInput` for the errors that `datasets` raises on data it cannot find or read."""
     refused = (
         OSError,
         ValueError,

@@ -1,4 +1,4 @@
-"""The documents in a file of text, read as a stream: .txt and .jsonl, both also compressed."""
+"""Streaming readers of the documents in .txt and .jsonl files, which may be compressed."""
 
 import bz2
 import codecs
@@ -18,47 +18,47 @@ from train.data.chunking import cut
 from zoo.errors import BadInput
 
 LONGEST_LINE = 64 << 20
-"""Bytes of the longest .jsonl line: a file without line ends must not fill the memory. Characters of the longest .parquet row."""
+"""Bytes of the longest .jsonl line: a file without line ends must not fill the memory. Also characters of a .parquet text."""
 LONGEST_FILE = 1 << 30
-"""Bytes of the largest file that is read at once."""
+"""Bytes of the largest file that is read into memory as a whole."""
 TO_UTF8 = "convert the file to UTF-8"
-CHUNK = 1 << 18
-"""Bytes of a .txt read at a time."""
+READ_SIZE = 1 << 18
+"""Bytes of a .txt that are read at a time."""
 XZ_MEMORY = 128 << 20
-"""Bytes that unpacking an .xz may take; `xz -9` asks for half of it, and a file may ask for gigabytes."""
+"""Bytes of memory that decompressing an .xz may take. `xz -9` needs half of it; a file may demand gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and where it comes from; or a piece of a long text, as `train.data.chunking.cut` makes them."""
+    """A text and its name, or one chunk of a long text, as `train.data.chunking.cut` yields them."""
 
     name: str
     text: str
     last: bool = True
-    """Whether the text ends here; otherwise the next document goes on with it."""
+    """Whether the text ends here; otherwise the next `Document` is its next chunk."""
 
 
 class Digest:
-    """What distinguishes documents, their order and their bounds: the same whether they come whole or in pieces."""
+    """A digest of the texts of documents, their order and their bounds, independent of how they are chunked."""
 
     def __init__(self) -> None:
         self.count = self.text_bytes = 0
         self._all, self._one, self._size = hashlib.sha256(), hashlib.sha256(), 0
 
     def add(self, document: Document) -> tuple[int, bytes] | None:
-        """Add a document or a piece of one; (UTF-8 bytes, SHA-256) of the text that ends with it."""
+        """Add a document or a chunk of one; return (UTF-8 bytes, SHA-256) of the text if it ends here, else None."""
         raw = document.text.encode()
         self._one.update(raw)
         self._size += len(raw)
         if not document.last:
             return None
-        whole = self._size, self._one.digest()
-        self.add_whole(*whole)
+        size_and_digest = self._size, self._one.digest()
+        self.add_whole(*size_and_digest)
         self._one, self._size = hashlib.sha256(), 0
-        return whole
+        return size_and_digest
 
     def add_whole(self, size: int, sha256: bytes) -> None:
-        """Add a document by what `add` said of it."""
+        """Add a document by its (UTF-8 bytes, SHA-256), as `add` returned them."""
         self._all.update(sha256)
         self.text_bytes += size
         self.count += 1
@@ -68,42 +68,45 @@ class Digest:
 
 
 def plain(file: Path, name: str) -> Iterator[Document]:
-    """A text file as one document."""
-    some = False
+    """Yield the chunks of a text file, which is one document."""
+    has_text = False
     with opened(file) as stream:
-        for piece in document(name, _decoded(stream, file), str(file)):
-            some = some or bool(piece.text.strip())
-            yield piece
-    if not some:
+        for chunk in document(name, _decoded(stream, file), str(file)):
+            has_text = has_text or bool(chunk.text.strip())
+            yield chunk
+    if not has_text:
         raise BadInput(f"{file}: holds no text")
 
 
 def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
-    """The text of each line. Blank lines and empty texts are no documents."""
-    some = False
+    """Yield the text in `field` of the JSON object of each line. Blank lines and empty texts are skipped."""
+    has_text = False
     for line, text in lines(file):
         if text.strip() and (text := _field(text, field, f"{file}:{line}")):
-            some = True
+            has_text = True
             yield from document(f"{name}:{line}", [text], f"{file}:{line}")
-    if not some:
+    if not has_text:
         raise BadInput(f"{file}: holds no text")
 
 
 def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
-    """(number, text with its line end) of each line, in "utf-8" or "latin-1"; `fix` says what to do about what is not UTF-8."""
+    """Yield (number, text with its line end) of each line, decoded as "utf-8" or "latin-1".
+
+    `fix` is the advice in the error message about a line that is not UTF-8.
+    """
     line, offset = 0, 0
     with opened(file) as stream:
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
             if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write one document a line, in smaller ones")
+                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write one document a line, split long ones")
             text, _ = _decode(raw, file, line, offset, encoding=encoding, fix=fix)
             offset += len(raw)
             yield line, text
 
 
-def whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
-    """The text of a file that is read at once, as `lines`."""
+def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
+    """Return the text of a file; `encoding` and `fix` as in `lines`."""
     with opened(file) as stream:
         raw = stream.read(LONGEST_FILE + 1)
     if len(raw) > LONGEST_FILE:
@@ -113,10 +116,10 @@ def whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file, unpacked if its name ends in .gz, .xz or .bz2.
+    """Open a file for reading bytes, decompressed if its name ends in .gz, .xz or .bz2.
 
     Raises:
-        BadInput: in the block too, where reading shows that the file is damaged.
+        BadInput: the file cannot be opened, or (within the block) is damaged.
     """
     unpack: Any = {".gz": gzip.open, ".xz": _open_xz, ".bz2": bz2.open}.get(file.suffix.lower(), open)
     try:
@@ -125,13 +128,13 @@ def opened(file: Path) -> Iterator[io.BufferedIOBase]:
     except EOFError:
         raise BadInput(f"{file}: ends before its compressed data does; copy it again") from None
     except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise BadInput(f"{file}: cannot be unpacked ({error}); compress it again") from None
+        raise BadInput(f"{file}: cannot be decompressed ({error}); compress it again") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
 class _Xz(io.RawIOBase):
-    """An .xz file unpacked in bounded memory, which the standard library's file object does not offer."""
+    """An .xz file decompressed in bounded memory, which the file object of the standard library does not offer."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._unpack = file, lzma.LZMADecompressor(memlimit=XZ_MEMORY)
@@ -146,12 +149,12 @@ class _Xz(io.RawIOBase):
             if self._unpack.eof:
                 # Another stream may follow, after zeros.
                 raw = self._unpack.unused_data.lstrip(b"\0")
-                while not raw and (more := self._file.read(CHUNK)):
+                while not raw and (more := self._file.read(READ_SIZE)):
                     raw = more.lstrip(b"\0")
                 if not raw:
                     return 0
                 self._unpack = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
-            elif self._unpack.needs_input and not (raw := self._file.read(CHUNK)):
+            elif self._unpack.needs_input and not (raw := self._file.read(READ_SIZE)):
                 raise EOFError
             data = self._unpack.decompress(raw, len(buffer))
         buffer[: len(data)] = data
@@ -164,30 +167,30 @@ def _open_xz(file: Path, mode: str) -> Iterator[io.BufferedIOBase]:
         yield io.BufferedReader(_Xz(raw))
 
 
-def document(name: str, chunks: Iterable[str], where: str) -> Iterator[Document]:
-    """The text that the chunks are when joined; errors name `where`."""
-    return (Document(name, piece, last) for piece, last in cut(chunks, where))
+def document(name: str, strings: Iterable[str], where: str) -> Iterator[Document]:
+    """Yield the chunks of the text that the strings form when joined; error messages begin with `where`."""
+    return (Document(name, chunk, last) for chunk, last in cut(strings, where))
 
 
 def _decoded(stream: io.BufferedIOBase, file: Path) -> Iterator[str]:
-    """The text of a stream, a chunk at a time."""
-    rest, line, offset, raw = b"", 1, 0, b"?"
+    """Yield the text of a stream, `READ_SIZE` bytes at a time."""
+    pending, line, offset, raw = b"", 1, 0, b"?"
     while raw:
-        raw = stream.read(CHUNK)
-        rest += raw
-        text, used = _decode(rest, file, line, offset, final=not raw)
+        raw = stream.read(READ_SIZE)
+        pending += raw
+        text, used = _decode(pending, file, line, offset, final=not raw)
         yield text
-        line += rest.count(b"\n", 0, used)
+        line += pending.count(b"\n", 0, used)
         offset += used
-        rest = rest[used:]
+        pending = pending[used:]
 
 
 def _decode(
     raw: bytes, file: Path, line: int, offset: int, final: bool = True, *, encoding: str = "utf-8", fix: str = TO_UTF8
 ) -> tuple[str, int]:
-    """(text, bytes used) of bytes that begin at a line and offset of a file; a byte order mark at its beginning is dropped.
+    """Return (text, bytes used) of bytes that begin at a line and offset of a file, without a byte order mark.
 
-    Unless it is the `final` one, a character that is cut off at the end is left.
+    Unless these are the `final` bytes, an incomplete character at their end is not used.
     """
     if b"\0" in raw:
         at = raw.index(b"\0")
@@ -202,17 +205,17 @@ def _decode(
 
 
 def _field(text: str, field: str, where: str) -> str:
-    """The string in a field of a JSON object."""
-    value = parsed(text, where, "write one whole object a line")
+    """Return the string in a field of a JSON object, which is written as `text`."""
+    value = parse_json(text, where, "write one object a line")
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: {kind_of(value)}, not an object; write lines like {{{json.dumps(field)}: ...}}")
+        raise BadInput(f"{where}: {json_type(value)}, not an object; write lines like {{{json.dumps(field)}: ...}}")
     if field not in value:
         raise BadInput(f"{where}: no field {json.dumps(field)}; it has {listed(list(value))}: choose one with --data.field")
-    return string(value[field], f"{where}: field {json.dumps(field)}")
+    return check_string(value[field], f"{where}: field {json.dumps(field)}")
 
 
-def parsed(text: str, where: str, fix: str) -> Any:
-    """What JSON says."""
+def parse_json(text: str, where: str, fix: str) -> Any:
+    """Parse JSON; `fix` is the advice in the error message."""
     try:
         return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
@@ -222,23 +225,23 @@ def parsed(text: str, where: str, fix: str) -> Any:
         raise BadInput(f"{where}: unreadable JSON ({error})") from None
 
 
-def string(value: Any, where: str) -> str:
-    """The value, if it is a string that can be written; JSON may spell a lone surrogate, which no encoding can."""
+def check_string(value: Any, where: str) -> str:
+    """Return the value, which must be a string that UTF-8 can encode: JSON can express a lone surrogate, UTF-8 cannot."""
     if not isinstance(value, str):
-        raise BadInput(f"{where} holds {kind_of(value)}, not a string")
+        raise BadInput(f"{where} holds {json_type(value)}, not a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where} has a lone surrogate at character {error.start}; mend it") from None
+        raise BadInput(f"{where} has a lone surrogate at character {error.start}; fix it") from None
     return value
 
 
 def listed(names: list[str]) -> str:
-    """Names as an error message lists them."""
+    """Return the first 20 names, quoted and separated by commas, for an error message."""
     return ", ".join(json.dumps(name) for name in names[:20]) or "none"
 
 
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+def json_type(value: Any) -> str:
+    """Return the type of a JSON value in words, for an error message."""
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -1,8 +1,7 @@
-"""Examples without labels, for a model that is to predict them: from files of the formats of `train.data.labelled_reader`, or
-from texts.
+"""Unlabelled examples for prediction, from files in the formats of `train.data.labelled_reader` or from texts.
 
-Labels that a file holds are left out, so that a labelled file gives the same examples as one without labels. Records are read as
-they are taken; only a .json is read at once.
+Labels in a file are ignored, so that a labelled file gives the same examples as one without labels. Records are read lazily;
+only a .json is read into memory as a whole.
 """
 
 import functools
@@ -18,22 +17,22 @@ from train.data.dataset_formats import get
 from train.data.example_types import Choice, Example, Question, Tagged, Text
 from train.data.labelled_reader import ANY, Task
 from train.data.records import TO_UTF8, Record, column
-from train.data.text_files import kind_of, lines, string
+from train.data.text_files import check_string, json_type, lines
 from zoo.errors import BadInput, require
 
 Lines = Literal["auto", "text", "labelled"]
-"""What a line of a .txt is (classification): a text, or a label, a space and a text."""
+"""Content of a line of a .txt (classification): "text", or "labelled": a label, a space and a text."""
 UNKNOWN = "0"
-"""The label of a text, which is to be predicted: a class of this name, or a number."""
+"""Placeholder for the label of a text, which is to be predicted; valid as a class name and as a number."""
 FIRST = 10
-"""Lines of a .txt that are looked at to tell whether they begin with labels."""
+"""Number of lines of a .txt that are inspected to detect labels at the beginning of lines."""
 
 
 class Item(NamedTuple):
-    """An example, and what identifies it."""
+    """An example and its id."""
 
     id: str | int | None
-    """What its file has as "id"."""
+    """The value of the field "id" in its file, else None."""
     example: Example
 
 
@@ -42,40 +41,40 @@ def read(
 ) -> Iterator[Item]:
     """Yield the examples that some paths name, in order.
 
-    A .txt holds a text a line: of classification a text, of tagging a sentence whose words stand between spaces.
+    A .txt has one text a line: for classification a text, for tagging a sentence whose words are separated by spaces.
 
     Args:
-        line: what a line of a .txt is; "auto" is a text, and lines that begin with `labels` are refused.
-        labels: those of the model.
+        line: content of a line of a .txt; "auto" means "text", but raises an error if the lines begin with `labels`.
+        labels: the class names of the model.
 
     Raises:
-        BadInput: a file that cannot be read or holds no examples, a bad line or row (with its number), or lines that seem to
-            begin with labels.
+        BadInput: a file that cannot be read or holds no examples, a bad line or row (with its number), or lines that appear
+            to begin with labels.
     """
     task = _task(objective, line, labels)
-    fix = f"it is not read without labels; choose {', '.join(task.formats)}"
+    fix = f"not a format of data without labels; choose {', '.join(task.formats)}"
     require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
     for path in paths:
-        for _, where, found in labelled_reader.sources(path, task, Data(), options):
-            some = False
-            for record in found:
+        for _, where, source_records in labelled_reader.sources(path, task, Data(), options):
+            has_examples = False
+            for record in source_records:
                 if isinstance(record, BadInput):
                     raise record
-                some = True
+                has_examples = True
                 yield Item(_id(record), task.example(record, options))
-            if not some:
+            if not has_examples:
                 raise BadInput(f"{where}: holds no examples")
 
 
 def texts(
-    objective: str, some: Sequence[str], *, pair: str | None = None, context: str = "", options: Sequence[str] = ()
+    objective: str, inputs: Sequence[str], *, pair: str | None = None, context: str = "", options: Sequence[str] = ()
 ) -> list[Item]:
-    """Return the examples of texts: of tagging sentences, of a span and of choices questions.
+    """Return an example for each text: a sentence for tagging, a question for span and choice.
 
     Args:
-        pair: the second text, of classification.
-        context: where the answer is (span), or what the question is about (choice).
-        options: what is chosen from.
+        pair: the second text, for classification.
+        context: the text that contains the answer (span), or that the question is about (choice).
+        options: the possible answers, for choice.
     """
 
     def example(text: str, where: str) -> Example:
@@ -89,13 +88,13 @@ def texts(
             case _:
                 return Choice(origin=where, article=context, question=text, options=tuple(options), answer=0)
 
-    return [Item(None, example(text, f"text {number}")) for number, text in enumerate(some, 1)]
+    return [Item(None, example(text, f"text {number}")) for number, text in enumerate(inputs, 1)]
 
 
 def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
-    article, column_of_words = (
+    race, conll = (
         functools.partial(dataset_formats.race, answered=False),
-        functools.partial(dataset_formats.conll, least=1),
+        functools.partial(dataset_formats.conll, min_columns=1),
     )
     texts = functools.partial(_lines, line=line, labels=labels)
     sentences = functools.partial(_lines, line="text", labels=())
@@ -103,33 +102,31 @@ def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
         "classification": Task(
             {".tsv": records.tsv, ".csv": records.comma_separated, ".txt": texts, **ANY}, _text, ("tsv", "csv", "jsonl")
         ),
-        "tagging": Task(
-            {".conll": column_of_words, ".annotated": column_of_words, ".txt": sentences, **ANY}, _tagged, ("conll", "jsonl")
-        ),
+        "tagging": Task({".conll": conll, ".annotated": conll, ".txt": sentences, **ANY}, _tagged, ("conll", "jsonl")),
         "span": Task({".json": dataset_formats.squad_questions, **ANY}, _question, ("squad", "jsonl")),
-        "choice": Task({".json": article, ".txt": article, **ANY}, _choice, ("race", "jsonl")),
+        "choice": Task({".json": race, ".txt": race, **ANY}, _choice, ("race", "jsonl")),
     }
     return tasks[objective]
 
 
 def _lines(file: Path, options: Labelled, *, line: Lines, labels: Collection[str]) -> Iterator[Record]:
-    """Lines of text, without blank ones; the label before a text is left out."""
-    some = ((number, text.strip()) for number, text in lines(file, options.encoding, TO_UTF8) if text.strip())
+    """Read the nonblank lines of a text file, without the labels at their beginning where `line` is "labelled"."""
+    nonblank = ((number, text.strip()) for number, text in lines(file, options.encoding, TO_UTF8) if text.strip())
     if line == "auto":
-        first = list(itertools.islice(some, FIRST))
-        if len(first) > 1 and all(_begins(text, labels) for _, text in first):
+        head = list(itertools.islice(nonblank, FIRST))
+        if len(head) > 1 and all(_begins(text, labels) for _, text in head):
             raise BadInput(
-                f"{file}: each of its first {len(first)} lines begins with a label of the model; choose --line labelled to leave "
-                "the labels out, or --line text if they are part of the texts"
+                f"{file}: each of its first {len(head)} lines begins with a label of the model; choose --line labelled to "
+                "remove the labels, or --line text if they are part of the texts"
             )
-        some = itertools.chain(first, some)
-    for number, text in some:
+        nonblank = itertools.chain(head, nonblank)
+    for number, text in nonblank:
         text = text.partition(" ")[2] if line == "labelled" else text
         yield Record(f"{file}:{number}", {options.text or "text": text})
 
 
 def _begins(text: str, labels: Collection[str]) -> bool:
-    """Whether the first word is a label, or one with a finer label behind a colon."""
+    """Return whether the first word of a text is a label, or a label with a colon and a finer label after it."""
     word = text.partition(" ")[0]
     return word in labels or word.partition(":")[0] in labels
 
@@ -141,8 +138,8 @@ def _id(record: Record) -> str | int | None:
 
 def _text(record: Record, options: Labelled) -> Text:
     where = record.where
-    text = string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
-    pair = string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
+    text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
+    pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     return Text(origin=where, text=text, pair=pair, label=UNKNOWN)
 
 
@@ -152,30 +149,30 @@ def _tagged(record: Record, options: Labelled) -> Tagged:
     words = column(record, options.text, usual, 0, "text")
     words = words.split() if isinstance(words, str) else words
     if not isinstance(words, list):
-        raise BadInput(f"{where}: the column of words holds {kind_of(words)}, not a list; choose another with --labelled.text")
-    return _sentence([string(word, f"{where}: the column of words") for word in words], where)
+        raise BadInput(f"{where}: the column of words holds {json_type(words)}, not a list; choose another with --labelled.text")
+    return _sentence([check_string(word, f"{where}: the column of words") for word in words], where)
 
 
 def _sentence(words: Sequence[str], where: str) -> Tagged:
-    """A sentence whose tags are the numbers of its words."""
+    """Return a sentence with the numbers of its words in place of tags."""
     if not words:
-        raise BadInput(f"{where}: no words; write some, or leave the sentence out")
+        raise BadInput(f"{where}: no words; write some, or remove the sentence")
     return Tagged(origin=where, words=tuple(words), tags=tuple(map(str, range(len(words)))))
 
 
 def _question(record: Record, options: Labelled) -> Question:
     del options
     where, values = record.where, record.values
-    question, context = (string(get(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
+    question, context = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
     return Question(origin=where, id=str(values.get("id") or where), question=question, context=context, answers=())
 
 
 def _choice(record: Record, options: Labelled) -> Choice:
     del options
     where, values = record.where, record.values
-    article, question = (string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))
+    article, question = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))
     choices: list[Any] = get(values, "options", list, where)
     if len(choices) < 2:
-        raise BadInput(f"{where}: {len(choices)} options; a question has 2 or more")
-    named = tuple(string(choice, f"{where}: an option") for choice in choices)
+        raise BadInput(f"{where}: {len(choices)} options; write 2 or more for each question")
+    named = tuple(check_string(choice, f"{where}: an option") for choice in choices)
     return Choice(origin=where, article=article, question=question, options=named, answer=0)

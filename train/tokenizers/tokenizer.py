@@ -13,7 +13,7 @@ import tokenizers
 from jaxtyping import Bool, Int32, Int64, Integer
 from tokenizers import decoders, models
 
-from train.data.chunking import LONGEST_PIECE, cut, groups
+from train.data.chunking import LONGEST_CHUNK, cut, groups
 from train.run.run_dir import write_text
 from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
@@ -230,9 +230,9 @@ class Tokenizer:
                     yield "".join(whole), False
                     whole = []
                 whole.append(piece)
-                if sum(map(len, whole)) > LONGEST_PIECE:
+                if sum(map(len, whole)) > LONGEST_CHUNK:
                     raise BadInput(
-                        f"a text of more than {LONGEST_PIECE:,} characters: this tokenizer's rules need each text whole; "
+                        f"a text of more than {LONGEST_CHUNK:,} characters: this tokenizer's rules need each text whole; "
                         "make several documents of it (a .jsonl line each)"
                     )
                 if end and last:

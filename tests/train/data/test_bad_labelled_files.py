@@ -26,9 +26,9 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("classification", "a.tsv", f"{TABLE}a\tx\n \ty\n", {}, ":3: the text is empty; .*--labelled.skip-bad$"),
     ("classification", "a.tsv", f"{TABLE}\ty\n", {"skip_bad": True}, ": holds no example.*; the first of 1: .*:2: the text is"),
     ("classification", "a.tsv", "said\tlabel\na\tb\n", {}, ':2: no column "text"; it has "said", "label".*--labelled.text'),
-    ("classification", "a.tsv", "a\ta\n", {}, ':1: two columns of one name \\("a", "a"\\).*--labelled.no-header'),
+    ("classification", "a.tsv", "a\ta\n", {}, ':1: two columns have the same name \\("a", "a"\\).*--labelled.no-header'),
     ("classification", "a.tsv", f"{TABLE}a\tb\na\tb\tc\n", {}, ":3: 3 columns, but the first line of a.tsv has 2; "),
-    ("classification", "a.csv", 'text,label\na,b\n"a,b\n', {}, ":3: no row of a .csv .*; "),
+    ("classification", "a.csv", 'text,label\na,b\n"a,b\n', {}, ":3: invalid .csv row .*; "),
     ("classification", "a.tsv", b"text\tlabel\n\xfc\ta\n", {}, ":2: not UTF-8 \\(byte 11\\); .*--labelled.encoding latin-1"),
     ("classification", "a.jsonl", "[1]\n", {}, ":1: an array, not an object; write lines like"),
     ("classification", "a.jsonl", [{"text": None, "label": 1}], {}, ":1: the text holds null, not a string"),
@@ -39,7 +39,7 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("tagging", "a.conll", "a\tO\n\nb\tO\nc\n", {}, ":4: 1 columns, not 2; write a word, a tab and its tag"),
     ("tagging", "a.conll", "a\n", {}, ":1: 1 columns, not 2 or more; write a word"),
     ("tagging", "a.jsonl", [{"tokens": "a b", "tags": ["O", "O"]}], {}, ":1: the column of words holds a string, not a list"),
-    ("tagging", "a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}], {}, ":1: 2 words and 1 tags; every word has one"),
+    ("tagging", "a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}], {}, ":1: 2 words and 1 tags; every word needs one tag"),
     ("tagging", "a.jsonl", [{"tokens": [], "tags": []}], {}, ":1: 0 words and 0 tags"),
     ("span", "a.json", "{}", {}, ': no "data"; it has nothing'),
     ("span", "a.json", SQUAD.replace('_start": 4', '_start": 5'), {}, ": question q1: the answer"),
@@ -47,7 +47,7 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("span", "a.json", SQUAD.replace('le": false', 'le": true'), {}, ": question q1 is impossible, and has answers; "),
     ("span", "a.json", SQUAD.replace('le": true', 'le": false'), {}, ": question q2 is not impossible, but has no answer; "),
     ("span", "a.json", SQUAD.replace('"Who is white?"', "3"), {}, ': question q1: "question" holds a number, not a string'),
-    ("span", "a.jsonl", [QUESTION | {"answers": {"text": ["The"], "answer_start": []}}], {}, ":1: 1 answers with 0 beginnings"),
+    ("span", "a.jsonl", [QUESTION | {"answers": {"text": ["The"], "answer_start": []}}], {}, ":1: 1 answers with 0 starts"),
     ("span", "a.jsonl", [QUESTION | {"answers": BEFORE}], {}, ":1: the answer .* at character -6 "),
     ("choice", "a.json", json.dumps(ARTICLE | {"answers": ["A"]}), {}, ": 2 questions, 2 options, 1 answers; "),
     ("choice", "a.json", json.dumps(ARTICLE | {"answers": ["A", "C"]}), {}, ': question 2: the answer "C" to 2 options; '),
@@ -56,7 +56,7 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("classification", "a.parquet", b"PAR1", {}, ": cannot be read \\("),
 ]
 NO_NUMBERS = ("good", float("nan"), "nan", "1e999", None, True, [1], 10**400)
-FINITE = ":1: the label .* is no finite number; "
+FINITE = ":1: the label .* is not a finite number; "
 WRONG += [("classification", "a.jsonl", [{"text": "a", "label": n}], {"regression": True}, FINITE) for n in NO_NUMBERS]
 
 

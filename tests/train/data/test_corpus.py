@@ -90,7 +90,7 @@ def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
         split(Data(paths=(str(tmp_path),), valid_paths=(str(file),)))
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(BadInput, match=r"pipe\.txt: no regular file"):
+    with pytest.raises(BadInput, match=r"pipe\.txt: not a regular file"):
         split(Data(paths=(str(tmp_path / "pipe.txt"),)))
     (source,) = sources((str(file),), Data())
     file.unlink()
@@ -170,13 +170,16 @@ def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, dat
         documents.append(corpus.Document("a", text[at : at + step], at + step >= len(text)))
         at += step
     with tempfile.TemporaryFile() as index, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "KEPT", 1)
+        patch.setattr(corpus, "MAX_SLACK", 1)
         whole = corpus._index(documents, index)
         assert (whole.count, whole.text_bytes) == (1, size)
-        cut = corpus._within(lambda: iter(documents), index, whole, fraction)
+        cut = corpus._cut_inside(lambda: iter(documents), index, whole, fraction)
     wanted = len(text.encode()[: int((1 - fraction) * size)].decode(errors="ignore"))
-    assert cut == (0, corpus._boundary(text, wanted, int(fraction * size / 4)))
-    before, after = list(corpus._before(lambda: iter(documents), *cut)), list(corpus._after(lambda: iter(documents), *cut))
+    assert cut == (0, corpus._nearest_boundary(text, wanted, int(fraction * size / 4)))
+    before, after = (
+        list(corpus._training_half(lambda: iter(documents), *cut)),
+        list(corpus._held_out_half(lambda: iter(documents), *cut)),
+    )
     assert ("".join(texts(before)), "".join(texts(after))) == (text[: cut[1]], text[cut[1] :])
     assert [piece.last for piece in before] == [False] * (len(before) - 1) + [True]
     assert [piece.last for piece in after] == [False] * (len(after) - 1) + [True]

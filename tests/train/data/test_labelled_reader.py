@@ -108,7 +108,7 @@ def test_a_format_is_one_that_the_objective_reads(tmp_path: Path) -> None:
     file = put(tmp_path / "a.tsv", TSV)
     with pytest.raises(BadInput, match=r"^--labelled\.format conll: classification does not read it; choose tsv, csv"):
         read("classification", file, format="conll")
-    with pytest.raises(BadInput, match=r"^--labelled\.format csv: .*set is a data set, and read as such; leave it out"):
+    with pytest.raises(BadInput, match=r"^--labelled\.format csv: .*set is a data set, whose format is known; remove it"):
         read("classification", put(tmp_path / "set", ROWS), format="csv")
 
 
@@ -135,7 +135,7 @@ def test_classes_of_a_data_set_are_their_names(tmp_path: Path) -> None:
     tagged = save("words", {"tokens": [text], "tags": [classes]}, tokens=[["in", "Rom"]], tags=[[0, 1]])
     words: list[Any] = read("tagging", tagged)
     assert [each.tags for each in words] == [("bad", "good")]
-    with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is none of its 2 classes; leave out'):
+    with pytest.raises(BadInput, match=r'hidden: row 2: column "label" holds -1, which is none of its 2 classes; remove'):
         read("classification", save("hidden", {"text": text, "label": classes}, text=["a", "b"], label=[1, -1]))
 
 

@@ -33,7 +33,7 @@ def refusal(*paths, **options):
 
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_compressed_files_are_read_as_what_is_in_them(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(text_files, "CHUNK", 3)
+    monkeypatch.setattr(text_files, "READ_SIZE", 3)
     (tmp_path / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](LINES))
     parts = ("\ufeffgrün\r\n", "und \U0001f433")
     (tmp_path / f"b.TXT{suffix}").write_bytes(b"".join(PACKERS[suffix](part.encode()) for part in parts))
@@ -65,9 +65,9 @@ def test_an_xz_may_have_several_streams_and_not_ask_for_gigabytes(tmp_path):
 
 @pytest.mark.parametrize("end", [" ", "\n", "\r", "\t", "\u3042\u3002", ""])
 def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(text_files, "CHUNK", 1000)
-    monkeypatch.setattr("train.data.chunking.PIECE", 100)
-    monkeypatch.setattr("train.data.chunking.LONGEST_PIECE", 3000)
+    monkeypatch.setattr(text_files, "READ_SIZE", 1000)
+    monkeypatch.setattr("train.data.chunking.CHUNK", 100)
+    monkeypatch.setattr("train.data.chunking.LONGEST_CHUNK", 3000)
     text = ("x" * 50 + "\u00e9" + end) * 200
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     if not end:
@@ -81,7 +81,7 @@ def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
 
 
 def test_errors_far_into_a_text_name_line_and_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "CHUNK", 7)
+    monkeypatch.setattr(text_files, "READ_SIZE", 7)
     for bad, message in (
         (b"\0", "binary content (a NUL at byte 605)"),
         (b"\xff", "not UTF-8 (byte 605)"),
@@ -186,7 +186,7 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
     assert read("hub:some-Org/my_name", subset="default") == [("some-Org/my_name:1", "cached")]
     assert 'no split test; it has "train"' in refusal("hub:some-Org/MyName", split="test")
     for name in ("hub:", "hub:name", "hub:../x", "hub:a/b/c", "hub:a b/c"):
-        assert "no hub id; write hub:ORGANISATION/NAME" in refusal(name)
+        assert "not a hub id; write hub:ORGANISATION/NAME" in refusal(name)
     assert "for config 'other' Available configs in the cache: ['default']" in refusal("hub:some-Org/MyName", subset="other")
 
 

@@ -35,7 +35,7 @@ RECORDED = ["204b16c2e5a21743", "6e59c9648e4ea6d3", "18bec866996fb344"]
 def small(size=40):
     """Pieces so small that short texts have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunking, "PIECE", size)
+        patch.setattr(chunking, "CHUNK", size)
         yield
 
 
@@ -163,7 +163,7 @@ from train.data import chunking
 from train.rows.token_cache import prepare
 from train.data.text_files import Document
 from train.tokenizers.tokenizer import Tokenizer
-chunking.PIECE = 40
+chunking.CHUNK = 40
 prepare([Document("", f"word {i} " * 200) for i in range(200)], Tokenizer.load(sys.argv[1]), sys.argv[2])
 """
 

@@ -131,7 +131,7 @@ CUTS = "aB'` \n\r\t\x1c\x85\u00a0\u3000\u2028!7,\u00e9\u0301\u3042\u3099\u4e00\u
 def test_texts_encoded_in_pieces_have_the_ids_of_the_whole(kind: Kind, texts: list[str]) -> None:
     ours = spaces() if kind == "gpt" else trained(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunking, "PIECE", 2)
+        patch.setattr(chunking, "CHUNK", 2)
         assert len(list(ours.pieces([("some words here", True)]))) == 3
         many = list(ours.encode_many(texts))
     assert [ids.tolist() for ids in many] == [ids.tolist() for ids, _ in ours.encode_spans(texts)]
@@ -267,7 +267,7 @@ def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind:
     assert again("\uff37HALE", add_special_tokens=False)["input_ids"] == other.encode("whale").tolist()
     assert again.model_max_length == 512
     # A text is whole where rules are unknown.
-    assert len(list(other.pieces([("a b " * chunking.PIECE, True)]))) == 1
+    assert len(list(other.pieces([("a b " * chunking.CHUNK, True)]))) == 1
 
 
 @pytest.mark.planted(2)

@@ -24,9 +24,9 @@ def test_roberta_has_the_entries_of_gpt_between_its_special_tokens() -> None:
 
 
 def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "LONGEST_PIECE", 100)
-    monkeypatch.setattr(tokenizer, "LONGEST_PIECE", 100)
-    monkeypatch.setattr(chunking, "PIECE", 10)
+    monkeypatch.setattr(chunking, "LONGEST_CHUNK", 100)
+    monkeypatch.setattr(tokenizer, "LONGEST_CHUNK", 100)
+    monkeypatch.setattr(chunking, "CHUNK", 10)
     assert len(trained("gpt").encode("word " * 100))
     with pytest.raises(BadInput, match="100 characters without the end of a word"):
         trained("gpt").encode("x" * 101)
@@ -38,7 +38,7 @@ def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pyte
 
 def test_encode_many_reads_no_further_ahead_than_a_group() -> None:
     taken = []
-    stream = trained("gpt").encode_many(taken.append(i) or "x" * chunking.PIECE for i in range(3 * chunking.GROUP))
+    stream = trained("gpt").encode_many(taken.append(i) or "x" * chunking.CHUNK for i in range(3 * chunking.GROUP))
     next(stream)
     assert len(taken) == chunking.GROUP
 

@@ -52,7 +52,7 @@ def test_the_files_of_settings_say_how_many_sentinels_there_are(tmp_path: Path) 
 
 def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a script without spaces; and a text may be cut before spaces alone."""
-    monkeypatch.setattr(chunking, "PIECE", 2)
+    monkeypatch.setattr(chunking, "CHUNK", 2)
     japanese = ["\u3053\u308c\u3002\u305d\u308c\u3001\u3042\u308c " * 20]
     parts = [piece for piece, _ in chunking.cut(japanese)]
     assert len(parts) > 20
