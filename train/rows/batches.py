@@ -1,4 +1,4 @@
-"""Rows to host batches. Which row is example number i of the stream is a pure function of (seed, i), and nothing else."""
+"""Host batches of rows. The row that is example number i of the stream is a pure function of (seed, i)."""
 
 import contextlib
 import sys
@@ -14,62 +14,61 @@ from train.rows.mixture import Mixture, Planned, ordered
 from zoo.batch import IGNORED, Batch
 
 Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
-"""An objective's `build`: (generator, row, length) -> the fields of `Batch` for one row: arrays, `weights` among them, and a
-`Batch` for `source`."""
+"""Signature of the `build` of an objective: (generator, row, length) -> the fields of `Batch` for one row, which are arrays,
+`weights` among them, and a `Batch` for `source`."""
 
 
 class Use(NamedTuple):
-    """Which row an example of the stream is."""
+    """The row that an example of the stream is."""
 
     row: int
-    """Its number over all components."""
+    """Number of the row over all components."""
     epoch: int
-    """How often its component had given all of its rows before."""
+    """Number of times that its component had been used up before."""
 
 
 class Batches:
-    """The training batches of a run, each component shuffled anew in each of its epochs, unless its rows continue each other.
+    """The training batches of a run. Each component is shuffled again in each of its epochs, unless its rows continue each other.
 
-    Example i of the stream is example i % B of step i // B; `rows.draw` says which component gives it. An epoch of a component is
-    as many of its examples as it has rows, each row once; it may end inside a batch. `build` draws from a generator keyed by
-    (seed, epoch, row): what it draws for a row repeats after `period` epochs, or never where that is 0.
+    Example i of the stream is example i % B of step i // B; `rows.component_of` returns its component. An epoch of a component is
+    as many of its examples as it has rows, each row once; it may end inside a batch. `build` samples from a generator keyed by
+    (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0.
     """
 
     def __init__(
         self, rows: Mixture, build: Build, seed: int, batch: int, local: Int[np.ndarray, " local"], period: int = 0
     ) -> None:
-        """`seed` is below 2**32; `batch` is the global B; `local` are the examples of a global batch that this process makes."""
+        """Store the rows and their order; `seed` < 2**32, `batch` is the global B, `local` this process's examples of a batch."""
         self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
         self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
 
     def use(self, example: int) -> Use:
-        """The row that example number `example` of the stream is."""
-        component, before = self._rows.draw(example)
+        """Return the row of example number `example` of the stream."""
+        component, before = self._rows.component_of(example)
         row = self._rows.number(component, self._orders[component][before])
         return Use(row, before // len(self._rows.components[component].rows))
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
-        """Numbers of the rows of a step's whole global batch, whatever `local` is."""
+        """Return the numbers of all rows in the global batch of a step, whatever `local` is."""
         return np.array([self.use(step * self._batch + offset).row for offset in range(self._batch)], np.int64)
 
     def shapes(self) -> Batch:
-        """Shapes and dtypes of a global batch."""
-        one = _stack([self._example(0)], np.zeros(1, np.int64))
-        return jax.tree.map(lambda array: jax.ShapeDtypeStruct((self._batch, *array.shape[1:]), array.dtype), one)
+        """Return the shapes and dtypes of a global batch."""
+        example = _stack([self._example(0)], np.zeros(1, np.int64))
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct((self._batch, *array.shape[1:]), array.dtype), example)
 
     @contextlib.contextmanager
     def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
-        """`with batches.read(n) as stream:` iterates without end over this process's part of the batches of steps n, n + 1, ...
+        """Open an endless iterator over this process's part of the batches of steps `first_step`, `first_step` + 1, ...
 
-        Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads make the next batches
-        meanwhile; they end with the block. An exception in `build` is raised where its batch would have come, and ends the
-        iteration.
+        Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads prefetch batches and end
+        with the `with` block. An exception in `build` is raised in place of its batch and ends the iteration.
         """
         steps = grain.MapDataset.range(first_step, sys.maxsize).map(self._make)
-        # More threads only compete for the interpreter's lock.
+        # More threads would only compete for the interpreter lock.
         threads = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
         try:
-            # Grain would go on with the batch after one that failed; a generator that raised is at its end.
+            # Grain would continue with the batch after a failed one; a generator that has raised is exhausted.
             yield (batch for batch in threads)
         finally:
             threads.close()
@@ -85,10 +84,10 @@ class Batches:
 
 
 def in_order(rows: Planned, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
-    """Every row once, in order, for scoring: this process's part of each global batch; `index` is the row's number.
+    """Yield every row once, in order, for scoring: this process's part of each global batch; `index` is the row number.
 
-    The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` draws from a generator keyed by
-    the row.
+    The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` samples from a generator keyed
+    by the row.
     """
     for first in range(0, len(rows), batch):
         numbers = first + local.astype(np.int64)
@@ -101,17 +100,17 @@ def in_order(rows: Planned, build: Build, batch: int, local: Int[np.ndarray, " l
 
 
 def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The same example, of which nothing is asked."""
-    nothing = {"weights": 0, "labels": IGNORED}
-    return arrays | {name: np.full_like(arrays[name], value) for name, value in nothing.items() if name in arrays}
+    """Return an example with weights of 0 and ignored labels, so that it does not count."""
+    neutral = {"weights": 0, "labels": IGNORED}
+    return arrays | {name: np.full_like(arrays[name], value) for name, value in neutral.items() if name in arrays}
 
 
 def _order(rows: Planned, seed: int, component: int) -> grain.MapDataset[int]:
-    """Rows of a component in the order in which they are used, epoch after epoch."""
+    """Return the rows of a component in the order in which they are used, epoch after epoch."""
     order = grain.MapDataset.range(len(rows))
     if not ordered(rows):
-        # Components of one size must not be shuffled alike, nor like those of a run with the next seed: so their seeds lie far
-        # apart.
+        # Components of equal size must be shuffled differently, also from those of a run with the next seed: so their seeds are
+        # far apart.
         order = order.seed((seed + component * 0x9E3779B1) % (1 << 32)).shuffle()
     order = order.repeat()
     # Grain prepares a dataset at its first use, which is not safe in several threads at once.
@@ -120,11 +119,11 @@ def _order(rows: Planned, seed: int, component: int) -> grain.MapDataset[int]:
 
 
 def _generator(seed: int, epoch: int, row: int) -> np.random.Generator:
-    """Generators of different keys, or of counters that begin this far apart, never share a number."""
+    """Return the generator of a row and epoch; those of different keys, or of counters this far apart, never overlap."""
     key, counter = np.array([seed, row], np.uint64), np.array([0, 0, 0, epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _stack(examples: list[dict[str, Any]], numbers: Int64[np.ndarray, " local"]) -> Batch:
-    fields: dict[str, Any] = jax.tree.map(lambda *each: np.stack(each), *examples)
+    fields: dict[str, Any] = jax.tree.map(lambda *arrays: np.stack(arrays), *examples)
     return Batch(**fields, index=(numbers % (1 << 32)).astype(np.uint32))

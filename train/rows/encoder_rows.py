@@ -1,4 +1,4 @@
-"""The plan of an encoder's rows: which texts each row has, alone or in pairs, between the marks of its template."""
+"""Rows of an encoder: the texts that each row has, alone or in pairs, between the special tokens of its template."""
 
 import dataclasses
 import functools
@@ -20,49 +20,65 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput, require
 
 UNLABELLED = -1
-"""Label, in a plan, of a sequence that is no pair."""
+"""Label of a sequence that is not a pair."""
 PAIRED = ("segment_pairs", "sentence_pairs")
 """Values of --data.rows whose sequences are labelled pairs."""
 
 
 class Range(NamedTuple):
-    """Consecutive ids of one document's text."""
+    """A range of consecutive ids of one document."""
 
     document: int
     start: int
-    """Of the document's ids, the first one."""
+    """Index of the first id among those of the document."""
     ids: np.ndarray
 
 
 class Sequence(NamedTuple):
-    """Texts that see each other."""
+    """Texts that attend to each other."""
 
     parts: tuple[Range, ...]
-    """A pair has two. Several of a sequence that is no pair are of different documents, with a separator between them."""
+    """Two parts in a pair; otherwise one or several, each of another document, with a separator between them."""
     pair: bool
     label: int | None
-    """Of a pair: 0 = its second text follows the first one, 1 = it is of another document."""
+    """Label of a pair: 0 = its second text follows the first one, 1 = it is of another document."""
 
 
 Row = tuple[Sequence, ...]
-"""Sequences that do not see each other: one, or several where rows are packed."""
+"""Sequences that do not attend to each other: one, or several where rows are packed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The rows of a text for an encoder."""
+    """The rows of a text for an encoder.
+
+    A row is a list of sequences, a sequence a list of parts, and a part a range of one document. The sequences of all rows are
+    stored one after the other, and so are the parts of all sequences, as in the CSR format of sparse matrices: row r has the
+    sequences `first[r]` to `first[r + 1] - 1`, and sequence s has the parts `part[s]` to `part[s + 1] - 1`. `label` has one entry
+    a sequence; `document`, `start` and `count` have one a part. Three documents of 5, 5 and 4 ids in two rows:
+
+        first    = [0, 1, 3]      row 0 has sequence 0, row 1 has sequences 1 and 2
+        part     = [0, 2, 3, 4]   sequence 0 has parts 0 and 1, sequence 1 has part 2, sequence 2 has part 3
+        label    = [-1, -1, -1]   no sequence is a pair (`UNLABELLED`)
+        document = [0, 1, 1, 2]   the document of each part
+        start    = [0, 0, 2, 0]   index in its document of the first id of each part
+        count    = [5, 2, 3, 4]   ids of each part
+
+    Sequence 0 is document 0, a separator, and ids 0 and 1 of document 1, whose ids 2 to 4 are sequence 1.
+    """
 
     tokens: Tokens
     length: int
-    """Tokens a row has room for, marks included, T."""
+    """Tokens per row, special tokens included, T."""
     first: Int64[np.ndarray, " rows_and_one"]
-    """The first sequence of each row; the last entry is the number of sequences."""
+    """Index of the first sequence of each row; the last entry is the number of sequences."""
     part: Int64[np.ndarray, " sequences_and_one"]
-    """The first part of each sequence; the last entry is the number of parts."""
+    """Index of the first part of each sequence; the last entry is the number of parts."""
     label: Int64[np.ndarray, " sequences"]
-    """Of pairs the label, else `UNLABELLED`."""
+    """Label of each pair as in `Sequence`, else `UNLABELLED`."""
     document: Int64[np.ndarray, " parts"]
     start: Int64[np.ndarray, " parts"]
+    """Index of the first id of each part in its document."""
     count: Int64[np.ndarray, " parts"]
     """Ids of each part, at least 1."""
 
@@ -70,29 +86,29 @@ class Plan:
         return len(self.first) - 1
 
     def row(self, number: int) -> Row:
-        """A row, its ids mapped rather than copied."""
+        """Return a row, whose ids are views of the memory-mapped tokens."""
         return tuple(self._sequence(sequence) for sequence in range(self.first[number], self.first[number + 1]))
 
     @property
     def text_size(self) -> int:
-        """Tokens of the text that is planned, the mark after each document included."""
+        """Number of tokens of the text, the special token after each document included."""
         return len(self.tokens.ids)
 
     @property
     def targets(self) -> int:
-        """Tokens of text in all rows; those of a random second text are there more than once."""
+        """Number of text tokens in all rows; those of random second texts occur more than once."""
         return int(self.count.sum())
 
     def spread(self, count: int) -> "Plan":
-        """At most `count` of the rows, evenly spaced: a sample that is the same each time."""
-        return self._taken(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
+        """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
+        return self._select_rows(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the tokens and the plan: equal if and only if every row is."""
+        """SHA-256 of the tokens and the arrays: equal if and only if all rows are equal."""
         digest = hashlib.sha256(f"{self.tokens.fingerprint} {self.length}".encode())
-        for part in (self.first, self.part, self.label, self.document, self.start, self.count):
-            digest.update(hashlib.sha256(part.tobytes()).digest())
+        for array in (self.first, self.part, self.label, self.document, self.start, self.count):
+            digest.update(hashlib.sha256(array.tobytes()).digest())
         return digest.hexdigest()
 
     def _sequence(self, number: int) -> Sequence:
@@ -105,14 +121,14 @@ class Plan:
         first = int(self.tokens.offsets[document]) + start
         return Range(document, start, self.tokens.ids[first : first + int(self.count[number])])
 
-    def _taken(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
-        """The plan of some of the rows."""
+    def _select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
+        """Return the plan of the rows `chosen`."""
         sequences = np.diff(self.first)[chosen]
         owner, nth = expand(sequences)
-        return dataclasses.replace(self._ordered(self.first[chosen][owner] + nth), first=ends(sequences))
+        return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=ends(sequences))
 
-    def _ordered(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
-        """The plan of some of the sequences, one a row."""
+    def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
+        """Return a plan of the sequences `chosen`, one a row."""
         parts = np.diff(self.part)[chosen]
         owner, nth = expand(parts)
         part = self.part[chosen][owner] + nth
@@ -128,47 +144,54 @@ class Plan:
 
 
 def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training") -> Plan:
-    """The rows of a text as `data.rows` asks for; random pairs depend on `seed` and the text alone.
+    """Plan the rows of a text as `data.rows` says; random pairs depend on `seed` and the text alone.
 
     segment_pairs: `train.rows.sentence_pairs.pairs`. sentence_pairs: the same, of single sentences. full_sentences: as many
     consecutive sentences as a row holds, across documents. doc_sentences: the same, each row of one document. windows: as
     full_sentences, but every row is filled up, wherever its last sentence ends. packed: whole documents, cut only where they are
-    longer than a row. In the last four every token is in one row exactly. `data.pack` packs sequences first-fit into rows; packed
-    does in any case.
+    longer than a row. In the last four every token is in exactly one row. `data.pack` packs sequences first-fit into rows; the
+    value packed of `data.rows` implies it.
 
     Args:
-        half: whose text it is. Training text is not shorter than a row.
+        half: the half that the text belongs to; training text must have at least the tokens of one row.
 
     Raises:
-        BadInput: a tokenizer without marks, a row too short for its template, text shorter than a row or without tokens, or a
-            single document where pairs need another.
+        BadInput: a tokenizer without special tokens, a row too short for its template, text shorter than a row or without
+            tokens, or a single document where pairs need another.
     """
     paired = data.rows in PAIRED
     marks = _marks(tokenizer, data)
-    taken = marks.between + 2 if paired else 2
-    least = taken + (2 if paired else 1)
-    require(data.length >= least, "data.length", data.length, f"{taken} tokens of a row are marks; choose {least} or more")
+    num_special = marks.between + 2 if paired else 2
+    shortest = num_special + (2 if paired else 1)
+    require(
+        data.length >= shortest,
+        "data.length",
+        data.length,
+        f"{num_special} tokens of a row are special; choose {shortest} or more",
+    )
     _check(tokens, data, half)
-    room = data.length - taken
+    capacity = data.length - num_special
     if data.rows == "windows":
-        made = _windows(tokens, data.length, room)
+        rows = _plan_windows(tokens, data.length, capacity)
     elif data.rows == "packed":
-        made = _documents(tokens, data.length, room)
+        rows = _plan_documents(tokens, data.length, capacity)
     elif paired:
-        # No row has this number, so no mask draws the same.
+        # No row has this number, so masking never uses the same generator.
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, (1 << 64) - 1], np.uint64)))
         single = data.rows == "sentence_pairs"
-        made = _paired(tokens, data.length, pairs(sentences(tokens, tokenizer, room), room, rng, short=data.short, single=single))
+        paired_texts = pairs(sentences(tokens, tokenizer, capacity), capacity, rng, short=data.short, single=single)
+        rows = _plan_pairs(tokens, data.length, paired_texts)
     else:
-        made = _consecutive(tokens, data.length, room, sentences(tokens, tokenizer, room), cross=data.rows == "full_sentences")
-    return _packed(made, marks) if data.pack or data.rows == "packed" else made
+        cross = data.rows == "full_sentences"
+        rows = _plan_sentences(tokens, data.length, capacity, sentences(tokens, tokenizer, capacity), cross=cross)
+    return _pack(rows, marks) if data.pack or data.rows == "packed" else rows
 
 
 def _marks(tokenizer: Tokenizer, data: Data) -> Marks:
     if tokenizer.marks is None:
         raise BadInput(
-            f"--data.rows {data.rows}: rows of an encoder need a tokenizer with marks for text, separator and mask; "
-            "give --tokenizer.path one of BERT or RoBERTa"
+            f"--data.rows {data.rows}: rows of an encoder need a tokenizer with special tokens for text, separator and mask; "
+            "set --tokenizer.path to one of BERT or RoBERTa"
         )
     return tokenizer.marks
 
@@ -177,12 +200,12 @@ def _check(tokens: Tokens, data: Data, half: str) -> None:
     if half == "training" and len(tokens.ids) < data.length:
         raise BadInput(
             f"--data.length {data.length}: the training text has {len(tokens.ids)} tokens, fewer than one row; "
-            f"choose at most {len(tokens.ids)} or give --data.paths more text"
+            f"choose at most {len(tokens.ids)} or add text to --data.paths"
         )
     documents = np.count_nonzero(np.diff(tokens.offsets) > 1)
     where = "--data.paths" if half == "training" else "--data.valid_paths"
     if documents == 0:
-        raise BadInput(f"{where}: the {half} text has no tokens, only white space; give more text")
+        raise BadInput(f"{where}: the {half} text has no tokens, only white space; add text")
     if documents == 1 and data.rows in PAIRED:
         raise BadInput(
             f"--data.rows {data.rows}: the {half} text is one document, and random pairs take their second text from another; "
@@ -190,61 +213,61 @@ def _check(tokens: Tokens, data: Data, half: str) -> None:
         )
 
 
-def _paired(tokens: Tokens, length: int, made: Pairs) -> Plan:
-    each = np.arange(len(made.label) + 1)
-    document, start, count = made.document.ravel(), made.start.ravel(), made.size.ravel()
-    return Plan(tokens, length, each, 2 * each, made.label, document, start, count)
+def _plan_pairs(tokens: Tokens, length: int, paired: Pairs) -> Plan:
+    sequences = np.arange(len(paired.label) + 1)
+    document, start, count = paired.document.ravel(), paired.start.ravel(), paired.size.ravel()
+    return Plan(tokens, length, sequences, 2 * sequences, paired.label, document, start, count)
 
 
-def _consecutive(tokens: Tokens, length: int, room: int, whole: Sentences, *, cross: bool) -> Plan:
-    """Consecutive sentences, as many as fit. The end of a document takes the place of one token, its separator."""
-    new = np.diff(whole.document, prepend=whole.document[0]) != 0
-    after = np.cumsum(whole.size + new)
-    # The sentence with which the document of each ends, where that ends the row.
-    bounds = np.append(np.flatnonzero(new), len(new))
-    stops = np.full(len(new), len(new)) if cross else bounds[np.cumsum(new)]
-    # Read one by one, a view of memory is several times faster than an array.
-    until, starts, limits = (np.ascontiguousarray(each).data for each in (after, after - whole.size, stops))
+def _plan_sentences(tokens: Tokens, length: int, capacity: int, text: Sentences, *, cross: bool) -> Plan:
+    """Plan rows of consecutive sentences, as many as fit. The end of a document takes one token, its separator."""
+    new_document = np.diff(text.document, prepend=text.document[0]) != 0
+    text_ends = np.cumsum(text.size + new_document)
+    # For each sentence, the end of its document, if rows end with documents (`cross` is false), else of the text.
+    bounds = np.append(np.flatnonzero(new_document), len(new_document))
+    stops = np.full(len(new_document), len(new_document)) if cross else bounds[np.cumsum(new_document)]
+    # Reading single elements of a memoryview is several times faster than of an array.
+    ends_view, starts_view, stops_view = (np.ascontiguousarray(array).data for array in (text_ends, text_ends - text.size, stops))
     begins, begin = [], 0
-    while begin < len(new):
+    while begin < len(new_document):
         begins.append(begin)
-        begin = bisect_right(until, starts[begin] + room, begin + 1, limits[begin])
-    return _joined(tokens, length, whole, np.array(begins, np.int64))
+        begin = bisect_right(ends_view, starts_view[begin] + capacity, begin + 1, stops_view[begin])
+    return _plan_pieces(tokens, length, text, np.array(begins, np.int64))
 
 
-def _joined(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[np.ndarray, " sequences"]) -> Plan:
-    """Sequences that begin at some of the pieces: those of one document that follow each other are one part."""
-    new = np.diff(pieces.document, prepend=-1) != 0
-    new[begins] = True
-    first = np.flatnonzero(new)
+def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[np.ndarray, " sequences"]) -> Plan:
+    """Plan sequences that begin at the pieces `begins`, one a row; consecutive pieces of one document become one part."""
+    new_part = np.diff(pieces.document, prepend=-1) != 0
+    new_part[begins] = True
+    first = np.flatnonzero(new_part)
     part = np.append(np.searchsorted(first, begins), len(first))
     count = np.add.reduceat(pieces.size, first)
     label = np.full(len(begins), UNLABELLED)
     return Plan(tokens, length, np.arange(len(part)), part, label, pieces.document[first], pieces.start[first], count)
 
 
-def _windows(tokens: Tokens, length: int, room: int) -> Plan:
-    """Windows over the stream of all documents: the mark after each is the separator before the next."""
-    stream = lm_rows.windows(tokens, room)
+def _plan_windows(tokens: Tokens, length: int, capacity: int) -> Plan:
+    """Plan windows over the stream of all documents; the special token that ends one is the separator before the next."""
+    stream = lm_rows.windows(tokens, capacity)
     ended = stream.start + stream.size == np.diff(tokens.offsets)[stream.document]
     size, owner = stream.size - ended, expand(np.diff(stream.first))[0]
-    kept = size > 0
-    pieces = Sentences(stream.document[kept], stream.start[kept], size[kept])
-    return _joined(tokens, length, pieces, np.unique(owner[kept], return_index=True)[1])
+    nonempty = size > 0
+    pieces = Sentences(stream.document[nonempty], stream.start[nonempty], size[nonempty])
+    return _plan_pieces(tokens, length, pieces, np.unique(owner[nonempty], return_index=True)[1])
 
 
-def _documents(tokens: Tokens, length: int, room: int) -> Plan:
-    """Each document a sequence; a longer one several."""
+def _plan_documents(tokens: Tokens, length: int, capacity: int) -> Plan:
+    """Plan a sequence for each document, or several for one that is longer than a row."""
     size = np.diff(tokens.offsets) - 1
     document = np.flatnonzero(size)
-    pieces = cut(Sentences(document, np.zeros_like(document), size[document]), room)
-    return _joined(tokens, length, pieces, np.arange(len(pieces.size)))
+    pieces = cut(Sentences(document, np.zeros_like(document), size[document]), capacity)
+    return _plan_pieces(tokens, length, pieces, np.arange(len(pieces.size)))
 
 
-def _packed(made: Plan, marks: Marks) -> Plan:
-    """The sequences of a plan with one a row, packed first-fit."""
-    parts = np.diff(made.part)
-    separators = np.where(made.label == UNLABELLED, parts, 1 + marks.between)
-    sizes = 1 + separators + np.add.reduceat(made.count, made.part[:-1])
-    row = np.array(first_fit(sizes.tolist(), made.length), np.int64)
-    return dataclasses.replace(made._ordered(np.argsort(row, kind="stable")), first=ends(np.bincount(row)))
+def _pack(unpacked: Plan, marks: Marks) -> Plan:
+    """Pack the sequences of a plan with one sequence a row, first-fit."""
+    parts = np.diff(unpacked.part)
+    separators = np.where(unpacked.label == UNLABELLED, parts, 1 + marks.between)
+    sizes = 1 + separators + np.add.reduceat(unpacked.count, unpacked.part[:-1])
+    row = np.array(first_fit(sizes.tolist(), unpacked.length), np.int64)
+    return dataclasses.replace(unpacked._select_sequences(np.argsort(row, kind="stable")), first=ends(np.bincount(row)))

@@ -1,4 +1,4 @@
-"""Labelled examples to rows of ids: templates, truncation, tags on the pieces of words, windows of a context."""
+"""Rows of labelled examples: templates, truncation, tags on the tokens of words, windows of a context."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED
 from zoo.errors import BadInput, require
 
-TOGETHER = 1024
-"""Contexts that are tokenized at a time: what the library keeps of each is larger than its ids."""
+CONTEXTS_PER_BATCH = 1024
+"""Contexts that are tokenized at a time, because the encodings of the library are larger than the ids."""
 
 
 class Inputs(NamedTuple):
-    """One text or two with the marks around them, without padding."""
+    """One text or two with the special tokens of the template, without padding."""
 
     ids: Int32[np.ndarray, " n"]
     types: Int32[np.ndarray, " n"]
 
 
 class Context(NamedTuple):
-    """What part of a context is in a row, to find in the text what the model points at."""
+    """The part of a context that is in a row, to map the positions that a model predicts to characters."""
 
     first: int
     """Position in the row of the first token."""
     summary: int
-    """Position in the row of the mark that says that there is no answer (its CLS)."""
+    """Position in the row of CLS, which a model predicts if there is no answer."""
     spans: Int64[np.ndarray, "tokens 2"]
-    """For each token its first character in the context and the one after its last."""
+    """For each token, the index in the context of its first character, and of the one after its last."""
 
 
 class Row(NamedTuple):
@@ -42,21 +42,21 @@ class Row(NamedTuple):
     inputs: tuple[Inputs, ...]
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
-    """[1] the class or number of a text; [n] the tags of the ids; [2] first and last position of an answer, both CLS's where
-    there is none; [] the right option."""
+    """[1] the class or number of a text; [n] the tags of the ids; [2] the first and last position of an answer, both those of CLS
+    if there is none; [] the index of the right option."""
     weights: Float[np.ndarray, " S"]
-    """What the labels count in the loss: [n] of tags, otherwise [1]."""
+    """Weights of the labels in the loss: [n] of tags, otherwise [1]."""
     example: int
-    """Number of the example it is made of."""
+    """Number of its example."""
     context: Context | None = None
     size: int = 0
-    """Tokens that the example needs, before it is cut: more than a row has if it is too long."""
+    """Tokens of the example before truncation; more than the length of a row if the example is too long."""
 
 
 def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
-    """Let a function that makes rows refuse the examples that are longer than a row, once all of them are counted.
+    """Decorate a function that yields rows to raise `BadInput` after the last row if examples were longer than a row.
 
-    They are cut with --labelled.truncate. With --labelled.skip-bad their rows are made, and
+    With --labelled.truncate they are cut instead. With --labelled.skip-bad their rows are yielded, and
     `train.inputs.labelled_inputs.rows_of` leaves them out.
     """
 
@@ -74,11 +74,11 @@ def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[R
         longest = max(too_long, key=too_long.__getitem__)
         example, size = examples[longest], too_long[longest]
         count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
-        leave_out = "leave such out with --labelled.skip-bad, or cut them with --labelled.truncate"
+        leave_out = "leave long ones out with --labelled.skip-bad, or cut them with --labelled.truncate"
         if isinstance(example, Question):
-            asked = size - length + _question_room(length, options, _marks(tokenizer))
+            question_size = size - length + _longest_question(length, options, _special_tokens(tokenizer))
             raise BadInput(
-                f"{example.origin}: a question of {asked} tokens leaves too little of a row of {length} for a stride of "
+                f"{example.origin}: a question of {question_size} tokens leaves too little of a row of {length} for a stride of "
                 f"{options.stride}{count}; choose a longer --data.length or a shorter --labelled.stride, {leave_out}"
             )
         raise BadInput(
@@ -92,14 +92,15 @@ def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[R
 def texts(
     examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
-    """`cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number.
+    """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number.
 
-    Here as below, XLNet's marks put `cls` last.
+    XLNet's templates have `cls` at the end, here and in the functions below.
     """
-    marks, encoded = _marks(tokenizer), _encoded(tokenizer, (text for each in examples for text in (each.text, each.pair)))
+    marks = _special_tokens(tokenizer)
+    encoded = _encoded(tokenizer, (text for item in examples for text in (item.text, item.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
-        inputs, size = _fitted(first, second, marks, length)
+        inputs, size = _fill_template(first, second, marks, length)
         label = np.float32(example.label) if options.regression else np.int32(class_of(names, example.label, example.origin))
         yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number, size=size)
 
@@ -108,60 +109,61 @@ def texts(
 def tags(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
-    """`cls words sep`, each tag at the first id of its word (Devlin et al. 2019, section 5.3). A word without ids has none."""
-    marks = _marks(tokenizer)
+    """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
+    marks = _special_tokens(tokenizer)
     for number, example in enumerate(examples):
         ids, word = tokenizer.encode_words(example.words)
-        inputs, size = _fitted(ids, None, marks, length)
+        inputs, size = _fill_template(ids, None, marks, length)
         classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
         first = np.diff(word, prepend=-1) > 0
         labels = np.full(len(inputs.ids), IGNORED, np.int32)
         words = slice(marks.before, marks.before + len(labels) - 2)
         labels[words] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
         if (labels == IGNORED).all() and (size <= length or options.truncate):
-            raise BadInput(f"{example.origin}: the tokenizer gives no ids to these words; mend them or leave the sentence out")
+            raise BadInput(f"{example.origin}: the tokenizer returns no ids for these words; fix them or remove the sentence")
         yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number, size=size)
 
 
 @_refuse_long
 def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
-    """For each option `cls article sep question option sep` (Radford et al. 2018, section 3.2; Liu et al. 2019, section 5.3)."""
-    marks = _marks(tokenizer)
-    asked = [[f"{each.question} {option}" for option in each.options] for each in examples]
-    encoded = _encoded(
-        tokenizer, (text for each, seconds in zip(examples, asked, strict=True) for text in (each.article, *seconds))
-    )
-    for number, (example, seconds) in enumerate(zip(examples, asked, strict=True)):
-        if len(seconds) != len(asked[0]):
+    """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
+    marks = _special_tokens(tokenizer)
+    seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
+    texts_of = ((item.article, *second_texts) for item, second_texts in zip(examples, seconds_of, strict=True))
+    encoded = _encoded(tokenizer, (text for texts in texts_of for text in texts))
+    for number, (example, second_texts) in enumerate(zip(examples, seconds_of, strict=True)):
+        if len(second_texts) != len(seconds_of[0]):
             raise BadInput(
-                f"{example.origin}: {len(seconds)} options, but {examples[0].origin} has {len(asked[0])}; all need as many"
+                f"{example.origin}: {len(second_texts)} options, but {examples[0].origin} has {len(seconds_of[0])}; write as "
+                "many for every question"
             )
-        inputs, sizes = zip(*(_fitted(encoded[example.article], encoded[text], marks, length) for text in seconds), strict=True)
+        article = encoded[example.article]
+        inputs, sizes = zip(*(_fill_template(article, encoded[text], marks, length) for text in second_texts), strict=True)
         yield Row(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
 
 
 @_refuse_long
 def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
-    """`cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
+    """Yield `cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
-    A window has all the room that the question leaves and begins `stride` tokens after the one before; the last one ends with the
-    context. One that does not hold the whole answer has none.
+    A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
+    ends with the context. A window that does not contain the whole answer is labelled as having none.
     """
-    marks = _marks(tokenizer)
-    questions, contexts = _encoded(tokenizer, (each.question for each in examples)), _placed(tokenizer, examples)
+    marks = _special_tokens(tokenizer)
+    questions, contexts = _encoded(tokenizer, (item.question for item in examples)), _encoded_contexts(tokenizer, examples)
     for number, example in enumerate(examples):
         question, (ids, spans) = questions[example.question], contexts(example.context)
-        most = _question_room(length, options, marks)
-        if most <= 0 and len(question) > most:
+        longest_question = _longest_question(length, options, marks)
+        if longest_question <= 0 and len(question) > longest_question:
             raise BadInput(
                 f"{example.origin}: a question of {len(question)} tokens leaves too little of a row of {length} for a stride "
                 f"of {options.stride}; choose a longer --data.length or a shorter --labelled.stride"
             )
-        size, question = length - most + len(question), question[:most]
-        answer = _tokens_of(example, spans)
-        room = length - 2 - marks.between - len(question)
-        for start in _starts(len(ids), room, options.stride):
-            end = min(start + room, len(ids))
+        size, question = length - longest_question + len(question), question[:longest_question]
+        answer = _answer_tokens(example, spans)
+        window = length - 2 - marks.between - len(question)
+        for start in _window_starts(len(ids), window, options.stride):
+            end = min(start + window, len(ids))
             first = marks.before + len(question) + marks.between
             inputs = Inputs(*marks.pair(question, ids[start:end]))
             summary = marks.summary(len(inputs.ids))
@@ -172,24 +174,24 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
 
 
 def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
-    """Number of a label.
+    """Return the number of a label.
 
     Raises:
-        BadInput: it is none of `names`.
+        BadInput: the label is not in `names`.
     """
     if label not in names:
-        known = ", ".join(list(names)[:20])
+        classes = ", ".join(list(names)[:20])
         raise BadInput(
-            f"{origin}: label {label} is none of the {len(names)} that the model learns ({known}); mend or leave it out"
+            f"{origin}: label {label} is none of the {len(names)} that the model learns ({classes}); fix it or remove the example"
         )
     return names[label]
 
 
 def is_typed(types: int, marks: Marks) -> bool:
-    """Whether a model of so many token types tells those of a pair apart.
+    """Return whether a model of `types` token types distinguishes the texts of a pair.
 
     Raises:
-        BadInput: it has several, but fewer than the marks.
+        BadInput: the model has several token types, but fewer than the template.
     """
     fix = f"the tokenizer's pairs have {marks.types} token types; choose as many, or 1 (none)"
     require(types <= 1 or types >= marks.types, "model.types", types, fix)
@@ -197,9 +199,11 @@ def is_typed(types: int, marks: Marks) -> bool:
 
 
 def padded(inputs: Inputs, length: int, marks: Marks, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
-    """The fields of `Batch` that hold a row: tokens, segments (1; 0 = padding), positions and, where they are `typed`, types; and
-    summary_at [1], the place of CLS, where that is not the first."""
-    # On the right for XLNet too, which others pad on the left: its positions are relative, and nothing sees segment 0.
+    """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).
+
+    If CLS is not the first token, the field summary_at [1] has its position.
+    """
+    # On the right for XLNet too, which others pad on the left: its positions are relative, and nothing attends to segment 0.
     tokens = np.full(length, marks.pad, np.int32)
     segments, positions, types = np.zeros((3, length), np.int32)
     size = len(inputs.ids)
@@ -208,59 +212,61 @@ def padded(inputs: Inputs, length: int, marks: Marks, *, typed: bool) -> dict[st
     return arrays | {"summary_at": np.array([marks.summary(size)], np.int32)} if marks.cls_last else arrays
 
 
-# --- Pieces of the above ---
+# --- Helpers ---
 
 
-def _marks(tokenizer: Tokenizer) -> Marks:
+def _special_tokens(tokenizer: Tokenizer) -> Marks:
     if tokenizer.marks is None:
-        raise BadInput("--tokenizer.path: this tokenizer has no marks (cls, sep) to set off a text; choose an encoder's")
+        raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
     return tokenizer.marks
 
 
-def _encoded(tokenizer: Tokenizer, wanted: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
-    """The ids of each text, which is tokenized once however often it occurs."""
-    once = [text for text in dict.fromkeys(wanted) if text is not None]
-    return dict(zip(once, tokenizer.encode_many(once), strict=True))
+def _encoded(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
+    """Return the ids of each text; a text that occurs several times is tokenized once."""
+    unique = [text for text in dict.fromkeys(texts) if text is not None]
+    return dict(zip(unique, tokenizer.encode_many(unique), strict=True))
 
 
-def _placed(tokenizer: Tokenizer, examples: Sequence[Question]) -> Callable[[str], Any]:
-    """Ids and spans of each context."""
-    once = list(dict.fromkeys(each.context for each in examples))
-    found = {}
-    for start in range(0, len(once), TOGETHER):
-        some = once[start : start + TOGETHER]
-        found.update(zip(some, tokenizer.encode_spans(some), strict=True))
-    return found.__getitem__
+def _encoded_contexts(tokenizer: Tokenizer, examples: Sequence[Question]) -> Callable[[str], Any]:
+    """Return a function from a context to its ids and spans."""
+    unique = list(dict.fromkeys(item.context for item in examples))
+    encoded = {}
+    for start in range(0, len(unique), CONTEXTS_PER_BATCH):
+        batch = unique[start : start + CONTEXTS_PER_BATCH]
+        encoded.update(zip(batch, tokenizer.encode_spans(batch), strict=True))
+    return encoded.__getitem__
 
 
-def _question_room(length: int, options: Labelled, marks: Marks) -> int:
-    """Tokens of the longest question that leaves room for a stride of its context."""
+def _longest_question(length: int, options: Labelled, marks: Marks) -> int:
+    """Return the tokens of the longest question that leaves `options.stride` tokens for its context."""
     return length - 2 - marks.between - options.stride
 
 
-def _fitted(first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, length: int) -> tuple[Inputs, int]:
-    """The template, shortened to `length`, and its tokens before that. The longer text loses its end until both are alike."""
-    room = max(0, length - 2 - (0 if second is None else marks.between))
+def _fill_template(
+    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, length: int
+) -> tuple[Inputs, int]:
+    """Return the template cut to `length`, and its size before; the end of the longer text is cut until both are equally long."""
+    available = max(0, length - 2 - (0 if second is None else marks.between))
     size = len(first) + (0 if second is None else len(second)) + 2 + (0 if second is None else marks.between)
     if second is None:
-        return Inputs(*marks.single(first[:room])), size
-    kept = min(len(first), max(room - len(second), (room + 1) // 2))
-    return Inputs(*marks.pair(first[:kept], second[: room - kept])), size
+        return Inputs(*marks.single(first[:available])), size
+    first_size = min(len(first), max(available - len(second), (available + 1) // 2))
+    return Inputs(*marks.pair(first[:first_size], second[: available - first_size])), size
 
 
-def _starts(size: int, room: int, stride: int) -> range:
-    """First token of each window: the fewest that reach the end."""
-    return range(0, 1 + stride * -(-max(size - room, 0) // stride), stride)
+def _window_starts(size: int, window: int, stride: int) -> range:
+    """Return the first token of each window: the fewest windows that reach the end."""
+    return range(0, 1 + stride * -(-max(size - window, 0) // stride), stride)
 
 
-def _tokens_of(example: Question, spans: Int64[np.ndarray, "tokens 2"]) -> tuple[int, int] | None:
-    """First and last token that share a character with the answer that is learned."""
+def _answer_tokens(example: Question, spans: Int64[np.ndarray, "tokens 2"]) -> tuple[int, int] | None:
+    """Return the first and last token that overlap with the first answer, which is the training target."""
     if not len(spans):
-        raise BadInput(f"{example.origin}: the tokenizer gives no ids to the context; mend it or leave the question out")
+        raise BadInput(f"{example.origin}: the tokenizer returns no ids for the context; fix it or remove the question")
     if not example.answers:
         return None
     text, start = example.answers[0]
     inside = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < start + len(text)))
     if not len(inside):
-        raise BadInput(f"{example.origin}: the tokenizer gives no ids to the answer; mend it or leave the question out")
+        raise BadInput(f"{example.origin}: the tokenizer returns no ids for the answer; fix it or remove the question")
     return int(inside[0]), int(inside[-1])

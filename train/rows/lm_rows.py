@@ -1,4 +1,4 @@
-"""The plan of the rows: which ranges of which documents each row predicts."""
+"""Rows of a language model: the ranges of documents that each row predicts."""
 
 import dataclasses
 import functools
@@ -14,62 +14,78 @@ from zoo.errors import BadInput
 
 
 class Piece(NamedTuple):
-    """A range of targets within one document."""
+    """A range of consecutive targets within one document."""
 
     document: int
     start: int
-    """Of the document's targets, the first one."""
+    """Index of the first target among those of the document."""
     before: int
-    """The id before the first target: the document's previous one, end-of-text at its start."""
+    """The id before the first target: the previous id of the document, or end-of-text at its start."""
     ids: np.ndarray
     """The targets."""
 
 
 class Row(NamedTuple):
-    """What one row predicts."""
+    """The targets of one row."""
 
     pieces: tuple[Piece, ...]
     context: int
-    """How many of the first targets are there only to be seen: another row counts them."""
+    """Number of targets at the beginning that serve as context only: they are counted in the loss of another row."""
     isolated: bool
-    """Whether the pieces do not see each other."""
+    """Whether attention between the pieces is masked."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The plan of the rows of a corpus. Over all rows every target of every document is counted exactly once."""
+    """The rows of a corpus. Over all rows every target of every document is counted exactly once.
+
+    A row is a sequence of pieces, and a piece a range of one document. The pieces of all rows are stored one after the other, as
+    in the CSR format of sparse matrices: `document`, `start` and `size` have one entry a piece, and row r has the pieces
+    `first[r]` to `first[r + 1] - 1`. Two documents of 5 and 3 targets (a b c d e and x y z) in windows of `length` 4 make the
+    rows a b c d and e x y z:
+
+        first    = [0, 1, 3]   row 0 has piece 0, row 1 has pieces 1 and 2
+        document = [0, 0, 1]   the document of each piece
+        start    = [0, 4, 0]   index in its document of the first target of each piece: piece 1 begins with e
+        size     = [4, 1, 3]   targets of each piece
+        context  = [0, 0]      targets at the beginning of each row that are context only
+    """
 
     tokens: Tokens
     length: int
-    """Targets a row has room for, T."""
+    """Targets per row, T."""
     isolated: bool
+    """Whether attention between the pieces of a row is masked."""
     first: Int64[np.ndarray, " rows_and_one"]
-    """The first piece of each row; the last entry is the number of pieces."""
+    """Index of the first piece of each row; the last entry is the number of pieces."""
     document: Int64[np.ndarray, " pieces"]
     start: Int64[np.ndarray, " pieces"]
+    """Index of the first target of each piece in its document."""
     size: Int64[np.ndarray, " pieces"]
+    """Targets of each piece, at least 1."""
     context: Int64[np.ndarray, " rows"]
+    """Targets at the beginning of each row that are context only."""
 
     def __len__(self) -> int:
         return len(self.context)
 
     def row(self, number: int) -> Row:
-        """A row, its ids mapped rather than copied."""
+        """Return a row, whose ids are views of the memory-mapped tokens."""
         pieces = range(self.first[number], self.first[number + 1])
         return Row(tuple(self._piece(piece) for piece in pieces), int(self.context[number]), self.isolated)
 
     @property
     def text_size(self) -> int:
-        """Tokens of the text that is planned, the end-of-text of each document included."""
+        """Number of tokens of the text, the end-of-text of each document included."""
         return len(self.tokens.ids)
 
     @property
     def targets(self) -> int:
-        """Targets counted over all rows, the end-of-text of each document included."""
+        """Number of targets counted in the loss over all rows, the end-of-text of each document included."""
         return int(self.size.sum() - self.context.sum())
 
     def spread(self, count: int) -> "Rows":
-        """At most `count` of the rows, evenly spaced: a sample that is the same each time."""
+        """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         pieces = self.first[chosen + 1] - self.first[chosen]
         row, nth = expand(pieces)
@@ -85,10 +101,10 @@ class Rows:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the tokens and the plan: equal if and only if every row is."""
+        """SHA-256 of the tokens and the arrays: equal if and only if all rows are equal."""
         digest = hashlib.sha256(f"{self.tokens.fingerprint} {self.length} {self.isolated}".encode())
-        for part in (self.first, self.document, self.start, self.size, self.context):
-            digest.update(hashlib.sha256(part.tobytes()).digest())
+        for array in (self.first, self.document, self.start, self.size, self.context):
+            digest.update(hashlib.sha256(array.tobytes()).digest())
         return digest.hexdigest()
 
     def _piece(self, number: int) -> Piece:
@@ -99,27 +115,27 @@ class Rows:
 
 
 def training_rows(tokens: Tokens, data: Data) -> Rows:
-    """The rows a run trains on.
+    """Return the rows a run trains on.
 
     Raises:
-        BadInput: fewer tokens than one row.
+        BadInput: there are fewer tokens than one row has.
     """
     if len(tokens.ids) < data.length:
         raise BadInput(
             f"--data.length {data.length}: the training text has {len(tokens.ids)} tokens, fewer than one row; "
-            f"choose at most {len(tokens.ids)} or give --data.paths more text"
+            f"choose at most {len(tokens.ids)} or add text to --data.paths"
         )
     return windows(tokens, data.length) if data.rows == "windows" else packed(tokens, data.length)
 
 
 def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> Rows:
-    """Windows of `length` targets over the stream of all documents; documents in a window see each other.
+    """Return windows of `length` targets over the stream of all documents; documents in a window attend to each other.
 
-    A window begins `stride` targets after the one before (None: `length`, none overlap). Those it shares with the one before are
-    its context. The last one may be short, and is left out if it has fewer than `least`.
+    A window begins `stride` targets after the one before it (None: `length`, no overlap). The targets that it shares with the one
+    before it are its context. The last window may be shorter, and is left out if it has fewer than `least` targets.
 
     Args:
-        with_ends: whether the end-of-text of each document is one of its targets.
+        with_ends: whether the end-of-text of each document is a target.
     """
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
@@ -141,41 +157,46 @@ def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends
 
 
 def packed(tokens: Tokens, length: int) -> Rows:
-    """Whole documents packed first-fit, isolated from each other; one longer than `length` is split into pieces first."""
+    """Return whole documents packed first-fit, isolated from each other; one longer than `length` is first split into pieces."""
     sizes = np.diff(tokens.offsets)
     document, nth = expand(-(-sizes // length))
     start = nth * length
     size = np.minimum(sizes[document] - start, length)
     row = np.array(first_fit(size.tolist(), length), np.int64)
-    order = np.argsort(row, kind="stable")
+    by_row = np.argsort(row, kind="stable")
     pieces = np.bincount(row)
-    return Rows(tokens, length, True, ends(pieces), document[order], start[order], size[order], np.zeros(len(pieces), np.int64))
+    return Rows(
+        tokens, length, True, ends(pieces), document[by_row], start[by_row], size[by_row], np.zeros(len(pieces), np.int64)
+    )
 
 
 def first_fit(sizes: list[int], capacity: int) -> list[int]:
-    """The row of each piece: the first one with room for it. A tree of the most room below each node finds it in log time."""
+    """Return the row of each piece: the first row with enough free capacity.
+
+    A tree in which each node has the largest free capacity below it finds that row in logarithmic time.
+    """
     leaves = 1 << (len(sizes) - 1).bit_length()
-    room = [capacity] * (2 * leaves)
+    free = [capacity] * (2 * leaves)
     rows = []
     for size in sizes:
         node = 1
         while node < leaves:
             node *= 2
-            node += room[node] < size
+            node += free[node] < size
         rows.append(node - leaves)
-        room[node] -= size
+        free[node] -= size
         while node > 1:
             node //= 2
-            room[node] = max(room[2 * node], room[2 * node + 1])
+            free[node] = max(free[2 * node], free[2 * node + 1])
     return rows
 
 
 def expand(counts: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """For counts (2, 1): the owners (0, 0, 1) and the numbers within each (0, 1, 0)."""
+    """Return the owner of each item and its index within the owner: for counts (2, 1), (0, 0, 1) and (0, 1, 0)."""
     before = np.cumsum(counts) - counts
     return np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - np.repeat(before, counts)
 
 
 def ends(counts: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:
-    """For counts (2, 1): where each owner's begin and the last one's end, (0, 2, 3)."""
+    """Return the CSR offsets of counts: for (2, 1), (0, 2, 3)."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which tokens are predicted and what is shown in their place: pure functions of a generator and a sequence, on the host."""
+"""Masking: selection and replacement of the tokens to predict, as pure functions of a generator and a sequence, on the host."""
 
 import dataclasses
 import math
@@ -12,68 +12,68 @@ Rule = Literal["bert", "roberta", "distilbert"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Masks:
-    """How a sequence is masked."""
+    """The masking rule of a sequence."""
 
     rate: float
-    """Share of a sequence's tokens predicted, its marks counted."""
+    """Share of the tokens of a sequence, special tokens included, that is predicted."""
     masked: float
-    """Of the predicted tokens, the share shown as the mask."""
+    """Share of the predicted tokens that is replaced by the mask."""
     random: float
-    """The share shown as an entry drawn evenly from `entries`; the rest is shown as it is."""
+    """Share that is replaced by an id sampled uniformly from `entries`; the rest is left as it is."""
     most: int
-    """Predictions of a sequence at most."""
+    """Largest number of predictions of a sequence."""
     rule: Rule
-    """How the share becomes a number, n being the sequence's tokens. bert: round(rate n). roberta: rate n, its fraction rounded
-    up as often as it is large (fairseq, `mask_tokens_dataset.py`). distilbert: rate n rounded up (`distiller.py`, there over a
-    batch). At least 1 in each; fairseq has none where a short sequence's number is 0."""
+    """Number of predictions in a sequence of n tokens. bert: round(rate n). roberta: rate n, rounded up with a probability equal
+    to its fraction (fairseq, `mask_tokens_dataset.py`). distilbert: rate n, rounded up (`distiller.py`, there over a batch). At
+    least 1 in each; fairseq allows 0 in short sequences."""
     mask: int
     """The id of the mask."""
     entries: Int32[np.ndarray, " entries"]
-    """Ids that a random token is drawn from. Google's code and the distiller draw from the whole vocabulary, fairseq from what is
-    not special."""
+    """Ids that random tokens are sampled from. Google's code and the distiller sample from the whole vocabulary, fairseq from the
+    entries that are not special."""
     starts: Bool[np.ndarray, " V"] | None = None
-    """Whether an entry begins a word, where whole words are masked."""
+    """Whether an entry begins a word; given if whole words are masked."""
     weights: Float64[np.ndarray, " V"] | None = None
-    """How likely an entry is chosen against the others; 0 = never. None: all alike."""
+    """Relative probability of choosing an entry for prediction; 0 = never. None: uniform."""
 
     def largest(self, length: int) -> int:
-        """The most predictions that a sequence of `length` tokens, two of them marks, can have."""
-        number = self.rate * length
-        whole = round(number) if self.rule == "bert" else math.ceil(number)
-        return min(self.most, max(1, whole), length - 2)
+        """Return the largest number of predictions in a sequence of `length` tokens, two of which are special tokens."""
+        share = self.rate * length
+        rounded = round(share) if self.rule == "bert" else math.ceil(share)
+        return min(self.most, max(1, rounded), length - 2)
 
 
-def largest_of_packed(masks: Masks, room: int, shortest: int) -> int:
-    """The most predictions that a row of `room` tokens can have with sequences of `shortest` tokens or more packed into it."""
-    best = np.zeros(room + 1, np.int64)
-    alone = np.array([masks.largest(length) for length in range(shortest, room + 1)])
-    for total in range(shortest, room + 1):
-        # The last sequence is of `shortest` tokens or more, the rest packed as badly as can be.
+def largest_of_packed(masks: Masks, capacity: int, shortest: int) -> int:
+    """Return the largest number of predictions in a row of `capacity` tokens packed with sequences of `shortest` or more."""
+    best = np.zeros(capacity + 1, np.int64)
+    alone = np.array([masks.largest(length) for length in range(shortest, capacity + 1)])
+    for total in range(shortest, capacity + 1):
+        # The last sequence has `shortest` tokens or more, the others are the worst case of the rest of the row.
         best[total] = (alone[: total - shortest + 1] + best[total - shortest :: -1]).max()
-    return int(best[room])
+    return int(best[capacity])
 
 
 def mask(
     rng: np.random.Generator, tokens: Int32[np.ndarray, " n"], text: Bool[np.ndarray, " n"], masks: Masks
 ) -> tuple[Int64[np.ndarray, " k"], Int32[np.ndarray, " k"]]:
-    """(positions to predict, in order; ids shown there) of a sequence.
+    """Return (positions to predict, ascending; ids that replace the tokens there) of a sequence.
 
-    Each predicted token is shown as the mask, as a random entry or as it is, whatever the others are (Devlin et al. 2019, 3.1).
+    Each predicted token is independently replaced by the mask, by a random id, or left as it is (Devlin et al. 2019, 3.1).
 
     Args:
-        tokens: ids of the sequence, its marks among them.
-        text: which of them are no marks: only those are predicted.
+        tokens: ids of the sequence, special tokens included.
+        text: whether a token is not special: only those are predicted.
     """
     candidates = np.flatnonzero(text)
-    number = min(_number(rng, len(tokens), masks), len(candidates))
+    count = min(_number(rng, len(tokens), masks), len(candidates))
     if masks.starts is not None:
-        chosen = _words(rng, tokens, text, masks.starts, number)
+        chosen = _words(rng, tokens, text, masks.starts, count)
     elif masks.weights is not None:
-        chosen = _weighted(rng, candidates, masks.weights[tokens[candidates]], number)
+        chosen = _weighted(rng, candidates, masks.weights[tokens[candidates]], count)
     else:
-        chosen = rng.permutation(candidates)[:number]
-    at = np.sort(chosen)
-    return at, disguised(rng, tokens[at], masks.masked, masks.random, masks.mask, masks.entries)
+        chosen = rng.permutation(candidates)[:count]
+    positions = np.sort(chosen)
+    return positions, disguised(rng, tokens[positions], masks.masked, masks.random, masks.mask, masks.entries)
 
 
 def disguised(
@@ -84,23 +84,23 @@ def disguised(
     mask: int,
     entries: Int32[np.ndarray, " entries"],
 ) -> Int32[np.ndarray, " k"]:
-    """What is shown for tokens to predict: a share `masked` as the mask, a share `random` as some entry, the rest as it is."""
-    what = rng.random(len(ids))
-    shown = np.where(what < masked + random, entries[rng.integers(len(entries), size=len(ids))], ids)
-    return np.where(what < masked, mask, shown).astype(np.int32)
+    """Return the replacements of tokens to predict: a share `masked` is the mask, a share `random` is sampled from `entries`."""
+    draws = rng.random(len(ids))
+    replaced = np.where(draws < masked + random, entries[rng.integers(len(entries), size=len(ids))], ids)
+    return np.where(draws < masked, mask, replaced).astype(np.int32)
 
 
 def _number(rng: np.random.Generator, length: int, masks: Masks) -> int:
     if masks.rule != "roberta":
         return masks.largest(length)
-    # The sum may be rounded up to a whole number that is more than the largest.
+    # The sum may be rounded up to an integer above the largest number.
     return min(max(1, int(masks.rate * length + rng.random())), masks.largest(length))
 
 
 def _weighted(
     rng: np.random.Generator, candidates: Int[np.ndarray, " m"], weights: Float64[np.ndarray, " m"], number: int
 ) -> Int[np.ndarray, " k"]:
-    """Candidates drawn one after the other, each time in proportion to the weights of those that are left.
+    """Sample candidates without replacement, each time in proportion to the weights of the remaining ones.
 
     That is the order in which independent exponential clocks of these rates ring (Efraimidis and Spirakis 2006).
     """
@@ -116,9 +116,9 @@ def _words(
     starts: Bool[np.ndarray, " V"],
     number: int,
 ) -> Int64[np.ndarray, " k"]:
-    """Words in random order until there are enough tokens; one that would be too many is skipped, so there may be fewer.
+    """Return the positions of words in random order; a word that would exceed `number` is skipped, so there may be fewer.
 
-    A word begins where its entry says so, and after a mark: a text may be cut inside a word.
+    A word begins at an entry that begins words and after a special token, because a text may be cut inside a word.
     """
     begins = text & (starts[tokens] | ~np.append(False, text[:-1]))
     first = np.flatnonzero(begins).tolist()

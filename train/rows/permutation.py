@@ -1,4 +1,4 @@
-"""Which tokens XLNet predicts and in which order: pure functions of a generator and a row, on the host."""
+"""Targets and factorization orders of XLNet, as pure functions of a generator and a row, on the host."""
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -9,15 +9,15 @@ from train.config.objective_options import Permutation
 def chosen(
     rng: np.random.Generator, starts: Bool[np.ndarray, " n"], text: Bool[np.ndarray, " n"], number: int, options: Permutation
 ) -> Bool[np.ndarray, " n"]:
-    """Exactly `number` targets of a text (Yang et al. 2019, section 2.3 and appendix A.2; the authors' `data_utils.py`).
+    """Choose exactly `number` targets of a text (Yang et al. 2019, section 2.3 and appendix A.2; the authors' `data_utils.py`).
 
-    A span has 1 to `options.longest` tokens, n with odds 1/n, and `options.context` n tokens around it, of which a random part
-    stands before it; it begins with the first word after that part. Where the text ends before there are enough targets, the
-    others are drawn evenly from what is left, as all of them are without spans.
+    A span has 1 to `options.longest` tokens, n with a probability proportional to 1/n, and `options.context` n tokens around it,
+    a random part of them before it; it begins with the first word after that part. If the text ends before there are enough
+    targets, the others are sampled uniformly from the rest, as all targets are without spans.
 
     Args:
-        starts: which tokens begin a word.
-        text: which are no marks: only those are predicted, at least `number`.
+        starts: whether a token begins a word.
+        text: whether a token is not special: only those are predicted; there are at least `number`.
     """
     targets, size = np.zeros(len(text), bool), len(text)
     lengths = np.arange(1, options.longest + 1)
@@ -41,11 +41,11 @@ def chosen(
 
 
 def ranks(rng: np.random.Generator, later: Bool[np.ndarray, " n"], window: int, base: int) -> Int32[np.ndarray, " n"]:
-    """Ranks of a stretch in the factorization order, int32 [n]: a token sees what has its rank or a lower one.
+    """Return the ranks of a stretch in the factorization order, int32 [n]: a token attends to equal and lower ranks.
 
-    What is not `later`, the text that is not predicted, has rank `base`; targets and marks come after it, each at a place of its
-    own. One permutation of `window` places serves every window of them, and windows follow each other from left to right; 0 = the
-    stretch is one window.
+    Tokens that are not `later`, the text that is not predicted, have rank `base`; targets and special tokens have higher ranks,
+    all different. Every window of `window` tokens uses the same permutation, and windows follow each other from left to right; 0
+    = the stretch is one window.
     """
     size = window or max(1, len(later))
     places = rng.permutation(size)[np.arange(len(later)) % size] + np.arange(len(later)) // size * size

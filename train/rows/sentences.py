@@ -1,9 +1,9 @@
-"""Where sentences end in a prepared stream of ids: told by what the vocabulary's entries look like, without the text.
+"""Detection of sentence ends in a stream of ids, from the spelling of the entries of the vocabulary, without the text.
 
 A sentence ends after a run of . ! ? and the closing quotes and brackets that follow, with the white space after them. It does not
-end after an abbreviation or an initial (`ABBREVIATIONS`), nor inside a number. A vocabulary that keeps spaces, byte-level BPE or
-a unigram model, also tells "3.14", "example.com" and "Well...then" from an end: no space follows. WordPiece drops them; there a
-full stop between digits is a number's.
+end after an abbreviation or an initial (`ABBREVIATIONS`), nor inside a number. With a vocabulary that keeps spaces, byte-level
+BPE or a unigram model, "3.14", "example.com" and "Well...then" do not end a sentence either, because no space follows the stop.
+WordPiece drops spaces; there a full stop between digits is part of a number.
 """
 
 import dataclasses
@@ -24,59 +24,59 @@ ABBREVIATIONS = (
     # Initials, "e.g." and "a.m."; "I" ends sentences.
     *(letter for letter in string.ascii_letters if letter not in "iI"),
 )
-"""A full stop after one of these ends no sentence. As written: an uncased vocabulary knows them in lower case by itself."""
+"""A full stop after one of these does not end a sentence. An uncased vocabulary encodes them in lower case by itself."""
 
 OTHER, SPACE, CLOSER, STOP, FULL_STOP = range(5)
-"""What an entry of the vocabulary is: white space; closing quotes and brackets; a run that ends a sentence; "." alone."""
-# A character that is split over several entries reads U+FFFD. At the end of a run that is nearly always a closing quote; where it
-# is a dash, no space follows.
+"""Kinds of entries: any other; white space; closing quotes and brackets; a run that ends a sentence; "." alone."""
+# A character that is split over several entries is spelled U+FFFD. At the end of a run that is nearly always a closing quote; if
+# it is a dash, no space follows.
 CLOSERS = "\"'\u201d\u2019\u00bb)\\]}\ufffd"
-CHUNK = 1 << 22
-"""Ids looked at at a time."""
+IDS_PER_CHUNK = 1 << 22
+"""Number of ids that are examined at a time."""
 
 
 class Sentences(NamedTuple):
-    """Ranges of ids, in order. Together they are the text of every document, without the marks that end them."""
+    """Ranges of ids, in order. Together they are the text of every document, without the special tokens that end documents."""
 
     document: Int64[np.ndarray, " sentences"]
     start: Int64[np.ndarray, " sentences"]
-    """Of the document's ids, the first one."""
+    """Index of the first id of each sentence in its document."""
     size: Int64[np.ndarray, " sentences"]
-    """At least 1."""
+    """Ids of each sentence, at least 1."""
 
 
 def sentences(tokens: Tokens, tokenizer: Tokenizer, longest: int) -> Sentences:
-    """The sentences of all documents; one of more than `longest` ids is cut into pieces of that many and a rest."""
+    """Return the sentences of all documents; one of more than `longest` ids is cut into ranges of `longest` and a rest."""
     first, last = tokens.offsets[:-1], tokens.offsets[1:] - 1
     starts = np.union1d(first, _ends(tokens.ids, _Vocabulary.of(tokenizer)) + 1)
     document = np.searchsorted(tokens.offsets, starts, side="right") - 1
-    # What begins with the end of its document is empty: it is cut into no pieces.
+    # A sentence that begins at the end of its document is empty, and `cut` makes no range of it.
     size = np.minimum(np.append(starts[1:], len(tokens.ids)), last[document]) - starts
     return cut(Sentences(document, starts - first[document], size), longest)
 
 
-def cut(whole: Sentences, longest: int) -> Sentences:
-    """Ranges of at most `longest` ids: a longer one in pieces of that many and a rest."""
-    owner, nth = expand(-(-whole.size // longest))
-    size = np.minimum(whole.size[owner] - nth * longest, longest)
-    return Sentences(whole.document[owner], whole.start[owner] + nth * longest, size)
+def cut(ranges: Sentences, longest: int) -> Sentences:
+    """Return ranges of at most `longest` ids: a longer one is cut into ranges of `longest` and a rest."""
+    owner, nth = expand(-(-ranges.size // longest))
+    size = np.minimum(ranges.size[owner] - nth * longest, longest)
+    return Sentences(ranges.document[owner], ranges.start[owner] + nth * longest, size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Vocabulary:
-    """What of a vocabulary's entries tells where sentences end, each a table over the ids."""
+    """Properties of the entries of a vocabulary that determine sentence ends, as tables over the ids."""
 
     spaced: bool
     """Whether entries begin with the space before them."""
     kind: UInt8[np.ndarray, " V"]
     apart: Bool[np.ndarray, " V"]
-    """Begins with white space."""
+    """Whether an entry begins with white space."""
     digit_first: Bool[np.ndarray, " V"]
     digit_last: Bool[np.ndarray, " V"]
     within: Bool[np.ndarray, " V"]
-    """What follows without a space is the rest of a word: not an abbreviation of its own."""
+    """Whether an entry that follows without a space is the rest of a word, and so not an abbreviation."""
     abbreviations: tuple[tuple[int, ...], ...]
-    """The ids of each."""
+    """The ids of each abbreviation."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "_Vocabulary":
@@ -85,14 +85,14 @@ class _Vocabulary:
         spaced = tokenizer.kind != "wordpiece"
 
         def table(pattern: str) -> np.ndarray:
-            found = re.compile(pattern)
-            return np.array([number not in marks and found.search(text) is not None for number, text in enumerate(entries)])
+            compiled = re.compile(pattern)
+            return np.array([number not in marks and compiled.search(text) is not None for number, text in enumerate(entries)])
 
         kind = np.full(len(entries), OTHER, np.uint8)
         kind[table(rf"^[{CLOSERS}]+$")] = CLOSER
         kind[table(rf"^\s*[^\w\s]*[.!?][{CLOSERS}]*$")] = STOP
         kind[table(r"^\.$")] = FULL_STOP
-        # A unigram model's only entry of white space belongs to the word after it.
+        # The only white space entry of a unigram model belongs to the word after it.
         if tokenizer.kind in ("gpt", "roberta"):
             kind[table(r"^\s+$")] = SPACE
         spellings = [spelled for word in ABBREVIATIONS for spelled in ((f" {word}", word) if spaced else (word,))]
@@ -104,20 +104,21 @@ class _Vocabulary:
             digit_first=table(r"^\d"),
             digit_last=table(r"\d$"),
             within=table("[\\w'\u2019\ufffd]$" if spaced else "['\u2019]$"),
-            # A word of unknown letters looks like any other one.
+            # All words of unknown letters have the same ids.
             abbreviations=tuple(sorted(word for word in words if not marks.intersection(word))),
         )
 
 
 def _ends(ids: Integer[np.ndarray, " tokens"], vocabulary: _Vocabulary) -> Int64[np.ndarray, " ends"]:
-    """The last id of each sentence, save those that end only because their document does."""
-    chunks = range(0, len(ids), CHUNK)
-    # Few ids are of a kind that matters: everything after this is done with those alone.
-    at = np.concatenate([first + np.flatnonzero(vocabulary.kind[ids[first : first + CHUNK]]) for first in chunks])
+    """Return the position of the last id of each sentence, except of those that end only because their document does."""
+    chunks = range(0, len(ids), IDS_PER_CHUNK)
+    # Few ids are of a kind that matters; everything below uses those alone.
+    at = np.concatenate([first + np.flatnonzero(vocabulary.kind[ids[first : first + IDS_PER_CHUNK]]) for first in chunks])
     kind = vocabulary.kind[ids[at]]
     if not (kind >= STOP).any():
         return np.zeros(0, np.int64)
-    # Runs of them. White space ends a run: a quote after it opens what comes next. The mark after each document is of no kind.
+    # Find runs of them. White space ends a run, because a quote after it opens the next sentence. The special token after each
+    # document is of kind OTHER.
     begins = np.diff(at, prepend=-2) != 1
     begins[1:] |= (kind[1:] != SPACE) & (kind[:-1] == SPACE)
     first = np.flatnonzero(begins)
@@ -138,8 +139,8 @@ def _ends(ids: Integer[np.ndarray, " tokens"], vocabulary: _Vocabulary) -> Int64
 def _abbreviated(
     ids: Integer[np.ndarray, " tokens"], at: Int[np.ndarray, " stops"], vocabulary: _Vocabulary
 ) -> Bool[np.ndarray, " stops"]:
-    """Whether an abbreviation stands before each of these full stops."""
-    found = np.zeros(len(at), bool)
+    """Return whether an abbreviation precedes each of these full stops."""
+    abbreviated = np.zeros(len(at), bool)
     before = ids[np.maximum(at - 1, 0)]
     for word in vocabulary.abbreviations:
         which = np.flatnonzero((before == word[-1]) & (at >= len(word)))
@@ -149,5 +150,5 @@ def _abbreviated(
             same &= ids[start + nth] == number
         if not vocabulary.apart[word[0]]:
             same &= (start == 0) | ~vocabulary.within[ids[np.maximum(start - 1, 0)]]
-        found[which[same]] = True
-    return found
+        abbreviated[which[same]] = True
+    return abbreviated

@@ -1,4 +1,4 @@
-"""Texts to token ids on disk: once, on all cores, in bounded memory, and going on after a kill where it was."""
+"""A cache of token ids on disk: texts are tokenized once, on all cores, in bounded memory, and resumed after a kill."""
 
 import atexit
 import contextlib
@@ -26,7 +26,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
 FORMAT = 2
-"""Another number for other files, other contents or other groups of pieces."""
+"""Version of the cache: incremented with every change of files, contents or groups of chunks."""
 HEADER, IDS, OFFSETS, TEXT_BYTES = "header.json", "ids.bin", "offsets.bin", "text_bytes.bin"
 FILES = (IDS, OFFSETS, TEXT_BYTES)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,69 +34,70 @@ JOURNAL, LOCK = "journal.jsonl", "lock"
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with the UTF-8 bytes tokenized and those of all texts. The first call says what an earlier preparation left."""
+"""Called with the UTF-8 bytes tokenized so far and those of all texts. The first call has the bytes of an interrupted call."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
-    """All documents of a corpus as one stream of ids; each document is its text's ids, then end-of-text. Mapped, not read."""
+    """The documents of a corpus as one stream of ids, memory-mapped; each document is the ids of its text, then end-of-text."""
 
     ids: UInt[np.ndarray, " tokens"]
     """uint16 where the vocabulary allows, else uint32."""
     offsets: Int64[np.ndarray, " documents_and_one"]
-    """Where each document begins in `ids`; the last entry is the end."""
+    """Index in `ids` at which each document begins; the last entry is the end."""
     text_bytes: Int64[np.ndarray, " documents"]
     """UTF-8 bytes of each document's text."""
     end_of_text: int
     fingerprint: str
-    """Of the texts, their order and the tokenizer."""
+    """SHA-256 of the texts, their order and the tokenizer."""
 
 
 def prepare(documents: Iterable[Document], tokenizer: Tokenizer, cache: str | Path, progress: Progress | None = None) -> Tokens:
-    """Tokens of the documents, made once: they are kept in a folder of `cache` named by their fingerprint.
+    """Return the tokens of documents, tokenized once: they are cached in a folder of `cache` named by their fingerprint.
 
-    `documents` is iterated once, and once more before that where it is not `Documents`, which know their digest. What is kept is
-    checked by size and digest; what is damaged is made again, with a warning. A preparation that is killed goes on where it was
-    when it is called again; of several processes that prepare the same, one does and the others wait for it.
+    `documents` is iterated once, and once more before that unless it is a `Documents`, which has its digest. Cached files are
+    checked by size and digest; damaged ones are written again, with a warning. A call that is killed is resumed by the next one;
+    if several processes tokenize the same documents, one does the work and the others wait for it.
 
-    Where `cache` cannot be written to by this user, a folder is used that is deleted when the process ends, with a warning.
+    If this user cannot write to `cache`, a folder is used that is deleted when the process ends, with a warning.
 
     Raises:
-        BadInput: the disk of `cache` is full, or a data file changed meanwhile.
+        BadInput: the disk of `cache` is full, or a data file changed while it was read.
     """
     texts = documents if isinstance(documents, Documents) else _measured(documents)
     fingerprint = hashlib.sha256(f"{FORMAT} {texts.digest} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = Path(cache) / fingerprint
     try:
-        if (tokens := _kept(folder, fingerprint)) is not None:
+        if (tokens := _load_cached(folder, fingerprint)) is not None:
             return tokens
-        with _hold(Path(cache) / f".preparing-{fingerprint}") as made:
+        with _locked_folder(Path(cache) / f".preparing-{fingerprint}") as work_folder:
             # Another process may have finished while this one waited.
-            if (tokens := _kept(folder, fingerprint)) is None:
-                _write(made, texts, tokenizer, fingerprint, progress or (lambda done, total: None))
-                # Mapped before it gets its name, so that nobody who replaces the folder afterwards can come between.
-                tokens = _open(made, fingerprint)
-                _publish(made, folder, fingerprint)
-                # Only now: without them a kill before would leave nothing to go on from, or two processes at work here.
+            if (tokens := _load_cached(folder, fingerprint)) is None:
+                _write(work_folder, texts, tokenizer, fingerprint, progress or (lambda done, total: None))
+                # Mapped before it is renamed, so that a process that replaces the folder afterwards cannot interfere.
+                tokens = _open(work_folder, fingerprint)
+                _publish(work_folder, folder, fingerprint)
+                # Removed last: without the journal a kill could not be resumed, without the lock two processes could write.
                 for name in (JOURNAL, LOCK):
                     (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(work_folder, ignore_errors=True)
             return tokens
     except OSError as error:
         if error.errno in READ_ONLY and Path(cache) != (instead := _temporary()):
             log.warning(
-                "%s: tokens cannot be kept there (%s), so the text is tokenized for this command alone", cache, error.strerror
+                "%s: tokens cannot be cached there (%s), so the text is tokenized for this command alone", cache, error.strerror
             )
             return prepare(texts, tokenizer, instead, progress)
-        raise BadInput(f"{cache}: tokens cannot be kept there ({error.strerror}); mend that, and it goes on from there") from None
+        fix = "fix that and run the command again, which resumes"
+        raise BadInput(f"{cache}: tokens cannot be cached there ({error.strerror}); {fix}") from None
 
 
 @functools.cache
 def _temporary() -> Path:
     """Return a folder that is deleted when this process ends."""
-    made = Path(tempfile.mkdtemp(prefix="zoo-text-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    folder = Path(tempfile.mkdtemp(prefix="zoo-text-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _measured(documents: Iterable[Document]) -> Documents:
@@ -105,11 +106,11 @@ def _measured(documents: Iterable[Document]) -> Documents:
 
 
 class _Damaged(Exception):
-    """A prepared folder that is not what its header says."""
+    """A cached folder that does not match its header."""
 
 
-def _kept(folder: Path, fingerprint: str) -> Tokens | None:
-    """What an earlier call left, if anything. Damage is said."""
+def _load_cached(folder: Path, fingerprint: str) -> Tokens | None:
+    """Return the tokens that an earlier call cached, if there are any; log a warning if they are damaged."""
     if not folder.exists():
         return None
     try:
@@ -120,8 +121,8 @@ def _kept(folder: Path, fingerprint: str) -> Tokens | None:
 
 
 @contextlib.contextmanager
-def _hold(folder: Path) -> Iterator[Path]:
-    """A folder to prepare in, created if need be, for this process alone until it ends in whatever way."""
+def _locked_folder(folder: Path) -> Iterator[Path]:
+    """Create a folder to work in, if need be, and lock it for this process until the block or the process ends."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -130,15 +131,15 @@ def _hold(folder: Path) -> Iterator[Path]:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Whoever held it before may have finished and removed the folder that was waited for.
-            if _same(folder / LOCK, lock):
+            # The previous holder of the lock may have finished and removed the folder.
+            if _is_open_file(folder / LOCK, lock):
                 yield folder
                 return
         finally:
             os.close(lock)
 
 
-def _same(path: Path, file: int) -> bool:
+def _is_open_file(path: Path, file: int) -> bool:
     try:
         return os.stat(path).st_ino == os.fstat(file).st_ino
     except FileNotFoundError:
@@ -146,7 +147,7 @@ def _same(path: Path, file: int) -> bool:
 
 
 def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint: str, progress: Progress) -> None:
-    """Tokenize into a folder what is not tokenized there yet. The header, which makes it readable, comes last."""
+    """Tokenize into a folder what is not tokenized there yet. The header, which makes it valid, is written last."""
     digest, size, done = Digest(), 0, 0
 
     def read() -> Iterator[tuple[str, bool]]:
@@ -156,9 +157,9 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
 
     with contextlib.closing(_Parts(folder, tokenizer)) as parts:
         for number, group in enumerate(groups(tokenizer.pieces(read()))):
-            before, sizes, text = done, [], hashlib.sha256()
-            for piece, last in group:
-                raw = piece.encode()
+            done_before, sizes, text = done, [], hashlib.sha256()
+            for chunk, last in group:
+                raw = chunk.encode()
                 text.update(raw + (b"\0" if last else b""))
                 size, done = size + len(raw), done + len(raw)
                 if last:
@@ -166,10 +167,10 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
                     size = 0
             if parts.has(number, text.hexdigest()):
                 continue
-            if number == parts.kept:
-                progress(before, documents.text_bytes)
+            if number == parts.resumed:
+                progress(done_before, documents.text_bytes)
             parts.append(
-                tokenizer.encode_batch([piece for piece, _ in group]), [last for _, last in group], sizes, text.hexdigest()
+                tokenizer.encode_batch([chunk for chunk, _ in group]), [last for _, last in group], sizes, text.hexdigest()
             )
             progress(done, documents.text_bytes)
     if digest.hexdigest() != documents.digest:
@@ -181,64 +182,64 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
 
 
 class _Parts:
-    """What is tokenized so far: `FILES`, which grow, and a journal with a line for each part that is whole in all of them.
+    """The tokens so far: `FILES`, which grow, and a journal with one line for each part that is complete in all of them.
 
-    A part is a group of pieces. Nothing is forced to the disk: after a crash of the machine the digests tell what is whole.
+    A part is a group of chunks. Nothing is synced to disk: after a crash of the machine the digests show which parts are intact.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        """Drops what comes after the last part that is whole."""
+        """Open the files and drop everything after the last intact part."""
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self._folder, self._end_of_text = folder, tokenizer.end_of_text
-        self._lines = list(self._whole())
-        self.kept = len(self._lines)
-        """Parts that an earlier preparation left."""
+        self._lines = list(self._intact_lines())
+        self.resumed = len(self._lines)
+        """Number of parts that an interrupted call left."""
         self._files = [(folder / name).open("ab") for name in (*FILES, JOURNAL)]
-        self._cut()
+        self._truncate()
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
     def has(self, number: int, text: str) -> bool:
-        """Whether part `number` is there. If it is of another text (by its SHA-256), it is dropped, and all after it."""
+        """Return whether part `number` is there; if it is of another text (by SHA-256), drop it and all parts after it."""
         if number >= len(self._lines):
             return False
         if self._lines[number]["text"] == text:
             return True
         log.warning("%s: part %d is of another text; it is tokenized again from there", self._folder, number)
         del self._lines[number:]
-        self.kept = number
-        self._cut()
+        self.resumed = number
+        self._truncate()
         return False
 
     def append(self, ids: list[np.ndarray], last: list[bool], sizes: list[int], text: str) -> None:
-        """Add a part: ids of its pieces, which of these end a document, bytes of the documents that end, SHA-256 of the text."""
+        """Add a part: ids of its chunks, whether each ends a document, bytes of the documents that end, SHA-256 of the text."""
         ends = self._ends()
         ids = [np.append(part, self._end_of_text) if end else part for part, end in zip(ids, last, strict=True)]
         offsets = ends[0] // self.dtype.itemsize + np.cumsum([len(part) for part in ids], dtype=np.int64)[np.array(last)]
         if not self._lines:
             offsets = np.append(np.int64(0), offsets)
-        chunks = np.concatenate(ids).astype(self.dtype).tobytes(), offsets.tobytes(), np.array(sizes, np.int64).tobytes()
-        ends = [end + len(chunk) for end, chunk in zip(ends, chunks, strict=True)]
-        line = {"ends": ends, "sha256": hashlib.sha256(b"".join(chunks)).hexdigest(), "text": text}
-        for file, chunk in zip(self._files, (*chunks, _encoded(line)), strict=True):
-            file.write(chunk)
+        contents = np.concatenate(ids).astype(self.dtype).tobytes(), offsets.tobytes(), np.array(sizes, np.int64).tobytes()
+        ends = [end + len(content) for end, content in zip(ends, contents, strict=True)]
+        line = {"ends": ends, "sha256": hashlib.sha256(b"".join(contents)).hexdigest(), "text": text}
+        for file, content in zip(self._files, (*contents, _encoded(line)), strict=True):
+            file.write(content)
             file.flush()
         self._lines.append(line)
 
     def _ends(self) -> list[int]:
         return self._lines[-1]["ends"] if self._lines else [0] * len(FILES)
 
-    def _cut(self) -> None:
-        """Cut the files after the last part, which a kill may have come after."""
+    def _truncate(self) -> None:
+        """Truncate the files after the last part; a kill may have left incomplete data there."""
         journal = sum(len(_encoded(line)) for line in self._lines)
         for file, end in zip(self._files, (*self._ends(), journal), strict=True):
             if os.fstat(file.fileno()).st_size > end:
                 file.truncate(end)
 
-    def _whole(self) -> Iterator[dict[str, Any]]:
-        """The lines of the journal as long as what they say is in the files."""
+    def _intact_lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the journal up to the first one that does not match the files."""
         with contextlib.ExitStack() as stack:
             try:
                 journal, *files = [stack.enter_context((self._folder / name).open("rb")) for name in (JOURNAL, *FILES)]
@@ -253,10 +254,10 @@ class _Parts:
                     line = json.loads(raw)
                     sizes = [end - start for start, end in zip(starts, line["ends"], strict=True)]
                     content = b"".join(file.read(size) for file, size in zip(files, sizes, strict=True))
-                    whole = _encoded(line) == raw and hashlib.sha256(content).hexdigest() == line["sha256"] and line["text"]
+                    intact = _encoded(line) == raw and hashlib.sha256(content).hexdigest() == line["sha256"] and line["text"]
                 except (ValueError, TypeError, KeyError):
-                    whole = False
-                if not whole:
+                    intact = False
+                if not intact:
                     log.warning("%s: part %d is damaged; the text is tokenized again from there", self._folder, number)
                     return
                 yield line
@@ -268,17 +269,17 @@ def _encoded(line: dict[str, Any]) -> bytes:
 
 
 def _open(folder: Path, fingerprint: str) -> Tokens:
-    """Map a prepared folder; every file is read once, for its digest.
+    """Map a cached folder; every file is read once, for its digest.
 
     Raises:
-        _Damaged: a file is missing or is not what the header says.
+        _Damaged: a file is missing or does not match the header.
     """
     try:
         header = json.loads((folder / HEADER).read_text())
-        for name, known in header["files"].items():
-            if (size := (folder / name).stat().st_size) != known["bytes"]:
-                raise _Damaged(f"{name} has {size} bytes instead of {known['bytes']}")
-            if _digest(folder / name) != known["sha256"]:
+        for name, expected in header["files"].items():
+            if (size := (folder / name).stat().st_size) != expected["bytes"]:
+                raise _Damaged(f"{name} has {size} bytes instead of {expected['bytes']}")
+            if _digest(folder / name) != expected["sha256"]:
                 raise _Damaged(f"the content of {name} has changed")
         if header["fingerprint"] != fingerprint:
             raise _Damaged("it belongs to another text or tokenizer")
@@ -291,11 +292,11 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
     return Tokens(ids, offsets, text_bytes, header["end_of_text"], fingerprint)
 
 
-def _publish(made: Path, folder: Path, fingerprint: str) -> None:
-    """Give a prepared folder its name. If another process was faster, its folder stays, unless it is damaged."""
+def _publish(work_folder: Path, folder: Path, fingerprint: str) -> None:
+    """Rename a finished folder to its final name. If another process was faster, its folder stays, unless it is damaged."""
     while True:
         try:
-            return os.rename(made, folder)
+            return os.rename(work_folder, folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise

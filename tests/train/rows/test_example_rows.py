@@ -235,15 +235,15 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
         ),
         (
             example_rows.tags([tagged("\x00")], words, options, 9, {"t0": 0}),
-            r"a\.conll:3: the tokenizer gives no ids to these words",
+            r"a\.conll:3: the tokenizer returns no ids for these words",
         ),
-        (example_rows.windows([question("who", "\x00 ")], words, options, 20), r"a\.json: question q: .* no ids to the context"),
-        (example_rows.windows([article], words, options, 20), r"a\.json: question q: .* no ids to the answer"),
+        (example_rows.windows([question("who", "\x00 ")], words, options, 20), r"a\.json: question q: .* no ids for the context"),
+        (example_rows.windows([article], words, options, 20), r"a\.json: question q: .* no ids for the answer"),
         (
             example_rows.choices([choice("a", "b"), choice("a")], words, options, 60),
             r"a\.json: question 1: 1 options, but .* has 2;",
         ),
-        (example_rows.texts([text("a")], gpt, options, 9, NAMES), r"--tokenizer\.path: this tokenizer .* \(cls, sep\)"),
+        (example_rows.texts([text("a")], gpt, options, 9, NAMES), r"--tokenizer\.path: this tokenizer .* cls and sep"),
     ):
         with pytest.raises(BadInput, match=message):
             list(rows)

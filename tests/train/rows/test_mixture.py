@@ -36,7 +36,7 @@ def test_every_component_keeps_its_share_after_any_number_of_examples(weights):
     mixed, shares = mixture(weights), np.array(weights) / sum(weights)
     given = np.zeros(len(weights), np.int64)
     for number in range(300):
-        component, before = mixed.draw(number)
+        component, before = mixed.component_of(number)
         assert before == given[component]
         given[component] += 1
         assert (np.abs(given - shares * (number + 1)) < (1 + math.log(len(weights))) / 2 + 1e-9).all()
@@ -46,7 +46,7 @@ def test_every_component_keeps_its_share_after_any_number_of_examples(weights):
 @given(WEIGHTS, st.integers(1, 2**40))
 def test_a_late_example_is_as_exact_as_an_early_one(weights, example):
     mixed = mixture(weights)
-    component, before = mixed.draw(example)
+    component, before = mixed.component_of(example)
     drawn = [share.drawn for share in mixed.shares(example)]
     assert drawn[component] == before and sum(drawn) == example
 
@@ -54,9 +54,10 @@ def test_a_late_example_is_as_exact_as_an_early_one(weights, example):
 def test_weights_are_the_decimals_that_were_written():
     """Any ten examples in a row: 7 of the one and 3 of the other."""
     mixed = mixture([0.7, 0.3])
-    components = [mixed.draw(example)[0] for example in range(2_000)]
+    components = [mixed.component_of(example)[0] for example in range(2_000)]
     assert all(sum(components[at : at + 10]) == 3 for at in range(1_990))
-    assert [mixture([70, 30]).draw(example) for example in range(50)] == [mixed.draw(example) for example in range(50)]
+    other = mixture([70, 30])
+    assert [other.component_of(example) for example in range(50)] == [mixed.component_of(example) for example in range(50)]
 
 
 @settings(deadline=None, max_examples=20)

@@ -80,7 +80,7 @@ def test_sentences_are_the_documents_whatever_they_are_made_of(texts, longest, c
             continue
         whole = found(texts, tokenizer)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "CHUNK", chunk)
+            patch.setattr(module, "IDS_PER_CHUNK", chunk)
             assert found(texts, tokenizer) == whole
         cut = [ids[at : at + longest] for ids in whole for at in range(0, len(ids), longest)]
         assert found(texts, tokenizer, longest) == cut

@@ -136,11 +136,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match=r"cache: tokens cannot be kept there \(Not a directory\)"):
+    with pytest.raises(BadInput, match=r"cache: tokens cannot be cached there \(Not a directory\)"):
         prepare(DOCUMENTS, tokenizer, tmp_path / "file" / "cache")
     # Written to a device that is always full.
     monkeypatch.setattr(token_cache, "FILES", ("/dev/full", token_cache.OFFSETS, token_cache.TEXT_BYTES))
-    with pytest.raises(BadInput, match=r"cannot be kept there \(No space left on device\)"):
+    with pytest.raises(BadInput, match=r"cannot be cached there \(No space left on device\)"):
         prepare(DOCUMENTS * 1000, tokenizer, tmp_path)
 
 
@@ -150,10 +150,10 @@ def test_a_cache_of_somebody_else_is_done_without(tokenizer, tmp_path, monkeypat
             raise PermissionError(13, "Permission denied")
         return real(folder)
 
-    real = token_cache._hold
-    monkeypatch.setattr(token_cache, "_hold", hold)
+    real = token_cache._locked_folder
+    monkeypatch.setattr(token_cache, "_locked_folder", hold)
     assert same(prepare(DOCUMENTS, tokenizer, tmp_path), prepare(DOCUMENTS, tokenizer, token_cache._temporary()))
-    assert "tokens cannot be kept there (Permission denied)" in caplog.text
+    assert "tokens cannot be cached there (Permission denied)" in caplog.text
     assert not list(tmp_path.iterdir())
 
 
@@ -258,7 +258,7 @@ def test_another_process_that_prepares_the_same_is_waited_for(tokenizer, tmp_pat
         made.append(prepare(MANY, tokenizer, tmp_path / "cache", lambda *done: seen.append(done)))
 
     with small():
-        with token_cache._hold(folder):
+        with token_cache._locked_folder(folder):
             waiting = threading.Thread(target=wait)
             waiting.start()
             waiting.join(0.3)
