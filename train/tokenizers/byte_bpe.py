@@ -1,4 +1,4 @@
-"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2) and RoBERTa's, with marks."""
+"""Byte-level BPE, as the content of a tokenizer.json: GPT-2's (Radford et al. 2019, section 2.2) and RoBERTa's."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
-    """GPT-2's tokenizer. An end-of-text mark that the vocabulary lacks gets the next id.
+    """Return GPT-2's tokenizer. If the vocabulary lacks end-of-text, it gets the next id.
 
     Args:
-        prefix_space: put a space before a text that begins with none.
+        prefix_space: add a space before a text that does not begin with one.
     """
     core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), prefix_space)
     core.add_special_tokens([END_OF_TEXT])
@@ -24,13 +24,15 @@ def gpt(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_s
 
 
 def roberta(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, prefix_space: bool = False) -> dict[str, Any]:
-    """RoBERTa's tokenizer (Liu et al. 2019, section 4.4). The template in it is for other programs: ours add marks themselves.
+    """Return RoBERTa's tokenizer (Liu et al. 2019, section 4.4).
+
+    The template in it is for other programs; this one adds special tokens itself.
 
     Args:
-        prefix_space: put a space before a text that begins with none.
+        prefix_space: add a space before a text that does not begin with one.
     """
     core = _core(models.BPE(vocab=dict(vocab), merges=list(merges)), prefix_space)
-    # As released, the mask takes the space before it: it stands for a word with its space.
+    # As released, the mask absorbs the space before it (`lstrip`): it replaces a word with its space.
     core.add_special_tokens(
         [
             AddedToken(name, special=True, normalized=False, lstrip=name == ROBERTA["mask"])
@@ -40,19 +42,19 @@ def roberta(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, pref
     )
     cls, sep = ROBERTA["cls"], ROBERTA["sep"]
     if cls in vocab and sep in vocab:
-        # By position: the names of these arguments differ between versions. Trimmed, a word's span leaves out its space.
+        # Positional, because the argument names differ between versions. Trimmed offsets: the span of a word excludes its space.
         template = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]), True, prefix_space)
         core.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
     return json.loads(core.to_str())
 
 
 def train_gpt(texts: Iterable[str], vocab: int) -> dict[str, Any]:
-    """Up to `vocab` entries: end-of-text, the 256 bytes, then merges, most frequent pair first."""
+    """Train up to `vocab` entries: end-of-text, the 256 bytes, then merges, most frequent pair first."""
     return json.loads(_trained(texts, vocab, [END_OF_TEXT]).to_str())
 
 
 def train_roberta(texts: Iterable[str], vocab: int) -> dict[str, Any]:
-    """Up to `vocab` entries: four marks, the 256 bytes, merges, most frequent pair first, and the mask."""
+    """Train up to `vocab` entries: four special tokens, the 256 bytes, merges, most frequent pair first, and the mask."""
     model = json.loads(_trained(texts, vocab - 1, [name for role, name in ROBERTA.items() if role != "mask"]).to_str())["model"]
     entries = {**model["vocab"], ROBERTA["mask"]: len(model["vocab"])}
     return roberta(entries, [(first, second) for first, second in model["merges"]])

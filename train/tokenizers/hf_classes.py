@@ -1,7 +1,7 @@
-"""Whether the tokenizer classes of `transformers` 5.24 read a tokenizer.json as it is read here.
+"""Check that the tokenizer classes of `transformers` 5.24 interpret a tokenizer.json as this package does.
 
-The classes named after models make their rules from tokenizer_config.json and take from tokenizer.json the entries alone: where
-both files disagree, the same folder is two tokenizers. Such a folder is refused.
+The classes named after models build their rules from tokenizer_config.json and use only the entries of tokenizer.json: if the
+two files disagree, the same folder is two different tokenizers. Such a folder is rejected.
 """
 
 import base64
@@ -18,7 +18,7 @@ from train.tokenizers.tokenizer import FILE, Kind, Tokenizer
 
 PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 OWN_TEMPLATE = ("BertTokenizer", "RobertaTokenizer", "T5Tokenizer", "XLNetTokenizer")
-"""Classes that make the template of a text by themselves."""
+"""Classes that build the template of special tokens themselves."""
 OF_KIND: dict[Kind, str] = {
     "gpt": "GPT2Tokenizer",
     "wordpiece": "BertTokenizer",
@@ -30,7 +30,7 @@ OF_KIND: dict[Kind, str] = {
 WORDS = {"type": "WordPiece", "prefix": wordpiece.CONTINUES, "cleanup": True}
 """The decoder of BERT's class."""
 SWITCHES = {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
-"""The settings of BERT's class, by what they are called in tokenizer.json."""
+"""Name in tokenizer.json -> setting of BERT's class."""
 ROLES: dict[Kind, dict[str, str]] = {
     "gpt": {"eos_token": END_OF_TEXT},
     "wordpiece": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
@@ -42,48 +42,51 @@ ROLES: dict[Kind, dict[str, str]] = {
     },
     "xlnet": {f"{role}_token": name for role, name in special_tokens.XLNET.items() if role not in ("eod", "eop")},
 }
-"""The special tokens of a kind. They are known by these names here."""
+"""The special tokens of each kind, by role; this package finds them by these names."""
 
 
 def rules(name: str, settings: Settings, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the `PARTS` that a class named after a model makes for the entries of a tokenizer.json, which are left out.
+    """Return the `PARTS` that a class named after a model builds for a tokenizer.json, without the entries.
 
     Raises:
-        BadInput: a setting of the wrong type.
+        BadInput: a setting has the wrong type.
     """
     normalizer = content["normalizer"] or {}
     steps = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer]
     charsmap = base64.b64decode(next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), ""))
     if name == "BertTokenizer":
-        made = wordpiece.content(
+        generated = wordpiece.content(
             {},
             lowercase=bool(settings.flag("do_lower_case", True)),
             strip_accents=settings.flag("strip_accents", None),
             split_chinese=bool(settings.flag("tokenize_chinese_chars", True)),
         )
     elif name == "T5Tokenizer":
-        made = unigram.content([(entry, 0.0) for entry in special_tokens.TEXT.values()], charsmap)
+        generated = unigram.content([(entry, 0.0) for entry in special_tokens.TEXT.values()], charsmap)
     elif name == "XLNetTokenizer":
         lowercase = bool(settings.flag("do_lower_case", False))
-        # The class drops accents whatever the settings say.
-        made = xlnet_unigram.content([(entry, 0.0) for entry in special_tokens.XLNET.values()], charsmap, lowercase=lowercase)
-        made["model"]["unk_id"] = settings.count("unk_id", 0, len(content["model"].get("vocab", ())))
+        # The class drops accents whatever the settings are.
+        entries = [(entry, 0.0) for entry in special_tokens.XLNET.values()]
+        generated = xlnet_unigram.content(entries, charsmap, lowercase=lowercase)
+        generated["model"]["unk_id"] = settings.count("unk_id", 0, len(content["model"].get("vocab", ())))
     else:
-        made = byte_bpe.gpt({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
-    return {part: _plain(part, made, content) for part in PARTS}
+        generated = byte_bpe.gpt({}, [], prefix_space=bool(settings.flag("add_prefix_space", False)))
+    return {part: _normalized_part(part, generated, content) for part in PARTS}
 
 
 def follows(name: str, settings: Settings, content: dict[str, Any]) -> bool:
-    """Return whether a class makes the rules of a tokenizer.json."""
-    return name == AS_WRITTEN or rules(name, settings, content) == {part: _plain(part, content, content) for part in PARTS}
+    """Return whether a class builds the same rules as a tokenizer.json has."""
+    if name == AS_WRITTEN:
+        return True
+    return rules(name, settings, content) == {part: _normalized_part(part, content, content) for part in PARTS}
 
 
 def check(tokenizer: Tokenizer, settings: Settings, name: str | None, *, rules_of_class: bool = True) -> None:
-    """Refuse a tokenizer that a class of `transformers` would read differently.
+    """Check that a class of `transformers` would interpret a tokenizer in the same way.
 
     Args:
         name: the class; None: `transformers` could not read the folder by itself.
-        rules_of_class: False: what divides a text is not compared.
+        rules_of_class: whether to compare the rules that split a text.
 
     Raises:
         BadInput: the rules, the added tokens, the special tokens or the template of a text differ.
@@ -92,24 +95,25 @@ def check(tokenizer: Tokenizer, settings: Settings, name: str | None, *, rules_o
     if content["model"].get("dropout"):
         raise settings.wrong(f"model.dropout of {FILE} is {content['model']['dropout']}: ids would be random; set it to null")
     if rules_of_class and name is not None and not follows(name, settings, content):
-        raise settings.wrong(_differing(name, settings, content))
+        raise settings.wrong(_difference_message(name, settings, content))
     for role, token in settings.named().items():
-        if (known := ROLES[tokenizer.kind].get(role, token)) != token:
-            fix = f"models of this kind are given {known} in this role here; correct the setting"
+        if (expected := ROLES[tokenizer.kind].get(role, token)) != token:
+            fix = f"models of this kind have {expected} in this role here; correct the setting"
             raise settings.wrong(f"{role} is {json.dumps(token)} in the settings, and {fix}")
     _check_added(tokenizer, settings, name, content)
     _check_template(tokenizer, settings, name, content)
 
 
 def _check_added(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
-    ours = {token["content"]: Added(**{key: token[key] for key in ("content", *FLAGS)}) for token in content["added_tokens"]}
+    added = [Added(**{key: token[key] for key in ("content", *FLAGS)}) for token in content["added_tokens"]]
+    file_tokens = {token.content: token for token in added}
     ids = tokenizer.ids()
-    theirs, declared = settings.additions(name, content["added_tokens"])
+    class_tokens, declared = settings.additions(name, content["added_tokens"])
     if name in (None, AS_WRITTEN):
-        # What is there already is not changed by the settings.
-        theirs = {**theirs, **ours}
-    if missing := [token for token in theirs if token not in ids]:
-        why = f"{FILE} has no such entry, so it would get an id that no model knows; add it there or remove it from the settings"
+        # Tokens that are in the file already are not changed by the settings.
+        class_tokens = {**class_tokens, **file_tokens}
+    if missing := [token for token in class_tokens if token not in ids]:
+        why = f"{FILE} has no such entry, so its id would be outside the vocabulary; add it there or remove it from the settings"
         raise settings.wrong(f"the special token {json.dumps(missing[0])} is among the settings, and {why}")
     for token, number in declared:
         if ids[token] != number:
@@ -117,101 +121,101 @@ def _check_added(tokenizer: Tokenizer, settings: Settings, name: str | None, con
             raise settings.wrong(f"the token {json.dumps(token)} {where}; correct the id, or the order of the tokens")
     entries = content["model"]["vocab"]
     entries = {entry for entry, _ in entries} if isinstance(entries, list) else entries
-    for token, own in ours.items():
-        other = theirs.get(token)
-        if other is None and own.special and token in entries:
+    for token, file_token in file_tokens.items():
+        class_token = class_tokens.get(token)
+        if class_token is None and file_token.special and token in entries:
             continue
-        if other is None:
+        if class_token is None:
             fix = f"so the class {name} of transformers leaves it out; add it there"
             raise settings.wrong(f"the added token {json.dumps(token)} is not in added_tokens_decoder, {fix}")
-        if own.special != other.special or (not own.special and own != other):
+        if file_token.special != class_token.special or (not file_token.special and file_token != class_token):
             why = f"has other flags in {FILE} than in the settings"
             raise settings.wrong(f"the added token {json.dumps(token)} {why}; write the same in both files")
-    if others := theirs.keys() - ours.keys() - special_entries(tokenizer):
-        raise settings.wrong(f"the token {json.dumps(min(others))} is added by the settings, and not by {FILE}; add it there")
+    if extra := class_tokens.keys() - file_tokens.keys() - special_entries(tokenizer):
+        raise settings.wrong(f"the token {json.dumps(min(extra))} is added by the settings, and not by {FILE}; add it there")
 
 
 def special_entries(tokenizer: Tokenizer) -> set[str]:
     """Return the special tokens of a tokenizer's kind."""
-    own = tokenizer.marks or tokenizer.text_marks
-    return {*tokenizer.entries(own.special if own else [tokenizer.end_of_text])}
+    special = tokenizer.marks or tokenizer.text_marks
+    return {*tokenizer.entries(special.special if special else [tokenizer.end_of_text])}
 
 
 def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
-    """Compare what stands around a text, or two, with what is put there here."""
+    """Compare the template of special tokens around one text and two with that of this package."""
     if content["post_processor"] is None and (name is None or name in OWN_TEMPLATE or tokenizer.kind == "gpt"):
         return
     first, second = tokenizer.encode("a"), tokenizer.encode("b a")
     for texts, ids in ((["a"], [first]), (["a", "b a"], [first, second])):
-        expected, types = _framed(tokenizer, ids)
-        found, found_types = tokenizer.by_template(*texts)
-        if found != expected or (types is not None and found_types != types):
-            before, after = (" ".join(tokenizer.entries(some)) for some in (found, expected))
-            rest = "" if found != expected else ", with other token types"
+        expected, types = _with_special_tokens(tokenizer, ids)
+        actual, actual_types = tokenizer.by_template(*texts)
+        if actual != expected or (types is not None and actual_types != types):
+            actual_text, expected_text = (" ".join(tokenizer.entries(some_ids)) for some_ids in (actual, expected))
+            suffix = "" if actual != expected else ", with other token types"
             raise settings.wrong(
-                f"post_processor of {FILE} makes {before} of {' and '.join(map(repr, texts))}, and models of this kind are "
-                f"given {after}{rest} here; write that template there"
+                f"post_processor of {FILE} makes {actual_text} of {' and '.join(map(repr, texts))}, and models of this kind "
+                f"get {expected_text}{suffix} here; write that template there"
             )
 
 
-def _framed(tokenizer: Tokenizer, ids: list[np.ndarray]) -> tuple[list[int], list[int] | None]:
+def _with_special_tokens(tokenizer: Tokenizer, ids: list[np.ndarray]) -> tuple[list[int], list[int] | None]:
     """Return the ids of a text or two with special tokens, and the token types of kinds that have several."""
     if tokenizer.text_marks is not None:
-        return [number for some in ids for number in (*some.tolist(), tokenizer.text_marks.end)], None
+        return [number for text_ids in ids for number in (*text_ids.tolist(), tokenizer.text_marks.end)], None
     if tokenizer.marks is None:
         return np.concatenate(ids).tolist(), None
     arrays = tokenizer.marks.single(ids[0]) if len(ids) == 1 else tokenizer.marks.pair(ids[0], ids[1])
     return arrays[0].tolist(), arrays[1].tolist() if tokenizer.marks.types > 1 else None
 
 
-def _plain(part: str, content: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a part without its entries, and without what has no effect or says the same in another way.
+def _normalized_part(part: str, content: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a part in a normal form: without entries, without fields that have no effect, and with one of equal spellings.
 
     Args:
-        entries: the content whose vocabulary decides what has an effect.
+        entries: the content whose vocabulary determines which fields have an effect.
     """
     value: dict[str, Any] | None = content[part]
     if part == "decoder":
-        # Words are put together with or without one; the other flags are of rules that divide a text.
+        # Only these keys matter when words are joined; the other flags belong to rules that split a text.
         value = value or (WORDS if entries["model"].get("type") == "WordPiece" else {"type": None})
         return {key: value[key] for key in ("type", "prefix", "cleanup", "replacement", "prepend_scheme") if key in value}
     if value is None:
         return None
     if part == "normalizer":
         steps = value["normalizers"] if value["type"] == "Sequence" else [value]
-        steps = [_bert(step) for step in steps if step != xlnet_unigram.SPACES]
+        steps = [_normalized_step(step) for step in steps if step != xlnet_unigram.SPACES]
         return {"steps": steps} if steps else None
     idle = {"vocab", "merges", "trim_offsets"}
     vocabulary = entries["model"].get("vocab")
     if value.get("type") == "BPE" and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()):
-        # No byte is unknown.
+        # With all 256 bytes in the vocabulary nothing is unknown.
         idle |= {"unk_token", "fuse_unk", "byte_fallback"}
-    # An empty affix is none.
+    # An empty affix equals no affix.
     return {key: item for key, item in value.items() if item not in (None, "") and key not in idle}
 
 
-def _bert(step: dict[str, Any]) -> dict[str, Any]:
-    """Return a step of normalization; accents go with case where BERT's does not say."""
+def _normalized_step(step: dict[str, Any]) -> dict[str, Any]:
+    """Return a normalization step; where BERT's does not set `strip_accents`, it is set to `lowercase`."""
     if step["type"] != "BertNormalizer" or step["strip_accents"] is not None:
         return step
     return {**step, "strip_accents": step["lowercase"]}
 
 
-def _differing(name: str, settings: Settings, content: dict[str, Any]) -> str:
-    """Return the message that names what differs between the rules of a class and those of a tokenizer.json."""
+def _difference_message(name: str, settings: Settings, content: dict[str, Any]) -> str:
+    """Return a message about the difference between the rules of a class and those of a tokenizer.json."""
     fix = f"the class {name} of transformers uses the former; change one, or write tokenizer_class {AS_WRITTEN}"
-    made = rules(name, settings, content)
-    written = {part: _plain(part, content, content) for part in PARTS}
-    part = next(part for part in PARTS if made[part] != written[part])
-    ours, theirs = made[part] or {}, written[part] or {}
+    generated = rules(name, settings, content)
+    written = {part: _normalized_part(part, content, content) for part in PARTS}
+    part = next(part for part in PARTS if generated[part] != written[part])
+    class_part, file_part = generated[part] or {}, written[part] or {}
     pairs = {"add_prefix_space": "add_prefix_space"} if part == "pre_tokenizer" else {}
-    if part == "normalizer" and len(theirs.get("steps", ())) == len(ours.get("steps", ())) == 1:
-        ours, theirs, pairs = ours["steps"][0], theirs["steps"][0], SWITCHES
-    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if differ and set(differ) <= pairs.keys():
-        rule = next(rule for rule in pairs if rule in differ)
-        says = f"is {json.dumps(ours[rule])}" + ("" if settings.values.get(pairs[rule]) is not None else " by default")
-        return f"{pairs[rule]} {says}, and {rule} of {FILE} is {json.dumps(theirs[rule])}; {fix}"
+    if part == "normalizer" and len(file_part.get("steps", ())) == len(class_part.get("steps", ())) == 1:
+        class_part, file_part, pairs = class_part["steps"][0], file_part["steps"][0], SWITCHES
+    different_keys = [key for key in {**class_part, **file_part} if class_part.get(key) != file_part.get(key)]
+    if different_keys and set(different_keys) <= pairs.keys():
+        rule = next(rule for rule in pairs if rule in different_keys)
+        setting = f"is {json.dumps(class_part[rule])}" + ("" if settings.values.get(pairs[rule]) is not None else " by default")
+        return f"{pairs[rule]} {setting}, and {rule} of {FILE} is {json.dumps(file_part[rule])}; {fix}"
     return (
         f"{part} of {FILE} is not that of {name}, the class that transformers chooses, which replaces it with its own; if {FILE} "
         f"is right, write tokenizer_class {AS_WRITTEN}"

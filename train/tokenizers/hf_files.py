@@ -1,4 +1,4 @@
-"""A tokenizer in the files that published models come with."""
+"""Reading and writing of tokenizers in the files of published models."""
 
 import dataclasses
 import json
@@ -23,71 +23,73 @@ PIECES = "spiece.model"
 def read(folder: Path) -> Tokenizer:
     """Return the tokenizer of a published model.
 
-    It is that of its tokenizer.json; or of its vocab.json and merges.txt, RoBERTa's if "<s>" is an entry, else GPT-2's; or of its
-    vocab.txt, BERT's; or of its spiece.model, XLNet's if "<cls>" or "<sep>" is an entry, else T5's.
+    It is read from tokenizer.json if there is one; else from vocab.json and merges.txt (RoBERTa's if "<s>" is an entry, else
+    GPT-2's), from vocab.txt (BERT's), or from spiece.model (XLNet's if "<cls>" or "<sep>" is an entry, else T5's).
 
-    A vocabulary alone does not say all rules. Those are read from tokenizer_config.json: `do_lower_case`, `strip_accents` and
-    `tokenize_chinese_chars` for BERT, `add_prefix_space` for GPT-2 and RoBERTa, `extra_ids` for T5, `do_lower_case` and
-    `keep_accents` for XLNet; and the tokens added to it from `added_tokens_decoder` or added_tokens.json. What they do not say is
-    as in `transformers`: BERT drops case, and accents with it, and divides Chinese; no space is put before a text; T5 has 100
+    A vocabulary alone does not determine all rules. They are read from tokenizer_config.json: `do_lower_case`, `strip_accents`
+    and `tokenize_chinese_chars` for BERT, `add_prefix_space` for GPT-2 and RoBERTa, `extra_ids` for T5, `do_lower_case` and
+    `keep_accents` for XLNet; added tokens are read from `added_tokens_decoder` or added_tokens.json. Defaults are those of
+    `transformers`: BERT drops case, and accents with it, and splits Chinese; no space is added before a text; T5 has 100
     sentinels; XLNet keeps case and drops accents.
 
     Raises:
-        BadInput: none of these, one that defines no usable tokenizer (see `Tokenizer.load`), or one that `transformers` would
-            read differently (see `train.tokenizers.hf_classes.check`).
+        BadInput: the folder has none of these files, one that defines no usable tokenizer (see `Tokenizer.load`), or one that
+            `transformers` would interpret differently (see `train.tokenizers.hf_classes.check`).
     """
     settings = Settings.load(folder)
     if (folder / FILE).exists():
         tokenizer, name = Tokenizer.load(folder), settings.name
     else:
-        made = _of_vocabulary(folder, settings)
-        kind, name = made.kind, settings.name or OF_KIND[made.kind]
-        tokenizer = _with_added(made, settings, name)
+        from_vocabulary = _read_vocabulary(folder, settings)
+        kind, name = from_vocabulary.kind, settings.name or OF_KIND[from_vocabulary.kind]
+        tokenizer = _with_added(from_vocabulary, settings, name)
         if name != OF_KIND[kind] or tokenizer.kind != kind:
             fix = f"its vocabulary is of the class {OF_KIND[kind]}, and {FILE} is missing; add that file or correct the class"
             raise settings.wrong(f"transformers reads it with the class {name}; {fix}")
         if kind == "gpt" and (settings.flag("add_bos_token", False) or settings.flag("add_eos_token", False)):
-            raise settings.wrong("add_bos_token or add_eos_token is true: no special token is put around a text here; remove it")
+            raise settings.wrong(
+                "add_bos_token or add_eos_token is true, but no special token is added around a text here; remove it"
+            )
     # XLNet's own program divides a text as it is divided here; the class, which does not follow it, does so where there is a
     # tokenizer.json.
     check(tokenizer, settings, name, rules_of_class=tokenizer.kind != "xlnet" or (folder / FILE).exists())
     if settings.values and name and settings.values.get("tokenizer_class") is None:
-        # config.json may come to be another model's.
+        # config.json may later be replaced by that of another model.
         return tokenizer.with_settings({**settings.values, "tokenizer_class": name})
     return tokenizer.with_settings(settings.values)
 
 
 def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
-    """Write what `transformers` loads the tokenizer from: tokenizer.json, tokenizer_config.json, and vocab.txt for BERT's kind,
-    vocab.json and merges.txt for RoBERTa's and GPT-2's.
+    """Write the files from which `transformers` loads the tokenizer.
 
-    The settings that a tokenizer was read with are kept.
+    They are tokenizer.json and tokenizer_config.json, and vocab.txt for BERT's kind, or vocab.json and merges.txt for RoBERTa's
+    and GPT-2's. The settings that a tokenizer was read with are written unchanged.
 
     Args:
-        longest: tokens the model has positions for; None: any number.
+        longest: number of positions of the model; None: any number.
 
     Raises:
-        BadInput: `transformers` would read another tokenizer from any files.
+        BadInput: `transformers` would read a different tokenizer, whatever the files.
     """
     tokenizer.save(folder)
     core = tokenizers.Tokenizer.from_file(str(folder / FILE))
     entries = dict(sorted(core.get_vocab(with_added_tokens=True).items(), key=lambda entry: entry[1]))
     if tokenizer.kind == "wordpiece":
         if broken := [entry for entry in entries if "\n" in entry or "\r" in entry]:
-            raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; take it out of the {FILE}")
+            raise BadInput(f"{folder / ENTRIES}: the entry {json.dumps(broken[0])} is not one line; remove it from {FILE}")
         (folder / ENTRIES).write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8", newline="\n")
     elif tokenizer.kind not in ("sentencepiece", "xlnet"):
         core.model.save(str(folder))
-        # Marks that tokenizer.json adds to the vocabulary are unknown to the model.
+        # The model lacks the special tokens that tokenizer.json adds to the vocabulary.
         (folder / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    content, kept = json.loads(core.to_str()), dict(tokenizer.settings)
-    values = kept if "tokenizer_class" in kept else {**_settings(tokenizer.kind, content), **kept}
+    content, config = json.loads(core.to_str()), dict(tokenizer.settings)
+    values = config if "tokenizer_class" in config else {**_settings(tokenizer.kind, content), **config}
     name = ALIASES.get(str(values["tokenizer_class"]).removesuffix("Fast"), AS_WRITTEN)
     settings = Settings(folder / SETTINGS, values, name)
     if not follows(name, settings, content):
         # Another class has other defaults.
         name = AS_WRITTEN
-        values = {**_settings(tokenizer.kind, content), **kept, "tokenizer_class": name}
+        values = {**_settings(tokenizer.kind, content), **config, "tokenizer_class": name}
     check(tokenizer, Settings(folder / SETTINGS, values, name), name)
     if longest is not None:
         values["model_max_length"] = longest
@@ -95,7 +97,7 @@ def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
 
 
 def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what tokenizer_config.json says of a tokenizer.json that came with none."""
+    """Return the content of tokenizer_config.json for a tokenizer.json that was read without one."""
     if kind == "gpt":
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         return {"tokenizer_class": OF_KIND[kind], "add_prefix_space": _prefix_space(content), **names}
@@ -118,7 +120,7 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name not in ("eod_token", "eop_token")}
         settings |= {"mask_token": _mask(names), "padding_side": "left"}
         settings |= {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
-        # Without being told, the class leaves out the types, and so that of CLS.
+        # By default the class omits token types, and so that of CLS.
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         settings |= {"bos_token": names["cls"], "eos_token": names["sep"], "mask_token": _mask(names)}
@@ -127,7 +129,7 @@ def _settings(kind: Kind, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mask(names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the mask, which takes the space before it: a bare name would not say so."""
+    """Return the mask as an object, because a bare name would not have `lstrip`, by which it absorbs the space before it."""
     flags = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
     return {"__type": "AddedToken", "content": names["mask"], **flags}
 
@@ -143,8 +145,8 @@ def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenize
     present = {token.content for token in core.get_added_tokens_decoder().values()}
     if not (new := [token for token in tokens.values() if token.content not in present]):
         return tokenizer
-    known = tokenizer.ids().keys() - special_entries(tokenizer)
-    if spelled := [token.content for token in new if token.special and token.content in known]:
+    spellable = tokenizer.ids().keys() - special_entries(tokenizer)
+    if spelled := [token.content for token in new if token.special and token.content in spellable]:
         why = "is special in the settings, and an ordinary entry of the vocabulary, which texts may spell"
         raise settings.wrong(f"the token {json.dumps(spelled[0])} {why}; correct the setting")
     core.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(token)) for token in new])
@@ -154,17 +156,19 @@ def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenize
         raise settings.wrong(f"with the tokens that the settings add, {error}") from None
 
 
-def _of_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
+def _read_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
     """Return the tokenizer of a folder without tokenizer.json."""
     if not any((folder / file).exists() for file in (VOCABULARY, ENTRIES, PIECES)):
-        raise BadInput(f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES} or {PIECES}; put the model's tokenizer there")
+        raise BadInput(
+            f"{folder}: holds no {FILE} and no {VOCABULARY}, {ENTRIES} or {PIECES}; copy the tokenizer of the model there"
+        )
     if not (folder / VOCABULARY).exists():
-        return _wordpiece(folder, settings) if (folder / ENTRIES).exists() else _pieces(folder, settings)
+        return _wordpiece(folder, settings) if (folder / ENTRIES).exists() else _sentencepiece(folder, settings)
     vocabulary = read_json(folder / VOCABULARY, LARGEST_FILE)
     prefix_space = bool(settings.flag("add_prefix_space", False))
     try:
         rules = byte_bpe.roberta if special_tokens.ROBERTA["cls"] in vocabulary else byte_bpe.gpt
-        return Tokenizer(rules(vocabulary, _merges(folder / MERGES), prefix_space=prefix_space))
+        return Tokenizer(rules(vocabulary, _read_merges(folder / MERGES), prefix_space=prefix_space))
     except BadInput as error:
         raise BadInput(f"{folder / VOCABULARY}: {error}") from None
     except (KeyboardInterrupt, SystemExit):
@@ -172,11 +176,11 @@ def _of_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
     except BaseException as error:
         # The library panics on some files, with an exception that is no `Exception`.
         why = " ".join(str(error).split())[:120]
-        raise BadInput(f"{folder / VOCABULARY}: no vocabulary that fits {MERGES} ({why}); fetch both again") from None
+        raise BadInput(f"{folder / VOCABULARY}: not a vocabulary that matches {MERGES} ({why}); download both again") from None
 
 
 def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
-    """BERT's tokenizer of a vocab.txt: an entry a line, the first has id 0."""
+    """Return BERT's tokenizer of a vocab.txt: one entry a line, the first one has id 0."""
     file = folder / ENTRIES
     rules: dict[str, Any] = dict(
         lowercase=settings.flag("do_lower_case", True),
@@ -185,46 +189,46 @@ def _wordpiece(folder: Path, settings: Settings) -> Tokenizer:
     )
     try:
         vocab: dict[str, int] = {}
-        # Some entries are characters that `splitlines` takes for the end of a line.
-        for number, entry in enumerate(_text(file).removesuffix("\n").split("\n")):
+        # Not `splitlines`, because some entries are characters that it treats as line ends.
+        for number, entry in enumerate(_read_text(file).removesuffix("\n").split("\n")):
             if entry.strip() and entry != entry.rstrip():
                 raise BadInput(
                     f"line {number + 1} is {json.dumps(entry)}, which transformers reads without its last space; remove it"
                 )
             if (first := vocab.setdefault(entry, number)) != number:
-                raise BadInput(f"line {number + 1} is the same entry as line {first + 1}, {json.dumps(entry)}; fetch it again")
+                raise BadInput(f"line {number + 1} is the same entry as line {first + 1}, {json.dumps(entry)}; download it again")
         if special_tokens.named(vocab) is None:
-            raise BadInput(f"it has none of {', '.join(special_tokens.BERT.values())}; fetch a vocabulary of BERT's")
+            raise BadInput(f"it has none of {', '.join(special_tokens.BERT.values())}; download a vocabulary of BERT's")
         return Tokenizer(wordpiece.content(vocab, **rules))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 
 
-def _pieces(folder: Path, settings: Settings) -> Tokenizer:
-    """T5's tokenizer of a spiece.model, or XLNet's."""
+def _sentencepiece(folder: Path, settings: Settings) -> Tokenizer:
+    """Return T5's or XLNet's tokenizer of a spiece.model."""
     file = folder / PIECES
     try:
         if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
-        found = sentencepiece_proto.parse(file.read_bytes())
+            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; download it again")
+        proto = sentencepiece_proto.parse(file.read_bytes())
     except OSError as error:
-        raise BadInput(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); download it again") from None
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    xlnet = xlnet_unigram.owns(entry.name for entry in found.entries)
+    xlnet = xlnet_unigram.owns(entry.name for entry in proto.entries)
     switches = {"lowercase": "do_lower_case", "keep_accents": "keep_accents"}
     flags = {name: bool(settings.flag(key, False)) for name, key in switches.items()} if xlnet else {}
     sentinels = 0 if xlnet else settings.count("extra_ids", special_tokens.SENTINELS, MOST_SENTINELS)
     try:
-        return Tokenizer(xlnet_unigram.read(found, **flags) if xlnet else unigram.read(found, sentinels))
+        return Tokenizer(xlnet_unigram.read(proto, **flags) if xlnet else unigram.read(proto, sentinels))
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
 
 
-def _merges(file: Path) -> list[tuple[str, str]]:
-    """The pairs of a merges.txt, most frequent first."""
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    """Return the pairs of a merges.txt, most frequent first."""
     try:
-        lines = _text(file).splitlines()
+        lines = _read_text(file).splitlines()
     except BadInput as error:
         raise BadInput(f"{file.name}: {error}") from None
     pairs = []
@@ -233,16 +237,16 @@ def _merges(file: Path) -> list[tuple[str, str]]:
             continue
         first, _, second = line.partition(" ")
         if not second or " " in second:
-            raise BadInput(f"{file.name}:{number}: not two pieces with a space between; fetch it again")
+            raise BadInput(f"{file.name}:{number}: not two pieces with a space between; download the file again")
         pairs.append((first, second))
     return pairs
 
 
-def _text(file: Path) -> str:
-    """A file's text; every end of a line is a line feed."""
+def _read_text(file: Path) -> str:
+    """Return the text of a file with line feeds as line ends."""
     try:
         if file.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB; that is no tokenizer")
+            raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; download it again")
         text = file.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})") from None

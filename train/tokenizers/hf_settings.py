@@ -1,5 +1,7 @@
-"""The small files beside a tokenizer, as `transformers` 5.24 combines them: tokenizer_config.json, special_tokens_map.json,
-added_tokens.json, and what config.json says about the tokenizer's class."""
+"""Settings of published tokenizers, combined from their files as `transformers` 5.24 does.
+
+The files are tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json for the class of the tokenizer.
+"""
 
 import dataclasses
 import json
@@ -16,9 +18,9 @@ from zoo.hf.config_json import read_json
 
 NAMES, ADDED = "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""In the order in which `transformers` adds tokens that are missing."""
+"""Roles of special tokens, in the order in which `transformers` adds missing ones."""
 AS_WRITTEN = "PreTrainedTokenizerFast"
-"""The class that takes all rules from tokenizer.json. The classes named after models take only the entries from there."""
+"""The class that takes all rules from tokenizer.json. The classes named after models take only its entries."""
 ALIASES = {
     **dict.fromkeys(("TokenizersBackend", "PreTrainedTokenizer", AS_WRITTEN), AS_WRITTEN),
     **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), "BertTokenizer"),
@@ -28,7 +30,7 @@ BY_FAMILY = {
     **{"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"},
     **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer"},
 }
-"""The class for a `model_type`, where no file names one."""
+"""The class for a `model_type`, used if no file names a class."""
 DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     "BertTokenizer": {f"{role}_token": name for role, name in special_tokens.BERT.items()},
@@ -43,14 +45,14 @@ DEFAULTS: dict[str, dict[str, str]] = {
     },
     "XLNetTokenizer": {f"{role}_token": name for role, name in special_tokens.XLNET.items() if f"{role}_token" in ROLES},
 }
-"""Special tokens of each class, where the settings name no others."""
+"""Default special tokens of each class."""
 CODE = ("auto_map", "fast_tokenizer_files", "init_inputs")
-"""Settings by which the tokenizer is other code, other files, or made of unnamed arguments."""
+"""Settings that select other code or other files, or that pass unnamed arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """A token that is added to a vocabulary. A text that spells a special one does not give its id."""
+    """A token that is added to a vocabulary. A text with the name of a special token is not encoded as its id."""
 
     content: str
     special: bool
@@ -61,10 +63,10 @@ class Added:
 
     @classmethod
     def parse(cls, value: Any, where: Path, key: str) -> "Added":
-        """Return the token of a name, or of an object with `content` and flags.
+        """Return the token that is written as a name, or as an object with `content` and flags.
 
         Raises:
-            BadInput: it is neither.
+            BadInput: `value` is neither.
         """
         if isinstance(value, str):
             return cls(value, special=True, normalized=False)
@@ -82,41 +84,41 @@ FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of a folder's tokenizer."""
+    """The settings of the tokenizer in a folder."""
 
     file: Path
     """The tokenizer_config.json, which may not exist."""
     values: dict[str, Any]
     """Its content, and that of special_tokens_map.json where `transformers` reads it."""
     name: str | None = None
-    """The class of `transformers` that reads the folder, one of the values of `ALIASES`; None: no file says."""
+    """The class of `transformers` that reads the folder, one of the values of `ALIASES`; None: no file names one."""
     added: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """The content of added_tokens.json, where `transformers` reads it."""
     special: Any = None
-    """Special tokens without a role, as far as they make an added one special."""
+    """Special tokens without a role that make added tokens special."""
 
     @classmethod
     def load(cls, folder: Path) -> "Settings":
-        """Read a folder's files.
+        """Read the files of a folder.
 
         Raises:
-            BadInput: one cannot be read, names a class whose rules are not known here, or names other code or files.
+            BadInput: a file cannot be read, names a class whose rules are not implemented here, or names other code or files.
         """
         file = folder / SETTINGS
         values = read_json(file, LARGEST_FILE) if file.exists() else {}
         for key in CODE:
             if values.get(key):
                 raise BadInput(
-                    f"{file}: {key} is {json.dumps(values[key])[:60]}; such code or files are not read here; remove it"
+                    f"{file}: {key} is {json.dumps(values[key])[:60]}; such code or files are not supported; remove it"
                 )
-        name = _class(folder, file, values)
+        name = _class_name(folder, file, values)
         added: dict[str, Any] = {}
         special = values.get("extra_special_tokens") or values.get("additional_special_tokens")
         # With this key, `transformers` ignores both older files.
         if "added_tokens_decoder" not in values:
             if (folder / NAMES).exists():
-                values = _merged(values, read_json(folder / NAMES, LARGEST_FILE))
-                # Of this file, it takes `additional_special_tokens` for special too late.
+                values = _with_special_tokens_map(values, read_json(folder / NAMES, LARGEST_FILE))
+                # It applies `additional_special_tokens` of this file too late to make added tokens special.
                 special = values.get("extra_special_tokens")
             if (folder / ADDED).exists():
                 added = read_json(folder / ADDED, LARGEST_FILE)
@@ -125,10 +127,10 @@ class Settings:
         return cls(file, values, name, added, special)
 
     def flag(self, key: str, default: bool | None) -> bool | None:
-        """Return a switch; one that is absent or null has its default.
+        """Return a boolean setting, or its default if it is absent or null.
 
         Raises:
-            BadInput: it is neither true nor false.
+            BadInput: the value is not a boolean.
         """
         value = self.values.get(key)
         if value is None:
@@ -137,29 +139,29 @@ class Settings:
             raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be true or false")
         return value
 
-    def count(self, key: str, default: int, most: int) -> int:
-        """Return a number from 0 to `most`; one that is absent or null has its default.
+    def count(self, key: str, default: int, largest: int) -> int:
+        """Return a setting that is a number from 0 to `largest`, or its default if it is absent or null.
 
         Raises:
-            BadInput: it is no such number.
+            BadInput: the value is not such a number.
         """
         value = self.values.get(key)
         value = default if value is None else value
-        if type(value) is not int or not 0 <= value <= most:
-            raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be 0 to {most}")
+        if type(value) is not int or not 0 <= value <= largest:
+            raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be 0 to {largest}")
         return value
 
     def wrong(self, why: str) -> BadInput:
-        """Return the refusal of the folder."""
+        """Return the error for this folder."""
         return BadInput(f"{self.file.parent}: {why}")
 
     def named(self) -> dict[str, str]:
-        """Return the special tokens that the files themselves name, by their roles."""
+        """Return the special tokens that the files name, by role."""
         values = self.values
         return {role: Added.parse(values[role], self.file, role).content for role in ROLES if values.get(role) is not None}
 
     def additions(self, name: str | None, content: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Added], list[tuple[str, int]]]:
-        """Return the tokens that a class adds to the entries of a vocabulary, in its order, and the ids that the files say.
+        """Return the tokens that a class adds to a vocabulary, in its order, and the (token, id) pairs in the files.
 
         Args:
             name: the class.
@@ -167,10 +169,10 @@ class Settings:
         """
         decoder: dict[int, Added] = {}
         if "added_tokens_decoder" in self.values:
-            written = self.values["added_tokens_decoder"]
-            if not isinstance(written, dict) or not all(number.isdecimal() for number in written):
+            by_id = self.values["added_tokens_decoder"]
+            if not isinstance(by_id, dict) or not all(number.isdecimal() for number in by_id):
                 raise BadInput(f"{self.file}: added_tokens_decoder must be an object from ids to tokens")
-            decoder = {int(number): Added.parse(token, self.file, "added_tokens_decoder") for number, token in written.items()}
+            decoder = {int(number): Added.parse(token, self.file, "added_tokens_decoder") for number, token in by_id.items()}
         else:
             explicit = {*self.named().values(), *(token.content for token in self._tokens(self.special or [], "special tokens"))}
             for token, number in self.added.items():
@@ -178,9 +180,11 @@ class Settings:
             decoder |= {token["id"]: Added.parse(token, self.file.with_name(FILE), "added_tokens") for token in content}
         roles = {**DEFAULTS.get(name or "", {}), **self.named()}
         # Any other key of this form is a special token too.
-        others = [key for key, value in self.values.items() if key.endswith("_token") and key not in ROLES and _names(value)]
-        named = [*(roles[role] for role in ROLES if role in roles), *(self.values[key] for key in others)]
-        named_tokens = [Added.parse(value, self.file, "a special token") for value in named]
+        other_keys = [
+            key for key, value in self.values.items() if key.endswith("_token") and key not in ROLES and _is_token(value)
+        ]
+        named_values = [*(roles[role] for role in ROLES if role in roles), *(self.values[key] for key in other_keys)]
+        named_tokens = [Added.parse(value, self.file, "a special token") for value in named_values]
         special = {token.content for token in named_tokens}
         tokens = [
             dataclasses.replace(token, special=token.special or token.content in special)
@@ -188,10 +192,10 @@ class Settings:
         ]
         tokens += [dataclasses.replace(token, special=True) for token in named_tokens]
         tokens += self._extra(name)
-        first: dict[str, Added] = {}
+        by_content: dict[str, Added] = {}
         for token in tokens:
-            first.setdefault(token.content, token)
-        return first, [(token.content, number) for number, token in decoder.items()]
+            by_content.setdefault(token.content, token)
+        return by_content, [(token.content, number) for number, token in decoder.items()]
 
     def _extra(self, name: str | None) -> list[Added]:
         """Return the special tokens without a role."""
@@ -208,7 +212,7 @@ class Settings:
         return self._tokens(default if extra is None else extra, key)
 
     def _tokens(self, value: Any, key: str) -> list[Added]:
-        tokens = _listed(value)
+        tokens = _as_list(value)
         if not isinstance(tokens, list):
             raise BadInput(f"{self.file}: {key} is {json.dumps(value)[:60]}; it must be a list of tokens")
         return [Added.parse(token, self.file, key) for token in tokens]
@@ -217,43 +221,43 @@ class Settings:
 MOST_SENTINELS = 10_000
 
 
-def _names(value: Any) -> bool:
+def _is_token(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and value.get("__type") == "AddedToken")
 
 
-def _listed(tokens: Any) -> list[Any]:
+def _as_list(tokens: Any) -> list[Any]:
     return [*tokens.values()] if isinstance(tokens, dict) else tokens
 
 
-def _merged(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with those of special_tokens_map.json, which win; lists of tokens without a role are joined."""
+def _with_special_tokens_map(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings updated by special_tokens_map.json; lists of tokens without a role are concatenated."""
     merged, key = dict(values), "extra_special_tokens"
     if merged.get("additional_special_tokens") and not merged.get(key):
         merged[key] = merged.pop("additional_special_tokens")
     for role, value in names.items():
         if role == key and isinstance(value, list | dict) and isinstance(merged.get(key), list | dict):
-            before = _listed(merged[key])
-            value = [*before, *(token for token in _listed(value) if token not in before)]
+            earlier = _as_list(merged[key])
+            value = [*earlier, *(token for token in _as_list(value) if token not in earlier)]
         elif isinstance(value, dict) and role != key:
             value = {**value, "__type": "AddedToken", "special": True}
         merged[role] = value
     return merged
 
 
-def _class(folder: Path, file: Path, values: Mapping[str, Any]) -> str | None:
-    """Return the class that `AutoTokenizer` of `transformers` chooses."""
+def _class_name(folder: Path, file: Path, values: Mapping[str, Any]) -> str | None:
+    """Return the class that `transformers.AutoTokenizer` chooses."""
     config = read_json(folder / CONFIG, LARGEST_FILE) if (folder / CONFIG).exists() else {}
     for where, value in ((file, values.get("tokenizer_class")), (folder / CONFIG, config.get("tokenizer_class"))):
         if value is None:
             continue
-        known = ALIASES.get(value, ALIASES.get(value.removesuffix("Fast"))) if isinstance(value, str) else None
-        if known is None:
-            fix = f"the rules of this class are not known here; if those of tokenizer.json are right, write {AS_WRITTEN}"
+        class_name = ALIASES.get(value, ALIASES.get(value.removesuffix("Fast"))) if isinstance(value, str) else None
+        if class_name is None:
+            fix = f"the rules of this class are not implemented here; if those of tokenizer.json are right, write {AS_WRITTEN}"
             raise BadInput(f"{where}: tokenizer_class is {json.dumps(value)[:60]}; {fix}")
-        return known
+        return class_name
     if (family := config.get("model_type")) is None:
         return None
     if not isinstance(family, str) or family not in BY_FAMILY:
-        fix = f"the rules of its tokenizers are not known here; if those of tokenizer.json are right, write {AS_WRITTEN}"
+        fix = f"the rules of its tokenizers are not implemented here; if those of tokenizer.json are right, write {AS_WRITTEN}"
         raise BadInput(f"{file}: no tokenizer_class, and model_type of {CONFIG} is {json.dumps(family)[:60]}; {fix}")
     return BY_FAMILY[family]

@@ -1,7 +1,7 @@
-"""What a spiece.model says: the file of a SentencePiece model, a message in Protocol Buffers' wire format.
+"""A reader of spiece.model, the file of a SentencePiece model, which is a message in the wire format of Protocol Buffers.
 
-The library has a reader of its own, which works with a single version of the protobuf package; it does not ask for that version
-when it is installed. What is needed here are four kinds of fields.
+The library has its own reader, which works with a single version of the protobuf package that its installation does not require.
+Only four kinds of fields are needed here.
 """
 
 import struct
@@ -11,26 +11,26 @@ from typing import Any, NamedTuple
 from zoo.errors import BadInput
 
 UNIGRAM = 1
-"""The number of this kind of model."""
+"""The number of unigram models in `model_type`."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = range(1, 5)
-"""The kinds of entries that T5's model has, and one that XLNet's has besides: what a text is always divided at."""
+"""Kinds of entries. T5's model has the first three; in XLNet's, user-defined entries are always separate tokens."""
 
 
 class Entry(NamedTuple):
-    """An entry of the vocabulary; the first has id 0."""
+    """An entry of the vocabulary; the first one has id 0."""
 
     name: str
     score: float
-    """Logarithm of its probability; 0 for marks."""
+    """Logarithm of its probability; 0 for special tokens."""
     kind: int
 
 
 class Model(NamedTuple):
-    """The numbers of a model that decide what is made of a text; what the file leaves out has the library's default."""
+    """The fields of a model that affect encoding; fields that the file leaves out have the defaults of the library."""
 
     entries: tuple[Entry, ...]
     charsmap: bytes
-    """What is made of each character before anything else, as the library compiles it."""
+    """The normalization of characters, the first step of encoding, as compiled by the library."""
     kind: int
     split_by_whitespace: bool
     treat_whitespace_as_suffix: bool
@@ -41,68 +41,68 @@ class Model(NamedTuple):
 
 
 def parse(raw: bytes) -> Model:
-    """The content of a spiece.model.
+    """Parse the content of a spiece.model.
 
     Raises:
-        BadInput: it is no such file.
+        BadInput: the file is not a spiece.model.
     """
     try:
-        entries, trained, rules = [], {}, {}
+        entries, trainer_fields, normalizer_fields = [], {}, {}
         for number, value in _fields(raw):
             if number == 1:
                 field = dict(_fields(value))
                 entries.append(Entry(field.get(1, b"").decode(), float(field.get(2, 0.0)), int(field.get(3, NORMAL))))
             elif number in (2, 3):
-                (trained if number == 2 else rules).update(_fields(value))
-        charsmap = bytes(rules.get(2, b""))
+                (trainer_fields if number == 2 else normalizer_fields).update(_fields(value))
+        charsmap = bytes(normalizer_fields.get(2, b""))
     except (ValueError, IndexError, TypeError, AttributeError, struct.error) as error:
-        raise BadInput(f"no SentencePiece model ({error}); fetch it again") from None
+        raise BadInput(f"not a SentencePiece model ({error}); download it again") from None
     if not entries:
-        raise BadInput("a SentencePiece model without entries; fetch it again")
+        raise BadInput("a SentencePiece model without entries; download it again")
     return Model(
         entries=tuple(entries),
         charsmap=charsmap,
-        kind=trained.get(3, UNIGRAM),
-        split_by_whitespace=bool(trained.get(22, True)),
-        treat_whitespace_as_suffix=bool(trained.get(24, False)),
-        byte_fallback=bool(trained.get(35, False)),
-        add_dummy_prefix=bool(rules.get(3, True)),
-        remove_extra_whitespaces=bool(rules.get(4, True)),
-        escape_whitespaces=bool(rules.get(5, True)),
+        kind=trainer_fields.get(3, UNIGRAM),
+        split_by_whitespace=bool(trainer_fields.get(22, True)),
+        treat_whitespace_as_suffix=bool(trainer_fields.get(24, False)),
+        byte_fallback=bool(trainer_fields.get(35, False)),
+        add_dummy_prefix=bool(normalizer_fields.get(3, True)),
+        remove_extra_whitespaces=bool(normalizer_fields.get(4, True)),
+        escape_whitespaces=bool(normalizer_fields.get(5, True)),
     )
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a message: a whole number, a float32, or the bytes of a text or of another message."""
-    at = 0
-    while at < len(raw):
-        key, at = _whole(raw, at)
+    """Yield (number, value) of each field of a message: an integer, a float, or the bytes of a text or of another message."""
+    offset = 0
+    while offset < len(raw):
+        key, offset = _varint(raw, offset)
         kind = key & 7
         if kind == 0:
-            value, at = _whole(raw, at)
+            value, offset = _varint(raw, offset)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
-            (value,) = struct.unpack_from("<d" if kind == 1 else "<f", raw, at)
-            at += size
+            (value,) = struct.unpack_from("<d" if kind == 1 else "<f", raw, offset)
+            offset += size
         elif kind == 2:
-            size, at = _whole(raw, at)
-            value = raw[at : at + size]
+            size, offset = _varint(raw, offset)
+            value = raw[offset : offset + size]
             if len(value) < size:
                 raise ValueError("it ends within a field")
-            at += size
+            offset += size
         else:
             raise ValueError(f"a field of kind {kind}")
         yield key >> 3, value
 
 
-def _whole(raw: bytes, at: int) -> tuple[int, int]:
-    """(a whole number of seven bits a byte, the lowest first; where it ends)."""
+def _varint(raw: bytes, offset: int) -> tuple[int, int]:
+    """Return (integer of seven bits a byte, lowest first; offset of its end)."""
     value, shift = 0, 0
     while True:
-        byte = raw[at]
+        byte = raw[offset]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, offset
         if shift > 63:
             raise ValueError("a number of more than 64 bits")

@@ -1,6 +1,6 @@
-"""SentencePiece's unigram models: their rules as the content of a tokenizer.json, their files, their training; T5's whole.
+"""Unigram models of SentencePiece: the content of their tokenizer.json, their files and their training, and T5's rules.
 
-Kudo 2018, section 3.2; Raffel et al. 2020, section 2.1 (the vocabulary) and 3.1.4 (the sentinels). XLNet's are in
+Kudo 2018, section 3.2; Raffel et al. 2020, section 2.1 (the vocabulary) and 3.1.4 (the sentinels). XLNet's rules are in
 `train.tokenizers.xlnet_unigram`.
 """
 
@@ -21,25 +21,27 @@ from train.tokenizers.special_tokens import SENTINELS, TEXT, sentinel
 from zoo.errors import BadInput, require
 
 SPACE = "\u2581"
-"""What the entries have in place of a space; one stands before every word."""
+"""The character for a space in entries; every word begins with one."""
 CHARACTERS = 1000
-"""Different characters a trained vocabulary has at most; rarer ones are unknown."""
+"""Largest number of different characters in a trained vocabulary; rarer ones are unknown."""
 LEAST_COVERED = 0.98
-"""Share of a text's characters that are of those, at least: the library takes no less."""
+"""Smallest character coverage that the library accepts."""
 LONGEST_WORD = 1000
-"""Characters that are trained on at once: of a longer word, its parts. The library drops what is longer than 4,192 bytes."""
+"""Characters per line of training text; longer words are split. The library drops lines of more than 4,192 bytes."""
 KINDS = (sentencepiece_proto.NORMAL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.CONTROL)
 
 Entries = Sequence[tuple[str, float]]
-"""The entries in the order of their ids, with the logarithm of each one's probability."""
+"""Entries in the order of their ids, with the logarithm of their probabilities."""
 
 
 def content(entries: Entries, charsmap: bytes) -> dict[str, Any]:
-    """A tokenizer.json of T5's rules. The template in it is for other programs: ours add marks themselves.
+    """Return a tokenizer.json of T5's rules.
+
+    The template in it is for other programs; this one adds special tokens itself.
 
     Args:
-        entries: the marks and sentinels among them, by their names.
-        charsmap: what is made of each character before anything else; SentencePiece compiles it into its models.
+        entries: all entries, special tokens and sentinels included.
+        charsmap: the normalization of characters, the first step of encoding, as SentencePiece compiles it into its models.
     """
     end, names = TEXT["end"], [entry for entry, _ in entries]
     special = [entry for entry in names if entry in TEXT.values() or is_sentinel(entry)]
@@ -62,7 +64,7 @@ def divided(
     special: Sequence[AddedToken],
     template: processors.TemplateProcessing,
 ) -> dict[str, Any]:
-    """A tokenizer.json of a unigram model that divides the words between white space, each with a space before it."""
+    """Return a tokenizer.json of a unigram model that splits text at white space and puts a space before each word."""
     names = [entry for entry, _ in entries]
     core = tokenizers.Tokenizer(models.Unigram(list(entries), unk_id=names.index(unknown), byte_fallback=False))
     if normalizer is not None:
@@ -79,15 +81,15 @@ def divided(
 
 
 def is_sentinel(entry: str) -> bool:
-    """Whether an entry is named as a sentinel."""
+    """Return whether an entry has the name of a sentinel."""
     return _SENTINEL.fullmatch(entry) is not None
 
 
 def unspelled(core: tokenizers.Tokenizer) -> models.Unigram:
-    """The model of a tokenizer, in which no text can spell a special entry.
+    """Return the model of a tokenizer, changed so that no text is encoded as a special entry.
 
-    The library takes these for entries like any other: a text that spells "</s>" would get its id. A space within a name, which
-    these rules let into no word, keeps it from that.
+    The library treats these as ordinary entries: the text "</s>" would get its id. They are renamed to begin with a space, which
+    no word contains after these rules.
     """
     model = json.loads(core.to_str())["model"]
     special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
@@ -95,41 +97,41 @@ def unspelled(core: tokenizers.Tokenizer) -> models.Unigram:
     return models.Unigram(entries, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
 
 
-def read(found: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[str, Any]:
-    """A tokenizer.json of a spiece.model, with as many sentinels after its entries.
+def read(proto: sentencepiece_proto.Model, sentinels: int = SENTINELS) -> dict[str, Any]:
+    """Return a tokenizer.json of a spiece.model, with `sentinels` sentinels after its entries.
 
     Raises:
-        BadInput: it has rules that are not T5's.
+        BadInput: the model has rules that are not T5's.
     """
-    check(found, "T5", KINDS)
-    return _numbered([(entry.name, entry.score) for entry in found.entries], found.charsmap, sentinels)
+    check(proto, "T5", KINDS)
+    return _numbered([(entry.name, entry.score) for entry in proto.entries], proto.charsmap, sentinels)
 
 
-def check(found: sentencepiece_proto.Model, family: str, kinds: Sequence[int]) -> None:
-    """Refuse a spiece.model whose words are not divided as `divided` says, or with entries of other kinds.
+def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence[int]) -> None:
+    """Check that a spiece.model has the rules of `divided`, and only entries of `allowed_kinds`.
 
     Raises:
-        BadInput: it is one.
+        BadInput: the model has other rules or entries.
     """
-    other = {
-        "is another kind of model than unigram": found.kind != sentencepiece_proto.UNIGRAM,
-        "spells unknown characters as bytes": found.byte_fallback,
-        "has spaces after words": found.treat_whitespace_as_suffix,
-        "has entries across spaces": not found.split_by_whitespace,
-        "puts no space before a text": not found.add_dummy_prefix,
-        "keeps repeated spaces": not found.remove_extra_whitespaces,
-        "writes spaces as they are": not found.escape_whitespaces,
-        "has entries of other kinds": not {entry.kind for entry in found.entries} <= {*kinds},
+    problems = {
+        "is another kind of model than unigram": proto.kind != sentencepiece_proto.UNIGRAM,
+        "spells unknown characters as bytes": proto.byte_fallback,
+        "has spaces after words": proto.treat_whitespace_as_suffix,
+        "has entries across spaces": not proto.split_by_whitespace,
+        "puts no space before a text": not proto.add_dummy_prefix,
+        "keeps repeated spaces": not proto.remove_extra_whitespaces,
+        "writes spaces as they are": not proto.escape_whitespaces,
+        "has entries of other kinds": not {entry.kind for entry in proto.entries} <= {*allowed_kinds},
     }
-    if reasons := [why for why, is_so in other.items() if is_so]:
+    if reasons := [why for why, is_so in problems.items() if is_so]:
         raise BadInput(f"it {reasons[0]}, which {family}'s rules have no place for; give a model of {family}'s kind")
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
-    """A tokenizer.json of up to `vocab` entries: pad, end and unknown, pieces, the most likely first, and the sentinels.
+    """Train a tokenizer.json of up to `vocab` entries: pad, end and unknown, pieces, most likely first, and the sentinels.
 
     Raises:
-        BadInput: a vocabulary too small for the characters of the texts, or no text.
+        BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
     require(vocab > SENTINELS, "tokenizer.vocab", vocab, f"{SENTINELS} entries are sentinels; choose a few hundred or more")
     with explained(vocab):
@@ -138,23 +140,23 @@ def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explained(vocab: int) -> Iterator[None]:
-    """Where the library cannot make a model, say so as one line.
+    """Raise `BadInput` in one line if the library cannot train a model.
 
     Raises:
-        BadInput: instead of the library's error.
+        BadInput: the library raised an error in the block.
     """
     try:
         yield
     except RuntimeError as error:
         why = " ".join(str(error).split())
-        raise BadInput(f"--tokenizer.vocab {vocab}: no unigram model of this text ({why}); choose a larger one") from None
+        raise BadInput(f"--tokenizer.vocab {vocab}: no unigram model for this text ({why}); choose a larger one") from None
 
 
 def model(texts: Iterable[str], vocab: int) -> bytes:
-    """T5's spiece.model of up to `vocab` entries, without sentinels.
+    """Train T5's spiece.model of up to `vocab` entries, without sentinels.
 
     Raises:
-        RuntimeError: the library cannot make one.
+        RuntimeError: the library cannot train a model.
     """
     return trained(
         list(lines(texts)),
@@ -170,40 +172,42 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
 
 
 def trained(text: Sequence[str], vocab: int, *, coverage: float = 1.0, **options: Any) -> bytes:
-    """A spiece.model of up to `vocab` entries.
+    """Train a spiece.model of up to `vocab` entries.
 
     Args:
-        text: in lines.
-        coverage: share of its characters that are not unknown; less where it has too many different ones.
-        options: further ones of the library.
+        text: the lines of the text.
+        coverage: share of its characters that are in the vocabulary; lower if there are too many different ones.
+        options: further options of the library.
 
     Raises:
-        RuntimeError: the library cannot make one.
+        RuntimeError: the library cannot train a model.
     """
-    often = collections.Counter(character for line in text for character in line)
-    most = min(CHARACTERS, vocab // 2)
-    kept = sum(count for _, count in often.most_common(most))
-    made = io.BytesIO()
+    frequency = collections.Counter(character for line in text for character in line)
+    alphabet_size = min(CHARACTERS, vocab // 2)
+    covered = sum(count for _, count in frequency.most_common(alphabet_size))
+    if len(frequency) > alphabet_size:
+        coverage = min(coverage, max(covered / frequency.total(), LEAST_COVERED))
+    model_file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text),
-        model_writer=made,
+        model_writer=model_file,
         model_type="unigram",
         vocab_size=vocab,
-        # A text too small for so many gives fewer.
+        # A text too small for so many entries gives fewer.
         hard_vocab_limit=False,
-        character_coverage=coverage if len(often) <= most else min(coverage, max(kept / often.total(), LEAST_COVERED)),
-        # As many parts of a sum whatever the machine: so it is rounded alike.
+        character_coverage=coverage,
+        # A fixed number of partial sums, so that rounding is the same on every machine.
         num_threads=16,
         minloglevel=2,
         **options,
     )
-    return made.getvalue()
+    return model_file.getvalue()
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:
-    """All words of some texts, in their order, in lines of about `LONGEST_WORD` characters.
+    """Yield all words of some texts, in order, in lines of about `LONGEST_WORD` characters.
 
-    The same lines whether the texts are whole or in the pieces of `train.data.chunking.cut`.
+    The lines are the same whether the texts are whole or in the chunks of `train.data.chunking.cut`.
     """
     line, size = [], 0
     for word in _words(texts):
@@ -218,11 +222,11 @@ def lines(texts: Iterable[str]) -> Iterator[str]:
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 _CONTINUES = re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]")
-"""What begins a piece that goes on with a word, where `train.data.chunking.cut` cuts without a space."""
+"""First character of a chunk that continues a word, where `train.data.chunking.cut` cuts without a space."""
 
 
 def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, Any]:
-    """With the sentinels after all entries: <extra_id_0> has the highest id."""
+    """Return a tokenizer.json with the sentinels after all entries: <extra_id_0> has the highest id."""
     names = [entry for entry, _ in entries]
     if missing := [name for name in TEXT.values() if name not in names]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and T5 needs {', '.join(TEXT.values())}; give one of T5's kind")
@@ -230,16 +234,16 @@ def _numbered(entries: Entries, charsmap: bytes, sentinels: int) -> dict[str, An
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
-    """A word that pieces divide is whole again; one that is too long is in parts."""
-    rest = ""
+    """Yield the words of texts; words cut between chunks are joined, and words that are too long are split."""
+    partial = ""
     for text in texts:
         if not _CONTINUES.match(text):
-            yield from _parts(rest)
-            rest = ""
-        *words, rest = re.split(r"[ \n\r\t]+", rest + text)
+            yield from _parts(partial)
+            partial = ""
+        *words, partial = re.split(r"[ \n\r\t]+", partial + text)
         for word in words:
             yield from _parts(word)
-    yield from _parts(rest)
+    yield from _parts(partial)
 
 
 def _parts(word: str) -> Iterator[str]:

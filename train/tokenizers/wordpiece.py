@@ -1,4 +1,4 @@
-"""BERT's WordPiece: its rules, as the content of a tokenizer.json, and its training (Devlin et al. 2019, section 3)."""
+"""BERT's WordPiece: the content of its tokenizer.json, and training (Devlin et al. 2019, section 3)."""
 
 import json
 from collections import Counter
@@ -11,25 +11,28 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from train.tokenizers.special_tokens import BERT
 
 CONTINUES = "##"
-"""What the pieces of a word begin with, save its first."""
+"""Prefix of the pieces of a word after the first one."""
 CHARACTERS = 1000
-"""Different characters a trained vocabulary has at most. Each costs two entries; rarer ones are unknown."""
+"""Largest number of different characters in a trained vocabulary. Each takes two entries; rarer ones are unknown."""
 LONGEST_WORD = 100
-"""Characters of a word; a longer one is unknown, here as in BERT's own program."""
+"""Characters of the longest word; longer ones are unknown, as in BERT's own program."""
 AT_ONCE = 64 << 20
-"""Characters of text whose different words are held before they are divided by the rules."""
+"""Characters of text whose different words are collected before the rules divide them."""
 REPEATED = 1000
+"""Repetitions of a word in one string that the trainer gets."""
 
 
 def content(
     vocab: Mapping[str, int], *, lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True
 ) -> dict[str, Any]:
-    """A tokenizer.json of BERT's rules. The template in it is for other programs: ours add marks themselves.
+    """Return a tokenizer.json of BERT's rules.
+
+    The template in it is for other programs; this one adds special tokens itself.
 
     Args:
-        lowercase: as the "uncased" models.
-        strip_accents: None: as `lowercase`.
-        split_chinese: make a word of each Chinese character.
+        lowercase: whether to drop case, as the "uncased" models do.
+        strip_accents: whether to drop accents; None: as `lowercase`.
+        split_chinese: whether each Chinese character is a word.
     """
     model = models.WordPiece(
         dict(vocab), unk_token=BERT["unk"], max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=CONTINUES
@@ -48,23 +51,23 @@ def content(
 
 
 def train(texts: Iterable[str], vocab: int, *, lowercase: bool) -> dict[str, Any]:
-    """A tokenizer.json of up to `vocab` entries: the marks, the characters, then pieces, most frequent pair first.
+    """Train a tokenizer.json of up to `vocab` entries: special tokens, characters, then pieces, most frequent pair first.
 
-    Google never released how BERT's own was trained; as everywhere since, pairs are merged by how often they occur.
+    Google never released the training of BERT's vocabulary; as everywhere since, pairs are merged by their frequency.
 
-    The library numbers the characters that continue a word as a hash map happens to order them, and merges of equal counts
-    follow those numbers: left alone, two processes give two vocabularies (huggingface/tokenizers #1794). So every character is
-    numbered here, by handing it to the library as if it were a mark.
+    The library numbers the characters that continue a word in the order of a hash map, and merges of equal counts follow those
+    numbers: two processes would produce two vocabularies (huggingface/tokenizers #1794). So every character is numbered here, by
+    passing it to the library as a special token.
     """
     rules = _core(models.WordPiece(unk_token=BERT["unk"]), lowercase)
     words = _words(texts, rules)
-    often = Counter[str]()
+    frequency = Counter[str]()
     for word, count in words.items():
         for character in word:
-            often[character] += count
-    most = max(0, min(CHARACTERS, (vocab - len(BERT)) // 2))
-    alphabet = {character for character, _ in sorted(often.items(), key=lambda entry: (-entry[1], entry[0]))[:most]}
-    # Not only those seen to continue a word: the first "x7" of another text would be unknown.
+            frequency[character] += count
+    alphabet_size = max(0, min(CHARACTERS, (vocab - len(BERT)) // 2))
+    alphabet = {character for character, _ in sorted(frequency.items(), key=lambda entry: (-entry[1], entry[0]))[:alphabet_size]}
+    # Not only those that continue a word in this text: otherwise the first "x7" of another text would be unknown.
     continuing = [character for character in sorted(alphabet) if len(_divided(f"a{character}", rules)) == 1]
     pinned = [*sorted(alphabet), *(CONTINUES + character for character in continuing)]
 
@@ -76,9 +79,9 @@ def train(texts: Iterable[str], vocab: int, *, lowercase: bool) -> dict[str, Any
         continuing_subword_prefix=CONTINUES,
         show_progress=False,
     )
-    # A word that will be unknown teaches nothing.
-    known = ((word, count) for word, count in words.items() if len(word) <= LONGEST_WORD and alphabet.issuperset(word))
-    core.train_from_iterator(_repeated(known), trainer)
+    # Words that will be unknown are not used for training.
+    trainable = ((word, count) for word, count in words.items() if len(word) <= LONGEST_WORD and alphabet.issuperset(word))
+    core.train_from_iterator(_repeated(trainable), trainer)
     return content(core.get_vocab(), lowercase=lowercase)
 
 
@@ -94,12 +97,12 @@ def _core(
 
 
 def _divided(text: str, rules: tokenizers.Tokenizer) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return [word for word, _ in rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(text))]
 
 
 def _words(texts: Iterable[str], rules: tokenizers.Tokenizer) -> Counter[str]:
-    """How often each word occurs. Memory follows the number of different words, not the size of the text."""
+    """Return the number of occurrences of each word. Memory grows with the number of different words, not with the text."""
     words, raw, size = Counter[str](), Counter[str](), 0
 
     def divide() -> None:
@@ -109,7 +112,7 @@ def _words(texts: Iterable[str], rules: tokenizers.Tokenizer) -> Counter[str]:
         raw.clear()
 
     for text in texts:
-        # Python's own `split` takes characters for spaces that BERT drops without dividing a word.
+        # `str.split()` without arguments would also split at characters that BERT drops without dividing a word.
         raw.update(text.replace("\n", " ").split(" "))
         size += len(text)
         if size >= AT_ONCE:
@@ -120,7 +123,7 @@ def _words(texts: Iterable[str], rules: tokenizers.Tokenizer) -> Counter[str]:
 
 
 def _repeated(words: Iterable[tuple[str, int]]) -> Iterator[str]:
-    """A text in which each word occurs as often as it is counted: the library takes no counts."""
+    """Yield a text in which each word occurs as often as its count, because the library accepts no counts."""
     for word, count in words:
         for first in range(0, count, REPEATED):
             yield f"{word} " * min(REPEATED, count - first)

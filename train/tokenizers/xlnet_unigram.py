@@ -1,6 +1,6 @@
 """XLNet's unigram models (Yang et al. 2019, section 3.1; zihangdai/xlnet, `prepro_utils.py` and the options in its README).
 
-T5's rules of words (`train.tokenizers.unigram`), on a text of which accents and the quotes of LaTeX are gone.
+The rules of words are T5's (`train.tokenizers.unigram`); accents are dropped and the quotes of LaTeX replaced before.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,26 +14,28 @@ from train.tokenizers.unigram import Entries
 from zoo.errors import BadInput
 
 QUOTES = ("``", "''")
-"""Quotes as LaTeX writes them: a straight one stands in their place."""
+"""Quotes of LaTeX, which are replaced by a straight one."""
 KINDS = (*unigram.KINDS, sentencepiece_proto.USER_DEFINED)
 APART = (".", "(", ")", '"', "-", "\u2013", "\u00a3", "\u20ac")
-"""Characters that are entries of their own and part of no other."""
+"""Characters that are separate entries and part of no other entry."""
 COVERED = 0.99995
-"""Share of a text's characters that a trained vocabulary knows."""
+"""Character coverage of a trained vocabulary."""
 LOST = 100.0
-"""What the logarithm of a probability is lowered by where an entry shall never win."""
+"""Amount by which the log probability of an entry that must never be chosen is lowered."""
 SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
-"""A step of normalization in published files, which changes nothing: words are divided at any number of spaces."""
+"""A normalization step in published files that has no effect, because words are split at any number of spaces."""
 
 
 def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_accents: bool = False) -> dict[str, Any]:
-    """A tokenizer.json of XLNet's rules. The template in it is for other programs: ours add marks themselves.
+    """Return a tokenizer.json of XLNet's rules.
+
+    The template in it is for other programs; this one adds special tokens itself.
 
     Args:
-        entries: the marks among them, by their names.
-        charsmap: what is made of each character after the rest; SentencePiece compiles it into its models.
-        lowercase: drop case.
-        keep_accents: neither decompose characters nor drop their accents.
+        entries: all entries, special tokens included.
+        charsmap: the normalization of characters, the last step before splitting, as SentencePiece compiles it into its models.
+        lowercase: whether to drop case.
+        keep_accents: whether to skip decomposing characters and dropping accents.
     """
     names = [entry for entry, _ in entries]
     sep, cls, mask = XLNET["sep"], XLNET["cls"], XLNET["mask"]
@@ -46,7 +48,7 @@ def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_
                 *([normalizers.Precompiled(charsmap)] if charsmap else []),
             ]
         ),
-        # The mask takes the space before it.
+        # The mask absorbs the space before it (`lstrip`).
         special=[AddedToken(name, lstrip=name == mask, special=True, normalized=False) for name in XLNET.values()],
         template=processors.TemplateProcessing(
             single=f"$A:0 {sep}:0 {cls}:2",
@@ -57,55 +59,55 @@ def content(entries: Entries, charsmap: bytes, *, lowercase: bool = False, keep_
 
 
 def is_normalizer(steps: Mapping[str, Any] | None) -> bool:
-    """Whether the normalizer of a tokenizer.json is one of those of `content`."""
+    """Return whether the normalizer of a tokenizer.json is one that `content` makes."""
     if steps is None or steps["type"] != "Sequence":
         return False
-    found = [step for step in steps["normalizers"] if step != SPACES]
-    quotes = [{"type": "Replace", "pattern": {"String": each}, "content": '"'} for each in QUOTES]
-    known = ("NFKD", "StripAccents", "Lowercase", "Precompiled")
-    return found[:2] == quotes and all(step["type"] in known for step in found[2:])
+    other_steps = [step for step in steps["normalizers"] if step != SPACES]
+    quotes = [{"type": "Replace", "pattern": {"String": quote}, "content": '"'} for quote in QUOTES]
+    allowed = ("NFKD", "StripAccents", "Lowercase", "Precompiled")
+    return other_steps[:2] == quotes and all(step["type"] in allowed for step in other_steps[2:])
 
 
 def owns(names: Iterable[str]) -> bool:
-    """Whether entries are XLNet's rather than T5's, which has neither of two of its marks."""
+    """Return whether entries are XLNet's rather than T5's, which lacks both <cls> and <sep>."""
     return not {XLNET["cls"], XLNET["sep"]}.isdisjoint(names)
 
 
-def read(found: sentencepiece_proto.Model, *, lowercase: bool = False, keep_accents: bool = False) -> dict[str, Any]:
-    """A tokenizer.json of a spiece.model.
+def read(proto: sentencepiece_proto.Model, *, lowercase: bool = False, keep_accents: bool = False) -> dict[str, Any]:
+    """Return a tokenizer.json of a spiece.model.
 
     Raises:
-        BadInput: it has rules that are not XLNet's, or lacks a mark.
+        BadInput: the model has rules that are not XLNet's, or lacks a special token.
     """
-    unigram.check(found, "XLNet", KINDS)
-    entries = [(entry.name, entry.score - LOST * _ends_number(entry.name)) for entry in found.entries]
+    unigram.check(proto, "XLNet", KINDS)
+    entries = [(entry.name, entry.score - LOST * _ends_number(entry.name)) for entry in proto.entries]
     if missing := set(XLNET.values()).difference(name for name, _ in entries):
         lacks = " and no ".join(name for name in XLNET.values() if name in missing)
         raise BadInput(f"it has no {lacks}, and XLNet needs {', '.join(XLNET.values())}; give one of XLNet's kind")
-    return content(entries, found.charsmap, lowercase=lowercase, keep_accents=keep_accents)
+    return content(entries, proto.charsmap, lowercase=lowercase, keep_accents=keep_accents)
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
-    """A tokenizer.json of up to `vocab` entries: the marks, `APART`, then pieces, the most likely first. Case is kept.
+    """Train a cased tokenizer.json of up to `vocab` entries: special tokens, `APART`, then pieces, most likely first.
 
     Raises:
-        BadInput: a vocabulary too small for the characters of the texts, or no text.
+        BadInput: the vocabulary is too small for the characters of the texts, or there is no text.
     """
     with unigram.explained(vocab):
         return read(sentencepiece_proto.parse(model(texts, vocab)))
 
 
 def model(texts: Iterable[str], vocab: int) -> bytes:
-    """A spiece.model of up to `vocab` entries.
+    """Train a spiece.model of up to `vocab` entries.
 
     Raises:
-        RuntimeError: the library cannot make one.
+        RuntimeError: the library cannot train a model.
     """
-    # Trained on what is going to be encoded, so that no entry has an accent.
+    # Trained on normalized text, as it will be encoded, so that no entry has an accent.
     steps = normalizers.Sequence(_before(lowercase=False, keep_accents=False))
-    given = [steps.normalize_str(line) for line in unigram.lines(texts)]
+    normalized = [steps.normalize_str(line) for line in unigram.lines(texts)]
     return unigram.trained(
-        given,
+        normalized,
         vocab,
         coverage=COVERED,
         unk_id=0,
@@ -114,7 +116,7 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
         unk_piece=XLNET["unk"],
         bos_piece=XLNET["bos"],
         eos_piece=XLNET["eos"],
-        # Padding is one of the symbols: its id is not the library's to choose.
+        # Padding is one of the control symbols, so that its id is fixed by their order.
         pad_id=-1,
         control_symbols=[*XLNET.values()][3:],
         user_defined_symbols=list(APART),
@@ -122,7 +124,7 @@ def model(texts: Iterable[str], vocab: int) -> bytes:
 
 
 def _before(*, lowercase: bool, keep_accents: bool) -> list[normalizers.Normalizer]:
-    """The steps of normalization before SentencePiece's own."""
+    """Return the normalization steps before that of SentencePiece."""
     return [
         *(normalizers.Replace(quote, '"') for quote in QUOTES),
         *([] if keep_accents else [normalizers.NFKD(), normalizers.StripAccents()]),
@@ -131,6 +133,8 @@ def _before(*, lowercase: bool, keep_accents: bool) -> list[normalizers.Normaliz
 
 
 def _ends_number(entry: str) -> bool:
-    """Whether an entry is a digit and the comma after it. The comma stays apart: XLNet's own program divides such an entry once
-    more, and its published tokenizer.json keeps it from winning, with the same ids."""
+    """Return whether an entry ends in a digit and a comma, which must stay separate tokens.
+
+    XLNet's own program splits such an entry again; its published tokenizer.json lowers its score, with the same ids.
+    """
     return len(entry) > 1 and entry[-1] == "," and entry[-2].isdigit()

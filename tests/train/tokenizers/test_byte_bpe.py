@@ -75,10 +75,10 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
     renamed = {("<end>" if token == END_OF_TEXT else token): number for token, number in model["vocab"].items()}
     gap = {**model["vocab"], "gap": 90_000}
     damaged = {
-        "{": "no JSON",
-        b"\xff\xfe": "no JSON",
-        "[]": "no tokenizer",
-        "{}": "no tokenizer",
+        "{": "not JSON",
+        b"\xff\xfe": "not JSON",
+        "[]": "not a tokenizer",
+        "{}": "not a tokenizer",
         json.dumps({**rules, "added_tokens": [{**token, "special": False} for token in added]}): "<|endoftext|> is not marked",
         json.dumps({**rules, "added_tokens": [], "model": {**model, "vocab": renamed}}): "it has no entry <|endoftext|>",
         json.dumps({**rules, "model": {**model, "vocab": gap}}): "its 901 entries do not have the ids",
@@ -160,8 +160,8 @@ NAMES = '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3'
 BAD = {
     "no mask": (f"{NAMES}}}", "#version: 0.2\n", "it has no <mask>, and an encoder needs"),
     "a gap": (f'{NAMES}, "<mask>": 9}}', "", "its 5 entries do not have the ids"),
-    "no number": ('{"<s>": "0"}', "", "no vocabulary that fits merges.txt"),
-    "no such piece": (f'{NAMES}, "<mask>": 4}}', "a b\n", "no vocabulary that fits"),
+    "no number": ('{"<s>": "0"}', "", "not a vocabulary that matches merges.txt"),
+    "no such piece": (f'{NAMES}, "<mask>": 4}}', "a b\n", "not a vocabulary that matches"),
     "no pair": ('{"<s>": 0}', "a b c\n", "merges.txt:1: not two pieces"),
     "no merges": ('{"<s>": 0}', None, "merges.txt: cannot be read"),
 }

@@ -117,8 +117,8 @@ def test_models_of_other_rules_are_refused() -> None:
 
 @pytest.mark.planted(3)
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    damaged = {b"": "a SentencePiece model without entries", b"the whale\n": "no SentencePiece model ("}
-    damaged[raw("sentencepiece")[:-1000]] = "no SentencePiece model ("
+    damaged = {b"": "a SentencePiece model without entries", b"the whale\n": "not a SentencePiece model ("}
+    damaged[raw("sentencepiece")[:-1000]] = "not a SentencePiece model ("
     for content, message in damaged.items():
         (tmp_path / "spiece.model").write_bytes(content)
         assert refused(tmp_path).startswith(f"{tmp_path}/spiece.model: {message}")

@@ -58,15 +58,15 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
 
 
 VOCABULARIES = {
-    "twice": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", 'line 8 is the same entry as line 6, "a"; fetch it'),
+    "twice": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", 'line 8 is the same entry as line 6, "a"; download it'),
     "no UTF-8": (b"[PAD]\n[UNK]\n\xff\n", "not UTF-8 (byte 12)"),
-    "empty": (b"", "it has none of [PAD], [UNK], [CLS], [SEP], [MASK]; fetch"),
+    "empty": (b"", "it has none of [PAD], [UNK], [CLS], [SEP], [MASK]; download"),
     "no special tokens": (b"a\nb\n", "it has none of [PAD]"),
     "missing": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", "it has no [MASK], and an encoder needs [PAD], [UNK], [CLS]"),
     "several": (b"[PAD]\n[UNK]\n[CLS]\n", "it has no [SEP] and no [MASK], and an encoder"),
     "space": (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na \n", 'line 6 is "a ", which transformers reads without its last space'),
     "carriage return": (b"[PAD]\n[UNK]\r\n[CLS]\ra\n", "line 3 has a carriage return within it"),
-    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its marks are those of byte-level BPE, and its model"),
+    "RoBERTa's": (b"<s>\n<pad>\n</s>\n<unk>\n<mask>\na\n", "its special tokens are those of byte-level BPE, and its model"),
 }
 
 

@@ -172,5 +172,5 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(raw("xlnet").replace(b"<eod>", b"<xyz>"))
     assert kinds.refused(tmp_path).startswith(f"{tmp_path}/spiece.model: it has no <eod>, and XLNet needs {', '.join(NAMES)};")
     bpe = {"type": "BPE", "vocab": {name: number for number, name in enumerate(NAMES)}, "merges": []}
-    with pytest.raises(BadInput, match=r"^its marks are those of a unigram model, and its model is another"):
+    with pytest.raises(BadInput, match=r"^its special tokens are those of a unigram model, and its model is another"):
         Tokenizer({**kinds.content("xlnet"), "model": bpe, "added_tokens": [], "post_processor": None})
