@@ -1,4 +1,4 @@
-"""What a run reads, from its files to the rows it trains on and the rows it is scored on: text, labelled examples, or pairs."""
+"""Inputs of a run of any kind: text, labelled examples, or pairs, from files to the rows for training and scoring."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,60 +18,60 @@ from zoo.errors import require
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Data, tokenized and planned. Rows are what `train.rows.lm_rows.Rows` are: numbered, and made into arrays by `build`."""
+    """Tokenized data and its rows. Like `train.rows.lm_rows.Rows`, rows are numbered, and `build` turns them into arrays."""
 
     tokenizer: Tokenizer
     rows: Mixture
-    """What the run trains on."""
+    """The rows that the run trains on."""
 
     def scored(self, run: run_config.Run, stride: int) -> Any:
-        """Rows of what is held out, all of it once; `stride` new tokens each, where rows are windows."""
+        """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
         ...
 
     def counts(self) -> np.ndarray:
-        """How often each id occurs in the training data, int64[V]."""
+        """Return the number of occurrences of each id in the training data, int64[V]."""
         ...
 
     def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint remembers of its data, so that it is never resumed on other data."""
+        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other data."""
         ...
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
-        """The data and what the run does with it, as the console and the report show it."""
+        """Return a summary of the data and its use in the run, for the console and the report."""
         ...
 
 
 READERS: dict[str, Any] = {"text": text_inputs, "labelled": labelled_inputs, "pairs": pair_inputs}
-"""What an objective calls its data -> the module that reads it."""
+"""`Objective.DATA` -> the module that reads this kind of data."""
 
 
 def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
-    """The run with what its data decides filled in: the labels of a classifier.
+    """Return the run with the values that its data determines: the labels of a classifier.
 
     Raises:
-        BadInput: an objective that the family is not trained by, data that cannot be read, or that does not fit the run.
+        BadInput: the family does not support the objective, or the data cannot be read or does not fit the run.
     """
-    able = models.family(configs.family_of(run.model)).OBJECTIVES
-    fix = f"a {configs.family_of(run.model)} is trained by {', '.join(able)}; choose the recipe of another family"
-    require(run.objective in able, "objective", run.objective, fix)
+    objectives = models.family(configs.family_of(run.model)).OBJECTIVES
+    fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
+    require(run.objective in objectives, "objective", run.objective, fix)
     return _reader(run).settled(run, folder)
 
 
 def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Any:
-    """The `Inputs` of a settled run. A resumed run uses the tokenizer in its folder.
+    """Return the `Inputs` of a run that `settled` returned. A resumed run uses the tokenizer in its folder.
 
     Args:
-        cache: where tokenized text is kept.
-        quiet: show no progress: another process does.
+        cache: folder of the cache of tokenized text.
+        quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: data that cannot be read, or that does not fit the run; see the module that reads it.
+        BadInput: the data cannot be read or does not fit the run; see the module that reads it.
     """
     return _reader(run).read(run, folder, cache, quiet=quiet)
 
 
 def builder(run: run_config.Run, data: Inputs) -> Callable[..., dict[str, Any]]:
-    """The function that makes a row the arrays of a `Batch`."""
+    """Return the function that turns a row into the arrays of a `Batch`."""
     return objective(run.objective).builder(run, data.tokenizer, data.counts)
 
 

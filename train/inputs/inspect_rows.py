@@ -1,4 +1,4 @@
-"""What a run trains on, as a person reads it: `zoo data inspect`."""
+"""A readable view of the training examples of a run: `zoo data inspect`."""
 
 import dataclasses
 import itertools
@@ -28,49 +28,50 @@ LEGEND = """\
 are not counted in the loss, token→target is shown where targets are not simply
 the next tokens. At the left stands the position of the line's first token."""
 GUTTER = 7
-"""Columns before the tokens."""
+"""Width in columns of the margin before the tokens."""
 
 
 def inspect(run: run_config.Run, folder: Folder, *, count: int, first: int) -> None:
     """Print the examples `first`, `first` + 1, ... of a run's stream, `count` of them, exactly as it trains on them.
 
-    Each with where it is from, its tokens, and which predictions count; then how well the rows are filled. Styled on a terminal,
-    plain text elsewhere. It needs neither parameters nor a device: it reads the fields of `Batch`, whatever the objective.
+    Each example is printed with its origin, its tokens and the predictions that count; the last line has the share of padding.
+    The output is styled on a terminal and plain text elsewhere. Neither parameters nor a device are needed: the fields of `Batch`
+    are read, whatever the objective is.
 
     Args:
-        folder: the run's; its tokenizer is used if it has a checkpoint.
+        folder: the folder of the run; its tokenizer is used if it has a checkpoint.
 
     Raises:
-        BadInput: see `inputs.read`; no row, or a negative first one.
+        BadInput: as `dataset.read`, or `count` is not positive, or `first` is negative.
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = dataset.settled(run, folder)
-    text = dataset.read(run, folder, jax_setup.cache_dir() / "text")
-    batches = Batches(text.rows, dataset.builder(run, text), run.seed, 1, np.arange(1), period=run.masking.static)
+    data = dataset.read(run, folder, jax_setup.cache_dir() / "text")
+    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), period=run.masking.static)
     examples = range(first, first + count)
     chosen = [batches.use(example).row for example in examples]
-    names = _document_names(text.rows, chosen)
+    names = _document_names(data.rows, chosen)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(LEGEND, style="dim")
     counts = _Counts()
     with batches.read(first) as stream:
         for example, number, batch in zip(examples, chosen, stream, strict=False):
             step, place = divmod(example, run.data.batch)
-            component, _ = text.rows.locate(number)
-            title = f"Example {example:,}: step {step:,}, place {place:,}; row {number:,} of {len(text.rows):,}"
+            component, _ = data.rows.locate(number)
+            title = f"Example {example:,}: step {step:,}, place {place:,}; row {number:,} of {len(data.rows):,}"
             console.print(Text(f"\n{title}", style="bold"))
-            if len(text.rows.components) > 1:
-                _heading(console, f"from {text.rows.components[component].name}")
-            one = jax.tree.map(lambda array: array[0], batch)
-            _show(console, text.tokenizer, one, text.rows.row(number), names[component])
-            counts.add(one)
+            if len(data.rows.components) > 1:
+                _heading(console, f"from {data.rows.components[component].name}")
+            arrays = jax.tree.map(lambda array: array[0], batch)
+            _show(console, data.tokenizer, arrays, data.rows.row(number), names[component])
+            counts.add(arrays)
     console.print(Text(f"\n{counts}", style="bold"))
 
 
 @dataclasses.dataclass
 class _Counts:
-    """Sums over the rows shown."""
+    """Sums over the printed rows."""
 
     rows: int = 0
     room: int = 0
@@ -90,21 +91,21 @@ class _Counts:
 
 
 def _document_names(mixture: Mixture, chosen: list[int]) -> list[dict[int, str]]:
-    """Of each component, the names of the documents that the chosen rows are from, by number."""
-    wanted: list[set[int]] = [set() for _ in mixture.components]
+    """Return, for each component, the names by number of the documents that the chosen rows are from."""
+    numbers_of: list[set[int]] = [set() for _ in mixture.components]
     for number in chosen:
-        wanted[mixture.locate(number)[0]] |= {each.document for each in _ranges(mixture.row(number))}
-    return [_names(component.documents, numbers) for component, numbers in zip(mixture.components, wanted, strict=True)]
+        numbers_of[mixture.locate(number)[0]] |= {part.document for part in _ranges(mixture.row(number))}
+    return [_names(component.documents, numbers) for component, numbers in zip(mixture.components, numbers_of, strict=True)]
 
 
-def _names(documents: Iterable[Document], wanted: set[int]) -> dict[int, str]:
+def _names(documents: Iterable[Document], numbers: set[int]) -> dict[int, str]:
     names: dict[int, str] = {}
-    number, reader = 0, iter(documents)
-    while len(names) < len(wanted):
+    index, reader = 0, iter(documents)
+    while len(names) < len(numbers):
         document = next(reader)
-        if number in wanted:
-            names[number] = document.name
-        number += document.last
+        if index in numbers:
+            names[index] = document.name
+        index += document.last
     return names
 
 
@@ -117,23 +118,23 @@ class _Range(NamedTuple):
 
 
 def _ranges(row: Any) -> list[_Range]:
-    """Where the parts of a row are from, whichever plan it is of."""
+    """Return the documents and ranges of the parts of a row of any kind."""
     if isinstance(row, contiguous_rows.Window):
-        # Only where it begins: its second text may be from anywhere.
+        # Only its beginning, because its second text may be from anywhere.
         return [_Range(*row.origin, 1)]
     if isinstance(row, lm_rows.Row):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
     if isinstance(row[0], seq2seq_rows.Placed):
-        return [_Range(each.example, 0, len(each.sides.source)) for each in row]
+        return [_Range(pair.example, 0, len(pair.sides.source)) for pair in row]
     if isinstance(row, example_rows.Row):
         return [_Range(row.example, 0, len(inputs.ids)) for inputs in row.inputs]
     return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]
 
 
 def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, names: dict[int, str]) -> None:
-    """One example: where it is from, its encoder side if it has one, its tokens, its labels."""
-    origins = [_origin(each, names) for each in dict.fromkeys(_ranges(row))]
-    # Where each piece is a segment, a segment's heading says where it is from.
+    """Print one example: its origin, its encoder side if it has one, its tokens, its labels."""
+    origins = [_origin(part, names) for part in dict.fromkeys(_ranges(row))]
+    # If each part is a segment, the headings of segments have the origins.
     apart = example.segments is not None and example.source is None and int(example.segments.max()) == len(origins)
     if not apart:
         for origin in origins:
@@ -151,7 +152,7 @@ def _show(console: Console, tokenizer: Tokenizer, example: Batch, row: Any, name
 
 
 def _options(example: Batch) -> list[Batch]:
-    """The options of a question, each as a row; of anything else the row itself."""
+    """Return the options of a question, each as a row; for anything else the row itself."""
     if example.tokens.ndim == 1:
         return [example]
     names = ("tokens", "segments", "positions", "types")
@@ -169,7 +170,7 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str]) -> None:
-    """The tokens of one side, in stretches of one segment and type whose positions ascend one by one."""
+    """Print the tokens of one side, in stretches of one segment and type with consecutive positions."""
     filled = _filled(side)
     positions = np.arange(len(filled)) if side.positions is None else side.positions
     cells = _cells(tokenizer, side)
@@ -184,12 +185,12 @@ def _side(console: Console, tokenizer: Tokenizer, side: Batch, origins: list[str
         if side.types is not None:
             _heading(console, f"type {side.types[start]}")
         for at, line in _lines(cells, start, end, console.width - GUTTER):
-            # Nothing is wrapped: the line has been filled to the width.
+            # No wrapping: the line already fits the width.
             console.print(Text().append(f"{positions[at]:>{GUTTER - 1}} ", "dim").append_text(line), soft_wrap=True)
 
 
 def _starts(side: Batch, positions: np.ndarray, filled: np.ndarray) -> list[int]:
-    """Where stretches begin, and the end of the last."""
+    """Return the beginnings of the stretches, and the end of the last one."""
     new = (np.diff(positions) != 1) & filled[1:]
     for field in (filled, side.segments, side.types):
         if field is not None:
@@ -198,27 +199,27 @@ def _starts(side: Batch, positions: np.ndarray, filled: np.ndarray) -> list[int]
 
 
 def _filled(side: Batch) -> np.ndarray:
-    """Which tokens are no padding."""
+    """Return whether each token is not padding."""
     if side.segments is not None:
         return side.segments != 0
-    # Without segments the end of a short row shows by one id that goes on and on and is never predicted.
+    # Without segments, padding is recognized as one id that is repeated to the end and never predicted.
     other = np.flatnonzero((side.tokens != side.tokens[-1]) | (_weights(side) != 0))
     end = int(other.max(initial=-1)) + 1
     return np.arange(len(side.tokens)) < (end if len(side.tokens) - end > 1 else len(side.tokens))
 
 
 def _weights(side: Batch) -> np.ndarray:
-    """The weight in the loss of the prediction at each position; 0 where nothing is predicted."""
+    """Return the weight in the loss of the prediction at each position; 0 where nothing is predicted."""
     weights = np.zeros(len(side.tokens), np.float32)
     if side.targets is not None:
         at = np.arange(len(weights)) if side.places is None else side.places
-        # Unused ones have weight 0 and may name any position.
+        # Unused entries have weight 0 and may have any position.
         np.add.at(weights, at, 1.0 if side.weights is None else side.weights)
     return weights
 
 
 def _cells(tokenizer: Tokenizer, side: Batch) -> list[Text]:
-    """Each token as it is shown; where nothing is predicted at all, as if everything counted."""
+    """Return the printed form of each token; if nothing is predicted at all, every token has that of a counted one."""
     weights, targets = _weights(side), _targets(side)
     counted = (weights > 0) | (side.targets is None)
     edge = np.concatenate([[True], counted | ~_filled(side), [True]])
@@ -237,7 +238,10 @@ def _cells(tokenizer: Tokenizer, side: Batch) -> list[Text]:
 
 
 def _targets(side: Batch) -> dict[int, int]:
-    """Targets of the predictions that count, by position; where all are the next tokens, only those with no next token."""
+    """Return the targets of the predictions that count, by position.
+
+    If all of them are the next tokens, only those of positions without a next token are returned.
+    """
     if side.targets is None:
         return {}
     at = range(len(side.tokens)) if side.places is None else side.places.tolist()
@@ -252,7 +256,7 @@ def _targets(side: Batch) -> dict[int, int]:
 
 
 def _lines(cells: list[Text], start: int, end: int, width: int) -> Iterator[tuple[int, Text]]:
-    """The cells from `start` to `end` in lines of at most `width` columns, each with the number of its first cell."""
+    """Yield (index of the first cell, line) of the cells from `start` to `end`, in lines of at most `width` columns."""
     line, first = Text().append("│", "dim"), start
     for at in range(start, end):
         for part in _chopped(cells[at], width - 2):
@@ -264,7 +268,7 @@ def _lines(cells: list[Text], start: int, end: int, width: int) -> Iterator[tupl
 
 
 def _chopped(cell: Text, width: int) -> list[Text]:
-    """A cell in parts that fit a line: nearly always one."""
+    """Split a cell into parts that fit into a line: nearly always one."""
     if cell.cell_len <= width:
         return [cell]
     ends = itertools.accumulate(len(part) for part in chop_cells(cell.plain, max(width, 2)))
@@ -272,12 +276,12 @@ def _chopped(cell: Text, width: int) -> list[Text]:
 
 
 def _token(tokenizer: Tokenizer, number: int) -> str:
-    known = 0 <= number < tokenizer.vocab_size
-    return _printable(tokenizer.spell(number)) if known else f"<{number}>"
+    in_vocabulary = 0 <= number < tokenizer.vocab_size
+    return _printable(tokenizer.spell(number)) if in_vocabulary else f"<{number}>"
 
 
 def _printable(text: str) -> str:
-    """A text on one line in which nothing moves the cursor, reorders what follows or melts into what came before."""
+    """Return a text as one line, with control, bidirectional and leading combining characters escaped."""
 
     def shown(at: int, character: str) -> str:
         if character == "\n":

@@ -1,4 +1,4 @@
-"""Notices about the rows that a run trains on: many unknown tokens cost it quality, much padding costs it time."""
+"""Notices about the training rows of a run: many unknown tokens cost quality, much padding costs time."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from train.inputs import labelled_inputs, pair_inputs
 from train.rows import encoder_rows
 
 UNKNOWN = 0.05
-"""Share of unknown tokens from which a run says so."""
+"""Share of unknown tokens above which there is a notice."""
 PADDING = 0.5
-"""Share of padding from which a run says so."""
+"""Share of padding above which there is a notice."""
 
 
 def notices(run: run_config.Run, data: Any) -> list[str]:
-    """Return a sentence for each of these that is too frequent in the training rows of a run's `train.inputs.dataset.Inputs`."""
+    """Return a sentence for each problem in the training rows of `data`, a `train.inputs.dataset.Inputs`."""
     lines = []
     if (share := unknown_share(data)) > UNKNOWN:
         lines.append(
@@ -28,19 +28,19 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
 
 
 def unknown_share(data: Any) -> float:
-    """Return the share of the training tokens, special ones aside, that stand for something that the tokenizer does not know."""
+    """Return the share of the training tokens, special ones excluded, that are unknown to the tokenizer."""
     special = data.tokenizer.marks or data.tokenizer.text_marks
     if special is None:
         return 0.0
     counts = data.counts()
     unknown = int(counts[special.unk])
-    # Its special tokens are the template's, and no share of the text.
+    # Special tokens are part of the template, not of the text.
     total = int(counts.sum()) - sum(int(counts[mark]) for mark in special.special) + unknown
     return unknown / total if total else 0.0
 
 
 def padding_share(run: run_config.Run, rows: Any) -> float:
-    """Return the share of the room in rows that is left empty. Rows that are cut from a stream of text are full."""
+    """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
     if isinstance(rows, labelled_inputs.Rows):
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
     if isinstance(rows, pair_inputs.Rows):

@@ -1,4 +1,4 @@
-"""What a run's batches look like, without its data: rows made by the run's own code from a few texts of nonsense."""
+"""Shapes of the batches of a run without its data: the code of the run makes rows of a few synthetic texts."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from zoo.configs._encoder import LABELLED
 
 DOCUMENTS = 8
 OPTIONS = 4
-"""Of a question of many choices, as RACE has."""
+"""Options of a multiple-choice question, as in RACE."""
 WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
 
 
 def settled(run: run_config.Run) -> run_config.Run:
-    """The run with two labels, or one number, where its data would say which."""
+    """Return the run with two labels, or one for regression, if its data would determine them."""
     if getattr(run.model, "task", "") not in LABELLED or run.model.labels:
         return run
     labels = ("score",) if run.labelled.regression else ("0", "1")
@@ -38,13 +38,13 @@ def settled(run: run_config.Run) -> run_config.Run:
 
 
 def batch(run: run_config.Run) -> Batch:
-    """Shapes and dtypes of a global batch of a settled run. They depend on its numbers and on the kind of its tokenizer alone.
+    """Return the shapes and dtypes of a global batch, which depend on the run and the kind of its tokenizer alone.
 
     Raises:
-        BadInput: numbers that its rows cannot have.
+        BadInput: the sizes in the run are impossible for its rows.
     """
     goal, tokenizer = objective(run.objective), _tokenizer(_kind(run))
-    # Rows are planned for as few streams as there may be; a batch is then as large as the run's.
+    # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
     small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))
     with tempfile.TemporaryDirectory() as folder:
         rows = _ROWS[goal.DATA](small, tokenizer, Path(folder))
@@ -54,7 +54,7 @@ def batch(run: run_config.Run) -> Batch:
 
 
 def _kind(run: run_config.Run) -> Kind:
-    """Of the tokenizer: what labels are read with is what its family's text is."""
+    """Return the kind of the tokenizer; for labelled data, the one that the family uses for text."""
     if objective(run.objective).DATA != "labelled":
         return run.tokenizer.kind
     family = configs.family_of(run.model)
@@ -68,27 +68,27 @@ def _tokenizer(kind: Kind) -> Tokenizer:
 
 
 def _nonsense(words: int, number: int = 0) -> str:
-    """Sentences of twelve words."""
+    """Return sentences of twelve random words."""
     rng = random.Random(number)
     return " ".join(" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(-(-words // 12)))
 
 
 def _text(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
-    # A token is a word or less.
+    # Every token is a word or a part of one.
     documents = [Document(str(number), _nonsense(2 * run.data.length, number)) for number in range(DOCUMENTS)]
     return objective(run.objective).plan(prepare(documents, tokenizer, folder), run, tokenizer)
 
 
 def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
-    text, where = _nonsense(12), {"origin": "nonsense"}
+    text, origin = _nonsense(12), {"origin": "nonsense"}
     label = next(iter(getattr(run.model, "labels", ())), "")
-    known: dict[str, Example] = {
-        "classification": Text(text=text, label=0.0 if run.labelled.regression else label, **where),
-        "tagging": Tagged(words=WORDS, tags=(label,) * len(WORDS), **where),
-        "span": Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **where),
-        "choice": Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **where),
+    examples: dict[str, Example] = {
+        "classification": Text(text=text, label=0.0 if run.labelled.regression else label, **origin),
+        "tagging": Tagged(words=WORDS, tags=(label,) * len(WORDS), **origin),
+        "span": Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **origin),
+        "choice": Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **origin),
     }
-    return labelled_inputs.rows_of([known[run.objective]], run, tokenizer)
+    return labelled_inputs.rows_of([examples[run.objective]], run, tokenizer)
 
 
 def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
@@ -96,4 +96,4 @@ def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
 
 
 _ROWS = {"text": _text, "labelled": _labelled, "pairs": _pairs}
-"""What an objective calls its data -> the rows of some."""
+"""`Objective.DATA` -> function that makes synthetic rows."""

@@ -1,4 +1,4 @@
-"""A run's text, from its files to the rows it trains on and the rows it is scored on."""
+"""Text inputs of a run, from files to the rows for training and scoring."""
 
 import contextlib
 import dataclasses
@@ -28,66 +28,66 @@ from zoo.errors import BadInput, require
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """Text, tokenized and planned; see `train.inputs.dataset.Inputs`."""
+    """Tokenized text and its rows; see `train.inputs.dataset.Inputs`."""
 
     tokenizer: Tokenizer
     token_bytes: Int[np.ndarray, " V"]
-    """UTF-8 bytes each token stands for; 0 for end-of-text and for ids the tokenizer does not have."""
+    """UTF-8 bytes of each token; 0 for end-of-text and for ids that the tokenizer does not have."""
     rows: Mixture
-    """What the run trains on."""
+    """The rows that the run trains on."""
     held_out: Tokens
     """The held-out text of all components."""
 
     def scored(self, run: run_config.Run, stride: int) -> Any:
-        """Rows of the held-out text, as the objective is scored on them; `stride` new tokens each, where they are windows."""
+        """Return rows of the held-out text for scoring the objective; if they are windows, each has `stride` new tokens."""
         return objective(run.objective).scored(self.held_out, run, self.tokenizer, stride)
 
     def counts(self) -> Int64[np.ndarray, " V"]:
-        """How often each id occurs in the training text."""
-        found = np.zeros(len(self.token_bytes), np.int64)
+        """Return the number of occurrences of each id in the training text."""
+        counts = np.zeros(len(self.token_bytes), np.int64)
         for component in self.rows.components:
             ids = _tokens(component).ids
-            for start in range(0, len(ids), COUNTED):
-                found += np.bincount(ids[start : start + COUNTED], minlength=len(found))
-        return found
+            for start in range(0, len(ids), IDS_PER_CHUNK):
+                counts += np.bincount(ids[start : start + IDS_PER_CHUNK], minlength=len(counts))
+        return counts
 
     def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint remembers of its text, so that it is never resumed on another."""
+        """Return the fingerprints that a checkpoint stores, so that it is never resumed on other text."""
         several = self.rows.components if len(self.rows.components) > 1 else ()
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "data": self.rows.fingerprint,
             "held_out": self.held_out.fingerprint,
-            # Only to say which of them changed.
+            # Only for a message about which of them changed.
             **{f"data of {component.name}": component.rows.fingerprint for component in several},
         }
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
-        """The text and what the run does with it, as the console and the report show it."""
+        """Return a summary of the text and its use in the run, for the console and the report."""
         shares = self.rows.shares(run.steps * run.data.batch)
         names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
         seen = f"{short(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
         facts = {"data": f"{names}: {short(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
         if len(shares) == 1:
             return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
-        return {**facts, "data mixture": "; ".join(map(_told, shares)), "tokens seen": seen}
+        return {**facts, "data mixture": "; ".join(map(_share_line, shares)), "tokens seen": seen}
 
 
 def _tokens(component: Component) -> Tokens:
     tokens = getattr(component.rows, "tokens", None)
-    assert isinstance(tokens, Tokens), "rows of text have its tokens"
+    assert isinstance(tokens, Tokens), "rows of text have the tokens of the text"
     return tokens
 
 
-COUNTED = 1 << 24
-"""Ids counted at a time: they are mapped, not in memory."""
+IDS_PER_CHUNK = 1 << 24
+"""Number of ids that are counted at a time, because they are memory-mapped."""
 
 
 def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
-    """The run as it is: text decides nothing of it.
+    """Return the run unchanged: text determines no value of it.
 
     Raises:
-        BadInput: a head of labels.
+        BadInput: the model has a head for labels.
     """
     task = getattr(run.model, "task", "")
     require(task not in LABELLED, "model.task", task, f"the text of {run.objective} has no labels; choose a recipe of finetune")
@@ -95,20 +95,20 @@ def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
 
 
 def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Text:
-    """Read, tokenize (once: kept in `cache`) and plan. A resumed run uses the tokenizer in its folder.
+    """Read the text, tokenize it (once: `cache` has the result) and plan its rows. A resumed run uses its own tokenizer.
 
     Args:
-        quiet: show no progress: another process does.
+        quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: see `corpus.split`, `Tokenizer.load` and `rows.training_rows`; the tokenizer has ids beyond the vocabulary, or
-            is not the teacher's.
+        BadInput: as `corpus.split`, `Tokenizer.load` and `lm_rows.training_rows`, or the tokenizer has ids beyond the vocabulary
+            or is not the teacher's.
     """
     parts = _parts(run.data)
     tokenizer = chosen_tokenizer(run, folder)
     if tokenizer is None:
-        text, wanted = corpus.sample([part.documents for part in parts]), run.tokenizer
-        tokenizer = Tokenizer.train(text, wanted.vocab, wanted.kind, wanted.lowercase)
+        text, options = corpus.sample([part.documents for part in parts]), run.tokenizer
+        tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)
     check_vocabulary(run, tokenizer)
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
@@ -119,7 +119,7 @@ def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = Fals
 
 
 class _Part(NamedTuple):
-    """A component before there is a tokenizer."""
+    """A component before tokenization."""
 
     name: str
     weight: float
@@ -128,8 +128,8 @@ class _Part(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Joined:
-    """Documents of several components, one component after the other; read anew by every iteration."""
+class _Concatenated:
+    """Documents of several components, one component after the other; every iteration reads them again."""
 
     parts: list[Iterable[Document]]
 
@@ -138,16 +138,16 @@ class _Joined:
 
 
 def _parts(data: run_config.Data) -> list[_Part]:
-    """Each component's own training and held-out documents. Without weights all paths are one component."""
+    """Return the training and held-out documents of each component. Without weights all paths are one component."""
     if not data.weights:
         return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
-    alone = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
-    return [_Part(one.paths[0], weight, *corpus.split(one)) for one, weight in zip(alone, data.weights, strict=True)]
+    single = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
+    return [_Part(part.paths[0], weight, *corpus.split(part)) for part, weight in zip(single, data.weights, strict=True)]
 
 
 def _held_out(parts: list[_Part], data: run_config.Data) -> Iterable[Document]:
-    # Every component was given the same `valid_paths`; what is cut from its end is its own.
-    return parts[0].held_out if data.valid_paths or len(parts) == 1 else _Joined([part.held_out for part in parts])
+    # All components have the same `valid_paths`; without them each has its own held-out text, cut from its end.
+    return parts[0].held_out if data.valid_paths or len(parts) == 1 else _Concatenated([part.held_out for part in parts])
 
 
 def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
@@ -158,6 +158,6 @@ def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Pa
         raise BadInput(f"{part.name}: {error}" if run.data.weights else str(error)) from None
 
 
-def _told(share: Share) -> str:
+def _share_line(share: Share) -> str:
     times = f"{share.epochs:.3g} epochs of {short(share.tokens)} tokens"
     return f"{share.name} {share.weight:.1%} of rows, {share.share:.1%} of tokens ({times})"

@@ -254,7 +254,7 @@ WRONG = {
     "classification --files gone.tsv": "--files gone.tsv: no such file",
     "classification --files labels.txt": "labels.txt: each of its first 2 lines begins with a label of the model; choose --line",
     "classification --files a.tsv --labelled.text said": 'a.tsv:2: no column "said"; it has "id", "text"',
-    "classification --files a.tsv --labelled.stride 3": "--labelled.stride 3: it means nothing to classification",
+    "classification --files a.tsv --labelled.stride 3": "--labelled.stride 3: it has no effect on classification",
     "classification --files a.tsv --pair x": "--pair x: it goes with texts",
     "classification --files a.tsv --out a.txt": "--out a.txt: name a file that ends in .jsonl",
     "classification --files a.tsv --out gone/a.jsonl": "--out gone/a.jsonl: its folder does not exist",

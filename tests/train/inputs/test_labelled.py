@@ -75,7 +75,7 @@ def test_a_regression_has_one_output(tmp_path: Path) -> None:
     file = table(tmp_path, *("0.5", "2", "-1") * 5)
     for named, labels in ((), ("score",)), (("stars",), ("stars",)):
         assert labelled_inputs.settled(on(file, regression=True, labels=named), Folder(tmp_path)).model.labels == labels
-    with pytest.raises(BadInput, match=r"^--model\.labels a b: .*name one, or leave out --labelled\.reg"):
+    with pytest.raises(BadInput, match=r"^--model\.labels a b: .*name one, or remove --labelled\.reg"):
         labelled_inputs.settled(on(file, regression=True, labels=("a", "b")), Folder(tmp_path))
 
 
@@ -182,7 +182,7 @@ def test_balanced_classes_have_equal_weights_and_the_sum_does_not_change(goal: s
     cfg = run(goal, labels=names, class_weights="balanced")
     made = rows(cfg, examples(goal, 30, names))
     sums: collections.Counter[int] = collections.Counter()
-    for row in labelled_inputs._weighed(made, cfg).rows:
+    for row in labelled_inputs._with_class_weights(made, cfg).rows:
         assert ((row.weights > 0) == (row.labels != IGNORED)).all()
         for label, weight in zip(row.labels.tolist(), row.weights.tolist(), strict=True):
             sums[label] += weight
@@ -190,7 +190,7 @@ def test_balanced_classes_have_equal_weights_and_the_sum_does_not_change(goal: s
     assert len(sums) == len(names)
     count = sum(int((row.labels != IGNORED).sum()) for row in made.rows)
     np.testing.assert_allclose(list(sums.values()), count / len(names), rtol=1e-5)
-    assert labelled_inputs._weighed(made, run(goal, labels=names)) is made
+    assert labelled_inputs._with_class_weights(made, run(goal, labels=names)) is made
 
 
 def test_only_training_rows_are_weighed(tmp_path: Path, words: Path) -> None:

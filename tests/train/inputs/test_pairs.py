@@ -211,7 +211,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "{0}/train.en:2: a target of 42 tokens, and a row has 16; choose a longer --data.target-length",
     ),
     "a table too": ({}, {"data": Data(paths=("a.tsv",), length=32)}, "--data.paths a.tsv: pairs are read from --pairs.source"),
-    "idle": ({}, {"labelled": Labelled(stride=3)}, "--labelled.stride 3: it means nothing to text_to_text; leave it out"),
+    "idle": ({}, {"labelled": Labelled(stride=3)}, "--labelled.stride 3: it has no effect on text_to_text; remove it"),
 }
 
 
@@ -223,7 +223,7 @@ def test_pairs_that_make_no_rows_are_refused(tmp_path: Path, name: str):
 
 def test_a_text_without_ids_is_refused():
     tokenizer = Tokenizer.train(["a zero-width space is a space"] * 5, 257, "sentencepiece")
-    with pytest.raises(BadInput, match=r"^a:2: the tokenizer gives no ids to the target; mend it or leave the pair out$"):
+    with pytest.raises(BadInput, match=r"^a:2: the tokenizer returns no ids for the target; fix it or remove the pair$"):
         pair_inputs.rows_of(pairs_of(["a", "b"], ["a", "\u200b"]), run(), tokenizer)
 
 
