@@ -125,6 +125,6 @@ def get(value: Any, name: str, kind: type, where: str) -> Any:
     if name not in value:
         raise BadInput(f"{where}: no {json.dumps(name)}; it has {', '.join(map(json.dumps, value)) or 'nothing'}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
-        words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}[kind]
+        words = {dict: "an object", list: "a list", str: "a string", int: "an integer"}[kind]
         raise BadInput(f"{where}: {json.dumps(name)} holds {json_type(value[name])}, not {words}")
     return value[name]

@@ -243,11 +243,13 @@ def _choice(record: Record, options: Labelled) -> Choice:
 
 
 def _class(value: Any, where: str) -> str:
-    """Return a label as a string: it may be a string, a whole number or a boolean."""
+    """Return a label as a string: it may be a string, an integer or a boolean."""
     name = json.dumps(value) if isinstance(value, int) else value
     if not isinstance(name, str) or not name.strip():
         problem = "an empty string" if isinstance(name, str) else json_type(value)
-        raise BadInput(f"{where}: the label is {problem}; write a name or a whole number (other numbers: --labelled.regression)")
+        raise BadInput(
+            f"{where}: the label is {problem}; write a name or an integer (for other numbers add --labelled.regression)"
+        )
     return check_string(name, f"{where}: the label")
 
 

@@ -26,7 +26,7 @@ from zoo.runtime import jax_setup
 LEGEND = """\
 │ parts tokens, ↵ ends a line of the text, � is a part of a character, «these»
 are not counted in the loss, token→target is shown where targets are not simply
-the next tokens. At the left stands the position of the line's first token."""
+the next tokens. At the left is the position of the first token of the line."""
 GUTTER = 7
 """Width in columns of the margin before the tokens."""
 

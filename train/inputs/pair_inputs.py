@@ -213,7 +213,7 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
 
 def _encoded(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer, capacity: tuple[int, int]) -> Iterator[Sides]:
     """Yield the ids of both sides of each pair, with their end tokens."""
-    marks, prefix = marks_of(tokenizer), f"{run.pairs.prefix} " if run.pairs.prefix else ""
+    special, prefix = marks_of(tokenizer), f"{run.pairs.prefix} " if run.pairs.prefix else ""
     sources = tokenizer.encode_many(prefix + example.source for example in examples)
     targets = tokenizer.encode_many(example.target for example in examples)
     options = (("source", "--data.length"), ("target", "--data.target-length"))
@@ -227,7 +227,7 @@ def _encoded(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer
                     f"{example.origin}: a {name} of {len(ids) + 1} tokens, and a row has {limit}; choose a longer {option}, or "
                     "cut it with --labelled.truncate"
                 )
-            cut_ids.append(np.append(ids[: limit - 1], marks.end).astype(np.int32))
+            cut_ids.append(np.append(ids[: limit - 1], special.end).astype(np.int32))
         yield Sides(*cut_ids)
 
 

@@ -160,8 +160,8 @@ def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Lite
             tokens, or a single document where pairs need another.
     """
     paired = data.rows in PAIRED
-    marks = _marks(tokenizer, data)
-    num_special = marks.between + 2 if paired else 2
+    special = _special_tokens(tokenizer, data)
+    num_special = special.between + 2 if paired else 2
     shortest = num_special + (2 if paired else 1)
     require(
         data.length >= shortest,
@@ -184,10 +184,10 @@ def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Lite
     else:
         cross = data.rows == "full_sentences"
         rows = _plan_sentences(tokens, data.length, capacity, sentences(tokens, tokenizer, capacity), cross=cross)
-    return _pack(rows, marks) if data.pack or data.rows == "packed" else rows
+    return _pack(rows, special) if data.pack or data.rows == "packed" else rows
 
 
-def _marks(tokenizer: Tokenizer, data: Data) -> Marks:
+def _special_tokens(tokenizer: Tokenizer, data: Data) -> Marks:
     if tokenizer.marks is None:
         raise BadInput(
             f"--data.rows {data.rows}: rows of an encoder need a tokenizer with special tokens for text, separator and mask; "
@@ -215,7 +215,7 @@ def _check(tokens: Tokens, data: Data, half: str) -> None:
 
 def _plan_pairs(tokens: Tokens, length: int, paired: Pairs) -> Plan:
     sequences = np.arange(len(paired.label) + 1)
-    document, start, count = paired.document.ravel(), paired.start.ravel(), paired.size.ravel()
+    document, start, count = paired.document.ravel(), paired.start.ravel(), paired.size.ravel()  # [parts] each
     return Plan(tokens, length, sequences, 2 * sequences, paired.label, document, start, count)
 
 
@@ -264,10 +264,10 @@ def _plan_documents(tokens: Tokens, length: int, capacity: int) -> Plan:
     return _plan_pieces(tokens, length, pieces, np.arange(len(pieces.size)))
 
 
-def _pack(unpacked: Plan, marks: Marks) -> Plan:
+def _pack(unpacked: Plan, special: Marks) -> Plan:
     """Pack the sequences of a plan with one sequence a row, first-fit."""
     parts = np.diff(unpacked.part)
-    separators = np.where(unpacked.label == UNLABELLED, parts, 1 + marks.between)
+    separators = np.where(unpacked.label == UNLABELLED, parts, 1 + special.between)
     sizes = 1 + separators + np.add.reduceat(unpacked.count, unpacked.part[:-1])
     row = np.array(first_fit(sizes.tolist(), unpacked.length), np.int64)
     return dataclasses.replace(unpacked._select_sequences(np.argsort(row, kind="stable")), first=ends(np.bincount(row)))

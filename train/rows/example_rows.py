@@ -96,11 +96,11 @@ def texts(
 
     XLNet's templates have `cls` at the end, here and in the functions below.
     """
-    marks = _special_tokens(tokenizer)
+    special = _special_tokens(tokenizer)
     encoded = _encoded(tokenizer, (text for item in examples for text in (item.text, item.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
-        inputs, size = _fill_template(first, second, marks, length)
+        inputs, size = _fill_template(first, second, special, length)
         label = np.float32(example.label) if options.regression else np.int32(class_of(names, example.label, example.origin))
         yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number, size=size)
 
@@ -110,14 +110,14 @@ def tags(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
     """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
-    marks = _special_tokens(tokenizer)
+    special = _special_tokens(tokenizer)
     for number, example in enumerate(examples):
         ids, word = tokenizer.encode_words(example.words)
-        inputs, size = _fill_template(ids, None, marks, length)
+        inputs, size = _fill_template(ids, None, special, length)
         classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
         first = np.diff(word, prepend=-1) > 0
         labels = np.full(len(inputs.ids), IGNORED, np.int32)
-        words = slice(marks.before, marks.before + len(labels) - 2)
+        words = slice(special.before, special.before + len(labels) - 2)
         labels[words] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
         if (labels == IGNORED).all() and (size <= length or options.truncate):
             raise BadInput(f"{example.origin}: the tokenizer returns no ids for these words; fix them or remove the sentence")
@@ -127,7 +127,7 @@ def tags(
 @_refuse_long
 def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
     """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
-    marks = _special_tokens(tokenizer)
+    special = _special_tokens(tokenizer)
     seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
     texts_of = ((item.article, *second_texts) for item, second_texts in zip(examples, seconds_of, strict=True))
     encoded = _encoded(tokenizer, (text for texts in texts_of for text in texts))
@@ -138,7 +138,7 @@ def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled,
                 "many for every question"
             )
         article = encoded[example.article]
-        inputs, sizes = zip(*(_fill_template(article, encoded[text], marks, length) for text in second_texts), strict=True)
+        inputs, sizes = zip(*(_fill_template(article, encoded[text], special, length) for text in second_texts), strict=True)
         yield Row(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
 
 
@@ -149,11 +149,11 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
     A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
     ends with the context. A window that does not contain the whole answer is labelled as having none.
     """
-    marks = _special_tokens(tokenizer)
+    special = _special_tokens(tokenizer)
     questions, contexts = _encoded(tokenizer, (item.question for item in examples)), _encoded_contexts(tokenizer, examples)
     for number, example in enumerate(examples):
         question, (ids, spans) = questions[example.question], contexts(example.context)
-        longest_question = _longest_question(length, options, marks)
+        longest_question = _longest_question(length, options, special)
         if longest_question <= 0 and len(question) > longest_question:
             raise BadInput(
                 f"{example.origin}: a question of {len(question)} tokens leaves too little of a row of {length} for a stride "
@@ -161,12 +161,12 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
             )
         size, question = length - longest_question + len(question), question[:longest_question]
         answer = _answer_tokens(example, spans)
-        window = length - 2 - marks.between - len(question)
+        window = length - 2 - special.between - len(question)
         for start in _window_starts(len(ids), window, options.stride):
             end = min(start + window, len(ids))
-            first = marks.before + len(question) + marks.between
-            inputs = Inputs(*marks.pair(question, ids[start:end]))
-            summary = marks.summary(len(inputs.ids))
+            first = special.before + len(question) + special.between
+            inputs = Inputs(*special.pair(question, ids[start:end]))
+            summary = special.summary(len(inputs.ids))
             labels = np.full(2, summary, np.int32)
             if answer and start <= answer[0] and answer[1] < end:
                 labels = np.array(answer, np.int32) - np.int32(start - first)
@@ -187,29 +187,29 @@ def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
     return names[label]
 
 
-def is_typed(types: int, marks: Marks) -> bool:
+def is_typed(types: int, special: Marks) -> bool:
     """Return whether a model of `types` token types distinguishes the texts of a pair.
 
     Raises:
         BadInput: the model has several token types, but fewer than the template.
     """
-    fix = f"the tokenizer's pairs have {marks.types} token types; choose as many, or 1 (none)"
-    require(types <= 1 or types >= marks.types, "model.types", types, fix)
+    fix = f"the tokenizer's pairs have {special.types} token types; choose as many, or 1 (none)"
+    require(types <= 1 or types >= special.types, "model.types", types, fix)
     return types > 1
 
 
-def padded(inputs: Inputs, length: int, marks: Marks, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
+def padded(inputs: Inputs, length: int, special: Marks, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
     """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).
 
     If CLS is not the first token, the field summary_at [1] has its position.
     """
     # On the right for XLNet too, which others pad on the left: its positions are relative, and nothing attends to segment 0.
-    tokens = np.full(length, marks.pad, np.int32)
+    tokens = np.full(length, special.pad, np.int32)
     segments, positions, types = np.zeros((3, length), np.int32)
     size = len(inputs.ids)
     tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types * typed
     arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
-    return arrays | {"summary_at": np.array([marks.summary(size)], np.int32)} if marks.cls_last else arrays
+    return arrays | {"summary_at": np.array([special.summary(size)], np.int32)} if special.cls_last else arrays
 
 
 # --- Helpers ---
@@ -237,21 +237,21 @@ def _encoded_contexts(tokenizer: Tokenizer, examples: Sequence[Question]) -> Cal
     return encoded.__getitem__
 
 
-def _longest_question(length: int, options: Labelled, marks: Marks) -> int:
+def _longest_question(length: int, options: Labelled, special: Marks) -> int:
     """Return the tokens of the longest question that leaves `options.stride` tokens for its context."""
-    return length - 2 - marks.between - options.stride
+    return length - 2 - special.between - options.stride
 
 
 def _fill_template(
-    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, marks: Marks, length: int
+    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, special: Marks, length: int
 ) -> tuple[Inputs, int]:
     """Return the template cut to `length`, and its size before; the end of the longer text is cut until both are equally long."""
-    available = max(0, length - 2 - (0 if second is None else marks.between))
-    size = len(first) + (0 if second is None else len(second)) + 2 + (0 if second is None else marks.between)
+    available = max(0, length - 2 - (0 if second is None else special.between))
+    size = len(first) + (0 if second is None else len(second)) + 2 + (0 if second is None else special.between)
     if second is None:
-        return Inputs(*marks.single(first[:available])), size
+        return Inputs(*special.single(first[:available])), size
     first_size = min(len(first), max(available - len(second), (available + 1) // 2))
-    return Inputs(*marks.pair(first[:first_size], second[: available - first_size])), size
+    return Inputs(*special.pair(first[:first_size], second[: available - first_size])), size
 
 
 def _window_starts(size: int, window: int, stride: int) -> range:

@@ -66,8 +66,8 @@ def pairs(sentences: Sentences, capacity: int, rng: np.random.Generator, *, shor
             else:
                 records.extend((begin, cut, cut, stop, NEXT))
                 begin = stop
-    ranges = np.frombuffer(records, np.int64).reshape(-1, 5)
-    first, last = ranges[:, (0, 2)], ranges[:, (1, 3)]
+    ranges = np.frombuffer(records, np.int64).reshape(-1, 5)  # [pairs, 5]
+    first, last = ranges[:, (0, 2)], ranges[:, (1, 3)]  # [pairs, 2] each
     size = bounds[last] - bounds[first]
     num_cut = cuts(size, capacity)
     return Pairs(sentences.document[first], sentences.start[first] + rng.binomial(num_cut, EVEN), size - num_cut, ranges[:, 4])
@@ -79,4 +79,4 @@ def cuts(size: Int64[np.ndarray, "pairs 2"], capacity: int) -> Int64[np.ndarray,
     a, b = size[:, 0], size[:, 1]
     longer = np.minimum(excess, abs(a - b))
     alternating = excess - longer
-    return np.stack([longer * (a > b) + alternating // 2, longer * (a < b) + (alternating + 1) // 2], 1)
+    return np.stack([longer * (a > b) + alternating // 2, longer * (a < b) + (alternating + 1) // 2], 1)  # [pairs, 2]

@@ -69,11 +69,11 @@ class _Vocabulary:
     spaced: bool
     """Whether entries begin with the space before them."""
     kind: UInt8[np.ndarray, " V"]
-    apart: Bool[np.ndarray, " V"]
+    begins_with_space: Bool[np.ndarray, " V"]
     """Whether an entry begins with white space."""
     digit_first: Bool[np.ndarray, " V"]
     digit_last: Bool[np.ndarray, " V"]
-    within: Bool[np.ndarray, " V"]
+    continues_word: Bool[np.ndarray, " V"]
     """Whether an entry that follows without a space is the rest of a word, and so not an abbreviation."""
     abbreviations: tuple[tuple[int, ...], ...]
     """The ids of each abbreviation."""
@@ -81,12 +81,12 @@ class _Vocabulary:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "_Vocabulary":
         entries = [tokenizer.spell(number) for number in range(tokenizer.vocab_size)]
-        marks = set() if tokenizer.marks is None else set(tokenizer.marks.special)
+        special = set() if tokenizer.marks is None else set(tokenizer.marks.special)
         spaced = tokenizer.kind != "wordpiece"
 
         def table(pattern: str) -> np.ndarray:
             compiled = re.compile(pattern)
-            return np.array([number not in marks and compiled.search(text) is not None for number, text in enumerate(entries)])
+            return np.array([number not in special and compiled.search(text) is not None for number, text in enumerate(entries)])
 
         kind = np.full(len(entries), OTHER, np.uint8)
         kind[table(rf"^[{CLOSERS}]+$")] = CLOSER
@@ -100,12 +100,12 @@ class _Vocabulary:
         return cls(
             spaced=spaced,
             kind=kind,
-            apart=table(r"^\s"),
+            begins_with_space=table(r"^\s"),
             digit_first=table(r"^\d"),
             digit_last=table(r"\d$"),
-            within=table("[\\w'\u2019\ufffd]$" if spaced else "['\u2019]$"),
+            continues_word=table("[\\w'\u2019\ufffd]$" if spaced else "['\u2019]$"),
             # All words of unknown letters have the same ids.
-            abbreviations=tuple(sorted(word for word in words if not marks.intersection(word))),
+            abbreviations=tuple(sorted(word for word in words if not special.intersection(word))),
         )
 
 
@@ -129,7 +129,7 @@ def _ends(ids: Integer[np.ndarray, " tokens"], vocabulary: _Vocabulary) -> Int64
     alone = (visible == 1) & (kind[first[stops]] == FULL_STOP)
     after = ids[tail + 1]
     if vocabulary.spaced:
-        inside = ~vocabulary.apart[after] & (kind[last] != SPACE)
+        inside = ~vocabulary.begins_with_space[after] & (kind[last] != SPACE)
     else:
         inside = alone & vocabulary.digit_last[ids[np.maximum(head - 1, 0)]] & vocabulary.digit_first[after]
     inside[alone] |= _abbreviated(ids, head[alone], vocabulary)
@@ -148,7 +148,7 @@ def _abbreviated(
         same = np.ones(len(which), bool)
         for nth, number in enumerate(word):
             same &= ids[start + nth] == number
-        if not vocabulary.apart[word[0]]:
-            same &= (start == 0) | ~vocabulary.within[ids[np.maximum(start - 1, 0)]]
+        if not vocabulary.begins_with_space[word[0]]:
+            same &= (start == 0) | ~vocabulary.continues_word[ids[np.maximum(start - 1, 0)]]
         abbreviated[which[same]] = True
     return abbreviated

@@ -55,8 +55,8 @@ def noise_spans(length: int, options: Denoising) -> int:
 def spans(rng: np.random.Generator, length: int, options: Denoising) -> Bool[np.ndarray, " n"]:
     """Choose spans to leave out, with text before each and the last one at the end; all placements are equally likely."""
     noise, number = noise_tokens(length, options.density), noise_spans(length, options)
-    sizes = np.stack([_parts(rng, length - noise, number), _parts(rng, noise, number)], axis=1)
-    return np.repeat(np.tile([False, True], number), sizes.ravel())
+    sizes = np.stack([_parts(rng, length - noise, number), _parts(rng, noise, number)], axis=1)  # [spans, 2]
+    return np.repeat(np.tile([False, True], number), sizes.ravel())  # [length]
 
 
 def scattered(rng: np.random.Generator, length: int, density: float) -> Bool[np.ndarray, " n"]:
@@ -79,11 +79,11 @@ def sides(
     """
     first = noise & ~np.append(False, noise[:-1])
     at = np.flatnonzero(first)
-    marks = np.array(sentinels[: len(at) + 1], np.int32)
+    sentinel_ids = np.array(sentinels[: len(at) + 1], np.int32)
     source = ids.astype(np.int32)
-    source[at] = marks[: len(at)]
-    target = np.insert(ids.astype(np.int32), at, marks[: len(at)])[np.insert(noise, at, True)]
-    return source[first | ~noise], target if noise[-1] else np.append(target, marks[-1:])
+    source[at] = sentinel_ids[: len(at)]
+    target = np.insert(ids.astype(np.int32), at, sentinel_ids[: len(at)])[np.insert(noise, at, True)]
+    return source[first | ~noise], target if noise[-1] else np.append(target, sentinel_ids[-1:])
 
 
 def replaced(

@@ -142,7 +142,7 @@ def special_entries(tokenizer: Tokenizer) -> set[str]:
 
 
 def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, content: dict[str, Any]) -> None:
-    """Compare the template of special tokens around one text and two with that of this package."""
+    """Check that the template of special tokens around one text and two is that of this package."""
     if content["post_processor"] is None and (name is None or name in OWN_TEMPLATE or tokenizer.kind == "gpt"):
         return
     first, second = tokenizer.encode("a"), tokenizer.encode("b a")
@@ -188,7 +188,7 @@ def _normalized_part(part: str, content: dict[str, Any], entries: dict[str, Any]
     idle = {"vocab", "merges", "trim_offsets"}
     vocabulary = entries["model"].get("vocab")
     if value.get("type") == "BPE" and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()):
-        # With all 256 bytes in the vocabulary nothing is unknown.
+        # With all 256 bytes in the vocabulary no text is unknown.
         idle |= {"unk_token", "fuse_unk", "byte_fallback"}
     # An empty affix equals no affix.
     return {key: item for key, item in value.items() if item not in (None, "") and key not in idle}

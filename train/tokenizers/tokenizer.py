@@ -81,7 +81,7 @@ class Tokenizer:
         model = self._core.model
         self._unigram = isinstance(model, models.Unigram)
         is_text_to_text = self._unigram and not xlnet_unigram.owns(ids)
-        self.marks = None if is_text_to_text else _marks(self._core, ids)
+        self.marks = None if is_text_to_text else _special_tokens(self._core, ids)
         self.text_marks = special_tokens.text_marks(ids) if is_text_to_text else None
         if self._unigram:
             self._core.model = unigram.unspelled(self._core)  # pyright: ignore[reportAttributeAccessIssue]
@@ -323,7 +323,7 @@ class Tokenizer:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
 
 
-def _marks(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
+def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
     """Return the special tokens of an encoder. RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry."""
     if any(token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
         return None
@@ -359,8 +359,9 @@ def _cuts(content: Any) -> Cuts:
     is_unigram = [part["type"] for part in parts] == ["WhitespaceSplit", "Metaspace"]
     # Older files have `add_prefix_space`, newer ones `prepend_scheme`.
     prefixed = is_unigram and parts[1].get("prepend_scheme", "always") == "always" and parts[1].get("add_prefix_space", True)
-    local = normalizer_type in (None, "Precompiled") or xlnet_unigram.is_normalizer(normalizer)
-    return "spaces" if prefixed and local else "nowhere"
+    if prefixed and (normalizer_type in (None, "Precompiled") or xlnet_unigram.is_normalizer(normalizer)):
+        return "spaces"
+    return "nowhere"
 
 
 def _parse(content: str) -> tokenizers.Tokenizer:
