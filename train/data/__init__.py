@@ -1,1 +1,1 @@
-"""Readers of files: text, tables, labelled and unlabelled examples, and the embedded corpus. They yield records, no arrays."""
+"""Readers of files: text, tables, labelled and unlabelled examples, and the embedded corpus. They yield records, not arrays."""

@@ -126,5 +126,5 @@ def get(value: Any, name: str, kind: type, where: str) -> Any:
         raise BadInput(f"{where}: no {json.dumps(name)}; it has {', '.join(map(json.dumps, value)) or 'nothing'}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
         words = {dict: "an object", list: "a list", str: "a string", int: "an integer"}[kind]
-        raise BadInput(f"{where}: {json.dumps(name)} holds {json_type(value[name])}, not {words}")
+        raise BadInput(f"{where}: {json.dumps(name)} holds {json_type(value[name])}, not {words}; fix it")
     return value[name]

@@ -63,7 +63,7 @@ def files_in(folder: Path, reader: Callable[[Path], Any], kinds: str) -> list[Pa
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
-        raise BadInput(f"{folder}: cannot be read ({error.strerror})") from None
+        raise BadInput(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
     for entry in entries:
         if entry.name.startswith("."):
             continue

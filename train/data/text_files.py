@@ -195,7 +195,7 @@ def _decode(
     if b"\0" in raw:
         at = raw.index(b"\0")
         line += raw.count(b"\n", 0, at)
-        raise BadInput(f"{file}:{line}: binary content (a NUL at byte {offset + at}); data files are UTF-8 text")
+        raise BadInput(f"{file}:{line}: binary content (a NUL at byte {offset + at}); data files must be UTF-8 text")
     try:
         text, used = codecs.latin_1_decode(raw) if encoding == "latin-1" else codecs.utf_8_decode(raw, "strict", final)
     except UnicodeDecodeError as error:
@@ -222,13 +222,13 @@ def parse_json(text: str, where: str, fix: str) -> Any:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise BadInput(f"{where}: invalid JSON at {line}column {error.colno} ({error.msg}); {fix}") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: unreadable JSON ({error})") from None
+        raise BadInput(f"{where}: unreadable JSON ({error}); {fix}") from None
 
 
 def check_string(value: Any, where: str) -> str:
     """Return the value, which must be a string that UTF-8 can encode: JSON can express a lone surrogate, UTF-8 cannot."""
     if not isinstance(value, str):
-        raise BadInput(f"{where} holds {json_type(value)}, not a string")
+        raise BadInput(f"{where} holds {json_type(value)}, not a string; write a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:

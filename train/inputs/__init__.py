@@ -1,1 +1,1 @@
-"""Inputs of a run: from its files to the rows it trains on and is scored on, by kind of data."""
+"""Inputs of a run by kind of data, from files to the rows for training and scoring."""

@@ -1,1 +1,1 @@
-"""Rows of tokens: how documents, pairs and examples are cut, packed, masked, mixed and batched, on the host."""
+"""Rows of tokens: cutting, packing, masking, mixing and batching of documents, pairs and examples, on the host."""

@@ -50,8 +50,8 @@ def read(folder: Path) -> Tokenizer:
             raise settings.wrong(
                 "add_bos_token or add_eos_token is true, but no special token is added around a text here; remove it"
             )
-    # XLNet's own program divides a text as it is divided here; the class, which does not follow it, does so where there is a
-    # tokenizer.json.
+    # XLNet's own program splits a text as this package does. The class of `transformers` does so only if there is a
+    # tokenizer.json, so its rules are compared only then.
     check(tokenizer, settings, name, rules_of_class=tokenizer.kind != "xlnet" or (folder / FILE).exists())
     if settings.values and name and settings.values.get("tokenizer_class") is None:
         # config.json may later be replaced by that of another model.
@@ -147,7 +147,7 @@ def _with_added(tokenizer: Tokenizer, settings: Settings, name: str) -> Tokenize
         return tokenizer
     spellable = tokenizer.ids().keys() - special_entries(tokenizer)
     if spelled := [token.content for token in new if token.special and token.content in spellable]:
-        why = "is special in the settings, and an ordinary entry of the vocabulary, which texts may spell"
+        why = "is special in the settings, but an ordinary entry of the vocabulary, which texts can contain"
         raise settings.wrong(f"the token {json.dumps(spelled[0])} {why}; correct the setting")
     core.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(token)) for token in new])
     try:
@@ -174,7 +174,7 @@ def _read_vocabulary(folder: Path, settings: Settings) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        # The library panics on some files, with an exception that is no `Exception`.
+        # The library panics on some files, with an exception that is not an `Exception`.
         why = " ".join(str(error).split())[:120]
         raise BadInput(f"{folder / VOCABULARY}: not a vocabulary that matches {MERGES} ({why}); download both again") from None
 

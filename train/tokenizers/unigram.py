@@ -124,7 +124,7 @@ def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence
         "has entries of other kinds": not {entry.kind for entry in proto.entries} <= {*allowed_kinds},
     }
     if reasons := [why for why, is_so in problems.items() if is_so]:
-        raise BadInput(f"it {reasons[0]}, which {family}'s rules have no place for; give a model of {family}'s kind")
+        raise BadInput(f"it {reasons[0]}, which {family}'s rules do not support; use a model of {family}'s kind")
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:
