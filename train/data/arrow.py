@@ -57,7 +57,7 @@ def check_column(schema: Any, field: str, where: str) -> None:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise BadInput(
-            f"{where}: column {json.dumps(field)} holds {kind}, not strings; the columns are {listed(schema.names)}: choose "
+            f"{where}: column {json.dumps(field)} holds {kind}, not strings; it has {listed(schema.names)}: choose "
             "another with --data.field"
         )
 

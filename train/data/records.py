@@ -46,7 +46,7 @@ def column(record: Record, chosen: str, default: str, number: int, key: str) -> 
         missing = f"{record.where}: no column {json.dumps(name)}"
         if record.headed and _is_example(names):
             line = f"the first line of the file, {listed([name[:40] for name in names])}, looks like an example"
-            raise BadInput(f"{missing}; {line}, not like column names: add --labelled.no-header")
+            raise BadInput(f"{missing}; {line} and not like names of columns: add --labelled.no-header")
         other = ", or add --labelled.no-header if its first line is an example" if record.headed else ""
         raise BadInput(f"{missing}; it has {listed(names)}: choose one with --labelled.{key}{other}")
     return record.values[name]

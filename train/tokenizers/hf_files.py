@@ -48,7 +48,7 @@ def read(folder: Path) -> Tokenizer:
             raise settings.wrong(f"transformers reads it with the class {name}; {fix}")
         if kind == "gpt" and (settings.flag("add_bos_token", False) or settings.flag("add_eos_token", False)):
             raise settings.wrong(
-                "add_bos_token or add_eos_token is true, but no special token is added around a text here; remove it"
+                "add_bos_token or add_eos_token is true: no special token is added around a text here; remove it"
             )
     # XLNet's own program splits a text as this package does. The class of `transformers` does so only if there is a
     # tokenizer.json, so its rules are compared only then.

@@ -60,7 +60,7 @@ def test_an_xz_may_have_several_streams_and_not_ask_for_gigabytes(tmp_path):
     assert read(file) == [("a.txt.xz", "one two")]
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
     file.write_bytes(lzma.compress(b"small", filters=filters))
-    assert "a.txt.xz: cannot be unpacked (Memory usage limit exceeded)" in refusal(file)
+    assert "a.txt.xz: cannot be decompressed (Memory usage limit exceeded)" in refusal(file)
 
 
 @pytest.mark.parametrize("end", [" ", "\n", "\r", "\t", "\u3042\u3002", ""])

@@ -138,7 +138,7 @@ MESSAGES: list[tuple[Kind, tuple[str, str, str], str]] = [
     ("wordpiece", ("cased", AS, AS), "do_lower_case is true, and lowercase of tokenizer.json is false; the class "),
     ("wordpiece", ("cased", AS, "no settings"), "do_lower_case is true by default, and lowercase of tokenizer.json is fal"),
     ("wordpiece", ("Chinese joined", AS, AS), "tokenize_chinese_chars is true, and handle_chinese_chars of "),
-    ("wordpiece", ("as trained", "another CLS", AS), 'cls_token is "<new>" in the settings, and models of this kind are '),
+    ("wordpiece", ("as trained", "another CLS", AS), 'cls_token is "<new>" in the settings, and models of this kind have '),
     ("wordpiece", ("as trained", AS, "added to a vocabulary elsewhere"), 'the token "foobar" has the id 950 in the '),
     ("wordpiece", ("another word", "added nothing", AS), 'the added token "foobar" is not in added_tokens_decoder, '),
     ("roberta", ("as trained", "GPT-2's", "vocabulary alone"), "transformers reads it with the class GPT2Tokenizer; "),

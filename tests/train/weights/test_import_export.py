@@ -91,7 +91,7 @@ BAD = {
     "import words": "words: its tokenizer has 300 entries and its model a vocabulary of 299",
     "import unspoken": "unspoken: holds no tokenizer.json and no vocab.json",
     "import garbled": "garbled/vocab.json: merges.txt:3: not two pieces",
-    "import jumbled": "jumbled/vocab.json: no vocabulary that fits merges.txt",
+    "import jumbled": "jumbled/vocab.json: not a vocabulary that matches merges.txt",
     "import gpt2 --out .": "gpt2: already exists",
     "import unfinished": "unfinished: a run, not published weights",
     "export unfinished out2": "unfinished/checkpoints: no checkpoint yet",
