@@ -105,7 +105,7 @@ def test_a_run_reads_files_as_its_own_unless_told_otherwise(tmp_path: Path) -> N
     assert (found.examples, found.details["length"]) == (2, 16)
     other = put(tmp_path / "b.tsv", "the whale\tyes\nthe men\tno\n")
     assert score(subject, other, header=False, length=20).metrics == pytest.approx(found.metrics, rel=1e-5)
-    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose with --labelled\.text, or'):
+    with pytest.raises(BadInput, match=r'a\.tsv:2: no column "text"; it has "said", "so": choose one with --labelled\.text, or'):
         score(subject, file, truncate=True)
 
 
