@@ -1,4 +1,4 @@
-"""Devices into a mesh, rows onto its devices, and a state made in place: nothing is built on one device and moved."""
+"""The device mesh: making it, laying rows onto its devices, and making a state in place, never on one device first."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from zoo.sharding import AXES, BATCH, path_of, shardings
 
 
 def make(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh a run asks for, over all devices of all processes.
+    """Return the mesh that a run asks for, over all devices of all processes.
 
     Raises:
         BadInput: the axes do not multiply to the number of devices; the message lists shapes that do.
@@ -30,16 +30,16 @@ def make(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     data = count // others if shape.data == -1 else shape.data
     if data * others != count or data < 1:
         valid = [f"data={count // (f * t)},fsdp={f},tensor={t}" for f in _divisors(count) for t in _divisors(count // f)]
-        asked = f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}"
-        raise BadInput(f"--mesh {asked}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
+        mesh_text = f"data={shape.data} fsdp={shape.fsdp} tensor={shape.tensor}"
+        raise BadInput(f"--mesh {mesh_text}: does not multiply to the {count} devices; valid: {'; '.join(valid[:12])}")
     return jax.make_mesh((data, shape.fsdp, shape.tensor, shape.sequence), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
 def check(run: run_config.Run, mesh: Mesh) -> None:
-    """Refuse what the mesh does not divide.
+    """Refuse a batch, heads or model leaves that the mesh does not divide.
 
     Raises:
-        BadInput: rows of a micro-batch, heads, or a leaf of the model.
+        BadInput: the rows of a micro-batch, the heads or a leaf of the model do not divide; names which.
     """
     rows = math.prod(mesh.shape[axis] for axis in BATCH)
     micro = run.data.batch // run.accumulate
@@ -58,75 +58,79 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
         run.engine,
         "pmap is data parallel only; choose --mesh.fsdp 1 --mesh.tensor 1, or --engine jit",
     )
-    net = models.model(run.model)
-    shardings(mesh, jax.eval_shape(lambda: net.init(jax.random.key(0))), net.module.SHARDING)
+    model = models.model(run.model)
+    shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.module.SHARDING)
 
 
 def fitting(mesh: Mesh, rows: int) -> int:
-    """The smallest number of rows from `rows` on that divides over the mesh."""
+    """Return the smallest number of rows, at least `rows`, that divides over the mesh."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH)
     return -(-rows // shards) * shards
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How every leaf of a batch lies: its first axis over data and fsdp."""
+    """Return the sharding of every leaf of a batch: its first axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Offsets within the global batch of the rows that this process's devices hold, ascending, int64[local]."""
+    """Return the offsets within the global batch of the rows on this process's devices, ascending, int64[local]."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[index] for index in slices]))
 
 
 def place(batch: Any, mesh: Mesh, rows: int) -> Any:
-    """This process's rows of a global batch of `rows` (a `Batch`, or any pytree of them), laid onto its devices."""
-    mine, sharding = local_rows(mesh, rows), batch_sharding(mesh)
+    """Lay this process's rows of a global batch of `rows` rows (a `Batch`, or any pytree of arrays) onto its devices."""
+    local_offsets, sharding = local_rows(mesh, rows), batch_sharding(mesh)
 
     def put(local: Any) -> jax.Array:
         shape = (rows, *local.shape[1:])
-        where = sharding.addressable_devices_indices_map(shape)
-        rows_of = {device: np.arange(rows)[index[0]] for device, index in where.items() if index is not None}
-        pieces = [jax.device_put(local[np.searchsorted(mine, numbers)], device) for device, numbers in rows_of.items()]
-        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+        device_slices = sharding.addressable_devices_indices_map(shape)
+        offsets_of = {device: np.arange(rows)[index[0]] for device, index in device_slices.items() if index is not None}
+        chunks = [
+            jax.device_put(local[np.searchsorted(local_offsets, offsets)], device) for device, offsets in offsets_of.items()
+        ]
+        return jax.make_array_from_single_device_arrays(shape, sharding, chunks)
 
-    return jax.tree.map(put, batch)
+    return jax.tree.map(shard, batch)
 
 
 def abstract_state(run: run_config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    """Return the shapes, dtypes and shardings of the state; nothing is allocated."""
     shapes = jax.eval_shape(_init(run, model, tx))
     params = shardings(mesh, shapes.params, model.module.SHARDING)
     by_path = {
-        path_of(keys): (leaf.shape, place)
-        for (keys, leaf), place in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)
+        path_of(keys): (leaf.shape, sharding)
+        for (keys, leaf), sharding in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)
     }
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def of_optimizer(keys: Any, leaf: Any) -> NamedSharding:
-        # An optimizer's moments lie where their parameter lies; counters and factored moments are small and everywhere.
+        # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated.
         path = path_of(keys)
         match = max((p for p in by_path if path.endswith("/" + p)), key=len, default=None)
-        return by_path[match][1] if match is not None and by_path[match][0] == leaf.shape else everywhere
+        return by_path[match][1] if match is not None and by_path[match][0] == leaf.shape else replicated
 
-    places = State(
-        step=everywhere,
+    state_shardings = State(
+        step=replicated,
         params=params,
-        opt_state=jax.tree_util.tree_map_with_path(of_optimizer, shapes.opt_state),
+        opt_state=jax.tree_util.tree_map_with_path(optimizer_sharding, shapes.opt_state),
         carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
-        key=everywhere,
+        key=replicated,
     )
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, places)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, state_shardings
+    )
 
 
 def init_state(run: run_config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
-    """The state before the first step, each leaf made on the devices it lives on; the same numbers on every mesh.
+    """Make the state before the first step, each leaf on the devices it lives on; the same numbers on every mesh.
 
-    `params` are parameters to begin from, on the mesh and given up; None: fresh ones.
+    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh))
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(_init(run, model, tx), out_shardings=places, donate_argnums=0)(params)
+        return jax.jit(_init(run, model, tx), out_shardings=state_shardings, donate_argnums=0)(params)
 
 
 def _init(run: run_config.Run, model: Model, tx: optax.GradientTransformation) -> Callable[..., State]:

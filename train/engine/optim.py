@@ -1,4 +1,7 @@
-"""Optimizers and schedules, from optax. An optimizer here yields the direction to subtract; the step multiplies by the rate."""
+"""Optimizers and schedules, from optax.
+
+An optimizer here returns the direction to subtract, and the step multiplies it by the rate: the sign is opposite to optax's.
+"""
 
 import functools
 import re
@@ -21,37 +24,40 @@ DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 
 
 def check(cfg: Optim, net: Model) -> None:
-    """Refuse what means one stack of layers to a model that has two.
+    """Refuse options that assume one stack of layers for a model that has two.
 
     Raises:
-        BadInput: rates by layer, or frozen parts.
+        BadInput: rates by layer or frozen parts are set.
     """
     if (cfg.layer_decay < 1 or _freezes(cfg)) and "layers" not in jax.eval_shape(lambda: net.init(jax.random.key(0))):
         raise BadInput(
-            "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: they mean one stack of layers, and a "
+            "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: need a model with one stack of layers, and a "
             f"{net.family} has two; leave them out"
         )
 
 
 def optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
-    """Clipping, preconditioning and decoupled decay, at learning rate 1. `update` takes the gradients' `norm` if it is known."""
-    freeze = [optax.stateless(lambda updates, _: _scaled(updates, cfg, 1.0))] if _freezes(cfg) else []
+    """Return clipping, preconditioning and decoupled decay, at learning rate 1.
+
+    `update` accepts the gradients' `norm`, where it is computed already.
+    """
+    freeze = [optax.stateless(lambda updates, _: _scale_updates(updates, cfg, 1.0))] if _freezes(cfg) else []
     clip = [_clip(cfg.clip)] if cfg.clip > 0 else []
     decay = [optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask)] if cfg.weight_decay > 0 else []
-    # Once more at the end: decay must not move what is frozen either.
+    # Frozen parts are zeroed once more at the end, since decay must not change them either.
     by_layer = cfg.layer_decay < 1 or _freezes(cfg)
-    layers = [optax.stateless(lambda updates, _: _scaled(updates, cfg, cfg.layer_decay))] if by_layer else []
+    layers = [optax.stateless(lambda updates, _: _scale_updates(updates, cfg, cfg.layer_decay))] if by_layer else []
     return optax.with_extra_args_support(optax.chain(*freeze, *clip, PRECONDITIONERS[cfg.name](cfg), *decay, *layers))
 
 
 def norm(cfg: Optim, grads: Any) -> jax.Array:
-    """Global norm of the gradients of what is trained, before clipping."""
-    trained = _scaled(grads, cfg, 1.0) if _freezes(cfg) else grads
+    """Return the global norm of the gradients of the trained parameters, before clipping."""
+    trained = _scale_updates(grads, cfg, 1.0) if _freezes(cfg) else grads
     return jnp.sqrt(functools.reduce(jnp.add, map(square_sum, jax.tree.leaves(trained))))
 
 
 def schedule(cfg: Optim, steps: int) -> optax.Schedule:
-    """Learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
+    """Return the learning rate of each step, counted from 0: linear warm-up, then the named decay over the rest of `steps`.
 
     With n the step counted from 1 and w the warm-up, at least 1: inverse_sqrt is lr * min(n / w, sqrt(w / n)) (Vaswani et al.
     2017, section 5.3: there the peak is (d_model * w)^-1/2); inverse_sqrt_flat has no rise, lr * sqrt(w / max(n, w)) (Raffel et
@@ -74,7 +80,7 @@ def schedule(cfg: Optim, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies."""
+    """Return a tree of booleans that is True where weight decay applies."""
     return jax.tree_util.tree_map_with_path(lambda keys, _: bool(DECAYED.search(path_of(keys))), params)
 
 
@@ -82,35 +88,38 @@ def _freezes(cfg: Optim) -> bool:
     return cfg.freeze_embeddings or cfg.freeze_layers > 0
 
 
-def _scaled(updates: Any, cfg: Optim, rate: float) -> Any:
-    """Updates times rate^(layers above), and times 0 where frozen (Yang et al. 2019, appendix A.4.2).
+def _scale_updates(updates: Any, cfg: Optim, rate: float) -> Any:
+    """Return updates times rate^(number of layers above), and times 0 where frozen (Yang et al. 2019, appendix A.4.2).
 
-    Nothing is above the last of L layers and the head; L - 1 layers are above the first, L above the embeddings.
+    Of L layers, none is above the last one and the head, L - 1 are above the first, and L are above the embeddings.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     layers = next(leaf.shape[0] for keys, leaf in leaves if path_of(keys).startswith("layers/"))
-    numbers = np.arange(layers)
-    by_layer = np.where(numbers < cfg.freeze_layers, 0.0, rate ** (layers - 1 - numbers))
-    embeddings = 0.0 if cfg.freeze_embeddings else rate**layers
+    layer = np.arange(layers)
+    layer_factors = np.where(layer < cfg.freeze_layers, 0.0, rate ** (layers - 1 - layer))
+    embedding_factor = 0.0 if cfg.freeze_embeddings else rate**layers
 
     def scale(keys: Any, update: jax.Array) -> jax.Array:
         part = path_of(keys).split("/")[0]
         if part == "layers":
-            factor = jnp.asarray(by_layer, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+            factor = jnp.asarray(layer_factors, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
         else:
-            factor = jnp.asarray(embeddings if part == "embed" else 1.0, update.dtype)
-        # A frozen gradient may be anything, not a number included.
+            factor = jnp.asarray(embedding_factor if part == "embed" else 1.0, update.dtype)
+        # The gradient of a frozen part may be any value, NaN included.
         return jnp.where(factor == 0, 0, update * factor)
 
     return jax.tree_util.tree_map_with_path(scale, updates)
 
 
-def _clip(most: float) -> optax.GradientTransformationExtraArgs:
-    """Pascanu et al. 2013, algorithm 1. Not `optax.clip_by_global_norm`: that takes the norm of all gradients once more, and
-    divides by it, which XLA on CPU does apart from the moments."""
+def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Return clipping by global norm (Pascanu et al. 2013, algorithm 1).
+
+    `optax.clip_by_global_norm` would compute the norm of all gradients once more, and divide by it in a pass of its own on CPU,
+    since XLA does not fuse that with the moments.
+    """
 
     def update(updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
-        factor = jnp.minimum(1.0, most / (optax.tree.norm(updates) if norm is None else norm))
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) if norm is None else norm))
         return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
@@ -121,14 +130,17 @@ def _adam(cfg: Optim) -> optax.GradientTransformation:
 
 
 def _adafactor(cfg: Optim) -> optax.GradientTransformation:
-    """Factored second moments, updates clipped to unit RMS and scaled by the parameter's RMS (Shazeer and Stern 2018)."""
-    one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    # Its statistics are those of one matrix: a stacked leaf is as many matrices as there are layers.
-    per_layer = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
-    return optax.partition({"stacked": per_layer, "single": one}, _kinds)
+    """Return factored second moments, with updates clipped to unit RMS and scaled by the parameter's RMS.
+
+    Shazeer and Stern 2018.
+    """
+    single = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    # Adafactor's statistics are of one matrix, and a stacked leaf is as many matrices as there are layers.
+    per_layer = optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
+    return optax.partition({"stacked": per_layer, "single": single}, _leaf_kinds)
 
 
-def _kinds(params: Any) -> Any:
+def _leaf_kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: "stacked" if "layers" in path_of(keys).split("/") else "single", params
     )

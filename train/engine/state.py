@@ -9,18 +9,18 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-    """What travels from step to step, is donated to the next one and is saved in a checkpoint.
+    """The state that a step takes and returns: donated to the next step, and saved in a checkpoint.
 
-    The same tree of `jax.ShapeDtypeStruct`s or of shardings describes it. `step` alone is the data position: the rows of step n
-    are a function of n and the seed.
+    The same class with `jax.ShapeDtypeStruct`s or shardings as leaves describes it. `step` alone is the position in the data: the
+    rows of step n are a function of n and the seed.
     """
 
     step: Any
-    """int32 scalar. Steps taken, counting those skipped for a non-finite gradient."""
+    """Steps taken, an int32 scalar; steps skipped for a non-finite gradient count."""
     params: Any
     """Nested dict of float32 arrays; per-layer leaves stacked on axis 0."""
     opt_state: Any
     carry: Any
     """`{}`, or what the model carries from step to step (XLNet memory), batch axis first."""
     key: Any
-    """uint32[2]. The run's random key; never advanced, since every draw is a function of (key, step, example, layer, site)."""
+    """The run's random key, uint32[2]; never advanced: every sample is a function of (key, step, example, layer, site)."""

@@ -28,11 +28,11 @@ Step = Callable[..., tuple[State, Metrics]]
 
 
 def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.GradientTransformation, dtype: Any) -> Step:
-    """`step(state, batch, frozen={}, *, reduce=identity) -> (state, metrics)`.
+    """Return `step(state, batch, frozen={}, *, reduce=identity) -> (state, metrics)`.
 
-    `frozen` is what the objective reads but does not train (a teacher). `reduce` sums over devices under pmap; under jit the
-    arrays are global already. A step whose loss or gradient is not finite leaves parameters, optimizer and carry as they were
-    and reports `finite` = 0. Metrics are float32 scalars: loss, grad_norm, lr, finite, and each term of the loss by name.
+    `frozen`: parameters that the objective reads but does not train (a teacher's). `reduce` sums over devices under pmap; under
+    jit the arrays are global already. A step whose loss or gradient is not finite leaves parameters, optimizer and carry as they
+    were and reports `finite` = 0. Metrics are float32 scalars: loss, grad_norm, lr, finite, and each term of the loss by name.
     """
     rate = optim.schedule(run.optim, run.steps)
 
@@ -47,7 +47,7 @@ def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.Gradi
             sums, carry = objective.loss(
                 model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=run.label_smoothing, chunk=run.loss_chunk
             )
-            # Dividing each sum by its global weight here makes sums over micro-batches and devices the whole gradient.
+            # Each sum is divided by its global weight here, so that micro-batches and devices sum to the full gradient.
             terms = {name: sums[name] / weights[name] for name in sums}
             return functools.reduce(jnp.add, terms.values()), (terms, carry)
 
@@ -59,55 +59,58 @@ def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.Gradi
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         lr = rate(state.step)
 
-        def moved() -> Any:
+        def apply_update() -> Any:
             updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm)
             return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state, carry
 
-        params, opt_state, carry = _if(finite, moved, (state.params, state.opt_state, state.carry))
+        params, opt_state, carry = _select_if_finite(finite, apply_update, (state.params, state.opt_state, state.carry))
         state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
         return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, "finite": finite.astype(jnp.float32)}
 
     return step
 
 
-def _if(finite: jax.Array, moved: Callable[[], Any], old: Any) -> Any:
-    """What `moved()` gives where a step is finite, else `old`.
+def _select_if_finite(finite: jax.Array, apply_update: Callable[[], Any], old: Any) -> Any:
+    """Return `apply_update()` where a step is finite, else `old`.
 
-    XLA on CPU computes an optimizer's moments and the parameters apart. In a branch each is written in place; with a select it
-    first copies all moments. On accelerators they are one kernel, and a branch would make the host wait for `finite`.
+    XLA on CPU computes an optimizer's moments and the parameters in separate passes. In a branch each is written in place; a
+    select first copies all moments. On accelerators they are one kernel, and a branch would make the host wait for `finite`.
     """
     if target() == "cpu":
-        return jax.lax.cond(finite, moved, lambda: old)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved(), old)
+        return jax.lax.cond(finite, apply_update, lambda: old)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), apply_update(), old)
 
 
-def _accumulate(gradient: Callable[..., Any], params: Any, whole: tuple[Any, ...], pieces: int) -> Any:
-    """Sum value, terms and gradient over micro-batches. Micro-batch i takes rows i, i + pieces, ...: none leaves its device."""
-    if pieces == 1:
-        return gradient(params, whole)
+def _accumulate(gradient: Callable[..., Any], params: Any, batch: tuple[Any, ...], num_micro: int) -> Any:
+    """Sum value, terms and gradient over micro-batches.
+
+    Micro-batch i takes rows i, i + num_micro, ..., so that no row leaves its device.
+    """
+    if num_micro == 1:
+        return gradient(params, batch)
 
     def split(x: jax.Array) -> jax.Array:
-        pieces_first = jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
-        return constrain(pieces_first, None, BATCH)
+        micro_first = jnp.moveaxis(x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:]), 1, 0)  # [M, B / M, ...]
+        return constrain(micro_first, None, BATCH)
 
     def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])  # [B, ...]
 
-    def one(sums: Any, micro: Any) -> tuple[Any, Any]:
+    def micro_step(sums: Any, micro: Any) -> tuple[Any, Any]:
         (total, (terms, carry)), grads = gradient(params, micro)
         return jax.tree.map(jnp.add, sums, (total, terms, grads)), carry
 
-    micros = jax.tree.map(split, whole)
+    micros = jax.tree.map(split, batch)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], micros))
     (total, (terms, _)), grads = shapes
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (total, terms, grads))
-    (total, terms, grads), carries = jax.lax.scan(one, zeros, micros)
+    (total, terms, grads), carries = jax.lax.scan(micro_step, zeros, micros)
     return (total, (terms, jax.tree.map(join, carries))), grads
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """All that a run's steps are made of, before anything is allocated."""
+    """The parts that a run's steps are made of, before anything is allocated."""
 
     tx: optax.GradientTransformation
     state: State
@@ -116,39 +119,43 @@ class Assembly:
 
 
 def assemble(run: run_config.Run, model: Model, objective: Any, mesh: Mesh) -> Assembly:
-    """The step of a run on a mesh, whose devices need not be here: the trainer runs it, and a plan compiles it.
+    """Return the step of a run on a mesh, whose devices may be absent: the trainer runs it, and a plan compiles it.
 
     Args:
-        run: its precision settled, float32 or bfloat16.
+        run: the configuration with its precision resolved, float32 or bfloat16.
         objective: bound to the run (`train.objectives.bind`, or `sketch`).
     """
     tx = optim.optimizer(run.optim)
     state = abstract_state(run, model, tx, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_step(run, model, objective, tx, DTYPES[run.precision])
-    return Assembly(tx, state, ENGINES[run.engine](step, mesh, places, run.data.batch))
+    return Assembly(tx, state, ENGINES[run.engine](step, mesh, shardings, run.data.batch))
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """How a step is launched. States go in with `put` and out with `get`; `place` lays out this process's rows of a batch."""
+    """The functions that launch a step and lay out its arguments."""
 
     step: Callable[[State, Batch, Any], tuple[State, Metrics]]
-    """Of a state, a batch and what the objective reads but does not train, laid out by `hold`."""
+    """Takes a state, a batch and the frozen parameters, laid out by `put`, `place` and `hold`."""
     put: Callable[[State], State]
+    """Converts a state of global arrays to the layout of `step`."""
     get: Callable[[State], State]
+    """Converts a state of `step` back to global arrays."""
     place: Callable[[Batch], Batch]
+    """Lays this process's rows of a batch out over its devices."""
     hold: Callable[[Any], Any]
+    """Lays out the parameters that the objective reads but does not train."""
     trace: Callable[[State, Batch, Any], Any] | None = None
-    """The step traced on shapes, to be lowered and compiled; None where an engine cannot be without its devices."""
+    """Traces the step on shapes, to be lowered and compiled; None for an engine that needs its devices."""
 
 
-def jit_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
-    """One program over the mesh. `places` are the state's shardings, `rows` the size of a global batch."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    # What is frozen lies as it was laid out: None takes an argument's own sharding.
-    in_shardings = (places, batch_sharding(mesh), None)
-    compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(places, everywhere))
+def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Engine:
+    """Return one program over the mesh; `state_shardings` are the state's shardings, `rows` the size of a global batch."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    # Frozen parameters keep the sharding they have: None takes an argument's own.
+    in_shardings = (state_shardings, batch_sharding(mesh), None)
+    compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(state_shardings, replicated))
 
     def run(state: State, batch: Batch, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         with jax.set_mesh(mesh):
@@ -165,10 +172,10 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
-    """The same step with one replica of the state per device and `psum` between them; arrays have a device axis in front.
+def pmap_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Engine:
+    """Return the same step with one replica of the state per device and `psum` between them; arrays have a leading device axis.
 
-    `jax.pmap` is kept for programs that are built on it; over one mesh axis it does what `jit_engine` does.
+    `jax.pmap` is supported for programs that are built on it; over one mesh axis it does what `jit_engine` does.
     """
     devices = list(mesh.devices.flat)
     local = [device for device in devices if device.process_index == jax.process_index()]
@@ -181,9 +188,9 @@ def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
     )
 
     def stack(shards: list[Any]) -> jax.Array:
-        """Local devices' values, in order, as one array over all devices."""
-        pieces = [jax.device_put(shard[None], device) for shard, device in zip(shards, local, strict=True)]
-        return jax.make_array_from_single_device_arrays((len(devices), *pieces[0].shape[1:]), by_device, pieces)
+        """Return local devices' values, in order, as one array over all devices."""
+        chunks = [jax.device_put(shard[None], device) for shard, device in zip(shards, local, strict=True)]
+        return jax.make_array_from_single_device_arrays((len(devices), *chunks[0].shape[1:]), by_device, chunks)
 
     def in_order(x: jax.Array) -> list[np.ndarray]:
         shards = {shard.device: shard.data for shard in x.addressable_shards}
@@ -193,17 +200,14 @@ def pmap_engine(step: Step, mesh: Mesh, places: State, rows: int) -> Engine:
         return jax.tree.map(lambda leaf: stack(in_order(leaf)), tree)
 
     def get(state: State) -> State:
-        def back(leaf: jax.Array, where: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
-            pieces = [jax.device_put(shard[0], device) for shard, device in zip(in_order(leaf), local, strict=True)]
-            return jax.make_array_from_single_device_arrays(shape, where, pieces)
+        def global_array(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+            # The carry is split over the devices; everything else is the same on each device.
+            is_split = sharding.spec == batch_sharding(mesh).spec
+            shape = (len(devices) * leaf.shape[1], *leaf.shape[2:]) if is_split else leaf.shape[1:]
+            chunks = [jax.device_put(shard[0], device) for shard, device in zip(in_order(leaf), local, strict=True)]
+            return jax.make_array_from_single_device_arrays(shape, sharding, chunks)
 
-        def whole(leaf: jax.Array, where: NamedSharding) -> jax.Array:
-            # The carry is split over the devices, everything else is the same on each.
-            split = where.spec == batch_sharding(mesh).spec
-            shape = (len(devices) * leaf.shape[1], *leaf.shape[2:]) if split else leaf.shape[1:]
-            return back(leaf, where, shape)
-
-        return jax.tree.map(whole, state, places)
+        return jax.tree.map(global_array, state, state_shardings)
 
     def split(batch: Batch) -> Batch:
         return jax.tree.map(lambda leaf: stack(np.split(leaf, len(local))), batch)
