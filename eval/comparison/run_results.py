@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.checkpoints.identity import check_identity
-from train.checkpoints.manifest import NAME, Damaged, Marker, folder_name
+from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.run_config import Run
 from train.run import metric_names
 from train.run.console import short
@@ -58,7 +58,7 @@ def read(path: str | Path) -> Finished:
     last = rows[-1]["step"] if rows and run.selection.patience else run.steps
     checkpoint = folder.checkpoints / folder_name(last)
     try:
-        meta = Marker.read(checkpoint, last).meta
+        meta = Manifest.read(checkpoint, last).meta
         held_out, tokenizer, data = meta["held_out"], meta["tokenizer"], meta["data"]
     except Damaged as damage:
         fix = f"train it to step {last}, its last, or put the checkpoint back"

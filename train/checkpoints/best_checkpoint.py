@@ -1,4 +1,4 @@
-"""The best checkpoint of a run by its validations, and the end of a run that no longer gets better."""
+"""The best checkpoint of a run by its validations, and early stopping."""
 
 import dataclasses
 import math
@@ -25,12 +25,12 @@ METRICS: dict[str, tuple[str, ...]] = {
     "span": ("loss", "f1", "exact"),
     "choice": ("loss", "accuracy"),
 }
-"""Objective -> metrics of a validation, any of which may select the checkpoint; `metrics` has those that depend on labels."""
+"""Objective -> metrics of its validation, any of which may select the checkpoint; `metrics` adds those that depend on labels."""
 OPTION = "--selection.metric"
 
 
 def metrics(run: run_config.Run) -> tuple[str, ...]:
-    """Return the quantities that a validation of a run measures and of which one value is better than another."""
+    """Return the quantities in a validation of this run that have a better direction."""
     labels = getattr(run.model, "labels", ())
     if run.objective == "classification":
         if len(labels) == 1:
@@ -46,7 +46,7 @@ def check(run: run_config.Run) -> None:
     """Refuse a metric that the validations of a run do not measure.
 
     Raises:
-        BadInput: names the nearest one, and all of them.
+        BadInput: names the nearest metric, and all of them.
     """
     if run.selection.metric:
         metric_names.find(run.selection.metric, metrics(run), OPTION)
@@ -55,71 +55,72 @@ def check(run: run_config.Run) -> None:
 class Choice:
     """Keeps the parameters with the best validation in RUN/best, beside the checkpoints that a run is resumed from.
 
-    A run that keeps none is its last step's. What is best is a function of the validations alone: a run that was killed and
-    resumed, and validates some steps again, ends with the same.
+    A run without `selection.best` ends with the parameters of its last step. The best step is a function of the validations
+    alone: a run that was killed and resumed, and validates some steps again, selects the same one.
     """
 
     def __init__(self, run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
         """
         Raises:
-            BadInput: the metric that decides is not measured.
+            BadInput: `selection.metric` is not measured by this run's validations.
         """
         check(run)
         self._run = run
-        self._kept = Checkpoints(folder.best, 1, notify=notify)
+        self._checkpoints = Checkpoints(folder.best, 1, notify=notify)
 
     def __enter__(self) -> "Choice":
         if self._run.selection.best:
-            self._kept.__enter__()
+            self._checkpoints.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._run.selection.best:
-            self._kept.__exit__(*error)
+            self._checkpoints.__exit__(*error)
 
     def note(self, state: Any, score: Any, meta: dict[str, Any]) -> None:
-        """Keep the parameters of a state if its validation is the best so far; of equal ones the first. One that is not finite
-        is never the best.
+        """Save the parameters of a state if its validation is the best so far.
+
+        The first of equal validations is the best; one that is not finite never is.
         """
         if not self._run.selection.best:
             return
         numbers = score.record()
         metric = self._run.selection.metric or metric_names.leading(numbers)[0]
         higher = QUANTITIES[metric].better == "higher"
-        self._kept.wait()
-        value, before = float(numbers[metric]), self._best()
-        if not math.isfinite(value) or (before is not None and int(jax.device_get(state.step)) <= before[0]):
-            # A resumed run comes by validations that were judged before: on other devices they may differ in their last digits.
+        self._checkpoints.wait()
+        value, best = float(numbers[metric]), self._best()
+        if not math.isfinite(value) or (best is not None and int(jax.device_get(state.step)) <= best[0]):
+            # A resumed run repeats validations that were compared before: on other devices their last digits may differ.
             return
-        if before is None or (value > before[1] if higher else value < before[1]):
-            # What the optimizer knows is of no use to whoever reads the best parameters.
-            kept = dataclasses.replace(state, opt_state={}, carry={})
-            self._kept.save(kept, {**meta, "metric": metric, "value": value})
+        if best is None or (value > best[1] if higher else value < best[1]):
+            # A reader of the best parameters has no use for the optimizer's state.
+            params_only = dataclasses.replace(state, opt_state={}, carry={})
+            self._checkpoints.save(params_only, {**meta, "metric": metric, "value": value})
 
     def exhausted(self, step: int | None) -> bool:
-        """Whether, at a step, as many validations as the run has patience for were no better than the best."""
-        chosen, every = self._run.selection, self._run.log.validate_every
-        if not chosen.patience or not every or step is None:
+        """Return whether, at a step, the last `selection.patience` validations were no better than the best."""
+        selection, every = self._run.selection, self._run.log.validate_every
+        if not selection.patience or not every or step is None:
             return False
-        self._kept.wait()
+        self._checkpoints.wait()
         best = self._best()
-        return best is not None and (step - best[0]) // every >= chosen.patience
+        return best is not None and (step - best[0]) // every >= selection.patience
 
     def params(self, state: Any, abstract: Any) -> tuple[Any, int]:
-        """(parameters, step) of the run's choice at its end: the best, or those of `state`; `abstract` says where they lie."""
+        """Return (parameters, step) of the best validation, or of `state`; `abstract` has the parameters' shardings."""
         if self._run.selection.best:
-            self._kept.wait()
-            if restored := self._kept.restore({"params": abstract.params, "step": abstract.step}, partial=True):
+            self._checkpoints.wait()
+            if restored := self._checkpoints.restore({"params": abstract.params, "step": abstract.step}, partial=True):
                 best, meta = restored
-                check_identity(self._kept.folder, meta, self._run)
+                check_identity(self._checkpoints.folder, meta, self._run)
                 return best["params"], int(best["step"])
         return state.params, int(state.step)
 
     def _best(self) -> tuple[int, float] | None:
-        """(step, value) of the best so far."""
-        step = self._kept.latest()
+        """Return (step, value) of the best validation so far, or None."""
+        step = self._checkpoints.latest()
         if step is None:
             return None
-        meta = self._kept.meta(step)
-        check_identity(self._kept.folder, meta, self._run)
+        meta = self._checkpoints.meta(step)
+        check_identity(self._checkpoints.folder, meta, self._run)
         return step, float(meta["value"])

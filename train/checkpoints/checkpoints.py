@@ -1,15 +1,15 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are either complete or do not exist.
 
     checkpoints/00000400/               a committed step: Orbax's files and COMMIT.json
-                00000600.tmp/           a step being written or deleted, or what a killed run left of one
-                00000200.corrupt-1/     a step that was found damaged
+                00000600.tmp/           a step being written or deleted, or the remains of one after a kill
+                00000200.corrupt-1/     a step whose files turned out to be damaged
 
-Orbax writes the arrays. It keeps no digest of them, takes any folder with a number for a checkpoint and learns late of a full
-disk, so the commit is ours. When every process has written its part, process 0 adds the marker COMMIT.json (what the run is,
-every leaf, size and SHA-256 of every file), makes all of it durable and gives the folder its final name: one atomic rename.
-A folder without a sound marker is not a checkpoint.
+Orbax writes the arrays. It keeps no digest of them, accepts any folder with a number as a checkpoint and notices a full disk
+late, so this module commits them itself. When every process has written its part, process 0 adds the manifest COMMIT.json (what
+the run is, every leaf, size and SHA-256 of every file), syncs everything to the disk and gives the folder its final name: one
+atomic rename. A folder without a valid manifest is not a checkpoint.
 
-One run writes into a folder at a time (the run holds the lock); any number may read.
+One run writes into a folder at a time (the run holds the lock); any number of processes may read.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import Damaged, Marker, by_path, compare, describe, folder_name, kind, sync_directory
+from train.checkpoints.manifest import Damaged, Manifest, by_path, compare, describe, folder_name, kind, sync_directory
 from zoo import errors
 from zoo.errors import BadInput
 
@@ -37,8 +37,8 @@ _barriers = itertools.count()
 class Checkpoints:
     """The checkpoints of a run.
 
-    Entering the context makes this the folder's writer: it makes the folder and removes what killed saves left there; leaving
-    it waits for the save under way. A reader does not enter, and changes nothing on disk.
+    Entering the context makes this the folder's writer: it creates the folder and removes the remains of killed saves; leaving it
+    waits for the save in progress. A reader does not enter the context, and changes nothing on disk.
 
     In a run of several processes, on a shared file system, all of them construct, enter, save, wait and restore together;
     `poll`, `latest` and `meta` may be called at any time. Messages come from process 0, and from a process that cannot write.
@@ -47,9 +47,9 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int, *, notify: Callable[[str], None]) -> None:
         """
         Args:
-            folder: where the step folders are.
-            keep: newest steps kept, at least 1; while a save is under way one more is on disk.
-            notify: receives one-line messages that somebody should see.
+            folder: the parent of the step folders.
+            keep: how many of the newest steps are kept, at least 1; during a save there is one more on disk.
+            notify: receives one-line messages for the user.
         """
         self.folder = pathlib.Path(folder).absolute()
         self._keep = keep
@@ -57,12 +57,12 @@ class Checkpoints:
         self._worker: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: _Save | None = None
         self._failed: list[_Save] = []
-        self._passed_over: set[str] = set()
+        self._ignored: set[str] = set()
 
     def __enter__(self) -> "Checkpoints":
         """
         Raises:
-            BadInput: the folder cannot be made or written.
+            BadInput: the folder cannot be created or written.
         """
         self._agree(self._open)
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -73,7 +73,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         assert self._worker is not None
         try:
-            self._settle()
+            self._collect()
         finally:
             self._worker.shutdown()
             self._worker = None
@@ -81,12 +81,12 @@ class Checkpoints:
     def save(self, state: Any, meta: dict[str, Any]) -> None:
         """Start saving a state; its buffers may be donated or deleted as soon as this returns.
 
-        Waits for the save before it, if that is still under way, and for the state to be computed. A step that is already
+        Waits for the previous save, if it is still in progress, and for the state to be computed. A step that is already
         committed is not saved again.
 
         Args:
             state: a `train.engine.state.State`, or any pytree of global `jax.Array`s with a scalar attribute `step`.
-            meta: JSON that describes the run; `restore` gives it back.
+            meta: JSON that describes the run; `restore` returns it.
 
         Raises:
             BadInput: a newer step is committed here, or two saves in a row have failed.
@@ -99,11 +99,11 @@ class Checkpoints:
         if newest == step:
             return
         if newest > step:
-            raise BadInput(f"{self.folder}: step {newest} is already here, step {step} cannot follow it; choose another --name")
+            raise BadInput(f"{self.folder}: step {newest} is already here, so step {step} cannot be saved; choose another --name")
 
         leaves = by_path(state)
         save = _Save(
-            marker=Marker(step=step, meta=meta, leaves=describe(leaves)),
+            manifest=Manifest(step=step, meta=meta, leaves=describe(leaves)),
             bytes=sum(leaf.nbytes for leaf in leaves.values()),
             number=next(_barriers),
         )
@@ -114,39 +114,39 @@ class Checkpoints:
         self._pending = save
 
     def poll(self) -> None:
-        """Take note of a save that has ended; called at every step, does not wait.
+        """Handle a save that has ended, without waiting; called at every step.
 
-        What a failed save wrote is gone, the failure is reported, and the run goes on. In a run of several processes the
-        refusal after two failures is left to `save` and `wait`, so that all processes raise it at the same step.
+        The files of a failed save are already removed; the failure is reported, and the run continues. In a run of several
+        processes only `save` and `wait` raise after two failures, so that all processes raise at the same step.
 
         Raises:
             BadInput: two saves in a row have failed; names the folder, the bytes needed and free, and the cause.
         """
         if self._pending is not None and self._pending.verdict.done():
-            self._settle()
+            self._collect()
             if jax.process_count() == 1:
-                self._refuse_second_failure()
+                self._raise_if_failed_twice()
 
     def wait(self) -> bool:
-        """Block until no save is under way. False if the last save failed.
+        """Block until no save is in progress, and return False if the last one failed.
 
         Raises:
             BadInput: as `poll`.
         """
-        self._settle()
-        self._refuse_second_failure()
+        self._collect()
+        self._raise_if_failed_twice()
         return not self._failed
 
     def latest(self) -> int | None:
-        """The newest step whose marker is sound and whose files have their sizes. Digests are checked by `restore`."""
-        return next((step for step in self._steps() if self._is_sound(step)), None)
+        """Return the newest step with a valid manifest and files of the listed sizes; `restore` also checks the digests."""
+        return next((step for step in self._steps() if self._is_valid(step)), None)
 
     def sound(self) -> list[int]:
-        """The intact steps, newest first."""
-        return [step for step in self._steps() if self._is_sound(step)]
+        """Return the steps with a valid manifest and files of the listed sizes, newest first."""
+        return [step for step in self._steps() if self._is_valid(step)]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays of a step.
+        """Return the JSON that was saved beside the arrays of a step.
 
         Raises:
             BadInput: there is no such step, or it is damaged.
@@ -158,40 +158,40 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Read the newest intact step (or `step`) onto any mesh, in any number of processes.
 
-        Every file's digest is checked first. A damaged newest step is reported and renamed (by a reader: only passed over) and
-        the one before it is taken; a damaged `step` is refused.
+        Every file's digest is checked first. A damaged newest step is reported and renamed (a reader only skips it), and the step
+        before it is used; a damaged `step` is refused.
 
         Args:
             abstract_state: the state as `jax.ShapeDtypeStruct`s with shardings.
-            partial: it is only a part of the state (`{"params": ...}`), and only that part is read.
+            partial: `abstract_state` is only a part of the state (`{"params": ...}`), and only that part is read.
 
         Returns:
             The state, and the `meta` saved with it. None if nothing was ever saved here.
 
         Raises:
-            BadInput: the leaves are not those saved (every difference is named), or nothing intact is left.
+            BadInput: the leaves differ from those saved (every difference is named), or no intact step is left.
         """
-        wanted = by_path(abstract_state)
-        if unplaced := [path for path, leaf in wanted.items() if leaf.sharding is None]:
-            raise ValueError(f"leaves without a sharding: {', '.join(unplaced)}")
-        self._settle()
+        abstract_leaves = by_path(abstract_state)
+        if unsharded := [path for path, leaf in abstract_leaves.items() if leaf.sharding is None]:
+            raise ValueError(f"leaves without a sharding: {', '.join(unsharded)}")
+        self._collect()
         while True:
             chosen = self._agree(self._choose) if step is None else step
             if chosen < 0:
                 return None
-            marker = self._read_or_refuse(chosen)
-            asked = describe(wanted)
-            saved = {path: leaf for path, leaf in marker.leaves.items() if not partial or path in asked}
-            if differences := compare(saved, asked):
+            manifest = self._read_or_refuse(chosen)
+            expected = describe(abstract_leaves)
+            saved = {path: leaf for path, leaf in manifest.leaves.items() if not partial or path in expected}
+            if differences := compare(saved, expected):
                 folder = self._path(chosen)
-                raise BadInput(f"{folder} holds another state: {'; '.join(differences)}; ask for the state it was saved with")
-            if self._agree(lambda chosen=chosen, marker=marker: self._is_intact(chosen, marker, required=step is not None)):
+                raise BadInput(f"{folder} has another state: {'; '.join(differences)}; restore the state that was saved")
+            if self._agree(lambda chosen=chosen, manifest=manifest: self._is_intact(chosen, manifest, required=step is not None)):
                 break
-        leaves = orbax_io.read(self._path(chosen), wanted)
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[path] for path in wanted])
-        return state, marker.meta
+        leaves = orbax_io.read(self._path(chosen), abstract_leaves)
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[path] for path in abstract_leaves])
+        return state, manifest.meta
 
-    # Writing. The worker thread copies and commits; process 0 alone makes, renames and removes folders.
+    # Writing. The worker thread copies and commits; only process 0 creates, renames and removes folders.
 
     def _open(self) -> int:
         try:
@@ -207,9 +207,9 @@ class Checkpoints:
                 shutil.rmtree(entry)
 
     def _make_temporary(self, save: "_Save") -> int:
-        """Whether the temporary folder could be made; if not, that is the save's verdict."""
-        if os.path.lexists(self._path(save.marker.step)):
-            self._set_aside(save.marker.step, Damaged("it has no sound marker and is in the way of a save"))
+        """Make the temporary folder and return True; if that fails, the error becomes the save's verdict."""
+        if os.path.lexists(self._path(save.manifest.step)):
+            self._set_aside(save.manifest.step, Damaged("it has no valid manifest and is in the way of a save"))
         try:
             self._remove_temporaries()
             self._temporary(save).mkdir()
@@ -219,9 +219,9 @@ class Checkpoints:
         return True
 
     def _start_writing(self, save: "_Save", leaves: dict[str, jax.Array]) -> Callable[[], None]:
-        """Return a function that waits for the files; it raises the reason if they could not be started, as without memory.
+        """Return a function that waits for the files; it raises the error if the write could not start, as without memory.
 
-        `_commit` then comes to its verdict with the other processes.
+        Raising there instead of here lets `_commit` reach its verdict together with the other processes.
         """
         assert self._worker is not None
         try:
@@ -235,11 +235,11 @@ class Checkpoints:
         return fail
 
     def _commit(self, save: "_Save", written: Callable[[], None]) -> Exception | None:
-        """Finish a save: None, or why it failed. All processes come to the same verdict."""
+        """Finish a save and return None, or the error; all processes return the same verdict."""
         failure = None
         try:
             written()
-            # Success leaves a note, not failure: a full disk may have no room for one.
+            # A file marks success rather than failure: a full disk may have no space for it.
             (self._temporary(save) / f"written.{jax.process_index()}").touch()
         except Exception as error:
             failure = error
@@ -251,7 +251,7 @@ class Checkpoints:
                 failure = failure or error
                 orbax_io.remove_abandoned(self._temporary(save))
         orbax_io.barrier(f"checkpoint.{save.number}.published")
-        if failure is None and not self._is_sound(save.marker.step):
+        if failure is None and not self._is_valid(save.manifest.step):
             return _PeerFailed("another process failed")
         if failure is None and jax.process_index() == 0:
             self._prune()
@@ -265,21 +265,21 @@ class Checkpoints:
             except FileNotFoundError as error:
                 raise _PeerFailed(f"process {process} could not write its part") from error
         orbax_io.finish_writing(temporary)
-        save.marker.write(temporary)
-        temporary.rename(self._path(save.marker.step))
+        save.manifest.write(temporary)
+        temporary.rename(self._path(save.manifest.step))
         sync_directory(self.folder)
 
     def _prune(self) -> None:
         for step in self.sound()[self._keep :]:
-            # Renamed first, so that a kill half-way through the deletion leaves no half step under a step's name.
+            # Renamed first, so that a kill during the deletion leaves no incomplete step under a step's name.
             old = self._path(step)
             shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
 
     def _temporary(self, save: "_Save") -> pathlib.Path:
-        return self._path(save.marker.step).with_suffix(".tmp")
+        return self._path(save.manifest.step).with_suffix(".tmp")
 
-    def _settle(self) -> None:
-        """Wait for the save under way and report it if it failed."""
+    def _collect(self) -> None:
+        """Wait for the save in progress and report it if it failed."""
         if self._pending is None:
             return
         save, self._pending = self._pending, None
@@ -289,21 +289,23 @@ class Checkpoints:
             return
         self._failed.append(save)
         newest = "there is none yet" if (step := self.latest()) is None else f"the newest is of step {step}"
-        message = f"CHECKPOINT of step {save.marker.step} FAILED and was removed: {self._shortage()}. The run goes on; {newest}"
-        self._tell(f"{message}; a second failure in a row ends the run", everywhere=not isinstance(failure, _PeerFailed))
+        message = (
+            f"CHECKPOINT of step {save.manifest.step} FAILED and was removed: {self._shortage()}. The run continues; {newest}"
+        )
+        self._report(f"{message}; a second failure in a row ends the run", everywhere=not isinstance(failure, _PeerFailed))
 
-    def _refuse_second_failure(self) -> None:
+    def _raise_if_failed_twice(self) -> None:
         if len(self._failed) >= 2:
             raise BadInput(f"two checkpoints in a row failed: {self._shortage()}; {self.remedy()}, or choose another --out")
 
     def remedy(self) -> str:
-        """Return what to do about the last save, which has failed."""
+        """Return advice on how to fix the failure of the last save."""
         return errors.remedy(self._failed[-1].verdict.result())
 
     def _shortage(self) -> str:
         save = self._failed[-1]
         failure = save.verdict.result()
-        # TensorStore tells the reason last, after all that it was doing.
+        # TensorStore's messages end with the reason, after the operations it was in.
         cause = " ".join(str(failure).split())[-100:] or type(failure).__name__
         try:
             free = f"{shutil.disk_usage(self.folder).free:,} free"
@@ -314,17 +316,17 @@ class Checkpoints:
     # Finding and checking.
 
     def _steps(self) -> list[int]:
-        """Steps that have a folder, newest first. What else lies there is reported once."""
+        """Return the steps that have a folder, newest first; report every other entry once."""
         steps = []
         for entry in self._entries():
-            if entry.name in self._passed_over:
+            if entry.name in self._ignored:
                 continue
-            what = kind(entry)
-            if what == "step":
+            entry_kind = kind(entry)
+            if entry_kind == "step":
                 steps.append(int(entry.name))
-            elif what == "junk":
-                self._passed_over.add(entry.name)
-                self._tell(f"{entry} is not a checkpoint and is ignored")
+            elif entry_kind == "junk":
+                self._ignored.add(entry.name)
+                self._report(f"{entry} is not a checkpoint and is ignored")
         return sorted(steps, reverse=True)
 
     def _entries(self) -> list[pathlib.Path]:
@@ -334,10 +336,10 @@ class Checkpoints:
             raise BadInput(f"{self.folder}: checkpoints cannot be listed ({error.strerror}); make the folder readable") from error
 
     def _choose(self) -> int:
-        """The newest sound step after setting aside the damaged ones above it; -1 if nothing was ever saved."""
+        """Set aside damaged steps and return the newest valid one; -1 if nothing was ever saved."""
         for step in self._steps():
             try:
-                Marker.read(self._path(step), step)
+                Manifest.read(self._path(step), step)
             except Damaged as damage:
                 self._set_aside(step, damage)
             else:
@@ -347,9 +349,9 @@ class Checkpoints:
             raise BadInput(f"{self.folder}: no intact checkpoint, only {', '.join(lost)}; delete the folder to start anew")
         return -1
 
-    def _is_intact(self, step: int, marker: Marker, *, required: bool) -> int:
+    def _is_intact(self, step: int, manifest: Manifest, *, required: bool) -> int:
         try:
-            marker.check_content(self._path(step))
+            manifest.check_content(self._path(step))
         except Damaged as damage:
             if required:
                 raise BadInput(f"{self._path(step)}: {damage}; choose another step") from damage
@@ -362,27 +364,27 @@ class Checkpoints:
         message = f"CHECKPOINT {folder} IS DAMAGED: {damage}"
         if self._worker is None:
             if not folder.exists():
-                return  # The writer has removed it meanwhile.
-            self._passed_over.add(folder.name)
-            self._tell(f"{message}; it is passed over for the one before it")
+                return  # The writer removed it in the meantime.
+            self._ignored.add(folder.name)
+            self._report(f"{message}; it is skipped, and the one before it is used")
             return
-        aside = next(name for n in itertools.count(1) if not os.path.lexists(name := folder.with_suffix(f".corrupt-{n}")))
-        folder.rename(aside)
-        self._tell(f"{message}; it is now {aside.name}, and the one before it is used")
+        target = next(name for n in itertools.count(1) if not os.path.lexists(name := folder.with_suffix(f".corrupt-{n}")))
+        folder.rename(target)
+        self._report(f"{message}; it is now {target.name}, and the one before it is used")
 
-    def _is_sound(self, step: int) -> bool:
+    def _is_valid(self, step: int) -> bool:
         try:
-            Marker.read(self._path(step), step)
+            Manifest.read(self._path(step), step)
         except Damaged:
             return False
         return True
 
-    def _read_or_refuse(self, step: int) -> Marker:
+    def _read_or_refuse(self, step: int) -> Manifest:
         try:
-            return Marker.read(self._path(step), step)
+            return Manifest.read(self._path(step), step)
         except Damaged as damage:
-            sound = ", ".join(map(str, self.sound())) or "none"
-            raise BadInput(f"{self._path(step)}: {damage}; steps that can be read: {sound}") from damage
+            readable = ", ".join(map(str, self.sound())) or "none"
+            raise BadInput(f"{self._path(step)}: {damage}; steps that can be read: {readable}") from damage
 
     def _path(self, step: int) -> pathlib.Path:
         return self.folder / folder_name(step)
@@ -390,35 +392,35 @@ class Checkpoints:
     # Several processes.
 
     def _agree(self, decide: Callable[[], int]) -> int:
-        """The decision of process 0, in every process. Also a barrier."""
+        """Return process 0's decision in every process; also a barrier."""
         value, error = 0, None
         if jax.process_index() == 0:
             try:
                 value = decide()
-            except Exception as raised:
-                error = raised
+            except Exception as exception:
+                error = exception
         with jax.transfer_guard("allow"):
             failed, value = multihost_utils.broadcast_one_to_all(np.array([error is not None, value], np.int32)).tolist()
         if error is not None:
             raise error
         if failed:
-            raise BadInput(f"{self.folder}: refused by process 0, see its message")
+            raise BadInput(f"{self.folder}: process 0 refused it; see its message")
         return value
 
-    def _tell(self, message: str, *, everywhere: bool = False) -> None:
+    def _report(self, message: str, *, everywhere: bool = False) -> None:
         if everywhere or jax.process_index() == 0:
             self._notify(message)
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Save:
-    """A save under way."""
+    """A save in progress."""
 
-    marker: Marker
+    manifest: Manifest
     bytes: int
-    """Size of the arrays in memory, and about that of the files."""
+    """Size of the arrays in memory, about that of the files."""
     number: int
-    """The same in every process, of no other save of this run: names its barriers."""
+    """Number that is the same in every process and unique among the run's saves; it names the barriers."""
     verdict: concurrent.futures.Future[Exception | None] = dataclasses.field(default_factory=concurrent.futures.Future)
 
 

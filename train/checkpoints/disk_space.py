@@ -1,4 +1,4 @@
-"""Whether a disk has room for the checkpoints of a run, before it is trained."""
+"""The check, before training, that a disk has space for the checkpoints of a run."""
 
 import math
 import shutil
@@ -16,11 +16,11 @@ from zoo.errors import BadInput
 def check(folder: Folder, run: run_config.Run, state: Any, first: int = 0) -> None:
     """Refuse a run whose checkpoints will not fit on the disk of its folder.
 
-    While a checkpoint is written there are `checkpoint.keep` others, and of the best parameters, if they are kept, two copies.
+    While a checkpoint is written there are `checkpoint.keep` others, and two copies of the best parameters if the run keeps them.
 
     Args:
         state: the `train.engine.state.State` as shapes; a checkpoint takes its bytes (less what compression saves).
-        first: the step that the run goes on from.
+        first: the step that the run continues from.
 
     Raises:
         BadInput: names the bytes needed and the bytes free.
@@ -36,7 +36,7 @@ def check(folder: Folder, run: run_config.Run, state: Any, first: int = 0) -> No
     if needed > free:
         raise BadInput(
             f"--checkpoint.keep {run.checkpoint.keep}: checkpoints of {size:,} bytes each need {needed:,} bytes, and "
-            f"{folder.path} has {free:,} free; make room, choose another --out, or keep fewer"
+            f"{folder.path} has {free:,} free; free some space, choose another --out, or keep fewer"
         )
 
 
@@ -49,5 +49,5 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of the files of a folder."""
+    """Return the total size in bytes of the files in a folder."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())

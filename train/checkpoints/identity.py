@@ -1,4 +1,4 @@
-"""Whether a checkpoint was saved by a run of this configuration."""
+"""The check that a checkpoint was saved by a run of this configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +14,16 @@ def check_identity(checkpoint: Path, meta: Mapping[str, Any], run: Run) -> None:
 
     Args:
         checkpoint: its folder, for the message.
-        meta: what was saved beside its arrays.
-        run: the configuration that is asked for. Fields newer than the checkpoint are not compared.
+        meta: the JSON that was saved beside its arrays.
+        run: the configuration now. Fields newer than the checkpoint are not compared.
 
     Raises:
         BadInput: names every field that differs.
     """
-    from train.checkpoints.manifest import (
-        compare,  # which imports JAX, and the command line reads configurations without it
-    )
+    # Imported here: it imports JAX, and the command line reads configurations without it.
+    from train.checkpoints.manifest import compare
 
-    saved, asked = meta.get("config", {}), identity(run)
-    if changed := compare(saved, {key: value for key, value in asked.items() if key in saved}):
+    saved, current = meta.get("config", {}), identity(run)
+    if changed := compare(saved, {key: value for key, value in current.items() if key in saved}):
         fix = "put back the checkpoint and the config.json that belong together"
         raise BadInput(f"{checkpoint}: saved by a run of another configuration: {'; '.join(changed)}; {fix}")

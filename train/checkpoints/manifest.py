@@ -1,7 +1,7 @@
-"""The commit marker: what makes a folder a checkpoint, and how a changed byte shows.
+"""The manifest of a checkpoint: it commits the folder, and its digests reveal every changed byte.
 
-COMMIT.json lies beside the files of a step and lists what the run is (`meta`), every leaf with shape and dtype, and every file
-with size and SHA-256. Its text is a function of its content and holds that content's digest, so it vouches for itself as well.
+COMMIT.json is beside the files of a step and lists what the run is (`meta`), every leaf with shape and dtype, and every file with
+size and SHA-256. Its text is a function of its content and includes that content's digest, so a change to it is noticed as well.
 """
 
 import dataclasses
@@ -25,65 +25,65 @@ _FOLDER = re.compile(r"(\d{8,})(?:\.(?:(tmp)|(corrupt)-\d+))?", re.ASCII)
 
 
 class Damaged(Exception):
-    """A step that is not what was saved. The message says in which file."""
+    """A step whose files are not those that were saved; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Marker:
+class Manifest:
     """The content of COMMIT.json."""
 
     step: int
     meta: dict[str, Any]
-    """JSON given by the run: its config and the fingerprints of what it reads."""
+    """JSON from the run: its config and the fingerprints of its data."""
     leaves: dict[str, str]
-    """As `describe` gives them."""
+    """Shape and dtype of each leaf by path, from `describe`."""
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Path of each file inside the folder -> {"size": bytes, "sha256": hex}."""
 
     def write(self, folder: pathlib.Path) -> None:
-        """Record the files that are in a folder and mark it, all of it on the disk and not only in its cache on return.
+        """Record the files of a folder and write its manifest; on return all of it is on the disk, not only in its cache.
 
-        The folder still needs a rename to its final name, and its parent a `sync_directory`.
+        The caller then renames the folder to its final name, and calls `sync_directory` on its parent.
         """
         for path, file in _files(folder).items():
             self.files[path] = {"size": file.stat().st_size, "sha256": _digest(file, sync=True)}
-        marker = folder / NAME
-        marker.write_text(_seal({"format": FORMAT, **dataclasses.asdict(self)}), encoding="utf-8")
-        _digest(marker, sync=True)
+        own_file = folder / NAME
+        own_file.write_text(_add_digest({"format": FORMAT, **dataclasses.asdict(self)}), encoding="utf-8")
+        _digest(own_file, sync=True)
         for directory, _, _ in os.walk(folder):
             sync_directory(directory)
 
     @classmethod
-    def read(cls, folder: pathlib.Path, step: int) -> "Marker":
-        """The marker of a folder that holds `step` and whose files are all there, in their sizes and no others.
+    def read(cls, folder: pathlib.Path, step: int) -> "Manifest":
+        """Return the manifest of a folder, after checking that it is of `step` and lists exactly the files, with their sizes.
 
         Raises:
-            Damaged: it is not so.
-            BadInput: the marker is of another version of this project.
+            Damaged: the manifest is of another step, or the files differ from those it lists.
+            BadInput: the manifest was written by another version of this project.
         """
-        marker = cls(**_unseal(folder / NAME))
-        if marker.step != step:
-            raise Damaged(f"{NAME} is that of step {marker.step}")
+        manifest = cls(**_read_content(folder / NAME))
+        if manifest.step != step:
+            raise Damaged(f"{NAME} belongs to step {manifest.step}")
         try:
             sizes = {path: file.lstat().st_size for path, file in _files(folder).items()}
         except FileNotFoundError as error:
-            raise Damaged("it is being removed") from error
+            raise Damaged("the folder is being removed") from error
         except OSError as error:
-            raise Damaged(f"its files cannot be listed ({error.strerror})") from error
-        for path in sorted(sizes.keys() | marker.files.keys()):
-            if path not in marker.files:
-                raise Damaged(f"{path} does not belong to it")
+            raise Damaged(f"the folder's files cannot be listed ({error.strerror})") from error
+        for path in sorted(sizes.keys() | manifest.files.keys()):
+            if path not in manifest.files:
+                raise Damaged(f"{path} is not listed in {NAME}")
             if path not in sizes:
                 raise Damaged(f"{path} is missing")
-            if sizes[path] != (saved := marker.files[path]["size"]):
+            if sizes[path] != (saved := manifest.files[path]["size"]):
                 raise Damaged(f"{path} has {sizes[path]:,} bytes, not {saved:,}")
-        return marker
+        return manifest
 
     def check_content(self, folder: pathlib.Path) -> None:
         """Read every file (1-2 GB/s) and compare its digest.
 
         Raises:
-            Damaged: a file has other content than was saved.
+            Damaged: a file is missing, cannot be read, or has other content than was saved.
         """
         for path, saved in self.files.items():
             try:
@@ -97,12 +97,12 @@ class Marker:
 
 
 def folder_name(step: int) -> str:
-    """Name of the folder of a step."""
+    """Return the name of the folder of a step."""
     return f"{step:08d}"
 
 
 def kind(entry: pathlib.Path) -> str:
-    """What an entry among the step folders is: step, tmp, corrupt or junk; gone if it was renamed just now."""
+    """Return the kind of an entry among the step folders: step, tmp, corrupt or junk; gone if it was renamed just now."""
     match = _FOLDER.fullmatch(entry.name)
     try:
         is_folder = stat.S_ISDIR(entry.lstat().st_mode)
@@ -114,7 +114,7 @@ def kind(entry: pathlib.Path) -> str:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by path, as "params/blocks/up/kernel" or "opt_state/0/mu/embed/table", in the order of the tree."""
+    """Return a pytree's leaves by path ("params/blocks/up/kernel", "opt_state/0/mu/embed/table"), in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(paths) != len(leaves):
@@ -123,32 +123,34 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def describe(leaves: dict[str, Any]) -> dict[str, str]:
-    """Shape and dtype of each leaf, as "float32[12,64,64]"."""
+    """Return the shape and dtype of each leaf, as "float32[12,64,64]"."""
     return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves.items()}
 
 
-def compare(saved: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
-    """What differs between two nested JSON dicts: one line each, as "model.layers: 4 in the checkpoint, 6 asked".
+def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
+    """Return the differences of two nested JSON dicts, a line each: "model.layers: 4 in the checkpoint, 6 asked".
 
     Args:
-        ignored: keys of the top level that may differ.
+        saved: the values in the checkpoint.
+        current: the values that are asked for.
+        ignored: top-level keys that may differ.
     """
     lines = []
-    for key in [*saved, *(key for key in asked if key not in saved)]:
+    for key in [*saved, *(key for key in current if key not in saved)]:
         if key in ignored:
             continue
-        old, new = saved.get(key), asked.get(key)
+        old, new = saved.get(key), current.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += [f"{key}.{line}" for line in compare(old, new)]
             continue
-        old, new = (json.dumps(side[key], sort_keys=True) if key in side else "nothing" for side in (saved, asked))
+        old, new = (json.dumps(side[key], sort_keys=True) if key in side else "nothing" for side in (saved, current))
         if old != new:
             lines.append(f"{key}: {_shorten(old)} in the checkpoint, {_shorten(new)} asked")
     return lines
 
 
 def sync_directory(directory: str | os.PathLike) -> None:
-    """Make the names in a directory outlive a power failure."""
+    """Write a directory's entries to the disk, so that they survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,39 +159,39 @@ def sync_directory(directory: str | os.PathLike) -> None:
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Every file but the marker, by its path inside the folder."""
-    found = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
-    return {file.relative_to(folder).as_posix(): file for file in sorted(found) if file != folder / NAME}
+    """Return every file but the manifest, by its path inside the folder."""
+    paths = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    return {file.relative_to(folder).as_posix(): file for file in sorted(paths) if file != folder / NAME}
 
 
 def _digest(file: pathlib.Path, *, sync: bool = False) -> str:
-    with file.open("rb") as opened:
+    with file.open("rb") as stream:
         if sync:
-            os.fsync(opened.fileno())
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _seal(content: dict[str, Any]) -> str:
+def _add_digest(content: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, sort_keys=True, indent=1) + "\n"
 
 
-def _unseal(file: pathlib.Path) -> dict[str, Any]:
+def _read_content(file: pathlib.Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
         del content["sha256"]
-        sealed = _seal(content) == text
+        is_unchanged = _add_digest(content) == text
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{file.name} is missing") from error
     except OSError as error:
         raise Damaged(f"{file.name} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{file.name} cannot be read") from error
-    if not sealed:
+    if not is_unchanged:
         raise Damaged(f"{file.name} was changed after it was written")
     if (version := content.pop("format")) != FORMAT:
-        raise BadInput(f"{file}: format {version}, and this version reads {FORMAT}; use the version of zoo that wrote it")
+        raise BadInput(f"{file}: format {version}, but this version of zoo reads {FORMAT}; use the version that wrote it")
     return content
 
 

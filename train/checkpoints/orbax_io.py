@@ -1,4 +1,4 @@
-"""Arrays to files and back: all that is Orbax, with what it takes to bear a disk that fills up while it writes."""
+"""Arrays to files and back: everything that uses Orbax, and what it takes to survive a disk that fills up during a write."""
 
 import asyncio
 import functools
@@ -17,19 +17,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 PEER_TIMEOUT = 600
-"""Seconds that a process which has written its part waits for the others."""
+"""Seconds that a process waits for the others after it has written its part."""
 
 
 def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callable[[], None]:
     """Begin to write arrays into an empty folder; called by every process, for its shards.
 
-    Returns once the arrays are on the host. (On CPU they already are, and their buffers are only held: JAX then copies where it
-    would have donated them.) To be called in a thread without an event loop, which the main thread of a notebook has.
+    Returns once the arrays are on the host. (On CPU they already are, and references keep their buffers: JAX then copies where it
+    would have donated them.) Call it in a thread without an event loop; the main thread of a notebook has one.
 
     Returns:
-        A function that waits until this process's part is written, and raises what went wrong.
+        A function that waits until this process's part is written, and raises the error if that failed.
     """
-    _spare_the_tracebacks()
+    _silence_tracebacks()
     futures = asyncio.run(_handler().async_save(epath.Path(folder), args=ocp.args.StandardSave(leaves)))
 
     def wait() -> None:
@@ -40,39 +40,39 @@ def start_writing(folder: pathlib.Path, leaves: dict[str, jax.Array]) -> Callabl
 
 
 def finish_writing(folder: pathlib.Path) -> None:
-    """Join what the processes have written; called by process 0 after all of them are done."""
+    """Merge what the processes have written; called by process 0 after all of them are done."""
     _handler().finalize(epath.Path(folder))
 
 
-def read(folder: pathlib.Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Read arrays with the shapes, dtypes and shardings wanted. Called by every process.
+def read(folder: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Read the arrays of a folder by path, with the shapes, dtypes and shardings of `leaves`; called by every process.
 
-    Leaves of the folder that are not wanted are not read. A leaf is cut to fit another shape and cast to another dtype, so both
-    must have been compared before.
+    Other leaves of the folder are not read. Orbax cuts a leaf to fit another shape and casts it to another dtype, so the caller
+    must have compared both.
     """
-    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(leaves)
     with jax.transfer_guard("allow"):
         handler = ocp.PyTreeCheckpointHandler()
-        return handler.restore(epath.Path(folder), args=ocp.args.PyTreeRestore(wanted, how, partial_restore=True))
+        return handler.restore(epath.Path(folder), args=ocp.args.PyTreeRestore(leaves, restore_args, partial_restore=True))
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here, or raise after `PEER_TIMEOUT`; `name` must be new.
+    """Wait until every process has called this with the same unused `name`; raise after `PEER_TIMEOUT`.
 
-    For other threads than the main one: the devices take no part in it, so it keeps out of the order of the collectives.
+    It may run outside the main thread: it does not use the devices, so it does not disturb the order of collectives.
     """
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=PEER_TIMEOUT * 1000)
 
 
-def remove_abandoned(folder: pathlib.Path, settled: float = 0.3, patience: float = 30) -> None:
+def remove_abandoned(folder: pathlib.Path, absent_for: float = 0.3, patience: float = 30) -> None:
     """Remove a folder whose writing failed.
 
-    The writes that did not fail go on for a moment, and TensorStore makes a missing parent folder anew: it has to stay away
-    for `settled` seconds.
+    Writes that did not fail continue for a moment, and TensorStore creates a missing parent folder again: delete it until it
+    has been absent for `absent_for` seconds, for at most `patience` seconds.
     """
     deadline = time.monotonic() + patience
     gone_since = time.monotonic()
-    while time.monotonic() < min(deadline, gone_since + settled):
+    while time.monotonic() < min(deadline, gone_since + absent_for):
         if folder.exists():
             shutil.rmtree(folder, ignore_errors=True)
             gone_since = time.monotonic()
@@ -81,21 +81,21 @@ def remove_abandoned(folder: pathlib.Path, settled: float = 0.3, patience: float
 
 @functools.cache
 def _handler() -> ocp.StandardCheckpointHandler:
-    """Made at first use: it starts JAX's backend, and processes must have joined before."""
+    """Return Orbax's handler, made at first use: it starts JAX's backend, so the processes must have joined before."""
     return ocp.StandardCheckpointHandler()
 
 
 @functools.cache
-def _spare_the_tracebacks() -> None:
-    """Keep a full disk to the one line that the run says about it.
+def _silence_tracebacks() -> None:
+    """Reduce the reports of a full disk to the one line that the run prints about it.
 
-    Orbax logs the traceback of each write that fails before it raises it; asyncio logs those that were abandoned, when they
-    are collected; TensorStore reports the others to an event loop that is closed by then; and some were never begun.
+    Orbax logs the traceback of each failing write before it raises the error; asyncio logs abandoned writes when they are
+    garbage-collected; TensorStore reports the others to an event loop that is closed by then; and some were never started.
     """
     package = str(pathlib.Path(ocp.__file__).parent)
     hook = sys.unraisablehook
 
-    def is_not_ours(record: logging.LogRecord) -> bool:
+    def is_from_elsewhere(record: logging.LogRecord) -> bool:
         if not record.exc_info:
             return True
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2])]
@@ -106,7 +106,7 @@ def _spare_the_tracebacks() -> None:
         if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):
             hook(raised)
 
-    logging.getLogger("absl").addFilter(is_not_ours)
-    logging.getLogger("asyncio").addFilter(is_not_ours)
+    logging.getLogger("absl").addFilter(is_from_elsewhere)
+    logging.getLogger("asyncio").addFilter(is_from_elsewhere)
     sys.unraisablehook = report
     warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)

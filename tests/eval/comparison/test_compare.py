@@ -14,7 +14,7 @@ import pytest
 from eval.comparison import comparison_table, run_results
 from eval.comparison.seed_statistics import Estimate, compare
 from tests.support import commands, tiny
-from train.checkpoints.manifest import Marker, folder_name
+from train.checkpoints.manifest import Manifest, folder_name
 from train.config.objective_options import Selection
 from train.config.run_config import Data, Mesh, Optim, Run, Tokenizer
 from train.run import metrics_file
@@ -43,7 +43,7 @@ def make(
     files, step = Folder(path), ended or run.steps
     checkpoint = files.checkpoints / folder_name(step)
     checkpoint.mkdir(parents=True)
-    Marker(step=step, meta=meta, leaves={}).write(checkpoint)
+    Manifest(step=step, meta=meta, leaves={}).write(checkpoint)
     files.write_config(run)
     write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
     metrics_file.started(files, 0, {}, flops or 0.0)
@@ -85,8 +85,8 @@ def test_trained_runs_are_compared_by_their_files(
         shutil.copytree("runs/done", f"runs/{name}")
         run, checkpoint = dataclasses.replace(trained, **changes), Path(f"runs/{name}/checkpoints/{folder_name(trained.steps)}")
         Folder(f"runs/{name}").write_config(run)
-        marker = Marker.read(checkpoint, trained.steps)
-        dataclasses.replace(marker, meta=marker.meta | {"config": identity(run)}).write(checkpoint)
+        manifest = Manifest.read(checkpoint, trained.steps)
+        dataclasses.replace(manifest, meta=manifest.meta | {"config": identity(run)}).write(checkpoint)
         write_json(Path(f"runs/{name}/scores.json"), scores | {"loss": loss - 0.5})
     result = json.loads(commands.call(capsys, "compare", "runs/b0", "runs/a1", "runs/done", "--json").stdout)
     fast, base = result["rows"]

@@ -44,7 +44,7 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder
         checkpoints.save(make(1, width=32768), {})
         assert checkpoints.wait()
         failing(2)
-        for part in ("FAILED and was removed", "File too large", "The run goes on; the newest is of step 1"):
+        for part in ("FAILED and was removed", "File too large", "The run continues; the newest is of step 1"):
             assert part in log[0]
         # Space is back, so that the next failure is a first one.
         checkpoints.save(make(3, width=32768), {})
@@ -75,7 +75,7 @@ def test_a_save_that_cannot_begin_fails_and_names_its_cause(
         checkpoints.save(make(3), {})
         with pytest.raises(BadInput) as refused:
             checkpoints.wait()
-    assert f"({str(failure) or 'MemoryError'}). The run goes on" in log[0]
+    assert f"({str(failure) or 'MemoryError'}). The run continues" in log[0]
     assert f"({str(failure) or 'MemoryError'}); {fix}, or choose another --out" in str(refused.value)
     assert os.listdir(folder) == ["00000001"]
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.support.runs import PATIENCE
 from tests.support.states import META, Log, Spec, abstract, bits, make, mesh_of, restored, save_all
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.manifest import FORMAT, NAME, Damaged, Marker, compare
+from train.checkpoints.manifest import FORMAT, NAME, Damaged, Manifest, compare
 from train.engine.state import State
 from zoo.errors import BadInput
 
@@ -172,11 +172,11 @@ def test_every_changed_byte_is_noticed(damaged: tuple[Path, Path], rng: np.rando
             if changed is not None:
                 file.write_bytes(changed)
             with pytest.raises(Damaged) as noticed:
-                Marker.read(newest, 2).check_content(newest)
+                Manifest.read(newest, 2).check_content(newest)
             assert path in str(noticed.value), what
             count += 1
         file.write_bytes(original)
-    Marker.read(newest, 2).check_content(newest)
+    Manifest.read(newest, 2).check_content(newest)
     assert count >= 300
 
 
@@ -214,7 +214,7 @@ def test_a_step_that_is_not_what_was_saved_is_set_aside(damaged: tuple[Path, Pat
     reader = Checkpoints(folder, 9, notify=log)
     assert reader.latest() == (2 if harm == "with another bit" else 1)  # digests are compared when a step is read
     assert restored(reader).step == 1
-    assert "passed over" in log[0]
+    assert "skipped" in log[0]
     assert newest.exists()
 
     log.clear()
@@ -290,7 +290,7 @@ def test_a_chosen_step_is_read_or_refused(damaged: tuple[Path, Path]) -> None:
 def test_another_format_is_refused_and_not_called_damaged(damaged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, newest = damaged
     monkeypatch.setattr("train.checkpoints.manifest.FORMAT", FORMAT + 1)
-    Marker(step=2, meta={}, leaves={}).write(newest)
+    Manifest(step=2, meta={}, leaves={}).write(newest)
     monkeypatch.undo()
     with pytest.raises(BadInput, match=f"format {FORMAT + 1}"):
         Checkpoints(folder, 2, notify=pytest.fail).restore(abstract(make(0)))
