@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a header, one live line, notices above it, a last line."""
+"""The progress of a run in the terminal: a header, one live line, notices above it, a last line."""
 
 import contextlib
 import math
@@ -18,20 +18,20 @@ from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
 
 REDRAW = 0.2
-"""Seconds between two drawings of the live line, so that drawing stays far below a step's cost."""
+"""Seconds between two redraws of the live line, so that drawing costs far less than a step."""
 
 WIDE = 110
-"""Columns from which the live line ends in a bar: below, its numbers need the room."""
+"""Terminal columns from which the live line ends in a bar; on a narrower terminal the numbers need the space."""
 
 
 class Console:
     """Progress of a run of `steps` steps, written by process 0; the other processes call the same methods and print nothing.
 
     On a terminal one line is redrawn in place. Elsewhere (a pipe, a log file, a dumb terminal) each row of metrics is a line of
-    plain text. Use as a context manager: leaving it, by whatever way, gives the terminal back.
+    plain text. Use it as a context manager: leaving it, also by an error, restores the terminal.
 
-    A run outlives what it writes to: where a reader leaves (`| head`), a terminal is closed or a disk is full, a line on stderr
-    says so, nothing more is written, and training goes on. Only a disk that is full before the first line is refused.
+    A run continues when its output fails: if the reader exits (`| head`), the terminal is closed or the disk is full, a line on
+    stderr says so, nothing more is written, and training continues. Only a disk that is full before the first line is an error.
     """
 
     def __init__(self, *, steps: int, process: int = 0, stream: IO[str] | None = None) -> None:
@@ -49,7 +49,7 @@ class Console:
         self._live: Live | None = None
         animated = self._stream.isatty() and self._terminal.is_terminal and not self._terminal.is_dumb_terminal
         if animated and not self._quiet:
-            # No refresh thread: it would take the interpreter from the loop whenever it pleased.
+            # No refresh thread: it would take the interpreter from the training loop at arbitrary times.
             self._live = Live(console=self._terminal, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Console":
@@ -61,7 +61,7 @@ class Console:
                 self._live.stop()
 
     def header(self, title: str, facts: Mapping[str, str]) -> None:
-        """Print the run's name and, aligned, what it is: one fact a line, a long one continuing below itself."""
+        """Print the run's name and its facts, aligned, one a line; a long one continues below itself."""
         if self._quiet:
             return
         width = max(map(len, facts), default=0)
@@ -77,20 +77,20 @@ class Console:
             self._terminal.print(Text(title, style="bold"))
             self._terminal.print(grid)
 
-    def doing(self, what: str) -> None:
-        """Say what takes so long before or between steps ("compiling the step"); the next row or step takes its place."""
-        self._doing = what
+    def doing(self, activity: str) -> None:
+        """Show the slow activity before or between steps ("compiling the step"); the next row or step replaces it."""
+        self._doing = activity
         if not self._live:
-            self._plain(f"{what} ...")
+            self._plain(f"{activity} ...")
         self._draw(now=True)
 
     def step(self, step: int) -> None:
-        """Note that `step` steps have been taken. Cheap enough for every step."""
+        """Record that `step` steps have been taken; cheap enough for every step."""
         self._step, self._doing = step, ""
         self._draw()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show a row of metrics, as `train_row` and `valid_row` of train.run.metrics_file make them."""
+        """Show a row of metrics, as made by `train_row` and `valid_row` of train.run.metrics_file."""
         self._step, self._doing = row["step"], ""
         if row["kind"] == "valid":
             self._valid = row
@@ -98,12 +98,12 @@ class Console:
             self._train = row
             self._first = self._first or (row["step"], time.perf_counter())
         if not self._live:
-            shown = self._parts() if row["kind"] == "train" else [self._counter(), _validation(row)]
-            self._plain("  ".join(shown))
+            parts = self._parts() if row["kind"] == "train" else [self._counter(), _validation(row)]
+            self._plain("  ".join(parts))
         self._draw()
 
     def notice(self, text: str) -> None:
-        """Print something the user must not miss, above the live line."""
+        """Print a line that the user must not miss, above the live line."""
         if self._live:
             with self._output():
                 self._terminal.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
@@ -127,7 +127,7 @@ class Console:
 
     @contextlib.contextmanager
     def _output(self) -> Iterator[None]:
-        """Write something; once that fails, write nothing any more."""
+        """Run the block that writes; once one fails, write nothing any more."""
         try:
             yield
         except OSError as error:
@@ -137,7 +137,7 @@ class Console:
                 live.stop()
             if not self._written and not isinstance(error, BrokenPipeError):
                 raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
-            stdio.complain(f"standard output is lost ({error.strerror}); the run goes on without it")
+            stdio.complain(f"standard output is lost ({error.strerror}); the run continues without it")
         self._written = True
 
     def _draw(self, now: bool = False) -> None:
@@ -146,20 +146,20 @@ class Console:
         self._drawn = time.perf_counter()
         width = self._terminal.width
         parts = [f"{self._doing} ..."] if self._doing else self._parts()
-        # Columns that do not fit are left out from the right: a line that wraps could not be redrawn in place.
+        # Columns that do not fit are dropped from the right: a line that wraps could not be redrawn in place.
         while len(parts) > 1 and len("  ".join(parts)) + 2 > width:
             parts.pop()
         line = Table.grid(padding=(0, 1))
-        shown = [Text(f" {'  '.join(parts)}", no_wrap=True, overflow="ellipsis")]
+        cells = [Text(f" {'  '.join(parts)}", no_wrap=True, overflow="ellipsis")]
         if width >= WIDE and not self._doing:
-            bar = ProgressBar(total=self._steps, completed=self._step, width=min(40, width - 2 - shown[0].cell_len))
+            bar = ProgressBar(total=self._steps, completed=self._step, width=min(40, width - 2 - cells[0].cell_len))
             bar.complete_style = bar.finished_style = "cyan"
-            line.add_row(*shown, bar)
+            line.add_row(*cells, bar)
         else:
-            line.add_row(*shown)
+            line.add_row(*cells)
         with self._output():
             self._live.update(line)
-            # Started here and not before: an empty live line would leave a gap in the header.
+            # Started here, not earlier: an empty live line would leave a gap in the header.
             self._live.start(refresh=False)
             self._live.refresh()
 
@@ -167,7 +167,7 @@ class Console:
         return f"{self._step:>{len(str(self._steps))}}/{self._steps}"
 
     def _parts(self) -> list[str]:
-        """The columns of the line, the most wanted first; what is not known yet is left out."""
+        """Return the columns of the line, the most important first; values that are not known yet are left out."""
         parts = [self._counter()]
         if self._first and self._step > self._first[0]:
             step, at = self._first
@@ -178,14 +178,14 @@ class Console:
             parts.append(_validation(self._valid))
         if self._train:
             rate, share = self._train["time"]["tokens_per_s"], self._train["time"]["mfu"]
-            # Neither is known in a row whose only step was the one that compiled.
+            # Neither is known in a row whose only step was the one that was compiled.
             parts += [f"{short(rate)} tok/s"] if math.isfinite(rate) else []
             parts += [f"MFU {share:.0%}"] if share is not None and math.isfinite(share) else []
         return parts
 
 
 def short(number: float | int) -> str:
-    """A count in at most five characters: 950, 12.3k, 4.56M, 175B."""
+    """Return a count in at most five characters: 950, 12.3k, 4.56M, 175B."""
     for unit, scale in (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
         if abs(number) < 999.5 * scale or unit == "B":
             break
@@ -194,12 +194,12 @@ def short(number: float | int) -> str:
 
 
 def clock(seconds: float | int) -> str:
-    """A duration as m:ss, h:mm:ss or, from two days on, in days."""
-    whole = max(0, round(seconds))
-    if whole >= 48 * 3600:
-        return f"{whole / 86400:.1f} days"
-    minutes, hours = whole // 60 % 60, whole // 3600
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+    """Return a duration as m:ss, h:mm:ss or, from two days on, in days."""
+    total = max(0, round(seconds))
+    if total >= 48 * 3600:
+        return f"{total / 86400:.1f} days"
+    minutes, hours = total // 60 % 60, total // 3600
+    return f"{hours}:{minutes:02}:{total % 60:02}" if hours else f"{minutes}:{total % 60:02}"
 
 
 def _validation(row: Mapping[str, Any]) -> str:

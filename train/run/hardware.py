@@ -1,6 +1,6 @@
-"""What a device can do, as published: rates of matrix products, memory and its bandwidth, links to other devices.
+"""Published data of devices: rates of matrix products, memory and its bandwidth, links to other devices.
 
-A device is what JAX calls one: a chip, or half of one where a chip is two. Rates and bandwidths are what no program exceeds.
+A device is a JAX device: a chip, or half of one where JAX sees a chip as two. Rates and bandwidths are upper limits.
 """
 
 import dataclasses
@@ -12,44 +12,44 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """One JAX device. Unknown, or not published: None."""
+    """The data of one JAX device; None where a value is unknown or not published."""
 
     peak: dict[str, int | float]
-    """Dense matrix products by dtype, in TFLOP/s. float32 is TF32 from Ampere on. Where a data sheet prints only the rate with
-    2:4 sparsity, half of it."""
+    """Rate of dense matrix products by dtype, in TFLOP/s. float32 is TF32 from Ampere on. Where a data sheet gives only the rate
+    with 2:4 sparsity, this is half of it."""
     memory: int | float | None = None
-    """Bytes."""
+    """Memory size in bytes."""
     bandwidth: int | float | None = None
-    """Of the memory, GB/s."""
+    """Bandwidth of the memory, GB/s."""
     links: int | float | None = None
-    """All links to devices near by (NVLink within a host, a TPU's interconnect), GB/s in one direction."""
+    """Sum of all links to nearby devices (NVLink within a host, a TPU's interconnect), GB/s in one direction."""
     torus: int = 0
-    """Dimensions of the torus that those links form; 0 = any device reaches any other with all of them."""
+    """Dimensions of the torus that those links form; 0 = any device reaches any other with all of its links."""
     network: int | float | None = None
-    """A device's share of its host's network, GB/s in one direction. A TPU slice needs none."""
+    """A device's share of its host's network, GB/s in one direction; a TPU slice needs none."""
     host: int = 1
-    """Devices of a host, which the links join; of a torus they go on to other hosts."""
+    """Devices of a host, which the links connect; the links of a torus continue to other hosts."""
 
 
 def device(kind: str) -> Device | None:
-    """What is published of a `device_kind`; None of a CPU, of a slice of a GPU and of what is not in the table."""
+    """Return the published data of a `device_kind`; None for a CPU, a slice of a GPU and a device that is not in the table."""
     names = [name for name in DEVICES if re.fullmatch(f"{name}([ -].*)?", kind) and (name == kind or not name.startswith("TPU"))]
     return None if not names or "MIG" in kind else DEVICES[max(names, key=len)]
 
 
 def device_peak(kind: str, dtype: Any) -> float | None:
-    """Published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
+    """Return the published peak of one JAX device for dense matrix products of `dtype` (float32 or bfloat16), in FLOP/s.
 
     None where none is published for that dtype: a TPU's float32, the bfloat16 of a GPU older than Ampere, a slice of a GPU, any
-    CPU. Then `train.run.metrics_file.matrix_rate` gives a rate to state MFU against. On Ampere and later float32 means TF32,
-    which is how JAX multiplies float32 matrices there by default.
+    CPU. MFU is then relative to the measured `train.run.metrics_file.matrix_rate`. On Ampere and later float32 means TF32, which
+    is how JAX multiplies float32 matrices there by default.
     """
-    # Imported here: a command line that only names a device should not wait for it.
+    # Imported here: a command that only names a device should not wait for it.
     import numpy as np
 
-    found = device(kind)
-    tera = None if found is None else found.peak.get(np.dtype(dtype).name)
-    return None if tera is None else tera * 1e12
+    data = device(kind)
+    tflops = None if data is None else data.peak.get(np.dtype(dtype).name)
+    return None if tflops is None else tflops * 1e12
 
 
 DEVICES: dict[str, Device] = {
@@ -95,7 +95,7 @@ DEVICES: dict[str, Device] = {
     "TPU v2": Device(peak={"bfloat16": 23}, memory=8 * GIB, bandwidth=350),
     "TPU v3": Device(peak={"bfloat16": 61.5}, memory=16 * GIB, bandwidth=450),
 }
-"""By `device_kind`, a GPU's up to words that do not matter."""
+"""`device_kind` -> its data; the kind of a GPU may have further words after the one here."""
 
 # Cloud TPU documentation, one page a version, a chip being one device: 275, 197, 459 and 918 TFLOP/s; 32, 16, 95 and 32 GiB at
 # 1,200, 819, 2,765 and 1,638 GB/s; interconnect 2,400 Gb/s in one direction, then 400, 1,200 and 800 GB/s in both.

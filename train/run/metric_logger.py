@@ -1,4 +1,4 @@
-"""What a run measures of itself while it goes: rows of metrics.jsonl, the ledger, and the watch for steps that went wrong."""
+"""The metrics of a run while it trains: rows of metrics.jsonl, the ledger, and the check for non-finite steps."""
 
 import contextlib
 import time
@@ -16,13 +16,13 @@ from train.run.trackers import Sinks
 from zoo.errors import BadInput
 
 OVERALL = ("loss", "grad_norm", "lr", "finite")
-"""Metrics that every step has; the others are terms of its loss."""
+"""Metrics that every step has; all others are terms of its loss."""
 
 
 class Recorder:
-    """Takes each step's metrics, fetched one step late so that the device never waits for the host, and writes rows.
+    """Fetches each step's metrics one step late, so that the device never waits for the host, and writes rows.
 
-    Process 0 writes; every process watches, so that all of them stop at the same step.
+    Process 0 writes; every process checks the metrics, so that all of them stop at the same step.
     """
 
     def __init__(
@@ -38,8 +38,15 @@ class Recorder:
         process: int,
         saved: Mapping[str, Any],
     ) -> None:
-        """`tokens` and `flops` of a training step, these stated against `rate`, FLOP/s, all of all devices; `first` step of this
-        start; `saved`: the `summaries` in the checkpoint that the run goes on from."""
+        """Open metrics.jsonl, the ledger and the sinks of a run.
+
+        Args:
+            first: the step that this start of the run continues from.
+            tokens: tokens of a training step, of all devices.
+            flops: FLOPs of a training step, of all devices.
+            rate: FLOP/s of all devices that MFU is relative to.
+            saved: the `summaries` in the checkpoint that the run continues from.
+        """
         self._run, self._console, self._first, self._tokens = run, console, first, tokens
         self._flops, self._rate = flops, rate
         self._rows = Metrics(folder.metrics, resume_at=first if first else None) if process == 0 else None
@@ -63,7 +70,7 @@ class Recorder:
         self._sinks.close(failed=error is not None)
 
     def step(self, metrics: dict[str, jax.Array], rows: Any) -> None:
-        """Note a step just dispatched; `rows` are the row numbers of its global batch.
+        """Record a step that was just dispatched; `rows` are the row numbers of its global batch.
 
         Raises:
             BadInput: too many steps in a row had a non-finite gradient.
@@ -74,7 +81,7 @@ class Recorder:
         if self._ledger is not None:
             self._ledger.write({"step": self._at, "rows": rows})
         if self._at == self._first + 1:
-            # Compiling is not part of a step's time.
+            # Compilation is not part of a step's time.
             self._fetch()
             self._clock = time.perf_counter()
         else:
@@ -82,12 +89,12 @@ class Recorder:
         self._console.step(self._at)
 
     def due(self, every: int, ahead: int = 0) -> bool:
-        """Whether something done every so many steps (0 = never) and at the last one is done `ahead` steps from now."""
+        """Return whether a task done every `every` steps (0 = never) and at the last one is due `ahead` steps from now."""
         step = self._at + ahead
         return step == self._run.steps or (every > 0 and step % every == 0)
 
     def row(self) -> None:
-        """Write a row of the step just taken."""
+        """Write a row of the last step."""
         self._fetch()
         now = time.perf_counter()
         seconds = (now - self._clock) / self._timed if self._timed else float("nan")
@@ -107,25 +114,25 @@ class Recorder:
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
-        """Write a row of a validation: the quantities of `score.record()`."""
+        """Write a row of a validation with the quantities of `score.record()`."""
         numbers = {name: value for name, value in score.record().items() if name in QUANTITIES}
         self._show(valid_row(step=self._at, seconds=seconds, **numbers))
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time that is not part of a step's: validation and saving."""
+        """Leave the time of the block, as for validation and saving, out of the step time."""
         self._fetch()
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self._clock += time.perf_counter() - began
+        self._clock += time.perf_counter() - start
 
     def sync(self) -> None:
-        """Rows are on the disk before the checkpoint that stands for them."""
+        """Wait until the rows are on the disk, before the checkpoint that includes them is committed."""
         for file in self._files().values():
             file.sync()
 
     def summaries(self) -> dict[str, Any]:
-        """Return the `Metrics.summary` of each file, for the checkpoint that stands for its rows. Process 0 has the files."""
+        """Return the `Metrics.summary` of each file, for the checkpoint that includes its rows; only process 0 has the files."""
         return {name: file.summary() for name, file in self._files().items()}
 
     def _files(self) -> dict[str, Metrics]:
@@ -133,7 +140,7 @@ class Recorder:
         return {name: file for name, file in files.items() if file is not None}
 
     def _terms(self) -> dict[str, dict[str, float]]:
-        """What the loss is the sum of, where it has several terms."""
+        """Return the terms of the loss, if it has more than one."""
         terms = {name: value for name, value in self._values.items() if name not in OVERALL}
         return {"terms": terms} if len(terms) > 1 else {}
 
@@ -148,7 +155,7 @@ class Recorder:
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= self._run.max_skipped:
             raise BadInput(
-                f"{self._in_a_row} steps in a row had a non-finite loss or gradient; parameters are those before them. "
+                f"{self._in_a_row} steps in a row had a non-finite loss or gradient; the parameters are those before them. "
                 f"Lower --optim.lr {self._run.optim.lr:g}, or allow more with --max-skipped"
             )
 

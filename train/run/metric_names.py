@@ -1,7 +1,7 @@
-"""The quantities that a model is scored by: what they are called, how they are written, and which way is better.
+"""The quantities that a model is scored by: their labels, formats, and whether lower or higher is better.
 
-A score is a flat dict of numbers, as scores.json holds it. Its quantities are here by name; beside them it holds counts of what
-they were measured on, and two scores with different counts are not of the same thing.
+A score is a flat dict of numbers, as in scores.json: quantities, whose names are here, and counts of what they were measured on.
+Two scores with different counts were measured on different data.
 """
 
 import dataclasses
@@ -14,28 +14,28 @@ from zoo.errors import BadInput
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """How people are told of a number."""
+    """The presentation of one quantity."""
 
     label: str
-    """As it stands within a sentence."""
+    """Name as it is written within a sentence."""
     note: str
-    """What it is, with its unit."""
+    """Definition, with the unit."""
     better: Literal["lower", "higher"] | None
-    """None: it says nothing of the model."""
+    """The better direction; None for a quantity that does not measure the model."""
     format: str = ".4f"
     unit: str = ""
-    """What follows the number in a line of text."""
+    """Text that follows the number in a line of text."""
     reference: str = ""
-    """The quantity that it is held against: the same number for whoever knows next to nothing."""
+    """The quantity to compare with: the value of a trivial baseline that learned nothing but frequencies."""
 
     @property
     def title(self) -> str:
-        """The label at the head of something."""
+        """Label that begins with a capital letter."""
         return self.label[0].upper() + self.label[1:]
 
     def show(self, value: float | int, sign: Literal["", "+"] = "") -> str:
-        """The number alone, without its unit; `sign` "+": as a difference."""
-        # What exploded has up to 305 digits before the point.
+        """Return the number without its unit; `sign` "+": as a difference."""
+        # A diverged value has up to 305 digits before the point.
         return format(value, sign + (self.format if abs(value) < 1e6 else ".4g"))
 
 
@@ -47,20 +47,20 @@ QUANTITIES: dict[str, Quantity] = {
         unit="bits/byte",
     ),
     "perplexity": Quantity(
-        label="perplexity", note="e to the loss of a token; comparable only with the same tokenizer", better="lower", format=".2f"
+        label="perplexity", note="e to the loss per token; comparable only with the same tokenizer", better="lower", format=".2f"
     ),
     "loss": Quantity(
-        label="loss", note="mean of what training minimizes, in nats (of numbers, their squared error)", better="lower"
+        label="loss", note="mean of what training minimizes, in nats (for numbers, the squared error)", better="lower"
     ),
     "masked_loss": Quantity(
-        label="masked loss", note="mean loss of a masked token, in nats", better="lower", reference="unigram_loss"
+        label="masked loss", note="mean loss per masked token, in nats", better="lower", reference="unigram_loss"
     ),
-    "next_loss": Quantity(label="next-sentence loss", note="mean loss of a pair of segments, in nats", better="lower"),
+    "next_loss": Quantity(label="next-sentence loss", note="mean loss per pair of segments, in nats", better="lower"),
     "accuracy": Quantity(
         label="accuracy", note="share of predictions that are right", better="higher", reference="majority_share"
     ),
     "next_accuracy": Quantity(
-        label="next-sentence accuracy", note="share of pairs told to be consecutive or not, rightly", better="higher"
+        label="next-sentence accuracy", note="share of pairs classified correctly as consecutive or not", better="higher"
     ),
     "f1": Quantity(label="F1", note="harmonic mean of precision and recall", better="higher"),
     "f1_macro": Quantity(label="macro F1", note="F1 of each class, every class weighing the same", better="higher"),
@@ -68,48 +68,46 @@ QUANTITIES: dict[str, Quantity] = {
     "pearson": Quantity(label="Pearson", note="linear correlation with the true values, -1 to 1", better="higher"),
     "spearman": Quantity(label="Spearman", note="correlation of the ranks, -1 to 1", better="higher"),
     "entity_f1": Quantity(label="entity F1", note="F1 of whole entities: type, first and last word", better="higher"),
-    "exact": Quantity(label="exact match", note="share of answers that are one of those given, normalized", better="higher"),
-    "bleu": Quantity(
-        label="BLEU", note="n-grams in common with the texts that were wanted, 0 to 100", better="higher", format=".2f"
+    "exact": Quantity(
+        label="exact match", note="share of answers that equal one of the reference answers, normalized", better="higher"
     ),
-    "chrf": Quantity(label="chrF", note="the same of characters, 0 to 100", better="higher", format=".2f"),
+    "bleu": Quantity(label="BLEU", note="n-grams in common with the reference texts, 0 to 100", better="higher", format=".2f"),
+    "chrf": Quantity(label="chrF", note="n-grams of characters in common, 0 to 100", better="higher", format=".2f"),
     "rouge1": Quantity(label="ROUGE-1", note="F1 of words in common", better="higher"),
     "rouge2": Quantity(label="ROUGE-2", note="F1 of pairs of words in common", better="higher"),
-    "rougeL": Quantity(label="ROUGE-L", note="F1 of the longest words in common, in order", better="higher"),
+    "rougeL": Quantity(label="ROUGE-L", note="F1 of the longest common subsequence of words", better="higher"),
     "mean_squared_error": Quantity(label="squared error", note="mean square of the difference to the true value", better="lower"),
     "majority_share": Quantity(
         label="majority class", note="share of the most frequent class: the accuracy of always predicting it", better=None
     ),
     "predicted_share": Quantity(label="most predicted class", note="share of the predictions that are this class", better=None),
-    "unigram_loss": Quantity(
-        label="unigram loss", note="loss of whoever knows only how often each token occurs, in nats", better=None
-    ),
+    "unigram_loss": Quantity(label="unigram loss", note="loss of predicting by token frequencies alone, in nats", better=None),
 }
-"""In the order in which they are shown."""
+"""Name -> quantity, in the order in which they are shown."""
 
 ONE_CLASS = 0.98
-"""Share of the predictions that one class has if nothing but that class is predicted, or nearly so."""
+"""Share of one class among the predictions from which a model counts as predicting only that class."""
 
 COUNTS = ("tokens", "bytes", "predictions", "examples", "pairs", "words", "entities", "questions")
-"""What quantities were measured on: numbers that agree between scores of the same thing."""
+"""Counts of what quantities were measured on; they agree between scores on the same data."""
 
 
 def find(name: str, among: Collection[str] = tuple(QUANTITIES), option: str = "--metric") -> Quantity:
-    """The quantity of a name, given as an option, that has to be one of some.
+    """Return the quantity that an option names, which must be one of `among`.
 
     Raises:
-        BadInput: it is none of them; the nearest is named.
+        BadInput: it is not one of `among`; the nearest is named.
     """
-    known = [each for each in QUANTITIES if each in among]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        fix = f"the nearest is {near[0]} (all: {', '.join(known)})" if near else "nothing is"
+    names = [quantity for quantity in QUANTITIES if quantity in among]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        fix = f"the nearest is {near[0]} (all: {', '.join(names)})" if near else "no metric is"
         raise BadInput(f"{option} {name}: not measured here; {fix}")
     return QUANTITIES[name]
 
 
 def notices(score: Mapping[str, Any]) -> list[str]:
-    """Return the reasons to think that a model has learned nothing, from its score; most scores give none."""
+    """Return reasons to think that a model has learned nothing, from its score; empty for most scores."""
     share, majority, accuracy = (score.get(name) for name in ("predicted_share", "majority_share", "accuracy"))
     fix = "try another --optim.lr, more --steps or, where classes differ much in number, --labelled.class-weights balanced"
     if share is not None and share >= ONE_CLASS and majority is not None and majority < 1:
@@ -124,20 +122,20 @@ def notices(score: Mapping[str, Any]) -> list[str]:
 
 
 def leading(score: Mapping[str, Any]) -> list[str]:
-    """The quantities of a score, the one that stands for it first; a loss only where there is nothing else."""
+    """Return the names of a score's quantities, the main one first; losses only where there is nothing else."""
     judged = [name for name, quantity in QUANTITIES.items() if name in score and quantity.better is not None]
     return [name for name in judged if not name.endswith("loss")] or judged
 
 
-def told(score: Mapping[str, Any], most: int = 2) -> str:
-    """The leading quantities of a score in words, an accuracy with that of always predicting the most frequent class."""
-    shown = []
-    for name in leading(score)[:most]:
+def told(score: Mapping[str, Any], count: int = 2) -> str:
+    """Return the leading quantities of a score as text, an accuracy with that of always predicting the most frequent class."""
+    texts = []
+    for name in leading(score)[:count]:
         quantity = QUANTITIES[name]
         value = quantity.show(score[name])
         text = f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label} {value}"
         reference = QUANTITIES.get(quantity.reference)
         if reference is not None and quantity.reference in score:
             text += f" ({reference.label} {reference.show(score[quantity.reference])})"
-        shown.append(text)
-    return ", ".join(shown)
+        texts.append(text)
+    return ", ".join(texts)

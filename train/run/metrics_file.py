@@ -1,4 +1,4 @@
-"""What a run measures: rows of metrics.jsonl, and the rate that a step's speed is stated against."""
+"""The rows of metrics.jsonl, and the rate of matrix products that MFU is relative to."""
 
 import hashlib
 import importlib.metadata
@@ -16,41 +16,42 @@ import numpy as np
 from train.run.run_dir import Folder, write_text
 from zoo.errors import BadInput, cannot_write
 
-# JSON has no number for these; protobuf's JSON mapping spells them so.
+# JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Metrics:
-    """A file of rows, one JSON object a line, each with its "step"; appended to, one row at a time, by one process.
+    """A file of rows, one JSON object a line, each with its "step"; one process appends them, one at a time.
 
-    Columns that differ between two runs of the same thing (seconds, rates, dates) live in one nested object, "time".
+    Columns that differ between two runs of one configuration (seconds, rates, dates) are in one nested object, "time".
     Write the rows of step n, and `sync`, before committing the checkpoint of step n: a resumed run then has every row.
     """
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
-        """Open `path` for a run that continues at step `resume_at`: later rows, and a line torn by a kill, are dropped, the file
-        being replaced whole. None: the run starts anew, with no rows.
+        """Open `path` for a run that continues at step `resume_at`; None: for a run that starts from the beginning.
+
+        Later rows, and a line cut off by a kill, are dropped; the file is replaced atomically.
 
         Raises:
-            BadInput: a line that is no row, with its number, or a file that cannot be written.
+            BadInput: a line is no row (its number is named), or the file cannot be written.
         """
         rows = read(path) if resume_at is not None and path.exists() else []
         lines = [_line(row) for row in rows if row["step"] <= resume_at]
         write_text(path, "".join(lines))
         self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
-        # Without a buffer: one that could not be written would be written again, and fail again, when the file is closed.
+        # Unbuffered: a buffer that could not be written would be written again, and fail again, when the file is closed.
         self._file = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row. Values are Python's or numpy's; what is not finite is written "NaN" or "Infinity".
+        """Append a row of Python's or numpy's values; numbers that are not finite are written as "NaN" or "Infinity".
 
         Raises:
-            BadInput: it cannot be written.
+            BadInput: the row cannot be written.
         """
-        line = rest = _line(row).encode()
+        line = remaining = _line(row).encode()
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
             raise cannot_write(self._path, error) from None
         self._count += 1
@@ -60,7 +61,7 @@ class Metrics:
         """Wait until the rows are on the disk.
 
         Raises:
-            BadInput: they cannot be written there.
+            BadInput: the rows cannot be written to it.
         """
         try:
             os.fsync(self._file.fileno())
@@ -68,18 +69,18 @@ class Metrics:
             raise cannot_write(self._path, error) from None
 
     def summary(self) -> dict[str, Any]:
-        """Return the number of rows and their SHA-256, which a checkpoint keeps."""
+        """Return the number of rows and their SHA-256, which is saved in a checkpoint."""
         return {"rows": self._count, "sha256": self._digest.hexdigest()}
 
     def lost(self, saved: Mapping[str, Any]) -> str:
-        """Return what has happened to the rows since a checkpoint kept this `summary` of them; "" if nothing has."""
+        """Return a message about how the rows differ from the `summary` in a checkpoint; "" if they do not."""
         if self.summary() == saved:
             return ""
         if missing := saved["rows"] - self._count:
             change = f"{missing} of {saved['rows']} rows are missing" if missing > 0 else f"{-missing} rows were added"
         else:
             change = "rows were changed"
-        return f"{self._path}: {change} since the checkpoint was saved; the run goes on without what is lost"
+        return f"{self._path}: {change} since the checkpoint was saved; the run continues without the lost rows"
 
     def close(self) -> None:
         self._file.close()
@@ -98,7 +99,7 @@ def train_row(
     mfu: float | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A row of kind "train".
+    """Return a row of kind "train".
 
     Args:
         step: steps taken, this one included.
@@ -109,8 +110,8 @@ def train_row(
         skipped: steps skipped for a non-finite gradient since the previous train row.
         seconds: mean seconds a step since the previous train row, without validation and saving.
         tokens_per_s: over all devices.
-        mfu: share of the rate it is stated against, 0 to 1; None where there is no such rate.
-        more: further columns (of the same value in every run of the same configuration).
+        mfu: share of the peak or measured rate, 0 to 1; None where there is no such rate.
+        more: further columns (with the same value in every run of the same configuration).
     """
     measured = {"seconds": seconds, "tokens_per_s": tokens_per_s, "mfu": mfu, "at": time.time()}
     values = {"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "skipped": skipped}
@@ -118,15 +119,15 @@ def train_row(
 
 
 def valid_row(*, step: int, seconds: float, **quantities: float) -> dict[str, Any]:
-    """A row of kind "valid": what a validation found, by the names of `train.run.metric_names`, and the `seconds` it took."""
+    """Return a row of kind "valid": the quantities of a validation by their name in `metric_names`, and the `seconds` it took."""
     return {"kind": "valid", "step": step, **quantities, "time": {"seconds": seconds, "at": time.time()}}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file. A last line without its line end, as a killed process leaves it, is no row unless it is whole.
+    """Read the rows of a file; a last line without a line end, as a killed process leaves it, counts only if it is complete.
 
     Raises:
-        BadInput: no such file, or a line that is no row, with its number.
+        BadInput: the file cannot be read, or a line is no row (its number is named).
     """
     try:
         *lines, last = path.read_bytes().split(b"\n")
@@ -140,22 +141,28 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def started(folder: Folder, step: int, facts: Mapping[str, str], flops: float) -> None:
-    """Note in starts.jsonl that the run starts or resumes at `step`: `facts`, as the console shows them, versions, date, and the
-    FLOPs of a step."""
+    """Record in starts.jsonl that the run starts or resumes at `step`.
+
+    The row has `facts`, as the console shows them, versions, the date, and the FLOPs of a step.
+    """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
     before = read(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 
 def versions() -> dict[str, str]:
-    """Versions that numbers depend on, and the compiler's flags: those of XLA:CPU decide what its figures are worth."""
+    """Return the versions that results depend on, and the compiler's flags, on which speeds on XLA:CPU depend."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    return found | {"system": platform.platform(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    installed = {name: importlib.metadata.version(name) for name in packages}
+    return (
+        {"python": platform.python_version()}
+        | installed
+        | {"system": platform.platform(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    )
 
 
 def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
-    """Model FLOPs utilization: the share of `rate` (FLOP/s of all devices) that steps of `seconds` each put to use.
+    """Return the model FLOPs utilization: the share of `rate` (FLOP/s of all devices) that steps of `seconds` use.
 
     Chowdhery et al. 2022 (PaLM), appendix B.
     """
@@ -163,10 +170,10 @@ def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
 
 
 def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
-    """Measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices together.
+    """Return the measured rate of square matrix products of `dtype`, accumulated in float32, in FLOP/s of this process's devices.
 
-    The best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated CPU
-    devices share the same cores, so on a CPU one device is measured, which uses all of them, and nothing is multiplied.
+    It is the best of several bursts over `seconds` after a warm-up, on random numbers (a GPU multiplies zeros faster). Simulated
+    CPU devices share the same cores, so on a CPU one device, which uses all of them, is measured and stands for all.
     """
     import jax
     import jax.numpy as jnp
@@ -178,20 +185,20 @@ def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
     else:
         size = 8192
     mesh = Mesh(np.asarray(devices), ("device",))
-    shape, placed = (len(devices), size, size), NamedSharding(mesh, PartitionSpec("device"))
+    shape, sharding = (len(devices), size, size), NamedSharding(mesh, PartitionSpec("device"))
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
 
     def burst(count: int) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         jax.block_until_ready([product(operand) for _ in range(count)])
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - start) / count
 
-    # Our own mesh, whatever mesh the caller works under.
+    # A mesh of its own, independent of the caller's.
     with jax.set_mesh(mesh):
-        operand = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=placed)(jax.random.key(0))
+        operand = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=sharding)(jax.random.key(0))
         burst(1)
         best = burst(1)
-        # A burst long enough to hide its dispatch, short enough that several fit and one of them is undisturbed.
+        # A burst is long enough to hide its dispatch, and short enough that several fit and one of them is undisturbed.
         count = max(1, round(seconds / 10 / best))
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -200,16 +207,16 @@ def matrix_rate(dtype: Any, seconds: float = 0.5) -> float:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(row), allow_nan=False, separators=(",", ":")) + "\n"
+    return json.dumps(_to_json(row), allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -221,14 +228,14 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}:{number} is no row: {error}; remove the line") from None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise BadInput(f'{path}:{number} is no row: it is not an object with a whole "step"; remove the line')
-    # Rarely needed, and half the time of reading a long file.
-    return _restored(row) if b'"NaN"' in line or b'Infinity"' in line else row
+        raise BadInput(f'{path}:{number} is no row: it is not an object with an integer "step"; remove the line')
+    # Rarely needed, and it would take half the time of reading a long file.
+    return _parse_non_finite(row) if b'"NaN"' in line or b'Infinity"' in line else row
 
 
-def _restored(value: Any) -> Any:
+def _parse_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
+        return {key: _parse_non_finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_restored(item) for item in value]
+        return [_parse_non_finite(item) for item in value]
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What a person sees of work on many bytes: one line with the rate and the time left."""
+"""Progress of work on many bytes: one line with the rate and the time left."""
 
 import contextlib
 import sys
@@ -12,28 +12,28 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from train.run.console import clock, short
 
 EVERY = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines where the output is no terminal."""
 
 
 @contextlib.contextmanager
-def shown(what: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]:
-    """`with shown("tokenizing") as progress: ...` gives a function to call with (bytes done, bytes in all).
+def shown(activity: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]:
+    """Show progress within `with shown("tokenizing") as progress: ...`; call `progress(bytes done, total bytes)`.
 
-    A terminal shows one line, redrawn in place and gone in the end. Elsewhere there is a line of plain text every ten seconds.
-    What the first call says is done counts as done before: rate and time left are of the work since. One work may follow another:
-    a call with another total, or with less done, is the first of the next.
+    A terminal shows one line, redrawn in place and removed at the end. Elsewhere there is a line of plain text every ten seconds.
+    Bytes done at the first call count as done before: the rate and the time left are of the work since then. Several jobs may
+    follow each other: a call with another total, or with fewer bytes done, is the first of the next job.
     """
-    out = stream or sys.stderr
-    terminal = Terminal(file=out)
+    output = stream or sys.stderr
+    terminal = Terminal(file=output)
     if not terminal.is_terminal or terminal.is_dumb_terminal:
-        yield _Plain(what, out)
+        yield _PlainText(activity, output)
         return
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=terminal, transient=True)
-    task = bar.add_task(what, total=None)
+    task = bar.add_task(activity, total=None)
 
     def update(done: int, total: int) -> None:
-        # Started late: nothing is shown of work that was done before.
+        # Started late, so that nothing is shown if the work was already done.
         bar.start()
         bar.update(task, completed=done, total=total)
 
@@ -43,28 +43,30 @@ def shown(what: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]
         bar.stop()
 
 
-class _Plain:
-    def __init__(self, what: str, stream: Any) -> None:
-        self._what, self._stream = what, stream
+class _PlainText:
+    """Progress as lines of plain text."""
+
+    def __init__(self, activity: str, stream: Any) -> None:
+        self._activity, self._stream = activity, stream
         self._first: tuple[int, float] = (0, 0.0)
         self._done, self._total = 0, -1
-        self._said = 0.0
+        self._printed = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if total != self._total or done < self._done:
-            # The first call of this work; an earlier one of the same line is over.
-            self._first, self._said = (done, now), now
+            # The first call of a new job; the previous one is finished.
+            self._first, self._printed = (done, now), now
         self._done, self._total = done, total
-        if now - self._said < EVERY or done == self._first[0]:
+        if now - self._printed < EVERY or done == self._first[0]:
             return
-        self._said = now
+        self._printed = now
         rate = (done - self._first[0]) / (now - self._first[1])
         left = clock((total - done) / rate)
-        # `zoo train 2>&1 | head` closes this stream too, and the work goes on.
+        # `zoo train 2>&1 | head` closes this stream too, and the work continues.
         with contextlib.suppress(OSError):
             print(
-                f"{self._what}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left",
+                f"{self._activity}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left",
                 file=self._stream,
                 flush=True,
             )

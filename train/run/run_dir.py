@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, who may write to it, and what makes a run the same run."""
+"""The folder of a run: its files, its lock, and the configuration fields that identify the run."""
 
 import contextlib
 import dataclasses
@@ -36,12 +36,15 @@ MAY_CHANGE = (
     "log",
     "model.compute",
 )
-"""What a resumed run may set anew: where and how it is computed, saved and reported, none of which changes the sequence of
-samples or the mathematics of a step. Everything else (steps too: the schedule depends on them) makes it another run."""
+"""Fields that a resumed run may change: where and how it is computed, saved and reported.
+
+None of them changes the sequence of samples or the mathematics of a step. A change of any other field (also of `steps`, on which
+the schedule depends) makes it another run.
+"""
 
 
 class Folder:
-    """RUN/ and the paths in it. Making one touches nothing; `claim` creates the folder."""
+    """The paths of RUN/ and the files in it; constructing it does not touch the disk, and `claim` creates the folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -62,25 +65,25 @@ class Folder:
 
     @property
     def begun(self) -> bool:
-        """Whether a checkpoint was ever committed here."""
+        """True if a checkpoint was ever committed here, apart from the best one."""
         return any(self.checkpoints.glob("*/COMMIT.json"))
 
     @property
     def holds_results(self) -> bool:
-        """Whether there is a checkpoint, a best one or a score: what another configuration may not take the place of."""
+        """True if there is a checkpoint, a best one or a score, which a run of another configuration must not replace."""
         return self.has_checkpoint or self.scores.exists()
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint was ever committed here, the best one included."""
+        """True if a checkpoint was ever committed here, the best one included."""
         return self.begun or any(self.best.glob("*/COMMIT.json"))
 
     @classmethod
     def of(cls, run: Run) -> "Folder":
-        """The folder of a run: `out`/`name`, or `out`/`recipe` where it has no name.
+        """Return the folder of a run: `out`/`name`, or `out`/`recipe` if it has no name.
 
         Raises:
-            BadInput: a name that is not a plain file name, or one that leads out of `out` through a link.
+            BadInput: the name is not a plain file name, or is a link out of `out`.
         """
         name = run.name or run.recipe
         if not NAME.fullmatch(name):
@@ -94,10 +97,10 @@ class Folder:
 
     @contextlib.contextmanager
     def claim(self, process: int = 0) -> Iterator[None]:
-        """Hold the run's folder, created if need be, for this process alone, until the process ends in whatever way.
+        """Create the run's folder if necessary, and lock it for this process until the block or the process ends.
 
         Args:
-            process: number of this process in its run. Only process 0 claims: it is the only one that writes here.
+            process: number of this process in its run. Only process 0 locks, since only it writes here.
 
         Raises:
             BadInput: another process holds the folder (named with its host), or the folder cannot be written or locked.
@@ -114,18 +117,19 @@ class Folder:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, rather than one of published weights: by its config.json, or by its checkpoints."""
+    """Return whether a folder is a run's, not one of published weights: by its config.json, or by its checkpoints."""
     try:
-        named = "family" in config_json.read_json(Folder(folder).config, config_json.LARGEST_FILE)
+        has_family = "family" in config_json.read_json(Folder(folder).config, config_json.LARGEST_FILE)
     except BadInput:
-        # Whoever reads it next says what is wrong with it.
-        named = False
-    return named or Folder(folder).checkpoints.is_dir()
+        # The next reader reports the error in it.
+        has_family = False
+    return has_family or Folder(folder).checkpoints.is_dir()
 
 
 def read_config(folder: str | Path) -> Run:
-    """The run that a folder's config.json holds. A key that is absent takes its default: a new field's default is what runs did
-    before it existed.
+    """Return the configuration in the config.json of a run's folder.
+
+    An absent key takes its default: the default of a new field is what runs did before it existed.
 
     Raises:
         BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range.
@@ -149,17 +153,17 @@ def read_config(folder: str | Path) -> Run:
 
 
 def differences(old: Run, new: Run) -> list[str]:
-    """One line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now"), less `MAY_CHANGE`."""
+    """Return a line for each field that makes `new` another run than `old` ("model.layers: 4 before, 6 now")."""
     before, now = flat(old), flat(new)
     changed = [key for key in before | now if before.get(key) != now.get(key) and not may_change(key)]
     return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
 
 
 def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> None:
-    """Refuse a folder that holds the results of a run of another configuration.
+    """Refuse a folder that has the results of a run of another configuration.
 
     Args:
-        undecided: dotted keys that are not compared, since the run has no final value for them yet.
+        undecided: dotted keys that are not compared, because the run has no final value for them yet.
 
     Raises:
         BadInput: names every field that differs.
@@ -171,10 +175,10 @@ def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> N
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse a folder that another process holds, without holding or changing it.
+    """Refuse a folder that another process has locked, without locking or changing it.
 
     Raises:
-        BadInput: names the holder.
+        BadInput: names the process that has locked it.
     """
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
@@ -185,18 +189,18 @@ def check_unlocked(folder: Path) -> None:
     except BlockingIOError:
         raise _in_use(folder, file) from None
     except OSError:
-        return  # `Folder.claim` says what is wrong
+        return  # `Folder.claim` reports the error.
     finally:
         os.close(file)
 
 
 def no_checkpoint(path: Path) -> BadInput:
-    """Return the refusal of a run that has nothing to load yet."""
+    """Return the error for a run that has no checkpoint to load yet."""
     return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
 
 
 def take_over(folder: Folder, run: Run) -> bool:
-    """Delete the records of a run of another configuration that left no results, and return whether there was one."""
+    """Delete the files of a run of another configuration that left no results, and return whether there was one."""
     if folder.holds_results or not folder.config.exists():
         return False
     with contextlib.suppress(BadInput):
@@ -208,7 +212,7 @@ def take_over(folder: Folder, run: Run) -> bool:
 
 
 def flat(run: Run) -> dict[str, Any]:
-    """Dotted key -> value ("model.compute.attention"), the family of the model first."""
+    """Return a run's values by dotted key ("model.compute.attention"), the family of the model first."""
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
@@ -221,22 +225,22 @@ def flat(run: Run) -> dict[str, Any]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Return, as JSON, every field that a resumed run may not change. It is saved in each checkpoint."""
+    """Return every field that a resumed run may not change, as JSON; it is saved in each checkpoint."""
     return json.loads(json.dumps({key: value for key, value in flat(run).items() if not may_change(key)}))
 
 
 def may_change(key: str) -> bool:
-    """Whether a dotted key of `flat` is one of `MAY_CHANGE` or lies below one."""
+    """Return whether a dotted key of `flat` is one of `MAY_CHANGE` or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON whole or not at all."""
+    """Write strict JSON atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file atomically.
 
     Raises:
         BadInput: it cannot be written; the old content is still there.
@@ -251,7 +255,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, whole or not at all: a reader, and whoever comes after a crash, finds the old content or the new one."""
+    """Yield a file that replaces `path` atomically: readers, also after a crash, see either the old content or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -263,7 +267,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    # The rename itself lives in the folder, which is a file of its own.
+    # The rename is a change of the folder, which needs its own sync.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -272,9 +276,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Lock:
-    """An exclusive lock on RUN/`LOCK`, which names its holder and which the kernel lets go of when that dies.
+    """An exclusive lock on RUN/`LOCK`, a file with the name of the locking process; the kernel releases it when that ends.
 
-    The file stays: removing it would let two processes lock two files.
+    The file is never removed: otherwise two processes could lock two different files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -299,7 +303,7 @@ class _Lock:
 
 
 def _in_use(folder: Path, lock: int) -> BadInput:
-    """Return the refusal of a folder that the process named in its lock holds."""
+    """Return the error for a folder that the process named in its lock has locked."""
     holder = os.pread(lock, 300, 0).decode(errors="replace").strip() or "another process"
     return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
 
@@ -319,10 +323,10 @@ def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         # Only `X | None` occurs in a configuration.
-        return None if value is None else build(next(each for each in arguments if each is not types.NoneType), value, key)
+        return None if value is None else build(next(option for option in arguments if option is not types.NoneType), value, key)
     if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(build(each, item, f"{key}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(build(item_kind, item, f"{key}[{i}]") for i, (item_kind, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is typing.Literal and value in arguments:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -337,12 +341,12 @@ def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) 
     if not isinstance(value, dict):
         raise BadInput(f"{key}: expected an object, found {json.dumps(value)[:60]}")
     hints, fields = typing.get_type_hints(kind) | dict(replaced), {field.name: field for field in dataclasses.fields(kind)}
-    full = {name: f"{key}.{name}".lstrip(".") for name in fields.keys() | value.keys()}
+    full_keys = {name: f"{key}.{name}".lstrip(".") for name in fields.keys() | value.keys()}
     for name in value:
         if name not in fields:
-            raise BadInput(f"{full[name]}: no such key; was it written by another version?")
+            raise BadInput(f"{full_keys[name]}: no such key; was it written by another version?")
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in value and not optional:
-            raise BadInput(f"{full[name]}: missing")
-    return kind(**{name: build(hints[name], item, full[name]) for name, item in value.items()})
+            raise BadInput(f"{full_keys[name]}: missing")
+    return kind(**{name: build(hints[name], item, full_keys[name]) for name, item in value.items()})

@@ -1,4 +1,4 @@
-"""Where the rows of metrics.jsonl go besides: TensorBoard and Weights & Biases, each only when asked for."""
+"""Sinks of the rows of metrics.jsonl: TensorBoard and Weights & Biases, each used only when requested."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": 
 
 
 class Sink(Protocol):
-    """Takes rows as `train.run.metrics_file` makes them. Whatever it raises is the end of the sink and not of the run."""
+    """An object that takes rows as `train.run.metrics_file` makes them; an exception in it ends the sink, not the run."""
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Take a row."""
@@ -34,7 +34,7 @@ class Sink(Protocol):
 
 
 def check(names: Sequence[run_config.Sink]) -> None:
-    """Refuse sinks whose packages are not installed. Cheap: nothing is imported.
+    """Refuse sinks whose packages are not installed; cheap, since nothing is imported.
 
     Raises:
         BadInput: a package is missing.
@@ -45,16 +45,16 @@ def check(names: Sequence[run_config.Sink]) -> None:
 
 
 class Sinks:
-    """The sinks of a run. One that fails, at its start too, is named in a notice once and gets no more rows.
+    """The sinks of a run; one that fails, also at its start, is named in a notice once and gets no more rows.
 
-    Every start of a run gives each sink the rows that metrics.jsonl already holds, then the new ones. So a sink shows what the
-    file holds, each row once: also what a kill kept from it, and the time before it was asked for.
+    Every start of a run sends each sink the rows that are already in metrics.jsonl, then the new ones. So a sink shows the rows
+    of the file, each once, including those that it missed because of a kill and those from before it was requested.
     """
 
     def __init__(
         self, names: Sequence[run_config.Sink], run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]
     ) -> None:
-        """Open the sinks `names`, once metrics.jsonl ends where the run goes on; `notify` shows a notice."""
+        """Open the sinks `names`; metrics.jsonl must already end where the run continues. `notify` shows a notice."""
         self._notify = notify
         self._open: dict[run_config.Sink, Sink] = {}
         rows = read(folder.metrics) if names else []
@@ -81,16 +81,16 @@ class Sinks:
         try:
             yield
         except Exception as error:
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            self._notify(f"--log.sinks {name} failed and gets no more rows; metrics.jsonl has them all ({what})")
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            self._notify(f"--log.sinks {name} failed and gets no more rows; metrics.jsonl has them all ({cause})")
             if name in self._open:
-                # It has been named already, and letting go of its files may fail for the same reason.
+                # The failure was reported already, and closing the sink's files may fail for the same reason.
                 with contextlib.suppress(Exception):
                     self._open.pop(name).close(failed=True)
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row by kind and name ("train/loss", "train/time/mfu"), less its step and its date; None is no number."""
+    """Return the numbers of a row by kind and name ("train/loss", "train/time/mfu"), without None, the step and the date."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
         if isinstance(value, Mapping):
@@ -104,14 +104,14 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """An event file in RUN/tensorboard. It takes the place of the one that an earlier start left."""
+    """An event file in RUN/tensorboard, which replaces the one that an earlier start left."""
 
     EVERY = 5.0
-    """Seconds between two waits for the disk: for whoever watches the run."""
+    """Seconds between two flushes to the disk, so that a reader sees new rows soon."""
 
     def __init__(self, run: run_config.Run, folder: Folder) -> None:
-        # Not SummaryWriter: rows pass through its bounded queue to a thread, and once that has died of a full disk, the next rows
-        # wait for it for ever.
+        # Not SummaryWriter: it passes rows through a bounded queue to a thread, and once that has died because of a full disk,
+        # the next rows wait for it forever.
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.record_writer import RecordWriter
@@ -119,12 +119,12 @@ class TensorBoard:
         self._event, self._summary = Event, Summary
         path = folder.path.resolve() / "tensorboard"
         path.mkdir(exist_ok=True)
-        for before in path.glob("events.out.tfevents.*"):
-            before.unlink()
+        for old_file in path.glob("events.out.tfevents.*"):
+            old_file.unlink()
         now = time.time()
         self._file = RecordWriter(str(path / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}"))
         self._file.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-        # A TensorBoard that has been watching forgets what it had read.
+        # This event makes a TensorBoard that is open discard what it has read.
         start = SessionLog(status=SessionLog.START)
         self._file.write(Event(wall_time=now, step=0, session_log=start).SerializeToString())
         self._flushed = 0.0
@@ -142,10 +142,10 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run, in the mode, account and project that wandb itself is set up for; it keeps its files in RUN/wandb.
+    """A Weights & Biases run, in the mode, account and project that wandb itself is set up for, with its files in RUN/wandb.
 
-    Its id, in RUN/wandb/id, stays the same after every resume. Rows that the server has are not given again: they stay as they
-    were given first. Offline there is no server to ask: the folder to synchronize is made anew, whole, by every start.
+    Its id, in RUN/wandb/id, stays the same after every resume. Rows that the server has are not sent again: they stay as they
+    were first sent. Offline there is no server to ask: every start writes the complete folder to synchronize again.
     """
 
     def __init__(self, run: run_config.Run, folder: Folder) -> None:
@@ -156,8 +156,8 @@ class WandB:
         if not path.exists():
             write_text(path, uuid.uuid4().hex[:12])
         name = path.read_text()
-        for before in path.parent.glob(f"offline-run-*-{name}"):
-            shutil.rmtree(before)
+        for old_folder in path.parent.glob(f"offline-run-*-{name}"):
+            shutil.rmtree(old_folder)
         self._run = wandb.init(
             id=name,
             name=folder.path.resolve().name,
@@ -165,7 +165,7 @@ class WandB:
             dir=folder.path,
             config=dataclasses.asdict(run),
             resume=None if wandb.setup().settings.mode == "offline" else "allow",
-            # The terminal is the console's: wandb neither reads along nor prints a summary.
+            # The terminal belongs to the run's console: wandb neither captures it nor prints a summary.
             settings=wandb.Settings(console="off", quiet=True),
         )
 

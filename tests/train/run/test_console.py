@@ -99,7 +99,7 @@ def test_a_run_outlives_what_it_writes_to(texts: int, code: int, capsys: pytest.
     stream = Lost(texts, code)
     play(Console(steps=50, stream=stream))
     assert stream.texts == -1
-    assert capsys.readouterr().err == f"zoo: standard output is lost ({os.strerror(code)}); the run goes on without it\n"
+    assert capsys.readouterr().err == f"zoo: standard output is lost ({os.strerror(code)}); the run continues without it\n"
 
 
 def test_a_run_that_can_say_nothing_from_the_start_is_refused() -> None:
