@@ -60,7 +60,8 @@ class Choice:
     """
 
     def __init__(self, run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
-        """
+        """Open RUN/best for a run.
+
         Raises:
             BadInput: `selection.metric` is not measured by this run's validations.
         """

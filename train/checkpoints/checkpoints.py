@@ -45,7 +45,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, *, notify: Callable[[str], None]) -> None:
-        """
+        """Describe the checkpoints in a folder, which may not exist yet.
+
         Args:
             folder: the parent of the step folders.
             keep: how many of the newest steps are kept, at least 1; during a save there is one more on disk.
@@ -60,7 +61,8 @@ class Checkpoints:
         self._ignored: set[str] = set()
 
     def __enter__(self) -> "Checkpoints":
-        """
+        """Become the folder's writer.
+
         Raises:
             BadInput: the folder cannot be created or written.
         """

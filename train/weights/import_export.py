@@ -1,4 +1,4 @@
-"""`zoo import` and `zoo export`: published folders in, checked; runs out, as folders that `transformers` loads."""
+"""`zoo import` and `zoo export`: checked published folders in, and runs out as folders that `transformers` loads."""
 
 import shutil
 from pathlib import Path
@@ -19,19 +19,19 @@ GENERATION = "generation_config.json"
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> int:
-    """Check a published model whole and write it, as float32, to the folder `out`/`name`.
+    """Check a complete published model and write it, as float32, to the folder `out`/`name`.
 
     Args:
-        where: a folder, or the id of a model of the hub.
-        name: none: that of the folder or the hub's.
-        explain: only print what each tensor becomes; the weights are not read.
+        where: a folder, or the id of a model on the hub.
+        name: the name of the new folder; empty: that of the folder or of the model on the hub.
+        explain: only print the parameter that each tensor becomes; the weights are not read.
 
     Raises:
         BadInput: see `train.weights.load.load`; or `out`/`name` exists.
     """
     folder = Path(where) if Path(where).is_dir() else hub.fetch(where)
     if is_run(folder):
-        raise BadInput(f"{where}: a run, not published weights; `zoo export` writes it as such")
+        raise BadInput(f"{where}: a run, not published weights; `zoo export` converts it to a published folder")
     if explain:
         _explain(pretrained.read_config(folder)[0])
         return 0
@@ -40,17 +40,18 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
         name = Path(where).resolve().name if Path(where).is_dir() else hub_name
     require(NAME.fullmatch(name) is not None, "name", name, "choose up to 100 letters, digits, '.', '_' and '-'")
     target = Path(out) / name
-    with safetensors_dir.new_folder(target) as made:
+    with safetensors_dir.new_folder(target) as new_folder:
         loaded = load(folder, device_mesh.make(mesh))
-        _write(made, loaded)
-        _copy_generation(folder, made)
-    first = f"zoo {_use(loaded)} {target}, " if _use(loaded) else ""
-    print(f"{target}: {_fact(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
+        _write(new_folder, loaded)
+        _copy_generation(folder, new_folder)
+    command = _next_command(loaded)
+    first = f"zoo {command} {target}, " if command else ""
+    print(f"{target}: {_summary(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
     return 0
 
 
-def _use(loaded: Loaded) -> str:
-    """The command that shows what a model can do; none for one that has yet to learn it."""
+def _next_command(loaded: Loaded) -> str:
+    """Return the command that uses a model; empty for one that must be fine-tuned first."""
     if loaded.net.generates:
         return "generate"
     return "fill-mask" if "masked" in loaded.params else "embed" if loaded.net.task == "body" else ""
@@ -60,17 +61,17 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
-        last: the mean of so many of its newest checkpoints instead; 0 = of none.
+        last: write the mean of this many of its newest checkpoints instead; 0 = write one checkpoint.
 
     Raises:
         BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
     """
-    require(step is None or not last, "last", last, "it takes the newest checkpoints; leave out --step")
-    with safetensors_dir.new_folder(Path(target)) as made:
+    require(step is None or not last, "last", last, "averages the newest checkpoints; remove --step")
+    with safetensors_dir.new_folder(Path(target)) as new_folder:
         loaded = averaged(run, device_mesh.make(mesh), last) if last else load(run, device_mesh.make(mesh), step)
-        _write(made, loaded, largest=int(shard * 1e9))
+        _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
-    print(f"{target}: {_fact(loaded)}{at}")
+    print(f"{target}: {_summary(loaded)}{at}")
     return 0
 
 
@@ -92,10 +93,10 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
 
 
 def _copy_generation(source: Path, target: Path) -> None:
-    """Keep the settings of generation that stand beside published weights; `zoo` itself does not use them.
+    """Copy the generation settings that are beside published weights; `zoo` itself does not use them.
 
     Raises:
-        BadInput: they are not a JSON object of at most 1 MiB.
+        BadInput: the file is not a JSON object of at most 1 MiB.
     """
     if (source / GENERATION).exists():
         read_json(source / GENERATION, LARGEST_FILE)
@@ -103,7 +104,10 @@ def _copy_generation(source: Path, target: Path) -> None:
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The marks that a config.json names. (RoBERTa's padding decides its positions, and is among the model's numbers.)"""
+    """Return the special tokens that a config.json names.
+
+    RoBERTa's padding token is not among them: its positions depend on it, so it is in the model's configuration.
+    """
     marks, text, end = tokenizer.marks, tokenizer.text_marks, tokenizer.end_of_text
     if text is not None:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
@@ -114,14 +118,14 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"bos_token_id": marks.cls, "eos_token_id": end} if tokenizer.kind == "roberta" else {"pad_token_id": marks.pad}
 
 
-def _fact(loaded: Loaded) -> str:
+def _summary(loaded: Loaded) -> str:
     cfg = loaded.net.config
     name = configs.named(cfg) or f"a {loaded.net.family} of no published size"
     return f"{name}, {models.parameter_count(cfg):,} parameters, a vocabulary of {loaded.tokenizer.vocab_size:,}"
 
 
 def _explain(cfg: Any) -> None:
-    rows = [("published", "shape", "here", "axes"), *pretrained.explain(cfg)]
+    rows = [("published", "shape", "zoo", "axes"), *pretrained.explain(cfg)]
     cells = [
         (name, "x".join(map(str, shape)) if isinstance(shape, tuple) else shape, leaf, axes) for name, shape, leaf, axes in rows
     ]

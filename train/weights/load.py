@@ -1,4 +1,4 @@
-"""A model ready for use, from wherever it is: a run, a folder of published weights, or the hub."""
+"""Loading a model for use from a run, a folder of published weights, or the hub."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from zoo.hf.config_json import Published
 from zoo.models import Model
 
 NEWEST = -1
-"""The step that stands for the newest intact checkpoint, also of a run that keeps a best one."""
+"""Step number that means the newest intact checkpoint, also for a run that keeps a best one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,119 +32,120 @@ class Loaded:
     """A model, its parameters and its tokenizer."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     net: Model
     params: dict[str, Any]
-    """float32, laid out over `mesh`."""
+    """Parameters in float32, sharded over `mesh`."""
     tokenizer: Tokenizer
     mesh: Mesh
     run: run_config.Run | None = None
     """The run whose checkpoint this is; None for published weights."""
     step: int | None = None
-    """Of that checkpoint."""
+    """Step of that checkpoint."""
 
 
 def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Loaded:
     """Load a run's checkpoint, a folder of published weights, or `hub:ID[@REVISION]`.
 
     Args:
-        mesh: where the parameters go; None = all devices, a copy on each.
-        step: the checkpoint of a run; None = its best one, if it keeps one, else the newest intact one; NEWEST.
+        mesh: the devices for the parameters; None = all devices, a copy on each.
+        step: the checkpoint of a run, or `NEWEST`; None = its best one, if it keeps one, else the newest intact one.
 
     Raises:
-        BadInput: nothing there that can be loaded, whole; see `zoo.hf.hub`, `zoo.pretrained` and `train.checkpoints.checkpoints`.
+        BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.pretrained` and `train.checkpoints.checkpoints`.
     """
     folder = hub.folder_of(str(where))
     mesh = device_mesh.make(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
-        return _of_run(folder, mesh, step)
+        return _load_run(folder, mesh, step)
     if step is not None:
-        raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; leave --step out")
+        raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; remove --step")
     cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
-    loaded = _fitting(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read(folder), mesh))
+    loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read(folder), mesh))
     _check_padding(folder, loaded)
     return loaded
 
 
 def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
-    """A run with the mean of the parameters of its newest intact checkpoints (Vaswani et al. 2017, section 6.1).
+    """Load a run with the mean of the parameters of its newest intact checkpoints (Vaswani et al. 2017, section 6.1).
 
     Raises:
-        BadInput: no run, or one with fewer checkpoints.
+        BadInput: not a run, or one with fewer checkpoints.
     """
     if not is_run(path := Path(where)):
-        raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; leave --last out")
+        raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
     steps = Checkpoints(Folder(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
     require(1 <= last <= len(steps), "last", last, fix)
     newest, *others = (load(where, mesh, step) for step in steps[:last])
-    total = functools.reduce(
-        lambda one, other: jax.tree.map(jnp.add, one, other), [each.params for each in others], newest.params
-    )
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [loaded.params for loaded in others], newest.params)
     return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total))
 
 
 def tokenizer_of(where: str) -> Tokenizer:
-    """The tokenizer of what `load` would load."""
+    """Return the tokenizer of the model that `load` would load."""
     folder = hub.folder_of(where)
     return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else hf_files.read(folder)
 
 
 def chosen_tokenizer(run: run_config.Run, folder: Folder) -> Tokenizer | None:
-    """The tokenizer of a run that has one to begin with: that of `tokenizer.path`, of its own folder if it goes on, of what it
-    begins from or of its teacher.
+    """Return the tokenizer that a run already has, or None if it must train one.
+
+    It is that of `tokenizer.path`, of its own folder if the run resumes, of `init`, or of its teacher, in this order.
 
     Raises:
-        BadInput: a run that begins has another one than its teacher.
+        BadInput: the tokenizer of a new run differs from its teacher's.
     """
     teacher = run.distillation.teacher
     source = run.init or teacher
     if run.tokenizer.path:
         tokenizer = hf_files.read(Path(run.tokenizer.path))
     elif (folder.tokenizer / FILE).exists() and folder.begun:
-        # Without a checkpoint nothing depends on it, and it may be of a text that has changed since.
+        # Without a checkpoint nothing depends on that tokenizer, and the text it was trained on may have changed since.
         tokenizer = Tokenizer.load(folder.tokenizer)
     elif source:
         tokenizer = tokenizer_of(source)
     else:
         return None
-    # Who only scores a student may not have its teacher.
+    # Scoring a student does not need its teacher, which may be absent then.
     if teacher and not folder.begun and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
         raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; leave --tokenizer and --init out, to use its own"
+            f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer and --init to use the teacher's"
         )
     return tokenizer
 
 
 def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that gives ids beyond the model's vocabulary."""
-    fix = f"the tokenizer has {tokenizer.vocab_size} entries, so it gives ids beyond it; choose {tokenizer.vocab_size} or more"
+    """Refuse a tokenizer with ids beyond the model's vocabulary."""
+    fix = f"the tokenizer has more entries, {tokenizer.vocab_size}; choose {tokenizer.vocab_size} or more"
     require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 
-def _of_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
+def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), Folder(path)
     net = models.model(run.model)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    places = sharding.shardings(mesh, shapes, net.module.SHARDING)
-    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    shardings = sharding.shardings(mesh, shapes, net.module.SHARDING)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = checkpoints(path, run, step)
-    wanted = None if step == NEWEST else step
-    restored = source.restore({"params": abstract, "step": counter}, step=wanted, partial=True)
+    checkpoint_step = None if step == NEWEST else step
+    restored = source.restore({"params": abstract, "step": counter}, step=checkpoint_step, partial=True)
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored
     check_identity(source.folder, meta, run)
     step, tokenizer = int(jax.device_get(state["step"])), Tokenizer.load(folder.tokenizer)
     if meta["tokenizer"] != tokenizer.fingerprint:
-        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; put that one back")
-    return _fitting(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
+        raise BadInput(f"{folder.tokenizer}: not the tokenizer that {path} was trained with; restore that one")
+    return _check_entries(Loaded(path.resolve().name, net, state["params"], tokenizer, mesh, run, step))
 
 
 def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Checkpoints:
-    """A run's checkpoints for a reader: its best one, if it keeps a best one and no other step is asked for; else the others.
+    """Return a run's checkpoints for reading: RUN/best if it has the step, or no step is requested, else RUN/checkpoints.
 
     Raises:
         BadInput: a step below `NEWEST`.
@@ -152,17 +153,17 @@ def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Che
     require(step is None or step >= NEWEST, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     folder, keep = Folder(path), run.checkpoint.keep
 
-    def those(where: Path) -> Checkpoints:
-        return Checkpoints(where, keep, notify=lambda line: print(line, file=sys.stderr))
+    def those(path_of_steps: Path) -> Checkpoints:
+        return Checkpoints(path_of_steps, keep, notify=lambda line: print(line, file=sys.stderr))
 
-    best = those(folder.best).latest() if run.selection.best else None
-    return those(folder.checkpoints if best is None or step not in (None, best) else folder.best)
+    best = reader(folder.best).latest() if run.selection.best else None
+    return reader(folder.checkpoints if best is None or step not in (None, best) else folder.best)
 
 
 def _check_padding(folder: Path, loaded: Loaded) -> None:
-    """Refuse a published model that takes another id for padding than its tokenizer, where what it computes depends on that.
+    """Refuse a published model whose padding id differs from its tokenizer's, in families whose results depend on it.
 
-    RoBERTa counts positions from it, and the decoders of T5 and Marian begin with it.
+    RoBERTa counts positions from the padding id, and the decoders of T5 and Marian begin with it.
     """
     default = getattr(configs.family(loaded.net.family), "PADDING", None)
     own = loaded.tokenizer.text_marks or loaded.tokenizer.marks
@@ -170,14 +171,14 @@ def _check_padding(folder: Path, loaded: Loaded) -> None:
         return
     content = Published.load(folder)
     if (padding := content.whole("pad_token_id", default, least=0)) != own.pad:
-        raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; put files of one model there")
+        raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; use the files of one model")
 
 
-def _fitting(loaded: Loaded) -> Loaded:
+def _check_entries(loaded: Loaded) -> Loaded:
     entries, vocabulary = loaded.tokenizer.vocab_size, loaded.net.config.vocab
     if entries > vocabulary:
         raise BadInput(
             f"{loaded.name}: its tokenizer has {entries:,} entries and its model a vocabulary of {vocabulary:,}; "
-            "put the tokenizer there that the model was trained with"
+            "use the tokenizer that the model was trained with"
         )
     return loaded

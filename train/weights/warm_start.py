@@ -1,4 +1,4 @@
-"""The parameters a run begins with: fresh ones, or those of another model where both have the same."""
+"""The parameters a run begins with: newly initialized, or those of another model where both have the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,60 +15,62 @@ from zoo.hf import hub
 from zoo.models import Model
 
 FITTED = ("classifier", "dense")
-"""Parts of a head that are of no use to another task, or to other labels."""
+"""Parts of a head that do not fit another task, or other labels."""
 
 
 def check(run: run_config.Run) -> None:
-    """Refuse a run whose `init` cannot be its beginning, before anything of the run is written.
+    """Refuse a run that cannot start from its `init`, before anything of the run is written.
 
     Raises:
-        BadInput: another family or body (every number that differs is named), a run without a checkpoint, weights that are not
-            whole, or nothing there.
+        BadInput: another family or body (every value that differs is named), a run without a checkpoint, incomplete weights, or
+            nothing there.
     """
     folder = hub.folder_of(run.init)
-    begun = read_config(folder) if is_run(folder) else None
-    cfg = begun.model if begun else pretrained.read_config(folder)[0]
+    source = read_config(folder) if is_run(folder) else None
+    cfg = source.model if source else pretrained.read_config(folder)[0]
     if type(cfg) is not type(run.model):
         raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
-    theirs, ours = configs.shape(cfg), configs.shape(run.model)
-    different = [f"{name} {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+    init_shape, run_shape = configs.shape(cfg), configs.shape(run.model)
+    different = [
+        f"{name} {init_shape[name]} there and {value} here" for name, value in run_shape.items() if init_shape[name] != value
+    ]
     if different:
         fix = "choose the recipe of its size, or set --model.*"
         raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
-    if begun is None:
+    if source is None:
         pretrained.open_folder(folder)
-    elif checkpoints(folder, begun).latest() is None:
+    elif checkpoints(folder, source).latest() is None:
         raise no_checkpoint(folder)
 
 
 def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
-    """Parameters of `run.init` on the mesh; what it has not, or has for another task or other labels, is drawn afresh.
+    """Return the parameters of `run.init` on the mesh; those it lacks, or has for another task or labels, are initialized.
 
-    `notify` receives a line that names what is fresh.
+    `notify` receives a line that names the newly initialized ones.
     """
-    theirs = load(run.init, mesh)
-    given = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(theirs.params)}
-    if (theirs.net.task, _labels(theirs.net.config)) != (net.task, _labels(net.config)):
-        given = {path: leaf for path, leaf in given.items() if path.split("/")[0] not in FITTED}
+    source = load(run.init, mesh)
+    loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
+    if (source.net.task, _labels(source.net.config)) != (net.task, _labels(net.config)):
+        loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in FITTED}
 
     def init() -> Any:
         return net.init(jax.random.key(run.seed))
 
     shapes = jax.eval_shape(init)
-    missing = {sharding.path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)} - given.keys()
+    missing = {sharding.path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)} - loaded.keys()
     fresh = {}
     if missing:
-        notify(f"--init {run.init}: drawn afresh, since it has none for this task: {_parts(missing)}")
+        notify(f"--init {run.init}: it has no weights for this task, newly initialized: {_parts(missing)}")
 
         def drawn() -> dict[str, Any]:
             leaves = jax.tree_util.tree_leaves_with_path(init())
             return {path: leaf for keys, leaf in leaves if (path := sharding.path_of(keys)) in missing}
 
-        places = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, net.module.SHARDING))
-        where = {path: place for keys, place in places if (path := sharding.path_of(keys)) in missing}
+        leaf_shardings = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, net.module.SHARDING))
+        missing_shardings = {path: leaf for keys, leaf in leaf_shardings if (path := sharding.path_of(keys)) in missing}
         with jax.set_mesh(mesh):
-            fresh = jax.jit(drawn, out_shardings=where)()
-    return jax.tree_util.tree_map_with_path(lambda keys, _: (given | fresh)[sharding.path_of(keys)], shapes)
+            fresh = jax.jit(init_missing, out_shardings=missing_shardings)()
+    return jax.tree_util.tree_map_with_path(lambda keys, _: (loaded | fresh)[sharding.path_of(keys)], shapes)
 
 
 def _labels(cfg: Any) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def test_a_model_pads_as_its_tokenizer_does(tmp_path: Path) -> None:
     load(folder)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"pad_token_id": 0}))
-    with pytest.raises(BadInput, match="pad_token_id is 0; its tokenizer pads with 1; put files of one model there"):
+    with pytest.raises(BadInput, match="pad_token_id is 0; its tokenizer pads with 1; use the files of one model"):
         load(folder)
 
 

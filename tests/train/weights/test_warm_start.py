@@ -103,7 +103,7 @@ def test_what_both_have_is_taken_over_and_the_rest_is_drawn_and_named(
 ) -> None:
     theirs, ours = trained(tmp_path, net(name, *before)), net(name, *after)
     params, messages = begun(ours, tmp_path)
-    assert messages == [f"--init {tmp_path}: drawn afresh, since it has none for this task: {', '.join(fresh)}"]
+    assert messages == [f"--init {tmp_path}: it has no weights for this task, newly initialized: {', '.join(fresh)}"]
     new = {path for path in params if path.rpartition("/")[0] in fresh}
     assert parts(new) == parts(set(fresh))
     for path, leaf in params.items():
