@@ -1,4 +1,4 @@
-"""How a fitted model does on labelled examples: the measures of its task, and where it errs."""
+"""Scores of a fine-tuned model on labelled examples: the metrics of its task, and its worst errors."""
 
 import dataclasses
 import functools
@@ -23,32 +23,32 @@ from zoo.models import Model
 from zoo.nn import heads
 
 WORST = 20
-"""Examples shown with the greatest losses, at most."""
+"""Number of examples with the greatest losses that are shown, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """What was measured, and where the model errs."""
+    """The metrics of a model, and the examples on which it errs."""
 
     numbers: dict[str, float | int]
     mistakes: dict[str, Any]
-    """"labels" and "confusion" (true by found) where classes are told apart, and the "worst" examples."""
+    """The "labels" and "confusion" matrix (true by predicted) of a classifier, and the "worst" examples."""
 
     def record(self) -> dict[str, float | int]:
-        """The score as metrics and JSON carry it."""
+        """Return the score as it is in metrics and JSON."""
         return self.numbers
 
 
 def of_run(
     run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
-    """A function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
+    """Return a function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
     batch = device_mesh.fitting(mesh, min(batch, len(rows)))
-    forward, tell = Forward.of(net, mesh, run.objective, np.dtype(dtype)), TASKS[run.objective][1]
+    forward, evaluate = Forward.of(net, mesh, run.objective, np.dtype(dtype)), TASKS[run.objective][1]
 
     def score(params: Any) -> Score:
         logits = np.concatenate(list(forward.logits(forward.cast(params), rows, build, batch)))
-        return tell(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
+        return evaluate(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
 
     return score
 
@@ -72,8 +72,8 @@ class Forward:
     @functools.cached_property
     def _program(self) -> Callable[[Any, Batch], Array]:
         head = TASKS[self.objective][0]
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(lambda params, batch: head(self.net, params, batch), out_shardings=everywhere)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(lambda params, batch: head(self.net, params, batch), out_shardings=replicated)
 
     @functools.cached_property
     def _cast(self) -> Callable[[Any], Any]:
@@ -87,27 +87,27 @@ class Forward:
     def logits(
         self, params: Any, rows: Rows, build: Callable[..., Any], batch: int
     ) -> Iterator[Float64[np.ndarray, "batch *outputs"]]:
-        """Yield the logits of each batch of rows, in order; the last one is filled up.
+        """Yield the logits of each batch of rows, in order; the last batch is padded with rows.
 
         Args:
             params: as `cast` returns them.
             build: makes the arrays of a row.
             batch: rows of a batch; the mesh divides it.
         """
-        local, before = device_mesh.local_rows(self.mesh, batch), None
-        for mine in batches.in_order(rows, build, batch, local):
+        local, previous = device_mesh.local_rows(self.mesh, batch), None
+        for local_batch in batches.in_order(rows, build, batch, local):
             with jax.set_mesh(self.mesh):
-                now = self._program(params, device_mesh.place(mine, self.mesh, batch))
-            # The devices compute this batch while the one before is used and the next one is made.
-            if before is not None:
-                yield np.asarray(jax.device_get(before), np.float64)
-            before = now
-        if before is not None:
-            yield np.asarray(jax.device_get(before), np.float64)
+                current = self._program(params, device_mesh.place(local_batch, self.mesh, batch))
+            # The devices compute this batch while the previous one is used and the next one is made.
+            if previous is not None:
+                yield np.asarray(jax.device_get(previous), np.float64)
+            previous = current
+        if previous is not None:
+            yield np.asarray(jax.device_get(previous), np.float64)
 
 
 def judged(labels: Sequence[str]) -> tuple[str, ...]:
-    """What a classifier of texts is judged by, of those in `measures.MEASURES`; a single label names a number.
+    """Return the names of a text classifier's metrics in `metric_functions.MEASURES`; a single label means regression.
 
     The F1 of two classes is that of the second one.
     """
@@ -119,148 +119,151 @@ def judged(labels: Sequence[str]) -> tuple[str, ...]:
 # --- Logits of a batch ----------------------------------------------------------------------------------------------------------
 
 
-def _of_sequences(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
+def _sequence_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B O"]:
     hidden = net.apply(params, batch).hidden
     return net.sequence_logits(params, heads.summaries(hidden, batch.summary_at))[:, 0]
 
 
-def _of_tokens(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:
+def _token_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B T O"]:
     return net.token_logits(params, net.apply(params, batch).hidden)
 
 
-def _of_ends(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
+def _end_logits(net: Model, params: Any, batch: Batch) -> Float[Array, "B 2 T"]:
     return span.ends(net, params, net.apply(params, batch).hidden, batch)
 
 
-# --- What they say --------------------------------------------------------------------------------------------------------------
+# --- Scores of all logits -------------------------------------------------------------------------------------------------------
 
 
 def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
-    """Of classes: accuracy, F1, Matthews' correlation, and which class was taken for which. Of numbers: their correlations."""
+    """Score texts: accuracy, F1, Matthews' correlation and confusion matrix of classes, or the correlations of numbers."""
     truth = np.concatenate([row.labels for row in rows.rows])
     if len(labels) == 1:
-        found = logits[:, 0]
-        told = metric_functions.score(judged(labels), truth.astype(np.float64), found)
-        losses = np.square(found - truth)
-        said = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
-        return _score(rows, told, losses, said)
-    found = logits.argmax(-1)
-    said = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), found.tolist(), strict=True)]
-    metrics = {**metric_functions.score(judged(labels), truth, found), **_shares(truth, found)}
-    score = _score(rows, metrics, _surprise(logits, truth), said)
-    confusion = metric_functions.confusion(truth, found, len(labels)).tolist()
+        predicted = logits[:, 0]
+        metrics = metric_functions.score(judged(labels), truth.astype(np.float64), predicted)
+        losses = np.square(predicted - truth)
+        answers = [(f"{true:g}", f"{value:g}") for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
+        return _score(rows, metrics, losses, answers)
+    predicted = logits.argmax(-1)
+    answers = [(labels[true], labels[value]) for true, value in zip(truth.tolist(), predicted.tolist(), strict=True)]
+    metrics = {**metric_functions.score(judged(labels), truth, predicted), **_shares(truth, predicted)}
+    score = _score(rows, metrics, _nll(logits, truth), answers)
+    confusion = metric_functions.confusion(truth, predicted, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
 
 
 def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:
-    """F1 of whole entities where the tags are IOB, else the share of right tags. Words that a row has no ids of do not count."""
-    truths, founds, losses, words, said = [], [], [], [], []
-    for row, each in zip(rows.rows, logits, strict=True):
-        asked = np.flatnonzero(row.labels != IGNORED)
-        truths.append([labels[label] for label in row.labels[asked].tolist()])
-        founds.append([labels[label] for label in each[asked].argmax(-1).tolist()])
-        losses.append(_surprise(each[asked], row.labels[asked]).mean())
-        words.append(len(asked))
+    """Score tags: F1 of whole entities if they are IOB, else accuracy; words without tokens in a row do not count."""
+    truths, predictions, losses, words, answers = [], [], [], [], []
+    for row, row_logits in zip(rows.rows, logits, strict=True):
+        labelled = np.flatnonzero(row.labels != IGNORED)
+        truths.append([labels[label] for label in row.labels[labelled].tolist()])
+        predictions.append([labels[label] for label in row_logits[labelled].argmax(-1).tolist()])
+        losses.append(_nll(row_logits[labelled], row.labels[labelled]).mean())
+        words.append(len(labelled))
         wrong = [
-            (place, true, found) for place, (true, found) in enumerate(zip(truths[-1], founds[-1], strict=True)) if true != found
+            (place, true, predicted)
+            for place, (true, predicted) in enumerate(zip(truths[-1], predictions[-1], strict=True))
+            if true != predicted
         ]
-        said.append(tuple(", ".join(f"{place + 1} {pair[which]}" for place, *pair in wrong) for which in (0, 1)))
-    told: dict[str, Any] = {}
+        answers.append(tuple(", ".join(f"{place + 1} {pair[side]}" for place, *pair in wrong) for side in (0, 1)))
+    metrics: dict[str, Any] = {}
     if is_iob(labels):
-        told |= zip(("entity_precision", "entity_recall", "entity_f1"), metric_functions.entity_f1(truths, founds), strict=True)
+        names = ("entity_precision", "entity_recall", "entity_f1")
+        metrics |= zip(names, metric_functions.entity_f1(truths, predictions), strict=True)
     else:
-        names = {name: number for number, name in enumerate(labels)}
-        truth, found = (np.array([names[tag] for tags in each for tag in tags]) for each in (truths, founds))
-        told |= {"accuracy": metric_functions.accuracy(truth, found), **_shares(truth, found)}
-    return _score(rows, {**told, "words": sum(words)}, np.array(losses), said, counts=words)
+        numbers = {name: number for number, name in enumerate(labels)}
+        truth, predicted = (np.array([numbers[tag] for tags in sentences for tag in tags]) for sentences in (truths, predictions))
+        metrics |= {"accuracy": metric_functions.accuracy(truth, predicted), **_shares(truth, predicted)}
+    return _score(rows, {**metrics, "words": sum(words)}, np.array(losses), answers, counts=words)
 
 
 def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[str]) -> Score:
-    """Exact match and F1 of the best answer of each question over all of its windows."""
+    """Score answers: exact match and F1 of the best answer to each question over all of its windows."""
     windows: dict[int, list[int]] = {}
     for number, row in enumerate(rows.rows):
         windows.setdefault(row.example, []).append(number)
-    decoded, truths, losses, said = [], [], [], []
+    decoded, truths, losses, answers = [], [], [], []
     for example, numbers in windows.items():
         question = rows.examples[example]
         assert isinstance(question, Question)
         decoded.append(decode(question, [rows.rows[number] for number in numbers], logits[numbers]))
-        truths.append([answer.text for answer in question.answers])
+        truths.append([reference.text for reference in question.answers])
         ends = np.array([rows.rows[number].labels for number in numbers])
-        losses.append(_surprise(logits[numbers], ends).mean())
-    told = squad.score(decoded, truths)
-    for each, given in zip(decoded, truths, strict=True):
-        said.append((given[0] if given else "(no answer)", each.choose(None if all(truths) else 0.0) or "(no answer)"))
-    chosen = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
+        losses.append(_nll(logits[numbers], ends).mean())
+    metrics = squad.score(decoded, truths)
+    for answer, texts in zip(decoded, truths, strict=True):
+        answers.append((texts[0] if texts else "(no answer)", answer.choose(None if all(truths) else 0.0) or "(no answer)"))
+    by_question = dataclasses.replace(rows, examples=[rows.examples[example] for example in windows])
     counts = [len(numbers) for numbers in windows.values()]
-    return _score(chosen, told, np.array(losses), said, counts=counts, whole=True)
+    return _score(by_question, metrics, np.array(losses), answers, counts=counts, by_example=True)
 
 
 def decode(question: Question, rows: Sequence[Row], logits: Float64[np.ndarray, "W 2 T"]) -> squad.Decoded:
     """Return the best answers to a question over all of its windows, `rows`."""
-    where, places = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), logits.shape[-1], 2), np.int64)
+    context_bounds, spans = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), logits.shape[-1], 2), np.int64)
     cls = np.zeros(len(rows), np.int64)
     for number, row in enumerate(rows):
         context = row.context
         assert context is not None
-        where[number], cls[number] = (context.first, context.first + len(context.spans)), context.summary
-        places[number, where[number, 0] : where[number, 1]] = context.spans
+        context_bounds[number], cls[number] = (context.first, context.first + len(context.spans)), context.summary
+        spans[number, context_bounds[number, 0] : context_bounds[number, 1]] = context.spans
     start, end = logits.astype(np.float32).swapaxes(0, 1)
-    return squad.decode(start, end, context=where, spans=places, text=question.context, cls=cls)
+    return squad.decode(start, end, context=context_bounds, spans=spans, text=question.context, cls=cls)
 
 
 def _options(rows: Rows, logits: Float64[np.ndarray, "N C"], labels: Sequence[str]) -> Score:
-    """The share of questions whose right option has the greatest logit."""
-    truth, found, said = np.array([int(row.labels) for row in rows.rows]), logits.argmax(-1), []
-    for row, true, chosen in zip(rows.rows, truth.tolist(), found.tolist(), strict=True):
+    """Score choices: the share of questions whose right option has the greatest logit."""
+    truth, predicted, answers = np.array([int(row.labels) for row in rows.rows]), logits.argmax(-1), []
+    for row, true, chosen in zip(rows.rows, truth.tolist(), predicted.tolist(), strict=True):
         example = rows.examples[row.example]
         assert isinstance(example, Choice)
-        said.append((example.options[true], example.options[chosen]))
+        answers.append((example.options[true], example.options[chosen]))
     return _score(
-        rows, {"accuracy": metric_functions.accuracy(truth, found), **_shares(truth, found)}, _surprise(logits, truth), said
+        rows, {"accuracy": metric_functions.accuracy(truth, predicted), **_shares(truth, predicted)}, _nll(logits, truth), answers
     )
 
 
-def _shares(truth: Integer[np.ndarray, " N"], found: Integer[np.ndarray, " N"]) -> dict[str, float]:
+def _shares(truth: Integer[np.ndarray, " N"], predicted: Integer[np.ndarray, " N"]) -> dict[str, float]:
     """Return the shares of the most frequent class among the labels and among the predictions, to compare an accuracy with."""
-    return {"majority_share": metric_functions.largest_share(truth), "predicted_share": metric_functions.largest_share(found)}
+    return {"majority_share": metric_functions.largest_share(truth), "predicted_share": metric_functions.largest_share(predicted)}
 
 
 TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Score]]] = {
-    "classification": (_of_sequences, _classes),
-    "tagging": (_of_tokens, _tags),
-    "span": (_of_ends, _answers),
+    "classification": (_sequence_logits, _classes),
+    "tagging": (_token_logits, _tags),
+    "span": (_end_logits, _answers),
     "choice": (choice.options, _options),
 }
-"""Objective -> logits of a batch, and what the logits of all rows say."""
+"""Objective -> (function that returns the logits of a batch, function that scores the logits of all rows)."""
 
 
 def _score(
     rows: Rows,
-    told: dict[str, Any],
+    metrics: dict[str, Any],
     losses: np.ndarray,
-    said: Sequence[tuple[str, ...]],
+    answers: Sequence[tuple[str, ...]],
     *,
     counts: Sequence[int] | None = None,
-    whole: bool = False,
+    by_example: bool = False,
 ) -> Score:
-    """The score of rows, or of `whole` examples, with a loss and what is (true, found) of each.
+    """Return the score of rows (or of examples, with `by_example`), from a loss and (true, predicted) texts for each.
 
-    A loss that is a mean itself is one of `counts` words or windows, each of which weighs the same, as in training.
+    `counts`: words or windows that each loss is the mean of; every one of them has the same weight, as in training.
     """
     order = np.argsort(-losses, kind="stable")[:WORST]
     worst = []
     for number in order.tolist():
-        example = rows.examples[number if whole else rows.rows[number].example]
-        text, pair = _shown(example)
-        truth, found = said[number]
-        worst.append({"text": text, "pair": pair, "truth": truth, "found": found, "loss": float(losses[number])})
-    numbers = {"loss": float(np.average(losses, weights=counts)), **told, "examples": len(losses)}
+        example = rows.examples[number if by_example else rows.rows[number].example]
+        text, pair = _texts(example)
+        truth, predicted = answers[number]
+        worst.append({"text": text, "pair": pair, "truth": truth, "found": predicted, "loss": float(losses[number])})
+    numbers = {"loss": float(np.average(losses, weights=counts)), **metrics, "examples": len(losses)}
     return Score(numbers=numbers, mistakes={"labels": [], "confusion": [], "worst": worst})
 
 
-def _shown(example: Example) -> tuple[str, str]:
-    """An example as a person reads it: its text, and its second one."""
+def _texts(example: Example) -> tuple[str, str]:
+    """Return the text of an example and its second text, as they are shown."""
     match example:
         case Text():
             return example.text, example.pair or ""
@@ -273,8 +276,8 @@ def _shown(example: Example) -> tuple[str, str]:
     raise TypeError(type(example).__name__)
 
 
-def _surprise(logits: Float64[np.ndarray, "*N O"], truth: Integer[np.ndarray, "*N"]) -> Float64[np.ndarray, "*N"]:
-    """-log of the probability of the truth, in nats."""
-    logs = logits - logits.max(-1, keepdims=True)
-    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
-    return -np.take_along_axis(logs, truth[..., None], -1)[..., 0]
+def _nll(logits: Float64[np.ndarray, "*N O"], truth: Integer[np.ndarray, "*N"]) -> Float64[np.ndarray, "*N"]:
+    """Return -log of the probability of the truth, in nats."""
+    log_p = logits - logits.max(-1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, truth[..., None], -1)[..., 0]

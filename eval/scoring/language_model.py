@@ -1,4 +1,4 @@
-"""Exact scores of held-out text: every token counted once, at any batch size, stride and number of devices."""
+"""Exact scores of held-out text: every token is counted once, at any batch size, stride and number of devices."""
 
 import dataclasses
 import math
@@ -19,17 +19,17 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Summed surprise of the targets and what it is spread over."""
+    """The summed negative log-likelihood of the targets, and their number in tokens and bytes."""
 
     nats: float
     tokens: int
-    """Predicted tokens, the end-of-text marks included."""
+    """Predicted tokens, end-of-text included."""
     bytes: int
-    """UTF-8 bytes of the text they stand for."""
+    """UTF-8 bytes of the text of these tokens."""
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Loss in nats per token."""
         return self.nats / self.tokens
 
     @property
@@ -38,11 +38,11 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Compression of the raw text: comparable between tokenizers."""
+        """Compression of the raw text, comparable between tokenizers."""
         return self.nats / math.log(2) / self.bytes
 
     def record(self) -> dict[str, float | int]:
-        """The score as metrics and JSON carry it."""
+        """Return the score as it is in metrics and JSON."""
         derived = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
         return {**derived, "tokens": self.tokens, "bytes": self.bytes}
 
@@ -50,7 +50,7 @@ class Score:
 def of_run(
     run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
-    """The scorer of a run's text."""
+    """Return the scorer of a run's text."""
     return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
 
 
@@ -65,13 +65,13 @@ def scorer(
     dtype: Any,
     chunk: int = 0,
 ) -> Callable[[Any], Score]:
-    """A function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
+    """Return a function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
 
-    `token_bytes[V]` is the number of UTF-8 bytes each token stands for. Row sums are added up in float64 on the host, so that the
-    batch size does not enter the result. A batch the mesh does not divide is filled up with rows that are not counted.
+    `token_bytes[V]` is the number of UTF-8 bytes of each token. Row sums are added in float64 on the host, so that the batch size
+    does not affect the result. A batch that the mesh does not divide is padded with rows that are not counted.
     """
     batch = device_mesh.fitting(mesh, min(batch, len(rows)))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     @jax.jit
     def cast(params: Any) -> Any:
@@ -83,23 +83,24 @@ def scorer(
         nats = token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=net.config.vocab, chunk=chunk)
         return (nats * batch.weights).sum(-1)
 
-    compiled = jax.jit(row_nats, out_shardings=everywhere)
+    compiled = jax.jit(row_nats, out_shardings=replicated)
     local = device_mesh.local_rows(mesh, batch)
     tokens, size = _count(rows, build, token_bytes)
 
     def score(params: Any) -> Score:
         nats = 0.0
         with jax.set_mesh(mesh):
-            ready = cast(params)
-            for mine in batches.in_order(rows, build, batch, local):
-                nats += float(jax.device_get(compiled(ready, device_mesh.place(mine, mesh, batch))).astype(np.float64).sum())
+            cast_params = cast(params)
+            for local_batch in batches.in_order(rows, build, batch, local):
+                sums = jax.device_get(compiled(cast_params, device_mesh.place(local_batch, mesh, batch)))
+                nats += float(sums.astype(np.float64).sum())
         return Score(nats=nats, tokens=tokens, bytes=size)
 
     return score
 
 
 def _count(rows: Any, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
-    """Counted targets of all rows and the bytes they stand for, from the very arrays the model is given."""
+    """Return the number of counted targets of all rows and of their bytes, from the same arrays that the model gets."""
     tokens, size = 0, 0
     for batch in batches.in_order(rows, build, 1, np.arange(1)):
         assert batch.targets is not None and batch.weights is not None

@@ -1,8 +1,8 @@
-"""What the answers of a fine-tuned model are worth: agreement with the truth, from arrays on the host.
+"""Metrics of a fine-tuned model's predictions against the truth, from arrays on the host.
 
-Every measure takes the truth first and what was found second, and gives a float. Where its definition divides by zero it is 0,
-what a model gets that has learned nothing; each says when. Nothing to measure, series of two lengths and numbers that are not
-finite are mistakes of the caller: ValueError.
+Every metric takes the truth first and the predictions second, and returns a float. Where its definition divides by zero it is 0,
+the value of a model that has learned nothing; its docstring says when. Empty arrays, two different lengths and numbers that are
+not finite are errors of the caller: ValueError.
 """
 
 import difflib
@@ -19,99 +19,99 @@ Classes = Integer[np.ndarray, " N"]
 Values = Real[np.ndarray, " N"]
 
 
-def accuracy(truth: Classes, found: Classes) -> float:
-    """Share of examples whose class was found."""
-    _check(truth, found)
-    return float((truth == found).mean())
+def accuracy(truth: Classes, predicted: Classes) -> float:
+    """Return the share of examples whose class was predicted."""
+    _check(truth, predicted)
+    return float((truth == predicted).mean())
 
 
 def largest_share(classes: Classes) -> float:
-    """Share that the most frequent class has: of the truth, the accuracy of always predicting it."""
+    """Return the share of the most frequent class; of the truth, it is the accuracy of always predicting that class."""
     _, counts = np.unique(classes, return_counts=True)
     return float(counts.max() / counts.sum())
 
 
-def confusion(truth: Classes, found: Classes, classes: int) -> Int64[np.ndarray, "C C"]:
-    """How many examples of each true class (rows) were given each class (columns), of `classes` classes numbered from 0.
+def confusion(truth: Classes, predicted: Classes, classes: int) -> Int64[np.ndarray, "C C"]:
+    """Return the number of examples of each true class (rows) and predicted class (columns), both from 0 to `classes` - 1.
 
     Raises:
         ValueError: a class outside 0 to `classes` - 1.
     """
-    for numbers in (truth, found):
+    for numbers in (truth, predicted):
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
             raise ValueError(f"classes are 0 to {classes - 1}, and there are {numbers.min()} to {numbers.max()}")
-    table = np.bincount(truth.astype(np.int64) * classes + found, minlength=classes * classes)
+    table = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes * classes)
     return table.astype(np.int64).reshape(classes, classes)
 
 
-def f1(truth: Classes, found: Classes, positive: int = 1) -> float:
-    """F1 of one class: 2 tp / (2 tp + fp + fn), the harmonic mean of its precision and recall (van Rijsbergen 1979, chapter 7).
+def f1(truth: Classes, predicted: Classes, positive: int = 1) -> float:
+    """Return the F1 of one class: 2 tp / (2 tp + fp + fn), the harmonic mean of its precision and recall.
 
-    0 where the class is neither in the truth nor found.
+    Source: van Rijsbergen 1979, chapter 7. 0 where the class is neither in the truth nor predicted.
     """
-    _check(truth, found)
-    true, told = truth == positive, found == positive
-    return _share(2 * int((true & told).sum()), int(true.sum()) + int(told.sum()))
+    _check(truth, predicted)
+    is_true, is_predicted = truth == positive, predicted == positive
+    return _share(2 * int((is_true & is_predicted).sum()), int(is_true.sum()) + int(is_predicted.sum()))
 
 
-def f1_macro(truth: Classes, found: Classes) -> float:
-    """Mean of the F1 of every class that is in the truth or was found, each weighing the same.
+def f1_macro(truth: Classes, predicted: Classes) -> float:
+    """Return the mean of the F1 of every class that is in the truth or was predicted, with equal weights.
 
-    The "averaged F1" of Opitz and Burst 2019, "Macro F1 and Macro F1".
+    It is the "averaged F1" of Opitz and Burst 2019, "Macro F1 and Macro F1".
     """
-    _check(truth, found)
-    return float(np.mean([f1(truth, found, int(each)) for each in np.union1d(truth, found)]))
+    _check(truth, predicted)
+    return float(np.mean([f1(truth, predicted, int(number)) for number in np.union1d(truth, predicted)]))
 
 
-def matthews(truth: Classes, found: Classes) -> float:
-    """Matthews correlation of classes, -1 to 1: of two by Matthews 1975, of more by Gorodkin 2004 (R_K).
+def matthews(truth: Classes, predicted: Classes) -> float:
+    """Return the Matthews correlation of classes, -1 to 1: Matthews 1975 for two, Gorodkin 2004 (R_K) for more.
 
-    It is the correlation of the one-hot matrices of both. 0 where the truth or what was found is a single class.
+    It is the correlation of the one-hot matrices of both. 0 where the truth or the predictions are a single class.
     """
-    _check(truth, found)
-    names, numbers = np.unique(np.concatenate([truth, found]), return_inverse=True)
+    _check(truth, predicted)
+    names, numbers = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
     table = confusion(numbers[: len(truth)], numbers[len(truth) :], len(names))
-    # Python's integers: products of counts pass 2**63 at some thousand million examples.
+    # Python's integers: products of counts exceed 2**63 at a few billion examples.
     count, right = int(table.sum()), int(table.trace())
-    true, told = table.sum(1).tolist(), table.sum(0).tolist()
-    both = count * right - sum(a * b for a, b in zip(true, told, strict=True))
-    spread = (count**2 - sum(a * a for a in true)) * (count**2 - sum(b * b for b in told))
-    return both / spread**0.5 if spread else 0.0
+    true_counts, predicted_counts = table.sum(1).tolist(), table.sum(0).tolist()
+    covariance = count * right - sum(a * b for a, b in zip(true_counts, predicted_counts, strict=True))
+    variances = (count**2 - sum(a * a for a in true_counts)) * (count**2 - sum(b * b for b in predicted_counts))
+    return covariance / variances**0.5 if variances else 0.0
 
 
-def pearson(truth: Values, found: Values) -> float:
-    """Linear correlation of two series, -1 to 1 (Pearson 1895). 0 where one of them is constant."""
-    _check(truth, found)
-    # The product of two unit vectors, which rounding may take beyond 1.
-    return float(np.clip(_unit(truth) @ _unit(found), -1, 1))
+def pearson(truth: Values, predicted: Values) -> float:
+    """Return the linear correlation of two series, -1 to 1 (Pearson 1895); 0 where one of them is constant."""
+    _check(truth, predicted)
+    # The product of two unit vectors, which may exceed 1 by rounding.
+    return float(np.clip(_unit(truth) @ _unit(predicted), -1, 1))
 
 
-def spearman(truth: Values, found: Values) -> float:
-    """Pearson's correlation of the ranks, ties having the average of theirs (Spearman 1904). 0 where one series is constant."""
-    _check(truth, found)
-    return pearson(ranks(truth), ranks(found))
+def spearman(truth: Values, predicted: Values) -> float:
+    """Return Pearson's correlation of the ranks, where ties have their average rank (Spearman 1904); 0 for a constant series."""
+    _check(truth, predicted)
+    return pearson(ranks(truth), ranks(predicted))
 
 
 def ranks(values: Values) -> Float64[np.ndarray, " N"]:
-    """Rank of each value, the smallest being 1; equal values have the average of the ranks they take up together."""
+    """Return the rank of each value, from 1 for the smallest; equal values have the average of their ranks."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[group]
 
 
-def mean_squared_error(truth: Values, found: Values) -> float:
-    """Mean square of the differences, in the truth's unit squared."""
-    _check(truth, found)
-    return float(((truth.astype(np.float64) - found) ** 2).mean())
+def mean_squared_error(truth: Values, predicted: Values) -> float:
+    """Return the mean square of the differences, in the truth's unit squared."""
+    _check(truth, predicted)
+    return float(((truth.astype(np.float64) - predicted) ** 2).mean())
 
 
 class Entity(NamedTuple):
-    """A stretch of words of a type."""
+    """A span of words with a type."""
 
     type: str
     first: int
     end: int
-    """One past its last word."""
+    """Number of its last word, plus one."""
 
 
 class Agreement(NamedTuple):
@@ -123,52 +123,51 @@ class Agreement(NamedTuple):
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of a sentence, from a tag a word: O, B-TYPE, I-TYPE (B and I alone where there is one type).
+    """Return the entities of a sentence, from a tag for each word: O, B-TYPE, I-TYPE (B and I alone if there is one type).
 
-    B begins an entity, I continues one of its type, and an I that has nothing to continue begins one: so both IOB2 and the older
-    IOB1 are read, and a model's slips are forgiven as by `conlleval`, the evaluation of the shared tasks
-    of CoNLL.
+    B begins an entity, I continues one of its type, and an I that has nothing to continue begins one. So both IOB2 and the older
+    IOB1 are read, and invalid sequences of a model are handled as by `conlleval`, the evaluation of the shared tasks of CoNLL.
 
     Raises:
-        BadInput: another tag.
+        BadInput: any other tag.
     """
-    found: list[Entity] = []
+    spans: list[Entity] = []
     open_type, first = None, 0
     for place, tag in enumerate([*tags, "O"]):
         if (match := IOB_TAG.fullmatch(tag)) is None:
             raise BadInput(f"tag {tag!r}: not IOB; write O, B-TYPE or I-TYPE")
         begins, kind = match[1], match[2] or ""
         if open_type is not None and (begins != "I" or kind != open_type):
-            found.append(Entity(open_type, first, place))
+            spans.append(Entity(open_type, first, place))
             open_type = None
         if begins and open_type is None:
             open_type, first = kind, place
-    return found
+    return spans
 
 
-def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Agreement:
-    """Agreement on the entities of all sentences (micro average). One counts where type, first and last word are the same.
+def entity_f1(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Agreement:
+    """Return the agreement on the entities of all sentences (micro average); type, first and last word must be the same.
 
-    Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task"; the numbers of `conlleval`, and of `seqeval`
-    as it is called by default. All 0 where neither the truth nor what was found has an entity.
+    Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task". The results equal those of
+    `conlleval`, and of `seqeval` with its defaults. All are 0 where neither the truth nor the prediction has an entity.
 
     Args:
         truth: the tags of each sentence, see `entities`.
-        found: as many for each word.
+        predicted: the same number of tags for each sentence.
 
     Raises:
         BadInput: a tag that is not IOB.
-        ValueError: no sentence, or one with another number of tags in `found`.
+        ValueError: no sentences, or a sentence with another number of tags in `predicted`.
     """
     if not truth:
         raise ValueError("no sentences")
-    both = true = told = 0
-    for number, (right, ours) in enumerate(zip(truth, found, strict=True)):
-        if len(right) != len(ours):
-            raise ValueError(f"sentence {number}: {len(right)} tags, and {len(ours)} found")
-        a, b = set(entities(right)), set(entities(ours))
-        both, true, told = both + len(a & b), true + len(a), told + len(b)
-    return Agreement(_share(both, told), _share(both, true), _share(2 * both, true + told))
+    num_both = num_true = num_predicted = 0
+    for number, (true_tags, tags) in enumerate(zip(truth, predicted, strict=True)):
+        if len(true_tags) != len(tags):
+            raise ValueError(f"sentence {number}: {len(true_tags)} tags, and {len(tags)} predicted")
+        a, b = set(entities(true_tags)), set(entities(tags))
+        num_both, num_true, num_predicted = num_both + len(a & b), num_true + len(a), num_predicted + len(b)
+    return Agreement(_share(num_both, num_predicted), _share(num_both, num_true), _share(2 * num_both, num_true + num_predicted))
 
 
 MEASURES: dict[str, Callable[..., float]] = {
@@ -180,7 +179,7 @@ MEASURES: dict[str, Callable[..., float]] = {
     "spearman": spearman,
     "mean_squared_error": mean_squared_error,
 }
-"""Those of (truth [N], found [N]), by the names they have in a score."""
+"""Name in a score -> function of (truth [N], predicted [N])."""
 
 GLUE: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
@@ -193,11 +192,11 @@ GLUE: dict[str, tuple[str, ...]] = {
     "rte": ("accuracy",),
     "wnli": ("accuracy",),
 }
-"""Task -> what it is judged by: Wang et al. 2019, "GLUE: A Multi-Task Benchmark and Analysis Platform", table 1."""
+"""Task -> its metrics: Wang et al. 2019, "GLUE: A Multi-Task Benchmark and Analysis Platform", table 1."""
 
 
 def glue(task: str) -> tuple[str, ...]:
-    """The measures of a task of GLUE.
+    """Return the names of the metrics of a GLUE task.
 
     Raises:
         BadInput: there is no such task; the nearest is named.
@@ -206,8 +205,8 @@ def glue(task: str) -> tuple[str, ...]:
     return GLUE[task]
 
 
-def score(names: Sequence[str], truth: Values, found: Values) -> dict[str, float]:
-    """Some of `MEASURES`, by name.
+def score(names: Sequence[str], truth: Values, predicted: Values) -> dict[str, float]:
+    """Return the values of some of `MEASURES`, by name.
 
     Args:
         truth: classes (integers), or values for `pearson`, `spearman` and `mean_squared_error`.
@@ -217,19 +216,19 @@ def score(names: Sequence[str], truth: Values, found: Values) -> dict[str, float
     """
     for name in names:
         _refuse_unknown(name, MEASURES, "measure")
-    return {name: MEASURES[name](truth, found) for name in names}
+    return {name: MEASURES[name](truth, predicted) for name in names}
 
 
-def _check(truth: np.ndarray, found: np.ndarray) -> None:
-    if truth.shape != found.shape or not truth.size:
-        raise ValueError(f"{truth.size} true values, {found.size} found; as many of both are needed, and one at least")
-    if not (np.isfinite(truth).all() and np.isfinite(found).all()):
+def _check(truth: np.ndarray, predicted: np.ndarray) -> None:
+    if truth.shape != predicted.shape or not truth.size:
+        raise ValueError(f"{truth.size} true values, {predicted.size} predicted; both must have the same size, at least 1")
+    if not (np.isfinite(truth).all() and np.isfinite(predicted).all()):
         raise ValueError("a value is not finite")
 
 
 def _unit(values: Values) -> Float64[np.ndarray, " N"]:
-    """Values less their mean, as a vector of length 1; zeros where they are all the same."""
-    # Compared, not subtracted: the mean of equal numbers is rounded, and their differences to it would be taken for values.
+    """Return values less their mean, as a vector of length 1; zeros if they are all equal."""
+    # Compared, not subtracted: the mean of equal numbers is rounded, so that their differences to it may not be 0.
     if values.min() == values.max():
         return np.zeros(len(values))
     centred = values - values.mean(dtype=np.float64)
@@ -238,11 +237,11 @@ def _unit(values: Values) -> Float64[np.ndarray, " N"]:
     return centred / np.linalg.norm(centred)
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _share(part: int, total: int) -> float:
+    return part / total if total else 0.0
 
 
-def _refuse_unknown(name: str, known: Collection[str], what: str) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise BadInput(f"{name}: no {what} is called so; the nearest is {near} (all: {', '.join(known)})")
+def _refuse_unknown(name: str, names: Collection[str], kind: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise BadInput(f"{name}: no {kind} has this name; the nearest is {near} (all: {', '.join(names)})")

@@ -1,7 +1,7 @@
-"""Permutation likelihoods: how likely a model finds a text whose tokens it is told in random orders.
+"""Permutation likelihoods: the likelihood of a text whose tokens are predicted in random orders.
 
-Along an order z, -log p of a text is the sum over its places of -log p(token z_t | tokens z_1 ... z_t-1 and where they stand).
-What a permutation language model is trained to lower is its mean over all orders (Yang et al. 2019, section 2.2).
+Along an order z, -log p of a text is the sum over its positions of -log p(token z_t | tokens z_1 ... z_t-1 and their positions).
+A permutation language model minimizes its mean over all orders (Yang et al. 2019, section 2.2).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +28,16 @@ def permuted_nats(
     name: Callable[[int], str] = "text {}".format,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> Float64[np.ndarray, "texts orders"]:
-    """Of each text and order, the sum over its tokens of -log p(token | those before it in the order).
+    """Return, for each text and order, the sum over its tokens of -log p(token | those before it in the order).
 
-    A text longer than a row is cut into pieces that do not see each other. An order is a function of the text's number, the
-    piece and the order's number. No mark stands around a text.
+    A text longer than a row is cut into chunks that do not see each other. An order is a function of the text's number, the
+    chunk and the order's number. There are no special tokens around a text.
 
     Args:
-        texts: ids, without marks.
-        orders: drawn for each text, 1 or more.
+        texts: ids, without special tokens.
+        orders: orders sampled for each text, 1 or more.
         length: tokens in a row; 0 = `encoder.room`.
-        progress: called with (rows done, rows in all).
+        progress: called with (rows done, total rows).
 
     Raises:
         BadInput: a model without a query stream, or a result that is not finite.
@@ -48,22 +48,22 @@ def permuted_nats(
     encoder.check_masked()
     count = orders * sum(-(-len(text) // room) for text in texts)
     rows = (row for number, text in enumerate(texts) for row in _rows(text, room, orders, number, name(number)))
-    for done, (row, (surprises,)) in enumerate(encoder.run(rows, _surprises), 1):
-        nats[row.number, row.at] += surprises[: len(row.tokens)].astype(np.float64).sum()
+    for done, (row, (row_nll,)) in enumerate(encoder.run(rows, _token_nll), 1):
+        nats[row.number, row.at] += row_nll[: len(row.tokens)].astype(np.float64).sum()
         progress(done, count)
     return nats
 
 
 def _rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, where: str) -> Iterator[Row]:
-    """A row for each order of each piece; `at` is the order's number."""
-    for nth in range(orders):
+    """Yield a row for each order of each chunk; `at` is the order's number."""
+    for order_number in range(orders):
         for start in range(0, len(ids), room):
             tokens = ids[start : start + room].astype(np.int32)
-            order = np.random.default_rng([number, start, nth]).permutation(len(tokens)).astype(np.int32)
-            yield Row(number, where, tokens, at=nth, order=order)
+            order = np.random.default_rng([number, start, order_number]).permutation(len(tokens)).astype(np.int32)
+            yield Row(number, where, tokens, at=order_number, order=order)
 
 
-def _surprises(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-    """-log p of every token, [B, T]; of padding something finite."""
+def _token_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+    """Return -log p of every token, [B, T]; a finite value for padding."""
     hidden = heads.predictions(net.apply(params, batch), batch)
-    return (token_losses(lambda each: net.unembed(params, each), hidden, batch.tokens, vocabulary=net.config.vocab),)
+    return (token_losses(lambda states: net.unembed(params, states), hidden, batch.tokens, vocabulary=net.config.vocab),)

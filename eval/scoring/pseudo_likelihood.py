@@ -1,7 +1,7 @@
-"""Pseudo-log-likelihoods: how likely an encoder finds each token of a text when that token alone is masked.
+"""Pseudo-log-likelihoods: the likelihood of each token of a text when that token alone is masked.
 
-Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.2. The pieces of a word that are not masked give it away,
-so that a word of several pieces looks likelier than it is (Kauf and Ivanova 2023, "A Better Way to Do Masked Language Model
+Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.2. The unmasked tokens of a word reveal the masked one, so
+that a word of several tokens looks likelier than it is (Kauf and Ivanova 2023, "A Better Way to Do Masked Language Model
 Scoring").
 """
 
@@ -27,17 +27,17 @@ def pseudo_nats(
     name: Callable[[int], str] = "text {}".format,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> Float64[np.ndarray, " texts"]:
-    """Of each text, the sum over its tokens of -log p(token | the others), marks neither masked nor counted.
+    """Return, for each text, the sum over its tokens of -log p(token | the others); special tokens are not masked or counted.
 
-    A text longer than the model's positions is seen by each token through a window of its own, as wide as there is room: as many
-    tokens before it as after it, more on one side where the text ends on the other. That costs what a window for all would.
+    In a text longer than the model's positions each token has a window of its own, as wide as possible: as many tokens before it
+    as after it, and more on one side where the text ends on the other. That costs as much as one window for all tokens would.
     Equal texts are computed once, so that they tie exactly.
 
     Args:
-        texts: ids, without marks.
-        length: tokens in a row, marks included; 0 = the model's positions.
-        name: how a message calls the text of a number.
-        progress: called with (tokens done, tokens in all).
+        texts: ids, without special tokens.
+        length: tokens in a row, special tokens included; 0 = the model's positions.
+        name: returns the name of a text in messages, from its number.
+        progress: called with (tokens done, total tokens).
 
     Raises:
         BadInput: a model without a head for masked words, or a result that is not finite.
@@ -45,18 +45,18 @@ def pseudo_nats(
     encoder.check_masked()
     keys = [text.tobytes() for text in texts]
     first = {key: number for number, key in reversed([*enumerate(keys)])}
-    chosen = sorted(first.values())
+    unique = sorted(first.values())
     room = (length or encoder.room) - len(encoder.framed(texts[0][:0], ""))
-    rows = (row for number in chosen for row in _rows(encoder, texts[number], room, number, name(number)))
-    count, nats = sum(len(texts[number]) for number in chosen), np.zeros(len(texts))
-    for done, (row, (surprise,)) in enumerate(encoder.run(rows, _surprise), 1):
-        nats[row.number] += float(surprise)
+    rows = (row for number in unique for row in _rows(encoder, texts[number], room, number, name(number)))
+    count, nats = sum(len(texts[number]) for number in unique), np.zeros(len(texts))
+    for done, (row, (nll,)) in enumerate(encoder.run(rows, _target_nll), 1):
+        nats[row.number] += float(nll)
         progress(done, count)
     return nats[[first[key] for key in keys]]
 
 
 def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: int, where: str) -> Iterator[Row]:
-    """A row for each token, in which it is masked."""
+    """Yield a row for each token, in which it is masked."""
     size = min(len(ids), room)
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
@@ -66,8 +66,8 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
         yield Row(number, where, tokens, at, int(ids[place]))
 
 
-def _surprise(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-    """-log p of the targets, [B]."""
+def _target_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
+    """Return -log p of the targets, [B]."""
     assert batch.targets is not None
     hidden = heads.predictions(net.apply(params, batch), batch)
-    return (token_losses(lambda each: net.unembed(params, each), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)
+    return (token_losses(lambda states: net.unembed(params, states), hidden, batch.targets, vocabulary=net.config.vocab)[:, 0],)

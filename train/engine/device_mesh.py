@@ -83,7 +83,7 @@ def place(batch: Any, mesh: Mesh, rows: int) -> Any:
     """Lay this process's rows of a global batch of `rows` rows (a `Batch`, or any pytree of arrays) onto its devices."""
     local_offsets, sharding = local_rows(mesh, rows), batch_sharding(mesh)
 
-    def put(local: Any) -> jax.Array:
+    def shard(local: Any) -> jax.Array:
         shape = (rows, *local.shape[1:])
         device_slices = sharding.addressable_devices_indices_map(shape)
         offsets_of = {device: np.arange(rows)[index[0]] for device, index in device_slices.items() if index is not None}
@@ -105,7 +105,7 @@ def abstract_state(run: run_config.Run, model: Model, tx: optax.GradientTransfor
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def of_optimizer(keys: Any, leaf: Any) -> NamedSharding:
+    def optimizer_sharding(keys: Any, leaf: Any) -> NamedSharding:
         # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated.
         path = path_of(keys)
         match = max((p for p in by_path if path.endswith("/" + p)), key=len, default=None)

@@ -153,8 +153,8 @@ def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Che
     require(step is None or step >= NEWEST, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
     folder, keep = Folder(path), run.checkpoint.keep
 
-    def those(path_of_steps: Path) -> Checkpoints:
-        return Checkpoints(path_of_steps, keep, notify=lambda line: print(line, file=sys.stderr))
+    def reader(folder: Path) -> Checkpoints:
+        return Checkpoints(folder, keep, notify=lambda line: print(line, file=sys.stderr))
 
     best = reader(folder.best).latest() if run.selection.best else None
     return reader(folder.checkpoints if best is None or step not in (None, best) else folder.best)

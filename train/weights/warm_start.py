@@ -62,7 +62,7 @@ def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], 
     if missing:
         notify(f"--init {run.init}: it has no weights for this task, newly initialized: {_parts(missing)}")
 
-        def drawn() -> dict[str, Any]:
+        def init_missing() -> dict[str, Any]:
             leaves = jax.tree_util.tree_leaves_with_path(init())
             return {path: leaf for keys, leaf in leaves if (path := sharding.path_of(keys)) in missing}
 

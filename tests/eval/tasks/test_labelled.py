@@ -142,7 +142,7 @@ def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Pa
 
 CLASSES = "classes --task labelled --files classification.jsonl"
 WRONG = {
-    "classes --task labelled:mlni --files other.tsv": "mlni: no task of GLUE is called so; the nearest is mnli",
+    "classes --task labelled:mlni --files other.tsv": "mlni: no task of GLUE has this name; the nearest is mnli",
     "classes --task labelled: --files other.tsv": "--task labelled:: say which one, --task labelled:NAME",
     "classes --task labelled --files other.tsv": r"other.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps",
     f"{CLASSES} --length 41": "--length 41: choose 1 to the model's 40 positions",

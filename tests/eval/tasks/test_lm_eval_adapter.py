@@ -129,7 +129,7 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
     assert made == [text[: text.index(text[2:4])], sampled]
     for wrong, said in {
         ("max_gen_toks", 32): "max_gen_toks 32 leaves no room for a context in the model's 32 positions",
-        ("num_beams", 4): "generation_kwargs: num_beams cannot be honoured",
+        ("num_beams", 4): "generation_kwargs: num_beams not supported",
     }.items():
         with pytest.raises(BadInput, match=said):
             model.generate_until(requests("generate_until", (contexts[0], asked | dict([wrong]))))
