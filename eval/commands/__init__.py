@@ -1,1 +1,1 @@
-"""What `zoo generate`, `embed`, `fill-mask`, `predict` and `eval --task` do, and how they write to the terminal."""
+"""The commands `zoo generate`, `embed`, `fill-mask`, `predict` and `eval --task`, and their output to the terminal."""

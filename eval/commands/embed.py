@@ -1,4 +1,4 @@
-"""`zoo embed`: a vector for each text, into a file, or how alike the texts are."""
+"""`zoo embed`: a vector for each text, written to a file, or the similarity of the texts."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ FORMATS = (".npy", ".safetensors", ".jsonl")
 
 def main(
     where: str,
-    asked: Texts,
+    source: Texts,
     *,
     pool: Pool,
     normalize: bool,
@@ -42,25 +42,25 @@ def main(
     mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
-    """Embed texts, and write the vectors to a file or print the cosine of every two. Returns the exit code.
+    """Embed texts, and write the vectors to a file or print the cosine of every two; return the exit code.
 
     Args:
-        where, step: what to load, see `train.weights.load.load`.
+        where, step: see `train.weights.load.load`.
         out: .npy, an array; .safetensors, the array as "embeddings"; .jsonl, a line for each text; "" = print.
         as_json: print the lines of the .jsonl.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoding.read` and `embed`; a file that cannot be written, or more texts than a
-            table shows.
+        BadInput: see `train.weights.load.load`, `encoder_runner.read` and `embed`; a file that cannot be written, or too many
+            texts for a table.
     """
     file = Path(out) if out else None
     if file is not None:
         _check(file, as_json)
-    texts = encoder_runner.read(asked)
+    texts = encoder_runner.read(source)
     if file is None and not as_json:
         _check_table(len(texts))
     encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
-    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=asked.truncate)
+    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate)
     if file is not None:
         if jax.process_index() == 0:
             _write(file, texts, vectors)
@@ -76,20 +76,20 @@ def main(
 def embed(
     encoder: Encoder, texts: Sequence[Text], *, pool: Pool, normalize: bool = False, truncate: bool = False
 ) -> Float32[np.ndarray, "N D"]:
-    """A vector for each text, from the last hidden states.
+    """Return a vector for each text, from the last hidden states.
 
     Args:
-        pool: "mean" of all tokens, marks included, as sentence-transformers (Reimers and Gurevych 2019, section 3); "cls", that
-            mark's, as it leaves the body, without pooler.
-        normalize: divide each by its Euclidean length.
+        pool: "mean" of all tokens, special tokens included, as in sentence-transformers (Reimers and Gurevych 2019, section 3);
+            "cls" = the hidden state of that token, without pooler.
+        normalize: divide each vector by its Euclidean length.
 
     Raises:
         BadInput: a text that is too long, or a vector that is not finite.
     """
     tokenizer = encoder.loaded.tokenizer
     ids = list(tokenizer.encode_many(text for _, text in texts))
-    tokens = [encoder.framed(each, where, truncate=truncate) for each, (where, _) in zip(ids, texts, strict=True)]
-    rows = [Row(number, texts[number].where, each) for number, each in enumerate(tokens)]
+    tokens = [encoder.framed(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)]
+    rows = [Row(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
     vectors = np.empty((len(rows), encoder.loaded.net.config.width), np.float32)
     for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
         vectors[row.number] = vector
@@ -98,7 +98,7 @@ def embed(
 
 
 def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
-    """The texts, numbered, and the cosine of every two; a text that is longer than a line is cut."""
+    """Return the numbered texts and the cosine of every two; a text that is longer than a line is cut."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
     numbers = range(1, len(texts) + 1)
     listed = [
@@ -114,27 +114,27 @@ def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: i
 
 
 NUMBER, COSINE = 3, 7
-"""Columns of a text's number and of a cosine."""
+"""Terminal columns of a text's number and of a cosine."""
 NARROWEST = 80
 SMALLEST = 1e-12
-"""A shorter vector is divided by this, as torch does: zeros stay zeros."""
+"""Least divisor of a vector, as in torch, so that zeros stay zeros."""
 
 
 def _check(file: Path, as_json: bool) -> None:
     """Refuse a file that could not be written, before anything is computed."""
     require(file.suffix in FORMATS, "out", file, f"name a file that ends in {', '.join(FORMATS)}")
     if as_json:
-        raise BadInput(f"--json: the vectors go to --out {file}; leave one of the two out")
-    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; make it, or name another")
+        raise BadInput(f"--json: the vectors are written to --out {file}; remove one of the two")
+    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
     require(not file.is_dir(), "out", file, "it is a folder; name a file")
 
 
 def _check_table(texts: int) -> None:
-    room = ((terminal.columns() or NARROWEST) - NUMBER) // COSINE
+    limit = ((terminal.columns() or NARROWEST) - NUMBER) // COSINE
     if texts == 1:
-        raise BadInput("--text: a single text has nothing to be compared with; give several, or name a file with --out")
-    if texts > room:
-        raise BadInput(f"--out: a table has room for {room} texts, not {texts:,}; name a file to write, or add --json")
+        raise BadInput("--text: a single text cannot be compared; give several, or name a file with --out")
+    if texts > limit:
+        raise BadInput(f"--out: a table of {texts:,} texts is too wide (at most {limit}); name a file to write, or add --json")
 
 
 def _write(file: Path, texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"]) -> None:
@@ -151,14 +151,14 @@ def _write(file: Path, texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"
 
 
 def _line(text: Text, vector: Float32[np.ndarray, " D"]) -> str:
-    # The shortest decimal that is this float32 again.
+    # The shortest decimal that is read as the same float32.
     numbers = ", ".join(np.format_float_positional(value, trim="0") for value in vector)
     return f'{{"text": {json.dumps(text.text, ensure_ascii=False)}, "embedding": [{numbers}]}}\n'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pooled:
-    """What is computed: float32 [B, D]."""
+    """The computation of the vectors, float32 [B, D]."""
 
     pool: Pool
     normalize: bool
@@ -169,8 +169,8 @@ class _Pooled:
         if self.pool == "cls":
             vectors = heads.summaries(hidden, batch.summary_at)[:, 0]
         else:
-            real = (batch.segments > 0)[..., None]
-            vectors = jnp.where(real, hidden, 0).sum(1) / real.sum(1)
+            is_token = (batch.segments > 0)[..., None]
+            vectors = jnp.where(is_token, hidden, 0).sum(1) / is_token.sum(1)
         if self.normalize:
             vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), SMALLEST)
         return (vectors,)

@@ -1,4 +1,4 @@
-"""`zoo fill-mask`: the likeliest words for the masks of a text, or how likely given words are."""
+"""`zoo fill-mask`: the most likely words for the masks of a text, or the probabilities of given words."""
 
 import dataclasses
 import json
@@ -26,41 +26,41 @@ from zoo.models import Model
 from zoo.nn import heads
 
 SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
-"""How a mask is written in a text: as BERT names it, or as RoBERTa and XLNet do, whatever the model."""
+"""Spelling of a mask in a text: BERT's, or that of RoBERTa and XLNet, for every model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What may stand for a mask."""
+    """A token to fill a mask with."""
 
     token: str
-    """As the tokenizer spells it: RoBERTa's and XLNet's with the space before a word, BERT's pieces with their ##."""
+    """Spelling of the tokenizer: RoBERTa and XLNet include the space before a word, BERT the ## of a word's later tokens."""
     id: int
     probability: float
-    """Of it among the whole vocabulary, at this mask, all masks of the text being masked."""
+    """Probability over the full vocabulary, at this mask, with all masks of the text masked."""
     start: int
     end: int
-    """Its characters in `text`."""
+    """The token's characters in `text` are [start, end)."""
     text: str
-    """With it in the mask's place; other masks stay."""
+    """The text with the token in place of the mask; other masks stay."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A mask and its candidates, the likeliest first."""
+    """A mask and its candidates, the most likely first."""
 
     text: str
     number: int
-    """Which of the text's masks, from 1."""
+    """Number of the mask in its text, from 1."""
     start: int
     end: int
-    """The mask's characters in `text`."""
+    """The mask's characters in `text` are [start, end)."""
     candidates: tuple[Candidate, ...]
 
 
 def main(
     where: str,
-    asked: Texts,
+    source: Texts,
     *,
     top: int,
     targets: Sequence[str],
@@ -70,120 +70,121 @@ def main(
     mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
-    """Fill in the masks of texts and print what for. Returns the exit code.
+    """Fill the masks of texts and print the candidates; return the exit code.
 
     Args:
-        where, step: what to load, see `train.weights.load.load`.
-        as_json: an object a line for each mask.
+        where, step: see `train.weights.load.load`.
+        as_json: print a JSON object for each mask.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoding.read` and `fill`.
+        BadInput: see `train.weights.load.load`, `encoder_runner.read` and `fill`.
     """
     require(top >= 1, "top", top, "choose 1 or more words")
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
-    texts = encoder_runner.read(asked)
+    texts = encoder_runner.read(source)
     _masks(texts)
     encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
-    found = fill(encoder, texts, top=top, targets=targets, truncate=asked.truncate)
-    for number, each in enumerate(found, 1):
+    filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate)
+    for number, mask in enumerate(filled, 1):
         if as_json:
-            terminal.say(json.dumps(_record(each), ensure_ascii=False) + "\n")
+            terminal.say(json.dumps(_record(mask), ensure_ascii=False) + "\n")
         else:
-            title = f"--- mask {number} of {len(found)}\n" if len(found) > 1 else ""
-            terminal.say(title + table(each, terminal.columns()))
+            title = f"--- mask {number} of {len(filled)}\n" if len(filled) > 1 else ""
+            terminal.say(title + table(mask, terminal.columns()))
     return 0
 
 
 def fill(
     encoder: Encoder, texts: Sequence[Text], *, top: int, targets: Sequence[str] = (), truncate: bool = False
 ) -> list[Filled]:
-    """The `top` likeliest entries for every mask of the texts, in their order; or the targets, the likeliest first.
+    """Return the `top` most likely entries, or the `targets`, for every mask of the texts, in order, most likely first.
 
-    Each mask is judged alone, the text's others being masked. RoBERTa's mask and XLNet's take the white space before them: their
-    entries have a space of their own. A target of RoBERTa's gets one there, of XLNet's everywhere.
+    Each mask is predicted alone, with the text's other masks masked. The masks of RoBERTa and XLNet include the white space
+    before them, since their entries have a space of their own: a RoBERTa target gets one there, an XLNet target everywhere.
 
     Raises:
-        BadInput: a text without a mask, too long or with a mask beyond its cut; a model without a head for masked words, a target
-            that is no entry of the vocabulary, or more entries asked for than there are.
+        BadInput: a text without a mask, too long or with a mask in the part cut off; a model without a head for masked words, a
+            target that is not one entry of the vocabulary, or `top` larger than the vocabulary.
     """
     tokenizer = encoder.loaded.tokenizer
     encoder.check_masked()
-    require(top <= tokenizer.vocab_size, "top", top, f"the tokenizer has {tokenizer.vocab_size:,} entries; choose at most those")
+    require(
+        top <= tokenizer.vocab_size, "top", top, f"the tokenizer has {tokenizer.vocab_size:,} entries;  choose at most that many"
+    )
     masks = _masks(texts)
     rows = _rows(encoder, texts, masks, truncate)
-    # The same word is one entry after a space and another one elsewhere; both are asked for everywhere.
+    # The same word is one entry after a space and another one elsewhere; both are computed for every mask.
     ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in {_spaced(tokenizer, mask) for mask in masks}}
-    judge = _Judge(tokenizer.vocab_size, top, tuple(sorted(set().union(*ids.values()))))
-    found: dict[int, Filled] = {}
-    for row, (chances, entries) in encoder.run(rows, judge):
+    compute = _TopEntries(tokenizer.vocab_size, top, tuple(sorted(set().union(*ids.values()))))
+    results: dict[int, Filled] = {}
+    for row, (probabilities, entries) in encoder.run(rows, compute):
         mask = masks[row.number]
-        pairs = zip(chances.tolist(), entries.tolist(), strict=True)
-        wanted = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
-        ranked = sorted(wanted, key=lambda pair: (-pair[0], pair[1]))
-        candidates = tuple(_candidate(tokenizer, mask, entry, chance) for chance, entry in ranked)
-        found[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
-        terminal.progress(len(found), len(masks))
-    return [found[number] for number in range(len(masks))]
+        pairs = zip(probabilities.tolist(), entries.tolist(), strict=True)
+        selected = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
+        ranked = sorted(selected, key=lambda pair: (-pair[0], pair[1]))
+        candidates = tuple(_candidate(tokenizer, mask, entry, probability) for probability, entry in ranked)
+        results[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
+        terminal.progress(len(results), len(masks))
+    return [results[number] for number in range(len(masks))]
 
 
 def table(filled: Filled, columns: int | None) -> str:
-    """A mask's candidates as lines of at most so many columns; texts that are longer are cut around the mask."""
-    names = [json.dumps(each.token, ensure_ascii=False) for each in filled.candidates]
-    wide = max(len("token"), *map(terminal.cell_len, names))
-    room = columns and max(20, columns - len("probability") - wide - 4)
+    """Return a mask's candidates as lines of at most `columns` columns; longer texts are cut around the mask."""
+    names = [json.dumps(candidate.token, ensure_ascii=False) for candidate in filled.candidates]
+    name_width = max(len("token"), *map(terminal.cell_len, names))
+    text_width = columns and max(20, columns - len("probability") - name_width - 4)
     lines = [
         terminal.excerpt(filled.text, filled.start, filled.end, columns),
-        f"probability  {'token':<{wide}}  text",
+        f"probability  {'token':<{name_width}}  text",
     ]
-    for name, each in zip(names, filled.candidates, strict=True):
-        padding = " " * (wide - terminal.cell_len(name))
-        lines.append(
-            f"{_number(each.probability):>11}  {name}{padding}  {terminal.excerpt(each.text, each.start, each.end, room)}"
-        )
+    for name, candidate in zip(names, filled.candidates, strict=True):
+        padding = " " * (name_width - terminal.cell_len(name))
+        text = terminal.excerpt(candidate.text, candidate.start, candidate.end, text_width)
+        lines.append(f"{_number(candidate.probability):>11}  {name}{padding}  {text}")
     return "\n".join(lines) + "\n"
 
 
 class _Mask(NamedTuple):
-    """A mask and where it stands."""
+    """A mask and its position."""
 
     source: int
     """Number of its text."""
     text: str
     number: int
-    """Which of the text's masks, from 1."""
+    """Number of the mask in its text, from 1."""
     start: int
     end: int
-    """Its characters."""
+    """The mask's characters in `text` are [start, end)."""
 
 
 def _masks(texts: Sequence[Text]) -> list[_Mask]:
-    """The masks of all texts, in their order."""
+    """Return the masks of all texts, in order."""
     masks = []
     for source, (where, text) in enumerate(texts):
-        found = [_Mask(source, text, number, *each.span()) for number, each in enumerate(SPELLED.finditer(text), 1)]
-        if not found:
-            raise BadInput(f"{where}: holds no mask; write {BERT['mask']} where a word is to be filled in")
-        masks += found
+        text_masks = [_Mask(source, text, number, *match.span()) for number, match in enumerate(SPELLED.finditer(text), 1)]
+        if not text_masks:
+            raise BadInput(f"{where}: has no mask; write {BERT['mask']} in place of a word")
+        masks += text_masks
     return masks
 
 
 def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], truncate: bool) -> list[Row]:
-    """A row for each mask, in which all masks of its text are masked."""
-    tokenizer, mark = encoder.loaded.tokenizer, encoder.marks.mask
-    pieces = [SPELLED.split(text) for _, text in texts]
+    """Return a row for each mask, in which all masks of its text are masked."""
+    tokenizer, mask_id = encoder.loaded.tokenizer, encoder.marks.mask
+    segments = [SPELLED.split(text) for _, text in texts]
     if tokenizer.kind == "roberta":
-        # The mask takes the white space before it.
-        pieces = [[*(piece.rstrip() for piece in several[:-1]), several[-1]] for several in pieces]
-    ids = tokenizer.encode_many(piece for several in pieces for piece in several)
+        # The mask includes the white space before it.
+        segments = [[*(part.rstrip() for part in parts[:-1]), parts[-1]] for parts in segments]
+    ids = tokenizer.encode_many(part for parts in segments for part in parts)
     tokens = []
-    for (where, _), several in zip(texts, pieces, strict=True):
-        parts = [next(ids)]
-        for _ in several[1:]:
-            parts += [np.array([mark], np.int32), next(ids)]
-        tokens.append(encoder.framed(np.concatenate(parts), where, truncate=truncate))
+    for (where, _), parts in zip(texts, segments, strict=True):
+        encoded = [next(ids)]
+        for _ in parts[1:]:
+            encoded += [np.array([mask_id], np.int32), next(ids)]
+        tokens.append(encoder.framed(np.concatenate(encoded), where, truncate=truncate))
     rows = []
     for number, mask in enumerate(masks):
-        where, at = texts[mask.source].where, np.flatnonzero(tokens[mask.source] == mark)
+        where, at = texts[mask.source].where, np.flatnonzero(tokens[mask.source] == mask_id)
         if mask.number > len(at):
             beyond = f"mask {mask.number} is beyond the model's {encoder.room} positions"
             raise BadInput(f"{where}: {beyond}; shorten the text before it")
@@ -192,26 +193,24 @@ def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], trunc
 
 
 def _spaced(tokenizer: Tokenizer, mask: _Mask) -> bool:
-    """Whether what fills the mask begins with a space of its own."""
+    """Return whether the token for the mask begins with a space of its own."""
     return tokenizer.kind == "roberta" and mask.text[: mask.start][-1:].isspace()
 
 
 def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list[int]:
-    """The id of each target."""
+    """Return the id of each target."""
     ids = []
     for target in targets:
-        shown = f" {target}" if spaced and not target[0].isspace() else target
-        pieces = tokenizer.encode(shown).tolist()
-        if len(pieces) != 1 or (tokenizer.marks and pieces == [tokenizer.marks.unk]):
-            told = " + ".join(json.dumps(tokenizer.decode([piece]), ensure_ascii=False) for piece in pieces[:8]) or "nothing"
-            raise BadInput(
-                f"--targets {target!r}: to the vocabulary it is {told}; a mask stands for one entry, choose such a word"
-            )
-        ids += pieces
+        spelled = f" {target}" if spaced and not target[0].isspace() else target
+        tokens = tokenizer.encode(spelled).tolist()
+        if len(tokens) != 1 or (tokenizer.marks and tokens == [tokenizer.marks.unk]):
+            spelling = " + ".join(json.dumps(tokenizer.decode([token]), ensure_ascii=False) for token in tokens[:8]) or "nothing"
+            raise BadInput(f"--targets {target!r}: the tokenizer splits it into {spelling}; choose a word that is one entry")
+        ids += tokens
     return ids
 
 
-def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, chance: float) -> Candidate:
+def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, probability: float) -> Candidate:
     token, before = tokenizer.spell(entry), mask.text[: mask.start]
     continues = tokenizer.kind == "wordpiece" and token.startswith(CONTINUES)
     word = token.removeprefix(CONTINUES) if continues else token
@@ -219,7 +218,7 @@ def _candidate(tokenizer: Tokenizer, mask: _Mask, entry: int, chance: float) -> 
         before = before.rstrip()
     if tokenizer.kind == "xlnet" and not before:
         word = word.lstrip()
-    return Candidate(token, entry, chance, len(before), len(before + word), before + word + mask.text[mask.end :])
+    return Candidate(token, entry, probability, len(before), len(before + word), before + word + mask.text[mask.end :])
 
 
 def _number(probability: float) -> str:
@@ -227,26 +226,26 @@ def _number(probability: float) -> str:
 
 
 def _record(filled: Filled) -> dict[str, Any]:
-    shown = ("token", "id", "probability", "text")
-    candidates = [{name: getattr(each, name) for name in shown} for each in filled.candidates]
+    fields = ("token", "id", "probability", "text")
+    candidates = [{name: getattr(candidate, name) for name in fields} for candidate in filled.candidates]
     return {"text": filled.text, "mask": filled.number, "candidates": candidates}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judge:
-    """What is computed: probabilities and ids, [B, some]."""
+class _TopEntries:
+    """The computation of probabilities and ids at the masks, both [B, `top` or number of `ids`]."""
 
     entries: int
-    """Of the tokenizer: a model's vocabulary may be larger, and those ids have no text."""
+    """Entries of the tokenizer: a model's vocabulary may be larger, and its further ids have no text."""
     top: int
     ids: tuple[int, ...]
-    """Those asked for; none: the likeliest."""
+    """Ids to compute probabilities of; empty: the most likely ones."""
 
     def __call__(self, net: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         hidden = heads.predictions(net.apply(params, batch), batch)
-        chances = jax.nn.softmax(net.unembed(params, hidden), axis=-1)[:, 0]
+        probabilities = jax.nn.softmax(net.unembed(params, hidden), axis=-1)[:, 0]
         if not self.ids:
-            found = jax.lax.top_k(chances[:, : self.entries], self.top)
-            return found[0], found[1]
+            best = jax.lax.top_k(probabilities[:, : self.entries], self.top)
+            return best[0], best[1]
         ids = jnp.array(self.ids, jnp.int32)
-        return chances[:, ids], jnp.broadcast_to(ids, (len(chances), len(self.ids)))
+        return probabilities[:, ids], jnp.broadcast_to(ids, (len(probabilities), len(self.ids)))

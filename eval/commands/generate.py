@@ -1,4 +1,4 @@
-"""`zoo generate`: text on the terminal, or JSON, or a table of which continuation is the likelier."""
+"""`zoo generate`: text on the terminal, JSON, or a table of the likelihoods of given continuations."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from zoo.errors import require
 
 def main(
     where: str,
-    asked: Prompts,
+    source: Prompts,
     decoding: Decoding,
     *,
     step: int | None,
@@ -33,15 +33,15 @@ def main(
     mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
-    """Continue prompts, or score the choices given for them, and print the result. Returns the exit code.
+    """Continue prompts, or score the given choices for them, and print the result; return the exit code.
 
-    One continuation is printed as it comes; several follow each other when all are there. A reader that leaves, and Ctrl-C, end
-    it as the command line says (BrokenPipeError, KeyboardInterrupt).
+    A single continuation is printed while it is generated; several are printed when all are finished. A closed pipe and Ctrl-C
+    end it, handled by the command line (BrokenPipeError, KeyboardInterrupt).
 
     Args:
-        where, step: what to load, see `train.weights.load.load`.
+        where, step: see `train.weights.load.load`.
         batch: rows computed at a time.
-        as_json: one object a line for each continuation, or each prompt with its choices.
+        as_json: print a JSON object for each continuation, or for each prompt with its choices.
 
     Raises:
         BadInput: see `train.weights.load.load`, `eval.generation.prompts`, `eval.generation.generator` and
@@ -49,82 +49,82 @@ def main(
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
-    prompts, decoding = _prompts(asked, decoding)
+    prompts, decoding = _prompts(source, decoding)
     loaded = load.load(where, device_mesh.make(mesh), step)
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    lines = _choose if asked.choices else _generate
-    for text in lines(loaded, prompts, asked, decoding, batch, DTYPES[precision], as_json):
+    lines = _choose if source.choices else _generate
+    for text in lines(loaded, prompts, source, decoding, batch, DTYPES[precision], as_json):
         terminal.say(text)
     return 0
 
 
-def _prompts(asked: Prompts, decoding: Decoding) -> tuple[list[str], Decoding]:
-    """The prompts; a few-shot prompt also ends its answer where the template goes on, unless told where."""
-    if asked.prompts_file:
-        return texts.read_prompts(asked.prompts_file), decoding
-    if not asked.examples:
-        return list(asked.prompt), decoding
-    template = _unescaped(asked.template)
-    shot = texts.few_shot(texts.read_examples(asked.examples, template), template, texts.parse_query(asked.query))
+def _prompts(source: Prompts, decoding: Decoding) -> tuple[list[str], Decoding]:
+    """Return the prompts; a few-shot prompt also sets the text that ends its answer, unless `decoding` has one."""
+    if source.prompts_file:
+        return texts.read_prompts(source.prompts_file), decoding
+    if not source.examples:
+        return list(source.prompt), decoding
+    template = _unescaped(source.template)
+    shot = texts.few_shot(texts.read_examples(source.examples, template), template, texts.parse_query(source.query))
     if shot.stop and not decoding.stop:
         decoding = dataclasses.replace(decoding, stop=(shot.stop,))
-    # A space before the answer belongs to its first token; choices are encoded with their prompt and keep it.
-    return [shot.text if asked.choices else shot.text.rstrip(" ")], decoding
+    # A space before the answer belongs to its first token; choices are encoded together with their prompt and keep it.
+    return [shot.text if source.choices else shot.text.rstrip(" ")], decoding
 
 
 def _generate(
-    loaded: Loaded, prompts: list[str], asked: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
+    loaded: Loaded, prompts: list[str], source: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
 ) -> Iterator[str]:
-    """What is printed, piece by piece. A text is shown after its prompt; an answer to examples, or to a source, alone."""
-    mark = [loaded.tokenizer.end_of_text] if asked.begin else []
-    # A source is a whole text.
-    after = [loaded.tokenizer.end_of_text] if loaded.net.sourced else []
-    ids = [np.array([*mark, *prompt, *after], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
+    """Yield the output in parts: a text after its prompt; an answer to examples, or to a source text, alone."""
+    start = [loaded.tokenizer.end_of_text] if source.begin else []
+    # A source is a complete text.
+    end = [loaded.tokenizer.end_of_text] if loaded.net.sourced else []
+    ids = [np.array([*start, *prompt, *end], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
     generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
-    shown = [""] * len(prompts) if asked.examples or loaded.net.sourced else prompts
+    printed_prompts = [""] * len(prompts) if source.examples or loaded.net.sourced else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
-        watched = sys.stdout.isatty() and jax.process_count() == 1
-        pieces = generator.stream(ids[0], decoding, chunk=1 if watched else CHUNK)
-        # The first piece is waited for: a prompt that is refused is not shown.
-        first = next(pieces, "")
-        yield shown[0] + first
-        yield from pieces
+        live = sys.stdout.isatty() and jax.process_count() == 1
+        parts = generator.stream(ids[0], decoding, chunk=1 if live else CHUNK)
+        # The prompt is printed together with the first part, so that a refused prompt is not printed.
+        first = next(parts, "")
+        yield printed_prompts[0] + first
+        yield from parts
         yield "\n"
         return
-    for each in generator.generate(ids, decoding, progress=terminal.progress):
+    for generated in generator.generate(ids, decoding, progress=terminal.progress):
         if as_json:
-            facts = {"prompt": prompts[each.prompt], "sample": each.sample, "text": each.text}
-            facts |= {"tokens": len(each.ids), "ended": each.ended}
-            facts |= {} if each.score is None else {"score": each.score}
+            facts = {"prompt": prompts[generated.prompt], "sample": generated.sample, "text": generated.text}
+            facts |= {"tokens": len(generated.ids), "ended": generated.ended}
+            facts |= {} if generated.score is None else {"score": generated.score}
             yield json.dumps(facts, ensure_ascii=False) + "\n"
         else:
-            title = f"prompt {each.prompt + 1} of {len(prompts)}, sample {each.sample + 1} of {decoding.samples}"
-            yield f"--- {title}, ended by {each.ended}\n{shown[each.prompt]}{each.text}\n"
+            title = f"prompt {generated.prompt + 1} of {len(prompts)}, sample {generated.sample + 1} of {decoding.samples}"
+            yield f"--- {title}, ended by {generated.ended}\n{printed_prompts[generated.prompt]}{generated.text}\n"
 
 
 def _choose(
-    loaded: Loaded, prompts: list[str], asked: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
+    loaded: Loaded, prompts: list[str], source: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
 ) -> Iterator[str]:
-    """A table, or an object, for each prompt: its choices, the likelier first."""
-    pairs = encode(loaded.tokenizer, [(prompt, choice) for prompt in prompts for choice in asked.choices])
-    if asked.begin:
-        # An empty prompt is the mark already.
-        given = [prompt for prompt in prompts for _ in asked.choices]
-        mark = np.array([loaded.tokenizer.end_of_text], np.int32)
+    """Yield a table, or an object, for each prompt: its choices, the most likely first."""
+    pairs = encode(loaded.tokenizer, [(prompt, choice) for prompt in prompts for choice in source.choices])
+    if source.begin:
+        # An empty prompt is already encoded as this token.
+        repeated_prompts = [prompt for prompt in prompts for _ in source.choices]
+        start = np.array([loaded.tokenizer.end_of_text], np.int32)
         pairs = [
-            (np.concatenate([mark, np.asarray(context)]) if prompt.rstrip() else context, continuation)
-            for prompt, (context, continuation) in zip(given, pairs, strict=True)
+            (np.concatenate([start, np.asarray(context)]) if prompt.rstrip() else context, continuation)
+            for prompt, (context, continuation) in zip(repeated_prompts, pairs, strict=True)
         ]
-    found = likelihoods(loaded.net, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
+    results = likelihoods(loaded.net, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
     for number, prompt in enumerate(prompts):
-        mine = found[number * len(asked.choices) :][: len(asked.choices)]
-        ranked = sorted(zip(asked.choices, mine, strict=True), key=lambda each: each[1].nats)
+        prompt_results = results[number * len(source.choices) :][: len(source.choices)]
+        ranked = sorted(zip(source.choices, prompt_results, strict=True), key=lambda choice: choice[1].nats)
         if as_json:
             rows = [
-                {"text": text, "log_likelihood": -each.nats, "per_token": -each.nats / each.tokens, "tokens": each.tokens}
-                for text, each in ranked
+                {"text": text, "log_likelihood": -choice.nats, "per_token": -choice.nats / choice.tokens, "tokens": choice.tokens}
+                for text, choice in ranked
             ]
             yield json.dumps({"prompt": prompt, "choices": rows}, ensure_ascii=False) + "\n"
         else:
@@ -134,13 +134,13 @@ def _choose(
 
 def _table(ranked: Sequence[tuple[str, Likelihood]]) -> str:
     names = [json.dumps(text, ensure_ascii=False) for text, _ in ranked]
-    wide = max(len("choice"), *map(len, names))
-    lines = [f"{'choice':<{wide}}  {'log likelihood':>14}  {'per token':>9}  tokens"]
-    for name, (_, each) in zip(names, ranked, strict=True):
-        lines.append(f"{name:<{wide}}  {-each.nats:>14.4f}  {-each.nats / each.tokens:>9.4f}  {each.tokens:>6}")
+    width = max(len("choice"), *map(len, names))
+    lines = [f"{'choice':<{width}}  {'log likelihood':>14}  {'per token':>9}  tokens"]
+    for name, (_, result) in zip(names, ranked, strict=True):
+        lines.append(f"{name:<{width}}  {-result.nats:>14.4f}  {-result.nats / result.tokens:>9.4f}  {result.tokens:>6}")
     return "\n".join(lines) + "\n"
 
 
 def _unescaped(text: str) -> str:
-    r"""Text as typed in a shell, where \n and \t are hard to write otherwise."""
+    r"""Return text as typed in a shell, with \n and \t, which are hard to type there, replaced."""
     return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,4 +1,4 @@
-"""`zoo predict`: what a fine-tuned model says of examples without labels, a line of JSON for each.
+"""`zoo predict`: the predictions of a fine-tuned model for examples without labels, a line of JSON for each.
 
     import zoo
 
@@ -41,7 +41,7 @@ READ_AS_IS = Labelled()
 
 def main(
     where: str,
-    asked: Unlabelled,
+    source: Unlabelled,
     *,
     out: str,
     length: int,
@@ -52,11 +52,11 @@ def main(
     precision: run_config.Precision,
     mesh: run_config.Mesh,
 ) -> int:
-    """Write predictions to stdout or to a file. Returns the exit code.
+    """Write predictions to stdout or to a file, and return the exit code.
 
     Args:
-        where, step: what to load, see `train.weights.load.load`.
-        out: a .jsonl file, which is written when all predictions are made, or not at all; "" = stdout.
+        where, step: see `train.weights.load.load`.
+        out: a .jsonl file, which appears when all predictions are made, or not at all; "" = stdout.
         length, labelled, batch, null_threshold: see `predict`.
 
     Raises:
@@ -64,13 +64,13 @@ def main(
     """
     file = Path(out) if out else None
     if file is not None:
-        _check_out(file, asked.files)
+        _check_out(file, source.files)
     subject = load(where, device_mesh.make(mesh), step)
     if precision == "auto" and subject.run is not None:
         precision = subject.run.precision
     predictions = predict(
         subject,
-        **{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)},
+        **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
         labelled=labelled,
         length=length,
         batch=batch,
@@ -102,20 +102,20 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Return an iterator over the predictions of a fine-tuned model, in the order of the input.
 
-    Each is an object with `index`, the number of the example from 0, `id`, where the example has one, and what
+    Each is a dict with `index`, the number of the example from 0, `id`, if the example has one, and the keys that
     `eval.scoring.predictions` lists for the kind of the model.
 
     Args:
-        files: see `train.data.unlabelled_reader.read`; or
-        texts: texts, sentences (words between spaces) or questions, with
-        pair: the second text of each, of a model of pairs;
-        context: what the questions are about, of a model of answers or choices;
-        options: what is chosen from.
-        line: what a line of a .txt is.
-        labelled: how files are read and long texts are cut; as it is, a run reads them as its own.
+        files: see `train.data.unlabelled_reader.read`; instead of `texts`.
+        texts: texts, sentences (words between spaces) or questions.
+        pair: the second text of each text, for a model of pairs.
+        context: the text that the questions are about, for a model of answers or choices.
+        options: the options of a choice.
+        line: the content of a line of a .txt.
+        labelled: how files are read and long texts are cut; by default a run's own options.
         length: tokens of the longest row; 0 = that of the run, or the model's positions.
-        batch: rows computed at a time; a result depends on it by rounding alone.
-        dtype: of the arithmetic.
+        batch: rows computed at a time; it affects results only through rounding.
+        dtype: dtype of the arithmetic.
         null_threshold: see `eval.scoring.predictions.of_example`.
 
     Raises:
@@ -123,33 +123,35 @@ def predict(
             text that is too long.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    goal = GOALS.get(subject.net.task)
-    if goal is None:
+    objective = GOALS.get(subject.net.task)
+    if objective is None:
         raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
-    run = run_for(subject, goal, Settings(batch=batch, length=length, labelled=labelled))
+    run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
     refuse_idle(run)
-    require(not labelled.skip_bad, "labelled.skip_bad", True, "every text is predicted, or refused; leave it out")
-    # A run may have left examples out, and its files may have been written in another format than these.
+    require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
+    # The run may have skipped examples, and its files may have another format than these.
     run = dataclasses.replace(run, labelled=dataclasses.replace(run.labelled, skip_bad=False, format=labelled.format))
-    _check(goal, run.labelled, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
+    _check(objective, run.labelled, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
-        items: Iterable[Item] = unlabelled_reader.texts(goal, texts, pair=pair, context=context or "", options=options)
+        items: Iterable[Item] = unlabelled_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
-        items = unlabelled_reader.read(goal, files, run.labelled, line=line, labels=getattr(subject.net.config, "labels", ()))
+        items = unlabelled_reader.read(
+            objective, files, run.labelled, line=line, labels=getattr(subject.net.config, "labels", ())
+        )
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
 
 
 def no_head(name: str, task: str, *, generates: bool) -> BadInput:
-    """Return the refusal of a model that predicts no labels."""
+    """Return the error for a model that predicts no labels."""
     if generates:
         return writes_text(name)
-    return BadInput(f"{name}: it is made for the task {task}, without labels; fine-tune it first (zoo train finetune-...)")
+    return BadInput(f"{name}: its task is {task}, without labels; fine-tune it first (zoo train finetune-...)")
 
 
 def _check(
-    goal: str,
+    objective: str,
     options_of_files: Labelled,
     *,
     texts: Sequence[str],
@@ -158,37 +160,37 @@ def _check(
     options: Sequence[str],
     null_threshold: float | None,
 ) -> None:
-    """Refuse options that mean nothing to the model, and texts that lack what its kind needs."""
-    meant = {"pair": ("classification",), "context": ("span", "choice"), "options": ("choice",), "null_threshold": ("span",)}
+    """Refuse options that the model does not use, and texts without the options that it needs."""
+    users = {"pair": ("classification",), "context": ("span", "choice"), "options": ("choice",), "null_threshold": ("span",)}
     values = {"pair": pair, "context": context, "options": " ".join(options) or None, "null_threshold": null_threshold}
     for name, value in values.items():
-        fix = f"it means nothing to a model of {goal}; leave it out"
-        require(value is None or goal in meant[name], name.replace("_", "-"), value, fix)
+        fix = f"has no effect on a model for {objective}; remove it"
+        require(value is None or objective in users[name], name.replace("_", "-"), value, fix)
     if not texts:
         return
     if options_of_files.pair and pair is None:
         raise BadInput("--pair: the model was fine-tuned on pairs of texts; name the second text")
-    if goal == "span" and not context:
+    if objective == "span" and not context:
         raise BadInput("--context: name the text that the answer is in")
-    if goal == "choice" and len(options) < 2:
+    if objective == "choice" and len(options) < 2:
         raise BadInput("--options: name 2 or more options to choose from")
 
 
 def _check_out(file: Path, files: Sequence[str]) -> None:
     """Refuse a file that could not be written, before anything is computed."""
     require(file.suffix == ".jsonl", "out", file, "name a file that ends in .jsonl")
-    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; make it, or name another")
+    require(file.absolute().parent.is_dir(), "out", file, "its folder does not exist; create it, or name another")
     require(not file.is_dir(), "out", file, "it is a folder; name a file")
-    require(file.resolve() not in [Path(name).resolve() for name in files], "out", file, "it is read from; name another file")
+    require(file.resolve() not in [Path(name).resolve() for name in files], "out", file, "it is an input; name another file")
 
 
-def _write(file: Path, made: Iterable[dict[str, Any]]) -> int:
+def _write(file: Path, predictions: Iterable[dict[str, Any]]) -> int:
     """Write predictions to a file, which appears when all are made, and return their number."""
     count = 0
     first = jax.process_index() == 0
     try:
         with replacing(file) if first else contextlib.nullcontext() as stream:
-            for count, prediction in enumerate(made, 1):
+            for count, prediction in enumerate(predictions, 1):
                 if stream is not None:
                     stream.write(_line(prediction).encode())
                 if count % CHUNK == 0 and first and sys.stderr.isatty():

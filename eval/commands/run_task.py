@@ -1,4 +1,4 @@
-"""`zoo eval RUN|DIR --task T`: a task on local files, from the command line to the table and RUN/evaluations.json."""
+"""`zoo eval RUN|DIR --task T`: scoring a task on local files, and writing the result as a table and to RUN/evaluations.json."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from train.weights.load import Loaded, load
 from zoo.errors import BadInput, require
 
 LEFT = ("left out", "too long")
-"""Details of a result about examples that were not scored as they are."""
+"""Details of a result about examples that were skipped or cut."""
 
 
 def main(
@@ -39,31 +39,31 @@ def main(
     mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
-    """Score a model on a task and print the result; a run keeps it in its evaluations.json and shows it in its report.
+    """Score a model on a task and print the result; a run stores it in its evaluations.json and shows it in its report.
 
-    Everything that can be refused is refused before the model is read, and the model before anything is computed.
+    The options and files are checked before the model is read, and the model before anything is computed.
 
     Args:
         where: a run, a folder of published weights, or `hub:ID`.
         task: TASK or TASK:ARGUMENT.
         files: files, or folders of files, that the task reads.
-        step: of a run, the checkpoint; None = the newest intact one.
+        step: the checkpoint of a run; None = its best one, if it keeps one, else the newest intact one.
         settings: `argument` and `dtype` are filled in here.
-        precision: "auto" is the run's own; of published weights float32 on CPU, else bfloat16.
+        precision: "auto" is the run's own; for published weights it is float32 on CPU, else bfloat16.
         as_json: print JSON instead of tables.
 
     Raises:
-        BadInput: an unknown task, an option that means nothing to it, files it cannot read, nothing to load, or a run that cannot
-            be written to.
+        BadInput: an unknown task, an option that it does not use, files it cannot read, nothing to load, or a run that cannot be
+            written to.
     """
     module, argument = tasks.find(task)
     _check_options(task, settings, (*module.OPTIONS, "batch", "dtype"))
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
-    require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples) or how many of the first")
+    require(settings.limit >= 0, "limit", settings.limit, "choose 0 (all examples), or the number of first examples to score")
     settings = dataclasses.replace(settings, argument=argument)
     if not files:
         raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
-    kept = _kept(Path(where)) if is_run(Path(where)) else {}
+    previous = _previous_results(Path(where)) if is_run(Path(where)) else {}
     examples = module.read(files, settings)
     subject = load(where, device_mesh.make(mesh), step)
     settings = dataclasses.replace(settings, dtype=DTYPES[_precision(precision, subject)])
@@ -78,19 +78,19 @@ def main(
             **({"limit": settings.limit} if settings.limit else {}),
         }
         if subject.run is not None:
-            # Under a name of its own: a score of some of the examples neither replaces nor looks like one of all.
+            # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task
-            write_json(Folder(where).evaluations, {**kept, name: entry})
+            write_json(Folder(where).evaluations, {**previous, name: entry})
             report.write(where)
         for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
             print(f"! {line}", file=sys.stderr)
-        shown = {"task": task, "model": subject.name, **entry}
-        print(json.dumps(shown, indent=2) if as_json else table(result, settings.limit), flush=True)
+        content = {"task": task, "model": subject.name, **entry}
+        print(json.dumps(content, indent=2) if as_json else table(result, settings.limit), flush=True)
     return 0
 
 
 def table(result: Result, limit: int = 0) -> str:
-    """A result in plain text: the tables of numbers among its details, then its metrics, and whether examples were limited."""
+    """Return a result as plain text: the tables of numbers among its details, its metrics, and the limit on examples."""
     tables = {name: rows for name, rows in result.details.items() if _is_table(rows) and not _is_text(rows)}
     blocks = [_lines(name, rows) for name, rows in tables.items()]
     metrics = [f"{name:20} {_number(value):>14}" for name, value in result.metrics.items()]
@@ -100,46 +100,48 @@ def table(result: Result, limit: int = 0) -> str:
     return "\n\n".join([*blocks, "\n".join([*metrics, count])])
 
 
-def _check_options(task: str, settings: Settings, known: Sequence[str]) -> None:
+def _check_options(task: str, settings: Settings, used: Sequence[str]) -> None:
     for field in dataclasses.fields(Settings):
         value, default = getattr(settings, field.name), field.default
-        if field.name in known or value == default:
+        if field.name in used or value == default:
             continue
         name = field.name
         if dataclasses.is_dataclass(value):
-            # Of a group the first option that is another.
+            # The first option of a group that differs from its default.
             inner = next(
-                each.name for each in dataclasses.fields(value) if getattr(value, each.name) != getattr(default, each.name)
+                option.name
+                for option in dataclasses.fields(value)
+                if getattr(value, option.name) != getattr(default, option.name)
             )
             name, value = f"{name}.{inner}", getattr(value, inner)
-        require(False, name, value, f"it means nothing to --task {task}; leave it out")
+        require(False, name, value, f"has no effect on --task {task}; remove it")
 
 
-def _kept(run: Path) -> dict[str, Any]:
-    """The results the run has so far."""
+def _previous_results(run: Path) -> dict[str, Any]:
+    """Read the results that the run has so far."""
     path = Folder(run).evaluations
     if not os.access(run, os.W_OK):
-        raise BadInput(f"{run}: cannot be written, so the result cannot be kept there; make it writable")
+        raise BadInput(f"{run}: cannot be written, so the result cannot be stored there; make it writable")
     try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: no JSON that can be read ({error}); mend it or remove it") from None
-    if not isinstance(kept, dict):
-        raise BadInput(f"{path}: not an object of results; mend it or remove it")
-    return kept
+        raise BadInput(f"{path}: invalid JSON ({error}); fix or remove it") from None
+    if not isinstance(results, dict):
+        raise BadInput(f"{path}: not an object of results; fix or remove it")
+    return results
 
 
-def _precision(asked: run_config.Precision, subject: Loaded) -> run_config.Precision:
-    if asked == "auto" and subject.run is not None:
-        asked = subject.run.precision
-    if asked == "auto":
+def _precision(precision: run_config.Precision, subject: Loaded) -> run_config.Precision:
+    if precision == "auto" and subject.run is not None:
+        precision = subject.run.precision
+    if precision == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return asked
+    return precision
 
 
 @contextlib.contextmanager
 def _progress(task: str) -> Iterator[Progress]:
-    """A bar on the terminal; in a log file one line. Results go to stdout, so all this goes to stderr."""
+    """Show a progress bar on a terminal, or one line in a log file; on stderr, since results go to stdout."""
     if jax.process_index() != 0:
         yield lambda done, count: None
         return
@@ -156,7 +158,7 @@ def _is_table(rows: Any) -> bool:
 
 
 def _is_text(rows: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a table holds texts, which are for the report: they are too long for a line of a terminal."""
+    """Return whether a table has texts, which are only in the report since they are too long for a terminal's line."""
     return any(isinstance(value, str) for row in rows.values() for value in row.values())
 
 

@@ -1,4 +1,4 @@
-"""Finished runs side by side: means over seeds with their intervals, differences seed by seed, and what else differs."""
+"""Statistics of finished runs: means over seeds with their intervals, differences seed by seed, and differing options."""
 
 import dataclasses
 import functools
@@ -28,69 +28,69 @@ class Estimate:
 
     mean: float
     half: float | None
-    """Half the width of its 95% interval; a single value has none."""
+    """Half the width of the mean's 95% interval; None for a single value."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """Mean of independent values and t(0.975, n - 1) of its standard errors (Student 1908)."""
+        """Return the mean of independent values, with t(0.975, n - 1) times its standard error (Student 1908)."""
         mean, error = mean_and_error(values)
         return cls(mean, None if error is None else float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error)
 
     @property
     def clear(self) -> bool:
-        """Whether 0 lies outside the interval."""
+        """True if 0 is outside the interval."""
         return self.half is not None and abs(self.mean) > self.half
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ only in their seed."""
 
     runs: list[Finished]
-    """By seed."""
+    """Runs in the order of their seeds."""
     scores: dict[str, Estimate]
     difference: dict[str, Estimate] | None
-    """Less the first row, seed by seed; None for the first row, and where the seeds are not the same."""
+    """Difference to the first row, seed by seed; None for the first row, and for a row with other seeds."""
 
     @property
     def first(self) -> Finished:
-        """The run that stands for all in what they share."""
+        """First run, used for the facts that all share."""
         return self.runs[0]
 
     @property
     def seeds(self) -> list[int]:
-        return [each.run.seed for each in self.runs]
+        return [run.run.seed for run in self.runs]
 
     @property
     def tokens(self) -> float:
-        """Seen in training, the mean over the runs: those that stop when they get no better differ."""
-        return statistics.fmean(each.tokens for each in self.runs)
+        """Tokens seen in training, the mean over the runs, which differ with early stopping."""
+        return statistics.fmean(run.tokens for run in self.runs)
 
     @property
     def flops(self) -> float | None:
-        """As `tokens`; None where a run has not recorded what a step costs."""
-        known = [each.flops for each in self.runs if each.flops is not None]
-        return statistics.fmean(known) if len(known) == len(self.runs) else None
+        """Mean training FLOPs of the runs; None if a run has not recorded those of a step."""
+        recorded = [run.flops for run in self.runs if run.flops is not None]
+        return statistics.fmean(recorded) if len(recorded) == len(self.runs) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `zoo compare` found."""
+    """The result of `zoo compare`."""
 
     rows: list[Row]
     metrics: list[str]
-    """Quantities compared, of `train.run.metric_names`."""
+    """Quantities that are compared, by their names in `train.run.metric_names`."""
     differing: dict[str, list[Any]]
-    """Configuration key -> its value in each row, of those that are not the same in all; None where a row has no such key."""
+    """Configuration key -> its value in each row, if it is not the same in all; None for a row without the key."""
     unequal: list[str]
-    """What should be equal and is not."""
+    """Lines about quantities that should be equal and are not."""
 
 
 def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str] = ()) -> Comparison:
     """Read, check and summarize runs; rows are in the order in which their first runs are named.
 
     Raises:
-        BadInput: no run, a run named twice or copied, one that is not finished, runs whose scores are not of the same thing or
+        BadInput: no run, a run named twice or copied, one that is not finished, runs whose scores cannot be compared or
             have nothing in common, budgets that are not equal (unless `unequal`), or an unknown metric.
     """
     if not paths:
@@ -99,36 +99,36 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     runs = [run_results.read(path) for path in paths]
     run_results.refuse_incomparable(runs)
     metrics = _metrics(runs, metric)
-    told = run_results.unequal(runs)
-    if told and not unequal:
-        raise BadInput(f"{'; '.join(told)}; make them equal, or add --unequal to compare them as they are")
+    unequal_lines = run_results.unequal(runs)
+    if unequal_lines and not unequal:
+        raise BadInput(f"{'; '.join(unequal_lines)}; make them equal, or add --unequal to compare them as they are")
     groups = _groups(runs)
     rows = []
     for group in groups:
         scores = {name: Estimate.of([run.scores[name] for run in group]) for name in metrics}
         difference = None if group is groups[0] else _difference(groups[0], group, metrics)
         rows.append(Row(runs=group, scores=scores, difference=difference))
-    return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=told)
+    return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=unequal_lines)
 
 
 def _refuse_twice(paths: Sequence[str]) -> None:
     seen: dict[Path, str] = {}
     for path in paths:
-        if (before := seen.get(Path(path).resolve())) is not None:
-            raise BadInput(f"{path}: named twice{'' if before == path else f', first as {before}'}; name it once")
+        if (earlier := seen.get(Path(path).resolve())) is not None:
+            raise BadInput(f"{path}: named twice{'' if earlier == path else f', first as {earlier}'}; name it once")
         seen[Path(path).resolve()] = path
 
 
-def _metrics(runs: Sequence[Finished], asked: Sequence[str]) -> list[str]:
+def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
     shared = functools.reduce(set.intersection, (set(run.scores) for run in runs))
     if len({frozenset(name for name in run.scores if name.endswith("_loss")) for run in runs}) > 1:
-        # The sum of what each run minimizes: with next sentences it is not what it is without.
+        # `loss` is a sum of terms, and differs between runs with and without next-sentence prediction.
         shared.discard("loss")
-    if asked:
-        for name in asked:
+    if requested:
+        for name in requested:
             metric_names.find(name, shared)
-        return list(dict.fromkeys(asked))
-    names = [name for name, each in metric_names.QUANTITIES.items() if name in shared and each.better]
+        return list(dict.fromkeys(requested))
+    names = [name for name, quantity in metric_names.QUANTITIES.items() if name in shared and quantity.better]
     if not names:
         has = "; ".join(f"{run.path} has {', '.join(run.scores) or 'none'}" for run in runs[:2])
         raise BadInput(f"the scores of these runs have no quantity in common ({has}); compare runs of one kind")
@@ -136,24 +136,27 @@ def _metrics(runs: Sequence[Finished], asked: Sequence[str]) -> list[str]:
 
 
 def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
-    """Runs that differ in nothing but their seed, each group by seed."""
+    """Return groups of runs that differ only in their seed, each in the order of seeds."""
     groups: dict[str, list[Finished]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_numbers(run), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(_options(run), sort_keys=True), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: run.run.seed)
-        for one, two in itertools.pairwise(group):
-            # Which second texts are random ones, the seed decides.
-            drawn = one.run.data.rows in PAIRED and one.run.seed != two.run.seed
-            if one.data != two.data and not drawn:
-                raise BadInput(f"{one.path} and {two.path} are configured alike and were trained on other text; train one anew")
-            if one.run.seed == two.run.seed:
-                raise BadInput(f"{one.path} and {two.path} are one run: the seed is the same, and all that matters; name one")
+        for first, second in itertools.pairwise(group):
+            # The seed decides which second texts are random ones.
+            pairs_differ = first.run.data.rows in PAIRED and first.run.seed != second.run.seed
+            if first.data != second.data and not pairs_differ:
+                cause = "have the same configuration and were trained on different text; train one again"
+                raise BadInput(f"{first.path} and {second.path} {cause}")
+            if first.run.seed == second.run.seed:
+                raise BadInput(
+                    f"{first.path} and {second.path} are the same run: seed and configuration are equal; name one of them"
+                )
     return list(groups.values())
 
 
-def _numbers(run: Finished) -> dict[str, Any]:
-    """What makes a run this one, less its seed."""
+def _options(run: Finished) -> dict[str, Any]:
+    """Return the options that identify a run, without its seed."""
     return {key: value for key, value in flat(run.run).items() if key != "seed" and not may_change(key)}
 
 
@@ -161,11 +164,11 @@ def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[
     if [run.run.seed for run in first] != [run.run.seed for run in group]:
         return None
     pairs = list(zip(first, group, strict=True))
-    return {name: Estimate.of([ours.scores[name] - theirs.scores[name] for theirs, ours in pairs]) for name in metrics}
+    return {name: Estimate.of([other.scores[name] - reference.scores[name] for reference, other in pairs]) for name in metrics}
 
 
 def _differing(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    numbers = [_numbers(row.runs[0]) for row in rows]
-    keys = dict.fromkeys(key for each in numbers for key in each)
-    values = {key: [each.get(key) for each in numbers] for key in keys}
-    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+    options = [_options(row.runs[0]) for row in rows]
+    keys = dict.fromkeys(key for row_options in options for key in row_options)
+    values = {key: [row_options.get(key) for row_options in options] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model for one example, from its logits, as objects that are written as JSON.
+"""Predictions of a fine-tuned model for one example, from its logits, as dicts that are written as JSON.
 
 - classes of texts: `label`, the likeliest one, and `probabilities` of all;
 - a number of a text: `number`;
@@ -36,10 +36,10 @@ def of_example(
     """Return the prediction of an example.
 
     Args:
-        rows: those that were made of it; the labels of a sentence are the numbers of its words.
-        logits: [R, O] of a text, [R, T, O] of a sentence, [R, 2, T] of a question, [R, C] of choices.
-        labels: names of the outputs of a text or a sentence; a single one names a number.
-        null_threshold: a question has no answer where `null_score` is above the score of its best answer by more than this; None:
+        rows: the rows of the example; the labels of a sentence's row are the numbers of its words.
+        logits: [R, O] for a text, [R, T, O] for a sentence, [R, 2, T] for a question, [R, C] for choices.
+        labels: names of the outputs of a text or a sentence; a single one means regression.
+        null_threshold: a question has no answer if `null_score` exceeds the score of its best answer by more than this; None:
             it always has one.
     """
     match example:
@@ -52,40 +52,40 @@ def of_example(
         case Question():
             return _answer(example, rows, logits, null_threshold)
         case Choice():
-            chances = softmax(logits[0])
-            best = int(chances.argmax())
-            return {"choice": best, "option": example.options[best], "probabilities": list(map(number, chances))}
+            probabilities = softmax(logits[0])
+            best = int(probabilities.argmax())
+            return {"choice": best, "option": example.options[best], "probabilities": list(map(number, probabilities))}
     raise TypeError(type(example).__name__)
 
 
 def softmax(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
-    """Return the probabilities that logits stand for."""
+    """Return the probabilities of logits."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
 def number(value: Any) -> float:
-    """Return a number that is written with the digits of its float32 and no more."""
+    """Return a float that is printed with no more digits than its float32 has."""
     return float(str(np.float32(value)))
 
 
-def _class(chances: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
+def _class(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
     return {
-        "label": labels[int(chances.argmax())],
-        "probabilities": dict(zip(labels, map(number, chances), strict=True)),
+        "label": labels[int(probabilities.argmax())],
+        "probabilities": dict(zip(labels, map(number, probabilities), strict=True)),
     }
 
 
-def _tags(words: Sequence[str], row: Row, chances: Float64[np.ndarray, "T O"], labels: Sequence[str]) -> Prediction:
+def _tags(words: Sequence[str], row: Row, probabilities: Float64[np.ndarray, "T O"], labels: Sequence[str]) -> Prediction:
     tags: list[dict[str, Any]] = [{"word": word, "tag": None, "probability": None} for word in words]
     for at in np.flatnonzero(row.labels != IGNORED):
-        best = int(chances[at].argmax())
-        tags[int(row.labels[at])] |= {"tag": labels[best], "probability": number(chances[at, best])}
+        best = int(probabilities[at].argmax())
+        tags[int(row.labels[at])] |= {"tag": labels[best], "probability": number(probabilities[at, best])}
     if not is_iob(labels):
         return {"tags": tags}
     entities = [
         {"type": entity.type, "first": entity.first, "end": entity.end, "text": " ".join(words[entity.first : entity.end])}
-        for entity in metric_functions.entities([each["tag"] or "O" for each in tags])
+        for entity in metric_functions.entities([tag["tag"] or "O" for tag in tags])
     ]
     return {"tags": tags, "entities": entities}
 

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model for a stream of examples, in order, in memory that does not grow with their number."""
+"""Predictions of a fine-tuned model for a stream of examples, in order, in constant memory."""
 
 import dataclasses
 import functools
@@ -23,18 +23,18 @@ from train.weights.load import Loaded
 from zoo.errors import BadInput
 
 CHUNK = 1024
-"""Examples that are in memory at a time."""
+"""Number of examples that are in memory at a time."""
 SHORTEST = 32
-"""Tokens of the shortest rows: fewer lengths need fewer compiled programs."""
+"""Tokens of the shortest rows; fewer lengths need fewer compiled programs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """A fine-tuned model and how it computes; `Predictor.of` makes one."""
+    """A fine-tuned model with its batch size and dtype; `Predictor.of` makes one."""
 
     subject: Loaded
     run: run_config.Run
-    """Configuration that rows are made with."""
+    """Configuration with which rows are made."""
     forward: Forward
     batch: int
     null_threshold: float | None
@@ -46,9 +46,9 @@ class Predictor:
         """Return the predictor of a model.
 
         Args:
-            run: how rows are made.
+            run: the configuration with which rows are made.
             batch: rows computed at a time.
-            dtype: of the arithmetic.
+            dtype: dtype of the arithmetic.
             null_threshold: see `eval.scoring.predictions.of_example`.
         """
         return Predictor(
@@ -60,13 +60,13 @@ class Predictor:
         params, index, items = self.forward.cast(self.subject.params), 0, iter(items)
         while chunk := list(itertools.islice(items, CHUNK)):
             examples = [item.example for item in chunk]
-            made: dict[int, dict[str, Any]] = {}
+            predicted: dict[int, dict[str, Any]] = {}
             for rows in self._groups(examples):
-                for number, values in self._computed(params, rows):
-                    made[number] = values
+                for number, values in self._predictions(params, rows):
+                    predicted[number] = values
             for number, item in enumerate(chunk):
-                named = {} if item.id is None else {"id": item.id}
-                yield {"index": index + number, **named, **made[number]}
+                item_id = {} if item.id is None else {"id": item.id}
+                yield {"index": index + number, **item_id, **predicted[number]}
             index += len(chunk)
 
     @functools.cached_property
@@ -78,7 +78,7 @@ class Predictor:
         return getattr(self.run.model, "labels", ())
 
     def _rows(self, examples: Sequence[Example]) -> Iterator[Row]:
-        """Yield the rows of some examples; the label of a text is 0, that of a word its number."""
+        """Yield the rows of some examples; the label of a text is 0, and the label of a word is its number."""
         run, tokenizer = self.run, self.subject.tokenizer
         make = functools.partial(FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length)
         if run.objective == "choice":
@@ -92,31 +92,31 @@ class Predictor:
             yield from make(examples, names={unlabelled_reader.UNKNOWN: 0})
 
     def _groups(self, examples: Sequence[Example]) -> Iterator[Rows]:
-        """Yield the rows of some examples by their shape, those of an example together."""
+        """Yield the rows of some examples grouped by shape, with those of an example together."""
         groups: dict[tuple[int, int], list[Row]] = {}
-        for _, some in itertools.groupby(self._rows(examples), key=lambda row: row.example):
-            rows = list(some)
+        for _, group in itertools.groupby(self._rows(examples), key=lambda row: row.example):
+            rows = list(group)
             longest = max(len(inputs.ids) for row in rows for inputs in row.inputs)
             length = min(max(SHORTEST, row_length(longest, None)), self.run.data.length)
             groups.setdefault((length, len(rows[0].inputs)), []).extend(rows)
         for (length, _), rows in sorted(groups.items(), key=lambda group: group[0]):
             yield Rows(examples, tuple(rows), length, "")
 
-    def _computed(self, params: Any, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (number of the example, its prediction) of the examples of some rows of one shape."""
+    def _predictions(self, params: Any, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number of the example, its prediction) for the examples of rows of one shape."""
         batches = self.forward.logits(params, rows, self._build, self._size(rows))
-        # The rows end before the last batch does, which is filled up.
+        # The rows end before the last batch does, since that is padded.
         pairs = zip(rows.rows, itertools.chain.from_iterable(batches), strict=False)
-        for number, some in itertools.groupby(pairs, key=lambda pair: pair[0].example):
-            mine, logits = zip(*some, strict=True)
+        for number, group in itertools.groupby(pairs, key=lambda pair: pair[0].example):
+            example_rows, logits = zip(*group, strict=True)
             example = rows.examples[number]
             if not np.isfinite(logits).all():
                 raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
             options = {"null_threshold": self.null_threshold}
-            yield number, predictions.of_example(example, mine, np.stack(logits), self._labels, **options)
+            yield number, predictions.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 
     def _size(self, rows: Rows) -> int:
-        """Rows of a batch: as many as asked for, or a power of two where there are fewer, so that programs are shared."""
+        """Return the rows of a batch: `batch`, or a power of two if there are fewer rows, so that programs are shared."""
         mesh, shape = self.subject.mesh, (rows.length, len(rows.rows[0].inputs))
         if len(rows) >= self.batch or shape in self._frequent:
             self._frequent.add(shape)
@@ -125,4 +125,4 @@ class Predictor:
 
 
 def _no_counts() -> Any:
-    raise AssertionError("no labelled objective asks how often ids occur")
+    raise AssertionError("no labelled objective uses the frequencies of ids")

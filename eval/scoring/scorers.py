@@ -1,4 +1,4 @@
-"""How a run is scored: by what it was trained to predict, on what it held out."""
+"""The scorer of each objective, and `zoo eval RUN`, which scores a run on its held-out data."""
 
 import dataclasses
 import sys
@@ -34,24 +34,24 @@ SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
 def scorer(
     run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Any]:
-    """A function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
+    """Return a function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
     return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype)
 
 
 def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_config.Mesh) -> int:
-    """`zoo eval RUN`: score what a run held out with one of its checkpoints and print the result.
+    """Run `zoo eval RUN`: score a checkpoint on the run's held-out data and print the result.
 
     Args:
-        step: the checkpoint; None = the best one of a run that keeps it, else the newest intact one, which `NEWEST` always is.
+        step: the checkpoint; None = the best one if the run keeps one, else the newest intact one; `NEWEST` = always the latter.
         stride: new tokens a row; 0 = half a row.
 
     Raises:
-        BadInput: no run, no checkpoint, other data than the run's, or a model the mesh does not divide.
+        BadInput: no run, no checkpoint, other data than the run's, or a model that the mesh does not divide.
     """
     cfg = dataclasses.replace(read_config(path), mesh=mesh)
     folder, devices = Folder(path), device_mesh.make(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    # Rows are filled up to what the mesh divides, so only the model can fail to fit.
+    # Batches are padded to a size that the mesh divides, so only the model can fail to divide.
     cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
     device_mesh.check(
         dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.fitting(devices, 1))), devices
@@ -59,18 +59,18 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
     state = device_mesh.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
-    wanted = {"params": state.params, "step": state.step}
+    abstract = {"params": state.params, "step": state.step}
     source = checkpoints(folder.path, cfg, step)
-    restored = source.restore(wanted, step=None if step == NEWEST else step, partial=True)
+    restored = source.restore(abstract, step=None if step == NEWEST else step, partial=True)
     if restored is None:
         raise no_checkpoint(folder.path)
-    found, meta = restored
+    loaded, meta = restored
     check_identity(source.folder, meta, cfg)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
-        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; put its files back")
+        raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
     rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))
     build = dataset.builder(cfg, data)
-    measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(found["params"])
+    measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(loaded["params"])
     if jax.process_index() == 0:
         for line in metric_names.notices(measured.record()):
             print(f"! {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Answers that are pieces of a text: from a model's logits to the likeliest ones, and what they are worth (SQuAD 1.1 and 2.0).
+"""Answers that are spans of a text: decoding a model's logits, and scoring the answers (SQuAD 1.1 and 2.0).
 
 Sources: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", section 6.1 (exact match, F1);
 Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", and the evaluation published with it
@@ -28,32 +28,34 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 class Answer(NamedTuple):
-    """A piece of a context."""
+    """A span of a context."""
 
     text: str
     first: int
     """Its first character in the context."""
     score: float
-    """Start logit of its first token + end logit of its last one, the best over the windows that hold it."""
+    """Start logit of its first token + end logit of its last one, the best over the windows that contain it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What a model says to a question."""
+    """The answers of a model to a question."""
 
     answers: list[Answer]
-    """The best ones, of different texts, the best first; none where no window holds any of the context."""
+    """The best answers with different texts, best first; empty if no window contains any of the context."""
     null: float
-    """Score of "no answer": start + end logit of CLS, the least over the windows: the one surest of an answer."""
+    """Score of "no answer": start + end logit of CLS, the least over the windows, from the one surest that there is an answer."""
 
     @property
     def margin(self) -> float:
-        """How much likelier no answer is than the best one; infinite without one."""
+        """Score of "no answer" less that of the best answer; infinite if there is no answer."""
         return self.null - self.answers[0].score if self.answers else np.inf
 
     def choose(self, threshold: float | None = None) -> str:
-        """The best answer, or "" where the margin passes the threshold (SQuAD 2.0; BERT's is 0 unless tuned). None: always answer
-        (SQuAD 1.1)."""
+        """Return the best answer, or "" if the margin exceeds the threshold; None: always answer (SQuAD 1.1).
+
+        SQuAD 2.0 has a threshold; BERT's is 0 unless tuned.
+        """
         return "" if not self.answers or (threshold is not None and self.margin > threshold) else self.answers[0].text
 
 
@@ -68,21 +70,21 @@ def decode(
     longest: int = LONGEST,
     cls: Integer[np.ndarray, " W"] | int = 0,
 ) -> Decoded:
-    """The best answers to one question, from the logits of its windows.
+    """Return the best answers to one question, from the logits of its windows.
 
     A candidate is a pair of tokens of one window's context, the last not before the first, at most `longest` tokens in all. Its
-    text is theirs in the context, less white space at its ends; a blank one is no answer. Of candidates with one text the best
-    counts. Equal scores are put in the order of their places in the text, the shorter first: the windows' order decides nothing.
+    text is theirs in the context, without white space at its ends; a blank one is no answer. Of candidates with the same text the
+    best counts. Equal scores are ordered by their position in the text, the shorter first, so the order of windows has no effect.
 
     Args:
         start: logits of each token to be the first one of the answer.
         end: logits of each token to be the last one.
         context: first token of the context in each window, and one past the last.
         spans: first character in `text` of each token, and one past its last; read for tokens of the context alone.
-        text: the whole context.
-        best: answers wanted.
+        text: the full context.
+        best: number of answers to return.
         longest: tokens of the longest answer.
-        cls: place of CLS in each window.
+        cls: position of CLS in each window.
 
     Raises:
         ValueError: no window, or a logit of the context or of CLS that is not finite.
@@ -93,14 +95,14 @@ def decode(
     place = np.arange(length)
     inside = (place >= context[:, :1]) & (place < context[:, 1:])
     cls = np.broadcast_to(cls, windows)[:, None]
-    read = inside | (place == cls)
-    if not (np.isfinite(start[read]).all() and np.isfinite(end[read]).all()):
+    is_read = inside | (place == cls)
+    if not (np.isfinite(start[is_read]).all() and np.isfinite(end[is_read]).all()):
         raise ValueError("a logit is not finite")
-    # In float64: rounding shall make no ties.
+    # In float64, so that rounding creates no ties.
     starts, ends = start.astype(np.float64), end.astype(np.float64)
     null = float((np.take_along_axis(starts, cls, 1) + np.take_along_axis(ends, cls, 1)).min())
     starts, ends = np.where(inside, starts, -np.inf), np.where(inside, ends, -np.inf)
-    # [W, T, width]: the last token is so many after the first.
+    # [W, T, width]: the offset of the last token from the first.
     width = min(longest, length)
     ends = np.pad(ends, ((0, 0), (0, width)), constant_values=-np.inf)[:, place[:, None] + np.arange(width)]
     scores = (starts[:, :, None] + ends).ravel()
@@ -108,54 +110,55 @@ def decode(
 
 
 def _best(scores: np.ndarray, shape: tuple[int, int, int], spans: np.ndarray, text: str, best: int) -> list[Answer]:
-    """The best answers among the candidates that are not -inf, numbered as in an array of `shape`."""
-    there = int(np.isfinite(scores).sum())
-    wanted = best
+    """Return the best answers among the candidates that are not -inf, numbered as in an array of `shape`."""
+    available = int(np.isfinite(scores).sum())
+    count = best
     while True:
-        wanted = min(wanted, there)
-        if not wanted:
+        count = min(count, available)
+        if not count:
             return []
-        # All that tie with the last one wanted are taken in: which of them comes first is not for the partition to say.
-        chosen = np.flatnonzero(scores >= np.partition(scores, -wanted)[-wanted])
-        window, first, offset = np.unravel_index(chosen, shape)
+        # Include all ties with the last candidate, since np.partition does not order them.
+        candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+        window, first, offset = np.unravel_index(candidates, shape)
         begins, ends = spans[window, first, 0], spans[window, first + offset, 1]
-        order = np.lexsort((ends, begins, -scores[chosen]))
-        found: dict[str, Answer] = {}
-        for score, begin, end in zip(scores[chosen][order].tolist(), begins[order].tolist(), ends[order].tolist(), strict=True):
-            piece = text[begin:end]
-            if (answer := piece.strip()) and answer not in found:
-                found[answer] = Answer(answer, begin + len(piece) - len(piece.lstrip()), score)
-            if len(found) == best:
+        order = np.lexsort((ends, begins, -scores[candidates]))
+        answers: dict[str, Answer] = {}
+        for score, begin, end in zip(
+            scores[candidates][order].tolist(), begins[order].tolist(), ends[order].tolist(), strict=True
+        ):
+            span = text[begin:end]
+            if (answer := span.strip()) and answer not in answers:
+                answers[answer] = Answer(answer, begin + len(span) - len(span.lstrip()), score)
+            if len(answers) == best:
                 break
-        if len(found) == best or wanted == there:
-            return list(found.values())
-        wanted *= 4
+        if len(answers) == best or count == available:
+            return list(answers.values())
+        count *= 4
 
 
-# --- What answers are worth -----------------------------------------------------------------------------------------------------
+# --- Scores of answers ----------------------------------------------------------------------------------------------------------
 
 
 def normalized(answer: str) -> str:
-    """An answer without what does not count: in lower case, without ASCII punctuation, the articles a, an, the, and with single
-    spaces between its words."""
+    """Return an answer in lower case without ASCII punctuation and the articles a, an, the, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> float:
-    """1 if an answer is one of those given, both normalized, else 0. With no answer given, "" is right."""
-    return max(float(normalized(answer) == normalized(truth)) for truth in _given(truths))
+    """Return 1 if an answer equals one of the reference answers, both normalized, else 0; without references "" is right."""
+    return max(float(normalized(answer) == normalized(truth)) for truth in _references(truths))
 
 
 def token_f1(answer: str, truths: Sequence[str]) -> float:
-    """The best F1 of an answer's words against those of one answer given, as bags of words, both normalized.
+    """Return the best F1 of an answer's words with those of a reference answer, as bags of words, both normalized.
 
-    Where one of the two has no words it is 1 if neither has, else 0: so "" is right where no answer is given.
+    If one of the two has no words, it is 1 if neither has any, else 0: so "" is right if there is no reference answer.
     """
-    return max(_token_f1(normalized(answer).split(), normalized(truth).split()) for truth in _given(truths))
+    return max(_token_f1(normalized(answer).split(), normalized(truth).split()) for truth in _references(truths))
 
 
-def _given(truths: Sequence[str]) -> Sequence[str]:
-    """The answers given that have a word; none of them: the question has no answer, and "" is the right one."""
+def _references(truths: Sequence[str]) -> Sequence[str]:
+    """Return the reference answers that have a word; [""] if there are none, since "" is then the right answer."""
     return [truth for truth in truths if normalized(truth)] or [""]
 
 
@@ -169,15 +172,15 @@ def _token_f1(answer: Sequence[str], truth: Sequence[str]) -> float:
 def best_threshold(
     answered: Float[np.ndarray, " Q"], silent: Float[np.ndarray, " Q"], margins: Float[np.ndarray, " Q"]
 ) -> tuple[float, float]:
-    """The best mean that one threshold on the margins gives, and the smallest such threshold.
+    """Return the best mean that a threshold on the margins attains, and the smallest such threshold.
 
-    A question is answered where its margin is at most the threshold. Questions of equal margins are answered together or not at
-    all, so the mean is one that `Decoded.choose` attains. Where it is best to answer none, the threshold is 1 below the least
+    A question is answered if its margin is at most the threshold. Questions with equal margins are answered together or not at
+    all, so the mean is one that `Decoded.choose` attains. If it is best to answer none, the threshold is 1 below the least
     margin.
 
     Args:
-        answered: what each question is worth with its best answer.
-        silent: what it is worth without an answer.
+        answered: value of each question with its best answer.
+        silent: value of each question without an answer.
         margins: see `Decoded.margin`; an infinite one is never answered.
 
     Raises:
@@ -198,35 +201,35 @@ def best_threshold(
 
 
 def score(decoded: Sequence[Decoded], truths: Sequence[Sequence[str]], threshold: float = 0.0) -> dict[str, float | int]:
-    """The score of a data set's answers, every share 0 to 1 (the published evaluation prints percent).
+    """Return the score of a data set's answers, every share 0 to 1 (the published evaluation prints percent).
 
     Where every question has an answer (SQuAD 1.1), the best answer of each counts: `exact`, `f1`, `questions`. Where some have
-    none (SQuAD 2.0), "" is said where the margin passes `threshold`; then there are also `has_answer_exact`, `has_answer_f1` of
-    the questions with an answer, `no_answer_exact` of those without, and `best_exact`, `best_f1` with the thresholds that give
-    them, `best_exact_threshold` and `best_f1_threshold`. Those are tuned on the very questions they are measured on.
+    none (SQuAD 2.0), the answer is "" if the margin exceeds `threshold`; then there are also `has_answer_exact`, `has_answer_f1`
+    of the questions with an answer, `no_answer_exact` of those without, and `best_exact`, `best_f1` with the thresholds that give
+    them, `best_exact_threshold` and `best_f1_threshold`. Those are tuned on the same questions that they are measured on.
 
     Args:
-        truths: the answers given to each question; none where it has no answer.
+        truths: the reference answers of each question; empty if it has none.
 
     Raises:
         ValueError: no questions, or not as many of both.
     """
     if not decoded:
         raise ValueError("no questions")
-    able = np.array([len(given) > 0 for given in truths])
+    has_answer = np.array([len(references) > 0 for references in truths])
     measures = {"exact": exact_match, "f1": token_f1}
     full = {
-        name: np.array([measure(each.choose(), given) for each, given in zip(decoded, truths, strict=True)])
+        name: np.array([measure(answer.choose(), references) for answer, references in zip(decoded, truths, strict=True)])
         for name, measure in measures.items()
     }
-    if able.all():
-        return {**{name: float(each.mean()) for name, each in full.items()}, "questions": len(decoded)}
-    margins, silent = np.array([each.margin for each in decoded]), (~able).astype(np.float64)
-    told = {name: np.where(margins <= threshold, each, silent) for name, each in full.items()}
-    result: dict[str, float | int] = {name: float(each.mean()) for name, each in told.items()}
-    if able.any():
-        result |= {f"has_answer_{name}": float(each[able].mean()) for name, each in told.items()}
-    result["no_answer_exact"] = float(told["exact"][~able].mean())
-    for name, each in full.items():
-        result[f"best_{name}"], result[f"best_{name}_threshold"] = best_threshold(each, silent, margins)
+    if has_answer.all():
+        return {**{name: float(values.mean()) for name, values in full.items()}, "questions": len(decoded)}
+    margins, silent = np.array([answer.margin for answer in decoded]), (~has_answer).astype(np.float64)
+    decided = {name: np.where(margins <= threshold, values, silent) for name, values in full.items()}
+    result: dict[str, float | int] = {name: float(values.mean()) for name, values in decided.items()}
+    if has_answer.any():
+        result |= {f"has_answer_{name}": float(values[has_answer].mean()) for name, values in decided.items()}
+    result["no_answer_exact"] = float(decided["exact"][~has_answer].mean())
+    for name, values in full.items():
+        result[f"best_{name}"], result[f"best_{name}_threshold"] = best_threshold(values, silent, margins)
     return {**result, "questions": len(decoded)}

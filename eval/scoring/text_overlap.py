@@ -1,4 +1,4 @@
-"""How much generated texts have in common with those that were wanted: BLEU, chrF, ROUGE, exact match and F1 of words.
+"""Overlap of generated texts with reference texts: BLEU, chrF, ROUGE, exact match and F1 of words.
 
 BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's (Post 2018), with its signature; ROUGE (Lin 2004) is
 rouge-score's. Exact match and F1 normalize as SQuAD does.
@@ -17,33 +17,33 @@ Texts = Sequence[str]
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-def bleu(found: Texts, wanted: Texts) -> tuple[dict[str, float], dict[str, str]]:
-    """BLEU of a whole set of detokenized texts, 0 to 100, and how it was computed (mteval-v13a's words)."""
+def bleu(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the BLEU of a set of detokenized texts, 0 to 100, and its signature (mteval-v13a's words)."""
     metric = _sacrebleu().BLEU()
-    return {"bleu": metric.corpus_score(list(found), [list(wanted)]).score}, {"BLEU": str(metric.get_signature())}
+    return {"bleu": metric.corpus_score(list(texts), [list(references)]).score}, {"BLEU": str(metric.get_signature())}
 
 
-def chrf(found: Texts, wanted: Texts) -> tuple[dict[str, float], dict[str, str]]:
-    """chrF2 of a whole set of texts, 0 to 100, and how it was computed."""
+def chrf(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the chrF2 of a set of texts, 0 to 100, and its signature."""
     metric = _sacrebleu().CHRF()
-    return {"chrf": metric.corpus_score(list(found), [list(wanted)]).score}, {"chrF": str(metric.get_signature())}
+    return {"chrf": metric.corpus_score(list(texts), [list(references)]).score}, {"chrF": str(metric.get_signature())}
 
 
-def rouge(found: Texts, wanted: Texts) -> tuple[dict[str, float], dict[str, str]]:
-    """Mean F of one word, of two, and of the longest common subsequence, 0 to 1; of stemmed words."""
-    scorer = _installed("rouge_score.rouge_scorer").RougeScorer(list(ROUGE), use_stemmer=True)
-    each = [scorer.score(true, said) for true, said in zip(wanted, found, strict=True)]
-    return {name: float(np.mean([one[name].fmeasure for one in each])) for name in ROUGE}, {}
+def rouge(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the mean F of single words, of pairs, and of the longest common subsequence, 0 to 1, with stemmed words."""
+    scorer = _import_optional("rouge_score.rouge_scorer").RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE}, {}
 
 
-def exact(found: Texts, wanted: Texts) -> tuple[dict[str, float], dict[str, str]]:
-    """Mean exact match and F1 of words, 0 to 1, as SQuAD's answers are judged (Rajpurkar et al. 2016, section 6.1)."""
-    pairs = list(zip(found, wanted, strict=True))
-    told = {
-        "exact": float(np.mean([squad.exact_match(said, [true]) for said, true in pairs])),
-        "f1": float(np.mean([squad.token_f1(said, [true]) for said, true in pairs])),
+def exact(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the mean exact match and F1 of words, 0 to 1, as for SQuAD (Rajpurkar et al. 2016, section 6.1)."""
+    pairs = list(zip(texts, references, strict=True))
+    scores = {
+        "exact": float(np.mean([squad.exact_match(text, [reference]) for text, reference in pairs])),
+        "f1": float(np.mean([squad.token_f1(text, [reference]) for text, reference in pairs])),
     }
-    return told, {}
+    return scores, {}
 
 
 MEASURES: dict[str, Callable[[Texts, Texts], tuple[dict[str, float], dict[str, str]]]] = {
@@ -52,18 +52,18 @@ MEASURES: dict[str, Callable[[Texts, Texts], tuple[dict[str, float], dict[str, s
     "rouge": rouge,
     "exact": exact,
 }
-"""Name -> (texts found, texts wanted) -> (numbers, what they are)."""
+"""Name -> function of (texts, reference texts) that returns (scores, their signatures)."""
 
 
 def _sacrebleu() -> Any:
-    return _installed("sacrebleu.metrics")
+    return _import_optional("sacrebleu.metrics")
 
 
-def _installed(name: str) -> Any:
-    """A module of an optional package.
+def _import_optional(name: str) -> Any:
+    """Import a module of an optional package.
 
     Raises:
-        BadInput: it is not installed.
+        BadInput: the package is not installed.
     """
     try:
         return importlib.import_module(name)

@@ -1,20 +1,20 @@
-"""Minimal pairs: does the model find the grammatical sentence of a pair likelier than the other? BLiMP and files like it.
+"""Minimal pairs: is the grammatical sentence of a pair likelier than the other? BLiMP and files of its format.
 
 Source: Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English", sections 3 and 4 (the full-sentence
-method: log-probabilities of whole sentences are compared, not normalized by length).
+method: log-probabilities of full sentences are compared, not normalized by length).
 
 Format: .jsonl; a line is an object with `sentence_good` and `sentence_bad`, and with `UID`, the name of its paradigm (the file's
 name where it is absent) and `linguistics_term`, the phenomenon the paradigm belongs to (the paradigm where it is absent).
 
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
-its first word (the task that lm-evaluation-harness brings puts one, its `target_delimiter`) and no end-of-text after its last. An
-encoder's is the pseudo-log-likelihood of the sentence between its marks (Salazar et al. 2020, section 4.1;
+its first word (the task in lm-evaluation-harness adds one, its `target_delimiter`) and no end-of-text after its last. For an
+encoder it is the pseudo-log-likelihood of the sentence with its special tokens (Salazar et al. 2020, section 4.1;
 `eval.scoring.pseudo_likelihood`).
 
 Metrics:
-- accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model which cannot tell
-  them apart gets 0.5; the mean over a paradigm's pairs, then over the paradigms;
-- accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are given;
+- accuracy: a pair counts 1 if the good sentence is likelier, 1/2 if both are equally likely, so that a model that cannot
+  distinguish them gets 0.5; the mean over a paradigm's pairs, then over the paradigms;
+- accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are fixed;
 - phenomenon_accuracy: the mean over phenomena of the mean over their paradigms;
 - ties: pairs whose sentences are equally likely.
 Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon.
@@ -48,21 +48,21 @@ class Pair(NamedTuple):
 
 
 def read(names: Sequence[str], settings: Settings) -> list[Pair]:
-    """The pairs of all files; of each paradigm the first ones, if they are limited.
+    """Read the pairs of all files; with a limit, only the first ones of each paradigm.
 
     Raises:
-        BadInput: see `tasks.files`, `tasks.lines` and `tasks.strings`.
+        BadInput: see `files`, `lines` and `strings` in `eval.files`.
     """
     pairs: list[Pair] = []
     counts: collections.Counter[str] = collections.Counter()
     for file in files.files(names, (".jsonl",)):
         for where, text in files.lines(file):
-            found = files.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
-            paradigm = found.get("UID", file.stem)
-            phenomenon = found.get("linguistics_term", paradigm)
+            fields = files.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+            paradigm = fields.get("UID", file.stem)
+            phenomenon = fields.get("linguistics_term", paradigm)
             counts[paradigm] += 1
             if not settings.limit or counts[paradigm] <= settings.limit:
-                pairs.append(Pair(where, paradigm, phenomenon, found["sentence_good"], found["sentence_bad"]))
+                pairs.append(Pair(where, paradigm, phenomenon, fields["sentence_good"], fields["sentence_bad"]))
     return pairs
 
 
@@ -82,8 +82,8 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
 
 
 def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
-    """The metrics from each pair's outcome (0, 1/2 or 1), by (phenomenon, paradigm)."""
-    paradigms = {key: _row(*mean_and_error(each), len(each)) for key, each in outcomes.items()}
+    """Return the metrics from the outcomes of pairs (0, 1/2 or 1), by (phenomenon, paradigm)."""
+    paradigms = {key: _row(*mean_and_error(values), len(values)) for key, values in outcomes.items()}
     phenomena = {
         name: _mean([row for key, row in paradigms.items() if key[0] == name]) for name in sorted({p for p, _ in outcomes})
     }
@@ -92,14 +92,14 @@ def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
     if "stderr" in overall:
         metrics["accuracy_stderr"] = overall["stderr"]
     metrics["phenomenon_accuracy"] = mean_and_error([row["accuracy"] for row in phenomena.values()])[0]
-    metrics["ties"] = sum(outcome == 0.5 for each in outcomes.values() for outcome in each)
+    metrics["ties"] = sum(outcome == 0.5 for values in outcomes.values() for outcome in values)
     by_name = {paradigm: row for (_, paradigm), row in sorted(paradigms.items())}
     return Result(metrics, overall["pairs"], {"paradigms": by_name, "phenomena": phenomena})
 
 
 def _left_to_right(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
-    """-log p of the good and the bad sentence of each pair."""
-    found = likelihoods(
+    """Return -log p of the good and the bad sentence of each pair, from a causal model."""
+    results = likelihoods(
         subject.net,
         subject.params,
         subject.mesh,
@@ -109,11 +109,11 @@ def _left_to_right(subject: Loaded, pairs: Sequence[Pair], settings: Settings, p
         name=lambda number: pairs[number // 2].where,
         progress=progress,
     )
-    return [each.nats for each in found]
+    return [result.nats for result in results]
 
 
 def _both_sides(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
-    """The same for an encoder."""
+    """Return -log p of the good and the bad sentence of each pair, from an encoder."""
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     ids = list(subject.tokenizer.encode_many(_sentences(pairs)))
     return pseudo_nats(encoder, ids, name=lambda number: pairs[number // 2].where, progress=progress).tolist()
@@ -128,8 +128,7 @@ def _row(accuracy: float, error: float | None, pairs: int) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean over paradigms, each weighing the same; errors of independent samples add up in squares."""
-    errors = [row.get("stderr") for row in rows]
-    known = [error for error in errors if error is not None]
-    error = math.sqrt(sum(each**2 for each in known)) / len(rows) if len(known) == len(rows) else None
+    """Return the mean over paradigms with equal weights; the squared errors of independent samples add up."""
+    errors = [row["stderr"] for row in rows if row.get("stderr") is not None]
+    error = math.sqrt(sum(error**2 for error in errors)) / len(rows) if len(errors) == len(rows) else None
     return _row(sum(row["accuracy"] for row in rows) / len(rows), error, sum(row["pairs"] for row in rows))

@@ -28,12 +28,12 @@ BOOTSTRAP = 1000
 
 
 def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """What the harness makes of the name: its tasks, with their data read.
+    """Return the harness's tasks of the name, with their data.
 
     Raises:
-        BadInput: the extra is missing, no file defines the name, or the harness cannot load it, from this machine alone.
+        BadInput: the extra is missing, no file defines the name, or the harness cannot load it without the network.
     """
-    from eval.scoring import lm_eval_adapter  # noqa: F401  (says what to install)
+    from eval.scoring import lm_eval_adapter  # noqa: F401  (its error says what to install)
 
     with _offline():
         from datasets.exceptions import DatasetsError
@@ -43,17 +43,19 @@ def read(names: Sequence[str], settings: Settings) -> dict[str, Any]:
             include_path=sorted({str(file.parent) for file in files.files(names, (".yaml",))}), include_defaults=False
         )
         if settings.argument not in manager.all_tasks:
-            known = ", ".join(manager.all_tasks) or "none"
-            raise BadInput(f"--task harness:{settings.argument}: no readable .yaml file defines it; those here define: {known}")
+            names_here = ", ".join(manager.all_tasks) or "none"
+            raise BadInput(
+                f"--task harness:{settings.argument}: no readable .yaml file defines it; the files define: {names_here}"
+            )
         try:
             return dict(manager.load([settings.argument]))
         except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise BadInput(f"--task harness:{settings.argument}: it cannot be loaded from this machine alone: {said}") from None
+            cause = " ".join(str(error).split())[:300]
+            raise BadInput(f"--task harness:{settings.argument}: cannot be loaded without the network: {cause}") from None
 
 
 def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, progress: Progress) -> Result:
-    """Let the harness ask the model.
+    """Let the harness evaluate the model.
 
     Raises:
         BadInput: see `HarnessModel`.
@@ -63,24 +65,24 @@ def score(subject: Loaded, examples: Mapping[str, Any], settings: Settings, prog
     with _offline():
         from lm_eval.evaluator import simple_evaluate
 
-        found = simple_evaluate(
+        results = simple_evaluate(
             HarnessModel(subject, batch=settings.batch, dtype=settings.dtype, progress=progress),
             tasks=list(examples["tasks"].values()),
             bootstrap_iters=BOOTSTRAP,
             limit=settings.limit or None,
             log_samples=False,
         )
-    assert found is not None
-    return summary(found)
+    assert results is not None
+    return summary(results)
 
 
-def summary(found: Mapping[str, Any]) -> Result:
-    """The harness's results as ours."""
+def summary(results: Mapping[str, Any]) -> Result:
+    """Return the harness's results as a `Result`."""
     values = {
         name: {metric.removesuffix(",none"): value for metric, value in row.items() if "," in metric and _is_number(value)}
-        for name, row in found["results"].items()
+        for name, row in results["results"].items()
     }
-    sizes = {task: each["effective"] for task, each in found["n-samples"].items()}
+    sizes = {task: count["effective"] for task, count in results["n-samples"].items()}
     common = set.intersection(*(set(values[task]) for task in sizes))
     metrics = {}
     for name, row in values.items():
@@ -89,11 +91,16 @@ def summary(found: Mapping[str, Any]) -> Result:
                 metrics[metric] = _mean(metric, [values[task][metric] for task in sizes])
             else:
                 metrics[f"{name} {metric}"] = value
-    told = {
-        task: {**values[task], "examples": size, "version": str(found["versions"].get(task)), "shots": found["n-shot"].get(task)}
+    details = {
+        task: {
+            **values[task],
+            "examples": size,
+            "version": str(results["versions"].get(task)),
+            "shots": results["n-shot"].get(task),
+        }
         for task, size in sizes.items()
     }
-    return Result(metrics, sum(sizes.values()), {"tasks": told})
+    return Result(metrics, sum(sizes.values()), {"tasks": details})
 
 
 def _is_number(value: Any) -> bool:
@@ -101,21 +108,21 @@ def _is_number(value: Any) -> bool:
 
 
 def _mean(metric: str, values: Sequence[float]) -> float:
-    """The mean over tasks; errors of independent samples add up in squares."""
+    """Return the mean over tasks; the squared errors of independent samples add up."""
     error = metric.partition(",")[0].endswith("_stderr")
     return (math.hypot(*values) if error else math.fsum(values)) / len(values)
 
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """No library below looks on the network, and none starts processes: JAX's threads do not survive a fork."""
-    wanted = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    """Keep the libraries off the network and from starting processes, since JAX's threads do not survive a fork."""
+    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
+    old_values = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     import datasets.config
     import huggingface_hub.constants
 
-    # Both read the environment once, and may have been imported long ago.
+    # Both read the environment once, and may have been imported before.
     switches = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
     values = [getattr(module, name) for module, name in switches]
     try:
@@ -125,5 +132,5 @@ def _offline() -> Iterator[None]:
     finally:
         for (module, name), value in zip(switches, values, strict=True):
             setattr(module, name, value)
-        for name, value in before.items():
+        for name, value in old_values.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

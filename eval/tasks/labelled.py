@@ -1,4 +1,4 @@
-"""What a fine-tuned encoder is worth on labelled files: any of the formats it could be fine-tuned on.
+"""Scores of a fine-tuned encoder on labelled files, in any of the formats it could be fine-tuned on.
 
 Format: what the head is trained on (see `train.data.labelled_reader`): classes or numbers of texts or of pairs (.tsv, .csv,
 .jsonl, .txt of TREC), tags of words (.conll, .jsonl), answers in texts (.json of SQuAD, .jsonl), or choices (.json and .txt of
@@ -48,7 +48,7 @@ STEP = 32
 
 
 def read(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """The names: what stands in the files is known when the model is.
+    """Return the names, since how the files are read depends on the model.
 
     Raises:
         BadInput: nothing of a name, no such task of GLUE, or an option that has no meaning here.
@@ -72,11 +72,9 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     """
     cfg, goal = subject.net.config, GOALS.get(subject.net.task)
     if goal is None:
-        raise BadInput(
-            f"--task labelled: {subject.name} is made for the task {subject.net.task}, without labels; fine-tune it first"
-        )
+        raise BadInput(f"--task labelled: the task of {subject.name} is {subject.net.task}, without labels; fine-tune it first")
     labels = getattr(cfg, "labels", ())
-    wanted = _wanted(settings.argument, goal, labels)
+    chosen = _wanted(settings.argument, goal, labels)
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
     examples, _ = labelled_reader.read(goal, names, Data(), run.labelled, malformed)
@@ -84,13 +82,13 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
     build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)
-    told = labelled.of_run(run, subject.net, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
+    measured = labelled.of_run(run, subject.net, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
         subject.params
     )
-    found = dict(told.record())
-    count = int(found.pop("examples"))
-    shares = ("majority_share", "predicted_share") if "accuracy" in wanted else ()
-    metrics = {name: value for name, value in found.items() if not wanted or name in (*wanted, *shares)}
+    numbers = dict(measured.record())
+    count = int(numbers.pop("examples"))
+    shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()
+    metrics = {name: value for name, value in numbers.items() if not chosen or name in (*chosen, *shares)}
     if "accuracy" in metrics and goal != "tagging" and count > 1:
         metrics["accuracy_stderr"] = math.sqrt(metrics["accuracy"] * (1 - metrics["accuracy"]) / (count - 1))
     details: dict[str, Any] = {"length": rows.length}
@@ -99,26 +97,26 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     if rows.too_long:
         done = "cut" if run.labelled.truncate else "left out"
         details["too long"] = f"{rows.too_long:,} examples, {done}; the longest has {rows.longest[1]:,} tokens, {rows.longest[0]}"
-    confusion = told.mistakes["confusion"]
+    confusion = measured.mistakes["confusion"]
     if 0 < len(confusion) <= CLASSES:
         details["confusion"] = {name: dict(zip(labels, row, strict=True)) for name, row in zip(labels, confusion, strict=True)}
     return Result(metrics, count, details)
 
 
 def _wanted(argument: str, goal: Objective, labels: Sequence[str]) -> tuple[str, ...]:
-    """The measures of a task of GLUE, if one is named and the head is of its kind."""
+    """Return the metrics of a GLUE task, if one is named and the head fits it."""
     if not argument:
         return ()
-    wanted = metric_functions.glue(argument)
-    if goal != "classification" or not set(wanted) <= set(labelled.judged(labels)):
-        told = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
-        kind = told if goal == "classification" else f"{goal}, not classes of texts"
-        raise BadInput(f"--task labelled:{argument}: it is judged by {' and '.join(wanted)}, and the model is of {kind}")
-    return wanted
+    metrics = metric_functions.glue(argument)
+    if goal != "classification" or not set(metrics) <= set(labelled.judged(labels)):
+        output = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
+        kind = output if goal == "classification" else f"{goal}, not classes of texts"
+        raise BadInput(f"--task labelled:{argument}: it is judged by {' and '.join(metrics)}, and the model is of {kind}")
+    return metrics
 
 
 def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
-    """A run that makes rows as the model wants them.
+    """Return a run configuration that makes rows for the model.
 
     Raises:
         BadInput: --labelled.regression of classes, or a length that the model does not have.
@@ -131,28 +129,30 @@ def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
     options = dataclasses.replace(options, regression=numbers)
     context = getattr(cfg, "context", None)
     length = settings.length or (own.data.length if own else context or USUAL)
-    most = context or length
-    require(1 <= length <= most, "length", length, f"choose 1 to the model's {most} positions" if context else "choose 1 or more")
+    limit = context or length
+    require(
+        1 <= length <= limit, "length", length, f"choose 1 to the model's {limit} positions" if context else "choose 1 or more"
+    )
     return Run(recipe="", model=cfg, objective=goal, labelled=options, data=Data(length=length, batch=settings.batch))
 
 
 def _shortened(rows: Rows) -> Rows:
-    """The same rows without room that none of them needs."""
+    """Return the same rows, without padding that none of them needs."""
     longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
     return dataclasses.replace(rows, length=min(rows.length, -(-longest // STEP) * STEP))
 
 
 def _counted(build: Callable[..., Any], count: int, progress: Progress) -> Callable[..., Any]:
-    """`build`, telling how many rows it has made."""
+    """Return `build` with a report of the number of rows it has made."""
     done = 0
 
-    def told(*row: Any) -> Any:
+    def build_and_count(*row: Any) -> Any:
         nonlocal done
         done += 1
         progress(min(done, count), count)
         return build(*row)
 
-    return told
+    return build_and_count
 
 
 def _unread() -> Any:

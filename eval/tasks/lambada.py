@@ -1,4 +1,4 @@
-"""The last word of a passage, which needs the passage to be guessed. LAMBADA and files like it.
+"""Prediction of the last word of a passage, which requires all of the passage: LAMBADA and files of its format.
 
 Source: Paperno et al. 2016, "The LAMBADA dataset: Word prediction requiring a broad discourse context", sections 2 and 5; scored
 over all tokens of the word, as for GPT-2 (Radford et al. 2019, section 3.3, without its filter of stop words) and as
@@ -8,13 +8,13 @@ Format: .jsonl, a line an object with the passage in `text` (or the field that i
 word is what follows the last white space, punctuation included.
 
 The word is scored with the white space before it, after the tokens of the rest of the passage. A passage longer than the model's
-positions loses its beginning.
+positions is cut at its beginning.
 
 Metrics:
 - accuracy: share of words all of whose tokens are the likeliest ones; accuracy_stderr: its standard error;
 - perplexity: e to the mean, over words, of -log p(word | passage);
-- cut: passages that lost their beginning.
-Details: tokens of the last words in all.
+- cut: number of passages that were cut.
+Details: total tokens of the last words.
 """
 
 import math
@@ -41,10 +41,10 @@ class Passage(NamedTuple):
 
 
 def read(names: Sequence[str], settings: Settings) -> list[Passage]:
-    """The passages of all files.
+    """Read the passages of all files.
 
     Raises:
-        BadInput: a passage of a single word; see also `tasks.files`, `tasks.lines` and `tasks.strings`.
+        BadInput: a passage of a single word; see also `files`, `lines` and `strings` in `eval.files`.
     """
     passages = []
     for file in files.files(names, (".jsonl", ".txt")):
@@ -52,7 +52,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Passage]:
             text = files.strings(line, where, (settings.field,))[settings.field] if file.suffix.lower() == ".jsonl" else line
             context, *last = text.strip().rsplit(maxsplit=1)
             if not last:
-                raise BadInput(f"{where}: a passage of one word; give its last word something to follow")
+                raise BadInput(f"{where}: a passage of one word; write two words or more")
             passages.append(Passage(where, context, text.strip()[len(context) :]))
     return tasks.first(passages, settings.limit)
 
@@ -63,7 +63,7 @@ def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, prog
     Raises:
         BadInput: a last word longer than the model's positions, by file and line; see also `likelihoods`.
     """
-    found = likelihoods(
+    results = likelihoods(
         subject.net,
         subject.params,
         subject.mesh,
@@ -74,15 +74,15 @@ def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, prog
         name=lambda number: passages[number].where,
         progress=progress,
     )
-    accuracy, error = mean_and_error([float(each.greedy) for each in found])
-    nats = sum(each.nats for each in found) / len(found)
+    accuracy, error = mean_and_error([float(result.greedy) for result in results])
+    nats = sum(result.nats for result in results) / len(results)
     return Result(
         {
             "accuracy": accuracy,
             **({} if error is None else {"accuracy_stderr": error}),
             "perplexity": math.exp(min(nats, 700.0)),
-            "cut": sum(each.cut > 0 for each in found),
+            "cut": sum(result.cut > 0 for result in results),
         },
-        len(found),
-        {"tokens": sum(each.tokens for each in found)},
+        len(results),
+        {"tokens": sum(result.tokens for result in results)},
     )

@@ -1,16 +1,16 @@
-"""How well an encoder tells masked tokens, as in its training: some are masked at once, others changed or shown as they are.
+"""Prediction of masked tokens by an encoder, as in its training: several at once, some of them changed or left as they are.
 
 Source: Devlin et al. 2019, section 3.1; how many tokens are masked and what stands there is as in training
 (`train.rows.masking`), by the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as
 they are.
 
 Format: the files that training reads (see `train.data.corpus`). A document is cut after sentences, as many as fit into `length`
-tokens, marks included (the model's positions unless told); what is cut, and other documents, do not see each other. What is
-masked depends on the text and the length alone, so that models of one tokenizer are asked the same.
+tokens, special tokens included (by default the model's positions); parts of a document, and other documents, do not see each
+other. The masked tokens depend on the text and the length alone, so that models of one tokenizer predict the same tokens.
 
 Metrics:
 - loss: nats per masked token; perplexity: e to the loss;
-- accuracy: share of them for which the right entry is the likeliest one;
+- accuracy: share of masked tokens for which the right entry is the likeliest one;
 - predictions: how many there are.
 Examples are documents. Details: length.
 """
@@ -37,7 +37,7 @@ OPTIONS = ("field", "limit", "length")
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
-    """The documents of all files, each checked once.
+    """Read the documents of all files, each checked once.
 
     Raises:
         BadInput: see `corpus`.
@@ -46,7 +46,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
-    """Mask the documents and score what is told of them.
+    """Mask the documents and score the predictions.
 
     Raises:
         BadInput: a length that the model does not allow, text without tokens, or a model without a head for masked words; see
@@ -60,12 +60,12 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
     tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
-        raise BadInput("--files: they hold no token, only white space; give some text")
+        raise BadInput("--files: they have no tokens, only white space; write some text")
     data = Data(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
     model = dataclasses.replace(subject.net.config, task="masked")
     run = Run(recipe="", model=model, objective="masked", data=data)
     unseen = np.zeros(subject.net.config.vocab, np.int64)
-    found = scores.scorer(
+    metrics = scores.scorer(
         subject.net,
         subject.mesh,
         encoder_rows.plan(tokens, data, subject.tokenizer, seed=0, half="held-out"),
@@ -75,4 +75,4 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         dtype=settings.dtype,
     )(subject.params).record()
     names = ("loss", "perplexity", "accuracy", "predictions")
-    return Result({name: found[name] for name in names}, documents.count, {"length": length})
+    return Result({name: metrics[name] for name in names}, documents.count, {"length": length})

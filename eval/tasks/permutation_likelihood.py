@@ -1,13 +1,13 @@
-"""How likely a model finds texts whose tokens it is told in random orders: what a permutation language model is trained on.
+"""Likelihood of texts whose tokens are predicted in random orders, the objective of a permutation language model.
 
 Source: Yang et al. 2019, "XLNet", section 2.2. The numbers compare models of one tokenizer that are trained so; none is
-comparable with the perplexity of a model that reads from left to right, which is told the easiest order.
+comparable with the perplexity of a model that reads from left to right, the easiest order.
 
 Format: the files that training reads (see `train.data.corpus`). Each document is scored alone; one longer than `length` tokens
-(512 unless told) in pieces that do not see each other.
+(by default 512) in chunks that do not see each other.
 
 Metrics, over all documents and `orders` random orders of each:
-- loss: mean nats per token; loss_stderr: the standard error of that mean over the orders, the documents being given (of one order
+- loss: mean nats per token; loss_stderr: the standard error of that mean over the orders, for fixed documents (for one order
   there is none); perplexity: e to the loss;
 - tokens that are counted, and how many of them are unknown to the vocabulary.
 Examples are documents. Details: length, orders.
@@ -32,11 +32,11 @@ from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "orders")
 ORDERS = 8
-"""Orders of a document, where nothing is said."""
+"""Orders of a document by default."""
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
-    """The documents of all files, each checked once.
+    """Read the documents of all files, each checked once.
 
     Raises:
         BadInput: see `corpus`.
@@ -57,9 +57,9 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     if not (count := sum(map(len, texts))):
-        raise BadInput("--files: they hold no token, only white space; give some text")
-    found = permuted_nats(encoder, texts, orders=orders, length=length, name="document {}".format, progress=progress)
-    loss, error = mean_and_error((found.sum(0) / count).tolist())
+        raise BadInput("--files: they have no tokens, only white space; write some text")
+    nats = permuted_nats(encoder, texts, orders=orders, length=length, name="document {}".format, progress=progress)
+    loss, error = mean_and_error((nats.sum(0) / count).tolist())
     metrics = {
         "loss": loss,
         **({} if error is None else {"loss_stderr": error}),

@@ -1,19 +1,19 @@
-"""How well a model predicts any text: every token counted once.
+"""Perplexity of a causal model on any text, with every token counted once.
 
 Source: the sliding evaluation of Baevski and Auli 2019, "Adaptive Input Representations for Neural Language Modeling", section
 5.4; bits per byte as in Gao et al. 2020, "The Pile", section 3.1.
 
 Format: the files that training reads (see `train.data.corpus`). Each document is its tokens and end-of-text.
 
-Rows of `length` tokens (the model's positions unless told) go over the stream of all documents; each begins `stride` tokens after
-the one before (half a row unless told), and counts the tokens that the one before has not counted. So a token has at least
-length - stride tokens before it that it may look at, once the stream has that many.
+Rows of `length` tokens (by default the model's positions) slide over the stream of all documents; each begins `stride` tokens
+after the previous one (by default half a row), and counts the tokens that the previous one has not counted. So a token sees at
+least length - stride tokens before it, once the stream has that many.
 
 Metrics, of the same sum of -log p over all tokens, end-of-text included:
 - loss: nats per token; perplexity: e to the loss (both only comparable with the same tokenizer);
 - bits_per_byte: bits per UTF-8 byte of the text;
-- word_perplexity, if asked for: e to the nats per word, a word being what stands between white space;
-- tokens and bytes, and words, that are counted.
+- word_perplexity, with --words: e to the nats per word; words are separated by white space;
+- tokens, bytes and words: the numbers that are counted.
 Examples are documents. Details: length and stride.
 """
 
@@ -39,7 +39,7 @@ OPTIONS = ("field", "limit", "length", "stride", "words")
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
-    """The documents of all files, each checked once.
+    """Read the documents of all files, each checked once.
 
     Raises:
         BadInput: see `corpus`.
@@ -56,17 +56,17 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     net, tokenizer, mesh = subject.net, subject.tokenizer, subject.mesh
     if "causal" not in net.module.OBJECTIVES:
         raise BadInput(f"{net.family} predicts no text from left to right, so it has no perplexity; choose GPT")
-    most = positions(net)
-    require(settings.length > 0 or most is not None, "length", settings.length, "the model reads any length; choose one")
-    length = settings.length or most or 1
-    require(most is None or length <= most, "length", length, f"choose at most the model's {most} positions")
+    limit = positions(net)
+    require(settings.length > 0 or limit is not None, "length", settings.length, "the model reads any length; choose one")
+    length = settings.length or limit or 1
+    require(limit is None or length <= limit, "length", length, f"choose at most the model's {limit} positions")
     stride = settings.stride or max(1, length // 2)
     require(1 <= stride <= length, "stride", stride, f"choose 1 to {length} tokens, or 0 for half a row")
     require(settings.batch >= 1, "batch", settings.batch, "choose 1 or more rows")
     token_bytes = np.zeros(net.config.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     tokens = prepare(documents, tokenizer, jax_setup.cache_dir() / "text")
-    found = language_model.scorer(
+    result = language_model.scorer(
         net,
         mesh,
         lm_rows.windows(tokens, length, stride),
@@ -76,16 +76,16 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         dtype=settings.dtype,
         chunk=chunk_of(settings.batch, length, net.config.vocab, mesh),
     )(subject.params)
-    metrics: dict[str, float] = {**found.record()}
+    metrics: dict[str, float] = {**result.record()}
     if settings.words:
         words = count_words(documents)
         require(words > 0, "words", settings.words, "the text has no words")
-        metrics |= {"word_perplexity": math.exp(min(found.nats / words, 700.0)), "words": words}
+        metrics |= {"word_perplexity": math.exp(min(result.nats / words, 700.0)), "words": words}
     return Result(metrics, documents.count, {"length": length, "stride": stride})
 
 
 def count_words(documents: Iterable[Document]) -> int:
-    """Words between white space; one that two pieces of a long document share counts once."""
+    """Return the number of words between white space; one that two chunks of a long document share counts once."""
     words, inside = 0, False
     for document in documents:
         words += len(document.text.split()) - (inside and bool(document.text) and not document.text[0].isspace())

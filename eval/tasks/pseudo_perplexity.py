@@ -1,16 +1,16 @@
-"""How well an encoder predicts any text: every token masked once, alone.
+"""Pseudo-perplexity of an encoder on any text, with every token masked once, alone.
 
 Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.3. The numbers compare encoders of one tokenizer; none is
 comparable with the perplexity of a model that reads from left to right: each token is predicted from both sides, and a word of
-several pieces from its other pieces.
+several tokens from its other tokens.
 
-Format: the files that training reads (see `train.data.corpus`). Each document is read between the marks of its beginning and its
-end, and sees no other. Of a document longer than `length` tokens, marks included (the model's positions unless told), each token
-sees the window of that length around it, moved inwards at the document's ends.
+Format: the files that training reads (see `train.data.corpus`). Each document is read with the special tokens at its beginning
+and end, and sees no other. In a document longer than `length` tokens, special tokens included (by default the model's positions),
+each token sees the window of that length around it, moved inwards at the document's ends.
 
-Metrics, of the same sum of -log p over all tokens, marks not among them:
+Metrics, of the same sum of -log p over all tokens, without special tokens:
 - loss: nats per token; pseudo_perplexity: e to the loss;
-- word_pseudo_perplexity: e to the nats per word, a word being what stands between white space;
+- word_pseudo_perplexity: e to the nats per word; words are separated by white space;
 - tokens and words that are counted, and how many of the tokens are unknown to the vocabulary.
 Examples are documents. Details: length.
 """
@@ -36,7 +36,7 @@ OPTIONS = ("field", "limit", "length")
 
 
 def read(names: Sequence[str], settings: Settings) -> Documents:
-    """The documents of all files, each checked once.
+    """Read the documents of all files, each checked once.
 
     Raises:
         BadInput: see `corpus`.
@@ -57,7 +57,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     texts = [tokens.ids[start : end - 1] for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
     count, words = sum(map(len, texts)), count_words(documents)
     if not count:
-        raise BadInput("--files: they hold no token, only white space; give some text")
+        raise BadInput("--files: they have no tokens, only white space; write some text")
     nats = float(pseudo_nats(encoder, texts, length=length, name="document {}".format, progress=progress).sum())
     metrics = {
         "loss": nats / count,

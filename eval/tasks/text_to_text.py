@@ -1,10 +1,10 @@
-"""How good the texts are that an encoder-decoder writes: translations, summaries, answers.
+"""Scores of the texts that an encoder-decoder generates: translations, summaries, answers.
 
-Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second being wanted
+Format: pairs of texts, as training reads them. Two files are parallel, --files SOURCE TARGET, line n of the second the reference
 for line n of the first; or tables (.tsv, .csv, .jsonl, .parquet, folders of `datasets`), their columns named by --labelled.text
-and --labelled.label. A run puts its own prefix before each source unless told another.
+and --labelled.label. A run adds its own prefix before each source, unless --prefix is given.
 
-Texts are written greedily or searched for (--beams), of at most --tokens.
+Texts are decoded greedily or by beam search (--beams), with at most --tokens.
 
 Metrics, all of them or those named after the colon, as in text_to_text:bleu,chrf:
 - bleu: BLEU of detokenized texts, 0 to 100; chrf: chrF2, 0 to 100, both sacrebleu's with its signature in the details;
@@ -35,20 +35,20 @@ from zoo.generation.settings import GREEDY
 OPTIONS = ("argument", "labelled", "limit", "tokens", "prefix", "search")
 ALONE = True
 LIMIT = 128
-"""Tokens of a text at most, where nothing is said."""
+"""Most tokens of a text by default."""
 SHOWN = 10
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
 def read(names: Sequence[str], settings: Settings) -> list[Pair]:
-    """The pairs of parallel files or of tables.
+    """Read the pairs of parallel files or of tables.
 
     Raises:
         BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.inputs.pair_inputs` and
         `train.data.labelled_reader`.
     """
     _measures(settings.argument)
-    require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "it means nothing to pairs of texts; leave it out")
+    require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "has no effect on pairs of texts; remove it")
     tables = settings.labelled.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
         pairs = labelled_reader.read("text_to_text", tuple(names), Data(), settings.labelled)[0]
@@ -58,7 +58,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
 
 
 def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Progress) -> Result:
-    """Write a text for every source and compare it with the one that is wanted.
+    """Generate a text for every source and compare it with the reference.
 
     Raises:
         BadInput: a model that reads no source, or a measure that is not installed.
@@ -66,35 +66,36 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     net, tokenizer, run = subject.net, subject.tokenizer, subject.run
     if not net.sourced:
         raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
-    measures, wanted = _measures(settings.argument), [pair.target for pair in pairs]
-    # What is not installed is missed before the work, not after it.
+    measures, references = _measures(settings.argument), [pair.target for pair in pairs]
+    # A missing package is reported before the work, not after it.
     for name in measures:
-        text_overlap.MEASURES[name](wanted[:1], wanted[:1])
+        text_overlap.MEASURES[name](references[:1], references[:1])
     prefix = settings.prefix or (run.pairs.prefix if run else "")
-    texts = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
-    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(texts)]
+    inputs = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
+    sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(inputs)]
     tokens = settings.tokens or LIMIT
     decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
     generator = Generator(net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch)
-    found = [each.text for each in generator.generate(sources, decoding, progress=progress)]
+    texts = [generated.text for generated in generator.generate(sources, decoding, progress=progress)]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
     for name in measures:
-        numbers, said = text_overlap.MEASURES[name](found, wanted)
+        numbers, signatures = text_overlap.MEASURES[name](texts, references)
         metrics |= numbers
-        details |= said
-    chosen = np.unique(np.linspace(0, len(pairs) - 1, SHOWN).astype(int)).tolist()
+        details |= signatures
+    examples = np.unique(np.linspace(0, len(pairs) - 1, SHOWN).astype(int)).tolist()
     details["texts"] = {
-        str(number + 1): {"source": pairs[number].source, "wanted": wanted[number], "written": found[number]} for number in chosen
+        str(number + 1): {"source": pairs[number].source, "wanted": references[number], "written": texts[number]}
+        for number in examples
     }
     return Result(metrics, len(pairs), details)
 
 
 def _measures(argument: str) -> list[str]:
-    """The measures that are asked for."""
-    asked = argument.split(",") if argument else list(text_overlap.MEASURES)
-    for name in asked:
+    """Return the names of the requested metrics."""
+    names = argument.split(",") if argument else list(text_overlap.MEASURES)
+    for name in names:
         if name not in text_overlap.MEASURES:
-            known = ", ".join(text_overlap.MEASURES)
-            raise BadInput(f"--task text_to_text:{argument}: there is no measure {name!r}; choose from {known}")
-    return asked
+            all_names = ", ".join(text_overlap.MEASURES)
+            raise BadInput(f"--task text_to_text:{argument}: there is no measure {name!r}; choose from {all_names}")
+    return names

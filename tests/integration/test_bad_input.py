@@ -77,7 +77,7 @@ COMMAND_LINES = {
     "data look": r"zoo data look: write zoo data inspect \[RECIPE\|RUN\]",
     "eval runs/done --words": "--words True: it needs a --task",
     "eval runs/done --beams 2": "--beams and its options: they need --task text_to_text",
-    "eval runs/done --task nope --files book.txt": "--task nope: no task is called so",
+    "eval runs/done --task nope --files book.txt": "--task nope: no task has this name",
     "eval unsaved": "unsaved/checkpoints: no checkpoint yet; train the run first",
     "eval runs/done --stride 33": "--stride 33: choose 1 to 32 tokens, or 0 for half a row",
     "eval runs/done --batch 0": "--batch 0: choose 1 or more rows",

@@ -127,14 +127,14 @@ def test_command_prints_the_candidates_as_tables_or_objects(
 
 
 WRONG = [
-    (("--text", "The [MASK]", "The whale"), "--text 2: holds no mask; write [MASK]"),
+    (("--text", "The [MASK]", "The whale"), "--text 2: has no mask; write [MASK]"),
     (("--text", " "), "--text ' ': write some text"),
     (("--text", "\udcff"), r"--text '\udcff': write it in UTF-8"),
     (("--text", "[MASK]", "--top", "0"), "--top 0: choose 1 or more"),
     (("--text", "[MASK]", "--top", "400"), "--top 400: the tokenizer has 319 entries"),
     (("--text", "[MASK]", "--targets", ""), "--targets '': write a word"),
-    (("--text", "[MASK]", "--targets", "xy"), """--targets 'xy': to the vocabulary it is "x" + "y"; a mask"""),
-    (("--text", "x" * 40 + "[MASK]"), "--text: 43 tokens with its marks, but the model has 40 positions; shorten it, or"),
+    (("--text", "[MASK]", "--targets", "xy"), """--targets 'xy': the tokenizer splits it into "x" + "y"; choose"""),
+    (("--text", "x" * 40 + "[MASK]"), "--text: 43 tokens with special tokens, but the model has 40 positions; shorten it, or"),
     (("--text", "[MASK]" + "x" * 40 + "[MASK]", "--truncate"), "--text: mask 2 is beyond the model's 40 positions"),
     (("--files", "-", "--processes", "2"), "--processes 2: only one process can read standard input"),
 ]

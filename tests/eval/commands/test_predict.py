@@ -258,10 +258,10 @@ WRONG = {
     "classification --files a.tsv --pair x": "--pair x: it goes with texts",
     "classification --files a.tsv --out a.txt": "--out a.txt: name a file that ends in .jsonl",
     "classification --files a.tsv --out gone/a.jsonl": "--out gone/a.jsonl: its folder does not exist",
-    "classification x --context y": "--context y: it means nothing to a model of classification",
+    "classification x --context y": "--context y: has no effect on a model for classification",
     "span x": "--context: name the text that the answer is in",
     "choice x --options y": "--options: name 2 or more options",
-    "masked x": "masked: it is made for the task masked, without labels; fine-tune it first",
+    "masked x": "masked: its task is masked, without labels; fine-tune it first",
     "gpt x": "gpt: this model writes text; use `zoo generate gpt --prompt ...`",
 }
 

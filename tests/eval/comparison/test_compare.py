@@ -211,7 +211,7 @@ def edited(edit: Callable[[Path], Any]) -> Callable[[Path], list[str]]:
 REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
     (edited(lambda run: (run / "scores.json").unlink()), r"/a is not finished: it has no scores\.json"),
     (lambda where: [make(where / "a"), f"{where}/b/../a"], "/a: named twice, first as .*/a; name it once"),
-    (pair(accumulate=2), "/a and .*/b are one run"),
+    (pair(accumulate=2), "/a and .*/b are the same run"),
     (pair(seed=1, meta=META | {"data": "e"}), "/a and .*/b .* were trained on other text"),
     (pair(seed=1, meta=META | {"held_out": "i"}), "/b was scored on other held-out text than .*/a"),
     (pair(tokenizer=Tokenizer(vocab=280), meta=META | {"held_out": "i", "tokenizer": "u"}), "/b was scored .* another tokenizer"),
@@ -224,11 +224,11 @@ DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
     ),
     (
         lambda where: [make(where / "a", meta={"tokenizer": "t"})],
-        r"/a/checkpoints/00000020/COMMIT\.json: no 'held_out', .*; train it anew",
+        r"/a/checkpoints/00000020/COMMIT\.json: no 'held_out', .*; train it again",
     ),
-    (edited(lambda run: (run / "scores.json").write_text("{")), r"/a/scores\.json is no JSON .*; make it again"),
+    (edited(lambda run: (run / "scores.json").write_text("{")), r"/a/scores\.json is invalid JSON .*; score the run again"),
     (edited(lambda run: (run / "scores.json").write_text("[]")), r"/a/scores\.json is no object of numbers; make it again"),
-    (edited(lambda run: (run / "metrics.jsonl").write_text("")), r"/a/metrics\.jsonl: no row of the training; put the file back"),
+    (edited(lambda run: (run / "metrics.jsonl").write_text("")), r"/a/metrics\.jsonl: no row of the training; restore the file"),
 ]
 
 

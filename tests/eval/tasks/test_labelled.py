@@ -149,9 +149,9 @@ WRONG = {
     f"{CLASSES} --length 5": r"classification.jsonl:\d+: \d+ tokens, and a row has 5 \(the longest of 27 that",
     f"{CLASSES} --labelled.class-weights balanced": "--labelled.class-weights balanced: they are of the training loss; leave",
     f"{CLASSES} --labelled.regression": "--labelled.regression True: the model gives no number",
-    "classes --task blimp --files other.tsv --labelled.text a": "--labelled.text a: it means nothing to --task blimp; leave",
+    "classes --task blimp --files other.tsv --labelled.text a": "--labelled.text a: has no effect on --task blimp; remove",
     "classes --labelled.truncate": "--labelled options: they need --task labelled",
-    "masked --task labelled --files other.tsv": "--task labelled: masked is made for the task masked, without labels; fine-tune",
+    "masked --task labelled --files other.tsv": "--task labelled: the task of masked is masked, without labels; fine-tune",
 }
 
 

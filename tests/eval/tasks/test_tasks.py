@@ -52,14 +52,14 @@ def test_a_task_is_found_by_its_name() -> None:
 GOOD = '{"sentence_good": "a", "sentence_bad": "b"}'
 BAD_FILES = [
     ("blimp", b"[1]", r"\.jsonl:1: no JSON object; write lines like {\"sentence_good\": "),
-    ("blimp", f"{GOOD}\n\n{{".encode(), r"\.jsonl:3: no JSON \("),
+    ("blimp", f"{GOOD}\n\n{{".encode(), r"\.jsonl:3: invalid JSON \("),
     ("blimp", f'{GOOD}\n{{"sentence_good": "a"}}'.encode(), r':2: no field "sentence_bad"; it has "sentence_good"'),
-    ("blimp", b'{"sentence_good": "a", "sentence_bad": " "}', r':1: field "sentence_bad" holds no text'),
-    ("blimp", b'{"sentence_good": "a", "sentence_bad": "b", "UID": 3}', r':1: field "UID" holds no text'),
+    ("blimp", b'{"sentence_good": "a", "sentence_bad": " "}', r':1: field "sentence_bad" has no text'),
+    ("blimp", b'{"sentence_good": "a", "sentence_bad": "b", "UID": 3}', r':1: field "UID" has no text'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": "\\ud800"}', r"lone surrogate at character 0"),
     ("blimp", f"{GOOD}\n".encode() + b"\xff", r"\.jsonl:2: not UTF-8 \(byte 0 of the line\)"),
-    ("blimp", b"\n \n", r"\.jsonl: holds no line"),
-    ("blimp", b"[" * 200_000, r"\.jsonl:1: no JSON"),
+    ("blimp", b"\n \n", r"\.jsonl: has no text"),
+    ("blimp", b"[" * 200_000, r"\.jsonl:1: invalid JSON"),
     ("lambada", b'{"text": "a b"}\n{"text": " word\\n"}', r"\.jsonl:2: a passage of one word"),
     ("blimp", f"{GOOD}\n".encode() + b"a" * (files.LONGEST_LINE + 1), r"\.jsonl:2: longer than 16 MiB"),
     ("perplexity", b"\n", r"holds no text"),
@@ -85,7 +85,7 @@ def test_files_are_those_of_a_folder_or_those_that_are_named(tmp_path: Path) -> 
     for names, said in {
         ("gone.jsonl",): "gone.jsonl: no such file",
         (str(tmp_path / "read.me"),): r"only \.jsonl files are read here",
-        (str(tmp_path / "empty"),): r"the folder holds no \.jsonl file",
+        (str(tmp_path / "empty"),): r"the folder has no \.jsonl file",
         (str(both[0]), str(tmp_path)): "named twice",
     }.items():
         with pytest.raises(BadInput, match=said):
@@ -242,10 +242,10 @@ def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: 
     file = write(tmp_path / "a.jsonl", GOOD)
     before = sorted(path.name for path in run.iterdir())
     for argv, options, said in (
-        (("blump", file), {}, "no task is called so"),
+        (("blump", file), {}, "no task has this name"),
         (("blimp",), {}, "--files: name the files that --task blimp reads"),
-        (("blimp", file), {"words": True}, "--words True: it means nothing to --task blimp"),
-        (("lambada", file), {"stride": 3}, "--stride 3: it means nothing to --task lambada"),
+        (("blimp", file), {"words": True}, "--words True: has no effect on --task blimp"),
+        (("lambada", file), {"stride": 3}, "--stride 3: has no effect on --task lambada"),
         (("blimp", file), {"batch": 0}, "--batch 0"),
         (("lambada", file), {}, ":1: no field"),
     ):
@@ -255,7 +255,7 @@ def test_what_is_wrong_is_refused_before_the_model_is_read(run: Path, tmp_path: 
     (broken / "checkpoints").mkdir(parents=True)
     for content in ("[]", "{", "\udcff"):
         (broken / "evaluations.json").write_text(content, errors="surrogateescape")
-        with pytest.raises(BadInput, match=r"evaluations\.json: .*mend it or remove it"):
+        with pytest.raises(BadInput, match=r"evaluations\.json: .*fix or remove it"):
             evaluate(broken, "blimp", file)
     assert sorted(path.name for path in run.iterdir()) == before
 
