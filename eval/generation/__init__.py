@@ -1,1 +1,1 @@
-"""Generation of text: prompts, batching, stop strings and settings. Token ids are drawn in `zoo.generation`."""
+"""Generation of text: prompts, batching, stop strings and settings; token ids are sampled in `zoo.generation`."""

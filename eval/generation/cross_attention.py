@@ -1,6 +1,6 @@
-"""Which words of a source an encoder-decoder looks at while it writes each word of its text.
+"""Attention of an encoder-decoder's decoder over the source, for each token that it generates.
 
-The attention of the decoder over the source, averaged over layers and heads; `eval.report.charts.alignment` draws it.
+It is averaged over layers and heads; `eval.report.charts.alignment` draws it.
 """
 
 from collections.abc import Sequence
@@ -19,33 +19,35 @@ from zoo.models import Model
 def weights(
     net: Model, params: Any, source: Integer[np.ndarray, " S"], written: Integer[np.ndarray, " T"], start: int
 ) -> Float[np.ndarray, "T S"]:
-    """The mean weight of each token of a source in the writing of each of a text's; each row sums to 1.
+    """Return the mean attention weights of each token of a text over the tokens of its source; each row sums to 1.
 
     Args:
         params: on one device.
-        start: what every text begins with.
+        start: id of the token that every text begins with.
     """
-    given = np.append(source, np.full(int(len(written) == len(source)), start)).astype(np.int32)
-    segments = (np.arange(len(given)) < len(source)).astype(np.int32)
+    padded_source = np.append(source, np.full(int(len(written) == len(source)), start)).astype(np.int32)
+    segments = (np.arange(len(padded_source)) < len(source)).astype(np.int32)
     tokens = np.concatenate([[start], written[:-1]]).astype(np.int32)
     batch = Batch(
         tokens=jnp.asarray(tokens)[None],
         segments=jnp.ones((1, len(tokens)), jnp.int32),
-        source=Batch(tokens=jnp.asarray(given)[None], segments=jnp.asarray(segments)[None]),
+        source=Batch(tokens=jnp.asarray(padded_source)[None], segments=jnp.asarray(segments)[None]),
     )
     with attention.watched() as seen:
         net.apply(params, batch)
-    # Of a text that is as long as its source, the attention to itself would have the same shape: so the source was made longer.
-    crossing = [each[0] for each in seen if each.shape[2:] == (len(tokens), len(given))]
-    return np.mean([each.mean(0) for each in crossing], axis=0)[:, : len(source)]
+    # If text and source had the same length, self-attention would have the same shape: so such a source was padded by one.
+    crossing = [layer[0] for layer in seen if layer.shape[2:] == (len(tokens), len(padded_source))]
+    return np.mean([layer.mean(0) for layer in crossing], axis=0)[:, : len(source)]
 
 
 def record(
     net: Model, params: Any, tokenizer: Tokenizer, source: Integer[np.ndarray, " S"], written: Sequence[int]
 ) -> dict[str, Any]:
-    """{"source", "text", "weights"} as JSON carries them: the tokens of both, the text's end mark being its last one, and for
-    each of the text's a weight for each of the source's."""
+    """Return {"source", "text", "weights"} as JSON.
+
+    These are the tokens of both, the text with its end-of-text, and the weights [text tokens][source tokens].
+    """
     assert tokenizer.text_marks is not None
     start, ids = tokenizer.text_marks.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
-    found = weights(net, params, source, ids, start)
-    return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": found.round(4).tolist()}
+    mean_weights = weights(net, params, source, ids, start)
+    return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": mean_weights.round(4).tolist()}

@@ -30,9 +30,9 @@ Ended = Literal["limit", "stop", "end of text"]
 SHORTEST = 16
 """Slots of the shortest prompts. Longer ones get the next power of two, so that few programs are compiled."""
 CHUNK = 16
-"""Tokens drawn by one dispatch."""
+"""Tokens sampled by one dispatch."""
 HELD = "\N{REPLACEMENT CHARACTER}"
-"""What the bytes of an unfinished character are decoded to."""
+"""Character that the bytes of an unfinished character are decoded to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Generated:
     ids: tuple[int, ...]
     """Tokens drawn, up to the one that completed a stop string; the end-of-text mark is not among them."""
     text: str
-    """Of the tokens, cut before the stop string."""
+    """Text of the tokens, cut before the stop string."""
     ended: Ended
     score: float | None = None
-    """What a search ranks its texts by; see `zoo.generation.beam_search`."""
+    """Score by which beam search ranks its texts; see `zoo.generation.beam_search`."""
 
 
 class Generator:
@@ -95,8 +95,9 @@ class Generator:
         numbers: Sequence[int] | None = None,
         progress: Callable[[int, int], None] = lambda done, count: None,
     ) -> list[Generated]:
-        """Continue every prompt `decoding.samples` times; the samples of a prompt follow each other, in the prompts' order. Those
-        of a search are its best, the best first.
+        """Continue every prompt `decoding.samples` times, and return the samples in the order of the prompts.
+
+        The samples of a prompt follow each other; those of beam search are its best texts, best first.
 
         Args:
             prompts: token ids of each, at least one: of an encoder-decoder the source, its end mark included. (A text from
@@ -122,10 +123,10 @@ class Generator:
         for text in texts:
             by_length.setdefault(_slots(len(text.given)), []).append(text)
         # A search has the samples of a prompt at once.
-        most = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
+        group_size = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
         for slots, group in sorted(by_length.items(), reverse=True):
-            for first in range(0, len(group), most):
-                some, rows = group[first : first + most], min(most, len(texts))
+            for first in range(0, len(group), group_size):
+                some, rows = group[first : first + group_size], min(group_size, len(texts))
                 if beams > 1:
                     self._search(some, slots, rows // decoding.samples, decoding)
                 else:
@@ -148,12 +149,12 @@ class Generator:
         """
         self._check([prompt], decoding.limit)
         text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
-        shown = 0
+        length = 0
         for _ in self._continue([text], _slots(len(text.given)), 1, decoding, chunk):
             final = text.final()
-            if len(final) > shown:
-                yield final[shown:]
-                shown = len(final)
+            if len(final) > length:
+                yield final[length:]
+                length = len(final)
 
     def _check(self, prompts: Sequence[Ids], limit: int) -> None:
         entries = self.tokenizer.vocab_size
@@ -172,14 +173,14 @@ class Generator:
                 )
 
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:
-        """Draw tokens for a batch of texts until each has ended; yields after every dispatch."""
+        """Sample tokens for a batch of texts until each has ended; yields after every dispatch."""
         rows = device_mesh.fitting(self.mesh, rows)
         count = max(1, min(chunk, decoding.limit - 1))
         ahead = math.ceil((decoding.limit - 1) / count) * count
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
-            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
-            prompts, numbers = device_mesh.place(mine, self.mesh, rows), np.zeros((2, rows), np.uint32)
+            local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
+            prompts, numbers = device_mesh.place(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             seed = np.uint32(decoding.seed)
             state, drawn = _start(self._model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
@@ -191,13 +192,13 @@ class Generator:
                 yield
 
     def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
-        """What is read before the first token is drawn; of an encoder-decoder the source, and the mark that texts begin with."""
-        given = _padded(texts, slots, rows)
+        """Return the input before the first sampled token; for an encoder-decoder the source and the first token of texts."""
+        batch = _padded(texts, slots, rows)
         if not self.net.sourced:
-            return given
-        assert given.segments is not None
+            return batch
+        assert batch.segments is not None
         begin = np.full((rows, 1), self._first, np.int32)
-        return Batch(tokens=begin, segments=given.segments[:, -1:], positions=np.zeros_like(begin), source=given)
+        return Batch(tokens=begin, segments=batch.segments[:, -1:], positions=np.zeros_like(begin), source=batch)
 
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
         """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
@@ -205,10 +206,10 @@ class Generator:
         end = None if decoding.past_end else self.tokenizer.end_of_text
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
-            mine = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
-            prompts = device_mesh.place(mine, self.mesh, rows)
-            found = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
-        tokens, scores, finite = jax.device_get(found)
+            local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
+            prompts = device_mesh.place(local_prompts, self.mesh, rows)
+            results = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
+        tokens, scores, finite = jax.device_get(results)
         for number, text in enumerate(texts):
             row, sample = divmod(number, decoding.samples)
             text.take(tokens[row, sample].tolist(), [bool(finite[row])] * decoding.limit)
@@ -243,11 +244,11 @@ class _Rows:
 
 
 class _Model(NamedTuple):
-    """What the programs are made for."""
+    """The model, and the constants that the programs are compiled for."""
 
     net: Model
     entries: int
-    """Of the tokenizer."""
+    """Entries of the tokenizer."""
     dtype: np.dtype
 
 
@@ -290,8 +291,8 @@ def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Ro
 def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam_search.Found:
     rows, length = prompts.tokens.shape
     cache = model.net.init_cache(rows, length + limit - 1, model.dtype)
-    found = beam_search.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
-    return jax.tree.map(lambda leaf: constrain(leaf, None), found)
+    results = beam_search.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
+    return jax.tree.map(lambda leaf: constrain(leaf, None), results)
 
 
 def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
@@ -311,12 +312,12 @@ def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _R
 
 
 def _slots(length: int) -> int:
-    """Slots that a prompt of this many tokens is padded to."""
+    """Return the number of slots that a prompt of this many tokens is padded to."""
     return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 def _padded(texts: "list[_Text]", slots: int, rows: int) -> Batch:
-    """Prompts padded on the left; rows of padding alone fill up the batch."""
+    """Return prompts padded on the left; rows of padding alone complete the batch."""
     tokens, segments, positions = np.zeros((3, rows, slots), np.int32)
     for row, text in enumerate(texts):
         size = len(text.given)
@@ -335,14 +336,14 @@ class _Text:
         decoding: Decoding,
         prompt: int,
         sample: int,
-        given: np.ndarray,
+        prompt_ids: np.ndarray,
         number: int,
         *,
         goes_on: bool = False,
     ) -> None:
         """`goes_on`: it continues its prompt, rather than being a text of its own, as an encoder-decoder's."""
         self._decode = tokenizer.continuation if goes_on else tokenizer.decode
-        self.prompt, self.sample, self.given, self.number = prompt, sample, given, number
+        self.prompt, self.sample, self.given, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None
@@ -350,7 +351,7 @@ class _Text:
         self._end = None if decoding.past_end else tokenizer.end_of_text
 
     def take(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
-        """Add tokens until one of them ends the text; what is drawn after that means nothing."""
+        """Add tokens until one of them ends the text; the tokens after that are ignored."""
         before = len(self.ids)
         for token, usable in zip(tokens, finite, strict=True):
             if self.ended:
@@ -372,7 +373,7 @@ class _Text:
             self.ended = "stop"
 
     def final(self) -> str:
-        """The text as far as no later token changes it."""
+        """Return the part of the text that no later token changes."""
         text = self._decoded()
         if self.ended:
             return text[: self._cut(text)]
@@ -388,5 +389,5 @@ class _Text:
         return self._decode(self.ids)
 
     def _cut(self, text: str) -> int | None:
-        """Where the first stop string begins; None if there is none."""
+        """Return the position of the first stop string; None if there is none."""
         return min((text.index(stop) for stop in self._stop if stop in text), default=None)

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import BadInput, require
 
 LONGEST_LINE = 16 << 20
-"""Bytes of the longest line read: a file without line ends must not fill the memory."""
+"""Bytes of the longest line that is read, since a file without line ends must not fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +18,13 @@ class FewShot:
     """A prompt whose continuation is the answer to its last question."""
 
     text: str
-    """Ends where the answer begins, white space in front of it included."""
+    """The prompt, which ends where the answer begins, white space in front of it included."""
     stop: str
-    """What follows an answer in the template, up to the next field; "" if nothing does."""
+    """Text after an answer in the template, up to the next field; "" if there is none."""
 
 
 def few_shot(examples: Sequence[Mapping[str, str]], template: str, query: Mapping[str, str]) -> FewShot:
-    """Every example filled into the template, then the query, up to the first field that it leaves open: the answer.
+    """Return every example filled into the template, then the query, up to the first field that it does not name: the answer.
 
     The template has named fields in braces, as in "Q: {question}\\nA: {answer}\\n\\n"; {{ and }} are braces.
 
@@ -37,17 +37,17 @@ def few_shot(examples: Sequence[Mapping[str, str]], template: str, query: Mappin
         raise BadInput(f"--query {unknown[0]}=...: the template has no such field; it has {', '.join(names)}")
     open_at = next((at for at, (_, name) in enumerate(parts) if name is not None and name not in query), None)
     if open_at is None:
-        raise BadInput(f"--query names every field of the template ({', '.join(names)}); leave out the one to be answered")
+        raise BadInput(f"--query names every field of the template ({', '.join(names)}); remove the one to be answered")
     for number, example in enumerate(examples, 1):
         if missing := [name for name in names if name not in example]:
             raise BadInput(f"example {number} has no field {missing[0]!r}, which the template names")
-    asked = _fill(parts[:open_at], query) + parts[open_at][0]
+    question = _fill(parts[:open_at], query) + parts[open_at][0]
     after = parts[open_at + 1][0] if open_at + 1 < len(parts) else ""
-    return FewShot(text="".join(_fill(parts, example) for example in examples) + asked, stop=after)
+    return FewShot(text="".join(_fill(parts, example) for example in examples) + question, stop=after)
 
 
 def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
-    """The template's fields of each line of a .jsonl file; blank lines are no examples, numbers become text.
+    """Read the template's fields from each line of a .jsonl file; blank lines are skipped, numbers become text.
 
     Raises:
         BadInput: a file that cannot be read or holds no example, or a line (named) that is no object with these fields.
@@ -55,12 +55,12 @@ def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
     names = [name for _, name in _parse(template) if name is not None]
     examples = [{name: _text(value, name, where) for name in names} for where, value in _objects(Path(path))]
     if not examples:
-        raise BadInput(f"{path}: holds no example; write one object a line")
+        raise BadInput(f"{path}: has no examples; write one object a line")
     return examples
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a text file, or the field "prompt" of the lines of a .jsonl file; blank lines are no prompts.
+    """Read the lines of a text file, or the field "prompt" of the lines of a .jsonl file, without blank lines.
 
     Raises:
         BadInput: a file that cannot be read or holds no prompt, or a line (named) that is not UTF-8 or has no prompt.
@@ -71,27 +71,27 @@ def read_prompts(path: str | Path) -> list[str]:
     else:
         prompts = [line for _, line in _lines(file)]
     if not prompts:
-        raise BadInput(f"{path}: holds no prompt; write one a line")
+        raise BadInput(f"{path}: has no prompts; write one a line")
     return prompts
 
 
-def parse_query(given: Sequence[str]) -> dict[str, str]:
-    """`name=value` texts as a mapping.
+def parse_query(items: Sequence[str]) -> dict[str, str]:
+    """Return `name=value` texts as a mapping.
 
     Raises:
-        BadInput: one without "=" or without a name, or a name given twice.
+        BadInput: an item without "=" or without a name, or two with one name.
     """
     query: dict[str, str] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        require(bool(name and equals), "query", each, "write name=value")
-        require(name not in query, "query", each, f"{name} is given twice")
+    for item in items:
+        name, equals, value = item.partition("=")
+        require(bool(name and equals), "query", item, "write name=value")
+        require(name not in query, "query", item, f"{name} is given twice")
         query[name] = value
     return query
 
 
 def _parse(template: str) -> list[tuple[str, str | None]]:
-    """(literal text, name of the field after it), the last without a field."""
+    """Return (literal text, name of the field after it) pairs, the last without a field."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -108,19 +108,19 @@ def _fill(parts: Sequence[tuple[str, str | None]], values: Mapping[str, str]) ->
 
 
 def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each line."""
+    """Yield (file:line, object) of each line."""
     for where, line in _lines(file):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: no JSON ({error}); write one whole object a line") from None
+            raise BadInput(f"{where}: invalid JSON ({error}); write one complete object a line") from None
         if not isinstance(value, dict):
             raise BadInput(f"{where}: not an object; write lines like {{{json.dumps('name')}: ...}}")
         yield where, value
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """(file:line, text without its line end) of the lines that are not blank; a byte order mark is dropped."""
+    """Yield (file:line, text without its line end) of the lines that are not blank; a byte order mark is dropped."""
     number = 0
     try:
         with file.open("rb") as stream:
@@ -139,7 +139,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def _text(value: Mapping[str, Any], name: str, where: str) -> str:
     if name not in value:
-        names = ", ".join(json.dumps(each) for each in list(value)[:20])
+        names = ", ".join(json.dumps(key) for key in list(value)[:20])
         raise BadInput(f"{where}: no field {json.dumps(name)}; it has {names or 'none'}")
     text = value[name]
     if isinstance(text, bool) or not isinstance(text, str | int | float):
@@ -147,5 +147,5 @@ def _text(value: Mapping[str, Any], name: str, where: str) -> str:
     try:
         str(text).encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {json.dumps(name)} has a lone surrogate at character {error.start}; mend it") from None
+        raise BadInput(f"{where}: field {json.dumps(name)} has a lone surrogate at character {error.start}; fix it") from None
     return str(text)

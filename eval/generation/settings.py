@@ -1,4 +1,4 @@
-"""How text is generated, in numbers: frozen dataclasses, validated where they are made. Nothing here imports jax."""
+"""Settings of text generation and of encoders: frozen dataclasses, validated at construction, without jax."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -11,18 +11,18 @@ from zoo.generation.settings import GREEDY, Beams, Sampling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How far prompts are continued and by which draws."""
+    """Length, stop strings and sampling of continuations."""
 
     limit: int = 128
-    """New tokens at most."""
+    """Most new tokens."""
     stop: tuple[str, ...] = ()
     """Texts before which a continuation ends."""
     samples: int = 1
     """Continuations of each prompt."""
     seed: int = 0
-    """Of the draws: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
+    """Seed of sampling: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
     past_end: bool = False
-    """Go on after the end-of-text mark."""
+    """Continue after end-of-text."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
     search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
@@ -33,7 +33,7 @@ class Decoding:
             for field in dataclasses.fields(Sampling):
                 value = getattr(self.sampling, field.name)
                 unchanged = value == field.default or self.sampling == GREEDY
-                require(unchanged, field.name, value, "beam search draws nothing; leave it out, or choose --beams 1")
+                require(unchanged, field.name, value, "beam search does not sample; remove it, or choose --beams 1")
         else:
             for field in dataclasses.fields(Beams):
                 value = getattr(self.search, field.name)
@@ -46,7 +46,7 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What is to be continued: texts, the lines of a file, or a few examples and a question."""
+    """Prompts to continue: texts, the lines of a file, or a few examples and a question."""
 
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
@@ -59,14 +59,14 @@ class Prompts:
     query: tuple[str, ...] = ()
     """name=value for the template's fields before the answer, which is the first field not named."""
     begin: bool = False
-    """Put the end-of-text mark before every prompt, as it stands before a document; the prompt may then be empty."""
+    """Put end-of-text before every prompt, as before a document in training; the prompt may then be empty."""
     choices: tuple[str, ...] = ()
     """Generate nothing, but score these continuations, exactly as given: most begin with a space."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("prompt", "prompts_file", "examples") if getattr(self, name)]
+        sources = [name for name in ("prompt", "prompts_file", "examples") if getattr(self, name)]
         which = "give one of --prompt, --prompts-file and --examples"
-        require(len(given) == 1, given[0] if given else "prompt", "and others" if given else "is not given", which)
+        require(len(sources) == 1, sources[0] if sources else "prompt", "and others" if sources else "is not given", which)
         if self.examples:
             require(bool(self.template), "template", "''", "say how an example is written, with its fields in braces")
             require(bool(self.query), "query", "''", "give the template's fields before the answer as name=value")
@@ -83,7 +83,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What an encoder reads: texts, or the lines of files."""
+    """Texts for an encoder, or files with a text a line."""
 
     text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Texts, each in quotes."""
@@ -106,7 +106,7 @@ class Texts:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Those of all --text."""
+        """Texts of all --text options."""
         return tuple(text for several in self.text for text in several)
 
 
@@ -130,8 +130,8 @@ class Unlabelled:
     """What is chosen from (choice)."""
 
     def __post_init__(self) -> None:
-        given = "and --files" if self.files else "are not given"
-        require(bool(self.texts) != bool(self.files), "texts", given, "give either texts or --files")
+        problem = "and --files" if self.files else "are not given"
+        require(bool(self.texts) != bool(self.files), "texts", problem, "give either texts or --files")
         for name in ("pair", "context", "options"):
             value = getattr(self, name)
             needed = bool(self.texts) or not value

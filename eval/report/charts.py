@@ -16,20 +16,20 @@ FAINT = 0.35
 """Opacity of single values behind their average; the page's legend has the same."""
 
 BUCKETS = 400
-"""A longer curve is drawn by the least and greatest value of so many stretches: no spike is lost, and the file stays small."""
+"""Intervals of a longer curve that are drawn by their least and greatest value, so that no spike is lost."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """Steps that every curve marks."""
+    """Steps that are marked in every curve."""
 
     resumed: Sequence[int] = ()
     best: int | None = None
-    """The step that the run chose, where that is not its last."""
+    """The step of the best checkpoint, if that is not the last one."""
 
 
 def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
-    """Figures of the loss, of what the validations measured besides, of throughput, learning rate and gradient norm."""
+    """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm."""
     figures = [_loss(train, valid, marks), *(_measured(valid, name, marks) for name in _names(valid))]
     if train:
         figures += [_throughput(train, marks), _simple(train, "lr", "Learning rate", marks)]
@@ -38,33 +38,35 @@ def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
 
 
 CELL, LETTER = 16, 7.2
-"""Pixels of a square of an alignment, and about those that a letter is wide."""
+"""Size of a square of an alignment, and approximate width of a letter, in pixels."""
 
 
-def alignment(found: Mapping[str, Any]) -> str:
-    """What tokens look at, see `eval.generation.cross_attention`, as Bahdanau et al. 2015 draw it (figure 3): a row for each
-    token of the text, a column for each of its source, the darker the more it is looked at."""
-    source, said, table = found["source"], found["text"], found["weights"]
-    left, top = 12 + LETTER * max(map(len, said)), 12 + LETTER * max(map(len, source))
-    wide, high = left + CELL * len(source) + 4, top + CELL * len(said) + 4
+def alignment(attention: Mapping[str, Any]) -> str:
+    """Draw the attention of a text over its source (see `eval.generation.cross_attention`), as in Bahdanau et al. 2015, figure 3.
+
+    There is a row for each token of the text and a column for each token of its source, darker for a greater weight.
+    """
+    source, tokens, table = attention["source"], attention["text"], attention["weights"]
+    left, top = 12 + LETTER * max(map(len, tokens)), 12 + LETTER * max(map(len, source))
+    wide, high = left + CELL * len(source) + 4, top + CELL * len(tokens) + 4
     squares = "".join(
         f'<rect x="{left + CELL * column:.0f}" y="{top + CELL * row:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
         f'fill="var(--one)" fill-opacity="{min(1.0, weight):.3f}">'
-        f"<title>{html.escape(f'{said[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
+        f"<title>{html.escape(f'{tokens[row]}, {source[column]}: {weight:.2f}')}</title></rect>"
         for row, line in enumerate(table)
         for column, weight in enumerate(line)
         if weight >= 0.005
     )
     rows = "".join(
         f'<text x="{left - 6:.0f}" y="{top + CELL * (row + 0.75):.0f}" text-anchor="end">{html.escape(token)}</text>'
-        for row, token in enumerate(said)
+        for row, token in enumerate(tokens)
     )
     columns = "".join(
         f'<text transform="translate({left + CELL * (column + 0.75):.0f} {top - 6:.0f}) rotate(-90)">{html.escape(token)}</text>'
         for column, token in enumerate(source)
     )
     frame = (
-        f'<rect x="{left - 1:.0f}" y="{top - 1:.0f}" width="{CELL * len(source) + 1}" height="{CELL * len(said) + 1}" '
+        f'<rect x="{left - 1:.0f}" y="{top - 1:.0f}" width="{CELL * len(source) + 1}" height="{CELL * len(tokens) + 1}" '
         'fill="none" stroke="var(--grid)"/>'
     )
     label = "attention of each token of the text, a row, over those of its source, a column"
@@ -76,13 +78,13 @@ def alignment(found: Mapping[str, Any]) -> str:
 
 
 DRAWN = ("loss", "perplexity")
-"""What the curve of the loss shows already: perplexity is e to it."""
+"""Quantities that the curve of the loss shows already: perplexity is e to the loss."""
 MOST = 3
-"""Quantities of validations that have a figure of their own."""
+"""Most quantities of validations that have a figure of their own."""
 
 
 def _names(valid: Sequence[Any]) -> list[str]:
-    """The quantities of validations that have a figure of their own: those held against another first, then the leading ones."""
+    """Return the quantities of validations with a figure of their own: those with a reference first, then the leading ones."""
     if not valid:
         return []
     compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
@@ -91,17 +93,17 @@ def _names(valid: Sequence[Any]) -> list[str]:
 
 
 def _compared(valid: Sequence[Any]) -> list[str]:
-    """The quantities of validations that have a reference there."""
-    return [name for name, each in QUANTITIES.items() if valid and name in valid[-1] and each.reference in valid[-1]]
+    """Return the quantities of validations whose reference is in the last one."""
+    return [name for name, quantity in QUANTITIES.items() if valid and name in valid[-1] and quantity.reference in valid[-1]]
 
 
 def _is_loss(valid: Sequence[Any], name: str) -> bool:
-    """Whether a quantity is all there is of the loss, and has its curve."""
+    """Return whether a quantity equals the loss in all rows, so that the curve of the loss shows it."""
     return all(row.get(name) == row["loss"] for row in valid)
 
 
 def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
-    """(label, value) of what a quantity is held against; validations are of the same rows, so that it is the same in all."""
+    """Return (label, value) of the reference of a quantity; all validations have the same rows, and so the same value."""
     reference = QUANTITIES[name].reference
     return QUANTITIES[reference].label, float(valid[-1][reference])
 
@@ -127,16 +129,19 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
     keys += [svg.key("two dots", "validation")] if len(valid_steps) else []
     keys += [svg.key("three cross", "not finite")] if not np.isfinite(loss).all() else []
     keys += [svg.key("ink dashed", label) for label, _ in lines]
-    told = [_told("Training loss", steps, smooth if len(smooth) else loss), _told("validation loss", valid_steps, valid_loss)]
-    return _figure("Loss", told, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
+    descriptions = [
+        _describe("Training loss", steps, smooth if len(smooth) else loss),
+        _describe("validation loss", valid_steps, valid_loss),
+    ]
+    return _figure("Loss", descriptions, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
 
 
 def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
-    """One quantity of the validations, beside what it is held against."""
+    """Draw one quantity of the validations, with its reference."""
     quantity = QUANTITIES[name]
     steps, values = _column([row for row in valid if name in row], name)
     lines = [_reference(valid, name)] if name in _compared(valid) else []
-    # Where more is better, what lies far above the rest is the best and no spike.
+    # Where more is better, a value far above the rest is the best, not a spike.
     bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=quantity.better == "lower")
 
     def draw(axes: Any) -> None:
@@ -145,8 +150,8 @@ def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
         axes.set_ylim(bottom, top)
 
     keys = [svg.key("two dots", quantity.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
-    told = [_told(quantity.title, steps, values)]
-    return _figure(f"{quantity.title}, validation", told, draw, marks, keys=keys, lines=lines, outside=outside)
+    descriptions = [_describe(quantity.title, steps, values)]
+    return _figure(f"{quantity.title}, validation", descriptions, draw, marks, keys=keys, lines=lines, outside=outside)
 
 
 def _throughput(train: Sequence[Any], marks: Marks) -> str:
@@ -172,7 +177,7 @@ def _throughput(train: Sequence[Any], marks: Marks) -> str:
             right.yaxis.set_major_locator(svg.ticks(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
-    return _figure(title, [_told("Tokens a second", steps, rate)], draw, marks, outside=outside)
+    return _figure(title, [_describe("Tokens a second", steps, rate)], draw, marks, outside=outside)
 
 
 def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
@@ -180,16 +185,16 @@ def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
     _, top, outside = _limits(values)
 
     def draw(axes: Any) -> None:
-        # A schedule has no noise to average away.
+        # A schedule has no noise to smooth.
         _noisy(axes, steps, values, values[:0] if name == "lr" else _smooth(values, top))
         axes.set_ylim(0, top)
 
-    return _figure(title, [_told(title, steps, values)], draw, marks, outside=outside)
+    return _figure(title, [_describe(title, steps, values)], draw, marks, outside=outside)
 
 
 def _figure(
     title: str,
-    told: Sequence[str],
+    descriptions: Sequence[str],
     draw: Callable[[Any], None],
     marks: Marks,
     *,
@@ -198,8 +203,8 @@ def _figure(
     outside: int = 0,
     lead: bool = False,
 ) -> str:
-    """A drawing under its title and the keys of its curves; `told` is what those who cannot see it hear of the curves."""
-    words = [*told, *(f"{name} {value:.4g}" for name, value in lines)]
+    """A drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
+    words = [*descriptions, *(f"{name} {value:.4g}" for name, value in lines)]
     words += [f"the best validation at step {marks.best:,}"] if marks.best is not None else []
     label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
     drawings = _svg(draw, marks, NARROW, label, "narrow" if lead else "")
@@ -229,13 +234,13 @@ def _column(rows: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, **style: Any) -> None:
-    """A line; a dot where there is only one value."""
+    """Draw a line, or a dot if there is only one value."""
     keep = _thin(values)
     axes.plot(steps[keep], values[keep], color=colour, **{"marker": "o" if len(values) == 1 else ""} | style)
 
 
 def _noisy(axes: Any, steps: np.ndarray, values: np.ndarray, smooth: np.ndarray) -> None:
-    """The values, faint behind their average where there is one."""
+    """Draw the values, faint behind their average if there is one."""
     if not len(smooth):
         _curve(axes, steps, values, ONE)
         return
@@ -244,7 +249,7 @@ def _noisy(axes: Any, steps: np.ndarray, values: np.ndarray, smooth: np.ndarray)
 
 
 def _dotted(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
-    """A line with its values as dots, as long as these can be told apart."""
+    """Draw a line with its values as dots, if these can be distinguished."""
     _curve(axes, steps, values, TWO, **({"marker": "o", "markersize": 4} if len(values) <= 60 else {}))
 
 
@@ -254,7 +259,7 @@ def _dashed(axes: Any, lines: Sequence[tuple[str, float]]) -> None:
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Positions of the values to draw: all of a short curve, else the least and the greatest of each stretch."""
+    """Return positions of the values to draw: all of a short curve, else the least and the greatest of each interval."""
     if len(values) <= 2 * BUCKETS:
         return np.arange(len(values))
     finite = np.flatnonzero(np.isfinite(values))
@@ -263,8 +268,10 @@ def _thin(values: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, top: float) -> np.ndarray:
-    """Average of the values up to `top` within a fortieth of the curve to either side, less near its ends so that they do not
-    bend; nothing for a curve too short to need it."""
+    """Return the average of the values up to `top` within a fortieth of the curve to either side.
+
+    The window is smaller near the ends, so that they do not bend. A curve too short for it gives an empty array.
+    """
     count = len(values)
     if count < 40:
         return np.zeros(0)
@@ -278,8 +285,10 @@ def _smooth(values: np.ndarray, top: float) -> np.ndarray:
 
 
 def _limits(values: np.ndarray, *, spikes: bool = True) -> tuple[float, float, int]:
-    """Bottom and top of a frame around the finite values, and how many lie above: a lone huge spike does not flatten the rest,
-    where there are `spikes`."""
+    """Return bottom and top of a frame around the finite values, and the number of values above it.
+
+    With `spikes`, a few huge values do not flatten the rest.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0, 1.0, 0
@@ -287,12 +296,12 @@ def _limits(values: np.ndarray, *, spikes: bool = True) -> tuple[float, float, i
     usual = max(usual, float(finite[0]))
     if spikes and top - bottom > 4 * (usual - bottom) > 0:
         top = usual
-    room = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
-    return bottom - room, top + room, int((finite > top).sum())
+    margin = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
+    return bottom - margin, top + margin, int((finite > top).sum())
 
 
-def _told(name: str, steps: np.ndarray, values: np.ndarray) -> str:
-    """The curve in words, for those who cannot see it."""
+def _describe(name: str, steps: np.ndarray, values: np.ndarray) -> str:
+    """Return a description of the curve in words, for screen readers."""
     seen = np.flatnonzero(np.isfinite(values))
     if not len(seen):
         return ""

@@ -1,4 +1,4 @@
-"""Where a fitted model errs, for the report: which class it took for which, and the examples that it got most wrong."""
+"""Errors of a fine-tuned model for the report: the confusion matrix, and the examples with the greatest losses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,36 +10,39 @@ SHAPE: dict[str, Any] = {
     "confusion": [[int]],
     "worst": [{"text": str, "pair": str, "truth": str, "found": str, "loss": int | float}],
 }
-"""What predictions.json holds, see `eval.report.report.SHAPES`: names of classes, examples by true class (rows) and found one
-(columns), both empty where nothing is classified; examples, the greatest loss first, `pair` "" where there is no second text."""
+"""Format of predictions.json, see `eval.report.report.SHAPES`.
+
+It has names of classes, and numbers of examples by true class (rows) and predicted class (columns), both empty for a model that
+does not classify; and examples, the greatest loss first, with `pair` "" if there is no second text.
+"""
 
 CLASSES = 20
-"""With more of them the matrix gives way to the most frequent confusions."""
+"""Most classes that are shown as a matrix; with more, the most frequent confusions are listed."""
 FREQUENT = 20
-"""Confusions listed at most."""
+"""Most confusions that are listed."""
 SHORT = 280
-"""Characters of a text that are shown at once; the rest unfolds."""
+"""Characters of a text that are shown unfolded."""
 
 
-def differs(found: Mapping[str, Any]) -> str:
-    """Where what has the types of `SHAPE` does not fit together, in words; nothing if it does."""
-    classes, sizes = len(found["labels"]), [len(row) for row in found["confusion"]]
+def differs(errors: Mapping[str, Any]) -> str:
+    """Return how the sizes in a dict of `SHAPE` disagree, as text; "" if they agree."""
+    classes, sizes = len(errors["labels"]), [len(row) for row in errors["confusion"]]
     return "" if sizes == [classes] * classes else f"confusion: rows of {number(sizes)} for {classes} labels"
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(errors: Mapping[str, Any]) -> str:
     """The sections "Confusion" and "Worst examples" as HTML, each where there is something to show."""
-    labels, counts, worst = found["labels"], found["confusion"], found["worst"]
-    shown = ""
+    labels, counts, worst = errors["labels"], errors["confusion"], errors["worst"]
+    sections = ""
     if labels:
-        shown += section("Confusion", _matrix(labels, counts) if len(labels) <= CLASSES else _frequent(labels, counts))
+        sections += section("Confusion", _matrix(labels, counts) if len(labels) <= CLASSES else _frequent(labels, counts))
     if worst:
-        shown += section("Worst examples", _worst(worst))
-    return shown
+        sections += section("Worst examples", _worst(worst))
+    return sections
 
 
 def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Counts on a shade that says how large a share of its true class each is: one colour for right, another for wrong."""
+    """Return the matrix with a shade for the share of each count in its true class, in one colour if right, another if wrong."""
     lines = ""
     for place, (label, row) in enumerate(zip(labels, counts, strict=True)):
         total = sum(row)
@@ -47,7 +50,7 @@ def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         share = f"{row[place] / total:.1%}" if total else ""
         lines += f"<tr><th scope=row dir=auto>{text(label)}</th>{cells}<td class=share>{share}</td></tr>"
     head = "".join(f"<th scope=col class=class dir=auto>{text(label)}</th>" for label in labels)
-    caption = "Examples by their true class, a row each, and by the class that was found, a column each."
+    caption = "Examples by their true class, a row each, and by their predicted class, a column each."
     head = f"<th scope=col>true</th>{head}<th scope=col class=share>right</th>"
     matrix = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
     return f"<div class=scroll><table class=confusion>{matrix}</table></div>"
@@ -60,25 +63,31 @@ def _cell(count: int, total: int, *, right: bool) -> str:
 
 
 def _frequent(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """The most frequent confusions, as a list."""
+    """Return the most frequent confusions, as a list."""
     wrong = [
-        (count, true, found) for true, row in enumerate(counts) for found, count in enumerate(row) if count and true != found
+        (count, true, predicted)
+        for true, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
     ]
-    wrong.sort(key=lambda each: (-each[0], *each[1:]))
-    rows = [(labels[true], labels[found], count, f"{count / sum(counts[true]):.1%}") for count, true, found in wrong[:FREQUENT]]
-    told = f"The most frequent of {len(wrong):,} confusions between {len(labels):,} classes." if wrong else "There is none."
-    return f"<p class=note>{told}</p>" + (
+    wrong.sort(key=lambda item: (-item[0], *item[1:]))
+    rows = [
+        (labels[true], labels[predicted], count, f"{count / sum(counts[true]):.1%}")
+        for count, true, predicted in wrong[:FREQUENT]
+    ]
+    note = f"The most frequent of {len(wrong):,} confusions between {len(labels):,} classes." if wrong else "There is none."
+    return f"<p class=note>{note}</p>" + (
         table(("True class", "Found", "Examples", "Share of the class"), rows, words=2) if rows else ""
     )
 
 
 def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each example: its text or texts, what is true, what was found, and the loss."""
+    """Return a line for each example: its text or texts, the truth, the prediction, and the loss."""
     lines = ""
     for example in examples:
         texts = "".join(f"<div dir=auto>{_folded(part)}</div>" for part in (example["text"], example["pair"]) if part)
-        said = (("True", example["truth"]), ("Found", example["found"]))
-        cells = "".join(f'<td data-name="{name}" dir=auto>{text(value)}</td>' for name, value in said)
+        answers = (("True", example["truth"]), ("Found", example["found"]))
+        cells = "".join(f'<td data-name="{name}" dir=auto>{text(value)}</td>' for name, value in answers)
         lines += (
             f'<tr><td class=texts>{texts}</td>{cells}<td class=number data-name="Loss">{text(number(example["loss"]))}</td></tr>'
         )
@@ -88,10 +97,10 @@ def _worst(examples: Sequence[Mapping[str, Any]]) -> str:
     return f"<p class=note>{note}</p><table class=worst><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _folded(whole: str) -> str:
-    """A text, its end folded away where it is long: cut before a word if there is one."""
-    if len(whole) <= 1.2 * SHORT:
-        return text(whole)
-    end = whole.rfind(" ", SHORT // 2, SHORT)
+def _folded(content: str) -> str:
+    """Return a text with its end folded away if it is long, cut before a word if there is one."""
+    if len(content) <= 1.2 * SHORT:
+        return text(content)
+    end = content.rfind(" ", SHORT // 2, SHORT)
     end = SHORT if end < 0 else end
-    return f"<details><summary>{text(whole[:end])} \N{HORIZONTAL ELLIPSIS}</summary>{text(whole[end:])}</details>"
+    return f"<details><summary>{text(content[:end])} \N{HORIZONTAL ELLIPSIS}</summary>{text(content[end:])}</details>"

@@ -1,4 +1,4 @@
-"""What a report is made of: the page around it with its style sheet, sections, tables, cards, and values as people read them."""
+"""Parts of a report: the page with its style sheet, sections, tables, cards, and the formatting of values."""
 
 import datetime
 import html
@@ -6,28 +6,28 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Control characters have no look of their own, and HTML forbids some: they are shown as what cannot be shown.
+# Control characters are invisible, and HTML forbids some: they are shown as replacement characters.
 UNSEEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
 def page(title: str, description: str, parts: Iterable[str]) -> str:
-    """A whole page; `title` and `description` are text, `parts` are HTML, empty ones left out."""
+    """Return a complete page; `title` and `description` are text, `parts` are HTML, of which empty ones are skipped."""
     return PAGE.format(title=text(title), description=text(description), style=STYLE, body="\n".join(filter(None, parts)))
 
 
 def section(title: str, content: str) -> str:
-    """A part of a page: `title` and `content` are HTML."""
+    """Return a section of a page; `title` and `content` are HTML."""
     return f"<section><h2>{title}</h2>{content}</section>"
 
 
 def card(title: str, values: Mapping[str, Any]) -> str:
-    """Names and values in a frame."""
+    """Return names and values in a frame."""
     lines = "".join(f"<tr><th scope=row>{text(key)}</th><td>{text(number(value))}</td></tr>" for key, value in values.items())
     return f"<div class=card><h3>{text(title)}</h3><table>{lines}</table></div>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1) -> str:
-    """Values under a head: `words` columns of words, then numbers, flush right. Where it is too wide it scrolls."""
+    """Return a table with a head: `words` columns of words, then right-aligned numbers; one that is too wide scrolls."""
     kinds = ["" if column < words else " class=number" for column in range(len(head))]
 
     def line(cell: str, values: Iterable[Any]) -> str:
@@ -42,7 +42,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: int = 1)
 
 
 def number(value: Any) -> str:
-    """A value as a person reads it: thousands separated, four digits of a fraction, a list on one line."""
+    """Return a value as text: thousands separated, four digits of a fraction, a list on one line."""
     if isinstance(value, tuple | list):
         return ", ".join(map(number, value)) or "none"
     if isinstance(value, bool) or value is None:
@@ -55,7 +55,7 @@ def number(value: Any) -> str:
 
 
 def measured(value: float | int, error: float | None) -> str:
-    """A value with its standard error, both to two digits of the error: "0.8123 \N{PLUS-MINUS SIGN} 0.0021"."""
+    """Return a value with its standard error, both to two digits of the error: "0.8123 \N{PLUS-MINUS SIGN} 0.0021"."""
     if error is None or not (math.isfinite(value) and 0 < error < math.inf):
         return number(value)
     digits = max(0, 1 - math.floor(math.log10(error)))
@@ -63,17 +63,17 @@ def measured(value: float | int, error: float | None) -> str:
 
 
 def date(at: float) -> str:
-    """A Unix time in UTC, to the minute."""
+    """Return a Unix time in UTC, to the minute."""
     return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M}"
 
 
 def text(value: Any) -> str:
-    """Any value as text of a page: escaped, and with something to see for every control character."""
+    """Return any value as escaped HTML text, with a visible character for every control character."""
     # A file name that is not UTF-8 has lone surrogates, which no file can hold.
     return html.escape(str(value).replace("\r\n", "\n").translate(UNSEEN).encode(errors="replace").decode())
 
 
-# The policy is the proof that nothing is fetched and nothing runs.
+# The content security policy ensures that nothing is fetched and nothing runs.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>

@@ -1,4 +1,4 @@
-"""The report a run leaves behind: one HTML file that needs nothing else, neither network nor scripts."""
+"""The report of a run: one self-contained HTML file, without network access and scripts."""
 
 import json
 import math
@@ -31,10 +31,11 @@ COUNTED = {
     "stride": "tokens from one window of the text to the next",
     "step": "of the parameters that were scored",
 }
-"""What scores.json holds beside quantities: what they were measured on."""
+"""Keys of scores.json beside quantities -> a note; most are counts of what was measured."""
 
 Number = int | float
-# What a file must hold: a type; [of each item]; {name: of its value}, names beyond these being free; {str: of every value}.
+# Required content of a file: a type; [shape of each item]; {name: shape of its value}, further names being allowed; or
+# {str: shape of all values}.
 SHAPES: dict[str, Any] = {
     "scores.json": {str: object},
     "evaluations.json": {str: {"step": int | None, "metrics": {str: Number}, "examples": int, "details": {str: object}}},
@@ -43,7 +44,7 @@ SHAPES: dict[str, Any] = {
     "data.json": [{"name": str, "weight": Number, "tokens": int, "rows": int, "share": Number, "epochs": Number}],
 }
 ALIGNMENT: dict[str, Any] = {"source": [str], "text": [str], "weights": [[Number]]}
-"""What samples.json may hold besides."""
+"""Optional further content of samples.json."""
 ERROR = "_stderr"
 
 
@@ -96,25 +97,25 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
 
 
 def _json(path: Path) -> Any:
-    """What a file of `SHAPES` holds, None where there is none."""
+    """Return the content of a file of `SHAPES`, None if there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is no JSON that can be read ({error}); make it again, or remove it") from None
-    wrong = _differs(found, SHAPES[path.name], "")
-    if not wrong and path.name == "samples.json" and "alignment" in found:
-        wrong = _differs(found["alignment"], ALIGNMENT, "alignment")
+        raise BadInput(f"{path} is invalid JSON ({error}); create it again, or remove it") from None
+    wrong = _differs(content, SHAPES[path.name], "")
+    if not wrong and path.name == "samples.json" and "alignment" in content:
+        wrong = _differs(content["alignment"], ALIGNMENT, "alignment")
     if not wrong and path.name == "predictions.json":
-        wrong = error_analysis.differs(found)
+        wrong = error_analysis.differs(content)
     if wrong:
-        raise BadInput(f"{path} does not hold what it should ({wrong}); make it again, or remove it")
-    return found
+        raise BadInput(f"{path} has unexpected content ({wrong}); create it again, or remove it")
+    return content
 
 
 def _differs(value: Any, shape: Any, where: str) -> str:
-    """Where a value has not the shape, in words; nothing if it has."""
+    """Return where a value does not have the shape, as text; "" if it has."""
     if isinstance(shape, type | types.UnionType):
         return "" if isinstance(value, shape) else f"{where or 'the whole'}: {type(value).__name__}"
     if type(value) is not type(shape):
@@ -124,7 +125,7 @@ def _differs(value: Any, shape: Any, where: str) -> str:
     elif str in shape:
         parts = [(item, shape[str], f"{where}.{key}") for key, item in value.items()]
     else:
-        parts = [(value[key], each, f"{where}.{key}") for key, each in shape.items() if key in value]
+        parts = [(value[key], inner, f"{where}.{key}") for key, inner in shape.items() if key in value]
         if absent := [f"{where}.{key}" for key in shape if key not in value]:
             return f"no {absent[0].lstrip('.')}"
     return next((wrong for part in parts if (wrong := _differs(*part))), "").lstrip(".")
@@ -144,8 +145,8 @@ def _sentence(
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    told = metric_names.told(valid[-1])
-    return f"{reached}; its validation at step {valid[-1]['step']:,} gave {told}. There is no final score."
+    summary = metric_names.told(valid[-1])
+    return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
 def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
@@ -164,82 +165,82 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
         steps = np.diff([0, *(row["step"] for row in train)])
         spent = np.array([row["time"]["seconds"] for row in train]) * steps
         tiles.append((clock(float(spent[np.isfinite(spent)].sum())), "training time"))
-    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
-    return f"<dl class=tiles>{shown}</dl>" if tiles else ""
+    cells = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+    return f"<dl class=tiles>{cells}</dl>" if tiles else ""
 
 
 def _score_table(scores: Mapping[str, Any]) -> str:
-    """Quantities, what they were measured on, and whatever else a scorer has to say."""
-    # Only scores by the byte are of windows that overlap.
-    known = [*QUANTITIES, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
-    scores = {key: value for key, value in scores.items() if key in known or key != "stride"}
+    """Return a table of quantities, of what they were measured on, and of the scorer's other values."""
+    # Only scores per byte are computed in overlapping windows.
+    keys = [*QUANTITIES, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
+    scores = {key: value for key, value in scores.items() if key in keys or key != "stride"}
     lines = ""
-    for key in [*(key for key in known if key in scores), *(key for key in scores if key not in known)]:
+    for key in [*(key for key in keys if key in scores), *(key for key in scores if key not in keys)]:
         value, quantity = scores[key], QUANTITIES.get(key)
-        shown = quantity.show(value) if quantity and isinstance(value, Number) else number(value)
+        content = quantity.show(value) if quantity and isinstance(value, Number) else number(value)
         title = quantity.title if quantity else key[:1].upper() + key[1:].replace("_", " ")
         note = quantity.note if quantity else COUNTED.get(key, "")
-        lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(shown)}</td><td class=note>{text(note)}</td></tr>"
+        lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(content)}</td><td class=note>{text(note)}</td></tr>"
     doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in metric_names.notices(scores))
     return f"<table class=scores>{lines}</table>{doubts}"
 
 
 def _tasks(tasks: Mapping[str, Any]) -> str:
-    """The metrics of every task, then, folded, what it found in detail."""
+    """Return the metrics of every task, followed by folded details."""
     rows, details = [], ""
-    for task, found in tasks.items():
-        metrics = found["metrics"]
+    for task, result in tasks.items():
+        metrics = result["metrics"]
         names = [name for name in metrics if name.removesuffix(ERROR) == name or name.removesuffix(ERROR) not in metrics]
-        first = (task, found["examples"], "" if found["step"] is None else found["step"])
+        first = (task, result["examples"], "" if result["step"] is None else result["step"])
         for name, (title, examples, step) in zip(names, [first, *[("", "", "")] * len(names)], strict=False):
             rows.append((title, name.replace("_", " "), measured(metrics[name], metrics.get(name + ERROR)), examples, step))
-        details += _details(task, found["details"])
+        details += _details(task, result["details"])
     return table(("Task", "Metric", "Value", "Examples", "Step"), rows, words=2) + details
 
 
-def _details(task: str, found: Mapping[str, Any]) -> str:
-    """A dict of dicts is a table, its rows by name; everything else is told in a line."""
-    tables = {name: value for name, value in found.items() if _is_table(value)}
-    facts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if name not in tables]
-    shown = f"<p class=note>{text(task)}: {text('; '.join(facts))}</p>" if facts else ""
+def _details(task: str, facts_by_name: Mapping[str, Any]) -> str:
+    """Return a table for each dict of dicts, with named rows, and a line with everything else."""
+    tables = {name: value for name, value in facts_by_name.items() if _is_table(value)}
+    facts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in facts_by_name.items() if name not in tables]
+    blocks = f"<p class=note>{text(task)}: {text('; '.join(facts))}</p>" if facts else ""
     for name, rows in tables.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [(title, *(row.get(column, "") for column in columns)) for title, row in rows.items()]
         title = f"{task}: {name.replace('_', ' ')} ({len(lines):,})"
-        shown += f"<details><summary>{text(title)}</summary>{table(('', *columns), lines)}</details>"
-    return shown
+        blocks += f"<details><summary>{text(title)}</summary>{table(('', *columns), lines)}</details>"
+    return blocks
 
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
 
 
-def _samples(found: Mapping[str, Any]) -> str:
-    """Beginnings of held-out text, and how the model and the text go on; or held-out sources, and what was written for them."""
-    how = f", temperature {number(found['temperature'])}" if "temperature" in found else ""
-    step = f"the model after step {found['step']:,}"
+def _samples(samples: Mapping[str, Any]) -> str:
+    """Return beginnings of held-out text, continued by the model and by the text; or held-out sources, with generated texts."""
+    how = f", temperature {number(samples['temperature'])}" if "temperature" in samples else ""
+    step = f"the model after step {samples['step']:,}"
     lead = f"Beginnings of held-out text, continued by {step}{how}, and as the text itself goes on."
-    if "pairs" in found:
+    if "pairs" in samples:
         lead = f"Held-out sources, what {step} writes for them greedily, and the texts that are wanted."
-    shown = "".join(
+    articles = "".join(
         f"<article class=sample><p class=prompt dir=auto>{text(sample['prompt'])}</p><div class=both>"
         f"<div><h3>The model</h3><p dir=auto>{text(sample['text'])}</p></div>"
         f"<div><h3>The text</h3><p dir=auto>{text(sample['truth'])}</p></div></div></article>"
-        for sample in found["samples"]
+        for sample in samples["samples"]
     )
-    return f"<p class=note>{text(lead)}</p>{shown}{_looked_at(found['alignment']) if 'alignment' in found else ''}"
+    return f"<p class=note>{text(lead)}</p>{articles}{_looked_at(samples['alignment']) if 'alignment' in samples else ''}"
 
 
-def _looked_at(found: Mapping[str, Any]) -> str:
+def _looked_at(attention: Mapping[str, Any]) -> str:
     lead = (
         "How much attention each token of the first of these texts, a row, pays to each token of its source, a column; the mean "
         "over layers and heads."
     )
-    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{charts.alignment(found)}'
+    return f'<p class=note style="margin-top:24px">{text(lead)}</p>{charts.alignment(attention)}'
 
 
 def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> str:
-    """Where the parameters come from, how much text they have seen, and which."""
+    """Return the origin of the parameters, and the amount and sources of the text they were trained on."""
     done = train[-1]["step"] if train else 0
     # A row of several options has more tokens than its length.
     planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
@@ -279,15 +280,15 @@ def _skipped(train: Sequence[Any]) -> str:
 def _starts(starts: Sequence[Any]) -> str:
     if len(starts) < 2:
         return ""
-    told = [start["facts"] | start["versions"] for start in starts]
-    differing = [key for key in told[-1] if len({each.get(key) for each in told}) > 1]
+    facts = [start["facts"] | start["versions"] for start in starts]
+    differing = [key for key in facts[-1] if len({start_facts.get(key) for start_facts in facts}) > 1]
     head = ("Started (UTC)", "At step", *differing)
-    rows = [(date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, told, strict=True)]
+    rows = [(date(start["at"]), start["step"], *map(fact.get, differing)) for start, fact in zip(starts, facts, strict=True)]
     return f"<p>Started {len(starts)} times.</p>{table(head, rows, words=len(head))}"
 
 
 def _configuration(run: Run) -> str:
-    """A card for the fields of the run itself and one for each dataclass in it."""
+    """Return a card for the fields of the run itself and one for each dataclass in it."""
     cards: dict[str, dict[str, Any]] = {}
     for key, value in flat(run).items():
         title, _, name = key.partition(".")

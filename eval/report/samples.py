@@ -19,21 +19,21 @@ from zoo.generation.settings import GREEDY, Sampling
 from zoo.models import Model
 
 PROMPT, CONTINUATION = 48, 96
-"""Tokens of each, at most."""
+"""Most tokens of a prompt and of a continuation."""
 TEMPERATURE, SEED = 0.8, 0
 
 
 class Beginning(NamedTuple):
-    """A piece of text, cut in two."""
+    """A part of a text, cut in two."""
 
     prompt: Integer[np.ndarray, " prompt"]
-    """Begins with end-of-text where it begins a document, as rows do in training."""
+    """Ids that begin with end-of-text at the beginning of a document, as rows do in training."""
     truth: Integer[np.ndarray, " truth"]
-    """What follows, to the end of the document at most."""
+    """Ids that follow, up to the end of the document at most."""
 
 
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
-    """`write` of a run's held-out text, where its model continues texts; `write_pairs`, where it writes one for another."""
+    """Call `write` with a run's held-out text if its model continues texts, or `write_pairs` for an encoder-decoder."""
     if isinstance(data, TextPairs):
         if net.sourced:
             write_pairs(file, net, params, mesh, data, **how)
@@ -54,10 +54,10 @@ def write(
     dtype: Any,
     count: int = 4,
 ) -> None:
-    """Write {"step", "temperature", "seed", "samples": [{"prompt", "text", "truth"}]}: held-out text, how the model goes on, and
-    how the text does.
+    """Write {"step", "temperature", "seed", "samples": [{"prompt", "text", "truth"}]} to a file.
 
-    Every process calls this, and process 0 writes. The same parameters and text give the same samples.
+    `text` is the model's continuation of the prompt, `truth` that of the held-out text. Every process calls this, and process 0
+    writes. The same parameters and text give the same samples.
 
     Args:
         file: RUN/samples.json.
@@ -71,13 +71,13 @@ def write(
         BadInput: the model's logits are not finite.
     """
     samples = []
-    if found := beginnings(held_out, tokenizer, length, count):
+    if pieces := beginnings(held_out, tokenizer, length, count):
         decoding = Decoding(limit=_continuation(length), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
         generator = Generator(net, params, mesh, tokenizer, dtype=dtype, batch=count)
-        made = generator.generate([each.prompt for each in found], decoding)
-        for (prompt, truth), generated in zip(found, made, strict=True):
-            shown = tokenizer.decode(prompt).removeprefix(END_OF_TEXT)
-            samples.append({"prompt": shown, "text": generated.text, "truth": tokenizer.continuation(truth)})
+        generated_texts = generator.generate([piece.prompt for piece in pieces], decoding)
+        for (prompt, truth), generated in zip(pieces, generated_texts, strict=True):
+            prompt_text = tokenizer.decode(prompt).removeprefix(END_OF_TEXT)
+            samples.append({"prompt": prompt_text, "text": generated.text, "truth": tokenizer.continuation(truth)})
     if jax.process_index() == 0:
         write_json(file, {"step": step, "temperature": TEMPERATURE, "seed": SEED, "samples": samples})
 
@@ -85,8 +85,10 @@ def write(
 def write_pairs(
     file: Path, net: Model, params: Any, mesh: Mesh, data: TextPairs, *, length: int, step: int, dtype: Any, count: int = 4
 ) -> None:
-    """Write {"step", "pairs", "samples", "alignment"} of held-out pairs: sources as prompts, the likeliest text that the model
-    writes for each, and the one that is wanted; on a single device, also which tokens it looked at in the first of them.
+    """Write {"step", "pairs", "samples", "alignment"} of held-out pairs to a file.
+
+    Prompts are the sources, `text` the model's greedy output, `truth` the reference. On a single device `alignment` is the
+    attention of the first sample over its source.
 
     Args:
         length: tokens of the longest source that the model was trained on: its text is cut there.
@@ -97,22 +99,22 @@ def write_pairs(
     rows = data.held_out
     chosen = np.unique(np.linspace(0, len(rows.examples) - 1, count).astype(int)).tolist()
     generator = Generator(net, params, mesh, data.tokenizer, dtype=dtype, batch=count)
-    made = generator.generate([rows.sides[each].source for each in chosen], Decoding(limit=length, sampling=GREEDY))
+    generated = generator.generate([rows.sides[number].source for number in chosen], Decoding(limit=length, sampling=GREEDY))
     samples = [
-        {"prompt": rows.examples[each].source, "text": written.text, "truth": rows.examples[each].target}
-        for each, written in zip(chosen, made, strict=True)
+        {"prompt": rows.examples[number].source, "text": written.text, "truth": rows.examples[number].target}
+        for number, written in zip(chosen, generated, strict=True)
     ]
-    found: dict[str, Any] = {"step": step, "pairs": True, "samples": samples}
+    content: dict[str, Any] = {"step": step, "pairs": True, "samples": samples}
     if mesh.devices.size == 1:
-        # The first sample, looked at once more; dense, so not over a mesh.
+        # Computed once more for the first sample; with dense attention, so not over a mesh.
         source = rows.sides[chosen[0]].source
-        found["alignment"] = cross_attention.record(net, params, data.tokenizer, source, made[0].ids)
+        content["alignment"] = cross_attention.record(net, params, data.tokenizer, source, generated[0].ids)
     if jax.process_index() == 0:
-        write_json(file, found)
+        write_json(file, content)
 
 
 def beginnings(held_out: Tokens, tokenizer: Tokenizer, length: int, count: int = 4) -> list[Beginning]:
-    """At most `count` evenly spaced beginnings of documents or, where there are too few of them, of words within documents.
+    """Return at most `count` evenly spaced beginnings of documents, or of words within documents if these are too few.
 
     A prompt ends before a word, where there is one. It and its continuation fit into a row of `length` tokens. There are none in
     text that is too short to be cut, or for rows of less than 3 tokens.
@@ -144,9 +146,9 @@ def _cut(held_out: Tokens, tokenizer: Tokenizer, document: int, start: int, leng
 
     if start:
         ids = ids[next(filter(word, range(min(len(ids) // 2, PROMPT))), 0) :]
-    most = max(1, min(_prompt(length) - len(front), len(ids) // 2))
-    size = next(filter(word, range(most, most // 2, -1)), most)
-    # Where words are not set apart, a token may still be part of a character.
+    limit = max(1, min(_prompt(length) - len(front), len(ids) // 2))
+    size = next(filter(word, range(limit, limit // 2, -1)), limit)
+    # Without spaces between words, a token may still be part of a character.
     while size > 1 and tokenizer.decode(ids[:size]).endswith(HELD):
         size -= 1
     return Beginning(np.concatenate([front, ids[:size]]).astype(np.int32), ids[size : size + _continuation(length)])

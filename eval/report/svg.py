@@ -1,11 +1,11 @@
-"""Drawings as SVG that takes its colours and its font from the page around it."""
+"""Drawings as SVG with the colours and the font of the page around them."""
 
 import io
 import re
 from collections.abc import Callable
 from typing import Any
 
-# Colours that matplotlib is given, and what they become: so one drawing serves light and dark pages.
+# Colours for matplotlib, and the CSS variables that replace them, so that one drawing serves light and dark pages.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 ONE, TWO, THREE, FOUR, FIVE, SIX = "#040404", "#050505", "#060606", "#070707", "#080808", "#090909"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ONE: "--one", TWO: "--two", THREE: "--three"}
@@ -16,11 +16,11 @@ WIDE, NARROW = (10.6, 3.4), (5.0, 2.9)
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind: str = "") -> str:
-    """What `draw` does to matplotlib axes, as an <svg>.
+    """Return the drawing of `draw` on matplotlib axes, as an <svg>.
 
     Args:
         size: inches, `WIDE` or `NARROW`.
-        label: what those hear who cannot see it; escaped already. No two drawings of a page share both label and kind.
+        label: escaped description for screen readers. No two drawings of a page share both label and kind.
         kind: its class, "wide" or "narrow" where a page has both and shows one.
     """
     # Imported here: this takes more than a second, which no other command should pay.
@@ -56,20 +56,20 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, kind
 
 
 def ticks(count: int, integer: bool = False) -> Any:
-    """A locator of at most about `count` round values."""
+    """Return a locator of at most about `count` round values."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10])
 
 
 def thousands(value: float, _: object = None) -> str:
-    """A number as a label of an axis: 2.5k, 3M."""
-    scale, unit = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= each[0]), (1, ""))
+    """Return a number as a label of an axis: 2.5k, 3M."""
+    scale, unit = next((pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= pair[0]), (1, ""))
     return f"{value / scale:g}{unit}"
 
 
 def key(kind: str, text: str) -> str:
-    """A line of a legend: `kind` are classes of the page's style sheet, `text` is HTML."""
+    """Return an entry of a legend: `kind` are classes of the page's style sheet, `text` is HTML."""
     return f'<span class="key {kind}"><span>{text}</span></span>'
 
 

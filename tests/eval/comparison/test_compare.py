@@ -227,7 +227,10 @@ DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
         r"/a/checkpoints/00000020/COMMIT\.json: no 'held_out', .*; train it again",
     ),
     (edited(lambda run: (run / "scores.json").write_text("{")), r"/a/scores\.json is invalid JSON .*; score the run again"),
-    (edited(lambda run: (run / "scores.json").write_text("[]")), r"/a/scores\.json is no object of numbers; make it again"),
+    (
+        edited(lambda run: (run / "scores.json").write_text("[]")),
+        r"/a/scores\.json is not an object of numbers; score the run again",
+    ),
     (edited(lambda run: (run / "metrics.jsonl").write_text("")), r"/a/metrics\.jsonl: no row of the training; restore the file"),
 ]
 

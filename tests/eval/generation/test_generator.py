@@ -268,7 +268,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "prompt 2 of 2 has ids from -1 to -1": lambda: gpt_generator().generate([[1], [-1]], Decoding(limit=4)),
     "--beams 300: the vocabulary has": lambda: gpt_generator().generate([[1]], Decoding(limit=2, search=Beams(beams=300))),
     "--samples 5: a search gives at most as many as --beams 4": lambda: Decoding(samples=5, search=Beams(beams=4)),
-    "--top-k 3: beam search draws nothing": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)),
+    "--top-k 3: beam search does not sample": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)),
     "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)),
 }
 

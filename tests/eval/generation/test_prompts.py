@@ -39,7 +39,7 @@ def test_a_template_or_query_that_does_not_fit_is_refused() -> None:
         ("{q!r}{a}", {"q": "x"}, "--template '{q!r}{a}': write fields"),
         ("{q:>9}{a}", {"q": "x"}, "--template '{q:>9}{a}': write fields"),
         ("{q}{a}", {"quest": "x"}, "--query quest=...: the template has no such field; it has q, a"),
-        ("{q}{a}", {"q": "x", "a": "y"}, "--query names every field of the template (q, a); leave out the one"),
+        ("{q}{a}", {"q": "x", "a": "y"}, "--query names every field of the template (q, a); remove the one"),
         ("{q}{other}{a}", {"q": "x"}, "example 1 has no field 'other'"),
     ):
         assert refusal(few_shot, [{"q": "1", "a": "2"}], template, query).startswith(says)
@@ -60,9 +60,9 @@ def test_examples_from_a_file(tmp_path: Path) -> None:
 
 
 LINES = {
-    '{"question": "a"': "no JSON (",
+    '{"question": "a"': "invalid JSON (",
     "[1]": "not an object; write lines like",
-    "[" * 100_000: "no JSON (",
+    "[" * 100_000: "invalid JSON (",
     '{"question": "a"}': 'no field "answer"; it has "question"',
     '{"question": "a", "answer": null}': 'field "answer" is neither text nor a number',
     '{"question": "a", "answer": true}': 'field "answer" is neither text nor a number',

@@ -144,9 +144,9 @@ def test_row_torn_by_a_kill_is_left_out_and_a_damaged_one_is_refused(tmp_path: P
 
 
 DAMAGED = [
-    ("scores.json", "{", r"scores.json is no JSON that can be read \(.*make it again"),
+    ("scores.json", "{", r"scores.json is invalid JSON \(.*create it again"),
     ("scores.json", "[]", r"scores.json .* \(the whole: list instead of dict\)"),
-    ("evaluations.json", "[" * 100_000, r"evaluations.json is no JSON"),
+    ("evaluations.json", "[" * 100_000, r"evaluations.json is invalid JSON"),
     ("evaluations.json", '{"blimp": {"step": 1}}', r"evaluations.json .* \(no blimp.metrics\)"),
     ("evaluations.json", '{"a": {"step": null, "metrics": {"x": "1"}, "examples": 1, "details": {}}}', r"\(a.metrics.x: str\)"),
     ("predictions.json", '{"labels": ["a"], "confusion": [], "worst": [{"text": ""}]}', r"\(no worst\[0\].pair\)"),
@@ -154,7 +154,7 @@ DAMAGED = [
     ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": ""}]}', r"samples.json .* \(no samples\[0\].truth\)"),
     ("samples.json", '{"step": 1, "samples": [{"prompt": "", "text": "", "truth": 1}]}', r"samples\[0\].truth: int"),
     ("data.json", "[1]", r"data.json .* \(\[0\]: int instead of dict\)"),
-    ("data.json", "\xff", r"data.json is no JSON"),
+    ("data.json", "\xff", r"data.json is invalid JSON"),
 ]
 
 
