@@ -34,7 +34,7 @@ def columns() -> int | None:
 
 
 def excerpt(text: str, start: int, end: int, width: int | None) -> str:
-    """Return a text on one line of at most `room` columns (None: any), around its characters [start, end); … marks omissions."""
+    """Return a text on one line of at most `width` columns (None: any), around its characters [start, end); … marks omissions."""
     line = re.sub(r"\s", " ", text)
     if width is None or cell_len(line) <= width:
         return line

@@ -267,7 +267,7 @@ def _notes(comparison: Comparison) -> str:
     if any(len(row.runs) > 1 for row in comparison.rows):
         notes.append(f"±: {CONFIDENCE:.0%} confidence interval of the mean over seeds, by Student's t")
     if any(estimate.clear for row in others for estimate in (row.difference or {}).values()):
-        notes.append("*: 0 lies outside the interval")
+        notes.append("*: 0 is outside the interval")
     if any(row.difference is None for row in others):
         notes.append("rows with other seeds than the first row have no difference to it")
     return "; ".join(notes)

@@ -43,7 +43,7 @@ class Generated:
     """Index of the prompt in the list given."""
     sample: int
     ids: tuple[int, ...]
-    """Tokens drawn, up to the one that completed a stop string; the end-of-text mark is not among them."""
+    """Sampled tokens, up to the one that completed a stop string, without end-of-text."""
     text: str
     """Text of the tokens, cut before the stop string."""
     ended: Ended
@@ -59,14 +59,15 @@ class Generator:
     """
 
     def __init__(self, net: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, *, dtype: Any, batch: int = 16) -> None:
-        """
+        """Prepare a model for generation.
+
         Args:
-            params: laid out over `mesh`; a copy is kept if `dtype`, that of the arithmetic and the cache, is another.
-            batch: rows continued at a time; filled up to what the mesh divides.
+            params: sharded over `mesh`; they are copied if `dtype`, that of the arithmetic and the cache, differs.
+            batch: rows continued at a time; padded to a number that the mesh divides.
 
         Raises:
-            BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no mark that an
-                encoder-decoder's text could begin with.
+            BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no padding token,
+                with which an encoder-decoder's text begins.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
         jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
@@ -74,7 +75,7 @@ class Generator:
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
         marks = tokenizer.text_marks
         if net.sourced and marks is None:
-            raise BadInput(f"{net.family} begins what it writes with a mark for padding, which this tokenizer does not have")
+            raise BadInput(f"{net.family} begins its texts with a padding token, which this tokenizer does not have")
         self._first = marks.pad if marks else 0
         self._goes_on = not net.sourced
         # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
@@ -100,10 +101,10 @@ class Generator:
         The samples of a prompt follow each other; those of beam search are its best texts, best first.
 
         Args:
-            prompts: token ids of each, at least one: of an encoder-decoder the source, its end mark included. (A text from
-                nothing begins with the tokenizer's end-of-text mark.)
-            numbers: the prompts' numbers for the draws; None = 0, 1, 2, ...
-            progress: called with (continuations done, continuations in all) after each batch.
+            prompts: token ids of each prompt, at least one; for an encoder-decoder the source, end-of-text included. (A text
+                without a prompt begins with end-of-text.)
+            numbers: the prompts' numbers, on which sampling depends; None = 0, 1, 2, ...
+            progress: called with (continuations done, total continuations) after each batch.
 
         Raises:
             BadInput: an empty prompt, an id outside the vocabulary, a prompt that with the limit is longer than the model's
@@ -136,25 +137,26 @@ class Generator:
         return [text.generated() for text in texts]
 
     def stream(self, prompt: Ids, decoding: Decoding, *, number: int = 0, chunk: int = 1) -> Iterator[str]:
-        """The text of one continuation in pieces, as it comes; joined they are the text that `generate` gives.
+        """Yield the text of one continuation in parts, while it is sampled; joined they are the text that `generate` returns.
 
-        The bytes of an unfinished character are held back, and so is what may become a stop string.
+        The bytes of an unfinished character are held back, and so is text that may become a stop string. Beam search has no text
+        before its end: use `generate`.
 
         Args:
-            number: of the prompt, for the draws. A search has no text before its end: `generate` it.
-            chunk: tokens drawn by one dispatch.
+            number: the prompt's number, on which sampling depends.
+            chunk: tokens sampled by one dispatch.
 
         Raises:
-            BadInput: as `generate`.
+            BadInput: as for `generate`.
         """
         self._check([prompt], decoding.limit)
         text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
-        length = 0
+        emitted = 0
         for _ in self._continue([text], _slots(len(text.given)), 1, decoding, chunk):
             final = text.final()
-            if len(final) > length:
-                yield final[length:]
-                length = len(final)
+            if len(final) > emitted:
+                yield final[emitted:]
+                emitted = len(final)
 
     def _check(self, prompts: Sequence[Ids], limit: int) -> None:
         entries = self.tokenizer.vocab_size
@@ -163,7 +165,7 @@ class Generator:
         for number, prompt in enumerate(prompts, 1):
             name, ids = f"prompt {number} of {len(prompts)}", np.asarray(prompt)
             if not ids.size:
-                raise BadInput(f"{name} is empty; begin it with the end-of-text mark, as a document begins")
+                raise BadInput(f"{name} is empty; begin it with end-of-text, as a document begins")
             if ids.min() < 0 or ids.max() >= entries:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
             if ids.size + limit > context:
@@ -228,15 +230,15 @@ class Generator:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Continuations under way."""
+    """Continuations in progress."""
 
     cache: dict[str, Any]
     token: Any
-    """int32 [B], drawn last and not in the cache yet."""
+    """int32 [B], the last sampled token, which is not in the cache yet."""
     position: Any
-    """int32 [B], of that token."""
+    """int32 [B], the position of that token."""
     segment: Any
-    """int32 [B]: 1, or 0 in a row that fills up the batch."""
+    """int32 [B]: 1, or 0 in a padding row."""
     seeds: Any
     """uint32 [B, 2]."""
     seen: Any
@@ -254,9 +256,9 @@ class _Model(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: Batch, seed: Any, numbers: Any) -> Any:
-    """Read the prompts and draw the first token of each row: (rows, (tokens [1, B], finite [1, B])).
+    """Read the prompts and sample the first token of each row: (rows, (tokens [1, B], finite [1, B])).
 
-    There is room for `ahead` more. `numbers` are those of the rows' prompts and samples, uint32 [2, B].
+    The cache has space for `ahead` more. `numbers` are those of the rows' prompts and samples, uint32 [2, B].
     """
     assert prompts.segments is not None and prompts.positions is not None
     size, length = prompts.tokens.shape
@@ -278,7 +280,7 @@ def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Rows) -> Any:
-    """Draw `count` more tokens of each row: (rows, (tokens [count, B], finite [count, B]))."""
+    """Sample `count` more tokens of each row: (rows, (tokens [count, B], finite [count, B]))."""
 
     def one(rows: _Rows, _: None) -> Any:
         batch = Batch(tokens=rows.token[:, None], segments=rows.segment[:, None], positions=rows.position[:, None])
@@ -296,9 +298,9 @@ def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any
 
 
 def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
-    """Put a batch's tokens into the cache and draw the token after its last column: (rows, (token [B], finite [B]))."""
+    """Put a batch's tokens into the cache and sample the token after its last column: (rows, (token [B], finite [B]))."""
     hidden, cache = model.net.decode(params, batch, rows.cache)
-    # The tokenizer may have fewer entries than the model: an id without text is never drawn.
+    # The tokenizer may have fewer entries than the model: an id without text is never sampled.
     logits = constrain(model.net.unembed(params, hidden[:, -1]), BATCH)[:, : model.entries]
     position = rows.position + 1
     token, finite = drawing.draw(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
@@ -341,7 +343,7 @@ class _Text:
         *,
         goes_on: bool = False,
     ) -> None:
-        """`goes_on`: it continues its prompt, rather than being a text of its own, as an encoder-decoder's."""
+        """Begin a continuation; `goes_on`: it continues its prompt, unlike the text of an encoder-decoder."""
         self._decode = tokenizer.continuation if goes_on else tokenizer.decode
         self.prompt, self.sample, self.given, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []

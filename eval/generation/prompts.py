@@ -50,7 +50,7 @@ def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
     """Read the template's fields from each line of a .jsonl file; blank lines are skipped, numbers become text.
 
     Raises:
-        BadInput: a file that cannot be read or holds no example, or a line (named) that is no object with these fields.
+        BadInput: a file that cannot be read or has no examples, or a line (named) that is not an object with these fields.
     """
     names = [name for _, name in _parse(template) if name is not None]
     examples = [{name: _text(value, name, where) for name in names} for where, value in _objects(Path(path))]
@@ -63,7 +63,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Read the lines of a text file, or the field "prompt" of the lines of a .jsonl file, without blank lines.
 
     Raises:
-        BadInput: a file that cannot be read or holds no prompt, or a line (named) that is not UTF-8 or has no prompt.
+        BadInput: a file that cannot be read or has no prompts, or a line (named) that is not UTF-8 or has no prompt.
     """
     file = Path(path)
     if file.suffix.lower() == ".jsonl":

@@ -23,7 +23,7 @@ COUNTED = {
     "tokens": "predicted, each once",
     "bytes": "of held-out text",
     "predictions": "of masked tokens",
-    "pairs": "of segments, told to be consecutive or not",
+    "pairs": "of segments, classified as consecutive or not",
     "examples": "held out",
     "words": "held out",
     "entities": "held out",
@@ -54,7 +54,7 @@ def write(folder: str | Path) -> Path:
     Each file may be missing, so this works at any moment of a run: before its first row, while it goes, after it was killed. Read
     are metrics.jsonl, starts.jsonl, scores.json; predictions.json, see `eval.report.error_analysis`; evaluations.json, the newest
     result of each task, in which the metric "x_stderr" is the standard error of "x"; samples.json, see `eval.report.samples`;
-    data.json, what each source gives over the whole run.
+    data.json, the share of each source in the whole run.
 
     Returns:
         The path of the report.
@@ -154,7 +154,7 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
     leading = metric_names.leading(numbers)[:2]
     tiles = [(QUANTITIES[name].show(numbers[name]), f"{QUANTITIES[name].label}, {where}") for name in leading]
     if train:
-        # The first row still holds the start-up, and a row whose only step compiled has no rate.
+        # The first row includes the start-up, and a row whose only step compiled has no rate.
         timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
         shares = [time["mfu"] for time in timed if time["mfu"] is not None]
         tiles.append((f"{train[-1]['step']:,}", "steps"))
@@ -244,7 +244,7 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> st
     done = train[-1]["step"] if train else 0
     # A row of several options has more tokens than its length.
     planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
-    start = f"as {run.init} left them" if run.init else f"drawn at random, seed {run.seed}"
+    start = f"as {run.init} left them" if run.init else f"initialized at random, seed {run.seed}"
     seen = f"{short(train[-1]['tokens'] if train else 0)}" + (f" of {short(planned)} planned" if done < run.steps else "")
     facts = {"Parameters at the start": start, "Tokens trained on": seen}
     lines = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts.items())

@@ -181,10 +181,10 @@ class Encoder:
         return device_mesh.fitting(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
 
     def _arrays(self, rows: list[Row], length: int) -> Batch:
-        marks = self.marks
-        tokens = np.full((len(rows), length), marks.pad, np.int32)
+        special_tokens = self.marks
+        tokens = np.full((len(rows), length), special_tokens.pad, np.int32)
         segments, types = np.zeros((2, *tokens.shape), np.int32)
-        summaries = [marks.summary(len(row.tokens)) for row in rows]
+        summaries = [special_tokens.summary(len(row.tokens)) for row in rows]
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = row.tokens
             segments[i, : len(row.tokens)] = 1
@@ -197,14 +197,14 @@ class Encoder:
         columns = [row.at for row in rows], [row.target for row in rows], summaries
         at, targets, summary_at = (np.array(column, np.int32)[:, None] for column in columns)  # [B, 1]
         batch = Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
-        if (is_mask := tokens == marks.mask).any() and "permutation" in self.loaded.net.module.OBJECTIVES:
+        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.net.module.OBJECTIVES:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
-        if not marks.cls_last:
+        if not special_tokens.cls_last:
             return batch
         # In a single text, only this special token has a type of its own.
-        if is_typed(self.loaded.net.config.types, marks):
-            np.put_along_axis(types, summary_at, marks.types - 1, 1)
+        if is_typed(self.loaded.net.config.types, special_tokens):
+            np.put_along_axis(types, summary_at, special_tokens.types - 1, 1)
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 

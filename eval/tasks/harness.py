@@ -3,7 +3,7 @@
 Format: the harness's own. NAME is the `task`, `group` or `tag` of a .yaml file in one of the folders (or their subfolders); its
 `dataset_path` is `json`, `text`, `csv` or `parquet` with `data_files` on this machine (relative to the current folder). The tasks
 that come with the harness are not read, and nothing is looked for on the network. Functions that a YAML file names (`!function`)
-are run: read a task from somebody else before you score with it.
+are run: read a task from another person before you score with it.
 
 Metrics: what the task's `metric_list` names, with the harness's own arithmetic and standard errors (`_stderr`; bootstrapped 1,000
 times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". Where NAME is

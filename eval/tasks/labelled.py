@@ -5,8 +5,8 @@ Format: what the head is trained on (see `train.data.labelled_reader`): classes 
 RACE, .jsonl), all of them also as .parquet and as folders of `datasets`. Labels are the head's, spelled as its config.json spells
 them.
 
-How files are read and cut is said by the options of training (`--labelled.text`, `--labelled.truncate`, ...); where none is
-given, a run reads them as its own. Rows have room for what the run's have; those of published weights for the model's positions.
+The options of training (`--labelled.text`, `--labelled.truncate`, ...) define how files are read and cut; by default a run uses
+its own. Rows are as long as the run's; those of published weights as long as the model's positions.
 
 Metrics:
 - the loss, in nats, and what the head is judged by: accuracy, F1 (of the second of two classes; of more the mean over classes)
@@ -42,7 +42,7 @@ ALONE = True
 GOALS: dict[str, Objective] = {"sequence": "classification", "tokens": "tagging", "span": "span", "choice": "choice"}
 """Task of a head -> the objective that trains it."""
 USUAL = 512
-"""Tokens of a row, where neither a run nor a table of positions says how many."""
+"""Tokens of a row, for published weights without learned positions."""
 STEP = 32
 """Rows of published weights are as long as the longest, rounded up to a multiple of this: a few shapes to compile for."""
 
@@ -156,4 +156,4 @@ def _counted(build: Callable[..., Any], count: int, progress: Progress) -> Calla
 
 
 def _unread() -> Any:
-    raise AssertionError("no labelled objective asks how often ids occur")
+    raise AssertionError("no labelled objective uses the frequencies of ids")

@@ -1,6 +1,6 @@
 """Prediction of masked tokens by an encoder, as in its training: several at once, some of them changed or left as they are.
 
-Source: Devlin et al. 2019, section 3.1; how many tokens are masked and what stands there is as in training
+Source: Devlin et al. 2019, section 3.1; the number of masked tokens and their replacements are as in training
 (`train.rows.masking`), by the rules of the tokenizer's kind: 15% of them, 80% of these as the mask, 10% as a random entry, 10% as
 they are.
 

@@ -44,7 +44,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """Read the pairs of parallel files or of tables.
 
     Raises:
-        BadInput: an unknown measure, no such file, or files that hold no pairs; see `train.inputs.pair_inputs` and
+        BadInput: an unknown measure, no such file, or files without pairs; see `train.inputs.pair_inputs` and
         `train.data.labelled_reader`.
     """
     _measures(settings.argument)

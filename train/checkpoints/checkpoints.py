@@ -348,7 +348,7 @@ class Checkpoints:
                 return step
         lost = sorted(entry.name for entry in self._entries() if kind(entry) in ("step", "corrupt"))
         if lost:
-            raise BadInput(f"{self.folder}: no intact checkpoint, only {', '.join(lost)}; delete the folder to start anew")
+            raise BadInput(f"{self.folder}: no intact checkpoint, only {', '.join(lost)}; delete the folder to start again")
         return -1
 
     def _is_intact(self, step: int, manifest: Manifest, *, required: bool) -> int:

@@ -19,7 +19,7 @@ from zoo.sharding import AXES, BATCH, path_of, shardings
 
 
 def make(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh that a run asks for, over all devices of all processes.
+    """Return the mesh of a run's options, over all devices of all processes.
 
     Raises:
         BadInput: the axes do not multiply to the number of devices; the message lists shapes that do.

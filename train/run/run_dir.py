@@ -103,7 +103,7 @@ class Folder:
             process: number of this process in its run. Only process 0 locks, since only it writes here.
 
         Raises:
-            BadInput: another process holds the folder (named with its host), or the folder cannot be written or locked.
+            BadInput: another process has locked the folder (its host is named), or the folder cannot be written or locked.
         """
         if process != 0:
             yield
