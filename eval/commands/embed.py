@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from eval.commands import terminal
 from eval.generation.settings import Texts
 from eval.scoring import encoder_runner
-from eval.scoring.encoder_runner import Encoder, Row, Text
+from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import replacing
@@ -50,13 +50,13 @@ def main(
         as_json: print the lines of the .jsonl.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoder_runner.read` and `embed`; a file that cannot be written, or too many
-            texts for a table.
+        BadInput: see `train.weights.load.load`, `encoder_runner.read_texts` and `embed`; a file that cannot be written, or too
+            many texts for a table.
     """
     file = Path(out) if out else None
     if file is not None:
         _check(file, as_json)
-    texts = encoder_runner.read(source)
+    texts = encoder_runner.read_texts(source)
     if file is None and not as_json:
         _check_table(len(texts))
     encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
@@ -88,8 +88,10 @@ def embed(
     """
     tokenizer = encoder.loaded.tokenizer
     ids = list(tokenizer.encode_many(text for _, text in texts))
-    tokens = [encoder.framed(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)]
-    rows = [Row(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
+    tokens = [
+        encoder.with_special_tokens(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)
+    ]
+    rows = [EncoderRow(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
     vectors = np.empty((len(rows), encoder.loaded.net.config.width), np.float32)
     for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
         vectors[row.number] = vector

@@ -13,7 +13,7 @@ import numpy as np
 from eval.commands import terminal
 from eval.generation.settings import Texts
 from eval.scoring import encoder_runner
-from eval.scoring.encoder_runner import Encoder, Row, Text
+from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.config import run_config
 from train.engine import device_mesh
 from train.tokenizers.special_tokens import BERT, ROBERTA
@@ -77,11 +77,11 @@ def main(
         as_json: print a JSON object for each mask.
 
     Raises:
-        BadInput: see `train.weights.load.load`, `encoder_runner.read` and `fill`.
+        BadInput: see `train.weights.load.load`, `encoder_runner.read_texts` and `fill`.
     """
     require(top >= 1, "top", top, "choose 1 or more words")
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
-    texts = encoder_runner.read(source)
+    texts = encoder_runner.read_texts(source)
     _masks(texts)
     encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate)
@@ -168,7 +168,7 @@ def _masks(texts: Sequence[Text]) -> list[_Mask]:
     return masks
 
 
-def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], truncate: bool) -> list[Row]:
+def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], truncate: bool) -> list[EncoderRow]:
     """Return a row for each mask, in which all masks of its text are masked."""
     tokenizer, mask_id = encoder.loaded.tokenizer, encoder.marks.mask
     segments = [SPELLED.split(text) for _, text in texts]
@@ -181,14 +181,14 @@ def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], trunc
         encoded = [next(ids)]
         for _ in parts[1:]:
             encoded += [np.array([mask_id], np.int32), next(ids)]
-        tokens.append(encoder.framed(np.concatenate(encoded), where, truncate=truncate))
+        tokens.append(encoder.with_special_tokens(np.concatenate(encoded), where, truncate=truncate))
     rows = []
     for number, mask in enumerate(masks):
         where, at = texts[mask.source].where, np.flatnonzero(tokens[mask.source] == mask_id)
         if mask.number > len(at):
             beyond = f"mask {mask.number} is beyond the model's {encoder.room} positions"
             raise BadInput(f"{where}: {beyond}; shorten the text before it")
-        rows.append(Row(number, where, tokens[mask.source], int(at[mask.number - 1])))
+        rows.append(EncoderRow(number, where, tokens[mask.source], int(at[mask.number - 1])))
     return rows
 
 

@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.comparison.run_results import scientific
-from eval.comparison.seed_statistics import CONFIDENCE, Comparison, Estimate, Row, compare
+from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
 from train.run import metric_names
 from train.run.console import short
 from train.run.metric_names import QUANTITIES
 
-FACTS: dict[str, Callable[[Row], str]] = {
+FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
     "tokens seen": lambda row: short(row.tokens),
@@ -128,7 +128,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
-def _doubts(rows: Sequence[Row]) -> list[str]:
+def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return reasons to think that a run has learned nothing."""
     return [f"{run.path}: {line}" for row in rows for run in row.runs for line in metric_names.notices(run.scores)]
 
@@ -143,7 +143,7 @@ def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False
     return max(widths)
 
 
-def _shared(rows: Sequence[Row]) -> dict[str, str]:
+def _shared(rows: Sequence[ComparisonRow]) -> dict[str, str]:
     """Return the facts that are the same in all rows, as text; they get no column."""
     words = {
         "recipe": "{}",
@@ -158,7 +158,7 @@ def _shared(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return the name of each row: its first run, and how many more there are."""
     names = [row.first.path.resolve().name for row in rows]
     if len(set(names)) < len(names):

@@ -44,7 +44,7 @@ class Finished:
     """FLOPs of the whole training; None if the run did not record those of a step."""
 
 
-def read(path: str | Path) -> Finished:
+def read_run(path: str | Path) -> Finished:
     """Read a run: config.json, scores.json, metrics.jsonl, starts.jsonl, and the manifest of its last checkpoint.
 
     Raises:

@@ -43,7 +43,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class ComparisonRow:
     """Runs that differ only in their seed."""
 
     runs: list[Finished]
@@ -77,7 +77,7 @@ class Row:
 class Comparison:
     """The result of `zoo compare`."""
 
-    rows: list[Row]
+    rows: list[ComparisonRow]
     metrics: list[str]
     """Quantities that are compared, by their names in `train.run.metric_names`."""
     differing: dict[str, list[Any]]
@@ -96,7 +96,7 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     if not paths:
         raise BadInput("name the folders of the runs to compare: zoo compare RUN RUN")
     _refuse_twice(paths)
-    runs = [run_results.read(path) for path in paths]
+    runs = [run_results.read_run(path) for path in paths]
     run_results.refuse_incomparable(runs)
     metrics = _metrics(runs, metric)
     unequal_lines = run_results.unequal(runs)
@@ -107,7 +107,7 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     for group in groups:
         scores = {name: Estimate.of([run.scores[name] for run in group]) for name in metrics}
         difference = None if group is groups[0] else _difference(groups[0], group, metrics)
-        rows.append(Row(runs=group, scores=scores, difference=difference))
+        rows.append(ComparisonRow(runs=group, scores=scores, difference=difference))
     return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=unequal_lines)
 
 
@@ -167,7 +167,7 @@ def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[
     return {name: Estimate.of([other.scores[name] - reference.scores[name] for reference, other in pairs]) for name in metrics}
 
 
-def _differing(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def _differing(rows: Sequence[ComparisonRow]) -> dict[str, list[Any]]:
     options = [_options(row.runs[0]) for row in rows]
     keys = dict.fromkeys(key for row_options in options for key in row_options)
     values = {key: [row_options.get(key) for row_options in options] for key in keys}

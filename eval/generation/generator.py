@@ -122,7 +122,7 @@ class Generator:
         ]
         by_length: dict[int, list[_Text]] = {}
         for text in texts:
-            by_length.setdefault(_slots(len(text.given)), []).append(text)
+            by_length.setdefault(_slots(len(text.prompt_ids)), []).append(text)
         # A search has the samples of a prompt at once.
         group_size = self._batch if beams == 1 else decoding.samples * max(1, self._batch // beams)
         for slots, group in sorted(by_length.items(), reverse=True):
@@ -152,7 +152,7 @@ class Generator:
         self._check([prompt], decoding.limit)
         text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
         emitted = 0
-        for _ in self._continue([text], _slots(len(text.given)), 1, decoding, chunk):
+        for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
             final = text.final()
             if len(final) > emitted:
                 yield final[emitted:]
@@ -322,8 +322,8 @@ def _padded(texts: "list[_Text]", slots: int, rows: int) -> Batch:
     """Return prompts padded on the left; rows of padding alone complete the batch."""
     tokens, segments, positions = np.zeros((3, rows, slots), np.int32)
     for row, text in enumerate(texts):
-        size = len(text.given)
-        tokens[row, slots - size :] = text.given
+        size = len(text.prompt_ids)
+        tokens[row, slots - size :] = text.prompt_ids
         segments[row, slots - size :] = 1
         positions[row, slots - size :] = np.arange(size)
     return Batch(tokens=tokens, segments=segments, positions=positions)
@@ -345,7 +345,7 @@ class _Text:
     ) -> None:
         """Begin a continuation; `goes_on`: it continues its prompt, unlike the text of an encoder-decoder."""
         self._decode = tokenizer.continuation if goes_on else tokenizer.decode
-        self.prompt, self.sample, self.given, self.number = prompt, sample, prompt_ids, number
+        self.prompt, self.sample, self.prompt_ids, self.number = prompt, sample, prompt_ids, number
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None

@@ -20,7 +20,7 @@ BUCKETS = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class Marks:
+class MarkedSteps:
     """Steps that are marked in every curve."""
 
     resumed: Sequence[int] = ()
@@ -28,12 +28,12 @@ class Marks:
     """The step of the best checkpoint, if that is not the last one."""
 
 
-def curves(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
+def curves(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
     """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm."""
-    figures = [_loss(train, valid, marks), *(_measured(valid, name, marks) for name in _names(valid))]
+    figures = [_loss(train, valid, marked), *(_measured(valid, name, marked) for name in _names(valid))]
     if train:
-        figures += [_throughput(train, marks), _simple(train, "lr", "Learning rate", marks)]
-        figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marks))
+        figures += [_throughput(train, marked), _simple(train, "lr", "Learning rate", marked)]
+        figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marked))
     return f"<div class=plots>{''.join(figures)}</div>"
 
 
@@ -108,7 +108,7 @@ def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
     return QUANTITIES[reference].label, float(valid[-1][reference])
 
 
-def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
+def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
     steps, loss = _column(train, "loss")
     valid_steps, valid_loss = _column(valid, "loss")
     lines = [_reference(valid, name) for name in _compared(valid) if _is_loss(valid, name)]
@@ -133,10 +133,10 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], marks: Marks) -> str:
         _describe("Training loss", steps, smooth if len(smooth) else loss),
         _describe("validation loss", valid_steps, valid_loss),
     ]
-    return _figure("Loss", descriptions, draw, marks, keys=keys, lines=lines, outside=outside, lead=True)
+    return _figure("Loss", descriptions, draw, marked, keys=keys, lines=lines, outside=outside, lead=True)
 
 
-def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
+def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
     """Draw one quantity of the validations, with its reference."""
     quantity = QUANTITIES[name]
     steps, values = _column([row for row in valid if name in row], name)
@@ -151,10 +151,10 @@ def _measured(valid: Sequence[Any], name: str, marks: Marks) -> str:
 
     keys = [svg.key("two dots", quantity.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
     descriptions = [_describe(quantity.title, steps, values)]
-    return _figure(f"{quantity.title}, validation", descriptions, draw, marks, keys=keys, lines=lines, outside=outside)
+    return _figure(f"{quantity.title}, validation", descriptions, draw, marked, keys=keys, lines=lines, outside=outside)
 
 
-def _throughput(train: Sequence[Any], marks: Marks) -> str:
+def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
     steps = np.array([row["step"] for row in train])
     rate = np.array([row["time"]["tokens_per_s"] for row in train], float)
     share = np.array([np.nan if row["time"]["mfu"] is None else row["time"]["mfu"] for row in train])
@@ -177,10 +177,10 @@ def _throughput(train: Sequence[Any], marks: Marks) -> str:
             right.yaxis.set_major_locator(svg.ticks(4))
 
     title = "Tokens a second" + ("; right: MFU" if one_scale else "")
-    return _figure(title, [_describe("Tokens a second", steps, rate)], draw, marks, outside=outside)
+    return _figure(title, [_describe("Tokens a second", steps, rate)], draw, marked, outside=outside)
 
 
-def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
+def _simple(train: Sequence[Any], name: str, title: str, marked: MarkedSteps) -> str:
     steps, values = _column(train, name)
     _, top, outside = _limits(values)
 
@@ -189,14 +189,14 @@ def _simple(train: Sequence[Any], name: str, title: str, marks: Marks) -> str:
         _noisy(axes, steps, values, values[:0] if name == "lr" else _smooth(values, top))
         axes.set_ylim(0, top)
 
-    return _figure(title, [_describe(title, steps, values)], draw, marks, outside=outside)
+    return _figure(title, [_describe(title, steps, values)], draw, marked, outside=outside)
 
 
 def _figure(
     title: str,
     descriptions: Sequence[str],
     draw: Callable[[Any], None],
-    marks: Marks,
+    marked: MarkedSteps,
     *,
     keys: Sequence[str] = (),
     lines: Sequence[tuple[str, float]] = (),
@@ -205,28 +205,28 @@ def _figure(
 ) -> str:
     """A drawing under its title and the keys of its curves; `descriptions` are read by screen readers."""
     words = [*descriptions, *(f"{name} {value:.4g}" for name, value in lines)]
-    words += [f"the best validation at step {marks.best:,}"] if marks.best is not None else []
+    words += [f"the best validation at step {marked.best:,}"] if marked.best is not None else []
     label = html.escape(f"{title}. {'; '.join(filter(None, words))}")
-    drawings = _svg(draw, marks, NARROW, label, "narrow" if lead else "")
-    drawings += _svg(draw, marks, WIDE, label, "wide") if lead else ""
+    drawings = _svg(draw, marked, NARROW, label, "narrow" if lead else "")
+    drawings += _svg(draw, marked, WIDE, label, "wide") if lead else ""
     if lead:
-        keys = [*keys, *([svg.key("dashed", "resumed")] if marks.resumed else [])]
-        keys += [svg.key("two dotted", f"the run's choice, step {marks.best:,}")] if marks.best is not None else []
+        keys = [*keys, *([svg.key("dashed", "resumed")] if marked.resumed else [])]
+        keys += [svg.key("two dotted", f"the run's choice, step {marked.best:,}")] if marked.best is not None else []
     note = f"<p class=remark>Values above the frame: {outside:,}</p>" if outside else ""
     kind = " class=lead-plot" if lead else ""
     return f"<figure{kind}><figcaption><b>{html.escape(title)}</b>{''.join(keys)}</figcaption>{drawings}{note}</figure>"
 
 
-def _svg(draw: Callable[[Any], None], marks: Marks, size: tuple[float, float], label: str, kind: str) -> str:
-    def marked(axes: Any) -> None:
-        for step in marks.resumed:
+def _svg(draw: Callable[[Any], None], marked: MarkedSteps, size: tuple[float, float], label: str, kind: str) -> str:
+    def draw_marked(axes: Any) -> None:
+        for step in marked.resumed:
             axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        if marks.best is not None:
-            axes.axvline(marks.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
+        if marked.best is not None:
+            axes.axvline(marked.best, color=TWO, linewidth=1.6, linestyle=(0, (1, 1.5)), zorder=1)
         draw(axes)
         axes.set_xlabel("step")
 
-    return svg.svg(marked, size, label, kind)
+    return svg.svg(draw_marked, size, label, kind)
 
 
 def _column(rows: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:

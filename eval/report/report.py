@@ -82,7 +82,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     sentence = _sentence(name, run, train, valid, judged, best)
     parts = [
         f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
-        section("Curves", charts.curves(train, valid, charts.Marks(resumed, best))) if train or valid else "",
+        section("Curves", charts.curves(train, valid, charts.MarkedSteps(resumed, best))) if train or valid else "",
         section("Held-out score", _score_table(scores)) if scores else "",
         error_analysis.render(errors) if errors else "",
         section("Tasks", _tasks(tasks)) if tasks else "",

@@ -42,7 +42,7 @@ class Text(NamedTuple):
     text: str
 
 
-class Row(NamedTuple):
+class EncoderRow(NamedTuple):
     """The tokens that the model reads at once, and what is computed for them."""
 
     number: int
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     """Ranks in a factorization order; with it every token is predicted, from those of lower rank."""
 
 
-def read(texts: Texts) -> list[Text]:
+def read_texts(texts: Texts) -> list[Text]:
     """Read the texts in the options, or those of all files.
 
     Raises:
@@ -115,7 +115,9 @@ class Encoder:
         if not {"masked", "unembed"} & loaded.params.keys():
             raise BadInput(f"{loaded.name}: a {loaded.net.family} for the task {loaded.net.task} has no head for masked words")
 
-    def framed(self, ids: Integer[np.ndarray, " n"], where: str, *, truncate: bool = False) -> Int32[np.ndarray, " m"]:
+    def with_special_tokens(
+        self, ids: Integer[np.ndarray, " n"], where: str, *, truncate: bool = False
+    ) -> Int32[np.ndarray, " m"]:
         """Return the ids of a text with its special tokens, cut at the end to the model's positions if `truncate`.
 
         Raises:
@@ -131,7 +133,7 @@ class Encoder:
             )
         return self.marks.single(ids[: self.room - (len(tokens) - len(ids))])[0]
 
-    def run(self, rows: Iterable[Row], compute: Compute) -> Iterator[tuple[Row, tuple[np.ndarray, ...]]]:
+    def run(self, rows: Iterable[EncoderRow], compute: Compute) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:
         """Yield each row with its part of the results of `compute`, in any order; rows are read as they are needed.
 
         Rows are grouped by length into a few shapes, so that few programs are compiled. Padding is on the right and of segment 0,
@@ -144,7 +146,7 @@ class Encoder:
         program = _Program.of(loaded.net, loaded.mesh, np.dtype(self.dtype), compute)
         with jax.set_mesh(loaded.mesh):
             params = program.cast(loaded.params)
-        previous: tuple[list[Row], Any] | None = None
+        previous: tuple[list[EncoderRow], Any] | None = None
         for length, group, size in self._groups(rows):
             arrays = self._arrays([*group, *group[:1] * (size - len(group))], length)
             local = device_mesh.local_rows(loaded.mesh, size)
@@ -158,9 +160,9 @@ class Encoder:
         if previous is not None:
             yield from _split_rows(*previous)
 
-    def _groups(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[Row], int]]:
+    def _groups(self, rows: Iterable[EncoderRow]) -> Iterator[tuple[int, list[EncoderRow], int]]:
         """Yield (length, rows that fit into it, rows of the batch)."""
-        waiting: dict[int, list[Row]] = {}
+        waiting: dict[int, list[EncoderRow]] = {}
         frequent: set[int] = set()
         for row in rows:
             length = row_length(len(row.tokens), self.room)
@@ -180,7 +182,7 @@ class Encoder:
         mesh, rows = self.loaded.mesh, max(self.batch, self.batch * self.room // length)
         return device_mesh.fitting(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
 
-    def _arrays(self, rows: list[Row], length: int) -> Batch:
+    def _arrays(self, rows: list[EncoderRow], length: int) -> Batch:
         special_tokens = self.marks
         tokens = np.full((len(rows), length), special_tokens.pad, np.int32)
         segments, types = np.zeros((2, *tokens.shape), np.int32)
@@ -230,7 +232,7 @@ class _Program:
         )
 
 
-def _split_rows(rows: list[Row], results: tuple[jax.Array, ...]) -> Iterator[tuple[Row, tuple[np.ndarray, ...]]]:
+def _split_rows(rows: list[EncoderRow], results: tuple[jax.Array, ...]) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:
     """Yield a batch's results row by row, without those of padding rows."""
     arrays = jax.device_get(results)
     for i, row in enumerate(rows):

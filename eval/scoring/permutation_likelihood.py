@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Integer
 
-from eval.scoring.encoder_runner import Encoder, Row
+from eval.scoring.encoder_runner import Encoder, EncoderRow
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -54,13 +54,13 @@ def permuted_nats(
     return nats
 
 
-def _rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, where: str) -> Iterator[Row]:
+def _rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, where: str) -> Iterator[EncoderRow]:
     """Yield a row for each order of each chunk; `at` is the order's number."""
     for order_number in range(orders):
         for start in range(0, len(ids), room):
             tokens = ids[start : start + room].astype(np.int32)
             order = np.random.default_rng([number, start, order_number]).permutation(len(tokens)).astype(np.int32)
-            yield Row(number, where, tokens, at=order_number, order=order)
+            yield EncoderRow(number, where, tokens, at=order_number, order=order)
 
 
 def _token_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Integer
 
-from eval.scoring.encoder_runner import Encoder, Row
+from eval.scoring.encoder_runner import Encoder, EncoderRow
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.models import Model
@@ -46,7 +46,7 @@ def pseudo_nats(
     keys = [text.tobytes() for text in texts]
     first = {key: number for number, key in reversed([*enumerate(keys)])}
     unique = sorted(first.values())
-    room = (length or encoder.room) - len(encoder.framed(texts[0][:0], ""))
+    room = (length or encoder.room) - len(encoder.with_special_tokens(texts[0][:0], ""))
     rows = (row for number in unique for row in _rows(encoder, texts[number], room, number, name(number)))
     count, nats = sum(len(texts[number]) for number in unique), np.zeros(len(texts))
     for done, (row, (nll,)) in enumerate(encoder.run(rows, _target_nll), 1):
@@ -55,15 +55,15 @@ def pseudo_nats(
     return nats[[first[key] for key in keys]]
 
 
-def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: int, where: str) -> Iterator[Row]:
+def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: int, where: str) -> Iterator[EncoderRow]:
     """Yield a row for each token, in which it is masked."""
     size = min(len(ids), room)
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
-        tokens = encoder.framed(ids[start : start + size], where)
+        tokens = encoder.with_special_tokens(ids[start : start + size], where)
         at = place - start + encoder.marks.before
         tokens[at] = encoder.marks.mask
-        yield Row(number, where, tokens, at, int(ids[place]))
+        yield EncoderRow(number, where, tokens, at, int(ids[place]))
 
 
 def _target_nll(net: Model, params: Any, batch: Batch) -> tuple[jax.Array]:

@@ -99,7 +99,7 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
     try:
         with (tmp_path / "in").open() as file:
             os.dup2(file.fileno(), 0)
-        result = encoder_runner.read(settings.Texts(files=("-",)))
+        result = encoder_runner.read_texts(settings.Texts(files=("-",)))
     finally:
         os.dup2(before, 0)
         os.close(before)

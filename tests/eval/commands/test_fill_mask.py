@@ -150,8 +150,8 @@ def test_wrong_options_and_texts_are_refused_in_one_line(place: Path, capsys: py
 def test_truncated_text_loses_its_end() -> None:
     made, ids = encoders.encoder("roberta"), np.arange(10, 10 + encoders.POSITIONS)
     marks = made.marks
-    assert made.framed(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]
-    assert made.framed(ids[:-2], "").tolist() == [marks.cls, *ids[:-2], marks.sep]
+    assert made.with_special_tokens(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]
+    assert made.with_special_tokens(ids[:-2], "").tolist() == [marks.cls, *ids[:-2], marks.sep]
 
 
 @pytest.mark.parity

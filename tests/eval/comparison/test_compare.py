@@ -96,7 +96,7 @@ def test_trained_runs_are_compared_by_their_files(
     assert (base["runs"], base["seeds"]) == (["runs/done", "runs/a1"], [0, 1])
     assert base["scores"]["loss"]["values"] == [loss, loss - 0.5]
     assert (base["recipe"], base["tokens_seen"]) == ("gpt-nano", 2 * 8 * 32)
-    assert base["parameters"] == parameter_count(run_results.read("runs/done").run.model)
+    assert base["parameters"] == parameter_count(run_results.read_run("runs/done").run.model)
     shown = commands.call(capsys, "compare", "runs/done", "runs/b0", "--metric", "loss").stdout
     assert re.search(rf"1  done +{loss:.4f}\n2  b0 +{loss - 0.5:.4f}\n", shown)
     assert "-0.5000" in shown and "perplexity" not in shown
