@@ -36,7 +36,7 @@ def check(folder: Folder, run: run_config.Run, state: Any, first: int = 0) -> No
     if needed > free:
         raise BadInput(
             f"--checkpoint.keep {run.checkpoint.keep}: checkpoints of {size:,} bytes each need {needed:,} bytes, and "
-            f"{folder.path} has {free:,} free; free some space, choose another --out, or keep fewer"
+            f"{folder.path} has {free:,} free; make room, choose another --out, or keep fewer"
         )
 
 

@@ -109,7 +109,7 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
 WRONG = [
     (("--text", "whale", "--out", "a.txt"), "--out a.txt: name a file"),
     (("--text", "whale", "--out", "gone/a.npy"), "--out gone/a.npy: its folder does not exist"),
-    (("--text", "whale", "--out", "a.npy", "--json"), "--json: the vectors go to --out a.npy"),
+    (("--text", "whale", "--out", "a.npy", "--json"), "--json: the vectors are written to --out a.npy"),
     (("--text", "whale"), "--text: a single text cannot be compared"),
     (("--text", *"abcdefghijklm"), "--out: a table of 13 texts is too wide (at most 11)"),
     (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),
@@ -127,7 +127,7 @@ def test_wrong_options_and_texts_are_refused_in_one_line(
 
 def test_tokenizer_without_marks_is_refused() -> None:
     without_special_tokens = encoders.with_tokenizer(encoders.loaded("bert"), encoders.gpt().tokenizer)
-    with pytest.raises(BadInput, match="its tokenizer has no marks"):
+    with pytest.raises(BadInput, match=r"its tokenizer has no \[CLS\]"):
         Encoder.of(without_special_tokens, batch=1, dtype="float32")
 
 

@@ -212,7 +212,7 @@ REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
     (edited(lambda run: (run / "scores.json").unlink()), r"/a is not finished: it has no scores\.json"),
     (lambda where: [make(where / "a"), f"{where}/b/../a"], "/a: named twice, first as .*/a; name it once"),
     (pair(accumulate=2), "/a and .*/b are the same run"),
-    (pair(seed=1, meta=META | {"data": "e"}), "/a and .*/b .* were trained on other text"),
+    (pair(seed=1, meta=META | {"data": "e"}), "/a and .*/b .* were trained on different text"),
     (pair(seed=1, meta=META | {"held_out": "i"}), "/b was scored on other held-out text than .*/a"),
     (pair(tokenizer=Tokenizer(vocab=280), meta=META | {"held_out": "i", "tokenizer": "u"}), "/b was scored .* another tokenizer"),
     (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no quantity in common .*/b has f1, tokens"),
@@ -247,7 +247,7 @@ def test_segment_pairs_differ_between_seeds_and_only_between_seeds(tmp_path: Pat
     pairs = dataclasses.replace(RUN.data, rows="segment_pairs")
     paths = [make(tmp_path / str(seed), seed=seed, data=pairs, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
     assert [run.run.seed for run in compare(paths).rows[0].runs] == [0, 1]
-    with pytest.raises(BadInput, match="were trained on other text"):
+    with pytest.raises(BadInput, match="were trained on different text"):
         compare([paths[0], make(tmp_path / "other", data=pairs, meta=META | {"data": "e"})])
 
 

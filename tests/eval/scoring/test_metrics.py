@@ -99,7 +99,7 @@ def test_value_is_defined_where_its_formula_divides_by_zero() -> None:
 
 def test_empty_series_values_that_are_not_finite_and_classes_out_of_range_are_refused() -> None:
     for measure in metric_functions.MEASURES:
-        with pytest.raises(ValueError, match="one at least"):
+        with pytest.raises(ValueError, match="same size, at least 1"):
             metric_functions.score([measure], np.zeros(0, np.int64), np.zeros(0, np.int64))
     with pytest.raises(ValueError, match="not finite"):
         metric_functions.pearson(np.arange(2.0), np.array([1, np.nan]))
@@ -143,7 +143,7 @@ def test_tags_of_another_scheme_and_sentences_of_another_length_are_refused() ->
     for tag in ("E-PER", "B_PER", "b-PER", "B-", "", "O-PER", "PER"):
         with pytest.raises(BadInput, match="not IOB; write O, B-TYPE or I-TYPE"):
             metric_functions.entities(["O", tag])
-    with pytest.raises(ValueError, match="sentence 1: 2 tags, and 1 found"):
+    with pytest.raises(ValueError, match="sentence 1: 2 tags, and 1 predicted"):
         metric_functions.entity_f1([["O"], ["O", "O"]], [["O"], ["O"]])
     with pytest.raises(ValueError, match="no sentences"):
         metric_functions.entity_f1([], [])

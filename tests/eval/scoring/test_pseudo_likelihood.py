@@ -133,7 +133,7 @@ def test_lengths_texts_and_models_that_cannot_be_scored_are_refused(task: str, t
     for subject, documents, settings, message in (
         (encoders.loaded("bert"), text, Settings(length=41), "--length 41: choose 3 to the model's 40 positions"),
         (encoders.loaded("bert"), text, Settings(length=2), "--length 2: choose 3 to"),
-        (encoders.loaded("bert"), nothing, Settings(), "--files: they hold no token"),
+        (encoders.loaded("bert"), nothing, Settings(), "--files: they have no tokens"),
         (encoders.loaded("bert", "body"), text, Settings(), "a bert for the task body has no head for masked words"),
         (encoders.gpt(), text, Settings(), "gpt reads from left to right; choose an encoder"),
     ):

@@ -143,7 +143,7 @@ def test_measures_that_are_not_of_the_head_are_refused(place: Path, tmp_path: Pa
 CLASSES = "classes --task labelled --files classification.jsonl"
 WRONG = {
     "classes --task labelled:mlni --files other.tsv": "mlni: no task of GLUE has this name; the nearest is mnli",
-    "classes --task labelled: --files other.tsv": "--task labelled:: say which one, --task labelled:NAME",
+    "classes --task labelled: --files other.tsv": "--task labelled:: needs an argument, as --task labelled:NAME",
     "classes --task labelled --files other.tsv": r"other.tsv:2: label maybe is none of the 3 that the model learns \(no, perhaps",
     f"{CLASSES} --length 41": "--length 41: choose 1 to the model's 40 positions",
     f"{CLASSES} --length 5": r"classification.jsonl:\d+: \d+ tokens, and a row has 5 \(the longest of 27 that",

@@ -43,7 +43,7 @@ def test_a_task_is_found_by_its_name() -> None:
     assert tasks.find("harness:a:b")[1] == "a:b"
     for name, said in {
         "blimp:x": "blimp takes nothing after a colon",
-        "harness": "say which one, --task harness:NAME",
+        "harness": "needs an argument, as --task harness:NAME",
     }.items():
         with pytest.raises(BadInput, match=f"--task {name}: .*{said}"):
             tasks.find(name)
