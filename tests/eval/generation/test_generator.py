@@ -105,7 +105,7 @@ def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -
         placed = device_mesh.place(batch, many.mesh, 40)
         rows, (tokens, _) = generator._start(many._model, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
-            assert set(np.flatnonzero(seen).tolist()) == {*text.given.tolist(), token}
+            assert set(np.flatnonzero(seen).tolist()) == {*text.prompt_ids.tolist(), token}
         generator._go_on(many._model, RANDOM, 16, many._params, rows)
     assert rows.cache["k"].is_deleted() and rows.cache["v"].is_deleted()
 
