@@ -91,5 +91,5 @@ def test_prompts_from_files(tmp_path: Path) -> None:
 
 def test_a_file_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    assert "holds no " in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
+    assert "has no " in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
     assert "cannot be read (No such file or directory)" in refusal(read_examples, tmp_path / "missing.jsonl", TEMPLATE)
