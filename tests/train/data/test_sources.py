@@ -190,7 +190,7 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
     assert "for config 'other' Available configs in the cache: ['default']" in refusal("hub:some-Org/MyName", subset="other")
 
 
-@pytest.mark.parametrize(("offline", "message"), [("0", "the hub does not answer"), ("1", "HF_HUB_OFFLINE forbids to fetch it")])
+@pytest.mark.parametrize(("offline", "message"), [("0", "the hub does not answer"), ("1", "HF_HUB_OFFLINE forbids the download")])
 def test_a_hub_out_of_reach_is_reported_without_importing_datasets(offline, message):
     """In a new process, with its own settings of the library; no server answers at port 9."""
     child = (

@@ -122,11 +122,11 @@ def test_a_student_begins_as_its_teacher() -> None:
     begun = goal.begin(student, None)
     assert jax.tree.structure(begun) == jax.tree.structure(params)
     for path in (("embed", "tokens", "embedding"), ("embed", "norm", "scale"), ("masked", "dense", "kernel")):
-        ours, theirs = begun, goal.given
+        ours, theirs = begun, goal.teacher_params
         for name in path:
             ours, theirs = ours[name], theirs[name]
         np.testing.assert_array_equal(ours, theirs)
-    kernel = goal.given["layers"]["mlp"]["up"]["kernel"]
+    kernel = goal.teacher_params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(begun["layers"]["mlp"]["up"]["kernel"], kernel[np.array([0, 3])])
     assert goal.begin(student, params) is params
 

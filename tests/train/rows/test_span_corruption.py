@@ -300,9 +300,9 @@ def test_the_loss_is_the_sum_over_targets_in_any_chunks(alone: bool, smoothing: 
 
 BAD = {
     "another tokenizer": ({}, {}, "--tokenizer.kind gpt: this tokenizer has no sentinels"),
-    "packed": ({}, {"rows": "packed"}, "data.rows packed: denoising takes windows"),
+    "packed": ({}, {"rows": "packed"}, "data.rows packed: denoising needs windows"),
     "pack": ({}, {"pack": True}, "data.pack True: windows fill their rows"),
-    "a target length": ({}, {"target_length": 8}, "data.target-length 8: denoising has targets as long"),
+    "a target length": ({}, {"target_length": 8}, "data.target-length 8: the source determines the length"),
     "a short text": ({}, {"length": 900}, "--data.length 900: a row is made of 999 tokens, and the training text has 903"),
     "too short": ({}, {"length": 3}, "data.length 3: choose 4 tokens or more"),
     "many sentinels": ({"kind": "iid"}, {"length": 800}, "data.length 800: a row may need 121 sentinels, and the tokenizer"),

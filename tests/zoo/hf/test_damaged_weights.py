@@ -202,9 +202,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a list": (raw(b"[]"), "JSON object"),
     "deep nesting": (raw(b'{"a":' * 50_000), "JSON"),
     "a key twice": (raw(b'{"a": %b, "a": %b}' % ((json.dumps(ONE).encode(),) * 2), b"\0" * 4), "twice"),
-    "a path as a name": (raw({"../../etc/passwd": ONE}, b"\0" * 4), "names are"),
-    "a NUL in a name": (raw({"a\0b": ONE}, b"\0" * 4), "names are"),
-    "a long name": (raw({"a" * 257: ONE}, b"\0" * 4), "names are"),
+    "a path as a name": (raw({"../../etc/passwd": ONE}, b"\0" * 4), "names must be"),
+    "a NUL in a name": (raw({"a\0b": ONE}, b"\0" * 4), "names must be"),
+    "a long name": (raw({"a" * 257: ONE}, b"\0" * 4), "names must be"),
     "too many tensors": (
         raw({f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}),
         "tensors",
