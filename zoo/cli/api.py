@@ -293,8 +293,8 @@ def _fields(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     return build(kind, dict(values), name)
 
 
-def _check_names(given: Mapping[str, Any], names: set[str], where: str) -> None:
-    for name in given:
+def _check_names(settings: Mapping[str, Any], names: set[str], where: str) -> None:
+    for name in settings:
         if name not in names:
             near = difflib.get_close_matches(name, sorted(names), n=1)
             nearest = f"the nearest is {near[0]}; " if near else ""
