@@ -64,9 +64,9 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
         axes.set_ylim(0)
         axes.set_xlabel("tokens of an example")
 
-    told = [f"{name} {min(line)[1] / scale:.3g} to {max(line)[1] / scale:.3g}" for name, line in lines.items()]
+    ranges = [f"{name} {min(line)[1] / scale:.3g} to {max(line)[1] / scale:.3g}" for name, line in lines.items()]
     direction, dtype = cells[0]["key"]["direction"], cells[0]["key"]["dtype"]
-    label = text(f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(told)}")
+    label = text(f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(ranges)}")
     keys = "".join(svg.key(kinds[name], text(name)) for name in lines)
     caption = f"<figcaption><b>{text(title)}, {named}</b>{keys}</figcaption>"
     return f"<figure>{caption}{svg.svg(draw, NARROW, label)}</figure>"
@@ -82,13 +82,13 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
     timed = [cell for cell in cells if cell["state"] == "timed"]
     scale, named = unit(matrix)
     ridge = matrix / copy
-    least = min([ridge, *(cell["intensity"] for cell in timed)]) / 2
-    most = max([ridge, *(cell["intensity"] for cell in timed)]) * 2
+    lower = min([ridge, *(cell["intensity"] for cell in timed)]) / 2
+    upper = max([ridge, *(cell["intensity"] for cell in timed)]) * 2
 
     def draw(axes: Any) -> None:
         from matplotlib.ticker import LogLocator
 
-        axes.plot([least, ridge, most], np.asarray([least * copy, matrix, matrix]) / scale, color=MUTED, linestyle=(0, (6, 3)))
+        axes.plot([lower, ridge, upper], np.asarray([lower * copy, matrix, matrix]) / scale, color=MUTED, linestyle=(0, (6, 3)))
         for name, kind in kinds.items():
             colour, mark = LOOKS[kind]
             points = [(cell["intensity"], cell["flops_per_s"] / scale) for cell in timed if cell["key"]["implementation"] == name]
@@ -119,8 +119,8 @@ def support(cells: Cells) -> str:
         groups[cell["key"]["feature"]][cell["key"]["implementation"]].append(cell)
     head = "".join(f"<th scope=col class=class>{text(name)}</th>" for name in names)
     rows = "".join(
-        f"<tr><th scope=row>{text(feature)}</th>{''.join(_square(found.get(name, [])) for name in names)}</tr>"
-        for feature, found in groups.items()
+        f"<tr><th scope=row>{text(feature)}</th>{''.join(_square(by_name.get(name, [])) for name in names)}</tr>"
+        for feature, by_name in groups.items()
     )
     return f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
@@ -129,20 +129,20 @@ def _square(cells: Cells) -> str:
     if not cells:
         return '<td class=none title="not asked"></td>'
     state = min((cell["state"] for cell in cells), key=SEVERITY.index)
-    told = "\n".join(f"{shape_of(cell['key'])}: {_said(cell)}" for cell in cells)
+    details = "\n".join(f"{shape_of(cell['key'])}: {_said(cell)}" for cell in cells)
     if state != "timed":
         reasons = {cell["reason"] for cell in cells}
-        hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else told
-        shown = "-" if state == "skipped" else state
+        hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else details
+        label = "-" if state == "skipped" else state
         look = "none" if state == "skipped" else 'none style="background:color-mix(in srgb,var(--three) 50%,var(--card))"'
-        return f'<td class={look} title="{text(hover)}">{shown}</td>'
+        return f'<td class={look} title="{text(hover)}">{label}</td>'
     ratios = [cell["ratio"] for cell in cells if cell["state"] == "timed" and cell["ratio"]]
     if not ratios:
-        return f'<td class=none title="{text(told)}">timed</td>'
+        return f'<td class=none title="{text(details)}">timed</td>'
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     # Full colour at a quarter of the time, or four times.
     share = min(1.0, abs(math.log(mean)) / math.log(4))
-    return f'<td class={"right" if mean < 1 else "wrong"} style="--share:{share:.0%}" title="{text(told)}">{mean:.2f}</td>'
+    return f'<td class={"right" if mean < 1 else "wrong"} style="--share:{share:.0%}" title="{text(details)}">{mean:.2f}</td>'
 
 
 def _said(cell: Mapping[str, Any]) -> str:
@@ -155,6 +155,6 @@ def _heads(cell: Mapping[str, Any]) -> str:
     return f"{cell['key']['heads']} heads of {cell['key']['head']}"
 
 
-def unit(most: float) -> tuple[float, str]:
+def unit(largest: float) -> tuple[float, str]:
     """(scale, name) in which rates up to this one are told."""
-    return (1e12, "TFLOP/s") if most >= 2e12 else (1e9, "GFLOP/s")
+    return (1e12, "TFLOP/s") if largest >= 2e12 else (1e9, "GFLOP/s")

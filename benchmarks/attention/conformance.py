@@ -223,23 +223,23 @@ class Inputs(NamedTuple):
 
 
 @functools.cache
-def _reference(name: str, given: str, length: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _reference(name: str, input_dtype: str, length: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the exact results for numbers rounded to `given`, so that nothing but arithmetic differs, and their bounds."""
     case = _sized(name, length)
     with jax.enable_x64(True):
-        inputs = _inputs(case, jnp.dtype(given), jnp.dtype("float64"))
+        inputs = _inputs(case, jnp.dtype(input_dtype), jnp.dtype("float64"))
         exact = _run(case, "reference", inputs, QUICKLY)
         seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
-        allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=given)
+        allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=input_dtype)
         return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
 
 
-def _inputs(case: Case, given: Any, dtype: Any) -> Inputs:
+def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
     """Return numbers rounded to `given`, as arrays of `dtype`."""
 
     def rounded(tree: Any) -> Any:
         def one(x: Any) -> Array:
-            return jnp.asarray(x, given).astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+            return jnp.asarray(x, input_dtype).astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
 
         return jax.tree.map(one, tree)
 
@@ -256,15 +256,15 @@ def _inputs(case: Case, given: Any, dtype: Any) -> Inputs:
 def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | None) -> dict[str, Array]:
     """Return the output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
     bias = inputs.bias
-    numbers = None if bias is None else bias.numbers()
+    differentiable = None if bias is None else bias.numbers()
 
-    def value(q: Array, k: Array, v: Array, numbers: Any) -> tuple[Array, Array]:
+    def value(q: Array, k: Array, v: Array, differentiable: Any) -> tuple[Array, Array]:
         out = attention.attention(
             q,
             k,
             v,
             mask=inputs.mask,
-            bias=None if bias is None else bias.with_numbers(numbers),
+            bias=None if bias is None else bias.with_numbers(differentiable),
             scale=case.scale,
             dropout=(case.rate, inputs.seeds) if case.rate else None,
             impl=impl,
@@ -274,7 +274,7 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
     gradient = jax.jit(
         jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=None if options is None else dict(options)
     )
-    (_, out), (d_q, d_k, d_v, d_numbers) = gradient(*inputs[:3], numbers)
+    (_, out), (d_q, d_k, d_v, d_numbers) = gradient(*inputs[:3], differentiable)
     by_bias = {} if d_numbers is None else {f"d_{name}": array for name, _, array in d_numbers.arrays()}
     return {"out": out, "d_q": d_q, "d_k": d_k, "d_v": d_v, **by_bias}
 

@@ -70,8 +70,8 @@ def kernels(text: str) -> str:
     Custom calls and custom fusions (__cudnn$fmha..., __triton_gemm, mosaic_gpu..., tpu_custom_call, __ynn_fusion) by their own
     names; products that are in none of these as "dot"; "fusion" where there is nothing else.
     """
-    found = re.findall(r'custom_call_target="([^"]+)"|"kind":"(__[^"]+)"', text)
-    names = collections.Counter(next(filter(None, pair)) for pair in found)
+    matches = re.findall(r'custom_call_target="([^"]+)"|"kind":"(__[^"]+)"', text)
+    names = collections.Counter(next(filter(None, pair)) for pair in matches)
     if bare := len(re.findall(r" = \S+ (?:dot|convolution)\(", text)) - names.get("__ynn_fusion", 0):
         names["dot"] = max(0, bare)
     return ", ".join(f"{count} {name}" for name, count in names.most_common() if count) or "fusion"

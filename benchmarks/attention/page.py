@@ -30,21 +30,21 @@ def render(results: Results) -> str:
     cells = merged(results.cells)
     kinds, lead = charts.looks(cells), _sentence(results, cells)
     parts = [f"<header><h1>Attention</h1><p class=lead>{text(lead)}</p>{_tiles(results, cells)}</header>"]
-    told = "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."
+    explanation = "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."
     for part in Part.of(cells):
-        note = f"<p class=note>{text(told)}</p>"
+        note = f"<p class=note>{text(explanation)}</p>"
         parts.append(section(f"Support: {text(part.title)}", note + charts.support(_of(part, cells))))
     for part in Part.of(cells):
-        mine = _of(part, cells)
-        if any(cell["state"] == "timed" for cell in mine):
-            parts.append(section(f"Throughput against length: {text(part.title)}", charts.throughput(mine, kinds)))
+        selected = _of(part, cells)
+        if any(cell["state"] == "timed" for cell in selected):
+            parts.append(section(f"Throughput against length: {text(part.title)}", charts.throughput(selected, kinds)))
     for dtype, rate in results.environment["matrix_rate"].items():
-        mine = [cell for cell in cells if cell["key"]["dtype"] == dtype]
-        if any(cell["state"] == "timed" for cell in mine):
-            drawn = charts.roofline(mine, kinds, rate, results.environment["copy_rate"])
-            parts.append(section(f"Roofline: {text(dtype)}", drawn))
-    if said := notes(cells):
-        parts.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in said) + "</ul>"))
+        selected = [cell for cell in cells if cell["key"]["dtype"] == dtype]
+        if any(cell["state"] == "timed" for cell in selected):
+            figure = charts.roofline(selected, kinds, rate, results.environment["copy_rate"])
+            parts.append(section(f"Roofline: {text(dtype)}", figure))
+    if reasons := notes(cells):
+        parts.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in reasons) + "</ul>"))
     parts.append(section("All that was timed", _everything(cells)))
     parts.append(section("What the numbers are", _formulas(cells)))
     parts.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
@@ -58,18 +58,18 @@ def _of(part: Part, cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 def _means(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Implementation -> geometric mean of its ratios, of those that have any beside the unit."""
-    found: dict[str, list[float]] = collections.defaultdict(list)
+    logarithms: dict[str, list[float]] = collections.defaultdict(list)
     for cell in cells:
         if cell["state"] == "timed" and cell["ratio"] and cell["key"]["implementation"] != UNIT:
-            found[cell["key"]["implementation"]].append(math.log(cell["ratio"]))
-    return {name: math.exp(sum(each) / len(each)) for name, each in found.items()}
+            logarithms[cell["key"]["implementation"]].append(math.log(cell["ratio"]))
+    return {name: math.exp(sum(values) / len(values)) for name, values in logarithms.items()}
 
 
 def _sentence(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     timed = sum(cell["state"] == "timed" for cell in cells)
     bad = sum(cell["state"] in ("wrong", "failed") for cell in cells)
-    told = f"{timed} of {len(cells)} cells timed on {device(results)}"
-    return f"{told}; {bad} wrong or failed." if bad else f"{told}; none is wrong."
+    summary = f"{timed} of {len(cells)} cells timed on {device(results)}"
+    return f"{summary}; {bad} wrong or failed." if bad else f"{summary}; none is wrong."
 
 
 def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
@@ -78,16 +78,16 @@ def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     scaled = [(dtype, rate, *charts.unit(rate)) for dtype, rate in rates]
     tiles += [(f"{rate / scale:,.0f}", f"{named}, matrix products in {dtype}") for dtype, rate, scale, named in scaled]
     tiles.append((f"{results.environment['copy_rate'] / 1e9:,.1f}", "GB/s, copies"))
-    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
-    return f"<dl class=tiles>{shown}</dl>"
+    items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+    return f"<dl class=tiles>{items}</dl>"
 
 
 def _everything(cells: Sequence[Mapping[str, Any]]) -> str:
     timed = [cell for cell in cells if cell["state"] == "timed"]
     if not timed:
         return "<p class=note>Nothing.</p>"
-    shown = table(COLUMNS, [_line(cell) for cell in timed], words=WORDS)
-    return f"<details><summary>{len(timed)} cells, every number</summary>{shown}</details>"
+    content = table(COLUMNS, [_line(cell) for cell in timed], words=WORDS)
+    return f"<details><summary>{len(timed)} cells, every number</summary>{content}</details>"
 
 
 def _line(cell: Mapping[str, Any]) -> list[Any]:
@@ -121,7 +121,7 @@ def _whole(words: str) -> str:
 
 
 def _formulas(cells: Sequence[Mapping[str, Any]]) -> str:
-    asked = dict.fromkeys(cell["key"]["feature"] for cell in cells)
-    lines = [*FORMULAS.items(), *((name, FEATURES[name].what) for name in asked if name in FEATURES)]
-    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(told)}</td></tr>" for name, told in lines)
+    features = dict.fromkeys(cell["key"]["feature"] for cell in cells)
+    lines = [*FORMULAS.items(), *((name, FEATURES[name].what) for name in features if name in FEATURES)]
+    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(meaning)}</td></tr>" for name, meaning in lines)
     return f"<table>{rows}</table>"

@@ -26,21 +26,21 @@ class Shape(NamedTuple):
     head: int
 
     @classmethod
-    def parse(cls, told: str) -> "Shape":
+    def parse(cls, text: str) -> "Shape":
         """Of "B,T,S,N,K,H".
 
         Raises:
             BadInput: not six whole numbers of 1 or more, or K does not divide N.
         """
-        parts = told.split(",")
+        parts = text.split(",")
         fix = "write six whole numbers, --shape B,T,S,N,K,H: batch, queries, keys, heads, key/value heads, size of a head"
         if len(parts) != 6 or not all(part.strip().isdecimal() for part in parts):
-            raise BadInput(f"--shape {told}: {fix}")
+            raise BadInput(f"--shape {text}: {fix}")
         shape = cls(*map(int, parts))
         if min(shape) < 1:
-            raise BadInput(f"--shape {told}: every number is 1 or more; {fix}")
+            raise BadInput(f"--shape {text}: every number is 1 or more; {fix}")
         if shape.heads % shape.groups:
-            raise BadInput(f"--shape {told}: {shape.groups} key/value heads do not divide {shape.heads} heads")
+            raise BadInput(f"--shape {text}: {shape.groups} key/value heads do not divide {shape.heads} heads")
         return shape
 
 
@@ -155,13 +155,13 @@ def _xlnet(shape: Shape, rng: np.random.Generator) -> list[Call]:
         q_r, q_s = rng.standard_normal((b, queries, n, h)), rng.standard_normal((b, queries, n, 2))
         return Relative(q_r=q_r, r=r, first=t - 1, q_s=q_s, query_types=of_queries, key_types=types, **places)
 
-    known = t - count
+    visible = t - count
     content = Mask(query_ranks=ranks, key_ranks=ranks)
     query = Mask(query_ranks=picked, key_ranks=ranks, strict=True)
     of_query = relative(count, np.take_along_axis(types, at, axis=1), query_positions=at)
     return [
-        Call(t, content, b * (known * known + known * count + _triangle(count)), relative(t, types)),
-        Call(count, query, b * (known * count + _triangle(count - 1)), of_query),
+        Call(t, content, b * (visible * visible + visible * count + _triangle(count)), relative(t, types)),
+        Call(count, query, b * (visible * count + _triangle(count - 1)), of_query),
     ]
 
 
@@ -220,21 +220,21 @@ class Problem:
 
         of_queries = [(shape.batch, call.queries, shape.heads, shape.head) for call in calls]
         k, v = (normal(shape.batch, shape.keys, shape.groups, shape.head) for _ in range(2))
-        asked = [
+        inputs = [
             {"q": normal(*sizes), "numbers": _numbers(call.bias, dtype)} for sizes, call in zip(of_queries, calls, strict=True)
         ]
         fixed = [(jax.tree.map(jnp.asarray, call.mask), _rest(call.bias)) for call in calls]
         seeds = jnp.asarray(rng.integers(0, 2**32, (shape.batch, 2), np.uint32)) if feature.rate else None
         cotangents = [normal(*sizes) for sizes in of_queries]
-        return cls(feature, shape, calls, {"k": k, "v": v, "calls": asked}, (fixed, seeds), cotangents)
+        return cls(feature, shape, calls, {"k": k, "v": v, "calls": inputs}, (fixed, seeds), cotangents)
 
     def requests(self) -> list[attention.Request]:
         """What the door is asked, a request a call."""
         (fixed, seeds), k, v = self.fixed, self.trained["k"], self.trained["v"]
         dropout = (self.feature.rate, seeds) if self.feature.rate else None
         return [
-            attention.Request.of(each["q"], k, v, mask, _whole(bias, each["numbers"]), dropout)
-            for each, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
+            attention.Request.of(arrays["q"], k, v, mask, _whole(bias, arrays["numbers"]), dropout)
+            for arrays, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
         ]
 
     def program(self, impl: str, direction: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -244,16 +244,16 @@ class Problem:
             calls, seeds = fixed
             return [
                 attention.attention(
-                    each["q"],
+                    arrays["q"],
                     trained["k"],
                     trained["v"],
                     mask=mask,
-                    bias=_whole(bias, each["numbers"]),
+                    bias=_whole(bias, arrays["numbers"]),
                     scale=self.feature.scale,
                     dropout=(self.feature.rate, seeds) if self.feature.rate else None,
                     impl=impl,
                 )
-                for each, (mask, bias) in zip(trained["calls"], calls, strict=True)
+                for arrays, (mask, bias) in zip(trained["calls"], calls, strict=True)
             ]
 
         def both(trained: Any, fixed: Any, cotangents: list[Array]) -> tuple[list[Array], Any]:

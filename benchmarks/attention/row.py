@@ -88,8 +88,8 @@ def measure(
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
                 trial.columns |= cost_model.rates(problem, row.direction, cost_model.time_of(trial.columns), environment, peak)
-    wanted = [trial for trial in trials if trial.name in names]
-    return [{"key": each.key, "state": each.state, "reason": each.reason, **each.columns} for each in wanted]
+    selected = [trial for trial in trials if trial.name in names]
+    return [{"key": trial.key, "state": trial.state, "reason": trial.reason, **trial.columns} for trial in selected]
 
 
 def _turn(name: str) -> int:
@@ -155,11 +155,11 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
 
 def _join(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
     """What a peer needs is no matter of ours; its numbers are."""
-    made = peer(trial.name, problem, row.direction)
-    if isinstance(made, str):
-        trial.end("skipped", made)
+    result = peer(trial.name, problem, row.direction)
+    if isinstance(result, str):
+        trial.end("skipped", result)
         return
-    trial.program, arrays = made
+    trial.program, arrays = result
     _first_call(trial, arrays, row, settings, baseline)
 
 
@@ -182,8 +182,8 @@ def _first_call(
         for off, bound, of in ((difference, _bound(row), "the largest"), (distance, LIKE[row.dtype], "their mean square's root")):
             # NaN is no agreement.
             if not off <= bound:
-                told = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
-                trial.end("wrong", told)
+                reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
+                trial.end("wrong", reason)
                 return
     if slow(trial, spent, settings.cell_seconds, clock="wall"):
         return
@@ -228,25 +228,25 @@ def _known(name: str, value: float | None) -> dict[str, float]:
     return {} if value is None or not math.isfinite(value) else {name: value}
 
 
-def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def _difference(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """The largest of any array, relative to its largest entry or 1."""
-    return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), ours, theirs)
+    return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), results, expected)
 
 
-def _distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def _distance(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """The largest root of a mean square of any array, relative to its own.
 
     Attention over long rows averages, so that most entries are small: held to the largest or 1 alone, zeros would pass for them.
     """
-    return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), ours, theirs)
+    return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), results, expected)
 
 
-def _worst(measure: Callable[[np.ndarray, np.ndarray], float], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def _worst(measure: Callable[[np.ndarray, np.ndarray], float], results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """Of all pairs of arrays; infinite for other shapes."""
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
+    if [array.shape for array in results] != [array.shape for array in expected]:
         return float("inf")
     # `max` would drop a NaN that does not come first.
-    return float(np.max([measure(one, other) for one, other in zip(ours, theirs, strict=True)]))
+    return float(np.max([measure(one, other) for one, other in zip(results, expected, strict=True)]))
 
 
 def _size(x: np.ndarray) -> float:

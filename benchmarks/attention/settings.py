@@ -107,38 +107,38 @@ def resolved(settings: Settings, backend: str, *, quick: bool) -> Settings:
 
 def rows(settings: Settings) -> list[Row]:
     """All that settings without gaps ask for, no two alike."""
-    shapes = [Shape.parse(told) for told in settings.shape]
+    shapes = [Shape.parse(text) for text in settings.shape]
     for name in settings.model:
         cfg = configs.find(name)[1].config
         for length in settings.lengths:
             batch = settings.batch or max(1, (settings.tokens or 0) // length)
             shapes.append(Shape(batch, length, length, cfg.heads, cfg.heads, cfg.head))
-    found = [
+    combinations = [
         Row(dtype, direction, feature, FEATURES[feature].shaped(shape))
         for dtype in settings.dtype
         for feature in settings.feature
         for direction in settings.direction
         for shape in shapes
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(combinations))
 
 
 _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget", "seconds")
 
 
 def _check(settings: Settings) -> None:
-    for name, known in (
+    for name, choices in (
         ("impl", attention.IMPLEMENTATIONS),
         ("dtype", DTYPES),
         ("direction", DIRECTIONS),
         ("feature", FEATURES),
     ):
         for value in getattr(settings, name):
-            runner.known(name, value, known)
+            runner.known(name, value, choices)
     for name in settings.model:
         configs.find(name)
-    for told in settings.shape:
-        Shape.parse(told)
+    for text in settings.shape:
+        Shape.parse(text)
     for length in settings.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
     runner.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")

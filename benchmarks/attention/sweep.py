@@ -22,14 +22,14 @@ from benchmarks.core.result_files import Writer
 VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(asked: Settings, request: runner.Request, *, quick: bool) -> int:
+def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
         BadInput: see `attention_settings.resolved` and `command.perform`.
     """
-    begun = runner.start(asked.repeats, peers=asked.peers)
-    settings = resolved(asked, begun.machine["backend"], quick=quick)
+    begun = runner.start(requested.repeats, peers=requested.peers)
+    settings = resolved(requested, begun.machine["backend"], quick=quick)
     todo = rows(settings)
     measure = functools.partial(_sweep, todo, settings, time.monotonic())
     return runner.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
@@ -39,8 +39,8 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
     """Measure the rows that are missing, until `settings.seconds` after the time `began` are over."""
     environment = result_files.environment(settings.dtype)
     # What a cell is does not depend on it, and more of it completes what was left out.
-    asked = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
-    writer = Writer(folder / result_files.CELLS, "attention", environment, asked, resume, {"implementation": UNIT})
+    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
+    writer = Writer(folder / result_files.CELLS, "attention", environment, options, resume, {"implementation": UNIT})
     names = (*settings.impl, *(torch_peer.NAMES if settings.peers else ()))
     missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
     weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}

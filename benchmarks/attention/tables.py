@@ -43,8 +43,8 @@ def cell_text(cell: Mapping[str, Any] | None) -> str:
 
 def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
     """The cells of a row, for who watches."""
-    shown = [(cell["key"]["implementation"], cell) for cell in cells if cell["state"] != "skipped"]
-    return ", ".join(f"{name} {' '.join(cell_text(cell).split())}" for name, cell in shown) or "nothing runs here"
+    measured = [(cell["key"]["implementation"], cell) for cell in cells if cell["state"] != "skipped"]
+    return ", ".join(f"{name} {' '.join(cell_text(cell).split())}" for name, cell in measured) or "nothing runs here"
 
 
 HEAD = ("feature", "B x T", "N x H")
@@ -75,7 +75,7 @@ class Part:
         """A line a row: feature, B x T, N x H, then the cells. Rows of a feature stand together, whenever they were measured."""
         features = list(dict.fromkeys(feature for feature, *_ in self.rows))
         rows = sorted(self.rows.items(), key=lambda item: features.index(item[0][0]))
-        return [[*which, *(cell_text(found.get(name)) for name in self.names)] for which, found in rows]
+        return [[*which, *(cell_text(by_name.get(name)) for name in self.names)] for which, by_name in rows]
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -83,10 +83,10 @@ def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     counted = collections.Counter(
         (cell["state"], cell["key"]["implementation"], cell["reason"]) for cell in cells if cell["reason"]
     )
-    told = []
-    for (state, name, reason), count in sorted(counted.items(), key=lambda each: SEVERITY.index(each[0][0])):
-        told.append(f"{name}, {state}: {reason} ({count} {'cell' if count == 1 else 'cells'})")
-    return told
+    lines = []
+    for (state, name, reason), count in sorted(counted.items(), key=lambda item: SEVERITY.index(item[0][0])):
+        lines.append(f"{name}, {state}: {reason} ({count} {'cell' if count == 1 else 'cells'})")
+    return lines
 
 
 def errors(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -95,7 +95,7 @@ def errors(cells: Sequence[Mapping[str, Any]]) -> str:
     for cell in cells:
         if "error" in cell and "allowed" in cell:
             name, pair = cell["key"]["implementation"], (cell["error"], cell["allowed"])
-            largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda each: share(*each))
+            largest[name] = max(largest.get(name, (0.0, 0.0)), pair, key=lambda error_and_bound: share(*error_and_bound))
     pairs = ", ".join(f"{name} {error:.1e} of {allowed:.1e}" for name, (error, allowed) in largest.items())
     return f"Error against float64, of what is allowed: {pairs}." if pairs else ""
 
@@ -132,7 +132,7 @@ def _block(names: Sequence[str], lines: Sequence[Sequence[str]], first: int) -> 
     last = ""
     for feature, *rest in lines:
         texts = [*rest[:2], *rest[2 + first : 2 + first + len(names)]]
-        styled = [Text(each, "bold red" if each in ("WRONG", "FAILED") else "") for each in texts]
+        styled = [Text(text, "bold red" if text in ("WRONG", "FAILED") else "") for text in texts]
         table.add_row(Text("" if feature == last else feature), *styled)
         last = feature
     return table
@@ -149,8 +149,8 @@ def markdown(results: Results) -> str:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         blocks += [f"## {part.title[:1].upper()}{part.title[1:]}", f"A cell: {LEGEND}.", table]
         blocks += [part.errors] if part.errors else []
-    if told := notes(cells):
-        blocks.append("\n".join(f"- {note}" for note in told))
+    if reasons := notes(cells):
+        blocks.append("\n".join(f"- {note}" for note in reasons))
     blocks.append("\n".join(f"- {name}: {formula}." for name, formula in FORMULAS.items()))
     return "\n\n".join(blocks) + "\n"
 

@@ -56,35 +56,35 @@ def _program(problem: Problem, direction: str, place: str, attend: Callable[...,
     dtype = getattr(torch, str(problem.trained["k"].dtype))
 
     def tensor(x: Any) -> Any:
-        whole = torch.tensor(np.asarray(x, np.float32))
-        turned = whole.permute(0, 2, 1, 3).contiguous() if whole.dim() == 4 else whole
-        return turned.to(device=place, dtype=dtype)
+        array = torch.tensor(np.asarray(x, np.float32))
+        transposed = array.permute(0, 2, 1, 3).contiguous() if array.dim() == 4 else array
+        return transposed.to(device=place, dtype=dtype)
 
-    def arrays(found: list[Any]) -> list[np.ndarray]:
-        on_host = [each.detach().float().cpu().numpy() for each in found]
-        return [each.swapaxes(1, 2) if each.ndim == 4 else each for each in on_host]
+    def arrays(outputs: list[Any]) -> list[np.ndarray]:
+        on_host = [array.detach().float().cpu().numpy() for array in outputs]
+        return [array.swapaxes(1, 2) if array.ndim == 4 else array for array in on_host]
 
     leaves, tree = jax.tree.flatten(problem.trained)
     tensors = [tensor(leaf).requires_grad_(direction == "both") for leaf in leaves]
-    trained, cotangents = jax.tree.unflatten(tree, tensors), [tensor(each) for each in problem.cotangents]
+    trained, cotangents = jax.tree.unflatten(tree, tensors), [tensor(array) for array in problem.cotangents]
     scale = problem.shape.head**-0.5 if problem.feature.scale is None else problem.feature.scale
     calls = [attend(call, problem.shape.keys, scale, place) for call in problem.calls]
 
     def forward() -> list[Any]:
         pairs = zip(calls, trained["calls"], strict=True)
-        return [call(each["q"], trained["k"], trained["v"], each["numbers"]) for call, each in pairs]
+        return [call(inputs["q"], trained["k"], trained["v"], inputs["numbers"]) for call, inputs in pairs]
 
     def run() -> list[Any]:
         with contextlib.nullcontext() if direction == "both" else torch.no_grad():
-            found = forward()
+            outputs = forward()
         if direction == "both":
-            for each in tensors:
-                each.grad = None
-            torch.autograd.backward(found, cotangents)
-            found += [each.grad for each in tensors]
+            for leaf in tensors:
+                leaf.grad = None
+            torch.autograd.backward(outputs, cotangents)
+            outputs += [leaf.grad for leaf in tensors]
         if place == "cuda":
             torch.cuda.synchronize()
-        return found
+        return outputs
 
     return run, arrays
 

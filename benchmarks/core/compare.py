@@ -97,24 +97,24 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
                 f"{results.path} is of {count} {'process' if count == 1 else 'processes'}, and a spread needs {FEWEST}: "
                 f"measure with --repeats {FEWEST}"
             )
-    found = changes(before, after, threshold)
-    _show(found, before, after, threshold, as_json)
-    return int(any(change.kind == "regression" for change in found))
+    changed_cells = changes(before, after, threshold)
+    _show(changed_cells, before, after, threshold, as_json)
+    return int(any(change.kind == "regression" for change in changed_cells))
 
 
 def changes(before: Results, after: Results, threshold: float) -> list[Change]:
     """Of every cell of either, in the order of `KINDS`. The unit itself, whose ratio is 1, is compared by its state alone."""
     old, new = _by_key(before), _by_key(after)
-    found = [_change(old.get(key), new.get(key), threshold, before.unit) for key in dict.fromkeys([*old, *new])]
-    return sorted(found, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
+    unsorted = [_change(old.get(key), new.get(key), threshold, before.unit) for key in dict.fromkeys([*old, *new])]
+    return sorted(unsorted, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
 
 
 def agreement(before: Results, after: Results) -> tuple[int, int]:
     """(cells whose mean ratio after lies within the spread that `before` reports, cells that both have): the repeatability."""
     old, new = _by_key(before), _by_key(after)
     pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
-    known = [(one, other) for one, other in pairs if one and other]
-    return sum(abs(other.mean - one.mean) <= one.half for one, other in known), len(known)
+    spreads = [(one, other) for one, other in pairs if one and other]
+    return sum(abs(other.mean - one.mean) <= one.half for one, other in spreads), len(spreads)
 
 
 def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mapping[str, Any]) -> Change:
@@ -143,10 +143,10 @@ def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mappin
         return Change(key, "unknown", f"its spread is unknown: fewer than {FEWEST} processes have a ratio of it")
     moved, spread = other.mean - one.mean, max(one.half, other.half)
     ratio, relative = math.exp(moved), math.expm1(spread)
-    told = f"{math.exp(one.mean):.3f} before, {math.exp(other.mean):.3f} now, spread {relative:.1%}"
+    detail = f"{math.exp(one.mean):.3f} before, {math.exp(other.mean):.3f} now, spread {relative:.1%}"
     beyond = abs(moved) > spread and abs(moved) > math.log1p(threshold)
     kind = ("regression" if moved > 0 else "improvement") if beyond else "same"
-    return Change(key, kind, told, ratio, relative)
+    return Change(key, kind, detail, ratio, relative)
 
 
 def _by_key(results: Results) -> dict[str, list[dict[str, Any]]]:
@@ -168,12 +168,12 @@ def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
 # --- telling --------------------------------------------------------------------------------------------------------------------
 
 
-def _show(found: Sequence[Change], before: Results, after: Results, threshold: float, as_json: bool) -> None:
-    counts = collections.Counter(change.kind for change in found)
-    agree, known = agreement(before, after)
+def _show(changed_cells: Sequence[Change], before: Results, after: Results, threshold: float, as_json: bool) -> None:
+    counts = collections.Counter(change.kind for change in changed_cells)
+    agree, judged = agreement(before, after)
     if as_json:
-        rows = [{**vars(change)} for change in found]
-        print(json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": known, "cells": rows}))
+        rows = [{**vars(change)} for change in changed_cells]
+        print(json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": judged, "cells": rows}))
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(
@@ -183,9 +183,9 @@ def _show(found: Sequence[Change], before: Results, after: Results, threshold: f
     )
     for name, (one, other) in changed(before.environment, after.environment).items():
         console.print(Text(f"{name}: {one or 'none'} before, {other or 'none'} now", "dim"), soft_wrap=True)
-    constant = _constant(found)
+    constant = _constant(changed_cells)
     for kind in KINDS[:-1]:
-        rows = [change for change in found if change.kind == kind]
+        rows = [change for change in changed_cells if change.kind == kind]
         if not rows:
             continue
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
@@ -196,10 +196,10 @@ def _show(found: Sequence[Change], before: Results, after: Results, threshold: f
         console.print(Text(f"\n{kind} ({len(rows)})", f"bold {style}".strip()))
         console.print(table)
     shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
-    console.print(Text(f"\n{counts['same']} unchanged of {len(found)} cells{shared}", "dim"), soft_wrap=True)
-    if known:
-        told = f"{agree} of {known} ({agree / known:.0%}) lie within the spread that the first reports"
-        console.print(Text(told, "dim"), soft_wrap=True)
+    console.print(Text(f"\n{counts['same']} unchanged of {len(changed_cells)} cells{shared}", "dim"), soft_wrap=True)
+    if judged:
+        repeatability = f"{agree} of {judged} ({agree / judged:.0%}) lie within the spread that the first reports"
+        console.print(Text(repeatability, "dim"), soft_wrap=True)
 
 
 def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
@@ -210,8 +210,8 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
         print(json.dumps({"same_machine": before.same_machine(after), "cells": [[key, one, two] for key, one, two in rows]}))
         return
     console = Console(highlight=False, markup=False, emoji=False)
-    why = "these results have no unit" if before.same_machine(after) else f"two machines ({_machines(before, after)})"
-    console.print(f"{why}: times are shown side by side, and not compared", soft_wrap=True)
+    reason = "these results have no unit" if before.same_machine(after) else f"two machines ({_machines(before, after)})"
+    console.print(f"{reason}: times are shown side by side, and not compared", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("")
     for results in (before, after):
@@ -223,8 +223,8 @@ def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
 
 
 def _seconds(cells: Cells | None) -> float | None:
-    found = [cell["seconds"] for cell in cells or () if cell["state"] == "timed"]
-    return statistics.median(found) if found else None
+    seconds = [cell["seconds"] for cell in cells or () if cell["state"] == "timed"]
+    return statistics.median(seconds) if seconds else None
 
 
 def _machines(before: Results, after: Results) -> str:
@@ -233,19 +233,19 @@ def _machines(before: Results, after: Results) -> str:
     return ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
 
 
-def _constant(found: Sequence[Change]) -> dict[str, Any]:
+def _constant(changed_cells: Sequence[Change]) -> dict[str, Any]:
     """Axes on which all cells are the same: said once."""
     values: dict[str, list[Any]] = collections.defaultdict(list)
-    for change in found:
+    for change in changed_cells:
         for name, value in change.key.items():
             values[name].append(value)
-    return {name: each[0] for name, each in values.items() if len(each) == len(found) > 1 and len(set(map(str, each))) == 1}
+    return {name: column[0] for name, column in values.items() if len(column) == len(changed_cells) > 1 and len(set(map(str, column))) == 1}
 
 
 def _label(key: Mapping[str, Any], constant: Mapping[str, Any]) -> Text:
     """The axes of a cell that others do not share; words bare, numbers by name."""
-    shown = [str(value) if isinstance(value, str) else f"{name} {value}" for name, value in key.items() if name not in constant]
-    return Text(", ".join(shown))
+    labels = [str(value) if isinstance(value, str) else f"{name} {value}" for name, value in key.items() if name not in constant]
+    return Text(", ".join(labels))
 
 
 def _told(unit: Mapping[str, Any]) -> str:

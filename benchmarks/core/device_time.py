@@ -21,7 +21,7 @@ def measured(programs: Mapping[str, Program]) -> dict[str, float]:
     apart from the host."""
     if jax.default_backend() == "cpu":
         return {}
-    found = {}
+    busy_seconds = {}
     for name, program in programs.items():
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
@@ -30,16 +30,16 @@ def measured(programs: Mapping[str, Program]) -> dict[str, float]:
             files = sorted(Path(folder).rglob("*.xplane.pb"))
             busy = seconds(ProfileData.from_file(str(files[-1]))) if files else 0.0
         if busy > 0:
-            found[name] = busy / CALLS
-    return found
+            busy_seconds[name] = busy / CALLS
+    return busy_seconds
 
 
 def seconds(profile: Any) -> float:
     """Seconds in which the first device was at work: the union of its events, for streams overlap."""
     for plane in profile.planes:
-        wanted = next((line for name, line in LINES.items() if plane.name.startswith(name)), None)
-        if wanted is not None:
-            events = [event for line in plane.lines if line.name.startswith(wanted) for event in line.events]
+        prefix = next((line for name, line in LINES.items() if plane.name.startswith(name)), None)
+        if prefix is not None:
+            events = [event for line in plane.lines if line.name.startswith(prefix) for event in line.events]
             return _union((event.start_ns, event.start_ns + event.duration_ns) for event in events) / 1e9
     return 0.0
 

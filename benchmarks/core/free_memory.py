@@ -16,10 +16,10 @@ def free() -> int:
     if not meminfo.exists():
         # Not Linux: all of the memory, for what is taken of it is not said in the same way everywhere.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    room = int(re.findall(r"MemAvailable: +(\d+) kB", meminfo.read_text())[0]) * 1024
+    available = int(re.findall(r"MemAvailable: +(\d+) kB", meminfo.read_text())[0]) * 1024
     limit, used, stat = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current", "memory.stat"))
-    if limit.exists() and (told := limit.read_text().strip()) != "max":
+    if limit.exists() and (limit_text := limit.read_text().strip()) != "max":
         # Files that were read and may be dropped count as used.
         dropped = int(re.findall(r"^inactive_file (\d+)", stat.read_text(), re.MULTILINE)[0])
-        room = min(room, int(told) - int(used.read_text()) + dropped)
-    return room
+        available = min(available, int(limit_text) - int(used.read_text()) + dropped)
+    return available

@@ -30,22 +30,22 @@ class Watch:
     def __init__(self, show: Callable[[str], None], writer: result_files.Writer, process: int) -> None:
         self._show, self._writer, self._process = show, writer, process
 
-    def begin(self, told: str, *keys: Mapping[str, Any]) -> None:
+    def begin(self, message: str, *keys: Mapping[str, Any]) -> None:
         """These cells are worked on from now on, and no others any more."""
         self._writer.begin(keys, self._process)
-        self._show(told)
+        self._show(message)
 
     def died(self, key: Mapping[str, Any]) -> bool:
         """Whether processes died of a cell so often that it is not to be tried again."""
         return self._writer.died(key, self._process)
 
 
-def guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, told: str) -> None:
+def guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
     """Do something with a trial, unless processes died of it; an error is its end."""
     if watch.died(trial.key):
         trial.end("failed", result_files.DIED)
         return
-    watch.begin(told, trial.key)
+    watch.begin(message, trial.key)
     try:
         act(trial)
     except Exception as error:
@@ -58,20 +58,20 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
 
 
-def slow(trial: Trial, spent: float, most: float, **more: Any) -> bool:
+def slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
     """Whether a first call of `spent` seconds took more than `most`; then it is what the trial is timed by."""
-    if spent <= most:
+    if spent <= limit:
         return False
     trial.columns |= {**timing.columns([spent]), **more}
-    told = f"its first call took {spent:.1f} s, over --cell-seconds {most:g}: timed by that alone, without a ratio"
-    trial.end("timed", told)
+    reason = f"its first call took {spent:.1f} s, over --cell-seconds {limit:g}: timed by that alone, without a ratio"
+    trial.end("timed", reason)
     return True
 
 
 def too_large(need: int, what: str) -> str:
     """Why a program that needs so many bytes is not tried; "" if it can be."""
-    room = free()
-    return "" if need <= ROOM * room else f"{what} {gigabytes(need)}, and {gigabytes(room)} are free"
+    available = free()
+    return "" if need <= ROOM * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"
 
 
 def gigabytes(size: int | float) -> str:

@@ -25,13 +25,13 @@ class Progress:
         """Say which part of it; on a terminal only."""
         self._show(f"{self._piece}: {what}")
 
-    def done(self, weight: float, told: str) -> None:
+    def done(self, weight: float, outcome: str) -> None:
         """A piece is done, and `told` is what came of it."""
         self._done += weight
         if self._stream.isatty():
-            self._show(f"{self._piece}: {told}")
+            self._show(f"{self._piece}: {outcome}")
         else:
-            print(f"{self._piece}: {told}  [{self._left()}]", file=self._stream, flush=True)
+            print(f"{self._piece}: {outcome}  [{self._left()}]", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Clear the line."""

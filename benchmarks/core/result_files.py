@@ -73,23 +73,23 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """The part of an environment that `MACHINE` names."""
     devices = jax.local_devices()
-    told = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
-    return told | {"cpu": timing.processor(), "cores": os.cpu_count()}
+    kind = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
+    return kind | {"cpu": timing.processor(), "cores": os.cpu_count()}
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
     """A machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
     on_cpu = machine["backend"] == "cpu"
-    told = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
+    name = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
     count = f"-x{machine['devices']}" if not on_cpu and machine["devices"] > 1 else ""
-    return re.sub(r"[^a-z0-9.]+", "-", told.lower()).strip("-") + count
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") + count
 
 
 def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = False) -> Path:
     """Where results go unless told: runs/bench/<what>_<hardware>_<date>; with `newest` the last one that is there, if any is."""
     place, name = Path("runs", "bench"), f"{what}_{hardware(machine)}_"
-    there = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
-    return there[-1] if there else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    folders = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
+    return folders[-1] if folders else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------
@@ -137,8 +137,8 @@ def read(path: str | Path) -> Results:
     if "schema" not in header:
         raise BadInput(f"{path} is no result file of zoo bench: its first line has no schema")
     if header["schema"] not in SCHEMAS:
-        known = " and ".join(map(str, SCHEMAS))
-        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {known}; measure again")
+        readable = " and ".join(map(str, SCHEMAS))
+        raise BadInput(f"{path} has schema {header['schema']}, and this version reads {readable}; measure again")
     wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
     if wrong or header.get("what") not in KINDS:
         raise BadInput(f"{path}:1 is no header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be")
@@ -146,17 +146,17 @@ def read(path: str | Path) -> Results:
     deaths: collections.Counter[Place] = collections.Counter()
     begun: set[Place] = set()
     for number, line in enumerate(lines[1:], 2):
-        found = _object(path, number, line)
-        if "attempt" in found:
-            begun = _places(path, number, found, "attempt")
-        elif "death" in found:
-            deaths.update(_places(path, number, found, "death"))
+        record = _object(path, number, line)
+        if "attempt" in record:
+            begun = _places(path, number, record, "attempt")
+        elif "death" in record:
+            deaths.update(_places(path, number, record, "death"))
             begun = set()
         else:
-            cells.append(_cell(path, number, found))
-            begun.discard((identity(found["key"]), found["process"]))
-    known = (header["what"], header["environment"], header["asked"], header["unit"])
-    return Results(path, *known, cells, header["schema"], deaths, frozenset(begun))
+            cells.append(_cell(path, number, record))
+            begun.discard((identity(record["key"]), record["process"]))
+    readable = (header["what"], header["environment"], header["asked"], header["unit"])
+    return Results(path, *readable, cells, header["schema"], deaths, frozenset(begun))
 
 
 def identity(key: Mapping[str, Any]) -> str:
@@ -166,12 +166,12 @@ def identity(key: Mapping[str, Any]) -> str:
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise BadInput(f"{path}:{number} is no line of a result file: it is not a JSON object")
-    return found
+    return value
 
 
 def _places(path: Path, number: int, line: Mapping[str, Any], name: str) -> set[Place]:
@@ -204,7 +204,7 @@ class Writer:
         path: Path,
         what: str,
         environment: Mapping[str, Any],
-        asked: Mapping[str, Any],
+        options: Mapping[str, Any],
         resume: bool,
         unit: Mapping[str, Any] | None = None,
     ) -> None:
@@ -220,7 +220,7 @@ class Writer:
         """
         # As it comes back from the file: lists for tuples.
         header = json.loads(
-            _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": asked, "unit": dict(unit or {})})
+            _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": options, "unit": dict(unit or {})})
         )
         if path.exists() and not resume:
             raise BadInput(f"{path.parent} has results already; --resume completes them, --out chooses another folder")
@@ -280,18 +280,18 @@ class Writer:
     def _begin(self, path: Path, header: dict[str, Any]) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._file.seek(0)
-        found = self._file.read()
-        whole = found.rpartition(b"\n")[0]
-        if not whole:
-            if not found.startswith(b'{"schema"'[: len(found)]):
+        content = self._file.read()
+        complete = content.rpartition(b"\n")[0]
+        if not complete:
+            if not content.startswith(b'{"schema"'[: len(content)]):
                 raise BadInput(f"{path} is no result file of zoo bench; choose another --out")
             self._file.truncate(0)
             self._append(header)
             return
         before = read(path)
-        if told := _differences(before, header):
-            raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(told)}; choose another --out")
-        self._file.truncate(len(whole) + 1)
+        if differences := _differences(before, header):
+            raise BadInput(f"{path.parent} cannot be resumed: {'; '.join(differences)}; choose another --out")
+        self._file.truncate(len(complete) + 1)
         self._cells = {(identity(cell["key"]), cell["process"]): cell for cell in before.cells}
         self._deaths = before.deaths + collections.Counter(before.begun)
         if before.begun:
@@ -316,7 +316,7 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
 
 def _line(value: Mapping[str, Any]) -> str:
     # numpy's numbers have `item`.
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda each: each.item()) + "\n"
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda number: number.item()) + "\n"
 
 
 def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
@@ -334,7 +334,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
     """What differs in the versions and settings of two environments, as (before, after)."""
     pairs = {}
     for part in ("versions", "settings"):
-        old, new = (each.get(part, {}) for each in (before, after))
+        old, new = (source.get(part, {}) for source in (before, after))
         pairs |= {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
     return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
@@ -354,6 +354,6 @@ def _revision() -> str:
 
 def _clock() -> float | None:
     """Mean clock of the cores now, in MHz."""
-    told = Path("/proc/cpuinfo")
-    found = re.findall(r"^cpu MHz\s*: ([\d.]+)", told.read_text(), re.MULTILINE) if told.exists() else []
-    return round(sum(map(float, found)) / len(found), 1) if found else None
+    cpuinfo = Path("/proc/cpuinfo")
+    clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return round(sum(map(float, clocks)) / len(clocks), 1) if clocks else None

@@ -66,8 +66,8 @@ def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
     """
     if peers:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    told = os.environ.pop(PROCESS, None)
-    process = None if told is None else int(told)
+    number = os.environ.pop(PROCESS, None)
+    process = None if number is None else int(number)
     if process is None and repeats > 1:
         return Start(process, False, _elsewhere())
     jax_setup.prepare(devices)

@@ -16,17 +16,17 @@ def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for cell in cells:
         groups[identity(cell["key"])].append(cell)
-    found = []
+    rows = []
     for group in groups.values():
         state = min((cell["state"] for cell in group), key=SEVERITY.index)
         same = [cell for cell in group if cell["state"] == state]
         one = {**same[0], "processes": len(same)}
         for name, value in same[0].items():
-            numbers = [each for cell in same if isinstance(each := cell.get(name), int | float)]
+            numbers = [number for cell in same if isinstance(number := cell.get(name), int | float)]
             if isinstance(value, int | float) and len(numbers) == len(same):
                 one[name] = statistics.median(numbers)
-        found.append(one)
-    return found
+        rows.append(one)
+    return rows
 
 
 def seconds_text(seconds: float) -> str:
@@ -40,13 +40,13 @@ def seconds_text(seconds: float) -> str:
 
 def machine_line(results: Results) -> str:
     """What a table was measured on."""
-    told = results.environment
-    where = f"{told['cpu']}, {told['cores']} cores" if told["backend"] == "cpu" else f"{told['devices']} x {told['device']}"
-    rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in told["matrix_rate"].items())
-    flags = told["versions"]["XLA_FLAGS"]
+    environment = results.environment
+    where = f"{environment['cpu']}, {environment['cores']} cores" if environment["backend"] == "cpu" else f"{environment['devices']} x {environment['device']}"
+    rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in environment["matrix_rate"].items())
+    flags = environment["versions"]["XLA_FLAGS"]
     processes = len({cell["process"] for cell in results.cells})
     return (
-        f"{where}; JAX {told['versions']['jax']}, Python {told['versions']['python']}; XLA_FLAGS={flags}; {told['date']}, "
-        f"load {told['load']}; matrix products {rates}; copies {told['copy_rate'] / 1e9:.1f} GB/s; "
+        f"{where}; JAX {environment['versions']['jax']}, Python {environment['versions']['python']}; XLA_FLAGS={flags}; {environment['date']}, "
+        f"load {environment['load']}; matrix products {rates}; copies {environment['copy_rate'] / 1e9:.1f} GB/s; "
         f"{processes} {'process' if processes == 1 else 'processes'}"
     )

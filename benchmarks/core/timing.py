@@ -71,22 +71,22 @@ def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
         seconds: of each round, [n].
         unit: the same of the program that "ratio" is over.
     """
-    each = Quantiles.of(seconds)
-    found: dict[str, float | int | None] = {"seconds": each.median, "seconds_p20": each.p20, "seconds_p80": each.p80}
-    found |= {"seconds_least": each.least, "n": each.n}
+    quantiles = Quantiles.of(seconds)
+    values: dict[str, float | int | None] = {"seconds": quantiles.median, "seconds_p20": quantiles.p20, "seconds_p80": quantiles.p80}
+    values |= {"seconds_least": quantiles.least, "n": quantiles.n}
     ratio = None if unit is None else Quantiles.of(np.asarray(seconds) / np.asarray(unit))
-    return found | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
+    return values | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
 
 
-def warm(program: Program, *, most: int = 10, seconds: float = 3.0) -> list[float]:
+def warm(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[float]:
     """Call a program until it is stable: its last two calls within 10 % of each other. At most `most` times, and no more once
     `seconds` are spent; one call always is made. Returns the seconds of each call."""
-    found: list[float] = []
-    while len(found) < most and sum(found) < seconds:
-        found.append(_seconds(program))
-        if len(found) > 1 and max(found[-2:]) <= 1.1 * min(found[-2:]):
+    durations: list[float] = []
+    while len(durations) < limit and sum(durations) < seconds:
+        durations.append(_seconds(program))
+        if len(durations) > 1 and max(durations[-2:]) <= 1.1 * min(durations[-2:]):
             break
-    return found
+    return durations
 
 
 def interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
@@ -106,14 +106,14 @@ def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float 
         rounds: how many; 0 = until the medians of all are known to 1 %, or `budget` is used up.
         budget: seconds. There are never fewer than five rounds, three where a call takes over two seconds, nor more than 200.
     """
-    found: dict[str, list[float]] = {name: [] for name in programs}
+    durations: dict[str, list[float]] = {name: [] for name in programs}
     began = time.perf_counter()
     number = 0
-    while number < rounds if rounds else not _enough(found, number, time.perf_counter() - began, budget):
+    while number < rounds if rounds else not _enough(durations, number, time.perf_counter() - began, budget):
         for name in _order(list(programs), number):
-            found[name].append(_seconds(programs[name]))
+            durations[name].append(_seconds(programs[name]))
         number += 1
-    return {name: np.asarray(seconds) for name, seconds in found.items()}
+    return {name: np.asarray(seconds) for name, seconds in durations.items()}
 
 
 def copy_rate(seconds: float = 0.5) -> float:
@@ -141,8 +141,8 @@ def environment() -> str:
 
 def processor() -> str:
     """The model of this machine's CPU."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -155,17 +155,17 @@ def _seconds(program: Program) -> float:
 def _order(names: list[str], number: int) -> list[str]:
     """Forwards and backwards by turns, each pair beginning one name later."""
     start = number // 2 % len(names)
-    turned = names[start:] + names[:start]
-    return turned[::-1] if number % 2 else turned
+    rotated = names[start:] + names[:start]
+    return rotated[::-1] if number % 2 else rotated
 
 
-def _enough(found: Mapping[str, list[float]], rounds: int, spent: float, budget: float) -> bool:
+def _enough(durations: Mapping[str, list[float]], rounds: int, spent: float, budget: float) -> bool:
     if rounds < FEWEST_SLOW:
         return False
-    each = [Quantiles.of(seconds) for seconds in found.values()]
-    if rounds < FEWEST and max(one.median for one in each) <= SLOW:
+    quantiles = [Quantiles.of(seconds) for seconds in durations.values()]
+    if rounds < FEWEST and max(one.median for one in quantiles) <= SLOW:
         return False
-    return rounds >= MOST or spent >= budget or max(one.uncertainty for one in each) <= CALM
+    return rounds >= MOST or spent >= budget or max(one.uncertainty for one in quantiles) <= CALM
 
 
 @contextlib.contextmanager

@@ -65,13 +65,13 @@ HEAD = 32
 VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(asked: Settings, request: runner.Request, *, quick: bool) -> int:
+def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
     """The command: see `command.perform`.
 
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
     """
-    settings = resolved(asked, quick=quick)
+    settings = resolved(requested, quick=quick)
     measure = functools.partial(_measure, settings)
     return runner.perform(runner.start(1), "growth", measure, VIEWS, request, repeats=1)
 
@@ -88,17 +88,17 @@ def resolved(settings: Settings, *, quick: bool) -> Settings:
         value = getattr(settings, name)
         require(value is None or value > 0, name, value, "choose 1 or more, or leave it out")
     for name in ("length", "layers", "width", "device_counts"):
-        values, told = filled[name], " ".join(map(str, filled[name]))
-        require(all(value > 0 for value in values), name, told, "choose numbers of 1 or more")
-        require(len(set(values)) > 1, name, told, "growth needs two different values or more")
+        values, listed = filled[name], " ".join(map(str, filled[name]))
+        require(all(value > 0 for value in values), name, listed, "choose numbers of 1 or more")
+        require(len(set(values)) > 1, name, listed, "growth needs two different values or more")
         filled[name] = tuple(sorted(set(values)))
     for width in filled["width"]:
         require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
     for count in filled["device_counts"]:
         require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
-    found = Settings(**filled)
-    _case(found, "length", BASE["length"])
-    return found
+    complete = Settings(**filled)
+    _case(complete, "length", BASE["length"])
+    return complete
 
 
 def key(settings: Settings, axis: str, value: int) -> dict[str, Any]:
@@ -113,16 +113,16 @@ def _values(settings: Settings, axis: str) -> Sequence[int]:
 def _case(settings: Settings, axis: str, value: int) -> Case:
     """The model with an axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
-    made = case(settings.model, "train", batch=settings.batch or 0)
-    fields = {field.name for field in dataclasses.fields(made.config)}
+    base = case(settings.model, "train", batch=settings.batch or 0)
+    fields = {field.name for field in dataclasses.fields(base.config)}
     width = numbers["width"]
     changes = {
         **{name: numbers["layers"] for name in ("layers", "decoder_layers")},
         **{"width": width, "heads": width // HEAD, "head": HEAD, "ffn": 4 * width, "context": max(numbers["length"], 2)},
     }
-    cfg = dataclasses.replace(made.config, **{name: each for name, each in changes.items() if name in fields})
+    cfg = dataclasses.replace(base.config, **{name: size for name, size in changes.items() if name in fields})
     length = numbers["length"]
-    return dataclasses.replace(made, config=cfg, length=length, source=length if made.source else 0)
+    return dataclasses.replace(base, config=cfg, length=length, source=length if base.source else 0)
 
 
 def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> None:
@@ -137,10 +137,10 @@ def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> No
             if not values:
                 continue
             progress.begin(f"growth with {axis}")
-            found = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
-            for value, cell in found.items():
+            cells = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
+            for value, cell in cells.items():
                 writer.write({"key": key(settings, axis, value), "process": process, **cell})
-            progress.done(float(len(values)), tables.in_a_line(found))
+            progress.done(float(len(values)), tables.in_a_line(cells))
     finally:
         writer.close()
         progress.close()
@@ -148,24 +148,24 @@ def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> No
 
 def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
-    steps, found = {}, {}
+    steps, cells = {}, {}
     for value in values:
         watch.begin(f"{value}: compiling", key(settings, axis, value))
         try:
-            steps[value], found[value] = _ready(_case(settings, axis, value), Variant())
+            steps[value], cells[value] = _ready(_case(settings, axis, value), Variant())
         except Exception as error:
-            found[value] = {"state": "failed", "reason": first_line(error)}
+            cells[value] = {"state": "failed", "reason": first_line(error)}
     watch.begin("timing", *(key(settings, axis, value) for value in steps))
     while steps:
         try:
-            seconds = timing.measured(_unbroken(steps, found), rounds=settings.rounds or 0)
+            seconds = timing.measured(_unbroken(steps, cells), rounds=settings.rounds or 0)
         except Broken:
             continue
-        return found | {value: found[value] | timing.columns(seconds[str(value)]) for value in steps}
-    return found
+        return cells | {value: cells[value] | timing.columns(seconds[str(value)]) for value in steps}
+    return cells
 
 
-def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
+def _unbroken(steps: dict[int, Step], cells: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
     """Programs of which one that breaks leaves the steps, with its reason found."""
 
     def run(value: int) -> None:
@@ -173,7 +173,7 @@ def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[
             steps[value].run()
         except Exception as error:
             del steps[value]
-            found[value] = {"state": "failed", "reason": first_line(error)}
+            cells[value] = {"state": "failed", "reason": first_line(error)}
             raise Broken from error
 
     return {str(value): functools.partial(run, value) for value in steps}
@@ -181,18 +181,18 @@ def _unbroken(steps: dict[int, Step], found: dict[int, dict[str, Any]]) -> dict[
 
 def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
     """Cells of the axis of devices, each from a process of its own."""
-    found = {}
+    cells = {}
     for count in counts:
         watch.begin(f"{count} devices", key(settings, "devices", count))
         argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(dataclasses.asdict(settings)), str(count)]
         # On a CPU devices are simulated, and the process takes no other kind.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            found[count] = {"state": "failed", "reason": (said or ["it said nothing"])[-1][:300]}
+            log_lines = [line for line in done.stderr.splitlines() if line.strip()]
+            cells[count] = {"state": "failed", "reason": (log_lines or ["it said nothing"])[-1][:300]}
             continue
-        found[count] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        cells[count] = json.loads(done.stdout.splitlines()[-1])
+    return cells
 
 
 def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
@@ -220,10 +220,10 @@ def _one(settings: Settings, count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given: dict[str, Any] = {
-        name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(sys.argv[1]).items()
+    settings_fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
     }
     # Whatever is printed on the way goes to standard error; the last line of standard output is the cell.
     with contextlib.redirect_stdout(sys.stderr):
-        columns = _one(Settings(**given), int(sys.argv[2]))
+        columns = _one(Settings(**settings_fields), int(sys.argv[2]))
     print(json.dumps(columns))

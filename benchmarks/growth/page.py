@@ -16,25 +16,25 @@ UNITS = {"length": "tokens of a row", "layers": "layers", "width": "width", "dev
 
 def render(results: Results) -> str:
     """The page."""
-    asked, found = results.asked, tables.by_axis(results)
+    request, cells_by_axis = results.asked, tables.by_axis(results)
     lead = (
-        f"A training step of {asked['model']}, {asked['batch']} rows, on {device(results)}: everything over its value at the "
+        f"A training step of {request['model']}, {request['batch']} rows, on {device(results)}: everything over its value at the "
         "left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
     )
-    plots = "".join(_plot(axis, cells) for axis, cells in found.items())
+    plots = "".join(_plot(axis, cells) for axis, cells in cells_by_axis.items())
     blocks = [
         f"<header><h1>How cost grows</h1><p class=lead>{text(lead)}</p></header>",
         section("Growth", f"<div class=plots>{plots}</div>"),
     ]
-    if told := tables.notes(results):
-        blocks.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in told) + "</ul>"))
+    if untimed := tables.notes(results):
+        blocks.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in untimed) + "</ul>"))
     blocks.append(section("Exponents", table(FIT_HEAD, tables.fits(results))))
     blocks.append(section("Every number", table(HEAD, tables.lines(results))))
-    told = (
+    untimed = (
         "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, and no speed-up. "
         "Memory is of all devices together, as XLA planned it."
     )
-    blocks.append(f"<p class=note>{text(told)}</p>" if "devices" in found else "")
+    blocks.append(f"<p class=note>{text(untimed)}</p>" if "devices" in cells_by_axis else "")
     blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
     blocks.append(f"<footer>{text('Made by zoo bench growth from nothing but its own cells.jsonl.')}</footer>")
     return page("How cost grows", lead, blocks)
@@ -66,6 +66,6 @@ def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xlabel(UNITS[axis])
 
     keys = "".join(key(f"{LOOKS[name][1]} dots", f"{name} {text(fit)}") for name, fit in fitted.items() if fit)
-    told = "; ".join(f"{name}: exponent {fit}" for name, fit in fitted.items() if fit)
-    label = text(f"Growth with {axis}. {told}")
+    description = "; ".join(f"{name}: exponent {fit}" for name, fit in fitted.items() if fit)
+    label = text(f"Growth with {axis}. {description}")
     return f"<figure><figcaption><b>{axis.capitalize()}</b>{keys}</figcaption>{svg(draw, NARROW, label)}</figure>"

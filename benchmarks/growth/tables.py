@@ -50,11 +50,11 @@ def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | N
 
 def by_axis(results: Results) -> dict[str, list[dict[str, Any]]]:
     """The timed cells of each axis, by its values."""
-    found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    timed: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for cell in sorted(results.cells, key=lambda cell: (AXES.index(cell["key"]["axis"]), cell["key"]["value"])):
         if cell["state"] == "timed":
-            found[cell["key"]["axis"]].append(cell)
-    return found
+            timed[cell["key"]["axis"]].append(cell)
+    return timed
 
 
 def exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, Exponent | None]:
@@ -65,18 +65,18 @@ def exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, Exponent | None]:
 
 def lines(results: Results) -> list[list[str]]:
     """A row a cell: see `HEAD`."""
-    found = []
+    rows = []
     for axis, cells in by_axis(results).items():
         for cell in cells:
             low, high = (seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
             row = [axis, f"{cell['key']['value']:,}", seconds_text(cell["seconds"]), f"{low} .. {high}"]
-            found.append([*row, gigabytes(cell["memory"]), f"{cell['compile_seconds']:.1f} s"])
-    return found
+            rows.append([*row, gigabytes(cell["memory"]), f"{cell['compile_seconds']:.1f} s"])
+    return rows
 
 
 def fits(results: Results) -> list[list[str]]:
     """A row an axis: the exponents of all quantities."""
-    return [[axis, *(str(each or "") for each in exponents(cells).values())] for axis, cells in by_axis(results).items()]
+    return [[axis, *(str(fitted or "") for fitted in exponents(cells).values())] for axis, cells in by_axis(results).items()]
 
 
 def notes(results: Results) -> list[str]:
@@ -90,9 +90,9 @@ def notes(results: Results) -> list[str]:
 
 def in_a_line(cells: Mapping[int, Mapping[str, Any]]) -> str:
     """The cells of an axis, for who watches."""
-    told = [f"{value} {seconds_text(cell['seconds'])}" for value, cell in cells.items() if cell["state"] == "timed"]
+    texts = [f"{value} {seconds_text(cell['seconds'])}" for value, cell in cells.items() if cell["state"] == "timed"]
     failed = sum(cell["state"] != "timed" for cell in cells.values())
-    return ", ".join([*told, *([f"{failed} failed"] if failed else [])])
+    return ", ".join([*texts, *([f"{failed} failed"] if failed else [])])
 
 
 def show(results: Results) -> None:
@@ -121,8 +121,8 @@ def markdown(results: Results) -> str:
         table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in table))
     blocks.append("The last table has the exponents b of a x^b, fitted to the logarithms, with their standard errors.")
-    if told := notes(results):
-        blocks.append("\n".join(f"- {note}" for note in told))
+    if untimed := notes(results):
+        blocks.append("\n".join(f"- {note}" for note in untimed))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -67,8 +67,8 @@ class Instruction:
     @property
     def origin(self) -> str:
         """What it was in JAX: its path of names."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +79,21 @@ class Computation:
     @functools.cached_property
     def root(self) -> Instruction:
         last = list(self.instructions.values())[-1]
-        return next((each for each in self.instructions.values() if each.root), last)
+        return next((instruction for instruction in self.instructions.values() if instruction.root), last)
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
-        for each in self.instructions.values():
-            for name in dict.fromkeys(each.operands):
-                found.get(name, []).append(each)
-        return found
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for instruction in self.instructions.values():
+            for name in dict.fromkeys(instruction.operands):
+                users.get(name, []).append(instruction)
+        return users
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
         """In the order in which they are given."""
-        found = [each for each in self.instructions.values() if each.op == "parameter"]
-        return sorted(found, key=lambda each: int(each.literal or 0))
+        parameters = [instruction for instruction in self.instructions.values() if instruction.op == "parameter"]
+        return sorted(parameters, key=lambda instruction: int(instruction.literal or 0))
 
     def given(self, instruction: Instruction) -> list[Instruction]:
         """The operands of an instruction."""
@@ -110,27 +110,27 @@ class Module:
         yield from self._runs(self.computations[self.entry], 1.0, "")
 
     def _runs(self, computation: Computation, times: float, loop: str) -> Iterator["Run"]:
-        for each in computation.instructions.values():
-            if each.op == "while":
-                body = _attribute(each.rest, "body")
-                trips = self.trips(each, computation)
+        for instruction in computation.instructions.values():
+            if instruction.op == "while":
+                body = _attribute(instruction.rest, "body")
+                trips = self.trips(instruction, computation)
                 # Where nothing is known, once: less than the truth, and never invented; `unknown` says where.
                 yield from self._runs(self.computations[body], times * (1 if trips is None else trips), body)
-            elif each.op == "conditional":
+            elif instruction.op == "conditional":
                 # One branch runs: the one with the most instructions is taken, likely the one with the most to do.
-                branches = [list(self._runs(self.computations[name], times, loop)) for name in each.called]
+                branches = [list(self._runs(self.computations[name], times, loop)) for name in instruction.called]
                 yield from max(branches, key=len)
-            elif each.op == "call" or (each.op.endswith("-start") and each.called and each.op not in SENT):
-                for name in each.called:
+            elif instruction.op == "call" or (instruction.op.endswith("-start") and instruction.called and instruction.op not in SENT):
+                for name in instruction.called:
                     yield from self._runs(self.computations[name], times, loop)
             else:
-                yield Run(each, computation, times, loop)
+                yield Run(instruction, computation, times, loop)
 
     def unknown(self) -> list[str]:
         """Loops that run nobody knows how often, by what they were in JAX."""
-        every = [(each, computation) for computation in self.computations.values() for each in computation.instructions.values()]
-        loops = [(each, computation) for each, computation in every if each.op == "while"]
-        return sorted({each.origin or each.name for each, computation in loops if self.trips(each, computation) is None})
+        every = [(instruction, computation) for computation in self.computations.values() for instruction in computation.instructions.values()]
+        loops = [(instruction, computation) for instruction, computation in every if instruction.op == "while"]
+        return sorted({instruction.origin or instruction.name for instruction, computation in loops if self.trips(instruction, computation) is None})
 
     def trips(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a loop of a computation runs; None if nothing says it.
@@ -138,18 +138,18 @@ class Module:
         It is what XLA found out, or else what is between the constant that a counter begins at and the one that the condition
         compares it with: counters of JAX go up by one.
         """
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
-            return int(known[1])
+        if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(trip_count[1])
         condition = self.computations[_attribute(loop.rest, "condition")]
-        test, given = condition.root, condition.given(condition.root)
+        test, operands = condition.root, condition.given(condition.root)
         if test.op == "fusion":
             within = self.computations[test.called[0]]
-            test, outside = within.root, given
-            given = [outside[int(each.literal)] if each.op == "parameter" else each for each in within.given(test)]
-        if test.op != "compare" or "direction=LT" not in test.rest or given[0].op != "get-tuple-element":
+            test, outside = within.root, operands
+            operands = [outside[int(operand.literal)] if operand.op == "parameter" else operand for operand in within.given(test)]
+        if test.op != "compare" or "direction=LT" not in test.rest or operands[0].op != "get-tuple-element":
             return None
-        start = _beginning(loop, computation, int(_attribute(given[0].rest, "index")))
-        last = _integer(given[1])
+        start = _beginning(loop, computation, int(_attribute(operands[0].rest, "index")))
+        last = _integer(operands[1])
         return None if start is None or last is None else max(0, last - start)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
@@ -158,9 +158,9 @@ class Module:
             return
         for name in instruction.called:
             computation = self.computations[name]
-            for each in computation.instructions.values():
-                yield each, computation
-                yield from self.inside(each)
+            for inner in computation.instructions.values():
+                yield inner, computation
+                yield from self.inside(inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +208,8 @@ def parse(text: str) -> Module:
         elif line.startswith("}"):
             computations[current] = Computation(current, instructions)
             current = ""
-        elif found := _LINE.match(line):
-            instructions[found[2]] = _instruction(found[2], found[3], bool(found[1]))
+        elif match := _LINE.match(line):
+            instructions[match[2]] = _instruction(match[2], match[3], bool(match[1]))
     if entry not in computations:
         raise ValueError("no program: it has no entry")
     return Module(computations, entry)
@@ -232,16 +232,16 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 def _closing(text: str, opening: int) -> int:
     """Where the parenthesis closes that opens at `opening`."""
     depth = 0
-    for found in re.finditer(r"[()]", text[opening:]):
-        depth += 1 if found[0] == "(" else -1
+    for parenthesis in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if parenthesis[0] == "(" else -1
         if not depth:
-            return opening + found.start()
+            return opening + parenthesis.start()
     raise ValueError(f"no program: unbalanced parentheses in {text[:80]}")
 
 
 def _space(layout: str) -> int:
-    found = re.search(r"S\((\d+)\)", layout)
-    return int(found[1]) if found else 0
+    match = re.search(r"S\((\d+)\)", layout)
+    return int(match[1]) if match else 0
 
 
 def _beginning(loop: Instruction, computation: Computation, index: int) -> int | None:
@@ -256,12 +256,12 @@ def _beginning(loop: Instruction, computation: Computation, index: int) -> int |
 
 
 def _integer(constant: Instruction) -> int | None:
-    found = re.fullmatch(r"-?\d+", constant.literal) if constant.op == "constant" else None
-    return None if found is None else int(found[0])
+    match = re.fullmatch(r"-?\d+", constant.literal) if constant.op == "constant" else None
+    return None if match is None else int(match[0])
 
 
 def _attribute(rest: str, name: str) -> str:
-    found = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
-    if found is None:
+    match = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
+    if match is None:
         raise ValueError(f"no program: {name} is missing from {rest[:80]}")
-    return found[1]
+    return match[1]

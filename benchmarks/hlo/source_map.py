@@ -45,8 +45,8 @@ class Program:
     @functools.cached_property
     def callers(self) -> Mapping[str, Instruction]:
         """Instruction -> the one that runs the computation it is in: a fusion, or a loop."""
-        called = {each.calls: each for each in self.instructions.values() if each.calls}
-        return {each.name: called[name] for name, inside in self.computations.items() if name in called for each in inside}
+        called = {instruction.calls: instruction for instruction in self.instructions.values() if instruction.calls}
+        return {inner.name: called[name] for name, instructions in self.computations.items() if name in called for inner in instructions}
 
     def inside(self, instruction: Instruction) -> Sequence[Instruction]:
         """What a fusion computes, or the instruction alone."""
@@ -57,15 +57,15 @@ class Program:
         computes, or of what it reads."""
         seen, waiting = set(), [instruction]
         while waiting:
-            each = waiting.pop(0)
-            if each.name in seen:
+            current = waiting.pop(0)
+            if current.name in seen:
                 continue
-            seen.add(each.name)
-            if each.frames:
-                return each
+            seen.add(current.name)
+            if current.frames:
+                return current
             # The root of a fusion is its last instruction.
-            waiting += reversed([inner for inner in self.inside(each) if inner.name != each.name])
-            waiting += [self.instructions[name] for name in each.operands if name in self.instructions]
+            waiting += reversed([inner for inner in self.inside(current) if inner.name != current.name])
+            waiting += [self.instructions[name] for name in current.operands if name in self.instructions]
         return instruction
 
 
@@ -76,8 +76,8 @@ def parse(text: str) -> Program:
     for line in text.splitlines():
         if head := COMPUTATION.match(line):
             computation = computations[head[1]] = []
-        elif made := INSTRUCTION.match(line):
-            instruction = _instruction(made, line, frames)
+        elif match := INSTRUCTION.match(line):
+            instruction = _instruction(match, line, frames)
             instructions[instruction.name] = instruction
             computation.append(instruction)
     return Program(instructions, computations)
@@ -88,17 +88,17 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*
 LAYOUT = re.compile(r"\{[\d,:A-Z()]*\}|/\*index=\d+\*/")
 
 
-def _instruction(made: re.Match[str], line: str, frames: Mapping[int, tuple[Frame, ...]]) -> Instruction:
-    name, shape, opcode, rest = made.groups()
+def _instruction(match: re.Match[str], line: str, frames: Mapping[int, tuple[Frame, ...]]) -> Instruction:
+    name, shape, opcode, rest = match.groups()
     calls = re.search(r"(?:calls|body|to_apply)=%([\w.-]+)", rest)
     op_name = re.search(r'op_name="([^"]*)"', line)
     frame = re.search(r"stack_frame_id=(\d+)", line)
-    given = rest.split(")", 1)[0]
+    operand_text = rest.split(")", 1)[0]
     return Instruction(
         name=name,
         shape=LAYOUT.sub("", shape),
         opcode=opcode,
-        operands=tuple(re.findall(r"%([\w.-]+)", given)),
+        operands=tuple(re.findall(r"%([\w.-]+)", operand_text)),
         calls=calls[1] if calls else "",
         op_name=op_name[1] if op_name else "",
         frames=frames.get(int(frame[1]), ()) if frame else (),
@@ -140,7 +140,7 @@ def _table(text: str, title: str, row: str, missing: str = "") -> Iterator[tuple
     if begins is None:
         return
     for line in text[begins.end() :].splitlines():
-        if (found := re.match(row, line)) is None:
+        if (match := re.match(row, line)) is None:
             return
-        number, *others = (missing if each is None else each for each in found.groups())
+        number, *others = (missing if column is None else column for column in match.groups())
         yield (int(number), *others)

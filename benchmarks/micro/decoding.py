@@ -34,17 +34,17 @@ def main() -> int:
     parser.add_argument("--model", default="t5-small")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     timing.begin()
-    net = models.model(configs.find(asked.model)[1].config)
-    params = jax.jit(net.init)(jax.random.key(0))
+    model = models.model(configs.find(options.model)[1].config)
+    params = jax.jit(model.init)(jax.random.key(0))
     # Its entries are not used: only its size and its marks count.
     tokenizer = Tokenizer.train(["Call me Ishmael. Some years ago, never mind how long precisely."] * 8, 200, "sentencepiece")
     generator = Generator(
-        net, params, device_mesh.make(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=asked.rows * BEAMS
+        model, params, device_mesh.make(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=options.rows * BEAMS
     )
     rng = np.random.default_rng(0)
-    sources = [rng.integers(3, tokenizer.vocab_size, SOURCE).astype(np.int32) for _ in range(asked.rows)]
+    sources = [rng.integers(3, tokenizer.vocab_size, SOURCE).astype(np.int32) for _ in range(options.rows)]
 
     def written(limit: int, beams: int) -> Callable[[], object]:
         search = Beams(beams=beams, search_until="impossible") if beams > 1 else Beams()
@@ -53,9 +53,9 @@ def main() -> int:
 
     programs = {f"greedy, {limit} tokens": written(limit, 1) for limit in LIMITS}
     programs[f"{BEAMS} beams, {SEARCHED} tokens"] = written(SEARCHED, BEAMS)
-    middle = {name: float(np.median(each)) for name, each in timing.interleaved(programs, asked.rounds).items()}
+    middle = {name: float(np.median(seconds)) for name, seconds in timing.interleaved(programs, options.rounds).items()}
     unit = middle[f"greedy, {SEARCHED} tokens"]
-    print(f"| {asked.model}, {asked.rows} texts, sources of {SOURCE} | time | time of one more token |")
+    print(f"| {options.model}, {options.rows} texts, sources of {SOURCE} | time | time of one more token |")
     print("|---|---|---|")
     before: tuple[int, float] | None = None
     for limit in LIMITS:
@@ -64,7 +64,7 @@ def main() -> int:
         print(f"| greedy, {limit} tokens | {seconds / unit:.2f} | {more} |")
         before = limit, seconds
     print(f"| {BEAMS} beams, {SEARCHED} tokens | {middle[f'{BEAMS} beams, {SEARCHED} tokens'] / unit:.2f} | |")
-    print(f"\nTimes over that of greedy texts of {SEARCHED} tokens, medians of {asked.rounds}; of a token over their mean.")
+    print(f"\nTimes over that of greedy texts of {SEARCHED} tokens, medians of {options.rounds}; of a token over their mean.")
     return 0
 
 

@@ -32,17 +32,17 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.packing", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     timing.begin()
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:
         fills, programs = zip(*(_program(_run(recipe, rows, pack=pack)) for pack in (False, True)), strict=True)
-        seconds = timing.interleaved(dict(zip(("unpacked", "packed"), programs, strict=True)), asked.rounds)
+        seconds = timing.interleaved(dict(zip(("unpacked", "packed"), programs, strict=True)), options.rounds)
         slower = float(np.median(seconds["packed"]) / np.median(seconds["unpacked"]))
         fuller = fills[1] / fills[0]
-        told = f"{fills[0]:.3f} {fills[1]:.3f} | {fuller:.3f} | {slower:.3f} | {fuller / slower:.3f} | {1 / slower - 1:+.1%}"
-        print(f"| {recipe} | {rows} | {told} |", flush=True)
+        columns = f"{fills[0]:.3f} {fills[1]:.3f} | {fuller:.3f} | {slower:.3f} | {fuller / slower:.3f} | {1 / slower - 1:+.1%}"
+        print(f"| {recipe} | {rows} | {columns} |", flush=True)
     return 0
 
 

@@ -23,26 +23,26 @@ from zoo.batch import Batch
 from zoo.runtime import jax_setup
 
 
-def first_batches(run: run_config.Run, most: int | None = None) -> list[Batch]:
+def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
     """On the host, those of its first epoch, the last one filled up from the next; at most so many."""
     with tempfile.TemporaryDirectory() as scratch:
         data = dataset.read(run, Folder(Path(scratch)), jax_setup.cache_dir() / "text", quiet=True)
         batches = Batches(data.rows, dataset.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
         with batches.read(0) as stream:
-            return list(islice(stream, most or -(-len(data.rows) // run.data.batch)))
+            return list(islice(stream, limit or -(-len(data.rows) // run.data.batch)))
 
 
 def program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
     """Its step in float32, from fresh parameters, again and again on one batch."""
-    net, tx = models.model(run.model), optim.optimizer(run.optim)
-    params = jax.jit(net.init)(jax.random.key(0))
-    carry, key = net.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
-    held = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
-    step = jax.jit(make_step(run, net, objective(run.objective), tx, jnp.float32), donate_argnums=0)
+    model, tx = models.model(run.model), optim.optimizer(run.optim)
+    params = jax.jit(model.init)(jax.random.key(0))
+    carry, key = model.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
+    state = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
+    step = jax.jit(make_step(run, model, objective(run.objective), tx, jnp.float32), donate_argnums=0)
     batch = jax.tree.map(jnp.asarray, batch)
 
     def once() -> Any:
-        held[0], metrics = step(held[0], batch)
+        state[0], metrics = step(state[0], batch)
         return jax.block_until_ready(metrics)
 
     return once

@@ -27,19 +27,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.two_streams", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--attention", default="auto")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     timing.begin()
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:
-        run = _run(recipe, rows, length, asked.attention)
+        run = _run(recipe, rows, length, options.attention)
         both = {kind: _program(run, kind) for kind in ("permutation", "denoising")}
-        seconds = timing.interleaved(both, asked.rounds)
+        seconds = timing.interleaved(both, options.rounds)
         ratios = seconds["permutation"] / seconds["denoising"]
         low, middle, high = np.quantile(ratios, [0.2, 0.5, 0.8])
         targets = run.permutation.predictions or length // 6
         shape = f"{rows} x {length}, {run.model.memory}"
-        print(f"| {recipe} | {shape} | {targets} | {asked.attention} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+        print(f"| {recipe} | {shape} | {targets} | {options.attention} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
     return 0
 
 

@@ -20,7 +20,7 @@ from zoo.runtime import jax_setup
 SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
 """Fields of a run that its step does not depend on."""
-TRACED = ("flax", "optax", *(each.requires for each in attention.IMPLEMENTATIONS.values() if each.requires))
+TRACED = ("flax", "optax", *(implementation.requires for implementation in attention.IMPLEMENTATIONS.values() if implementation.requires))
 """Libraries beside JAX that programs are made with."""
 
 
@@ -34,10 +34,10 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False
     file = folder and folder / f"{key(run, mode, target)}.json"
     if file and not fresh and (before := _read(file)) is not None:
         return before
-    found = plan_record.read(compile_program.compiled(run, mode, target), run.recipe)
+    computed = plan_record.read(compile_program.compiled(run, mode, target), run.recipe)
     if file:
-        write_text(file, json.dumps(found.plain()))
-    return found
+        write_text(file, json.dumps(computed.plain()))
+    return computed
 
 
 def key(run: run_config.Run, mode: Mode, target: Target) -> str:
@@ -53,8 +53,8 @@ def key(run: run_config.Run, mode: Mode, target: Target) -> str:
     versions = plan_record.versions(target.platform) | plan_record.installed(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
     here = jax_setup.processor() if target.platform == "cpu" else ""
-    asked = [type(run.model).__module__, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
-    return hashlib.sha256(f"{_code()} {json.dumps(asked, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
+    inputs = [type(run.model).__module__, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
+    return hashlib.sha256(f"{_code()} {json.dumps(inputs, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
 
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

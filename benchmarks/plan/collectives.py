@@ -57,13 +57,13 @@ class Sent:
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.members - 1) / self.members
 
 
-def collectives(found: Iterable[Sent]) -> list[Collective]:
+def collectives(found_collectives: Iterable[Sent]) -> list[Collective]:
     """Summed by kind and axes, the most bytes first."""
     sums: dict[tuple[str, str, int], list[float]] = {}
-    for each in found:
-        total = sums.setdefault((each.kind, each.axes, each.members), [0.0, 0.0, 0.0])
-        for place, value in enumerate((1, each.bytes, each.sent)):
-            total[place] += each.run.times * value
+    for collective in found_collectives:
+        total = sums.setdefault((collective.kind, collective.axes, collective.members), [0.0, 0.0, 0.0])
+        for place, value in enumerate((1, collective.bytes, collective.sent)):
+            total[place] += collective.run.times * value
     rows = [
         Collective(kind=kind, axes=axes, members=members, count=count, bytes=size, sent=sent)
         for (kind, axes, members), (count, size, sent) in sums.items()
@@ -74,26 +74,26 @@ def collectives(found: Iterable[Sent]) -> list[Collective]:
 def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
     """Everything that is sent, on a mesh of these sizes by axis, whose devices are numbered with the last axis fastest."""
     axes = _axes(sizes)
-    found, begun = [], set()
+    found_collectives, begun = [], set()
     for run in module.runs():
-        for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            if each.op not in SENT:
+        for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
+            if instruction.op not in SENT:
                 continue
-            name, members, groups = _along(each, sizes, axes)
+            name, members, groups = _along(instruction, sizes, axes)
             inside = computation is not run.computation
             # A TPU goes on with one that is under way in several fusions, and names it again in each: links of a chain.
-            chain = re.findall(r'channel_id=\d+|chain_id="\d+"', each.rest)
-            channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, each.name)
+            chain = re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.rest)
+            channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, instruction.name)
             if members > 1 and channel not in begun:
                 begun.add(channel)
                 # The result of what is only started has its operands too; they alone are always what is sent.
-                arrays = tuple(array for operand in computation.given(each) for array in operand.arrays)
-                kind, size = each.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
+                arrays = tuple(array for operand in computation.given(instruction) for array in operand.arrays)
+                kind, size = instruction.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
                 if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
                     kind = "reduce-scatter"
                 size = size * members if kind == "all-gather" else size
-                found.append(Sent(run, kind, name, members, size, arrays, groups))
-    return found
+                found_collectives.append(Sent(run, kind, name, members, size, arrays, groups))
+    return found_collectives
 
 
 def _is_scattered(fusion: Instruction, arrays: Iterable[Array], members: int) -> bool:
@@ -105,14 +105,14 @@ def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
     """The groups of devices along every choice of axes, the fewest axes first."""
     numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     names = [name for name, size in sizes.items() if size > 1]
-    found: dict[Groups, str] = {}
+    axes_by_groups: dict[Groups, str] = {}
     for count in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, count):
             places = [list(sizes).index(name) for name in chosen]
             moved = np.moveaxis(numbers, places, range(-count, 0))
             rows = moved.reshape(-1, math.prod(sizes[name] for name in chosen))
-            found.setdefault(frozenset(frozenset(row) for row in rows.tolist()), " x ".join(chosen))
-    return found
+            axes_by_groups.setdefault(frozenset(frozenset(row) for row in rows.tolist()), " x ".join(chosen))
+    return axes_by_groups
 
 
 Placed = tuple[str, int, tuple[tuple[int, ...], ...]]
@@ -128,7 +128,7 @@ def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Gro
         return axes[groups], members, listed
     # The compiler may go along an axis in steps, first within a part of it and then between the parts.
     first = next(iter(groups))
-    around = (name for whole, name in axes.items() if any(first <= each for each in whole))
+    around = (name for axis_groups, name in axes.items() if any(first <= group for group in axis_groups))
     return next((f"{name}{PART}" for name in around), OTHER), members, listed
 
 
@@ -152,14 +152,14 @@ def groups_of(attributes: str, count: int) -> Groups:
     {{0,1},{2,3}}; [2,2]<=[4], rows of an array of 0, 1, ... in that shape, or of a transposed one: [2,2]<=[2,2]T(1,0); or
     mesh['a'=2,'b'=2] {'b'}, along axes of a mesh of XLA's, or parts of them: {'b':(1)2}.
     """
-    if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
-        return frozenset(frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
-        rows = _iota(found[2]).reshape(_whole(found[1]))
+    if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
+        return frozenset(frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        rows = _iota(match[2]).reshape(_whole(match[1]))
         return frozenset(frozenset(row) for row in rows.tolist())
     pattern = r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}"
-    if found := re.search(pattern, attributes):
-        return _named(found[1], found[2], found[3])
+    if match := re.search(pattern, attributes):
+        return _named(match[1], match[2], match[3])
     return frozenset({frozenset(range(count))})
 
 
@@ -186,8 +186,8 @@ def _iota(text: str) -> np.ndarray:
     shape = re.search(r"\[([\d,]+)\]", text)
     assert shape
     numbers = np.arange(math.prod(_whole(shape[1]))).reshape(_whole(shape[1]))
-    turned = re.search(r"T\(([\d,]+)\)", text)
-    return numbers.transpose(_whole(turned[1])).reshape(-1) if turned else numbers.reshape(-1)
+    transposed = re.search(r"T\(([\d,]+)\)", text)
+    return numbers.transpose(_whole(transposed[1])).reshape(-1) if transposed else numbers.reshape(-1)
 
 
 def _whole(text: str) -> tuple[int, ...]:

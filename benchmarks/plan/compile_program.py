@@ -92,20 +92,20 @@ def compiled(run: run_config.Run, mode: Mode, target: Target) -> Program:
     with attention.choices() as calls, targets.present(target), _refusals(target):
         traced, arguments, flops = _TRACED[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
-    made: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
-    made |= {"arguments": arguments, "calls": tuple(calls)}
+    fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
+    fields |= {"arguments": arguments, "calls": tuple(calls)}
     try:
         with targets.present(target), _refusals(target):
-            program, made["remarks"] = finished(lowered)
+            program, fields["remarks"] = finished(lowered)
     except TooLarge as large:
-        held = sum(map(per_device, arguments.values()))
-        sizes: dict[str, Any] = {"temporaries": max(0, large.used - held), "total": max(large.used, held)}
-        return Program(**made, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
+        argument_bytes = sum(map(per_device, arguments.values()))
+        sizes: dict[str, Any] = {"temporaries": max(0, large.used - argument_bytes), "total": max(large.used, argument_bytes)}
+        return Program(**fields, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + temporaries + memory.generated_code_size_in_bytes
     text = program.as_text()
-    return Program(**made, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
+    return Program(**fields, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
 
 
 def finished(lowered: Any) -> tuple[Any, tuple[str, ...]]:
@@ -126,8 +126,8 @@ def per_device(tree: Any) -> int:
 
     def of(leaf: Any) -> int:
         size = leaf.dtype.itemsize
-        for each in leaf.sharding.shard_shape(leaf.shape):
-            size *= each
+        for axis_size in leaf.sharding.shard_shape(leaf.shape):
+            size *= axis_size
         return size
 
     return sum(map(of, jax.tree.leaves(tree)))
@@ -138,57 +138,57 @@ def per_device(tree: Any) -> int:
 
 def _training(run: run_config.Run, mesh: Mesh) -> Any:
     """The trainer's step."""
-    net, goal = models.model(run.model), objectives.sketch(run, mesh)
-    optim.check(run.optim, net)
-    made, batch, frozen = assemble(run, net, goal, mesh), _batch(run, mesh), objectives.frozen(goal)
-    assert made.engine.trace is not None
-    state = made.state
+    model, objective = models.model(run.model), objectives.sketch(run, mesh)
+    optim.check(run.optim, model)
+    assembled, batch, frozen = assemble(run, model, objective, mesh), _batch(run, mesh), objectives.frozen(objective)
+    assert assembled.engine.trace is not None
+    state = assembled.state
     arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
     others = {"memory of the model": state.carry, "teacher": frozen}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
-    return made.engine.trace(state, batch, frozen), arguments, objectives.flops(goal, net, batch)
+    return assembled.engine.trace(state, batch, frozen), arguments, objectives.flops(objective, model, batch)
 
 
 def _forward(run: run_config.Run, mesh: Mesh) -> Any:
     """The loss of a batch, without gradient and dropout, as a validation computes it."""
-    net, goal = models.model(run.model), objectives.sketch(run, mesh)
-    state, batch, frozen = assemble(run, net, goal, mesh).state, _batch(run, mesh), objectives.frozen(goal)
+    model, objective = models.model(run.model), objectives.sketch(run, mesh)
+    state, batch, frozen = assemble(run, model, objective, mesh).state, _batch(run, mesh), objectives.frozen(objective)
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
         cast = jax.tree.map(lambda leaf: leaf.astype(DTYPES[run.precision]), params)
-        return goal.loss(net, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
+        return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     arguments = {"parameters": state.params, "batch": batch}
     others = {"memory of the model": state.carry, "teacher": frozen}
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     with jax.set_mesh(mesh):
         traced = jax.jit(forward).trace(state.params, batch, state.carry, frozen)
-    return traced, arguments, net.flops(batch)
+    return traced, arguments, model.flops(batch)
 
 
 def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     """One more token of each row, `data.length` tokens being in the cache; weights and cache in the dtype of the arithmetic."""
-    net, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
-    jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
+    model, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
+    jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
     # As generation has it: a scan over the layers would copy each one's weights out of their stack.
-    layers = getattr(net.config, "decoder_layers", net.config.layers)
-    compute = dataclasses.replace(net.config.compute, unroll=layers)
-    net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
+    layers = getattr(model.config, "decoder_layers", model.config.layers)
+    compute = dataclasses.replace(model.config.compute, unroll=layers)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, compute=compute))
     everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        device_mesh.abstract_state(run, net, optim.optimizer(run.optim), mesh).params,
+        device_mesh.abstract_state(run, model, optim.optimizer(run.optim), mesh).params,
     )
 
     def ids(length: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_row)
 
     token = Batch(tokens=ids(1), segments=ids(1), positions=ids(1))
-    cache = jax.eval_shape(lambda: net.init_cache(rows, run.data.length, dtype))
-    if net.sourced:
+    cache = jax.eval_shape(lambda: model.init_cache(rows, run.data.length, dtype))
+    if model.sourced:
         source = Batch(tokens=ids(run.data.length), segments=ids(run.data.length), positions=ids(run.data.length))
         first = dataclasses.replace(token, source=source)
-        _, cache = jax.eval_shape(net.decode, params, first, cache)
+        _, cache = jax.eval_shape(model.decode, params, first, cache)
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
         # What is of rows has an axis for them, the second of five (`zoo.models.Model.decode`); the fourth is then of heads.
@@ -201,17 +201,17 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     cache = jax.tree.map(place, cache)
 
     def decode(params: Any, batch: Batch, cache: Any) -> Any:
-        hidden, cache = net.decode(params, batch, cache)
-        logits = constrain(net.unembed(params, hidden[:, -1]), BATCH)
+        hidden, cache = model.decode(params, batch, cache)
+        logits = constrain(model.unembed(params, hidden[:, -1]), BATCH)
         return logits.argmax(-1), cache
 
     with jax.set_mesh(mesh):
-        places = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
-        traced = jax.jit(decode, donate_argnums=2, out_shardings=places).trace(params, token, cache)
-    source = Batch(tokens=ids(run.data.length)) if net.sourced else None
+        shardings = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
+        traced = jax.jit(decode, donate_argnums=2, out_shardings=shardings).trace(params, token, cache)
+    source = Batch(tokens=ids(run.data.length)) if model.sourced else None
 
     def flops(length: int) -> float:
-        return net.flops(Batch(tokens=ids(length), source=source))
+        return model.flops(Batch(tokens=ids(length), source=source))
 
     # A forward pass over n tokens costs a n + b n^2, and what a source costs; a token behind n - 1 others, a + b n.
     length = run.data.length
@@ -223,8 +223,8 @@ _TRACED: dict[Mode, Callable[[run_config.Run, Mesh], Any]] = {"train": _training
 
 
 def _batch(run: run_config.Run, mesh: Mesh) -> Batch:
-    where = device_mesh.batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), synthetic_batch.batch(run))
+    sharding = device_mesh.batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))
 
 
 # --- when it fails --------------------------------------------------------------------------------------------------------------
@@ -254,8 +254,8 @@ def _refusals(target: Target) -> Iterator[None]:
 
 def exhausted(message: str) -> int | None:
     """Bytes that a program needs, of an error that says that this is too much; None: it is another error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return None if found is None else int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return None if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 
 def told(error: BaseException) -> str:

@@ -50,10 +50,10 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
     kernels: list[Run] = []
     for run in module.runs():
         moved += run.times * _Traffic(module, on_chip).of(run)
-        for each, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            products += run.times * _flops(each, computation)
-            if each.op == "custom-call" and _gemm(each) is None and _KERNELS.search(_called(each)):
-                kernels.append(dataclasses.replace(run, instruction=each))
+        for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
+            products += run.times * _flops(instruction, computation)
+            if instruction.op == "custom-call" and _gemm(instruction) is None and _KERNELS.search(_called(instruction)):
+                kernels.append(dataclasses.replace(run, instruction=instruction))
     inside, unknown = _inside(kernels, calls, devices)
     return Work(products=products, kernels=inside, bytes=moved, unknown=unknown)
 
@@ -79,8 +79,8 @@ def _product(instruction: Instruction, computation: Computation, contracted: Seq
 
 def _gemm(instruction: Instruction) -> Sequence[int] | None:
     """Contracted axes of the left operand of a call of a library of matrix products; None if it is no such call."""
-    found = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.rest)
-    return [int(axis) for axis in json.loads(found[1])] if found else None
+    match = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.rest)
+    return [int(axis) for axis in json.loads(match[1])] if match else None
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> float:
@@ -91,15 +91,15 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
     if labels is None or len(operands) < 2:
         return 0.0
     left, right = (operand.arrays[0].shape for operand in operands[:2])
-    given, kernel, result = labels.groups()
+    lhs, kernel, result = labels.groups()
     out = instruction.arrays[0].shape
     groups = _number(instruction.rest, "feature_group_count")
     batches = _number(instruction.rest, "batch_group_count")
-    fused = left[given.index("f")] / groups * out[result.index("f")] * left[given.index("b")] / batches
+    fused = left[lhs.index("f")] / groups * out[result.index("f")] * left[lhs.index("b")] / batches
     window = _window(instruction.rest)
     for axis, letter in enumerate(sorted(set(kernel) - {"i", "o"})):
         fused *= _places(
-            left[given.index(letter)],
+            left[lhs.index(letter)],
             right[kernel.index(letter)],
             out[result.index(letter)],
             *(window[name][axis] if axis < len(window[name]) else default for name, default in _WINDOW.items()),
@@ -112,18 +112,18 @@ _WINDOW = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
 
 def _window(rest: str) -> dict[str, list[int]]:
     text = re.search(r"window=\{([^}]*)\}", rest)
-    found: dict[str, list[int]] = {name: [] for name in _WINDOW}
+    numbers: dict[str, list[int]] = {name: [] for name in _WINDOW}
     for name, values in re.findall(r"(\w+)=(\S+)", text[1] if text else ""):
-        if name in found:
+        if name in numbers:
             # Of padding the low side: how far a window begins before the array.
-            found[name] = [int(value.split("_")[0]) for value in values.split("x")]
-    return found
+            numbers[name] = [int(value.split("_")[0]) for value in values.split("x")]
+    return numbers
 
 
-def _places(given: int, kernel: int, out: int, stride: int, pad: int, spread: int, dilation: int) -> int:
+def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int, dilation: int) -> int:
     """Pairs of a place of the result and one of the kernel that meet an element."""
     at = np.arange(kernel)[:, None] * dilation + np.arange(out) * stride - pad
-    return int(((at >= 0) & (at <= (given - 1) * spread) & (at % spread == 0)).sum())
+    return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
@@ -132,8 +132,8 @@ a plan says so."""
 
 
 def _called(instruction: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
-    return found[1] if found else ""
+    match = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
+    return match[1] if match else ""
 
 
 def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
@@ -143,7 +143,7 @@ def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tupl
     unrolled are traced once, so they share a call: a backward pass is there as often as its most frequent kernel.
     """
     flops = {call.scope: call.flops / devices for call in calls}
-    found, unknown = 0.0, set()
+    total, unknown = 0.0, set()
     backward: dict[tuple[str, str], dict[Any, float]] = {}
     for run in kernels:
         origin = run.instruction.origin
@@ -156,10 +156,10 @@ def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tupl
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
             alike[kernel] = alike.get(kernel, 0.0) + run.times
         else:
-            found += run.times * flops[scope]
+            total += run.times * flops[scope]
     for (scope, _), alike in backward.items():
-        found += BACKWARD * flops[scope] * max(alike.values())
-    return found, tuple(sorted(unknown))
+        total += BACKWARD * flops[scope] * max(alike.values())
+    return total, tuple(sorted(unknown))
 
 
 def _is_backward(origin: str, scope: str) -> bool:
@@ -185,12 +185,12 @@ class _Traffic:
             return 0.0
         if instruction.op == "custom-call" and _called(instruction) in _NAMED:
             return 0.0
-        given = computation.given(instruction)
+        operands = computation.given(instruction)
         if instruction.op != "fusion":
-            read = sum((self._read(instruction, place, operand) for place, operand in enumerate(given)), 0.0)
+            read = sum((self._read(instruction, place, operand) for place, operand in enumerate(operands)), 0.0)
             return read + self._written(instruction, computation)
         inner = self.module.computations[instruction.called[0]]
-        pairs = zip(inner.parameters, given, strict=False)
+        pairs = zip(inner.parameters, operands, strict=False)
         read = sum((self._read_inside(inner, parameter, operand) for parameter, operand in pairs), 0.0)
         return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
 
@@ -203,28 +203,28 @@ class _Traffic:
 
     def _read_inside(self, inner: Computation, parameter: Instruction, operand: Instruction) -> float:
         """What a fusion reads of an operand: where it only takes slices, those, and no more than all of it."""
-        whole, read = self._size(operand), 0.0
-        waiting = [(parameter, user) for user in inner.users[parameter.name]] if whole else []
+        size, read = self._size(operand), 0.0
+        waiting = [(parameter, user) for user in inner.users[parameter.name]] if size else []
         while waiting:
-            given, user = waiting.pop()
+            source, user = waiting.pop()
             if user.op == "bitcast":
-                waiting += [(user, each) for each in inner.users[user.name]]
-            elif user.op in (*_SLICES, *_UPDATES) and user.operands[0] == given.name:
+                waiting += [(user, next_user) for next_user in inner.users[user.name]]
+            elif user.op in (*_SLICES, *_UPDATES) and user.operands[0] == source.name:
                 read += user.bytes if user.op in _SLICES else 0.0
             else:
-                return whole
-        return min(whole, read)
+                return size
+        return min(size, read)
 
     def _written(self, instruction: Instruction, computation: Computation) -> float:
         """What an instruction writes: an update in place only what is new."""
-        given = computation.given(instruction)
+        operands = computation.given(instruction)
         if instruction.op == "tuple":
-            return sum((self._written(each, computation) for each in given), 0.0)
-        if instruction.op == "bitcast" and given:
-            return self._written(given[0], computation)
+            return sum((self._written(operand, computation) for operand in operands), 0.0)
+        if instruction.op == "bitcast" and operands:
+            return self._written(operands[0], computation)
         op = instruction.op.removesuffix("-start")
-        if op in _UPDATES and len(given) > 1:
-            return self._size(given[_UPDATES[op]])
+        if op in _UPDATES and len(operands) > 1:
+            return self._size(operands[_UPDATES[op]])
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
@@ -248,10 +248,10 @@ _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 
 
 def _numbers(rest: str, name: str) -> list[int]:
-    found = re.search(rf"\b{name}=\{{([\d,]*)\}}", rest)
-    return [int(number) for number in found[1].split(",") if number] if found else []
+    match = re.search(rf"\b{name}=\{{([\d,]*)\}}", rest)
+    return [int(number) for number in match[1].split(",") if number] if match else []
 
 
 def _number(rest: str, name: str) -> int:
-    found = re.search(rf"\b{name}=(\d+)", rest)
-    return int(found[1]) if found else 1
+    match = re.search(rf"\b{name}=(\d+)", rest)
+    return int(match[1]) if match else 1

@@ -22,10 +22,10 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     Raises:
         BadInput: see `program.compiled`; a page that cannot be written.
     """
-    found = cache.plan(run, mode, target, fresh=fresh)
+    planned = cache.plan(run, mode, target, fresh=fresh)
     if file:
-        _write(Path(file), found)
-    print(json.dumps(found.plain(), indent=2) if as_json else text_view.plan(found), end="\n" if as_json else "")
+        _write(Path(file), planned)
+    print(json.dumps(planned.plain(), indent=2) if as_json else text_view.plan(planned), end="\n" if as_json else "")
     return 0
 
 
@@ -37,18 +37,18 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
     """
     from benchmarks.plan import mesh_search
 
-    found = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
+    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
     if as_json:
-        print(json.dumps([each.plain() for each in found.ranked[:top]], indent=2))
+        print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        print(text_view.search(found, top), end="")
+        print(text_view.search(result, top), end="")
     return 0
 
 
-def _write(file: Path, found: Plan) -> None:
+def _write(file: Path, planned: Plan) -> None:
     try:
         with replacing(file) as stream:
-            stream.write(page.page(found).encode())
+            stream.write(page.page(planned).encode())
     except OSError as error:
         raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in a folder that is there") from None
 

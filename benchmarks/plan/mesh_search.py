@@ -105,9 +105,9 @@ def search(
             continue
         tried += 1
         (fitting if plan.fits else large).append((candidate, plan))
-        waiting = [each for each in waiting if not needless(each, candidate, plan)]
-        said = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.worth(plan)}"
-        tell(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {said}")
+        waiting = [other for other in waiting if not needless(other, candidate, plan)]
+        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.worth(plan)}"
+        tell(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {outcome}")
     tell("")
     if not fitting and not large:
         raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
@@ -122,26 +122,26 @@ def search(
         )
     ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
     needless_ones = count - tried - refused - len(waiting)
-    told = f"{tried} of {count} candidates compiled, {needless_ones} needed no try, in {time.monotonic() - began:.0f} s"
+    summary = f"{tried} of {count} candidates compiled, {needless_ones} needed no try, in {time.monotonic() - began:.0f} s"
     if refused:
-        told += f"; {refused} refused, the last because of {why}"
+        summary += f"; {refused} refused, the last because of {why}"
     if waiting:
-        told += f"; {len(waiting)} left for want of time: the same command with --minutes goes on"
-    return Found(ranked=ranked, told=told)
+        summary += f"; {len(waiting)} left for want of time: the same command with --minutes goes on"
+    return Found(ranked=ranked, told=summary)
 
 
-def needless(each: Candidate, tried: Candidate, plan: Plan) -> bool:
+def needless(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
     """Whether a candidate need not be tried after another, whose plan this is: on the same mesh it needs more memory than one
     that does not fit, or computes and sends no less than one that fits and is bound by that."""
-    if each.mesh != tried.mesh:
+    if candidate.mesh != tried.mesh:
         return False
     if plan.fits:
         # What keeps less may also read and write less, and where nothing is published the least memory is the best.
         bound = plan.times.longest is not None and plan.times.slowest != "memory"
-        return bound and each.thrift >= tried.thrift and each.accumulate >= tried.accumulate
+        return bound and candidate.thrift >= tried.thrift and candidate.accumulate >= tried.accumulate
     # Micro-batches need another tree of gradients to sum into: without them it may fit in spite of its larger activations.
-    fewer = each.accumulate == tried.accumulate or 1 < each.accumulate < tried.accumulate
-    return each.thrift <= tried.thrift and fewer
+    fewer = candidate.accumulate == tried.accumulate or 1 < candidate.accumulate < tried.accumulate
+    return candidate.thrift <= tried.thrift and fewer
 
 
 def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
@@ -150,21 +150,21 @@ def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
     estimates: dict[Candidate, tuple[bool, float]] = {}
-    for each in candidates(run, mode, count):
-        share = each.fsdp * each.tensor
+    for candidate in candidates(run, mode, count):
+        share = candidate.fsdp * candidate.tensor
         state = 16 * parameters / share
-        activations = 2 * KEPT[each.remat] * layers * width * tokens / (each.data * each.fsdp * each.accumulate)
+        activations = 2 * KEPT[candidate.remat] * layers * width * tokens / (candidate.data * candidate.fsdp * candidate.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
         # Bytes that a device sends: by fsdp two gathers and a scatter of each layer in each micro-batch, by data a sum
         # of all gradients, and by tensor two sums of activations in each block and direction.
-        gathered = 8 * parameters / each.tensor * (1 - 1 / each.fsdp) * each.accumulate
-        summed = 8 * parameters / share * (1 - 1 / each.data)
-        reduced = 16 * layers * width * tokens / (each.data * each.fsdp) * (1 - 1 / each.tensor)
-        flops = AGAIN[each.remat] * 6 * parameters * tokens / count
+        gathered = 8 * parameters / candidate.tensor * (1 - 1 / candidate.fsdp) * candidate.accumulate
+        summed = 8 * parameters / share * (1 - 1 / candidate.data)
+        reduced = 16 * layers * width * tokens / (candidate.data * candidate.fsdp) * (1 - 1 / candidate.tensor)
+        flops = AGAIN[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
         links = 1e9 * ((device.links if device else None) or 1)
-        estimates[each] = (not fits, max(flops / peak, (gathered + summed + reduced) / links))
-    return sorted(estimates, key=lambda each: estimates[each])
+        estimates[candidate] = (not fits, max(flops / peak, (gathered + summed + reduced) / links))
+    return sorted(estimates, key=lambda candidate: estimates[candidate])
 
 
 def candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
@@ -175,12 +175,12 @@ def candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candid
             data, rows = devices // (fsdp * tensor), run.data.batch
             if run.model.heads % tensor:
                 continue
-            pieces = _divisors(rows // (data * fsdp)) if rows % (data * fsdp) == 0 else []
-            for accumulate in pieces if mode == "train" else pieces[:1]:
+            counts = _divisors(rows // (data * fsdp)) if rows % (data * fsdp) == 0 else []
+            for accumulate in counts if mode == "train" else counts[:1]:
                 if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
                     for remat in remats:
                         yield Candidate(data=data, fsdp=fsdp, tensor=tensor, remat=remat, accumulate=accumulate)
 
 
 def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

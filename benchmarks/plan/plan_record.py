@@ -82,15 +82,15 @@ def read(program: Program, name: str) -> Plan:
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
-    sent: list[Sent] = []
+    found_collectives: list[Sent] = []
     loops: list[str] = []
-    done, found = None, Times(compute=None, memory=None, interconnect=None)
+    work, step_times = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
         loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown()]
-        sent = collectives.sent(module, dict(mesh.shape))
-        done = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        found = roofline.times(done, sent, mesh.devices, target, run.precision)
+        found_collectives = collectives.sent(module, dict(mesh.shape))
+        work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
+        step_times = roofline.times(work, found_collectives, mesh.devices, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -111,14 +111,14 @@ def read(program: Program, name: str) -> Plan:
         device_memory=memory,
         fits=program.fits and (memory is None or program.total <= memory),
         model_flops=program.flops,
-        products=done and done.products,
-        kernels=done and done.kernels,
-        bytes=done and done.bytes,
-        collectives=collectives.collectives(sent),
-        times=found,
-        bound=roofline.bound(program.flops, found, mesh.size, target, run.precision),
-        unknown=list(done.unknown) if done else [],
-        warnings=[*program.remarks, *copied(program.arguments, dict(mesh.shape)), *gathered(sent, program), *loops],
+        products=work and work.products,
+        kernels=work and work.kernels,
+        bytes=work and work.bytes,
+        collectives=collectives.collectives(found_collectives),
+        times=step_times,
+        bound=roofline.bound(program.flops, step_times, mesh.size, target, run.precision),
+        unknown=list(work.unknown) if work else [],
+        warnings=[*program.remarks, *copied(program.arguments, dict(mesh.shape)), *gathered(found_collectives, program), *loops],
         seconds=program.seconds,
         versions=versions(target.platform),
     )
@@ -126,52 +126,52 @@ def read(program: Program, name: str) -> Plan:
 
 def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
     """Warnings of what every device along an axis holds whole: by name, but over `data`, where all is by intention, in a line."""
-    found: list[str] = []
-    whole: dict[str, float] = {}
+    messages: list[str] = []
+    replicated: dict[str, float] = {}
     for what, tree in arguments.items():
         # A batch is the rows that a device has.
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree if what != "batch" else {}):
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
-            held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            device_bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             axes = [axis for axis, size in mesh.items() if size > 1 and axis not in used]
             if "data" in axes:
-                whole[what] = whole.get(what, 0) + held
+                replicated[what] = replicated.get(what, 0) + device_bytes
                 axes.remove("data")
-            if axes and held >= large:
-                each = f"{held / 2**20:,.0f} MiB on each device"
-                found.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {each}")
-    if sum(whole.values()) >= large:
-        size = f"{sum(whole.values()) / 2**20:,.0f} MiB on each device"
-        found.append(f"{', '.join(whole)}: copied over data, {size}; fsdp instead of data would divide them")
-    return found
+            if axes and device_bytes >= large:
+                copies = f"{device_bytes / 2**20:,.0f} MiB on each device"
+                messages.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {copies}")
+    if sum(replicated.values()) >= large:
+        size = f"{sum(replicated.values()) / 2**20:,.0f} MiB on each device"
+        messages.append(f"{', '.join(replicated)}: copied over data, {size}; fsdp instead of data would divide them")
+    return messages
 
 
-def gathered(sent: Iterable[Sent], program: Program) -> list[str]:
+def gathered(found_collectives: Iterable[Sent], program: Program) -> list[str]:
     """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers. They may be in one over
     micro-batches, so what tells them is how much is gathered: within the loop over the layers it is one layer."""
-    whole: dict[tuple[int, int], list[str]] = {}
+    paths_by_shape: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
         path = path_of(keys)
         if any(part.endswith("layers") for part in path.split("/")) and leaf.shape[0] > 1:
-            held = math.prod(leaf.sharding.shard_shape(leaf.shape))
-            whole.setdefault((leaf.shape[0], held), []).append(path)
-    return stacks(sent, whole)
+            elements = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            paths_by_shape.setdefault((leaf.shape[0], elements), []).append(path)
+    return stacks(found_collectives, paths_by_shape)
 
 
-def stacks(sent: Iterable[Sent], whole: dict[tuple[int, int], list[str]]) -> list[str]:
+def stacks(found_collectives: Iterable[Sent], paths_by_shape: dict[tuple[int, int], list[str]]) -> list[str]:
     """The same, of stacks by their layers and the number of a device's own elements."""
-    found: dict[str, None] = {}
-    for each in sent:
-        if each.kind != "all-gather" or "fsdp" not in each.axes.removesuffix(PART).split(" x "):
+    messages: dict[str, None] = {}
+    for collective in found_collectives:
+        if collective.kind != "all-gather" or "fsdp" not in collective.axes.removesuffix(PART).split(" x "):
             continue
-        for array in each.arrays:
+        for array in collective.arrays:
             # The layers come first, in one axis or two: a layer may have another axis of as many, and the elements of a stack.
             first = set(itertools.accumulate(array.shape, operator.mul))
-            known = (paths for (layers, held), paths in whole.items() if held == array.elements and layers in first)
-            if names := " or ".join(path for paths in known for path in paths):
-                size = array.bytes * each.members / 2**20
-                found[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
-    return list(found)
+            matching = (paths for (layers, elements), paths in paths_by_shape.items() if elements == array.elements and layers in first)
+            if names := " or ".join(path for paths in matching for path in paths):
+                size = array.bytes * collective.members / 2**20
+                messages[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
+    return list(messages)
 
 
 def versions(platform: str) -> dict[str, str]:
@@ -181,13 +181,13 @@ def versions(platform: str) -> dict[str, str]:
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """The versions of those packages that are here."""
-    found = {}
+    found_versions = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            found_versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found_versions
 
 
 GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))

@@ -134,8 +134,8 @@ def parse(name: str) -> Target:
         return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size)
     if chip == "cpu":
         raise BadInput(f"--target {name}: say how many devices to simulate, 1 to 4,096, for example cpu:8")
-    known = [*(f"{tpu}:{each.known[-1]}" for tpu, each in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
-    raise BadInput(f"--target {name or '(none)'}: there is no such target; choose one like {', '.join(known)}")
+    examples = [*(f"{tpu}:{spec.known[-1]}" for tpu, spec in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
+    raise BadInput(f"--target {name or '(none)'}: there is no such target; choose one like {', '.join(examples)}")
 
 
 def prepare(target: Target) -> None:
@@ -181,23 +181,23 @@ def devices(target: Target) -> tuple[Any, ...]:
             raise BadInput(f"--target {target.name}: this process has {len(here)}; start a new one with prepare(target)")
         return tuple(here[: int(target.size)])
     # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
-    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    before = {key: os.environ.get(key) for key in told}
-    os.environ.update(told)
+    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     try:
         return tuple(topologies.get_topology_desc(**_description(target)).devices)
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         # So a compiler refuses a shape; all else is that there is none, or that another process has it.
         if not why.startswith("INVALID_ARGUMENT"):
-            mend = f"end what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
-            raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {mend}") from None
+            fix = f"end what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
+            raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {fix}") from None
         if target.chip in TPUS:
-            known = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)
+            choices = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)
         else:
             host = DEVICES[target.kind].host
-            known = f"{target.chip}:1 to {target.chip}:{host}, and multiples of {host}"
-        raise BadInput(f"--target {target.name}: the compiler has no such devices ({why}); known are {known}") from None
+            choices = f"{target.chip}:1 to {target.chip}:{host}, and multiples of {host}"
+        raise BadInput(f"--target {target.name}: the compiler has no such devices ({why}); known are {choices}") from None
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
@@ -221,8 +221,8 @@ def present(target: Target) -> Iterator[None]:
         cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal = before
 
 
-def _capability(said: str) -> tuple[int, ...]:
-    return tuple(map(int, said.split(".")))
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def _description(target: Target) -> dict[str, str]:

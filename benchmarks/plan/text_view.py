@@ -18,30 +18,30 @@ BAR = 28
 """Columns of the whole of a device's memory."""
 
 
-def plan(found: Plan) -> str:
+def plan(plan: Plan) -> str:
     """A plan in full, styled if stdout is a terminal."""
-    return _captured(lambda console: _plan(console, found))
+    return _captured(lambda console: _plan(console, plan))
 
 
-def search(found: "Found", top: int) -> str:
+def search(result: "Found", top: int) -> str:
     """The best `top` of a search, and how much of it there was."""
-    return _captured(lambda console: _search(console, found, top))
+    return _captured(lambda console: _search(console, result, top))
 
 
-def headline(found: Plan) -> str:
+def headline(plan: Plan) -> str:
     """What was planned, in a line."""
-    return f"{found.name}, {found.mode}, for {found.devices} x {found.kind} ({found.target})"
+    return f"{plan.name}, {plan.mode}, for {plan.devices} x {plan.kind} ({plan.target})"
 
 
-def given(found: Plan) -> dict[str, str]:
+def given(plan: Plan) -> dict[str, str]:
     """What a plan was made of, by name."""
-    micro = f" in {found.accumulate} micro-batches" if found.accumulate > 1 else ""
-    rows = f"{found.batch:,} rows of {found.length:,} tokens{micro}"
+    micro = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
+    rows = f"{plan.batch:,} rows of {plan.length:,} tokens{micro}"
     return {
-        "model": f"{found.parameters:,} parameters, {found.precision}, remat {found.remat}",
-        "attention": ", ".join(found.attention) or "none",
-        "step": f"{found.batch:,} tokens, each behind {found.length:,} others" if found.mode == "decode" else rows,
-        "mesh": axes(found.mesh),
+        "model": f"{plan.parameters:,} parameters, {plan.precision}, remat {plan.remat}",
+        "attention": ", ".join(plan.attention) or "none",
+        "step": f"{plan.batch:,} tokens, each behind {plan.length:,} others" if plan.mode == "decode" else rows,
+        "mesh": axes(plan.mesh),
     }
 
 
@@ -50,59 +50,59 @@ def axes(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
-def held(found: Plan) -> dict[str, int]:
+def held(plan: Plan) -> dict[str, int]:
     """Bytes of a device by what holds them; together they are the total."""
-    parts = {**found.memory, "temporaries": found.temporaries}
+    parts = {**plan.memory, "temporaries": plan.temporaries}
     # Arrays are laid out in tiles, and the program itself takes some memory.
-    rest = found.total - sum(parts.values())
+    rest = plan.total - sum(parts.values())
     return {**parts, "tiles and program": rest} if rest > 0 else parts
 
 
-def verdict(found: Plan) -> str:
+def verdict(plan: Plan) -> str:
     """Whether it fits, in words."""
-    if found.device_memory is None:
+    if plan.device_memory is None:
         return "no limit is published"
-    return f"of {binary(found.device_memory)}: {'fits' if found.fits else 'does not fit'}"
+    return f"of {binary(plan.device_memory)}: {'fits' if plan.fits else 'does not fit'}"
 
 
-def judged(found: Plan) -> str:
+def judged(plan: Plan) -> str:
     """The bound on MFU in a sentence; that by memory is an estimate."""
-    if found.products is None:
+    if plan.products is None:
         return "The compiler gave up for want of memory, so there is no program to judge."
     share = ""
-    if compiled := found.products + (found.kernels or 0):
-        share = f" The model's own FLOPs are {found.model_flops / found.devices / compiled:.0%} of those compiled."
-    if found.bound is None:
-        return f"No rates are published for {found.kind} in {found.precision}, so MFU has no bound here.{share}"
-    return f"MFU is {worth(found)}, bound by {found.times.slowest}, if all three go on at once.{share}"
+    if compiled := plan.products + (plan.kernels or 0):
+        share = f" The model's own FLOPs are {plan.model_flops / plan.devices / compiled:.0%} of those compiled."
+    if plan.bound is None:
+        return f"No rates are published for {plan.kind} in {plan.precision}, so MFU has no bound here.{share}"
+    return f"MFU is {worth(plan)}, bound by {plan.times.slowest}, if all three go on at once.{share}"
 
 
-def worth(found: Plan) -> str:
+def worth(plan: Plan) -> str:
     """The bound as what it is: no run exceeds what compute and links allow, and one that finds arrays in a cache the memory's."""
-    if found.bound is None:
+    if plan.bound is None:
         return "not bound"
-    return f"about {found.bound:.1%}, nothing being cached" if found.times.slowest == "memory" else f"{found.bound:.1%} at most"
+    return f"about {plan.bound:.1%}, nothing being cached" if plan.times.slowest == "memory" else f"{plan.bound:.1%} at most"
 
 
-def warnings(found: Plan) -> list[str]:
+def warnings(plan: Plan) -> list[str]:
     """All that a plan warns of, a line each."""
-    return [*found.warnings, *(f"the FLOPs of {name} are not counted" for name in found.unknown)]
+    return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
 
-def rates(found: Plan) -> list[tuple[str, str, str]]:
+def rates(plan: Plan) -> list[tuple[str, str, str]]:
     """(what, how much a device does in a step, seconds that takes) of compute, memory and interconnect."""
-    if found.products is None or found.bytes is None:
+    if plan.products is None or plan.bytes is None:
         return []
-    kernels = f", {decimal(found.kernels)}FLOP of it in kernels" if found.kernels else ""
+    kernels = f", {decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {
-        "compute": f"{decimal(found.products + (found.kernels or 0))}FLOP{kernels}",
-        "memory": f"{decimal(found.bytes)}B",
-        "interconnect": f"{decimal(sum(row.sent for row in found.collectives))}B",
+        "compute": f"{decimal(plan.products + (plan.kernels or 0))}FLOP{kernels}",
+        "memory": f"{decimal(plan.bytes)}B",
+        "interconnect": f"{decimal(sum(row.sent for row in plan.collectives))}B",
     }
-    seconds = {name: getattr(found.times, name) for name in amounts}
+    seconds = {name: getattr(plan.times, name) for name in amounts}
     sure = {"compute": "at least ", "memory": "about ", "interconnect": "at least "}
-    told = {name: _seconds(value) if value is None else sure[name] + _seconds(value) for name, value in seconds.items()}
-    return [(name, amount, told[name]) for name, amount in amounts.items()]
+    times = {name: _seconds(value) if value is None else sure[name] + _seconds(value) for name, value in seconds.items()}
+    return [(name, amount, times[name]) for name, amount in amounts.items()]
 
 
 def binary(count: int | float) -> str:
@@ -121,53 +121,53 @@ def decimal(count: int | float) -> str:
     return f"{count:.3g} "
 
 
-def _plan(console: Console, found: Plan) -> None:
-    console.print(headline(found), style="bold")
-    console.print(_pairs(given(found).items()))
-    console.print(f"\nmemory of a device, {verdict(found)}", style="bold")
+def _plan(console: Console, plan: Plan) -> None:
+    console.print(headline(plan), style="bold")
+    console.print(_pairs(given(plan).items()))
+    console.print(f"\nmemory of a device, {verdict(plan)}", style="bold")
     memory = _table("", "", "")
-    whole = max(found.device_memory or 0, found.total)
-    for name, size in {**held(found), "total": found.total}.items():
-        memory.add_row(name, binary(size), Text("█" * round(BAR * size / whole), style="dim"))
+    capacity = max(plan.device_memory or 0, plan.total)
+    for name, size in {**held(plan), "total": plan.total}.items():
+        memory.add_row(name, binary(size), Text("█" * round(BAR * size / capacity), style="dim"))
     console.print(memory)
-    if table := rates(found):
+    if table := rates(plan):
         console.print("\na step of a device, at the published rates", style="bold")
         steps = _table("", "", "", words=(1,))
         for name, amount, seconds in table:
             steps.add_row(name, seconds, Text(amount, style="dim"))
         console.print(steps)
-    console.print(judged(found), soft_wrap=True)
-    if found.collectives:
+    console.print(judged(plan), soft_wrap=True)
+    if plan.collectives:
         console.print("\nsent in a step", style="bold")
         rows = _table("", "axes", "devices", "count", "arrays", "a device sends", words=(1,))
-        for row in found.collectives:
+        for row in plan.collectives:
             numbers = (f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.sent)}B")
             rows.add_row(row.kind, row.axes, *numbers)
         console.print(rows)
-    if lines := warnings(found):
+    if lines := warnings(plan):
         console.print()
     for line in lines:
         console.print(Text.assemble(("warning ", "bold"), line), soft_wrap=True)
-    console.print(f"\n{made(found)}", style="dim", soft_wrap=True)
+    console.print(f"\n{made(plan)}", style="dim", soft_wrap=True)
 
 
-def made(found: Plan) -> str:
+def made(plan: Plan) -> str:
     """How long it took and what compiled it."""
-    by = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    return f"traced and compiled in {found.seconds:.1f} s by {by}"
+    by = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+    return f"traced and compiled in {plan.seconds:.1f} s by {by}"
 
 
-def _search(console: Console, found: "Found", top: int) -> None:
-    shown = found.ranked[:top]
-    if shown:
-        console.print(f"{headline(shown[0])}: the best of {len(found.ranked)} that fit", style="bold")
+def _search(console: Console, result: "Found", top: int) -> None:
+    best = result.ranked[:top]
+    if best:
+        console.print(f"{headline(best[0])}: the best of {len(result.ranked)} that fit", style="bold")
     table = _table("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound", words=(1,))
-    for each in shown:
-        times = [_seconds(value) for value in (each.times.compute, each.times.memory, each.times.interconnect)]
-        bound = "" if each.bound is None else f"{each.bound:.1%}"
-        table.add_row(axes(each.mesh), each.remat, str(each.accumulate), binary(each.total), *times, bound)
+    for plan in best:
+        times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
+        bound = "" if plan.bound is None else f"{plan.bound:.1%}"
+        table.add_row(axes(plan.mesh), plan.remat, str(plan.accumulate), binary(plan.total), *times, bound)
     console.print(table)
-    console.print(f"\n{found.told}", style="dim", soft_wrap=True)
+    console.print(f"\n{result.told}", style="dim", soft_wrap=True)
 
 
 def _seconds(value: float | None) -> str:

@@ -23,7 +23,7 @@ from zoo.errors import require
 VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(asked: Settings, request: runner.Request, *, devices: int = 0) -> int:
+def main(requested: Settings, request: runner.Request, *, devices: int = 0) -> int:
     """The command: see `command.perform`.
 
     Args:
@@ -33,8 +33,8 @@ def main(asked: Settings, request: runner.Request, *, devices: int = 0) -> int:
         BadInput: see `step_settings` and `command.perform`; a mesh or a batch that does not fit the devices.
     """
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
-    begun = runner.start(asked.repeats, devices, peers=asked.peers)
-    settings = resolved(asked, begun.machine["backend"])
+    begun = runner.start(requested.repeats, devices, peers=requested.peers)
+    settings = resolved(requested, begun.machine["backend"])
     todo = cases(settings)
     if begun.alone:
         _check(todo, settings)
@@ -55,24 +55,24 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
     environment = result_files.environment(settings.precision)
     # Peers on torch take as many threads as there are cores, whatever this says.
     environment["threads"] = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}"
-    asked = dataclasses.asdict(settings)
-    writer = Writer(folder / result_files.CELLS, "step", environment, asked, resume, unit(settings))
+    options = dataclasses.asdict(settings)
+    writer = Writer(folder / result_files.CELLS, "step", environment, options, resume, unit(settings))
     ways = variants(settings)
-    lacking = {case: [each for each in _keys(case, settings) if not writer.has(each, process)] for case in todo}
+    lacking = {case: [cell_key for cell_key in _keys(case, settings) if not writer.has(cell_key, process)] for case in todo}
     left = {case: keys for case, keys in lacking.items() if keys}
     progress = Progress(float(sum(map(len, left.values()))))
     watch = Watch(progress.doing, writer, process)
     try:
         for case, keys in left.items():
             progress.begin(f"{case.size} {case.mode}")
-            wanted = {result_files.identity(each) for each in keys}
-            shown = []
+            missing = {result_files.identity(cell_key) for cell_key in keys}
+            written = []
             for cell in model_runner.measure(case, ways, settings, environment, watch):
                 # Those of a group that was written in part are there already.
-                if result_files.identity(cell["key"]) in wanted:
+                if result_files.identity(cell["key"]) in missing:
                     writer.write({"process": process, **cell, **_machine_columns(environment)})
-                    shown.append(cell)
-            progress.done(float(len(keys)), tables.in_a_line(shown))
+                    written.append(cell)
+            progress.done(float(len(keys)), tables.in_a_line(written))
     finally:
         writer.close()
         progress.close()
@@ -80,8 +80,8 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
 
 def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
     """Of all cells of a model."""
-    found = [key(case, variant, settings) for variant in variants(settings)]
-    return found + [peer_key(case, name, precision, settings) for name, precision in peers.asked(settings)]
+    keys = [key(case, variant, settings) for variant in variants(settings)]
+    return keys + [peer_key(case, name, precision, settings) for name, precision in peers.asked(settings)]
 
 
 def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:

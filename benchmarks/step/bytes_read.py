@@ -24,18 +24,18 @@ def reads(jitted: Any, *arguments: Any) -> list[int]:
 
 def _of(operand: Any, program: Any) -> int:
     """At most all of it: what is read again may have stayed near."""
-    whole, found = _size(operand), 0
+    size, total = _size(operand), 0
     for line in program.eqns:
         name = line.primitive.name
-        for place in (place for place, each in enumerate(line.invars) if each is operand):
+        for place in (place for place, variable in enumerate(line.invars) if variable is operand):
             if name in CALLS:
                 inner = line.params["jaxpr"].jaxpr
-                found += line.params.get("length", 1) * _of(inner.invars[place], inner)
+                total += line.params.get("length", 1) * _of(inner.invars[place], inner)
             elif name in LOOKUPS and place == 0:
-                found += _size(line.outvars[0])
+                total += _size(line.outvars[0])
             else:
-                found += whole
-    return min(found, whole)
+                total += size
+    return min(total, size)
 
 
 def _size(variable: Any) -> int:

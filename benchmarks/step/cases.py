@@ -67,8 +67,8 @@ class Case:
     def arrays(self) -> Batch:
         """Its batch on the host, the same for every run."""
         rng = np.random.default_rng([self.batch, self.length, self.source])
-        made = BATCHES[self.objective](self, rng)
-        return dataclasses.replace(made, index=np.arange(self.batch, dtype=np.uint32))
+        batch = BATCHES[self.objective](self, rng)
+        return dataclasses.replace(batch, index=np.arange(self.batch, dtype=np.uint32))
 
 
 def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
@@ -82,7 +82,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
         require(value >= 0, key, value, "choose 1 or more, or leave it out")
     name = resolved(name)
     size = configs.find(name)[1]
-    objective = next((each for each in models.model(size.config).module.OBJECTIVES if each in BATCHES), None)
+    objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
     if objective is None:
         raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
     cfg = _settled(size.config, objective, dropout)
@@ -110,9 +110,9 @@ def resolved(name: str) -> str:
     """
     if name in configs.REFUSED:
         configs.find(name)
-    known = [size for family in configs.families() for size in configs.family(family).SIZES]
-    if name not in known:
-        name = next((size for size in known if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
+    names = [size for family in configs.families() for size in configs.family(family).SIZES]
+    if name not in names:
+        name = next((size for size in names if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
     configs.find(name)
     return name
 
@@ -141,10 +141,10 @@ def _causal(case: Case, rng: np.random.Generator) -> Batch:
 def _masked(case: Case, rng: np.random.Generator) -> Batch:
     text, predicted = _text(case, rng, case.length), max(1, math.ceil(MASKED * case.length))
     at = _places(rng, case, predicted)
-    shown = text.copy()
-    np.put_along_axis(shown, at, min(MASK, case.config.vocab - 1), axis=1)
+    tokens = text.copy()
+    np.put_along_axis(tokens, at, min(MASK, case.config.vocab - 1), axis=1)
     return Batch(
-        tokens=shown,
+        tokens=tokens,
         segments=np.ones_like(text),
         positions=np.broadcast_to(np.arange(case.length, dtype=np.int32), text.shape),
         types=np.zeros_like(text),
@@ -203,5 +203,5 @@ def _text(case: Case, rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def _places(rng: np.random.Generator, case: Case, count: int) -> np.ndarray:
-    drawn = [np.sort(rng.choice(case.length, count, replace=False)) for _ in range(case.batch)]
-    return np.stack(drawn).astype(np.int32)
+    sampled = [np.sort(rng.choice(case.length, count, replace=False)) for _ in range(case.batch)]
+    return np.stack(sampled).astype(np.int32)

@@ -196,7 +196,7 @@ class _Group:
             if not (folder / peers.ASKED).exists():
                 peers.export(folder, self.case, self.params, self.case.run().optim)
             trial.peer = Peer(name, folder, precision)
-            found = trial.peer.begin()
+            answer = trial.peer.begin()
         except BadInput as refusal:
             trial.end("skipped", str(refusal))
             return
@@ -204,9 +204,9 @@ class _Group:
             unable = str(failure).startswith("NotImplementedError: ")
             trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
             return
-        trial.columns |= {"first_step_seconds": found["build_s"] + found["first_step_s"], "resident": found["rss"]}
-        trial.columns["versions"], trial.second = found["versions"], found["second_step_s"]
-        self._agree(trial, tuple(found["losses"]), 0.0)
+        trial.columns |= {"first_step_seconds": answer["build_s"] + answer["first_step_s"], "resident": answer["rss"]}
+        trial.columns["versions"], trial.second = answer["versions"], answer["second_step_s"]
+        self._agree(trial, tuple(answer["losses"]), 0.0)
 
     def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""
@@ -217,12 +217,12 @@ class _Group:
         if not self._wanted:
             self._wanted, self._judge = losses, trial
         # Of two precisions the coarser.
-        either = max((each.key["precision"] for each in (trial, self._judge or trial)), key=AGREE.__getitem__)
+        either = max((compared.key["precision"] for compared in (trial, self._judge or trial)), key=AGREE.__getitem__)
         bounds = AGREE["dropout" if self.settings.dropout else either]
-        for told, loss, wanted, bound in zip(LOSSES.values(), losses, self._wanted, bounds, strict=True):
-            if abs(loss - wanted) > bound * abs(wanted):
-                told = f"its {told} is {loss:.6f} and that of the first of ours {wanted:.6f}: more than {bound:.0e} apart"
-                trial.end("wrong", told)
+        for label, loss, expected, bound in zip(LOSSES.values(), losses, self._wanted, bounds, strict=True):
+            if abs(loss - expected) > bound * abs(expected):
+                label = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
+                trial.end("wrong", label)
                 return
         if slow(trial, spent, self.settings.cell_seconds):
             return
@@ -247,8 +247,8 @@ class _Group:
                 for trial in taking.values():
                     # So that no round has to make a state first.
                     self._unbroken(trial, take=False)()
-                asked = called | {precision: probe for precision, (probe, _) in probes.items()}
-                seconds = timing.measured(asked, rounds=rounds, budget=budget)
+                timed_programs = called | {precision: probe for precision, (probe, _) in probes.items()}
+                seconds = timing.measured(timed_programs, rounds=rounds, budget=budget)
             except Broken:
                 continue
             rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
@@ -267,15 +267,15 @@ class _Group:
         assert trial.step is not None
         step = self._held(trial.step)
         program, profile = source_map.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED)
-        found = time_breakdown.of(program, profile, training=self.case.mode == "train")
+        breakdown = time_breakdown.of(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
-            "seconds": found.seconds,
+            "seconds": breakdown.seconds,
             "plain": trial.columns["seconds"],
-            "clock": found.clock,
-            "parts": found.table,
-            "busy": {part: found.busy(part) for part in found.table},
-            "top": [dataclasses.asdict(row) for row in found.rows[:SHOWN]],
-            "other": [dataclasses.asdict(row) for row in found.rows if row.part == time_breakdown.OTHER][:10],
+            "clock": breakdown.clock,
+            "parts": breakdown.table,
+            "busy": {part: breakdown.busy(part) for part in breakdown.table},
+            "top": [dataclasses.asdict(row) for row in breakdown.rows[:SHOWN]],
+            "other": [dataclasses.asdict(row) for row in breakdown.rows if row.part == time_breakdown.OTHER][:10],
         }
 
     def _unbroken(self, trial: Trial, *, take: bool = True) -> timing.Program:
@@ -310,20 +310,20 @@ class _Group:
     def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
         """Columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
         seconds, flops = trial.columns["seconds"], _flops(self.case)
-        found: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
-        found["matrix_rate"] = rate
+        columns: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
+        columns["matrix_rate"] = rate
         if self.case.mode == "decode":
             read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
-            found |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
+            columns |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
         peak = device_peak(self.environment["device"], trial.key["precision"])
         if flops is not None:
             # The products beside it ran on one device; simulated ones share this machine's cores.
             together = rate if jax.default_backend() == "cpu" else rate * _devices(trial)
-            found |= {
+            columns |= {
                 "of_matrix_rate": mfu(flops, seconds, together),
                 "mfu": peak and mfu(flops, seconds, peak * _devices(trial)),
             }
-        return found
+        return columns
 
 
 def _step(trial: Trial) -> Step:
@@ -360,4 +360,4 @@ def _probe(precision: str) -> tuple[timing.Program, float]:
 
 
 def _short(variant: Variant) -> str:
-    return ", ".join(each for each in vars(variant).values() if each not in ("none", "auto", "data=1"))
+    return ", ".join(value for value in vars(variant).values() if value not in ("none", "auto", "data=1"))

@@ -34,14 +34,14 @@ FORMULAS = {
 
 def render(results: Results) -> str:
     """The page."""
-    found = tables.models(results.cells)
+    models = tables.models(results.cells)
     lead = _sentence(results)
-    blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(found)}</header>"]
-    for title, cells in found.items():
+    blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(models)}</header>"]
+    for title, cells in models.items():
         titles = ("program", "way", *head(cells[0]["key"]["mode"])[1:])
         content = _ratios(title, cells) + table(titles, map(_line, cells), words=2)
-        if told := tables.notes(cells):
-            content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in told) + "</ul>"
+        if explanations := tables.notes(cells):
+            content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in explanations) + "</ul>"
         blocks.append(section(text(title), content))
         for name, profile in tables.profiles(cells):
             blocks.append(section(text(f"Where a step goes: {title}, {name}"), _profile(f"{title}, {name}", profile)))
@@ -57,10 +57,10 @@ def _sentence(results: Results) -> str:
     return f"{timed} of {len(cells)} programs timed on {device(results)}; {f'{bad} wrong or failed' if bad else 'none is wrong'}."
 
 
-def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Of each model our fastest in the precision of its first row, and its peers' time over it."""
     tiles = []
-    for cells in found.values():
+    for cells in models.values():
         if (best := tables.fastest(cells, cells[0]["key"]["precision"])) is None:
             continue
         tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{_share(best)}"))
@@ -68,8 +68,8 @@ def _tiles(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             same = cell["key"]["precision"] == best["key"]["precision"]
             if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
                 tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
-    shown = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
-    return f"<dl class=tiles>{shown}</dl>"
+    items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
+    return f"<dl class=tiles>{items}</dl>"
 
 
 def _share(cell: Mapping[str, Any]) -> str:
@@ -94,9 +94,9 @@ def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
         _categories(axes, [name_of(cell["key"]) for cell in timed])
         axes.set_xlim(0, 1.12 * max(cell["ratio_p80"] for cell in timed))
 
-    told = "; ".join(f"{name_of(cell['key'])} {cell['ratio']:.2f}" for cell in timed)
+    description = "; ".join(f"{name_of(cell['key'])} {cell['ratio']:.2f}" for cell in timed)
     keys = key("one block", "ours") + key("two block", "peers")
-    return _figure(f"Time over the first row's: {title}", told, keys, draw, len(timed))
+    return _figure(f"Time over the first row's: {title}", description, keys, draw, len(timed))
 
 
 def _profile(title: str, profile: Mapping[str, Any]) -> str:
@@ -114,11 +114,11 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
         axes.set_xlim(0, 1.14 * max(1e3 * sum(by.values()) for _, by in by_time))
         axes.set_xlabel("milliseconds of a step")
 
-    told = "; ".join(f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time)
+    description = "; ".join(f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time)
     keys = "".join(key(KEYS[way], way) for way in time_breakdown.DIRECTIONS)
-    drawn = _figure(f"Parts of a step: {title}", told, keys, draw, len(by_time))
+    figure = _figure(f"Parts of a step: {title}", description, keys, draw, len(by_time))
     note = f"<p class=note>{text(tables.profile_told(profile))}. {text(LEGEND_OF_PARTS)}</p>"
-    return drawn + note + table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))) + _instructions(profile)
+    return figure + note + table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))) + _instructions(profile)
 
 
 LEGEND_OF_PARTS = (
@@ -136,7 +136,7 @@ def _line(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _filled(row: Sequence[str]) -> list[str]:
-    return [each or "\N{EN DASH}" for each in row]
+    return [value or "\N{EN DASH}" for value in row]
 
 
 def _instructions(profile: Mapping[str, Any]) -> str:
@@ -149,22 +149,22 @@ def _instructions(profile: Mapping[str, Any]) -> str:
         return [*words, f"{1e3 * row['seconds']:.1f}", f"{row['times']:g}", busy]
 
     top = table(head, map(line, profile["top"]), words=5)
-    found = f"<details><summary>the {len(profile['top'])} longest instructions</summary>{top}</details>"
+    blocks = f"<details><summary>the {len(profile['top'])} longest instructions</summary>{top}</details>"
     if profile["other"]:
         other = table(head, map(line, profile["other"]), words=5)
-        found += f"<details><summary>what is in other</summary>{other}</details>"
-    return found
+        blocks += f"<details><summary>what is in other</summary>{other}</details>"
+    return blocks
 
 
-def _figure(title: str, told: str, keys: str, draw: Callable[[Any], None], rows: int) -> str:
-    label = text(f"{title}. {told}")
+def _figure(title: str, description: str, keys: str, draw: Callable[[Any], None], rows: int) -> str:
+    label = text(f"{title}. {description}")
     height = 0.75 + 0.34 * rows
     drawings = svg(draw, (10.6, height), label, "wide") + svg(draw, (5.0, height), label, "narrow")
     return f"<figure class=lead-plot><figcaption><b>{text(title)}</b>{keys}</figcaption>{drawings}</figure>"
 
 
-def _beside(axes: Any, at: float, place: int, told: str) -> None:
-    axes.annotate(told, (at, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK)
+def _beside(axes: Any, at: float, place: int, label: str) -> None:
+    axes.annotate(label, (at, place), xytext=(6, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _categories(axes: Any, names: Sequence[str]) -> None:
@@ -181,5 +181,5 @@ def _categories(axes: Any, names: Sequence[str]) -> None:
 
 
 def _formulas() -> str:
-    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(told)}</td></tr>" for name, told in FORMULAS.items())
+    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(meaning)}</td></tr>" for name, meaning in FORMULAS.items())
     return f"<table>{rows}</table>"

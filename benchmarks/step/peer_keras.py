@@ -21,7 +21,7 @@ jax_setup.prepare()
 Inputs = dict[str, np.ndarray]
 
 
-def build(folder: Path, asked: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Callable[[], float]:
+def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Callable[[], float]:
     """A function that takes a step of a mode and returns its loss.
 
     Raises:
@@ -29,14 +29,14 @@ def build(folder: Path, asked: Mapping[str, Any], batch: Mapping[str, np.ndarray
     """
     import keras  # pyright: ignore[reportMissingImports]
 
-    if asked["family"] not in MODELS:
-        raise NotImplementedError(f"KerasHub has no {asked['family']} that predicts as ours does")
-    if asked["mode"] == "decode":
+    if request["family"] not in MODELS:
+        raise NotImplementedError(f"KerasHub has no {request['family']} that predicts as ours does")
+    if request["mode"] == "decode":
         raise NotImplementedError("KerasHub generates whole texts, not a token")
-    if asked["precision"] != "float32":
-        keras.config.set_dtype_policy(f"mixed_{asked['precision']}")
-    model, inputs = MODELS[asked["family"]](folder, batch)
-    rates = asked["optim"]
+    if request["precision"] != "float32":
+        keras.config.set_dtype_policy(f"mixed_{request['precision']}")
+    model, inputs = MODELS[request["family"]](folder, batch)
+    rates = request["optim"]
     optimizer = keras.optimizers.AdamW(
         learning_rate=rates["lr"],
         weight_decay=rates["weight_decay"],
@@ -49,13 +49,13 @@ def build(folder: Path, asked: Mapping[str, Any], batch: Mapping[str, np.ndarray
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=[], jit_compile=True)
     targets = batch["targets"]
-    call = model.train_on_batch if asked["mode"] == "train" else model.test_on_batch
+    call = model.train_on_batch if request["mode"] == "train" else model.test_on_batch
 
     def once() -> float:
         # Its loss is a mean over all batches since.
         model.reset_metrics()
-        found = call(inputs, targets)
-        return float(np.ravel(found)[0])
+        metrics = call(inputs, targets)
+        return float(np.ravel(metrics)[0])
 
     return once
 
@@ -75,17 +75,17 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     tensors = load_file(file)
     width = tensors["bert.embeddings.LayerNorm.weight"].shape[0]
     # Its body always has a pooler, of which the masked words know nothing.
-    whole = folder / "keras"
-    whole.mkdir(exist_ok=True)
+    complete = folder / "keras"
+    complete.mkdir(exist_ok=True)
     pooler = {
         "bert.pooler.dense.weight": np.zeros((width, width), np.float32),
         "bert.pooler.dense.bias": np.zeros(width, np.float32),
     }
-    save_file(tensors | pooler, whole / file.name)
-    (whole / "config.json").write_text((folder / "config.json").read_text())
+    save_file(tensors | pooler, complete / file.name)
+    (complete / "config.json").write_text((folder / "config.json").read_text())
     # Its own converter leaves Keras' default.
     rate = json.loads((folder / "config.json").read_text())["hidden_dropout_prob"]
-    backbone = models.BertBackbone.from_preset(str(whole), dropout=rate)
+    backbone = models.BertBackbone.from_preset(str(complete), dropout=rate)
     model = models.BertMaskedLM(backbone=backbone)
     head = model.masked_lm_head
     head._intermediate_dense.kernel.assign(tensors["cls.predictions.transform.dense.weight"].T)
@@ -100,15 +100,15 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
 def _t5(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     from keras_hub import models  # pyright: ignore[reportMissingImports]
 
-    said, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     backbone = models.T5Backbone(
-        vocabulary_size=said["vocab_size"],
-        num_layers=said["num_layers"],
-        num_heads=said["num_heads"],
-        hidden_dim=said["d_model"],
-        intermediate_dim=said["d_ff"],
-        key_value_dim=said["d_kv"],
-        dropout=said["dropout_rate"],
+        vocabulary_size=config["vocab_size"],
+        num_layers=config["num_layers"],
+        num_heads=config["num_heads"],
+        hidden_dim=config["d_model"],
+        intermediate_dim=config["d_ff"],
+        key_value_dim=config["d_kv"],
+        dropout=config["dropout_rate"],
         activation="relu",
         use_gated_activation=False,
         tie_embedding_weights=True,

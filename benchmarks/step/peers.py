@@ -99,7 +99,7 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "source"}
     if batch.source is not None:
         arrays |= {"source": batch.source.tokens}
-    np.savez(folder / BATCH, **{name: each for name, each in arrays.items() if each is not None})
+    np.savez(folder / BATCH, **{name: array for name, array in arrays.items() if array is not None})
     numbers = {"family": case.net.family, "objective": case.objective, "mode": case.mode, "architecture": architecture}
     numbers["optim"] = {name: getattr(optim, name) for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}
     (folder / ASKED).write_text(json.dumps(numbers))
@@ -151,9 +151,9 @@ class Peer:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # said better by what it left
-        found = self._answer(PATIENCE)
-        self.resident = found["rss"]
-        return float(found["loss"])
+        answer = self._answer(PATIENCE)
+        self.resident = answer["rss"]
+        return float(answer["loss"])
 
     def close(self) -> None:
         """End its process."""
@@ -175,12 +175,12 @@ class Peer:
         if not line:
             code = self._process.wait()
             self._log.seek(0)
-            said = [each for each in self._log.read().splitlines() if each.strip()]
-            raise PeerFailed(f"ended with code {code}: {said[-1].strip() if said else 'and said nothing'}"[:300])
-        found = json.loads(line)
-        if "error" in found:
-            raise PeerFailed(found["error"])
-        return found
+            log_lines = [text for text in self._log.read().splitlines() if text.strip()]
+            raise PeerFailed(f"ended with code {code}: {log_lines[-1].strip() if log_lines else 'and said nothing'}"[:300])
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerFailed(answer["error"])
+        return answer
 
 
 # --- the peer's own process -----------------------------------------------------------------------------------------------------
@@ -195,14 +195,14 @@ def serve(kind: Kind, folder: Path, precision: str) -> int:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    asked = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
+    request = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
     try:
         build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
         for package in kind.packages:
             importlib.import_module(package)
         began = time.perf_counter()
         with np.load(folder / BATCH) as arrays:
-            step = build(folder, asked, dict(arrays))
+            step = build(folder, request, dict(arrays))
         built = time.perf_counter()
         losses = [step()]
         first = time.perf_counter()
@@ -222,9 +222,9 @@ def serve(kind: Kind, folder: Path, precision: str) -> int:
 def _resident() -> int:
     """Bytes of this process's memory at its peak."""
     # What `getrusage` says counts the process that started this one, up to the start.
-    told = Path("/proc/self/status")
-    if told.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", told.read_text())):
-        return int(found[1]) * 1024
+    status = Path("/proc/self/status")
+    if status.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -85,8 +85,8 @@ def read(file: Path, steps: int, seconds: float) -> Profile:
     if not shares:
         raise ValueError(f"{file} has no instruction of a program")
     spent = {name: Spent(shares[name] / steps, busy[name] / steps, times[name] / steps) for name in shares}
-    each = seconds / steps
-    return Profile(each, spent, max(0.0, each - sum(one.seconds for one in spent.values())), clock)
+    step_seconds = seconds / steps
+    return Profile(step_seconds, spent, max(0.0, step_seconds - sum(one.seconds for one in spent.values())), clock)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -115,14 +115,14 @@ def _threads(lines: Iterable[Any]) -> list[list[Piece]]:
 def _event(event: Any) -> tuple[float, float, str, str, int]:
     """(begin, end, name, instruction, number of what is handed on)."""
     stats = dict(event.stats)
-    given = stats.get("_p" if event.name == HANDS_ON else "_c", 0)
+    handle = stats.get("_p" if event.name == HANDS_ON else "_c", 0)
     begin = event.start_ns * 1e-9
-    return begin, begin + event.duration_ns * 1e-9, event.name, str(stats.get("hlo_op", "")), int(given)
+    return begin, begin + event.duration_ns * 1e-9, event.name, str(stats.get("hlo_op", "")), int(handle)
 
 
 def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, str], *, hand_on: bool) -> list[Piece]:
     """A thread's time by the innermost instruction; with `hand_on`, notes what it hands on in `owners`."""
-    made: list[Piece] = []
+    pieces: list[Piece] = []
     # What the thread is in: (end, instruction). A region ends with its own event.
     inside: list[tuple[float, str]] = []
     at, fresh = 0.0, False
@@ -130,7 +130,7 @@ def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, 
     def close(until: float) -> None:
         nonlocal at, fresh
         if inside and inside[-1][1] and until > at:
-            made.append(Piece(at, until, inside[-1][1], fresh))
+            pieces.append(Piece(at, until, inside[-1][1], fresh))
             fresh = False
         at = max(at, until)
 
@@ -156,17 +156,17 @@ def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, 
         if inside[-1][0] != float("inf"):
             close(inside[-1][0])
         inside.pop()
-    return made
+    return pieces
 
 
 def _stream(line: Any) -> list[Piece]:
     """What a line of a device ran."""
-    found = []
+    pieces = []
     for event in line.events:
         begin, end, _, op, _ = _event(event)
         if op and end > begin:
-            found.append(Piece(begin, end, op, True))
-    return sorted(found)
+            pieces.append(Piece(begin, end, op, True))
+    return sorted(pieces)
 
 
 def _shared(threads: Iterable[list[Piece]]) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:

@@ -52,13 +52,13 @@ class Variant:
         Raises:
             BadInput: it is not written as axes.
         """
-        found = {}
-        for each in self.mesh.split(","):
-            axis, _, size = each.partition("=")
-            known = axis in ("data", "fsdp", "tensor") and axis not in found and size.isdecimal()
-            require(known, "mesh", self.mesh, "write axes of data, fsdp and tensor with their sizes, such as data=2,tensor=2")
-            found[axis] = int(size)
-        return run_config.Mesh(**{"data": 1, **found})
+        sizes = {}
+        for part in self.mesh.split(","):
+            axis, _, size = part.partition("=")
+            valid = axis in ("data", "fsdp", "tensor") and axis not in sizes and size.isdecimal()
+            require(valid, "mesh", self.mesh, "write axes of data, fsdp and tensor with their sizes, such as data=2,tensor=2")
+            sizes[axis] = int(size)
+        return run_config.Mesh(**{"data": 1, **sizes})
 
     def devices(self) -> list[Any]:
         """The devices it runs on.
@@ -182,47 +182,47 @@ def initial(case: Case) -> Any:
 
 
 def _train(step: Step) -> Made:
-    run, net, mesh = step.run_config, step.net, step.mesh
-    goal, tx = objectives.objective(run.objective), optim.optimizer(run.optim)
-    shapes = device_mesh.abstract_state(run, net, tx, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    inner = make_step(run, net, goal, tx, step.dtype)
+    run, model, mesh = step.run_config, step.net, step.mesh
+    objective, tx = objectives.objective(run.objective), optim.optimizer(run.optim)
+    shapes = device_mesh.abstract_state(run, model, tx, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    inner = make_step(run, model, objective, tx, step.dtype)
 
     def whole(state: State, batch: Batch) -> tuple[State, jax.Array]:
         state, metrics = inner(state, batch)
         return state, metrics["loss"]
 
-    jitted = _compiled(whole, step, places)
+    jitted = _compiled(whole, step, shardings)
 
     def begun(params: Any) -> State:
         return State(
             step=jnp.int32(0),
             params=jax.tree.map(jnp.copy, params),
             opt_state=tx.init(params),
-            carry=net.init_carry(run.data.batch),
+            carry=model.init_carry(run.data.batch),
             key=jnp.zeros(2, jnp.uint32),
         )
 
-    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(begun, places, step))
+    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(begun, shardings, step))
 
 
 def _inference(step: Step) -> Made:
-    net, goal = step.net, objectives.objective(step.case.objective)
+    model, objective = step.net, objectives.objective(step.case.objective)
     shapes = _weights(step)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
     def whole(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
-        sums, _ = goal.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
-        weights = goal.weights(batch)
+        sums, _ = objective.loss(model, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
+        weights = objective.weights(batch)
         return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
 
-    jitted = _compiled(whole, step, places)
-    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), places, step))
+    jitted = _compiled(whole, step, shardings)
+    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), shardings, step))
 
 
 def _decode(step: Step) -> Made:
     """The last slot of a cache that is full but for it; again and again the same one. The loss is that of a fixed token."""
-    net, case, dtype = step.net, step.case, step.dtype
+    model, case, dtype = step.net, step.case, step.dtype
     batch, last = case.arrays(), case.length - 1
     tokens, cast = jnp.asarray(batch.tokens), _cast(step)
     source = None if batch.source is None else jax.tree.map(jnp.asarray, batch.source)
@@ -230,30 +230,30 @@ def _decode(step: Step) -> Made:
     def prefilled(params: Any) -> Any:
         params = cast(params)
         prompt = Batch(tokens=tokens[:, :last], source=source)
-        _, cache = net.decode(params, prompt, net.init_cache(case.batch, case.length, dtype))
-        return {"params": params, "cache": {name: each for name, each in cache.items() if name != "at"}}
+        _, cache = model.decode(params, prompt, model.init_cache(case.batch, case.length, dtype))
+        return {"params": params, "cache": {name: array for name, array in cache.items() if name != "at"}}
 
     def whole(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         cache = {**state["cache"], "at": jnp.int32(last)}
-        hidden, cache = net.decode(state["params"], batch, cache)
-        logits = net.unembed(state["params"], hidden)[:, -1].astype(jnp.float32)
+        hidden, cache = model.decode(state["params"], batch, cache)
+        logits = model.unembed(state["params"], hidden)[:, -1].astype(jnp.float32)
         nats = jax.nn.logsumexp(logits, -1) - logits[:, TOLD]
         return {"params": state["params"], "cache": {name: cache[name] for name in state["cache"]}}, nats.mean()
 
-    shapes = jax.eval_shape(prefilled, jax.eval_shape(net.init, jax.random.key(0)))
+    shapes = jax.eval_shape(prefilled, jax.eval_shape(model.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    jitted = _compiled(whole, step, places)
-    return Made(jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, places, step))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    jitted = _compiled(whole, step, shardings)
+    return Made(jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, shardings, step))
 
 
-def _compiled(whole: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, places: Any) -> Any:
+def _compiled(function: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, shardings: Any) -> Any:
     """A step as `train.engine.step.jit_engine` launches one: over the mesh, what it holds donated."""
     return jax.jit(
-        whole,
+        function,
         donate_argnums=0,
-        in_shardings=(places, device_mesh.batch_sharding(step.mesh)),
-        out_shardings=(places, step._everywhere),
+        in_shardings=(shardings, device_mesh.batch_sharding(step.mesh)),
+        out_shardings=(shardings, step._everywhere),
         compiler_options=COMPILER or None,
     )
 
@@ -268,8 +268,8 @@ MODES: dict[str, Callable[[Step], Made]] = {"train": _train, "inference": _infer
 def _weights(step: Step) -> Any:
     """Shapes of the parameters in the dtype of the arithmetic, laid over the mesh."""
     shapes = jax.eval_shape(step.net.init, jax.random.key(0))
-    places = sharding.shardings(step.mesh, shapes, step.net.module.SHARDING)
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, places)
+    partitions = sharding.shardings(step.mesh, shapes, step.net.module.SHARDING)
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
 
 
 def _cast(step: Step) -> Callable[[Any], Any]:
@@ -277,9 +277,9 @@ def _cast(step: Step) -> Callable[[Any], Any]:
     return lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
 
 
-def _placed(function: Callable[[Any], Any], places: Any, step: Step) -> Callable[[Any], Any]:
+def _placed(function: Callable[[Any], Any], shardings: Any, step: Step) -> Callable[[Any], Any]:
     """`function` of parameters that lie on one device, its result over the mesh."""
-    jitted = jax.jit(function, out_shardings=places)
+    jitted = jax.jit(function, out_shardings=shardings)
     return lambda params: jitted(jax.device_put(params, step._everywhere))
 
 

@@ -57,9 +57,9 @@ def resolved(settings: Settings, backend: str) -> Settings:
     """
     if not settings.models:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
-    for name, known in AXES.items():
+    for name, choices in AXES.items():
         for value in getattr(settings, name):
-            runner.known(name, value, known)
+            runner.known(name, value, choices)
     for name in (*AXES, "mesh"):
         if not getattr(settings, name) and name != "precision":
             raise BadInput(f"--{name}: nothing is named; name something, or leave the option out")
@@ -76,15 +76,15 @@ def cases(settings: Settings) -> list[Case]:
         BadInput: see `benchmarks.step.cases.case`.
     """
     shape = {"batch": settings.batch, "length": settings.length, "source": settings.source_length}
-    given = {name: value or 0 for name, value in shape.items()}
-    found = [case(name, settings.mode, dropout=settings.dropout, **given) for name in settings.models]
-    return list(dict.fromkeys(found))
+    sizes = {name: value or 0 for name, value in shape.items()}
+    models = [case(name, settings.mode, dropout=settings.dropout, **sizes) for name in settings.models]
+    return list(dict.fromkeys(models))
 
 
 def variants(settings: Settings) -> list[Variant]:
     """All ways of computing that are asked for; the first is the unit of ratios."""
     axes = [getattr(settings, name) for name in (*AXES, "mesh")]
-    return list(dict.fromkeys(Variant(**dict(zip((*AXES, "mesh"), each, strict=True))) for each in itertools.product(*axes)))
+    return list(dict.fromkeys(Variant(**dict(zip((*AXES, "mesh"), values, strict=True))) for values in itertools.product(*axes)))
 
 
 def key(case: Case, variant: Variant, settings: Settings) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def head(mode: str) -> tuple[str, ...]:
 
 def legend(results: Results) -> str:
     """What the columns of its tables are."""
-    shown = {title for cell in results.cells for title in head(cell["key"]["mode"])}
-    return "; ".join(f"{title}: {told}" for title, told in LEGEND.items() if title in shown)
+    titles = {title for cell in results.cells for title in head(cell["key"]["mode"])}
+    return "; ".join(f"{title}: {meaning}" for title, meaning in LEGEND.items() if title in titles)
 
 
 def title_of(key: Mapping[str, Any]) -> str:
@@ -61,10 +61,10 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Title -> the cells of a model, one for each program: ours first, the unit at their head, whatever was finished first."""
-    found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for cell in sorted(merged(cells), key=lambda cell: (cell["key"]["program"] != OURS, cell["state"] != "timed")):
-        found[title_of(cell["key"])].append(cell)
-    return found
+        groups[title_of(cell["key"])].append(cell)
+    return groups
 
 
 def line(cell: Mapping[str, Any]) -> list[str]:
@@ -108,14 +108,14 @@ def _told(value: float | None, how: str) -> str:
 
 def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
     """The cells of a model, for who watches."""
-    told = [f"{row[0]} {row[1]}{f' ({row[3]})' if row[3] else ''}" for row in map(line, cells) if row[1] != "-"]
-    return "; ".join(told) or "nothing runs here"
+    texts = [f"{row[0]} {row[1]}{f' ({row[3]})' if row[3] else ''}" for row in map(line, cells) if row[1] != "-"]
+    return "; ".join(texts) or "nothing runs here"
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why cells have no time, or not all of theirs."""
-    told = [cell for cell in sorted(cells, key=lambda cell: SEVERITY.index(cell["state"])) if cell["reason"]]
-    return [f"{name_of(cell['key'])}, {cell['state']}: {cell['reason']}" for cell in told]
+    explained = [cell for cell in sorted(cells, key=lambda cell: SEVERITY.index(cell["state"])) if cell["reason"]]
+    return [f"{name_of(cell['key'])}, {cell['state']}: {cell['reason']}" for cell in explained]
 
 
 def profiles(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -132,9 +132,9 @@ def profile_lines(profile: Mapping[str, Any]) -> list[list[str]]:
     for part, by in sorted(profile["parts"].items(), key=lambda item: -sum(item[1].values())):
         seconds = sum(by.values())
         total += seconds
-        each = [f"{1e3 * by[way]:.1f}" if by.get(way) else "" for way in time_breakdown.DIRECTIONS]
+        milliseconds = [f"{1e3 * by[way]:.1f}" if by.get(way) else "" for way in time_breakdown.DIRECTIONS]
         busy = f"{profile['busy'][part]:.2f}" if part != time_breakdown.IDLE else ""
-        rows.append([part, *each, f"{1e3 * seconds:.1f}", f"{seconds / profile['seconds']:.1%}", busy])
+        rows.append([part, *milliseconds, f"{1e3 * seconds:.1f}", f"{seconds / profile['seconds']:.1%}", busy])
     return [*rows, ["sum", "", "", "", f"{1e3 * total:.1f}", f"{total / profile['seconds']:.1%}", ""]]
 
 
@@ -166,19 +166,19 @@ def _table(head: Sequence[str], rows: Any) -> Table:
     for place, title in enumerate(head):
         table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
-        table.add_row(*(Text(each, "bold red" if each in ("WRONG", "FAILED") else "") for each in row))
+        table.add_row(*(Text(text, "bold red" if text in ("WRONG", "FAILED") else "") for text in row))
     return table
 
 
 def markdown(results: Results) -> str:
     """table.md."""
     blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results)]
-    if told := legend(results):
-        blocks.append(f"{told[0].upper()}{told[1:]}.")
+    if explanation := legend(results):
+        blocks.append(f"{explanation[0].upper()}{explanation[1:]}.")
     for title, cells in models(results.cells).items():
         blocks += [f"## {title}", _markdown(head(cells[0]["key"]["mode"]), list(map(line, cells)))]
-        if told := notes(cells):
-            blocks.append("\n".join(f"- {note}" for note in told))
+        if explanation := notes(cells):
+            blocks.append("\n".join(f"- {note}" for note in explanation))
         for name, profile in profiles(cells):
             blocks.append(f"Where a step of {name} goes: {profile_told(profile)}.")
             blocks.append(_markdown(PROFILE_HEAD, profile_lines(profile)))

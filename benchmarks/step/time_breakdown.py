@@ -79,11 +79,11 @@ class Parts:
     @property
     def table(self) -> Mapping[str, Mapping[str, float]]:
         """Part -> direction -> seconds."""
-        found: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
+        seconds: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
         for row in self.rows:
-            found[row.part][row.direction] += row.seconds
-        found[IDLE]["update"] = self.idle
-        return {part: dict(by) for part, by in found.items() if sum(by.values()) > 0}
+            seconds[row.part][row.direction] += row.seconds
+        seconds[IDLE]["update"] = self.idle
+        return {part: dict(by) for part, by in seconds.items() if sum(by.values()) > 0}
 
     def busy(self, part: str) -> float:
         """Threads that worked on a part, on average over its time."""
@@ -100,16 +100,16 @@ def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
         if instruction is None:
             rows.append(Row(name, "?", "", "", OTHER, "update", "", spent.seconds, spent.busy, spent.times))
             continue
-        told = program.traced(instruction)
-        where = next((f"{frame.function}:{frame.line}" for frame in told.frames), "")
+        source = program.traced(instruction)
+        where = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
         rows.append(
             Row(
                 name=name,
                 opcode=_said(program, instruction),
                 shape=instruction.shape,
-                op_name=told.op_name,
+                op_name=source.op_name,
                 part=part_of(program, instruction),
-                direction=direction_of(program, told) if training else "forward",
+                direction=direction_of(program, source) if training else "forward",
                 where=where,
                 seconds=spent.seconds,
                 busy=spent.busy,
@@ -129,9 +129,9 @@ def part_of(program: Program, instruction: Instruction) -> str:
     if opcodes <= MOVES | {"convert"}:
         return CASTS
     computing = [inner for inner in reversed(program.inside(instruction)) if inner.opcode not in MOVES]
-    found = [part for each in (program.traced(instruction), *computing) if (part := _ruled(each))]
+    parts = [part for candidate in (program.traced(instruction), *computing) if (part := _ruled(candidate))]
     # What is computed where layers are stacked is of the layer.
-    part = next((part for part in found if part != MOVEMENT), next(iter(found), OTHER))
+    part = next((part for part in parts if part != MOVEMENT), next(iter(parts), OTHER))
     return PRODUCTS if part == ELEMENTWISE and opcodes & {"dot", "convolution"} else part
 
 
