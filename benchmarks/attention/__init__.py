@@ -1,1 +1,1 @@
-"""The attention benchmark: what is measured, its reference errors, tables and page."""
+"""The attention benchmark: its sweep, error bounds, tables and page."""

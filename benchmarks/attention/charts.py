@@ -1,4 +1,4 @@
-"""Pictures of `zoo bench attention`: throughput against length, the roofline, and the matrix of support as a heat map."""
+"""Charts of `zoo bench attention`: throughput against length, the roofline, and the support matrix as a heat map."""
 
 import collections
 import math
@@ -23,20 +23,20 @@ LOOKS = {
     "ink": (INK, "X"),
     "muted": (MUTED, "*"),
 }
-"""Class of the page's style sheet -> colour and mark: an implementation has the same in every picture."""
+"""Class of the page's style sheet -> colour and marker; an implementation has the same in every chart."""
 
 Cells = Sequence[Mapping[str, Any]]
 
 
 def looks(cells: Cells) -> dict[str, str]:
-    """Implementation -> its class in `LOOKS`, of those that were timed."""
+    """Return implementation -> its class in `LOOKS`, for those that were timed."""
     names = dict.fromkeys(cell["key"]["implementation"] for cell in cells if cell["state"] == "timed")
     kinds = list(LOOKS)
     return {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
 
 
 def throughput(cells: Cells, kinds: Mapping[str, str]) -> str:
-    """A figure for each feature and kind of heads: FLOP/s of its allowed pairs against the queries of an example."""
+    """Return a figure for each feature and kind of heads: FLOP/s of the allowed pairs against the queries of an example."""
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     several = len({_heads(cell) for cell in cells if cell["key"]["feature"] != "grouped"}) > 1
     for cell in cells:
@@ -73,7 +73,7 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
 
 
 def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> str:
-    """FLOP/s against FLOPs a byte of the least traffic, under what the machine can do (Williams et al. 2009).
+    """Return FLOP/s against FLOPs a byte of the minimal traffic, under the machine's limits (Williams et al. 2009).
 
     Args:
         matrix: FLOP/s of matrix products.
@@ -112,24 +112,24 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
 
 
 def support(cells: Cells) -> str:
-    """Features x implementations: time over xla's, the geometric mean over all shapes, or what became of it; more on hovering."""
+    """Return a table, features x implementations: the geometric mean of time over xla's, or the state; details on hovering."""
     names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells))
     groups: dict[str, dict[str, list[Mapping[str, Any]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for cell in cells:
         groups[cell["key"]["feature"]][cell["key"]["implementation"]].append(cell)
     head = "".join(f"<th scope=col class=class>{text(name)}</th>" for name in names)
     rows = "".join(
-        f"<tr><th scope=row>{text(feature)}</th>{''.join(_square(by_name.get(name, [])) for name in names)}</tr>"
+        f"<tr><th scope=row>{text(feature)}</th>{''.join(_support_cell(by_name.get(name, [])) for name in names)}</tr>"
         for feature, by_name in groups.items()
     )
     return f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
-def _square(cells: Cells) -> str:
+def _support_cell(cells: Cells) -> str:
     if not cells:
-        return '<td class=none title="not asked"></td>'
+        return '<td class=none title="not requested"></td>'
     state = min((cell["state"] for cell in cells), key=SEVERITY.index)
-    details = "\n".join(f"{shape_of(cell['key'])}: {_said(cell)}" for cell in cells)
+    details = "\n".join(f"{shape_of(cell['key'])}: {_hover_text(cell)}" for cell in cells)
     if state != "timed":
         reasons = {cell["reason"] for cell in cells}
         hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else details
@@ -140,12 +140,12 @@ def _square(cells: Cells) -> str:
     if not ratios:
         return f'<td class=none title="{text(details)}">timed</td>'
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    # Full colour at a quarter of the time, or four times.
+    # The colour is full at a quarter of the time, or four times it.
     share = min(1.0, abs(math.log(mean)) / math.log(4))
     return f'<td class={"right" if mean < 1 else "wrong"} style="--share:{share:.0%}" title="{text(details)}">{mean:.2f}</td>'
 
 
-def _said(cell: Mapping[str, Any]) -> str:
+def _hover_text(cell: Mapping[str, Any]) -> str:
     if cell["state"] != "timed":
         return f"{cell['state']}, {cell['reason']}"
     return "timed, without a ratio" if cell["ratio"] is None else f"{cell['ratio']:.2f} of xla's time"
@@ -156,5 +156,5 @@ def _heads(cell: Mapping[str, Any]) -> str:
 
 
 def unit(largest: float) -> tuple[float, str]:
-    """(scale, name) in which rates up to this one are told."""
+    """Return (scale, name) of the unit for rates up to this one."""
     return (1e12, "TFLOP/s") if largest >= 2e12 else (1e9, "GFLOP/s")

@@ -1,9 +1,9 @@
-"""Every attention implementation against the definition in float64: output and gradients, over all the door can be asked.
+"""Every attention implementation against the definition in float64: output and gradients, for everything a call can request.
 
-`python -m benchmarks.attention.conformance > benchmarks/SUPPORT.md` runs what this machine can and makes the page of support. The
-tests run the same cases, and whoever times an implementation checks it here first.
+`python -m benchmarks.attention.conformance > benchmarks/SUPPORT.md` runs all implementations that this machine can run and writes
+the page of support. The tests run the same cases, and the benchmark checks an implementation here before it times it.
 
-What is allowed is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding`.
+The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding`.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from zoo.attention.masks import Bias, Buckets, Dense, Mask, Relative
 from zoo.errors import BadInput
 
 DTYPES = ("float32", "bfloat16")
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""How the compiler treats what runs once."""
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+"""Options of the compiler for programs that run once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing to ask of attention. Lengths are odd and more than one tile long, where nothing else is said."""
+    """A request to attention; lengths are odd and more than one tile long unless stated otherwise."""
 
     batch: int = 2
     queries: int = 577
@@ -47,26 +47,26 @@ class Case:
     seed: tuple[int, int] = (1, 2)
 
     def arrays(self, *shape: int) -> np.ndarray:
-        """Normal numbers that depend on nothing but the case's shape and theirs."""
+        """Return normal numbers that depend only on the case's shape and on `shape`."""
         return np.random.default_rng([zlib.crc32(repr(shape).encode()), self.queries]).standard_normal(shape)
 
 
 def _segments(case: Case, length: int) -> Array:
-    """Documents of uneven length, and padding behind them."""
+    """Return documents of uneven length, followed by padding."""
     ends = np.array([[0.3, 0.5, 0.9], [0.1, 0.8, 1.0]])[: case.batch] * length
     ids = (np.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1) + 1
     return jnp.asarray(np.where(ids > 3, 0, ids), jnp.int32)
 
 
 def _ranks(case: Case) -> Array:
-    """A factorization order with tokens that everyone sees."""
+    """Return a factorization order with tokens that every query sees."""
     rng = np.random.default_rng(0)
     order = np.stack([rng.permutation(case.keys) for _ in range(case.batch)])
     return jnp.asarray(np.where(order % 5 == 0, -1, order), jnp.int32)
 
 
 def _scattered(case: Case) -> Array:
-    """Places of the queries among the keys."""
+    """Return the positions of the queries among the keys."""
     rng = np.random.default_rng(1)
     places = [np.sort(rng.choice(case.keys, case.queries, replace=False)) for _ in range(case.batch)]
     return jnp.asarray(np.stack(places), jnp.int32)
@@ -77,7 +77,7 @@ def _pick(ranks: Array, places: Array) -> Array:
 
 
 def _relative(case: Case, *, memory: int = 0, types: bool = False, scattered: bool = False) -> Relative:
-    """Memory in front, if any, belongs to the keys."""
+    """Return a relative bias; `memory` keys come before those of the queries."""
     shape = (case.batch, case.queries, case.heads)
     extra: dict[str, Any] = {}
     if types:
@@ -159,18 +159,18 @@ CASES: Mapping[str, Case] = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The error of each array and what is allowed, of the entry that uses most of that; relative to its largest entry or 1."""
+    """The error and bound of each array at the entry that uses most of its bound, relative to the array's largest entry or 1."""
 
     errors: Mapping[str, tuple[float, float]]
 
     @property
     def nearest(self) -> str:
-        """The array that uses most of its bound."""
+        """Return the array that uses most of its bound."""
         return max(self.errors, key=lambda name: share(*self.errors[name]))
 
     @property
     def worst(self) -> tuple[float, float]:
-        """(error, bound) of that array."""
+        """Return (error, bound) of that array."""
         return self.errors[self.nearest]
 
     @property
@@ -190,11 +190,11 @@ def check(
     """Compare an implementation with the reference in float64 on a case of `CASES`.
 
     Args:
-        options: the compiler's.
-        length: queries and keys, in place of the case's own, if those are of one number: for who takes no odd lengths.
+        options: options of the compiler.
+        length: replaces the case's queries and keys if they are equal, for implementations that take no odd lengths.
 
     Raises:
-        BadInput: the implementation cannot do this here, and why.
+        BadInput: the implementation does not support the case here, with the reason.
     """
     case = _sized(name, length)
     expected, allowed = _reference(name, dtype, length)
@@ -210,7 +210,7 @@ def _sized(name: str, length: int | None) -> Case:
 
 
 class Inputs(NamedTuple):
-    """The arrays of a case, as an implementation gets them."""
+    """The arrays of a case, in the form that an implementation gets."""
 
     q: Array
     k: Array
@@ -224,11 +224,11 @@ class Inputs(NamedTuple):
 
 @functools.cache
 def _reference(name: str, input_dtype: str, length: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the exact results for numbers rounded to `given`, so that nothing but arithmetic differs, and their bounds."""
+    """Return the exact results for numbers rounded to `input_dtype`, so that only the arithmetic differs, and their bounds."""
     case = _sized(name, length)
     with jax.enable_x64(True):
         inputs = _inputs(case, jnp.dtype(input_dtype), jnp.dtype("float64"))
-        exact = _run(case, "reference", inputs, QUICKLY)
+        exact = _run(case, "reference", inputs, UNOPTIMIZED)
         seeds, scale = (inputs.seeds if case.rate else None), (case.head**-0.5 if case.scale is None else case.scale)
         allowed = bounds(inputs[:4], inputs.mask, inputs.bias, seeds, scale=scale, rate=case.rate, dtype=input_dtype)
         return {key: np.asarray(x) for key, x in exact.items()}, {key: np.asarray(x) for key, x in allowed.items()}
@@ -245,7 +245,7 @@ def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
 
     of_queries = (case.batch, case.queries, case.heads, case.head)
     of_keys = (case.batch, case.keys, case.groups, case.head)
-    # The last axis only tells them apart.
+    # The last axis only makes the arrays different.
     q, probe = (rounded(case.arrays(*of_queries, number)[..., 0]) for number in (1, 2))
     k, v = (rounded(case.arrays(*of_keys, number)[..., 0]) for number in (3, 4))
     bias = None if case.bias is None else rounded(case.bias(case))
@@ -283,7 +283,7 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
 
 
 def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
-    """(what each implementation does here, as Markdown; whether all that ran agrees)."""
+    """Return (a Markdown table of what each implementation supports here, whether all that ran agree)."""
     names, sound, lines = list(attention.IMPLEMENTATIONS), True, []
     reasons: dict[str, set[str]] = {name: set() for name in names}
     for case in CASES:
@@ -309,7 +309,7 @@ def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Print the page; returns 1 where something is wrong."""
+    """Print the page; return 1 if something is wrong."""
     rows, sound = table(lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True))
     print(file=sys.stderr)
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"

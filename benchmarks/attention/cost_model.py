@@ -1,4 +1,4 @@
-"""What an attention costs by its definition, what a compiled program takes, and how near a time is to what the machine can do."""
+"""Cost model of attention: FLOPs and bytes by definition, needs of a compiled program, and rates against the machine's."""
 
 import collections
 import re
@@ -27,25 +27,25 @@ FORMULAS = {
 
 
 def time_of(cell: Mapping[str, Any]) -> float:
-    """Seconds of a timed cell, by its clock: see `FORMULAS`."""
+    """Return the seconds of a timed cell, by its clock: see `FORMULAS`."""
     return cell["device_seconds" if cell.get("clock") == "device" else "seconds"]
 
 
 def flops(problem: Problem, direction: str) -> int:
-    """Of matrix products, see `FORMULAS`."""
+    """Return the FLOPs of matrix products: see `FORMULAS`."""
     forward, backward = problem.feature.products
     pairs = sum(call.pairs for call in problem.calls)
     return 2 * problem.shape.head * problem.shape.heads * pairs * (forward + (backward if direction == "both" else 0))
 
 
 def traffic(problem: Problem, direction: str) -> int:
-    """Bytes of all inputs and outputs."""
+    """Return the bytes of all inputs and outputs."""
     function, arguments = problem.program("xla", direction)
     return _bytes(arguments) + _bytes(jax.eval_shape(function, *arguments))
 
 
 def predicted(impl: str, problem: Problem, direction: str) -> int:
-    """Bytes of the scores that an implementation is known to hold at once, in float32; 0 where it holds none, or is not known."""
+    """Return the bytes of the float32 scores that an implementation holds at once; 0 if it holds none, or is unknown."""
     if impl not in COPIES:
         return 0
     shape, copies = problem.shape, COPIES[impl][direction == "both"]
@@ -53,11 +53,11 @@ def predicted(impl: str, problem: Problem, direction: str) -> int:
 
 
 COPIES = {"reference": (1, 2), "xla": (1, 2)}
-"""Arrays [B, N, T, S] that are there at once at least, forward and with the backward pass."""
+"""Minimum number of arrays [B, N, T, S] held at once, forward and with the backward pass."""
 
 
 def required(compiled: Any) -> int | None:
-    """Bytes that a compiled program needs at once; None where the backend does not say."""
+    """Return the bytes that a compiled program needs at once; None if the backend does not report it."""
     stats = compiled.memory_analysis()
     if stats is None:
         return None
@@ -65,10 +65,10 @@ def required(compiled: Any) -> int | None:
 
 
 def kernels(text: str) -> str:
-    """What a compiled program runs, by the names it has in the program's text, most often first.
+    """Return the kernels of a compiled program, by their names in the program's text, the most frequent first.
 
-    Custom calls and custom fusions (__cudnn$fmha..., __triton_gemm, mosaic_gpu..., tpu_custom_call, __ynn_fusion) by their own
-    names; products that are in none of these as "dot"; "fusion" where there is nothing else.
+    Custom calls and custom fusions (__cudnn$fmha..., __triton_gemm, mosaic_gpu..., tpu_custom_call, __ynn_fusion) have their own
+    names; products outside of these are "dot"; a program with nothing else is "fusion".
     """
     matches = re.findall(r'custom_call_target="([^"]+)"|"kind":"(__[^"]+)"', text)
     names = collections.Counter(next(filter(None, pair)) for pair in matches)
@@ -78,14 +78,14 @@ def kernels(text: str) -> str:
 
 
 def rates(problem: Problem, direction: str, seconds: float, environment: Mapping[str, Any], peak: float | None) -> dict[str, Any]:
-    """Columns that follow from a time.
+    """Return the columns that follow from a time.
 
     Args:
         environment: of the process that measured it.
         peak: published rate of the device for matrix products of the dtype, in FLOP/s.
     """
     work, moved = flops(problem, direction), traffic(problem, direction)
-    # The environment's is that of all accelerators, and attention runs on one.
+    # The environment has the rate of all accelerators, and attention runs on one.
     devices = 1 if environment["backend"] == "cpu" else environment["devices"]
     matrix = environment["matrix_rate"][str(problem.trained["k"].dtype)] / devices
     attainable = min(matrix, work / moved * environment["copy_rate"])

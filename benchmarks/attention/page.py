@@ -1,4 +1,4 @@
-"""The results of `zoo bench attention` as a page: one HTML file that needs nothing else, neither network nor scripts."""
+"""The results of `zoo bench attention` as a self-contained HTML page, without network access and scripts."""
 
 import collections
 import math
@@ -21,16 +21,18 @@ COLUMNS = (
     *("Least MB", "GB/s", "FLOPs/byte", "Of attainable", "Memory, MB", "Compile, s", "Error", "Allowed"),
 )
 WORDS = 8
-"""Columns of words; the others are numbers."""
+"""Number of columns with words; the others are numbers."""
 SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render(results: Results) -> str:
-    """The page."""
+    """Return the page."""
     cells = merged(results.cells)
     kinds, lead = charts.looks(cells), _sentence(results, cells)
     parts = [f"<header><h1>Attention</h1><p class=lead>{text(lead)}</p>{_tiles(results, cells)}</header>"]
-    explanation = "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."
+    explanation = (
+        "Wall time over xla's in the same rounds, the geometric mean over all shapes: below 1 is faster. Hover for each."
+    )
     for part in Part.of(cells):
         note = f"<p class=note>{text(explanation)}</p>"
         parts.append(section(f"Support: {text(part.title)}", note + charts.support(_of(part, cells))))
@@ -45,7 +47,7 @@ def render(results: Results) -> str:
             parts.append(section(f"Roofline: {text(dtype)}", figure))
     if reasons := notes(cells):
         parts.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in reasons) + "</ul>"))
-    parts.append(section("All that was timed", _everything(cells)))
+    parts.append(section("All that was timed", _all_timed(cells)))
     parts.append(section("What the numbers are", _formulas(cells)))
     parts.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
     parts.append(f"<footer>{text('Made by zoo bench attention from nothing but its own cells.jsonl.')}</footer>")
@@ -57,7 +59,7 @@ def _of(part: Part, cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _means(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Implementation -> geometric mean of its ratios, of those that have any beside the unit."""
+    """Return implementation -> geometric mean of its ratios, for those that have any, without the unit."""
     logarithms: dict[str, list[float]] = collections.defaultdict(list)
     for cell in cells:
         if cell["state"] == "timed" and cell["ratio"] and cell["key"]["implementation"] != UNIT:
@@ -82,7 +84,7 @@ def _tiles(results: Results, cells: Sequence[Mapping[str, Any]]) -> str:
     return f"<dl class=tiles>{items}</dl>"
 
 
-def _everything(cells: Sequence[Mapping[str, Any]]) -> str:
+def _all_timed(cells: Sequence[Mapping[str, Any]]) -> str:
     timed = [cell for cell in cells if cell["state"] == "timed"]
     if not timed:
         return "<p class=note>Nothing.</p>"
@@ -99,24 +101,36 @@ def _line(cell: Mapping[str, Any]) -> list[Any]:
     def span(name: str, show: Any) -> str:
         return "" if cell[name] is None else f"{show(cell[f'{name}_p20'])} to {show(cell[f'{name}_p80'])}"
 
-    def given(name: str, show: str, scale: float = 1.0) -> str:
+    def number(name: str, show: str, scale: float = 1.0) -> str:
         return "" if cell.get(name) is None else format(cell[name] / scale, show)
 
     return [
-        *(key["dtype"], key["direction"], key["feature"], _whole(shape_of(key)), _whole(heads_of(key)), key["implementation"]),
-        _whole(cell.get("kernels", "")).replace(f",{SPACE}", ", "),
+        *(
+            key["dtype"],
+            key["direction"],
+            key["feature"],
+            _unbroken(shape_of(key)),
+            _unbroken(heads_of(key)),
+            key["implementation"],
+        ),
+        _unbroken(cell.get("kernels", "")).replace(f",{SPACE}", ", "),
         *(cell.get("clock", ""), seconds_text(time_of(cell)), span("seconds", seconds_text), f"{cell['n']:g}"),
-        *(given("ratio", ".3f"), span("ratio", "{:.3f}".format)),
-        *(given("tokens_per_s", ",.0f"), given("flops_per_s", ",.1f", 1e9), percent("of_matrix_rate"), percent("of_peak")),
-        *(given("bytes", ",.1f", 1e6), given("bytes_per_s", ",.1f", 1e9), given("intensity", ",.1f"), percent("of_attainable")),
-        *(given("memory", ",.1f", 1e6), given("compile_seconds", ".2f")),
-        given("error", ".0e"),
-        given("allowed", ".0e"),
+        *(number("ratio", ".3f"), span("ratio", "{:.3f}".format)),
+        *(number("tokens_per_s", ",.0f"), number("flops_per_s", ",.1f", 1e9), percent("of_matrix_rate"), percent("of_peak")),
+        *(
+            number("bytes", ",.1f", 1e6),
+            number("bytes_per_s", ",.1f", 1e9),
+            number("intensity", ",.1f"),
+            percent("of_attainable"),
+        ),
+        *(number("memory", ",.1f", 1e6), number("compile_seconds", ".2f")),
+        number("error", ".0e"),
+        number("allowed", ".0e"),
     ]
 
 
-def _whole(words: str) -> str:
-    """Words that stay in one line."""
+def _unbroken(words: str) -> str:
+    """Return words that stay in one line."""
     return words.replace(" ", SPACE)
 
 

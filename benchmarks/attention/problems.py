@@ -1,4 +1,4 @@
-"""The kinds of attention that the zoo's models ask for, at any shape: arrays, masks, biases, and how many pairs they allow."""
+"""The kinds of attention that the zoo's models use, at any shape: arrays, masks, biases, and the number of allowed pairs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from zoo.errors import BadInput
 
 
 class Shape(NamedTuple):
-    """Of one attention."""
+    """Sizes of one attention call."""
 
     batch: int
     queries: int
@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Of "B,T,S,N,K,H".
+        """Return the shape of a text "B,T,S,N,K,H".
 
         Raises:
             BadInput: not six whole numbers of 1 or more, or K does not divide N.
@@ -38,19 +38,19 @@ class Shape(NamedTuple):
             raise BadInput(f"--shape {text}: {fix}")
         shape = cls(*map(int, parts))
         if min(shape) < 1:
-            raise BadInput(f"--shape {text}: every number is 1 or more; {fix}")
+            raise BadInput(f"--shape {text}: every number must be 1 or more; {fix}")
         if shape.heads % shape.groups:
             raise BadInput(f"--shape {text}: {shape.groups} key/value heads do not divide {shape.heads} heads")
         return shape
 
 
 class Call(NamedTuple):
-    """One call of the door: whose queries, what they see."""
+    """One call of attention: its queries, mask and bias."""
 
     queries: int
     mask: Mask
     pairs: int
-    """(query, key) pairs that the mask allows, over the whole batch, for one head."""
+    """Allowed (query, key) pairs over the whole batch, for one head."""
     bias: Bias | None = None
 
 
@@ -62,25 +62,25 @@ class Feature:
     """A kind of attention."""
 
     what: str
-    """Said in the report."""
+    """Description in the report."""
     cases: tuple[str, ...]
-    """The cases of `benchmarks.attention.conformance` that an implementation must pass before it is timed."""
+    """Cases of `benchmarks.attention.conformance` that an implementation must pass before it is timed."""
     make: Make
     scale: float | None = None
     rate: float = 0.0
     square: bool = True
     """Whether it needs as many queries as keys."""
     products: tuple[int, int] = (2, 5)
-    """Products of two vectors of a head for each allowed pair, forward and backward: q k, w v; again q k, then dw, dv, dq, dk."""
+    """Products of two vectors of a head for each allowed pair: 2 forward (q k, w v), 5 backward (q k again, dw, dv, dq, dk)."""
 
     def shaped(self, shape: Shape) -> Shape:
-        """The shape it is timed at."""
+        """Return the shape at which it is timed."""
         return shape
 
 
 class Grouped(Feature):
     def shaped(self, shape: Shape) -> Shape:
-        """With a quarter of the heads for keys and values, or as near below that as divides; unless the shape has its own."""
+        """Return the shape with key/value heads: its own, or else the largest divisor of the heads up to a quarter of them."""
         if shape.groups < shape.heads:
             return shape
         few = max(divisor for divisor in range(1, max(1, shape.heads // 4) + 1) if shape.heads % divisor == 0)
@@ -90,7 +90,7 @@ class Grouped(Feature):
 # --- what masks and biases are made of ------------------------------------------------------------------------------------------
 
 WINDOW = 256
-"""Keys in a window, half the length at most: GPT-3's alternating layers as the zoo assumes them."""
+"""Keys in a window, at most half the length: GPT-3's alternating layers as the zoo assumes them."""
 DOCUMENTS = 4
 """Documents of a packed row."""
 
@@ -117,7 +117,7 @@ def _window(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 
 def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
-    """Lengths spread evenly from half of the keys to all of them; of a single row three quarters."""
+    """Return a call with lengths spread evenly from half of the keys to all of them; three quarters for a single row."""
     lengths = np.linspace(shape.keys, -(-shape.keys // 2), shape.batch).astype(np.int32)
     if shape.batch == 1:
         lengths[:] = -(-3 * shape.keys // 4)
@@ -125,7 +125,7 @@ def _padding(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 
 def _packed(shape: Shape, rng: np.random.Generator) -> list[Call]:
-    """Documents of random lengths, no padding, each causal."""
+    """Return a call with documents of random lengths, no padding, each causal."""
     marks = rng.random((shape.batch, shape.queries - 1)).argsort(1) < DOCUMENTS - 1
     segments = (1 + np.pad(marks, ((0, 0), (1, 0))).cumsum(1)).astype(np.int32)
     sizes = (segments[:, :, None] == np.arange(1, DOCUMENTS + 1)).sum(1)
@@ -138,10 +138,10 @@ def _t5(shape: Shape, rng: np.random.Generator) -> list[Call]:
 
 
 def _xlnet(shape: Shape, rng: np.random.Generator) -> list[Call]:
-    """Both streams of XLNet's pretraining: a sixth of the tokens is predicted, in a random order, after all others.
+    """Return both streams of XLNet's pretraining: a sixth of the tokens is predicted, in a random order, after all others.
 
-    The content stream sees every token that is not predicted and the predicted ones up to itself in the order; the query stream
-    is of the predicted ones alone, which do not see themselves.
+    The content stream sees every token that is not predicted, and predicted tokens up to itself in the order; the query stream
+    consists of the predicted tokens alone, which do not see themselves.
     """
     b, t, n, h = shape.batch, shape.queries, shape.heads, shape.head
     count = max(1, t // 6)
@@ -190,7 +190,7 @@ FEATURES: Mapping[str, Feature] = {
     "dropout": Feature(what="causal, a tenth of the weights dropped", cases=("dropout",), make=_causal, rate=0.1),
     "grouped": Grouped(what="causal, a quarter of the heads for keys and values", cases=("grouped heads",), make=_causal),
 }
-"""Feature -> what it asks for. A row here is swept, gated, counted and shown by itself."""
+"""Feature -> its definition; each row is swept, checked, counted and shown by itself."""
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------------------
@@ -198,20 +198,20 @@ FEATURES: Mapping[str, Feature] = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Arrays of one feature at one shape and dtype, and how the door is asked."""
+    """Arrays of one feature at one shape and dtype, and its calls of attention."""
 
     feature: Feature
     shape: Shape
     calls: tuple[Call, ...]
     trained: Any
-    """{"k", "v", "calls": [{"q", "numbers"}]}: everything that has a gradient."""
+    """{"k", "v", "calls": [{"q", "numbers"}]}: everything that has a gradient; "numbers" are the bias's arrays."""
     fixed: Any
-    """[(mask, bias without its numbers)] and seeds: everything else."""
+    """([(mask, bias without its differentiable arrays)], seeds): everything without a gradient."""
     cotangents: list[Array]
 
     @classmethod
     def of(cls, feature: Feature, shape: Shape, dtype: str) -> "Problem":
-        """Normal random numbers; the same for every implementation, dtype and process."""
+        """Return a problem of normal random numbers; they are the same for every implementation, dtype and process."""
         rng, shape = np.random.default_rng(0), feature.shaped(shape)
         calls = tuple(feature.make(shape, rng))
 
@@ -221,24 +221,25 @@ class Problem:
         of_queries = [(shape.batch, call.queries, shape.heads, shape.head) for call in calls]
         k, v = (normal(shape.batch, shape.keys, shape.groups, shape.head) for _ in range(2))
         inputs = [
-            {"q": normal(*sizes), "numbers": _numbers(call.bias, dtype)} for sizes, call in zip(of_queries, calls, strict=True)
+            {"q": normal(*sizes), "numbers": _differentiable(call.bias, dtype)}
+            for sizes, call in zip(of_queries, calls, strict=True)
         ]
-        fixed = [(jax.tree.map(jnp.asarray, call.mask), _rest(call.bias)) for call in calls]
+        fixed = [(jax.tree.map(jnp.asarray, call.mask), _without_differentiable(call.bias)) for call in calls]
         seeds = jnp.asarray(rng.integers(0, 2**32, (shape.batch, 2), np.uint32)) if feature.rate else None
         cotangents = [normal(*sizes) for sizes in of_queries]
         return cls(feature, shape, calls, {"k": k, "v": v, "calls": inputs}, (fixed, seeds), cotangents)
 
     def requests(self) -> list[attention.Request]:
-        """What the door is asked, a request a call."""
+        """Return the attention requests, one for each call."""
         (fixed, seeds), k, v = self.fixed, self.trained["k"], self.trained["v"]
         dropout = (self.feature.rate, seeds) if self.feature.rate else None
         return [
-            attention.Request.of(arrays["q"], k, v, mask, _whole(bias, arrays["numbers"]), dropout)
+            attention.Request.of(arrays["q"], k, v, mask, _with_differentiable(bias, arrays["numbers"]), dropout)
             for arrays, (mask, bias) in zip(self.trained["calls"], fixed, strict=True)
         ]
 
     def program(self, impl: str, direction: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """(function, its arguments): it returns the outputs of all calls, and for `both` also the gradients of `trained`."""
+        """Return (function, its arguments); it returns the outputs of all calls, and for `both` the gradients of `trained`."""
 
         def forward(trained: Any, fixed: Any) -> list[Array]:
             calls, seeds = fixed
@@ -248,7 +249,7 @@ class Problem:
                     trained["k"],
                     trained["v"],
                     mask=mask,
-                    bias=_whole(bias, arrays["numbers"]),
+                    bias=_with_differentiable(bias, arrays["numbers"]),
                     scale=self.feature.scale,
                     dropout=(self.feature.rate, seeds) if self.feature.rate else None,
                     impl=impl,
@@ -265,17 +266,17 @@ class Problem:
         return both, (self.trained, self.fixed, self.cotangents)
 
 
-def _numbers(bias: Bias | None, dtype: str) -> Any:
+def _differentiable(bias: Bias | None, dtype: str) -> Any:
     return None if bias is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), bias.numbers())
 
 
-def _rest(bias: Bias | None) -> Any:
-    """A bias without what has a gradient."""
+def _without_differentiable(bias: Bias | None) -> Any:
+    """Return a bias without its differentiable arrays."""
     if bias is None:
         return None
     numbers = {name: None for name, _, _ in bias.numbers().arrays()}
     return jax.tree.map(jnp.asarray, dataclasses.replace(bias, **numbers))
 
 
-def _whole(rest: Any, numbers: Any) -> Any:
+def _with_differentiable(rest: Any, numbers: Any) -> Any:
     return None if rest is None else rest.with_numbers(numbers)

@@ -1,4 +1,4 @@
-"""One row of the sweep: every implementation of it is checked, compiled, compared, and then timed in the same rounds."""
+"""One row of the sweep: all its implementations are checked, compiled, compared, and then timed in the same rounds."""
 
 import functools
 import math
@@ -16,26 +16,26 @@ from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.settings import UNIT, Row, Settings
 from benchmarks.attention.torch_peer import Peer
 from benchmarks.core import device_time, timing
-from benchmarks.core.guarded import Broken, Watch, first_line, guarded, slow, too_large
+from benchmarks.core.guarded import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
 from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
 from zoo.attention import attention
 from zoo.errors import BadInput
 
 BASELINES = ("reference", UNIT)
-"""What the others of a row are compared with at its shape: the first of these that ran."""
-LIKE = {"float32": 2e-5, "bfloat16": 0.1}
-"""How far results may lie from the baseline's by the root of the mean square, relative to its own. torch, which rounds the scores
-and a bias to bfloat16 too, comes to 0.08; a mistake of 1 % in the scale is hundreds of times the first."""
+"""Implementations that the others of a row are compared with at its shape: the first of these that ran."""
+DISTANCE_BOUNDS = {"float32": 2e-5, "bfloat16": 0.1}
+"""Largest distance of results from the baseline's: root of the mean square, relative to the baseline's own. torch, which also
+rounds the scores and a bias to bfloat16, reaches 0.08; a mistake of 1 % in the scale is hundreds of times the first bound."""
 TINY = 1e-20
-"""Below this an array counts as zero."""
-EVEN = 640
-"""Length at which those are checked that do not take the odd one of a case."""
+"""Arrays below this count as zero."""
+EVEN_LENGTH = 640
+"""Length at which implementations are checked that do not take a case's odd length."""
 
 
 @dataclass
 class Trial:
-    """One implementation on its way: until it has a state it has a program to time."""
+    """One implementation to be timed; it has no state until it is timed, skipped, wrong or failed."""
 
     name: str
     key: dict[str, Any]
@@ -43,15 +43,15 @@ class Trial:
     reason: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
     program: Program | None = None
-    found: list[np.ndarray] | None = None
-    """What its first call returned: outputs, then gradients."""
+    results: list[np.ndarray] | None = None
+    """Results of its first call: outputs, then gradients."""
 
     def end(self, state: str, reason: str = "") -> None:
         self.state, self.reason, self.program = state, reason, None
 
 
 MakePeer = Callable[[str, Problem, str], Peer | str]
-"""(peer, problem, direction) -> its program, or why there is none: `peers_attention.made`."""
+"""(name, problem, direction) -> the peer's program, or why there is none: `torch_peer.make_peer`."""
 
 
 def measure(
@@ -60,28 +60,28 @@ def measure(
     settings: Settings,
     environment: Mapping[str, Any],
     watch: Watch,
-    peer: MakePeer = torch_peer.made,
+    peer: MakePeer = torch_peer.make_peer,
 ) -> list[dict[str, Any]]:
-    """The cells of a row, less the process.
+    """Return the cells of a row, without the process.
 
     Args:
-        names: implementations, and peers. `UNIT` is measured besides in any case, and has a cell if it is among them.
+        names: implementations, and peers. `UNIT` is always measured, and has a cell if it is among them.
         environment: of this process.
-        watch: told what is done.
+        watch: notified of every activity.
     """
-    trials = [Trial(name, row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_turn)]
+    trials = [Trial(name, row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_position)]
     watch.begin("making the inputs", *(trial.key for trial in trials))
-    problem = _made(row, trials)
+    problem = _make_problem(row, trials)
     if problem is not None:
         baseline: Trial | None = None
         for trial in trials:
-            start = _prepare if trial.name in attention.IMPLEMENTATIONS else functools.partial(_join, peer=peer)
+            start = _prepare if trial.name in attention.IMPLEMENTATIONS else functools.partial(_prepare_peer, peer=peer)
             act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
-            guarded(trial, act, watch, f"{trial.name}: checking, compiling")
-            if baseline is None and trial.name in BASELINES and trial.found is not None:
+            run_guarded(trial, act, watch, f"{trial.name}: checking, compiling")
+            if baseline is None and trial.name in BASELINES and trial.results is not None:
                 baseline = trial
         for trial in trials:
-            trial.found = None
+            trial.results = None
         watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
         _time(trials, settings)
         for trial in trials:
@@ -92,18 +92,18 @@ def measure(
     return [{"key": trial.key, "state": trial.state, "reason": trial.reason, **trial.columns} for trial in selected]
 
 
-def _turn(name: str) -> int:
-    """Baselines come first, peers last."""
+def _position(name: str) -> int:
+    """Return the sort position: baselines come first, peers last."""
     return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.IMPLEMENTATIONS)
 
 
-def _made(row: Row, trials: Sequence[Trial]) -> Problem | None:
-    """The arrays of a row. None, and all trials at an end, where it has none: they would not fit, or do not make sense."""
+def _make_problem(row: Row, trials: Sequence[Trial]) -> Problem | None:
+    """Return the arrays of a row; if they do not fit or make no sense, end all trials and return None."""
     shape, feature = row.shape, FEATURES[row.feature]
-    # q, k, v and the output; as much again for their gradients.
+    # q, k, v and the output; the same for their gradients.
     numbers = 2 * shape.batch * shape.head * (shape.queries * shape.heads + shape.keys * shape.groups)
     least = numbers * jnp.dtype(row.dtype).itemsize * (2 if row.direction == "both" else 1)
-    reason = too_large(least, "its inputs and outputs alone need")
+    reason = too_large_reason(least, "its inputs and outputs alone need")
     if feature.square and shape.queries != shape.keys:
         reason = f"{row.feature} needs as many keys as queries, and these are {shape.keys} and {shape.queries}"
     state = "skipped"
@@ -131,7 +131,7 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
     if state:
         trial.end(state, reason)
         return
-    if reason := too_large(cost_model.predicted(name, problem, row.direction), "its scores alone need"):
+    if reason := too_large_reason(cost_model.predicted(name, problem, row.direction), "its scores alone need"):
         trial.end("skipped", reason)
         return
     function, arguments = problem.program(name, row.direction)
@@ -144,17 +144,17 @@ def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, basel
     memory = cost_model.required(compiled)
     trial.columns |= {"lower_seconds": between - began, "compile_seconds": ended - between, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
-    # The arguments are there already.
+    # The arguments are allocated already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    if memory and (reason := too_large(memory - held, "compiled, it needs")):
+    if memory and (reason := too_large_reason(memory - held, "compiled, it needs")):
         trial.end("skipped", reason)
         return
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
     _first_call(trial, _arrays, row, settings, baseline)
 
 
-def _join(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
-    """What a peer needs is no matter of ours; its numbers are."""
+def _prepare_peer(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
+    """Prepare a peer; its compilation is not measured, but its results are compared."""
     result = peer(trial.name, problem, row.direction)
     if isinstance(result, str):
         trial.end("skipped", result)
@@ -170,31 +170,34 @@ def _arrays(returned: Any) -> list[np.ndarray]:
 def _first_call(
     trial: Trial, arrays: Callable[[Any], list[np.ndarray]], row: Row, settings: Settings, baseline: Trial | None
 ) -> None:
-    """Compare what a program returns with the baseline, and let it run warm."""
+    """Compare the results of a program with the baseline, and call it until it is warm."""
     assert trial.program is not None
     began = time.perf_counter()
     returned = trial.program()
     spent = time.perf_counter() - began
-    trial.found = arrays(returned)
-    if baseline is not None and baseline.found is not None:
-        difference, distance = _difference(trial.found, baseline.found), _distance(trial.found, baseline.found)
+    trial.results = arrays(returned)
+    if baseline is not None and baseline.results is not None:
+        difference, distance = _difference(trial.results, baseline.results), _distance(trial.results, baseline.results)
         trial.columns |= {"compared": baseline.name, **_known("difference", difference), **_known("distance", distance)}
-        for off, bound, of in ((difference, _bound(row), "the largest"), (distance, LIKE[row.dtype], "their mean square's root")):
-            # NaN is no agreement.
+        for off, bound, of in (
+            (difference, _bound(row), "the largest"),
+            (distance, DISTANCE_BOUNDS[row.dtype], "their mean square's root"),
+        ):
+            # NaN does not agree.
             if not off <= bound:
                 reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
                 trial.end("wrong", reason)
                 return
-    if slow(trial, spent, settings.cell_seconds, clock="wall"):
+    if end_if_slow(trial, spent, settings.cell_seconds, clock="wall"):
         return
     trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
 
 def _checked(name: str, row: Row) -> tuple[str, str, dict[str, float]]:
-    """(state, reason, columns) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
+    """Return (state, reason, columns) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
 
-    A forward row is judged by outputs alone. The columns are the error that uses most of what is allowed, and that. One that
-    refuses the case for its odd length is checked at another; one that refuses that too is neither checked nor timed.
+    A forward row is judged by outputs alone. The columns are the error that uses most of its bound, and that bound. An
+    implementation that refuses a case's odd length is checked at another; one that refuses that too is neither checked nor timed.
     """
     worst = (0.0, 0.0)
     for case in FEATURES[row.feature].cases:
@@ -220,29 +223,31 @@ def _check(name: str, case: str, dtype: str) -> conformance.Result:
     try:
         return conformance.check(name, case, dtype)
     except BadInput:
-        return conformance.check(name, case, dtype, length=EVEN)
+        return conformance.check(name, case, dtype, length=EVEN_LENGTH)
 
 
 def _known(name: str, value: float | None) -> dict[str, float]:
-    """A column, where it is a number: files of results have no NaN and no infinity."""
+    """Return a column if it is a finite number: result files contain no NaN and no infinity."""
     return {} if value is None or not math.isfinite(value) else {name: value}
 
 
 def _difference(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest of any array, relative to its largest entry or 1."""
+    """Return the largest difference of any array, relative to its largest entry or 1."""
     return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), results, expected)
 
 
 def _distance(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest root of a mean square of any array, relative to its own.
+    """Return the largest root of a mean square of any array's difference, relative to its own.
 
-    Attention over long rows averages, so that most entries are small: held to the largest or 1 alone, zeros would pass for them.
+    Attention over long rows averages, so that most entries are small: relative to the largest entry or 1, zeros would pass.
     """
     return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), results, expected)
 
 
-def _worst(measure: Callable[[np.ndarray, np.ndarray], float], results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Of all pairs of arrays; infinite for other shapes."""
+def _worst(
+    measure: Callable[[np.ndarray, np.ndarray], float], results: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> float:
+    """Return the largest measure of all pairs of arrays; infinite if their shapes differ."""
     if [array.shape for array in results] != [array.shape for array in expected]:
         return float("inf")
     # `max` would drop a NaN that does not come first.
@@ -267,7 +272,7 @@ def _bound(row: Row) -> float:
 
 
 def _time(trials: Sequence[Trial], settings: Settings) -> None:
-    """Rounds of all that have a program. One that breaks leaves, and the others begin anew."""
+    """Time all trials with a program in the same rounds; one that fails is removed, and the rounds start again."""
     while ready := {trial.name: trial for trial in trials if trial.program is not None}:
 
         def unbroken(trial: Trial) -> Program:
@@ -276,14 +281,14 @@ def _time(trials: Sequence[Trial], settings: Settings) -> None:
                     return trial.program() if trial.program else None
                 except Exception as error:
                     trial.end("failed", first_line(error))
-                    raise Broken from error
+                    raise RepeatFailure from error
 
             return run
 
         programs = {name: unbroken(trial) for name, trial in ready.items()}
         try:
             seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
-        except Broken:
+        except RepeatFailure:
             continue
         on_device, why = _on_device(programs)
         if any(trial.state for trial in ready.values()):
@@ -297,8 +302,8 @@ def _time(trials: Sequence[Trial], settings: Settings) -> None:
 
 
 def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
-    """(seconds of the device, why there are none): a profiler that does not work costs nobody the wall time."""
+    """Return (seconds of the device, why there are none); if the profiler fails, the wall time is still valid."""
     try:
         return device_time.measured(programs), ""
     except Exception as error:
-        return {}, f"wall time, for the profiler failed: {first_line(error)}"
+        return {}, f"wall time, because the profiler failed: {first_line(error)}"

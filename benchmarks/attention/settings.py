@@ -1,4 +1,4 @@
-"""What `zoo bench attention` is asked: options, what a machine is asked where they are left out, and the rows that follow."""
+"""Settings of `zoo bench attention`: options, their defaults for a machine, and the rows that follow."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from zoo.errors import BadInput, require
 DTYPES = ("float32", "bfloat16")
 DIRECTIONS = ("forward", "both")
 UNIT = "xla"
-"""The implementation that ratios are over: always measured besides."""
+"""The implementation that is the unit of ratios: it is always measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Empty is: as `DEFAULTS` has it for the machine."""
+    """Options of the command; an empty field takes its value from `DEFAULTS` for the machine."""
 
     impl: tuple[str, ...] = ()
     dtype: tuple[str, ...] = ()
@@ -29,10 +29,10 @@ class Settings:
     tokens: int | None = None
     """Queries of a batch, over all its examples."""
     batch: int | None = None
-    """Examples instead."""
+    """Examples, instead of `tokens`."""
     rounds: int | None = None
     budget: float | None = None
-    """Instead of a number of rounds, their seconds for each program of a row; see `timing.measured`."""
+    """Seconds of rounds for each program of a row, instead of a number of rounds; see `timing.measured`."""
     seconds: float | None = None
     """Seconds after which no row of the sweep begins; None = all rows are measured."""
     cell_seconds: float = 20.0
@@ -69,7 +69,7 @@ DEFAULTS = {
 
 
 class Row(NamedTuple):
-    """What is measured side by side: all implementations of it, in the same rounds."""
+    """A row of the sweep: all implementations are measured side by side, in the same rounds."""
 
     dtype: str
     direction: str
@@ -77,7 +77,7 @@ class Row(NamedTuple):
     shape: Shape
 
     def key(self, impl: str) -> dict[str, Any]:
-        """Of a cell of this row."""
+        """Return the key of a cell of this row."""
         numbers = self.shape._asdict()
         return {"implementation": impl, "dtype": self.dtype, "direction": self.direction, "feature": self.feature, **numbers}
 
@@ -86,10 +86,10 @@ class Row(NamedTuple):
 
 
 def resolved(settings: Settings, backend: str, *, quick: bool) -> Settings:
-    """With everything that is left out filled in for a machine.
+    """Return the settings with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: an unknown name, a wrong shape, a number below what makes sense; options that exclude each other.
+        BadInput: an unknown name, a wrong shape, a number that is too small, or options that exclude each other.
     """
     _check(settings)
     default = DEFAULTS["quick" if quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
@@ -106,7 +106,7 @@ def resolved(settings: Settings, backend: str, *, quick: bool) -> Settings:
 
 
 def rows(settings: Settings) -> list[Row]:
-    """All that settings without gaps ask for, no two alike."""
+    """Return all rows that complete settings request, without duplicates."""
     shapes = [Shape.parse(text) for text in settings.shape]
     for name in settings.model:
         cfg = configs.find(name)[1].config
@@ -134,7 +134,7 @@ def _check(settings: Settings) -> None:
         ("feature", FEATURES),
     ):
         for value in getattr(settings, name):
-            runner.known(name, value, choices)
+            runner.check_choice(name, value, choices)
     for name in settings.model:
         configs.find(name)
     for text in settings.shape:
@@ -144,4 +144,4 @@ def _check(settings: Settings) -> None:
     runner.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
     for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
         if getattr(settings, one) and getattr(settings, other):
-            raise BadInput(f"--{one} with --{other}: the one decides what the other would; leave one of them out")
+            raise BadInput(f"--{one} with --{other}: both determine the same; leave one of them out")

@@ -1,6 +1,6 @@
-"""`zoo bench attention`: sweep, write each cell as soon as it is measured, then show all of it.
+"""`zoo bench attention`: sweep, write each cell as soon as it is measured, then show all of them.
 
-A sweep of several repeats is done by fresh processes, one after the other, each of which measures every cell once more.
+Several repeats are measured by fresh processes, one after the other, each of which measures every cell once.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render,
 
 
 def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
-    """The command: see `command.perform`.
+    """Run the command: see `runner.run_benchmark`.
 
     Raises:
-        BadInput: see `attention_settings.resolved` and `command.perform`.
+        BadInput: see `settings.resolved` and `runner.run_benchmark`.
     """
-    begun = runner.start(requested.repeats, peers=requested.peers)
-    settings = resolved(requested, begun.machine["backend"], quick=quick)
+    setup = runner.start(requested.repeats, peers=requested.peers)
+    settings = resolved(requested, setup.machine["backend"], quick=quick)
     todo = rows(settings)
     measure = functools.partial(_sweep, todo, settings, time.monotonic())
-    return runner.perform(begun, "attention", measure, VIEWS, request, repeats=settings.repeats)
+    return runner.run_benchmark(setup, "attention", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, process: int, resume: bool) -> None:
-    """Measure the rows that are missing, until `settings.seconds` after the time `began` are over."""
+    """Measure the missing rows, until `settings.seconds` after the time `began` are over."""
     environment = result_files.environment(settings.dtype)
-    # What a cell is does not depend on it, and more of it completes what was left out.
+    # `seconds` does not change a cell, and a larger value completes rows that were left out.
     options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
     writer = Writer(folder / result_files.CELLS, "attention", environment, options, resume, {"implementation": UNIT})
     names = (*settings.impl, *(torch_peer.NAMES if settings.peers else ()))
@@ -49,7 +49,7 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
     left_out: list[Row] = []
     try:
         for number, row in enumerate(weights if settings.seconds is None else sorted(weights, key=_each_feature_first)):
-            # Only between rows: the rounds of one are never cut short. There is always a first.
+            # The limit is checked only between rows, so that rounds are never cut short; the first row is always measured.
             if settings.seconds and number and time.monotonic() - began > settings.seconds:
                 left_out.append(row)
                 continue
@@ -57,7 +57,7 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
             cells = attention_row.measure(row, missing[row], settings, environment, watch)
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
-            progress.done(weights[row], tables.in_a_line(cells))
+            progress.done(weights[row], tables.one_line(cells))
     finally:
         writer.close()
         progress.close()
@@ -67,12 +67,12 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
 
 
 def _each_feature_first(row: Row) -> tuple[Any, ...]:
-    """Return what rows are sorted by if the last may be left out: short rows of all features and directions come first."""
+    """Return the sort key of rows if the last may be left out: short rows of all features and directions come first."""
     return row.dtype, row.shape.queries, row.direction != "forward"
 
 
 def _weight(row: Row) -> float:
-    """About how long a cell takes, in some unit: compiling and checking, and several rounds, longer ones for more pairs."""
+    """Return about how long a cell takes, in arbitrary units: compiling, checking and several rounds, longer for more pairs."""
     shape = row.shape
     return (
         1.0 + shape.batch * shape.heads * shape.head * shape.queries * shape.keys * (1 + 2.5 * (row.direction == "both")) / 1e10
@@ -80,7 +80,7 @@ def _weight(row: Row) -> float:
 
 
 def _machine_columns(environment: dict[str, Any], row: Row) -> dict[str, Any]:
-    """What the process that measured a cell found the machine able to do."""
+    """Return the columns that describe the machine, as the process that measured a cell found it."""
     return {
         "matrix_rate": environment["matrix_rate"][row.dtype],
         "copy_rate": environment["copy_rate"],

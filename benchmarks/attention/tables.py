@@ -19,19 +19,19 @@ LEGEND = "time (* the device's by its profiler, else wall), wall time over xla's
 
 
 def shape_of(key: Mapping[str, Any]) -> str:
-    """Examples and lengths: "16 x 128", "4 x 128/512" for 128 queries over 512 keys."""
+    """Return examples and lengths: "16 x 128", or "4 x 128/512" for 128 queries over 512 keys."""
     lengths = f"{key['queries']}" if key["queries"] == key["keys"] else f"{key['queries']}/{key['keys']}"
     return f"{key['batch']} x {lengths}"
 
 
 def heads_of(key: Mapping[str, Any]) -> str:
-    """Heads and their size: "12 x 64", "12/3 x 64" for 3 key/value heads."""
+    """Return heads and their size: "12 x 64", or "12/3 x 64" for 3 key/value heads."""
     heads = f"{key['heads']}" if key["heads"] == key["groups"] else f"{key['heads']}/{key['groups']}"
     return f"{heads} x {key['head']}"
 
 
 def cell_text(cell: Mapping[str, Any] | None) -> str:
-    """What of a cell fits a table."""
+    """Return the text of a cell in a table."""
     if cell is None:
         return ""
     if cell["state"] != "timed":
@@ -41,8 +41,8 @@ def cell_text(cell: Mapping[str, Any] | None) -> str:
     return f"{seconds_text(time_of(cell)) + mark:>8} {ratio} {cell['of_matrix_rate']:4.0%}"
 
 
-def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The cells of a row, for who watches."""
+def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the cells of a row in one line, for the progress display."""
     measured = [(cell["key"]["implementation"], cell) for cell in cells if cell["state"] != "skipped"]
     return ", ".join(f"{name} {' '.join(cell_text(cell).split())}" for name, cell in measured) or "nothing runs here"
 
@@ -51,7 +51,7 @@ HEAD = ("feature", "B x T", "N x H")
 
 
 class Part:
-    """Cells that make one table: of one dtype and direction."""
+    """Cells of one table: those of one dtype and direction."""
 
     def __init__(self, dtype: str, direction: str, cells: Sequence[Mapping[str, Any]]) -> None:
         self.dtype, self.direction = dtype, direction
@@ -61,7 +61,7 @@ class Part:
         for cell in cells:
             key = cell["key"]
             self.rows[key["feature"], shape_of(key), heads_of(key)][key["implementation"]] = cell
-        # What runs nowhere needs no column: the notes say why.
+        # An implementation that was skipped everywhere has no column: the notes give the reason.
         self.names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells if cell["state"] != "skipped"))
 
     @classmethod
@@ -72,14 +72,14 @@ class Part:
         return [cls(*which, group) for which, group in groups.items()]
 
     def lines(self) -> list[list[str]]:
-        """A line a row: feature, B x T, N x H, then the cells. Rows of a feature stand together, whenever they were measured."""
+        """Return the rows: feature, B x T, N x H, then the cells; rows of a feature are adjacent, in any order of measurement."""
         features = list(dict.fromkeys(feature for feature, *_ in self.rows))
         rows = sorted(self.rows.items(), key=lambda item: features.index(item[0][0]))
         return [[*which, *(cell_text(by_name.get(name)) for name in self.names)] for which, by_name in rows]
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why cells have no time, or not all of them: each reason once, with its implementation and how many cells have it."""
+    """Return the reasons of cells without complete times, each reason once, with its implementation and number of cells."""
     counted = collections.Counter(
         (cell["state"], cell["key"]["implementation"], cell["reason"]) for cell in cells if cell["reason"]
     )
@@ -101,11 +101,11 @@ def errors(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 CELL = 19
-"""Columns that a cell takes on the terminal."""
+"""Width of a cell on the terminal, in columns."""
 
 
 def show(results: Results) -> None:
-    """The table, on stdout: in several where it is wider than the terminal."""
+    """Print the table; in several blocks if it is wider than the terminal."""
     console, cells = Console(highlight=False, markup=False, emoji=False), merged(results.cells)
     for part in Part.of(cells):
         console.print(Text(f"\n{part.title}", "bold"))
@@ -123,7 +123,7 @@ def show(results: Results) -> None:
 
 
 def _block(names: Sequence[str], lines: Sequence[Sequence[str]], first: int) -> Table:
-    """Some implementations, from number `first` on, of all rows."""
+    """Return the columns of some implementations, beginning with number `first`, for all rows."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for title in HEAD:
         table.add_column(title, no_wrap=True)
@@ -139,7 +139,7 @@ def _block(names: Sequence[str], lines: Sequence[Sequence[str]], first: int) -> 
 
 
 def markdown(results: Results) -> str:
-    """table.md."""
+    """Return table.md."""
     cells = merged(results.cells)
     blocks = ["# Attention", "Made by `zoo bench attention`.", machine_line(results)]
     for part in Part.of(cells):
@@ -156,7 +156,7 @@ def markdown(results: Results) -> str:
 
 
 def csv(results: Results) -> str:
-    """table.csv: a line for each cell of each process, with every column."""
+    """Return table.csv: a line for each cell of each process, with every column."""
     lines = [{**cell["key"], **{name: value for name, value in cell.items() if name != "key"}} for cell in results.cells]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     written = io.StringIO()

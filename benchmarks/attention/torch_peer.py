@@ -1,8 +1,8 @@
-"""torch's attention, on the same numbers and in the same rounds as ours: opt-in, for torch is not installed by default.
+"""torch's attention, with the same numbers and in the same rounds as ours; optional, because torch is not a dependency.
 
-Where its users have a fused kernel it is `scaled_dot_product_attention`, on CPU its flash kernel for full and causal attention;
-where a bias is learned, for which no fused kernel of torch has a gradient, plain tensors, as its users write it. Arrays lie as
-torch wants them, [B, N, T, H], before the clock starts.
+It is `scaled_dot_product_attention` where torch has a fused kernel, on CPU its flash kernel for full and causal attention. For a
+learned bias, whose gradient no fused kernel of torch computes, it is plain tensor code. Arrays have torch's layout,
+[B, N, T, H], before the clock starts.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ SDPA, FLEX = "torch", "torch-flex"
 NAMES = (SDPA, FLEX)
 
 Peer = tuple[Program, Callable[[Any], list[np.ndarray]]]
-"""A program, and what makes arrays of that which it returns, in the order and layout of ours: outputs, then gradients."""
+"""A program, and a function from its results to arrays in the order and layout of ours: outputs, then gradients."""
 
 
-def made(name: str, problem: Problem, direction: str) -> Peer | str:
-    """The program of a peer, or why there is none."""
+def make_peer(name: str, problem: Problem, direction: str) -> Peer | str:
+    """Return the program of a peer, or why there is none."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed; it comes with the group parity (CONTRIBUTING.md)"
     if problem.feature.rate:
-        return "torch drops other weights than ours, so that outputs cannot be compared"
+        return "torch drops other weights than jax-zoo, so that outputs cannot be compared"
     import torch  # pyright: ignore[reportMissingImports]
 
     on_gpu = jax.default_backend() == "gpu"
@@ -42,12 +42,12 @@ def made(name: str, problem: Problem, direction: str) -> Peer | str:
     if not on_gpu:
         return "FlexAttention is timed on a GPU only"
     if any(call.bias is not None for call in problem.calls):
-        return "FlexAttention is not asked here for a learned bias"
+        return "FlexAttention is not implemented here for a learned bias"
     return _program(problem, direction, "cuda", _flex)
 
 
 Attend = Callable[[Any, Any, Any, Any], Any]
-"""(q, k, v, numbers of the bias) -> output, all [B, N, T, H]."""
+"""(q, k, v, differentiable arrays of the bias) -> output, all [B, N, T, H]."""
 
 
 def _program(problem: Problem, direction: str, place: str, attend: Callable[..., Attend]) -> Peer:
@@ -57,7 +57,7 @@ def _program(problem: Problem, direction: str, place: str, attend: Callable[...,
 
     def tensor(x: Any) -> Any:
         array = torch.tensor(np.asarray(x, np.float32))
-        transposed = array.permute(0, 2, 1, 3).contiguous() if array.dim() == 4 else array
+        transposed = array.permute(0, 2, 1, 3).contiguous() if array.dim() == 4 else array  # [B, N, T, H]
         return transposed.to(device=place, dtype=dtype)
 
     def arrays(outputs: list[Any]) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ def _attend(call: Call, keys: int, scale: float, place: str) -> Attend:
     if bias is None:
 
         def fused(q: Any, k: Any, v: Any, _: Any) -> Any:
-            # The flash kernel is forced where it takes the mask as it is; elsewhere torch chooses.
+            # The flash kernel is forced if it supports the mask directly; otherwise torch chooses.
             chosen = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if plain and place == "cpu" else contextlib.nullcontext()
             with chosen:
                 return torch.nn.functional.scaled_dot_product_attention(
@@ -130,7 +130,10 @@ def _buckets(bias: Buckets, queries: int, keys: int, place: str) -> Callable[[An
 
 
 def _relative(bias: Any, keys: int, scale: float, place: str) -> Callable[[Any], Any]:
-    """By distance, shifted in place (Dai et al. 2019, appendix B) or picked where queries are scattered; and by type."""
+    """Return the relative bias: by distance, and by type.
+
+    The part by distance is shifted in place (Dai et al. 2019, appendix B), or gathered if the queries are scattered.
+    """
     import torch  # pyright: ignore[reportMissingImports]
 
     differ = torch.tensor(np.asarray(bias.query_types)[:, None, :, None] != np.asarray(bias.key_types)[:, None, None, :]).to(
@@ -144,10 +147,10 @@ def _relative(bias: Any, keys: int, scale: float, place: str) -> Callable[[Any],
     def added(numbers: Any) -> Any:
         by_distance = numbers.q_r @ numbers.r
         if index is None:
-            # Entry (t, s) is number first - t + s of row t: in one line of all rows, rows one shorter that begin at `first`.
+            # Entry (t, s) is number first - t + s of row t: in the flattened rows, take rows shorter by one from `first` on.
             b, n, t, d = by_distance.shape
-            line = by_distance.reshape(b, n, t * d)[..., bias.first : bias.first + t * (d - 1)]
-            shifted = line.reshape(b, n, t, d - 1)[..., :keys]
+            line = by_distance.reshape(b, n, t * d)[..., bias.first : bias.first + t * (d - 1)]  # [B, N, T (D - 1)]
+            shifted = line.reshape(b, n, t, d - 1)[..., :keys]  # [B, N, T, S]
         else:
             shifted = torch.gather(by_distance, 3, index.expand(-1, by_distance.shape[1], -1, -1))
         by_type = torch.where(differ, numbers.q_s[..., 1:], numbers.q_s[..., :1])
@@ -157,7 +160,7 @@ def _relative(bias: Any, keys: int, scale: float, place: str) -> Callable[[Any],
 
 
 def _flex(call: Call, keys: int, scale: float, place: str) -> Attend:
-    """FlexAttention, compiled, with the mask as blocks. Never run: there was no GPU."""
+    """Return FlexAttention, compiled, with the mask as blocks. It has not been run, because there was no GPU."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.attention import flex_attention as flex  # pyright: ignore[reportMissingImports]
 

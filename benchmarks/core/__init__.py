@@ -1,1 +1,1 @@
-"""What all benchmarks share: result files, processes, timing, guarded measurement, comparison of results."""
+"""Shared parts of all benchmarks: result files, processes, timing, guarded measurement, comparison of results."""

@@ -1,11 +1,11 @@
 """`zoo bench compare A B`: what became slower, faster, wrong or missing between two results of one benchmark.
 
 On one machine the ratio of each cell to the unit in the same rounds is compared, never its seconds: those depend on what else the
-machine was doing. A ratio's spread is that of fresh processes. Let r be the logarithms of a cell's median ratios, of n processes,
-and s their standard deviation: then the mean of n more processes lies within t s sqrt(2 / n) of theirs with 95 % probability, t
-being Student's for n - 1 degrees of freedom. Where three processes agree by chance this is too little; so the spread is at least
-half of what lies between the 20th and the 80th percentile of the rounds of a process. A cell has changed if its means differ by
-more than the larger of the two spreads and by more than the threshold.
+machine was doing. The spread of a ratio is measured over fresh processes. Let r be the logarithms of a cell's median ratios in n
+processes, and s their standard deviation: then the mean of n more processes lies within t s sqrt(2 / n) of the first mean with
+95 % probability, where t is Student's t for n - 1 degrees of freedom. When three processes agree by chance, this is too small; so
+the spread is at least half of the distance between the 20th and the 80th percentile of the rounds of one process. A cell has
+changed if its means differ by more than the larger of the two spreads and by more than the threshold.
 """
 
 import collections
@@ -26,7 +26,7 @@ from benchmarks.core.tables import SEVERITY
 from zoo.errors import BadInput, require
 
 FEWEST = 3
-"""Fresh processes that a spread needs."""
+"""Minimum number of fresh processes for a spread."""
 CONFIDENCE = 0.95
 BAD = ("wrong", "failed")
 
@@ -35,7 +35,7 @@ Cells = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Spread:
-    """A cell's ratio over its processes: the logarithm's mean, and how far that of as many others may lie from it."""
+    """A cell's ratio over its processes: the mean of its logarithm, and how far the mean of as many others may differ."""
 
     mean: float
     half: float
@@ -43,7 +43,7 @@ class Spread:
 
     @classmethod
     def of(cls, cells: Cells) -> "Spread | None":
-        """None for fewer than three processes that have a ratio."""
+        """Return the spread of a cell; None if fewer than three processes have a ratio."""
         timed = [cell for cell in cells if cell["state"] == "timed" and cell.get("ratio")]
         if len(timed) < FEWEST:
             return None
@@ -56,31 +56,31 @@ class Spread:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a cell. `kind` is one of `KINDS`."""
+    """The comparison of one cell. `kind` is one of `KINDS`."""
 
     key: dict[str, Any]
     kind: str
-    told: str
+    detail: str
     ratio: float | None = None
-    """Of the ratio after to the one before: 1.2 = a fifth slower."""
+    """Ratio after over ratio before: 1.2 is a fifth slower."""
     spread: float | None = None
-    """Relative, the larger of the two."""
+    """Relative spread, the larger of the two."""
 
 
 KINDS = ("regression", "improvement", "missing", "new", "unknown", "same")
-"""`unknown`: without a spread on one side. Cells that became wrong or failed are regressions."""
+"""`unknown`: one side has no spread. Cells that became wrong or failed are regressions."""
 
 
 def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
-    """The command; returns 1 on a regression.
+    """Run the command; return 1 if there is a regression.
 
     Raises:
-        BadInput: no results, of two benchmarks, without a common cell, or of too few processes to know a spread.
+        BadInput: no results, results of two benchmarks, no common cell, or too few processes for a spread.
     """
-    require(threshold >= 0, "threshold", threshold, "choose a share, 0.05 for 5 %")
+    require(threshold >= 0, "threshold", threshold, "must not be negative; choose a share, such as 0.05 for 5 %")
     before, after = read(a), read(b)
     if before.what != after.what:
-        raise BadInput(f"{a} is of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
+        raise BadInput(f"{a} is a result of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
     common = _by_key(before).keys() & _by_key(after).keys()
     if not common:
         raise BadInput(f"{a} and {b} have no cell in common: nothing to compare")
@@ -88,13 +88,15 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
         _side_by_side(before, after, as_json)
         return 0
     if all(before.unit.items() <= json.loads(key).items() for key in common):
-        raise BadInput(f"{a} and {b} have no cell in common but {_told(before.unit)}, the unit: nothing to compare")
+        raise BadInput(f"{a} and {b} have no cell in common but {_unit_text(before.unit)}, the unit: nothing to compare")
     if before.unit != after.unit:
-        raise BadInput(f"{a} has ratios over {_told(before.unit)}, {b} over {_told(after.unit)}: they cannot be compared")
+        raise BadInput(
+            f"{a} has ratios over {_unit_text(before.unit)}, {b} over {_unit_text(after.unit)}: they cannot be compared"
+        )
     for results in (before, after):
         if (count := len({cell["process"] for cell in results.cells})) < FEWEST:
             raise BadInput(
-                f"{results.path} is of {count} {'process' if count == 1 else 'processes'}, and a spread needs {FEWEST}: "
+                f"{results.path} has {count} {'process' if count == 1 else 'processes'}, and a spread needs {FEWEST}: "
                 f"measure with --repeats {FEWEST}"
             )
     changed_cells = changes(before, after, threshold)
@@ -103,14 +105,17 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
 
 
 def changes(before: Results, after: Results, threshold: float) -> list[Change]:
-    """Of every cell of either, in the order of `KINDS`. The unit itself, whose ratio is 1, is compared by its state alone."""
+    """Return the change of every cell of either result, in the order of `KINDS`.
+
+    The unit itself has the ratio 1 and is compared by its state alone.
+    """
     old, new = _by_key(before), _by_key(after)
     unsorted = [_change(old.get(key), new.get(key), threshold, before.unit) for key in dict.fromkeys([*old, *new])]
     return sorted(unsorted, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
 
 
 def agreement(before: Results, after: Results) -> tuple[int, int]:
-    """(cells whose mean ratio after lies within the spread that `before` reports, cells that both have): the repeatability."""
+    """Return the repeatability: (cells whose mean ratio after lies within the spread in `before`, cells that both have)."""
     old, new = _by_key(before), _by_key(after)
     pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
     spreads = [(one, other) for one, other in pairs if one and other]
@@ -157,7 +162,7 @@ def _by_key(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def _state(cells: Cells) -> str:
-    """The worst that a process came to."""
+    """Return the worst state of any process."""
     return min((cell["state"] for cell in cells), key=SEVERITY.index)
 
 
@@ -165,7 +170,7 @@ def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
     return unit.items() <= cells[0]["key"].items()
 
 
-# --- telling --------------------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------------------
 
 
 def _show(changed_cells: Sequence[Change], before: Results, after: Results, threshold: float, as_json: bool) -> None:
@@ -177,8 +182,8 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(
-        f"{after.path.parent} against {before.path.parent}: ratios to {_told(before.unit)} in the same rounds; "
-        f"changed is what moved by more than its spread and {threshold:.0%}",
+        f"{after.path.parent} against {before.path.parent}: ratios to {_unit_text(before.unit)} in the same rounds; "
+        f"a cell has changed if it moved by more than its spread and {threshold:.0%}",
         soft_wrap=True,
     )
     for name, (one, other) in changed(before.environment, after.environment).items():
@@ -192,7 +197,7 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
         style = {"regression": "red", "improvement": "green"}.get(kind, "")
         for change in rows:
             moved = "" if change.ratio is None else f"{change.ratio - 1:+.1%}"
-            table.add_row(Text(moved, style), _label(change.key, constant), Text(change.told))
+            table.add_row(Text(moved, style), _label(change.key, constant), Text(change.detail))
         console.print(Text(f"\n{kind} ({len(rows)})", f"bold {style}".strip()))
         console.print(table)
     shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
@@ -203,7 +208,7 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
 
 
 def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
-    """Medians of seconds over the processes, for what has them."""
+    """Print the median seconds over the processes, for cells that have them."""
     old, new = _by_key(before), _by_key(after)
     rows = [(dict(old[key][0]["key"]), _seconds(old.get(key)), _seconds(new.get(key))) for key in old if key in new]
     if as_json:
@@ -228,25 +233,29 @@ def _seconds(cells: Cells | None) -> float | None:
 
 
 def _machines(before: Results, after: Results) -> str:
-    """What differs between them."""
+    """Return the properties in which the two machines differ."""
     pairs = ((before.environment.get(key), after.environment.get(key)) for key in MACHINE)
     return ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
 
 
 def _constant(changed_cells: Sequence[Change]) -> dict[str, Any]:
-    """Axes on which all cells are the same: said once."""
+    """Return the axes on which all cells have the same value: they are printed once."""
     values: dict[str, list[Any]] = collections.defaultdict(list)
     for change in changed_cells:
         for name, value in change.key.items():
             values[name].append(value)
-    return {name: column[0] for name, column in values.items() if len(column) == len(changed_cells) > 1 and len(set(map(str, column))) == 1}
+    return {
+        name: column[0]
+        for name, column in values.items()
+        if len(column) == len(changed_cells) > 1 and len(set(map(str, column))) == 1
+    }
 
 
 def _label(key: Mapping[str, Any], constant: Mapping[str, Any]) -> Text:
-    """The axes of a cell that others do not share; words bare, numbers by name."""
+    """Return the axes of a cell that other cells do not share; words without their names, numbers with them."""
     labels = [str(value) if isinstance(value, str) else f"{name} {value}" for name, value in key.items() if name not in constant]
     return Text(", ".join(labels))
 
 
-def _told(unit: Mapping[str, Any]) -> str:
+def _unit_text(unit: Mapping[str, Any]) -> str:
     return " ".join(str(value) for value in unit.values()) or "nothing"

@@ -1,4 +1,4 @@
-"""How long a device works for a program, by its profiler; wall time holds the host's part too."""
+"""Device time of a program, from the profiler; wall time includes the host's part too."""
 
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,15 @@ from benchmarks.core.timing import Program
 
 CALLS = 5
 LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Modules"}
-"""Planes of a profile that are a device's, and its lines on which each event is a piece of work: of a GPU those of its streams,
-of a TPU whole programs."""
+"""Prefix of a device's plane in a profile -> prefix of the lines whose events are its work: streams on a GPU, whole programs on a
+TPU."""
 
 
 def measured(programs: Mapping[str, Program]) -> dict[str, float]:
-    """Seconds of the device a call, of warm programs; of those that its profiler has seen. On a CPU of none: it has no device
-    apart from the host."""
+    """Return the device seconds of one call of each warm program that the profiler recorded.
+
+    The result is empty on a CPU, which has no device apart from the host.
+    """
     if jax.default_backend() == "cpu":
         return {}
     busy_seconds = {}
@@ -35,7 +37,7 @@ def measured(programs: Mapping[str, Program]) -> dict[str, float]:
 
 
 def seconds(profile: Any) -> float:
-    """Seconds in which the first device was at work: the union of its events, for streams overlap."""
+    """Return the seconds in which the first device was busy: the union of its events, because streams overlap."""
     for plane in profile.planes:
         prefix = next((line for name, line in LINES.items() if plane.name.startswith(name)), None)
         if prefix is not None:

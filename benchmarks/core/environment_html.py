@@ -1,4 +1,4 @@
-"""What every page of a benchmark says of where its numbers come from."""
+"""The environment section of every benchmark page: machine, options and versions behind its numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from eval.report.html_page import card
 
 
 def environment(results: Results) -> str:
-    """Cards of the machine, of what was asked and of versions, those of peers included."""
+    """Return cards of the machine, the requested options and the versions, including those of peers."""
     machine = dict(results.environment)
     versions, settings = machine.pop("versions"), machine.pop("settings", {})
     machine["matrix_rate"] = ", ".join(f"{dtype} {rate / 1e9:,.1f} GFLOP/s" for dtype, rate in machine["matrix_rate"].items())
     machine["copy_rate"] = f"{machine['copy_rate'] / 1e9:,.1f} GB/s"
-    options = {name: value for name, value in results.asked.items() if value not in (None, [], "")}
+    options = {name: value for name, value in results.options.items() if value not in (None, [], "")}
     peers = {name: version for cell in results.cells for name, version in cell.get("versions", {}).items()}
 
     def titled(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,5 +28,5 @@ def environment(results: Results) -> str:
 
 
 def device(results: Results) -> str:
-    """The processor or accelerator."""
+    """Return the name of the processor or accelerator."""
     return results.environment["cpu" if results.environment["backend"] == "cpu" else "device"]

@@ -1,4 +1,4 @@
-"""Programs on their way to being timed: what goes wrong with one is its own end, told in a line, and nobody else's."""
+"""Guarded preparation of programs to be timed: an error in one is reported in one line and does not affect the others."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 from benchmarks.core import result_files, timing
 from benchmarks.core.free_memory import free
 
-ROOM = 0.9
-"""Share of the free memory that a program may need."""
+MEMORY_SHARE = 0.9
+"""Largest share of the free memory that a program may need."""
 
 
 @runtime_checkable
 class Trial(Protocol):
-    """One program; without a state it is still on its way."""
+    """One program to be timed; it has no state until it is timed, skipped, wrong or failed."""
 
     key: dict[str, Any]
     columns: dict[str, Any]
@@ -20,28 +20,28 @@ class Trial(Protocol):
     def end(self, state: str, reason: str = "") -> None: ...
 
 
-class Broken(Exception):
-    """A program that ran before and does not any more."""
+class RepeatFailure(Exception):
+    """A program ran before and fails when it is repeated."""
 
 
 class Watch:
-    """Is told what a process does before it does it: shows it, and notes in the file of results of which cells it may die."""
+    """Shows what a process is about to do, and records in the result file which cells it may die of."""
 
     def __init__(self, show: Callable[[str], None], writer: result_files.Writer, process: int) -> None:
         self._show, self._writer, self._process = show, writer, process
 
     def begin(self, message: str, *keys: Mapping[str, Any]) -> None:
-        """These cells are worked on from now on, and no others any more."""
+        """Record that these cells, and no others, are worked on from now on."""
         self._writer.begin(keys, self._process)
         self._show(message)
 
     def died(self, key: Mapping[str, Any]) -> bool:
-        """Whether processes died of a cell so often that it is not to be tried again."""
+        """Return whether processes died of a cell so often that it must not be tried again."""
         return self._writer.died(key, self._process)
 
 
-def guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
-    """Do something with a trial, unless processes died of it; an error is its end."""
+def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
+    """Call `act` on a trial, unless earlier processes died of it; an error ends the trial as failed."""
     if watch.died(trial.key):
         trial.end("failed", result_files.DIED)
         return
@@ -53,13 +53,13 @@ def guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str
 
 
 def first_line(error: Exception) -> str:
-    """An error in a line: its kind, and the first line that says something."""
+    """Return an error in one line: its type and its first line that is not blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"[:300]
 
 
-def slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
-    """Whether a first call of `spent` seconds took more than `most`; then it is what the trial is timed by."""
+def end_if_slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
+    """Return whether a first call of `spent` seconds took more than `limit`; if so, end the trial with that time alone."""
     if spent <= limit:
         return False
     trial.columns |= {**timing.columns([spent]), **more}
@@ -68,12 +68,12 @@ def slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
     return True
 
 
-def too_large(need: int, what: str) -> str:
-    """Why a program that needs so many bytes is not tried; "" if it can be."""
+def too_large_reason(need: int, what: str) -> str:
+    """Return why a program that needs `need` bytes cannot be tried; "" if it can."""
     available = free()
-    return "" if need <= ROOM * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"
+    return "" if need <= MEMORY_SHARE * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"
 
 
 def gigabytes(size: int | float) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

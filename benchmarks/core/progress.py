@@ -1,4 +1,4 @@
-"""How far a long measurement is, on stderr: a line redrawn in place on a terminal, else a line for each piece of work."""
+"""Progress of a long measurement, on stderr: a line redrawn in place on a terminal, else a line for each piece of work."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from train.run.console import clock
 
 
 class Progress:
-    """Of pieces of work of known weights; what was done before does not count for the time left."""
+    """Progress over pieces of work of known weights; work of earlier processes does not count for the time left."""
 
     def __init__(self, weights: float, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
@@ -17,16 +17,16 @@ class Progress:
         self._piece, self._width = "", 0
 
     def begin(self, piece: str) -> None:
-        """Say what is worked on now."""
+        """Show which piece of work begins."""
         self._piece = piece
         self._show(piece)
 
     def doing(self, what: str) -> None:
-        """Say which part of it; on a terminal only."""
+        """Show which part of the piece is worked on; on a terminal only."""
         self._show(f"{self._piece}: {what}")
 
     def done(self, weight: float, outcome: str) -> None:
-        """A piece is done, and `told` is what came of it."""
+        """Show the `outcome` of a finished piece."""
         self._done += weight
         if self._stream.isatty():
             self._show(f"{self._piece}: {outcome}")

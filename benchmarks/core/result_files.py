@@ -1,14 +1,15 @@
-"""Result files: JSONL, a header and then a line for each cell, appended as soon as it is known.
+"""Result files: JSONL with a header and a line for each cell, appended as soon as the cell is measured.
 
-The header is {"schema", "what", "environment", "asked", "unit"}. A cell is {"key": {axis: value}, "process", "state", "reason",
-...measured columns}; `key` and `process`, the number of the fresh process that measured it, tell it from all others. `unit` holds
-the axes of the reference that a cell's column "ratio" is over, measured in the same rounds: {"implementation": "xla"}.
-Whatever is timed has the columns of `timing.columns`, which `zoo bench compare` reads.
+The header is {"schema", "what", "environment", "asked", "unit"}; "asked" holds the options of the command. A cell is {"key":
+{axis: value}, "process", "state", "reason", ...measured columns}; `key` and `process`, the number of the fresh process that
+measured it, identify it. `unit` holds the axes of the reference of a cell's column "ratio", measured in the same rounds:
+{"implementation": "xla"}. A timed cell has the columns of `timing.columns`, which `zoo bench compare` reads.
 
-Between the cells stand what is worked on from there on, {"attempt": [key, ...], "process"}, nothing where work was left in order;
-and what a process that was killed had been at, {"death": [key, ...], "process"}, which the next one writes.
+Between the cells are two other kinds of lines. {"attempt": [key, ...], "process"} lists the cells that the process works on from
+there on; the list is empty where a process ended in order. {"death": [key, ...], "process"} lists the cells that a killed process
+was working on; the next process writes it.
 
-    cells.jsonl   what was measured        table.md, table.csv, report.html   the same, for people
+    cells.jsonl   the measurements        table.md, table.csv, report.html   the same, for people
 """
 
 import collections
@@ -34,28 +35,28 @@ from zoo.errors import BadInput
 
 SCHEMA = 2
 SCHEMAS = (1, 2)
-"""Those that are read. The first had no attempts: who reads that one alone refuses the second by its header."""
+"""Schemas that are read. The first had no attempts: an older version reads only that one and refuses the second by its header."""
 KINDS = ("attention", "step", "growth")
 STATES = ("timed", "skipped", "failed", "wrong")
-"""Of a cell: measured; not tried, with the reason; tried and died; computes something else, and was not timed."""
+"""States of a cell: measured; not tried, with the reason; tried without success; wrong results, and therefore not timed."""
 DEATHS = 2
-"""Of a process while a cell was worked on: after as many it is not tried again."""
+"""Number of processes that may die while they work on a cell: after that it is not tried again."""
 DIED = "the process ended twice while it ran; out of memory?"
-"""Why."""
+"""Reason of a cell that failed in this way."""
 CELLS = "cells.jsonl"
 SETTINGS = r"(JAX|XLA|LIBTPU|GLIBC|OMP|MKL|OPENBLAS|TORCH\w*|CUDA)_"
-"""Environment variables that change what is measured begin so."""
+"""Pattern of the names of environment variables that change what is measured."""
 MACHINE = ("backend", "device", "devices", "cpu", "cores")
-"""What of an environment makes it another machine; times of two machines are not compared."""
+"""Keys of an environment that identify the machine; times of two machines are not compared."""
 
 
 def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
-    """What a process measures on, and what that can do at best: takes a second or two, on an otherwise idle machine.
+    """Describe the machine and measure its best rates; takes a second or two and needs an otherwise idle machine.
 
-    "versions" has the commit of a checkout too, with a + where it was changed since; "settings" the environment variables that
-    change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.metrics_file.matrix_rate`),
-    "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these,
-    "clock_mhz" the mean over the cores just after them, None where the system does not say.
+    "versions" includes the commit of a checkout, with a + if files were changed since; "settings" are the environment variables
+    that change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.metrics_file.matrix_rate`),
+    "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these were
+    measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it.
     """
     load = round(os.getloadavg()[0], 2)
     rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
@@ -71,14 +72,14 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The part of an environment that `MACHINE` names."""
+    """Return the part of an environment that `MACHINE` names."""
     devices = jax.local_devices()
     kind = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
     return kind | {"cpu": timing.processor(), "cores": os.cpu_count()}
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
-    """A machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
+    """Return a machine as part of a folder's name: "intel-r-xeon-r-processor-2-cores", "nvidia-h100-80gb-hbm3"."""
     on_cpu = machine["backend"] == "cpu"
     name = f"{machine['cpu']} {machine['cores']} cores" if on_cpu else machine["device"]
     count = f"-x{machine['devices']}" if not on_cpu and machine["devices"] > 1 else ""
@@ -86,7 +87,7 @@ def hardware(machine: Mapping[str, Any]) -> str:
 
 
 def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = False) -> Path:
-    """Where results go unless told: runs/bench/<what>_<hardware>_<date>; with `newest` the last one that is there, if any is."""
+    """Return the default folder of results, runs/bench/<what>_<hardware>_<date>; with `newest` the last existing one, if any."""
     place, name = Path("runs", "bench"), f"{what}_{hardware(machine)}_"
     folders = sorted(path.parent for path in place.glob(f"{name}????-??-??/{CELLS}")) if newest else []
     return folders[-1] if folders else place / f"{name}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
@@ -96,7 +97,7 @@ def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = Fals
 
 
 Place = tuple[str, int]
-"""What tells a cell from all others: `identity` of its key, and its process."""
+"""What identifies a cell: `identity` of its key, and its process."""
 
 
 @dataclass(frozen=True)
@@ -106,25 +107,25 @@ class Results:
     path: Path
     what: str
     environment: dict[str, Any]
-    asked: dict[str, Any]
+    options: dict[str, Any]
     unit: dict[str, Any]
     cells: list[dict[str, Any]]
     schema: int = SCHEMA
     deaths: collections.Counter[Place] = field(default_factory=collections.Counter)
-    """How often a process died of a cell."""
+    """How often a process died while it worked on a cell."""
     begun: frozenset[Place] = frozenset()
-    """What the last process that wrote was at: what it died of, unless it is still at it."""
+    """Cells that the last writing process worked on: it still does, or it died of them."""
 
     def same_machine(self, other: "Results") -> bool:
-        """Whether both were measured on one kind of machine."""
+        """Return whether both were measured on the same kind of machine."""
         return all(self.environment.get(key) == other.environment.get(key) for key in MACHINE)
 
 
 def read(path: str | Path) -> Results:
-    """The results in a file, or in a folder's cells.jsonl. A last line that a killed run tore off is ignored.
+    """Read the results in a file, or in a folder's cells.jsonl; an incomplete last line of a killed run is ignored.
 
     Raises:
-        BadInput: no such file, no result file, one of another schema, or a damaged line, with its number.
+        BadInput: no such file, not a result file, another schema, or a damaged line, with its number.
     """
     path = Path(path) / CELLS if Path(path).is_dir() else Path(path)
     try:
@@ -132,16 +133,18 @@ def read(path: str | Path) -> Results:
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); name a folder or file of zoo bench") from None
     if not lines:
-        raise BadInput(f"{path} is no result file of zoo bench: it has no header")
+        raise BadInput(f"{path} is not a result file of zoo bench: it has no header")
     header = _object(path, 1, lines[0])
     if "schema" not in header:
-        raise BadInput(f"{path} is no result file of zoo bench: its first line has no schema")
+        raise BadInput(f"{path} is not a result file of zoo bench: its first line has no schema")
     if header["schema"] not in SCHEMAS:
         readable = " and ".join(map(str, SCHEMAS))
         raise BadInput(f"{path} has schema {header['schema']}, and this version reads {readable}; measure again")
     wrong = [name for name in ("environment", "asked", "unit") if not isinstance(header.get(name), dict)]
     if wrong or header.get("what") not in KINDS:
-        raise BadInput(f"{path}:1 is no header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be")
+        raise BadInput(
+            f"{path}:1 is not a header of zoo bench: {wrong[0] if wrong else 'what'} is missing or not what it should be"
+        )
     cells: list[dict[str, Any]] = []
     deaths: collections.Counter[Place] = collections.Counter()
     begun: set[Place] = set()
@@ -155,12 +158,12 @@ def read(path: str | Path) -> Results:
         else:
             cells.append(_cell(path, number, record))
             begun.discard((identity(record["key"]), record["process"]))
-    readable = (header["what"], header["environment"], header["asked"], header["unit"])
-    return Results(path, *readable, cells, header["schema"], deaths, frozenset(begun))
+    columns = (header["what"], header["environment"], header["asked"], header["unit"])
+    return Results(path, *columns, cells, header["schema"], deaths, frozenset(begun))
 
 
 def identity(key: Mapping[str, Any]) -> str:
-    """A key as a string that is equal for equal keys."""
+    """Return a key as a string that is equal for equal keys."""
     return json.dumps(key, sort_keys=True)
 
 
@@ -170,23 +173,23 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise BadInput(f"{path}:{number} is no line of a result file: it is not a JSON object")
+        raise BadInput(f"{path}:{number} is not a line of a result file: it is not a JSON object")
     return value
 
 
 def _places(path: Path, number: int, line: Mapping[str, Any], name: str) -> set[Place]:
     keys, process = line[name], line.get("process")
     if not (isinstance(keys, list) and all(isinstance(key, dict) for key in keys) and type(process) is int):
-        raise BadInput(f"{path}:{number} is no {name}: it needs a list of keys, and a process")
+        raise BadInput(f"{path}:{number} is not a valid {name}: it needs a list of keys, and a process")
     return {(identity(key), process) for key in keys}
 
 
 def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(cell.get("key"), dict) and type(cell.get("process")) is int and cell.get("state") in STATES):
-        raise BadInput(f"{path}:{number} is no cell: it needs a key, a process, and a state of {', '.join(STATES)}")
+        raise BadInput(f"{path}:{number} is not a cell: it needs a key, a process, and a state of {', '.join(STATES)}")
     needed = [] if cell["state"] != "timed" else ["seconds", *(timing.RATIOS if cell.get("ratio") is not None else ())]
     if lacking := [name for name in needed if not isinstance(cell.get(name), int | float) or not cell[name] > 0]:
-        raise BadInput(f"{path}:{number} is no timed cell: it has no number above 0 as {' and '.join(lacking)}")
+        raise BadInput(f"{path}:{number} is not a timed cell: it has no number above 0 as {' and '.join(lacking)}")
     return cell
 
 
@@ -194,9 +197,9 @@ def _cell(path: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
 
 
 class Writer:
-    """The result file of a run that may be killed at any moment, and resumed. One process writes to it at a time.
+    """The result file of a run that may be killed at any moment and resumed; one process writes to it at a time.
 
-    Cells of which processes died `DEATHS` times are recorded as failed when it is opened.
+    When it is opened, cells that `DEATHS` processes died of are recorded as failed.
     """
 
     def __init__(
@@ -208,17 +211,17 @@ class Writer:
         resume: bool,
         unit: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open `path`, made with its folder if need be; a line torn by a kill is dropped.
+        """Open `path`, creating it and its folder if necessary; an incomplete last line is dropped.
 
         Args:
-            resume: go on with the file that is there, if one is. It keeps its header: the first process's environment.
-            unit: axes of the reference of column "ratio"; without any nothing is compared.
+            resume: continue an existing file, if there is one. It keeps its header: the environment of the first process.
+            unit: axes of the reference of column "ratio"; without them nothing is compared.
 
         Raises:
-            BadInput: the file is there and `resume` is False; it answers another question or is of another machine; it cannot be
-                written, or another process writes to it.
+            BadInput: the file exists and `resume` is False; it has other options or another machine; it cannot be written, or
+                another process writes to it.
         """
-        # As it comes back from the file: lists for tuples.
+        # As it is read back from the file: lists instead of tuples.
         header = json.loads(
             _line({"schema": SCHEMA, "what": what, "environment": environment, "asked": options, "unit": dict(unit or {})})
         )
@@ -242,23 +245,23 @@ class Writer:
             raise
 
     def has(self, key: Mapping[str, Any], process: int) -> bool:
-        """Whether a cell is there, in whatever state."""
+        """Return whether a cell is in the file, in any state."""
         return (identity(key), process) in self._cells
 
     def died(self, key: Mapping[str, Any], process: int) -> bool:
-        """Whether processes died of a cell so often that it is not to be tried again, not even beside another."""
+        """Return whether processes died of a cell so often that it must not be tried again, not even beside another."""
         return self._deaths[identity(key), process] >= DEATHS
 
     def begin(self, keys: Sequence[Mapping[str, Any]], process: int) -> None:
-        """Record, before it is done, that these cells are worked on, and no others any more: what may kill this process."""
+        """Record, before the work begins, that these cells and no others are worked on: they may kill this process."""
         self._begun = {(identity(key), process) for key in keys}
         self._append({"attempt": keys, "process": process})
 
     def write(self, cell: Mapping[str, Any]) -> None:
-        """Append a cell: it is on the disk when this returns.
+        """Append a cell; it is on the disk when this returns.
 
         Raises:
-            ValueError: it lacks something, or is there already.
+            ValueError: the cell is invalid, or already in the file.
         """
         state, place = cell["state"], (identity(cell["key"]), cell["process"])
         if state not in STATES or (state != "timed" and not cell["reason"]):
@@ -270,7 +273,7 @@ class Writer:
         self._begun.discard(place)
 
     def close(self) -> None:
-        """Let another process write. What was begun and has no end is left in order: nobody died of it."""
+        """Let another process write; unfinished cells are recorded as abandoned, because no process died of them."""
         try:
             if self._begun:
                 self.begin([], next(iter(self._begun))[1])
@@ -284,7 +287,7 @@ class Writer:
         complete = content.rpartition(b"\n")[0]
         if not complete:
             if not content.startswith(b'{"schema"'[: len(content)]):
-                raise BadInput(f"{path} is no result file of zoo bench; choose another --out")
+                raise BadInput(f"{path} is not a result file of zoo bench; choose another --out")
             self._file.truncate(0)
             self._append(header)
             return
@@ -309,21 +312,21 @@ class Writer:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write the files of a folder of results that are for people, each whole or not at all."""
+    """Write the readable files of a folder of results, each completely or not at all."""
     for name, text in texts.items():
         write_text(folder / name, text)
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    # numpy's numbers have `item`.
+    # numpy's numbers have the method `item`.
     return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda number: number.item()) + "\n"
 
 
 def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
-    """What makes a question another one, or a machine, as "key: old before, new now"."""
+    """Return how the options or the machine differ from those in the file, as "key: old before, new now"."""
     pairs = {name: (getattr(before, name), header[name]) for name in ("schema", "what", "unit")}
-    for key in sorted(before.asked.keys() | header["asked"].keys()):
-        pairs[key] = before.asked.get(key), header["asked"].get(key)
+    for key in sorted(before.options.keys() | header["asked"].keys()):
+        pairs[key] = before.options.get(key), header["asked"].get(key)
     for key in MACHINE:
         pairs[key] = before.environment.get(key), header["environment"].get(key)
     pairs |= changed(before.environment, header["environment"])
@@ -331,7 +334,7 @@ def _differences(before: Results, header: Mapping[str, Any]) -> list[str]:
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs in the versions and settings of two environments, as (before, after)."""
+    """Return the versions and settings that differ between two environments, as (before, after)."""
     pairs = {}
     for part in ("versions", "settings"):
         old, new = (source.get(part, {}) for source in (before, after))
@@ -340,7 +343,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 
 def _revision() -> str:
-    """The commit that this code is of, with a + where it was changed since; "" where it is no checkout."""
+    """Return the commit of this code, with a + if files were changed since; "" if it is not a checkout."""
     root = ROOT
     if not (root / ".git").exists():
         return ""
@@ -353,7 +356,7 @@ def _revision() -> str:
 
 
 def _clock() -> float | None:
-    """Mean clock of the cores now, in MHz."""
+    """Return the mean clock of the cores now, in MHz."""
     cpuinfo = Path("/proc/cpuinfo")
     clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
     return round(sum(map(float, clocks)) / len(clocks), 1) if clocks else None

@@ -1,11 +1,11 @@
-"""Which source files are this project's, whatever the folder is called in which it lies."""
+"""Paths of this project's own source files, independent of the folder that contains the checkout."""
 
 from pathlib import Path
 
 import zoo
 
 ROOT = Path(zoo.__file__).parents[1]
-"""The folder that contains the packages, spelled as Python spells it in the files of tracebacks."""
+"""The folder that contains the packages, spelled as in the file names of Python tracebacks."""
 
 
 def own_path(file: str) -> str:

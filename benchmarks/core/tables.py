@@ -1,4 +1,4 @@
-"""What the tables of several benchmarks share: merged cells, times and the machine as text."""
+"""Helpers for the tables of all benchmarks: merged cells, times and the machine as text."""
 
 import collections
 import statistics
@@ -8,11 +8,11 @@ from typing import Any
 from benchmarks.core.result_files import Results, identity
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
-"""Of several processes the state that is told: the first of these that one of them came to."""
+"""Order of states: the state shown for several processes is the first of these that occurred in one of them."""
 
 
 def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A cell for each key: of several processes the median of each number, in "processes" how many timed it."""
+    """Return one cell for each key: the median of each number over its processes, and in "processes" how many there are."""
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for cell in cells:
         groups[identity(cell["key"])].append(cell)
@@ -30,7 +30,7 @@ def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def seconds_text(seconds: float) -> str:
-    """A time in three digits."""
+    """Return a time with three digits."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= scale:
             value = seconds / scale
@@ -39,14 +39,13 @@ def seconds_text(seconds: float) -> str:
 
 
 def machine_line(results: Results) -> str:
-    """What a table was measured on."""
-    environment = results.environment
-    where = f"{environment['cpu']}, {environment['cores']} cores" if environment["backend"] == "cpu" else f"{environment['devices']} x {environment['device']}"
-    rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in environment["matrix_rate"].items())
-    flags = environment["versions"]["XLA_FLAGS"]
+    """Return a line that describes the machine and versions of the results."""
+    env, versions = results.environment, results.environment["versions"]
+    where = f"{env['cpu']}, {env['cores']} cores" if env["backend"] == "cpu" else f"{env['devices']} x {env['device']}"
+    rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in env["matrix_rate"].items())
     processes = len({cell["process"] for cell in results.cells})
     return (
-        f"{where}; JAX {environment['versions']['jax']}, Python {environment['versions']['python']}; XLA_FLAGS={flags}; {environment['date']}, "
-        f"load {environment['load']}; matrix products {rates}; copies {environment['copy_rate'] / 1e9:.1f} GB/s; "
+        f"{where}; JAX {versions['jax']}, Python {versions['python']}; XLA_FLAGS={versions['XLA_FLAGS']}; {env['date']}, "
+        f"load {env['load']}; matrix products {rates}; copies {env['copy_rate'] / 1e9:.1f} GB/s; "
         f"{processes} {'process' if processes == 1 else 'processes'}"
     )

@@ -1,4 +1,4 @@
-"""Programs timed side by side in one run, and what they ran on. Only ratios of one run are compared.
+"""Programs timed side by side in one run, and the machine they ran on; only ratios from one run are compared.
 
 A program is a function that returns when its work is done.
 """
@@ -23,17 +23,17 @@ from zoo.runtime import jax_setup
 Program = Callable[[], object]
 
 FEWEST, FEWEST_SLOW, MOST = 5, 3, 200
-"""Rounds: at least, at least where a call takes over `SLOW` seconds, and at most."""
+"""Number of rounds: at least, at least where a call takes over `SLOW` seconds, and at most."""
 SLOW = 2.0
 CALM = 0.01
 """Relative uncertainty of the medians at which rounds end."""
 
 RATIOS = {"ratio": "median", "ratio_p20": "p20", "ratio_p80": "p80"}
-"""Column -> what it is of the ratios of all rounds."""
+"""Column -> the quantile of the ratios over all rounds that it holds."""
 
 
 def begin() -> float:
-    """Set this process up, print what it runs on, and return the rate of matrix products measured there, in FLOP/s."""
+    """Set this process up, print the environment, and return the measured rate of float32 matrix products in FLOP/s."""
     jax_setup.prepare()
     jax_setup.canary()
     rate = matrix_rate("float32")
@@ -43,7 +43,7 @@ def begin() -> float:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Seconds of the calls of a program."""
+    """Quantiles of the seconds of a program's calls."""
 
     median: float
     p20: float
@@ -53,34 +53,39 @@ class Quantiles:
 
     @classmethod
     def of(cls, seconds: Any) -> "Quantiles":
-        """Of at least one measurement, [n]."""
+        """Return the quantiles of at least one measurement, [n]."""
         p20, median, p80 = (float(x) for x in np.quantile(seconds, [0.2, 0.5, 0.8]))
         return cls(median=median, p20=p20, p80=p80, least=float(np.min(seconds)), n=len(seconds))
 
     @property
     def uncertainty(self) -> float:
-        """About the standard error of the median, relative to it: half of what lies between the 20th and 80th percentile, over
-        the root of n."""
+        """Return about the relative standard error of the median: half of (p80 - p20), over the root of n and the median."""
         return (self.p80 - self.p20) / 2 / self.n**0.5 / self.median
 
 
 def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
-    """Columns of a cell: its quantiles, and those of its time over the unit's in the same rounds, None without a unit.
+    """Return the columns of a cell: quantiles of its time, and of its ratio to the unit in the same rounds, None without a unit.
 
     Args:
         seconds: of each round, [n].
-        unit: the same of the program that "ratio" is over.
+        unit: seconds of the unit of column "ratio" in the same rounds, [n].
     """
     quantiles = Quantiles.of(seconds)
-    values: dict[str, float | int | None] = {"seconds": quantiles.median, "seconds_p20": quantiles.p20, "seconds_p80": quantiles.p80}
+    values: dict[str, float | int | None] = {
+        "seconds": quantiles.median,
+        "seconds_p20": quantiles.p20,
+        "seconds_p80": quantiles.p80,
+    }
     values |= {"seconds_least": quantiles.least, "n": quantiles.n}
     ratio = None if unit is None else Quantiles.of(np.asarray(seconds) / np.asarray(unit))
     return values | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
 
 
 def warm(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[float]:
-    """Call a program until it is stable: its last two calls within 10 % of each other. At most `most` times, and no more once
-    `seconds` are spent; one call always is made. Returns the seconds of each call."""
+    """Call a program until its last two calls are within 10 % of each other, and return the seconds of each call.
+
+    There are at most `limit` calls, and no more after `seconds` in total; there is always one call.
+    """
     durations: list[float] = []
     while len(durations) < limit and sum(durations) < seconds:
         durations.append(_seconds(program))
@@ -90,7 +95,7 @@ def warm(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[flo
 
 
 def interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, [rounds]: one call of each program a round, after two to warm up."""
+    """Return the seconds of each call, [rounds]: one call of each program a round, after two calls to warm up."""
     for program in programs.values():
         program()
         program()
@@ -98,13 +103,13 @@ def interleaved(programs: Mapping[str, Program], rounds: int) -> dict[str, np.nd
 
 
 def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float = 0.0) -> dict[str, np.ndarray]:
-    """Seconds of each call, [n], of programs that are warm: one call of each a round, so that what disturbs a round disturbs all.
+    """Return the seconds of each call, [n], of warm programs: one call of each a round, so that a disturbance affects all.
 
     The order changes from round to round, so that no program always follows the same one.
 
     Args:
-        rounds: how many; 0 = until the medians of all are known to 1 %, or `budget` is used up.
-        budget: seconds. There are never fewer than five rounds, three where a call takes over two seconds, nor more than 200.
+        rounds: number of rounds; 0 = until the medians of all are known to 1 %, or `budget` is used up.
+        budget: seconds. There are at least five rounds, or three if a call takes over two seconds, and at most 200.
     """
     durations: dict[str, list[float]] = {name: [] for name in programs}
     began = time.perf_counter()
@@ -117,9 +122,9 @@ def measured(programs: Mapping[str, Program], *, rounds: int = 0, budget: float 
 
 
 def copy_rate(seconds: float = 0.5) -> float:
-    """Measured rate at which this process's first device reads and writes its memory, in bytes/s: those read and those written.
+    """Measure the rate at which this process's first device reads and writes its memory, in bytes/s, reads and writes counted.
 
-    A number is added to an array too large for any cache (512 MiB), in place; the best of the calls over `seconds`.
+    A number is added to an array too large for any cache (512 MiB), in place; the best of the calls within `seconds` counts.
     """
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jax.block_until_ready(add(jnp.zeros(1 << 27, jnp.float32)))
@@ -132,7 +137,7 @@ def copy_rate(seconds: float = 0.5) -> float:
 
 
 def environment() -> str:
-    """The machine, versions and flags in a line, and how busy the machine is."""
+    """Return the machine, versions and flags in a line, and how busy the machine is."""
     device = processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
     versions = f"Python {platform.python_version()}, JAX {jax.__version__}"
     load = f"load average {os.getloadavg()[0]:.1f}"
@@ -140,7 +145,7 @@ def environment() -> str:
 
 
 def processor() -> str:
-    """The model of this machine's CPU."""
+    """Return the model of this machine's CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
@@ -153,7 +158,7 @@ def _seconds(program: Program) -> float:
 
 
 def _order(names: list[str], number: int) -> list[str]:
-    """Forwards and backwards by turns, each pair beginning one name later."""
+    """Return the names in the order of a round: forwards and backwards alternate; each pair of rounds starts one name later."""
     start = number // 2 % len(names)
     rotated = names[start:] + names[:start]
     return rotated[::-1] if number % 2 else rotated
@@ -170,10 +175,10 @@ def _enough(durations: Mapping[str, list[float]], rounds: int, spent: float, bud
 
 @contextlib.contextmanager
 def cold() -> Iterator[None]:
-    """Without the folder of compiled programs: seconds of compilation are to be those of a first time."""
+    """Disable the persistent compilation cache, so that seconds of compilation are those of a first compilation."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
-    # Whether it is used is decided once, at the first program, until it is reset.
+    # JAX decides once, at the first program, whether it uses the cache; the reset makes it decide again.
     compilation_cache.reset_cache()
     try:
         yield

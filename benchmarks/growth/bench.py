@@ -1,8 +1,8 @@
 """`zoo bench growth`: how time, memory and compilation of a small model's step grow with length, layers, width and devices.
 
-Along each axis all else stays as it is. Values of an axis are timed in the same rounds; each number of devices has a process of
-its own, over whose devices the same batch is split. Simulated devices share the cores of this machine: they show what splitting
-costs, and no speed-up.
+Along each axis everything else stays fixed. Values of an axis are timed in the same rounds; each number of devices has its own
+process, and the same batch is split over its devices. Simulated devices share the cores of this machine: they show the cost of
+splitting, not a speed-up.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core import result_files, runner, timing
-from benchmarks.core.guarded import Broken, Watch, first_line
+from benchmarks.core.guarded import RepeatFailure, Watch, first_line
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import Writer
 from benchmarks.growth import page, tables
@@ -32,7 +32,7 @@ from zoo.runtime import jax_setup
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Empty or None is: as `DEFAULTS` has it."""
+    """Options of the command; an empty or None field takes its value from `DEFAULTS`."""
 
     model: str = "gpt-nano"
     batch: int | None = None
@@ -44,7 +44,7 @@ class Settings:
 
 
 DEFAULTS = {
-    "whole": Settings(
+    "full": Settings(
         batch=8,
         length=(64, 128, 256, 512, 1024),
         layers=(2, 4, 8, 16, 32),
@@ -57,36 +57,36 @@ DEFAULTS = {
     ),
 }
 BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
-"""What the axes that do not grow stay at."""
+"""Values of the axes that do not grow."""
 HEAD = 32
-"""Size of a head; a wider model has more of them."""
+"""Size of a head; a wider model has more heads."""
 
 
 VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
 def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
-    """The command: see `command.perform`.
+    """Run the command: see `runner.run_benchmark`.
 
     Raises:
-        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `command.perform`.
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `runner.run_benchmark`.
     """
     settings = resolved(requested, quick=quick)
     measure = functools.partial(_measure, settings)
-    return runner.perform(runner.start(1), "growth", measure, VIEWS, request, repeats=1)
+    return runner.run_benchmark(runner.start(1), "growth", measure, VIEWS, request, repeats=1)
 
 
 def resolved(settings: Settings, *, quick: bool) -> Settings:
-    """With everything that is left out filled in.
+    """Return the settings with all omitted fields filled in.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
     """
-    default = DEFAULTS["quick" if quick else "whole"]
+    default = DEFAULTS["quick" if quick else "full"]
     filled = {field.name: getattr(settings, field.name) or getattr(default, field.name) for field in dataclasses.fields(settings)}
     for name in ("batch", "rounds"):
         value = getattr(settings, name)
-        require(value is None or value > 0, name, value, "choose 1 or more, or leave it out")
+        require(value is None or value > 0, name, value, "must be 1 or more; choose a larger number, or leave it out")
     for name in ("length", "layers", "width", "device_counts"):
         values, listed = filled[name], " ".join(map(str, filled[name]))
         require(all(value > 0 for value in values), name, listed, "choose numbers of 1 or more")
@@ -102,7 +102,7 @@ def resolved(settings: Settings, *, quick: bool) -> Settings:
 
 
 def key(settings: Settings, axis: str, value: int) -> dict[str, Any]:
-    """Of a cell."""
+    """Return the key of a cell."""
     return {"model": settings.model, "batch": settings.batch, "axis": axis, "value": value}
 
 
@@ -111,7 +111,7 @@ def _values(settings: Settings, axis: str) -> Sequence[int]:
 
 
 def _case(settings: Settings, axis: str, value: int) -> Case:
-    """The model with an axis at a value and the others at their base."""
+    """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
     base = case(settings.model, "train", batch=settings.batch or 0)
     fields = {field.name for field in dataclasses.fields(base.config)}
@@ -140,33 +140,33 @@ def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> No
             cells = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
             for value, cell in cells.items():
                 writer.write({"key": key(settings, axis, value), "process": process, **cell})
-            progress.done(float(len(values)), tables.in_a_line(cells))
+            progress.done(float(len(values)), tables.one_line(cells))
     finally:
         writer.close()
         progress.close()
 
 
 def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
-    """Cells of an axis, timed in the same rounds; what breaks leaves, and the others go on."""
+    """Return the cells of an axis, timed in the same rounds; a program that fails is removed and the others continue."""
     steps, cells = {}, {}
     for value in values:
         watch.begin(f"{value}: compiling", key(settings, axis, value))
         try:
-            steps[value], cells[value] = _ready(_case(settings, axis, value), Variant())
+            steps[value], cells[value] = _warm_step(_case(settings, axis, value), Variant())
         except Exception as error:
             cells[value] = {"state": "failed", "reason": first_line(error)}
     watch.begin("timing", *(key(settings, axis, value) for value in steps))
     while steps:
         try:
-            seconds = timing.measured(_unbroken(steps, cells), rounds=settings.rounds or 0)
-        except Broken:
+            seconds = timing.measured(_programs(steps, cells), rounds=settings.rounds or 0)
+        except RepeatFailure:
             continue
         return cells | {value: cells[value] | timing.columns(seconds[str(value)]) for value in steps}
     return cells
 
 
-def _unbroken(steps: dict[int, Step], cells: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
-    """Programs of which one that breaks leaves the steps, with its reason found."""
+def _programs(steps: dict[int, Step], cells: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
+    """Return the programs of the steps; one that fails is removed from `steps` and its reason recorded in `cells`."""
 
     def run(value: int) -> None:
         try:
@@ -174,29 +174,29 @@ def _unbroken(steps: dict[int, Step], cells: dict[int, dict[str, Any]]) -> dict[
         except Exception as error:
             del steps[value]
             cells[value] = {"state": "failed", "reason": first_line(error)}
-            raise Broken from error
+            raise RepeatFailure from error
 
     return {str(value): functools.partial(run, value) for value in steps}
 
 
 def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
-    """Cells of the axis of devices, each from a process of its own."""
+    """Return the cells of the axis of devices, each from a process of its own."""
     cells = {}
     for count in counts:
         watch.begin(f"{count} devices", key(settings, "devices", count))
         argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(dataclasses.asdict(settings)), str(count)]
-        # On a CPU devices are simulated, and the process takes no other kind.
+        # Devices are simulated on the CPU, so the process uses no other platform.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
         if done.returncode:
             log_lines = [line for line in done.stderr.splitlines() if line.strip()]
-            cells[count] = {"state": "failed", "reason": (log_lines or ["it said nothing"])[-1][:300]}
+            cells[count] = {"state": "failed", "reason": (log_lines or ["it printed nothing"])[-1][:300]}
             continue
         cells[count] = json.loads(done.stdout.splitlines()[-1])
     return cells
 
 
-def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
-    """A step that is warm, and the columns known so far."""
+def _warm_step(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
+    """Return a warm step, and its columns so far."""
     step = Step(case, variant)
     with timing.cold():
         spent = step.compile()
@@ -211,10 +211,10 @@ def _ready(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
     return step, {"state": "timed", "reason": "", **columns}
 
 
-def _one(settings: Settings, count: int) -> dict[str, Any]:
-    """The cell of a number of devices, in their process."""
+def _measure_device_count(settings: Settings, count: int) -> dict[str, Any]:
+    """Return the cell of a number of devices, in a process with that many."""
     jax_setup.prepare(count)
-    step, columns = _ready(_case(settings, "devices", count), Variant(mesh=f"data={count}"))
+    step, columns = _warm_step(_case(settings, "devices", count), Variant(mesh=f"data={count}"))
     seconds = timing.measured({"": step.run}, rounds=settings.rounds or 0)[""]
     return columns | timing.columns(seconds)
 
@@ -223,7 +223,7 @@ if __name__ == "__main__":
     settings_fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
     }
-    # Whatever is printed on the way goes to standard error; the last line of standard output is the cell.
+    # Everything that libraries print goes to standard error; the last line of standard output is the cell.
     with contextlib.redirect_stdout(sys.stderr):
-        columns = _one(Settings(**settings_fields), int(sys.argv[2]))
+        columns = _measure_device_count(Settings(**settings_fields), int(sys.argv[2]))
     print(json.dumps(columns))

@@ -15,8 +15,8 @@ UNITS = {"length": "tokens of a row", "layers": "layers", "width": "width", "dev
 
 
 def render(results: Results) -> str:
-    """The page."""
-    request, cells_by_axis = results.asked, tables.by_axis(results)
+    """Return the page."""
+    request, cells_by_axis = results.options, tables.by_axis(results)
     lead = (
         f"A training step of {request['model']}, {request['batch']} rows, on {device(results)}: everything over its value at the "
         "left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
@@ -30,11 +30,11 @@ def render(results: Results) -> str:
         blocks.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in untimed) + "</ul>"))
     blocks.append(section("Exponents", table(FIT_HEAD, tables.fits(results))))
     blocks.append(section("Every number", table(HEAD, tables.lines(results))))
-    untimed = (
-        "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, and no speed-up. "
-        "Memory is of all devices together, as XLA planned it."
+    remark = (
+        "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, not a speed-up. "
+        "Memory is the sum over all devices, as XLA planned it."
     )
-    blocks.append(f"<p class=note>{text(untimed)}</p>" if "devices" in cells_by_axis else "")
+    blocks.append(f"<p class=note>{text(remark)}</p>" if "devices" in cells_by_axis else "")
     blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
     blocks.append(f"<footer>{text('Made by zoo bench growth from nothing but its own cells.jsonl.')}</footer>")
     return page("How cost grows", lead, blocks)

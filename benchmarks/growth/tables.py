@@ -16,13 +16,13 @@ from benchmarks.step.tables import gigabytes
 
 AXES = ("length", "layers", "width", "devices")
 QUANTITIES = {"time": "seconds", "memory": "memory", "compilation": "compile_seconds"}
-"""What grows -> its column."""
+"""Quantity that grows -> its column."""
 HEAD = ("axis", "value", "time", "20-80 %", "memory", "compile")
 FIT_HEAD = ("grows with", *QUANTITIES)
 
 
 class Exponent(NamedTuple):
-    """b of y = a x^b, and its standard error: None of two points."""
+    """Exponent b of y = a x^b, and its standard error: None for two points."""
 
     value: float
     error: float | None
@@ -34,7 +34,7 @@ class Exponent(NamedTuple):
 
 
 def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | None:
-    """Fitted by least squares to the logarithms; None of fewer than two different points, or of what is not above 0."""
+    """Fit y = a x^b by least squares to the logarithms; return None for fewer than two different x, or values not above 0."""
     if len(set(x)) < 2 or min(*x, *y) <= 0:
         return None
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
@@ -49,7 +49,7 @@ def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | N
 
 
 def by_axis(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """The timed cells of each axis, by its values."""
+    """Return the timed cells of each axis, ordered by value."""
     timed: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for cell in sorted(results.cells, key=lambda cell: (AXES.index(cell["key"]["axis"]), cell["key"]["value"])):
         if cell["state"] == "timed":
@@ -58,13 +58,13 @@ def by_axis(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, Exponent | None]:
-    """Of each quantity along an axis."""
+    """Return the exponent of each quantity along an axis."""
     x = [cell["key"]["value"] for cell in cells]
     return {name: exponent(x, [cell[column] for cell in cells]) for name, column in QUANTITIES.items()}
 
 
 def lines(results: Results) -> list[list[str]]:
-    """A row a cell: see `HEAD`."""
+    """Return a row for each cell: see `HEAD`."""
     rows = []
     for axis, cells in by_axis(results).items():
         for cell in cells:
@@ -75,12 +75,12 @@ def lines(results: Results) -> list[list[str]]:
 
 
 def fits(results: Results) -> list[list[str]]:
-    """A row an axis: the exponents of all quantities."""
+    """Return a row for each axis: the exponents of all quantities."""
     return [[axis, *(str(fitted or "") for fitted in exponents(cells).values())] for axis, cells in by_axis(results).items()]
 
 
 def notes(results: Results) -> list[str]:
-    """Why cells have no time."""
+    """Return the reasons of cells without a time."""
     return [
         f"{cell['key']['axis']} {cell['key']['value']}, {cell['state']}: {cell['reason']}"
         for cell in results.cells
@@ -88,15 +88,15 @@ def notes(results: Results) -> list[str]:
     ]
 
 
-def in_a_line(cells: Mapping[int, Mapping[str, Any]]) -> str:
-    """The cells of an axis, for who watches."""
+def one_line(cells: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return the cells of an axis in one line, for the progress display."""
     texts = [f"{value} {seconds_text(cell['seconds'])}" for value, cell in cells.items() if cell["state"] == "timed"]
     failed = sum(cell["state"] != "timed" for cell in cells.values())
     return ", ".join([*texts, *([f"{failed} failed"] if failed else [])])
 
 
 def show(results: Results) -> None:
-    """The tables, on stdout."""
+    """Print the tables."""
     console = Console(highlight=False, markup=False, emoji=False)
     for head, rows in ((HEAD, lines(results)), (FIT_HEAD, fits(results))):
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -115,7 +115,7 @@ def show(results: Results) -> None:
 
 
 def markdown(results: Results) -> str:
-    """table.md."""
+    """Return table.md."""
     blocks = ["# Growth", "Made by `zoo bench growth`.", machine_line(results)]
     for head, rows in ((HEAD, lines(results)), (FIT_HEAD, fits(results))):
         table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]

@@ -1,7 +1,7 @@
-"""XLA's optimized programs as it prints them: computations, their instructions, and how often each of them runs.
+"""XLA's optimized programs parsed from their text: computations, their instructions, and how often each of them runs.
 
-The text is read because nothing else says what a program sends: XLA's own cost analysis counts the body of a loop once and looks
-into no kernel.
+The text is parsed because no API reports what a program sends: XLA's cost analysis counts the body of a loop once and does not
+look into kernels.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ BYTES = {
     **{"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8},
     **{"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0},
 }
-"""Of an element; what is not named here has 1 (the float8 types)."""
+"""Bytes of an element; dtypes that are not listed have 1 (the float8 types)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The type of an array."""
+    """Type of an array."""
 
     dtype: str
     shape: tuple[int, ...]
     space: int = 0
-    """Memory that it lies in, by XLA's number: 0 is the device's own, 1 of a TPU what is on the chip."""
+    """Memory space that contains it, by XLA's number: 0 is the device's main memory, 1 on a TPU memory on the chip."""
 
     @property
     def elements(self) -> int:
@@ -42,11 +42,11 @@ class Instruction:
     name: str
     op: str
     arrays: tuple[Array, ...]
-    """What it gives; several of a tuple, nested ones in order."""
+    """The arrays it returns; those of a tuple, nested ones included, in order."""
     operands: tuple[str, ...]
     """Names of instructions of the same computation."""
     literal: str
-    """What stands between the parentheses: the value of a constant, the number of a parameter."""
+    """Text between the parentheses: the value of a constant, the number of a parameter."""
     rest: str
     """Attributes, as printed."""
     root: bool
@@ -57,7 +57,7 @@ class Instruction:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Computations that it runs."""
+        """Names of the computations that it runs."""
         return tuple(re.findall(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", self.rest)) + tuple(
             name.strip().lstrip("%")
             for names in re.findall(r"branch_computations=\{([^}]*)\}", self.rest)
@@ -66,7 +66,7 @@ class Instruction:
 
     @property
     def origin(self) -> str:
-        """What it was in JAX: its path of names."""
+        """Return the path of JAX names that it was lowered from; "" if there is none."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
@@ -91,12 +91,12 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """In the order in which they are given."""
+        """Return the parameters in order of their numbers."""
         parameters = [instruction for instruction in self.instructions.values() if instruction.op == "parameter"]
         return sorted(parameters, key=lambda instruction: int(instruction.literal or 0))
 
-    def given(self, instruction: Instruction) -> list[Instruction]:
-        """The operands of an instruction."""
+    def operands_of(self, instruction: Instruction) -> list[Instruction]:
+        """Return the operands of an instruction."""
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
 
@@ -106,46 +106,60 @@ class Module:
     entry: str
 
     def runs(self) -> Iterator["Run"]:
-        """Every instruction that is executed by itself, with how often; of a fusion the fusion, not what is in it."""
+        """Yield every instruction that is executed by itself, with its count; a fusion counts as one instruction."""
         yield from self._runs(self.computations[self.entry], 1.0, "")
 
     def _runs(self, computation: Computation, times: float, loop: str) -> Iterator["Run"]:
         for instruction in computation.instructions.values():
             if instruction.op == "while":
                 body = _attribute(instruction.rest, "body")
-                trips = self.trips(instruction, computation)
-                # Where nothing is known, once: less than the truth, and never invented; `unknown` says where.
-                yield from self._runs(self.computations[body], times * (1 if trips is None else trips), body)
+                trip_count = self.trip_count(instruction, computation)
+                # A loop of unknown count counts once, a lower bound; `unknown_loops` lists these loops.
+                yield from self._runs(self.computations[body], times * (1 if trip_count is None else trip_count), body)
             elif instruction.op == "conditional":
-                # One branch runs: the one with the most instructions is taken, likely the one with the most to do.
+                # One branch runs: count the one with the most instructions, which likely has the most work.
                 branches = [list(self._runs(self.computations[name], times, loop)) for name in instruction.called]
                 yield from max(branches, key=len)
-            elif instruction.op == "call" or (instruction.op.endswith("-start") and instruction.called and instruction.op not in SENT):
+            elif instruction.op == "call" or (
+                instruction.op.endswith("-start") and instruction.called and instruction.op not in COLLECTIVE_OPS
+            ):
                 for name in instruction.called:
                     yield from self._runs(self.computations[name], times, loop)
             else:
                 yield Run(instruction, computation, times, loop)
 
-    def unknown(self) -> list[str]:
-        """Loops that run nobody knows how often, by what they were in JAX."""
-        every = [(instruction, computation) for computation in self.computations.values() for instruction in computation.instructions.values()]
+    def unknown_loops(self) -> list[str]:
+        """Return the loops whose count is not known, by their names in JAX."""
+        every = [
+            (instruction, computation)
+            for computation in self.computations.values()
+            for instruction in computation.instructions.values()
+        ]
         loops = [(instruction, computation) for instruction, computation in every if instruction.op == "while"]
-        return sorted({instruction.origin or instruction.name for instruction, computation in loops if self.trips(instruction, computation) is None})
+        return sorted(
+            {
+                instruction.origin or instruction.name
+                for instruction, computation in loops
+                if self.trip_count(instruction, computation) is None
+            }
+        )
 
-    def trips(self, loop: Instruction, computation: Computation) -> int | None:
-        """How often a loop of a computation runs; None if nothing says it.
+    def trip_count(self, loop: Instruction, computation: Computation) -> int | None:
+        """Return how often a loop of a computation runs; None if it is not known.
 
-        It is what XLA found out, or else what is between the constant that a counter begins at and the one that the condition
-        compares it with: counters of JAX go up by one.
+        The count is the one that XLA determined, or else the difference between the constant that the counter starts at and the
+        constant that the condition compares it with: counters of JAX go up by one.
         """
         if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(trip_count[1])
         condition = self.computations[_attribute(loop.rest, "condition")]
-        test, operands = condition.root, condition.given(condition.root)
+        test, operands = condition.root, condition.operands_of(condition.root)
         if test.op == "fusion":
             within = self.computations[test.called[0]]
             test, outside = within.root, operands
-            operands = [outside[int(operand.literal)] if operand.op == "parameter" else operand for operand in within.given(test)]
+            operands = [
+                outside[int(operand.literal)] if operand.op == "parameter" else operand for operand in within.operands_of(test)
+            ]
         if test.op != "compare" or "direction=LT" not in test.rest or operands[0].op != "get-tuple-element":
             return None
         start = _beginning(loop, computation, int(_attribute(operands[0].rest, "index")))
@@ -153,7 +167,7 @@ class Module:
         return None if start is None or last is None else max(0, last - start)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
-        """An instruction that is no fusion; of a fusion all that are in it."""
+        """Yield all instructions inside a fusion, recursively; nothing for another instruction."""
         if instruction.op != "fusion":
             return
         for name in instruction.called:
@@ -170,9 +184,9 @@ class Run:
     instruction: Instruction
     computation: Computation
     times: float
-    """In a step."""
+    """How often it runs in a step."""
     loop: str
-    """The body of the innermost loop that it is in; "" outside of all."""
+    """Name of the body of the innermost loop that contains it; "" outside of loops."""
 
 
 _KINDS = (
@@ -184,8 +198,8 @@ _KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-SENT = {f"{kind}{suffix}" for kind in _KINDS for suffix in ("", "-start")}
-"""Operations between devices. What only waits for one (`-done`) sends nothing."""
+COLLECTIVE_OPS = {f"{kind}{suffix}" for kind in _KINDS for suffix in ("", "-start")}
+"""Operations that exchange data between devices. Those that only wait for one (`-done`) send nothing."""
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))? ?(?:-> .*)?\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -193,10 +207,10 @@ _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 
 
 def parse(text: str) -> Module:
-    """A program as `Compiled.as_text` gives it.
+    """Parse a program as `Compiled.as_text` returns it.
 
     Raises:
-        ValueError: no program.
+        ValueError: the text is not a program.
     """
     computations: dict[str, Computation] = {}
     entry, current, instructions = "", "", {}
@@ -211,7 +225,7 @@ def parse(text: str) -> Module:
         elif match := _LINE.match(line):
             instructions[match[2]] = _instruction(match[2], match[3], bool(match[1]))
     if entry not in computations:
-        raise ValueError("no program: it has no entry")
+        raise ValueError("not a program: it has no entry")
     return Module(computations, entry)
 
 
@@ -230,13 +244,13 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis closes that opens at `opening`."""
+    """Return the index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for parenthesis in re.finditer(r"[()]", text[opening:]):
         depth += 1 if parenthesis[0] == "(" else -1
         if not depth:
             return opening + parenthesis.start()
-    raise ValueError(f"no program: unbalanced parentheses in {text[:80]}")
+    raise ValueError(f"not a program: unbalanced parentheses in {text[:80]}")
 
 
 def _space(layout: str) -> int:
@@ -245,13 +259,13 @@ def _space(layout: str) -> int:
 
 
 def _beginning(loop: Instruction, computation: Computation, index: int) -> int | None:
-    """The constant that a loop's value of this number begins as; None if it is none."""
-    values = computation.given(loop)[0]
+    """Return the constant that a loop's value with this index starts as; None if it is not a constant."""
+    values = computation.operands_of(loop)[0]
     if values.op != "tuple":
         return None
     value = computation.instructions[values.operands[index]]
     while value.op in ("copy", "bitcast"):
-        value = computation.given(value)[0]
+        value = computation.operands_of(value)[0]
     return _integer(value)
 
 
@@ -263,5 +277,5 @@ def _integer(constant: Instruction) -> int | None:
 def _attribute(rest: str, name: str) -> str:
     match = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
     if match is None:
-        raise ValueError(f"no program: {name} is missing from {rest[:80]}")
+        raise ValueError(f"not a program: {name} is missing from {rest[:80]}")
     return match[1]

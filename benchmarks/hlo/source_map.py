@@ -1,6 +1,6 @@
-"""What a compiled program is made of: its instructions, and the lines of ours that each one comes from.
+"""The instructions of a compiled program, and the lines of source that each one comes from.
 
-Read from `jax.stages.Compiled.as_text()`. The names of the instructions are those by which the profiler calls what it measures.
+Parsed from `jax.stages.Compiled.as_text()`. The profiler reports times under the same instruction names.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A place in the source: a file, as Python was given it, and the qualified name of a function in it."""
+    """A place in the source: a file as Python names it, the qualified name of a function in it, and a line."""
 
     file: str
     function: str
@@ -24,37 +24,44 @@ class Instruction:
 
     name: str
     shape: str
-    """As XLA writes it, without its layout."""
+    """Shape as XLA writes it, without its layout."""
     opcode: str
     operands: tuple[str, ...]
     calls: str
-    """The computation that a fusion or a loop runs; "" where there is none."""
+    """The computation that a fusion or a loop runs; "" if there is none."""
     op_name: str
-    """The path of JAX's operations that it was lowered from; of a fusion, its root's."""
+    """The path of JAX's operations that it was lowered from; for a fusion, its root's."""
     frames: tuple[Frame, ...]
-    """Where that operation was called, the innermost first; JAX's and other libraries' own frames are not among them."""
+    """Where that operation was called, innermost first, without frames of JAX and other libraries."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The instructions of a program by name, and those of each computation in it."""
+    """The instructions of a program by name, and those of each of its computations."""
 
     instructions: Mapping[str, Instruction]
     computations: Mapping[str, Sequence[Instruction]]
 
     @functools.cached_property
     def callers(self) -> Mapping[str, Instruction]:
-        """Instruction -> the one that runs the computation it is in: a fusion, or a loop."""
+        """Return instruction -> the fusion or loop that runs the computation it is in."""
         called = {instruction.calls: instruction for instruction in self.instructions.values() if instruction.calls}
-        return {inner.name: called[name] for name, instructions in self.computations.items() if name in called for inner in instructions}
+        return {
+            inner.name: called[name]
+            for name, instructions in self.computations.items()
+            if name in called
+            for inner in instructions
+        }
 
     def inside(self, instruction: Instruction) -> Sequence[Instruction]:
-        """What a fusion computes, or the instruction alone."""
+        """Return the instructions of a fusion, or the instruction alone."""
         return self.computations.get(instruction.calls, (instruction,)) if instruction.opcode == "fusion" else (instruction,)
 
     def traced(self, instruction: Instruction) -> Instruction:
-        """Itself, or where XLA made it and says of nothing of ours that it comes from, the nearest that does: of what it
-        computes, or of what it reads."""
+        """Return the instruction, or the nearest one with a source location if XLA made it without one.
+
+        The search goes through the instructions that it computes and those that it reads.
+        """
         seen, waiting = set(), [instruction]
         while waiting:
             current = waiting.pop(0)
@@ -70,7 +77,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """The program of a compiled module's text."""
+    """Parse the text of a compiled module."""
     frames, instructions, computations = _frames(text), {}, {}
     computation: list[Instruction] = []
     for line in text.splitlines():
@@ -106,7 +113,7 @@ def _instruction(match: re.Match[str], line: str, frames: Mapping[int, tuple[Fra
 
 
 def _frames(text: str) -> Mapping[int, tuple[Frame, ...]]:
-    """The stacks of calls by their numbers, from the four tables at the head of a module."""
+    """Return the call stacks by their numbers, from the four tables at the head of a module."""
     files = {number: name for number, name in _table(text, "FileNames", r'(\d+) "(.*)"')}
     functions = {number: name for number, name in _table(text, "FunctionNames", r'(\d+) "(.*)"')}
     places = {
@@ -135,7 +142,7 @@ def _frames(text: str) -> Mapping[int, tuple[Frame, ...]]:
 
 
 def _table(text: str, title: str, row: str, missing: str = "") -> Iterator[tuple]:
-    """The rows of a table of a module's head, the first column a number."""
+    """Yield the rows of a table in a module's head; the first column is a number."""
     begins = re.search(rf"^{title}\n", text, re.MULTILINE)
     if begins is None:
         return

@@ -1,8 +1,8 @@
-"""What a generated token costs, and what a beam search costs: `python -m benchmarks.micro.decoding`.
+"""Cost of a generated token and of a beam search: `python -m benchmarks.micro.decoding`.
 
-Texts of an encoder-decoder at t5-small's shape on random weights, float32, nothing ending before its limit. Greedy texts of
-growing limits tell whether a token's cost depends on how many were generated before it; a search with four beams is timed beside
-them in the same rounds. Prints Markdown.
+Texts of an encoder-decoder with t5-small's shape and random weights, in float32; no text ends before its limit. Greedy texts of
+growing limits show whether the cost of a token depends on how many were generated before it; a search with four beams is timed
+in the same rounds. Prints Markdown.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SOURCE = 64
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.decoding", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="t5-small")
     parser.add_argument("--rows", type=int, default=4)
@@ -38,7 +38,7 @@ def main() -> int:
     timing.begin()
     model = models.model(configs.find(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
-    # Its entries are not used: only its size and its marks count.
+    # Only its size and its special tokens matter, not its entries.
     tokenizer = Tokenizer.train(["Call me Ishmael. Some years ago, never mind how long precisely."] * 8, 200, "sentencepiece")
     generator = Generator(
         model, params, device_mesh.make(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=options.rows * BEAMS
@@ -64,7 +64,8 @@ def main() -> int:
         print(f"| greedy, {limit} tokens | {seconds / unit:.2f} | {more} |")
         before = limit, seconds
     print(f"| {BEAMS} beams, {SEARCHED} tokens | {middle[f'{BEAMS} beams, {SEARCHED} tokens'] / unit:.2f} | |")
-    print(f"\nTimes over that of greedy texts of {SEARCHED} tokens, medians of {options.rounds}; of a token over their mean.")
+    print(f"\nTimes over that of greedy texts of {SEARCHED} tokens, medians of {options.rounds}.")
+    print("The time of one more token is over their mean time per token.")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""What packing rows is worth: useful tokens a second, packed against unpacked: `python -m benchmarks.micro.packing`.
+"""Gain from packing rows, in useful tokens a second: `python -m benchmarks.micro.packing`.
 
-A recipe's own training step on its own text, once with a sequence a row and once with sequences packed into rows of the same
-length, timed in the same rounds on the same shapes. Useful tokens are those that are not padding; were both steps equally fast,
-the gain would be the ratio of the rows' fill. Prints Markdown.
+A recipe's own training step on its own text, once with one sequence a row and once with sequences packed into rows of the same
+length, timed in the same rounds with the same shapes. Useful tokens are those that are not padding; if both steps were equally
+fast, the gain would be the ratio of the shares of the rows that are filled. Prints Markdown.
 """
 
 import argparse
@@ -25,11 +25,11 @@ CASES = (
     ("roberta-nano", "doc_sentences"),
     ("distilbert-nano", "doc_sentences"),
 )
-"""A recipe, and what a sequence of its rows is. The student learns masked words alone: its teacher's time is not packing's."""
+"""A recipe, and the kind of its rows. DistilBERT is trained on masked words alone, so that its teacher's time does not count."""
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.packing", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -53,7 +53,7 @@ def _run(recipe: str, rows: Any, *, pack: bool) -> run_config.Run:
 
 
 def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:
-    """The share of all tokens of the run's rows that is not padding, and its step on one batch of them."""
+    """Return the share of the tokens of the run's rows that is not padding, and its step on one batch of them."""
     batches = recipe_step.first_batches(run)
     fill = float(np.mean([(batch.segments > 0).mean() for batch in batches if batch.segments is not None]))
     return fill, recipe_step.program(run, batches[0])

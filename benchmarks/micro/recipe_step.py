@@ -24,7 +24,7 @@ from zoo.runtime import jax_setup
 
 
 def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
-    """On the host, those of its first epoch, the last one filled up from the next; at most so many."""
+    """Return the batches of the first epoch on the host, at most `limit`; the last one is filled up from the next epoch."""
     with tempfile.TemporaryDirectory() as scratch:
         data = dataset.read(run, Folder(Path(scratch)), jax_setup.cache_dir() / "text", quiet=True)
         batches = Batches(data.rows, dataset.builder(run, data), run.seed, run.data.batch, np.arange(run.data.batch))
@@ -33,7 +33,7 @@ def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
 
 
 def program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
-    """Its step in float32, from fresh parameters, again and again on one batch."""
+    """Return the run's step in float32, from fresh parameters, repeated on one batch."""
     model, tx = models.model(run.model), optim.optimizer(run.optim)
     params = jax.jit(model.init)(jax.random.key(0))
     carry, key = model.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)

@@ -1,7 +1,7 @@
-"""What XLNet's second stream costs: `python -m benchmarks.micro.two_streams`.
+"""Cost of XLNet's second stream: `python -m benchmarks.micro.two_streams`.
 
-The same training step twice, on the same rows with the same targets and head: once the targets are predicted by the query stream,
-once from the content stream, with marks in their place. Timed in the same rounds. Prints Markdown.
+The same training step twice, on the same rows with the same targets and head: once the query stream predicts the targets, once
+the content stream does, with mask tokens in their places. Timed in the same rounds. Prints Markdown.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from train.config import run_config
 from train.config.run_config import Tokenizer
 
 CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
-"""A recipe, rows and tokens a row."""
+"""A recipe, its rows, and tokens a row."""
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.two_streams", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--attention", default="auto")
@@ -52,7 +52,7 @@ def _run(recipe: str, rows: int, length: int, attention: Any) -> run_config.Run:
 
 
 def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
-    """The run's step on its first batch."""
+    """Return the run's step on its first batch."""
     run = dataclasses.replace(run, permutation=dataclasses.replace(run.permutation, kind=kind))
     return recipe_step.program(run, *recipe_step.first_batches(run, 1))
 

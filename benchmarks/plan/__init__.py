@@ -1,8 +1,8 @@
-"""`zoo plan`: a job compiled for devices that are not here, and what its program says of memory, time and communication.
+"""`zoo plan`: compile a job for devices that are not here, and predict its memory, time and communication.
 
-    subject -> program -> hlo, collectives, work -> roofline -> show, page
-    a run      compiled   read                      judged      shown
+    planned_run -> compile_program -> hlo, collectives, flops_and_bytes -> roofline -> text_view, page
+    a run          compiled           parsed and counted                   bounded     shown
 
-`facts` has all that a plan says, `kept` keeps it, `targets` says what devices there are, `search` tries meshes, `main` is what
-the command calls.
+`plan_record` holds the result, `cache` stores it, `targets` lists the devices, `mesh_search` tries meshes, and the command calls
+`main`.
 """

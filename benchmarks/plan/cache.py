@@ -1,4 +1,4 @@
-"""Plans that were made before: a compiler's answer to the same question is the same, and takes minutes."""
+"""A cache of plans: the same question has the same answer, and compiling takes minutes."""
 
 import dataclasses
 import hashlib
@@ -20,32 +20,38 @@ from zoo.runtime import jax_setup
 SOURCES = ("zoo", "train", "benchmarks/plan", "benchmarks/hlo")
 APART = ("name", "out", "checkpoint", "log", "machine", "selection", "seed", "max_skipped", "init")
 """Fields of a run that its step does not depend on."""
-TRACED = ("flax", "optax", *(implementation.requires for implementation in attention.IMPLEMENTATIONS.values() if implementation.requires))
-"""Libraries beside JAX that programs are made with."""
+TRACED = (
+    "flax",
+    "optax",
+    *(implementation.requires for implementation in attention.IMPLEMENTATIONS.values() if implementation.requires),
+)
+"""Libraries beside JAX that programs are built with."""
 
 
 def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False) -> Plan:
-    """The plan of a run, from the cache folder if it was made there by this code and these compilers.
+    """Return the plan of a run, from the cache folder if this code and these compilers made it before.
 
     Raises:
-        BadInput: see `program.compiled`. What failed is not kept.
+        BadInput: see `compile_program.compile_run`. A failure is not cached.
     """
     folder = jax_setup.cache_folder("plans")
     file = folder and folder / f"{key(run, mode, target)}.json"
     if file and not fresh and (before := _read(file)) is not None:
         return before
-    computed = plan_record.read(compile_program.compiled(run, mode, target), run.recipe)
+    computed = plan_record.make_plan(compile_program.compile_run(run, mode, target), run.recipe)
     if file:
         write_text(file, json.dumps(computed.plain()))
     return computed
 
 
 def key(run: run_config.Run, mode: Mode, target: Target) -> str:
-    """What a plan depends on: the run and what it names, the target, this code, the libraries and compilers with their settings,
-    and where it is compiled for this processor, that.
+    """Return a digest of everything that a plan depends on.
+
+    That is the run and what it names, the target, this code, and the libraries and compilers with their settings; for CPU targets
+    also this processor.
 
     Raises:
-        BadInput: what the run names is not there.
+        BadInput: what the run names does not exist.
     """
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
     named = objectives.named(run)
@@ -61,7 +67,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def _code() -> str:
-    """Of the source that plans are made by."""
+    """Return the digest of the source code that plans depend on."""
     digest = hashlib.sha256()
     for file in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py")):
         digest.update(file.read_bytes())
@@ -69,7 +75,7 @@ def _code() -> str:
 
 
 def _read(file: Path) -> Plan | None:
-    """None: not there, or not whole."""
+    """Return the plan in a file; None if it is missing or incomplete."""
     try:
         return Plan.of(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""What a program sends between its devices: which arrays, along which axes of the mesh, how often and how many bytes."""
+"""Collectives of a program: which arrays its devices exchange, along which mesh axes, how often and how many bytes."""
 
 import dataclasses
 import itertools
@@ -8,101 +8,104 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from benchmarks.hlo.module import SENT, Array, Instruction, Module, Run
+from benchmarks.hlo.module import COLLECTIVE_OPS, Array, Instruction, Module, Run
 
 Groups = frozenset[frozenset[int]]
 
 OTHER = "other"
-"""Devices that do not lie along axes of the mesh."""
+"""Groups of devices that do not lie along axes of the mesh."""
 PART = ", part"
-"""Behind axes of which only some of the devices exchange with each other."""
+"""Suffix of axes of which only some of the devices exchange with each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Collective:
-    """Operations of one kind along the same axes, in a step."""
+class CollectiveTotal:
+    """Sum over the collectives of one kind along the same axes, in a step."""
 
     kind: str
     axes: str
-    """Of the mesh, joined by x."""
+    """Axes of the mesh, joined by x."""
     members: int
     """Devices that exchange with each other."""
     count: float
     bytes: float
-    """Of the whole arrays: those gathered, reduced, or before they are scattered."""
-    sent: float
-    """That a device sends, if all pass on as much: n - 1 of n parts, twice of an all-reduce."""
+    """Size of the full arrays: after a gather, of a reduction, or before a scatter."""
+    bytes_sent: float
+    """Bytes that a device sends if all pass on as much: n - 1 of n parts, twice that for an all-reduce."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sent:
-    """One of them."""
+class Collective:
+    """One collective instruction of the program."""
 
     run: Run
     kind: str
     axes: str
     members: int
     bytes: float
-    """Of the whole array, of one execution."""
+    """Size of the full array, for one execution."""
     arrays: tuple[Array, ...]
-    """A device's own, before."""
+    """A device's own arrays, before the collective."""
     groups: tuple[tuple[int, ...], ...]
-    """Places in the mesh of the devices that exchange with each other; of a permutation pairs, from the first to the second."""
+    """Mesh indices of the devices that exchange with each other; for a permutation pairs (source, target)."""
 
     @property
-    def sent(self) -> float:
-        """As `Collective.sent`, of one execution."""
+    def bytes_sent(self) -> float:
+        """Return the bytes that a device sends in one execution: see `CollectiveTotal.bytes_sent`."""
         if self.kind == "collective-permute":
             return self.bytes
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.members - 1) / self.members
 
 
-def collectives(found_collectives: Iterable[Sent]) -> list[Collective]:
-    """Summed by kind and axes, the most bytes first."""
+def total_by_axes(found_collectives: Iterable[Collective]) -> list[CollectiveTotal]:
+    """Return the sums by kind and axes, the most bytes first."""
     sums: dict[tuple[str, str, int], list[float]] = {}
     for collective in found_collectives:
         total = sums.setdefault((collective.kind, collective.axes, collective.members), [0.0, 0.0, 0.0])
-        for place, value in enumerate((1, collective.bytes, collective.sent)):
+        for place, value in enumerate((1, collective.bytes, collective.bytes_sent)):
             total[place] += collective.run.times * value
     rows = [
-        Collective(kind=kind, axes=axes, members=members, count=count, bytes=size, sent=sent)
-        for (kind, axes, members), (count, size, sent) in sums.items()
+        CollectiveTotal(kind=kind, axes=axes, members=members, count=count, bytes=size, bytes_sent=bytes_sent)
+        for (kind, axes, members), (count, size, bytes_sent) in sums.items()
     ]
-    return sorted(rows, key=lambda row: -row.sent)
+    return sorted(rows, key=lambda row: -row.bytes_sent)
 
 
-def sent(module: Module, sizes: Mapping[str, int]) -> list[Sent]:
-    """Everything that is sent, on a mesh of these sizes by axis, whose devices are numbered with the last axis fastest."""
+def find_collectives(module: Module, sizes: Mapping[str, int]) -> list[Collective]:
+    """Return all collectives of a program on a mesh with these sizes by axis.
+
+    The devices of the mesh are numbered with the last axis fastest.
+    """
     axes = _axes(sizes)
     found_collectives, begun = [], set()
     for run in module.runs():
         for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            if instruction.op not in SENT:
+            if instruction.op not in COLLECTIVE_OPS:
                 continue
-            name, members, groups = _along(instruction, sizes, axes)
+            name, members, groups = _axes_and_groups(instruction, sizes, axes)
             inside = computation is not run.computation
-            # A TPU goes on with one that is under way in several fusions, and names it again in each: links of a chain.
+            # On a TPU several fusions may continue one collective, and each of them names it again: they form a chain.
             chain = re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.rest)
             channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, instruction.name)
             if members > 1 and channel not in begun:
                 begun.add(channel)
-                # The result of what is only started has its operands too; they alone are always what is sent.
-                arrays = tuple(array for operand in computation.given(instruction) for array in operand.arrays)
+                # The result of an asynchronous start includes its operands; the operands are always exactly the data sent.
+                arrays = tuple(array for operand in computation.operands_of(instruction) for array in operand.arrays)
                 kind, size = instruction.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
                 if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
                     kind = "reduce-scatter"
                 size = size * members if kind == "all-gather" else size
-                found_collectives.append(Sent(run, kind, name, members, size, arrays, groups))
+                found_collectives.append(Collective(run, kind, name, members, size, arrays, groups))
     return found_collectives
 
 
 def _is_scattered(fusion: Instruction, arrays: Iterable[Array], members: int) -> bool:
-    """Whether of a sum each device keeps its own part alone: so a TPU writes what others call reduce-scatter."""
+    """Return whether each device keeps only its own part of a sum: a TPU writes a reduce-scatter in this way."""
     return members * sum(array.elements for array in fusion.arrays) == sum(array.elements for array in arrays)
 
 
 def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
-    """The groups of devices along every choice of axes, the fewest axes first."""
+    """Return the groups of devices along every combination of axes, the fewest axes first."""
     numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     names = [name for name, size in sizes.items() if size > 1]
     axes_by_groups: dict[Groups, str] = {}
@@ -110,30 +113,30 @@ def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
         for chosen in itertools.combinations(names, count):
             places = [list(sizes).index(name) for name in chosen]
             moved = np.moveaxis(numbers, places, range(-count, 0))
-            rows = moved.reshape(-1, math.prod(sizes[name] for name in chosen))
+            rows = moved.reshape(-1, math.prod(sizes[name] for name in chosen))  # [groups, members]
             axes_by_groups.setdefault(frozenset(frozenset(row) for row in rows.tolist()), " x ".join(chosen))
     return axes_by_groups
 
 
-Placed = tuple[str, int, tuple[tuple[int, ...], ...]]
-"""(axes, devices of a group, groups as in `Sent`)."""
+AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
+"""(axes, devices of a group, groups as in `Collective`)."""
 
 
-def _along(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> Placed:
+def _axes_and_groups(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> AxesAndGroups:
     if instruction.op.startswith("collective-permute"):
-        return _permuted(instruction, sizes)
+        return _permutation_axes(instruction, sizes)
     groups = groups_of(instruction.rest, math.prod(sizes.values()))
     members, listed = max(map(len, groups)), tuple(sorted(tuple(sorted(group)) for group in groups))
     if groups in axes:
         return axes[groups], members, listed
-    # The compiler may go along an axis in steps, first within a part of it and then between the parts.
+    # The compiler may split an axis into steps, first within parts of it and then between the parts.
     first = next(iter(groups))
     around = (name for axis_groups, name in axes.items() if any(first <= group for group in axis_groups))
     return next((f"{name}{PART}" for name in around), OTHER), members, listed
 
 
-def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> Placed:
-    """Along which axes the partners of a permutation differ."""
+def _permutation_axes(instruction: Instruction, sizes: Mapping[str, int]) -> AxesAndGroups:
+    """Return the axes along which the partners of a permutation differ."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.rest)
     numbers = [int(number) for number in re.findall(r"\d+", pairs[1])] if pairs else []
     ends = np.array(numbers).reshape(-1, 2).T
@@ -147,7 +150,7 @@ def _permuted(instruction: Instruction, sizes: Mapping[str, int]) -> Placed:
 
 
 def groups_of(attributes: str, count: int) -> Groups:
-    """The groups of `replica_groups` in any of the ways in which XLA prints them; none: all `count` devices.
+    """Return the groups of `replica_groups`, in any of XLA's notations; all `count` devices if there are none.
 
     {{0,1},{2,3}}; [2,2]<=[4], rows of an array of 0, 1, ... in that shape, or of a transposed one: [2,2]<=[2,2]T(1,0); or
     mesh['a'=2,'b'=2] {'b'}, along axes of a mesh of XLA's, or parts of them: {'b':(1)2}.
@@ -155,15 +158,15 @@ def groups_of(attributes: str, count: int) -> Groups:
     if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
         return frozenset(frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", match[1]))
     if match := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
-        rows = _iota(match[2]).reshape(_whole(match[1]))
+        rows = _iota(match[2]).reshape(_integers(match[1]))
         return frozenset(frozenset(row) for row in rows.tolist())
     pattern = r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}"
     if match := re.search(pattern, attributes):
-        return _named(match[1], match[2], match[3])
+        return _mesh_groups(match[1], match[2], match[3])
     return frozenset({frozenset(range(count))})
 
 
-def _named(axes: str, order: str | None, along: str) -> Groups:
+def _mesh_groups(axes: str, order: str | None, along: str) -> Groups:
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes)}
     numbers = np.arange(math.prod(sizes.values())) if not order else _iota(f"<={order}")
     shape: list[tuple[int, bool]] = []
@@ -182,13 +185,13 @@ def _named(axes: str, order: str | None, along: str) -> Groups:
 
 
 def _iota(text: str) -> np.ndarray:
-    """0, 1, ... as `<=[2,4]T(1,0)` orders them."""
+    """Return 0, 1, ... in the order of `<=[2,4]T(1,0)`."""
     shape = re.search(r"\[([\d,]+)\]", text)
     assert shape
-    numbers = np.arange(math.prod(_whole(shape[1]))).reshape(_whole(shape[1]))
+    numbers = np.arange(math.prod(_integers(shape[1]))).reshape(_integers(shape[1]))
     transposed = re.search(r"T\(([\d,]+)\)", text)
-    return numbers.transpose(_whole(transposed[1])).reshape(-1) if transposed else numbers.reshape(-1)
+    return numbers.transpose(_integers(transposed[1])).reshape(-1) if transposed else numbers.reshape(-1)
 
 
-def _whole(text: str) -> tuple[int, ...]:
+def _integers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))

@@ -1,4 +1,4 @@
-"""The very program that a run's devices would execute, compiled from shapes: nothing is allocated, and no device is needed."""
+"""The program that a run's devices would execute, compiled from shapes: nothing is allocated, and no device is needed."""
 
 import contextlib
 import dataclasses
@@ -31,37 +31,37 @@ Mode = Literal["train", "forward", "decode"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A compiled program, and what it was made of."""
+    """A compiled program, and its inputs."""
 
     run: run_config.Run
     mode: Mode
     target: Target
     mesh: Mesh
     arguments: dict[str, Any]
-    """What it is called with, by what people call it, as shapes with shardings."""
+    """Its arguments by their names for users, as shapes with shardings."""
     text: str
-    """The optimized program of one device, as XLA prints it. Nothing if it does not fit."""
+    """The optimized program of one device, as XLA prints it; "" if it does not fit."""
     temporaries: int
-    """Bytes that a device holds beside the arguments, results that take no argument's place included."""
+    """Bytes that a device holds in addition to the arguments, including results that do not reuse an argument's memory."""
     total: int
-    """Bytes that a device holds at most."""
+    """Peak bytes on a device."""
     fits: bool
-    """False where the compiler itself gave up for want of memory."""
+    """False if the compiler itself gave up because it ran out of device memory."""
     calls: tuple[attention.Call, ...]
-    """Of attention, as they were traced."""
+    """Calls of attention, as they were traced."""
     flops: float
-    """The model's own, of all devices, for a step: what MFU counts."""
+    """The model's own FLOPs on all devices in a step, as MFU counts them."""
     seconds: float
-    """That tracing and compiling took."""
+    """Time of tracing and compiling."""
     remarks: tuple[str, ...] = ()
-    """How it had to be compiled differently."""
+    """Deviations from the normal compilation."""
 
 
-def settled(run: run_config.Run, target: Target) -> run_config.Run:
-    """The run as the target's devices would run it: precision and labels filled in.
+def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
+    """Return the run as the target's devices would execute it: with precision and labels filled in.
 
     Raises:
-        BadInput: an objective that the family is not trained by.
+        BadInput: an objective that the family does not support.
     """
     precision = run.precision if run.precision != "auto" else "float32" if target.platform == "cpu" else "bfloat16"
     run = synthetic_batch.settled(dataclasses.replace(run, precision=precision))
@@ -72,13 +72,13 @@ def settled(run: run_config.Run, target: Target) -> run_config.Run:
     return run
 
 
-def compiled(run: run_config.Run, mode: Mode, target: Target) -> Program:
-    """Compile what a run does for a target. As the trainer does, it refuses a mesh that does not divide what it has to.
+def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
+    """Compile the program of a run for a target; like the trainer, it refuses a mesh that does not divide the run.
 
     Raises:
         BadInput: the mesh does not fit the target or the run, a model that does not generate, or an error of the compiler.
     """
-    run = settled(run, target)
+    run = resolve_run(run, target)
     if mode != "train":
         run = dataclasses.replace(run, accumulate=1)
     devices = targets.devices(target)
@@ -89,16 +89,16 @@ def compiled(run: run_config.Run, mode: Mode, target: Target) -> Program:
         raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
-    with attention.choices() as calls, targets.present(target), _refusals(target):
-        traced, arguments, flops = _TRACED[mode](run, mesh)
+    with attention.choices() as calls, targets.present(target), _compiler_errors(target):
+        traced, arguments, flops = _TRACE[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
     fields |= {"arguments": arguments, "calls": tuple(calls)}
     try:
-        with targets.present(target), _refusals(target):
-            program, fields["remarks"] = finished(lowered)
+        with targets.present(target), _compiler_errors(target):
+            program, fields["remarks"] = compile_lowered(lowered)
     except TooLarge as large:
-        argument_bytes = sum(map(per_device, arguments.values()))
+        argument_bytes = sum(map(bytes_per_device, arguments.values()))
         sizes: dict[str, Any] = {"temporaries": max(0, large.used - argument_bytes), "total": max(large.used, argument_bytes)}
         return Program(**fields, **sizes, text="", fits=False, flops=flops, seconds=time.perf_counter() - began)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
@@ -108,12 +108,12 @@ def compiled(run: run_config.Run, mode: Mode, target: Target) -> Program:
     return Program(**fields, text=text, temporaries=temporaries, total=total, fits=True, flops=flops, seconds=seconds)
 
 
-def finished(lowered: Any) -> tuple[Any, tuple[str, ...]]:
-    """The compiled program, and remarks on how."""
+def compile_lowered(lowered: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the compiled program, and remarks on its compilation."""
     try:
         return lowered.compile(), ()
     except jax.errors.JaxRuntimeError as error:
-        # Where no GPU is there to time kernels on, XLA computes products with its own, in tiles of a fixed size, which fails for
+        # Without a GPU to time kernels on, XLA computes products with its own kernels, in tiles of a fixed size, which fails for
         # some counts of rows (456 of a T5 at JAX 0.10.2). On a GPU it would try others, and cuBLAS.
         if "Couldn't find output tile sizes" not in str(error):
             raise
@@ -121,8 +121,8 @@ def finished(lowered: Any) -> tuple[Any, tuple[str, ...]]:
     return cublas, ("XLA has no tiles for a product of this program: planned with all products by cuBLAS",)
 
 
-def per_device(tree: Any) -> int:
-    """Bytes of a tree of shapes on one device."""
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes of a tree of shapes on one device."""
 
     def of(leaf: Any) -> int:
         size = leaf.dtype.itemsize
@@ -137,7 +137,7 @@ def per_device(tree: Any) -> int:
 
 
 def _training(run: run_config.Run, mesh: Mesh) -> Any:
-    """The trainer's step."""
+    """Trace the trainer's step."""
     model, objective = models.model(run.model), objectives.sketch(run, mesh)
     optim.check(run.optim, model)
     assembled, batch, frozen = assemble(run, model, objective, mesh), _batch(run, mesh), objectives.frozen(objective)
@@ -150,7 +150,7 @@ def _training(run: run_config.Run, mesh: Mesh) -> Any:
 
 
 def _forward(run: run_config.Run, mesh: Mesh) -> Any:
-    """The loss of a batch, without gradient and dropout, as a validation computes it."""
+    """Trace the loss of a batch, without gradient and dropout, as a validation computes it."""
     model, objective = models.model(run.model), objectives.sketch(run, mesh)
     state, batch, frozen = assemble(run, model, objective, mesh).state, _batch(run, mesh), objectives.frozen(objective)
 
@@ -167,10 +167,10 @@ def _forward(run: run_config.Run, mesh: Mesh) -> Any:
 
 
 def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
-    """One more token of each row, `data.length` tokens being in the cache; weights and cache in the dtype of the arithmetic."""
+    """Trace one more token of each row after `data.length` cached tokens; weights and cache have the dtype of the arithmetic."""
     model, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
     jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
-    # As generation has it: a scan over the layers would copy each one's weights out of their stack.
+    # As in generation: a scan over the layers would copy the weights of each layer out of their stack.
     layers = getattr(model.config, "decoder_layers", model.config.layers)
     compute = dataclasses.replace(model.config.compute, unroll=layers)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, compute=compute))
@@ -191,7 +191,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
         _, cache = jax.eval_shape(model.decode, params, first, cache)
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        # What is of rows has an axis for them, the second of five (`zoo.models.Model.decode`); the fourth is then of heads.
+        # Arrays with a row axis have it second of five (`zoo.models.Model.decode`); the fourth axis is then the heads.
         if leaf.ndim == 5 and leaf.shape[1] == rows:
             where = NamedSharding(mesh, PartitionSpec(None, BATCH, None, HEADS))
         else:
@@ -213,13 +213,13 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     def flops(length: int) -> float:
         return model.flops(Batch(tokens=ids(length), source=source))
 
-    # A forward pass over n tokens costs a n + b n^2, and what a source costs; a token behind n - 1 others, a + b n.
+    # A forward pass over n tokens costs a n + b n^2, plus the source; one token after n - 1 others costs a + b n.
     length = run.data.length
     one = (flops(length) - flops(length - 1) + flops(1) - flops(0)) / 2
     return traced, {"parameters": params, "batch": token, "cache": cache}, one
 
 
-_TRACED: dict[Mode, Callable[[run_config.Run, Mesh], Any]] = {"train": _training, "forward": _forward, "decode": _decoding}
+_TRACE: dict[Mode, Callable[[run_config.Run, Mesh], Any]] = {"train": _training, "forward": _forward, "decode": _decoding}
 
 
 def _batch(run: run_config.Run, mesh: Mesh) -> Batch:
@@ -240,26 +240,26 @@ class TooLarge(Exception):
 
 
 @contextlib.contextmanager
-def _refusals(target: Target) -> Iterator[None]:
-    """Errors of JAX and of the compiler as refusals of ours."""
+def _compiler_errors(target: Target) -> Iterator[None]:
+    """Turn errors of JAX and of the compiler into `BadInput` or `TooLarge`."""
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
-        if (used := exhausted(str(error))) is not None:
+        if (used := bytes_needed(str(error))) is not None:
             raise TooLarge(used) from None
-        raise BadInput(f"--target {target.name}: {told(error)}") from error
+        raise BadInput(f"--target {target.name}: {one_line_error(error)}") from error
 
 
-def exhausted(message: str) -> int | None:
-    """Bytes that a program needs, of an error that says that this is too much; None: it is another error."""
+def bytes_needed(message: str) -> int | None:
+    """Return the bytes that a program needs according to an out-of-memory error; None for another error."""
     match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
     return None if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 
-def told(error: BaseException) -> str:
-    """Return one line for an error of the compiler: its first line, and the last of our files that it passed."""
+def one_line_error(error: BaseException) -> str:
+    """Return an error of the compiler in one line: its first line, and the last of our files in its traceback."""
     where, at = "", error.__traceback__
     while at is not None:
         file = own_path(at.tb_frame.f_code.co_filename)
@@ -270,6 +270,6 @@ def told(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first."""
+    """Return the first line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""What a program computes and what it reads and writes: the FLOPs of its matrix products and kernels, the bytes of its arrays."""
+"""Work of a program: FLOPs of its matrix products and kernels, and the bytes that it reads and writes."""
 
 import dataclasses
 import json
@@ -9,31 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.module import SENT, Array, Computation, Instruction, Module, Run
+from benchmarks.hlo.module import COLLECTIVE_OPS, Array, Computation, Instruction, Module, Run
 from zoo.attention.attention import Call
 
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "while"),
     *("call", "conditional", "opt-barrier", "domain", "get-dimension-size", "add-dependency"),
 }
-"""Instructions that move nothing."""
+"""Instructions that move no data."""
 
 BACKWARD = 2.5
-"""A fused backward pass has five products where the forward pass has two (Dao et al. 2022, appendix B): the scores once more."""
+"""A fused backward pass has five products, the forward pass two (Dao et al. 2022, appendix B): it computes the scores again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of one device, in a step."""
+    """Work of one device in a step."""
 
     products: float
     """FLOPs of matrix products in the program."""
     kernels: float
     """FLOPs inside kernels, which the compiler cannot see."""
     bytes: float
-    """Read and written, each array once by each operation that has it; what stays on the chip (a TPU's) not counted."""
+    """Bytes read and written, each array once by each operation that has it; data that stays on a TPU's chip is not counted."""
     unknown: tuple[str, ...]
-    """Kernels whose FLOPs are not known: targets of custom calls that are of no call of attention."""
+    """Targets of custom calls with unknown FLOPs: kernels that belong to no call of attention."""
 
     @property
     def flops(self) -> float:
@@ -41,10 +41,10 @@ class Work:
 
 
 def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool = False) -> Work:
-    """The work of a device; `calls` of attention are those traced, whose FLOPs all `devices` share.
+    """Return the work of a device; all `devices` share the FLOPs of the traced `calls` of attention.
 
     Args:
-        on_chip: whether memory that is not the first of a device is on its chip, as a TPU's.
+        on_chip: whether memory spaces other than 0 are on the device's chip, as on a TPU.
     """
     products = moved = 0.0
     kernels: list[Run] = []
@@ -52,9 +52,9 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
         moved += run.times * _Traffic(module, on_chip).of(run)
         for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
             products += run.times * _flops(instruction, computation)
-            if instruction.op == "custom-call" and _gemm(instruction) is None and _KERNELS.search(_called(instruction)):
+            if instruction.op == "custom-call" and _gemm(instruction) is None and _KERNELS.search(_call_target(instruction)):
                 kernels.append(dataclasses.replace(run, instruction=instruction))
-    inside, unknown = _inside(kernels, calls, devices)
+    inside, unknown = _kernel_flops(kernels, calls, devices)
     return Work(products=products, kernels=inside, bytes=moved, unknown=unknown)
 
 
@@ -73,21 +73,23 @@ def _flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _product(instruction: Instruction, computation: Computation, contracted: Sequence[int]) -> float:
-    left = computation.given(instruction)[0].arrays[0]
+    left = computation.operands_of(instruction)[0].arrays[0]
     return 2.0 * instruction.arrays[0].elements * math.prod(left.shape[axis] for axis in contracted)
 
 
 def _gemm(instruction: Instruction) -> Sequence[int] | None:
-    """Contracted axes of the left operand of a call of a library of matrix products; None if it is no such call."""
+    """Return the contracted axes of the left operand of a library call for a matrix product; None for another call."""
     match = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.rest)
     return [int(axis) for axis in json.loads(match[1])] if match else None
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> float:
-    """A TPU has its matrix products as convolutions. Places of a window outside of the array, or between its spread-out elements,
-    are not multiplied: they are how a batch of products is written."""
+    """Return the FLOPs of a convolution, in which form a TPU has its matrix products.
+
+    Window positions outside of the array, or between its dilated elements, are not multiplied: they encode a batch of products.
+    """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
-    operands = computation.given(instruction)
+    operands = computation.operands_of(instruction)
     if labels is None or len(operands) < 2:
         return 0.0
     left, right = (operand.arrays[0].shape for operand in operands[:2])
@@ -115,32 +117,32 @@ def _window(rest: str) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {name: [] for name in _WINDOW}
     for name, values in re.findall(r"(\w+)=(\S+)", text[1] if text else ""):
         if name in numbers:
-            # Of padding the low side: how far a window begins before the array.
+            # The low side of the padding: how far a window begins before the array.
             numbers[name] = [int(value.split("_")[0]) for value in values.split("x")]
     return numbers
 
 
 def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int, dilation: int) -> int:
-    """Pairs of a place of the result and one of the kernel that meet an element."""
+    """Count the pairs of a result position and a kernel position that meet an element."""
     at = np.arange(kernel)[:, None] * dilation + np.arange(out) * stride - pad
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
 _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
-"""Targets of custom calls that multiply; others move or check something. One that is of no call of attention is not counted, and
-a plan says so."""
+"""Targets of custom calls that multiply; others move or check data. A kernel that belongs to no call of attention is not counted,
+and the plan reports it."""
 
 
-def _called(instruction: Instruction) -> str:
+def _call_target(instruction: Instruction) -> str:
     match = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
     return match[1] if match else ""
 
 
-def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
-    """(FLOPs in kernels, targets of kernels that belong to no call).
+def _kernel_flops(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
+    """Return (FLOPs in kernels, targets of kernels that belong to no call).
 
-    Those of a call that are a part of the backward pass share its products; each of another is a forward pass. Layers that are
-    unrolled are traced once, so they share a call: a backward pass is there as often as its most frequent kernel.
+    The kernels of a call's backward pass share its products; each other kernel is a forward pass. Unrolled layers are traced
+    once, so they share a call: the number of backward passes is the count of its most frequent kernel.
     """
     flops = {call.scope: call.flops / devices for call in calls}
     total, unknown = 0.0, set()
@@ -149,10 +151,10 @@ def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tupl
         origin = run.instruction.origin
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
-            unknown.add(_called(run.instruction))
+            unknown.add(_call_target(run.instruction))
         elif _is_backward(origin, scope):
             alike = backward.setdefault((scope, run.computation.name), {})
-            # Copies of a kernel give the same arrays, wherever those are put.
+            # Copies of a kernel return the same arrays, in whatever memory space.
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
             alike[kernel] = alike.get(kernel, 0.0) + run.times
         else:
@@ -163,7 +165,7 @@ def _inside(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tupl
 
 
 def _is_backward(origin: str, scope: str) -> bool:
-    """Whether an operation is of a gradient, and no forward pass that is computed again for it."""
+    """Return whether an operation belongs to a gradient, and not to a recomputed forward pass."""
     before = origin[: origin.index(scope)]
     return "transpose(" in before and "rematted_computation" not in before
 
@@ -173,19 +175,19 @@ def _is_backward(origin: str, scope: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Traffic:
-    """Counts what goes between a device and its memory."""
+    """Counts the bytes that move between a device and its memory."""
 
     module: Module
     on_chip: bool
 
     def of(self, run: Run) -> float:
-        """Bytes read and written by an instruction."""
+        """Return the bytes read and written by an instruction."""
         instruction, computation = run.instruction, run.computation
-        if instruction.op in FREE or instruction.op.endswith(("-done", "-update")) or instruction.op in SENT:
+        if instruction.op in FREE or instruction.op.endswith(("-done", "-update")) or instruction.op in COLLECTIVE_OPS:
             return 0.0
-        if instruction.op == "custom-call" and _called(instruction) in _NAMED:
+        if instruction.op == "custom-call" and _call_target(instruction) in _PLACEHOLDERS:
             return 0.0
-        operands = computation.given(instruction)
+        operands = computation.operands_of(instruction)
         if instruction.op != "fusion":
             read = sum((self._read(instruction, place, operand) for place, operand in enumerate(operands)), 0.0)
             return read + self._written(instruction, computation)
@@ -195,14 +197,14 @@ class _Traffic:
         return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
 
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
-        """What an instruction reads of an operand: a slice, or all. Where a slice is put does not matter."""
+        """Return the bytes that an instruction reads of an operand: a slice, or all; the target of an update is not read."""
         op = user.op.removesuffix("-start")
         if place == 0 and op in _SLICES:
-            return sum((array.bytes for array in _given_by(user)), 0.0) if self._size(operand) else 0.0
+            return sum((array.bytes for array in _results(user)), 0.0) if self._size(operand) else 0.0
         return 0.0 if place == 0 and op in _UPDATES else self._size(operand)
 
     def _read_inside(self, inner: Computation, parameter: Instruction, operand: Instruction) -> float:
-        """What a fusion reads of an operand: where it only takes slices, those, and no more than all of it."""
+        """Return the bytes that a fusion reads of an operand: its slices if it only takes slices, and at most all of it."""
         size, read = self._size(operand), 0.0
         waiting = [(parameter, user) for user in inner.users[parameter.name]] if size else []
         while waiting:
@@ -216,8 +218,8 @@ class _Traffic:
         return min(size, read)
 
     def _written(self, instruction: Instruction, computation: Computation) -> float:
-        """What an instruction writes: an update in place only what is new."""
-        operands = computation.given(instruction)
+        """Return the bytes that an instruction writes: an in-place update writes only the new part."""
+        operands = computation.operands_of(instruction)
         if instruction.op == "tuple":
             return sum((self._written(operand, computation) for operand in operands), 0.0)
         if instruction.op == "bitcast" and operands:
@@ -228,23 +230,23 @@ class _Traffic:
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
-        return sum((array.bytes for array in _given_by(instruction) if not (self.on_chip and array.space)), 0.0)
+        return sum((array.bytes for array in _results(instruction) if not (self.on_chip and array.space)), 0.0)
 
 
-def _given_by(instruction: Instruction) -> tuple[Array, ...]:
-    """What an instruction makes. One that only begins something names also what it is made of, and a word to wait for."""
+def _results(instruction: Instruction) -> tuple[Array, ...]:
+    """Return the arrays that an instruction makes, without the operands and the token that an asynchronous start also lists."""
     if not instruction.op.endswith("-start"):
         return instruction.arrays
-    # A copy comes before its original, all else after what it is made of.
+    # A copy is listed before its original, all other results after their operands.
     first = 0 if instruction.op == "copy-start" else len(instruction.operands)
     return instruction.arrays[first : first + 1]
 
 
-_NAMED = ("AllocateBuffer", "ConcatBitcast")
-"""Custom calls of a TPU's programs that only say where an array is."""
+_PLACEHOLDERS = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls of TPU programs that only name a location of an array."""
 _SLICES = ("dynamic-slice", "gather", "slice")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
-"""Instructions that change a part of their first operand in place -> which operand the part is."""
+"""Instructions that change a part of their first operand in place -> the operand that is the new part."""
 
 
 def _numbers(rest: str, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""`zoo plan`: one plan, or a search, from what was asked for to what is shown."""
+"""The command `zoo plan`: one plan or a search, from the request to the output."""
 
 import json
 import sys
@@ -14,34 +14,34 @@ from zoo.errors import BadInput
 
 
 def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: bool, as_json: bool) -> int:
-    """Plan a run for a target and show it; returns the exit code.
+    """Plan a run for a target and print it; return the exit code.
 
     Args:
-        file: a page to write, if any.
+        file: path of an HTML page to write; "" for none.
 
     Raises:
-        BadInput: see `program.compiled`; a page that cannot be written.
+        BadInput: see `compile_program.compile_run`; the page cannot be written.
     """
     planned = cache.plan(run, mode, target, fresh=fresh)
     if file:
         _write(Path(file), planned)
-    print(json.dumps(planned.plain(), indent=2) if as_json else text_view.plan(planned), end="\n" if as_json else "")
+    print(json.dumps(planned.plain(), indent=2) if as_json else text_view.plan_text(planned), end="\n" if as_json else "")
     return 0
 
 
 def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, top: int, fresh: bool, as_json: bool) -> int:
-    """Search for the best mesh and show what was found; returns the exit code.
+    """Search for the best mesh and print the result; return the exit code.
 
     Raises:
-        BadInput: nothing that was tried fits.
+        BadInput: no candidate that was tried fits.
     """
     from benchmarks.plan import mesh_search
 
-    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, tell=_told())
+    result = mesh_search.search(run, mode, target, seconds=60 * minutes, fresh=fresh, report=_progress_printer())
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        print(text_view.search(result, top), end="")
+        print(text_view.search_text(result, top), end="")
     return 0
 
 
@@ -50,16 +50,16 @@ def _write(file: Path, planned: Plan) -> None:
         with replacing(file) as stream:
             stream.write(page.page(planned).encode())
     except OSError as error:
-        raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in a folder that is there") from None
+        raise BadInput(f"--page {file}: cannot be written ({error.strerror}); name a file in an existing folder") from None
 
 
-def _told():
-    """Writes a line of progress to stderr, in place on a terminal."""
+def _progress_printer():
+    """Return a function that writes a line of progress to stderr, in place on a terminal."""
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="" if line else "\n", file=sys.stderr, flush=True)
         elif line:
             print(line, file=sys.stderr, flush=True)
 
-    return tell
+    return report

@@ -1,4 +1,4 @@
-"""Which mesh, remat and micro-batches are best: those tried that fit, by the share of the peak that bounds leave them."""
+"""Search for the best mesh, remat policy and micro-batches: the candidates that fit, ordered by their bound on MFU."""
 
 import dataclasses
 import math
@@ -17,12 +17,12 @@ from zoo.models import parameter_count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search came to."""
+class SearchResult:
+    """Result of a search."""
 
     ranked: list[Plan]
-    """Those that fit, the best first."""
-    told: str
+    """Plans that fit, the best first."""
+    summary: str
     """How much was tried, in a sentence."""
 
 
@@ -41,12 +41,12 @@ class Candidate:
         return self.data, self.fsdp, self.tensor
 
     @property
-    def thrift(self) -> int:
-        """How little is kept for the backward pass."""
-        return THRIFT[self.remat]
+    def remat_level(self) -> int:
+        """Return the rank of the remat policy: the higher, the less is stored for the backward pass."""
+        return REMAT_LEVELS[self.remat]
 
     def of(self, run: run_config.Run) -> run_config.Run:
-        """The run in this way."""
+        """Return the run with this mesh, remat policy and number of micro-batches."""
         mesh = run_config.Mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
         compute = dataclasses.replace(run.model.compute, remat=self.remat)
         model = dataclasses.replace(run.model, compute=compute)
@@ -58,12 +58,12 @@ class Candidate:
         return f"{text_view.axes(mesh)}, remat {self.remat}{micro}"
 
 
-THRIFT: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
-assert set(THRIFT) == set(get_args(Remat))
-KEPT: dict[Remat, float] = {"none": 20, "attention": 4, "full": 2}
-"""About how many arrays like the residual stream a layer keeps; only to begin with what is likely."""
-AGAIN: dict[Remat, float] = {"none": 1, "attention": 1.25, "full": 4 / 3}
-"""About how much more is computed."""
+REMAT_LEVELS: dict[Remat, int] = {"none": 0, "attention": 1, "full": 2}
+assert set(REMAT_LEVELS) == set(get_args(Remat))
+ACTIVATION_COPIES: dict[Remat, float] = {"none": 20, "attention": 4, "full": 2}
+"""About how many arrays of the size of the residual stream a layer stores; only used to order the candidates."""
+RECOMPUTE_FACTOR: dict[Remat, float] = {"none": 1, "attention": 1.25, "full": 4 / 3}
+"""About how much computation recomputation adds, as a factor."""
 
 
 def search(
@@ -73,18 +73,18 @@ def search(
     *,
     seconds: float,
     fresh: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Found:
+    report: Callable[[str], None] = lambda line: None,
+) -> SearchResult:
     """Compile candidates, the likely ones first, until all are tried or the time is over.
 
-    What needs more memory than one that does not fit, or takes no less time than one that fits, is not tried.
+    A candidate is skipped if it needs more memory than one that does not fit, or takes no less time than one that fits.
 
     Args:
-        seconds: when no other candidate is begun; the one under way ends.
-        tell: called with a line after each candidate, and with nothing at the end.
+        seconds: time after which no other candidate is started; the current one is finished.
+        report: called with a line after each candidate, and with "" at the end.
 
     Raises:
-        BadInput: no candidate, or none of those tried fits; names what needs the least.
+        BadInput: there is no candidate, or none of those tried fits; names the one that needs the least memory.
     """
     waiting = list(ordered(run, mode, target))
     if not waiting:
@@ -94,21 +94,21 @@ def search(
     large: list[tuple[Candidate, Plan]] = []
     tried = refused = 0
     why = ""
-    # One is compiled however little time there is: it may be all that is needed.
+    # At least one candidate is compiled, however little time there is: it may be enough.
     while waiting and (not tried or time.monotonic() - began < seconds):
         candidate = waiting.pop(0)
         try:
             plan = cache.plan(candidate.of(run), mode, target, fresh=fresh)
         except BadInput as error:
             refused, why = refused + 1, str(error)
-            tell(f"{candidate}: {why}")
+            report(f"{candidate}: {why}")
             continue
         tried += 1
         (fitting if plan.fits else large).append((candidate, plan))
-        waiting = [other for other in waiting if not needless(other, candidate, plan)]
-        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.worth(plan)}"
-        tell(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {outcome}")
-    tell("")
+        waiting = [other for other in waiting if not can_skip(other, candidate, plan)]
+        outcome = "does not fit" if not plan.fits else "fits" if plan.bound is None else f"MFU {text_view.bound_text(plan)}"
+        report(f"{tried} tried, {len(fitting)} fit, {len(waiting)} left; {candidate}: {text_view.binary(plan.total)}, {outcome}")
+    report("")
     if not fitting and not large:
         raise BadInput(f"--target {target.name}: nothing could be compiled; the last reason: {why}")
     if not fitting:
@@ -121,31 +121,34 @@ def search(
             f"{text_view.binary(plan.total)}: choose more devices or a smaller --batch{rest}"
         )
     ranked = sorted((plan for _, plan in fitting), key=lambda plan: (-(plan.bound or 0), plan.total))
-    needless_ones = count - tried - refused - len(waiting)
-    summary = f"{tried} of {count} candidates compiled, {needless_ones} needed no try, in {time.monotonic() - began:.0f} s"
+    skipped = count - tried - refused - len(waiting)
+    summary = f"{tried} of {count} candidates compiled, {skipped} skipped, in {time.monotonic() - began:.0f} s"
     if refused:
         summary += f"; {refused} refused, the last because of {why}"
     if waiting:
-        summary += f"; {len(waiting)} left for want of time: the same command with --minutes goes on"
-    return Found(ranked=ranked, told=summary)
+        summary += f"; {len(waiting)} not tried because the time was over: the same command with --minutes goes on"
+    return SearchResult(ranked=ranked, summary=summary)
 
 
-def needless(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
-    """Whether a candidate need not be tried after another, whose plan this is: on the same mesh it needs more memory than one
-    that does not fit, or computes and sends no less than one that fits and is bound by that."""
+def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
+    """Return whether a candidate need not be tried after another one, whose plan this is.
+
+    On the same mesh it needs more memory than one that does not fit, or it computes and sends no less than one that fits and is
+    bound by compute or links.
+    """
     if candidate.mesh != tried.mesh:
         return False
     if plan.fits:
-        # What keeps less may also read and write less, and where nothing is published the least memory is the best.
+        # A candidate that stores less may also read and write less; without published rates the least memory is the best.
         bound = plan.times.longest is not None and plan.times.slowest != "memory"
-        return bound and candidate.thrift >= tried.thrift and candidate.accumulate >= tried.accumulate
-    # Micro-batches need another tree of gradients to sum into: without them it may fit in spite of its larger activations.
+        return bound and candidate.remat_level >= tried.remat_level and candidate.accumulate >= tried.accumulate
+    # Micro-batches need a second tree of gradients for their sum: without them it may fit in spite of larger activations.
     fewer = candidate.accumulate == tried.accumulate or 1 < candidate.accumulate < tried.accumulate
-    return candidate.thrift <= tried.thrift and fewer
+    return candidate.remat_level <= tried.remat_level and fewer
 
 
 def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
-    """All candidates, those first that an estimate says to fit, and of these the fastest by it."""
+    """Return all candidates: first those that fit by an estimate, and of these the fastest by it."""
     device, count = target.published, len(targets.devices(target))
     parameters, layers, width = parameter_count(run.model), run.model.layers, run.model.width
     tokens = run.data.batch * run.data.length
@@ -153,14 +156,21 @@ def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
     for candidate in candidates(run, mode, count):
         share = candidate.fsdp * candidate.tensor
         state = 16 * parameters / share
-        activations = 2 * KEPT[candidate.remat] * layers * width * tokens / (candidate.data * candidate.fsdp * candidate.accumulate)
+        activations = (
+            2
+            * ACTIVATION_COPIES[candidate.remat]
+            * layers
+            * width
+            * tokens
+            / (candidate.data * candidate.fsdp * candidate.accumulate)
+        )
         fits = device is None or device.memory is None or state + activations < device.memory
-        # Bytes that a device sends: by fsdp two gathers and a scatter of each layer in each micro-batch, by data a sum
-        # of all gradients, and by tensor two sums of activations in each block and direction.
+        # Bytes that a device sends: for fsdp two gathers and a scatter of each layer in each micro-batch, for data a sum
+        # of all gradients, and for tensor two sums of activations in each block and direction.
         gathered = 8 * parameters / candidate.tensor * (1 - 1 / candidate.fsdp) * candidate.accumulate
         summed = 8 * parameters / share * (1 - 1 / candidate.data)
         reduced = 16 * layers * width * tokens / (candidate.data * candidate.fsdp) * (1 - 1 / candidate.tensor)
-        flops = AGAIN[candidate.remat] * 6 * parameters * tokens / count
+        flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
         links = 1e9 * ((device.links if device else None) or 1)
         estimates[candidate] = (not fits, max(flops / peak, (gathered + summed + reduced) / links))
@@ -168,7 +178,7 @@ def ordered(run: run_config.Run, mode: Mode, target: Target) -> list[Candidate]:
 
 
 def candidates(run: run_config.Run, mode: Mode, devices: int) -> Iterator[Candidate]:
-    """Every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches."""
+    """Yield every mesh of the devices that divides heads and rows, with every remat policy and number of micro-batches."""
     remats: tuple[Any, ...] = get_args(Remat) if mode == "train" else (run.model.compute.remat,)
     for fsdp in _divisors(devices):
         for tensor in _divisors(devices // fsdp):

@@ -1,4 +1,4 @@
-"""A plan as a page: its memory as a stacked bar, its step under the roofs of its device, and what it sends."""
+"""A plan as an HTML page: its memory as a stacked bar, its step under the roofline of its device, and its collectives."""
 
 import html
 import math
@@ -6,41 +6,41 @@ import math
 from benchmarks.plan import text_view
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import parse
-from eval.report.html_page import page as whole
+from eval.report.html_page import page as html_page
 from eval.report.html_page import section, table, text
 
 COLOURS = {"parameters": "var(--one)", "optimizer": "var(--two)", "cache": "var(--two)", "temporaries": "var(--three)"}
-"""Of what may be large; the rest is grey, under one key."""
+"""Colours of parts that may be large; the others are grey and share one key."""
 _WORTH = (
-    "At the published rates no program is faster than its compute and its links allow. "
-    "The time of its memory is an estimate: a program that finds arrays in a cache takes less."
+    "At the published rates, no program is faster than compute and links allow. "
+    "The time for memory is an estimate: a program that finds arrays in a cache takes less."
 )
 WIDE, NARROW = 1040.0, 360.0
-"""Pixels of the roofline on a page and on a phone: its text comes out equally large."""
+"""Width in pixels of the roofline on a page and on a phone, so that its text has the same size on both."""
 
 
 def page(plan: Plan) -> str:
-    """One HTML file that needs nothing else."""
+    """Return a self-contained HTML file."""
     title, sentence = (
         text_view.headline(plan),
-        f"{text_view.binary(plan.total)} on a device, {text_view.verdict(plan)}. {text_view.judged(plan)}",
+        f"{text_view.binary(plan.total)} on a device, {text_view.verdict(plan)}. {text_view.bound_sentence(plan)}",
     )
     warnings = text_view.warnings(plan)
     parts = [
         f"<header><h1>{text(title)}</h1><p class=lead>{text(sentence)}</p></header>",
-        section("What is planned", table(("", ""), text_view.given(plan).items(), words=2)),
+        section("What is planned", table(("", ""), text_view.inputs(plan).items(), words=2)),
         section("Memory of a device", _memory(plan)),
         section("A step", _times(plan) + _roofline(plan)) if plan.products is not None else "",
-        section("Sent in a step", _sent(plan)) if plan.collectives else "",
+        section("Collective in a step", _sent(plan)) if plan.collectives else "",
         section("Warnings", "".join(f"<p>{text(line)}</p>" for line in warnings)) if warnings else "",
-        f"<footer>{text(text_view.made(plan))}. {_WORTH}</footer>",
+        f"<footer>{text(text_view.provenance(plan))}. {_WORTH}</footer>",
     ]
-    return whole(title, sentence, parts)
+    return html_page(title, sentence, parts)
 
 
 def _memory(plan: Plan) -> str:
-    """The stacked bar over all of a device's memory, and the same in numbers."""
-    parts = text_view.held(plan)
+    """Return the stacked bar over a device's memory, and the same in numbers."""
+    parts = text_view.memory_parts(plan)
     limit = max(plan.device_memory or 0, plan.total)
     segments, at = [], 0.0
     for name, size in parts.items():
@@ -75,7 +75,7 @@ def _times(plan: Plan) -> str:
 
 
 def _roofline(plan: Plan) -> str:
-    """FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, interconnect and compute, and where this step is."""
+    """Return FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, interconnect and compute, and this step."""
     device = parse(plan.target).published
     peak = None if device is None else device.peak.get(plan.precision)
     if device is None or device.bandwidth is None or peak is None or not plan.products or not plan.bytes:
@@ -92,8 +92,16 @@ def _roofline(plan: Plan) -> str:
 
 
 def _roofs(wide: float, top: float, slope: float, link_bound: float | None, at: float, reached: float) -> str:
-    """The drawing, of `wide` pixels: `top` FLOP/s of compute, `slope` bytes/s of memory, `sent` FLOP/s that is sent for at most,
-    and a step of `at` FLOPs a byte that has `reached` FLOP/s."""
+    """Return the drawing of the roofline.
+
+    Args:
+        wide: width in pixels.
+        top: FLOP/s of compute.
+        slope: bytes/s of memory.
+        link_bound: FLOP/s that the interconnect allows; None without one.
+        at: FLOPs a byte of the step.
+        reached: FLOP/s of the step.
+    """
     ridge = top / slope
     low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
     floor, ceiling = math.floor(math.log10(min(slope * 10.0**low, reached))), math.ceil(math.log10(top) + 0.15)
@@ -115,7 +123,9 @@ def _roofs(wide: float, top: float, slope: float, link_bound: float | None, at: 
     if link_bound and 10.0**floor < link_bound < 10.0**ceiling:
         shapes.append(_line(left, y(link_bound), right, y(link_bound), "var(--two)", 2, dashed=True))
     description = html.escape(f"this step: {at:.3g} FLOPs a byte, {text_view.decimal(reached)}FLOP/s")
-    shapes.append(f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{description}</title></circle>')
+    shapes.append(
+        f'<circle cx="{x(at):.1f}" cy="{y(reached):.1f}" r="6" fill="var(--three)"><title>{description}</title></circle>'
+    )
     shapes.append(_word((left + right) / 2, bottom + 38, "FLOPs a byte of memory", "middle"))
     kind = "wide" if wide == WIDE else "narrow"
     frame = f'class="{kind}" viewBox="0 0 {wide:.0f} 346" font-size="13" fill="var(--muted)" role="img"'
@@ -134,7 +144,14 @@ def _word(x: float, y: float, word: str, anchor: str) -> str:
 
 def _sent(plan: Plan) -> str:
     rows = [
-        (row.kind, row.axes, row.members, round(row.count), f"{text_view.decimal(row.bytes)}B", f"{text_view.decimal(row.sent)}B")
+        (
+            row.kind,
+            row.axes,
+            row.members,
+            round(row.count),
+            f"{text_view.decimal(row.bytes)}B",
+            f"{text_view.decimal(row.bytes_sent)}B",
+        )
         for row in plan.collectives
     ]
     return table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)

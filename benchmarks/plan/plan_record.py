@@ -1,4 +1,4 @@
-"""All that a plan says, as plain values: what is shown, printed as JSON, and kept so that nothing is compiled twice."""
+"""The result of a plan as plain values, which are shown, printed as JSON, and cached."""
 
 import dataclasses
 import importlib.metadata
@@ -12,19 +12,19 @@ import jax
 
 from benchmarks.hlo import module as hlo
 from benchmarks.plan import collectives, flops_and_bytes, roofline
-from benchmarks.plan.collectives import PART, Collective, Sent
-from benchmarks.plan.compile_program import Program, per_device
+from benchmarks.plan.collectives import PART, Collective, CollectiveTotal
+from benchmarks.plan.compile_program import Program, bytes_per_device
 from benchmarks.plan.roofline import Times
 from zoo.models import parameter_count
 from zoo.sharding import path_of
 
 LARGE = 64 << 20
-"""Bytes that a device may hold of an array that others hold too, before a plan warns of it."""
+"""Bytes of an array that a device may hold in common with others before a plan warns of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a job is on its devices. Bytes and FLOPs are of one device and step unless said otherwise."""
+    """Predictions for a job on its devices; bytes and FLOPs are per device and step unless stated otherwise."""
 
     name: str
     mode: str
@@ -39,56 +39,56 @@ class Plan:
     remat: str
     precision: str
     parameters: int
-    """As a paper counts them."""
+    """Parameter count as in papers."""
     attention: list[str]
     memory: dict[str, int]
-    """Bytes of what the program is given, by what it is."""
+    """Bytes of the program's arguments, by name."""
     temporaries: int
     total: int
     device_memory: int | None
     fits: bool
     model_flops: float
-    """Of all devices: the model's own products, no recomputation."""
+    """FLOPs of all devices: the model's own products, without recomputation."""
     products: float | None
-    """FLOPs of matrix products in the program; None here and below where it was too large to be compiled."""
+    """FLOPs of matrix products in the program; None here and below if it was too large to be compiled."""
     kernels: float | None
     """FLOPs inside kernels."""
     bytes: float | None
-    """Read and written in the device's memory."""
-    collectives: list[Collective]
+    """Bytes read and written in the device's memory."""
+    collectives: list[CollectiveTotal]
     times: Times
     bound: float | None
-    """MFU: at most, where compute or links bound it; an estimate where memory does."""
+    """MFU: an upper bound if compute or links bound it; an estimate if memory does."""
     unknown: list[str]
     """Kernels whose FLOPs are not counted."""
     warnings: list[str]
     seconds: float
-    """That tracing and compiling took."""
+    """Time of tracing and compiling."""
     versions: dict[str, str]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Plan":
-        """Undoes `plain`."""
-        rows = [Collective(**row) for row in values["collectives"]]
+        """Return the plan of such JSON values."""
+        rows = [CollectiveTotal(**row) for row in values["collectives"]]
         return cls(**{**values, "collectives": rows, "times": Times(**values["times"])})
 
 
-def read(program: Program, name: str) -> Plan:
-    """Read a compiled program."""
+def make_plan(program: Program, name: str) -> Plan:
+    """Return the plan of a compiled program."""
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
-    found_collectives: list[Sent] = []
+    found_collectives: list[Collective] = []
     loops: list[str] = []
     work, step_times = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
-        loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown()]
-        found_collectives = collectives.sent(module, dict(mesh.shape))
+        loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
+        found_collectives = collectives.find_collectives(module, dict(mesh.shape))
         work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
         step_times = roofline.times(work, found_collectives, mesh.devices, target, run.precision)
     return Plan(
@@ -105,7 +105,7 @@ def read(program: Program, name: str) -> Plan:
         precision=run.precision,
         parameters=parameter_count(run.model),
         attention=sorted({call.name for call in program.calls}),
-        memory={what: per_device(tree) for what, tree in program.arguments.items()},
+        memory={what: bytes_per_device(tree) for what, tree in program.arguments.items()},
         temporaries=program.temporaries,
         total=program.total,
         device_memory=memory,
@@ -114,22 +114,30 @@ def read(program: Program, name: str) -> Plan:
         products=work and work.products,
         kernels=work and work.kernels,
         bytes=work and work.bytes,
-        collectives=collectives.collectives(found_collectives),
+        collectives=collectives.total_by_axes(found_collectives),
         times=step_times,
         bound=roofline.bound(program.flops, step_times, mesh.size, target, run.precision),
         unknown=list(work.unknown) if work else [],
-        warnings=[*program.remarks, *copied(program.arguments, dict(mesh.shape)), *gathered(found_collectives, program), *loops],
+        warnings=[
+            *program.remarks,
+            *replication_warnings(program.arguments, dict(mesh.shape)),
+            *gather_warnings(found_collectives, program),
+            *loops,
+        ],
         seconds=program.seconds,
         versions=versions(target.platform),
     )
 
 
-def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
-    """Warnings of what every device along an axis holds whole: by name, but over `data`, where all is by intention, in a line."""
+def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
+    """Return warnings of arrays that every device along an axis holds in full.
+
+    They are listed by name, except along `data`, where all are replicated on purpose: those share one line.
+    """
     messages: list[str] = []
     replicated: dict[str, float] = {}
     for what, tree in arguments.items():
-        # A batch is the rows that a device has.
+        # A batch is always divided by rows.
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree if what != "batch" else {}):
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
             device_bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -146,28 +154,33 @@ def copied(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) 
     return messages
 
 
-def gathered(found_collectives: Iterable[Sent], program: Program) -> list[str]:
-    """Warnings of stacks of layers that are gathered whole, outside of the loop over the layers. They may be in one over
-    micro-batches, so what tells them is how much is gathered: within the loop over the layers it is one layer."""
+def gather_warnings(found_collectives: Iterable[Collective], program: Program) -> list[str]:
+    """Return warnings of stacks of layers that are gathered in full, outside of the loop over the layers.
+
+    They may be in a loop over micro-batches, so the size of the gathered array decides: within the loop over the layers, it is
+    one layer.
+    """
     paths_by_shape: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
         path = path_of(keys)
         if any(part.endswith("layers") for part in path.split("/")) and leaf.shape[0] > 1:
             elements = math.prod(leaf.sharding.shard_shape(leaf.shape))
             paths_by_shape.setdefault((leaf.shape[0], elements), []).append(path)
-    return stacks(found_collectives, paths_by_shape)
+    return stack_warnings(found_collectives, paths_by_shape)
 
 
-def stacks(found_collectives: Iterable[Sent], paths_by_shape: dict[tuple[int, int], list[str]]) -> list[str]:
-    """The same, of stacks by their layers and the number of a device's own elements."""
+def stack_warnings(found_collectives: Iterable[Collective], paths_by_shape: dict[tuple[int, int], list[str]]) -> list[str]:
+    """Return the warnings, given the paths of stacks by (layers, elements on a device)."""
     messages: dict[str, None] = {}
     for collective in found_collectives:
         if collective.kind != "all-gather" or "fsdp" not in collective.axes.removesuffix(PART).split(" x "):
             continue
         for array in collective.arrays:
-            # The layers come first, in one axis or two: a layer may have another axis of as many, and the elements of a stack.
+            # The layers are the first axis or two: one layer may have another axis of that size, and as many elements as a stack.
             first = set(itertools.accumulate(array.shape, operator.mul))
-            matching = (paths for (layers, elements), paths in paths_by_shape.items() if elements == array.elements and layers in first)
+            matching = (
+                paths for (layers, elements), paths in paths_by_shape.items() if elements == array.elements and layers in first
+            )
             if names := " or ".join(path for paths in matching for path in paths):
                 size = array.bytes * collective.members / 2**20
                 messages[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
@@ -175,12 +188,12 @@ def stacks(found_collectives: Iterable[Sent], paths_by_shape: dict[tuple[int, in
 
 
 def versions(platform: str) -> dict[str, str]:
-    """Of what compiled it."""
+    """Return the versions of the packages that compiled the program."""
     return installed(("jax", "jaxlib", *{"tpu": ("libtpu",), "gpu": GPU_PACKAGES}.get(platform, ())))
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are here."""
+    """Return the versions of those packages that are installed."""
     found_versions = {}
     for name in names:
         try:
@@ -191,4 +204,4 @@ def installed(names: Iterable[str]) -> dict[str, str]:
 
 
 GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))
-"""Of the two parts the second is the compiler."""
+"""`pjrt` contains the compiler."""

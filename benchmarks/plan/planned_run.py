@@ -1,4 +1,4 @@
-"""What is planned: a recipe as it is, or a published size trained as the recipe of its family that is nearest in shape."""
+"""The run to plan: a recipe, or a published size trained like the recipe of its family that is nearest in shape."""
 
 import dataclasses
 import math
@@ -10,13 +10,13 @@ from zoo.configs import Compute
 
 
 def default(name: str, init: str = "") -> Run:
-    """The run of a name, recipes first. Imports no JAX.
+    """Return the run of a name, recipes first; imports no JAX.
 
-    A size has the data, objective, dropout and optimizer of the recipe, its rows at most as long as the model's positions, and a
-    mesh of its own: data parallel over all devices unless told otherwise. What would need a teacher learns masked words.
+    A size has the data, objective, dropout and optimizer of the recipe, its rows at most as long as the model's positions, and
+    the default mesh: data parallel over all devices. A run that would need a teacher learns masked words instead.
 
     Args:
-        init: what a recipe that takes its numbers from elsewhere begins from.
+        init: initial weights of a recipe that starts from trained weights.
 
     Raises:
         BadInput: neither a recipe nor a size; names the nearest size.
@@ -27,13 +27,13 @@ def default(name: str, init: str = "") -> Run:
 
 
 def of_size(name: str) -> Run:
-    """A published size as its family's recipes train it.
+    """Return the run of a published size as its family's recipes train it.
 
     Raises:
         BadInput: unknown or unpublished; names the nearest.
     """
     family, size = configs.find(name)
-    near = min(_of(family), key=lambda run: _apart(run.model, size.config))
+    near = min(_of(family), key=lambda run: _distance(run.model, size.config))
     rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
     model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))
     if hasattr(model, "task"):
@@ -53,12 +53,12 @@ def of_size(name: str) -> Run:
 
 
 def _of(family: str) -> list[Run]:
-    """The recipes of a family that begin from nothing, or all where none does."""
+    """Return the recipes of a family that start from random weights, or all if none does."""
     runs = [recipe() for recipe in recipes.recipes().values()]
     own = [run for run in runs if configs.family_of(run.model) == family]
     return [run for run in own if not run.recipe.startswith("finetune-")] or own
 
 
-def _apart(one: object, other: object) -> float:
-    """How different two models of a family are, by width and depth."""
+def _distance(one: object, other: object) -> float:
+    """Return how different two models of a family are, by width and depth."""
     return sum(abs(math.log(getattr(one, field) / getattr(other, field))) for field in ("width", "layers"))

@@ -1,7 +1,8 @@
-"""How long a step takes at least: what it computes, moves and sends, at the published rates of its devices.
+"""Lower bounds on the time of a step, from its work and collectives and the published rates of its devices.
 
-Of compute and links no program takes less. What goes over different links goes at once, and each exchange sends the least that
-is known: sums are taken in the switches where there are any. The time of the memory is an estimate: it counts no cache.
+No program takes less than the times of compute and links. Transfers over different links run at the same time, and each
+collective is counted with the fewest bytes known: sums are taken in the switches where there are any. The time of the memory is
+an estimate: it assumes no cache.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.plan.collectives import Sent
+from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
 from benchmarks.plan.targets import Target
 from train.run.hardware import Device
@@ -20,32 +21,32 @@ from train.run.hardware import Device
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of a step, were nothing else done; None where no rate is published."""
+    """Seconds of a step if it did only this; None if no rate is published."""
 
     compute: float | None
-    """At least."""
+    """Lower bound."""
     memory: float | None
-    """If nothing were cached."""
+    """Estimate without a cache."""
     interconnect: float | None
-    """At least, of the busiest links."""
+    """Lower bound, of the busiest links."""
 
     @property
     def longest(self) -> float | None:
-        """What a step takes if all three are done at once; None unless all are known."""
+        """Return the seconds of a step if all three run at the same time; None unless all are known."""
         seconds = (self.compute, self.memory, self.interconnect)
         return None if None in seconds else max(seconds)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @property
     def slowest(self) -> str:
-        """Which of the three takes longest, of those that are known."""
+        """Return the name of the longest of the known times."""
         return max(vars(self), key=lambda name: vars(self)[name] or 0)
 
 
-def times(work: Work, collectives: Iterable[Sent], devices: np.ndarray, target: Target, dtype: str) -> Times:
-    """Of a step whose matrix products are of `dtype`.
+def times(work: Work, collectives: Iterable[Collective], devices: np.ndarray, target: Target, dtype: str) -> Times:
+    """Return the times of a step whose matrix products have the dtype `dtype`.
 
     Args:
-        devices: of the mesh: each has a number, `id`, and of a TPU `coords`, its place in the torus.
+        devices: devices of the mesh; each has a number, `id`, and on a TPU `coords`, its place in the torus.
     """
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
@@ -58,14 +59,14 @@ def times(work: Work, collectives: Iterable[Sent], devices: np.ndarray, target: 
 
 
 def bound(flops: float, step_times: Times, devices: int, target: Target, dtype: str) -> float | None:
-    """The share of the devices' peak that the model's own `flops` put to use (MFU) in a step of that time, 0 to 1."""
+    """Return the share of the devices' peak that the model's own `flops` use (MFU) in a step of that time, 0 to 1."""
     device, longest = target.published, step_times.longest
     if device is None or not longest or dtype not in device.peak:
         return None
     return flops / devices / (device.peak[dtype] * 1e12) / longest
 
 
-def _interconnect(collectives: Sequence[Sent], devices: Sequence, device: Device) -> float | None:
+def _interconnect(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:
     if len(devices) == 1:
         return 0.0
     if device.links is None:
@@ -73,11 +74,14 @@ def _interconnect(collectives: Sequence[Sent], devices: Sequence, device: Device
     return _over_torus(collectives, devices, device) if device.torus else _over_hosts(collectives, devices, device)
 
 
-def _over_torus(collectives: Sequence[Sent], devices: Sequence, device: Device) -> float:
-    """An exchange has the links of the dimensions that it spans, a ring along one of them its two links alone. How several share
-    them is free, so no choice of dimensions can take less than what has no other way."""
+def _over_torus(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float:
+    """Return the seconds of all collectives on a torus.
+
+    A collective uses the links of the dimensions that it spans; a ring along one dimension uses only its two links. Collectives
+    may share links in any way, so no choice of dimensions takes less time than the collectives that cannot use other dimensions.
+    """
     assert device.links is not None
-    # Devices of one chip share its place, and send to each other over none of these links.
+    # Devices of one chip have the same place, and do not use these links between each other.
     places = [tuple(member.coords) for member in devices]
     loads: defaultdict[frozenset[int], float] = defaultdict(float)
     for collective in collectives:
@@ -90,8 +94,8 @@ def _over_torus(collectives: Sequence[Sent], devices: Sequence, device: Device) 
     return max(math.fsum(load for spanned, load in loads.items() if spanned <= some) / (len(some) * rate) for some in chosen)
 
 
-def _over_hosts(collectives: Sequence[Sent], devices: Sequence, device: Device) -> float | None:
-    """NVLink within hosts, and the network between them."""
+def _over_hosts(collectives: Sequence[Collective], devices: Sequence, device: Device) -> float | None:
+    """Return the seconds over NVLink within hosts and the network between them, whichever is longer."""
     assert device.links is not None
     first = min(member.id for member in devices)
     hosts = [(member.id - first) // device.host for member in devices]
@@ -102,12 +106,13 @@ def _over_hosts(collectives: Sequence[Sent], devices: Sequence, device: Device) 
     return None if device.network is None else max(inside, across / (device.network * 1e9))
 
 
-def _between(collective: Sent, places: Sequence[Hashable], *, in_switches: bool) -> float:
-    """Bytes that go in or out at the busiest place (host or chip), over as many ports as it has devices. What a place has of an
-    array need not come to it again.
+def _between(collective: Collective, places: Sequence[Hashable], *, in_switches: bool) -> float:
+    """Return the bytes in or out of the busiest place (host or chip), divided by its ports: as many as it has devices.
+
+    Data of an array that a place already holds need not be sent to it again.
 
     Args:
-        in_switches: whether sums may be taken on the way, so that each array of a place goes out once.
+        in_switches: whether sums may be taken on the way, so that each array leaves a place once.
     """
     load: defaultdict[Hashable, float] = defaultdict(float)
     if collective.kind == "collective-permute":
@@ -123,9 +128,12 @@ def _between(collective: Sent, places: Sequence[Hashable], *, in_switches: bool)
     return collective.bytes * max((share / ports[place] for place, share in load.items()), default=0.0)
 
 
-def _within(collective: Sent, hosts: Sequence[Hashable]) -> float:
-    """Bytes that the busiest device sends to others of its host. A sum of k devices is taken by themselves, or in the switch
-    (NVLink SHARP): then each sends its array once, and the part that it has the sum of."""
+def _within(collective: Collective, hosts: Sequence[Hashable]) -> float:
+    """Return the bytes that the busiest device sends to others of its host.
+
+    A sum of k devices is taken by the devices, or in the switch (NVLink SHARP): then each sends its array once, and its part of
+    the sum.
+    """
     if collective.kind == "collective-permute":
         return collective.bytes * any(hosts[source] == hosts[target] and source != target for source, target in collective.groups)
 
@@ -136,8 +144,8 @@ def _within(collective: Sent, hosts: Sequence[Hashable]) -> float:
     return collective.bytes * max((share(own, members) for _, own, members in _shares(collective, hosts) if own > 1), default=0.0)
 
 
-def _shares(collective: Sent, places: Sequence[Hashable]) -> Iterator[tuple[Hashable, int, int]]:
-    """(place, devices of a group that it has, devices of the group) of an exchange that is no permutation."""
+def _shares(collective: Collective, places: Sequence[Hashable]) -> Iterator[tuple[Hashable, int, int]]:
+    """Yield (place, devices of a group at it, devices of the group) of a collective that is not a permutation."""
     if collective.kind != "collective-permute":
         for group in collective.groups:
             for place, own in Counter(places[member] for member in group).items():
@@ -145,4 +153,4 @@ def _shares(collective: Sent, places: Sequence[Hashable]) -> Iterator[tuple[Hash
 
 
 _OF_EACH = ("all-to-all", "ragged-all-to-all")
-"""Exchanges in which each device has an array of its own for all others; in others a group has one together."""
+"""Collectives in which each device sends a separate array to every other; in all other kinds a group shares one array."""

@@ -1,4 +1,4 @@
-"""Devices to compile for: TPU slices, GPUs on hosts of eight, and simulated CPU devices. None but the last need be here."""
+"""Devices to compile for: TPU slices, GPUs on hosts of eight, and simulated CPU devices; only the last need be present."""
 
 import contextlib
 import dataclasses
@@ -18,50 +18,50 @@ Platform = Literal["cpu", "gpu", "tpu"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a program is compiled for."""
+    """A kind and number of devices that a program is compiled for."""
 
     name: str
-    """As it was asked for: v5p:8x8x8, h100:64, cpu:8."""
+    """The name in the request: v5p:8x8x8, h100:64, cpu:8."""
     platform: Platform
     kind: str
     """JAX's `device_kind` of the devices."""
     chip: str
-    """Before the colon of the name."""
+    """Part of the name before the colon."""
     size: str
-    """Behind it."""
+    """Part of the name after the colon."""
 
     @property
     def published(self) -> Device | None:
-        """What is published of a device; nothing of a CPU."""
+        """Return the published rates of a device; None for a CPU."""
         return DEVICES.get(self.kind)
 
     @property
     def lowering(self) -> str:
-        """What JAX calls the platform when it lowers for it."""
+        """Return JAX's name of the platform for lowering."""
         return {"gpu": "cuda"}.get(self.platform, self.platform)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Tpu:
     kind: str
-    known: tuple[str, ...]
-    """Slices that can be had, by the Cloud TPU documentation; the compiler may know more."""
+    slices: tuple[str, ...]
+    """Available slices, by the Cloud TPU documentation; the compiler may know more."""
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 TPUS = {
-    "v4": _Tpu(kind="TPU v4", known=_DEEP),
-    "v5e": _Tpu(kind="TPU v5e", known=_FLAT),
-    "v5p": _Tpu(kind="TPU v5p", known=_DEEP),
-    "v6e": _Tpu(kind="TPU v6e", known=_FLAT),
-    "tpu7x": _Tpu(kind="TPU7x", known=_DEEP),
+    "v4": _Tpu(kind="TPU v4", slices=_DEEP),
+    "v5e": _Tpu(kind="TPU v5e", slices=_FLAT),
+    "v5p": _Tpu(kind="TPU v5p", slices=_DEEP),
+    "v6e": _Tpu(kind="TPU v6e", slices=_FLAT),
+    "tpu7x": _Tpu(kind="TPU7x", slices=_DEEP),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Gpu:
-    """What XLA's compiler asks of a GPU that `train.run.hardware` does not say."""
+    """Properties of a GPU that XLA's compiler needs and `train.run.hardware` does not have."""
 
     kind: str
     name: str
@@ -110,11 +110,11 @@ PLUGINS: Mapping[Platform, tuple[tuple[str, ...], str]] = {
     "tpu": (("libtpu",), "tpu"),
     "gpu": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "cuda13"),
 }
-"""Packages with a platform's compiler, any of which will do, and the extra that brings one."""
+"""Platform -> packages that contain its compiler, any of which is enough, and the extra that installs one."""
 
 
 def parse(name: str) -> Target:
-    """The target of a name. Imports no JAX.
+    """Return the target of a name; imports no JAX.
 
     Raises:
         BadInput: no such target, or none of that shape; lists the known ones.
@@ -123,7 +123,9 @@ def parse(name: str) -> Target:
     if chip in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
         return Target(name=name, platform="tpu", kind=TPUS[chip].kind, chip=chip, size=size)
     if chip in TPUS:
-        raise BadInput(f"--target {name}: say the slice of a {chip}, one of {', '.join(f'{chip}:{s}' for s in TPUS[chip].known)}")
+        raise BadInput(
+            f"--target {name}: say the slice of a {chip}, one of {', '.join(f'{chip}:{s}' for s in TPUS[chip].slices)}"
+        )
     count = int(size) if re.fullmatch(r"[1-9]\d{0,5}", size) else 0
     if chip in GPUS:
         host = DEVICES[GPUS[chip].kind].host
@@ -134,12 +136,12 @@ def parse(name: str) -> Target:
         return Target(name=name, platform="cpu", kind="cpu", chip=chip, size=size)
     if chip == "cpu":
         raise BadInput(f"--target {name}: say how many devices to simulate, 1 to 4,096, for example cpu:8")
-    examples = [*(f"{tpu}:{spec.known[-1]}" for tpu, spec in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
+    examples = [*(f"{tpu}:{spec.slices[-1]}" for tpu, spec in TPUS.items()), *(f"{gpu}:64" for gpu in GPUS), "cpu:8"]
     raise BadInput(f"--target {name or '(none)'}: there is no such target; choose one like {', '.join(examples)}")
 
 
 def prepare(target: Target) -> None:
-    """Set this process up before JAX starts: what is compiled for is not here, and must not be looked for.
+    """Set this process up before JAX starts, so that it does not look for devices that are not here.
 
     Raises:
         BadInput: the extra with the target's compiler is not installed.
@@ -151,12 +153,12 @@ def prepare(target: Target) -> None:
     jax_setup.prepare(int(target.size) if target.platform == "cpu" else 1)
     import jax
 
-    # A plan says how long compiling takes, and keeps what it read of a program.
+    # A plan reports the time of compilation and is cached itself.
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def missing(platform: Platform) -> str | None:
-    """Why a platform cannot be compiled for here; None if it can."""
+    """Return why this process cannot compile for a platform; None if it can."""
     plugins, extra = PLUGINS.get(platform, ((), ""))
     if not plugins or any(importlib.util.find_spec(plugin) for plugin in plugins):
         return None
@@ -165,10 +167,10 @@ def missing(platform: Platform) -> str | None:
 
 @functools.cache
 def devices(target: Target) -> tuple[Any, ...]:
-    """The target's devices, to make a mesh of; after `prepare`.
+    """Return the target's devices, to make a mesh of; call `prepare` first.
 
     Raises:
-        BadInput: no compiler here, or it does not know such a slice; or more CPU devices than this process simulates.
+        BadInput: the compiler is missing or does not know such a slice; or more CPU devices than this process simulates.
     """
     import jax
     from jax.experimental import topologies
@@ -180,7 +182,7 @@ def devices(target: Target) -> tuple[Any, ...]:
         if len(here) < int(target.size):
             raise BadInput(f"--target {target.name}: this process has {len(here)}; start a new one with prepare(target)")
         return tuple(here[: int(target.size)])
-    # libtpu looks for a TPU, and asks the cloud's metadata server for it, unless it is told.
+    # Without these variables libtpu looks for a TPU and asks the cloud's metadata server for it.
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
@@ -188,12 +190,12 @@ def devices(target: Target) -> tuple[Any, ...]:
         return tuple(topologies.get_topology_desc(**_description(target)).devices)
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        # So a compiler refuses a shape; all else is that there is none, or that another process has it.
+        # A compiler refuses a shape with this error; any other error means that it is missing or used by another process.
         if not why.startswith("INVALID_ARGUMENT"):
-            fix = f"end what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
+            fix = f"stop other processes that use it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
             raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {fix}") from None
         if target.chip in TPUS:
-            choices = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].known)
+            choices = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].slices)
         else:
             host = DEVICES[target.kind].host
             choices = f"{target.chip}:1 to {target.chip}:{host}, and multiples of {host}"
@@ -205,9 +207,9 @@ def devices(target: Target) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def present(target: Target) -> Iterator[None]:
-    """Inside, libraries that ask JAX what device is here are told of the target's."""
+    """Make libraries that ask JAX for the current device see the target's, within the context."""
     import jax
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # nothing public tells it of GPUs that are not here
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # there is no public way to set an absent GPU
 
     before = cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal
     if target.platform == "gpu":
@@ -235,7 +237,7 @@ def _description(target: Target) -> dict[str, str]:
 
 
 def config(target: Target) -> str:
-    """A GPU as XLA's GpuTargetConfig. The cuDNN version is the one in constraints.txt."""
+    """Return a GPU as XLA's GpuTargetConfig; the cuDNN version is the one in constraints.txt."""
     gpu, published = GPUS[target.chip], DEVICES[target.kind]
     assert published.memory is not None and published.bandwidth is not None
     major, minor = gpu.capability

@@ -1,6 +1,6 @@
-"""`zoo bench step`: measure models one after the other, write their cells as soon as they are known, then show all of them.
+"""`zoo bench step`: measure models one after the other, write each cell as soon as it is measured, then show all of them.
 
-Several repeats are done by fresh processes, one after the other, each of which measures everything once more.
+Several repeats are measured by fresh processes, one after the other, each of which measures every cell once.
 """
 
 import dataclasses
@@ -24,27 +24,29 @@ VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render,
 
 
 def main(requested: Settings, request: runner.Request, *, devices: int = 0) -> int:
-    """The command: see `command.perform`.
+    """Run the command: see `runner.run_benchmark`.
 
     Args:
         devices: CPU devices to simulate; 0 = the real ones.
 
     Raises:
-        BadInput: see `step_settings` and `command.perform`; a mesh or a batch that does not fit the devices.
+        BadInput: see `settings.resolved` and `runner.run_benchmark`; a mesh or a batch that does not fit the devices.
     """
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
-    begun = runner.start(requested.repeats, devices, peers=requested.peers)
-    settings = resolved(requested, begun.machine["backend"])
+    setup = runner.start(requested.repeats, devices, peers=requested.peers)
+    settings = resolved(requested, setup.machine["backend"])
     todo = cases(settings)
-    if begun.alone:
+    if setup.alone:
         _check(todo, settings)
     measure = functools.partial(_measure, todo, settings)
-    return runner.perform(begun, "step", measure, VIEWS, request, repeats=settings.repeats)
+    return runner.run_benchmark(setup, "step", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _check(todo: Sequence[Case], settings: Settings) -> None:
-    """Refuse, before anything is measured, what no cell could do: a mesh that there are no devices for or that does not divide
-    the model. What only some ways of computing refuse is said in their cells."""
+    """Refuse, before anything is measured, a mesh without enough devices or one that does not divide the model.
+
+    What only some variants refuse is recorded in their cells.
+    """
     for case in todo:
         for variant in variants(settings):
             if variant.mesh != "data=1":
@@ -53,7 +55,7 @@ def _check(todo: Sequence[Case], settings: Settings) -> None:
 
 def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: int, resume: bool) -> None:
     environment = result_files.environment(settings.precision)
-    # Peers on torch take as many threads as there are cores, whatever this says.
+    # Peers on torch use as many threads as there are cores, whatever OMP_NUM_THREADS says.
     environment["threads"] = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}"
     options = dataclasses.asdict(settings)
     writer = Writer(folder / result_files.CELLS, "step", environment, options, resume, unit(settings))
@@ -68,22 +70,22 @@ def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: in
             missing = {result_files.identity(cell_key) for cell_key in keys}
             written = []
             for cell in model_runner.measure(case, ways, settings, environment, watch):
-                # Those of a group that was written in part are there already.
+                # Cells of a partly measured model may be in the file already.
                 if result_files.identity(cell["key"]) in missing:
                     writer.write({"process": process, **cell, **_machine_columns(environment)})
                     written.append(cell)
-            progress.done(float(len(keys)), tables.in_a_line(written))
+            progress.done(float(len(keys)), tables.one_line(written))
     finally:
         writer.close()
         progress.close()
 
 
 def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
-    """Of all cells of a model."""
+    """Return the keys of all cells of a model."""
     keys = [key(case, variant, settings) for variant in variants(settings)]
-    return keys + [peer_key(case, name, precision, settings) for name, precision in peers.asked(settings)]
+    return keys + [peer_key(case, name, precision, settings) for name, precision in peers.requested_peers(settings)]
 
 
 def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:
-    """What the process that measured a cell found the machine able to do."""
+    """Return the columns that describe the machine, as the process that measured a cell found it."""
     return {"load": environment["load"], "clock_mhz": environment["clock_mhz"]}

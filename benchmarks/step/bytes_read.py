@@ -1,18 +1,18 @@
-"""How many bytes a program must read of what it is given."""
+"""Number of bytes that a program must read of its arguments."""
 
 import math
 from typing import Any
 
 CALLS = ("jit", "scan")
-"""Primitives with a program of their own, whose operands are theirs one by one; a scan's hold one layer of what is scanned."""
+"""Primitives with an inner program that has the same operands; in a scan, an operand is one slice of the scanned array."""
 LOOKUPS = ("gather", "dynamic_slice", "slice")
 """Primitives that read as much of their first operand as they return."""
 
 
-def reads(jitted: Any, *arguments: Any) -> list[int]:
-    """Bytes that a call must read of each leaf of its arguments, in the order of `jax.tree.leaves`: what it uses, once.
+def argument_bytes_read(jitted: Any, *arguments: Any) -> list[int]:
+    """Return the bytes that a call must read of each leaf of its arguments, in the order of `jax.tree.leaves`, each byte once.
 
-    Of a table that is only looked up that is what is found in it; of what is only handed on, nothing.
+    A table that is only looked up counts with the rows found in it; an argument that is only passed on counts 0.
 
     Args:
         jitted: what `jax.jit` returns.
@@ -23,7 +23,7 @@ def reads(jitted: Any, *arguments: Any) -> list[int]:
 
 
 def _of(operand: Any, program: Any) -> int:
-    """At most all of it: what is read again may have stayed near."""
+    """Return the bytes read of an operand, at most its size: repeated reads are assumed to hit a cache."""
     size, total = _size(operand), 0
     for line in program.eqns:
         name = line.primitive.name

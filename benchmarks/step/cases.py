@@ -1,4 +1,4 @@
-"""What a step of a model is asked to do: its numbers, and a batch of random text with targets of the family's first objective."""
+"""Cases of the benchmark: a model at a shape, and a batch of random text with targets of the family's first objective."""
 
 import dataclasses
 import math
@@ -22,16 +22,16 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "text_to_text": (4, 64, 64),
     "permutation": (2, 256, 0),
 }
-"""Objective -> rows, tokens of a row, and tokens of its source, unless told."""
+"""Objective -> default rows, tokens of a row, and tokens of its source."""
 MASKED = 0.15
 """Share of the positions that are predicted (Devlin et al. 2019, section 3.1)."""
 MASK = 103
-"""BERT's [MASK]; what the id is matters to nothing here."""
+"""Id of BERT's [MASK]; its value does not matter here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model at a shape, and what is done with it. How it is computed is not a part of it."""
+    """A model at a shape, and the mode of its steps; the way of computing it is a `Variant`."""
 
     size: str
     """The published name."""
@@ -40,9 +40,9 @@ class Case:
     mode: Mode
     batch: int
     length: int
-    """Tokens of a row; of an encoder-decoder those of its target. Decoding: slots of the cache, all but the last of them full."""
+    """Tokens of a row; in an encoder-decoder those of its target. Decoding: slots of the cache, all of them full but the last."""
     source: int
-    """Tokens of a row's source, of an encoder-decoder; else 0."""
+    """Tokens of a row's source in an encoder-decoder; otherwise 0."""
 
     @property
     def tokens(self) -> int:
@@ -50,11 +50,11 @@ class Case:
         return self.batch * (1 if self.mode == "decode" else self.length + self.source)
 
     @property
-    def net(self) -> Model:
+    def model(self) -> Model:
         return models.model(self.config)
 
     def run(self, **changes: Any) -> Run:
-        """The case as the trainer takes it: AdamW and clipping, at a constant rate."""
+        """Return the case as a run of the trainer: AdamW and clipping, at a constant rate."""
         return Run(
             recipe=self.size,
             objective=self.objective,  # pyright: ignore[reportArgumentType]
@@ -65,21 +65,21 @@ class Case:
         )
 
     def arrays(self) -> Batch:
-        """Its batch on the host, the same for every run."""
+        """Return its batch on the host, which is the same in every process."""
         rng = np.random.default_rng([self.batch, self.length, self.source])
         batch = BATCHES[self.objective](self, rng)
         return dataclasses.replace(batch, index=np.arange(self.batch, dtype=np.uint32))
 
 
 def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int = 0, dropout: bool = False) -> Case:
-    """The case of a model by name; a number of 0 is the default of its family.
+    """Return the case of a model by name; a number of 0 is the default of its family.
 
     Raises:
-        BadInput: no such model, nothing of the kind that it does, or a shape that it does not take.
+        BadInput: no such model, a mode that it does not have, or a shape that it does not take.
     """
     require(mode in get_args(Mode), "mode", mode, f"choose {', '.join(get_args(Mode))}")
     for key, value in (("batch", batch), ("length", length), ("source-length", source)):
-        require(value >= 0, key, value, "choose 1 or more, or leave it out")
+        require(value >= 0, key, value, "must not be negative; choose 1 or more, or leave it out")
     name = resolved(name)
     size = configs.find(name)[1]
     objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
@@ -95,7 +95,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
         raise BadInput(f"--source-length {source}: {name} is no encoder-decoder, it reads no source; leave it out")
     context = getattr(cfg, "context", 1 << 20)
     shape = {"batch": batch or rows, "length": length or min(tokens, context), "source": (source or read) if net.sourced else 0}
-    fix = f"{name} has {context:,} positions; choose at most as many"
+    fix = f"{name} has {context:,} positions; choose at most {context:,}"
     require(shape["length"] <= context, "length", shape["length"], fix)
     least = {"permutation": 8}.get(objective, 2)
     require(shape["length"] >= least, "length", shape["length"], f"choose {least} tokens or more")
@@ -103,10 +103,10 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
 
 
 def resolved(name: str) -> str:
-    """A published name, or the first that a shorter one begins: bert-base is bert-base-uncased, distilbert its base size.
+    """Return a published name, or the first one that begins with a shorter name: bert-base is bert-base-uncased.
 
     Raises:
-        BadInput: neither.
+        BadInput: there is neither.
     """
     if name in configs.REFUSED:
         configs.find(name)
@@ -118,7 +118,7 @@ def resolved(name: str) -> str:
 
 
 def _settled(cfg: Any, objective: str, dropout: bool) -> Any:
-    """A configuration with the head of the objective, no memory, and no dropout unless it is asked for."""
+    """Return the configuration with the head of the objective, without memory, and without dropout unless `dropout`."""
     changes: dict[str, Any] = {}
     fields = {field.name for field in dataclasses.fields(cfg)}
     if "task" in fields:
@@ -156,7 +156,7 @@ def _masked(case: Case, rng: np.random.Generator) -> Batch:
 
 def _text_to_text(case: Case, rng: np.random.Generator) -> Batch:
     read, written = _text(case, rng, case.source), _text(case, rng, case.length)
-    # Before the first token stands padding, of id 0.
+    # Padding, id 0, comes before the first token.
     before = np.concatenate([np.zeros_like(written[:, :1]), written[:, :-1]], axis=1)
     return Batch(
         tokens=before,
@@ -173,7 +173,7 @@ def _text_to_text(case: Case, rng: np.random.Generator) -> Batch:
 
 
 def _permutation(case: Case, rng: np.random.Generator) -> Batch:
-    """A sixth of the tokens are predicted, in a random order, each from all others and those before it."""
+    """Predict a sixth of the tokens in a random order, each from all others and the predicted ones before it."""
     text, predicted = _text(case, rng, case.length), max(1, case.length // 6)
     at = _places(rng, case, predicted)
     order = np.full_like(text, -1)
@@ -198,7 +198,7 @@ BATCHES: dict[str, Callable[[Case, np.random.Generator], Batch]] = {
 
 
 def _text(case: Case, rng: np.random.Generator, length: int) -> np.ndarray:
-    """Random ids without 0 and 1, which some families' padding is."""
+    """Return random ids without 0 and 1, which are padding in some families."""
     return rng.integers(2, case.config.vocab, (case.batch, length), dtype=np.int32)
 
 

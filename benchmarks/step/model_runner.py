@@ -1,4 +1,4 @@
-"""One model of `zoo bench step`: all ways of computing it, and its peers, agree first and are then timed in the same rounds."""
+"""One model of `zoo bench step`: all its variants and peers must agree, and are then timed in the same rounds."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.guarded import Broken, Watch, first_line, guarded, slow, too_large
+from benchmarks.core.guarded import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
 from benchmarks.hlo import source_map
 from benchmarks.step import peers, programs, time_breakdown
 from benchmarks.step import profile as trace
@@ -29,14 +29,14 @@ from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
 from zoo.errors import BadInput
 
-AGREE = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
-"""How far the loss of the first step, and that after its update, may be from the unit's, relative to it.
+TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
+"""Largest relative difference from the unit's losses: of the first step, and of the step after its update.
 
-The first is a mean over hundreds of predictions, whose roundings cancel; a mistake in the loss shows there. The second follows an
-update by Adam, which magnifies the roundings of small gradients; a mistake in a gradient or in the optimizer shows there. With
-dropout each implementation drops others."""
+The first is a mean over hundreds of predictions, whose roundings cancel; it reveals a mistake in the loss. The second follows an
+update by Adam, which magnifies the roundings of small gradients; it reveals a mistake in a gradient or in the optimizer. With
+dropout, each implementation drops other activations."""
 LOSSES = {"loss": "first loss", "loss_after": "loss after an update"}
-"""Columns, and what they are called."""
+"""Columns, and their names in messages."""
 PROFILED = 3
 """Steps under the profiler."""
 SHOWN = 25
@@ -45,7 +45,7 @@ SHOWN = 25
 
 @dataclasses.dataclass
 class Trial:
-    """One program on its way: until it has a state it is one to time."""
+    """One program to be timed; it has no state until it is timed, skipped, wrong or failed."""
 
     key: dict[str, Any]
     state: str = ""
@@ -63,9 +63,9 @@ class Trial:
 
     def end(self, state: str, reason: str = "") -> None:
         self.state, self.reason = state, reason
-        self.dismiss()
+        self.stop_worker()
 
-    def dismiss(self) -> None:
+    def stop_worker(self) -> None:
         """End a peer's process."""
         if self.peer is not None:
             self.peer.close()
@@ -82,31 +82,31 @@ def measure(
     environment: Mapping[str, Any],
     watch: Watch,
 ) -> Iterator[dict[str, Any]]:
-    """The cells of a model, less the process, each as soon as it is known.
+    """Yield the cells of a model, without the process, each as soon as it is measured.
 
     Args:
-        variants: the first is what ratios are over and what losses are compared with.
+        variants: the first one is the unit of ratios, and its losses are the expected ones.
         environment: of this process.
-        watch: told what is done.
+        watch: notified of every activity.
     """
     trials = [Trial(key(case, variant, settings)) for variant in variants]
     group = _Group(case, settings, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
-            guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
+            run_guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, precision in peers.asked(settings):
+        for name, precision in peers.requested_peers(settings):
             trial = Trial(peer_key(case, name, precision, settings))
-            if group.crowded and any(other.peer for other in trials):
-                # Those that are there are timed and leave; the unit takes turns with the next ones again.
+            if group.out_of_memory and any(other.peer for other in trials):
+                # Time the peers that are running and stop them; the unit is timed again with the next ones.
                 group.time(trials, watch)
             trials.append(trial)
-            # Its process ends with the measuring, however that ends.
-            stack.callback(trial.dismiss)
-            act = functools.partial(group.invite, name=name, precision=precision, folder=folder)
-            guarded(trial, act, watch, f"{name}, {precision}: first steps")
+            # Its process ends with the measurement, also after an error.
+            stack.callback(trial.stop_worker)
+            act = functools.partial(group.start_worker, name=name, precision=precision, folder=folder)
+            run_guarded(trial, act, watch, f"{name}, {precision}: first steps")
         group.time(trials, watch)
-        # What needs no profile is known now; one profile takes as long as several steps.
+        # Cells without a profile are complete now; one profile takes as long as several steps.
         waiting = [settings.profile and trial.state == "timed" and trial.step is not None for trial in trials]
         yield from (trial.cell() for trial, waits in zip(trials, waiting, strict=True) if not waits)
         for trial in itertools.compress(trials, waiting):
@@ -114,44 +114,47 @@ def measure(
             try:
                 group.profile(trial)
             except Exception as error:
-                # Its time is no worse for it.
+                # The time is still valid.
                 trial.reason = f"it has no profile: {first_line(error)}"
             yield trial.cell()
 
 
 class _Group:
-    """What the trials of a model share: parameters, the losses they must have, and what is held from step to step."""
+    """State that the trials of a model share: parameters, expected losses, and the state that steps pass on to each other."""
 
     def __init__(self, case: Case, settings: Settings, environment: Mapping[str, Any]) -> None:
         self.case, self.settings, self.environment = case, settings, environment
         self.params: Any = None
-        self._wanted: tuple[float, ...] = ()
-        self._judge: Trial | None = None
-        self._needed = 0
-        # By what they hold: the step that has it now.
-        self._holders: dict[Any, Step] = {}
+        self._expected_losses: tuple[float, ...] = ()
+        self._reference: Trial | None = None
+        self._largest_peak = 0
+        # (mesh, precision) -> the step that has the state now.
+        self._state_owners: dict[Any, Step] = {}
 
     @property
-    def _room(self) -> int:
-        """Bytes that our programs and one peer more need in the rounds: a peer is taken to need half as much again as ours do."""
-        return int(2.5 * self._needed)
+    def _bytes_needed(self) -> int:
+        """Return the bytes that our programs and one more peer need in the rounds.
+
+        A peer is assumed to need half as much again as our programs do.
+        """
+        return int(2.5 * self._largest_peak)
 
     @property
-    def crowded(self) -> bool:
-        """Whether one peer more would not fit the memory."""
-        return bool(too_large(self._room, ""))
+    def out_of_memory(self) -> bool:
+        """Return whether one more peer would not fit into memory."""
+        return bool(too_large_reason(self._bytes_needed, ""))
 
     # --- before the rounds ---
 
     def prepare(self, trial: Trial, variant: Variant) -> None:
-        """Compile a variant of ours and take its first steps."""
+        """Compile one of our variants and take its first steps."""
         try:
             step = Step(self.case, variant)
         except BadInput as refusal:
             trial.end("skipped", str(refusal))
             return
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
-        if reason := too_large(step.state_bytes * devices, "its state alone needs"):
+        if reason := too_large_reason(step.state_bytes * devices, "its state alone needs"):
             trial.end("skipped", reason)
             return
         try:
@@ -162,7 +165,7 @@ class _Group:
             return
         memory = step.memory
         trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
-        if reason := too_large(memory.peak * devices, "compiled, it needs"):
+        if reason := too_large_reason(memory.peak * devices, "compiled, it needs"):
             trial.end("skipped", reason)
             return
         if self.params is None:
@@ -178,22 +181,22 @@ class _Group:
         trial.columns |= {"first_step_seconds": sum(spent.values()) + called}
         if (stats := jax.local_devices()[0].memory_stats()) and "peak_bytes_in_use" in stats:
             trial.columns["allocator_peak"] = stats["peak_bytes_in_use"]
-        self._needed = max(self._needed, memory.peak)
-        self._agree(trial, losses, called)
+        self._largest_peak = max(self._largest_peak, memory.peak)
+        self._check_losses(trial, losses, called)
 
-    def invite(self, trial: Trial, name: str, precision: str, folder: Path) -> None:
-        """Let a peer take its first steps."""
-        if reason := peers.missing(name):
+    def start_worker(self, trial: Trial, name: str, precision: str, folder: Path) -> None:
+        """Start a peer's process and let it take its first steps."""
+        if reason := peers.missing_packages(name):
             trial.end("skipped", reason)
             return
-        if not self._wanted:
-            trial.end("skipped", "no program of ours ran that it could be compared with")
+        if not self._expected_losses:
+            trial.end("skipped", "no program of jax-zoo ran that it could be compared with")
             return
-        if self.crowded:
-            trial.end("skipped", too_large(self._room, "ours and it are taken to need"))
+        if self.out_of_memory:
+            trial.end("skipped", too_large_reason(self._bytes_needed, "together with jax-zoo's programs it is assumed to need"))
             return
         try:
-            if not (folder / peers.ASKED).exists():
+            if not (folder / peers.REQUEST).exists():
                 peers.export(folder, self.case, self.params, self.case.run().optim)
             trial.peer = Peer(name, folder, precision)
             answer = trial.peer.begin()
@@ -206,55 +209,55 @@ class _Group:
             return
         trial.columns |= {"first_step_seconds": answer["build_s"] + answer["first_step_s"], "resident": answer["rss"]}
         trial.columns["versions"], trial.second = answer["versions"], answer["second_step_s"]
-        self._agree(trial, tuple(answer["losses"]), 0.0)
+        self._check_losses(trial, tuple(answer["losses"]), 0.0)
 
-    def _agree(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
+    def _check_losses(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""
         trial.columns |= {name: loss for name, loss in zip(LOSSES, losses, strict=True) if math.isfinite(loss)}
         if not all(map(math.isfinite, losses)):
             trial.end("wrong", f"its first two losses are {losses[0]} and {losses[1]}")
             return
-        if not self._wanted:
-            self._wanted, self._judge = losses, trial
-        # Of two precisions the coarser.
-        either = max((compared.key["precision"] for compared in (trial, self._judge or trial)), key=AGREE.__getitem__)
-        bounds = AGREE["dropout" if self.settings.dropout else either]
-        for label, loss, expected, bound in zip(LOSSES.values(), losses, self._wanted, bounds, strict=True):
+        if not self._expected_losses:
+            self._expected_losses, self._reference = losses, trial
+        # The coarser of the two precisions decides.
+        either = max((compared.key["precision"] for compared in (trial, self._reference or trial)), key=TOLERANCES.__getitem__)
+        bounds = TOLERANCES["dropout" if self.settings.dropout else either]
+        for label, loss, expected, bound in zip(LOSSES.values(), losses, self._expected_losses, bounds, strict=True):
             if abs(loss - expected) > bound * abs(expected):
-                label = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
-                trial.end("wrong", label)
+                reason = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
+                trial.end("wrong", reason)
                 return
-        if slow(trial, spent, self.settings.cell_seconds):
+        if end_if_slow(trial, spent, self.settings.cell_seconds):
             return
         trial.losses = losses
 
     # --- the rounds ---
 
     def time(self, trials: Sequence[Trial], watch: Watch) -> None:
-        """Rounds of all that are ready. One that breaks leaves, and the others begin anew."""
+        """Time all ready trials in the same rounds; one that fails is removed, and the rounds start again."""
         unit = result_files.identity(trials[0].key)
         while ready := {result_files.identity(trial.key): trial for trial in trials if trial.ready}:
             taking = ready | ({unit: trials[0]} if trials[0].state == "timed" and trials[0].losses else {})
             watch.begin("timing", *(trial.key for trial in taking.values()))
-            called = {name: self._unbroken(trial) for name, trial in taking.items()}
+            called = {name: self._program(trial) for name, trial in taking.items()}
             probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
             rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
             try:
                 for name, trial in ready.items():
-                    # The two steps of the comparison were its first; of steps that take seconds they warm enough.
+                    # It took two steps for the comparison; if a step takes seconds, that is warm enough.
                     more = [] if trial.second > timing.SLOW else timing.warm(called[name])
                     trial.columns["warm_calls"] = 2 + len(more)
                 for trial in taking.values():
-                    # So that no round has to make a state first.
-                    self._unbroken(trial, take=False)()
+                    # Create the state now, so that no round includes that.
+                    self._program(trial, take=False)()
                 timed_programs = called | {precision: probe for precision, (probe, _) in probes.items()}
                 seconds = timing.measured(timed_programs, rounds=rounds, budget=budget)
-            except Broken:
+            except RepeatFailure:
                 continue
             rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
-            for step in self._holders.values():
+            for step in self._state_owners.values():
                 step.stop()
-            self._holders.clear()
+            self._state_owners.clear()
             for name, trial in ready.items():
                 trial.columns |= timing.columns(seconds[name], seconds.get(unit))
                 trial.columns |= self._rates(trial, rates[trial.key["precision"]])
@@ -263,11 +266,11 @@ class _Group:
                 trial.end("timed", trial.reason)
 
     def profile(self, trial: Trial) -> None:
-        """Where the time of a timed program goes."""
+        """Record the time breakdown of a timed program."""
         assert trial.step is not None
-        step = self._held(trial.step)
+        step = self._with_state(trial.step)
         program, profile = source_map.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED)
-        breakdown = time_breakdown.of(program, profile, training=self.case.mode == "train")
+        breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": breakdown.seconds,
             "plain": trial.columns["seconds"],
@@ -278,46 +281,51 @@ class _Group:
             "other": [dataclasses.asdict(row) for row in breakdown.rows if row.part == time_breakdown.OTHER][:10],
         }
 
-    def _unbroken(self, trial: Trial, *, take: bool = True) -> timing.Program:
-        """A step of a trial, or without `take` only its state; what goes wrong is the trial's end."""
+    def _program(self, trial: Trial, *, take: bool = True) -> timing.Program:
+        """Return a program that takes a step of a trial, or without `take` only gives it the state; an error ends the trial."""
 
         def run() -> object:
             try:
                 if trial.peer is not None:
                     return trial.peer.run() if take else None
-                step = self._held(_step(trial))
+                step = self._with_state(_step(trial))
                 return step.run() if take else None
             except Exception as error:
                 trial.end("failed", first_line(error))
-                # What it held may be lost with it.
-                for step in self._holders.values():
+                # The state that it held may be lost.
+                for step in self._state_owners.values():
                     step.stop()
-                self._holders.clear()
-                raise Broken from error
+                self._state_owners.clear()
+                raise RepeatFailure from error
 
         return run
 
-    def _held(self, step: Step) -> Step:
-        """A step with what it holds: those over the same devices share one state, which goes from one to the next."""
+    def _with_state(self, step: Step) -> Step:
+        """Return the step after it has received the state: steps over the same devices share one state and pass it on."""
         place = step.variant.mesh, "" if self.case.mode == "train" else step.variant.precision
-        if (holder := self._holders.get(place)) is None:
+        if (owner := self._state_owners.get(place)) is None:
             step.start(self.params)
-        elif holder is not step:
-            holder.hand_over(step)
-        self._holders[place] = step
+        elif owner is not step:
+            owner.transfer_state(step)
+        self._state_owners[place] = step
         return step
 
     def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
-        """Columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
+        """Return the columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
         seconds, flops = trial.columns["seconds"], _flops(self.case)
         columns: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
         columns["matrix_rate"] = rate
         if self.case.mode == "decode":
             read, copied = _reads(self.case, trial.key["precision"]), self.environment["copy_rate"]
-            columns |= {"bytes": read, "bytes_per_s": read / seconds, "copy_rate": copied, "of_copy_rate": read / seconds / copied}
+            columns |= {
+                "bytes": read,
+                "bytes_per_s": read / seconds,
+                "copy_rate": copied,
+                "of_copy_rate": read / seconds / copied,
+            }
         peak = device_peak(self.environment["device"], trial.key["precision"])
         if flops is not None:
-            # The products beside it ran on one device; simulated ones share this machine's cores.
+            # The probe ran on one device; simulated devices share this machine's cores.
             together = rate if jax.default_backend() == "cpu" else rate * _devices(trial)
             columns |= {
                 "of_matrix_rate": mfu(flops, seconds, together),
@@ -336,21 +344,21 @@ def _devices(trial: Trial) -> int:
 
 
 def _flops(case: Case) -> float | None:
-    """Matrix-product FLOPs of a step; None of decoding, which is bound by the memory that it reads."""
+    """Return the FLOPs of a step's matrix products; None for decoding, which is bound by memory reads."""
     if case.mode == "decode":
         return None
-    batch, net = case.arrays(), case.net
+    batch, net = case.arrays(), case.model
     return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
 
 
 @functools.cache
 def _reads(case: Case, precision: str) -> int:
-    """Bytes that a step must read, however it is computed; a peer's are taken to be the same."""
-    return Step(case, Variant(precision=precision)).reads
+    """Return the bytes that a step must read, however it is computed; the same number is used for peers."""
+    return Step(case, Variant(precision=precision)).bytes_read
 
 
 def _probe(precision: str) -> tuple[timing.Program, float]:
-    """Matrix products to take turns with the steps, and their FLOPs: what the machine could do in the very rounds."""
+    """Return a program of matrix products for the same rounds, and its FLOPs: it measures the machine's rate in these rounds."""
     size, count = (1024, 16) if jax.default_backend() == "cpu" else (8192, 4)
     operand = jax.jit(lambda key: jax.random.normal(key, (size, size), DTYPES[precision]))(jax.random.key(0))
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))

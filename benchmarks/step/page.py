@@ -1,4 +1,4 @@
-"""The results of `zoo bench step` as a page: one HTML file that needs nothing else, neither network nor scripts."""
+"""The results of `zoo bench step` as a self-contained HTML page, without network access and scripts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,14 +26,14 @@ FORMULAS = {
     "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "
     "loading its weights on",
     "agreement": "the loss of the first step, and that after its update, are those of the unit within the bounds of "
-    "`benchmarks.step.model_runner.AGREE`; what disagrees is not timed",
+    "`benchmarks.step.model_runner.TOLERANCES`; what disagrees is not timed",
     "profile": "each instant of a step is shared evenly by the threads that work then, each on the innermost instruction it is "
     "in; a fusion of several operations counts as what its last one is for",
 }
 
 
 def render(results: Results) -> str:
-    """The page."""
+    """Return the page."""
     models = tables.models(results.cells)
     lead = _sentence(results)
     blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(models)}</header>"]
@@ -47,7 +47,7 @@ def render(results: Results) -> str:
             blocks.append(section(text(f"Where a step goes: {title}, {name}"), _profile(f"{title}, {name}", profile)))
     blocks.append(section("What the numbers are", _formulas()))
     blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
-    blocks.append(f"<footer>{text('Made by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
+    blocks.append(f"<footer>{text('StepParts by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
     return page("Steps", lead, blocks)
 
 
@@ -58,7 +58,7 @@ def _sentence(results: Results) -> str:
 
 
 def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Of each model our fastest in the precision of its first row, and its peers' time over it."""
+    """Return, for each model, our fastest program in the precision of its first row, and the times of its peers over it."""
     tiles = []
     for cells in models.values():
         if (best := tables.fastest(cells, cells[0]["key"]["precision"])) is None:
@@ -73,13 +73,13 @@ def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _share(cell: Mapping[str, Any]) -> str:
-    """How near a step comes to what bounds it."""
+    """Return the share of the rate that bounds a step, in words."""
     shares = {"matrix": cell.get("mfu") or cell.get("of_matrix_rate"), "copy": cell.get("of_copy_rate")}
     return "".join(f", {share:.0%} of the {name} rate" for name, share in shares.items() if share)
 
 
 def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    """Time over the unit's, a bar a program, with what lies between the 20th and 80th percentile."""
+    """Return the figure of times over the unit's, a bar for each program with its 20th and 80th percentile."""
     timed = [cell for cell in cells if cell["state"] == "timed" and cell["ratio"]]
     if len(timed) < 2:
         return ""
@@ -100,7 +100,7 @@ def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _profile(title: str, profile: Mapping[str, Any]) -> str:
-    """A bar for each part, forward, backward and update in a row; then the same and the longest instructions in numbers."""
+    """Return a bar for each part, divided by direction, and tables of the parts and the longest instructions."""
     by_time = sorted(profile["parts"].items(), key=lambda item: -sum(item[1].values()))
 
     def draw(axes: Any) -> None:
@@ -117,7 +117,7 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
     description = "; ".join(f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time)
     keys = "".join(key(KEYS[way], way) for way in time_breakdown.DIRECTIONS)
     figure = _figure(f"Parts of a step: {title}", description, keys, draw, len(by_time))
-    note = f"<p class=note>{text(tables.profile_told(profile))}. {text(LEGEND_OF_PARTS)}</p>"
+    note = f"<p class=note>{text(tables.profile_summary(profile))}. {text(LEGEND_OF_PARTS)}</p>"
     return figure + note + table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))) + _instructions(profile)
 
 
@@ -129,7 +129,7 @@ LEGEND_OF_PARTS = (
 
 
 def _line(cell: Mapping[str, Any]) -> list[str]:
-    """A row of the table, the program and its way in two columns."""
+    """Return a row of the table; the program and its variant are two columns."""
     name, *numbers = tables.line(cell)
     program, _, way = name.partition(", ")
     return _filled([program, way, *numbers])
@@ -168,7 +168,7 @@ def _beside(axes: Any, at: float, place: int, label: str) -> None:
 
 
 def _categories(axes: Any, names: Sequence[str]) -> None:
-    """Names down the side, the first on top."""
+    """Write names along the side, the first one on top."""
     from matplotlib.ticker import FixedLocator
 
     axes.yaxis.set_major_locator(FixedLocator(range(len(names))))

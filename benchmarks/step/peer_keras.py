@@ -1,6 +1,6 @@
-"""KerasHub on its JAX backend, as its users run it: `train_on_batch` of its own model, loss and AdamW, compiled as a whole.
+"""KerasHub on its JAX backend, in its usual form: `train_on_batch` of its own model, loss and AdamW, compiled as a whole.
 
-KerasHub reads weights in the form of `transformers` for GPT-2 and BERT's body; what it does not read is put in place here.
+KerasHub reads weights in the format of `transformers` for GPT-2 and BERT's body; this module assigns the other weights.
 """
 
 import json
@@ -15,22 +15,22 @@ from safetensors.numpy import load_file, save_file
 from zoo.runtime import jax_setup
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The same flags as ours, before anything starts JAX: without the safe one its numbers may be wrong.
+# The same XLA flags as ours, set before JAX starts: without the safe one its numbers may be wrong.
 jax_setup.prepare()
 
 Inputs = dict[str, np.ndarray]
 
 
 def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Callable[[], float]:
-    """A function that takes a step of a mode and returns its loss.
+    """Return a function that takes a step of a mode and returns its loss.
 
     Raises:
-        NotImplementedError: KerasHub has no such model, or the mode is of one token.
+        NotImplementedError: KerasHub has no such model, or the mode is decoding.
     """
     import keras  # pyright: ignore[reportMissingImports]
 
     if request["family"] not in MODELS:
-        raise NotImplementedError(f"KerasHub has no {request['family']} that predicts as ours does")
+        raise NotImplementedError(f"KerasHub has no {request['family']} with the same predictions")
     if request["mode"] == "decode":
         raise NotImplementedError("KerasHub generates whole texts, not a token")
     if request["precision"] != "float32":
@@ -52,7 +52,7 @@ def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarr
     call = model.train_on_batch if request["mode"] == "train" else model.test_on_batch
 
     def once() -> float:
-        # Its loss is a mean over all batches since.
+        # Keras returns the mean loss of all batches since the last reset.
         model.reset_metrics()
         metrics = call(inputs, targets)
         return float(np.ravel(metrics)[0])
@@ -74,7 +74,7 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     file = folder / "model.safetensors"
     tensors = load_file(file)
     width = tensors["bert.embeddings.LayerNorm.weight"].shape[0]
-    # Its body always has a pooler, of which the masked words know nothing.
+    # Its body always has a pooler, which masked words do not use.
     complete = folder / "keras"
     complete.mkdir(exist_ok=True)
     pooler = {
@@ -83,7 +83,7 @@ def _bert(folder: Path, batch: Mapping[str, np.ndarray]) -> tuple[Any, Inputs]:
     }
     save_file(tensors | pooler, complete / file.name)
     (complete / "config.json").write_text((folder / "config.json").read_text())
-    # Its own converter leaves Keras' default.
+    # KerasHub's converter keeps Keras' default dropout.
     rate = json.loads((folder / "config.json").read_text())["hidden_dropout_prob"]
     backbone = models.BertBackbone.from_preset(str(complete), dropout=rate)
     model = models.BertMaskedLM(backbone=backbone)

@@ -1,5 +1,4 @@
-"""`transformers` on torch, as its users run it: its own model and loss, AdamW in its fused form, clipping, and autocast for
-bfloat16."""
+"""`transformers` on torch, in its usual form: its own model and loss, fused AdamW, clipping, and autocast for bfloat16."""
 
 import contextlib
 import os
@@ -15,7 +14,7 @@ Tensors = dict[str, Any]
 
 
 def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Callable[[], float]:
-    """A function that takes a step of a mode and returns its loss."""
+    """Return a function that takes a step of a mode and returns its loss."""
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = {"attn_implementation": request["attention"]} if "attention" in request else {}
@@ -46,11 +45,11 @@ def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarr
         return once
     model.train()
     rates = request["optim"]
-    # As ours: norms and biases do not decay.
+    # As in our optimizer, norms and biases do not decay.
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": rates["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-    # `transformers`' Trainer takes the fused form too.
+    # The Trainer of `transformers` uses the fused form too.
     optimizer = torch.optim.AdamW(groups, lr=rates["lr"], betas=(rates["b1"], rates["b2"]), eps=rates["eps"], fused=True)
 
     def step() -> float:
@@ -66,7 +65,7 @@ def build(folder: Path, request: Mapping[str, Any], batch: Mapping[str, np.ndarr
 
 def _causal(model: Any, batch: Tensors) -> Any:
     logits = model(input_ids=batch["tokens"], use_cache=False).logits
-    # Its own loss would leave out the last token of each row.
+    # The model's own loss would leave out the last token of each row.
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten())
 
 
@@ -86,7 +85,7 @@ def _text_to_text(model: Any, batch: Tensors) -> Any:
 
 def _permutation(model: Any, batch: Tensors) -> Any:
     order, at = batch["order"], batch["query_at"]
-    hidden = (order[:, None] >= order[..., None]) & (order[:, None] >= 0)
+    hidden = (order[:, None] >= order[..., None]) & (order[:, None] >= 0)  # [B, T, T]
     places = torch.arange(order.shape[1], device=order.device)
     mapping = (at[..., None] == places).float()
     arguments = {"input_ids": batch["tokens"], "token_type_ids": batch["types"], "use_mems": False}
@@ -101,12 +100,12 @@ LOSSES: dict[str, Callable[[Any, Tensors], Any]] = {
     "permutation": _permutation,
 }
 
-TOLD = 7
-"""As in `benchmarks.step.programs`."""
+TARGET_TOKEN = 7
+"""The same token as in `benchmarks.step.programs`."""
 
 
 def _decode(model: Any, batch: Tensors, autocast: Callable[[], Any], *, compiled: bool) -> Callable[[], float]:
-    """The last slot of a cache that is full but for it."""
+    """Return a step that fills the last slot of a cache that is full except for it."""
     if compiled:
         raise NotImplementedError("a cache that grows compiles anew for each of its lengths")
     if "order" in batch:
@@ -126,6 +125,6 @@ def _decode(model: Any, batch: Tensors, autocast: Callable[[], Any], *, compiled
             logits = model(**fixed, **{name: tokens[:, last:]}, past_key_values=past, use_cache=True).logits[:, -1].float()
             # Remove the token again; a positive number, the length to keep, is refused since transformers 5.24.
             past.crop(-1)
-            return (logits.logsumexp(-1) - logits[:, TOLD]).mean().item()
+            return (logits.logsumexp(-1) - logits[:, TARGET_TOKEN]).mean().item()
 
     return once

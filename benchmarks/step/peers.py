@@ -1,11 +1,11 @@
-"""Other implementations of the same step, each in a process of its own, driven in turn: the others sleep while one works.
+"""Other implementations of the same step, each in a process of its own; only one of them works at a time.
 
 A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
 ours before it is timed. `python -m benchmarks.step.peers KIND FOLDER PRECISION` is such a process: it reads a line for each step
 from its standard input and answers each with a JSON object.
 
-In one process the thread pools of torch and XLA would stand side by side, and a peer's failure would end the whole; a process
-apart also shows what memory each needs.
+In one process, the thread pools of torch and XLA would compete, and a failure of a peer would end everything; separate processes
+also show how much memory each needs.
 """
 
 import contextlib
@@ -30,25 +30,25 @@ import numpy as np
 
 from zoo.errors import BadInput
 
-ASKED, BATCH = "asked.json", "batch.npz"
+REQUEST, BATCH = "request.json", "batch.npz"
 PATIENCE = 600.0
-"""Seconds that a peer may take to begin, compilation included, and for each step."""
+"""Seconds that a peer may take to start, compilation included, and for each step."""
 COLD = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-"""Environment of a peer: its seconds of compilation are to be those of a first time, as ours are."""
+"""Environment of a peer: its seconds of compilation are those of a first compilation, as ours are."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How a peer is built."""
+    """Description of how to build a peer."""
 
     module: str
-    """Where it is built: `build(folder, asked, batch) -> a function that takes a step and returns its loss`. Imported before
-    that, and before the first step's clock starts: `packages`."""
+    """Module with `build(folder, request, batch)`, which returns a function that takes a step and returns its loss. `packages`
+    are imported after it and before the clock of the first step starts."""
     packages: tuple[str, ...]
-    """What must be installed."""
+    """Packages that must be installed."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduced: bool = True
-    """Whether it is also asked to compute in bfloat16, its own way."""
+    """Whether it is also measured in bfloat16, in its own way."""
 
 
 TORCH = ("torch", "transformers")
@@ -58,40 +58,40 @@ PEERS: dict[str, Kind] = {
     "transformers, torch.compile": Kind("benchmarks.step.peer_torch", TORCH, {"compile": True}),
     "KerasHub on JAX": Kind("benchmarks.step.peer_keras", ("keras", "keras_hub"), reduced=False),
 }
-"""transformers: torch's eager mode, with the attention that `transformers` takes by itself (`scaled_dot_product_attention` where
-a model has it)."""
+"""transformers: torch's eager mode, with the attention that `transformers` chooses (`scaled_dot_product_attention` if a model has
+it)."""
 
 
-def asked(settings: Any) -> list[tuple[str, str]]:
-    """(peer, precision) of those that settings ask for."""
+def requested_peers(settings: Any) -> list[tuple[str, str]]:
+    """Return the requested peers as (peer, precision)."""
     pairs = [(name, precision) for precision in settings.precision for name in PEERS] if settings.peers else []
     return [(name, precision) for name, precision in pairs if precision == "float32" or PEERS[name].reduced]
 
 
 class PeerFailed(Exception):
-    """A peer cannot do what is asked; the message is one line."""
+    """A peer cannot do what is requested; the message is one line."""
 
 
-def missing(name: str) -> str:
-    """Why a peer cannot be tried here; "" if it can."""
+def missing_packages(name: str) -> str:
+    """Return why a peer cannot run here; "" if it can."""
     absent = [package for package in PEERS[name].packages if importlib.util.find_spec(package) is None]
     return f"{' and '.join(absent)} not installed" if absent else ""
 
 
 def versions(kind: Kind) -> dict[str, str]:
-    """Versions of what a peer is made of."""
+    """Return the versions of a peer's packages."""
     return {package: importlib.metadata.version(package.replace("_", "-")) for package in kind.packages}
 
 
 def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
-    """Write what the peers of a case are asked: weights, batch, and numbers.
+    """Write the request for the peers of a case: weights, batch, and numbers.
 
     Raises:
         BadInput: `transformers` has no such model.
     """
     from zoo import pretrained
 
-    architecture = case.net.names.architecture
+    architecture = case.model.names.architecture
     if not architecture:
         raise BadInput(f"{case.size}: transformers has no model of this kind")
     pretrained.save(folder, case.config, params)
@@ -100,16 +100,16 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     if batch.source is not None:
         arrays |= {"source": batch.source.tokens}
     np.savez(folder / BATCH, **{name: array for name, array in arrays.items() if array is not None})
-    numbers = {"family": case.net.family, "objective": case.objective, "mode": case.mode, "architecture": architecture}
+    numbers = {"family": case.model.family, "objective": case.objective, "mode": case.mode, "architecture": architecture}
     numbers["optim"] = {name: getattr(optim, name) for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}
-    (folder / ASKED).write_text(json.dumps(numbers))
+    (folder / REQUEST).write_text(json.dumps(numbers))
 
 
 class Peer:
-    """A peer at work, until it is closed. `resident` is its memory at its peak, in bytes."""
+    """A running peer, until it is closed. `resident` is its peak memory in bytes."""
 
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
-        """Start its process, which loads the weights and takes two steps: see `first`."""
+        """Start its process, which loads the weights and takes two steps: see `begin`."""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         argv = [
             sys.executable,
@@ -132,25 +132,28 @@ class Peer:
         self.resident = 0
 
     def begin(self) -> dict[str, Any]:
-        """Wait for its first two steps: "losses", seconds ("build_s", "first_step_s", "second_step_s"), "rss", bytes at its peak.
+        """Wait for its first two steps and return its answer.
+
+        The keys are "losses", seconds ("build_s", "first_step_s", "second_step_s"), "rss", its peak memory in bytes, and
+        "versions".
 
         Raises:
-            PeerFailed: it cannot.
+            PeerFailed: it cannot take them.
         """
         return self._answer(PATIENCE)
 
     def run(self) -> float:
-        """One step, to its end; its loss.
+        """Take one step, to its end, and return its loss.
 
         Raises:
-            PeerFailed: it died.
+            PeerFailed: its process ended.
         """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("step\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # said better by what it left
+            pass  # its log has the reason
         answer = self._answer(PATIENCE)
         self.resident = answer["rss"]
         return float(answer["loss"])
@@ -176,7 +179,7 @@ class Peer:
             code = self._process.wait()
             self._log.seek(0)
             log_lines = [text for text in self._log.read().splitlines() if text.strip()]
-            raise PeerFailed(f"ended with code {code}: {log_lines[-1].strip() if log_lines else 'and said nothing'}"[:300])
+            raise PeerFailed(f"ended with code {code}: {log_lines[-1].strip() if log_lines else 'and printed nothing'}"[:300])
         answer = json.loads(line)
         if "error" in answer:
             raise PeerFailed(answer["error"])
@@ -187,15 +190,15 @@ class Peer:
 
 
 def serve(kind: Kind, folder: Path, precision: str) -> int:
-    """Build the peer, take two steps, then one for each line that is read."""
-    # Whatever a library prints goes to the log; the answers alone to standard output.
+    """Build the peer, take two steps, then one for each line of standard input."""
+    # Output of libraries goes to the log; standard output has only the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    request = json.loads((folder / ASKED).read_text()) | {"precision": precision, **kind.options}
+    request = json.loads((folder / REQUEST).read_text()) | {"precision": precision, **kind.options}
     try:
         build: Callable[..., Callable[[], float]] = importlib.import_module(kind.module).build
         for package in kind.packages:
@@ -220,8 +223,8 @@ def serve(kind: Kind, folder: Path, precision: str) -> int:
 
 
 def _resident() -> int:
-    """Bytes of this process's memory at its peak."""
-    # What `getrusage` says counts the process that started this one, up to the start.
+    """Return the peak memory of this process in bytes."""
+    # The peak of `getrusage` includes the parent process up to the start of this one.
     status = Path("/proc/self/status")
     if status.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(match[1]) * 1024

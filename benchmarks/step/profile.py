@@ -1,9 +1,9 @@
-"""Which instruction of a program the machine worked on, and for how long: a JAX profile read as seconds by instruction.
+"""Time by instruction: a JAX profile read as the seconds that the machine worked on each instruction of a program.
 
-On a CPU, instructions run side by side on several threads, and their work is handed on to others. So each thread is followed: at
-any instant it works on the innermost instruction it has begun, and where it does what another handed on, on that one's. An
-instant of the step is shared evenly by the threads that work then; one in which none does is nobody's. The shares of all
-instructions and of nobody sum up to the time of the steps. On a GPU or TPU an instruction is what its device says it runs.
+On a CPU, instructions run side by side on several threads, and hand work on to other threads. So each thread is followed: at any
+instant it works on the innermost instruction that it has begun, or on the instruction that handed its work on. Each instant of
+the step is divided evenly among the threads that work at that time; an instant without any is idle. The shares of all
+instructions and the idle time add up to the time of the steps. On a GPU or TPU, the device reports the instruction itself.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 STREAMS = ("Stream", "XLA Ops")
-"""Lines of a device, a GPU's and a TPU's, on which it says what it runs."""
+"""Prefixes of a device's lines, on a GPU and a TPU, that contain instructions."""
 BEGINS, ENDS, HANDS_ON = "ThreadpoolListener::StartRegion", "ThreadpoolListener::StopRegion", "ThreadpoolListener::Record"
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What an instruction took of a step, on average."""
+    """Average time of an instruction in a step."""
 
     seconds: float
     """Its share of the step's time."""
@@ -38,20 +38,20 @@ class Spent:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Where the time of a step went."""
+    """Breakdown of the time of a step by instruction."""
 
     seconds: float
-    """A step while the profiler listened, which costs something: compare it with one that is not listened to."""
+    """Time of a step under the profiler, which slows it down: compare it with a step without the profiler."""
     spent: Mapping[str, Spent]
-    """By instruction."""
+    """Instruction -> its time."""
     idle: float
-    """Seconds of a step in which nothing was worked on: it was being launched, or waited for."""
+    """Seconds of a step in which no thread worked: the step was being launched, or waited for."""
     clock: str
-    """Whose: "threads" of the host, or "device"."""
+    """Clocks that were used: "threads" of the host, or "device"."""
 
 
 def profile(program: Callable[[], object], steps: int = 3) -> Profile:
-    """Run a compiled program, which returns when its work is done, under the profiler."""
+    """Run a compiled program under the profiler; the program must return only when its work is done."""
     options = ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -68,15 +68,15 @@ def profile(program: Callable[[], object], steps: int = 3) -> Profile:
 
 
 def read(file: Path, steps: int, seconds: float) -> Profile:
-    """The profile of `steps` steps that took `seconds` together.
+    """Return the profile of `steps` steps that took `seconds` together.
 
     Raises:
-        ValueError: nothing in it is an instruction of a program.
+        ValueError: the file has no instruction of a program.
     """
     planes = list(ProfileData.from_file(str(file)).planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     streams = [line for plane in devices for line in plane.lines if line.name.startswith(STREAMS)]
-    if threads := [pieces for line in streams if (pieces := _stream(line))]:
+    if threads := [intervals for line in streams if (intervals := _stream(line))]:
         clock = "device"
     else:
         hosts = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines]
@@ -90,8 +90,8 @@ def read(file: Path, steps: int, seconds: float) -> Profile:
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Piece:
-    """A stretch of a thread's time on one instruction, in seconds; `first` of the run of the instruction it belongs to."""
+class Interval:
+    """A part of a thread's time on one instruction, in seconds; `first` marks the first interval of a run of the instruction."""
 
     begin: float
     end: float
@@ -99,38 +99,38 @@ class Piece:
     first: bool
 
 
-def _threads(lines: Iterable[Any]) -> list[list[Piece]]:
-    """What each thread of the host worked on, in order, without overlaps."""
+def _threads(lines: Iterable[Any]) -> list[list[Interval]]:
+    """Return the intervals of each thread of the host, in order and without overlaps."""
     events = [[_event(event) for event in line.events] for line in lines]
-    # What is handed on belongs to what the thread that hands it on is in.
+    # Work that is handed on belongs to the current instruction of the thread that hands it on.
     owners: dict[int, str] = {}
     for thread in events:
-        _pieces(thread, owners, hand_on=True)
-    # Work that was handed on may hand on in its turn: by now the owner of that is known too, where it was met too late.
+        _intervals(thread, owners, hand_on=True)
+    # Work that was handed on may hand on more work: the second pass finds owners that the first pass met too late.
     for thread in events:
-        _pieces(thread, owners, hand_on=True)
-    return [_pieces(thread, owners, hand_on=False) for thread in events]
+        _intervals(thread, owners, hand_on=True)
+    return [_intervals(thread, owners, hand_on=False) for thread in events]
 
 
 def _event(event: Any) -> tuple[float, float, str, str, int]:
-    """(begin, end, name, instruction, number of what is handed on)."""
+    """Return (begin, end, name, instruction, handle of the work that is handed on)."""
     stats = dict(event.stats)
     handle = stats.get("_p" if event.name == HANDS_ON else "_c", 0)
     begin = event.start_ns * 1e-9
     return begin, begin + event.duration_ns * 1e-9, event.name, str(stats.get("hlo_op", "")), int(handle)
 
 
-def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, str], *, hand_on: bool) -> list[Piece]:
-    """A thread's time by the innermost instruction; with `hand_on`, notes what it hands on in `owners`."""
-    pieces: list[Piece] = []
-    # What the thread is in: (end, instruction). A region ends with its own event.
+def _intervals(events: list[tuple[float, float, str, str, int]], owners: dict[int, str], *, hand_on: bool) -> list[Interval]:
+    """Return a thread's time by the innermost instruction; with `hand_on`, record in `owners` which work it hands on."""
+    intervals: list[Interval] = []
+    # Stack of the thread: (end, instruction). A region has no end here: an event of its own ends it.
     inside: list[tuple[float, str]] = []
     at, fresh = 0.0, False
 
     def close(until: float) -> None:
         nonlocal at, fresh
         if inside and inside[-1][1] and until > at:
-            pieces.append(Piece(at, until, inside[-1][1], fresh))
+            intervals.append(Interval(at, until, inside[-1][1], fresh))
             fresh = False
         at = max(at, until)
 
@@ -156,23 +156,23 @@ def _pieces(events: list[tuple[float, float, str, str, int]], owners: dict[int, 
         if inside[-1][0] != float("inf"):
             close(inside[-1][0])
         inside.pop()
-    return pieces
+    return intervals
 
 
-def _stream(line: Any) -> list[Piece]:
-    """What a line of a device ran."""
-    pieces = []
+def _stream(line: Any) -> list[Interval]:
+    """Return the intervals of a line of a device."""
+    intervals = []
     for event in line.events:
         begin, end, _, op, _ = _event(event)
         if op and end > begin:
-            pieces.append(Piece(begin, end, op, True))
-    return sorted(pieces)
+            intervals.append(Interval(begin, end, op, True))
+    return sorted(intervals)
 
 
-def _shared(threads: Iterable[list[Piece]]) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
-    """By instruction: seconds, an instant being shared evenly by those who work then; seconds of all threads; runs."""
+def _shared(threads: Iterable[list[Interval]]) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+    """Return by instruction: seconds, with each instant divided among the running ones; seconds of all threads; runs."""
     shares, busy, times = defaultdict(float), defaultdict(float), defaultdict(int)
-    # Sweep over the ends of pieces; the pieces that contain the present instant are few.
+    # Sweep over the ends of intervals; only a few intervals contain the current instant.
     running: list[tuple[float, str]] = []
     at = 0.0
 
@@ -190,10 +190,10 @@ def _shared(threads: Iterable[list[Piece]]) -> tuple[dict[str, float], dict[str,
                 shares[name] += (until - at) / len(running)
             at = until
 
-    for piece in heapq.merge(*threads):
-        advance(piece.begin)
-        heapq.heappush(running, (piece.end, piece.name))
-        busy[piece.name] += piece.end - piece.begin
-        times[piece.name] += piece.first
+    for interval in heapq.merge(*threads):
+        advance(interval.begin)
+        heapq.heappush(running, (interval.end, interval.name))
+        busy[interval.name] += interval.end - interval.begin
+        times[interval.name] += interval.first
     advance(float("inf") if not running else max(end for end, _ in running))
     return shares, busy, times

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.step.bytes_read import reads
+from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
 from train.config import run_config
@@ -26,18 +26,18 @@ from zoo.models import Model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How a case is computed."""
+    """A way of computing a case."""
 
     layers: str = "scan"
-    """scan, or unroll."""
+    """"scan" or "unroll"."""
     remat: str = "none"
     precision: str = "float32"
     attention: str = "auto"
     mesh: str = "data=1"
-    """Axes and their sizes, as "data=2,fsdp=2"."""
+    """Axes and their sizes, such as "data=2,fsdp=2"."""
 
     def model(self, case: Case) -> Any:
-        """The case's model, computed so."""
+        """Return the case's configuration with this way of computing."""
         depth = max(case.config.layers, getattr(case.config, "decoder_layers", 0))
         compute = Compute(
             attention=self.attention,  # pyright: ignore[reportArgumentType]
@@ -47,7 +47,7 @@ class Variant:
         return dataclasses.replace(case.config, compute=compute)
 
     def axes(self) -> run_config.Mesh:
-        """The mesh in numbers.
+        """Return the mesh in numbers.
 
         Raises:
             BadInput: it is not written as axes.
@@ -61,10 +61,10 @@ class Variant:
         return run_config.Mesh(**{"data": 1, **sizes})
 
     def devices(self) -> list[Any]:
-        """The devices it runs on.
+        """Return the devices it runs on.
 
         Raises:
-            BadInput: there are not as many.
+            BadInput: there are not enough.
         """
         axes = self.axes()
         count, have = axes.data * axes.fsdp * axes.tensor, jax.device_count()
@@ -82,7 +82,7 @@ class Memory:
     outputs: int
     temporaries: int
     reused: int
-    """Of the outputs, those that take the place of arguments."""
+    """Bytes of the outputs that take the place of arguments."""
 
     @property
     def peak(self) -> int:
@@ -90,13 +90,13 @@ class Memory:
 
 
 class Step:
-    """A case under a variant. First `compile`, then `start` from parameters, then `run` again and again."""
+    """A case under a variant: first `compile` it, then `start` from parameters, then `run` repeatedly."""
 
     def __init__(self, case: Case, variant: Variant) -> None:
-        """Nothing is computed.
+        """Prepare the step without computing anything.
 
         Raises:
-            BadInput: the mesh or the model does not take the variant.
+            BadInput: the mesh or the model does not support the variant.
         """
         self.case, self.variant = case, variant
         self.run_config = case.run(model=variant.model(case), precision=variant.precision, mesh=variant.axes())
@@ -104,34 +104,34 @@ class Step:
         device_mesh.check(self.run_config, self.mesh)
         if case.mode == "decode" and self.mesh.size > 1:
             raise BadInput(f"--mesh {variant.mesh}: one token is decoded on one device; choose data=1, or another --mode")
-        self.net: Model = dataclasses.replace(case.net, config=self.run_config.model)
+        self.model: Model = dataclasses.replace(case.model, config=self.run_config.model)
         self.dtype = DTYPES[variant.precision]
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._state: Any = None
-        self._made = MODES[case.mode](self)
-        self._batch = device_mesh.place(self._made.batch, self.mesh, case.batch)
-        self._jitted = self._made.jitted
+        self._parts = MODES[case.mode](self)
+        self._batch = device_mesh.place(self._parts.batch, self.mesh, case.batch)
+        self._jitted = self._parts.jitted
 
     def compile(self) -> dict[str, float]:
-        """Compile it for its shapes; nothing of their size is allocated. Returns "lower_seconds" and "compile_seconds"."""
+        """Compile it for its shapes, without allocating arrays; return "lower_seconds" and "compile_seconds"."""
         with jax.set_mesh(self.mesh):
             began = time.perf_counter()
-            lowered = self._jitted.lower(self._made.shapes, self._batch)
+            lowered = self._jitted.lower(self._parts.shapes, self._batch)
             between = time.perf_counter()
             self.compiled = lowered.compile()
         return {"lower_seconds": between - began, "compile_seconds": time.perf_counter() - between}
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of what it holds from step to step, on each device."""
-        leaves = jax.tree.leaves(self._made.shapes)
+        """Return the bytes of its state on each device."""
+        leaves = jax.tree.leaves(self._parts.shapes)
         return sum(leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
     @property
-    def reads(self) -> int:
-        """Bytes that it must read of parameters, cache and batch, on one device: see `benchmarks.step.bytes_read`."""
-        # Without the mesh: what says where a table lies would stand between it and the lookup.
-        return sum(reads(self._jitted, self._made.shapes, self._batch))
+    def bytes_read(self) -> int:
+        """Return the bytes of parameters, cache and batch that it must read on one device: see `benchmarks.step.bytes_read`."""
+        # Without the mesh: a sharding constraint would come between a table and its lookup.
+        return sum(argument_bytes_read(self._jitted, self._parts.shapes, self._batch))
 
     @property
     def memory(self) -> Memory:
@@ -144,57 +144,57 @@ class Step:
         )
 
     def start(self, params: Any) -> None:
-        """Begin from parameters, which are copied."""
+        """Initialize the state from parameters, which are copied."""
         with jax.set_mesh(self.mesh):
-            self._state = jax.block_until_ready(self._made.fresh(params))
+            self._state = jax.block_until_ready(self._parts.fresh(params))
 
     def run(self) -> float:
-        """One step, to its end; the loss it computed on its way, in nats."""
+        """Take one step, to its end, and return its loss in nats."""
         with jax.set_mesh(self.mesh):
             self._state, loss = self._jitted(self._state, self._batch)
             return float(loss)
 
     def stop(self) -> None:
-        """Let go of what it holds."""
+        """Release the state."""
         self._state = None
 
-    def hand_over(self, other: "Step") -> None:
-        """Give what it holds to another step over the same mesh, so that several share the memory of one."""
+    def transfer_state(self, other: "Step") -> None:
+        """Give the state to another step over the same mesh, so that several steps share the memory of one."""
         other._state, self._state = self._state, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
-    """The parts of a step of some mode."""
+class StepParts:
+    """The parts of a step of one mode."""
 
     jitted: Any
     """(state, batch) -> (state, loss), the state donated."""
     shapes: Any
-    """The state's."""
+    """Shapes of the state."""
     batch: Batch
     fresh: Callable[[Any], Any]
     """Parameters -> the state before the first step."""
 
 
 def initial(case: Case) -> Any:
-    """Fresh float32 parameters of a case on the first device; the same for every variant."""
-    return jax.block_until_ready(jax.jit(case.net.init)(jax.random.key(0)))
+    """Return fresh float32 parameters of a case on the first device; they are the same for every variant."""
+    return jax.block_until_ready(jax.jit(case.model.init)(jax.random.key(0)))
 
 
-def _train(step: Step) -> Made:
-    run, model, mesh = step.run_config, step.net, step.mesh
+def _train(step: Step) -> StepParts:
+    run, model, mesh = step.run_config, step.model, step.mesh
     objective, tx = objectives.objective(run.objective), optim.optimizer(run.optim)
     shapes = device_mesh.abstract_state(run, model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     inner = make_step(run, model, objective, tx, step.dtype)
 
-    def whole(state: State, batch: Batch) -> tuple[State, jax.Array]:
+    def step_function(state: State, batch: Batch) -> tuple[State, jax.Array]:
         state, metrics = inner(state, batch)
         return state, metrics["loss"]
 
-    jitted = _compiled(whole, step, shardings)
+    jitted = _compiled(step_function, step, shardings)
 
-    def begun(params: Any) -> State:
+    def initial_state(params: Any) -> State:
         return State(
             step=jnp.int32(0),
             params=jax.tree.map(jnp.copy, params),
@@ -203,26 +203,26 @@ def _train(step: Step) -> Made:
             key=jnp.zeros(2, jnp.uint32),
         )
 
-    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(begun, shardings, step))
+    return StepParts(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(initial_state, shardings, step))
 
 
-def _inference(step: Step) -> Made:
-    model, objective = step.net, objectives.objective(step.case.objective)
+def _inference(step: Step) -> StepParts:
+    model, objective = step.model, objectives.objective(step.case.objective)
     shapes = _weights(step)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
-    def whole(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+    def step_function(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
         sums, _ = objective.loss(model, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
         weights = objective.weights(batch)
         return params, functools.reduce(jnp.add, (sums[name] / weights[name] for name in sums))
 
-    jitted = _compiled(whole, step, shardings)
-    return Made(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), shardings, step))
+    jitted = _compiled(step_function, step, shardings)
+    return StepParts(jitted=jitted, shapes=shapes, batch=step.case.arrays(), fresh=_placed(_cast(step), shardings, step))
 
 
-def _decode(step: Step) -> Made:
-    """The last slot of a cache that is full but for it; again and again the same one. The loss is that of a fixed token."""
-    model, case, dtype = step.net, step.case, step.dtype
+def _decode(step: Step) -> StepParts:
+    """Return a step that fills the last slot of a cache, always the same one; its loss is that of a fixed token."""
+    model, case, dtype = step.model, step.case, step.dtype
     batch, last = case.arrays(), case.length - 1
     tokens, cast = jnp.asarray(batch.tokens), _cast(step)
     source = None if batch.source is None else jax.tree.map(jnp.asarray, batch.source)
@@ -233,22 +233,24 @@ def _decode(step: Step) -> Made:
         _, cache = model.decode(params, prompt, model.init_cache(case.batch, case.length, dtype))
         return {"params": params, "cache": {name: array for name, array in cache.items() if name != "at"}}
 
-    def whole(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
+    def step_function(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         cache = {**state["cache"], "at": jnp.int32(last)}
         hidden, cache = model.decode(state["params"], batch, cache)
         logits = model.unembed(state["params"], hidden)[:, -1].astype(jnp.float32)
-        nats = jax.nn.logsumexp(logits, -1) - logits[:, TOLD]
+        nats = jax.nn.logsumexp(logits, -1) - logits[:, TARGET_TOKEN]
         return {"params": state["params"], "cache": {name: cache[name] for name in state["cache"]}}, nats.mean()
 
     shapes = jax.eval_shape(prefilled, jax.eval_shape(model.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=step._everywhere), shapes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    jitted = _compiled(whole, step, shardings)
-    return Made(jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, shardings, step))
+    jitted = _compiled(step_function, step, shardings)
+    return StepParts(
+        jitted=jitted, shapes=shapes, batch=Batch(tokens=batch.tokens[:, last:]), fresh=_placed(prefilled, shardings, step)
+    )
 
 
 def _compiled(function: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Step, shardings: Any) -> Any:
-    """A step as `train.engine.step.jit_engine` launches one: over the mesh, what it holds donated."""
+    """Return a step as `train.engine.step.jit_engine` launches one: over the mesh, its state donated."""
     return jax.jit(
         function,
         donate_argnums=0,
@@ -259,26 +261,26 @@ def _compiled(function: Callable[[Any, Batch], tuple[Any, jax.Array]], step: Ste
 
 
 COMPILER: dict[str, Any] = {}
-"""Options of the compiler. Tests, which measure nothing, let it hurry."""
-TOLD = 7
-"""The token whose loss decoding gives."""
-MODES: dict[str, Callable[[Step], Made]] = {"train": _train, "inference": _inference, "decode": _decode}
+"""Options of the compiler; tests, which measure nothing, set quick ones."""
+TARGET_TOKEN = 7
+"""The token whose loss decoding returns."""
+MODES: dict[str, Callable[[Step], StepParts]] = {"train": _train, "inference": _inference, "decode": _decode}
 
 
 def _weights(step: Step) -> Any:
-    """Shapes of the parameters in the dtype of the arithmetic, laid over the mesh."""
-    shapes = jax.eval_shape(step.net.init, jax.random.key(0))
-    partitions = sharding.shardings(step.mesh, shapes, step.net.module.SHARDING)
+    """Return the shapes of the parameters in the dtype of the arithmetic, with their shardings."""
+    shapes = jax.eval_shape(step.model.init, jax.random.key(0))
+    partitions = sharding.shardings(step.mesh, shapes, step.model.module.SHARDING)
     return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, step.dtype, sharding=where), shapes, partitions)
 
 
 def _cast(step: Step) -> Callable[[Any], Any]:
-    # A copy: what comes out is donated.
+    # A copy, because the result is donated.
     return lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, step.dtype, copy=True), params)
 
 
 def _placed(function: Callable[[Any], Any], shardings: Any, step: Step) -> Callable[[Any], Any]:
-    """`function` of parameters that lie on one device, its result over the mesh."""
+    """Return `function` of parameters on one device, with its result sharded over the mesh."""
     jitted = jax.jit(function, out_shardings=shardings)
     return lambda params: jitted(jax.device_put(params, step._everywhere))
 

@@ -1,4 +1,4 @@
-"""What `zoo bench step` is asked: models, what is done with them, and the ways of computing it that are measured side by side."""
+"""Settings of `zoo bench step`: models, modes, and the ways of computing that are measured side by side."""
 
 import dataclasses
 import itertools
@@ -11,19 +11,19 @@ from zoo.configs import Implementation, Remat
 from zoo.errors import BadInput
 
 OURS = "jax-zoo"
-"""What our own programs are called beside their peers."""
+"""Name of our own programs beside their peers."""
 AXES = {
     "layers": ("scan", "unroll"),
     "remat": get_args(Remat),
     "precision": ("float32", "bfloat16"),
     "attention": get_args(Implementation),
 }
-"""Ways of computing, and their values; meshes are written as axes."""
+"""Options of a variant -> their values; meshes are written as axes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Empty or None is: the default, of the model's family or of the machine."""
+    """Options of the command; an empty or None field takes the default of the model's family or of the machine."""
 
     models: tuple[str, ...] = ()
     mode: Mode = "train"
@@ -40,29 +40,29 @@ class Settings:
     profile: bool = False
     rounds: int | None = None
     budget: float | None = None
-    """Instead of a number of rounds, seconds of them for each program of a model."""
+    """Seconds of rounds for each program of a model, instead of a number of rounds."""
     cell_seconds: float = 60.0
     repeats: int = 1
 
 
 BUDGET = 20.0
-"""Seconds of rounds for each program, unless told."""
+"""Default seconds of rounds for each program."""
 
 
 def resolved(settings: Settings, backend: str) -> Settings:
-    """With everything that is left out filled in for a machine.
+    """Return the settings with all omitted fields filled in for a machine.
 
     Raises:
-        BadInput: an unknown name, a number below what makes sense; options that exclude each other.
+        BadInput: an unknown name, a number that is too small, or options that exclude each other.
     """
     if not settings.models:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
     for name, choices in AXES.items():
         for value in getattr(settings, name):
-            runner.known(name, value, choices)
+            runner.check_choice(name, value, choices)
     for name in (*AXES, "mesh"):
         if not getattr(settings, name) and name != "precision":
-            raise BadInput(f"--{name}: nothing is named; name something, or leave the option out")
+            raise BadInput(f"--{name}: has no value; name one or more, or leave the option out")
     runner.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
     precision = settings.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
     budget = None if settings.rounds else settings.budget or BUDGET
@@ -70,7 +70,7 @@ def resolved(settings: Settings, backend: str) -> Settings:
 
 
 def cases(settings: Settings) -> list[Case]:
-    """The models at their shapes, none twice.
+    """Return the models at their shapes, without duplicates.
 
     Raises:
         BadInput: see `benchmarks.step.cases.case`.
@@ -82,18 +82,18 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def variants(settings: Settings) -> list[Variant]:
-    """All ways of computing that are asked for; the first is the unit of ratios."""
+    """Return all requested ways of computing; the first one is the unit of ratios."""
     axes = [getattr(settings, name) for name in (*AXES, "mesh")]
     return list(dict.fromkeys(Variant(**dict(zip((*AXES, "mesh"), values, strict=True))) for values in itertools.product(*axes)))
 
 
 def key(case: Case, variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Of a cell of ours."""
+    """Return the key of a cell of ours."""
     return {**_of(case, settings), "program": OURS, **dataclasses.asdict(variant)}
 
 
 def peer_key(case: Case, name: str, precision: str, settings: Settings) -> dict[str, Any]:
-    """Of a cell of a peer, which computes in its own ways."""
+    """Return the key of a cell of a peer, which has its own way of computing."""
     return {
         **_of(case, settings),
         "program": name,
@@ -104,7 +104,7 @@ def peer_key(case: Case, name: str, precision: str, settings: Settings) -> dict[
 
 
 def unit(settings: Settings) -> dict[str, Any]:
-    """Axes of the cell of each model that ratios are over."""
+    """Return the axes of the cell of each model that is the unit of its ratios."""
     return {"program": OURS, **dataclasses.asdict(variants(settings)[0])}
 
 

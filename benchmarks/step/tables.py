@@ -1,4 +1,4 @@
-"""The results of `zoo bench step` as text: a table of each model on the terminal and in Markdown, and every number as CSV."""
+"""The results of `zoo bench step` as text: tables by model for the terminal and in Markdown, and every number as CSV."""
 
 import collections
 import dataclasses
@@ -17,9 +17,9 @@ from benchmarks.step.settings import OURS
 
 WAYS = ("layers", "remat", "precision", "attention", "mesh")
 USUAL = {"remat": "none", "attention": "auto", "mesh": "data=1"}
-"""Values that need no mention."""
+"""Values that are not mentioned."""
 PRODUCTS, READING = ("rate",), ("reads", "GB/s", "of copies")
-"""Columns of what bounds a step: matrix products, or decoding the memory that it reads."""
+"""Columns for the bound of a step: matrix products, or memory reads when decoding."""
 LEGEND = {
     "time": "median of a step",
     "over unit": "its time over that of the first row in the same rounds, median",
@@ -35,32 +35,32 @@ LEGEND = {
 
 
 def head(mode: str) -> tuple[str, ...]:
-    """Titles of the columns of `line`."""
+    """Return the titles of the columns of `line`."""
     bounds = READING if mode == "decode" else PRODUCTS
     return ("", "time", "20-80 %", "over unit", "tokens/s", *bounds, "memory", "compile", "first step")
 
 
 def legend(results: Results) -> str:
-    """What the columns of its tables are."""
+    """Return explanations of the columns in the results' tables."""
     titles = {title for cell in results.cells for title in head(cell["key"]["mode"])}
     return "; ".join(f"{title}: {meaning}" for title, meaning in LEGEND.items() if title in titles)
 
 
 def title_of(key: Mapping[str, Any]) -> str:
-    """A model at its shape: "gpt2, train, 2 x 512"."""
+    """Return a model with its shape: "gpt2, train, 2 x 512"."""
     source = f" from {key['source']}" if key["source"] else ""
     dropout = ", dropout on" if key["dropout"] else ""
     return f"{key['model']}, {key['mode']}, {key['batch']} x {key['length']}{source}{dropout}"
 
 
 def name_of(key: Mapping[str, Any]) -> str:
-    """A program: "jax-zoo, scan", "transformers, bfloat16"."""
+    """Return a program's name: "jax-zoo, scan", "transformers, bfloat16"."""
     ways = [key[way] for way in WAYS if key[way] and key[way] != USUAL.get(way) and key[way] != "float32"]
     return ", ".join([key["program"], *ways])
 
 
 def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Title -> the cells of a model, one for each program: ours first, the unit at their head, whatever was finished first."""
+    """Return title -> the cells of a model, one for each program: ours first, beginning with the unit."""
     groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for cell in sorted(merged(cells), key=lambda cell: (cell["key"]["program"] != OURS, cell["state"] != "timed")):
         groups[title_of(cell["key"])].append(cell)
@@ -68,7 +68,7 @@ def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def line(cell: Mapping[str, Any]) -> list[str]:
-    """A row of a table: see `head`."""
+    """Return a row of a table: see `head`."""
     name = name_of(cell["key"])
     memory = cell.get("memory", cell.get("resident"))
     tail = [gigabytes(memory), _told(cell.get("compile_seconds"), "{:.1f}"), _told(cell.get("first_step_seconds"), "{:.1f}")]
@@ -81,7 +81,7 @@ def line(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _bounds(cell: Mapping[str, Any]) -> list[str]:
-    """How near a step comes to what bounds it."""
+    """Return the cells of the columns for the bound of a step."""
     if cell["key"]["mode"] != "decode":
         return [_told(cell.get("mfu") or cell.get("of_matrix_rate"), "{:.0%}")]
     speed = cell.get("bytes_per_s")
@@ -89,14 +89,14 @@ def _bounds(cell: Mapping[str, Any]) -> list[str]:
 
 
 def gigabytes(size: float | int | None) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes in GB or MB."""
     if size is None:
         return ""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _narrow(cell: Mapping[str, Any]) -> list[str]:
-    """The same with half of what lies between the percentiles, in percent of the median, for a terminal."""
+    """Return a row for the terminal, with half of the distance between the percentiles, relative to the median, as its spread."""
     row = line(cell)
     spread = (cell["seconds_p80"] - cell["seconds_p20"]) / 2 / cell["seconds"] if row[2] else 0.0
     return [*row[:2], f"{spread:.1%}" if row[2] else "", *row[3:]]
@@ -106,20 +106,20 @@ def _told(value: float | None, how: str) -> str:
     return "" if value is None else how.format(value)
 
 
-def in_a_line(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The cells of a model, for who watches."""
+def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the cells of a model in one line, for the progress display."""
     texts = [f"{row[0]} {row[1]}{f' ({row[3]})' if row[3] else ''}" for row in map(line, cells) if row[1] != "-"]
     return "; ".join(texts) or "nothing runs here"
 
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why cells have no time, or not all of theirs."""
+    """Return the reasons of cells that have no time, or lack a part of their columns."""
     explained = [cell for cell in sorted(cells, key=lambda cell: SEVERITY.index(cell["state"])) if cell["reason"]]
     return [f"{name_of(cell['key'])}, {cell['state']}: {cell['reason']}" for cell in explained]
 
 
 def profiles(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(program, its profile) of those that have one."""
+    """Return (program, its profile) for cells that have a profile."""
     return [(name_of(cell["key"]), cell["profile"]) for cell in cells if "profile" in cell]
 
 
@@ -127,7 +127,7 @@ PROFILE_HEAD = ("part", *(f"{direction}, ms" for direction in time_breakdown.DIR
 
 
 def profile_lines(profile: Mapping[str, Any]) -> list[list[str]]:
-    """Where the time of a step went, the longest part first, and the sum."""
+    """Return the time of a step by parts, the longest first, and the sum."""
     rows, total = [], 0.0
     for part, by in sorted(profile["parts"].items(), key=lambda item: -sum(item[1].values())):
         seconds = sum(by.values())
@@ -139,7 +139,7 @@ def profile_lines(profile: Mapping[str, Any]) -> list[list[str]]:
 
 
 def show(results: Results) -> None:
-    """The tables, on stdout."""
+    """Print the tables."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 120
@@ -150,13 +150,13 @@ def show(results: Results) -> None:
         for note in notes(cells):
             console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
         for name, profile in profiles(cells):
-            console.print(Text(f"\nwhere a step of {name} goes", "bold"), Text(f"  {profile_told(profile)}", "dim"), sep="")
+            console.print(Text(f"\nwhere a step of {name} goes", "bold"), Text(f"  {profile_summary(profile)}", "dim"), sep="")
             console.print(_table(PROFILE_HEAD, profile_lines(profile)))
     console.print(Text(f"\n{legend(results)}\n{machine_line(results)}", "dim"), soft_wrap=True)
 
 
-def profile_told(profile: Mapping[str, Any]) -> str:
-    """What a profile is of."""
+def profile_summary(profile: Mapping[str, Any]) -> str:
+    """Return the times and clocks of a profile in words."""
     seconds, plain = 1e3 * profile["seconds"], 1e3 * profile["plain"]
     return f"{seconds:.0f} ms a step under the profiler, {plain:.0f} ms without, by the clocks of {profile['clock']}"
 
@@ -171,16 +171,16 @@ def _table(head: Sequence[str], rows: Any) -> Table:
 
 
 def markdown(results: Results) -> str:
-    """table.md."""
-    blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results)]
+    """Return table.md."""
+    blocks = ["# Steps", "StepParts by `zoo bench step`.", machine_line(results)]
     if explanation := legend(results):
         blocks.append(f"{explanation[0].upper()}{explanation[1:]}.")
     for title, cells in models(results.cells).items():
         blocks += [f"## {title}", _markdown(head(cells[0]["key"]["mode"]), list(map(line, cells)))]
-        if explanation := notes(cells):
-            blocks.append("\n".join(f"- {note}" for note in explanation))
+        if reasons := notes(cells):
+            blocks.append("\n".join(f"- {note}" for note in reasons))
         for name, profile in profiles(cells):
-            blocks.append(f"Where a step of {name} goes: {profile_told(profile)}.")
+            blocks.append(f"Where a step of {name} goes: {profile_summary(profile)}.")
             blocks.append(_markdown(PROFILE_HEAD, profile_lines(profile)))
     return "\n\n".join(blocks) + "\n"
 
@@ -191,7 +191,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv(results: Results) -> str:
-    """table.csv: a line for each cell of each process, with every column that is one value."""
+    """Return table.csv: a line for each cell of each process, with every column that has a single value."""
     plain = [
         {name: value for name, value in cell.items() if name == "key" or not isinstance(value, dict)} for cell in results.cells
     ]
@@ -199,7 +199,7 @@ def csv(results: Results) -> str:
 
 
 def fastest(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
-    """Ours that takes the least time, of a model in a precision."""
+    """Return our fastest cell of a model in a precision."""
     timed = [cell for cell in cells if cell["state"] == "timed" and cell["key"]["program"] == OURS]
     timed = [cell for cell in timed if cell["key"]["precision"] == precision]
     return min(timed, key=lambda cell: cell["seconds"], default=None)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the instructions of its program by what they are for, forward and backward told apart."""
+"""Time of a step by parts of the model: each instruction of its program is assigned to a part, and to forward or backward."""
 
 import dataclasses
 import re
@@ -17,9 +17,9 @@ PARTS = (
     *(MOVEMENT, CASTS, OPTIMIZER, OTHER, IDLE),
 )
 """matrix products: those of the layers' projections. data movement: copies, transposes, slices of stacked layers and filling with
-zeros, whatever they are for. idle: nothing was worked on."""
+zeros, for any purpose. idle: no thread worked."""
 DIRECTIONS = ("forward", "backward", "update")
-"""What is neither forward nor backward belongs to the update of the parameters."""
+"""An instruction that is neither forward nor backward belongs to the update of the parameters."""
 
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention/.+|ops/positions)\.py", ".*", ATTENTION),
@@ -35,10 +35,10 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(nn/layers|nn/encoder|nn/xlnet_layer|models/\w+)\.py", ".*", ELEMENTWISE),
     (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
-"""File, function, part: the first row that fits the innermost place of ours decides, else the place it was called from."""
+"""File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
 PLUMBING = ("product", "_product", "_product_kept", "_product_gradients", "_summed_over_rows", "_contracted")
-"""Functions of `zoo.nn.layers` that compute for whoever calls them. Their gradients are called by the step, so that there only a
-`jax.named_scope` tells for whom: one called unembed is the loss head's."""
+"""Functions of `zoo.nn.layers` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
+shows the purpose there: one called unembed belongs to the loss head."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
     *("dynamic-update-slice", "broadcast", "concatenate", "pad", "reverse", "iota", "get-tuple-element", "tuple"),
@@ -49,7 +49,7 @@ LOOPS = ("while", "conditional", "call")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An instruction and what it took of a step."""
+    """An instruction and its share of a step."""
 
     name: str
     opcode: str
@@ -58,7 +58,7 @@ class Row:
     part: str
     direction: str
     where: str
-    """Function and line of ours it comes from."""
+    """Function and line of our source that it comes from."""
     seconds: float
     busy: float
     times: float
@@ -66,12 +66,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A step by parts; they sum up to its time."""
+    """A step by parts; they add up to its time."""
 
     rows: Sequence[Row]
     """The instructions, the longest first."""
     seconds: float
-    """A step while the profiler listened."""
+    """Time of a step under the profiler."""
     idle: float
     clock: str
     """See `benchmarks.step.profile.Profile`."""
@@ -86,14 +86,14 @@ class Parts:
         return {part: dict(by) for part, by in seconds.items() if sum(by.values()) > 0}
 
     def busy(self, part: str) -> float:
-        """Threads that worked on a part, on average over its time."""
+        """Return the average number of threads that worked on a part."""
         rows = [row for row in self.rows if row.part == part]
         seconds = sum(row.seconds for row in rows)
         return sum(row.busy for row in rows) / seconds if seconds else 0.0
 
 
-def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
-    """The parts of a profiled program; one that does not train has no update, all is forward."""
+def break_down(program: Program, profile: Profile, *, training: bool = True) -> Parts:
+    """Return the parts of a profiled program; a step that does not train has no update, all of it is forward."""
     rows = []
     for name, spent in profile.spent.items():
         instruction = program.instructions.get(name)
@@ -105,7 +105,7 @@ def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
         rows.append(
             Row(
                 name=name,
-                opcode=_said(program, instruction),
+                opcode=_opcode_text(program, instruction),
                 shape=instruction.shape,
                 op_name=source.op_name,
                 part=part_of(program, instruction),
@@ -120,7 +120,7 @@ def of(program: Program, profile: Profile, *, training: bool = True) -> Parts:
 
 
 def part_of(program: Program, instruction: Instruction) -> str:
-    """What an instruction is for. A fusion of several is what its root is for, unless it only moves data."""
+    """Return the part that an instruction belongs to; a fusion belongs to the part of its root, unless that only moves data."""
     opcodes = {inner.opcode for inner in program.inside(instruction)}
     if instruction.opcode in LOOPS:
         return OTHER
@@ -129,15 +129,14 @@ def part_of(program: Program, instruction: Instruction) -> str:
     if opcodes <= MOVES | {"convert"}:
         return CASTS
     computing = [inner for inner in reversed(program.inside(instruction)) if inner.opcode not in MOVES]
-    parts = [part for candidate in (program.traced(instruction), *computing) if (part := _ruled(candidate))]
-    # What is computed where layers are stacked is of the layer.
+    parts = [part for candidate in (program.traced(instruction), *computing) if (part := _part_by_rules(candidate))]
+    # Computation in the code that stacks layers belongs to the layer.
     part = next((part for part in parts if part != MOVEMENT), next(iter(parts), OTHER))
     return PRODUCTS if part == ELEMENTWISE and opcodes & {"dot", "convolution"} else part
 
 
 def direction_of(program: Program, instruction: Instruction) -> str:
-    """Forward, backward (what the backward pass computes again is its) or update; that of the loop it is in, where it says
-    nothing itself."""
+    """Return forward, backward (recomputation included) or update; without a name of its own, an instruction has its loop's."""
     within: Instruction | None = instruction
     while within is not None:
         if "transpose(" in within.op_name or "rematted" in within.op_name:
@@ -148,8 +147,8 @@ def direction_of(program: Program, instruction: Instruction) -> str:
     return "update"
 
 
-def _ruled(instruction: Instruction) -> str:
-    """The part that an instruction's source belongs to; "" where no rule knows."""
+def _part_by_rules(instruction: Instruction) -> str:
+    """Return the part that the source of an instruction belongs to; "" if no rule matches."""
     if re.search(r"jit\((gelu|relu|tanh)\)", instruction.op_name):
         return ACTIVATIONS
     if re.search(r"\bunembed\b", instruction.op_name):
@@ -157,7 +156,7 @@ def _ruled(instruction: Instruction) -> str:
     plumbing = [frame for frame in instruction.frames if frame.function in PLUMBING]
     for frame in instruction.frames[len(plumbing) :]:
         source = own_path(frame.file)
-        if plumbing and not re.match(r"zoo/|train/losses", source):
+        if plumbing and not re.match(r"zoo/|train/engine/losses", source):
             return ELEMENTWISE
         for file, function, part in RULES:
             if re.search(f"(^|/)({file})$", source) and re.fullmatch(function, frame.function):
@@ -165,8 +164,8 @@ def _ruled(instruction: Instruction) -> str:
     return ""
 
 
-def _said(program: Program, instruction: Instruction) -> str:
-    """What an instruction does, in words of XLA: of a fusion what it computes."""
+def _opcode_text(program: Program, instruction: Instruction) -> str:
+    """Return the opcode of an instruction; for a fusion, the opcodes that it computes."""
     if instruction.opcode != "fusion":
         return instruction.opcode
     inside = [inner.opcode for inner in program.inside(instruction) if inner.opcode not in MOVES]

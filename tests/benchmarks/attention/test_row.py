@@ -53,7 +53,7 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = torch_peer.made
+    row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = torch_peer.make_peer
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
     cells = attention_row.measure(row, names, settings, ENVIRONMENT, steps.UNWATCHED, peer)
@@ -139,7 +139,7 @@ def test_zeros_are_no_attention_over_long_rows() -> None:
     long = np.full((1, 16384, 1, 8), 0.01, np.float32)
     causal = long.copy()
     causal[:, 0] = 5
-    bound = attention_row.LIKE["bfloat16"]
+    bound = attention_row.DISTANCE_BOUNDS["bfloat16"]
     first_only = np.where(np.arange(16384)[None, :, None, None] < 1, causal, 0)
     for ours, theirs in ((0 * long, long), (first_only, causal)):
         assert attention_row._distance([ours], [theirs]) > bound
@@ -228,6 +228,6 @@ def test_torch_computes_the_same(name: str, direction: str, monkeypatch: pytest.
     row = Row("float32", direction, name, FEATURES[name].shaped(Shape(2, 26, 26, 4, 4, 8)))
     cell = measured(row, ("xla", "torch"), dataclasses.replace(THREE_ROUNDS, rounds=1))["torch"]
     if FEATURES[name].rate:
-        assert cell["reason"] == "torch drops other weights than ours, so that outputs cannot be compared"
+        assert cell["reason"] == "torch drops other weights than jax-zoo, so that outputs cannot be compared"
     else:
         assert cell["state"] == "timed", cell["reason"]

@@ -42,7 +42,7 @@ def made_results(cells: Cells, noise: float = 0.0, **header: Any) -> Results:
 
 def write(folder: Path, results: Results) -> str:
     """Write results and return their folder."""
-    header = (results.what, results.environment, results.asked, False, results.unit)
+    header = (results.what, results.environment, results.options, False, results.unit)
     writer = Writer(folder / "cells.jsonl", *header)
     for cell in results.cells:
         writer.write(cell)
@@ -93,7 +93,7 @@ CHANGES = [
 def test_what_became_of_a_cell() -> None:
     for before, after, kind, reason in CHANGES:
         (change,) = compare.changes(*(made_results({"blocked 128": each}, 0.01) for each in (before, after)), threshold=0.05)
-        assert change.kind == kind and change.told.startswith(reason), (before, after, change)
+        assert change.kind == kind and change.detail.startswith(reason), (before, after, change)
 
 
 def test_the_spread_is_students_or_that_of_the_rounds() -> None:
@@ -123,7 +123,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     three = {"blocked 128": [0.5] * 3}
     full = write(tmp_path / "full", made_results(XLA | three))
     for name, results, reason in (
-        ("one", made_results({"blocked 128": [0.5]}), "is of 1 process, and a spread needs 3: measure with --repeats 3"),
+        ("one", made_results({"blocked 128": [0.5]}), "has 1 process, and a spread needs 3: measure with --repeats 3"),
         ("other", made_results({"blocked 512": [0.5] * 3}), "have no cell in common: nothing to compare"),
         ("alone", made_results(XLA), "have no cell in common but xla, the unit: nothing to compare"),
         ("unit", made_results(XLA | three, unit={"implementation": "blocked"}), "has ratios over xla"),
@@ -131,6 +131,9 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         ended = call(capsys, "bench", "compare", full, write(tmp_path / name, results))
         assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and reason in ended.stderr, ended
-    for arguments, reason in (((str(tmp_path / "nowhere"),), "cannot be read"), ((full, "--threshold", "nan"), "choose a share")):
+    for arguments, reason in (
+        ((str(tmp_path / "nowhere"),), "cannot be read"),
+        ((full, "--threshold", "nan"), "must not be negative"),
+    ):
         ended = call(capsys, "bench", "compare", full, *arguments)
         assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1) and reason in ended.stderr, ended

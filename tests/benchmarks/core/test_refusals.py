@@ -9,14 +9,14 @@ from tests.support import benchmark_steps as steps
 from tests.support.commands import call
 
 REFUSED = {
-    "attention --shape 1,8,8,2,2,0": "--shape 1,8,8,2,2,0: every number is 1 or more",
+    "attention --shape 1,8,8,2,2,0": "--shape 1,8,8,2,2,0: every number must be 1 or more",
     "attention --shape 1,8,8,4,3,8": "--shape 1,8,8,4,3,8: 3 key/value heads do not divide 4 heads",
     "attention --shape 1,8,8,2,2,8 --lengths 8": "--shape with --lengths: .*; leave one of them out",
     "attention --rounds 3 --budget 1": "--rounds with --budget 1.0: .*; leave one of them out",
     "attention --lengths 0": "--lengths 0: choose 1 or more",
-    "attention --budget nan": "--budget nan: choose a number above 0",
+    "attention --budget nan": "--budget nan: must be above 0",
     "step": "zoo bench step: name a model, such as gpt2; zoo models lists them",
-    "step gpt-nano --mesh": "--mesh: nothing is named; name something, or leave the option out",
+    "step gpt-nano --mesh": "--mesh: has no value; name one or more, or leave the option out",
     "step bert-nano --mode decode": "--mode decode: bert-nano does not generate text; these families do: gpt,",
     "step gpt-nano --source-length 8": "--source-length 8: gpt-nano is no encoder-decoder.*; leave it out",
     "step gpt-nano --mesh tensor=4": "--mesh.tensor 4: it does not divide the 2 heads",

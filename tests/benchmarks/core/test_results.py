@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write(tmp_path, cell(1, seconds=np.float32(0.5), n=np.int64(3)), *cells[1:])
     for path in (tmp_path, tmp_path / "cells.jsonl"):
         results = read(path)
-        assert (results.what, results.unit, results.asked) == ("attention", UNIT, {"lengths": [128, 512], "dtype": "float32"})
+        assert (results.what, results.unit, results.options) == ("attention", UNIT, {"lengths": [128, 512], "dtype": "float32"})
         assert results.environment == MACHINE
         assert results.cells == cells
 
@@ -188,19 +188,19 @@ def test_another_question_machine_version_or_schema_is_not_resumed(tmp_path: Pat
 HEADER = {"schema": 2, "what": "attention", "environment": {}, "asked": {}, "unit": {}}
 DAMAGED: list[tuple[list[Any], str]] = [
     ([], "it has no header"),
-    (["hello"], ":1 is no line of a result file: it is not a JSON object"),
-    ([[1]], ":1 is no line"),
-    ([{"step": 1}], "is no result file of zoo bench: its first line has no schema"),
+    (["hello"], ":1 is not a line of a result file: it is not a JSON object"),
+    ([[1]], ":1 is not a line"),
+    ([{"step": 1}], "is not a result file of zoo bench: its first line has no schema"),
     ([HEADER | {"schema": 3}], "has schema 3, and this version reads 1 and 2; measure again"),
-    ([HEADER | {"what": "tea"}], ":1 is no header of zoo bench: what is missing"),
-    ([HEADER | {"asked": 1}], ":1 is no header of zoo bench: asked is missing"),
-    ([HEADER, {}], ":2 is no cell: it needs a key, a process, and a state of timed,"),
-    ([HEADER, cell(1), "{"], ":3 is no line"),
-    ([HEADER, cell(1, state="ok")], ":2 is no cell"),
-    ([HEADER, {"attempt": [1], "process": 0}], ":2 is no attempt: it needs a list of keys, and a process"),
-    ([HEADER, {"death": [{}]}], ":2 is no death: it needs a list of keys, and a process"),
-    ([HEADER, cell(1, seconds=None)], ":2 is no timed cell: it has no number above 0 as seconds"),
-    ([HEADER, cell(1, ratio=1.0)], ":2 is no timed cell: .* as ratio_p20 and ratio_p80"),
+    ([HEADER | {"what": "tea"}], ":1 is not a header of zoo bench: what is missing"),
+    ([HEADER | {"asked": 1}], ":1 is not a header of zoo bench: asked is missing"),
+    ([HEADER, {}], ":2 is not a cell: it needs a key, a process, and a state of timed,"),
+    ([HEADER, cell(1), "{"], ":3 is not a line"),
+    ([HEADER, cell(1, state="ok")], ":2 is not a cell"),
+    ([HEADER, {"attempt": [1], "process": 0}], ":2 is not a valid attempt: it needs a list of keys, and a process"),
+    ([HEADER, {"death": [{}]}], ":2 is not a valid death: it needs a list of keys, and a process"),
+    ([HEADER, cell(1, seconds=None)], ":2 is not a timed cell: it has no number above 0 as seconds"),
+    ([HEADER, cell(1, ratio=1.0)], ":2 is not a timed cell: .* as ratio_p20 and ratio_p80"),
 ]
 
 
@@ -218,7 +218,7 @@ def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
     """However short; a header that a kill cut is begun anew."""
     path = tmp_path / "cells.jsonl"
     path.write_text("my notes")
-    with pytest.raises(BadInput, match="is no result file of zoo bench; choose another --out"):
+    with pytest.raises(BadInput, match="is not a result file of zoo bench; choose another --out"):
         open_writer(tmp_path)
     assert path.read_text() == "my notes"
     for torn in ("", "{", '{"schema":1,"what'):

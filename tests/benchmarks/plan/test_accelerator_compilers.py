@@ -71,7 +71,7 @@ def small_gpt() -> Run:
 
 @functools.cache
 def planned(run: Run, mode: compile_program.Mode, target: str) -> Plan:
-    return plan_record.read(compile_program.compiled(run, mode, targets.parse(target)), run.recipe)
+    return plan_record.make_plan(compile_program.compile_run(run, mode, targets.parse(target)), run.recipe)
 
 
 def check_plan(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.hlo import module
 from benchmarks.plan import collectives, compile_program, flops_and_bytes, plan_record, targets
-from benchmarks.plan.collectives import Sent
+from benchmarks.plan.collectives import Collective
 from tests.support import benchmark_steps, tiny
 from train.config.run_config import Data, Mesh, Run
 from zoo.configs import Compute
@@ -38,10 +38,10 @@ def gpt(**mesh: int) -> Run:
 
 
 @functools.cache
-def compiled(axis: str) -> tuple[compile_program.Program, list[Sent]]:
+def compiled(axis: str) -> tuple[compile_program.Program, list[Collective]]:
     """Return the training step with all eight devices along one axis, and what it sends."""
-    step = compile_program.compiled(gpt(**{axis: 8}), "train", targets.parse("cpu:8"))
-    return step, collectives.sent(module.parse(step.text), dict(step.mesh.shape))
+    step = compile_program.compile_run(gpt(**{axis: 8}), "train", targets.parse("cpu:8"))
+    return step, collectives.find_collectives(module.parse(step.text), dict(step.mesh.shape))
 
 
 def check_axis_and_flops(axis: str) -> None:
@@ -58,7 +58,7 @@ def stored(step: compile_program.Program, *parts: str) -> int:
     return sum(math.prod(leaf.shape) * 4 for path, leaf in paths.items() if all(part in path for part in parts))
 
 
-def total(sent: list[Sent], kind: str) -> float:
+def total(sent: list[Collective], kind: str) -> float:
     return sum(each.run.times * each.bytes for each in sent if each.kind == kind)
 
 
@@ -69,8 +69,10 @@ def test_data_parallel_sends_each_gradient_once() -> None:
     step, sent = compiled("data")
     assert {each.kind for each in sent} == {"all-reduce"}
     assert total(sent, "all-reduce") == pytest.approx(stored(step) + stored(step, "embed/tokens"), rel=0.05)
-    (line,) = plan_record.copied(step.arguments, dict(step.mesh.shape), large=1)
-    held = compile_program.per_device(step.arguments["parameters"]) + compile_program.per_device(step.arguments["optimizer"])
+    (line,) = plan_record.replication_warnings(step.arguments, dict(step.mesh.shape), large=1)
+    held = compile_program.bytes_per_device(step.arguments["parameters"]) + compile_program.bytes_per_device(
+        step.arguments["optimizer"]
+    )
     assert line.startswith(f"parameters, optimizer: copied over data, {held / 2**20:,.0f} MiB on each device; fsdp")
 
 
@@ -95,9 +97,9 @@ def test_tensor_parallel_reduces_twice_in_each_block_and_direction() -> None:
     activations = ROWS * LENGTH * WIDTH * 4
     assert total(sent, "all-reduce") == pytest.approx((4 * LAYERS + 2) * activations, rel=0.05)
     assert sum(each.run.times for each in sent if each.run.loop) == 4 * LAYERS
-    lines = plan_record.copied(step.arguments, dict(step.mesh.shape), large=LENGTH * WIDTH * 4)
+    lines = plan_record.replication_warnings(step.arguments, dict(step.mesh.shape), large=LENGTH * WIDTH * 4)
     assert len(lines) == 3 and all("embed/positions/embedding (32, 64) is copied over tensor" in line for line in lines)
-    assert plan_record.copied(step.arguments, dict(step.mesh.shape)) == []
+    assert plan_record.replication_warnings(step.arguments, dict(step.mesh.shape)) == []
 
 
 STACK = """
@@ -112,8 +114,8 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,64,256] {
 def test_stacks_gathered_outside_of_the_loop_are_warned_of() -> None:
     """A gather of one layer is not; one of the stack is, by itself and in the loop over micro-batches."""
     step, sent = compiled("fsdp")
-    assert not plan_record.gathered(sent, step)
-    (line,) = plan_record.gathered(collectives.sent(module.parse(STACK), dict(step.mesh.shape)), step)
+    assert not plan_record.gather_warnings(sent, step)
+    (line,) = plan_record.gather_warnings(collectives.find_collectives(module.parse(STACK), dict(step.mesh.shape)), step)
     assert "layers/mlp/up/kernel" in line and "outside of the loop" in line
     micro = """
 %micro (p: f32[4,8,256]) -> f32[4,8,256] {
@@ -132,11 +134,11 @@ ENTRY %main (w: f32[4,8,256]) -> f32[4,8,256] {
   ROOT %loop = f32[4,8,256]{2,1,0} while(%w), condition=%more, body=%micro, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert plan_record.gathered(collectives.sent(module.parse(micro), dict(step.mesh.shape)), step) == [line]
+    assert plan_record.gather_warnings(collectives.find_collectives(module.parse(micro), dict(step.mesh.shape)), step) == [line]
     # A layer may have as many elements as a stack, and an axis as long as there are layers: that of q, k and v, of three.
     layer = STACK.replace("f32[4,8,256]", "f32[1,8,4,256]").replace("f32[4,64,256]", "f32[1,64,4,256]").replace("{2,1,0}", "")
-    sent = collectives.sent(module.parse(layer), dict(step.mesh.shape))
-    assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)] and not plan_record.gathered(sent, step)
+    sent = collectives.find_collectives(module.parse(layer), dict(step.mesh.shape))
+    assert [each.arrays[0].shape for each in sent] == [(1, 8, 4, 256)] and not plan_record.gather_warnings(sent, step)
 
 
 def test_copies_of_whatever_a_program_is_given_are_warned_of() -> None:
@@ -147,7 +149,7 @@ def test_copies_of_whatever_a_program_is_given_are_warned_of() -> None:
         return {"keys": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))}
 
     arguments = {"cache": argument("data", "fsdp"), "teacher": argument("data", "tensor"), "batch": argument("data")}
-    assert plan_record.copied(arguments, SIZES, large=1) == [
+    assert plan_record.replication_warnings(arguments, SIZES, large=1) == [
         "cache keys (8, 4) is copied over tensor: 0 MiB on each device",
         "teacher keys (8, 4) is copied over fsdp: 0 MiB on each device",
     ]

@@ -68,7 +68,7 @@ def loop_runs(text: str) -> int | None:
     """Return how often the outer loop runs."""
     module = hlo.parse(text)
     entry = module.computations[module.entry]
-    return module.trips(entry.instructions["outer"], entry)
+    return module.trip_count(entry.instructions["outer"], entry)
 
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
@@ -76,10 +76,10 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:
     module = hlo.parse(PROGRAM)
     times = {run.instruction.name: run.times for run in module.runs()}
     assert (times["dot.1"], times["all-reduce.1"], times["start"]) == (15, 15, 1)
-    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown() == []
+    assert flops_and_bytes.work(module, [], 8).products == 15 * 2 * 8 * 16 * 16 and module.unknown_loops() == []
     text = PROGRAM.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%q.1), index=0")
     module = hlo.parse(text.replace("body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/while"}'))
-    assert module.unknown() == ["jit(step)/while"]
+    assert module.unknown_loops() == ["jit(step)/while"]
     assert {run.instruction.name: run.times for run in module.runs()}["dot.1"] == 5
     with pytest.raises(ValueError, match="it has no entry"):
         hlo.parse("HloModule nothing\n")
@@ -90,7 +90,7 @@ def test_a_loop_runs_from_where_its_counter_begins() -> None:
     unknown = "fusion(%stack), kind=kLoop, calls=%first"
     for start, times in (("constant(0)", 3), ("constant(1)", 2), ("constant(7)", 0), (unknown, None)):
         text = PROGRAM.replace("%zero.1 = s32[] constant(0)", f"%zero.1 = s32[] {start}")
-        assert loop_runs(text) == times and hlo.parse(text).unknown() == ([] if times is not None else ["outer"])
+        assert loop_runs(text) == times and hlo.parse(text).unknown_loops() == ([] if times is not None else ["outer"])
 
 
 def test_the_condition_of_a_loop_may_be_fused() -> None:
@@ -110,10 +110,10 @@ def test_the_condition_of_a_loop_may_be_fused() -> None:
 
 
 def test_what_is_sent_has_its_kind_axis_and_groups() -> None:
-    sent = collectives.sent(hlo.parse(PROGRAM), SIZES)
-    rows = {row.kind: row for row in collectives.collectives(sent)}
+    sent = collectives.find_collectives(hlo.parse(PROGRAM), SIZES)
+    rows = {row.kind: row for row in collectives.total_by_axes(sent)}
     array = 8 * 16 * 4
-    assert {kind: (row.axes, row.members, row.count, row.bytes, row.sent) for kind, row in rows.items()} == {
+    assert {kind: (row.axes, row.members, row.count, row.bytes, row.bytes_sent) for kind, row in rows.items()} == {
         # Twice a half of each array.
         "all-reduce": ("tensor", 2, 15, 15 * array, 15 * array),
         # What is gathered is twice what a device has; half of that it sends.
@@ -210,7 +210,10 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 def test_what_a_tpu_writes_in_its_own_way_is_known() -> None:
     """A sum of which each device keeps its part is a scatter; a gather that several fusions go on with is one gather."""
-    rows = {row.kind: (row.count, row.bytes) for row in collectives.collectives(collectives.sent(hlo.parse(TPU), {"fsdp": 2}))}
+    rows = {
+        row.kind: (row.count, row.bytes)
+        for row in collectives.total_by_axes(collectives.find_collectives(hlo.parse(TPU), {"fsdp": 2}))
+    }
     assert rows == {"reduce-scatter": (1, 8 * 16 * 4), "all-gather": (1, 8 * 16 * 4)}
 
 
@@ -232,8 +235,8 @@ ENTRY %main (x: f32[8]) -> f32[4] {
   ROOT %ended = f32[4]{0} reduce-scatter-done(%begun)
 }
 """
-    (row,) = collectives.collectives(collectives.sent(hlo.parse(text), {"fsdp": 2}))
-    assert (row.kind, row.count, row.bytes, row.sent) == ("reduce-scatter", 1, 32, 16)
+    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse(text), {"fsdp": 2}))
+    assert (row.kind, row.count, row.bytes, row.bytes_sent) == ("reduce-scatter", 1, 32, 16)
 
 
 def test_a_part_of_an_axis_is_named_so() -> None:
@@ -245,5 +248,5 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %between = f32[8]{0} all-reduce(%within), replica_groups={{0,2},{1,3},{4,6},{5,7}}
 }
 """
-    (row,) = collectives.collectives(collectives.sent(hlo.parse(text), {"data": 2, "fsdp": 4}))
+    (row,) = collectives.total_by_axes(collectives.find_collectives(hlo.parse(text), {"data": 2, "fsdp": 4}))
     assert (row.axes, row.members, row.count) == ("fsdp, part", 2, 2)

@@ -65,7 +65,7 @@ def test_what_a_device_holds_is_what_the_sharding_says() -> None:
     assert planned().memory["optimizer"] == 2 * by_hand + 4
     # Tokens, targets and weights of 4 rows, and their numbers.
     assert planned().memory["batch"] == 4 * (3 * 32 + 1) * 4
-    assert planned().total == pytest.approx(sum(text_view.held(planned()).values()), abs=64)
+    assert planned().total == pytest.approx(sum(text_view.memory_parts(planned()).values()), abs=64)
 
 
 @pytest.mark.full
@@ -85,7 +85,7 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
     """The question is the run, the target, settings, libraries, the processor, and the numbers of a teacher that is named."""
     run, before, gpu = small(mesh=Mesh(fsdp=2, tensor=2)), planned(), targets.parse("h100:8")
     assert Plan.of(json.loads(json.dumps(before.plain()))) == before
-    monkeypatch.setattr(compile_program, "compiled", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
     assert cache.plan(run, "train", CPU) == before
 
     def key(run: run_config.Run = run, mode: compile_program.Mode = "train", target: targets.Target = CPU) -> str:
@@ -126,13 +126,13 @@ def test_text_and_page_say_what_was_planned() -> None:
     numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
-    text, drawn = text_view.plan(rated), page.page(rated)
+    text, drawn = text_view.plan_text(rated), page.page(rated)
     assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
-    assert "MFU is about 25.0%, nothing being cached, bound by memory" in text_view.plan(uncached)
-    assert "MFU has no bound here" in text_view.plan(planned()) and "<svg" in page.page(planned())
+    assert "MFU is about 25.0%, nothing being cached, bound by memory" in text_view.plan_text(uncached)
+    assert "MFU has no bound here" in text_view.plan_text(planned()) and "<svg" in page.page(planned())
 
 
 @pytest.mark.full
@@ -160,22 +160,22 @@ BOUND_BY_COMPUTE = roofline.Times(compute=3.0, memory=2.0, interconnect=1.0)
 
 
 def test_what_cannot_be_better_is_not_tried() -> None:
-    def needless(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
+    def can_skip(tried: dict[str, Any], plan: Plan, **changes: Any) -> bool:
         base = {"data": 2, "fsdp": 2, "tensor": 2, "remat": "attention", "accumulate": 4}
-        return mesh_search.needless(Candidate(**base | changes), Candidate(**base | tried), plan)
+        return mesh_search.can_skip(Candidate(**base | changes), Candidate(**base | tried), plan)
 
     large = dataclasses.replace(planned(), fits=False)
-    assert needless({}, large, remat="none", accumulate=2) and needless({}, large, remat="none")
-    assert not needless({}, large, remat="full") and not needless({}, large, accumulate=8)
+    assert can_skip({}, large, remat="none", accumulate=2) and can_skip({}, large, remat="none")
+    assert not can_skip({}, large, remat="full") and not can_skip({}, large, accumulate=8)
     # One that sums no gradients of micro-batches needs no place for the sum.
-    assert not needless({}, large, accumulate=1) and needless({"accumulate": 1}, large, remat="none", accumulate=1)
+    assert not can_skip({}, large, accumulate=1) and can_skip({"accumulate": 1}, large, remat="none", accumulate=1)
     fits = dataclasses.replace(planned(), times=BOUND_BY_COMPUTE)
-    assert needless({}, fits, remat="full", accumulate=8)
-    assert not needless({}, fits, remat="none", accumulate=8) and not needless({}, fits, data=4, tensor=1, accumulate=2)
+    assert can_skip({}, fits, remat="full", accumulate=8)
+    assert not can_skip({}, fits, remat="none", accumulate=8) and not can_skip({}, fits, data=4, tensor=1, accumulate=2)
     # One that reads and writes less may be better than what its memory bounds, or what nothing is known of.
     for memory in (4.0, None):
         slow = dataclasses.replace(fits, times=dataclasses.replace(fits.times, memory=memory))
-        assert not needless({}, slow, remat="full", accumulate=8)
+        assert not can_skip({}, slow, remat="full", accumulate=8)
 
 
 def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +187,8 @@ def test_a_search_counts_what_was_tried_refused_and_left_out(monkeypatch: pytest
         return fits
 
     monkeypatch.setattr(cache, "plan", plan)
-    result = mesh_search.search(small(), "train", CPU, seconds=600.0).told
-    counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) needed no try, .*; (\d+) refused, .* --target", result)
+    result = mesh_search.search(small(), "train", CPU, seconds=600.0).summary
+    counts = re.search(r"(\d+) of (\d+) candidates .*, (\d+) skipped, .*; (\d+) refused, .* --target", result)
     assert counts
     tried, count, needless, refused = map(int, counts.groups())
     candidates = list(mesh_search.candidates(small(), "train", 8))
@@ -211,10 +211,10 @@ def test_candidates_are_meshes_that_divide() -> None:
 def test_a_search_continues_where_it_was() -> None:
     """With no time at all it compiles one, and the next search has that one kept."""
     lines: list[str] = []
-    result = mesh_search.search(small(), "train", CPU, seconds=0.0, tell=lines.append)
-    assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.told
+    result = mesh_search.search(small(), "train", CPU, seconds=0.0, report=lines.append)
+    assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.summary
     assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    assert "the best of 1 that fit" in text_view.search(result, 10)
+    assert "the best of 1 that fit" in text_view.search_text(result, 10)
 
 
 NOBODY = Distillation(teacher="runs/nobody")
@@ -234,17 +234,17 @@ def small_with(**compute: Any) -> run_config.Run:
 def test_what_does_not_fit_together_is_refused() -> None:
     for make, mode, expected in REFUSED:
         with pytest.raises(BadInput, match=expected):
-            compile_program.compiled(make(), mode, CPU)
+            compile_program.compile_run(make(), mode, CPU)
 
 
 def test_errors_of_the_compiler_are_read() -> None:
     """The message names the last file of ours that an error passed; that a slice is too small is no error but a plan."""
     with pytest.raises(ValueError, match="rows of 99 tokens") as error:
         models.family("gpt").apply(small().model, {}, Batch(tokens=np.zeros((1, 99), np.int32)))
-    message = compile_program.told(error.value)
+    message = compile_program.one_line_error(error.value)
     assert re.fullmatch(r"the compiler refused the program: rows of 99 tokens .*\(zoo/models/gpt\.py:\d+\)", message)
-    assert compile_program.exhausted("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
-    assert compile_program.exhausted("INVALID_ARGUMENT: something else") is None
+    assert compile_program.bytes_needed("RESOURCE_EXHAUSTED: Ran out of memory. Used 40.50G of 15.75G hbm.") == int(40.5 * 2**30)
+    assert compile_program.bytes_needed("INVALID_ARGUMENT: something else") is None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +255,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         first = call(capsys, *job, "--page", str(tmp_path / "plan.html"))
         assert first.code == 0 and "data=2 x fsdp=4" in first.stdout, first
         assert "Memory of a device" in (tmp_path / "plan.html").read_text()
-        patch.setattr(compile_program, "compiled", lambda *_: pytest.fail("compiled again"))
+        patch.setattr(compile_program, "compile_run", lambda *_: pytest.fail("compiled again"))
         assert json.loads(call(capsys, *job, "--json").stdout)["mesh"]["fsdp"] == 4
     with timing.cold():
         refused = call(capsys, *job, "--batch", "6")

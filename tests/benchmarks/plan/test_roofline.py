@@ -13,7 +13,7 @@ from benchmarks.hlo import module
 from benchmarks.hlo.module import Computation, Instruction
 from benchmarks.hlo.module import Run as Executed
 from benchmarks.plan import flops_and_bytes, roofline, targets
-from benchmarks.plan.collectives import Sent
+from benchmarks.plan.collectives import Collective
 from benchmarks.plan.flops_and_bytes import Work
 from zoo.attention import attention
 from zoo.attention.masks import Mask
@@ -29,11 +29,11 @@ def devices(count: int, *torus: int) -> np.ndarray:
 Groups = Sequence[Sequence[int]]
 
 
-def sending(kind: str, groups: Groups) -> Sent:
+def sending(kind: str, groups: Groups) -> Collective:
     """Make an exchange of 1 GB."""
     instruction, listed = Instruction("x", kind, (), (), "", "", False), tuple(map(tuple, groups))
     run = Executed(instruction, Computation("c", {}), 1.0, "")
-    return Sent(run, kind, "data", max(map(len, listed)), 1e9, (), listed)
+    return Collective(run, kind, "data", max(map(len, listed)), 1e9, (), listed)
 
 
 def rows(*shape: int) -> Groups:

@@ -32,14 +32,14 @@ def test_decoding_reads_what_it_uses(name: str, layers: str, precision: str, mon
     item = 4 if precision == "float32" else 2
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(step._made.shapes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(step._parts.shapes)
     }
     used = [leaf for path, leaf in leaves.items() if not any(part in path for part in UNUSED[name])]
     # T5's biases of distances are looked up after they became float32.
     biases = 2 * (8 + 1 if item == 4 else 32)
     rows = {"gpt-nano": 2 * 32, "t5-nano": biases, "xlnet-nano": 2 * 2 * 16 * (8 + 1)}.get(name, 0)
     tokens = 2 * 4
-    assert step.reads == sum(leaf.size * leaf.dtype.itemsize for leaf in used) + rows * item + tokens
+    assert step.bytes_read == sum(leaf.size * leaf.dtype.itemsize for leaf in used) + rows * item + tokens
 
 
 def test_reading_is_counted_once() -> None:
@@ -53,4 +53,4 @@ def test_reading_is_counted_once() -> None:
 
     for count, read in ((3, 3 * 4 * 4), (20, 10 * 4 * 4)):
         index = jax.ShapeDtypeStruct((count,), "int32")
-        assert bytes_read.reads(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]
+        assert bytes_read.argument_bytes_read(jax.jit(twice), table, stack, index, table) == [read, 3 * 4 * 4, 4 * count, 0]

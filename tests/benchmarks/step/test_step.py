@@ -16,7 +16,7 @@ from benchmarks.core.runner import Request
 from benchmarks.step import bench, cases, model_runner, peers, programs
 from benchmarks.step import settings as step_settings
 from benchmarks.step.peers import Kind, Peer, PeerFailed
-from benchmarks.step.programs import Made, Step, Variant
+from benchmarks.step.programs import Step, StepParts, Variant
 from benchmarks.step.settings import OURS, Settings
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
@@ -57,8 +57,8 @@ def test_every_objective_has_a_batch_that_its_loss_takes(name: str) -> None:
     for mode in ["train", "inference", *(["decode"] if name != "bert-nano" else [])]:
         case = cases.case(name, mode, **SMALL)  # pyright: ignore[reportArgumentType]
         program = Step(case, Variant())
-        state, loss = jax.eval_shape(program._jitted, program._made.shapes, program._batch)
-        assert loss.shape == () and jax.tree.structure(state) == jax.tree.structure(program._made.shapes)
+        state, loss = jax.eval_shape(program._jitted, program._parts.shapes, program._batch)
+        assert loss.shape == () and jax.tree.structure(state) == jax.tree.structure(program._parts.shapes)
     batch = cases.case(name, "train", **SMALL).arrays()
     assert batch.targets is not None and batch.weights is not None
     if (at := batch.places) is not None:
@@ -107,7 +107,7 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, params = Step(case, Variant()), programs.initial(case)
     ours.compile()
     ours.start(params)
-    run, net = ours.run_config, ours.net
+    run, net = ours.run_config, ours.model
     tx = optim.optimizer(run.optim)
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, ours.mesh))
     engine = ENGINES["jit"](make_step(run, net, causal, tx, ours.dtype), ours.mesh, places, case.batch)
@@ -128,18 +128,18 @@ def test_decoding_costs_no_prompt(tmp_path: Path) -> None:
     assert "what a step must read once" in (tmp_path / "out" / "report.html").read_text()
 
 
-def other_norms(honest: Callable[[Step], Made], program: Step) -> Made:
-    config = dataclasses.replace(program.case.config, eps=0.5, compute=program.net.config.compute)
-    program.net = dataclasses.replace(program.net, config=config)
+def other_norms(honest: Callable[[Step], StepParts], program: Step) -> StepParts:
+    config = dataclasses.replace(program.case.config, eps=0.5, compute=program.model.config.compute)
+    program.model = dataclasses.replace(program.model, config=config)
     return honest(program)
 
 
-def other_rate(honest: Callable[[Step], Made], program: Step) -> Made:
+def other_rate(honest: Callable[[Step], StepParts], program: Step) -> StepParts:
     program.run_config = dataclasses.replace(program.run_config, optim=dataclasses.replace(program.run_config.optim, lr=2e-3))
     return honest(program)
 
 
-def infinite(honest: Callable[[Step], Made], program: Step) -> Made:
+def infinite(honest: Callable[[Step], StepParts], program: Step) -> StepParts:
     return dataclasses.replace(honest(program), jitted=jax.jit(lambda state, batch: (state, jax.numpy.float32(jax.numpy.inf))))
 
 
@@ -239,13 +239,13 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     start, close = Peer.__init__, Peer.close
     monkeypatch.setattr(Peer, "__init__", lambda self, *arguments: (start(self, *arguments), alive.append(self))[0])
     monkeypatch.setattr(Peer, "close", lambda self: (close(self), alive.remove(self) if self in alive else None)[0])
-    honest = model_runner._Group.crowded
-    monkeypatch.setattr(model_runner._Group, "crowded", property(lambda self: len(alive) > 0))
+    honest = model_runner._Group.out_of_memory
+    monkeypatch.setattr(model_runner._Group, "out_of_memory", property(lambda self: len(alive) > 0))
     cells = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [cells[name]["state"] for name in (SCAN, "one ", "two ")] == ["timed"] * 3
     assert cells["one "]["ratio"] and cells["two "]["ratio"]
     monkeypatch.setattr(guarded, "free", lambda: int(2 * cells[SCAN]["memory"]))
-    monkeypatch.setattr(model_runner._Group, "crowded", honest)
+    monkeypatch.setattr(model_runner._Group, "out_of_memory", honest)
     cells = measured(tmp_path / "again", "gpt-nano", peers=True)
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
 
