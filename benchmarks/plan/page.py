@@ -31,7 +31,7 @@ def page(plan: Plan) -> str:
         section("What is planned", table(("", ""), text_view.inputs(plan).items(), words=2)),
         section("Memory of a device", _memory(plan)),
         section("A step", _times(plan) + _roofline(plan)) if plan.products is not None else "",
-        section("Collective in a step", _sent(plan)) if plan.collectives else "",
+        section("Sent in a step", _sent(plan)) if plan.collectives else "",
         section("Warnings", "".join(f"<p>{text(line)}</p>" for line in warnings)) if warnings else "",
         f"<footer>{text(text_view.provenance(plan))}. {_WORTH}</footer>",
     ]

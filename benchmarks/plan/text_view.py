@@ -68,7 +68,7 @@ def verdict(plan: Plan) -> str:
 def bound_sentence(plan: Plan) -> str:
     """Return the bound on MFU in a sentence; a bound by memory is an estimate."""
     if plan.products is None:
-        return "The program does not fit the device's memory, so the compiler made none, and there is nothing to bound."
+        return "The compiler ran out of device memory, so there is no program whose time could be bounded."
     share = ""
     if compiled := plan.products + (plan.kernels or 0):
         share = f" The model's own FLOPs are {plan.model_flops / plan.devices / compiled:.0%} of those compiled."

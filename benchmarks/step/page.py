@@ -47,7 +47,7 @@ def render(results: Results) -> str:
             blocks.append(section(text(f"Where a step goes: {title}, {name}"), _profile(f"{title}, {name}", profile)))
     blocks.append(section("What the numbers are", _formulas()))
     blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
-    blocks.append(f"<footer>{text('StepParts by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
+    blocks.append(f"<footer>{text('Made by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
     return page("Steps", lead, blocks)
 
 

@@ -172,7 +172,7 @@ def _table(head: Sequence[str], rows: Any) -> Table:
 
 def markdown(results: Results) -> str:
     """Return table.md."""
-    blocks = ["# Steps", "StepParts by `zoo bench step`.", machine_line(results)]
+    blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results)]
     if explanation := legend(results):
         blocks.append(f"{explanation[0].upper()}{explanation[1:]}.")
     for title, cells in models(results.cells).items():

@@ -277,8 +277,8 @@ from zoo.models import model
 
 run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
 target = targets.parse("cpu:8")
-planned = compile_program.compiled(run, "train", target)
-run, mesh = compile_program.settled(run, target), device_mesh.make(run.mesh)
+planned = compile_program.compile_run(run, "train", target)
+run, mesh = compile_program.resolve_run(run, target), device_mesh.make(run.mesh)
 net, goal = model(run.model), objectives.bind(run, mesh)
 made = assemble(run, net, goal, mesh)
 state = made.engine.put(device_mesh.init_state(run, net, made.tx, mesh))

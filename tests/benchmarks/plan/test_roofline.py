@@ -108,7 +108,7 @@ def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> Non
 def attention_call(length: int, mask: Mask) -> attention.Call:
     shape = jax.ShapeDtypeStruct((2, length, 4, 16), np.float32)
     request = attention.Request.of(shape, shape, shape, mask, None, None)
-    return attention.Call(name="xla", request=request, mask=mask, scope="door0")
+    return attention.Call(name="xla", request=request, mask=mask, scope="attention0")
 
 
 def test_kernels_are_counted_by_direction_and_loop() -> None:
@@ -116,9 +116,9 @@ def test_kernels_are_counted_by_direction_and_loop() -> None:
     text = """
 %body (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
-  %again = f32[2]{0} custom-call(%p), custom_call_target="mosaic", metadata={op_name="transpose(j)/rematted_computation/door0/f"}
-  %dq = f32[2]{0} custom-call(%again), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
-  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
+  %again = f32[2]{0} custom-call(%p), custom_call_target="mosaic", metadata={op_name="transpose(j)/rematted_computation/attention0/f"}
+  %dq = f32[2]{0} custom-call(%again), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dq"}
+  ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dkv"}
 }
 
 %more (q: f32[2]) -> pred[] {
@@ -128,9 +128,9 @@ def test_kernels_are_counted_by_direction_and_loop() -> None:
 
 ENTRY %main (x: f32[2]) -> f32[2] {
   %x = f32[2]{0} parameter(0)
-  %check = f32[2]{0} custom-call(%x), custom_call_target="AssumeGatherIndicesInBound", metadata={op_name="jvp()/door0/f"}
+  %check = f32[2]{0} custom-call(%x), custom_call_target="AssumeGatherIndicesInBound", metadata={op_name="jvp()/attention0/f"}
   %other = f32[2]{0} custom-call(%check), custom_call_target="__cudnn$conv"
-  %first = f32[2]{0} custom-call(%other), custom_call_target="mosaic", metadata={op_name="jit(s)/jvp()/door0/f"}
+  %first = f32[2]{0} custom-call(%other), custom_call_target="mosaic", metadata={op_name="jit(s)/jvp()/attention0/f"}
   ROOT %loop = f32[2]{0} while(%first), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
@@ -145,10 +145,10 @@ def test_unrolled_layers_have_a_backward_pass_each() -> None:
     text = """
 ENTRY %main (x: f32[2]) -> f32[2] {
   %x = f32[2]{0} parameter(0)
-  %dq = f32[2]{0} custom-call(%x), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
-  %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
-  %dq.1 = f32[2]{0} custom-call(%dkv), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dq"}
-  ROOT %dkv.1 = f32[2]{0} custom-call(%dq.1), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/door0/dkv"}
+  %dq = f32[2]{0} custom-call(%x), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dq"}
+  %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dkv"}
+  %dq.1 = f32[2]{0} custom-call(%dkv), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dq"}
+  ROOT %dkv.1 = f32[2]{0} custom-call(%dq.1), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dkv"}
 }
 """
     call = attention_call(8, Mask())
