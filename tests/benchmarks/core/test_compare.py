@@ -37,7 +37,7 @@ def made_results(cells: Cells, noise: float = 0.0, **header: Any) -> Results:
             else:
                 ratios = {"ratio": value, "ratio_p20": value / (1 + noise), "ratio_p80": value * (1 + noise)}
                 rows.append({**cell, "state": "timed", "reason": "", "seconds": value, **ratios})
-    return Results(Path(), **{"what": "attention", "environment": MACHINE, "asked": {}, "unit": UNIT, "cells": rows, **header})
+    return Results(Path(), **{"what": "attention", "environment": MACHINE, "options": {}, "unit": UNIT, "cells": rows, **header})
 
 
 def write(folder: Path, results: Results) -> str:

@@ -116,8 +116,8 @@ def test_kernels_are_counted_by_direction_and_loop() -> None:
     text = """
 %body (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
-  %again = f32[2]{0} custom-call(%p), custom_call_target="mosaic", metadata={op_name="transpose(j)/rematted_computation/attention0/f"}
-  %dq = f32[2]{0} custom-call(%again), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dq"}
+  %redo = f32[2]{0} custom-call(%p), custom_call_target="mosaic", metadata={op_name="transpose()/rematted_computation/attention0"}
+  %dq = f32[2]{0} custom-call(%redo), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dq"}
   ROOT %dkv = f32[2]{0} custom-call(%dq), custom_call_target="mosaic", metadata={op_name="transpose(jvp())/attention0/dkv"}
 }
 
