@@ -192,7 +192,7 @@ def devices(target: Target) -> tuple[Any, ...]:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         # A compiler refuses a shape with this error; any other error means that it is missing or used by another process.
         if not why.startswith("INVALID_ARGUMENT"):
-            fix = f"stop other processes that use it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
+            fix = f"stop what else uses it, or install it again: pip install 'transformer-zoo[{PLUGINS[target.platform][1]}]'"
             raise BadInput(f"--target {target.name}: the compiler could not be loaded ({why}); {fix}") from None
         if target.chip in TPUS:
             choices = ", ".join(f"{target.chip}:{size}" for size in TPUS[target.chip].slices)

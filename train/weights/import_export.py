@@ -66,7 +66,7 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     Raises:
         BadInput: see `train.weights.load.load`; `target` exists; or the model has no published form.
     """
-    require(step is None or not last, "last", last, "averages the newest checkpoints; remove --step")
+    require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         loaded = averaged(run, device_mesh.make(mesh), last) if last else load(run, device_mesh.make(mesh), step)
         _write(new_folder, loaded, largest=int(shard * 1e9))

@@ -118,7 +118,7 @@ def chosen_tokenizer(run: run_config.Run, folder: Folder) -> Tokenizer | None:
 
 def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer with ids beyond the model's vocabulary."""
-    fix = f"the tokenizer has more entries, {tokenizer.vocab_size}; choose {tokenizer.vocab_size} or more"
+    fix = f"the tokenizer has {tokenizer.vocab_size} entries; choose {tokenizer.vocab_size} or more"
     require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 

@@ -81,9 +81,9 @@ def test_a_product_that_xla_has_no_tiles_for_is_left_to_cublas() -> None:
                 raise jax.errors.JaxRuntimeError(self.says)
             return compiler_options
 
-    compiled, remarks = compile_program.finished(Lowered())
+    compiled, remarks = compile_program.compile_lowered(Lowered())
     assert compiled == {"xla_gpu_enable_triton_gemm": False} and "all products by cuBLAS" in remarks[0]
     other = Lowered()
     other.says = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        compile_program.finished(other)
+        compile_program.compile_lowered(other)
