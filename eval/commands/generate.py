@@ -48,6 +48,8 @@ def main(
         `eval.scoring.likelihood`.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
+    one_way = not source.choices or decoding.read == "left-to-right"
+    require(one_way, "read", decoding.read, "--choices are scored from left to right; leave one of the two out")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
     loaded = load.load(where, device_mesh.make(mesh), step)

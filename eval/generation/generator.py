@@ -108,9 +108,9 @@ class Generator:
 
         Raises:
             BadInput: an empty prompt, an id outside the vocabulary, a prompt that with the limit is longer than the model's
-                positions, or logits that are not finite.
+                positions, a family that does not read both ways, or logits that are not finite.
         """
-        self._check(prompts, decoding.limit)
+        self._check(prompts, decoding)
         beams = decoding.search.beams
         entries = self.tokenizer.vocab_size
         require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
@@ -149,7 +149,7 @@ class Generator:
         Raises:
             BadInput: as for `generate`.
         """
-        self._check([prompt], decoding.limit)
+        self._check([prompt], decoding)
         text = _Text(self.tokenizer, decoding, 0, 0, np.asarray(prompt, np.int32), number, goes_on=self._goes_on)
         emitted = 0
         for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
@@ -158,7 +158,9 @@ class Generator:
                 yield final[emitted:]
                 emitted = len(final)
 
-    def _check(self, prompts: Sequence[Ids], limit: int) -> None:
+    def _check(self, prompts: Sequence[Ids], decoding: Decoding) -> None:
+        able = decoding.read == "left-to-right" or self.net.reads_both_ways
+        require(able, "read", decoding.read, f"{self.net.family} generates from left to right only; leave the option out")
         entries = self.tokenizer.vocab_size
         # A family without learned positions has no `context`: it takes any length.
         context = getattr(self.net.config, "context", math.inf)
@@ -168,9 +170,9 @@ class Generator:
                 raise BadInput(f"{name} is empty; begin it with end-of-text, as a document begins")
             if ids.min() < 0 or ids.max() >= entries:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
-            if ids.size + limit > context:
+            if ids.size + decoding.limit > context:
                 raise BadInput(
-                    f"{name}: its {ids.size} tokens and --limit {limit} are more than the model's {context} positions; "
+                    f"{name}: its {ids.size} tokens and --limit {decoding.limit} are more than the model's {context} positions; "
                     "shorten the prompt or lower the limit"
                 )
 
@@ -179,17 +181,18 @@ class Generator:
         rows = device_mesh.fitting(self.mesh, rows)
         count = max(1, min(chunk, decoding.limit - 1))
         ahead = math.ceil((decoding.limit - 1) / count) * count
+        model = self._model._replace(reread=decoding.reread)
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
             prompts, numbers = device_mesh.place(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             seed = np.uint32(decoding.seed)
-            state, drawn = _start(self._model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
+            state, drawn = _start(model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
             self._take(texts, drawn)
             yield
             while not all(text.ended for text in texts):
-                state, drawn = _go_on(self._model, decoding.sampling, count, self._params, state)
+                state, drawn = _go_on(model, decoding.sampling, count, self._params, state)
                 self._take(texts, drawn)
                 yield
 
@@ -233,10 +236,11 @@ class _Rows:
     """Continuations in progress."""
 
     cache: dict[str, Any]
-    token: Any
-    """int32 [B], the last sampled token, which is not in the cache yet."""
+    tokens: Any
+    """int32 [B, R], what the next step reads: the tokens that are read again, then the last sampled one, which is not in the
+    cache yet."""
     position: Any
-    """int32 [B], the position of that token."""
+    """int32 [B], the position of the last sampled token."""
     segment: Any
     """int32 [B]: 1, or 0 in a padding row."""
     seeds: Any
@@ -252,6 +256,8 @@ class _Model(NamedTuple):
     entries: int
     """Entries of the tokenizer."""
     dtype: np.dtype
+    reread: int = 0
+    """See `Decoding`. Where tokens are read again, all that are read together see each other."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -268,7 +274,7 @@ def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: 
         seen = jnp.zeros((size, model.entries), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
     rows = _Rows(
         cache=model.net.init_cache(size, length + ahead, model.dtype),
-        token=prompts.tokens[:, -1],
+        tokens=prompts.tokens[:, -1 - model.reread :],
         position=prompts.positions[:, -1],
         segment=prompts.segments[:, -1],
         seeds=drawing.row_seeds(seed, *numbers),
@@ -283,8 +289,13 @@ def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Ro
     """Sample `count` more tokens of each row: (rows, (tokens [count, B], finite [count, B]))."""
 
     def one(rows: _Rows, _: None) -> Any:
-        batch = Batch(tokens=rows.token[:, None], segments=rows.segment[:, None], positions=rows.position[:, None])
-        return _next(model, sampling, params, batch, rows)
+        batch = Batch(
+            tokens=rows.tokens,
+            segments=jnp.broadcast_to(rows.segment[:, None], rows.tokens.shape),
+            positions=rows.position[:, None] + jnp.arange(-model.reread, 1),
+        )
+        cache = rows.cache | {"at": rows.cache["at"] - model.reread}
+        return _next(model, sampling, params, batch, dataclasses.replace(rows, cache=cache))
 
     return jax.lax.scan(one, rows, None, length=count)
 
@@ -299,13 +310,16 @@ def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any
 
 def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
     """Put a batch's tokens into the cache and sample the token after its last column: (rows, (token [B], finite [B]))."""
+    if model.reread:
+        batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
     hidden, cache = model.net.decode(params, batch, rows.cache)
     # The tokenizer may have fewer entries than the model: an id without text is never sampled.
     logits = constrain(model.net.unembed(params, hidden[:, -1]), BATCH)[:, : model.entries]
     position = rows.position + 1
     token, finite = drawing.draw(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
     seen = None if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].set(True)
-    rows = _Rows(cache, token, position, rows.segment, rows.seeds, seen)
+    tokens = jnp.concatenate([rows.tokens[:, 1:], token[:, None]], axis=1)
+    rows = _Rows(cache, tokens, position, rows.segment, rows.seeds, seen)
     small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(rows, cache={}))
     return dataclasses.replace(small, cache=cache), (constrain(token, None), constrain(finite, None))
 

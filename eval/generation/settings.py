@@ -23,12 +23,18 @@ class Decoding:
     """Seed of sampling: a continuation depends on it, its prompt, the numbers of prompt and sample, and nothing else."""
     past_end: bool = False
     """Continue after end-of-text."""
+    read: Literal["left-to-right", "both-ways"] = "left-to-right"
+    """Which tokens a token of XLNet sees. left-to-right: those before it, so that the cache never changes, a step reads one
+    token, and --choices and `zoo eval` score the same probabilities. both-ways: also later ones that are read with it (all of the
+    prompt, then two tokens a step), so that greedy text equals that of `transformers`."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
     search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
     def __post_init__(self) -> None:
         beams = self.search.beams
         if beams > 1:
+            one_way = self.read == "left-to-right"
+            require(one_way, "read", self.read, "beam search reads from left to right; leave it out, or choose --beams 1")
             require(self.samples <= beams, "samples", self.samples, f"a search gives at most as many as --beams {beams}")
             for field in dataclasses.fields(Sampling):
                 value = getattr(self.sampling, field.name)
@@ -42,6 +48,11 @@ class Decoding:
         require(self.samples >= 1, "samples", self.samples, "choose 1 or more continuations of each prompt")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
         require("" not in self.stop, "stop", "''", "every text contains it; name a text, or leave the option out")
+
+    @property
+    def reread(self) -> int:
+        """Cached tokens that each step reads again together with the newest one, which they then see."""
+        return int(self.read == "both-ways")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,21 @@ def forward(
     return x, g, inputs
 
 
+def read_both_ways(cfg: Any, params: Any, prompt: Array, text: Array) -> Array:
+    """[len(text), V]: log-probabilities of what follows a prompt and each part of a text. The prompt's tokens all see each other;
+    after that, every step reads the last two tokens, behind what was computed of those before them."""
+    tokens, memory, steps = prompt, np.zeros((cfg.layers, 0, cfg.width)), []
+    for token in text:
+        first, slots = memory.shape[1], memory.shape[1] + len(tokens)
+        distance = np.arange(first, slots + 1)[:, None] - np.arange(slots)
+        content, query = (Seen(allowed=np.ones(each.shape, bool), distance=each) for each in (distance[:-1], distance[-1:]))
+        _, predicted, inputs = forward(cfg, params, tokens, content, query, memory)
+        assert predicted is not None
+        steps.append(log_probabilities(cfg, params, predicted)[0])
+        tokens, memory = np.append(tokens, token)[-2:], np.concatenate([memory, inputs], 1)[:, :-1]
+    return np.stack(steps)
+
+
 def log_probabilities(cfg: Any, params: Any, hidden: Array) -> Array:
     logits = hidden @ np.float64(params["embed"]["tokens"]["embedding"])[: cfg.vocab].T
     logits = logits + np.float64(params["unembed"]["bias"])[: cfg.vocab]

@@ -44,6 +44,11 @@ class Config(BodyConfig):
         """True if the model can generate text: only the heads of pretraining predict tokens."""
         return self.task in ("permutation", "pretraining")
 
+    @property
+    def reads_both_ways(self) -> bool:
+        """Whether tokens may see those behind them while it generates: pretraining shows it every order."""
+        return True
+
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
 

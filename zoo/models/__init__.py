@@ -2,9 +2,10 @@
 
 Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF` (its published names by task), `PADDED`
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
-that generates text has `init_cache` and `decode`; its configuration has `sourced` if it is an encoder-decoder, and `generates` if
-some of its heads do not predict words. A family that classifies sequences or tokens has `sequence_logits` and `token_logits`; see
-`Model`. The list of families is the list of files in this folder.
+that generates text has `init_cache` and `decode`; its configuration has `sourced` if it is an encoder-decoder, `generates` if
+some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A family that
+classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The list of families is the list of files in
+this folder.
 """
 
 import dataclasses
@@ -82,6 +83,11 @@ class Model:
         return hasattr(self.module, "init_cache") and getattr(self.config, "generates", True)
 
     @property
+    def reads_both_ways(self) -> bool:
+        """True if a prompt may be read both ways: `decode` takes tokens with equal ranks in `batch.order`."""
+        return getattr(self.config, "reads_both_ways", False)
+
+    @property
     def names(self) -> Names:
         """The model's published names."""
         return self.module.HF[self.task]
@@ -119,7 +125,8 @@ class Model:
 
         A dict of arrays: "k" and "v" [L, B, S, K, H] of `dtype`; "segments" and "positions", int32 [B, S], of the tokens in the
         slots, with segment 0 for free slots; "at", int32, the first free slot. A family may add entries of other names: an
-        encoder-decoder those of `batch.source` in the first call; XLNet its distances, which no row has of its own.
+        encoder-decoder those of `batch.source` in the first call; XLNet its distances, which no row has of its own, and, as a T5
+        decoder alone, "order", the ranks of the tokens.
 
         Raises:
             BadInput: the family does not generate text, or not with this head.
@@ -136,7 +143,8 @@ class Model:
         those within each row; without segments and positions all tokens are real, and their positions are their slots. The first
         call of an encoder-decoder has `batch.source`; the cache stores it for the later calls. Every array with an entry per row
         has an axis B, the second of five axes, else the first, along which rows may be selected. The caller must ensure that "at"
-        + T does not exceed the number of slots: JAX would silently overwrite the last ones.
+        + T does not exceed the number of slots: JAX would silently overwrite the last ones. It may also move "at" back by fewer
+        than T: the tokens of those slots are then read again.
         """
         return self.module.decode(self.config, params, batch, cache)
 

@@ -124,8 +124,12 @@ def init_carry(cfg: Config, rows: int) -> dict[str, Any]:
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
+    """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`.
+
+    It also has "order", int32 [B, S], the ranks of the tokens in the slots.
+    """
+    cache = empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
+    return cache | {"order": jnp.zeros((rows, length), jnp.int32)}
 
 
 def decode(
@@ -135,6 +139,9 @@ def decode(
 
     The text is read from left to right: each token's hidden state is the query stream's at the position after it. Types are
     ignored, and there is no memory but the cache.
+
+    By `batch.order` a token sees the cached and new tokens of ranks up to its own. With equal ranks the new tokens all see each
+    other, and only the last hidden state is a prediction: the others have seen what follows.
 
     The first call adds the projected encodings of all distances to the cache, "r" [L, N, H, 2 S]: computing them for each token
     would cost more than everything else.
@@ -147,8 +154,8 @@ def decode(
     mask = Mask(
         query_segments=new["segments"],
         key_segments=cached["segments"],
-        query_ranks=new["positions"],
-        key_ranks=cached["positions"],
+        query_ranks=new["order"],
+        key_ranks=cached["order"],
     )
     # What lies strictly before the next position lies up to this one: both streams see the same, at a distance greater by one.
     content, query = Stream(mask=mask, first=length), Stream(mask=mask, first=length - 1)

@@ -270,6 +270,12 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--samples 5: a search gives at most as many as --beams 4": lambda: Decoding(samples=5, search=Beams(beams=4)),
     "--top-k 3: beam search does not sample": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)),
     "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)),
+    "--read both-ways: gpt generates from left to": lambda: gpt_generator().generate([[1]], Decoding(read="both-ways")),
+    "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)),
+    "--read both-ways: --choices are scored from left": lambda: complete.main(
+        *("", Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways")),
+        **dict(step=None, batch=1, precision="float32", mesh=config.Mesh(), as_json=False),
+    ),
 }
 
 

@@ -1,8 +1,11 @@
 """XLNet generates text as every generator does: the query stream predicts each word from all that is before it."""
 
+import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from eval.generation.settings import Decoding
 from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, jit, random_params
-from tests.support.xlnet_reference import tiny
+from tests.support.xlnet_reference import read_both_ways, tiny
+from zoo import pretrained
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation import beam_search
@@ -19,6 +23,8 @@ from zoo.generation.settings import GREEDY, Beams
 from zoo.models import Model
 
 LIMIT = 6
+GREEDILY = Decoding(limit=LIMIT, past_end=True, sampling=GREEDY)
+BOTH_WAYS = dataclasses.replace(GREEDILY, read="both-ways")
 PROMPTS = [np.arange(3, 3 + size, dtype=np.int32) for size in (1, 4, 9)]
 
 
@@ -45,7 +51,7 @@ def _forward() -> Any:
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["alone", "mesh"])
 def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> None:
     generator = make_generator(model(), gpt_tokenizer(), batch=4, **mesh)
-    texts = generator.generate(PROMPTS, Decoding(limit=LIMIT, past_end=True, sampling=GREEDY))
+    texts = generator.generate(PROMPTS, GREEDILY)
     for prompt, text in zip(PROMPTS, ids(texts), strict=True):
         before = prompt.tolist()
         assert len(text) == LIMIT
@@ -55,13 +61,69 @@ def test_greedy_text_is_the_likeliest_word_after_word(mesh: dict[str, int]) -> N
             before.append(token)
 
 
+def test_the_logits_of_every_step_that_reads_both_ways() -> None:
+    """Padded prompts and then two tokens at a time, against each text alone in float64."""
+    net, params = model()
+    text, decode, longest = np.arange(40, 40 + LIMIT, dtype=np.int32), jit(net.decode), len(PROMPTS[-1])
+    tokens = np.stack([np.pad(np.append(prompt, text), (longest - len(prompt), 0)) for prompt in PROMPTS])
+    segments = np.int32(np.arange(longest + LIMIT) >= longest - np.array([[len(prompt)] for prompt in PROMPTS]))
+    cache, steps = net.init_cache(len(PROMPTS), longest + LIMIT, jnp.float32), []
+    for first, last in [(0, longest), *((at - 2, at) for at in range(longest + 1, longest + LIMIT))]:
+        fields = {"tokens": tokens, "segments": segments, "order": np.zeros_like(tokens)}
+        read = Batch(**{name: each[:, first:last] for name, each in fields.items()})
+        hidden, cache = decode(params, read, cache | {"at": jnp.int32(first)})
+        steps.append(jax.nn.log_softmax(net.unembed(params, hidden[:, -1])[:, : net.config.vocab]))
+    expected = [read_both_ways(net.config, params, prompt, text) for prompt in PROMPTS]
+    np.testing.assert_allclose(np.stack(steps, 1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.planted
+def test_greedy_text_read_both_ways() -> None:
+    """Of a padded batch, each word is the likeliest one by the reference for each text alone; read one way, it is not."""
+    net, params = model()
+    generator = make_generator(model(), gpt_tokenizer(), batch=4)
+
+    def check(decoding: Decoding) -> None:
+        for prompt, text in zip(PROMPTS, ids(generator.generate(PROMPTS, decoding)), strict=True):
+            likely = read_both_ways(net.config, params, prompt, np.array(text))[:, : gpt_tokenizer().vocab_size]
+            assert (likely[np.arange(LIMIT), list(text)] > likely.max(1) - 1e-4).all()
+
+    check(BOTH_WAYS)
+    with pytest.raises(AssertionError):
+        check(GREEDILY)
+
+
+@pytest.mark.parity
+@pytest.mark.planted
+def test_text_read_both_ways_is_that_of_transformers(tmp_path: Path) -> None:
+    """24 tokens after 20 random prompts of 1 to 20 tokens are all equal; read from left to right, 2 of the 20 texts are."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers
+
+    net = tiny(vocab=gpt_tokenizer().vocab_size)
+    params, rng = random_params(net), np.random.default_rng(1)
+    pretrained.save(tmp_path, net.config, params)
+    theirs: Any = transformers.XLNetLMHeadModel.from_pretrained(tmp_path)
+    theirs.generation_config.eos_token_id = None
+    prompts = [rng.integers(0, net.config.vocab, size).astype(np.int32) for size in range(1, 21)]
+    # One by one: `transformers` shows the padding of a batch to the text.
+    said = [theirs.generate(torch.tensor(each)[None].long(), max_new_tokens=24, do_sample=False)[0] for each in prompts]
+    expected = [tuple(row[len(each) :].tolist()) for row, each in zip(said, prompts, strict=True)]
+    generator = make_generator((net, params), gpt_tokenizer())
+    equal = {}
+    for decoding in (BOTH_WAYS, GREEDILY):
+        texts = ids(generator.generate(prompts, dataclasses.replace(decoding, limit=24)))
+        equal[decoding.read] = sum(ours == text for ours, text in zip(texts, expected, strict=True))
+    assert equal["both-ways"] == 20 > 2 * equal["left-to-right"] and len(set(expected)) > 15, equal
+
+
 @pytest.mark.full
 def test_a_search_scores_its_texts_by_their_probability() -> None:
     """What is found has the score that a forward pass gives it; the cached distances have no rows to reorder."""
     net, params = model()
     rows = Batch(**dict.fromkeys(("tokens", "segments", "positions"), jnp.ones((3, 4), jnp.int32)))
     axes = beam_search.batch_axes(net, params, rows, net.init_cache(3, 8, jnp.float32))
-    assert axes == {"k": 1, "v": 1, "segments": 0, "positions": 0, "at": None, "r": None}
+    assert axes == {"k": 1, "v": 1, "segments": 0, "positions": 0, "order": 0, "at": None, "r": None}
     search = Beams(beams=3, length_penalty=0.0)
     generator = make_generator(model(), gpt_tokenizer(), batch=4)
     for text in generator.generate(PROMPTS, Decoding(limit=LIMIT, samples=2, past_end=True, search=search)):
