@@ -86,15 +86,15 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     if objective is None:
         raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
     cfg = _settled(size.config, objective, dropout)
-    net = models.model(cfg)
-    if mode == "decode" and not net.generates:
+    model = models.model(cfg)
+    if mode == "decode" and not model.generates:
         able = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
         raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
     rows, tokens, read = SHAPES[objective]
-    if source and not net.sourced:
+    if source and not model.sourced:
         raise BadInput(f"--source-length {source}: {name} is no encoder-decoder, it reads no source; leave it out")
     context = getattr(cfg, "context", 1 << 20)
-    shape = {"batch": batch or rows, "length": length or min(tokens, context), "source": (source or read) if net.sourced else 0}
+    shape = {"batch": batch or rows, "length": length or min(tokens, context), "source": (source or read) if model.sourced else 0}
     fix = f"{name} has {context:,} positions; choose at most {context:,}"
     require(shape["length"] <= context, "length", shape["length"], fix)
     least = {"permutation": 8}.get(objective, 2)

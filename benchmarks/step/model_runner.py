@@ -347,8 +347,8 @@ def _flops(case: Case) -> float | None:
     """Return the FLOPs of a step's matrix products; None for decoding, which is bound by memory reads."""
     if case.mode == "decode":
         return None
-    batch, net = case.arrays(), case.model
-    return objectives.flops(objectives.objective(case.objective), net, batch) if case.mode == "train" else net.flops(batch)
+    batch, model = case.arrays(), case.model
+    return objectives.flops(objectives.objective(case.objective), model, batch) if case.mode == "train" else model.flops(batch)
 
 
 @functools.cache
