@@ -51,8 +51,9 @@ class Batch:
     """Position of the token whose hidden state summarizes a sequence (its CLS), if a row may have several sequences or it is not
     the first token. None: position 0. For choices [B, C, 1]."""
     labels: Any | None = None
-    """Labels for the head; `IGNORED` where there is none. For sequences int32 (regression: float32) [B, Q], for tokens int32 [B,
-    T], for a span its first and last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T]."""
+    """Labels for the head; `IGNORED` where there is none. For sequences int32 (regression: float32) [B, Q], or int32 [B, O] if a
+    sequence may have several labels, 1 for those it has and 0 for the others; for tokens int32 [B, T], for a span its first and
+    last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T]."""
     source: "Batch | None" = None
     """The encoder's input in an encoder-decoder."""
     index: UInt32[Any, "*A"] | None = None

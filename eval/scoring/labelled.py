@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from zoo.nn import heads
 
 WORST = 20
 """Number of examples with the greatest losses that are shown, at most."""
+THRESHOLD = 0.5
+"""Least probability of a label that is predicted, if a text may have several labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +47,18 @@ def of_run(
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
     batch = device_mesh.fitting(mesh, min(batch, len(rows)))
-    forward, evaluate = Forward.of(net, mesh, run.objective, np.dtype(dtype)), TASKS[run.objective][1]
+    forward, evaluate = Forward.of(net, mesh, run.objective, np.dtype(dtype)), scorer(run)
 
     def score(params: Any) -> Score:
         logits = np.concatenate(list(forward.logits(forward.cast(params), rows, build, batch)))
         return evaluate(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
 
     return score
+
+
+def scorer(run: run_config.Run) -> Callable[..., Score]:
+    """Return the function `(rows, logits, labels) -> score` of a run."""
+    return _multi_label if run.labelled.multi_label else TASKS[run.objective][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +158,23 @@ def _classes(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, 
     score = _score(rows, metrics, _nll(logits, truth), answers)
     confusion = metric_functions.confusion(truth, predicted, len(labels)).tolist()
     return dataclasses.replace(score, mistakes={**score.mistakes, "labels": list(labels), "confusion": confusion})
+
+
+def _multi_label(rows: Rows, logits: Float64[np.ndarray, "N O"], labels: tuple[str, ...]) -> Score:
+    """Score texts that may have several labels: micro and macro F1, and the share of texts whose labels are all right."""
+    truth = np.stack([row.labels for row in rows.rows])  # [N, O]
+    predicted = (sigmoid(logits) >= THRESHOLD).astype(np.int32)
+    losses = np.logaddexp(0, np.where(truth == 1, -logits, logits)).mean(-1)
+    answers = [
+        tuple(", ".join(itertools.compress(labels, chosen)) or "(none)" for chosen in pair)
+        for pair in zip(truth, predicted, strict=True)
+    ]
+    return _score(rows, metric_functions.multi_label(truth, predicted), losses, answers)
+
+
+def sigmoid(logits: Float64[np.ndarray, "*N O"]) -> Float64[np.ndarray, "*N O"]:
+    """Return the probability of each label of texts that may have several."""
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def _tags(rows: Rows, logits: Float64[np.ndarray, "N T O"], labels: tuple[str, ...]) -> Score:

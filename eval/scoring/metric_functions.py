@@ -63,6 +63,20 @@ def f1_macro(truth: Classes, predicted: Classes) -> float:
     return float(np.mean([f1(truth, predicted, int(number)) for number in np.union1d(truth, predicted)]))
 
 
+def multi_label(truth: Integer[np.ndarray, "N L"], predicted: Integer[np.ndarray, "N L"]) -> dict[str, float]:
+    """Return the metrics of examples that may have several labels, 1 for those they have, else 0; they equal scikit-learn's.
+
+    `f1_micro` is the F1 of all labels of all examples together; `f1_macro` the mean of the F1 of every label, 0 for a label that
+    is neither in the truth nor predicted; `subset_accuracy` the share of examples whose labels are all right.
+    """
+    _check(truth, predicted)
+    return {
+        "f1_micro": f1(truth.ravel(), predicted.ravel()),
+        "f1_macro": float(np.mean([f1(*pair) for pair in zip(truth.T, predicted.T, strict=True)])),
+        "subset_accuracy": float((truth == predicted).all(-1).mean()),
+    }
+
+
 def matthews(truth: Classes, predicted: Classes) -> float:
     """Return the Matthews correlation of classes, -1 to 1: Matthews 1975 for two, Gorodkin 2004 (R_K) for more.
 

@@ -1,6 +1,7 @@
 """Predictions of a fine-tuned model for one example, from its logits, as dicts that are written as JSON.
 
 - classes of texts: `label`, the likeliest one, and `probabilities` of all;
+- labels of texts that may have several: `labels`, those of probability 0.5 or more, and `probabilities` of all;
 - a number of a text: `number`;
 - tags of words: `tags`, with `word`, `tag` and `probability` for each word, the last two null where the row has no token of it;
   where all tags are IOB also `entities`, with `type`, `first` word, `end`, one past the last word, and `text`;
@@ -11,6 +12,7 @@
 Shape letters: R rows of an example (windows of a context; otherwise 1), O outputs, T tokens of a row, C options.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ def of_example(
     logits: Float64[np.ndarray, "R *outputs"],
     labels: Sequence[str],
     *,
+    multi_label: bool = False,
     null_threshold: float | None = None,
 ) -> Prediction:
     """Return the prediction of an example.
@@ -38,11 +41,14 @@ def of_example(
     Args:
         rows: the rows of the example; the labels of a sentence's row are the numbers of its words.
         logits: [R, O] for a text, [R, T, O] for a sentence, [R, 2, T] for a question, [R, C] for choices.
-        labels: names of the outputs of a text or a sentence; a single one means regression.
+        labels: names of the outputs of a text or a sentence; a single one means regression, unless `multi_label`.
+        multi_label: True if a text may have several labels.
         null_threshold: a question has no answer if `null_score` exceeds the score of its best answer by more than this; None:
             it always has one.
     """
     match example:
+        case Text() if multi_label:
+            return _labels(labelled.sigmoid(logits[0]), labels)
         case Text() if len(labels) == 1:
             return {"number": number(logits[0, 0])}
         case Text():
@@ -72,6 +78,13 @@ def number(value: Any) -> float:
 def _class(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
     return {
         "label": labels[int(probabilities.argmax())],
+        "probabilities": dict(zip(labels, map(number, probabilities), strict=True)),
+    }
+
+
+def _labels(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> Prediction:
+    return {
+        "labels": list(itertools.compress(labels, probabilities >= labelled.THRESHOLD)),
         "probabilities": dict(zip(labels, map(number, probabilities), strict=True)),
     }
 

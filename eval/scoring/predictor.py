@@ -112,7 +112,7 @@ class Predictor:
             example = rows.examples[number]
             if not np.isfinite(logits).all():
                 raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
-            options = {"null_threshold": self.null_threshold}
+            options = {"multi_label": self.run.labelled.multi_label, "null_threshold": self.null_threshold}
             yield number, predictions.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 
     def _size(self, rows: Rows) -> int:

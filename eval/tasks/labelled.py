@@ -10,8 +10,9 @@ its own. Rows are as long as the run's; those of published weights as long as th
 
 Metrics:
 - the loss, in nats, and what the head is judged by: accuracy, F1 (of the second of two classes; of more the mean over classes)
-  and Matthews' correlation of classes; Pearson's and Spearman's correlation and squared error of numbers; entity F1 of IOB tags,
-  accuracy of others; exact match and F1 of answers; accuracy of choices;
+  and Matthews' correlation of classes; micro and macro F1 and the share of texts with all labels right where a text may have
+  several; Pearson's and Spearman's correlation and squared error of numbers; entity F1 of IOB tags, accuracy of others; exact
+  match and F1 of answers; accuracy of choices;
 - with the name of a task of GLUE after the colon, what that task is judged by alone (Wang et al. 2019, table 1);
 - accuracy_stderr: the standard error of an accuracy over independent examples;
 - beside an accuracy majority_share, what always predicting the most frequent class would reach, and predicted_share, the share of
@@ -74,7 +75,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     if goal is None:
         raise BadInput(f"--task labelled: the task of {subject.name} is {subject.net.task}, without labels; fine-tune it first")
     labels = getattr(cfg, "labels", ())
-    chosen = _wanted(settings.argument, goal, labels)
+    chosen = _wanted(settings.argument, goal, labels, multi_label=cfg.multi_label)
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
     examples, _ = labelled_reader.read(goal, names, Data(), run.labelled, malformed)
@@ -103,13 +104,14 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     return Result(metrics, count, details)
 
 
-def _wanted(argument: str, goal: Objective, labels: Sequence[str]) -> tuple[str, ...]:
+def _wanted(argument: str, goal: Objective, labels: Sequence[str], *, multi_label: bool) -> tuple[str, ...]:
     """Return the metrics of a GLUE task, if one is named and the head fits it."""
     if not argument:
         return ()
     metrics = metric_functions.glue(argument)
-    if goal != "classification" or not set(metrics) <= set(labelled.judged(labels)):
+    if goal != "classification" or multi_label or not set(metrics) <= set(labelled.judged(labels)):
         output = f"{len(labels)} classes" if len(labels) > 1 else "numbers"
+        output = "several labels per text" if multi_label else output
         kind = output if goal == "classification" else f"{goal}, not classes of texts"
         raise BadInput(f"--task labelled:{argument}: it is judged by {' and '.join(metrics)}, and the model is of {kind}")
     return metrics
@@ -119,14 +121,16 @@ def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
     """Return a run configuration that makes rows for the model.
 
     Raises:
-        BadInput: --labelled.regression of classes, or a length that the model does not have.
+        BadInput: --labelled.regression or --labelled.multi-label of classes, or a length that the model does not have.
     """
     cfg, options, own = subject.net.config, settings.labelled, subject.run
-    numbers = goal == "classification" and len(cfg.labels) == 1
+    numbers = goal == "classification" and len(cfg.labels) == 1 and not cfg.multi_label
     if options == type(options)() and own is not None:
         options = dataclasses.replace(own.labelled, class_weights="none")
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
-    options = dataclasses.replace(options, regression=numbers)
+    several = cfg.multi_label or not settings.labelled.multi_label
+    require(several, "labelled.multi_label", True, "the model gives each text one label; leave it out")
+    options = dataclasses.replace(options, regression=numbers, multi_label=cfg.multi_label)
     context = getattr(cfg, "context", None)
     length = settings.length or (own.data.length if own else context or USUAL)
     limit = context or length

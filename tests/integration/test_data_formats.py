@@ -44,6 +44,7 @@ READ: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "wnut": (24, 12, ("B-location", "O")),
     "xquad": (10, 2, ()),
     "reviews": (32, 4, ("1", "2", "3")),
+    "topics": (32, 4, ("people", "place", "whale")),
 }
 """Name of the run -> training and held-out examples, and labels."""
 BEGINNINGS = {
@@ -85,6 +86,9 @@ def write_files(folder: Path) -> None:
     writer.writerow(["id", "review", "stars"])
     writer.writerows([number, f'They said "{text}",\nand no more.', 1 + number % 3] for number, text in enumerate(SENTENCES))
     put(folder / "reviews.csv", table.getvalue())
+    topics = {"people": ("men", "sailor"), "place": ("Paris", "France"), "whale": ("whale",)}
+    lists = ([name for name, some in topics.items() if {*some} & {*text.split()}] for text in SENTENCES)
+    put(folder / "topics.jsonl", [{"text": text, "labels": names} for text, names in zip(SENTENCES, lists, strict=True)])
 
 
 @pytest.fixture(scope="module", autouse=True)

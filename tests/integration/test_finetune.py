@@ -129,6 +129,26 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     np.testing.assert_array_equal(ours.params["classifier"]["kernel"], back.params["classifier"]["kernel"])
 
 
+@pytest.mark.full
+def test_lists_of_labels_are_learned_scored_shown_predicted_and_exported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import transformers
+
+    lists = ([name for name, every in (("even", 2), ("third", 3)) if number % every == 0] for number in range(COUNT))
+    rows = [{"text": text, "labels": names} for text, names in zip(two_kinds(COUNT), lists, strict=True)]
+    put(place / "c.jsonl", rows)
+    flags = f"{FLAGS} --steps 20 --log.validate-every 10 --selection.metric subset_accuracy"
+    argv = words(f"finetune-classification {flags} --labelled.multi-label --data.paths c.jsonl")
+    scores = assert_evaluates_alike(capsys, trained("several", argv), 1e-5)
+    assert scores["f1_micro"] > 0.5 and call(capsys, "train", *argv, "--name", "several").code == 0
+    assert "micro F1" in Path("runs/several/report.html").read_text()
+    assert "subset accuracy" in call(capsys, "compare", "runs/several").stdout
+    assert call(capsys, "export", "runs/several", "several").code == 0
+    config = transformers.AutoConfig.from_pretrained("./several")
+    assert (config.problem_type, config.id2label) == ("multi_label_classification", {0: "even", 1: "third"})
+    own, exported = (json.loads(call(capsys, "predict", name, "ship by is").stdout) for name in ("runs/several", "several"))
+    assert own == exported and own["labels"] == [name for name, chance in own["probabilities"].items() if chance >= 0.5]
+
+
 @pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.full, *marks]) for task, marks in MARKS.items()][1:])
 def test_losses_are_the_same_on_a_mesh(task: str) -> None:
     """The losses of steps 5 and 10 are compared."""
@@ -141,6 +161,7 @@ WRONG = {
     "classification --data.paths a.tsv": "--init: name the run or the published weights to fine-tune",
     "tagging --init gpt --data.paths a.conll": "--init gpt: a gpt has no such heads; use one of bert, distilbert, roberta",
     f"{BEGUN} --labelled.regression --labelled.class-weights balanced": "--labelled.regression True: numbers have neither",
+    f"{BEGUN} --labelled.multi-label --labelled.coarse": "--labelled.multi-label True: leave out --labelled.regression",
 }
 
 

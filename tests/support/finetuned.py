@@ -32,7 +32,7 @@ STRIDE = 5
 def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 32, **changes: Any) -> Run:
     """Return a run of a small model with a vocabulary larger than the tokenizer's; `changes` are of `labelled` or the run."""
     task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
-    named = {"labels": labels} if task in LABELLED else {}
+    named = {"labels": labels, "multi_label": changes.get("multi_label", False)} if task in LABELLED else {}
     net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
     options = {"stride": STRIDE} if goal == "span" else {}
     options |= {name: value for name, value in changes.items() if name in fields}
@@ -100,7 +100,7 @@ def entropy(values: np.ndarray, truth: int, smoothing: float) -> float:
 
 
 @functools.cache
-def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs: bool = False) -> tuple[Any, ...]:
+def examples(goal: str, count: int = 11, labels: Any = LABELS, pairs: bool = False, several: bool = False) -> tuple[Any, ...]:
     """Return examples of random words. One question in three has no answer; contexts have several windows."""
     rng = np.random.default_rng(count)
 
@@ -110,6 +110,8 @@ def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs
     def one(number: int) -> Example:
         where = f"file:{number}"
         if goal == "classification":
+            if several:
+                return Text(origin=where, text=" ".join(some(4, 9)), label=tuple(x for x in labels if rng.random() < 0.5))
             label = float(rng.normal()) if labels == ("score",) else labels[int(rng.integers(len(labels)))]
             return Text(origin=where, text=" ".join(some(4, 9)), pair=" ".join(some(1, 9)) if pairs else None, label=label)
         if goal == "tagging":
@@ -128,13 +130,13 @@ def examples(goal: str, count: int = 11, labels: tuple[str, ...] = LABELS, pairs
     return tuple(one(number) for number in range(count))
 
 
-def write(folder: Path, goal: str) -> Path:
+def write(folder: Path, goal: str, several: bool = False) -> Path:
     """Write 27 examples of a task to a file and return it."""
     rows: list[dict[str, Any]] = []
-    for each in examples(goal, 27):
+    for each in examples(goal, 27, several=several):
         match each:
             case Text():
-                rows.append({"text": each.text, "label": each.label})
+                rows.append({"text": each.text, "labels" if several else "label": each.label})
             case Tagged():
                 rows.append({"tokens": each.words, "tags": each.tags})
             case Choice():

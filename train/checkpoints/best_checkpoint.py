@@ -33,6 +33,8 @@ def metrics(run: run_config.Run) -> tuple[str, ...]:
     """Return the quantities in a validation of this run that have a better direction."""
     labels = getattr(run.model, "labels", ())
     if run.objective == "classification":
+        if run.labelled.multi_label:
+            return "loss", "f1_micro", "f1_macro", "subset_accuracy"
         if len(labels) == 1:
             return "loss", "pearson", "spearman", "mean_squared_error"
         return "loss", "accuracy", "f1" if len(labels) == 2 else "f1_macro", "matthews"

@@ -159,7 +159,8 @@ class Labelled:
     pair: str = ""
     """Column of the second text of a pair; empty = no second text."""
     label: str = ""
-    """Column of the label; empty = "label" (tagging: "tags"), or the last column if columns are numbered."""
+    """Column of the label; empty = "label" (--labelled.multi-label: "labels", tagging: "tags"), or the last column if columns are
+    numbered."""
     header: bool = True
     """Take column names from the first line of a .tsv or .csv; otherwise columns are numbered 1, 2, ..., as in .conll."""
     encoding: Encoding = "utf-8"
@@ -174,6 +175,8 @@ class Labelled:
     """Keep only the part of a label before the colon, as LOC of LOC:city."""
     regression: bool = False
     """Treat labels as numbers, which the model learns to predict."""
+    multi_label: bool = False
+    """Read a list of any number of names (column "labels") for each text; the model learns to predict every label on its own."""
     class_weights: ClassWeights = "none"
     """balanced: weigh an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
     truncate: bool = False
@@ -195,6 +198,12 @@ class Labelled:
             self.regression,
             "numbers have no classes and no coarse part; leave out --labelled.class-weights and --labelled.coarse",
         )
+        require(
+            not self.multi_label or (self.class_weights == "none" and not self.coarse and not self.regression),
+            "labelled.multi_label",
+            self.multi_label,
+            "leave out --labelled.regression, --labelled.class-weights and --labelled.coarse, which are for one label per text",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +213,7 @@ class Selection:
     best: bool = False
     """Keep the checkpoint with the best validation and score the run with it; otherwise use the last checkpoint."""
     metric: str = ""
-    """Validation metric that decides: loss, accuracy, f1, f1_macro, matthews, pearson, spearman, entity_f1, exact, ...
+    """Validation metric that decides: loss, accuracy, f1, f1_micro, f1_macro, matthews, pearson, spearman, entity_f1, ...
     Lower or higher is better, depending on the metric. Empty = the first metric that the console shows."""
     patience: int = 0
     """Stop after this many consecutive validations without an improvement; 0 = run to the last step."""

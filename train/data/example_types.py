@@ -21,12 +21,12 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Example):
-    """A text or a pair of texts, with a class or a number as its label."""
+    """A text or a pair of texts, with a class, a list of labels or a number as its label."""
 
     text: str
     pair: str | None = None
-    label: str | float
-    """The name of a class, or a number in regression."""
+    label: str | float | tuple[str, ...]
+    """The name of a class, a number in regression, or names if a text may have any number of labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

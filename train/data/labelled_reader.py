@@ -23,6 +23,8 @@ from zoo.errors import BadInput, require
 Reader = Callable[[Path, Labelled], Iterator[Record | BadInput]]
 
 ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
+LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
+"""The fix in messages about labels that are not lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +156,24 @@ def _text(record: Record, options: Labelled) -> Text:
     pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     if not text.strip() and not (pair or "").strip():
         raise BadInput(f"{where}: the text is empty; write one, remove the example, or skip it with --labelled.skip-bad")
-    value = column(record, options.label, "label", -1, "label")
+    value = _label(record, options)
+    if options.multi_label:
+        return Text(origin=where, text=text, pair=pair, label=_classes(value, where))
     label = _number(value, where) if options.regression else _class(value, where)
     if options.coarse:
         label, colon, _ = str(label).partition(":")
         if not colon or not label:
             raise BadInput(f"{where}: label {json.dumps(value)} has no colon; remove --labelled.coarse")
     return Text(origin=where, text=text, pair=pair, label=label)
+
+
+def _label(record: Record, options: Labelled) -> Any:
+    """Return the value of the column "label", or of "labels" if a text may have several."""
+    name, other = ("labels", "label") if options.multi_label else ("label", "labels")
+    if not options.label and other in record.values and name not in record.values:
+        fix = 'write one name, "label", or add --labelled.multi-label if every text has a list of names'
+        raise BadInput(f'{record.where}: it has "{other}", not "{name}"; {LABEL_LISTS if options.multi_label else fix}')
+    return column(record, options.label, name, -1, "label")
 
 
 def _pair(record: Record, options: Labelled) -> Pair:
@@ -247,10 +260,19 @@ def _class(value: Any, where: str) -> str:
     name = json.dumps(value) if isinstance(value, int) else value
     if not isinstance(name, str) or not name.strip():
         problem = "an empty string" if isinstance(name, str) else json_type(value)
-        raise BadInput(
-            f"{where}: the label is {problem}; write a name or an integer (for other numbers add --labelled.regression)"
-        )
+        others = "for other numbers add --labelled.regression, for lists --labelled.multi-label"
+        raise BadInput(f"{where}: the label is {problem}; write a name or an integer ({others})")
     return check_string(name, f"{where}: the label")
+
+
+def _classes(value: Any, where: str) -> tuple[str, ...]:
+    """Return the labels of a text that may have several."""
+    if not isinstance(value, list):
+        raise BadInput(f"{where}: the labels are {json_type(value)}, not a list; {LABEL_LISTS}")
+    names = tuple(_class(name, where) for name in value)
+    if len(set(names)) < len(names):
+        raise BadInput(f"{where}: labels {json.dumps(value)[:80]} contain a name twice; write each name once")
+    return names
 
 
 def _number(value: Any, where: str) -> float:

@@ -77,6 +77,15 @@ def class_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B"], smoothi
     return jnp.where(labels < 0, 0, nats)
 
 
+def multi_label_losses(logits: Float[Array, "*B O"], labels: Int[Array, "*B O"]) -> Float[Array, "*B"]:
+    """Return the binary cross-entropy in nats between the sigmoid of each logit and its label, 1 or 0: the mean over the labels.
+
+    The mean over examples is torch's `BCEWithLogitsLoss`.
+    """
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softplus(jnp.where(labels == 1, -logits, logits)).mean(-1)
+
+
 def pair_loss(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: Batch, seeds: Any) -> Float[Array, ""]:
     """Return the summed cross-entropy in nats of the labels of a batch's pairs: whether the second text follows the first."""
     assert batch.labels is not None

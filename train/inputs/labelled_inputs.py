@@ -146,17 +146,20 @@ def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
     _check_loss_options(run)
     if run.model.task not in LABELLED:
         return run
-    regression, chosen = run.labelled.regression, run.model.labels
+    regression, multi_label, chosen = run.labelled.regression, run.labelled.multi_label, run.model.labels
     if regression:
         fix = "a regression has one output; name one, or remove --labelled.regression"
         require(len(chosen) <= 1, "model.labels", " ".join(chosen), fix)
     _read_once.cache_clear()
     labels = chosen or (("score",) if regression else labels_of(_split(run)[0]))
-    if not chosen and not regression:
-        _check_label_count(labels, _split(run)[0])
-    if len(labels) == 1 and not regression:
-        raise BadInput(f"--data.paths: every example has the label {labels[0]}; use data with 2 labels or more")
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels))
+    if not labels:
+        raise BadInput("--data.paths: no example has a label; use data with 1 label or more")
+    if not (regression or multi_label):
+        if not chosen:
+            _check_label_count(labels, _split(run)[0])
+        if len(labels) == 1:
+            raise BadInput(f"--data.paths: every example has the label {labels[0]}; use data with 2 labels or more")
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
 def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Labelled:
@@ -219,7 +222,7 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
         if isinstance(example, Tagged):
             labels |= set(example.tags)
         elif isinstance(example, Text):
-            labels.add(str(example.label))
+            labels |= set(example.label) if isinstance(example.label, tuple) else {str(example.label)}
     all_integers = all(re.fullmatch(r"-?\d{1,18}", name) for name in labels)
     return tuple(sorted(labels, key=lambda name: (int(name), name) if all_integers else (0, name)))
 
@@ -235,7 +238,10 @@ FEATURES: dict[str, Callable[..., Iterable[Row]]] = {
 
 READING_FIELDS = ("encoding", "format", "truncate")
 USED_FIELDS = {
-    "classification": (*READING_FIELDS, "skip_bad", "text", "pair", "label", "header", "coarse", "regression", "class_weights"),
+    "classification": (
+        *(*READING_FIELDS, "skip_bad", "text", "pair", "label", "header"),
+        *("coarse", "regression", "multi_label", "class_weights"),
+    ),
     "tagging": (*READING_FIELDS, "skip_bad", "text", "label", "class_weights"),
     "span": (*READING_FIELDS, "skip_bad", "stride"),
     "choice": (*READING_FIELDS, "skip_bad"),
@@ -250,6 +256,8 @@ def refuse_idle(run: run_config.Run) -> None:
         value = getattr(run.labelled, field.name)
         unused = field.name not in USED_FIELDS[run.objective] and value != field.default
         require(not unused, f"labelled.{field.name}", value, f"it has no effect on {run.objective}; remove it")
+    consistent = run.labelled.multi_label or not getattr(run.model, "multi_label", False)
+    require(consistent, "model.multi_label", True, "it follows from --labelled.multi-label; set that option instead")
     weights = " ".join(f"{weight:g}" for weight in run.data.weights)
     require(not weights, "data.weights", weights, "labelled data are one component; remove it")
 
@@ -268,8 +276,9 @@ def _check_label_count(labels: Sequence[str], examples: Sequence[Example]) -> No
 def _check_loss_options(run: run_config.Run) -> None:
     """Reject loss options that do not apply to labels."""
     require(run.loss_chunk == 0, "loss_chunk", run.loss_chunk, "labels are few, and their loss is computed at once; remove it")
-    smooth = run.label_smoothing == 0 or not run.labelled.regression
-    require(smooth, "label_smoothing", run.label_smoothing, "a regression has no labels to smooth; remove it")
+    allowed = run.label_smoothing == 0 or not (run.labelled.regression or run.labelled.multi_label)
+    fix = "neither regression nor multi-label classification can smooth labels; remove it"
+    require(allowed, "label_smoothing", run.label_smoothing, fix)
 
 
 def _split(run: run_config.Run) -> tuple[list[Example], list[Example], list[str]]:

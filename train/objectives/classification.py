@@ -1,4 +1,4 @@
-"""Classification of texts or pairs of texts, or regression on them (Devlin et al. 2019, section 4.1)."""
+"""Classification of texts or pairs of texts, into one class or several labels, or regression (Devlin et al. 2019, 4.1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.config.run_config import Run
-from train.engine.losses import class_losses
+from train.engine.losses import class_losses, multi_label_losses
 from train.rows.batches import Build
 from train.rows.example_rows import Row, is_typed, padded
 from train.tokenizers.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
 
     tokens, segments, positions and types are int32 [length] (see `train.rows.example_rows.padded`); labels [1] is int32, or
-    float32 for regression; weights is float32 [1].
+    float32 for regression, or int32 [O] if a text may have several labels; weights is float32 [1].
     """
     marks = tokenizer.marks
     assert marks is not None, "rows are made with a tokenizer that has marks"
@@ -44,11 +44,17 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropy in nats, or the squared error of a single output, and the model's carry."""
+    """Return the summed loss of the examples, and the model's carry.
+
+    It is the cross-entropy in nats, the mean over labels of the binary cross-entropy if a text may have several, or the squared
+    error of a single output.
+    """
     assert batch.labels is not None and batch.weights is not None
     out = model.apply(params, batch, seeds=seeds, carry=carry)
-    logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)
-    if jnp.issubdtype(batch.labels.dtype, jnp.floating):
+    logits = model.sequence_logits(params, heads.summaries(out.hidden, batch.summary_at), seeds)  # [B, 1, O]
+    if model.config.multi_label:
+        losses = multi_label_losses(logits, batch.labels[:, None])
+    elif jnp.issubdtype(batch.labels.dtype, jnp.floating):
         losses = jnp.square(logits[..., 0] - batch.labels)
     else:
         losses = class_losses(logits, batch.labels, smoothing)

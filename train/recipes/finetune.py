@@ -13,7 +13,7 @@ from zoo.configs._encoder import Task
 
 
 def finetune_classification(init: str = "") -> Run:
-    """Classify texts or pairs of texts, or predict a number for them with --labelled.regression.
+    """Classify texts or pairs; or predict numbers (--labelled.regression) or lists of labels (--labelled.multi-label) for them.
 
     Command: zoo train finetune-classification --init DIR --data.paths train.tsv --data.valid-paths dev.tsv
     Hardware: 2 CPU cores, float32.

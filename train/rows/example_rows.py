@@ -42,8 +42,8 @@ class Row(NamedTuple):
     inputs: tuple[Inputs, ...]
     """One, or one for each option."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
-    """[1] the class or number of a text; [n] the tags of the ids; [2] the first and last position of an answer, both those of CLS
-    if there is none; [] the index of the right option."""
+    """[1] the class or number of a text; [O] if it may have several labels, 1 for those it has, else 0; [n] the tags of the ids;
+    [2] the first and last position of an answer, both those of CLS if there is none; [] the index of the right option."""
     weights: Float[np.ndarray, " S"]
     """Weights of the labels in the loss: [n] of tags, otherwise [1]."""
     example: int
@@ -92,17 +92,17 @@ def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[R
 def texts(
     examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
 ) -> Iterator[Row]:
-    """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with a class of `names` or a number.
+    """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with its label.
 
-    XLNet's templates have `cls` at the end, here and in the functions below.
+    The label is a class of `names`, several of them, or a number. XLNet's templates have `cls` at the end, here and in the
+    functions below.
     """
     special = _special_tokens(tokenizer)
     encoded = _encoded(tokenizer, (text for item in examples for text in (item.text, item.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
         inputs, size = _fill_template(first, second, special, length)
-        label = np.float32(example.label) if options.regression else np.int32(class_of(names, example.label, example.origin))
-        yield Row((inputs,), np.array([label]), np.ones(1, np.float32), number, size=size)
+        yield Row((inputs,), _label_array(example, options, names), np.ones(1, np.float32), number, size=size)
 
 
 @_refuse_long
@@ -171,6 +171,17 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
             if answer and start <= answer[0] and answer[1] < end:
                 labels = np.array(answer, np.int32) - np.int32(start - first)
             yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]), size)
+
+
+def _label_array(example: Text, options: Labelled, names: Mapping[str, int]) -> np.ndarray:
+    """Return the label or labels of a text in the format of `Row.labels`."""
+    if options.regression:
+        return np.array([example.label], np.float32)
+    if not isinstance(example.label, tuple):
+        return np.array([class_of(names, example.label, example.origin)], np.int32)
+    labels = np.zeros(len(names), np.int32)
+    labels[[class_of(names, label, example.origin) for label in example.label]] = 1
+    return labels
 
 
 def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:

@@ -63,7 +63,9 @@ QUANTITIES: dict[str, Quantity] = {
         label="next-sentence accuracy", note="share of pairs classified correctly as consecutive or not", better="higher"
     ),
     "f1": Quantity(label="F1", note="harmonic mean of precision and recall", better="higher"),
-    "f1_macro": Quantity(label="macro F1", note="F1 of each class, every class weighing the same", better="higher"),
+    "f1_micro": Quantity(label="micro F1", note="F1 of all labels of all examples together", better="higher"),
+    "f1_macro": Quantity(label="macro F1", note="mean F1 of the classes or labels, each weighing the same", better="higher"),
+    "subset_accuracy": Quantity(label="subset accuracy", note="share of examples whose labels are all right", better="higher"),
     "matthews": Quantity(label="Matthews", note="correlation of predicted and true classes, -1 to 1", better="higher"),
     "pearson": Quantity(label="Pearson", note="linear correlation with the true values, -1 to 1", better="higher"),
     "spearman": Quantity(label="Spearman", note="correlation of the ranks, -1 to 1", better="higher"),
@@ -116,6 +118,8 @@ def notices(score: Mapping[str, Any]) -> list[str]:
         ]
     if accuracy is not None and majority is not None and accuracy <= majority < 1:
         return [f"accuracy {accuracy:.4f} is not above the share of the most frequent class, {majority:.4f}; {fix}"]
+    if score.get("f1_micro") == 0:
+        return [f"no label is predicted correctly: micro F1 is 0; {fix}"]
     if score.get("entity_f1") == 0:
         return [f"no entity is predicted correctly: entity F1 is 0; {fix}"]
     return []

@@ -42,4 +42,4 @@ def under(head: Any, init: str) -> Any:
     if not hasattr(body, "task"):
         families = ", ".join(name for name in configs.families() if hasattr(configs.family(name).Config, "task"))
         raise BadInput(f"--init {init}: a {configs.family_of(body)} has no such heads; use one of {families}")
-    return dataclasses.replace(body, task=head.task, labels=head.labels, compute=head.compute)
+    return dataclasses.replace(body, task=head.task, labels=head.labels, multi_label=head.multi_label, compute=head.compute)

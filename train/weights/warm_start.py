@@ -50,7 +50,7 @@ def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], 
     """
     source = load(run.init, mesh)
     loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
-    if (source.net.task, _labels(source.net.config)) != (net.task, _labels(net.config)):
+    if _head(source.net) != _head(net):
         loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in FITTED}
 
     def init() -> Any:
@@ -73,8 +73,9 @@ def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], 
     return jax.tree_util.tree_map_with_path(lambda keys, _: (loaded | fresh)[sharding.path_of(keys)], shapes)
 
 
-def _labels(cfg: Any) -> tuple[str, ...]:
-    return getattr(cfg, "labels", ())
+def _head(net: Model) -> tuple[str, tuple[str, ...], bool]:
+    """Return the properties in which two models must agree to share the weights of their heads."""
+    return net.task, getattr(net.config, "labels", ()), getattr(net.config, "multi_label", False)
 
 
 def _parts(paths: set[str]) -> str:

@@ -80,8 +80,9 @@ def check_run(run: Any) -> None:
     folder = Folder.of(run)
     check_inputs(run, folder)
     check_unlocked(folder.path)
-    # These are decided only by the data and the machine.
+    # These are decided only by the data and the machine; model.multi_label follows from labelled.multi_label.
     undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
+    undecided.append("model.multi_label")
     check_holder(folder, run, undecided)
     _check_writable(folder.path)
 

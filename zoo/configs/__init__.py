@@ -131,7 +131,7 @@ def shape(config: Any) -> dict[str, Any]:
     return {name: value for name, value in numbers.items() if name not in NOT_IN_SHAPE and not name.endswith("dropout")}
 
 
-NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels")
+NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels", "multi_label")
 
 
 def named(config: Any) -> str | None:

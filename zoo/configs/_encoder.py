@@ -19,6 +19,8 @@ Initializer = Literal["normal", "truncated"]
 
 LABELLED: tuple[Task, ...] = ("sequence", "tokens")
 """Tasks whose head has one output per label."""
+MULTI_LABEL = "multi_label_classification"
+"""The published `problem_type` of a classifier whose sequences may have several labels."""
 
 LARGEST = {
     "vocab": 1 << 21,
@@ -62,8 +64,10 @@ class BodyConfig:
     task: Task = "body"
     """Head on the body; body = none. sequence, choice, tokens and span are classifiers."""
     labels: tuple[str, ...] = ()
-    """Names of a classifier's labels, in the order of its outputs; a single label means regression.
+    """Names of a classifier's labels, in the order of its outputs; a single label means regression, unless `multi_label`.
     None = the labels of the training data."""
+    multi_label: bool = False
+    """Predict any number of the labels for a sequence, with a sigmoid of each logit instead of a softmax over all."""
     compute: Compute = dataclasses.field(default_factory=Compute)
     exported: Exported = dataclasses.field(default_factory=Exported)
 
@@ -90,6 +94,8 @@ class BodyConfig:
         require(len(set(self.labels)) == len(self.labels), "model.labels", written, "name each label once")
         needed = self.task in LABELLED or not self.labels
         require(needed, "model.labels", written, f"a head for {self.task} has none; only {' and '.join(LABELLED)} do")
+        valid = self.task == "sequence" or not self.multi_label
+        require(valid, "model.multi_label", self.multi_label, "only a head for sequences predicts several labels; leave it out")
 
     @property
     def head(self) -> int:
@@ -171,22 +177,26 @@ def exported(published: Published, activation: str) -> Exported:
 
 
 def on_top(published: Published) -> dict[str, Any]:
-    """Return `task` and `labels` of a config.json; the task is the one that its tensors are for."""
+    """Return `task`, `labels` and `multi_label` of a config.json; the task is the one that its tensors are for."""
     task = published.task or "body"
     labels = published.labels() if task in LABELLED else ()
-    if task == "sequence":
-        _check_problem(published, labels)
-    return {"task": task, "labels": labels}
+    return {"task": task, "labels": labels, "multi_label": task == "sequence" and _multi_label(published, labels)}
 
 
-def _check_problem(published: Published, labels: tuple[str, ...]) -> None:
-    """Refuse a `problem_type` that is not implemented for the classifier; if it is absent, the number of labels decides.
+def _multi_label(published: Published, labels: tuple[str, ...]) -> bool:
+    """Return whether a sequence may have several labels: `problem_type`, or False if it is absent.
 
     Raises:
-        BadInput: multi-label classification, regression with several labels, classification with one, or an unknown type.
+        BadInput: regression with several labels, single-label classification with one, or an unknown type.
     """
-    usual = "regression" if len(labels) == 1 else "single_label_classification"
-    published.choice("problem_type", {usual: usual}, usual, why=f"of {len(labels)} labels this family computes")
+    usual = _single_label(labels)
+    types = {usual: False, MULTI_LABEL: True}
+    return published.choice("problem_type", types, usual, why=f"of {len(labels)} labels this family computes")
+
+
+def _single_label(labels: tuple[str, ...]) -> str:
+    """Return the `problem_type` of a classifier whose sequences have one label each, which it need not name."""
+    return "regression" if len(labels) == 1 else "single_label_classification"
 
 
 def spelled(cfg: EncoderConfig) -> dict[str, Any]:
@@ -228,7 +238,7 @@ def named_labels(cfg: BodyConfig) -> dict[str, Any]:
     names = {"label2id": {name: row for row, name in enumerate(cfg.labels)}}
     if cfg.task != "sequence":
         return ids | names
-    return ids | names | {"problem_type": "regression" if len(cfg.labels) == 1 else "single_label_classification"}
+    return ids | names | {"problem_type": MULTI_LABEL if cfg.multi_label else _single_label(cfg.labels)}
 
 
 COMPUTED = {

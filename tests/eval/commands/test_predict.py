@@ -1,6 +1,7 @@
 """`zoo predict`: what is predicted for inputs without labels, from which files, and what is refused."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -163,6 +164,33 @@ def test_a_single_label_names_a_number(tmp_path: Path) -> None:
     (of_first, *_) = predict(made, texts=["the whale"])
     assert each.keys() == {"index", "number"} and cfg.model == net
     assert of_first["probabilities"].keys() == set(LABELS)
+
+
+def test_labels_of_a_text_are_those_of_probability_half_or_more(tmp_path: Path) -> None:
+    """The score counts the same labels; files with one label per text are refused for such a model, and the reverse."""
+    single, file = encoders.loaded("bert", "sequence"), finetuned.write(tmp_path, "classification", several=True)
+    subject = dataclasses.replace(single, net=model(dataclasses.replace(single.net.config, multi_label=True)))
+    outputs, texts_of = predicted("classification", file, subject=subject), examples("classification", 27, several=True)
+    cfg = run("classification", multi_label=True)
+    logits = finetuned.logits(cfg, finetuned.batch(cfg, finetuned.rows(cfg, texts_of)))
+    np.testing.assert_allclose([list(one["probabilities"].values()) for one in outputs], 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    assert [one["labels"] for one in outputs] == [list(itertools.compress(LABELS, row >= 0)) for row in logits]
+    tie = predictions.of_example(texts_of[0], [], np.array([[0.0, -1e-3]]), ("a", "b"), multi_label=True)
+    assert tie["labels"] == ["a"]
+    score, hits = (
+        functools.partial(task.score, progress=lambda done, count: None),
+        [set(one["labels"]) == set(text.label) for one, text in zip(outputs, texts_of, strict=True)],
+    )
+    assert score(subject, (str(file),), Settings()).metrics["subset_accuracy"] == np.mean(hits)
+    table = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\tno\n")
+    for loaded_model, name, settings, message in (
+        (single, file, Settings(), ':1: it has "labels", not "label"; write one name'),
+        (subject, table, Settings(), ':2: it has "label", not "labels"; with --labelled.multi-label, write a list'),
+        (single, file, Settings(labelled=cfg.labelled), "^--labelled.multi-label True: the model gives each text one label"),
+        (subject, file, Settings(argument="sst2"), "and the model is of several labels per text$"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            score(loaded_model, (str(name),), settings)
 
 
 WHALE, GIVEN = ["the whale", "old men"], [["the", "men"], ["old", "ship"]]

@@ -272,9 +272,9 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--length-penalty 2.0: it needs beam search": lambda: Decoding(search=Beams(length_penalty=2.0)),
     "--read both-ways: gpt generates from left to": lambda: gpt_generator().generate([[1]], Decoding(read="both-ways")),
     "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)),
-    "--read both-ways: --choices are scored from left": lambda: complete.main(
+    "--read both-ways: --choices are scored from left": lambda: generate.main(
         *("", Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways")),
-        **dict(step=None, batch=1, precision="float32", mesh=config.Mesh(), as_json=False),
+        **dict(step=None, batch=1, precision="float32", mesh=run_config.Mesh(), as_json=False),
     ),
 }
 

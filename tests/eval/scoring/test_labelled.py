@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "three classes": ("classification", "bert", LABELS, {}),
     "two classes": ("classification", "roberta", ("no", "yes"), {}),
     "numbers": ("classification", "distilbert", ("score",), {"regression": True}),
+    "several labels": ("classification", "bert", LABELS, {"multi_label": True}),
     "entities": ("tagging", "bert", IOB, {}),
     "entities cut off": ("tagging", "bert", IOB, {"length": 12, "truncate": True}),
     "tags of another scheme": ("tagging", "roberta", ("A", "N", "V"), {}),
@@ -43,7 +45,8 @@ COUNT = 27
 def setting(name: str) -> tuple[Run, Rows]:
     objective, family, labels, options = CASES[name]
     run = finetuned.run(objective, family=family, labels=labels, **options)
-    return run, finetuned.rows(run, examples(objective, COUNT, labels or LABELS, name == "three classes"))
+    of_texts = dict(pairs=name == "three classes", several=name == "several labels")
+    return run, finetuned.rows(run, examples(objective, COUNT, labels or LABELS, **of_texts))
 
 
 def random_logits(run: Run, rows: Rows) -> np.ndarray:
@@ -57,7 +60,7 @@ def scored(run: Run, rows: Rows, logits: np.ndarray) -> Score:
     if run.objective == "span":
         real = np.asarray(finetuned.batch(run, rows).segments)[:, None] > 0
         logits = np.where(real, np.moveaxis(logits, 2, 1), -1e30)
-    return labelled.TASKS[run.objective][1](rows, logits, getattr(run.model, "labels", ()))
+    return labelled.scorer(run)(rows, logits, getattr(run.model, "labels", ()))
 
 
 def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -71,11 +74,18 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
             case Text() if run.labelled.regression:
                 truth, predicted = float(example.label), float(one[0])
                 loss = (predicted - np.float32(example.label)) ** 2
-                shown = example.text, example.pair or "", truth, predicted
+                display = example.text, example.pair or "", truth, predicted
+            case Text() if run.labelled.multi_label:
+                truth = [label in example.label for label in names]  # pyright: ignore[reportOperatorIssue]
+                chances = 1 / (1 + np.exp(-one))
+                predicted = (chances >= 0.5).tolist()
+                loss = -np.log(np.where(truth, chances, 1 - chances)).mean()
+                listed = (", ".join(itertools.compress(names, which)) or "(none)" for which in (truth, predicted))
+                display = example.text, "", *listed
             case Text():
                 truth, predicted = str(example.label), names[int(one.argmax())]
                 loss = entropy(one, names.index(truth), 0.0)
-                shown = example.text, example.pair or "", truth, predicted
+                display = example.text, example.pair or "", truth, predicted
             case Tagged():
                 asked = np.flatnonzero(rows.rows[first].labels != IGNORED)
                 truth, predicted = list(example.tags[: len(asked)]), [names[int(one[at].argmax())] for at in asked]
@@ -83,10 +93,10 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
                 count = len(asked)
                 wrong = [place for place in range(count) if truth[place] != predicted[place]]
                 texts = (", ".join(f"{place + 1} {tags[place]}" for place in wrong) for tags in (truth, predicted))
-                shown = " ".join(example.words), "", *texts
+                display = " ".join(example.words), "", *texts
             case Choice():
                 truth, predicted, loss = example.answer, int(one.argmax()), entropy(one, example.answer, 0.0)
-                shown = example.question, example.article, example.options[truth], example.options[predicted]
+                display = example.question, example.article, example.options[truth], example.options[predicted]
             case Question():
                 truth, predicted = [text for text, _ in example.answers], best(example, rows, logits, places)
                 ends = [(at, end) for at in places for end in (0, 1)]
@@ -94,8 +104,8 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
                 count = len(places)
                 null, value, text = predicted
                 answer = "(no answer)" if null > value else text
-                shown = example.question, example.context, truth[0] if truth else "(no answer)", answer
-        result.append({"loss": float(loss), "of": count, "truth": truth, "predicted": predicted, "shown": shown})
+                display = example.question, example.context, truth[0] if truth else "(no answer)", answer
+        result.append({"loss": float(loss), "of": count, "truth": truth, "predicted": predicted, "shown": display})
     return result
 
 
@@ -123,6 +133,11 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
     if run.objective == "classification" and run.labelled.regression:
         series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
         return result | {name: metric_functions.MEASURES[name](*series) for name in quantities}
+    if run.labelled.multi_label:
+        from sklearn.metrics import accuracy_score, f1_score
+
+        f1 = {f"f1_{mean}": f1_score(truth, predicted, average=mean) for mean in ("micro", "macro")}
+        return result | {**f1, "subset_accuracy": accuracy_score(truth, predicted)}
     if run.objective == "classification":
         series = tuple(np.array([names.index(name) for name in some]) for some in (truth, predicted))
         quantities = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
@@ -165,7 +180,7 @@ def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> N
             expected_text = pytest.approx(expected_text, rel=1e-4)
         assert shown == expected_text
     names = list(getattr(run.model, "labels", ()))
-    if run.objective != "classification" or run.labelled.regression:
+    if run.objective != "classification" or run.labelled.regression or run.labelled.multi_label:
         assert result.mistakes["confusion"] == result.mistakes["labels"] == []
         return
     confusion = np.zeros((len(names), len(names)), int)

@@ -49,6 +49,11 @@ def test_confusion_accuracy_and_f1_are_counted_as_they_are_defined(pairs) -> Non
     assert math.isclose(metric_functions.f1_macro(truth, found), sum(each) / len(each), **CLOSE)
 
 
+def test_measures_of_lists_of_labels_count_a_label_that_nothing_has_as_0() -> None:
+    metrics = metric_functions.multi_label(np.array([[1, 0, 0], [1, 1, 0]]), np.array([[1, 0, 0], [0, 1, 0]]))
+    assert metrics == pytest.approx({"f1_micro": 4 / 5, "f1_macro": (2 / 3 + 1 + 0) / 3, "subset_accuracy": 1 / 2})
+
+
 @settings(deadline=None)
 @given(classes)
 def test_matthews_of_many_classes_is_the_correlation_of_one_hot_matrices(pairs) -> None:

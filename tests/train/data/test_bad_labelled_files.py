@@ -15,6 +15,7 @@ SQUAD = json.dumps(squad())
 BEFORE = {"text": [CONTEXT[-6:-3]], "answer_start": [-6]}
 TABLE = "text\tlabel\n"
 COLA = "gj04\t1\t\tThe men saw the ship before the whale did.\ngj04\t0\t*\tThe men saw.\n"
+MIXED, SEVERAL = [{"text": "a", "label": "b"}, {"text": "a", "labels": ["b"]}], {"multi_label": True}
 WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     # Objective, file, content, options, what the message says after the file's name.
     ("classification", "a.csv", "text,label\n", {}, ": holds no examples"),
@@ -36,6 +37,12 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("classification", "a.jsonl", [{"text": "a", "label": 0.5}], {}, ":1: the label is a number; .*--labelled.regression"),
     ("classification", "a.tsv", f"{TABLE}a\tLOC\n", {"coarse": True}, ':2: label "LOC" has no colon; .*--labelled.coarse'),
     ("classification", "a.txt", "LOC\n", {}, ":1: a single word; write the label, a space and the text"),
+    ("classification", "a.jsonl", [{"text": "a", "label": ["b"]}], {}, ":1: the label is an array; .*for lists --labelled.multi"),
+    ("classification", "a.jsonl", MIXED, {}, ':2: it has "labels", not "label"; '),
+    ("classification", "a.jsonl", MIXED, SEVERAL, ':1: it has "label", not "labels"; .*write a list of names, "labels", in '),
+    ("classification", "a.jsonl", [{"text": "a", "labels": "b"}], SEVERAL, ":1: the labels are a string, not a list; "),
+    ("classification", "a.jsonl", [{"text": "a", "labels": ["b", "b"]}], SEVERAL, ":1: labels .* contain a name twice; "),
+    ("classification", "a.tsv", f"{TABLE}a\tb\n", SEVERAL, ':2: it has "label", not "labels"; .*in .jsonl or .parquet'),
     ("tagging", "a.conll", "a\tO\n\nb\tO\nc\n", {}, ":4: 1 columns, not 2; write a word, a tab and its tag"),
     ("tagging", "a.conll", "a\n", {}, ":1: 1 columns, not 2 or more; write a word"),
     ("tagging", "a.jsonl", [{"tokens": "a b", "tags": ["O", "O"]}], {}, ":1: the column of words holds a string, not a list"),

@@ -71,6 +71,22 @@ def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(tmp_p
     assert labelled_inputs.settled(settled, Folder(tmp_path)) == settled
 
 
+def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None:
+    file = put(tmp_path / "a.jsonl", [{"text": "the whale", "labels": names} for names in [["b"], ["a", "b"], [], ["a"]] * 5])
+    inputs = read(on(file, multi_label=True), words, tmp_path)
+    assert [inputs.rows.row(number).labels.tolist() for number in range(4)] == [[0, 1], [1, 1], [0, 0], [1, 0]]
+    settled = labelled_inputs.settled(on(file, multi_label=True), Folder(tmp_path))
+    assert settled.model.labels == ("a", "b") and labelled_inputs.settled(settled, Folder(tmp_path)) == settled
+    nothing = put(tmp_path / "b.jsonl", [{"text": "the whale", "labels": []}] * 9)
+    for cfg, message in (
+        (on(file, multi_label=True, label_smoothing=0.1), r"^--label-smoothing 0\.1: neither regression nor multi-label"),
+        (on(nothing, multi_label=True), r"^--data\.paths: no example has a label"),
+        (dataclasses.replace(on(file), model=settled.model), r"^--model\.multi-label True: it follows from --labelled\.multi"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            labelled_inputs.settled(cfg, Folder(tmp_path))
+
+
 def test_a_regression_has_one_output(tmp_path: Path) -> None:
     file = table(tmp_path, *("0.5", "2", "-1") * 5)
     for named, labels in ((), ("score",)), (("stars",), ("stars",)):

@@ -21,18 +21,20 @@ from zoo.batch import IGNORED, Batch
 
 CASES = [
     *((goal, "bert", "", 0.2 if goal == "span" else 0.0) for goal in TASKS),
+    ("classification", "bert", "multi_label", 0.0),
     pytest.param("classification", "bert", "regression", 0.0, marks=pytest.mark.full),
     pytest.param("classification", "distilbert", "", 0.2, marks=pytest.mark.full),
     pytest.param("tagging", "roberta", "", 0.2, marks=pytest.mark.full),
 ]
-"""Objective, family, "regression" or nothing, and label smoothing."""
+"""Objective, family, "regression", "multi_label" or nothing, and label smoothing."""
 
 
 def setting(goal: str, family: str = "bert", kind: str = "", **changes: Any) -> tuple[Run, Batch]:
     """A run, and its rows in a batch, weighted at random; one of them weighs nothing."""
-    labels = ("score",) if kind else IOB if goal == "tagging" else LABELS
-    cfg = run(goal, family=family, labels=labels, regression=bool(kind), **changes)
-    batch = finetuned.batch(cfg, rows(cfg, examples(goal, labels=labels, pairs=family == "bert" and not kind)))
+    labels = ("score",) if kind == "regression" else IOB if goal == "tagging" else LABELS
+    cfg = run(goal, family=family, labels=labels, **({kind: True} if kind else {}), **changes)
+    texts = examples(goal, labels=labels, pairs=family == "bert" and not kind, several=kind == "multi_label")
+    batch = finetuned.batch(cfg, rows(cfg, texts))
     random = np.random.default_rng(0).uniform(0.5, 2, batch.weights.shape).astype(np.float32)
     random[3] = 0
     return cfg, dataclasses.replace(batch, weights=random * batch.weights)
@@ -64,20 +66,23 @@ def defined(cfg: Run, batch: Batch, smoothing: float = 0.0) -> tuple[float, floa
     for row, weights in enumerate(np.asarray(batch.weights, np.float64)):
         match cfg.objective:
             case "classification" if cfg.labelled.regression:
-                each = [(found[row, 0] - float(labels[row, 0])) ** 2]
+                nats = [(found[row, 0] - float(labels[row, 0])) ** 2]
+            case "classification" if cfg.labelled.multi_label:
+                p = 1 / (1 + np.exp(-found[row]))
+                nats = [-np.log(np.where(labels[row] == 1, p, 1 - p)).mean()]
             case "classification":
-                each = [entropy(found[row], labels[row, 0], smoothing)]
+                nats = [entropy(found[row], labels[row, 0], smoothing)]
             case "tagging":
-                each = [
+                nats = [
                     0.0 if label == IGNORED else entropy(at, label, smoothing)
                     for at, label in zip(found[row], labels[row].tolist(), strict=True)
                 ]
             case "span":
                 ends = [entropy(found[row, real[row], end], labels[row, end], smoothing) for end in (0, 1)]
-                each = [sum(ends) / 2]
+                nats = [sum(ends) / 2]
             case _:
-                each = [entropy(found[row], labels[row], smoothing)]
-        total, weight = total + float(np.dot(each, weights)), weight + float(weights.sum())
+                nats = [entropy(found[row], labels[row], smoothing)]
+        total, weight = total + float(np.dot(nats, weights)), weight + float(weights.sum())
     return total, weight
 
 
@@ -101,6 +106,13 @@ def test_the_loss_is_its_definition_and_every_parameter_learns(goal: str, family
     unseen = {path for path in norms if "key" in path and path.endswith("bias")}
     unseen |= {"classifier/bias"} if goal in ("span", "choice") else set()
     assert still == unseen
+
+
+def test_the_loss_of_several_labels_by_hand() -> None:
+    """The probabilities are 1/2, 3/4 and 1/4; and the loss of an extreme logit is its distance to 0."""
+    logits, labels = jnp.array([[0.0, np.log(3), -np.log(3)], [0.0, 1e4, -1e4]]), jnp.array([[1, 0, 0], [0, 0, 0]])
+    expected = [-np.log([0.5, 0.25, 0.75]).mean(), (np.log(2) + 1e4) / 3]
+    np.testing.assert_allclose(losses.multi_label_losses(logits, labels), expected, rtol=1e-6)
 
 
 MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {

@@ -16,6 +16,7 @@ DOUBTS: list[tuple[dict[str, Any], str]] = [
     ({"predicted_share": 1.0}, "one class is predicted for 100.0% of the examples, and no class has more than 60.0% of them"),
     ({"predicted_share": 0.98}, "one class is predicted for 98.0% of the examples"),
     ({"accuracy": 0.6}, "accuracy 0.6000 is not above the share of the most frequent class, 0.6000; try another --optim.lr"),
+    ({"f1_micro": 0.0}, "no label is predicted correctly"),
     ({"entity_f1": 0.0}, "no entity is predicted correctly"),
 ]
 

@@ -35,9 +35,10 @@ def quick() -> Iterator[None]:
         yield
 
 
-def net(name: str, task: str, labels: tuple[str, ...] = (), **changes: Any) -> Model:
+def net(name: str, task: str, labels: tuple[str, ...] = (), multi_label: bool = False, **changes: Any) -> Model:
     size = configs.find(name)[1].config
-    return model(dataclasses.replace(size, **{**NUMBERS, "task": task, "labels": labels, **changes}))
+    head = {"task": task, "labels": labels, "multi_label": multi_label}
+    return model(dataclasses.replace(size, **{**NUMBERS, **head, **changes}))
 
 
 def run(of: Model, init: Path | str = "", **changes: Any) -> run_config.Run:
@@ -86,6 +87,7 @@ OTHER_HEADS = (
     ("bert-nano", SEQUENCE, ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
     ("bert-nano", SEQUENCE, ("tokens", ("no", "yes")), ["classifier"]),
     ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
+    ("bert-nano", SEQUENCE, (*SEQUENCE, True), ["classifier"]),
     ("roberta-nano", ("masked",), SEQUENCE, ["classifier", "dense"]),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import published
-from tests.support.small import HEADS, with_head
+from tests.support.small import ENCODERS, HEADS, with_head
 from train.recipes import finetune
 from zoo import configs, models, pretrained
 from zoo.errors import BadInput
@@ -60,6 +60,16 @@ def test_labels_are_named_or_counted() -> None:
     assert read("bert", "tokens", id2label={"1": "B-PER", "0": "O"}).labels == ("O", "B-PER")
     # A head that is no classifier of labels has none.
     assert read("bert", "span", id2label={"0": "LABEL_0", "1": "LABEL_1"}).labels == ()
+
+
+def test_several_labels_of_a_sequence_are_exported_as_they_are_imported() -> None:
+    """The number of labels does not matter; a head of tokens has one label for each, whatever `problem_type` is."""
+    for names in ({"0": "a"}, {"0": "b", "1": "a"}):
+        keys = {"problem_type": "multi_label_classification", "id2label": names}
+        for family in ENCODERS:
+            cfg = read(family, "sequence", **keys)
+            assert cfg.multi_label and keys.items() <= configs.family(family).to_published(cfg).items()
+            assert not read(family, "tokens", **keys).multi_label and not read(family, "sequence").multi_label
 
 
 def test_tied_tables_of_t5_have_two_names() -> None:
@@ -177,7 +187,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("bert", "tokens", {"id2label": {"0": 3}}, "id2label is .*each value is a string"),
     ("bert", "tokens", {"id2label": ["a"]}, "id2label is .*an object"),
     ("bert", "tokens", {"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2; id2label names 1"),
-    ("bert", "sequence", {"problem_type": "multi_label_classification"}, "problem_type .*; of 2 labels .* computes single"),
+    ("bert", "sequence", {"problem_type": "several"}, "problem_type .*; of 2 labels .* computes single.*, multi_label_class"),
     ("xlnet", "sequence", {"problem_type": "regression"}, "problem_type .*; of 2 labels this family computes single"),
     ("bert", "sequence", {"problem_type": "single_label_classification", "num_labels": 1}, "problem_type .* computes regression"),
     ("bert", "tokens", {"num_labels": 10**9}, f"num_labels is .*at most {MOST_LABELS:,}"),

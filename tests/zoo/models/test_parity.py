@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support import published
 from tests.support import transformers_outputs as theirs
-from tests.support.small import as_batch, outputs
+from tests.support.small import ENCODERS, as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
+from train.objectives import classification
 from zoo import models, pretrained
+from zoo.batch import Batch
 from zoo.configs._encoder import LABELLED
 from zoo.configs.t5 import uncertain_distance
 from zoo.hf import safetensors_dir
@@ -146,6 +149,23 @@ def test_what_transformers_saves_is_read(family: str, task: str, tmp_path: Path)
     (tmp_path / "out").mkdir()
     pretrained.save(tmp_path / "out", cfg, params)
     assert_same(theirs.load(tmp_path / "out", said["architectures"][0]), net)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_logits_and_loss_of_several_labels(family: str, tmp_path: Path) -> None:
+    import torch
+
+    content = published.config(family, "sequence") | {"problem_type": "multi_label_classification"}
+    published.write(tmp_path / family, content)
+    cfg, params = pretrained.load(tmp_path / family, device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
+    net, labels = models.model(cfg), np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    tokens = np.random.default_rng(0).integers(2, cfg.vocab, (3, 9))
+    expected = theirs.load(tmp_path / family, net.names.architecture)(torch.tensor(tokens), labels=torch.tensor(labels).float())
+    last = jnp.full((3, 1), 8) if family == "xlnet" else None
+    batch = Batch(tokens=jnp.asarray(tokens), labels=jnp.asarray(labels), weights=jnp.ones((3, 1)), summary_at=last)
+    terms, _ = classification.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
+    assert abs(float(terms["classification"]) / 3 - expected.loss.item()) < 1e-4
+    assert np.abs(outputs(net, params, batch)["sequences"][:, 0] - expected.logits.detach().numpy()).max() < 1e-4
 
 
 def test_every_grid_of_buckets() -> None:

@@ -18,9 +18,10 @@ def predict(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
-        """Predict classes, numbers, tags, answers or choices for texts or files without labels, with a fine-tuned model.
+        """Predict classes, lists of labels, numbers, tags, answers or choices for texts or files without labels.
 
-        The output is one line of JSON per example, in order, with probabilities. An answer has its characters [start, end) of the
+        The output is one line of JSON per example, in order, with probabilities. A list has the labels of probability 0.5 or
+        more. An answer has its characters [start, end) of the
         context; an entity has its words [first, end).
         """
 
