@@ -219,6 +219,6 @@ def test_a_recipe_is_read_back_from_the_folder_of_its_run(tmp_path: Path) -> Non
         assert run.recipe == name
         assert run.objective in model(run.model).module.OBJECTIVES
         (tmp_path / name).mkdir()
-        run_dir.Folder(tmp_path / name).write_config(run)
+        run_dir.RunDir(tmp_path / name).write_config(run)
         assert run_dir.read_config(tmp_path / name) == run
         assert json.loads((tmp_path / name / "config.json").read_text())["recipe"] == name

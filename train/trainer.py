@@ -27,9 +27,9 @@ from train.rows.batches import Batches
 from train.rows.mixture import ordered
 from train.run import hardware, metric_names, metrics_file, trackers
 from train.run.console import Console
-from train.run.metric_logger import Recorder
-from train.run.run_dir import Folder, check_holder, identity, take_over, write_json
-from train.run.stop_signals import Stop
+from train.run.metric_logger import MetricLogger
+from train.run.run_dir import RunDir, check_same_run, identity, remove_stale_files, write_json
+from train.run.stop_signals import StopSignals
 from train.weights import warm_start
 from zoo import models
 from zoo.attention import attention
@@ -60,26 +60,26 @@ def run(
         BadInput: the configuration, the data and this machine do not fit together, or the folder contains another run.
     """
     console = Console(steps=run.steps, process=jax.process_index())
-    with console, Stop(console.notice, console.__exit__) as stop:
+    with console, StopSignals(console.notice, console.__exit__) as stop:
         return _run(run, console, stop, evaluate=evaluate, on_end=on_end, sample=sample)
 
 
 def _run(
     run: run_config.Run,
     console: Console,
-    stop: Stop,
+    stop: StopSignals,
     *,
     evaluate: Callable[..., Scorer],
     on_end: Callable[[Path], Any],
     sample: Callable[..., Any] | None,
 ) -> int:
     # --- Devices and precision ---
-    folder, process = Folder.of(run), jax.process_index()
+    folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
-    run = dataset.settled(dataclasses.replace(run, precision=_precision(run)), folder)
-    mesh = device_mesh.make(run.mesh)
+    run = dataset.resolve_config(dataclasses.replace(run, precision=_precision(run)), folder)
+    mesh = device_mesh.make_mesh(run.mesh)
     device_mesh.check(run, mesh)
-    check_holder(folder, run)
+    check_same_run(folder, run)
     trackers.check(run.log.sinks)
     best_checkpoint.check(run)
     if run.init and not folder.begun:
@@ -100,9 +100,9 @@ def _run(
     with contextlib.ExitStack() as stack:
         # --- Folder ---
         stack.enter_context(folder.claim(process))
-        check_holder(folder, run)
+        check_same_run(folder, run)
         checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep, notify=console.notice)
-        best = stack.enter_context(best_checkpoint.Choice(run, folder, notify=console.notice))
+        best = stack.enter_context(best_checkpoint.BestCheckpoint(run, folder, notify=console.notice))
         trained = checkpoints.latest() == run.steps or best.exhausted(checkpoints.latest())
         # A run that was killed between its score and its samples is scored again, and then writes its samples and its report.
         reported = folder.report.exists() or folder.samples.exists() or not run.log.samples
@@ -124,7 +124,7 @@ def _run(
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
         if process == 0:
             disk_space.check(folder, run, built.state, first=0 if restored is None else int(jax.device_get(restored[0].step)))
-            if take_over(folder, run):
+            if remove_stale_files(folder, run):
                 console.notice(f"{folder.path}: a run of another configuration left no checkpoint here; this one takes its place")
             # Write the configuration first, so that after a kill no other run can take over the tokenizer.
             folder.write_config(run)
@@ -148,10 +148,10 @@ def _run(
             console.notice(line)
         flops = objectives.flops(objective, model, shapes)
         if process == 0:
-            metrics_file.started(folder, first, facts, flops)
+            metrics_file.record_start(folder, first, facts, flops)
         tokens = math.prod(shapes.tokens.shape)
         recorder = stack.enter_context(
-            Recorder(
+            MetricLogger(
                 run,
                 folder,
                 console,
@@ -167,7 +167,7 @@ def _run(
         def scorer(rows: Any) -> Scorer:
             return evaluate(run, model, mesh, data, rows, build, batch=run.data.batch, dtype=dtype)
 
-        validate = scorer(data.scored(run, run.data.length).spread(run.log.validate_rows))
+        validate = scorer(data.scored(run, run.data.length).subsample(run.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")
@@ -239,7 +239,7 @@ def _run(
 
 
 def describe(
-    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: Folder
+    run: run_config.Run, model: Model, mesh: Mesh, data: Inputs, implementations: str, rate_source: str, folder: RunDir
 ) -> dict[str, str]:
     """Return the facts about a run that the console and the report show."""
     devices = mesh.devices.size
@@ -289,13 +289,13 @@ def _implementations(run: run_config.Run, model: Model, objective: Any, batch: B
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     params, carry = jax.eval_shape(lambda: (model.init(jax.random.key(0)), model.init_carry(run.data.batch)))
-    with attention.choices() as calls:
+    with attention.record_calls() as calls:
         jax.eval_shape(loss, params, batch, seeds, objectives.frozen(objective), carry)
     return ", ".join(sorted({call.name for call in calls}))
 
 
 @contextlib.contextmanager
-def _profile(run: run_config.Run, folder: Folder):
+def _profile(run: run_config.Run, folder: RunDir):
     """Trace `--profile` steps, from the second step after the start on, because the first one compiles."""
     last = 1 + run.machine.profile
 
@@ -309,4 +309,4 @@ def _profile(run: run_config.Run, folder: Folder):
 
 
 def _result(score: dict[str, float]) -> str:
-    return f"held-out {metric_names.told(score)}"
+    return f"held-out {metric_names.summary(score)}"

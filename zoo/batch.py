@@ -60,7 +60,7 @@ class Batch:
     """Index of each example in the global stream of examples; with the seed and the step it keys all random numbers."""
 
     @property
-    def places(self) -> Int[Any, "*B P"] | None:
+    def predicted_positions(self) -> Int[Any, "*B P"] | None:
         """The positions to predict: `query_at` if it is set, else `predict_at`. None: all positions."""
         return self.predict_at if self.query_at is None else self.query_at
 

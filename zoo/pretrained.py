@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from zoo import configs, models, sharding
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
-from zoo.hf.config_json import Published
-from zoo.hf.param_names import Layout, Names
+from zoo.hf.config_json import PublishedConfig
+from zoo.hf.param_names import Layout, ParamNames
 from zoo.hf.safetensors_dir import Tensor
 
 MAX_NAMED = 5
@@ -37,7 +37,7 @@ def load(folder: Path, mesh: Mesh, notify: Callable[[str], None] = lambda line: 
     `notify` is called with a line for whatever is not used: keys of config.json that this version does not know, idle tensors.
 
     Raises:
-        BadInput: see `open_folder` and `safetensors_dir.read`; or a leaf that the mesh does not divide.
+        BadInput: see `open_folder` and `safetensors_dir.read_tensors`; or a leaf that the mesh does not divide.
     """
     opened = open_folder(folder)
     for line in opened.notes:
@@ -74,7 +74,7 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
     numbers = family.to_published(cfg)
     sources = {
         name: (leaf, layer, part)
-        for leaf in written_out(cfg, names.prefixes[0])
+        for leaf in name_table(cfg, names.prefixes[0])
         for layer, parts in enumerate(leaf.names)
         for part, name in enumerate(parts)
     }
@@ -86,7 +86,9 @@ def save(folder: Path, cfg: Any, params: Any, *, extra: Mapping[str, Any] | None
         # Padding rows of a vocabulary are not published.
         return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], part)
 
-    safetensors_dir.write(folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest)
+    safetensors_dir.write_tensors(
+        folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest
+    )
     header = {"architectures": [names.architecture], "model_type": family.MODEL_TYPE, "dtype": "float32"}
     text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -115,13 +117,13 @@ def open_folder(folder: Path) -> Opened:
             missing, unexpected, of another shape, of mixed types, not finite, or different from the tensor they are tied to.
     """
     published, family = _read_config_json(folder)
-    heads: Mapping[str, Names] = models.family(family).HF
-    tensors, architecture = safetensors_dir.read(folder), published.architecture()
-    published.task = settle(heads, tensors, architecture)
+    heads: Mapping[str, ParamNames] = models.family(family).HF
+    tensors, architecture = safetensors_dir.read_tensors(folder), published.architecture()
+    published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
     cfg = _to_config(published, family)
     tensors = _current_names(names, tensors, folder)
-    leaves, idle = plan(cfg, tensors, folder)
+    leaves, idle = plan_import(cfg, tensors, folder)
     notes = []
     if architecture != names.architecture and any(architecture == other.architecture for other in heads.values()):
         notes.append(f"{published.file}: says {architecture}, but the tensors are of {names.architecture or published.task}")
@@ -141,11 +143,11 @@ def read_config(folder: Path) -> tuple[Any, list[str]]:
         BadInput: no config.json, an unknown family, or a number or name that its family does not support.
     """
     published, family = _read_config_json(folder)
-    published.task = settle(models.family(family).HF, {}, published.architecture())
+    published.task = resolve_task(models.family(family).HF, {}, published.architecture())
     return _to_config(published, family), published.unread()
 
 
-def settle(heads: Mapping[str, Names], tensors: Mapping[str, Any], architecture: str) -> str:
+def resolve_task(heads: Mapping[str, ParamNames], tensors: Mapping[str, Any], architecture: str) -> str:
     """Return the task whose head the tensors have; of several such tasks, the one that `architecture` names, or else the first.
 
     A part of a head counts if any of its tensors is there, so that a later check can name the missing ones. A file may also
@@ -158,7 +160,7 @@ def settle(heads: Mapping[str, Names], tensors: Mapping[str, Any], architecture:
     body = frozenset.intersection(*(frozenset(row.leaf for row in names.rows) for names in heads.values()))
     present = set(tensors)
 
-    def head_names(names: Names) -> dict[str, set[str]]:
+    def head_names(names: ParamNames) -> dict[str, set[str]]:
         """Return the names that a head adds to the body, by part."""
         parts: dict[str, set[str]] = {}
         for row in names.rows:
@@ -180,14 +182,14 @@ def settle(heads: Mapping[str, Names], tensors: Mapping[str, Any], architecture:
     return min(heads, key=mismatch)
 
 
-def plan(cfg: Any, tensors: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Leaf, ...], list[str]]":
+def plan_import(cfg: Any, tensors: Mapping[str, Tensor], folder: Path) -> "tuple[tuple[Leaf, ...], list[str]]":
     """Check every tensor; return the leaves of a model and the names of the tensors that its head does not use.
 
     Raises:
         BadInput: see `open_folder`.
     """
     names = models.model(cfg).names
-    by_prefix = {prefix: written_out(cfg, prefix) for prefix in names.prefixes}
+    by_prefix = {prefix: name_table(cfg, prefix) for prefix in names.prefixes}
     prefix = max(by_prefix, key=lambda prefix: sum(name in tensors for leaf in by_prefix[prefix] for name in leaf.every_name()))
     leaves = by_prefix[prefix]
     expected = {name: leaf.published for leaf in leaves for name in leaf.every_name()}
@@ -227,20 +229,20 @@ def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
     """Yield (published name, its shape, leaf, layout from its axes to the leaf's) for every tensor of a model."""
     names = models.model(cfg).names
     layouts = {row.leaf: row.layout for row in names.rows}
-    for leaf in written_out(cfg, names.prefixes[0]):
+    for leaf in name_table(cfg, names.prefixes[0]):
         for layer, parts in enumerate(leaf.names):
             for name in parts:
                 yield name, leaf.published, f"{leaf.path}[{layer}]" if leaf.stacked else leaf.path, layouts[leaf.path]
 
 
-def _read_config_json(folder: Path) -> tuple[Published, str]:
+def _read_config_json(folder: Path) -> tuple[PublishedConfig, str]:
     """Return a folder's config.json and its family."""
-    published = Published.load(folder)
+    published = PublishedConfig.load(folder)
     families = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
     return published, published.choice("model_type", families, "none", why="the families here are")
 
 
-def _current_names(names: Names, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _current_names(names: ParamNames, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return tensors by their current names, which replace old ones."""
     for name in tensors:
         if (new := names.today(name)) != name and new in tensors:
@@ -248,7 +250,7 @@ def _current_names(names: Names, tensors: Mapping[str, Tensor], folder: Path) ->
     return {names.today(name): tensor for name, tensor in tensors.items()}
 
 
-def _to_config(published: Published, family: str) -> Any:
+def _to_config(published: PublishedConfig, family: str) -> Any:
     try:
         return configs.family(family).from_published(published)
     except BadInput as error:
@@ -301,7 +303,7 @@ class Leaf:
 
 
 @functools.cache
-def written_out(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
+def name_table(cfg: Any, prefix: str) -> tuple[Leaf, ...]:
     """Return a leaf for each row of a family's table that applies to a model.
 
     Raises:

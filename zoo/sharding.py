@@ -89,7 +89,7 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def target() -> str:
+def target_platform() -> str:
     """Return the platform for which a program is compiled: the context mesh's, whose devices may be absent, or the default's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
@@ -99,4 +99,4 @@ def target() -> str:
 def single_cpu() -> bool:
     """Return True if a program is compiled for one CPU device, where splitting or merging an axis needs no communication."""
     mesh = jax.sharding.get_abstract_mesh()
-    return target() == "cpu" and (mesh.empty or mesh.size == 1)
+    return target_platform() == "cpu" and (mesh.empty or mesh.size == 1)

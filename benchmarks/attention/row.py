@@ -123,7 +123,7 @@ def _make_problem(row: Row, trials: Sequence[Trial]) -> Problem | None:
 def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None) -> None:
     name = trial.name
     for request in problem.requests():
-        if why := attention.refusal(name, request):
+        if why := attention.unsupported_reason(name, request):
             trial.end("skipped", why)
             return
     state, reason, errors = _checked(name, row)

@@ -109,7 +109,7 @@ def rows(settings: Settings) -> list[Row]:
     """Return all rows that complete settings request, without duplicates."""
     shapes = [Shape.parse(text) for text in settings.shape]
     for name in settings.model:
-        cfg = configs.find(name)[1].config
+        cfg = configs.find_size(name)[1].config
         for length in settings.lengths:
             batch = settings.batch or max(1, (settings.tokens or 0) // length)
             shapes.append(Shape(batch, length, length, cfg.heads, cfg.heads, cfg.head))
@@ -136,7 +136,7 @@ def _check(settings: Settings) -> None:
         for value in getattr(settings, name):
             runner.check_choice(name, value, choices)
     for name in settings.model:
-        configs.find(name)
+        configs.find_size(name)
     for text in settings.shape:
         Shape.parse(text)
     for length in settings.lengths:

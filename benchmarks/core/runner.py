@@ -83,7 +83,7 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    if launch.importing(frame):
+    if launch.is_importing(frame):
         os._exit(128 + number)
     raise _Terminated(number)
 

@@ -36,12 +36,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     timing.begin()
-    model = models.model(configs.find(options.model)[1].config)
+    model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.
     tokenizer = Tokenizer.train(["Call me Ishmael. Some years ago, never mind how long precisely."] * 8, 200, "sentencepiece")
     generator = Generator(
-        model, params, device_mesh.make(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=options.rows * BEAMS
+        model, params, device_mesh.make_mesh(run_config.Mesh()), tokenizer, dtype=jnp.float32, batch=options.rows * BEAMS
     )
     rng = np.random.default_rng(0)
     sources = [rng.integers(3, tokenizer.vocab_size, SOURCE).astype(np.int32) for _ in range(options.rows)]

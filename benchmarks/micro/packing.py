@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def _run(recipe: str, rows: Any, *, pack: bool) -> run_config.Run:
-    run = recipes.find(recipe)()
+    run = recipes.find_recipe(recipe)()
     data = dataclasses.replace(run.data, rows=rows, pack=pack)
     return dataclasses.replace(run, objective="masked", distillation=run_config.Distillation(), data=data, precision="float32")
 

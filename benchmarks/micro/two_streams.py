@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _run(recipe: str, rows: int, length: int, attention: Any) -> run_config.Run:
-    run = recipes.find(recipe)()
+    run = recipes.find_recipe(recipe)()
     model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, attention=attention))
     data = dataclasses.replace(run.data, batch=rows, length=length)
     tokenizer = Tokenizer(kind="xlnet", vocab=min(model.vocab, 4096))

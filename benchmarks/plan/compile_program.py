@@ -64,7 +64,7 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
         BadInput: an objective that the family does not support.
     """
     precision = run.precision if run.precision != "auto" else "float32" if target.platform == "cpu" else "bfloat16"
-    run = synthetic_batch.settled(dataclasses.replace(run, precision=precision))
+    run = synthetic_batch.resolve_config(dataclasses.replace(run, precision=precision))
     family = configs.family_of(run.model)
     able = models.family(family).OBJECTIVES
     require(run.objective in able, "objective", run.objective, f"a {family} is trained by {', '.join(able)}; choose one of these")
@@ -83,13 +83,13 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target) -> Program:
         run = dataclasses.replace(run, accumulate=1)
     devices = targets.devices(target)
     try:
-        mesh = device_mesh.make(run.mesh, devices)
+        mesh = device_mesh.make_mesh(run.mesh, devices)
     except (NotImplementedError, ValueError) as error:
         shape = f"data={run.mesh.data} fsdp={run.mesh.fsdp} tensor={run.mesh.tensor}"
         raise BadInput(f"--mesh {shape}: the torus of {target.name} cannot be cut so ({first_line(error)})") from None
     device_mesh.check(run, mesh)
     began = time.perf_counter()
-    with attention.choices() as calls, targets.present(target), _compiler_errors(target):
+    with attention.record_calls() as calls, targets.present(target), _compiler_errors(target):
         traced, arguments, flops = _TRACE[mode](run, mesh)
         lowered = traced.lower(lowering_platforms=(target.lowering,))
     fields: dict[str, Any] = {"run": run, "mode": mode, "target": target, "mesh": mesh}
@@ -185,7 +185,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
 
     token = Batch(tokens=ids(1), segments=ids(1), positions=ids(1))
     cache = jax.eval_shape(lambda: model.init_cache(rows, run.data.length, dtype))
-    if model.sourced:
+    if model.is_encoder_decoder:
         source = Batch(tokens=ids(run.data.length), segments=ids(run.data.length), positions=ids(run.data.length))
         first = dataclasses.replace(token, source=source)
         _, cache = jax.eval_shape(model.decode, params, first, cache)
@@ -208,7 +208,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     with jax.set_mesh(mesh):
         shardings = (None, jax.tree.map(lambda leaf: leaf.sharding, cache))
         traced = jax.jit(decode, donate_argnums=2, out_shardings=shardings).trace(params, token, cache)
-    source = Batch(tokens=ids(run.data.length)) if model.sourced else None
+    source = Batch(tokens=ids(run.data.length)) if model.is_encoder_decoder else None
 
     def flops(length: int) -> float:
         return model.flops(Batch(tokens=ids(length), source=source))

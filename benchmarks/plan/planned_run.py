@@ -22,7 +22,7 @@ def default(name: str, init: str = "") -> Run:
         BadInput: neither a recipe nor a size; names the nearest size.
     """
     if name in recipes.recipes():
-        return recipes.begun(name, init)
+        return recipes.recipe_run(name, init)
     return of_size(name)
 
 
@@ -32,7 +32,7 @@ def of_size(name: str) -> Run:
     Raises:
         BadInput: unknown or unpublished; names the nearest.
     """
-    family, size = configs.find(name)
+    family, size = configs.find_size(name)
     near = min(_of(family), key=lambda run: _distance(run.model, size.config))
     rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
     model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))

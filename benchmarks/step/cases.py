@@ -81,7 +81,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
     for key, value in (("batch", batch), ("length", length), ("source-length", source)):
         require(value >= 0, key, value, "must not be negative; choose 1 or more, or leave it out")
     name = resolved(name)
-    size = configs.find(name)[1]
+    size = configs.find_size(name)[1]
     objective = next((candidate for candidate in models.model(size.config).module.OBJECTIVES if candidate in BATCHES), None)
     if objective is None:
         raise BadInput(f"{name} has no objective that zoo bench step knows; it knows {', '.join(BATCHES)}")
@@ -91,10 +91,14 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
         able = ", ".join(family for family in models.families() if hasattr(models.family(family), "init_cache"))
         raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
     rows, tokens, read = SHAPES[objective]
-    if source and not model.sourced:
+    if source and not model.is_encoder_decoder:
         raise BadInput(f"--source-length {source}: {name} is no encoder-decoder, it reads no source; leave it out")
     context = getattr(cfg, "context", 1 << 20)
-    shape = {"batch": batch or rows, "length": length or min(tokens, context), "source": (source or read) if model.sourced else 0}
+    shape = {
+        "batch": batch or rows,
+        "length": length or min(tokens, context),
+        "source": (source or read) if model.is_encoder_decoder else 0,
+    }
     fix = f"{name} has {context:,} positions; choose at most {context:,}"
     require(shape["length"] <= context, "length", shape["length"], fix)
     least = {"permutation": 8}.get(objective, 2)
@@ -109,11 +113,11 @@ def resolved(name: str) -> str:
         BadInput: there is neither.
     """
     if name in configs.REFUSED:
-        configs.find(name)
+        configs.find_size(name)
     names = [size for family in configs.families() for size in configs.family(family).SIZES]
     if name not in names:
         name = next((size for size in names if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
-    configs.find(name)
+    configs.find_size(name)
     return name
 
 

@@ -100,7 +100,7 @@ class Step:
         """
         self.case, self.variant = case, variant
         self.run_config = case.run(model=variant.model(case), precision=variant.precision, mesh=variant.axes())
-        self.mesh = device_mesh.make(self.run_config.mesh, variant.devices())
+        self.mesh = device_mesh.make_mesh(self.run_config.mesh, variant.devices())
         device_mesh.check(self.run_config, self.mesh)
         if case.mode == "decode" and self.mesh.size > 1:
             raise BadInput(f"--mesh {variant.mesh}: one token is decoded on one device; choose data=1, or another --mode")
@@ -109,7 +109,7 @@ class Step:
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._state: Any = None
         self._parts = MODES[case.mode](self)
-        self._batch = device_mesh.place(self._parts.batch, self.mesh, case.batch)
+        self._batch = device_mesh.shard_batch(self._parts.batch, self.mesh, case.batch)
         self._jitted = self._parts.jitted
 
     def compile(self) -> dict[str, float]:

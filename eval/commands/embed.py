@@ -59,7 +59,7 @@ def main(
     texts = encoder_runner.read_texts(source)
     if file is None and not as_json:
         _check_table(len(texts))
-    encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
+    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
     vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate)
     if file is not None:
         if jax.process_index() == 0:

@@ -83,7 +83,7 @@ def main(
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
     texts = encoder_runner.read_texts(source)
     _masks(texts)
-    encoder = Encoder.of(load(where, device_mesh.make(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
+    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate)
     for number, mask in enumerate(filled, 1):
         if as_json:
@@ -170,7 +170,7 @@ def _masks(texts: Sequence[Text]) -> list[_Mask]:
 
 def _rows(encoder: Encoder, texts: Sequence[Text], masks: Sequence[_Mask], truncate: bool) -> list[EncoderRow]:
     """Return a row for each mask, in which all masks of its text are masked."""
-    tokenizer, mask_id = encoder.loaded.tokenizer, encoder.marks.mask
+    tokenizer, mask_id = encoder.loaded.tokenizer, encoder.special_tokens.mask
     segments = [SPELLED.split(text) for _, text in texts]
     if tokenizer.kind == "roberta":
         # The mask includes the white space before it.
@@ -203,7 +203,7 @@ def _entries(tokenizer: Tokenizer, targets: Sequence[str], spaced: bool) -> list
     for target in targets:
         spelled = f" {target}" if spaced and not target[0].isspace() else target
         tokens = tokenizer.encode(spelled).tolist()
-        if len(tokens) != 1 or (tokenizer.marks and tokens == [tokenizer.marks.unk]):
+        if len(tokens) != 1 or (tokenizer.special_tokens and tokens == [tokenizer.special_tokens.unk]):
             spelling = " + ".join(json.dumps(tokenizer.decode([token]), ensure_ascii=False) for token in tokens[:8]) or "nothing"
             raise BadInput(f"--targets {target!r}: the tokenizer splits it into {spelling}; choose a word that is one entry")
         ids += tokens

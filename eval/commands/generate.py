@@ -52,7 +52,7 @@ def main(
     require(one_way, "read", decoding.read, "--choices are scored from left to right; leave one of the two out")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
-    loaded = load.load(where, device_mesh.make(mesh), step)
+    loaded = load.load(where, device_mesh.make_mesh(mesh), step)
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     lines = _choose if source.choices else _generate
@@ -81,10 +81,10 @@ def _generate(
     """Yield the output in parts: a text after its prompt; an answer to examples, or to a source text, alone."""
     start = [loaded.tokenizer.end_of_text] if source.begin else []
     # A source is a complete text.
-    end = [loaded.tokenizer.end_of_text] if loaded.net.sourced else []
+    end = [loaded.tokenizer.end_of_text] if loaded.net.is_encoder_decoder else []
     ids = [np.array([*start, *prompt, *end], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
     generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
-    printed_prompts = [""] * len(prompts) if source.examples or loaded.net.sourced else prompts
+    printed_prompts = [""] * len(prompts) if source.examples or loaded.net.is_encoder_decoder else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
         live = sys.stdout.isatty() and jax.process_count() == 1

@@ -29,7 +29,7 @@ from train.config.objective_options import Labelled
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import refuse_idle
+from train.inputs.labelled_inputs import reject_unused_options
 from train.run.run_dir import replacing
 from train.weights.init_config import writes_text
 from train.weights.load import Loaded, load
@@ -65,7 +65,7 @@ def main(
     file = Path(out) if out else None
     if file is not None:
         _check_out(file, source.files)
-    subject = load(where, device_mesh.make(mesh), step)
+    subject = load(where, device_mesh.make_mesh(mesh), step)
     if precision == "auto" and subject.run is not None:
         precision = subject.run.precision
     predictions = predict(
@@ -106,7 +106,7 @@ def predict(
     `eval.scoring.predictions` lists for the kind of the model.
 
     Args:
-        files: see `train.data.unlabelled_reader.read`; instead of `texts`.
+        files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
         texts: texts, sentences (words between spaces) or questions.
         pair: the second text of each text, for a model of pairs.
         context: the text that the questions are about, for a model of answers or choices.
@@ -127,7 +127,7 @@ def predict(
     if objective is None:
         raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
     run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
-    refuse_idle(run)
+    reject_unused_options(run)
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
     # The run may have skipped examples, and its files may have another format than these.
     run = dataclasses.replace(run, labelled=dataclasses.replace(run.labelled, skip_bad=False, format=labelled.format))
@@ -137,7 +137,7 @@ def predict(
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
-        items = unlabelled_reader.read(
+        items = unlabelled_reader.read_examples(
             objective, files, run.labelled, line=line, labels=getattr(subject.net.config, "labels", ())
         )
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)

@@ -20,7 +20,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.engine.step import DTYPES
 from train.run.metric_names import notices
-from train.run.run_dir import Folder, is_run, write_json
+from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import Loaded, load
 from zoo.errors import BadInput, require
 
@@ -65,7 +65,7 @@ def main(
         raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
     previous = _previous_results(Path(where)) if is_run(Path(where)) else {}
     examples = module.read(files, settings)
-    subject = load(where, device_mesh.make(mesh), step)
+    subject = load(where, device_mesh.make_mesh(mesh), step)
     settings = dataclasses.replace(settings, dtype=DTYPES[_precision(precision, subject)])
     with _progress(task) as progress:
         result = module.score(subject, examples, settings, progress)
@@ -80,7 +80,7 @@ def main(
         if subject.run is not None:
             # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task
-            write_json(Folder(where).evaluations, {**previous, name: entry})
+            write_json(RunDir(where).evaluations, {**previous, name: entry})
             report.write(where)
         for line in [*(f"{name}: {result.details[name]}" for name in LEFT if name in result.details), *notices(result.metrics)]:
             print(f"! {line}", file=sys.stderr)
@@ -119,7 +119,7 @@ def _check_options(task: str, settings: Settings, used: Sequence[str]) -> None:
 
 def _previous_results(run: Path) -> dict[str, Any]:
     """Read the results that the run has so far."""
-    path = Folder(run).evaluations
+    path = RunDir(run).evaluations
     if not os.access(run, os.W_OK):
         raise BadInput(f"{run}: cannot be written, so the result cannot be stored there; make it writable")
     try:

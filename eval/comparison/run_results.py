@@ -11,8 +11,8 @@ from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.run_config import Run
 from train.run import metric_names
 from train.run.console import short
-from train.run.metrics_file import read as read_rows
-from train.run.run_dir import Folder, read_config
+from train.run.metrics_file import read_rows as read_rows
+from train.run.run_dir import RunDir, read_config
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
@@ -50,7 +50,7 @@ def read_run(path: str | Path) -> Finished:
     Raises:
         BadInput: no run, one that is not finished, or a damaged file.
     """
-    folder, run = Folder(path), read_config(path)
+    folder, run = RunDir(path), read_config(path)
     if not folder.scores.exists():
         raise BadInput(f"{path} is not finished: it has no {folder.scores.name}; train it to step {run.steps}, its last")
     rows = read_rows(folder.metrics)

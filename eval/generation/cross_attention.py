@@ -33,7 +33,7 @@ def weights(
         segments=jnp.ones((1, len(tokens)), jnp.int32),
         source=Batch(tokens=jnp.asarray(padded_source)[None], segments=jnp.asarray(segments)[None]),
     )
-    with attention.watched() as seen:
+    with attention.record_weights() as seen:
         net.apply(params, batch)
     # If text and source had the same length, self-attention would have the same shape: so such a source was padded by one.
     crossing = [layer[0] for layer in seen if layer.shape[2:] == (len(tokens), len(padded_source))]
@@ -47,7 +47,7 @@ def record(
 
     These are the tokens of both, the text with its end-of-text, and the weights [text tokens][source tokens].
     """
-    assert tokenizer.text_marks is not None
-    start, ids = tokenizer.text_marks.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
+    assert tokenizer.text_special_tokens is not None
+    start, ids = tokenizer.text_special_tokens.pad, np.append(np.asarray(written, np.int32), tokenizer.end_of_text)
     mean_weights = weights(net, params, source, ids, start)
     return {"source": tokenizer.entries(source), "text": tokenizer.entries(ids), "weights": mean_weights.round(4).tolist()}

@@ -73,11 +73,11 @@ class Generator:
         jax.eval_shape(lambda: net.init_cache(1, 1, dtype))
         heads = net.config.heads
         require(heads % mesh.shape["tensor"] == 0, "mesh.tensor", mesh.shape["tensor"], f"it does not divide the {heads} heads")
-        marks = tokenizer.text_marks
-        if net.sourced and marks is None:
+        marks = tokenizer.text_special_tokens
+        if net.is_encoder_decoder and marks is None:
             raise BadInput(f"{net.family} begins its texts with a padding token, which this tokenizer does not have")
         self._first = marks.pad if marks else 0
-        self._goes_on = not net.sourced
+        self._goes_on = not net.is_encoder_decoder
         # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
         layers = getattr(net.config, "decoder_layers", net.config.layers)
         compute = dataclasses.replace(net.config.compute, unroll=layers)
@@ -178,14 +178,14 @@ class Generator:
 
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:
         """Sample tokens for a batch of texts until each has ended; yields after every dispatch."""
-        rows = device_mesh.fitting(self.mesh, rows)
+        rows = device_mesh.round_up_rows(self.mesh, rows)
         count = max(1, min(chunk, decoding.limit - 1))
         ahead = math.ceil((decoding.limit - 1) / count) * count
         model = self._model._replace(reread=decoding.reread)
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
-            prompts, numbers = device_mesh.place(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
+            prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             seed = np.uint32(decoding.seed)
             state, drawn = _start(model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
@@ -199,7 +199,7 @@ class Generator:
     def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
         """Return the input before the first sampled token; for an encoder-decoder the source and the first token of texts."""
         batch = _padded(texts, slots, rows)
-        if not self.net.sourced:
+        if not self.net.is_encoder_decoder:
             return batch
         assert batch.segments is not None
         begin = np.full((rows, 1), self._first, np.int32)
@@ -207,12 +207,12 @@ class Generator:
 
     def _search(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding) -> None:
         """Find the best texts of a batch of prompts; `texts` are the samples of each in turn."""
-        rows, several = device_mesh.fitting(self.mesh, rows), texts[:: decoding.samples]
+        rows, several = device_mesh.round_up_rows(self.mesh, rows), texts[:: decoding.samples]
         end = None if decoding.past_end else self.tokenizer.end_of_text
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
-            prompts = device_mesh.place(local_prompts, self.mesh, rows)
+            prompts = device_mesh.shard_batch(local_prompts, self.mesh, rows)
             results = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
         tokens, scores, finite = jax.device_get(results)
         for number, text in enumerate(texts):
@@ -301,7 +301,7 @@ def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Ro
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam_search.Found:
+def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam_search.BeamSearchResult:
     rows, length = prompts.tokens.shape
     cache = model.net.init_cache(rows, length + limit - 1, model.dtype)
     results = beam_search.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
@@ -316,7 +316,7 @@ def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _R
     # The tokenizer may have fewer entries than the model: an id without text is never sampled.
     logits = constrain(model.net.unembed(params, hidden[:, -1]), BATCH)[:, : model.entries]
     position = rows.position + 1
-    token, finite = drawing.draw(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
+    token, finite = drawing.sample_token(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
     seen = None if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].set(True)
     tokens = jnp.concatenate([rows.tokens[:, 1:], token[:, None]], axis=1)
     rows = _Rows(cache, tokens, position, rows.segment, rows.seeds, seen)

@@ -88,7 +88,7 @@ def _names(valid: Sequence[Any]) -> list[str]:
     if not valid:
         return []
     compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
-    leading = [name for name in metric_names.leading(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
+    leading = [name for name in metric_names.leading_metrics(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
     return list(dict.fromkeys([*compared, *leading]))[:MOST]
 
 

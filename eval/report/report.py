@@ -15,8 +15,8 @@ from train.config.run_config import Run
 from train.run import metric_names
 from train.run.console import clock, short
 from train.run.metric_names import QUANTITIES
-from train.run.metrics_file import read
-from train.run.run_dir import Folder, flat, read_config, write_text
+from train.run.metrics_file import read_rows
+from train.run.run_dir import RunDir, flat, read_config, write_text
 from zoo.errors import BadInput
 
 COUNTED = {
@@ -62,9 +62,9 @@ def write(folder: str | Path) -> Path:
     Raises:
         BadInput: the folder is no run, or one of these files is damaged.
     """
-    files, run = Folder(folder), read_config(folder)
-    rows = read(files.metrics) if files.metrics.exists() else []
-    starts = read(files.starts) if files.starts.exists() else []
+    files, run = RunDir(folder), read_config(folder)
+    rows = read_rows(files.metrics) if files.metrics.exists() else []
+    starts = read_rows(files.starts) if files.starts.exists() else []
     write_text(files.report, _page(files.path, run, rows, starts))
     return files.report
 
@@ -141,17 +141,17 @@ def _sentence(
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
-        return f"After {steps}, {whose} reaches {metric_names.told(judged)} on what it held out."
+        return f"After {steps}, {whose} reaches {metric_names.summary(judged)} on what it held out."
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    summary = metric_names.told(valid[-1])
+    summary = metric_names.summary(valid[-1])
     return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
 def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
     numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
-    leading = metric_names.leading(numbers)[:2]
+    leading = metric_names.leading_metrics(numbers)[:2]
     tiles = [(QUANTITIES[name].show(numbers[name]), f"{QUANTITIES[name].label}, {where}") for name in leading]
     if train:
         # The first row includes the start-up, and a row whose only step compiled has no rate.

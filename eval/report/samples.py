@@ -35,9 +35,9 @@ class Beginning(NamedTuple):
 def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: Any) -> None:
     """Call `write` with a run's held-out text if its model continues texts, or `write_pairs` for an encoder-decoder."""
     if isinstance(data, TextPairs):
-        if net.sourced:
+        if net.is_encoder_decoder:
             write_pairs(file, net, params, mesh, data, **how)
-    elif net.generates and not net.sourced:
+    elif net.generates and not net.is_encoder_decoder:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
 
 

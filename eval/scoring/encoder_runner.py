@@ -18,7 +18,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.engine.step import DTYPES
 from train.rows.example_rows import is_typed
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -80,7 +80,7 @@ class Encoder:
     """A loaded encoder with its batch size and dtype; `Encoder.of` makes one."""
 
     loaded: Loaded
-    marks: Marks
+    special_tokens: SpecialTokens
     room: int
     """Most tokens of a row, special tokens included."""
     batch: int
@@ -101,9 +101,9 @@ class Encoder:
         net = loaded.net
         if "causal" in net.module.OBJECTIVES:
             raise BadInput(f"{loaded.name}: {net.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)")
-        if loaded.tokenizer.marks is None:
+        if loaded.tokenizer.special_tokens is None:
             raise BadInput(f"{loaded.name}: its tokenizer has no [CLS], [SEP] and [MASK]; use an encoder's tokenizer")
-        return Encoder(loaded, loaded.tokenizer.marks, getattr(net.config, "context", UNLIMITED), batch, dtype)
+        return Encoder(loaded, loaded.tokenizer.special_tokens, getattr(net.config, "context", UNLIMITED), batch, dtype)
 
     def check_masked(self) -> None:
         """Refuse a model that does not predict tokens.
@@ -123,7 +123,7 @@ class Encoder:
         Raises:
             BadInput: the text is too long, and `truncate` is False.
         """
-        tokens, _ = self.marks.single(ids)
+        tokens, _ = self.special_tokens.single(ids)
         if len(tokens) <= self.room:
             return tokens
         if not truncate:
@@ -131,7 +131,7 @@ class Encoder:
                 f"{where}: {len(tokens)} tokens with special tokens, but the model has {self.room} positions; "
                 "shorten it, or add --truncate to cut its end off"
             )
-        return self.marks.single(ids[: self.room - (len(tokens) - len(ids))])[0]
+        return self.special_tokens.single(ids[: self.room - (len(tokens) - len(ids))])[0]
 
     def run(self, rows: Iterable[EncoderRow], compute: Compute) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:
         """Yield each row with its part of the results of `compute`, in any order; rows are read as they are needed.
@@ -152,7 +152,7 @@ class Encoder:
             local = device_mesh.local_rows(loaded.mesh, size)
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
             with jax.set_mesh(loaded.mesh):
-                results = program.compute(params, device_mesh.place(local_batch, loaded.mesh, size))
+                results = program.compute(params, device_mesh.shard_batch(local_batch, loaded.mesh, size))
             # The devices compute this batch while the previous one is used and the next one is made.
             if previous is not None:
                 yield from _split_rows(*previous)
@@ -173,17 +173,17 @@ class Encoder:
                 yield length, waiting.pop(length), len(group)
         for length, group in sorted(waiting.items()):
             # A small group is rounded up to a power of two, so that calls with similar numbers of rows share a program.
-            rounded = device_mesh.fitting(self.loaded.mesh, 1 << (len(group) - 1).bit_length())
+            rounded = device_mesh.round_up_rows(self.loaded.mesh, 1 << (len(group) - 1).bit_length())
             batch_size = self._batch_size(length)
             yield length, group, batch_size if length in frequent else min(batch_size, rounded)
 
     def _batch_size(self, length: int) -> int:
         """Return the rows of a batch: as many tokens as in `batch` rows of full length, but at most `LOGITS` logits a device."""
         mesh, rows = self.loaded.mesh, max(self.batch, self.batch * self.room // length)
-        return device_mesh.fitting(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
+        return device_mesh.round_up_rows(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
 
     def _arrays(self, rows: list[EncoderRow], length: int) -> Batch:
-        special_tokens = self.marks
+        special_tokens = self.special_tokens
         tokens = np.full((len(rows), length), special_tokens.pad, np.int32)
         segments, types = np.zeros((2, *tokens.shape), np.int32)
         summaries = [special_tokens.summary(len(row.tokens)) for row in rows]

@@ -18,7 +18,7 @@ from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows
 from train.objectives import choice, span
 from train.rows import batches
-from train.rows.example_rows import Row
+from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 from zoo.nn import heads
@@ -46,7 +46,7 @@ def of_run(
     run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
-    batch = device_mesh.fitting(mesh, min(batch, len(rows)))
+    batch = device_mesh.round_up_rows(mesh, min(batch, len(rows)))
     forward, evaluate = Forward.of(net, mesh, run.objective, np.dtype(dtype)), scorer(run)
 
     def score(params: Any) -> Score:
@@ -105,7 +105,7 @@ class Forward:
         local, previous = device_mesh.local_rows(self.mesh, batch), None
         for local_batch in batches.in_order(rows, build, batch, local):
             with jax.set_mesh(self.mesh):
-                current = self._program(params, device_mesh.place(local_batch, self.mesh, batch))
+                current = self._program(params, device_mesh.shard_batch(local_batch, self.mesh, batch))
             # The devices compute this batch while the previous one is used and the next one is made.
             if previous is not None:
                 yield np.asarray(jax.device_get(previous), np.float64)
@@ -224,7 +224,7 @@ def _answers(rows: Rows, logits: Float64[np.ndarray, "N 2 T"], labels: Sequence[
     return _score(by_question, metrics, np.array(losses), answers, counts=counts, by_example=True)
 
 
-def decode(question: Question, rows: Sequence[Row], logits: Float64[np.ndarray, "W 2 T"]) -> squad.Decoded:
+def decode(question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "W 2 T"]) -> squad.Decoded:
     """Return the best answers to a question over all of its windows, `rows`."""
     context_bounds, spans = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), logits.shape[-1], 2), np.int64)
     cls = np.zeros(len(rows), np.int64)

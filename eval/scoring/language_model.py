@@ -70,7 +70,7 @@ def scorer(
     `token_bytes[V]` is the number of UTF-8 bytes of each token. Row sums are added in float64 on the host, so that the batch size
     does not affect the result. A batch that the mesh does not divide is padded with rows that are not counted.
     """
-    batch = device_mesh.fitting(mesh, min(batch, len(rows)))
+    batch = device_mesh.round_up_rows(mesh, min(batch, len(rows)))
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @jax.jit
@@ -92,7 +92,7 @@ def scorer(
         with jax.set_mesh(mesh):
             cast_params = cast(params)
             for local_batch in batches.in_order(rows, build, batch, local):
-                sums = jax.device_get(compiled(cast_params, device_mesh.place(local_batch, mesh, batch)))
+                sums = jax.device_get(compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, batch)))
                 nats += float(sums.astype(np.float64).sum())
         return Score(nats=nats, tokens=tokens, bytes=size)
 

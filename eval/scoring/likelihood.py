@@ -88,7 +88,7 @@ def likelihoods(
             arrays = _arrays(group, length, targets)
             local = device_mesh.local_rows(mesh, len(group))
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
-            nats, hits = jax.device_get(program.score(cast_params, device_mesh.place(local_batch, mesh, len(group))))
+            nats, hits = jax.device_get(program.score(cast_params, device_mesh.shard_batch(local_batch, mesh, len(group))))
             for row, row_nats, row_hits in zip(group, nats.astype(np.float64), hits, strict=True):
                 size = len(row.continuation)
                 total, greedy = float(row_nats[:size].sum()), bool(row_hits[:size].all())
@@ -176,7 +176,7 @@ def _batches(rows: list[_Row], mesh: Mesh, batch: int, limit: int | None) -> Ite
     for (length, targets), group in sorted(shapes.items()):
         # A small group is rounded up to a power of two, so that calls with slightly different numbers of pairs share a program.
         rounded = 1 << (len(group) - 1).bit_length()
-        size = device_mesh.fitting(mesh, min(rounded, max(batch, batch * longest // length)))
+        size = device_mesh.round_up_rows(mesh, min(rounded, max(batch, batch * longest // length)))
         for first in range(0, len(group), size):
             chunk = group[first : first + size]
             # A padding row has no numbers: its result is not used.

@@ -68,7 +68,7 @@ def scorer(
     `counts[V]` is the number of occurrences of each id in the training text; 0 is taken as 1. Row sums are added in float64 on
     the host, so that the batch size does not affect the result.
     """
-    size = device_mesh.fitting(mesh, rows.batch if ordered(rows) else min(batch, len(rows)))
+    size = device_mesh.round_up_rows(mesh, rows.batch if ordered(rows) else min(batch, len(rows)))
     if ordered(rows) and size != rows.batch:
         raise BadInput(
             f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; "
@@ -105,7 +105,7 @@ def scorer(
         with jax.set_mesh(mesh):
             cast_params, carry = cast(params), begin()
             for local_batch in batches.in_order(rows, build, size, local):
-                sums, carry = compiled(cast_params, device_mesh.place(local_batch, mesh, size), carry)
+                sums, carry = compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, size), carry)
                 totals += np.asarray(jax.device_get(sums), np.float64).sum(-1)
         return Score(**dict(zip(SUMS, totals.tolist(), strict=True)))
 

@@ -21,7 +21,7 @@ from jaxtyping import Float64
 
 from eval.scoring import labelled, metric_functions
 from train.data.example_types import Choice, Question, Tagged, Text, is_iob
-from train.rows.example_rows import Row
+from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED
 
 Prediction = dict[str, Any]
@@ -29,7 +29,7 @@ Prediction = dict[str, Any]
 
 def of_example(
     example: Any,
-    rows: Sequence[Row],
+    rows: Sequence[ExampleRow],
     logits: Float64[np.ndarray, "R *outputs"],
     labels: Sequence[str],
     *,
@@ -89,7 +89,7 @@ def _labels(probabilities: Float64[np.ndarray, " O"], labels: Sequence[str]) -> 
     }
 
 
-def _tags(words: Sequence[str], row: Row, probabilities: Float64[np.ndarray, "T O"], labels: Sequence[str]) -> Prediction:
+def _tags(words: Sequence[str], row: ExampleRow, probabilities: Float64[np.ndarray, "T O"], labels: Sequence[str]) -> Prediction:
     tags: list[dict[str, Any]] = [{"word": word, "tag": None, "probability": None} for word in words]
     for at in np.flatnonzero(row.labels != IGNORED):
         best = int(probabilities[at].argmax())
@@ -104,7 +104,7 @@ def _tags(words: Sequence[str], row: Row, probabilities: Float64[np.ndarray, "T 
 
 
 def _answer(
-    question: Question, rows: Sequence[Row], logits: Float64[np.ndarray, "R 2 T"], null_threshold: float | None
+    question: Question, rows: Sequence[ExampleRow], logits: Float64[np.ndarray, "R 2 T"], null_threshold: float | None
 ) -> Prediction:
     decoded = labelled.decode(question, rows, logits)
     if not decoded.choose(null_threshold):

@@ -18,7 +18,7 @@ from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import FEATURES, Rows
 from train.objectives import objective
-from train.rows.example_rows import Row
+from train.rows.example_rows import ExampleRow
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 
@@ -77,7 +77,7 @@ class Predictor:
     def _labels(self) -> tuple[str, ...]:
         return getattr(self.run.model, "labels", ())
 
-    def _rows(self, examples: Sequence[Example]) -> Iterator[Row]:
+    def _rows(self, examples: Sequence[Example]) -> Iterator[ExampleRow]:
         """Yield the rows of some examples; the label of a text is 0, and the label of a word is its number."""
         run, tokenizer = self.run, self.subject.tokenizer
         make = functools.partial(FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length)
@@ -93,7 +93,7 @@ class Predictor:
 
     def _groups(self, examples: Sequence[Example]) -> Iterator[Rows]:
         """Yield the rows of some examples grouped by shape, with those of an example together."""
-        groups: dict[tuple[int, int], list[Row]] = {}
+        groups: dict[tuple[int, int], list[ExampleRow]] = {}
         for _, group in itertools.groupby(self._rows(examples), key=lambda row: row.example):
             rows = list(group)
             longest = max(len(inputs.ids) for row in rows for inputs in row.inputs)
@@ -120,8 +120,8 @@ class Predictor:
         mesh, shape = self.subject.mesh, (rows.length, len(rows.rows[0].inputs))
         if len(rows) >= self.batch or shape in self._frequent:
             self._frequent.add(shape)
-            return device_mesh.fitting(mesh, self.batch)
-        return device_mesh.fitting(mesh, min(self.batch, 1 << (len(rows) - 1).bit_length()))
+            return device_mesh.round_up_rows(mesh, self.batch)
+        return device_mesh.round_up_rows(mesh, min(self.batch, 1 << (len(rows) - 1).bit_length()))
 
 
 def _no_counts() -> Any:

@@ -61,8 +61,8 @@ def _rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: i
     for place in range(len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
         tokens = encoder.with_special_tokens(ids[start : start + size], where)
-        at = place - start + encoder.marks.before
-        tokens[at] = encoder.marks.mask
+        at = place - start + encoder.special_tokens.before
+        tokens[at] = encoder.special_tokens.mask
         yield EncoderRow(number, where, tokens, at, int(ids[place]))
 
 

@@ -16,7 +16,7 @@ from train.engine import device_mesh, optim
 from train.engine.step import DTYPES
 from train.inputs import dataset
 from train.run import metric_names
-from train.run.run_dir import Folder, no_checkpoint, read_config
+from train.run.run_dir import RunDir, no_checkpoint, read_config
 from train.weights.load import NEWEST, checkpoints
 from zoo.errors import BadInput, require
 from zoo.models import Model, model
@@ -49,12 +49,12 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         BadInput: no run, no checkpoint, other data than the run's, or a model that the mesh does not divide.
     """
     cfg = dataclasses.replace(read_config(path), mesh=mesh)
-    folder, devices = Folder(path), device_mesh.make(mesh)
+    folder, devices = RunDir(path), device_mesh.make_mesh(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     # Batches are padded to a size that the mesh divides, so only the model can fail to divide.
     cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
     device_mesh.check(
-        dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.fitting(devices, 1))), devices
+        dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, 1))), devices
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")

@@ -73,7 +73,7 @@ def score(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: 
         BadInput: a sentence longer than the model's positions, by file and line (an encoder's sentence may have any
             length); see also `likelihoods` and `pseudo_nats`.
     """
-    nats = (_both_sides if subject.tokenizer.marks else _left_to_right)(subject, pairs, settings, progress)
+    nats = (_both_sides if subject.tokenizer.special_tokens else _left_to_right)(subject, pairs, settings, progress)
     outcomes: dict[tuple[str, str], list[float]] = {}
     for pair, good, bad in zip(pairs, nats[::2], nats[1::2], strict=True):
         outcome = 0.5 if good == bad else float(good < bad)

@@ -78,7 +78,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     chosen = _wanted(settings.argument, goal, labels, multi_label=cfg.multi_label)
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
-    examples, _ = labelled_reader.read(goal, names, Data(), run.labelled, malformed)
+    examples, _ = labelled_reader.read_examples(goal, names, Data(), run.labelled, malformed)
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer)
     if subject.run is None and not settings.length:
         rows = _shortened(rows)

@@ -68,7 +68,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     metrics = scores.scorer(
         subject.net,
         subject.mesh,
-        encoder_rows.plan(tokens, data, subject.tokenizer, seed=0, half="held-out"),
+        encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),
         masked.builder(run, subject.tokenizer, lambda: unseen),
         unseen,
         batch=settings.batch,

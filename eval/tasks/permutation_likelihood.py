@@ -65,6 +65,6 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         **({} if error is None else {"loss_stderr": error}),
         "perplexity": math.exp(min(loss, 700.0)),
         "tokens": count,
-        "unknown": sum(int(np.count_nonzero(text == encoder.marks.unk)) for text in texts),
+        "unknown": sum(int(np.count_nonzero(text == encoder.special_tokens.unk)) for text in texts),
     }
     return Result(metrics, documents.count, {"length": length, "orders": orders})

@@ -65,6 +65,6 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         "word_pseudo_perplexity": math.exp(min(nats / max(words, 1), 700.0)),
         "tokens": count,
         "words": words,
-        "unknown": sum(int(np.count_nonzero(text == encoder.marks.unk)) for text in texts),
+        "unknown": sum(int(np.count_nonzero(text == encoder.special_tokens.unk)) for text in texts),
     }
     return Result(metrics, documents.count, {"length": length})

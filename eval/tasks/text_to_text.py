@@ -51,7 +51,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "has no effect on pairs of texts; remove it")
     tables = settings.labelled.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        pairs = labelled_reader.read("text_to_text", tuple(names), Data(), settings.labelled)[0]
+        pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), settings.labelled)[0]
         return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
     return tasks.first(list(parallel(names[:1], names[1:], settings.labelled)), settings.limit)
@@ -64,7 +64,7 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
         BadInput: a model that reads no source, or a measure that is not installed.
     """
     net, tokenizer, run = subject.net, subject.tokenizer, subject.run
-    if not net.sourced:
+    if not net.is_encoder_decoder:
         raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]
     # A missing package is reported before the work, not after it.

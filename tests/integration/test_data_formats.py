@@ -17,7 +17,7 @@ from tests.support.text_tasks import subject
 from train import trainer
 from train.config.run_config import Run
 from train.inputs import dataset
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from zoo import pretrained
 
@@ -107,8 +107,8 @@ def test_every_documented_command_reads_its_files(
     asked: list[Run[Any]] = []
     monkeypatch.setattr(trainer, "run", lambda run, **_: asked.append(run) or 0)
     assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
-    folder = Folder(place / "none")
-    run = dataset.settled(asked[0], folder)
+    folder = RunDir(place / "none")
+    run = dataset.resolve_config(asked[0], folder)
     data = dataset.read(run, folder, place)
     examples, held_out = data.rows.components[0].rows.examples, data.held_out.examples
     assert (len(examples), len(held_out), run.model.labels) == READ[run.name]
@@ -120,7 +120,7 @@ def test_every_documented_command_works(place: Path, capsys: pytest.CaptureFixtu
     made = subject()
     (place / "LM").mkdir()
     pretrained.save(place / "LM", made.net.config, made.params)
-    hf_files.write(place / "LM", made.tokenizer, longest=32)
+    hf_files.write_tokenizer(place / "LM", made.tokenizer, longest=32)
     for number, command in enumerate(COMMANDS):
         small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))
         ended = call(capsys, *command, *small)

@@ -79,7 +79,8 @@ def test_an_easy_task_is_learned_and_scored_with_its_best_checkpoint(task: str, 
     learned, measure = losses(run(task)), LEADING[task]
     assert learned[-1] < 0.8 * learned[0]
     best = max(
-        (row for row in metrics_file.read(run(task) / "metrics.jsonl") if row["kind"] == "valid"), key=lambda row: row[measure]
+        (row for row in metrics_file.read_rows(run(task) / "metrics.jsonl") if row["kind"] == "valid"),
+        key=lambda row: row[measure],
     )
     final = assert_evaluates_alike(capsys, run(task), 1e-5)
     assert final["step"] == best["step"] == load(run(task)).step
@@ -123,7 +124,7 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     assert (config.id2label, config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
     assert config.problem_type == "single_label_classification"
     ours, back = load(run("classification")), load("out")
-    row = encoders.tokenizer("wordpiece").marks.single(ours.tokenizer.encode("the whale"))[0].tolist()
+    row = encoders.tokenizer("wordpiece").special_tokens.single(ours.tokenizer.encode("the whale"))[0].tolist()
     assert transformers.AutoTokenizer.from_pretrained("./out")("the whale")["input_ids"] == row
     assert back.net.config.labels == ("no", "yes")
     np.testing.assert_array_equal(ours.params["classifier"]["kernel"], back.params["classifier"]["kernel"])

@@ -29,7 +29,7 @@ number, folder, mode = int(os.environ["ZOO_PROCESS"]), pathlib.Path(sys.argv[1])
 REDUCE = (
     CHILD
     + """
-launch.enter([], devices=2, processes=2, coordinator="", process=0, canary=False)
+launch.prepare([], devices=2, processes=2, coordinator="", process=0, canary=False)
 import jax, numpy as np
 mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = np.arange(8.0, dtype=np.float32)
@@ -258,4 +258,4 @@ except BadInput as wrong: print(wrong)
 )
 def test_wrong_addresses(coordinator: str, processes: int, process: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        launch.enter([], devices=8, processes=processes, coordinator=coordinator, process=process)
+        launch.prepare([], devices=8, processes=processes, coordinator=coordinator, process=process)

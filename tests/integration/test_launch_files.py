@@ -30,7 +30,7 @@ def started(text: str) -> Run:
     numbered = re.sub(r'"?\\?\$\{?COORDINATOR\}?"?', "host:1", found[1])
     numbered = re.sub(r'(--process )"?\\?\$\{?\w+\}?"?', r"\g<1>0", numbered)
     name, *options = shlex.split(re.sub(r'"?\\?\$\{?\w+\}?"?', "128", numbered).strip(" '\""))
-    default = recipes.find(name)()
+    default = recipes.find_recipe(name)()
     return tyro.cli(Run[type(default.model)], default=default, args=options)
 
 
@@ -96,7 +96,7 @@ def test_the_python_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "runs" / "gpt-nano"
     folder.parent.mkdir()
     published.write(folder, dict(model_type="gpt2", vocab_size=300, n_positions=32, n_layer=2, n_embd=32, n_head=4))
-    hf_files.write(folder, Tokenizer.train(["The white whale. " * 40], 300), longest=32)
+    hf_files.write_tokenizer(folder, Tokenizer.train(["The white whale. " * 40], 300), longest=32)
     monkeypatch.chdir(tmp_path)
     exec(example, {})
     assert capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
     if name in ("t5", "decoder", "pairs", "transformer"):
         # Four steps learn next to nothing: the perplexity is about that of a guess among the 384 rows of the table.
         assert scores["tokens"] > 100 and 1 < scores["perplexity"] < 2 * 384 and "bits_per_byte" not in scores
-    for row in metrics_file.read(run(name) / "metrics.jsonl"):
+    for row in metrics_file.read_rows(run(name) / "metrics.jsonl"):
         if row["kind"] == "train" and name in (*TERMS, "roberta"):
             assert row.get("terms", {}).keys() == TERMS.get(name, set())
             assert sum(row.get("terms", {"all": row["loss"]}).values()) == pytest.approx(row["loss"], rel=1e-5)
@@ -137,7 +137,7 @@ def test_losses_are_the_same_on_another_mesh(name: str) -> None:
 @pytest.mark.full
 def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: pytest.CaptureFixture[str]) -> None:
     student = run("distilbert")
-    frozen = distilled.bind(read_config(student), device_mesh.make(run_config.Mesh(fsdp=4))).frozen
+    frozen = distilled.bind(read_config(student), device_mesh.make_mesh(run_config.Mesh(fsdp=4))).frozen
     kernel = frozen["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     teacher, elsewhere = run("bert"), Path("elsewhere")
@@ -201,7 +201,7 @@ def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFi
     gpt = small("gpt", vocab=tokenizer("gpt").vocab_size)
     Path("gpt").mkdir()
     pretrained.save(Path("gpt"), gpt.config, random_params(gpt))
-    hf_files.write(Path("gpt"), tokenizer("gpt"), longest=32)
+    hf_files.write_tokenizer(Path("gpt"), tokenizer("gpt"), longest=32)
     for name in ("bert", "roberta"):
         run(name)
     lines = {line: line.partition(" ") for line in REFUSED}

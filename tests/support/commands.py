@@ -73,7 +73,7 @@ def words(line: str) -> tuple[str, ...]:
 
 
 def losses(run: Path) -> list[float]:
-    values = [row["loss"] for row in metrics_file.read(run / "metrics.jsonl") if row["kind"] == "train"]
+    values = [row["loss"] for row in metrics_file.read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
     assert len(values) == len(set(values)) > 1
     return values
 

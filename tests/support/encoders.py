@@ -39,7 +39,7 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     words = tokenizer(ANY[family])
     net = small(family, task=task, vocab=words.vocab_size + 5, **({"context": POSITIONS} if family in PLACED else {}))
     data, fsdp, tensor = shape
-    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
     return Loaded(f"small {family}", net, params, words, mesh)
 
@@ -52,7 +52,7 @@ def folder(path: Path, family: str, task: str = "masked") -> Path:
     made = loaded(family, task)
     path.mkdir()
     pretrained.save(path, made.net.config, made.params)
-    hf_files.write(path, made.tokenizer, longest=POSITIONS)
+    hf_files.write_tokenizer(path, made.tokenizer, longest=POSITIONS)
     return path
 
 

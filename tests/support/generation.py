@@ -44,7 +44,7 @@ def make_generator(
     model: tuple[Model, Any], tokenizer: Tokenizer, *, batch: int = 40, data: int = 1, fsdp: int = 1, tensor: int = 1
 ) -> Generator:
     net, params = model
-    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(params, sharding.shardings(mesh, params, net.module.SHARDING))
     return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
 

@@ -80,7 +80,7 @@ def put(file: Path, content: Content) -> Path:
 
 
 def read(objective: str, *files: Path, **options: Any) -> list[Example]:
-    return labelled_reader.read(objective, tuple(map(str, files)), Data(), Labelled(**options))[0]
+    return labelled_reader.read_examples(objective, tuple(map(str, files)), Data(), Labelled(**options))[0]
 
 
 def halves(objective: str, *files: Path, valid: tuple[Path, ...] = (), fraction: float = 0.1, **options: Any) -> tuple[Any, Any]:

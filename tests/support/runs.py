@@ -127,17 +127,17 @@ class Training:
         return done
 
     def rows(self) -> list[dict[str, Any]]:
-        rows = metrics_file.read(self.folder / "metrics.jsonl")
+        rows = metrics_file.read_rows(self.folder / "metrics.jsonl")
         return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
     def losses(self) -> np.ndarray:
         return np.array([row["loss"] for row in self.rows()])
 
     def ledger(self) -> list[dict[str, Any]]:
-        return metrics_file.read(self.folder / "ledger.jsonl")
+        return metrics_file.read_rows(self.folder / "ledger.jsonl")
 
     def resumed_at(self) -> list[int]:
-        return [row["step"] for row in metrics_file.read(self.folder / "starts.jsonl")]
+        return [row["step"] for row in metrics_file.read_rows(self.folder / "starts.jsonl")]
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoints/????????"))
@@ -149,7 +149,7 @@ class Training:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
         run = read_config(self.folder)
         abstract = device_mesh.abstract_state(
-            run, model(run.model), optim.optimizer(run.optim), device_mesh.make(run_config.Mesh())
+            run, model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run_config.Mesh())
         )
         restored = self._reader().restore(abstract, step=step)
         assert restored is not None
@@ -178,7 +178,7 @@ class Started:
             # A start replaces the file by one with the steps it goes on from.
             if _inode(path) in (0, self.ledger_before):
                 return -1
-            rows = metrics_file.read(path)
+            rows = metrics_file.read_rows(path)
             return rows[-1]["step"] if rows else 0
 
         return self.wait(lambda: (number := taken()) >= step and number)

@@ -30,7 +30,9 @@ def tokenizer() -> Tokenizer:
 @functools.cache
 def subject(devices: int = 1) -> Loaded:
     net = small("gpt")
-    return Loaded("small", net, random_params(net), tokenizer(), device_mesh.make(run_config.Mesh(), jax.devices()[:devices]))
+    return Loaded(
+        "small", net, random_params(net), tokenizer(), device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:devices])
+    )
 
 
 def scored(pairs: Any) -> list[Likelihood]:

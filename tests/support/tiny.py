@@ -18,7 +18,7 @@ FLAGS = [
 
 
 def run(**changes) -> Run:
-    nano = configs.find("gpt-nano")[1].config
+    nano = configs.find_size("gpt-nano")[1].config
     model = dataclasses.replace(nano, **MODEL, dropout=0.1, embedding_dropout=0.1, attention_dropout=0.1)
     defaults = dict(
         recipe="tiny",

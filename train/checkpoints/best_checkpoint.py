@@ -13,7 +13,7 @@ from train.config import run_config
 from train.data.example_types import is_iob
 from train.run import metric_names
 from train.run.metric_names import QUANTITIES
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 
 METRICS: dict[str, tuple[str, ...]] = {
     "causal": ("bits_per_byte", "perplexity", "loss"),
@@ -54,14 +54,14 @@ def check(run: run_config.Run) -> None:
         metric_names.find(run.selection.metric, metrics(run), OPTION)
 
 
-class Choice:
+class BestCheckpoint:
     """Keeps the parameters with the best validation in RUN/best, beside the checkpoints that a run is resumed from.
 
     A run without `selection.best` ends with the parameters of its last step. The best step is a function of the validations
     alone: a run that was killed and resumed, and validates some steps again, selects the same one.
     """
 
-    def __init__(self, run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]) -> None:
+    def __init__(self, run: run_config.Run, folder: RunDir, *, notify: Callable[[str], None]) -> None:
         """Open RUN/best for a run.
 
         Raises:
@@ -71,7 +71,7 @@ class Choice:
         self._run = run
         self._checkpoints = Checkpoints(folder.best, 1, notify=notify)
 
-    def __enter__(self) -> "Choice":
+    def __enter__(self) -> "BestCheckpoint":
         if self._run.selection.best:
             self._checkpoints.__enter__()
         return self
@@ -88,7 +88,7 @@ class Choice:
         if not self._run.selection.best:
             return
         numbers = score.record()
-        metric = self._run.selection.metric or metric_names.leading(numbers)[0]
+        metric = self._run.selection.metric or metric_names.leading_metrics(numbers)[0]
         higher = QUANTITIES[metric].better == "higher"
         self._checkpoints.wait()
         value, best = float(numbers[metric]), self._best()

@@ -27,7 +27,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import Damaged, Manifest, by_path, compare, describe, folder_name, kind, sync_directory
+from train.checkpoints.manifest import (
+    Damaged,
+    Manifest,
+    by_path,
+    compare,
+    describe_leaves,
+    folder_name,
+    kind_of_entry,
+    sync_directory,
+)
 from zoo import errors
 from zoo.errors import BadInput
 
@@ -105,7 +114,7 @@ class Checkpoints:
 
         leaves = by_path(state)
         save = _Save(
-            manifest=Manifest(step=step, meta=meta, leaves=describe(leaves)),
+            manifest=Manifest(step=step, meta=meta, leaves=describe_leaves(leaves)),
             bytes=sum(leaf.nbytes for leaf in leaves.values()),
             number=next(_barriers),
         )
@@ -182,7 +191,7 @@ class Checkpoints:
             if chosen < 0:
                 return None
             manifest = self._read_or_refuse(chosen)
-            expected = describe(abstract_leaves)
+            expected = describe_leaves(abstract_leaves)
             saved = {path: leaf for path, leaf in manifest.leaves.items() if not partial or path in expected}
             if differences := compare(saved, expected):
                 folder = self._path(chosen)
@@ -205,7 +214,7 @@ class Checkpoints:
 
     def _remove_temporaries(self) -> None:
         for entry in self._entries():
-            if kind(entry) == "tmp":
+            if kind_of_entry(entry) == "tmp":
                 shutil.rmtree(entry)
 
     def _make_temporary(self, save: "_Save") -> int:
@@ -323,7 +332,7 @@ class Checkpoints:
         for entry in self._entries():
             if entry.name in self._ignored:
                 continue
-            entry_kind = kind(entry)
+            entry_kind = kind_of_entry(entry)
             if entry_kind == "step":
                 steps.append(int(entry.name))
             elif entry_kind == "junk":
@@ -346,7 +355,7 @@ class Checkpoints:
                 self._set_aside(step, damage)
             else:
                 return step
-        lost = sorted(entry.name for entry in self._entries() if kind(entry) in ("step", "corrupt"))
+        lost = sorted(entry.name for entry in self._entries() if kind_of_entry(entry) in ("step", "corrupt"))
         if lost:
             raise BadInput(f"{self.folder}: no intact checkpoint, only {', '.join(lost)}; delete the folder to start again")
         return -1

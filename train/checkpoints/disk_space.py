@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from train.checkpoints.manifest import kind
+from train.checkpoints.manifest import kind_of_entry
 from train.config import run_config
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 
-def check(folder: Folder, run: run_config.Run, state: Any, first: int = 0) -> None:
+def check(folder: RunDir, run: run_config.Run, state: Any, first: int = 0) -> None:
     """Refuse a run whose checkpoints will not fit on the disk of its folder.
 
     While a checkpoint is written there are `checkpoint.keep` others, and two copies of the best parameters if the run keeps them.
@@ -28,7 +28,7 @@ def check(folder: Folder, run: run_config.Run, state: Any, first: int = 0) -> No
     saves = math.ceil((run.steps - first) / run.checkpoint.every)
     if saves == 0:
         return
-    size, steps = _bytes(state), [entry for entry in _entries(folder.checkpoints) if kind(entry) == "step"]
+    size, steps = _bytes(state), [entry for entry in _entries(folder.checkpoints) if kind_of_entry(entry) == "step"]
     needed = size * min(len(steps) + saves, run.checkpoint.keep + 1) - sum(map(_size, steps))
     if run.selection.best:
         needed += 2 * _bytes(state.params) - _size(folder.best)

@@ -36,7 +36,7 @@ class Manifest:
     meta: dict[str, Any]
     """JSON from the run: its config and the fingerprints of its data."""
     leaves: dict[str, str]
-    """Shape and dtype of each leaf by path, from `describe`."""
+    """Shape and dtype of each leaf by path, from `describe_leaves`."""
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Path of each file inside the folder -> {"size": bytes, "sha256": hex}."""
 
@@ -101,7 +101,7 @@ def folder_name(step: int) -> str:
     return f"{step:08d}"
 
 
-def kind(entry: pathlib.Path) -> str:
+def kind_of_entry(entry: pathlib.Path) -> str:
     """Return the kind of an entry among the step folders: step, tmp, corrupt or junk; gone if it was renamed just now."""
     match = _FOLDER.fullmatch(entry.name)
     try:
@@ -122,7 +122,7 @@ def by_path(tree: Any) -> dict[str, Any]:
     return paths
 
 
-def describe(leaves: dict[str, Any]) -> dict[str, str]:
+def describe_leaves(leaves: dict[str, Any]) -> dict[str, str]:
     """Return the shape and dtype of each leaf, as "float32[12,64,64]"."""
     return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves.items()}
 

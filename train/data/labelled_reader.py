@@ -41,7 +41,7 @@ class Task:
 def split(
     objective: str, data: Data, options: Labelled, left_out: list[str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read`.
+    """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_examples`.
 
     Held out are the examples of `valid_paths`, else about the last `valid_fraction` of those of `paths`; examples of one document
     (the questions about an article) stay together.
@@ -52,16 +52,16 @@ def split(
     """
     if not data.paths:
         raise BadInput(f"--data.paths: there is no embedded data for {objective}; name files: {kinds(objective)}")
-    training, training_keys = read(objective, data.paths, data, options, left_out)
+    training, training_keys = read_examples(objective, data.paths, data, options, left_out)
     if not data.valid_paths:
         return halves(training, data.valid_fraction)
-    held_out, held_out_keys = read(objective, data.valid_paths, data, options, left_out)
+    held_out, held_out_keys = read_examples(objective, data.valid_paths, data, options, left_out)
     if both := training_keys & held_out_keys:
         raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out data that is not trained on")
     return training, held_out
 
 
-def read(
+def read_examples(
     objective: str, paths: tuple[str, ...], data: Data, options: Labelled, left_out: list[str] | None = None
 ) -> tuple[list[Example], set[str]]:
     """Return the examples that some paths name, in order, and the identities (`Source.key`) of their files and data sets.

@@ -1,7 +1,7 @@
 """Readers of labelled data from tables, lines of JSON and data sets: one record, the values of the columns, an example.
 
 A reader yields a `BadInput` in place of a malformed example and continues; it raises one if the file itself cannot be read.
-`train.data.labelled_reader.read` raises the yielded ones, or leaves those examples out.
+`train.data.labelled_reader.read_examples` raises the yielded ones, or leaves those examples out.
 """
 
 import csv

@@ -158,7 +158,7 @@ def _hub(path: str, data: Data) -> Split:
 
         # One request without retries, before a download with many.
         request = functools.partial(huggingface_hub.HfApi().dataset_info, name, timeout=hub.PATIENCE)
-        hub.ask(request, path, "data set", instead="a file", missing=missing)
+        hub.request(request, path, "data set", instead="a file", missing=missing)
         datasets = library("datasets")
         with _errors(path, datasets):
             loaded = datasets.load_dataset(name, data.subset or None)

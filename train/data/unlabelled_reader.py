@@ -36,7 +36,7 @@ class Item(NamedTuple):
     example: Example
 
 
-def read(
+def read_examples(
     objective: str, paths: Sequence[str], options: Labelled, *, line: Lines = "auto", labels: Collection[str] = ()
 ) -> Iterator[Item]:
     """Yield the examples that some paths name, in order.

@@ -18,7 +18,7 @@ from zoo.models import Model
 from zoo.sharding import AXES, BATCH, path_of, shardings
 
 
-def make(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(shape: run_config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a run's options, over all devices of all processes.
 
     Raises:
@@ -62,7 +62,7 @@ def check(run: run_config.Run, mesh: Mesh) -> None:
     shardings(mesh, jax.eval_shape(lambda: model.init(jax.random.key(0))), model.module.SHARDING)
 
 
-def fitting(mesh: Mesh, rows: int) -> int:
+def round_up_rows(mesh: Mesh, rows: int) -> int:
     """Return the smallest number of rows, at least `rows`, that divides over the mesh."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH)
     return -(-rows // shards) * shards
@@ -79,7 +79,7 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[index] for index in slices]))
 
 
-def place(batch: Any, mesh: Mesh, rows: int) -> Any:
+def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
     """Lay this process's rows of a global batch of `rows` rows (a `Batch`, or any pytree of arrays) onto its devices."""
     local_offsets, sharding = local_rows(mesh, rows), batch_sharding(mesh)
 

@@ -48,7 +48,7 @@ def token_losses(
     return _join_chunks(chunk_losses)[:, : targets.shape[1]]
 
 
-def summed(
+def summed_loss(
     model: Model, params: Any, batch: Batch, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[Float[Array, ""], Any]:
     """Return the cross-entropy in nats of a batch's targets, summed with their weights, and the model's new carry."""
@@ -92,7 +92,7 @@ def pair_loss(model: Model, params: Any, hidden: Float[Array, "B T D"], batch: B
     return class_losses(model.sequence_logits(params, heads.summaries(hidden, batch.summary_at), seeds), batch.labels).sum()
 
 
-def soft_losses(
+def distillation_losses(
     student: Callable[[Array], Array],
     teacher: Callable[[Array], Array],
     hidden: Float[Array, "B T D"],

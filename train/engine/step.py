@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import run_config
 from train.engine import optim
-from train.engine.device_mesh import abstract_state, batch_sharding, place
+from train.engine.device_mesh import abstract_state, batch_sharding, shard_batch
 from train.engine.state import State
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
-from zoo.sharding import BATCH, constrain, target
+from zoo.sharding import BATCH, constrain, target_platform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Dtype of the arithmetic under each precision policy."""
@@ -76,7 +76,7 @@ def _select_if_finite(finite: jax.Array, apply_update: Callable[[], Any], old: A
     XLA on CPU computes an optimizer's moments and the parameters in separate passes. In a branch each is written in place; a
     select first copies all moments. On accelerators they are one kernel, and a branch would make the host wait for `finite`.
     """
-    if target() == "cpu":
+    if target_platform() == "cpu":
         return jax.lax.cond(finite, apply_update, lambda: old)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), apply_update(), old)
 
@@ -165,7 +165,7 @@ def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Eng
         with jax.set_mesh(mesh):
             return compiled.trace(state, batch, frozen)
 
-    return Engine(step=run, put=_same, get=_same, place=lambda batch: place(batch, mesh, rows), hold=_same, trace=trace)
+    return Engine(step=run, put=_same, get=_same, place=lambda batch: shard_batch(batch, mesh, rows), hold=_same, trace=trace)
 
 
 def _same(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from train.config import run_config
 from train.inputs import labelled_inputs, pair_inputs, text_inputs
 from train.objectives import objective
 from train.rows.mixture import Mixture
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs, models
 from zoo.errors import require
@@ -18,7 +18,7 @@ from zoo.errors import require
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Tokenized data and its rows. Like `train.rows.lm_rows.Rows`, rows are numbered, and `build` turns them into arrays."""
+    """Tokenized data and its rows. Like `train.rows.lm_rows.LmRows`, rows are numbered, and `build` turns them into arrays."""
 
     tokenizer: Tokenizer
     rows: Mixture
@@ -45,7 +45,7 @@ READERS: dict[str, Any] = {"text": text_inputs, "labelled": labelled_inputs, "pa
 """`Objective.DATA` -> the module that reads this kind of data."""
 
 
-def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """Return the run with the values that its data determines: the labels of a classifier.
 
     Raises:
@@ -57,8 +57,8 @@ def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
     return _reader(run).settled(run, folder)
 
 
-def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Any:
-    """Return the `Inputs` of a run that `settled` returned. A resumed run uses the tokenizer in its folder.
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:
+    """Return the `Inputs` of a run that `resolve_config` returned. A resumed run uses the tokenizer in its folder.
 
     Args:
         cache: folder of the cache of tokenized text.

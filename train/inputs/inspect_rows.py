@@ -17,7 +17,7 @@ from train.inputs import dataset
 from train.rows import contiguous_rows, example_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.mixture import Mixture
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import require
@@ -31,7 +31,7 @@ GUTTER = 7
 """Width in columns of the margin before the tokens."""
 
 
-def inspect(run: run_config.Run, folder: Folder, *, count: int, first: int) -> None:
+def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> None:
     """Print the examples `first`, `first` + 1, ... of a run's stream, `count` of them, exactly as it trains on them.
 
     Each example is printed with its origin, its tokens and the predictions that count; the last line has the share of padding.
@@ -46,7 +46,7 @@ def inspect(run: run_config.Run, folder: Folder, *, count: int, first: int) -> N
     """
     require(count >= 1, "rows", count, "choose 1 or more rows")
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
-    run = dataset.settled(run, folder)
+    run = dataset.resolve_config(run, folder)
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text")
     batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), period=run.masking.static)
     examples = range(first, first + count)
@@ -122,11 +122,11 @@ def _ranges(row: Any) -> list[_Range]:
     if isinstance(row, contiguous_rows.Window):
         # Only its beginning, because its second text may be from anywhere.
         return [_Range(*row.origin, 1)]
-    if isinstance(row, lm_rows.Row):
+    if isinstance(row, lm_rows.LmRow):
         return [_Range(piece.document, piece.start, len(piece.ids)) for piece in row.pieces]
-    if isinstance(row[0], seq2seq_rows.Placed):
+    if isinstance(row[0], seq2seq_rows.PackedPair):
         return [_Range(pair.example, 0, len(pair.sides.source)) for pair in row]
-    if isinstance(row, example_rows.Row):
+    if isinstance(row, example_rows.ExampleRow):
         return [_Range(row.example, 0, len(inputs.ids)) for inputs in row.inputs]
     return [_Range(part.document, part.start, len(part.ids)) for sequence in row for part in sequence.parts]
 
@@ -212,7 +212,7 @@ def _weights(side: Batch) -> np.ndarray:
     """Return the weight in the loss of the prediction at each position; 0 where nothing is predicted."""
     weights = np.zeros(len(side.tokens), np.float32)
     if side.targets is not None:
-        at = np.arange(len(weights)) if side.places is None else side.places
+        at = np.arange(len(weights)) if side.predicted_positions is None else side.predicted_positions
         # Unused entries have weight 0 and may have any position.
         np.add.at(weights, at, 1.0 if side.weights is None else side.weights)
     return weights
@@ -244,7 +244,7 @@ def _targets(side: Batch) -> dict[int, int]:
     """
     if side.targets is None:
         return {}
-    at = range(len(side.tokens)) if side.places is None else side.places.tolist()
+    at = range(len(side.tokens)) if side.predicted_positions is None else side.predicted_positions.tolist()
     weights = np.ones(len(side.targets)) if side.weights is None else side.weights
     targets = {place: target for place, target, weight in zip(at, side.targets.tolist(), weights, strict=True) if weight > 0}
     segments = _filled(side).astype(int) if side.segments is None else side.segments

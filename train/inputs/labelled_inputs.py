@@ -17,12 +17,12 @@ from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.data.text_files import Document
 from train.rows import example_rows
-from train.rows.example_rows import Row
+from train.rows.example_rows import ExampleRow
 from train.rows.mixture import Component, Mixture
 from train.run.console import short
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import check_vocabulary, chosen_tokenizer
+from train.weights.load import check_vocabulary, existing_tokenizer
 from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput, require
 
@@ -35,7 +35,7 @@ class Rows:
     """Rows of examples, one each; a question has a row for each window of its context. They are in memory."""
 
     examples: Sequence[Example]
-    rows: tuple[Row, ...]
+    rows: tuple[ExampleRow, ...]
     length: int
     """Tokens per row, T."""
     fingerprint: str
@@ -50,7 +50,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> ExampleRow:
         """Return a row."""
         return self.rows[number]
 
@@ -73,7 +73,7 @@ class Rows:
             digest.update(repr(sorted(fields.items())).encode())
         return digest.hexdigest()
 
-    def spread(self, count: int) -> "Rows":
+    def subsample(self, count: int) -> "Rows":
         """Return the rows of at most `count` examples, evenly spaced; the choice is deterministic."""
         size = len(self.examples)
         chosen = set(np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist())
@@ -136,13 +136,13 @@ class Labelled:
         return rows
 
 
-def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """Return the run with the labels of its training data, unless it names its own.
 
     Raises:
         BadInput: the data cannot be read, or the number of labels does not fit the head.
     """
-    refuse_idle(run)
+    reject_unused_options(run)
     _check_loss_options(run)
     if run.model.task not in LABELLED:
         return run
@@ -162,7 +162,7 @@ def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=labels, multi_label=multi_label))
 
 
-def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Labelled:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Labelled:
     """Read and tokenize examples. A resumed run uses the tokenizer in its folder, a new one that of `init`.
 
     Raises:
@@ -170,7 +170,7 @@ def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = Fals
     """
     training, held_out, malformed = _split(run)
     _read_once.cache_clear()
-    tokenizer = chosen_tokenizer(run, folder)
+    tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
         raise BadInput(
             "--init: name the run or the published weights to fine-tune, or set --tokenizer.path to train from random weights"
@@ -208,7 +208,9 @@ def rows_of(examples: Sequence[Example], run: run_config.Run, tokenizer: Tokeniz
     return Rows(examples, rows, length, digest.hexdigest(), tuple(names), too_long, longest)
 
 
-def _without_long(examples: Sequence[Example], rows: tuple[Row, ...], length: int) -> tuple[Sequence[Example], tuple[Row, ...]]:
+def _without_long(
+    examples: Sequence[Example], rows: tuple[ExampleRow, ...], length: int
+) -> tuple[Sequence[Example], tuple[ExampleRow, ...]]:
     """Return the examples that fit into a row, and their rows, renumbered."""
     rows = tuple(row for row in rows if row.size <= length)
     numbers = {example: place for place, example in enumerate(dict.fromkeys(row.example for row in rows))}
@@ -227,7 +229,7 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda name: (int(name), name) if all_integers else (0, name)))
 
 
-FEATURES: dict[str, Callable[..., Iterable[Row]]] = {
+FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
     "classification": example_rows.texts,
     "tagging": example_rows.tags,
     "span": lambda examples, tokenizer, options, length, names: example_rows.windows(examples, tokenizer, options, length),
@@ -250,7 +252,7 @@ USED_FIELDS = {
 """Objective -> the fields of `Labelled` that it uses."""
 
 
-def refuse_idle(run: run_config.Run) -> None:
+def reject_unused_options(run: run_config.Run) -> None:
     """Raise `BadInput` for options that have no effect."""
     for field in dataclasses.fields(run_config.Labelled):
         value = getattr(run.labelled, field.name)
@@ -305,7 +307,7 @@ def _with_class_weights(rows: Rows, run: run_config.Run) -> Rows:
     )
     mean_count = sum(counts.values()) / len(counts)
 
-    def with_weights(row: Row) -> Row:
+    def with_weights(row: ExampleRow) -> ExampleRow:
         labels = row.labels.ravel().tolist()
         class_weights = np.array([mean_count / counts[label] if label in counts else 0.0 for label in labels], np.float32)
         return row._replace(weights=row.weights * class_weights)

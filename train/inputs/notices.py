@@ -29,7 +29,7 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
 
 def unknown_share(data: Any) -> float:
     """Return the share of the training tokens, special ones excluded, that are unknown to the tokenizer."""
-    special = data.tokenizer.marks or data.tokenizer.text_marks
+    special = data.tokenizer.special_tokens or data.tokenizer.text_special_tokens
     if special is None:
         return 0.0
     counts = data.counts()
@@ -45,7 +45,7 @@ def padding_share(run: run_config.Run, rows: Any) -> float:
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
     if isinstance(rows, pair_inputs.Rows):
         return 1 - rows.text_size / (len(rows) * (rows.length + (run.data.target_length or rows.length)))
-    return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.Plan) else 0.0
+    return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
 
 def _shorter(run: run_config.Run, rows: Any) -> str:
@@ -58,5 +58,5 @@ def _shorter(run: run_config.Run, rows: Any) -> str:
     fix = "choose a shorter --data.length"
     if isinstance(rows, pair_inputs.Rows):
         fix += " and --data.target-length"
-        return fix if run.data.pack or not run.model.sourced else f"{fix}, or --data.pack"
+        return fix if run.data.pack or not run.model.is_encoder_decoder else f"{fix}, or --data.pack"
     return fix if run.data.pack else f"{fix}, or --data.pack"

@@ -19,11 +19,11 @@ from train.data.text_files import Document, lines
 from train.inputs import labelled_inputs
 from train.rows.lm_rows import ends
 from train.rows.mixture import Component, Mixture
-from train.rows.seq2seq_rows import Placed, Sides, marks_of
+from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.run.console import short
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import check_vocabulary, chosen_tokenizer
+from train.weights.load import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
 
 OPEN = 256
@@ -35,7 +35,7 @@ class Rows:
     """Rows of one pair each, or of several packed pairs. They are in memory."""
 
     examples: Sequence[Pair]
-    sides: Sequence[Sides]
+    sides: Sequence[SourceTarget]
     """Ids of each example."""
     order: Int64[np.ndarray, " examples"]
     """Indices of the examples, row after row."""
@@ -49,10 +49,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first) - 1
 
-    def row(self, number: int) -> tuple[Placed, ...]:
+    def row(self, number: int) -> tuple[PackedPair, ...]:
         """Return the pairs of a row."""
         chosen = self.order[self.first[number] : self.first[number + 1]].tolist()
-        return tuple(Placed(example, self.sides[example]) for example in chosen)
+        return tuple(PackedPair(example, self.sides[example]) for example in chosen)
 
     @property
     def text_size(self) -> int:
@@ -69,7 +69,7 @@ class Rows:
         """SHA-256 of the texts of the pairs, independent of their files and of the tokenizer."""
         return hashlib.sha256(repr([(example.source, example.target) for example in self.examples]).encode()).hexdigest()
 
-    def spread(self, count: int) -> "Rows":
+    def subsample(self, count: int) -> "Rows":
         """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
@@ -117,19 +117,19 @@ class TextPairs:
         }
 
 
-def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """Return the run unchanged: pairs determine no value of it.
 
     Raises:
         BadInput: an option has no effect.
     """
-    labelled_inputs.refuse_idle(run)
-    alone = not run.model.sourced
+    labelled_inputs.reject_unused_options(run)
+    alone = not run.model.is_encoder_decoder
     require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair a row; remove it")
     return run
 
 
-def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> TextPairs:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> TextPairs:
     """Read and tokenize pairs and plan their rows. A run without a tokenizer trains one on both sides of its pairs.
 
     Raises:
@@ -137,7 +137,7 @@ def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = Fals
             long.
     """
     training, held_out = split(run)
-    tokenizer = chosen_tokenizer(run, folder)
+    tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
         texts = (text for pair in training for text in (pair.source, pair.target))
         tokenizer = Tokenizer.train(texts, run.tokenizer.vocab, run.tokenizer.kind, run.tokenizer.lowercase)
@@ -211,9 +211,11 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
     return Rows(examples, sides, order, ends(np.bincount(row)), capacity[0], digest.hexdigest())
 
 
-def _encoded(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer, capacity: tuple[int, int]) -> Iterator[Sides]:
+def _encoded(
+    examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer, capacity: tuple[int, int]
+) -> Iterator[SourceTarget]:
     """Yield the ids of both sides of each pair, with their end tokens."""
-    special, prefix = marks_of(tokenizer), f"{run.pairs.prefix} " if run.pairs.prefix else ""
+    special, prefix = text_special_tokens_of(tokenizer), f"{run.pairs.prefix} " if run.pairs.prefix else ""
     sources = tokenizer.encode_many(prefix + example.source for example in examples)
     targets = tokenizer.encode_many(example.target for example in examples)
     options = (("source", "--data.length"), ("target", "--data.target-length"))
@@ -228,10 +230,10 @@ def _encoded(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer
                     "cut it with --labelled.truncate"
                 )
             cut_ids.append(np.append(ids[: limit - 1], special.end).astype(np.int32))
-        yield Sides(*cut_ids)
+        yield SourceTarget(*cut_ids)
 
 
-def _packed(sides: Sequence[Sides], capacity: tuple[int, int]) -> Int64[np.ndarray, " examples"]:
+def _packed(sides: Sequence[SourceTarget], capacity: tuple[int, int]) -> Int64[np.ndarray, " examples"]:
     """Return the row of each pair: the first of the `OPEN` newest ones that both sides fit into, else a new one."""
     free = np.zeros((OPEN, 2), np.int64)
     number, rows = np.full(OPEN, -1), []

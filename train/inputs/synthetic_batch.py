@@ -29,7 +29,7 @@ OPTIONS = 4
 WORDS = ("the", "old", "white", "whale", "sea", "ship", "storm", "captain", "sail", "mast", "boat", "man", "night", "wind", "of")
 
 
-def settled(run: run_config.Run) -> run_config.Run:
+def resolve_config(run: run_config.Run) -> run_config.Run:
     """Return the run with two labels, or one for regression, if its data would determine them."""
     if getattr(run.model, "task", "") not in LABELLED:
         return run

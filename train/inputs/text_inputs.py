@@ -19,9 +19,9 @@ from train.rows.mixture import Component, Mixture, Share
 from train.rows.token_cache import Progress, Tokens, prepare
 from train.run.console import short
 from train.run.progress_bar import shown
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import check_vocabulary, chosen_tokenizer
+from train.weights.load import check_vocabulary, existing_tokenizer
 from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput, require
 
@@ -83,7 +83,7 @@ IDS_PER_CHUNK = 1 << 24
 """Number of ids that are counted at a time, because they are memory-mapped."""
 
 
-def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
+def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     """Return the run unchanged: text determines no value of it.
 
     Raises:
@@ -94,7 +94,7 @@ def settled(run: run_config.Run, folder: Folder) -> run_config.Run:
     return run
 
 
-def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = False) -> Text:
+def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Text:
     """Read the text, tokenize it (once: `cache` has the result) and plan its rows. A resumed run uses its own tokenizer.
 
     Args:
@@ -105,7 +105,7 @@ def read(run: run_config.Run, folder: Folder, cache: Path, *, quiet: bool = Fals
             or is not the teacher's.
     """
     parts = _parts(run.data)
-    tokenizer = chosen_tokenizer(run, folder)
+    tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
         text, options = corpus.sample([part.documents for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)

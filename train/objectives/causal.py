@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from train.config.run_config import Run
-from train.engine.losses import summed
+from train.engine.losses import summed_loss
 from train.rows import lm_rows
 from train.rows.batches import Build
-from train.rows.lm_rows import Row, Rows
+from train.rows.lm_rows import LmRow, LmRows
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
@@ -20,7 +20,7 @@ from zoo.models import Model
 DATA = "text"
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
+def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
     """Return the rows of the training text: windows, or packed documents.
 
     Raises:
@@ -31,7 +31,7 @@ def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
     return lm_rows.training_rows(tokens, run.data)
 
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
+def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
     """Return rows that count every held-out token once, with `stride` new tokens each (packed documents have no stride)."""
     if run.data.rows == "packed":
         return lm_rows.packed(tokens, run.data.length)
@@ -43,7 +43,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     return build
 
 
-def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, np.ndarray]:
     """Return one row as the fields of `Batch`, each [length]; `rng` is not used.
 
     tokens: int32 inputs, for each target the id before it in its document, or end-of-text at the document's start; 0 after the
@@ -77,5 +77,5 @@ def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
     """Return the summed cross-entropy, in nats, of the counted predictions of a batch, and the model's carry."""
-    nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+    nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
     return {"causal": nats}, carry

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from train.config.run_config import Run
 from train.engine.losses import class_losses
 from train.rows.batches import Build
-from train.rows.example_rows import Row, is_typed, padded
+from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
@@ -28,11 +28,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     tokens, segments, positions and types are int32 [C, length]; with XLNet's special tokens also summary_at, int32 [C, 1]. labels
     is the correct option, int32 []; weights is float32 [1].
     """
-    special_tokens = tokenizer.marks
+    special_tokens = tokenizer.special_tokens
     assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
     typed = is_typed(run.model.types, special_tokens)
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         options = [padded(inputs, length, special_tokens, typed=typed) for inputs in row.inputs]
         fields = {name: np.stack([option[name] for option in options]) for name in options[0]}
         return fields | {"labels": row.labels, "weights": row.weights}

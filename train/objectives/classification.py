@@ -10,7 +10,7 @@ import numpy as np
 from train.config.run_config import Run
 from train.engine.losses import class_losses, multi_label_losses
 from train.rows.batches import Build
-from train.rows.example_rows import Row, is_typed, padded
+from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
@@ -25,11 +25,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     tokens, segments, positions and types are int32 [length] (see `train.rows.example_rows.padded`); labels [1] is int32, or
     float32 for regression, or int32 [O] if a text may have several labels; weights is float32 [1].
     """
-    marks = tokenizer.marks
+    marks = tokenizer.special_tokens
     assert marks is not None, "rows are made with a tokenizer that has marks"
     typed = is_typed(run.model.types, marks)
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         return padded(row.inputs[0], length, marks, typed=typed) | {"labels": row.labels, "weights": row.weights}
 
     return build

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from train.config.run_config import Run
-from train.engine.losses import summed
+from train.engine.losses import summed_loss
 from train.rows import lm_rows, seq2seq_rows, span_corruption
 from train.rows.batches import Build
-from train.rows.lm_rows import Row, Rows
-from train.rows.seq2seq_rows import Sides
-from train.rows.span_corruption import Room
+from train.rows.lm_rows import LmRow, LmRows
+from train.rows.seq2seq_rows import SourceTarget
+from train.rows.span_corruption import RowSizes
 from train.rows.token_cache import Tokens
-from train.tokenizers.special_tokens import TextMarks
+from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -23,7 +23,7 @@ from zoo.models import Model
 DATA = "text"
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
+def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
     """Return the rows of the training text: consecutive windows over all documents, without end-of-document tokens.
 
     Raises:
@@ -42,7 +42,7 @@ def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Rows:
     return lm_rows.windows(tokens, raw, with_ends=False, least=2)
 
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
+def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
     """Return the rows of the held-out text, built like those of the training text; each token is in one row for any stride."""
     return lm_rows.windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
 
@@ -50,8 +50,8 @@ def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Rows:
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
 
-    See `train.rows.seq2seq_rows.two`, and `one` for a decoder without an encoder. Source and target end with the tokenizer's end
-    token. `train.config.objective_options.Denoising` describes the kinds of corruption.
+    See `train.rows.seq2seq_rows.encoder_decoder_row`, and `one` for a decoder without an encoder. Source and target end with the
+    tokenizer's end token. `train.config.objective_options.Denoising` describes the kinds of corruption.
     """
     special_tokens, lengths = _special_tokens(tokenizer), _lengths(run, tokenizer)
     entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(special_tokens.special))
@@ -59,15 +59,19 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     # A prefix and the rest together are the text.
     total = lengths.raw + 2 if run.denoising.kind == "prefix" else lengths.target if _lm(run) else lengths.source + lengths.target
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, Any]:
+    def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, Any]:
         del length
         ids = np.concatenate([piece.ids for piece in row.pieces]).astype(np.int32)
         source, target = (
             np.append(side, special_tokens.end).astype(np.int32) for side in _corrupt(rng, ids, run, special_tokens, entries)
         )
         if decoder_only:
-            return seq2seq_rows.one(Sides(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=causal)
-        return seq2seq_rows.two([Sides(source, target)], lengths.source, lengths.target, special_tokens.pad)
+            return seq2seq_rows.decoder_only_row(
+                SourceTarget(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=causal
+            )
+        return seq2seq_rows.encoder_decoder_row(
+            [SourceTarget(source, target)], lengths.source, lengths.target, special_tokens.pad
+        )
 
     return build
 
@@ -82,23 +86,27 @@ def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
     """Return the summed cross-entropy, in nats, of the targets of a batch, and the model's carry."""
-    nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+    nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
     return {"denoising": nats}, carry
 
 
 def _corrupt(
-    rng: np.random.Generator, ids: np.ndarray, run: Run, special_tokens: TextMarks, entries: np.ndarray
+    rng: np.random.Generator, ids: np.ndarray, run: Run, special_tokens: TextSpecialTokens, entries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (source, target) of a text, without end tokens."""
     options, length = run.denoising, len(ids)
     match options.kind:
         case "spans":
-            return span_corruption.sides(ids, span_corruption.spans(rng, length, options), special_tokens.sentinels)
+            return span_corruption.source_and_target(
+                ids, span_corruption.choose_spans(rng, length, options), special_tokens.sentinels
+            )
         case "iid":
-            return span_corruption.sides(ids, span_corruption.scattered(rng, length, options.density), special_tokens.sentinels)
+            return span_corruption.source_and_target(
+                ids, span_corruption.choose_tokens(rng, length, options.density), special_tokens.sentinels
+            )
         case "bert":
-            return span_corruption.replaced(
-                rng, ids, span_corruption.scattered(rng, length, options.density), special_tokens.sentinels[0], entries
+            return span_corruption.replace_noise(
+                rng, ids, span_corruption.choose_tokens(rng, length, options.density), special_tokens.sentinels[0], entries
             ), ids
         case "deshuffle":
             return rng.permutation(ids), ids
@@ -109,7 +117,7 @@ def _corrupt(
             return ids[:0], ids
 
 
-def _lengths(run: Run, tokenizer: Tokenizer) -> Room:
+def _lengths(run: Run, tokenizer: Tokenizer) -> RowSizes:
     options, sentinels = run.denoising, len(_special_tokens(tokenizer).sentinels)
     require(run.data.length >= 4, "data.length", run.data.length, "choose 4 tokens or more: source, target and two end tokens")
     if _lm(run) and not _decoder_only(run):
@@ -119,23 +127,23 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> Room:
     require(
         _decoder_only(run) or not options.causal, "denoising.causal", options.causal, "an encoder is never causal; leave it out"
     )
-    lengths = span_corruption.room(options, run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run)))
+    lengths = span_corruption.row_sizes(options, run.data.length - 2 * (options.kind == "prefix" and _decoder_only(run)))
     fix = f"a row may need {lengths.sentinels} sentinels, and the tokenizer has {sentinels}; choose a shorter length"
     require(lengths.sentinels <= sentinels, "data.length", run.data.length, fix)
     return lengths
 
 
-def _special_tokens(tokenizer: Tokenizer) -> TextMarks:
-    if tokenizer.text_marks is None:
+def _special_tokens(tokenizer: Tokenizer) -> TextSpecialTokens:
+    if tokenizer.text_special_tokens is None:
         raise BadInput(
             f"--tokenizer.kind {tokenizer.kind}: this tokenizer has no sentinels and no padding; choose sentencepiece, or a "
             "--tokenizer.path of T5's kind"
         )
-    return tokenizer.text_marks
+    return tokenizer.text_special_tokens
 
 
 def _decoder_only(run: Run) -> bool:
-    return not run.model.sourced
+    return not run.model.is_encoder_decoder
 
 
 def _lm(run: Run) -> bool:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
-from train.engine.losses import soft_losses, token_losses
+from train.engine.losses import distillation_losses, token_losses
 from train.objectives import masked
 from train.weights import init_config
 from train.weights.load import load
@@ -74,9 +74,9 @@ def named(run: run_config.Run) -> Any:
     teacher = run.distillation.teacher
     require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
     if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
-        return init_config.numbers(teacher)
+        return init_config.read_init_config(teacher)
     try:
-        return configs.find(Path(teacher).name)[1].config
+        return configs.find_size(Path(teacher).name)[1].config
     except BadInput as error:
         raise BadInput(f"--distillation.teacher {teacher}: no such folder, and {error}") from None
 
@@ -129,7 +129,7 @@ class Distilled:
             vocabulary=model.config.vocab,
             smoothing=smoothing,
         )
-        soft = soft_losses(
+        soft = distillation_losses(
             lambda hidden: model.unembed(params, hidden),
             lambda hidden: self.teacher.unembed(frozen, hidden),
             out.hidden,

@@ -13,11 +13,11 @@ from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
 from train.rows import encoder_rows
 from train.rows.batches import Build
-from train.rows.encoder_rows import PAIRED, Plan, Row, Sequence
+from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
 from train.rows.example_rows import is_typed
 from train.rows.masking import Masks, Rule, largest_of_packed, mask
 from train.rows.token_cache import Tokens
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
@@ -29,14 +29,14 @@ PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head."""
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Plan:
-    """Return the rows of the training text; see `train.rows.encoder_rows.plan`."""
-    return encoder_rows.plan(tokens, run.data, tokenizer, run.seed)
+def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
+    """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`."""
+    return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
 
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Plan:
+def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
     """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
-    return encoder_rows.plan(tokens, run.data, tokenizer, 0, "held-out")
+    return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
 
 
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -60,7 +60,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     Raises:
         BadInput: rows without pairs for a next-sentence head, or rare whole words.
     """
-    special_tokens = tokenizer.marks
+    special_tokens = tokenizer.special_tokens
     assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
     paired, labelled = run.data.rows in PAIRED, run.model.task == PRETRAINING
     if labelled and not paired:
@@ -77,7 +77,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     sequences = run.data.length // shortest if packed else 1
     typed = is_typed(run.model.types, special_tokens)
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    def build(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, np.ndarray]:
         tokens = np.full(length, special_tokens.pad, np.int32)
         segments, positions, types = np.zeros((3, length), np.int32)
         predict_at, targets = np.zeros((2, predicted), np.int32)
@@ -144,7 +144,7 @@ def _num_chunks(predicted: int, chunk: int) -> int:
     return -(-predicted // chunk) if chunk else 1
 
 
-def _masks(run: Run, tokenizer: Tokenizer, special_tokens: Marks, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:
+def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:
     options, special = run.masking, list(special_tokens.special)
     if options.rare > 0 and options.whole_words:
         raise BadInput(f"--masking.rare {options.rare}: it samples tokens, not whole words; leave out --masking.whole-words")
@@ -167,7 +167,9 @@ def _masks(run: Run, tokenizer: Tokenizer, special_tokens: Marks, counts: Callab
     )
 
 
-def _with_special_tokens(sequence: Sequence, special_tokens: Marks) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+def _with_special_tokens(
+    sequence: Sequence, special_tokens: SpecialTokens
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
     """Return (ids, token types) of a sequence with special tokens. An end-of-document token separates documents."""
     if sequence.pair:
         first, second = sequence.parts

@@ -12,10 +12,10 @@ from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
 from train.rows import contiguous_rows, permutation
 from train.rows.batches import Build
-from train.rows.contiguous_rows import MARKS, Streams, Window
-from train.rows.masking import disguised
+from train.rows.contiguous_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
+from train.rows.masking import apply_masking
 from train.rows.token_cache import Tokens
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
@@ -27,12 +27,13 @@ PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> Streams:
-    """Return the rows of the training text (see `train.rows.contiguous_rows.streams`), in order for a model with a memory."""
+def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
+    """Return the rows of the training text (see `train.rows.contiguous_rows.plan_streams`), in order for a model with a
+    memory."""
     return _streams(tokens, run, tokenizer)
 
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> Streams:
+def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> ContiguousRows:
     """Return the rows of the held-out text, planned like the training rows: in order for a model with a memory."""
     return _streams(tokens, run, tokenizer, where="--data.valid-paths: the held-out text")
 
@@ -55,7 +56,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         BadInput: more targets than a part has tokens, a window that does not divide the parts, or a tokenizer of another kind.
     """
     options, special_tokens, num_targets = run.permutation, _special_tokens(tokenizer), _num_targets(run)
-    reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - MARKS
+    reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - NUM_SPECIAL_TOKENS
     if options.window:
         fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
         divides = reuse % options.window == 0 and (run.data.length - reuse) % options.window == 0
@@ -64,7 +65,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
     begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
     def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-        first, second, follows = contiguous_rows.texts(rng, row, text_length)
+        first, second, follows = contiguous_rows.sample_texts(rng, row, text_length)
         reused = row.reading.ids[row.begin : row.begin + reuse]
         tokens = np.concatenate([reused, first, [special_tokens.sep], second, [special_tokens.sep, special_tokens.cls]]).astype(
             np.int32
@@ -79,7 +80,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         parts = [slice(0, reuse), slice(reuse, length)]
         targets = np.concatenate(
             [
-                permutation.chosen(rng, starts[part], text[part], count, options)
+                permutation.choose_targets(rng, starts[part], text[part], count, options)
                 for part, count in zip(parts, num_targets, strict=True)
             ]
         )
@@ -92,7 +93,7 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarra
         bases = [-1, reuse or -1]
         if options.kind == "denoising":
             inputs = tokens.copy()
-            inputs[indices] = disguised(
+            inputs[indices] = apply_masking(
                 rng, tokens[indices], run.masking.masked, run.masking.random, special_tokens.mask, entries
             )
             order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
@@ -140,14 +141,14 @@ def _num_targets(run: Run) -> tuple[int, int]:
     predictions = run.permutation.predictions
     total = predictions or max(1, length // 6)
     rest = total * (length - reuse) // length
-    limit = length - reuse - MARKS
+    limit = length - reuse - NUM_SPECIAL_TOKENS
     fits = total - rest <= reuse and rest <= limit
     fix = f"a row of {length} has {reuse} reused tokens and {limit} others that can be predicted; choose fewer"
     require(fits, "permutation.predictions", predictions, fix)
     return total - rest, rest
 
 
-def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Streams:
+def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> ContiguousRows:
     data, memory, reuse = run.data, run.model.memory, run.model.reuse
     _special_tokens(tokenizer)
     task = run.model.task
@@ -155,14 +156,14 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
     require(run.model.generates, "model.task", task, fix)
     require(data.rows == "windows", "data.rows", data.rows, "this objective needs windows of one stream; choose windows")
     require(not data.pack, "data.pack", data.pack, "rows of this objective are always full; leave it out")
-    rest = MARKS + 2
+    rest = NUM_SPECIAL_TOKENS + 2
     fix = f"a row of {data.length} needs {rest} tokens for two texts and special tokens; choose at most {data.length - rest}"
     require(0 <= reuse <= data.length - rest, "model.reuse", reuse, fix)
     fix = "rows of a model with a memory continue each other, but rows of several sources alternate; choose --model.memory 0"
     require(not (memory and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
     even = not run.permutation.bidirectional or data.batch % 2 == 0
     require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
-    return contiguous_rows.streams(
+    return contiguous_rows.plan_streams(
         tokens,
         tokenizer,
         length=data.length,
@@ -175,9 +176,9 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> St
     )
 
 
-def _special_tokens(tokenizer: Tokenizer) -> Marks:
-    if tokenizer.marks is None or not tokenizer.marks.cls_last:
+def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    if tokenizer.special_tokens is None or not tokenizer.special_tokens.cls_last:
         raise BadInput(
             f"--tokenizer.kind {tokenizer.kind}: its <cls> does not end a text; choose xlnet, or a --tokenizer.path of that kind"
         )
-    return tokenizer.marks
+    return tokenizer.special_tokens

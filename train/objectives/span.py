@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from train.config.run_config import Run
 from train.engine.losses import class_losses
 from train.rows.batches import Build
-from train.rows.example_rows import Row, is_typed, padded
+from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
@@ -25,11 +25,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     tokens, segments, positions and types are int32 [length] (see `train.rows.example_rows.padded`); labels is int32 [2], the
     first and the last token, both [CLS] for a window without an answer; weights is float32 [1].
     """
-    special_tokens = tokenizer.marks
+    special_tokens = tokenizer.special_tokens
     assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
     typed = is_typed(run.model.types, special_tokens)
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         return padded(row.inputs[0], length, special_tokens, typed=typed) | {"labels": row.labels, "weights": row.weights}
 
     return build

@@ -9,7 +9,7 @@ import numpy as np
 from train.config.run_config import Run
 from train.engine.losses import class_losses
 from train.rows.batches import Build
-from train.rows.example_rows import Row, is_typed, padded
+from train.rows.example_rows import ExampleRow, is_typed, padded
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
@@ -23,11 +23,11 @@ def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) ->
     tokens, segments, positions, types and labels are int32 [length], weights is float32 [length]. A label is `IGNORED`, with
     weight 0, at special tokens, at the further tokens of a word and at padding.
     """
-    special_tokens = tokenizer.marks
+    special_tokens = tokenizer.special_tokens
     assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
     typed = is_typed(run.model.types, special_tokens)
 
-    def build(rng: np.random.Generator, row: Row, length: int) -> dict[str, np.ndarray]:
+    def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
         labels, weights = np.full(length, IGNORED, np.int32), np.zeros(length, np.float32)
         labels[: len(row.labels)], weights[: len(row.weights)] = row.labels, row.weights
         return padded(row.inputs[0], length, special_tokens, typed=typed) | {"labels": labels, "weights": weights}

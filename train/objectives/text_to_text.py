@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from train.config.run_config import Run
-from train.engine.losses import summed
+from train.engine.losses import summed_loss
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
-from train.rows.seq2seq_rows import Placed, marks_of
+from train.rows.seq2seq_rows import PackedPair, text_special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.models import Model
@@ -21,15 +21,15 @@ DATA = "pairs"
 def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
     """Return `build(rng, row, length)`, which converts a row of `train.inputs.pair_inputs` to the fields of `Batch`.
 
-    See `train.rows.seq2seq_rows.two`, and `one` for a decoder without an encoder. `rng` is not used.
+    See `train.rows.seq2seq_rows.encoder_decoder_row`, and `one` for a decoder without an encoder. `rng` is not used.
     """
-    pad, target = marks_of(tokenizer).pad, run.data.target_length or run.data.length
-    decoder_only = not run.model.sourced
+    pad, target = text_special_tokens_of(tokenizer).pad, run.data.target_length or run.data.length
+    decoder_only = not run.model.is_encoder_decoder
 
-    def build(rng: np.random.Generator, row: tuple[Placed, ...], length: int) -> dict[str, Any]:
+    def build(rng: np.random.Generator, row: tuple[PackedPair, ...], length: int) -> dict[str, Any]:
         if decoder_only:
-            return seq2seq_rows.one(row[0].sides, length + target, pad, causal=run.denoising.causal)
-        return seq2seq_rows.two([pair.sides for pair in row], length, target, pad)
+            return seq2seq_rows.decoder_only_row(row[0].sides, length + target, pad, causal=run.denoising.causal)
+        return seq2seq_rows.encoder_decoder_row([pair.sides for pair in row], length, target, pad)
 
     return build
 
@@ -44,5 +44,5 @@ def loss(
     model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
 ) -> tuple[dict[str, jax.Array], Any]:
     """Return the summed cross-entropy, in nats, of the targets of a batch, and the model's carry."""
-    nats, carry = summed(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+    nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
     return {"text_to_text": nats}, carry

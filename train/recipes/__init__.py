@@ -27,17 +27,17 @@ def recipes() -> dict[str, Callable[..., Run]]:
     return by_name
 
 
-def begun(name: str, init: str) -> Run:
+def recipe_run(name: str, init: str) -> Run:
     """Return the run of a recipe; a recipe with a parameter gets `init`, to take the size of the model from it.
 
     Raises:
         BadInput: no such recipe, or no such `init`.
     """
-    recipe = find(name)
+    recipe = find_recipe(name)
     return recipe(init) if inspect.signature(recipe).parameters else recipe()
 
 
-def find(name: str) -> Callable[..., Run]:
+def find_recipe(name: str) -> Callable[..., Run]:
     """Return the recipe with a name.
 
     Raises:

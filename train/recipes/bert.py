@@ -15,7 +15,7 @@ def bert_nano() -> Run:
     Time: 2 minutes 13 seconds.
     Expect: 6.08 nats per held-out masked word (unigram baseline: 6.45), 12 % of them correct; next sentences stay at 50 %.
     """
-    model = configs.find("bert-nano")[1].config
+    model = configs.find_size("bert-nano")[1].config
     return Run(
         recipe="bert-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
@@ -39,7 +39,7 @@ def bert() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The paper trains the last tenth of the steps with 512 tokens: --data.length 512 --init RUN.
     """
-    model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task="pretraining")
+    model = dataclasses.replace(configs.find_size("bert-base-uncased")[1].config, task="pretraining")
     return Run(
         recipe="bert",
         model=model,

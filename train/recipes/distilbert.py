@@ -15,7 +15,7 @@ def distilbert_nano() -> Run:
     Time: 2 minutes 16 seconds.
     Expect: 11.5, 12.6 and 11.8 % of masked words correct with three seeds; their teachers have 11.2, 11.0 and 11.1 %.
     """
-    model = configs.find("distilbert-nano")[1].config
+    model = configs.find_size("distilbert-nano")[1].config
     return Run(
         recipe="distilbert-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=2)),
@@ -39,7 +39,7 @@ def distilbert() -> Run:
     Time: not measured (no such hardware available); the authors' training took about 90 hours.
     Expect: not measured. The authors' student has 97 % of its teacher's GLUE score.
     """
-    model = dataclasses.replace(configs.find("distilbert-base-uncased")[1].config, task="masked")
+    model = dataclasses.replace(configs.find_size("distilbert-base-uncased")[1].config, task="masked")
     return Run(
         recipe="distilbert",
         model=model,

@@ -57,8 +57,8 @@ def finetune_choice(init: str = "") -> Run:
 
 
 def _run(name: str, objective: Objective, task: Task, init: str, *, length: int) -> Run:
-    model = dataclasses.replace(configs.find("bert-base-uncased")[1].config, task=task)
-    model = init_config.under(model, init) if init else model
+    model = dataclasses.replace(configs.find_size("bert-base-uncased")[1].config, task=task)
+    model = init_config.with_head(model, init) if init else model
     return Run(
         recipe=name,
         model=model,

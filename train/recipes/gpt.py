@@ -15,7 +15,7 @@ def gpt_nano() -> Run:
     Time: 5 minutes.
     Expect: 2.21 bits per byte on the held-out chapters (xz -9 needs 2.54 for the last tenth of the book after the rest).
     """
-    model = configs.find("gpt-nano")[1].config
+    model = configs.find_size("gpt-nano")[1].config
     return Run(
         recipe="gpt-nano",
         # With four unrolled layers, the residuals of the backward pass need not be stacked.
@@ -37,7 +37,7 @@ def gpt2() -> Run:
     Time: not measured (no such hardware available). 315 billion tokens of 855 MFLOP: about a day for 8 H100 at 40 % of peak.
     Expect: not measured. nanoGPT's README gives 2.85 nats held out for this shape and budget on OpenWebText.
     """
-    model = configs.find("gpt2")[1].config
+    model = configs.find_size("gpt2")[1].config
     return Run(
         recipe="gpt2",
         # For text that is seen less than twice, dropout harms more than it helps (nanoGPT trains without it).
@@ -61,7 +61,7 @@ def gpt3_175b() -> Run:
     Time: not measured (no such hardware available). 314 ZFLOP (6 x parameters x tokens): 18 days for 512 H100 at 40 % of peak.
     Expect: not measured. The paper prints no loss on a public corpus.
     """
-    model = configs.find("gpt3-175b")[1].config
+    model = configs.find_size("gpt3-175b")[1].config
     return Run(
         recipe="gpt3-175b",
         model=dataclasses.replace(model, compute=Compute(remat="full")),

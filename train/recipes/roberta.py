@@ -15,7 +15,7 @@ def roberta_nano() -> Run:
     Time: 2 minutes 17 seconds.
     Expect: 6.20 nats per held-out masked token (unigram baseline: 6.56), 12 % of them correct.
     """
-    model = configs.find("roberta-nano")[1].config
+    model = configs.find_size("roberta-nano")[1].config
     return Run(
         recipe="roberta-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
@@ -37,7 +37,7 @@ def roberta() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The paper's base model of 1M steps of 256 rows has perplexity 3.99 (its table 3).
     """
-    model = dataclasses.replace(configs.find("roberta-base")[1].config, task="masked")
+    model = dataclasses.replace(configs.find_size("roberta-base")[1].config, task="masked")
     return Run(
         recipe="roberta",
         model=model,

@@ -16,7 +16,7 @@ def t5_nano() -> Run:
     Time: 2 minutes.
     Expect: perplexity 152 per token of the removed spans of the held-out chapters.
     """
-    model = configs.find("t5-nano")[1].config
+    model = configs.find_size("t5-nano")[1].config
     return Run(
         recipe="t5-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
@@ -38,7 +38,7 @@ def t5() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The paper's baseline sees 34 billion tokens of C4. Its final models: --steps 1000000 --data.batch 2048.
     """
-    model = configs.find("t5-base")[1].config
+    model = configs.find_size("t5-base")[1].config
     return Run(
         recipe="t5",
         model=model,
@@ -61,14 +61,14 @@ def finetune_text_to_text(init: str = "") -> Run:
     Time: not measured.
     Expect: not measured. The paper takes 262,144 steps of 128 rows.
     """
-    model = init_config.numbers(init) if init else configs.find("t5-small")[1].config
+    model = init_config.read_init_config(init) if init else configs.find_size("t5-small")[1].config
     return Run(
         recipe="finetune-text-to-text",
         model=model,
         objective="text_to_text",
         init=init,
         steps=1_000,
-        data=Data(length=128, batch=16, pack=getattr(model, "sourced", False)),
+        data=Data(length=128, batch=16, pack=getattr(model, "is_encoder_decoder", False)),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=200),

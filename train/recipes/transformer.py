@@ -15,7 +15,7 @@ def transformer_nano() -> Run:
     Time: 26 minutes for the 29,000 pairs of Multi30k, English to German, including scoring.
     Expect: held-out perplexity 6.48 per token; BLEU 37.2 on test_2016_flickr (--beams 4 --length-penalty 0.6), greedy 35.5.
     """
-    model = configs.find("transformer-nano")[1].config
+    model = configs.find_size("transformer-nano")[1].config
     return Run(
         recipe="transformer-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=3)),
@@ -40,7 +40,7 @@ def transformer_base() -> Run:
     Time: not measured (no such hardware available); the paper took 12 hours on 8 P100.
     Expect: not measured. The paper has 27.3 BLEU from English to German on newstest2014, after averaging 5 checkpoints.
     """
-    model = configs.find("transformer-base")[1].config
+    model = configs.find_size("transformer-base")[1].config
     return Run(
         recipe="transformer-base",
         model=model,

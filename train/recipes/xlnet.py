@@ -16,7 +16,7 @@ def xlnet_nano() -> Run:
     Time: 2 minutes 19 seconds.
     Expect: 5.83 nats per held-out target (unigram baseline: 6.41), 12 % correct; --model.memory 0, which shuffles rows: 5.59.
     """
-    model = configs.find("xlnet-nano")[1].config
+    model = configs.find_size("xlnet-nano")[1].config
     return Run(
         recipe="xlnet-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
@@ -39,7 +39,7 @@ def xlnet() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The paper has no loss. Table 6: --permutation.kind denoising, --permutation.no-spans, --model.memory 0.
     """
-    model = dataclasses.replace(configs.find("xlnet-base-cased")[1].config, task="permutation")
+    model = dataclasses.replace(configs.find_size("xlnet-base-cased")[1].config, task="permutation")
     return Run(
         recipe="xlnet",
         model=model,

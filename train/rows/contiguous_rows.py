@@ -14,7 +14,7 @@ from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
-MARKS = 3
+NUM_SPECIAL_TOKENS = 3
 """Number of special tokens in the template of a window, A <sep> B <sep> <cls>."""
 
 
@@ -51,7 +51,7 @@ class Window(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Streams:
+class ContiguousRows:
     """The rows of a text that is read in `batch` parallel streams."""
 
     tokens: Tokens
@@ -89,7 +89,7 @@ class Streams:
         """Number of tokens that are predicted in all rows."""
         return len(self) * self.predictions
 
-    def spread(self, count: int) -> "Streams":
+    def subsample(self, count: int) -> "ContiguousRows":
         """Return about `count` rows, the first ones of every stream, so that each still continues the one before it."""
         return dataclasses.replace(self, steps=max(1, min(self.steps, count // self.batch)))
 
@@ -107,7 +107,7 @@ class Streams:
         return len(self.tokens.ids) // (self.batch // len(self.readings))
 
 
-def streams(
+def plan_streams(
     tokens: Tokens,
     tokenizer: Tokenizer,
     *,
@@ -118,7 +118,7 @@ def streams(
     ordered: bool,
     predictions: int,
     where: str = "--data.paths: the training text",
-) -> Streams:
+) -> ContiguousRows:
     """Return all rows of a text. The rest of a stream after its last complete row is not used.
 
     Args:
@@ -136,17 +136,17 @@ def streams(
         breaks = np.ascontiguousarray(len(tokens.ids) - forward.breaks[::-1])
         readings = (forward, Reading(tokens.ids[::-1], breaks, tokens.offsets, True))
     per_stream = len(tokens.ids) // (batch // len(readings))
-    surplus = per_stream - (length - MARKS)
+    surplus = per_stream - (length - NUM_SPECIAL_TOKENS)
     if surplus < 0:
         raise BadInput(
             f"{where} has {len(tokens.ids):,} tokens, {per_stream:,} for each of {batch // len(readings)} streams, fewer than a "
             f"row of {length}; choose a smaller --data.batch or --data.length, or add text"
         )
     steps = 1 + surplus // _advance(length, reuse)
-    return Streams(tokens, readings, length, reuse, batch, steps, ordered, predictions)
+    return ContiguousRows(tokens, readings, length, reuse, batch, steps, ordered, predictions)
 
 
-def texts(
+def sample_texts(
     rng: np.random.Generator, window: Window, size: int
 ) -> tuple[Integer[np.ndarray, " a"], Integer[np.ndarray, " b"], bool]:
     """Return (A, B, whether B follows A) with `size` ids in all, as XLNet's data code makes them after the reused stretch.
@@ -178,4 +178,4 @@ def texts(
 
 def _advance(length: int, reuse: int) -> int:
     """Return the number of ids from the beginning of a row to that of the next one in its stream."""
-    return reuse or length - MARKS
+    return reuse or length - NUM_SPECIAL_TOKENS

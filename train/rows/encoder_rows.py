@@ -15,7 +15,7 @@ from train.rows.lm_rows import ends, expand, first_fit
 from train.rows.sentence_pairs import Pairs, pairs
 from train.rows.sentences import Sentences, cut, sentences
 from train.rows.token_cache import Tokens
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput, require
 
@@ -44,12 +44,12 @@ class Sequence(NamedTuple):
     """Label of a pair: 0 = its second text follows the first one, 1 = it is of another document."""
 
 
-Row = tuple[Sequence, ...]
+EncoderRow = tuple[Sequence, ...]
 """Sequences that do not attend to each other: one, or several where rows are packed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class EncoderRows:
     """The rows of a text for an encoder.
 
     A row is a list of sequences, a sequence a list of parts, and a part a range of one document. The sequences of all rows are
@@ -85,7 +85,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.first) - 1
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> EncoderRow:
         """Return a row, whose ids are views of the memory-mapped tokens."""
         return tuple(self._sequence(sequence) for sequence in range(self.first[number], self.first[number + 1]))
 
@@ -99,7 +99,7 @@ class Plan:
         """Number of text tokens in all rows; those of random second texts occur more than once."""
         return int(self.count.sum())
 
-    def spread(self, count: int) -> "Plan":
+    def subsample(self, count: int) -> "EncoderRows":
         """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
         return self._select_rows(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
 
@@ -121,13 +121,13 @@ class Plan:
         first = int(self.tokens.offsets[document]) + start
         return Range(document, start, self.tokens.ids[first : first + int(self.count[number])])
 
-    def _select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
+    def _select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return the plan of the rows `chosen`."""
         sequences = np.diff(self.first)[chosen]
         owner, nth = expand(sequences)
         return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=ends(sequences))
 
-    def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "Plan":
+    def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return a plan of the sequences `chosen`, one a row."""
         parts = np.diff(self.part)[chosen]
         owner, nth = expand(parts)
@@ -143,7 +143,9 @@ class Plan:
         )
 
 
-def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training") -> Plan:
+def plan_rows(
+    tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training"
+) -> EncoderRows:
     """Plan the rows of a text as `data.rows` says; random pairs depend on `seed` and the text alone.
 
     segment_pairs: `train.rows.sentence_pairs.pairs`. sentence_pairs: the same, of single sentences. full_sentences: as many
@@ -187,13 +189,13 @@ def plan(tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Lite
     return _pack(rows, special) if data.pack or data.rows == "packed" else rows
 
 
-def _special_tokens(tokenizer: Tokenizer, data: Data) -> Marks:
-    if tokenizer.marks is None:
+def _special_tokens(tokenizer: Tokenizer, data: Data) -> SpecialTokens:
+    if tokenizer.special_tokens is None:
         raise BadInput(
             f"--data.rows {data.rows}: rows of an encoder need a tokenizer with special tokens for text, separator and mask; "
             "set --tokenizer.path to one of BERT or RoBERTa"
         )
-    return tokenizer.marks
+    return tokenizer.special_tokens
 
 
 def _check(tokens: Tokens, data: Data, half: str) -> None:
@@ -213,13 +215,13 @@ def _check(tokens: Tokens, data: Data, half: str) -> None:
         )
 
 
-def _plan_pairs(tokens: Tokens, length: int, paired: Pairs) -> Plan:
+def _plan_pairs(tokens: Tokens, length: int, paired: Pairs) -> EncoderRows:
     sequences = np.arange(len(paired.label) + 1)
     document, start, count = paired.document.ravel(), paired.start.ravel(), paired.size.ravel()  # [parts] each
-    return Plan(tokens, length, sequences, 2 * sequences, paired.label, document, start, count)
+    return EncoderRows(tokens, length, sequences, 2 * sequences, paired.label, document, start, count)
 
 
-def _plan_sentences(tokens: Tokens, length: int, capacity: int, text: Sentences, *, cross: bool) -> Plan:
+def _plan_sentences(tokens: Tokens, length: int, capacity: int, text: Sentences, *, cross: bool) -> EncoderRows:
     """Plan rows of consecutive sentences, as many as fit. The end of a document takes one token, its separator."""
     new_document = np.diff(text.document, prepend=text.document[0]) != 0
     text_ends = np.cumsum(text.size + new_document)
@@ -235,7 +237,7 @@ def _plan_sentences(tokens: Tokens, length: int, capacity: int, text: Sentences,
     return _plan_pieces(tokens, length, text, np.array(begins, np.int64))
 
 
-def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[np.ndarray, " sequences"]) -> Plan:
+def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[np.ndarray, " sequences"]) -> EncoderRows:
     """Plan sequences that begin at the pieces `begins`, one a row; consecutive pieces of one document become one part."""
     new_part = np.diff(pieces.document, prepend=-1) != 0
     new_part[begins] = True
@@ -243,10 +245,10 @@ def _plan_pieces(tokens: Tokens, length: int, pieces: Sentences, begins: Int64[n
     part = np.append(np.searchsorted(first, begins), len(first))
     count = np.add.reduceat(pieces.size, first)
     label = np.full(len(begins), UNLABELLED)
-    return Plan(tokens, length, np.arange(len(part)), part, label, pieces.document[first], pieces.start[first], count)
+    return EncoderRows(tokens, length, np.arange(len(part)), part, label, pieces.document[first], pieces.start[first], count)
 
 
-def _plan_windows(tokens: Tokens, length: int, capacity: int) -> Plan:
+def _plan_windows(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
     """Plan windows over the stream of all documents; the special token that ends one is the separator before the next."""
     stream = lm_rows.windows(tokens, capacity)
     ended = stream.start + stream.size == np.diff(tokens.offsets)[stream.document]
@@ -256,7 +258,7 @@ def _plan_windows(tokens: Tokens, length: int, capacity: int) -> Plan:
     return _plan_pieces(tokens, length, pieces, np.unique(owner[nonempty], return_index=True)[1])
 
 
-def _plan_documents(tokens: Tokens, length: int, capacity: int) -> Plan:
+def _plan_documents(tokens: Tokens, length: int, capacity: int) -> EncoderRows:
     """Plan a sequence for each document, or several for one that is longer than a row."""
     size = np.diff(tokens.offsets) - 1
     document = np.flatnonzero(size)
@@ -264,7 +266,7 @@ def _plan_documents(tokens: Tokens, length: int, capacity: int) -> Plan:
     return _plan_pieces(tokens, length, pieces, np.arange(len(pieces.size)))
 
 
-def _pack(unpacked: Plan, special: Marks) -> Plan:
+def _pack(unpacked: EncoderRows, special: SpecialTokens) -> EncoderRows:
     """Pack the sequences of a plan with one sequence a row, first-fit."""
     parts = np.diff(unpacked.part)
     separators = np.where(unpacked.label == UNLABELLED, parts, 1 + special.between)

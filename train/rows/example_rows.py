@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Int32, Int64
 
 from train.config.objective_options import Labelled
 from train.data.example_types import Choice, Question, Tagged, Text
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED
 from zoo.errors import BadInput, require
@@ -36,7 +36,7 @@ class Context(NamedTuple):
     """For each token, the index in the context of its first character, and of the one after its last."""
 
 
-class Row(NamedTuple):
+class ExampleRow(NamedTuple):
     """An example as ids, or one window of a question's context."""
 
     inputs: tuple[Inputs, ...]
@@ -53,7 +53,7 @@ class Row(NamedTuple):
     """Tokens of the example before truncation; more than the length of a row if the example is too long."""
 
 
-def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Iterator[ExampleRow]]:
     """Decorate a function that yields rows to raise `BadInput` after the last row if examples were longer than a row.
 
     With --labelled.truncate they are cut instead. With --labelled.skip-bad their rows are yielded, and
@@ -63,7 +63,7 @@ def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[R
     @functools.wraps(make)
     def checked(
         examples: Sequence[Any], tokenizer: Tokenizer, options: Labelled, length: int, *labels: Any, **more: Any
-    ) -> Iterator[Row]:
+    ) -> Iterator[ExampleRow]:
         too_long: dict[int, int] = {}
         for row in make(examples, tokenizer, options, length, *labels, **more):
             if row.size > length:
@@ -91,7 +91,7 @@ def _refuse_long(make: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[R
 @_refuse_long
 def texts(
     examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
-) -> Iterator[Row]:
+) -> Iterator[ExampleRow]:
     """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with its label.
 
     The label is a class of `names`, several of them, or a number. XLNet's templates have `cls` at the end, here and in the
@@ -102,13 +102,13 @@ def texts(
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
         inputs, size = _fill_template(first, second, special, length)
-        yield Row((inputs,), _label_array(example, options, names), np.ones(1, np.float32), number, size=size)
+        yield ExampleRow((inputs,), _label_array(example, options, names), np.ones(1, np.float32), number, size=size)
 
 
 @_refuse_long
 def tags(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
-) -> Iterator[Row]:
+) -> Iterator[ExampleRow]:
     """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
     special = _special_tokens(tokenizer)
     for number, example in enumerate(examples):
@@ -121,11 +121,11 @@ def tags(
         labels[words] = np.where(first, classes[word], IGNORED)[: len(labels) - 2]
         if (labels == IGNORED).all() and (size <= length or options.truncate):
             raise BadInput(f"{example.origin}: the tokenizer returns no ids for these words; fix them or remove the sentence")
-        yield Row((inputs,), labels, (labels != IGNORED).astype(np.float32), number, size=size)
+        yield ExampleRow((inputs,), labels, (labels != IGNORED).astype(np.float32), number, size=size)
 
 
 @_refuse_long
-def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
+def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[ExampleRow]:
     """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
     special = _special_tokens(tokenizer)
     seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
@@ -139,11 +139,11 @@ def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled,
             )
         article = encoded[example.article]
         inputs, sizes = zip(*(_fill_template(article, encoded[text], special, length) for text in second_texts), strict=True)
-        yield Row(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
+        yield ExampleRow(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
 
 
 @_refuse_long
-def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[Row]:
+def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[ExampleRow]:
     """Yield `cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
     A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
@@ -170,7 +170,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
             labels = np.full(2, summary, np.int32)
             if answer and start <= answer[0] and answer[1] < end:
                 labels = np.array(answer, np.int32) - np.int32(start - first)
-            yield Row((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]), size)
+            yield ExampleRow((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]), size)
 
 
 def _label_array(example: Text, options: Labelled, names: Mapping[str, int]) -> np.ndarray:
@@ -198,7 +198,7 @@ def class_of(names: Mapping[str, int], label: Any, origin: str) -> int:
     return names[label]
 
 
-def is_typed(types: int, special: Marks) -> bool:
+def is_typed(types: int, special: SpecialTokens) -> bool:
     """Return whether a model of `types` token types distinguishes the texts of a pair.
 
     Raises:
@@ -209,7 +209,7 @@ def is_typed(types: int, special: Marks) -> bool:
     return types > 1
 
 
-def padded(inputs: Inputs, length: int, special: Marks, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
+def padded(inputs: Inputs, length: int, special: SpecialTokens, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
     """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).
 
     If CLS is not the first token, the field summary_at [1] has its position.
@@ -226,10 +226,10 @@ def padded(inputs: Inputs, length: int, special: Marks, *, typed: bool) -> dict[
 # --- Helpers ---
 
 
-def _special_tokens(tokenizer: Tokenizer) -> Marks:
-    if tokenizer.marks is None:
+def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    if tokenizer.special_tokens is None:
         raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
-    return tokenizer.marks
+    return tokenizer.special_tokens
 
 
 def _encoded(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
@@ -248,13 +248,13 @@ def _encoded_contexts(tokenizer: Tokenizer, examples: Sequence[Question]) -> Cal
     return encoded.__getitem__
 
 
-def _longest_question(length: int, options: Labelled, special: Marks) -> int:
+def _longest_question(length: int, options: Labelled, special: SpecialTokens) -> int:
     """Return the tokens of the longest question that leaves `options.stride` tokens for its context."""
     return length - 2 - special.between - options.stride
 
 
 def _fill_template(
-    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, special: Marks, length: int
+    first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, special: SpecialTokens, length: int
 ) -> tuple[Inputs, int]:
     """Return the template cut to `length`, and its size before; the end of the longer text is cut until both are equally long."""
     available = max(0, length - 2 - (0 if second is None else special.between))

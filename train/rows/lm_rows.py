@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     """The targets."""
 
 
-class Row(NamedTuple):
+class LmRow(NamedTuple):
     """The targets of one row."""
 
     pieces: tuple[Piece, ...]
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class LmRows:
     """The rows of a corpus. Over all rows every target of every document is counted exactly once.
 
     A row is a sequence of pieces, and a piece a range of one document. The pieces of all rows are stored one after the other, as
@@ -69,10 +69,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.context)
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> LmRow:
         """Return a row, whose ids are views of the memory-mapped tokens."""
         pieces = range(self.first[number], self.first[number + 1])
-        return Row(tuple(self._piece(piece) for piece in pieces), int(self.context[number]), self.isolated)
+        return LmRow(tuple(self._piece(piece) for piece in pieces), int(self.context[number]), self.isolated)
 
     @property
     def text_size(self) -> int:
@@ -84,7 +84,7 @@ class Rows:
         """Number of targets counted in the loss over all rows, the end-of-text of each document included."""
         return int(self.size.sum() - self.context.sum())
 
-    def spread(self, count: int) -> "Rows":
+    def subsample(self, count: int) -> "LmRows":
         """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         pieces = self.first[chosen + 1] - self.first[chosen]
@@ -114,7 +114,7 @@ class Rows:
         return Piece(document, start, before, self.tokens.ids[first : first + int(self.size[number])])
 
 
-def training_rows(tokens: Tokens, data: Data) -> Rows:
+def training_rows(tokens: Tokens, data: Data) -> LmRows:
     """Return the rows a run trains on.
 
     Raises:
@@ -128,7 +128,7 @@ def training_rows(tokens: Tokens, data: Data) -> Rows:
     return windows(tokens, data.length) if data.rows == "windows" else packed(tokens, data.length)
 
 
-def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> Rows:
+def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends: bool = True, least: int = 1) -> LmRows:
     """Return windows of `length` targets over the stream of all documents; documents in a window attend to each other.
 
     A window begins `stride` targets after the one before it (None: `length`, no overlap). The targets that it shares with the one
@@ -153,10 +153,10 @@ def windows(tokens: Tokens, length: int, stride: int | None = None, *, with_ends
     document = first_document[row] + nth
     start = np.maximum(begin[row], offsets[document])
     size = np.minimum(end[row], offsets[document + 1]) - start
-    return Rows(tokens, length, False, ends(pieces), document, start - offsets[document], size, context)
+    return LmRows(tokens, length, False, ends(pieces), document, start - offsets[document], size, context)
 
 
-def packed(tokens: Tokens, length: int) -> Rows:
+def packed(tokens: Tokens, length: int) -> LmRows:
     """Return whole documents packed first-fit, isolated from each other; one longer than `length` is first split into pieces."""
     sizes = np.diff(tokens.offsets)
     document, nth = expand(-(-sizes // length))
@@ -165,7 +165,7 @@ def packed(tokens: Tokens, length: int) -> Rows:
     row = np.array(first_fit(size.tolist(), length), np.int64)
     by_row = np.argsort(row, kind="stable")
     pieces = np.bincount(row)
-    return Rows(
+    return LmRows(
         tokens, length, True, ends(pieces), document[by_row], start[by_row], size[by_row], np.zeros(len(pieces), np.int64)
     )
 

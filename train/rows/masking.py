@@ -73,10 +73,10 @@ def mask(
     else:
         chosen = rng.permutation(candidates)[:count]
     positions = np.sort(chosen)
-    return positions, disguised(rng, tokens[positions], masks.masked, masks.random, masks.mask, masks.entries)
+    return positions, apply_masking(rng, tokens[positions], masks.masked, masks.random, masks.mask, masks.entries)
 
 
-def disguised(
+def apply_masking(
     rng: np.random.Generator,
     ids: Int32[np.ndarray, " k"],
     masked: float,

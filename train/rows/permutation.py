@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int32
 from train.config.objective_options import Permutation
 
 
-def chosen(
+def choose_targets(
     rng: np.random.Generator, starts: Bool[np.ndarray, " n"], text: Bool[np.ndarray, " n"], number: int, options: Permutation
 ) -> Bool[np.ndarray, " n"]:
     """Choose exactly `number` targets of a text (Yang et al. 2019, section 2.3 and appendix A.2; the authors' `data_utils.py`).

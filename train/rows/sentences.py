@@ -81,7 +81,7 @@ class _Vocabulary:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "_Vocabulary":
         entries = [tokenizer.spell(number) for number in range(tokenizer.vocab_size)]
-        special = set() if tokenizer.marks is None else set(tokenizer.marks.special)
+        special = set() if tokenizer.special_tokens is None else set(tokenizer.special_tokens.special)
         spaced = tokenizer.kind != "wordpiece"
 
         def table(pattern: str) -> np.ndarray:

@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from train.tokenizers.special_tokens import TextMarks
+from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
 
-class Sides(NamedTuple):
+class SourceTarget(NamedTuple):
     """The ids of an example, without padding; each side ends with its end token."""
 
     source: Int32[np.ndarray, " a"]
     target: Int32[np.ndarray, " b"]
 
 
-def two(examples: Sequence[Sides], source: int, target: int, pad: int) -> dict[str, Any]:
+def encoder_decoder_row(examples: Sequence[SourceTarget], source: int, target: int, pad: int) -> dict[str, Any]:
     """Return the fields of `Batch` for a row of an encoder of `source` tokens and a decoder of `target` tokens.
 
     source: a `Batch` of tokens, segments and positions, int32 [source]. tokens, targets, segments and positions, int32 [target]:
@@ -34,11 +34,11 @@ def two(examples: Sequence[Sides], source: int, target: int, pad: int) -> dict[s
     return {**decoder, "targets": targets, "weights": weights, "source": Batch(**encoder)}
 
 
-def one(example: Sides, length: int, pad: int, *, causal: bool) -> dict[str, Any]:
+def decoder_only_row(example: SourceTarget, length: int, pad: int, *, causal: bool) -> dict[str, Any]:
     """Return the fields of `Batch` for a row of a decoder-only model: the source and then the target, which alone is predicted.
 
-    The fields are those of `two`, without a source. Unless `causal`, order, int32 [length], is 0 in the source, which attends to
-    all of itself, and then 1, 2, ... in the target, which attends to everything before it.
+    The fields are those of `encoder_decoder_row`, without a source. Unless `causal`, order, int32 [length], is 0 in the source,
+    which attends to all of itself, and then 1, 2, ... in the target, which attends to everything before it.
     """
     ids, source_size = np.concatenate(example), len(example.source)
     row: dict[str, Any] = _concatenated([np.append(pad, ids[:-1])], length, pad)
@@ -60,24 +60,24 @@ def _concatenated(parts: Sequence[np.ndarray], length: int, pad: int) -> dict[st
     return {"tokens": tokens, "segments": segments, "positions": positions}
 
 
-class Placed(NamedTuple):
+class PackedPair(NamedTuple):
     """A pair within a row."""
 
     example: int
     """Number of the example."""
-    sides: Sides
+    sides: SourceTarget
     """Its ids, the end tokens included."""
 
 
-def marks_of(tokenizer: Tokenizer) -> TextMarks:
+def text_special_tokens_of(tokenizer: Tokenizer) -> TextSpecialTokens:
     """Return the special tokens of a tokenizer of T5's kind.
 
     Raises:
         BadInput: the tokenizer has none.
     """
-    if tokenizer.text_marks is None:
+    if tokenizer.text_special_tokens is None:
         raise BadInput(
             f"--tokenizer.kind {tokenizer.kind}: this tokenizer has no special tokens for text to text; choose sentencepiece, "
             "or a --tokenizer.path of T5's kind"
         )
-    return tokenizer.text_marks
+    return tokenizer.text_special_tokens

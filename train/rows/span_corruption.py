@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int32, Int64, Integer
 from train.config.objective_options import Denoising
 
 
-class Room(NamedTuple):
+class RowSizes(NamedTuple):
     """Sizes of a row in tokens, the end token of each side included."""
 
     raw: int
@@ -20,7 +20,7 @@ class Room(NamedTuple):
     """Largest number of different sentinels."""
 
 
-def room(options: Denoising, length: int) -> Room:
+def row_sizes(options: Denoising, length: int) -> RowSizes:
     """Return the sizes for the longest text whose source never has more than `length` tokens.
 
     Spans fill the source exactly, because the number of tokens left out depends on the length alone. T5's code chooses its
@@ -31,14 +31,14 @@ def room(options: Denoising, length: int) -> Room:
         while _sizes(raw + 1, options)[0] <= length:
             raw += 1
         source, target, spans = _sizes(raw, options)
-        return Room(raw, source, target, spans)
+        return RowSizes(raw, source, target, spans)
     if options.kind == "iid":
         # In the worst case no two of them are adjacent.
         noise = noise_tokens(length - 1, options.density)
-        return Room(length - 1, length, 2 * noise + 2, noise + 1)
+        return RowSizes(length - 1, length, 2 * noise + 2, noise + 1)
     if options.kind == "prefix":
-        return Room(length, length, length, 0)
-    return Room(length - 1, 1 if options.kind == "lm" else length, length, int(options.kind == "bert"))
+        return RowSizes(length, length, length, 0)
+    return RowSizes(length - 1, 1 if options.kind == "lm" else length, length, int(options.kind == "bert"))
 
 
 def noise_tokens(length: int, density: float) -> int:
@@ -52,14 +52,14 @@ def noise_spans(length: int, options: Denoising) -> int:
     return min(max(round(noise / options.mean_span), 1), noise, length - noise)
 
 
-def spans(rng: np.random.Generator, length: int, options: Denoising) -> Bool[np.ndarray, " n"]:
+def choose_spans(rng: np.random.Generator, length: int, options: Denoising) -> Bool[np.ndarray, " n"]:
     """Choose spans to leave out, with text before each and the last one at the end; all placements are equally likely."""
     noise, number = noise_tokens(length, options.density), noise_spans(length, options)
     sizes = np.stack([_parts(rng, length - noise, number), _parts(rng, noise, number)], axis=1)  # [spans, 2]
     return np.repeat(np.tile([False, True], number), sizes.ravel())  # [length]
 
 
-def scattered(rng: np.random.Generator, length: int, density: float) -> Bool[np.ndarray, " n"]:
+def choose_tokens(rng: np.random.Generator, length: int, density: float) -> Bool[np.ndarray, " n"]:
     """Choose single tokens to leave out; all choices are equally likely.
 
     T5's code samples each token independently; here the number is fixed, so that the sizes of rows are bounded.
@@ -69,7 +69,7 @@ def scattered(rng: np.random.Generator, length: int, density: float) -> Bool[np.
     return chosen
 
 
-def sides(
+def source_and_target(
     ids: Integer[np.ndarray, " n"], noise: Bool[np.ndarray, " n"], sentinels: tuple[int, ...]
 ) -> tuple[Int32[np.ndarray, " a"], Int32[np.ndarray, " b"]]:
     """Return (source, target): the text with a sentinel in place of each run of noise, and each run after its sentinel.
@@ -86,7 +86,7 @@ def sides(
     return source[first | ~noise], target if noise[-1] else np.append(target, sentinel_ids[-1:])
 
 
-def replaced(
+def replace_noise(
     rng: np.random.Generator,
     ids: Integer[np.ndarray, " n"],
     noise: Bool[np.ndarray, " n"],

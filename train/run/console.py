@@ -137,7 +137,7 @@ class Console:
                 live.stop()
             if not self._written and not isinstance(error, BrokenPipeError):
                 raise BadInput(f"standard output cannot be written ({error.strerror}); {remedy(error)}") from None
-            stdio.complain(f"standard output is lost ({error.strerror}); the run continues without it")
+            stdio.write_error(f"standard output is lost ({error.strerror}); the run continues without it")
         self._written = True
 
     def _draw(self, now: bool = False) -> None:
@@ -203,4 +203,4 @@ def clock(seconds: float | int) -> str:
 
 
 def _validation(row: Mapping[str, Any]) -> str:
-    return f"valid {metric_names.told(row, 1)}"
+    return f"valid {metric_names.summary(row, 1)}"

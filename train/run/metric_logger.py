@@ -11,7 +11,7 @@ from train.config import run_config
 from train.run.console import Console
 from train.run.metric_names import QUANTITIES
 from train.run.metrics_file import Metrics, mfu, train_row, valid_row
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.run.trackers import Sinks
 from zoo.errors import BadInput
 
@@ -19,7 +19,7 @@ OVERALL = ("loss", "grad_norm", "lr", "finite")
 """Metrics that every step has; all others are terms of its loss."""
 
 
-class Recorder:
+class MetricLogger:
     """Fetches each step's metrics one step late, so that the device never waits for the host, and writes rows.
 
     Process 0 writes; every process checks the metrics, so that all of them stop at the same step.
@@ -28,7 +28,7 @@ class Recorder:
     def __init__(
         self,
         run: run_config.Run,
-        folder: Folder,
+        folder: RunDir,
         console: Console,
         *,
         first: int,
@@ -61,7 +61,7 @@ class Recorder:
         self._skipped = self._in_a_row = 0
         self._clock, self._timed = time.perf_counter(), 0
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "MetricLogger":
         return self
 
     def __exit__(self, error: object, *_: object) -> None:

@@ -125,16 +125,16 @@ def notices(score: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def leading(score: Mapping[str, Any]) -> list[str]:
+def leading_metrics(score: Mapping[str, Any]) -> list[str]:
     """Return the names of a score's quantities, the main one first; losses only where there is nothing else."""
     judged = [name for name, quantity in QUANTITIES.items() if name in score and quantity.better is not None]
     return [name for name in judged if not name.endswith("loss")] or judged
 
 
-def told(score: Mapping[str, Any], count: int = 2) -> str:
+def summary(score: Mapping[str, Any], count: int = 2) -> str:
     """Return the leading quantities of a score as text, an accuracy with that of always predicting the most frequent class."""
     texts = []
-    for name in leading(score)[:count]:
+    for name in leading_metrics(score)[:count]:
         quantity = QUANTITIES[name]
         value = quantity.show(score[name])
         text = f"{value} {quantity.unit}" if quantity.unit else f"{quantity.label} {value}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train.run.run_dir import Folder, write_text
+from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput, cannot_write
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
@@ -35,7 +35,7 @@ class Metrics:
         Raises:
             BadInput: a line is no row (its number is named), or the file cannot be written.
         """
-        rows = read(path) if resume_at is not None and path.exists() else []
+        rows = read_rows(path) if resume_at is not None and path.exists() else []
         lines = [_line(row) for row in rows if row["step"] <= resume_at]
         write_text(path, "".join(lines))
         self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
@@ -123,7 +123,7 @@ def valid_row(*, step: int, seconds: float, **quantities: float) -> dict[str, An
     return {"kind": "valid", "step": step, **quantities, "time": {"seconds": seconds, "at": time.time()}}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a file; a last line without a line end, as a killed process leaves it, counts only if it is complete.
 
     Raises:
@@ -140,13 +140,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def started(folder: Folder, step: int, facts: Mapping[str, str], flops: float) -> None:
+def record_start(folder: RunDir, step: int, facts: Mapping[str, str], flops: float) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`.
 
     The row has `facts`, as the console shows them, versions, the date, and the FLOPs of a step.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": versions(), "flops": flops}
-    before = read(folder.starts) if folder.starts.exists() else []
+    before = read_rows(folder.starts) if folder.starts.exists() else []
     write_text(folder.starts, "".join(map(_line, [*before, row])))
 
 

@@ -43,7 +43,7 @@ the schedule depends) makes it another run.
 """
 
 
-class Folder:
+class RunDir:
     """The paths of RUN/ and the files in it; constructing it does not touch the disk, and `claim` creates the folder."""
 
     def __init__(self, path: str | Path) -> None:
@@ -79,7 +79,7 @@ class Folder:
         return self.begun or any(self.best.glob("*/COMMIT.json"))
 
     @classmethod
-    def of(cls, run: Run) -> "Folder":
+    def of(cls, run: Run) -> "RunDir":
         """Return the folder of a run: `out`/`name`, or `out`/`recipe` if it has no name.
 
         Raises:
@@ -119,11 +119,11 @@ class Folder:
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run's, not one of published weights: by its config.json, or by its checkpoints."""
     try:
-        has_family = "family" in config_json.read_json(Folder(folder).config, config_json.LARGEST_FILE)
+        has_family = "family" in config_json.read_json(RunDir(folder).config, config_json.LARGEST_FILE)
     except BadInput:
         # The next reader reports the error in it.
         has_family = False
-    return has_family or Folder(folder).checkpoints.is_dir()
+    return has_family or RunDir(folder).checkpoints.is_dir()
 
 
 def read_config(folder: str | Path) -> Run:
@@ -134,7 +134,7 @@ def read_config(folder: str | Path) -> Run:
     Raises:
         BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range.
     """
-    path = Folder(folder).config
+    path = RunDir(folder).config
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -159,7 +159,7 @@ def differences(old: Run, new: Run) -> list[str]:
     return [f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now" for key in changed]
 
 
-def check_holder(folder: Folder, run: Run, undecided: Collection[str] = ()) -> None:
+def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:
     """Refuse a folder that has the results of a run of another configuration.
 
     Args:
@@ -196,10 +196,10 @@ def check_unlocked(folder: Path) -> None:
 
 def no_checkpoint(path: Path) -> BadInput:
     """Return the error for a run that has no checkpoint to load yet."""
-    return BadInput(f"{Folder(path).checkpoints}: no checkpoint yet; train the run first")
+    return BadInput(f"{RunDir(path).checkpoints}: no checkpoint yet; train the run first")
 
 
-def take_over(folder: Folder, run: Run) -> bool:
+def remove_stale_files(folder: RunDir, run: Run) -> bool:
     """Delete the files of a run of another configuration that left no results, and return whether there was one."""
     if folder.holds_results or not folder.config.exists():
         return False

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stop:
+class StopSignals:
     """Handler of SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal): save a checkpoint, then exit.
 
     While there are steps that no checkpoint has (from `begin` to `end`), the first signal makes the run save and exit, and a
@@ -35,7 +35,7 @@ class Stop:
         self._unsaved = False
         self._lock = threading.Lock()
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopSignals":
         self._several = jax.process_count() > 1
         self._woken, wake = socket.socketpair()
         wake.setblocking(False)

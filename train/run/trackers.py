@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from train.config import run_config
-from train.run.metrics_file import read
-from train.run.run_dir import Folder, write_text
+from train.run.metrics_file import read_rows
+from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput
 
 PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -52,12 +52,12 @@ class Sinks:
     """
 
     def __init__(
-        self, names: Sequence[run_config.Sink], run: run_config.Run, folder: Folder, *, notify: Callable[[str], None]
+        self, names: Sequence[run_config.Sink], run: run_config.Run, folder: RunDir, *, notify: Callable[[str], None]
     ) -> None:
         """Open the sinks `names`; metrics.jsonl must already end where the run continues. `notify` shows a notice."""
         self._notify = notify
         self._open: dict[run_config.Sink, Sink] = {}
-        rows = read(folder.metrics) if names else []
+        rows = read_rows(folder.metrics) if names else []
         for name in dict.fromkeys(names):
             with self._watching(name):
                 self._open[name] = SINKS[name](run, folder)
@@ -109,7 +109,7 @@ class TensorBoard:
     EVERY = 5.0
     """Seconds between two flushes to the disk, so that a reader sees new rows soon."""
 
-    def __init__(self, run: run_config.Run, folder: Folder) -> None:
+    def __init__(self, run: run_config.Run, folder: RunDir) -> None:
         # Not SummaryWriter: it passes rows through a bounded queue to a thread, and once that has died because of a full disk,
         # the next rows wait for it forever.
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -148,7 +148,7 @@ class WandB:
     were first sent. Offline there is no server to ask: every start writes the complete folder to synchronize again.
     """
 
-    def __init__(self, run: run_config.Run, folder: Folder) -> None:
+    def __init__(self, run: run_config.Run, folder: RunDir) -> None:
         import wandb
 
         path = folder.path / "wandb" / "id"
@@ -177,4 +177,4 @@ class WandB:
         self._run.finish(exit_code=int(failed))
 
 
-SINKS: dict[run_config.Sink, Callable[[run_config.Run, Folder], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+SINKS: dict[run_config.Sink, Callable[[run_config.Run, RunDir], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}

@@ -137,7 +137,7 @@ def _check_added(tokenizer: Tokenizer, settings: Settings, name: str | None, con
 
 def special_entries(tokenizer: Tokenizer) -> set[str]:
     """Return the special tokens of a tokenizer's kind."""
-    special = tokenizer.marks or tokenizer.text_marks
+    special = tokenizer.special_tokens or tokenizer.text_special_tokens
     return {*tokenizer.entries(special.special if special else [tokenizer.end_of_text])}
 
 
@@ -160,12 +160,12 @@ def _check_template(tokenizer: Tokenizer, settings: Settings, name: str | None, 
 
 def _with_special_tokens(tokenizer: Tokenizer, ids: list[np.ndarray]) -> tuple[list[int], list[int] | None]:
     """Return the ids of a text or two with special tokens, and the token types of kinds that have several."""
-    if tokenizer.text_marks is not None:
-        return [number for text_ids in ids for number in (*text_ids.tolist(), tokenizer.text_marks.end)], None
-    if tokenizer.marks is None:
+    if tokenizer.text_special_tokens is not None:
+        return [number for text_ids in ids for number in (*text_ids.tolist(), tokenizer.text_special_tokens.end)], None
+    if tokenizer.special_tokens is None:
         return np.concatenate(ids).tolist(), None
-    arrays = tokenizer.marks.single(ids[0]) if len(ids) == 1 else tokenizer.marks.pair(ids[0], ids[1])
-    return arrays[0].tolist(), arrays[1].tolist() if tokenizer.marks.types > 1 else None
+    arrays = tokenizer.special_tokens.single(ids[0]) if len(ids) == 1 else tokenizer.special_tokens.pair(ids[0], ids[1])
+    return arrays[0].tolist(), arrays[1].tolist() if tokenizer.special_tokens.types > 1 else None
 
 
 def _normalized_part(part: str, content: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any] | None:

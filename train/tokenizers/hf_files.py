@@ -20,7 +20,7 @@ ENTRIES = "vocab.txt"
 PIECES = "spiece.model"
 
 
-def read(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a published model.
 
     It is read from tokenizer.json if there is one; else from vocab.json and merges.txt (RoBERTa's if "<s>" is an entry, else
@@ -59,7 +59,7 @@ def read(folder: Path) -> Tokenizer:
     return tokenizer.with_settings(settings.values)
 
 
-def write(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
     """Write the files from which `transformers` loads the tokenizer.
 
     They are tokenizer.json and tokenizer_config.json, and vocab.txt for BERT's kind, or vocab.json and merges.txt for RoBERTa's

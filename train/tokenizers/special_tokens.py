@@ -27,7 +27,7 @@ SENTINELS = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Marks:
+class SpecialTokens:
     """Ids of an encoder's special tokens."""
 
     pad: int
@@ -95,7 +95,7 @@ class Marks:
         return ids, np.repeat(np.array([kind for _, kind in parts], np.int32), [len(part) for part, _ in parts])
 
 
-def named(ids: Mapping[str, int]) -> Marks | None:
+def named(ids: Mapping[str, int]) -> SpecialTokens | None:
     """Return the special tokens of BERT, RoBERTa or XLNet that a vocabulary has: of the family with most names in it, else None.
 
     Raises:
@@ -108,13 +108,13 @@ def named(ids: Mapping[str, int]) -> Marks | None:
         return None
     if missing:
         raise BadInput(f"it has no {' and no '.join(missing)}, and an encoder needs {', '.join(names.values())}; add them")
-    return Marks(
+    return SpecialTokens(
         **{role: ids[name] for role, name in names.items()}, between=2 if names is ROBERTA else 1, cls_last=names is XLNET
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextMarks:
+class TextSpecialTokens:
     """Ids of the special tokens of text to text."""
 
     pad: int
@@ -136,7 +136,7 @@ def sentinel(number: int) -> str:
     return f"<extra_id_{number}>"
 
 
-def text_marks(ids: Mapping[str, int]) -> TextMarks:
+def text_special_tokens(ids: Mapping[str, int]) -> TextSpecialTokens:
     """Return the special tokens of a text-to-text vocabulary; sentinels count up to the first gap in their numbers.
 
     Raises:
@@ -145,6 +145,6 @@ def text_marks(ids: Mapping[str, int]) -> TextMarks:
     if missing := [name for name in TEXT.values() if name not in ids]:
         raise BadInput(f"it has no {' and no '.join(missing)}, and a text needs {', '.join(TEXT.values())}; add them")
     sentinels = itertools.takewhile(lambda number: sentinel(number) in ids, itertools.count())
-    return TextMarks(
+    return TextSpecialTokens(
         **{role: ids[name] for role, name in TEXT.items()}, sentinels=tuple(ids[sentinel(number)] for number in sentinels)
     )

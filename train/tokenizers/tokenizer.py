@@ -17,7 +17,7 @@ from train.data.chunking import LONGEST_CHUNK, cut, groups
 from train.run.run_dir import write_text
 from train.tokenizers import byte_bpe, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.byte_bpe import END_OF_TEXT
-from train.tokenizers.special_tokens import Marks, TextMarks
+from train.tokenizers.special_tokens import SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 
@@ -49,9 +49,9 @@ class Tokenizer:
     """The rules: those of GPT-2, BERT, RoBERTa, T5 or XLNet."""
     vocab_size: int
     """Number of entries; ids are 0 .. vocab_size - 1."""
-    marks: Marks | None
+    marks: SpecialTokens | None
     """The special tokens of an encoder, else None: GPT-2 has only the end of text."""
-    text_marks: TextMarks | None
+    text_marks: TextSpecialTokens | None
     """The special tokens of T5, else None."""
     end_of_text: int
     """Id that ends a document: "<|endoftext|>" (0 in a tokenizer trained here), `marks.end` of an encoder, or T5's "</s>"."""
@@ -81,24 +81,24 @@ class Tokenizer:
         model = self._core.model
         self._unigram = isinstance(model, models.Unigram)
         is_text_to_text = self._unigram and not xlnet_unigram.owns(ids)
-        self.marks = None if is_text_to_text else _special_tokens(self._core, ids)
-        self.text_marks = special_tokens.text_marks(ids) if is_text_to_text else None
+        self.special_tokens = None if is_text_to_text else _special_tokens(self._core, ids)
+        self.text_special_tokens = special_tokens.text_special_tokens(ids) if is_text_to_text else None
         if self._unigram:
             self._core.model = unigram.unspelled(self._core)  # pyright: ignore[reportAttributeAccessIssue]
         self._continues = model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         if self._continues and self._core.decoder is None:
             self._core.decoder = decoders.WordPiece(self._continues)  # pyright: ignore[reportAttributeAccessIssue]
-        if self.text_marks:
-            self.kind, self.end_of_text = "sentencepiece", self.text_marks.end
-        elif self.marks:
+        if self.text_special_tokens:
+            self.kind, self.end_of_text = "sentencepiece", self.text_special_tokens.end
+        elif self.special_tokens:
             self.kind = "wordpiece" if self._continues else "xlnet" if self._unigram else "roberta"
-            self.end_of_text = self.marks.end
+            self.end_of_text = self.special_tokens.end
         elif END_OF_TEXT in ids:
             self.kind, self.end_of_text = "gpt", ids[END_OF_TEXT]
         else:
             raise BadInput(f"it has no entry {END_OF_TEXT}, which ends every document; add it")
         self._cuts = _cuts(content)
-        special = self.text_marks or self.marks
+        special = self.text_special_tokens or self.special_tokens
         for number in sorted(self._special() - ({special.unk} if special else set())):
             if number in self.encode(spelling := str(self._core.id_to_token(number))):
                 raise BadInput(f"{spelling} is not marked as special, so any text could end a document; set its special to true")
@@ -310,7 +310,7 @@ class Tokenizer:
         return np.array([not (first.isalnum() or first == "\ufffd") for first in firsts], bool)
 
     def _special(self) -> set[int]:
-        own = self.text_marks or self.marks
+        own = self.text_special_tokens or self.special_tokens
         return {*own.special} if own else {self.end_of_text}
 
     def _size(self, entry: str) -> int:
@@ -323,7 +323,7 @@ class Tokenizer:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
 
 
-def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> Marks | None:
+def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> SpecialTokens | None:
     """Return the special tokens of an encoder. RoBERTa's vocabulary has GPT-2's end of text too, as an ordinary entry."""
     if any(token.content == END_OF_TEXT for token in core.get_added_tokens_decoder().values()):
         return None

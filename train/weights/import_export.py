@@ -9,7 +9,7 @@ from train.engine import device_mesh
 from train.run.run_dir import NAME, is_run
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import Loaded, averaged, load
+from train.weights.load import Loaded, load, load_average
 from zoo import configs, models, pretrained
 from zoo.errors import BadInput, require
 from zoo.hf import hub, safetensors_dir
@@ -41,7 +41,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
     require(NAME.fullmatch(name) is not None, "name", name, "choose up to 100 letters, digits, '.', '_' and '-'")
     target = Path(out) / name
     with safetensors_dir.new_folder(target) as new_folder:
-        loaded = load(folder, device_mesh.make(mesh))
+        loaded = load(folder, device_mesh.make_mesh(mesh))
         _write(new_folder, loaded)
         _copy_generation(folder, new_folder)
     command = _next_command(loaded)
@@ -68,7 +68,7 @@ def export(run: str, target: str, *, step: int | None, last: int, shard: float, 
     """
     require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
-        loaded = averaged(run, device_mesh.make(mesh), last) if last else load(run, device_mesh.make(mesh), step)
+        loaded = load_average(run, device_mesh.make_mesh(mesh), last) if last else load(run, device_mesh.make_mesh(mesh), step)
         _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     print(f"{target}: {_summary(loaded)}{at}")
@@ -89,7 +89,7 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.net.config
     pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
-    hf_files.write(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
+    hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
 
 
 def _copy_generation(source: Path, target: Path) -> None:
@@ -108,7 +108,7 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 
     RoBERTa's padding token is not among them: its positions depend on it, so it is in the model's configuration.
     """
-    marks, text, end = tokenizer.marks, tokenizer.text_marks, tokenizer.end_of_text
+    marks, text, end = tokenizer.special_tokens, tokenizer.text_special_tokens, tokenizer.end_of_text
     if text is not None:
         return {"pad_token_id": text.pad, "eos_token_id": end, "decoder_start_token_id": text.pad}
     if marks is None:
@@ -120,7 +120,7 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def _summary(loaded: Loaded) -> str:
     cfg = loaded.net.config
-    name = configs.named(cfg) or f"a {loaded.net.family} of no published size"
+    name = configs.published_name(cfg) or f"a {loaded.net.family} of no published size"
     return f"{name}, {models.parameter_count(cfg):,} parameters, a vocabulary of {loaded.tokenizer.vocab_size:,}"
 
 

@@ -8,10 +8,10 @@ from train.run.run_dir import is_run, read_config
 from zoo import configs
 from zoo.errors import BadInput
 from zoo.hf import hub
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 
 
-def numbers(init: str) -> Any:
+def read_init_config(init: str) -> Any:
     """Return the configuration of the model in `init` (run, folder of published weights or hub id); its weights are not read.
 
     For a published folder it has no head, since only the weights determine that.
@@ -22,7 +22,7 @@ def numbers(init: str) -> Any:
     folder = hub.folder_of(init)
     if is_run(folder):
         return read_config(folder).model
-    published = Published.load(Path(folder))
+    published = PublishedConfig.load(Path(folder))
     families = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
     return configs.family(published.choice("model_type", families, "none", why="the families here are")).from_published(published)
 
@@ -32,13 +32,13 @@ def writes_text(name: str) -> BadInput:
     return BadInput(f"{name}: this model writes text; use `zoo generate {name} --prompt ...`")
 
 
-def under(head: Any, init: str) -> Any:
+def with_head(head: Any, init: str) -> Any:
     """Return the configuration of `init` with the task, the labels and the compute settings of another one.
 
     Raises:
-        BadInput: see `numbers`; or a family without heads.
+        BadInput: see `read_init_config`; or a family without heads.
     """
-    body = numbers(init)
+    body = read_init_config(init)
     if not hasattr(body, "task"):
         families = ", ".join(name for name in configs.families() if hasattr(configs.family(name).Config, "task"))
         raise BadInput(f"--init {init}: a {configs.family_of(body)} has no such heads; use one of {families}")

@@ -14,13 +14,13 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.identity import check_identity
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.run_dir import Folder, is_run, no_checkpoint, read_config
+from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import FILE, Tokenizer
 from zoo import configs, models, pretrained, sharding
 from zoo.errors import BadInput, require
 from zoo.hf import hub
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 from zoo.models import Model
 
 NEWEST = -1
@@ -55,18 +55,18 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
         BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.pretrained` and `train.checkpoints.checkpoints`.
     """
     folder = hub.folder_of(str(where))
-    mesh = device_mesh.make(run_config.Mesh()) if mesh is None else mesh
+    mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
         return _load_run(folder, mesh, step)
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; remove --step")
     cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
-    loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read(folder), mesh))
+    loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
     return loaded
 
 
-def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
+def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     """Load a run with the mean of the parameters of its newest intact checkpoints (Vaswani et al. 2017, section 6.1).
 
     Raises:
@@ -75,7 +75,7 @@ def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
     if not is_run(path := Path(where)):
         raise BadInput(f"--last {last}: {where} is no run, so it has no checkpoints; remove --last")
     keep = read_config(path).checkpoint.keep
-    steps = Checkpoints(Folder(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
+    steps = Checkpoints(RunDir(path).checkpoints, keep, notify=lambda line: print(line, file=sys.stderr)).sound()
     fix = f"{where} has {len(steps)} intact checkpoints; choose 1 to that, or train with a larger --checkpoint.keep"
     require(1 <= last <= len(steps), "last", last, fix)
     newest, *others = (load(where, mesh, step) for step in steps[:last])
@@ -86,10 +86,10 @@ def averaged(where: str, mesh: Mesh, last: int) -> Loaded:
 def tokenizer_of(where: str) -> Tokenizer:
     """Return the tokenizer of the model that `load` would load."""
     folder = hub.folder_of(where)
-    return Tokenizer.load(Folder(folder).tokenizer) if is_run(folder) else hf_files.read(folder)
+    return Tokenizer.load(RunDir(folder).tokenizer) if is_run(folder) else hf_files.read_tokenizer(folder)
 
 
-def chosen_tokenizer(run: run_config.Run, folder: Folder) -> Tokenizer | None:
+def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     """Return the tokenizer that a run already has, or None if it must train one.
 
     It is that of `tokenizer.path`, of its own folder if the run resumes, of `init`, or of its teacher, in this order.
@@ -100,7 +100,7 @@ def chosen_tokenizer(run: run_config.Run, folder: Folder) -> Tokenizer | None:
     teacher = run.distillation.teacher
     source = run.init or teacher
     if run.tokenizer.path:
-        tokenizer = hf_files.read(Path(run.tokenizer.path))
+        tokenizer = hf_files.read_tokenizer(Path(run.tokenizer.path))
     elif (folder.tokenizer / FILE).exists() and folder.begun:
         # Without a checkpoint nothing depends on that tokenizer, and the text it was trained on may have changed since.
         tokenizer = Tokenizer.load(folder.tokenizer)
@@ -123,7 +123,7 @@ def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
 
 
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
-    run, folder = read_config(path), Folder(path)
+    run, folder = read_config(path), RunDir(path)
     net = models.model(run.model)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     shardings = sharding.shardings(mesh, shapes, net.module.SHARDING)
@@ -151,7 +151,7 @@ def checkpoints(path: Path, run: run_config.Run, step: int | None = None) -> Che
         BadInput: a step below `NEWEST`.
     """
     require(step is None or step >= NEWEST, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
-    folder, keep = Folder(path), run.checkpoint.keep
+    folder, keep = RunDir(path), run.checkpoint.keep
 
     def reader(folder: Path) -> Checkpoints:
         return Checkpoints(folder, keep, notify=lambda line: print(line, file=sys.stderr))
@@ -166,10 +166,10 @@ def _check_padding(folder: Path, loaded: Loaded) -> None:
     RoBERTa counts positions from the padding id, and the decoders of T5 and Marian begin with it.
     """
     default = getattr(configs.family(loaded.net.family), "PADDING", None)
-    own = loaded.tokenizer.text_marks or loaded.tokenizer.marks
+    own = loaded.tokenizer.text_special_tokens or loaded.tokenizer.special_tokens
     if default is None or own is None:
         return
-    content = Published.load(folder)
+    content = PublishedConfig.load(folder)
     if (padding := content.whole("pad_token_id", default, least=0)) != own.pad:
         raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; use the files of one model")
 

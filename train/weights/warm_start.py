@@ -30,7 +30,7 @@ def check(run: run_config.Run) -> None:
     cfg = source.model if source else pretrained.read_config(folder)[0]
     if type(cfg) is not type(run.model):
         raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
-    init_shape, run_shape = configs.shape(cfg), configs.shape(run.model)
+    init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
     different = [
         f"{name} {init_shape[name]} there and {value} here" for name, value in run_shape.items() if init_shape[name] != value
     ]

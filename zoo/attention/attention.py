@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo.attention.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
 from zoo.errors import BadInput
 from zoo.ops import counter_rng
-from zoo.sharding import BATCH, target
+from zoo.sharding import BATCH, target_platform
 
 HEADS = "tensor"
 """The mesh axis over which heads are sharded."""
@@ -157,7 +157,7 @@ class Implementation:
     def load(self) -> Callable[..., Array]:
         return getattr(importlib.import_module(self.module), self.function)
 
-    def refuses(self, request: Request, platform: str) -> str | None:
+    def unsupported_reason(self, request: Request, platform: str) -> str | None:
         """Return why this implementation does not support a request on a platform; None if it does."""
         if platform not in self.platforms:
             return f"it runs on {', '.join(sorted(self.platforms))}, and this is {platform}"
@@ -225,22 +225,23 @@ AUTO: dict[str, tuple[Choice, ...]] = {
     "gpu": (Choice("cudnn"), Choice("xla")),
     "tpu": (Choice("xla"),),
 }
-"""The choices of `auto` by platform: it takes the first one that supports the request and needs no more queries than it has."""
+"""The choices of `describe_auto` by platform: it takes the first one that supports the request and needs no more queries than it
+has."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:
-    """Return the name of the implementation that will run a request; `auto` follows the table `AUTO`.
+    """Return the name of the implementation that will run a request; `describe_auto` follows the table `AUTO`.
 
     Raises:
         BadInput: an unknown name, or an implementation that does not support the request: why, and which ones do.
     """
-    platform = platform or target()
+    platform = platform or target_platform()
     if impl == "auto":
         long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
-        return next(name for name in long_enough if IMPLEMENTATIONS[name].refuses(request, platform) is None)
+        return next(name for name in long_enough if IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
     _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
-    if reason := IMPLEMENTATIONS[impl].refuses(request, platform):
-        supported = [name for name, row in IMPLEMENTATIONS.items() if row.refuses(request, platform) is None]
+    if reason := IMPLEMENTATIONS[impl].unsupported_reason(request, platform):
+        supported = [name for name, row in IMPLEMENTATIONS.items() if row.unsupported_reason(request, platform) is None]
         raise BadInput(f"attention {impl!r} cannot do this: {reason}; these can: {', '.join(supported)}")
     return impl
 
@@ -277,8 +278,8 @@ _choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("ch
 
 
 @contextlib.contextmanager
-def choices() -> Iterator[list[Call]]:
-    """Collect the calls traced inside the block: a run reports what `auto` chose, a plan counts what kernels compute."""
+def record_calls() -> Iterator[list[Call]]:
+    """Collect the calls traced inside the block: a run reports what `describe_auto` chose, a plan counts what kernels compute."""
     calls: list[Call] = []
     token = _choices.set(calls)
     try:
@@ -291,7 +292,7 @@ _watched: contextvars.ContextVar[list[np.ndarray] | None] = contextvars.ContextV
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[np.ndarray]]:
+def record_weights() -> Iterator[list[np.ndarray]]:
     """Collect the attention weights, [B, N, T, S], of the programs traced inside the block, in the order in which calls run.
 
     The weights are computed again, dense, so this is for a few examples without a mesh. The list is complete after the block.
@@ -305,22 +306,22 @@ def watched() -> Iterator[list[np.ndarray]]:
         _watched.reset(token)
 
 
-def refusal(impl: str, request: Request) -> str | None:
+def unsupported_reason(impl: str, request: Request) -> str | None:
     """Return why an implementation does not support a request on this platform; None if it does."""
-    return IMPLEMENTATIONS[impl].refuses(request, target())
+    return IMPLEMENTATIONS[impl].unsupported_reason(request, target_platform())
 
 
-def usable() -> list[tuple[str, bool, str]]:
+def implementation_status() -> list[tuple[str, bool, str]]:
     """Return (implementation, whether it runs on this platform, why not) of each one, for a plain causal request."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
-    reasons = {name: refusal(name, request) for name in IMPLEMENTATIONS}
+    reasons = {name: unsupported_reason(name, request) for name in IMPLEMENTATIONS}
     return [(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
-def auto() -> str:
-    """Describe what `auto` chooses on this platform."""
-    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target()]]
+def describe_auto() -> str:
+    """Describe what `describe_auto` chooses on this platform."""
+    lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target_platform()]]
     return ", else ".join(lines)
 
 

@@ -17,7 +17,7 @@ from zoo.attention import tiles
 from zoo.attention.tiles import Tile
 from zoo.ops import positions
 
-NARROW = 256
+NARROW_WINDOW = 256
 """Queries and keys of a tile under a window that is narrower than this."""
 
 
@@ -234,7 +234,7 @@ class Mask(Spec):
             # Half of the scores of a tile on the diagonal are masked.
             block_k //= 2
         if self.window is not None:
-            block_q, block_k = (min(size, max(NARROW, self.window)) for size in (block_q, block_k))
+            block_q, block_k = (min(size, max(NARROW_WINDOW, self.window)) for size in (block_q, block_k))
         return block_q, block_k
 
     def for_tiles(self, block_q: int, t: int, s: int) -> "Mask":

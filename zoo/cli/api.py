@@ -94,11 +94,13 @@ class LoadedModel:
         from zoo.batch import Batch
 
         model = self.model
-        require(model.sourced == (target is not None), "target", target, "it belongs to an encoder-decoder, which needs it")
+        require(
+            model.is_encoder_decoder == (target is not None), "target", target, "it belongs to an encoder-decoder, which needs it"
+        )
         if not (model.generates or {"masked", "unembed"} & self.params.keys()):
             raise BadInput(f"{self._loaded.name}: a {model.family} for the task {model.task} has no head that predicts tokens")
         # The mesh divides the rows of a batch, so the text is repeated.
-        rows = device_mesh.fitting(self.mesh, 1)
+        rows = device_mesh.round_up_rows(self.mesh, 1)
 
         def batch(text: str | Ids, **fields: Any) -> Batch:
             return Batch(tokens=jnp.tile(self._ids(text), (rows, 1)), **fields)
@@ -130,7 +132,7 @@ class LoadedModel:
                 loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=jnp.float32, batch=self._batch
             )
         # The source of an encoder-decoder is a whole text, which ends with its mark.
-        end = [self.tokenizer.end_of_text] if self.model.sourced else []
+        end = [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [np.array([*tokens, *end], np.int32) for tokens in self.tokenizer.encode_many(texts)]
         results = [result.text for result in self._generator.generate(ids, decoding)]
@@ -185,7 +187,7 @@ class LoadedModel:
         if not isinstance(text, str):
             return np.asarray(text, np.int32)
         ids = np.asarray(self.tokenizer.encode(text), np.int32)
-        special = None if self.model.generates else self.tokenizer.marks
+        special = None if self.model.generates else self.tokenizer.special_tokens
         return ids if special is None else special.single(ids)[0]
 
 
@@ -208,7 +210,7 @@ def load(source: str | Path, *, mesh: Mapping[str, int] | None = None, step: int
     from train.engine import device_mesh
     from train.weights.load import load as load_folder
 
-    shape = device_mesh.make(_fields(Mesh, dict(mesh or {}), "mesh"))
+    shape = device_mesh.make_mesh(_fields(Mesh, dict(mesh or {}), "mesh"))
     return LoadedModel(load_folder(source, shape, step), batch)
 
 
@@ -233,9 +235,9 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     jax_setup.prepare(run.machine.devices)
     if code := train_here(run):
         raise SystemExit(code)
-    from train.run.run_dir import Folder
+    from train.run.run_dir import RunDir
 
-    return Folder.of(run).path
+    return RunDir.of(run).path
 
 
 def recipes() -> dict[str, str]:

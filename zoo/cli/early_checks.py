@@ -23,14 +23,14 @@ def check_source(name: str, step: int | None = None) -> None:
         BadInput: for the same reasons as in `train.weights.load.load`.
     """
     require(step is None or step >= -1, "step", step, "choose the step of a checkpoint, or -1 for the newest one")
-    from train.run.run_dir import Folder, is_run, no_checkpoint, read_config
+    from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 
     if name.startswith(hub.PREFIX):
         return
     folder = hub.folder_of(name)
     if is_run(folder):
         read_config(folder)
-        if not Folder(folder).has_checkpoint:
+        if not RunDir(folder).has_checkpoint:
             raise no_checkpoint(folder)
 
 
@@ -75,15 +75,15 @@ def check_run(run: Any) -> None:
     Raises:
         BadInput: for the same reasons as in `train.trainer.run`.
     """
-    from train.run.run_dir import Folder, check_holder, check_unlocked
+    from train.run.run_dir import RunDir, check_same_run, check_unlocked
 
-    folder = Folder.of(run)
+    folder = RunDir.of(run)
     check_inputs(run, folder)
     check_unlocked(folder.path)
     # These are decided only by the data and the machine; model.multi_label follows from labelled.multi_label.
     undecided = ["precision"] * (run.precision == "auto") + ["model.labels"] * (not getattr(run.model, "labels", ()))
     undecided.append("model.multi_label")
-    check_holder(folder, run, undecided)
+    check_same_run(folder, run, undecided)
     _check_writable(folder.path)
 
 
@@ -92,7 +92,7 @@ def check_inputs(run: Any, folder: Any) -> None:
 
     Args:
         run: a `train.config.run_config.Run`.
-        folder: its `train.run.run_dir.Folder`.
+        folder: its `train.run.run_dir.RunDir`.
 
     Raises:
         BadInput: a file or folder does not exist; the message names it.

@@ -22,7 +22,7 @@ def prepare_process(machine: Any, argv: list[str], *, canary: bool = True) -> in
     """Prepare this process for JAX and return None, or run --processes local processes and return their exit code."""
     from zoo.runtime import launch
 
-    return launch.enter(
+    return launch.prepare(
         argv,
         devices=machine.devices,
         processes=machine.processes,

@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         early_checks.check_packages()
         return _find(args[0])(args[1:])
     except BadInput as error:
-        stdio.complain(str(error))
+        stdio.write_error(str(error))
         return 2
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if not (line := _exhausted(error)):
             raise
-        stdio.complain(line)
+        stdio.write_error(line)
         return 2
     except KeyboardInterrupt:
         from zoo.runtime import launch
@@ -122,7 +122,7 @@ def run() -> None:
     from zoo.runtime import launch
 
     if not stdio.prepare():
-        stdio.complain("standard output is closed; redirect it to a file or to /dev/null")
+        stdio.write_error("standard output is closed; redirect it to a file or to /dev/null")
         sys.exit(2)
     launch.handle_interrupts()
     try:
@@ -141,6 +141,6 @@ def run() -> None:
         if not (line := _exhausted(error)):
             raise
         stdio.discard(sys.stdout)
-        stdio.complain(line)
+        stdio.write_error(line)
         code = 2
     sys.exit(launch.exit_if_failed(code))

@@ -67,7 +67,7 @@ def row_of(name: str) -> Row:
     Raises:
         BadInput: an unpublished or unknown name.
     """
-    family, size = configs.find(name)
+    family, size = configs.find_size(name)
     return Row(name=name, family=family, size=size, parameters=model_counts.parameters(name, size))
 
 

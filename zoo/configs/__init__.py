@@ -15,7 +15,7 @@ from typing import Any, Literal
 from zoo.errors import BadInput, require
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
-Attends = Literal["full", "window"]
+AttentionPattern = Literal["full", "window"]
 Objective = Literal[
     "causal", "masked", "distilled", "permutation", "classification", "tagging", "span", "choice", "denoising", "text_to_text"
 ]
@@ -102,7 +102,7 @@ def family(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def find(size: str) -> tuple[str, Size]:
+def find_size(size: str) -> tuple[str, Size]:
     """Return (family, Size) of a published name.
 
     Raises:
@@ -122,7 +122,7 @@ def family_of(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
-def shape(config: Any) -> dict[str, Any]:
+def body_fields(config: Any) -> dict[str, Any]:
     """Return the fields of a configuration that the weights of the model's body depend on.
 
     These are all fields but those of the computation, dropout, the initializer, the memory between rows, and the head.
@@ -134,7 +134,7 @@ def shape(config: Any) -> dict[str, Any]:
 NOT_IN_SHAPE = ("compute", "exported", "initializer", "memory", "reuse", "task", "labels", "multi_label")
 
 
-def named(config: Any) -> str | None:
+def published_name(config: Any) -> str | None:
     """Return the published name whose weights fit a configuration, or None."""
     sizes = family(family_of(config)).SIZES
-    return next((name for name, size in sizes.items() if shape(size.config) == shape(config)), None)
+    return next((name for name, size in sizes.items() if body_fields(size.config) == body_fields(config)), None)

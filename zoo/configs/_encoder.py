@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from zoo.configs import Activation, Compute, Exported
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, Published, first_name
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
 """Head on the body. body: none; pretraining: masked tokens and next sentence; masked, next: one of the two; permutation: tokens
@@ -133,7 +133,9 @@ ACTIVATIONS: dict[str, Activation] = {
 Config = TypeVar("Config", bound=EncoderConfig)
 
 
-def numbers(published: Published, kind: type[Config], *, position_offset: int, types: int, eps: float, vocab: int) -> Config:
+def read_config(
+    published: PublishedConfig, kind: type[Config], *, position_offset: int, types: int, eps: float, vocab: int
+) -> Config:
     """Return the configuration in a config.json with BERT's keys, which RoBERTa uses too.
 
     Absent keys take the defaults of `transformers`.
@@ -166,24 +168,24 @@ def numbers(published: Published, kind: type[Config], *, position_offset: int, t
         attention_dropout=published.number("attention_probs_dropout_prob", 0.1),
         head_dropout=published.number("classifier_dropout", dropout, nullable=True),
         exported=exported(published, "hidden_act"),
-        **on_top(published),
+        **head_fields(published),
     )
 
 
-def exported(published: Published, activation: str) -> Exported:
+def exported(published: PublishedConfig, activation: str) -> Exported:
     """Return the values that an export repeats; `activation` is the key of the activation's name."""
     spelling = published.spelling(activation, ACTIVATIONS)
     return Exported(initializer=published.initializer("initializer_range"), activation=spelling)
 
 
-def on_top(published: Published) -> dict[str, Any]:
+def head_fields(published: PublishedConfig) -> dict[str, Any]:
     """Return `task`, `labels` and `multi_label` of a config.json; the task is the one that its tensors are for."""
     task = published.task or "body"
     labels = published.labels() if task in LABELLED else ()
     return {"task": task, "labels": labels, "multi_label": task == "sequence" and _multi_label(published, labels)}
 
 
-def _multi_label(published: Published, labels: tuple[str, ...]) -> bool:
+def _multi_label(published: PublishedConfig, labels: tuple[str, ...]) -> bool:
     """Return whether a sequence may have several labels: `problem_type`, or False if it is absent.
 
     Raises:
@@ -199,7 +201,7 @@ def _single_label(labels: tuple[str, ...]) -> str:
     return "regression" if len(labels) == 1 else "single_label_classification"
 
 
-def spelled(cfg: EncoderConfig) -> dict[str, Any]:
+def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
     """Return the entries of a config.json with BERT's keys.
 
     Raises:
@@ -220,7 +222,7 @@ def spelled(cfg: EncoderConfig) -> dict[str, Any]:
         "hidden_dropout_prob": cfg.dropout,
         "attention_probs_dropout_prob": cfg.attention_dropout,
         "classifier_dropout": cfg.head_dropout,
-        **named_labels(cfg),
+        **label_entries(cfg),
         **COMPUTED,
     }
 
@@ -230,7 +232,7 @@ def activation(cfg: BodyConfig) -> str:
     return first_name(ACTIVATIONS, cfg.activation)
 
 
-def named_labels(cfg: BodyConfig) -> dict[str, Any]:
+def label_entries(cfg: BodyConfig) -> dict[str, Any]:
     """Return the entries of a config.json that name a classifier's labels."""
     if cfg.task not in LABELLED:
         return {}

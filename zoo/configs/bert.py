@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import EncoderConfig, numbers, spelled
-from zoo.hf.config_json import Published
+from zoo.configs._encoder import EncoderConfig, config_entries, read_config
+from zoo.hf.config_json import PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,18 @@ MODEL_TYPE = "bert"
 """Name of this family in a published config.json."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type bert.
 
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    return numbers(published, Config, position_offset=0, types=2, eps=1e-12, vocab=30_522)
+    return read_config(published, Config, position_offset=0, types=2, eps=1e-12, vocab=30_522)
 
 
 def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type bert."""
-    return spelled(config)
+    return config_entries(config)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import ACTIVATIONS, EncoderConfig, activation, exported, named_labels, on_top
+from zoo.configs._encoder import ACTIVATIONS, EncoderConfig, activation, exported, head_fields, label_entries
 from zoo.errors import BadInput
-from zoo.hf.config_json import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ EPS = 1e-12
 """Fixed in the code of `transformers`; no key sets it."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type distilbert.
 
     Raises:
@@ -55,7 +55,7 @@ def from_published(published: Published) -> Config:
         attention_dropout=published.number("attention_dropout", 0.1),
         head_dropout={"span": before_span, "tokens": dropout}.get(published.task, before_classifier),
         exported=exported(published, "activation"),
-        **on_top(published),
+        **head_fields(published),
     )
 
 
@@ -82,7 +82,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "attention_dropout": config.attention_dropout,
         # A classifier of tokens has the `dropout` of the layers in this type, whatever rate was used in training.
         "qa_dropout" if config.task == "span" else "seq_classif_dropout": config.head_dropout,
-        **named_labels(config),
+        **label_entries(config),
         **COMPUTED,
     }
 

@@ -7,9 +7,9 @@ Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, Attends, Compute, Exported, Size
+from zoo.configs import Activation, AttentionPattern, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, Published, first_name
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
 
 LARGEST = {
     "vocab": 1 << 21,
@@ -53,7 +53,7 @@ class Config:
     """Dropout rate of the sum of embeddings."""
     attention_dropout: float
     """Dropout rate of the attention weights."""
-    pattern: tuple[Attends, ...] = ("full",)
+    pattern: tuple[AttentionPattern, ...] = ("full",)
     """Attention of the layers, repeated over all of them: full (all tokens before), or window (only the last ones)."""
     window: int = 0
     """Tokens visible to a window layer, including the current token; 0 = no layer has a window."""
@@ -71,8 +71,8 @@ class Config:
         activations = get_args(Activation)
         require(self.activation in activations, "model.activation", self.activation, f"choose one of {', '.join(activations)}")
         pattern = " ".join(self.pattern)
-        valid = bool(self.pattern) and set(self.pattern) <= set(get_args(Attends))
-        require(valid, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(Attends))}")
+        valid = bool(self.pattern) and set(self.pattern) <= set(get_args(AttentionPattern))
+        require(valid, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(AttentionPattern))}")
         divides = self.layers % len(self.pattern) == 0
         require(divides, "model.pattern", pattern, f"its length, {len(self.pattern)}, must divide --model.layers {self.layers}")
         if "window" in self.pattern:
@@ -98,7 +98,7 @@ ACTIVATIONS: dict[str, Activation] = {
 """Maps published names to names in this project; an export writes the first published name that fits."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type gpt2; absent keys take the defaults of `transformers`' GPT2Config.
 
     Raises:

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Objective, Size
-from zoo.configs._encoder import EncoderConfig, numbers, spelled
+from zoo.configs._encoder import EncoderConfig, config_entries, read_config
 from zoo.errors import require
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ MODEL_TYPE = "roberta"
 """Name of this family in a published config.json."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type roberta. The first token's row of positions is `pad_token_id` + 1.
 
     Absent keys take the defaults of `transformers`' RobertaConfig. The released models differ from them: they have 514 positions,
@@ -40,7 +40,7 @@ def from_published(published: Published) -> Config:
         BadInput: a key has a value that this family does not compute.
     """
     offset = published.whole("pad_token_id", PADDING, least=0) + 1
-    return numbers(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
+    return read_config(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def to_published(config: Config) -> dict[str, Any]:
     """
     fix = "a roberta config.json has padding in the row before the first token's; choose 1 or more"
     require(config.position_offset >= 1, "model.position_offset", config.position_offset, fix)
-    return {**spelled(config), "pad_token_id": config.position_offset - 1}
+    return {**config_entries(config), "pad_token_id": config.position_offset - 1}
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------------------

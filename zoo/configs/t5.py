@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
 
 Architecture = Literal["encoder_decoder", "shared", "decoder"]
 
@@ -83,7 +83,7 @@ class Config:
         require(consistent, "model.decoder_layers", self.decoder_layers, fix)
 
     @property
-    def sourced(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """True if the model has an encoder, whose source text the decoder attends to."""
         return self.architecture != "decoder"
 
@@ -104,7 +104,7 @@ FEED_FORWARD: dict[str, tuple[Activation, bool]] = {
 """Maps published names to (activation, gated); an export writes the first name that fits."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type t5; absent keys take the defaults of `transformers`' T5Config.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, Published, first_name
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
 
 Sinusoids = Literal["interleaved", "halves"]
 
@@ -67,7 +67,7 @@ class Config:
         return self.width // self.heads
 
     @property
-    def sourced(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """True: the model has an encoder, whose source text the decoder attends to."""
         return True
 
@@ -89,7 +89,7 @@ EPS = 1e-5
 """Fixed in the code of `transformers`; no key sets it."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type marian; absent keys take the defaults of `transformers`' MarianConfig.
 
     Raises:

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import ACTIVATIONS, BodyConfig, Initializer, activation, exported, named_labels, on_top
+from zoo.configs._encoder import ACTIVATIONS, BodyConfig, Initializer, activation, exported, head_fields, label_entries
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, Published
+from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
 
 LONGEST = 1 << 20
 """Largest number of positions in the memory."""
@@ -56,7 +56,7 @@ MODEL_TYPE = "xlnet"
 """Name of this family in a published config.json."""
 
 
-def from_published(published: Published) -> Config:
+def from_published(published: PublishedConfig) -> Config:
     """Return the configuration in a config.json of type xlnet; absent keys take the defaults of `transformers`' XLNetConfig.
 
     The exception is an absent `mem_len`, which means no memory: rows that are computed one at a time give the same results.
@@ -88,7 +88,7 @@ def from_published(published: Published) -> Config:
         memory=published.whole("mem_len", 0, least=0, nullable=True),
         reuse=published.whole("reuse_len", 0, least=0, nullable=True),
         exported=exported(published, "ff_activation"),
-        **on_top(published),
+        **head_fields(published),
     )
     if (size := published.whole("d_head", head, nullable=True)) != config.head:
         raise published.wrong("d_head", size, f"this family computes {config.head}, d_model / n_head")
@@ -119,7 +119,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "summary_last_dropout": config.head_dropout,
         "mem_len": config.memory or None,
         "reuse_len": config.reuse or None,
-        **named_labels(config),
+        **label_entries(config),
         **COMPUTED,
     }
 

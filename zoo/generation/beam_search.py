@@ -21,7 +21,7 @@ NEVER = -1e9
 """Score of impossible texts: far below every sum of log probabilities."""
 
 
-class Found(NamedTuple):
+class BeamSearchResult(NamedTuple):
     """The finished texts of each prompt, the best first."""
 
     tokens: Int[Array, "B K limit"]
@@ -56,7 +56,7 @@ class _Search:
 
 def search(
     model: Model, params: Any, prompts: Batch, cache: dict[str, Any], beams: Beams, *, limit: int, entries: int, end: int | None
-) -> Found:
+) -> BeamSearchResult:
     """Return the best continuations of `prompts`, [B, T], of at most `limit` tokens.
 
     Args:
@@ -96,7 +96,7 @@ def search(
         return _append_token(dataclasses.replace(state, cache=cache), logits, beams, axes, limit, end)
 
     state = jax.lax.while_loop(lambda state: (state.size < limit) & state.open.any(), step, start)
-    return Found(state.done, state.done_score, state.finite)
+    return BeamSearchResult(state.done, state.done_score, state.finite)
 
 
 def batch_axes(model: Model, params: Any, prompts: Batch, cache: dict[str, Any]) -> dict[str, int | None]:

@@ -19,7 +19,7 @@ SALT = 0x7E87
 """Makes the random numbers of generation differ from those of a training run with the same seed."""
 
 
-def draw(
+def sample_token(
     logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None, seeds: Seeds
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
     """Sample the next token of each row; also return whether the row's logits are finite, without which the token means nothing.

@@ -19,7 +19,7 @@ MOST_LABELS = 100_000
 T = TypeVar("T")
 
 
-class Published:
+class PublishedConfig:
     """The object in a config.json. Each method reads one key and raises an error for an invalid value.
 
     Nothing in the file is executed, imported or fetched.
@@ -36,7 +36,7 @@ class Published:
         """Maps a key of the family to the other name under which this file has it."""
 
     @classmethod
-    def load(cls, folder: Path) -> "Published":
+    def load(cls, folder: Path) -> "PublishedConfig":
         """Read the config.json of a folder.
 
         Raises:
@@ -128,7 +128,7 @@ class Published:
     def architecture(self) -> str:
         """Return the class of `transformers` that the weights were saved from; "" if the file does not name it."""
         value = self._take("architectures", None, nullable=True)
-        if not is_a(value, list[str] | None):
+        if not has_type(value, list[str] | None):
             raise self.wrong("architectures", value, "it must be a list of names, or null")
         return value[0] if value else ""
 
@@ -158,7 +158,7 @@ class Published:
         """
         self._read.update(keys)
         for key in self._content.keys() & KINDS.keys() & set(keys):
-            if not is_a(value := self._content[key], KINDS[key]):
+            if not has_type(value := self._content[key], KINDS[key]):
                 raise self.wrong(key, value, f"it must be {describe_kind(KINDS[key])}")
 
     def unread(self) -> list[str]:
@@ -212,17 +212,17 @@ KINDS: dict[str, Any] = {
 """Types of keys without effect, as the configurations of `transformers` declare them."""
 
 
-def is_a(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
     """Return True if a JSON value has a type. True is not a number, and 1 is not a float."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return any(is_a(value, member) for member in arguments)
+        return any(has_type(value, member) for member in arguments)
     if origin is Literal:
         return value in arguments
     if origin is list:
-        return isinstance(value, list) and all(is_a(item, arguments[0]) for item in value)
+        return isinstance(value, list) and all(has_type(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(is_a(item, arguments[1]) for item in value.values())
+        return isinstance(value, dict) and all(has_type(item, arguments[1]) for item in value.values())
     return type(value) is kind
 
 

@@ -46,10 +46,10 @@ def fetch(name: str) -> Path:
         huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE)
         return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS)
 
-    return Path(ask(download, name, "model or revision", instead="a folder"))
+    return Path(request(download, name, "model or revision", instead="a folder"))
 
 
-def ask(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
+def request(question: Callable[[], T], name: str, what: str, *, instead: str, missing: str = "not in the local cache") -> T:
     """Return the result of a request to the hub about `name`, which is `missing` here.
 
     Raises:

@@ -12,7 +12,7 @@ Index = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ParamName:
     """Mapping between a parameter leaf of this project and published tensors."""
 
     leaf: str
@@ -29,14 +29,14 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Names:
+class ParamNames:
     """Published parameter names of a family's models with one kind of head, or with none."""
 
     architecture: str
     """Class of `transformers` for which an export is written; "" if there is none, so the model has no published form."""
     prefixes: tuple[str, ...]
     """Possible prefixes of the names; an export writes the first."""
-    rows: tuple[Row, ...]
+    rows: tuple[ParamName, ...]
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Maps the full name of an optional tensor to the leaf that it must equal. It is never written, unless a row of the
     configuration has this name."""

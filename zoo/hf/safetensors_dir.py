@@ -60,7 +60,7 @@ class Tensor:
         return np.asarray(np.memmap(self.file, dtype, "r", offset=self.start, shape=self.shape))
 
 
-def read(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a folder by name, from model.safetensors or the shards in model.safetensors.index.json.
 
     Raises:
@@ -71,7 +71,7 @@ def read(folder: Path) -> dict[str, Tensor]:
             raise BadInput(f"{folder}: contains both {SINGLE} and {INDEX}; remove the one that does not belong to the model")
         return _sharded(folder)
     if (folder / SINGLE).exists():
-        return header(folder / SINGLE)
+        return read_header(folder / SINGLE)
     others = sorted(file.name for pattern in EXECUTABLE for file in folder.glob(pattern))
     if others:
         raise BadInput(
@@ -81,7 +81,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     raise BadInput(f"{folder}: contains neither {SINGLE} nor {INDEX}")
 
 
-def header(file: Path) -> dict[str, Tensor]:
+def read_header(file: Path) -> dict[str, Tensor]:
     """Return the tensors of one safetensors file.
 
     Raises:
@@ -132,7 +132,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
             )
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        shard = header(folder / file)
+        shard = read_header(folder / file)
         listed = {name for name, shard_file in files.items() if shard_file == file}
         if different := sorted(listed ^ shard.keys()):
             lacks = different[0] in listed
@@ -176,7 +176,7 @@ def new_folder(target: Path):
                 folder.rmdir()
 
 
-def write(
+def write_tensors(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], fetch: Callable[[str], np.ndarray], *, largest: int = 5_000_000_000
 ) -> None:
     """Write float32 tensors into a folder: one file, or shards of at most `largest` bytes and their index.

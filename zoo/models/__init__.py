@@ -2,10 +2,10 @@
 
 Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF` (its published names by task), `PADDED`
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
-that generates text has `init_cache` and `decode`; its configuration has `sourced` if it is an encoder-decoder, `generates` if
-some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A family that
-classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The list of families is the list of files in
-this folder.
+that generates text has `init_cache` and `decode`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
+`generates` if some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A
+family that classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The list of families is the list
+of files in this folder.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, UInt32
 from zoo import configs
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
-from zoo.hf.param_names import Names
+from zoo.hf.param_names import ParamNames
 
 
 def families() -> list[str]:
@@ -73,9 +73,9 @@ class Model:
         return self.config.task if hasattr(self.config, "task") else next(iter(self.module.HF))
 
     @property
-    def sourced(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """True for an encoder-decoder, which predicts a text from another one, `Batch.source`."""
-        return getattr(self.config, "sourced", False)
+        return getattr(self.config, "is_encoder_decoder", False)
 
     @property
     def generates(self) -> bool:
@@ -88,7 +88,7 @@ class Model:
         return getattr(self.config, "reads_both_ways", False)
 
     @property
-    def names(self) -> Names:
+    def names(self) -> ParamNames:
         """The model's published names."""
         return self.module.HF[self.task]
 

@@ -26,7 +26,7 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="BertForTokenClassification", rows=CLASSIFIER, idle=POOLER_NAMES),
     "span": Head(architecture="BertForQuestionAnswering", rows=SPAN, idle=POOLER_NAMES, drops=False),
 }
-HF = encoder.published(
+HF = encoder.published_names(
     HEADS,
     "bert.",
     BERT_BODY,

@@ -2,7 +2,7 @@
 
 from zoo.configs._encoder import Task
 from zoo.configs.distilbert import Config
-from zoo.hf.param_names import Row
+from zoo.hf.param_names import ParamName
 from zoo.nn import encoder
 from zoo.nn.encoder import DENSE, Family, linear
 from zoo.nn.heads import Head
@@ -14,30 +14,30 @@ PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 BODY = (
-    Row("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
-    Row("embed/positions/embedding", "embeddings.position_embeddings.weight"),
-    Row("embed/norm/scale", "embeddings.LayerNorm.weight"),
-    Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
-    Row(
+    ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
+    ParamName("embed/positions/embedding", "embeddings.position_embeddings.weight"),
+    ParamName("embed/norm/scale", "embeddings.LayerNorm.weight"),
+    ParamName("embed/norm/bias", "embeddings.LayerNorm.bias"),
+    ParamName(
         "layers/attention/qkv/kernel",
         tuple(f"transformer.layer.{{layer}}.attention.{part}_lin.weight" for part in "qkv"),
         "(n h) d -> d c n h",
     ),
-    Row(
+    ParamName(
         "layers/attention/qkv/bias",
         tuple(f"transformer.layer.{{layer}}.attention.{part}_lin.bias" for part in "qkv"),
         "(n h) -> c n h",
     ),
-    Row("layers/attention/out/kernel", "transformer.layer.{layer}.attention.out_lin.weight", "d (n h) -> n h d"),
-    Row("layers/attention/out/bias", "transformer.layer.{layer}.attention.out_lin.bias"),
-    Row("layers/norm1/scale", "transformer.layer.{layer}.sa_layer_norm.weight"),
-    Row("layers/norm1/bias", "transformer.layer.{layer}.sa_layer_norm.bias"),
-    Row("layers/mlp/up/kernel", "transformer.layer.{layer}.ffn.lin1.weight", DENSE),
-    Row("layers/mlp/up/bias", "transformer.layer.{layer}.ffn.lin1.bias"),
-    Row("layers/mlp/down/kernel", "transformer.layer.{layer}.ffn.lin2.weight", DENSE),
-    Row("layers/mlp/down/bias", "transformer.layer.{layer}.ffn.lin2.bias"),
-    Row("layers/norm2/scale", "transformer.layer.{layer}.output_layer_norm.weight"),
-    Row("layers/norm2/bias", "transformer.layer.{layer}.output_layer_norm.bias"),
+    ParamName("layers/attention/out/kernel", "transformer.layer.{layer}.attention.out_lin.weight", "d (n h) -> n h d"),
+    ParamName("layers/attention/out/bias", "transformer.layer.{layer}.attention.out_lin.bias"),
+    ParamName("layers/norm1/scale", "transformer.layer.{layer}.sa_layer_norm.weight"),
+    ParamName("layers/norm1/bias", "transformer.layer.{layer}.sa_layer_norm.bias"),
+    ParamName("layers/mlp/up/kernel", "transformer.layer.{layer}.ffn.lin1.weight", DENSE),
+    ParamName("layers/mlp/up/bias", "transformer.layer.{layer}.ffn.lin1.bias"),
+    ParamName("layers/mlp/down/kernel", "transformer.layer.{layer}.ffn.lin2.weight", DENSE),
+    ParamName("layers/mlp/down/bias", "transformer.layer.{layer}.ffn.lin2.bias"),
+    ParamName("layers/norm2/scale", "transformer.layer.{layer}.output_layer_norm.weight"),
+    ParamName("layers/norm2/bias", "transformer.layer.{layer}.output_layer_norm.bias"),
 )
 MASKED = encoder.masked("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
 OWN = (*linear("dense", "pre_classifier"), *linear("classifier", "classifier"))
@@ -50,7 +50,7 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="DistilBertForTokenClassification", rows=linear("classifier", "classifier")),
     "span": Head(architecture="DistilBertForQuestionAnswering", rows=linear("classifier", "qa_outputs")),
 }
-HF = encoder.published(
+HF = encoder.published_names(
     HEADS,
     "distilbert.",
     BODY,

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.gpt import Config
-from zoo.hf.param_names import Names, Row
-from zoo.nn.kv_cache import advance, empty_cache
+from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, LayerNorm, Mlp, Past, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
+from zoo.nn.layers import Embed, KVCacheView, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
 from zoo.ops import counter_rng
 from zoo.sharding import BATCH, Rules, constrain
 
@@ -81,7 +81,7 @@ def decode(
     Raises:
         ValueError: more tokens than the cache has slots.
     """
-    new, cached = advance(batch, cache)
+    new, cached = append_tokens(batch, cache)
     at = cache["at"]
 
     def body(block: Block, carry: Any, _: None, index: Array, attends: str) -> tuple[Any, None]:
@@ -94,7 +94,7 @@ def decode(
             query_positions=new["positions"],
             key_positions=cached["positions"],
         )
-        x, past = block.decode(x, mask, Past(k=k, v=v, layer=index, at=at))
+        x, past = block.decode(x, mask, KVCacheView(k=k, v=v, layer=index, at=at))
         return (constrain(x, BATCH), past.k, past.v), None
 
     x = _embed(params["embed"], batch.tokens, new["positions"])
@@ -163,7 +163,7 @@ class Block(nnx.Module):
         y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         return self._after_attention(x, y, seeds)
 
-    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: Past) -> tuple[Float[Array, "B T D"], Past]:
+    def decode(self, x: Float[Array, "B T D"], mask: Mask, past: KVCacheView) -> tuple[Float[Array, "B T D"], KVCacheView]:
         y, past = self.attention.decode(self.norm1(x), mask, past, impl=self.cfg.compute.attention)
         return self._after_attention(x, y, None), past
 
@@ -172,28 +172,28 @@ class Block(nnx.Module):
         return x + dropout(self.mlp(self.norm2(x)), self.cfg.dropout, seeds, MLP_SITE)
 
 
-NAMES = Names(
+NAMES = ParamNames(
     architecture="GPT2LMHeadModel",
     # The files released in 2019 have no prefix.
     prefixes=("transformer.", ""),
     # Unlike in every other family, kernels are published as [in, out].
     rows=(
-        Row("embed/tokens/embedding", "wte.weight"),
-        Row("embed/positions/embedding", "wpe.weight"),
-        Row("layers/norm1/scale", "h.{layer}.ln_1.weight"),
-        Row("layers/norm1/bias", "h.{layer}.ln_1.bias"),
-        Row("layers/attention/qkv/kernel", "h.{layer}.attn.c_attn.weight", "d (c n h) -> d c n h"),
-        Row("layers/attention/qkv/bias", "h.{layer}.attn.c_attn.bias", "(c n h) -> c n h"),
-        Row("layers/attention/out/kernel", "h.{layer}.attn.c_proj.weight", "(n h) d -> n h d"),
-        Row("layers/attention/out/bias", "h.{layer}.attn.c_proj.bias"),
-        Row("layers/norm2/scale", "h.{layer}.ln_2.weight"),
-        Row("layers/norm2/bias", "h.{layer}.ln_2.bias"),
-        Row("layers/mlp/up/kernel", "h.{layer}.mlp.c_fc.weight"),
-        Row("layers/mlp/up/bias", "h.{layer}.mlp.c_fc.bias"),
-        Row("layers/mlp/down/kernel", "h.{layer}.mlp.c_proj.weight"),
-        Row("layers/mlp/down/bias", "h.{layer}.mlp.c_proj.bias"),
-        Row("norm/scale", "ln_f.weight"),
-        Row("norm/bias", "ln_f.bias"),
+        ParamName("embed/tokens/embedding", "wte.weight"),
+        ParamName("embed/positions/embedding", "wpe.weight"),
+        ParamName("layers/norm1/scale", "h.{layer}.ln_1.weight"),
+        ParamName("layers/norm1/bias", "h.{layer}.ln_1.bias"),
+        ParamName("layers/attention/qkv/kernel", "h.{layer}.attn.c_attn.weight", "d (c n h) -> d c n h"),
+        ParamName("layers/attention/qkv/bias", "h.{layer}.attn.c_attn.bias", "(c n h) -> c n h"),
+        ParamName("layers/attention/out/kernel", "h.{layer}.attn.c_proj.weight", "(n h) d -> n h d"),
+        ParamName("layers/attention/out/bias", "h.{layer}.attn.c_proj.bias"),
+        ParamName("layers/norm2/scale", "h.{layer}.ln_2.weight"),
+        ParamName("layers/norm2/bias", "h.{layer}.ln_2.bias"),
+        ParamName("layers/mlp/up/kernel", "h.{layer}.mlp.c_fc.weight"),
+        ParamName("layers/mlp/up/bias", "h.{layer}.mlp.c_fc.bias"),
+        ParamName("layers/mlp/down/kernel", "h.{layer}.mlp.c_proj.weight"),
+        ParamName("layers/mlp/down/bias", "h.{layer}.mlp.c_proj.bias"),
+        ParamName("norm/scale", "ln_f.weight"),
+        ParamName("norm/bias", "ln_f.bias"),
     ),
     tied={"lm_head.weight": "embed/tokens/embedding"},
     # Old files contain the causal mask.

@@ -28,7 +28,7 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="RobertaForTokenClassification", rows=CLASSIFIER, idle=POOLER_NAMES),
     "span": Head(architecture="RobertaForQuestionAnswering", rows=SPAN, idle=POOLER_NAMES, drops=False),
 }
-HF = encoder.published(
+HF = encoder.published_names(
     HEADS,
     "roberta.",
     BERT_BODY,

@@ -18,16 +18,16 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.masks import Buckets, ByDistance, Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
-from zoo.hf.param_names import Names, Row
-from zoo.nn.kv_cache import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
     GatedMlp,
     Init,
+    KVCacheView,
     Mlp,
-    Past,
     RMSNorm,
     Seeds,
     SelfAttention,
@@ -122,11 +122,11 @@ def decode(
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
     """
-    new, cached = advance(batch, cache)
+    new, cached = append_tokens(batch, cache)
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
     source, source_mask, per_layer = {}, Mask(), None
     if cfg.architecture != "decoder":
-        source = source_of(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
+        source = cached_source(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
         per_layer = source["source_k"], source["source_v"]
         source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
     rank = "order" if cfg.architecture == "decoder" else "positions"
@@ -141,7 +141,7 @@ def decode(
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
         y, past = block.attention.decode(
-            block.norm1(x), mask, Past(k=k, v=v, layer=index, at=at), shift=shift, scale=SCALE, impl=cfg.compute.attention
+            block.norm1(x), mask, KVCacheView(k=k, v=v, layer=index, at=at), shift=shift, scale=SCALE, impl=cfg.compute.attention
         )
         x = x + y
         if source is not None:
@@ -205,7 +205,7 @@ def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[
         return carry, block.cross.read(hidden)
 
     _, (k, v) = _run(cfg, params, DECODER, body, None)
-    return read_source(k, v, source)
+    return source_entries(k, v, source)
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -314,41 +314,41 @@ def _mlp(cfg: Config, init: Init, out_init: Init, rngs: nnx.Rngs) -> Mlp | Gated
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(side: str, last: int) -> tuple[Row, ...]:
+def _rows(side: str, last: int) -> tuple[ParamName, ...]:
     """Return the published names of the parameters that both sides have; the feed-forward layer is number `last` of a block."""
     block, feed = f"{side}.block.{{layer}}.layer", f"{side}.block.{{layer}}.layer.{last}"
     own, inner = f"{block}.0.SelfAttention", f"{feed}.DenseReluDense"
     return (
-        Row(f"{side}/layers/norm1/scale", f"{block}.0.layer_norm.weight"),
-        Row(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{part}.weight" for part in "qkv"), "(n h) d -> d c n h"),
-        Row(f"{side}/layers/attention/out/kernel", f"{own}.o.weight", "d (n h) -> n h d"),
-        Row(f"{side}/relative/embedding", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-        Row(f"{side}/layers/norm2/scale", f"{feed}.layer_norm.weight"),
-        Row(f"{side}/layers/mlp/up/kernel", f"{inner}.wi.weight", "f d -> d f", optional=True),
-        Row(
+        ParamName(f"{side}/layers/norm1/scale", f"{block}.0.layer_norm.weight"),
+        ParamName(f"{side}/layers/attention/qkv/kernel", tuple(f"{own}.{part}.weight" for part in "qkv"), "(n h) d -> d c n h"),
+        ParamName(f"{side}/layers/attention/out/kernel", f"{own}.o.weight", "d (n h) -> n h d"),
+        ParamName(f"{side}/relative/embedding", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ParamName(f"{side}/layers/norm2/scale", f"{feed}.layer_norm.weight"),
+        ParamName(f"{side}/layers/mlp/up/kernel", f"{inner}.wi.weight", "f d -> d f", optional=True),
+        ParamName(
             f"{side}/layers/mlp/gated/kernel",
             (f"{inner}.wi_0.weight", f"{inner}.wi_1.weight"),
             "f d -> d c f",
             optional=True,
         ),
-        Row(f"{side}/layers/mlp/down/kernel", f"{inner}.wo.weight", "d f -> f d"),
-        Row(f"{side}/norm/scale", f"{side}.final_layer_norm.weight"),
+        ParamName(f"{side}/layers/mlp/down/kernel", f"{inner}.wo.weight", "d f -> f d"),
+        ParamName(f"{side}/norm/scale", f"{side}.final_layer_norm.weight"),
     )
 
 
 CROSS = "decoder.block.{layer}.layer.1.EncDecAttention"
-NAMES = Names(
+NAMES = ParamNames(
     architecture="T5ForConditionalGeneration",
     prefixes=("",),
     rows=(
-        Row("embed/tokens/embedding", "shared.weight"),
+        ParamName("embed/tokens/embedding", "shared.weight"),
         *_rows("encoder", 1),
         *_rows("decoder", 2),
-        Row("decoder/layers/norm3/scale", "decoder.block.{layer}.layer.1.layer_norm.weight"),
-        Row("decoder/layers/cross/q/kernel", f"{CROSS}.q.weight", "(n h) d -> d n h"),
-        Row("decoder/layers/cross/kv/kernel", (f"{CROSS}.k.weight", f"{CROSS}.v.weight"), "(n h) d -> d c n h"),
-        Row("decoder/layers/cross/out/kernel", f"{CROSS}.o.weight", "d (n h) -> n h d"),
-        Row("unembed/embedding", "lm_head.weight", optional=True),
+        ParamName("decoder/layers/norm3/scale", "decoder.block.{layer}.layer.1.layer_norm.weight"),
+        ParamName("decoder/layers/cross/q/kernel", f"{CROSS}.q.weight", "(n h) d -> d n h"),
+        ParamName("decoder/layers/cross/kv/kernel", (f"{CROSS}.k.weight", f"{CROSS}.v.weight"), "(n h) d -> d c n h"),
+        ParamName("decoder/layers/cross/out/kernel", f"{CROSS}.o.weight", "d (n h) -> n h d"),
+        ParamName("unembed/embedding", "lm_head.weight", optional=True),
     ),
     tied=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"

@@ -13,16 +13,16 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
-from zoo.hf.param_names import Names, Row
-from zoo.nn.kv_cache import advance, cross_mask, empty_cache, read_source, source_of
+from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
     CrossAttention,
     Embed,
     Init,
+    KVCacheView,
     LayerNorm,
     Mlp,
-    Past,
     Seeds,
     SelfAttention,
     dropout,
@@ -92,9 +92,9 @@ def decode(
     Raises:
         ValueError: more tokens than the cache has slots, or no source.
     """
-    new, cached = advance(batch, cache)
+    new, cached = append_tokens(batch, cache)
     at = cache["at"]
-    source = source_of(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
+    source = cached_source(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
     source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
     mask = Mask(
         causal=True,
@@ -106,7 +106,7 @@ def decode(
 
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
-        y, past = block.attention.decode(x, mask, Past(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
+        y, past = block.attention.decode(x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
         x = block.attend_source(block.norm1(x + y), source[0], source[1], source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
@@ -158,7 +158,7 @@ def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[
         return carry, block.cross.read(hidden)
 
     _, (k, v) = _run(cfg, params, DECODER, body, None)
-    return read_source(k, v, source)
+    return source_entries(k, v, source)
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -239,20 +239,22 @@ def _glorot(inputs: int, outputs: int) -> Init:
 # --- published names ------------------------------------------------------------------------------------------------------------
 
 
-def _linear(leaf: str, name: str, weight: str, bias: str = "") -> tuple[Row, ...]:
-    return Row(f"{leaf}/kernel", f"{name}.weight", weight), Row(f"{leaf}/bias", f"{name}.bias", bias)
+def _linear(leaf: str, name: str, weight: str, bias: str = "") -> tuple[ParamName, ...]:
+    return ParamName(f"{leaf}/kernel", f"{name}.weight", weight), ParamName(f"{leaf}/bias", f"{name}.bias", bias)
 
 
-def _norm(leaf: str, name: str) -> tuple[Row, ...]:
-    return Row(f"{leaf}/scale", f"{name}.weight"), Row(f"{leaf}/bias", f"{name}.bias")
+def _norm(leaf: str, name: str) -> tuple[ParamName, ...]:
+    return ParamName(f"{leaf}/scale", f"{name}.weight"), ParamName(f"{leaf}/bias", f"{name}.bias")
 
 
-def _fused(leaf: str, name: str, parts: str) -> tuple[Row, ...]:
+def _fused(leaf: str, name: str, parts: str) -> tuple[ParamName, ...]:
     names = {kind: tuple(f"{name}.{part}_proj.{kind}" for part in parts) for kind in ("weight", "bias")}
-    return Row(f"{leaf}/kernel", names["weight"], "(n h) d -> d c n h"), Row(f"{leaf}/bias", names["bias"], "(n h) -> c n h")
+    return ParamName(f"{leaf}/kernel", names["weight"], "(n h) d -> d c n h"), ParamName(
+        f"{leaf}/bias", names["bias"], "(n h) -> c n h"
+    )
 
 
-def _rows(side: str) -> tuple[Row, ...]:
+def _rows(side: str) -> tuple[ParamName, ...]:
     """Return the published names of the parameters that both sides have."""
     leaf, name = f"{side}/layers", f"{side}.layers.{{layer}}"
     return (
@@ -272,19 +274,19 @@ def _sinusoids(cfg: Config) -> np.ndarray:
 
 
 CROSS = "decoder.layers.{layer}.encoder_attn"
-NAMES = Names(
+NAMES = ParamNames(
     # Marian's models are this one with biases in every layer; the paper's models were not published.
     architecture="MarianMTModel",
     prefixes=("model.",),
     rows=(
-        Row("embed/tokens/embedding", "shared.weight"),
+        ParamName("embed/tokens/embedding", "shared.weight"),
         *_rows("encoder"),
         *_rows("decoder"),
         *_linear("decoder/layers/cross/q", f"{CROSS}.q_proj", "(n h) d -> d n h", "(n h) -> n h"),
         *_fused("decoder/layers/cross/kv", CROSS, "kv"),
         *_linear("decoder/layers/cross/out", f"{CROSS}.out_proj", "d (n h) -> n h d"),
         *_norm("decoder/layers/norm3", f"{CROSS}_layer_norm"),
-        Row("unembed/bias", "final_logits_bias", "() v -> v", bare=True),
+        ParamName("unembed/bias", "final_logits_bias", "() v -> v", bare=True),
     ),
     tied=dict.fromkeys(
         ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"), "embed/tokens/embedding"

@@ -22,13 +22,13 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import Task
 from zoo.configs.xlnet import Config
-from zoo.hf.param_names import Row
+from zoo.hf.param_names import ParamName
 from zoo.nn import encoder, heads
 from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.heads import Head
-from zoo.nn.kv_cache import advance, empty_cache
+from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, Past, Seeds, dropout, lookup
+from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, lookup
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
 from zoo.ops import counter_rng, positions
 from zoo.sharding import BATCH, Rules, constrain
@@ -149,7 +149,7 @@ def decode(
     Raises:
         ValueError: more tokens than the cache has slots.
     """
-    new, cached = advance(batch, cache)
+    new, cached = append_tokens(batch, cache)
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
     mask = Mask(
         query_segments=new["segments"],
@@ -165,7 +165,7 @@ def decode(
 
     def body(block: Block, carry: Any, r: Array, index: Array, _: None) -> tuple[Any, None]:
         x, g, k, v = carry
-        past = Past(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
+        past = KVCacheView(k=k, v=v, layer=index, at=at).write(*block.attention.read(x))
         k, v = past.read()
         keys = Keys(k=k, v=v, r=r)
         x, g = (constrain(block(y, keys, stream, None), BATCH) for y, stream in ((x, content), (g, query)))
@@ -302,28 +302,28 @@ class Embeddings(nnx.Module):
 
 ATTENTION, FEED_FORWARD = "layer.{layer}.rel_attn", "layer.{layer}.ff"
 BODY = (
-    Row("embed/tokens/embedding", "word_embedding.weight"),
-    Row("embed/mask/embedding", "mask_emb", "() () d -> d"),
-    Row("layers/attention/q/kernel", f"{ATTENTION}.q"),
-    Row("layers/attention/kv/kernel", (f"{ATTENTION}.k", f"{ATTENTION}.v"), "d n h -> d c n h"),
-    Row("layers/attention/r/kernel", f"{ATTENTION}.r"),
-    Row("layers/attention/out/kernel", f"{ATTENTION}.o", "d n h -> n h d"),
-    Row("layers/attention/content/embedding", f"{ATTENTION}.r_w_bias"),
-    Row("layers/attention/distance/embedding", f"{ATTENTION}.r_r_bias"),
-    Row("layers/attention/type/embedding", f"{ATTENTION}.r_s_bias"),
-    Row("layers/attention/types/embedding", f"{ATTENTION}.seg_embed"),
-    Row("layers/norm1/scale", f"{ATTENTION}.layer_norm.weight"),
-    Row("layers/norm1/bias", f"{ATTENTION}.layer_norm.bias"),
-    Row("layers/mlp/up/kernel", f"{FEED_FORWARD}.layer_1.weight", DENSE),
-    Row("layers/mlp/up/bias", f"{FEED_FORWARD}.layer_1.bias"),
-    Row("layers/mlp/down/kernel", f"{FEED_FORWARD}.layer_2.weight", DENSE),
-    Row("layers/mlp/down/bias", f"{FEED_FORWARD}.layer_2.bias"),
-    Row("layers/norm2/scale", f"{FEED_FORWARD}.layer_norm.weight"),
-    Row("layers/norm2/bias", f"{FEED_FORWARD}.layer_norm.bias"),
+    ParamName("embed/tokens/embedding", "word_embedding.weight"),
+    ParamName("embed/mask/embedding", "mask_emb", "() () d -> d"),
+    ParamName("layers/attention/q/kernel", f"{ATTENTION}.q"),
+    ParamName("layers/attention/kv/kernel", (f"{ATTENTION}.k", f"{ATTENTION}.v"), "d n h -> d c n h"),
+    ParamName("layers/attention/r/kernel", f"{ATTENTION}.r"),
+    ParamName("layers/attention/out/kernel", f"{ATTENTION}.o", "d n h -> n h d"),
+    ParamName("layers/attention/content/embedding", f"{ATTENTION}.r_w_bias"),
+    ParamName("layers/attention/distance/embedding", f"{ATTENTION}.r_r_bias"),
+    ParamName("layers/attention/type/embedding", f"{ATTENTION}.r_s_bias"),
+    ParamName("layers/attention/types/embedding", f"{ATTENTION}.seg_embed"),
+    ParamName("layers/norm1/scale", f"{ATTENTION}.layer_norm.weight"),
+    ParamName("layers/norm1/bias", f"{ATTENTION}.layer_norm.bias"),
+    ParamName("layers/mlp/up/kernel", f"{FEED_FORWARD}.layer_1.weight", DENSE),
+    ParamName("layers/mlp/up/bias", f"{FEED_FORWARD}.layer_1.bias"),
+    ParamName("layers/mlp/down/kernel", f"{FEED_FORWARD}.layer_2.weight", DENSE),
+    ParamName("layers/mlp/down/bias", f"{FEED_FORWARD}.layer_2.bias"),
+    ParamName("layers/norm2/scale", f"{FEED_FORWARD}.layer_norm.weight"),
+    ParamName("layers/norm2/bias", f"{FEED_FORWARD}.layer_norm.bias"),
 )
 """The published "biases" are vectors that all queries share. They are tables like the others, so their weights decay."""
 
-WORDS = (Row("unembed/bias", "lm_loss.bias", bare=True),)
+WORDS = (ParamName("unembed/bias", "lm_loss.bias", bare=True),)
 SUMMARY = (*linear("dense", "sequence_summary.summary"), *linear("classifier", "logits_proj"))
 
 HEADS: dict[Task, Head] = {
@@ -336,4 +336,4 @@ HEADS: dict[Task, Head] = {
     "tokens": Head(architecture="XLNetForTokenClassification", rows=linear("classifier", "classifier"), drops=False),
     "span": Head(architecture="XLNetForQuestionAnsweringSimple", rows=linear("classifier", "qa_outputs"), drops=False),
 }
-HF = encoder.published(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"})
+HF = encoder.published_names(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"})

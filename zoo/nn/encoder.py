@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs._encoder import BodyConfig, EncoderConfig, Task
-from zoo.hf.param_names import Names, Row
+from zoo.hf.param_names import ParamName, ParamNames
 from zoo.nn import heads
 from zoo.nn.heads import Head
 from zoo.nn.layer_stack import init_stack, run_stack
@@ -154,17 +154,17 @@ DENSE = "o i -> i o"
 """The kernels of these families are published as [out, in]."""
 
 
-def published(
+def published_names(
     table: Mapping[Task, Head],
     prefix: str,
-    body: tuple[Row, ...],
+    body: tuple[ParamName, ...],
     *,
     tied: Mapping[str, str],
     constants: tuple[str, ...] = (),
-) -> dict[str, Names]:
+) -> dict[str, ParamNames]:
     """Return the published names of a family by task: the body, with `prefix` or without if saved alone, and each head's rows."""
     return {
-        task: Names(
+        task: ParamNames(
             architecture=head.architecture,
             prefixes=("", prefix) if task == "body" else (prefix, ""),
             rows=(*body, *head.rows),
@@ -178,50 +178,50 @@ def published(
 
 
 BERT_BODY = (
-    Row("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
-    Row("embed/positions/embedding", "embeddings.position_embeddings.weight"),
-    Row("embed/types/embedding", "embeddings.token_type_embeddings.weight"),
-    Row("embed/norm/scale", "embeddings.LayerNorm.weight"),
-    Row("embed/norm/bias", "embeddings.LayerNorm.bias"),
-    Row(
+    ParamName("embed/tokens/embedding", "embeddings.word_embeddings.weight"),
+    ParamName("embed/positions/embedding", "embeddings.position_embeddings.weight"),
+    ParamName("embed/types/embedding", "embeddings.token_type_embeddings.weight"),
+    ParamName("embed/norm/scale", "embeddings.LayerNorm.weight"),
+    ParamName("embed/norm/bias", "embeddings.LayerNorm.bias"),
+    ParamName(
         "layers/attention/qkv/kernel",
         tuple(f"encoder.layer.{{layer}}.attention.self.{part}.weight" for part in ("query", "key", "value")),
         "(n h) d -> d c n h",
     ),
-    Row(
+    ParamName(
         "layers/attention/qkv/bias",
         tuple(f"encoder.layer.{{layer}}.attention.self.{part}.bias" for part in ("query", "key", "value")),
         "(n h) -> c n h",
     ),
-    Row("layers/attention/out/kernel", "encoder.layer.{layer}.attention.output.dense.weight", "d (n h) -> n h d"),
-    Row("layers/attention/out/bias", "encoder.layer.{layer}.attention.output.dense.bias"),
-    Row("layers/norm1/scale", "encoder.layer.{layer}.attention.output.LayerNorm.weight"),
-    Row("layers/norm1/bias", "encoder.layer.{layer}.attention.output.LayerNorm.bias"),
-    Row("layers/mlp/up/kernel", "encoder.layer.{layer}.intermediate.dense.weight", DENSE),
-    Row("layers/mlp/up/bias", "encoder.layer.{layer}.intermediate.dense.bias"),
-    Row("layers/mlp/down/kernel", "encoder.layer.{layer}.output.dense.weight", DENSE),
-    Row("layers/mlp/down/bias", "encoder.layer.{layer}.output.dense.bias"),
-    Row("layers/norm2/scale", "encoder.layer.{layer}.output.LayerNorm.weight"),
-    Row("layers/norm2/bias", "encoder.layer.{layer}.output.LayerNorm.bias"),
+    ParamName("layers/attention/out/kernel", "encoder.layer.{layer}.attention.output.dense.weight", "d (n h) -> n h d"),
+    ParamName("layers/attention/out/bias", "encoder.layer.{layer}.attention.output.dense.bias"),
+    ParamName("layers/norm1/scale", "encoder.layer.{layer}.attention.output.LayerNorm.weight"),
+    ParamName("layers/norm1/bias", "encoder.layer.{layer}.attention.output.LayerNorm.bias"),
+    ParamName("layers/mlp/up/kernel", "encoder.layer.{layer}.intermediate.dense.weight", DENSE),
+    ParamName("layers/mlp/up/bias", "encoder.layer.{layer}.intermediate.dense.bias"),
+    ParamName("layers/mlp/down/kernel", "encoder.layer.{layer}.output.dense.weight", DENSE),
+    ParamName("layers/mlp/down/bias", "encoder.layer.{layer}.output.dense.bias"),
+    ParamName("layers/norm2/scale", "encoder.layer.{layer}.output.LayerNorm.weight"),
+    ParamName("layers/norm2/bias", "encoder.layer.{layer}.output.LayerNorm.bias"),
 )
 """BERT's names; RoBERTa has the same with another prefix."""
 
-POOLER = (Row("pooler/kernel", "pooler.dense.weight", DENSE), Row("pooler/bias", "pooler.dense.bias"))
+POOLER = (ParamName("pooler/kernel", "pooler.dense.weight", DENSE), ParamName("pooler/bias", "pooler.dense.bias"))
 """The pooler is published as a part of the body."""
 
 POOLER_NAMES = tuple(str(row.names) for row in POOLER)
 
 
-def linear(part: str, name: str) -> tuple[Row, ...]:
+def linear(part: str, name: str) -> tuple[ParamName, ...]:
     """Return the rows of a head's linear layer."""
-    return Row(f"{part}/kernel", f"{name}.weight", DENSE, bare=True), Row(f"{part}/bias", f"{name}.bias", bare=True)
+    return ParamName(f"{part}/kernel", f"{name}.weight", DENSE, bare=True), ParamName(f"{part}/bias", f"{name}.bias", bare=True)
 
 
-def masked(dense: str, norm: str, bias: str) -> tuple[Row, ...]:
+def masked(dense: str, norm: str, bias: str) -> tuple[ParamName, ...]:
     """Return the rows of a masked head, without the table that it is tied to."""
     return (
         *linear("masked/dense", dense),
-        Row("masked/norm/scale", f"{norm}.weight", bare=True),
-        Row("masked/norm/bias", f"{norm}.bias", bare=True),
-        Row("masked/bias", bias, bare=True),
+        ParamName("masked/norm/scale", f"{norm}.weight", bare=True),
+        ParamName("masked/norm/bias", f"{norm}.bias", bare=True),
+        ParamName("masked/bias", bias, bare=True),
     )

@@ -24,7 +24,7 @@ from zoo.batch import Batch, Output
 from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
-from zoo.hf.param_names import Row
+from zoo.hf.param_names import ParamName
 from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded_rows, product, tied_logits
 from zoo.ops import counter_rng
 from zoo.sharding import BATCH, constrain
@@ -40,7 +40,7 @@ class Head:
 
     architecture: str
     """The class of `transformers` with this head; "" if there is none."""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ParamName, ...] = ()
     """Its leaves and their published names."""
     idle: tuple[str, ...] = ()
     """Published names, without the family's prefix, of tensors that its files may contain but that it does not use."""
@@ -194,7 +194,7 @@ def flops(cfg: BodyConfig, head: Head, batch: Batch) -> float:
     sequences = math.prod(rows) * (1 if batch.summary_at is None else batch.summary_at.shape[-1])
     dense, total = 2.0 * cfg.width * cfg.width, 0.0
     if head.parts & {"masked", "unembed"}:
-        predicted = math.prod(rows) * (length if batch.places is None else batch.places.shape[-1])
+        predicted = math.prod(rows) * (length if batch.predicted_positions is None else batch.predicted_positions.shape[-1])
         total += predicted * (dense * ("masked" in head.parts) + 2.0 * cfg.width * cfg.vocab)
     if batch.labels is None:
         return total

@@ -24,7 +24,7 @@ def empty_cache(layers: int, rows: int, length: int, heads: int, head: int, dtyp
     }
 
 
-def advance(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the segments, positions and, if the cache has it, order: of the new tokens [B, T], and of all slots [B, S].
 
     Raises:
@@ -43,14 +43,14 @@ def advance(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return new, cached
 
 
-def read_source(keys: Array, values: Array, source: Batch) -> dict[str, Any]:
+def source_entries(keys: Array, values: Array, source: Batch) -> dict[str, Any]:
     """Return the cache's entries for a source, from the keys and values [L, B, S, N, H] of every layer's cross-attention."""
     k, v = (constrain(array, None, BATCH, None, HEADS) for array in (keys, values))
     segments = jnp.ones(source.tokens.shape, jnp.int32) if source.segments is None else source.segments
     return {"source_k": k, "source_v": v, "source_segments": constrain(segments, BATCH)}
 
 
-def source_of(cache: dict[str, Any]) -> dict[str, Any]:
+def cached_source(cache: dict[str, Any]) -> dict[str, Any]:
     """Return the entries for a source that an earlier call added to the cache.
 
     Raises:

@@ -24,7 +24,7 @@ from zoo.attention.masks import Bias, Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
 from zoo.ops.reductions import broadcast_rows
-from zoo.sharding import BATCH, constrain, single_cpu, target
+from zoo.sharding import BATCH, constrain, single_cpu, target_platform
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
@@ -110,12 +110,12 @@ class SelfAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Mask,
-        past: "Past",
+        past: "KVCacheView",
         *,
         impl: str,
         shift: Bias | None = None,
         scale: float | None = None,
-    ) -> tuple[Float[Array, "B T D"], "Past"]:
+    ) -> tuple[Float[Array, "B T D"], "KVCacheView"]:
         """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots."""
         q, k, v = unstacked(self.qkv(x), 2)
         past = past.write(k, v)
@@ -163,7 +163,7 @@ class CrossAttention(nnx.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Past:
+class KVCacheView:
     """The view that one layer has of the keys and values of all layers.
 
     The arrays are the carry of the scan over layers and are updated in place. As scanned inputs and outputs, every layer's cache
@@ -176,7 +176,7 @@ class Past:
     at: Int[Array, ""]
     """Slot of the first new token."""
 
-    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "Past":
+    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCacheView":
         """Return the view with the new tokens' keys and values in the slots from `at` on."""
         start = (self.layer, 0, self.at, 0, 0)
         updated = (jax.lax.dynamic_update_slice(cache, new[None], start) for cache, new in ((self.k, k), (self.v, v)))
@@ -278,11 +278,11 @@ def _product(x: Array, kernel: Array, summed: int, transposed: bool) -> Array:
     return _contracted(x, kernel, range(x.ndim - summed, x.ndim), _axes(kernel, summed, transposed))
 
 
-def _product_kept(x: Array, kernel: Array, summed: int, transposed: bool) -> tuple[Any, tuple[Array, Array]]:
+def _product_fwd(x: Array, kernel: Array, summed: int, transposed: bool) -> tuple[Any, tuple[Array, Array]]:
     return _product(x, kernel, summed, transposed), (x, kernel)
 
 
-def _product_gradients(summed: int, transposed: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+def _product_bwd(summed: int, transposed: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     d_y, leading = d_y.astype(kernel.dtype), x.ndim - summed
     if single_cpu() and (x.ndim, kernel.ndim) != (2, 2):
@@ -290,7 +290,7 @@ def _product_gradients(summed: int, transposed: bool, residuals: tuple[Array, Ar
         # axis.
         columns = math.prod(x.shape[leading:])
         matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if transposed else (columns, -1))  # [R, C], [C, E]
-        d_x, d_kernel = _product_gradients(1, transposed, matrices, d_y.reshape(matrices[0].shape[0], -1))
+        d_x, d_kernel = _product_bwd(1, transposed, matrices, d_y.reshape(matrices[0].shape[0], -1))
         return d_x.reshape(x.shape), d_kernel.reshape(kernel.shape)
     d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not transposed))
     rows, d_rows = (array.reshape(-1, *array.shape[leading:]) for array in (x, d_y))  # [R, *D], [R, *E]
@@ -298,7 +298,7 @@ def _product_gradients(summed: int, transposed: bool, residuals: tuple[Array, Ar
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
-_product.defvjp(_product_kept, _product_gradients)
+_product.defvjp(_product_fwd, _product_bwd)
 
 
 def _axes(kernel: Array, count: int, last: bool) -> range:
@@ -311,7 +311,7 @@ def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float
     XLA on CPU has no product of a transposed bfloat16 matrix: it computes that in float32, at a fourth of the speed. So x is
     stored transposed first; without a layout constraint XLA would fuse the transposition into the product.
     """
-    if target() == "cpu" and x.dtype == jnp.bfloat16:
+    if target_platform() == "cpu" and x.dtype == jnp.bfloat16:
         if single_cpu() and x.ndim == 2:
             # Without the barrier, an activation that is recomputed for this product would be fused into the transposition, which
             # computes it entry by entry.

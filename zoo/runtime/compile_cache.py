@@ -58,7 +58,7 @@ class CheckedCache(CacheInterface):
         except OSError as error:
             self._writable = False
             why = f"cannot be written ({error.strerror}); compiled programs are not stored for the next command"
-            stdio.complain(f"cache folder {self.folder} {why}")
+            stdio.write_error(f"cache folder {self.folder} {why}")
 
     def _write(self, key: str, value: bytes) -> None:
         descriptor, name = tempfile.mkstemp(UNFINISHED, dir=self.folder)

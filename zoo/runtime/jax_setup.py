@@ -103,19 +103,19 @@ class NoCache(BadInput):
 
 
 def cache_folder(name: str) -> Path | None:
-    """Return a `private` folder of the cache; None, with a notice on stderr, if it cannot be created.
+    """Return a `private_folder` folder of the cache; None, with a notice on stderr, if it cannot be created.
 
     Raises:
         BadInput: the folder belongs to another user, or others can write to it.
     """
     try:
-        return private(cache_dir() / name)
+        return private_folder(cache_dir() / name)
     except NoCache as error:
-        stdio.complain(f"{error}. Until then nothing is cached for the next command")
+        stdio.write_error(f"{error}. Until then nothing is cached for the next command")
         return None
 
 
-def private(folder: Path) -> Path:
+def private_folder(folder: Path) -> Path:
     """Create a folder that only this user can write to, because its content is executed.
 
     Raises:

@@ -31,7 +31,7 @@ TAIL = 4000
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
-def enter(
+def prepare(
     argv: Sequence[str], *, devices: int, processes: int, coordinator: str, process: int, canary: bool = True
 ) -> int | None:
     """Make this process ready for JAX, alone or as one of several.
@@ -162,7 +162,7 @@ def handle_interrupts() -> None:
         sys.unraisablehook = raise_again
 
 
-def importing(frame: FrameType | None) -> bool:
+def is_importing(frame: FrameType | None) -> bool:
     """Return True if a frame is inside an import, where a signal handler must not raise."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -172,7 +172,7 @@ def importing(frame: FrameType | None) -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if importing(frame):
+    if is_importing(frame):
         os._exit(128 + signal.SIGINT)
     raise KeyboardInterrupt
 

@@ -71,7 +71,7 @@ def discard(stream: IO[Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def complain(line: str) -> None:
+def write_error(line: str) -> None:
     """Write a line for the user to stderr. If stderr is full or closed, the exit code does not change."""
     try:
         print(f"zoo: {line}", file=sys.stderr, flush=True)

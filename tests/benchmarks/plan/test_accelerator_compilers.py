@@ -135,7 +135,7 @@ def test_closed_formulas(platform: str) -> None:
 def test_every_published_size_has_a_plan(platform: str, target: str, size: str) -> None:
     """It fits 64 devices, its parameters over as many of them as divide the width and a torus of 4 x 4 x 4 can be cut into."""
     needs(platform)
-    width = configs.find(size)[1].config.width
+    width = configs.find_size(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
     run = planned_run.default(size)
     # Everything is computed again in the backward pass, and no micro-batches are accumulated.

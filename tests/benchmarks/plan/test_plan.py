@@ -112,7 +112,7 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
         )
         keys.append(key())
     teacher = tmp_path / "bert-nano"
-    student = dataclasses.replace(recipes.find("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    student = dataclasses.replace(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
     keys.append(key(student))
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}))
@@ -139,13 +139,15 @@ def test_text_and_page_say_what_was_planned() -> None:
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
-        run, like = planned_run.default(size), recipes.find(recipe)()
+        run, like = planned_run.default(size), recipes.find_recipe(recipe)()
         assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
-        assert run.recipe == size and configs.named(run.model) == size and run.mesh == Mesh()
+        assert run.recipe == size and configs.published_name(run.model) == size and run.mesh == Mesh()
     assert planned_run.default("gpt3-175b").mesh.fsdp == 64
     for family in configs.families():
         for size in configs.family(family).SIZES:
-            assert configs.shape(planned_run.of_size(size).model) == configs.shape(configs.find(size)[1].config), size
+            assert configs.body_fields(planned_run.of_size(size).model) == configs.body_fields(
+                configs.find_size(size)[1].config
+            ), size
 
 
 def test_the_plan_names_no_family_and_no_implementation() -> None:
@@ -221,8 +223,8 @@ NOBODY = Distillation(teacher="runs/nobody")
 REFUSED: list[tuple[Callable[[], run_config.Run], compile_program.Mode, str]] = [
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
     (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),
-    (lambda: recipes.find("bert-nano")(), "decode", "bert does not generate text"),
-    (lambda: dataclasses.replace(recipes.find("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
+    (lambda: recipes.find_recipe("bert-nano")(), "decode", "bert does not generate text"),
+    (lambda: dataclasses.replace(recipes.find_recipe("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
     (lambda: small_with(attention="cudnn"), "train", "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu"),
 ]
 
@@ -275,10 +277,10 @@ from train.engine import device_mesh
 from train.engine.step import assemble
 from zoo.models import model
 
-run = dataclasses.replace(recipes.find(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
+run = dataclasses.replace(recipes.find_recipe(sys.argv[1])(), mesh=run_config.Mesh(fsdp=2, tensor=2))
 target = targets.parse("cpu:8")
 planned = compile_program.compile_run(run, "train", target)
-run, mesh = compile_program.resolve_run(run, target), device_mesh.make(run.mesh)
+run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
 net, goal = model(run.model), objectives.bind(run, mesh)
 made = assemble(run, net, goal, mesh)
 state = made.engine.put(device_mesh.init_state(run, net, made.tx, mesh))

@@ -61,7 +61,7 @@ def test_every_objective_has_a_batch_that_its_loss_takes(name: str) -> None:
         assert loss.shape == () and jax.tree.structure(state) == jax.tree.structure(program._parts.shapes)
     batch = cases.case(name, "train", **SMALL).arrays()
     assert batch.targets is not None and batch.weights is not None
-    if (at := batch.places) is not None:
+    if (at := batch.predicted_positions) is not None:
         assert batch.targets.shape == at.shape == batch.weights.shape
         assert (np.diff(at, axis=1) > 0).all()
 

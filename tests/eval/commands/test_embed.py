@@ -39,7 +39,7 @@ def states(family: str, number: int) -> np.ndarray:
     """Return the hidden states, float64 [T, D], of a text alone, between its special tokens and without padding."""
     made = encoders.loaded(family)
     ids = made.tokenizer.encode(TEXTS[number]).tolist()
-    return encoders.hidden(made, [made.tokenizer.marks.cls, *ids, made.tokenizer.marks.sep]).astype(np.float64)
+    return encoders.hidden(made, [made.tokenizer.special_tokens.cls, *ids, made.tokenizer.special_tokens.sep]).astype(np.float64)
 
 
 def bound(expected: np.ndarray) -> dict[str, float]:

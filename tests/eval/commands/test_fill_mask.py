@@ -56,7 +56,7 @@ def test_probabilities_are_the_softmax_at_the_mask_of_the_text_alone(family: str
     assert len(lengths) == 2 and len({row_length(length, encoders.POSITIONS) for length in lengths}) == 1
     for each in found:
         tokens = ids_of(family, each.text)
-        places = np.flatnonzero(np.array(tokens) == made.tokenizer.marks.mask)
+        places = np.flatnonzero(np.array(tokens) == made.tokenizer.special_tokens.mask)
         expected = np.exp(encoders.logs(made, tokens, int(places[each.number - 1])))[: made.tokenizer.vocab_size]
         ids = [candidate.id for candidate in each.candidates]
         values = [candidate.probability for candidate in each.candidates]
@@ -149,7 +149,7 @@ def test_wrong_options_and_texts_are_refused_in_one_line(place: Path, capsys: py
 
 def test_truncated_text_loses_its_end() -> None:
     made, ids = encoders.encoder("roberta"), np.arange(10, 10 + encoders.POSITIONS)
-    marks = made.marks
+    marks = made.special_tokens
     assert made.with_special_tokens(ids, "", truncate=True).tolist() == [marks.cls, *ids[: encoders.POSITIONS - 2], marks.sep]
     assert made.with_special_tokens(ids[:-2], "").tolist() == [marks.cls, *ids[:-2], marks.sep]
 

@@ -18,7 +18,7 @@ from train.checkpoints.manifest import Manifest, folder_name
 from train.config.objective_options import Selection
 from train.config.run_config import Data, Mesh, Optim, Run, Tokenizer
 from train.run import metrics_file
-from train.run.run_dir import Folder, identity, read_config, write_json
+from train.run.run_dir import RunDir, identity, read_config, write_json
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
@@ -40,16 +40,16 @@ def make(
 ) -> str:
     """Write the files of a finished run that a comparison reads; it `ended` at its last step or before."""
     run = dataclasses.replace(run, **changes)
-    files, step = Folder(path), ended or run.steps
+    files, step = RunDir(path), ended or run.steps
     checkpoint = files.checkpoints / folder_name(step)
     checkpoint.mkdir(parents=True)
     Manifest(step=step, meta=meta, leaves={}).write(checkpoint)
     files.write_config(run)
     write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
-    metrics_file.started(files, 0, {}, flops or 0.0)
+    metrics_file.record_start(files, 0, {}, flops or 0.0)
     if flops is None:
         # Older runs did not record this number.
-        (start,) = metrics_file.read(files.starts)
+        (start,) = metrics_file.read_rows(files.starts)
         files.starts.write_text(json.dumps({key: value for key, value in start.items() if key != "flops"}) + "\n")
     rows = metrics_file.Metrics(files.metrics)
     row = step - step % 4
@@ -84,7 +84,7 @@ def test_trained_runs_are_compared_by_their_files(
     for name, changes in {"a1": {"seed": 1}, "b0": {"optim": dataclasses.replace(trained.optim, lr=0.01)}}.items():
         shutil.copytree("runs/done", f"runs/{name}")
         run, checkpoint = dataclasses.replace(trained, **changes), Path(f"runs/{name}/checkpoints/{folder_name(trained.steps)}")
-        Folder(f"runs/{name}").write_config(run)
+        RunDir(f"runs/{name}").write_config(run)
         manifest = Manifest.read(checkpoint, trained.steps)
         dataclasses.replace(manifest, meta=manifest.meta | {"config": identity(run)}).write(checkpoint)
         write_json(Path(f"runs/{name}/scores.json"), scores | {"loss": loss - 0.5})

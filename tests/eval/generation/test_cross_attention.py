@@ -8,7 +8,7 @@ import pytest
 from eval.generation import cross_attention
 from eval.report import charts
 from tests.support.generation import seq2seq, seq2seq_tokenizer
-from zoo.attention.attention import attention, watched
+from zoo.attention.attention import attention, record_weights
 from zoo.attention.masks import Mask
 
 CALLS = {
@@ -23,7 +23,7 @@ CALLS = {
 def test_watched_weights_make_what_attention_gives(call: str, impl: str, rng: np.random.Generator) -> None:
     mask, groups = CALLS[call]
     q, k, v = (jnp.asarray(rng.standard_normal((2, 4, heads, 8)), jnp.float32) for heads in (4, groups, groups))
-    with watched() as seen:
+    with record_weights() as seen:
         out = jax.jit(lambda *given: attention(*given, mask=mask, impl=impl))(q, k, v)
     attention(q, q, q, mask=Mask())
     (weights,) = seen  # Nothing is watched outside the block.

@@ -94,7 +94,7 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
         mask = (tokens != 0).long()
         said = theirs.generate(tokens, attention_mask=mask, max_new_tokens=LIMIT, num_beams=beams, **wanted)
     decoding = Decoding(limit=LIMIT, sampling=GREEDY) if beams == 1 else Decoding(limit=LIMIT, search=Beams(beams=beams))
-    ours = Generator(net, params, device_mesh.make(run_config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(
+    ours = Generator(net, params, device_mesh.make_mesh(run_config.Mesh()), seq2seq_tokenizer(), dtype=jnp.float32).generate(
         given, decoding
     )
     assert ids(ours) == [tuple(row[1 : row.index(1) if 1 in row else LIMIT + 1]) for row in said.sequences.tolist()]

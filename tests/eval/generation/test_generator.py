@@ -102,7 +102,7 @@ def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -
     texts = [_Text(gpt_tokenizer(), RANDOMLY, 0, 0, prompt, 0) for prompt in prompts()[:40]]
     batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
-        placed = device_mesh.place(batch, many.mesh, 40)
+        placed = device_mesh.shard_batch(batch, many.mesh, 40)
         rows, (tokens, _) = generator._start(many._model, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
             assert set(np.flatnonzero(seen).tolist()) == {*text.prompt_ids.tolist(), token}
@@ -258,10 +258,10 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--template '{q}': it needs --examples": lambda: Prompts(prompt=("a",), template="{q}"),
     "--template '': say how an example is written": lambda: Prompts(examples="e.jsonl", query=("q=a",)),
     "--mesh.tensor 8: it does not divide the 4 heads": lambda: Generator(
-        *gpt(), device_mesh.make(run_config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
+        *gpt(), device_mesh.make_mesh(run_config.Mesh(data=1, tensor=8)), gpt_tokenizer(), dtype=jnp.float32
     ),
     "t5 begins its texts": lambda: Generator(
-        *seq2seq("t5"), device_mesh.make(run_config.Mesh()), gpt_tokenizer(), dtype=jnp.float32
+        *seq2seq("t5"), device_mesh.make_mesh(run_config.Mesh()), gpt_tokenizer(), dtype=jnp.float32
     ),
     "prompt 2 of 2 is empty": lambda: gpt_generator().generate([[1], []], Decoding(limit=4)),
     "prompt 2 of 2 has ids from 3 to 300": lambda: gpt_generator().generate([[1], [3, 300]], Decoding(limit=4)),

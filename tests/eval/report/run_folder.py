@@ -8,10 +8,10 @@ from typing import Any
 from eval.report import report
 from train.config.run_config import Run
 from train.run import metrics_file
-from train.run.run_dir import Folder, write_json
+from train.run.run_dir import RunDir, write_json
 from zoo import configs
 
-RUN = Run(recipe="gpt-nano", model=configs.find("gpt-nano")[1].config)
+RUN = Run(recipe="gpt-nano", model=configs.find_size("gpt-nano")[1].config)
 FACTS = {"devices": "1 x cpu", "mesh": "data=1"}
 WORST = {"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}
 ERRORS: dict[str, Any] = {"labels": ["good", "bad"], "confusion": [[40, 10], [0, 7]], "worst": [WORST]}
@@ -46,10 +46,10 @@ class Page(html.parser.HTMLParser):
 def folder(path: Path, run: Run = RUN, rows: Any = (), starts: int = 0, scores: Any = None, **more: Any) -> Path:
     """Write the files of a run; `more` are further files of JSON by their names."""
     path.mkdir(parents=True, exist_ok=True)
-    files = Folder(path)
+    files = RunDir(path)
     files.write_config(run)
     for number in range(starts):
-        metrics_file.started(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
+        metrics_file.record_start(files, 400 * number, FACTS | {"mesh": f"data={number + 1}"}, 1e9)
     file = metrics_file.Metrics(files.metrics)
     for row in rows:
         file.write(row)

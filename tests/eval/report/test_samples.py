@@ -88,7 +88,7 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
 
 @pytest.mark.full
 def test_samples_are_written_as_the_report_reads_them_and_only_by_models_that_generate(tmp_path: Path) -> None:
-    net, mesh, texts = small("gpt"), device_mesh.make(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
+    net, mesh, texts = small("gpt"), device_mesh.make_mesh(Mesh()), [f"{number} {WORDS * 3}" for number in range(10)]
     data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens(texts, tokenizer()))
     file, how = tmp_path / "samples.json", {"length": 24, "step": 7, "dtype": np.float32}
     samples.of_run(file, small("bert"), {}, mesh, data, **how)

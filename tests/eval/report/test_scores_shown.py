@@ -43,8 +43,8 @@ def test_validated_quantities_have_figures_a_tile_and_a_place_in_the_sentence(ki
     rest = ["Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Loss", *(f"{title}, validation" for title in titles), *rest]
     assert [label.partition(". ")[0] for label in drawings if "; unigram loss 5.625" in label] == compared
-    assert f"at step 200 gave {metric_names.told(last)}. " in shown.words
-    assert f"{metric_names.QUANTITIES[metric_names.leading(measured)[0]].label}, validation " in shown.words
+    assert f"at step 200 gave {metric_names.summary(last)}. " in shown.words
+    assert f"{metric_names.QUANTITIES[metric_names.leading_metrics(measured)[0]].label}, validation " in shown.words
 
 
 def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> None:

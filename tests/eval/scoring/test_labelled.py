@@ -215,7 +215,7 @@ def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, s
     """Score 27 examples in batches of 11, or 16 on 8 devices: the last batch is filled up, and what fills it does not count."""
     run, rows = setting(name)
     net, (data, fsdp, tensor) = finetuned.net(run), shape
-    mesh = device_mesh.make(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
     result = labelled.of_run(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)(params)
     assert_matches(result, run, rows, finetuned.logits(run, finetuned.batch(run, rows)))

@@ -18,7 +18,7 @@ from train.data.corpus import Document
 from train.engine import device_mesh
 from train.objectives import causal
 from train.rows import lm_rows
-from train.rows.lm_rows import Rows, Tokens
+from train.rows.lm_rows import LmRows, Tokens
 from train.rows.token_cache import prepare
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.models import model
@@ -53,9 +53,9 @@ def net_and_params() -> tuple[Any, Any]:
     return net, params
 
 
-def score(chosen: Rows, *, batch: int, devices: int, tensor: int = 1) -> Score:
+def score(chosen: LmRows, *, batch: int, devices: int, tensor: int = 1) -> Score:
     net, params = net_and_params()
-    mesh = device_mesh.make(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
+    mesh = device_mesh.make_mesh(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
     token_bytes = np.zeros(net.config.vocab, np.int64)
     token_bytes[: tokenizer().vocab_size] = tokenizer().token_bytes()
     return scorer(net, mesh, chosen, causal.build, token_bytes, batch=batch, dtype=jnp.float32)(params)

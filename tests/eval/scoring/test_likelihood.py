@@ -33,7 +33,7 @@ def subject() -> tuple[Model, Any]:
 
 
 def mesh(devices: int = 1, tensor: int = 1) -> Mesh:
-    return device_mesh.make(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
+    return device_mesh.make_mesh(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
 
 
 def computed(pairs: Sequence[Any], *, batch: int = 1, on: Mesh | None = None, **options: Any) -> list[Likelihood]:

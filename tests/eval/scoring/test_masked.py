@@ -18,7 +18,7 @@ from train.config.run_config import Data, Masking
 from train.engine import device_mesh
 from train.objectives import masked
 from train.rows import batches
-from train.rows.encoder_rows import Plan, plan
+from train.rows.encoder_rows import EncoderRows, plan_rows
 from train.tokenizers.tokenizer import Tokenizer
 
 LENGTH = 24
@@ -50,18 +50,18 @@ def model_of(kind: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def rows_of(kind: str) -> tuple[Plan, batches.Build]:
+def rows_of(kind: str) -> tuple[EncoderRows, batches.Build]:
     family, _, data = KINDS[kind]
     run = tiny.run(model=model_of(kind)[0].config, objective="masked", data=data, masking=Masking(rate=0.3))
     sentence = " ".join(f"{COMMON} {letter}" for letter in LETTERS[1:5])
     words = [f"{sentence}. {COMMON} {letter}! {sentence}? {letter} {COMMON}." for letter in LETTERS[5:9]]
     text = stream(words, tokenizer(family))
-    return plan(text, data, tokenizer(family), 0, "held-out"), masked.builder(run, tokenizer(family), lambda: COUNTS)
+    return plan_rows(text, data, tokenizer(family), 0, "held-out"), masked.builder(run, tokenizer(family), lambda: COUNTS)
 
 
-def scored(kind: str, rows: Plan, build: batches.Build, *, batch: int, devices: int, **axes: int) -> dict[str, float]:
+def scored(kind: str, rows: EncoderRows, build: batches.Build, *, batch: int, devices: int, **axes: int) -> dict[str, float]:
     net, params = model_of(kind)
-    mesh = device_mesh.make(run_config.Mesh(**axes), jax.devices()[:devices])
+    mesh = device_mesh.make_mesh(run_config.Mesh(**axes), jax.devices()[:devices])
     return vars(scorer(net, mesh, rows, build, COUNTS, batch=batch, dtype=jnp.float32)(params))
 
 

@@ -77,9 +77,9 @@ def test_all_orders_are_equally_likely() -> None:
 def test_mask_is_predicted_from_the_rest_of_its_text_and_from_no_other_mask() -> None:
     """Compare with a query of rank 0, which no token sees, over tokens that all see each other."""
     model = xlnet()
-    tokenizer, mask = model.loaded.tokenizer, model.marks.mask
+    tokenizer, mask = model.loaded.tokenizer, model.special_tokens.mask
     parts = [tokenizer.encode(each) for each in ("The", " whale is", " by the men.")]
-    tokens, types = model.marks.single(np.concatenate([parts[0], [mask], parts[1], [mask], parts[2]]))
+    tokens, types = model.special_tokens.single(np.concatenate([parts[0], [mask], parts[1], [mask], parts[2]]))
     order, places = jnp.array([np.where(tokens == mask, 0, -1)], jnp.int32), np.flatnonzero(tokens == mask)
     found = fill(model, texts("The <mask> whale is <mask> by the men."), top=tokenizer.vocab_size)
     # Nothing depends on the id that stands where a mask is.
@@ -94,7 +94,7 @@ def test_mask_is_predicted_from_the_rest_of_its_text_and_from_no_other_mask() ->
 @pytest.mark.full
 def test_pseudo_likelihood_does_not_depend_on_the_id_of_the_mask() -> None:
     model = xlnet()
-    strange = dataclasses.replace(model, marks=dataclasses.replace(model.marks, mask=model.marks.eop))
+    strange = dataclasses.replace(model, special_tokens=dataclasses.replace(model.special_tokens, mask=model.special_tokens.eop))
     np.testing.assert_allclose(pseudo_nats(strange, IDS), pseudo_nats(model, IDS), rtol=1e-6)
 
 

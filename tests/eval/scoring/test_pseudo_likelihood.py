@@ -31,7 +31,7 @@ def nll(family: str, text: tuple[int, ...]) -> float:
     """Sum -log p of each token when it alone is masked, in a row of its own without padding. Of a text that is longer than a row
     the window counts that has the token nearest to its middle, the earlier one of two."""
     made, room = encoders.loaded(family), LENGTH - 2
-    special_tokens = made.tokenizer.marks
+    special_tokens = made.tokenizer.special_tokens
     total = 0.0
     for place, token in enumerate(text):
         starts = range(max(1, len(text) - room + 1))

@@ -26,7 +26,7 @@ from train.config import run_config
 from train.data.corpus import Document
 from train.engine import device_mesh
 from train.engine.state import State
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -191,7 +191,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint, of the parameters alone."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
     cfg = tiny.run(model=subject().net.config, precision="float32")
-    folder, everywhere = Folder(path), NamedSharding(device_mesh.make(run_config.Mesh()), PartitionSpec())
+    folder, everywhere = RunDir(path), NamedSharding(device_mesh.make_mesh(run_config.Mesh()), PartitionSpec())
     folder.tokenizer.mkdir(parents=True)
     folder.write_config(cfg)
     tokenizer().save(folder.tokenizer)
@@ -210,7 +210,7 @@ def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **optio
 @pytest.mark.planted
 def test_another_tokenizer_than_it_was_trained_with_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    Tokenizer.train(["another text altogether"] * 4, 300).save(Folder(tmp_path / "run").tokenizer)
+    Tokenizer.train(["another text altogether"] * 4, 300).save(RunDir(tmp_path / "run").tokenizer)
     file = write(tmp_path / "one.jsonl", pair("The whale is seen.", "The whale see."))
     with pytest.raises(BadInput, match=r"not the tokenizer that .* was trained with"):
         evaluate(tmp_path / "run", "blimp", file)

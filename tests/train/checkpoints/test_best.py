@@ -11,12 +11,12 @@ import pytest
 
 from tests.support import finetuned, states
 from tests.support.finetuned import LABELS
-from train.checkpoints.best_checkpoint import Choice, check
+from train.checkpoints.best_checkpoint import BestCheckpoint, check
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.objective_options import Selection
 from train.config.run_config import Log
-from train.run.run_dir import Folder, identity
+from train.run.run_dir import RunDir, identity
 from zoo.errors import BadInput
 
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
@@ -32,7 +32,7 @@ def a_run(folder: Path, *, metric: str = "", patience: int = 0, **changes: Any) 
 def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **options: Any) -> tuple[int, int | None]:
     """Validate steps 10, 20, ... or from the `first` of these on; returns the step that is chosen, and where the run ended."""
     run = a_run(folder, **options)
-    with Choice(run, Folder.of(run), notify=pytest.fail) as choice:
+    with BestCheckpoint(run, RunDir.of(run), notify=pytest.fail) as choice:
         for number, numbers in enumerate(found, 1):
             if number >= first:
                 choice.note(states.make(10 * number), SimpleNamespace(record=lambda numbers=numbers: numbers), META)
@@ -46,7 +46,7 @@ def note(folder: Path, found: Sequence[dict[str, float]], first: int = 1, **opti
 
 
 def kept(run: run_config.Run) -> int:
-    return Checkpoints(Folder.of(run).best, 1, notify=pytest.fail).latest() or 0
+    return Checkpoints(RunDir.of(run).best, 1, notify=pytest.fail).latest() or 0
 
 
 def accuracies(*values: float) -> list[dict[str, float]]:
@@ -101,9 +101,9 @@ def test_a_metric_that_validations_do_not_measure_is_refused_before_the_first(me
 def test_the_best_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     run, other, last = a_run(tmp_path), a_run(tmp_path, seed=1), states.make(20)
     score = SimpleNamespace(record=lambda: {"loss": 1.0})
-    with Choice(run, Folder.of(run), notify=pytest.fail) as choice:
+    with BestCheckpoint(run, RunDir.of(run), notify=pytest.fail) as choice:
         choice.note(states.make(10), score, META | {"config": identity(run)})
-    with Choice(other, Folder.of(other), notify=pytest.fail) as choice:
+    with BestCheckpoint(other, RunDir.of(other), notify=pytest.fail) as choice:
         for use in (lambda: choice.params(last, states.abstract(last)), lambda: choice.note(last, score, META)):
             with pytest.raises(BadInput, match=r"best: .* another configuration: seed: 0 in the checkpoint, 1 asked"):
                 use()

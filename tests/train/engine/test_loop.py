@@ -25,8 +25,8 @@ from train.config.objective_options import Selection
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
 from train.objectives import causal
-from train.run.metrics_file import read
-from train.run.run_dir import Folder
+from train.run.metrics_file import read_rows
+from train.run.run_dir import RunDir
 from train.weights.load import load
 from zoo.errors import BadInput
 from zoo.models import model
@@ -54,7 +54,7 @@ def compiled(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Over the first steps, and again after the state went through a checkpoint."""
     run = tiny.run(engine=engine, steps=4, model=PLAIN)
-    mesh, net, tx = device_mesh.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
     abstract = device_mesh.abstract_state(run, net, tx, mesh)
     chex.clear_trace_counter()  # it goes by the function's name
     step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
@@ -122,8 +122,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> run_config.Run:
 def test_a_run_without_a_better_validation_ends_and_is_finished(
     ended: run_config.Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Folder.of(ended)
-    assert [row["step"] for row in read(folder.metrics) if row["kind"] == "valid"] == [2, 4, 6, 8]
+    folder = RunDir.of(ended)
+    assert [row["step"] for row in read_rows(folder.metrics) if row["kind"] == "valid"] == [2, 4, 6, 8]
     capsys.readouterr()
     before = snapshot(folder.path)
     assert train(ended) == 0
@@ -132,7 +132,7 @@ def test_a_run_without_a_better_validation_ends_and_is_finished(
 
 
 def test_what_is_scored_and_loaded_is_the_best(ended: run_config.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Folder.of(ended)
+    folder = RunDir.of(ended)
     stored = json.loads(folder.scores.read_text())
     assert stored["step"] == load(folder.path).step == 4
     printed = {step: evaluated(folder, step, capsys) for step in (None, 8)}
@@ -143,7 +143,7 @@ def test_what_is_scored_and_loaded_is_the_best(ended: run_config.Run, capsys: py
         scorers.main(str(folder.path), step=6, batch=8, stride=0, mesh=run_config.Mesh())
 
 
-def evaluated(folder: Folder, step: int | None, capsys: pytest.CaptureFixture[str]) -> float:
+def evaluated(folder: RunDir, step: int | None, capsys: pytest.CaptureFixture[str]) -> float:
     """The loss that `zoo eval` prints."""
     capsys.readouterr()
     assert scorers.main(str(folder.path), step=step, batch=8, stride=0, mesh=run_config.Mesh()) == 0
@@ -156,7 +156,7 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
 ) -> None:
     """Each start with a step left compiles the step once."""
     run = dataclasses.replace(ended, name="killed")
-    theirs, ours = Folder.of(ended), Folder.of(run)
+    theirs, ours = RunDir.of(ended), RunDir.of(run)
     for first, killed in ((0, 6), (4, 0)):
         with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(Killed):
             train(run, first, killed)
@@ -166,7 +166,7 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
     # All it has left to do is to be scored.
     assert train(run, 8) == 0
     assert "ended at step 8 of 20: no improvement in 2 validations" in capsys.readouterr().out
-    assert [row["step"] for row in read(ours.starts)] == [0, 4, 8]
+    assert [row["step"] for row in read_rows(ours.starts)] == [0, 4, 8]
     assert ours.scores.read_text() == theirs.scores.read_text()
     for step in (None, 8):
         one, other = load(ours.path, step=step), load(theirs.path, step=step)
@@ -180,14 +180,14 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
 ) -> None:
     """The run takes the name of one of another configuration that was killed before its first checkpoint."""
     run = dataclasses.replace(ended, name="lost")
-    folder = Folder.of(run)
+    folder = RunDir.of(run)
     with pytest.raises(Killed):
         train(dataclasses.replace(run, seed=1), killed=2)
     assert not folder.holds_results
     with pytest.raises(Killed):
         train(run, killed=6)
     assert "a run of another configuration left no checkpoint here; this one takes its place" in capsys.readouterr().out
-    assert [row["step"] for row in read(folder.starts)] == [0]
+    assert [row["step"] for row in read_rows(folder.starts)] == [0]
     lines = folder.metrics.read_text().splitlines(keepends=True)
     folder.metrics.write_text("".join(lines[2:]))
     assert train(run, 4) == 0
@@ -199,7 +199,7 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     monkeypatch.setattr(trainer.disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"--checkpoint.keep 2: .* has 1,000 free; make room"):
         train(dataclasses.replace(run, name="roomless"))
-    assert not Folder(Path(run.out) / "roomless").config.exists()
+    assert not RunDir(Path(run.out) / "roomless").config.exists()
 
 
 @pytest.mark.full

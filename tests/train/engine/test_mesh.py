@@ -51,7 +51,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     assert min(run.model.dropout, run.model.attention_dropout, run.model.embedding_dropout) > 0
     if compute:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=Compute(**compute)))
-    devices = device_mesh.make(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
+    devices = device_mesh.make_mesh(run.mesh, jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor])
     device_mesh.check(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
@@ -94,7 +94,7 @@ def test_the_comparison_catches_a_wrong_gradient():
 
 def test_state_lies_where_the_table_says():
     run = tiny.run(mesh=run_config.Mesh(data=2, fsdp=2, tensor=2))
-    mesh, net, tx = device_mesh.make(run.mesh), model(run.model), optim.optimizer(run.optim)
+    mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
     state = device_mesh.init_state(run, net, tx, mesh)
     up = state.params["layers"]["mlp"]["up"]["kernel"]
     assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
@@ -125,7 +125,7 @@ def test_adafactor_treats_layers_as_separate_matrices():
 @pytest.mark.parametrize("impl", ["xla", *(pytest.param(name, marks=pytest.mark.full) for name in ("reference", "blocked"))])
 def test_attention_adds_no_collective(impl):
     """Under data, fsdp and tensor axes attention runs on local arrays: the compiled program has no communication."""
-    mesh = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     place = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
     q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=place)
@@ -147,7 +147,7 @@ def test_attention_adds_no_collective(impl):
 @pytest.mark.planted
 def test_a_bias_table_costs_one_reduction():
     """What the counter above would see: the gradient of something all examples share must be summed."""
-    mesh = device_mesh.make(run_config.Mesh(data=8))
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=8))
     q = jax.ShapeDtypeStruct((8, 16, 4, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
 
     def value(bias, q):
@@ -181,4 +181,4 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
 def test_a_mesh_that_does_not_fit_is_refused(changes, message):
     run = tiny.run(**changes)
     with pytest.raises(BadInput, match=message):
-        device_mesh.check(run, device_mesh.make(run.mesh))
+        device_mesh.check(run, device_mesh.make_mesh(run.mesh))

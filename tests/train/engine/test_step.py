@@ -116,9 +116,9 @@ def test_schedules_are_their_closed_forms(name: str) -> None:
 
 
 def test_the_inverse_square_roots_are_those_of_the_papers() -> None:
-    base = recipes.find("transformer-base")()
+    base = recipes.find_recipe("transformer-base")()
     noam = optim.schedule(base.optim, base.steps)
-    t5 = optim.schedule(recipes.find("t5")().optim, 1 << 19)
+    t5 = optim.schedule(recipes.find_recipe("t5")().optim, 1 << 19)
     for step in (1, 2, 100, 3999, 4000, 4001, 9_999, 10_000, 10_001, 50_000, 99_999):
         expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
         # A rise is computed as the peak less a part of it, in float32.
@@ -304,7 +304,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     """An engine over two devices, and what makes a state and something frozen for it."""
     mesh = run_config.Mesh(data=1, fsdp=2) if name == "jit" else run_config.Mesh(data=2)
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
-    net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make(run.mesh, jax.devices()[:2])
+    net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run.mesh, jax.devices()[:2])
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, mesh))
     engine = ENGINES[name](make_step(run, net, Scaled, tx, jnp.float32), mesh, places, run.data.batch)
     everywhere = NamedSharding(mesh, PartitionSpec())

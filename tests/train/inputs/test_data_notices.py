@@ -13,7 +13,7 @@ from train.config import run_config
 from train.config.run_config import Data
 from train.inputs import dataset
 from train.inputs.notices import notices, padding_share, unknown_share
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 
 
 def lines(folder: Path, text: str, length: int, goal: str = "classification", **options: Any) -> tuple[list[str], Any, Any]:
@@ -24,8 +24,8 @@ def lines(folder: Path, text: str, length: int, goal: str = "classification", **
     file = put(folder / ("a.conll" if goal == "tagging" else "a.tsv"), content)
     cfg = finetuned.run(goal, labels=(), data=Data(paths=(str(file),), length=length, batch=2), **options)
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(folder)))
-    cfg = dataset.settled(cfg, Folder(folder))
-    data = dataset.read(cfg, Folder(folder), folder)
+    cfg = dataset.resolve_config(cfg, RunDir(folder))
+    data = dataset.read(cfg, RunDir(folder), folder)
     return notices(cfg, data), cfg, data
 
 

@@ -15,8 +15,8 @@ from train.data.text_files import Document
 from train.inputs import dataset, inspect_rows
 from train.objectives import causal
 from train.rows.batches import Batches
-from train.rows.lm_rows import Row
-from train.run.run_dir import Folder
+from train.rows.lm_rows import LmRow
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.runtime import jax_setup
@@ -45,7 +45,7 @@ def a_run(tmp_path, **data):
 
 
 def shown(capsys, run, count=3, first=0):
-    inspect_rows.inspect(run, Folder.of(run), count=count, first=first)
+    inspect_rows.inspect(run, RunDir.of(run), count=count, first=first)
     return capsys.readouterr().out
 
 
@@ -55,7 +55,7 @@ def cells(text):
     return [cell for line in lines for cell in line.split("│")]
 
 
-def masked(rng, row: Row, length):
+def masked(rng, row: LmRow, length):
     """As BERT does: some tokens are hidden, and only those are predicted; unused places have weight 0."""
     arrays = causal.build(rng, row, length)
     tokens, at = arrays["tokens"].copy(), np.zeros(8, np.int32)
@@ -76,7 +76,7 @@ def test_what_is_shown_is_what_is_trained_on(tmp_path, files, capsys, monkeypatc
     monkeypatch.setenv("COLUMNS", "300")
     run = a_run(tmp_path, paths=files, weights=(0.5, 0.5))
     out = shown(capsys, run, count=5, first=first)
-    text = dataset.read(run, Folder.of(run), jax_setup.cache_dir() / "text")
+    text = dataset.read(run, RunDir.of(run), jax_setup.cache_dir() / "text")
     batches = Batches(text.rows, causal.build, run.seed, 4, np.arange(4))
     numbers = np.concatenate([batches.rows_of(step) for step in range(13)])
     titles = re.findall(r"^Example (\d+): step (\d+), place (\d+); row (\d+) of \d+\n  from (.*)$", out, re.MULTILINE)
@@ -150,7 +150,7 @@ def test_every_field_of_a_batch_is_shown():
     )
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
-    inspect_rows._show(console, tokenizer, example, Row((), 0, False), {})
+    inspect_rows._show(console, tokenizer, example, LmRow((), 0, False), {})
     parts = ["encoder side", "the│ cat│ sat", "padding: 3", "decoder side"]
     parts += ["type 0", f"#{len(target) - 1}→", "type 1", "labels: 7"]
     places = [stream.getvalue().find(part) for part in parts]

@@ -17,7 +17,7 @@ from train.config.run_config import Data, Run
 from train.data.example_types import Tagged, Text
 from train.inputs import labelled_inputs
 from train.inputs.labelled_inputs import Labelled, labels_of
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
 
@@ -39,7 +39,7 @@ def on(files: Path | tuple[Path, ...], valid: tuple[Path, ...] = (), **changes: 
 
 def read(cfg: Run, words: Path, folder: Path) -> Labelled:
     cfg = dataclasses.replace(cfg, tokenizer=run_config.Tokenizer(path=str(words)))
-    return labelled_inputs.read(labelled_inputs.settled(cfg, Folder(folder)), Folder(folder), folder)
+    return labelled_inputs.read(labelled_inputs.resolve_config(cfg, RunDir(folder)), RunDir(folder), folder)
 
 
 def table(folder: Path, *labels: str, name: str = "a.tsv") -> Path:
@@ -62,21 +62,21 @@ def test_labels_are_in_the_order_of_their_names_and_numbers_in_theirs() -> None:
 def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(tmp_path: Path) -> None:
     file = table(tmp_path, *"210" * 10, "9")
     cfg = on(file)
-    settled = labelled_inputs.settled(cfg, Folder(tmp_path))
+    settled = labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
     assert settled.model.labels == ("0", "1", "2")
     assert dataclasses.replace(settled, model=cfg.model) == cfg
-    named = labelled_inputs.settled(on(file, labels=("x", "y")), Folder(tmp_path))
+    named = labelled_inputs.resolve_config(on(file, labels=("x", "y")), RunDir(tmp_path))
     assert named.model.labels == ("x", "y")
     # A resumed run names those in its config.json.
-    assert labelled_inputs.settled(settled, Folder(tmp_path)) == settled
+    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
 
 
 def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None:
     file = put(tmp_path / "a.jsonl", [{"text": "the whale", "labels": names} for names in [["b"], ["a", "b"], [], ["a"]] * 5])
     inputs = read(on(file, multi_label=True), words, tmp_path)
     assert [inputs.rows.row(number).labels.tolist() for number in range(4)] == [[0, 1], [1, 1], [0, 0], [1, 0]]
-    settled = labelled_inputs.settled(on(file, multi_label=True), Folder(tmp_path))
-    assert settled.model.labels == ("a", "b") and labelled_inputs.settled(settled, Folder(tmp_path)) == settled
+    settled = labelled_inputs.resolve_config(on(file, multi_label=True), RunDir(tmp_path))
+    assert settled.model.labels == ("a", "b") and labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
     nothing = put(tmp_path / "b.jsonl", [{"text": "the whale", "labels": []}] * 9)
     for cfg, message in (
         (on(file, multi_label=True, label_smoothing=0.1), r"^--label-smoothing 0\.1: neither regression nor multi-label"),
@@ -84,20 +84,20 @@ def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None
         (dataclasses.replace(on(file), model=settled.model), r"^--model\.multi-label True: it follows from --labelled\.multi"),
     ):
         with pytest.raises(BadInput, match=message):
-            labelled_inputs.settled(cfg, Folder(tmp_path))
+            labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
 
 
 def test_a_regression_has_one_output(tmp_path: Path) -> None:
     file = table(tmp_path, *("0.5", "2", "-1") * 5)
     for named, labels in ((), ("score",)), (("stars",), ("stars",)):
-        assert labelled_inputs.settled(on(file, regression=True, labels=named), Folder(tmp_path)).model.labels == labels
+        assert labelled_inputs.resolve_config(on(file, regression=True, labels=named), RunDir(tmp_path)).model.labels == labels
     with pytest.raises(BadInput, match=r"^--model\.labels a b: .*name one, or remove --labelled\.reg"):
-        labelled_inputs.settled(on(file, regression=True, labels=("a", "b")), Folder(tmp_path))
+        labelled_inputs.resolve_config(on(file, regression=True, labels=("a", "b")), RunDir(tmp_path))
 
 
 def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) -> None:
     with pytest.raises(BadInput, match=r"^--data\.paths: every example has the label yes"):
-        labelled_inputs.settled(on(table(tmp_path, *["yes"] * 9)), Folder(tmp_path))
+        labelled_inputs.resolve_config(on(table(tmp_path, *["yes"] * 9)), RunDir(tmp_path))
     # A class that the training half does not have.
     with pytest.raises(BadInput, match=r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"):
         read(on(table(tmp_path, *"abababab", "a", "z")), words, tmp_path)
@@ -106,11 +106,11 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) 
 def test_so_many_classes_that_they_are_texts_are_refused_unless_they_are_named(tmp_path: Path) -> None:
     texts = [f"the whale {number}" for number in range(60)]
     with pytest.raises(BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"):
-        labelled_inputs.settled(on(table(tmp_path, *texts)), Folder(tmp_path))
-    assert labelled_inputs.settled(on(table(tmp_path, *texts), labels=tuple(texts)), Folder(tmp_path)).model.labels == tuple(
-        texts
-    )
-    assert len(labelled_inputs.settled(on(table(tmp_path, *texts[:27] * 3)), Folder(tmp_path)).model.labels) == 27
+        labelled_inputs.resolve_config(on(table(tmp_path, *texts)), RunDir(tmp_path))
+    assert labelled_inputs.resolve_config(
+        on(table(tmp_path, *texts), labels=tuple(texts)), RunDir(tmp_path)
+    ).model.labels == tuple(texts)
+    assert len(labelled_inputs.resolve_config(on(table(tmp_path, *texts[:27] * 3)), RunDir(tmp_path)).model.labels) == 27
 
 
 @pytest.mark.parametrize("goal", TASKS)
@@ -148,7 +148,7 @@ def test_what_is_left_out_is_a_fact_of_the_run(tmp_path: Path, words: Path) -> N
 def test_files_are_read_anew_by_each_run(tmp_path: Path, words: Path) -> None:
     for labels in ("ab", "cd"):
         assert read(on(table(tmp_path, *labels * 9)), words, tmp_path).facts(on(tmp_path))["data"]
-        settled = labelled_inputs.settled(on(table(tmp_path, *labels * 9)), Folder(tmp_path))
+        settled = labelled_inputs.resolve_config(on(table(tmp_path, *labels * 9)), RunDir(tmp_path))
         assert settled.model.labels == tuple(labels)
 
 
@@ -219,7 +219,7 @@ def test_only_training_rows_are_weighed(tmp_path: Path, words: Path) -> None:
 
 def test_counts_are_those_of_the_training_rows(tmp_path: Path, words: Path) -> None:
     made = read(on(table(tmp_path, *"ab" * 10)), words, tmp_path)
-    marks, expected = made.tokenizer.marks, collections.Counter[int]()
+    marks, expected = made.tokenizer.special_tokens, collections.Counter[int]()
     assert marks is not None
     for number in range(18):
         expected.update([marks.cls, *made.tokenizer.encode(f"the whale {number}").tolist(), marks.sep])
@@ -241,7 +241,7 @@ def test_fingerprints_of_a_checkpoint_tell_training_and_held_out_data_apart(tmp_
 
 def test_a_tokenizer_is_the_one_named_or_the_runs_own_or_that_of_its_beginning(tmp_path: Path, words: Path) -> None:
     file = table(tmp_path, *"ab" * 10)
-    cfg, own = labelled_inputs.settled(on(file), Folder(tmp_path)), Folder(tmp_path / "run")
+    cfg, own = labelled_inputs.resolve_config(on(file), RunDir(tmp_path)), RunDir(tmp_path / "run")
     with pytest.raises(BadInput, match=r"^--init: .* --tokenizer\.path"):
         labelled_inputs.read(cfg, own, tmp_path)
     begun = dataclasses.replace(cfg, init=str(published(tmp_path / "published", "bert")))

@@ -22,16 +22,16 @@ from train.data.example_types import Pair
 from train.inputs import pair_inputs
 from train.objectives import text_to_text
 from train.rows.batches import in_order
-from train.rows.seq2seq_rows import Sides
-from train.run.run_dir import Folder
+from train.rows.seq2seq_rows import SourceTarget
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput
 from zoo.models import Model
 
 TOKENIZER = spelled(["translate", "the", "whale"])
-MARKS = TOKENIZER.text_marks
-T5 = configs.find("t5-nano")[1].config
+MARKS = TOKENIZER.text_special_tokens
+T5 = configs.find_size("t5-nano")[1].config
 ENGLISH, GERMAN = ["a dog.", "the whale", "two men \u00fcber"], ["ein hund.", "der wal", "zwei"]
 
 
@@ -55,7 +55,7 @@ def read(asked: Any, folder: Path) -> Any:
     TOKENIZER.save(folder / "tokenizer")
     chosen = dataclasses.replace(asked.tokenizer, path=str(folder / "tokenizer"))
     asked = dataclasses.replace(asked, tokenizer=chosen)
-    return pair_inputs.read(pair_inputs.settled(asked, Folder(folder / "run")), Folder(folder / "run"), folder)
+    return pair_inputs.read(pair_inputs.resolve_config(asked, RunDir(folder / "run")), RunDir(folder / "run"), folder)
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
@@ -83,9 +83,9 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
     english = [f"{line} the dog and the whale" for line in ENGLISH] * 20
     several = files(tmp_path, english, [f"{line} der hund" for line in GERMAN] * 20)
     tokenizer = dataclasses.replace(run().tokenizer, kind="sentencepiece", vocab=257)
-    found = pair_inputs.read(run(pairs=several, tokenizer=tokenizer), Folder(tmp_path / "run"), tmp_path)
+    found = pair_inputs.read(run(pairs=several, tokenizer=tokenizer), RunDir(tmp_path / "run"), tmp_path)
     assert found.tokenizer.kind == "sentencepiece"
-    unknown = found.tokenizer.text_marks.unk
+    unknown = found.tokenizer.text_special_tokens.unk
     assert unknown not in found.tokenizer.encode("two dog der hund.")
     assert found.token_bytes.shape == (T5.vocab,) and found.counts()[unknown] == 0
     assert found.counts().sum() == found.training.text_size
@@ -140,7 +140,7 @@ def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int,
 def test_a_row_stays_open_as_long_as_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pair_inputs, "OPEN", 2)
     for sizes, rows in ((4, 5, 6, 5, 4), [0, 0, 1, 2, 1]), ((7, 8, 9, 3, 2), [0, 1, 2, 3, 3]):
-        sides = [Sides(np.zeros(size, np.int32), np.zeros(1, np.int32)) for size in sizes]
+        sides = [SourceTarget(np.zeros(size, np.int32), np.zeros(1, np.int32)) for size in sizes]
         assert pair_inputs._packed(sides, (10, 10)).tolist() == rows
 
 

@@ -18,7 +18,7 @@ from train.config import run_config
 from train.config.run_config import Distillation
 from train.inputs import dataset, synthetic_batch
 from train.rows.batches import Batches
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 
 ROWS = 8
@@ -71,9 +71,9 @@ EVERY = [pytest.param(n, marks=[] if n in FAST else pytest.mark.full) for n in s
 @pytest.mark.parametrize("name", EVERY)
 def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path) -> None:
     """In fields, shapes and dtypes, for every recipe, from real data of its kind."""
-    run = with_data(recipes.find(name)(), files)
-    settled = dataset.settled(run, Folder(str(tmp_path)))
-    data = dataset.read(settled, Folder(str(tmp_path)), files / "cache", quiet=True)
+    run = with_data(recipes.find_recipe(name)(), files)
+    settled = dataset.resolve_config(run, RunDir(str(tmp_path)))
+    data = dataset.read(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
     batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.masking.static)
     with batches.read(0) as stream:
         real = next(stream)
@@ -82,4 +82,4 @@ def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path)
         leaves = jax.tree_util.tree_leaves_with_path(batch)
         return {jax.tree_util.keystr(keys): (leaf.shape, str(leaf.dtype)) for keys, leaf in leaves}
 
-    assert described(synthetic_batch.batch(synthetic_batch.settled(run))) == described(real)
+    assert described(synthetic_batch.batch(synthetic_batch.resolve_config(run))) == described(real)

@@ -16,7 +16,7 @@ from train.engine import device_mesh
 from train.objectives.distilled import Distilled, student_layers
 from zoo.batch import Batch
 
-MESH = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
+MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 LENGTHS = np.array([7, 4])
 SEGMENTS = (np.arange(8) < LENGTHS[:, None]).astype(np.int32)
 

@@ -17,7 +17,7 @@ from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from train.config.run_config import Data, Masking
 from train.objectives import masked
 from train.rows.batches import Batches
-from train.rows.encoder_rows import PAIRED, Range, Sequence, plan
+from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows
 from train.rows.mixture import Component, Mixture
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -52,7 +52,7 @@ def builder(asked: Any, counts: Any = pytest.fail) -> Any:
 
 def planned(asked: Any, sizes: Any, seed: int = 0) -> Any:
     its = tokenizer("roberta" if asked.model.types == 1 else "bert")
-    return plan(text(sizes, its), asked.data, its, seed, "held-out")
+    return plan_rows(text(sizes, its), asked.data, its, seed, "held-out")
 
 
 SHOWN = Masking(masked=0.0, random=0.0)
@@ -136,7 +136,7 @@ def test_nothing_leaks_and_nothing_is_lost(sizes, rows, pack, length, family, ma
     for number in range(len(rows_of)):
         row = build(np.random.default_rng(seed), rows_of.row(number), length)
         whole = bare(np.random.default_rng(seed), rows_of.row(number), length)["tokens"]
-        check_row(row, whole, rows_of.row(number), masking, tokenizer(family).marks)
+        check_row(row, whole, rows_of.row(number), masking, tokenizer(family).special_tokens)
 
 
 def test_random_entries_are_special_in_bert_and_never_in_roberta():
@@ -148,7 +148,7 @@ def test_random_entries_are_special_in_bert_and_never_in_roberta():
         for number, seed in itertools.product(range(len(rows)), range(9)):
             row = build(np.random.default_rng(seed), rows.row(number), 32)
             shown.append(row["tokens"][row["predict_at"][row["weights"] == 1]])
-        assert np.isin(np.concatenate(shown), tokenizer(family).marks.special).any() == special
+        assert np.isin(np.concatenate(shown), tokenizer(family).special_tokens.special).any() == special
 
 
 def test_rare_tokens_are_counted_in_the_training_text():

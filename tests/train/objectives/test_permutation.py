@@ -17,7 +17,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput
 
-NANO = configs.find("xlnet-nano")[1].config
+NANO = configs.find_size("xlnet-nano")[1].config
 WORDS = "the old men see the white whale. it sleeps, and the ship goes on. "
 
 
@@ -45,9 +45,9 @@ def test_a_row_is_the_reused_stretch_and_two_texts_with_their_marks():
     for window, row in rows(run()):
         tokens, types = row["tokens"], row["types"]
         np.testing.assert_array_equal(tokens[:16], window.reading.ids[window.begin : window.begin + 16])
-        assert tokens[-2:].tolist() == [tokenizer().marks.sep, tokenizer().marks.cls]
+        assert tokens[-2:].tolist() == [tokenizer().special_tokens.sep, tokenizer().special_tokens.cls]
         between = int(np.flatnonzero(types == 1)[0]) - 1
-        assert tokens[between] == tokenizer().marks.sep
+        assert tokens[between] == tokenizer().special_tokens.sep
         assert types.tolist() == [0] * (between + 1) + [1] * (46 - between) + [2]
         assert row.keys() == {"tokens", "types", "order", "query_at", "targets", "weights"}
         assert all(array.dtype == (np.float32 if name == "weights" else np.int32) for name, array in row.items())
@@ -61,7 +61,7 @@ def test_targets_are_exact_and_shared_by_length(length: int, asked: int, first: 
         assert len(at) == wanted == row["weights"].sum()
         assert (at < 16).sum() == first
         np.testing.assert_array_equal(row["targets"], row["tokens"][at])
-        assert not {tokenizer().marks.sep, tokenizer().marks.cls} & set(row["targets"].tolist())
+        assert not {tokenizer().special_tokens.sep, tokenizer().special_tokens.cls} & set(row["targets"].tolist())
 
 
 def test_the_reused_part_never_sees_the_rest_and_nothing_sees_targets_or_separators_before_it_may():
@@ -70,7 +70,7 @@ def test_the_reused_part_never_sees_the_rest_and_nothing_sees_targets_or_separat
         assert order[:16].max() < order[16:].min()
         assert (order[np.setdiff1d(np.arange(16), at)] == -1).all()
         assert len(np.unique(order[at])) == len(at)
-        separators = np.flatnonzero(np.isin(row["tokens"], [tokenizer().marks.sep, tokenizer().marks.cls]))
+        separators = np.flatnonzero(np.isin(row["tokens"], [tokenizer().special_tokens.sep, tokenizer().special_tokens.cls]))
         last = np.arange(16, 48)
         hidden = np.intersect1d(np.union1d(at, separators), last)
         assert order[np.setdiff1d(last, hidden)].max() < order[hidden].min()
@@ -81,7 +81,7 @@ def test_denoising_shows_no_target_and_asks_no_query_stream():
     plain = rows(run())
     for (_, shown), (_, row) in zip(plain, rows(asked), strict=True):
         assert "query_at" not in row
-        assert (row["tokens"][row["predict_at"]] == tokenizer().marks.mask).all()
+        assert (row["tokens"][row["predict_at"]] == tokenizer().special_tokens.mask).all()
         assert set(row["order"][:16]) == {-1} and set(row["order"][16:]) == {16}
         np.testing.assert_array_equal(np.delete(row["tokens"], row["predict_at"]), np.delete(shown["tokens"], row["predict_at"]))
 
@@ -91,8 +91,8 @@ def test_a_model_that_tells_next_sentences_is_told_which_they_are():
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="pretraining"))
     said = []
     for number, (window, row) in enumerate(rows(asked)):
-        *_, follows = contiguous_rows.texts(np.random.default_rng(number), window, 29)
-        assert row["summary_at"].tolist() == [47] and row["tokens"][47] == tokenizer().marks.cls
+        *_, follows = contiguous_rows.sample_texts(np.random.default_rng(number), window, 29)
+        assert row["summary_at"].tolist() == [47] and row["tokens"][47] == tokenizer().special_tokens.cls
         assert row["labels"].tolist() == [0 if follows else 1]
         said += row["labels"].tolist()
     assert 0.3 < np.mean(said) < 0.8

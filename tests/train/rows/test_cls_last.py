@@ -30,9 +30,9 @@ from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, rows_of
 from train.objectives import choice, masked, objective
 from train.rows.batches import in_order
-from train.rows.encoder_rows import PAIRED, Range, Sequence, plan
+from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows
 from train.rows.example_rows import is_typed
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.weights.load import Loaded
 from zoo.batch import IGNORED, Batch
 from zoo.configs._encoder import LABELLED
@@ -40,7 +40,7 @@ from zoo.errors import BadInput
 from zoo.models import Model
 
 WORDS = xlnet(["the", "whale", "men", "ship", "sees", "who"])
-MARKS = WORDS.marks
+MARKS = WORDS.special_tokens
 assert MARKS is not None
 CLS, SEP, PAD, MASK, EOD = 3, 4, 5, 6, 7
 LENGTH = 12
@@ -123,7 +123,7 @@ def test_labelled_rows_end_with_cls_and_name_its_place(goal: str):
     check(goal)
 
 
-FRAMED = Marks._framed
+FRAMED = SpecialTokens._framed
 MUTANTS: dict[str, tuple[str, Any, list[str]]] = {
     "CLS is first": ("_framed", lambda self, parts: FRAMED(dataclasses.replace(self, cls_last=False), parts), [*EXPECTED]),
     "the first token is the summary": ("summary", lambda self, size: 0, ["classification", "span", "choice"]),
@@ -136,7 +136,7 @@ MUTANTS: dict[str, tuple[str, Any, list[str]]] = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_every_mutant_of_the_template_is_caught(mutant: str, monkeypatch: pytest.MonkeyPatch):
     name, broken, goals = MUTANTS[mutant]
-    monkeypatch.setattr(Marks, name, broken)
+    monkeypatch.setattr(SpecialTokens, name, broken)
     for goal in goals:
         with pytest.raises(AssertionError):
             check(goal)
@@ -153,7 +153,7 @@ def test_a_model_of_fewer_types_than_the_template_is_refused():
 @functools.cache
 def loaded(task: str = "masked") -> Loaded:
     net = model(task)
-    return Loaded("small", net, small.random_params(net), WORDS, device_mesh.make(Mesh()))
+    return Loaded("small", net, small.random_params(net), WORDS, device_mesh.make_mesh(Mesh()))
 
 
 @functools.cache
@@ -266,7 +266,7 @@ def test_sequences_of_a_row_end_with_a_cls_each():
 def test_rows_of_a_plan_fit_and_predict_text_alone(sizes: Any, rows: Any, pack: bool, length: int, seed: int):
     documents = [" ".join("".join("ab"[n % 2] for n in range(size)) + "." for size in document) for document in sizes]
     cfg = run("masked", rows=rows, pack=pack, length=length)
-    planned = plan(stream(documents, WORDS), cfg.data, WORDS, seed, "held-out")
+    planned = plan_rows(stream(documents, WORDS), cfg.data, WORDS, seed, "held-out")
     build = masked.builder(cfg, WORDS, never)
     bare = masked.builder(dataclasses.replace(cfg, masking=SHOWN), WORDS, never)
     for number in range(len(planned)):

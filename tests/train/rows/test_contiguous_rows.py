@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.encoder_text import sentences_of, uncased
 from train.rows.batches import Batches
-from train.rows.contiguous_rows import Streams, streams, texts
+from train.rows.contiguous_rows import ContiguousRows, plan_streams, sample_texts
 from train.rows.mixture import Component, Mixture
 from zoo.errors import BadInput
 
@@ -15,9 +15,9 @@ TOKENIZER = uncased()
 TEXT = sentences_of([(7, 5, 9, 4, 6, 8) * 12, (5, 7, 11) * 9, (30,)], TOKENIZER)
 
 
-def planned(**changes: Any) -> Streams:
+def planned(**changes: Any) -> ContiguousRows:
     options = dict(length=24, reuse=8, batch=4, bidirectional=False, ordered=True, predictions=4)
-    return streams(TEXT, TOKENIZER, **{**options, **changes})
+    return plan_streams(TEXT, TOKENIZER, **{**options, **changes})
 
 
 @pytest.mark.parametrize("reuse", [8, 0, 5])
@@ -57,7 +57,7 @@ def test_two_texts_fill_the_room_from_the_reused_stretch_on(bidirectional: bool)
     rows, followed = planned(bidirectional=bidirectional), []
     for number in range(len(rows)):
         row = rows.row(number)
-        a, b, follows = texts(np.random.default_rng(number), row, 13)
+        a, b, follows = sample_texts(np.random.default_rng(number), row, 13)
         ids, begin = row.reading.ids, row.begin + row.reuse
         assert len(a) + len(b) == 13 and min(len(a), len(b)) >= 1
         np.testing.assert_array_equal(a, ids[begin : begin + len(a)])

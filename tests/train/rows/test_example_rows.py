@@ -15,9 +15,9 @@ from tests.support.encoders import tokenizer
 from train.config.objective_options import Labelled
 from train.data.example_types import Answer, Choice, Question, Tagged, Text
 from train.rows import example_rows
-from train.rows.example_rows import Row
+from train.rows.example_rows import ExampleRow
 from train.tokenizers import hf_files
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.batch import IGNORED
 from zoo.errors import BadInput
@@ -35,7 +35,7 @@ def theirs(kind: Kind, **options: Any) -> Any:
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:
-        hf_files.write(Path(folder), tokenizer(kind), longest=1 << 20)
+        hf_files.write_tokenizer(Path(folder), tokenizer(kind), longest=1 << 20)
         model = {"wordpiece": "bert"}.get(kind, kind)
         Path(folder, "config.json").write_text(json.dumps({"model_type": model}))
         return transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -68,7 +68,7 @@ def test_texts_and_pairs_are_those_of_transformers(kind: Kind) -> None:
         assert_theirs(kind, row.inputs[0], theirs(kind)(each.text, each.pair))
         assert (row.weights.tolist(), row.labels.tolist(), row.labels.dtype) == ([1.0], [int(each.label == "y")], np.int32)
     assert [row.example for row in rows] == [0, 1, 2, 3]
-    marks = tokenizer(kind).marks
+    marks = tokenizer(kind).special_tokens
     assert marks is not None
     # What looks like a special token is spelled.
     assert np.isin(rows[3].inputs[0].ids, [marks.cls, marks.sep]).sum() == 3 + (kind == "roberta")
@@ -82,7 +82,7 @@ def test_texts_and_pairs_are_those_of_transformers(kind: Kind) -> None:
 @example(["the"] * 2, ["the"] * 20, 12)
 def test_the_longer_text_is_cut_first(kind: Kind, left: list[str], right: list[str], length: int) -> None:
     words, options = tokenizer(kind), Labelled(truncate=True)
-    marks = words.marks
+    marks = words.special_tokens
     assert marks is not None
     first, second = (words.encode(" ".join(each)).tolist() for each in (left, right))
     (row,) = example_rows.texts([text(" ".join(left), " ".join(right))], words, options, length, NAMES)
@@ -149,7 +149,7 @@ def question(asked: str, context: str, *answers: Answer) -> Question:
     return Question(origin="a.json: question q", id="q", question=asked, context=context, answers=answers)
 
 
-def windows(kind: Kind, asked: Question, length: int, stride: int, **options: Any) -> list[Row]:
+def windows(kind: Kind, asked: Question, length: int, stride: int, **options: Any) -> list[ExampleRow]:
     return list(example_rows.windows([asked], tokenizer(kind), Labelled(stride=stride, **options), length))
 
 
@@ -164,8 +164,8 @@ def test_windows_are_those_of_transformers_and_hold_what_they_say(
     start = len(" ".join([*several[:first], ""]))
     asked = question("who is it", context, Answer(answer, start))
     words = tokenizer(kind)
-    assert words.marks is not None
-    room = length - len(words.marks.pair(words.encode(asked.question), words.encode(""))[0])
+    assert words.special_tokens is not None
+    room = length - len(words.special_tokens.pair(words.encode(asked.question), words.encode(""))[0])
     stride = 1 + stride % room
     rows = windows(kind, asked, length, stride)
     # Theirs is how much two windows share.
@@ -252,7 +252,7 @@ def test_examples_that_make_no_row_are_refused_by_name() -> None:
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_row_is_filled_up_with_padding_of_segment_0(typed: bool) -> None:
     inputs = example_rows.Inputs(np.array([2, 7, 3, 8, 3], np.int32), np.array([0, 0, 0, 1, 1], np.int32))
-    found = example_rows.padded(inputs, 8, Marks(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
+    found = example_rows.padded(inputs, 8, SpecialTokens(pad=9, unk=1, cls=2, sep=3, mask=4), typed=typed)
     assert {name: array.tolist() for name, array in found.items()} == {
         "tokens": [2, 7, 3, 8, 3, 9, 9, 9],
         "segments": [1, 1, 1, 1, 1, 0, 0, 0],

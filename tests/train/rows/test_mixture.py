@@ -15,7 +15,7 @@ from train.config.run_config import Data
 from train.inputs import dataset
 from train.rows.lm_rows import Tokens, windows
 from train.rows.mixture import Component, Mixture
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
@@ -102,7 +102,7 @@ def files(tmp_path):
 def read(tmp_path, files, weights=(), **data):
     chosen = Data(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
     run = tiny.run(data=chosen, out=str(tmp_path / "runs"))
-    return run, dataset.read(run, Folder.of(run), tmp_path / "cache")
+    return run, dataset.read(run, RunDir.of(run), tmp_path / "cache")
 
 
 def decoded(text, tokens):
@@ -151,7 +151,7 @@ def test_named_held_out_text_is_held_out_once(tmp_path, files):
 def test_a_checkpoint_says_which_path_changed(tmp_path, files):
     run, text = read(tmp_path, files, (0.7, 0.3))
     saved = text.fingerprints()
-    folder = Folder.of(run)
+    folder = RunDir.of(run)
     folder.tokenizer.mkdir(parents=True)
     text.tokenizer.save(folder.tokenizer)
     (folder.checkpoints / "00000005").mkdir(parents=True)

@@ -13,7 +13,7 @@ def draw(size: int = 256, number: int = 43, seed: int = 0, every: int = 2, **opt
     """Targets of a text in which each `every`-th token begins a word, and its last one is a mark."""
     starts = np.arange(size) % every == 0
     text = np.append(np.ones(size - 1, bool), False)
-    return permutation.chosen(np.random.default_rng(seed), starts, text, number, Permutation(**options))
+    return permutation.choose_targets(np.random.default_rng(seed), starts, text, number, Permutation(**options))
 
 
 @given(size=st.integers(2, 200), share=st.floats(0.01, 1), seed=st.integers(0, 100), spans=st.booleans())

@@ -43,12 +43,12 @@ def masked(rows: str, pack: bool) -> Made:
 
 
 def permutation(memory: int = 8, **options: Any) -> Made:
-    model = dataclasses.replace(configs.find("xlnet-nano")[1].config, memory=memory, reuse=8)
+    model = dataclasses.replace(configs.find_size("xlnet-nano")[1].config, memory=memory, reuse=8)
     return run_of("permutation", model, xlnet(), permutation=Permutation(predictions=4, **options))
 
 
 def sequence_to_sequence(goal: str, **changes: Any) -> Made:
-    return run_of(goal, configs.find("t5-nano")[1].config, spelled(), **changes)
+    return run_of(goal, configs.find_size("t5-nano")[1].config, spelled(), **changes)
 
 
 def of_examples(goal: str) -> Made:
@@ -139,7 +139,7 @@ def test_fingerprints_are_equal_only_where_all_rows_are():
 def test_a_sample_is_evenly_spaced_rows(kind: str, count: int):
     """Of labelled examples, all rows of evenly spaced examples; of streams, the first rows of each."""
     rows = planned(kind)
-    sample, size = rows.spread(count), len(getattr(rows, "examples", rows)) if kind in finetuned.TASKS else len(rows)
+    sample, size = rows.subsample(count), len(getattr(rows, "examples", rows)) if kind in finetuned.TASKS else len(rows)
     spaced = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
     if kind.startswith("permutation"):
         spaced = list(range(min(size, max(4, count))))

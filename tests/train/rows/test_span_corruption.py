@@ -20,14 +20,14 @@ from train.config.run_config import Data, Denoising
 from train.objectives import denoising
 from train.rows import seq2seq_rows, span_corruption
 from train.rows.batches import in_order
-from train.rows.seq2seq_rows import Sides
+from train.rows.seq2seq_rows import SourceTarget
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 from zoo.errors import BadInput
 
 TOKENIZER = spelled()
-MARKS = TOKENIZER.text_marks
-T5 = configs.find("t5-nano")[1].config
+MARKS = TOKENIZER.text_special_tokens
+T5 = configs.find_size("t5-nano")[1].config
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "spans": ((8,), (32,)),
     "iid": ((12,), (32,)),
@@ -75,7 +75,7 @@ def sides_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 def test_lengths_are_those_of_t5():
     for length, raw, target in ((64, 70, 14), (128, 141, 29), (256, 284, 58), (512, 568, 114), (1024, 1137, 229)):
-        assert span_corruption.room(SPANS, length)[:3] == (raw, length, target)
+        assert span_corruption.row_sizes(SPANS, length)[:3] == (raw, length, target)
 
 
 @pytest.mark.parametrize("density", [0.15, *(pytest.param(density, marks=pytest.mark.full) for density in (0.05, 0.5, 0.9))])
@@ -84,13 +84,13 @@ def test_the_room_of_spans_is_the_largest_that_fits_and_full(density: float, mea
     options = Denoising(density=density, mean_span=mean_span)
     marks = tuple(range(1000, 1100))
     for length in (4, 5, 6, 7, 9, 16, 33, 64):
-        room = span_corruption.room(options, length)
+        room = span_corruption.row_sizes(options, length)
         # Where more is left out than stays, a token more may be a span more.
         assert room.source == length or (density >= 0.5 and room.source < length)
         assert span_corruption._sizes(room.raw + 1, options)[0] > length
         for size in range(2, room.raw + 1):
-            mask = span_corruption.spans(np.random.default_rng(size), size, options)
-            source, target = span_corruption.sides(np.arange(size), mask, marks)
+            mask = span_corruption.choose_spans(np.random.default_rng(size), size, options)
+            source, target = span_corruption.source_and_target(np.arange(size), mask, marks)
             assert len(source) + 1 <= room.source and len(target) + 1 <= room.target
             assert size < room.raw or (len(source) + 1, len(target) + 1) == (room.source, room.target)
 
@@ -98,10 +98,10 @@ def test_the_room_of_spans_is_the_largest_that_fits_and_full(density: float, mea
 @settings(deadline=None, max_examples=30)
 @given(st.integers(4, 60), st.floats(0.01, 0.9), st.integers(0, 1 << 30))
 def test_single_tokens_always_fit(length: int, density: float, seed: int):
-    room = span_corruption.room(Denoising(kind="iid", density=density), length)
+    room = span_corruption.row_sizes(Denoising(kind="iid", density=density), length)
     for size in range(2, room.raw + 1):
-        mask = span_corruption.scattered(np.random.default_rng(seed), size, density)
-        source, target = span_corruption.sides(np.arange(size), mask, tuple(range(100, 100 + room.sentinels)))
+        mask = span_corruption.choose_tokens(np.random.default_rng(seed), size, density)
+        source, target = span_corruption.source_and_target(np.arange(size), mask, tuple(range(100, 100 + room.sentinels)))
         assert len(source) + 1 <= room.source and len(target) + 1 <= room.target
         assert mask.sum() == span_corruption.noise_tokens(size, density)
 
@@ -123,7 +123,7 @@ def test_rows_have_the_shapes_of_their_kind_and_every_token_once(kind: str, alon
 def test_the_share_left_out_and_the_spans_are_as_asked():
     for density, mean_span in ((0.15, 3.0), (0.5, 3.0), (0.15, 10.0)):
         options, rng = Denoising(density=density, mean_span=mean_span), np.random.default_rng(1)
-        masks = np.stack([span_corruption.spans(rng, 568, options) for _ in range(400)])
+        masks = np.stack([span_corruption.choose_spans(rng, 568, options) for _ in range(400)])
         assert (masks.sum(1) == round(568 * density)).all()
         begun = masks & ~np.pad(masks, ((0, 0), (1, 0)))[:, :-1]
         assert (begun.sum(1) == round(round(568 * density) / mean_span)).all()
@@ -143,7 +143,7 @@ def test_the_sizes_of_spans_are_those_of_all_ways_to_cut():
 
 
 def test_single_tokens_are_left_out_anywhere():
-    masks = np.stack([span_corruption.scattered(np.random.default_rng([3, n]), 511, 0.15) for n in range(2000)])
+    masks = np.stack([span_corruption.choose_tokens(np.random.default_rng([3, n]), 511, 0.15) for n in range(2000)])
     assert abs(masks.mean(0) - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 2000)
     # A run ends with each token at (1 - 0.15): its mean length is 1 / 0.85.
     runs = (masks & ~np.pad(masks, ((0, 0), (1, 0)))[:, :-1]).sum()
@@ -152,8 +152,8 @@ def test_single_tokens_are_left_out_anywhere():
 
 def test_berts_noise_is_a_sentinel_or_any_token():
     rng, ids = np.random.default_rng(4), np.full(100_000, 7, np.int32)
-    mask = span_corruption.scattered(rng, len(ids), 0.15)
-    shown = span_corruption.replaced(rng, ids, mask, 200, np.arange(3, 43, dtype=np.int32))
+    mask = span_corruption.choose_tokens(rng, len(ids), 0.15)
+    shown = span_corruption.replace_noise(rng, ids, mask, 200, np.arange(3, 43, dtype=np.int32))
     assert (shown[~mask] == 7).all()
     assert abs((shown[mask] == 200).mean() - 0.9) < 5 * np.sqrt(0.9 * 0.1 / mask.sum())
     others = shown[mask][shown[mask] != 200]
@@ -211,7 +211,7 @@ MUTANTS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.planted
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_pair_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(span_corruption, "sides", MUTANTS[name](span_corruption.sides))
+    monkeypatch.setattr(span_corruption, "source_and_target", MUTANTS[name](span_corruption.source_and_target))
     with pytest.raises((AssertionError, IndexError, ValueError)):
         check_restored("spans")
 
@@ -231,7 +231,7 @@ def test_the_other_kinds_keep_the_text(kind: str):
 
 def check_alone(build: Callable[..., dict[str, Any]], causally: bool) -> None:
     """Whatever is written later does not show in what a position may see."""
-    example = Sides(np.array([11, 12, 13, 1], np.int32), np.array([21, 22, 1], np.int32))
+    example = SourceTarget(np.array([11, 12, 13, 1], np.int32), np.array([21, 22, 1], np.int32))
     row = build(example, 9, 0, causal=causally)
     assert row["tokens"].tolist() == [0, 11, 12, 13, 1, 21, 22, 0, 0]
     assert row["targets"].tolist() == [11, 12, 13, 1, 21, 22, 1, 0, 0]
@@ -248,7 +248,7 @@ def check_alone(build: Callable[..., dict[str, Any]], causally: bool) -> None:
 
 @pytest.mark.parametrize("causally", [False, True])
 def test_a_decoder_alone_reads_its_prefix_and_what_it_has_written(causally: bool):
-    check_alone(seq2seq_rows.one, causally)
+    check_alone(seq2seq_rows.decoder_only_row, causally)
 
 
 LEAKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -263,7 +263,7 @@ LEAKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", LEAKS)
 def test_a_leak_is_noticed(name: str):
     with pytest.raises(AssertionError):
-        check_alone(lambda *args, **how: LEAKS[name](seq2seq_rows.one(*args, **how)), causally=False)
+        check_alone(lambda *args, **how: LEAKS[name](seq2seq_rows.decoder_only_row(*args, **how)), causally=False)
 
 
 @pytest.mark.parametrize("kind", ["spans", "bert", "lm"])
@@ -323,7 +323,7 @@ def test_what_cannot_be_denoised_is_refused(name: str):
 
 def test_a_single_token_at_the_end_is_left_out_and_two_are_a_row():
     asked = run(length=16)
-    raw = span_corruption.room(SPANS, 16).raw
+    raw = span_corruption.row_sizes(SPANS, 16).raw
     for more, rows in ((0, 3), (1, 3), (2, 4)):
         planned = denoising.scored(text(raw * 2, raw + more), asked, TOKENIZER, 1)
         assert len(planned) == rows

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.support.runs import small_files
 from train.run import metrics_file
-from train.run.metrics_file import Metrics, matrix_rate, mfu, read, train_row, valid_row
-from train.run.run_dir import Folder
+from train.run.metrics_file import Metrics, matrix_rate, mfu, read_rows, train_row, valid_row
+from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 
@@ -30,7 +30,7 @@ def test_a_run_that_starts_anew_has_its_rows_on_disk_as_soon_as_they_are_written
     file = Metrics(path)
     for each in written:
         file.write(each)
-    assert read(path) == written
+    assert read_rows(path) == written
     file.sync()
     file.close()
 
@@ -42,7 +42,7 @@ def test_a_file_with_numbers_that_are_not_finite_is_strict_json_and_comes_back(t
     file.write(values)
     file.close()
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    (back,) = read(path)
+    (back,) = read_rows(path)
     assert math.isnan(back.pop("f"))
     assert back == {"step": 1, "a": math.inf, "b": [-math.inf, float(np.float32(0.1))], "c": {"d": [0, 1, 2]}, "e": "text"}
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(
     file = Metrics(path, resume_at=resume_at)
     file.write(row(99))
     file.close()
-    assert [each["step"] for each in read(path)] == [step for step in sorted(steps) if step <= resume_at] + [99]
+    assert [each["step"] for each in read_rows(path)] == [step for step in sorted(steps) if step <= resume_at] + [99]
 
 
 def test_lost_and_changed_rows_are_noticed(tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_row(tmp_path: Path) -> Non
         file.write(row(2))
     file.close()
     again = Metrics(path, resume_at=2)
-    assert [each["step"] for each in read(path)] == [1] and again.summary()["rows"] == 1
+    assert [each["step"] for each in read_rows(path)] == [1] and again.summary()["rows"] == 1
     again.close()
     with small_files(0), pytest.raises(BadInput, match=r"metrics.jsonl cannot be written"):
         Metrics(path, resume_at=2)
-    assert [each["step"] for each in read(path)] == [1]
+    assert [each["step"] for each in read_rows(path)] == [1]
 
 
 GOOD = b'{"step": 1}'
@@ -118,28 +118,28 @@ def test_a_damaged_line_is_named_unless_it_is_the_torn_last_one(line: bytes, tmp
     path, content = tmp_path / "metrics.jsonl", GOOD + b"\n" + line + GOOD + b"\n"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"metrics.jsonl:2 is no row: .*; remove the line"):
-        read(path)
+        read_rows(path)
     with pytest.raises(BadInput, match=r"metrics.jsonl:2"):
         Metrics(path, resume_at=1)
     assert path.read_bytes() == content
     path.write_bytes(GOOD + b"\n" + line.removesuffix(b"\n"))
-    assert read(path) == [{"step": 1}]
+    assert read_rows(path) == [{"step": 1}]
 
 
 def test_a_last_row_without_a_line_end_counts_and_an_absent_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(GOOD)
-    assert read(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}]
     with pytest.raises(BadInput, match=r"absent.jsonl cannot be read \(No such file or directory\)"):
-        read(tmp_path / "absent.jsonl")
+        read_rows(tmp_path / "absent.jsonl")
 
 
 def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    metrics_file.started(folder, 0, {"devices": "1 x cpu"}, 1e9)
+    folder = RunDir(tmp_path)
+    metrics_file.record_start(folder, 0, {"devices": "1 x cpu"}, 1e9)
     with folder.starts.open("a") as file:
         file.write('{"step": 5, "at')
-    metrics_file.started(folder, 400, {"devices": "8 x cpu"}, 2e9)
-    first, second = read(folder.starts)
+    metrics_file.record_start(folder, 400, {"devices": "8 x cpu"}, 2e9)
+    first, second = read_rows(folder.starts)
     assert (first["step"], second["step"], second["facts"]) == (0, 400, {"devices": "8 x cpu"})
     assert (first["flops"], second["flops"]) == (1e9, 2e9)
     assert second["versions"]["jax"] == jax.__version__

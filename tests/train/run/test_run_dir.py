@@ -15,16 +15,16 @@ from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.objective_options import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
 from train.config.run_config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.run.run_dir import Folder, check_holder, differences, read_config, take_over, write_json, write_text
+from train.run.run_dir import RunDir, check_same_run, differences, read_config, remove_stale_files, write_json, write_text
 from zoo import configs
 from zoo.errors import BadInput
 
-NANO = configs.find("gpt-nano")[1].config
+NANO = configs.find_size("gpt-nano")[1].config
 RUN = Run(recipe="gpt-nano", model=NANO)
 
 
 def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     with folder.claim(process=1):
         assert not folder.path.exists()
     with pytest.raises(KeyError), folder.claim():
@@ -35,7 +35,7 @@ def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_p
 
 def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:
     def folder(**changes: str) -> Path:
-        return Folder.of(dataclasses.replace(RUN, **{"out": str(tmp_path), **changes})).path
+        return RunDir.of(dataclasses.replace(RUN, **{"out": str(tmp_path), **changes})).path
 
     assert folder() == tmp_path / "gpt-nano"
     assert folder(name="A.1_b-c") == tmp_path / "A.1_b-c"
@@ -79,7 +79,7 @@ def test_every_configuration_comes_back(
 
 
 def round_trip(run: Run, folder: Path) -> Run:
-    Folder(folder).write_config(run)
+    RunDir(folder).write_config(run)
     return read_config(folder)
 
 
@@ -134,29 +134,29 @@ CHECKPOINTS = ("checkpoints/00000002", "checkpoints/00000002.corrupt-1", "best/0
 
 @pytest.mark.parametrize("result", ["scores.json", *(f"{folder}/COMMIT.json" for folder in CHECKPOINTS)])
 def test_a_run_with_results_holds_its_name(result: str, tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = RunDir(tmp_path)
     folder.write_config(RUN)
     (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / result).touch()
-    check_holder(folder, RUN)
+    check_same_run(folder, RUN)
     with pytest.raises(BadInput, match="holds another run: seed: 0 before, 1 now; choose"):
-        check_holder(folder, OTHER)
-    check_holder(folder, OTHER, undecided=("seed",))
-    assert not take_over(folder, OTHER)
+        check_same_run(folder, OTHER)
+    check_same_run(folder, OTHER, undecided=("seed",))
+    assert not remove_stale_files(folder, OTHER)
 
 
 @pytest.mark.parametrize("config", [None, "{"])
 def test_a_run_without_results_gives_its_name_to_another(config: str | None, tmp_path: Path) -> None:
     """Also one whose config.json is damaged: there is nothing to protect."""
-    folder = Folder(tmp_path)
-    assert not take_over(folder, OTHER)
+    folder = RunDir(tmp_path)
+    assert not remove_stale_files(folder, OTHER)
     folder.write_config(RUN)
     folder.metrics.touch()
-    assert not take_over(folder, RUN) and folder.metrics.exists()
+    assert not remove_stale_files(folder, RUN) and folder.metrics.exists()
     if config:
         folder.config.write_text(config)
-    check_holder(folder, OTHER)
-    assert take_over(folder, OTHER) and not folder.metrics.exists()
+    check_same_run(folder, OTHER)
+    assert remove_stale_files(folder, OTHER) and not folder.metrics.exists()
 
 
 @pytest.mark.parametrize(("first", "least"), [(0, 1200), (20, 400), (30, 0)])
@@ -168,12 +168,12 @@ def test_disk_space_is_checked_before_training(first: int, least: int, tmp_path:
         (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
         (tmp_path / "checkpoints" / f"{step:08d}" / "data").write_bytes(bytes(400))
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=least))
-    disk_space.check(Folder(tmp_path), run, state, first)
+    disk_space.check(RunDir(tmp_path), run, state, first)
     short = least - 1
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=short))
     if least:
         with pytest.raises(BadInput, match=rf"--checkpoint.keep 2: checkpoints of 400 bytes .* has {short:,} free; make room"):
-            disk_space.check(Folder(tmp_path), run, state, first)
+            disk_space.check(RunDir(tmp_path), run, state, first)
 
 
 MAY_CHANGE = {

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from train.run import stop_signals
-from train.run.stop_signals import Stop
+from train.run.stop_signals import StopSignals
 
 Event = tuple[str, int]
 
@@ -46,8 +46,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 @contextlib.contextmanager
-def stopping(recorded: Recorded) -> Iterator[Stop]:
-    with Stop(recorded.notice, lambda: None) as stop:
+def stopping(recorded: Recorded) -> Iterator[StopSignals]:
+    with StopSignals(recorded.notice, lambda: None) as stop:
         yield stop
 
 
@@ -82,7 +82,7 @@ def test_a_signal_is_acknowledged_while_the_main_thread_runs_no_python(recorded:
     def notify(text: str) -> None:
         library.pthread_mutex_unlock(mutex)
 
-    with Stop(notify, lambda: None) as stop:
+    with StopSignals(notify, lambda: None) as stop:
         stop.begin()
         library.pthread_mutex_lock(mutex)
         sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))

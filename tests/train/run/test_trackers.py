@@ -16,7 +16,7 @@ from tests.support.runs import small_files
 from train import recipes
 from train.config import run_config
 from train.run import metrics_file, trackers
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 START = """
@@ -29,7 +29,8 @@ from train.run.run_dir import Folder
 
 folder, first, last, end = Folder(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
 file = metrics_file.Metrics(folder.metrics, resume_at=first or None)
-opened = trackers.Sinks(["tensorboard", "wandb"], recipes.find("gpt-nano")(), folder, notify=lambda line: print("notice:", line))
+run = recipes.find_recipe("gpt-nano")()
+opened = trackers.Sinks(["tensorboard", "wandb"], run, folder, notify=lambda line: print("notice:", line))
 for step in range(first + 1, last + 1):
     row = metrics_file.valid_row(step=step, loss=step + first / 100, bits_per_byte=float("inf"), seconds=1.0)
     file.write(row)
@@ -39,7 +40,7 @@ if end == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 opened.close(failed=False)
 """
-RUN = recipes.find("gpt-nano")()
+RUN = recipes.find_recipe("gpt-nano")()
 WANTED = [(step, step + (first / 100)) for first, steps in ((0, range(1, 5)), (4, range(5, 9))) for step in steps]
 """Rows 1 to 4 are of the first start, which was killed after row 6; the second one went on after row 4."""
 
@@ -124,7 +125,7 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
     rows = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in values]
     assert [(step, pytest.approx(row["valid/loss"])) for step, row in rows] == WANTED
     assert all(math.isinf(row["valid/bits_per_byte"]) for _, row in rows)
-    assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics_file.read(path / "metrics.jsonl")]
+    assert [event.wall_time for event in values] == [row["time"]["at"] for row in metrics_file.read_rows(path / "metrics.jsonl")]
     # TensorBoard's sign that everything from a step on is void, for one that has read the old file.
     first, restart = events(path)[:2]
     assert first.file_version == "brain.Event:2"
@@ -138,7 +139,7 @@ def test_every_row_is_there_once_after_a_kill_and_a_resume(tmp_path: Path) -> No
 def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row is on disk at once, and the last at the end; a sink named twice is one, and one that cannot start none."""
 
-    def refusing(run: run_config.Run, folder: Folder) -> trackers.Sink:
+    def refusing(run: run_config.Run, folder: RunDir) -> trackers.Sink:
         raise ValueError("no API key")
 
     notices: list[str] = []
@@ -146,7 +147,7 @@ def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: 
     file = metrics_file.Metrics(tmp_path / "metrics.jsonl")
     file.write(train_row(2))
     file.close()
-    late = trackers.Sinks(["wandb", "tensorboard", "tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
+    late = trackers.Sinks(["wandb", "tensorboard", "tensorboard"], RUN, RunDir(tmp_path), notify=notices.append)
     assert events(tmp_path)[-1].step == 2
     late.write(train_row(4))
     late.close(failed=False)
@@ -157,8 +158,8 @@ def test_a_sink_asked_for_late_has_the_time_before_and_can_be_watched(tmp_path: 
 
 def test_a_full_disk_ends_the_sink_and_not_the_run(tmp_path: Path) -> None:
     notices: list[str] = []
-    metrics_file.Metrics(Folder(tmp_path).metrics).close()
-    sink = trackers.Sinks(["tensorboard"], RUN, Folder(tmp_path), notify=notices.append)
+    metrics_file.Metrics(RunDir(tmp_path).metrics).close()
+    sink = trackers.Sinks(["tensorboard"], RUN, RunDir(tmp_path), notify=notices.append)
     sink.write(train_row(2))
     (file,) = (tmp_path / "tensorboard").iterdir()
     with small_files(file.stat().st_size):

@@ -14,7 +14,7 @@ from train.config.run_config import Data
 from train.data import chunking
 from train.data.corpus import split
 from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlnet_unigram
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
@@ -23,9 +23,9 @@ KINDS: tuple[Kind, ...] = ("gpt", "wordpiece", "roberta", "sentencepiece", "xlne
 ENCODERS: tuple[Kind, ...] = ("wordpiece", "roberta", "xlnet")
 """Kinds with special tokens around a text."""
 UNIGRAMS: tuple[Kind, ...] = ("sentencepiece", "xlnet")
-BERT = Marks(pad=0, unk=1, cls=2, sep=3, mask=4)
-ROBERTA = Marks(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2)
-XLNET = Marks(unk=0, bos=1, eos=2, cls=3, sep=4, pad=5, mask=6, eod=7, eop=8, cls_last=True)
+BERT = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
+ROBERTA = SpecialTokens(cls=0, pad=1, sep=2, unk=3, mask=VOCAB - 1, between=2)
+XLNET = SpecialTokens(unk=0, bos=1, eos=2, cls=3, sep=4, pad=5, mask=6, eod=7, eop=8, cls_last=True)
 AWKWARD = [
     *("``Quoted'' text, ''twice'' and `once'", "It''s", "``", "''''", '"x" ``"', "'' ''"),
     "caf\u00e9 cafe\u0301 na\u00efve \u00dcber Stra\u00dfe \u0130stanbul \u01c4",
@@ -39,7 +39,7 @@ AWKWARD = [
 ]
 
 
-def refused(folder: Path, read: Callable[[Path], Tokenizer] = hf_files.read) -> str:
+def refused(folder: Path, read: Callable[[Path], Tokenizer] = hf_files.read_tokenizer) -> str:
     """Return the line in which a folder is refused."""
     with pytest.raises(BadInput) as refusal:
         read(folder)
@@ -94,7 +94,7 @@ def written(kind: Kind) -> Path:
 
     folder = SCRATCH / "tokenizers" / kind
     folder.mkdir(parents=True)
-    hf_files.write(folder, trained(kind), longest=None)
+    hf_files.write_tokenizer(folder, trained(kind), longest=None)
     name_family(folder, kind)
     return folder
 

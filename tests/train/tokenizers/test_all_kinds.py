@@ -18,7 +18,7 @@ from tests.train.tokenizers.folders import END
 from tests.train.tokenizers.kinds import AWKWARD, BERT, ENCODERS, KINDS, ROBERTA, TEXTS, UNIGRAMS, VOCAB, XLNET, theirs, trained
 from train.data import chunking
 from train.tokenizers import hf_files
-from train.tokenizers.special_tokens import TextMarks
+from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo.errors import BadInput
 
@@ -48,14 +48,14 @@ def test_special_tokens_have_their_published_ids() -> None:
     assert {trained(kind).vocab_size for kind in KINDS} == {VOCAB}
     assert {kind: trained(kind).kind for kind in KINDS} == {kind: kind for kind in KINDS}
     encoders = {"wordpiece": BERT, "roberta": ROBERTA, "xlnet": XLNET}
-    assert {kind: trained(kind).marks for kind in KINDS} == {"gpt": None, "sentencepiece": None, **encoders}
+    assert {kind: trained(kind).special_tokens for kind in KINDS} == {"gpt": None, "sentencepiece": None, **encoders}
     ends = {kind: trained(kind).end_of_text for kind in KINDS}
     assert ends == {"gpt": 0, "wordpiece": BERT.sep, "roberta": ROBERTA.sep, "sentencepiece": 1, "xlnet": XLNET.eod}
-    text_marks = trained("sentencepiece").text_marks
-    assert text_marks == TextMarks(pad=0, end=1, unk=2, sentinels=tuple(range(899, 799, -1)))
+    text_marks = trained("sentencepiece").text_special_tokens
+    assert text_marks == TextSpecialTokens(pad=0, end=1, unk=2, sentinels=tuple(range(899, 799, -1)))
     assert text_marks.special == (0, 1, 2, *range(800, 900))
-    assert trained("xlnet").marks.special == tuple(range(9))
-    assert not any(trained(kind).text_marks for kind in KINDS if kind != "sentencepiece")
+    assert trained("xlnet").special_tokens.special == tuple(range(9))
+    assert not any(trained(kind).text_special_tokens for kind in KINDS if kind != "sentencepiece")
     assert trained("sentencepiece").decode([899, 898, 800, 1]) == "<extra_id_0><extra_id_1><extra_id_99></s>"
     assert trained("gpt").decode([0]) == "<|endoftext|>"
     words, xlnet = trained("wordpiece"), trained("xlnet")
@@ -89,7 +89,7 @@ def test_words_are_those_of_transformers(kind: Kind) -> None:
 
 def assert_templates_agree(kind: Kind, reference: Any, template: Any = None) -> None:
     """Assert that texts, pairs and a mask within a text are what `transformers` makes of them, and where texts and CLS are."""
-    ours, marks = trained(kind), template or trained(kind).marks
+    ours, marks = trained(kind), template or trained(kind).special_tokens
     for texts in (["The White Whale."], ["The White Whale.", "Ahab's leg"], ["", "Ahab's leg"]):
         ids = [ours.encode(text) for text in texts]
         made, types = marks.single(*ids) if len(ids) == 1 else marks.pair(*ids)
@@ -152,7 +152,7 @@ NAMES += ["<cls>", "<sep>", "<eod>", "<eop>", "<extra_id_0>", "<extra_id_3>", "<
 @example(" ".join(NAMES) + "".join(NAMES))
 def test_no_text_gives_a_special_token(text: str) -> None:
     for ours in map(trained, KINDS):
-        own = ours.marks or ours.text_marks
+        own = ours.special_tokens or ours.text_special_tokens
         special = {*own.special} - {own.unk} if own else {ours.end_of_text}
         assert not special & {*ours.encode(text).tolist(), *ours.encode_words(text.split(" "))[0].tolist()}
 
@@ -191,7 +191,7 @@ def test_token_bytes_are_those_of_the_text(kind: Kind) -> None:
     ours, text = trained(kind), "The white whale swims"
     size = len(text.replace(" ", "")) if kind == "wordpiece" else len(f" {text}")
     assert ours.token_bytes()[ours.encode(text)].sum() == size
-    assert not ours.token_bytes()[[*(ours.marks or ours.text_marks).special]].any()
+    assert not ours.token_bytes()[[*(ours.special_tokens or ours.text_special_tokens).special]].any()
     if kind != "wordpiece":
         assert "".join(ours.spell(number) for number in ours.encode(text).tolist()) == f" {text}"
 
@@ -213,7 +213,7 @@ def test_word_starts_are_where_the_rules_divide(kind: Kind) -> None:
         before = end
     assert [word for group in groups for word in group.split()] == expected.split()
     assert starts.dtype == bool and starts.shape == (VOCAB,)
-    own = ours.marks or ours.text_marks
+    own = ours.special_tokens or ours.text_special_tokens
     assert starts[[*own.special] if own else [ours.end_of_text]].all()
 
 
@@ -227,7 +227,7 @@ def test_a_vocabulary_without_tokenizer_json_gives_the_same(kind: Kind, tmp_path
         shutil.copy((kinds.published(kind) if file == "spiece.model" else kinds.written(kind)) / file, tmp_path)
     ours = trained(kind)
     for folder in (tmp_path, kinds.written(kind), *([kinds.published(kind)] if kind in UNIGRAMS else [])):
-        assert hf_files.read(folder).fingerprint == ours.fingerprint
+        assert hf_files.read_tokenizer(folder).fingerprint == ours.fingerprint
     # What `transformers` makes of XLNet's is another; see test_xlnet_unigram.py.
     if kind != "xlnet":
         alone = kinds.auto(tmp_path)
@@ -246,11 +246,13 @@ def test_transformers_finds_the_special_tokens_and_what_it_writes_is_read(kind: 
     assert type(reference).__name__ == f"{classes[kind]}Tokenizer"
     assert len(reference) == VOCAB
     roles = {"gpt": [], "sentencepiece": ["pad", "unk"]}.get(kind, ["pad", "unk", "cls", "sep", "mask"])
-    assert all(getattr(reference, f"{role}_token_id") == getattr(ours.marks or ours.text_marks, role) for role in roles)
+    assert all(
+        getattr(reference, f"{role}_token_id") == getattr(ours.special_tokens or ours.text_special_tokens, role) for role in roles
+    )
     assert kind in ENCODERS or reference.eos_token_id == ours.end_of_text
     reference.save_pretrained(tmp_path)
-    again = hf_files.read(tmp_path)
-    assert (again.kind, again.marks, again.text_marks) == (kind, ours.marks, ours.text_marks)
+    again = hf_files.read_tokenizer(tmp_path)
+    assert (again.kind, again.special_tokens, again.text_special_tokens) == (kind, ours.special_tokens, ours.text_special_tokens)
     for text in [*AWKWARD, HARD, " ".join(NAMES)]:
         assert again.encode(text).tolist() == ours.encode(text).tolist()
 
@@ -261,7 +263,7 @@ def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind:
     before = [rules["normalizer"]] if kind == "sentencepiece" else [{"type": "NFKC"}]
     other = Tokenizer({**rules, "normalizer": {"type": "Sequence", "normalizers": [*before, {"type": "Lowercase"}]}})
     assert other.encode("\uff37HALE").tolist() == other.encode("whale").tolist()
-    hf_files.write(tmp_path, other, longest=512)
+    hf_files.write_tokenizer(tmp_path, other, longest=512)
     kinds.name_family(tmp_path, kind)
     again = kinds.auto(tmp_path)
     assert again("\uff37HALE", add_special_tokens=False)["input_ids"] == other.encode("whale").tolist()

@@ -101,7 +101,7 @@ def test_a_gpt_tokenizer_may_have_an_encoders_names_too() -> None:
     rules = content("gpt")
     entry = {**rules["added_tokens"][0], "id": 900, "content": "<pad>"}
     both = Tokenizer({**rules, "added_tokens": [*rules["added_tokens"], entry]})
-    assert (both.marks, both.end_of_text, both.vocab_size) == (None, 0, 901)
+    assert (both.special_tokens, both.end_of_text, both.vocab_size) == (None, 0, 901)
 
 
 @pytest.fixture
@@ -117,23 +117,23 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_the_published_files_give_what_transformers_gives(published: Path) -> None:
-    ours = hf_files.read(published)
+    ours = hf_files.read_tokenizer(published)
     assert ours.kind == "roberta"
-    assert (ours.marks.mask, ours.vocab_size, ours.end_of_text) == (901, 902, 2)
-    assert auto(published)(HARD)["input_ids"] == ours.marks.single(ours.encode(HARD))[0].tolist()
+    assert (ours.special_tokens.mask, ours.vocab_size, ours.end_of_text) == (901, 902, 2)
+    assert auto(published)(HARD)["input_ids"] == ours.special_tokens.single(ours.encode(HARD))[0].tolist()
     assert ours.encode(HARD).tolist() == trained("roberta").encode(HARD).tolist()
     assert not {899, 900, 901} & {*ours.encode(f"{END_OF_TEXT} madeupword0000 <mask>").tolist()}
 
 
 def test_a_text_begins_with_a_space_if_the_files_say_so(published: Path) -> None:
     (published / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
-    ours, out = hf_files.read(published), published / "out"
+    ours, out = hf_files.read_tokenizer(published), published / "out"
     ids = ours.encode("whale ship").tolist()
     assert ids == ours.encode(" whale ship").tolist() == ours.encode_words(["whale", "ship"])[0].tolist()
     # A piece of a text must not get one.
     assert len(list(ours.pieces([("a b " * (1 << 16), True)]))) == 1
     out.mkdir()
-    hf_files.write(out, ours, longest=512)
+    hf_files.write_tokenizer(out, ours, longest=512)
     for folder in (published, out):
         assert auto(folder)("whale ship", add_special_tokens=False)["input_ids"] == ids
 
@@ -152,7 +152,7 @@ def test_an_empty_affix_is_none(tmp_path: Path) -> None:
     """RoBERTa's released tokenizer.json spells it so; it is RoBERTa's all the same."""
     rules = content("roberta")
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    hf_files.write(tmp_path, Tokenizer({**rules, "model": {**rules["model"], **affixes}}), longest=512)
+    hf_files.write_tokenizer(tmp_path, Tokenizer({**rules, "model": {**rules["model"], **affixes}}), longest=512)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "RobertaTokenizer"
 
 

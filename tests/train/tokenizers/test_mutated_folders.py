@@ -24,9 +24,9 @@ AS = "as written"
 def framed(ours: Tokenizer, *texts: str) -> list[int]:
     """Return the ids of a text or two between the special tokens that models of its kind are given."""
     ids = [ours.encode(text) for text in texts]
-    if ours.marks is not None:
-        return (ours.marks.single(*ids) if len(ids) == 1 else ours.marks.pair(*ids))[0].tolist()
-    end = [] if ours.text_marks is None else [ours.text_marks.end]
+    if ours.special_tokens is not None:
+        return (ours.special_tokens.single(*ids) if len(ids) == 1 else ours.special_tokens.pair(*ids))[0].tolist()
+    end = [] if ours.text_special_tokens is None else [ours.text_special_tokens.end]
     return [number for some in ids for number in (*some.tolist(), *end)]
 
 
@@ -54,7 +54,7 @@ def difference(ours: Tokenizer, theirs: Any) -> str:
 def outcome(folder: Path, kind: Kind) -> str:
     """Return what becomes of a folder: equal, refused, or what is wrong."""
     try:
-        ours = hf_files.read(folder)
+        ours = hf_files.read_tokenizer(folder)
     except BadInput as refusal:
         return f"refused in several lines: {refusal}" if "\n" in str(refusal) else "refused"
     try:
@@ -67,11 +67,11 @@ def outcome(folder: Path, kind: Kind) -> str:
     out = folder.with_name("out")
     out.mkdir()
     try:
-        hf_files.write(out, ours, longest=None)
+        hf_files.write_tokenizer(out, ours, longest=None)
     except BadInput as refusal:
         return f"not written: {refusal}"
     kinds.name_family(out, kind)
-    found = difference(ours, kinds.auto(out)) or difference(hf_files.read(out), theirs)
+    found = difference(ours, kinds.auto(out)) or difference(hf_files.read_tokenizer(out), theirs)
     return f"different when written: {found}" if found else "equal"
 
 
@@ -160,8 +160,8 @@ def test_the_settings_that_were_read_are_kept_in_a_run_and_in_what_it_exports(tm
     (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(settings))
     for name in ("run", "out"):
         (tmp_path / name).mkdir()
-    hf_files.read(tmp_path / "in").save(tmp_path / "run")
-    hf_files.write(tmp_path / "out", Tokenizer.load(tmp_path / "run"), longest=None)
+    hf_files.read_tokenizer(tmp_path / "in").save(tmp_path / "run")
+    hf_files.write_tokenizer(tmp_path / "out", Tokenizer.load(tmp_path / "run"), longest=None)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
     rules = (tmp_path / "in" / "tokenizer.json").read_text()
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == json.loads(rules)
@@ -172,6 +172,6 @@ def test_the_settings_that_were_read_are_kept_in_a_run_and_in_what_it_exports(tm
 
 def test_the_bytes_of_an_added_word_are_counted(tmp_path: Path) -> None:
     folders.make(tmp_path / "in", "gpt", "another word", "as written", "as written")
-    ours, text = hf_files.read(tmp_path / "in"), "the foobar \u00e9"
+    ours, text = hf_files.read_tokenizer(tmp_path / "in"), "the foobar \u00e9"
     assert kinds.VOCAB in (ids := ours.encode(text))
     assert ours.token_bytes()[ids].sum() == len(text.encode())

@@ -25,7 +25,7 @@ def test_ids_are_those_of_sentencepiece() -> None:
     """Of special tokens spelled out, and of characters that no entry covers, too."""
     for text in TEXTS:
         assert trained("sentencepiece").encode(text).tolist() == library("sentencepiece").encode(text)
-    assert trained("sentencepiece").text_marks.unk in trained("sentencepiece").encode("\u0416")
+    assert trained("sentencepiece").text_special_tokens.unk in trained("sentencepiece").encode("\u0416")
 
 
 def test_a_book_is_divided_as_sentencepiece_divides_it() -> None:
@@ -44,10 +44,10 @@ def test_a_book_is_divided_as_sentencepiece_divides_it() -> None:
 def test_the_files_of_settings_say_how_many_sentinels_there_are(tmp_path: Path) -> None:
     shutil.copy(published("sentencepiece") / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 7}')
-    assert hf_files.read(tmp_path).text_marks.sentinels == tuple(range(806, 799, -1))
+    assert hf_files.read_tokenizer(tmp_path).text_special_tokens.sentinels == tuple(range(806, 799, -1))
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": -1}')
     with pytest.raises(BadInput, match="extra_ids is -1; it must be 0 to"):
-        hf_files.read(tmp_path)
+        hf_files.read_tokenizer(tmp_path)
 
 
 def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,8 @@ def test_a_small_text_gives_fewer_entries_and_a_small_vocabulary_is_refused(kind
 @pytest.mark.full
 def test_the_rarest_of_too_many_characters_are_unknown() -> None:
     many = Tokenizer.train(["".join(map(chr, range(0x4E00, 0x5400))) + " the whale" * 50_000], 400, "sentencepiece")
-    assert many.text_marks.unk not in many.encode("the whale")
-    assert many.text_marks.unk in many.encode("\u5300")
+    assert many.text_special_tokens.unk not in many.encode("the whale")
+    assert many.text_special_tokens.unk in many.encode("\u5300")
 
 
 OPTIONS = (

@@ -9,7 +9,7 @@ import pytest
 from tests.support.hard_texts import HARD, random_characters
 from tests.train.tokenizers.kinds import auto, refused
 from train.tokenizers import hf_files, wordpiece
-from train.tokenizers.special_tokens import Marks
+from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
 
@@ -43,15 +43,15 @@ def test_a_published_vocabulary_keeps_its_ids_and_settings(published: Path, opti
     import transformers
 
     (published / "tokenizer_config.json").write_text(json.dumps(options))
-    ours, theirs = hf_files.read(published), transformers.BertTokenizer.from_pretrained(published)
-    assert ours.marks == Marks(pad=0, unk=100, cls=101, sep=102, mask=103)
+    ours, theirs = hf_files.read_tokenizer(published), transformers.BertTokenizer.from_pretrained(published)
+    assert ours.special_tokens == SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103)
     assert ours.vocab_size == 999 + len(WORDS.split(" "))
     assert ours.decode(ours.encode(ACCENTS)) == decoded
     for text in (HARD, random_characters(2000), "The white Whale's swimming!", f"Caf\u00e9 {ACCENTS}", "the\u2028whale"):
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
     out = published / "out"
     out.mkdir()
-    hf_files.write(out, ours, longest=512)
+    hf_files.write_tokenizer(out, ours, longest=512)
     assert (out / "vocab.txt").read_bytes() == (published / "vocab.txt").read_bytes()
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
     assert auto(out)(f"Caf\u00e9 {ACCENTS}")["input_ids"] == theirs(f"Caf\u00e9 {ACCENTS}")["input_ids"]
@@ -96,7 +96,7 @@ def test_other_bad_files_are_refused(published: Path, monkeypatch: pytest.Monkey
 def test_an_entry_that_is_not_one_line_is_not_written(tmp_path: Path) -> None:
     ours = Tokenizer(wordpiece.content({**SPECIAL, "a\nb": 5}, lowercase=True))
     with pytest.raises(BadInput, match=r'vocab.txt: the entry "a\\nb" is not one line'):
-        hf_files.write(tmp_path, ours, longest=512)
+        hf_files.write_tokenizer(tmp_path, ours, longest=512)
 
 
 def test_a_file_without_a_decoder_is_decoded_to_words() -> None:
@@ -127,7 +127,7 @@ def test_what_is_dropped_from_a_text_does_not_divide_its_words() -> None:
 
 def test_every_character_of_the_text_can_continue_a_word() -> None:
     tokenizer, entries = train("x 7 \u00e9, \u6f22")
-    assert tokenizer.marks.unk not in tokenizer.encode("7x7e, x\u6f227")
+    assert tokenizer.special_tokens.unk not in tokenizer.encode("7x7e, x\u6f227")
     assert "##," not in entries and "##\u6f22" not in entries
 
 
@@ -135,7 +135,7 @@ def test_the_rarest_characters_are_unknown_in_a_small_vocabulary(monkeypatch: py
     small, entries = train("".join(chr(code) * (200 - code) + " " for code in range(97, 123)), 25, lowercase=False)
     assert small.vocab_size == 25
     assert [entry for entry in entries if not entry.startswith("##")] == [chr(code) for code in range(97, 107)]
-    assert small.encode("z").tolist() == [small.marks.unk]
+    assert small.encode("z").tolist() == [small.special_tokens.unk]
     monkeypatch.setattr(wordpiece, "CHARACTERS", 3)
     assert train("a a b b c c d")[1] == ["a", "b", "c", "##a", "##b", "##c"]
 

@@ -134,7 +134,7 @@ def test_a_file_as_it_was_published_is_read_and_written_as_xlnets(tmp_path: Path
     for text in AWKWARD:
         assert old.encode(text).tolist() == trained("xlnet").encode(text).tolist()
     assert len(list(old.pieces([("a b " * chunking.CHUNK, True)]))) > 1
-    hf_files.write(tmp_path, old, longest=None)
+    hf_files.write_tokenizer(tmp_path, old, longest=None)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "XLNetTokenizer"
 
 
@@ -143,13 +143,13 @@ def test_settings_that_drop_case_or_keep_accents_are_read_and_written(option: st
     source, target = tmp_path / "in", tmp_path / "out"
     shutil.copytree(published("xlnet"), source)
     (source / "tokenizer_config.json").write_text(json.dumps({option: True}))
-    ours = hf_files.read(source)
+    ours = hf_files.read_tokenizer(source)
     assert (ours.encode("WHALE").tolist() == ours.encode("whale").tolist()) == (option == "do_lower_case")
     assert (ours.encode("whal\u00e9").tolist() == ours.encode("whale").tolist()) == (option == "do_lower_case")
     target.mkdir()
-    hf_files.write(target, ours, longest=512)
+    hf_files.write_tokenizer(target, ours, longest=512)
     kinds.name_family(target, "xlnet")
-    assert hf_files.read(target).fingerprint == ours.fingerprint
+    assert hf_files.read_tokenizer(target).fingerprint == ours.fingerprint
     theirs = kinds.auto(target)
     for text in AWKWARD:
         assert theirs(text)["input_ids"] == XLNET.single(ours.encode(text))[0].tolist()

@@ -17,7 +17,7 @@ from tests.support.processes import run_python
 from tests.support.runs import PATIENCE, quick_compilation, small_files
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import load
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     text = "".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400))
     (folder / "book.txt").write_text(text)
     published.write(folder / "gpt2", CONFIG)
-    hf_files.write(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
+    hf_files.write_tokenizer(folder / "gpt2", Tokenizer.train([text, HARD], 300), longest=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with quick_compilation():
@@ -78,7 +78,7 @@ def test_in_trained_on_and_out_again(place: Path, capsys: pytest.CaptureFixture[
     assert loaded.run is None
     with pytest.raises(BadInput, match="no run, so it has no checkpoints"):
         load("out", step=2)
-    from_run = load("runs/goes-on", device_mesh.make(run_config.Mesh(fsdp=2, tensor=2)))
+    from_run = load("runs/goes-on", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=2)))
     assert from_run.step == 2
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), loaded.params, from_run.params)
     assert jax.tree.all(same)
@@ -125,8 +125,8 @@ def broken(place: Path) -> Path:
     published.write(place / "words", CONFIG | {"vocab_size": 299})
     shutil.copy(place / "gpt2" / "tokenizer.json", place / "words")
     published.write(place / "unspoken", CONFIG)
-    Folder(place / "unfinished").path.mkdir()
-    Folder(place / "unfinished").write_config(tiny.run())
+    RunDir(place / "unfinished").path.mkdir()
+    RunDir(place / "unfinished").write_config(tiny.run())
     for name, line in {"garbled": "a b c", "jumbled": "zz qq"}.items():
         published.write(place / name, CONFIG)
         shutil.copy(place / "gpt2" / "vocab.json", place / name)

@@ -18,7 +18,7 @@ from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.engine import device_mesh
 from train.engine.state import State
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 from train.weights import warm_start
 from zoo import configs, sharding
 from zoo.errors import BadInput
@@ -36,7 +36,7 @@ def quick() -> Iterator[None]:
 
 
 def net(name: str, task: str, labels: tuple[str, ...] = (), multi_label: bool = False, **changes: Any) -> Model:
-    size = configs.find(name)[1].config
+    size = configs.find_size(name)[1].config
     head = {"task": task, "labels": labels, "multi_label": multi_label}
     return model(dataclasses.replace(size, **{**NUMBERS, **head, **changes}))
 
@@ -52,11 +52,11 @@ def fresh_params(of: Model, seed: int = 0) -> dict[str, np.ndarray]:
 
 def trained(folder: Path, of: Model) -> dict[str, np.ndarray]:
     """Make a run of one checkpoint in a folder; returns its parameters by path, none of them a fresh one."""
-    files, rng, tokenizer = Folder(folder), np.random.default_rng(0), uncased()
+    files, rng, tokenizer = RunDir(folder), np.random.default_rng(0), uncased()
     files.tokenizer.mkdir(parents=True)
     tokenizer.save(files.tokenizer)
     files.write_config(run(of))
-    everywhere = NamedSharding(device_mesh.make(run_config.Mesh()), PartitionSpec())
+    everywhere = NamedSharding(device_mesh.make_mesh(run_config.Mesh()), PartitionSpec())
     params = jax.tree.map(
         lambda leaf: jax.device_put(np.float32(rng.standard_normal(leaf.shape)), everywhere),
         jax.eval_shape(of.init, jax.random.key(0)),
@@ -73,7 +73,7 @@ def begun(of: Model, init: Path, mesh: run_config.Mesh | None = None, seed: int 
     messages: list[str] = []
     chosen = run(of, init, seed=seed)
     warm_start.check(chosen)
-    params = warm_start.params(chosen, of, device_mesh.make(mesh or run_config.Mesh()), messages.append)
+    params = warm_start.params(chosen, of, device_mesh.make_mesh(mesh or run_config.Mesh()), messages.append)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(of.init, jax.random.key(0)))
     return by_path(jax.device_get(params)), messages
 
@@ -133,7 +133,7 @@ def test_the_same_task_and_labels_are_copied_whole(head: Any, tmp_path: Path) ->
 def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path) -> None:
     ours = net("bert-nano", *SEQUENCE)
     trained(tmp_path, net("bert-nano", "pretraining"))
-    devices = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    devices = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params = warm_start.params(run(ours, tmp_path, seed=3), ours, devices, lambda _: None)
     places = sharding.shardings(devices, jax.eval_shape(ours.init, jax.random.key(0)), ours.module.SHARDING)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True):
@@ -149,6 +149,6 @@ def test_a_mesh_changes_where_the_parameters_lie_and_nothing_else(tmp_path: Path
 
 def test_a_run_without_a_checkpoint_is_no_beginning(tmp_path: Path) -> None:
     ours = net("bert-nano", "pretraining")
-    Folder(tmp_path).write_config(run(ours))
+    RunDir(tmp_path).write_config(run(ours))
     with pytest.raises(BadInput, match="no checkpoint yet; train the run first"):
         warm_start.check(run(ours, tmp_path))

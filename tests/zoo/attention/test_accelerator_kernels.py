@@ -203,13 +203,13 @@ def test_the_comparison_catches_what_goes_wrong(monkeypatch):
 
 @pytest.fixture
 def pretend_gpu(monkeypatch):
-    monkeypatch.setattr(attention, "target", lambda: "gpu")
+    monkeypatch.setattr(attention, "target_platform", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92800)
 
 
 def lowered(t, mask, bias, groups=N):
     """The program of cuDNN attention and all its gradients, for eight GPUs."""
-    mesh = device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     on_mesh = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
     q, k = (jax.ShapeDtypeStruct((8, t, heads, H), jnp.bfloat16, sharding=on_mesh) for heads in (N, groups))
 
@@ -301,7 +301,7 @@ def test_limits(monkeypatch):
         monkeypatch.setattr(module, "capability", lambda: 9)
     for impl, asked, reason in LIMITS:
         row = dataclasses.replace(attention.IMPLEMENTATIONS[impl], requires="")
-        refusal = row.refuses(request(**asked), "tpu" if impl == "splash" else "gpu")
+        refusal = row.unsupported_reason(request(**asked), "tpu" if impl == "splash" else "gpu")
         assert refusal is None if reason is None else reason in (refusal or ""), (impl, asked)
 
 
@@ -317,9 +317,9 @@ def test_older_gpus_get_what_they_have(monkeypatch):
 
 def test_a_missing_package_is_named_with_how_to_get_it():
     row = dataclasses.replace(attention.IMPLEMENTATIONS["tokamax"], requires="not_there")
-    assert "pip install 'transformer-zoo[not_there]' (Python 3.12 or newer)" in (row.refuses(request(), "gpu") or "")
+    assert "pip install 'transformer-zoo[not_there]' (Python 3.12 or newer)" in (row.unsupported_reason(request(), "gpu") or "")
     # A feature that is missing comes first: installing would not help.
-    assert row.refuses(request(dropout=DROPOUT), "gpu") == "it has no dropout"
+    assert row.unsupported_reason(request(dropout=DROPOUT), "gpu") == "it has no dropout"
 
 
 def test_every_package_a_row_needs_is_an_extra():
@@ -333,10 +333,10 @@ def test_every_package_a_row_needs_is_an_extra():
 
 def test_the_mesh_says_for_which_platform_a_program_is():
     """Compiling for devices that are not here chooses by those."""
-    assert attention.target() == "cpu"
+    assert attention.target_platform() == "cpu"
     for kind, platform, chosen in [("TPU v5 lite", "tpu", "tpu"), ("NVIDIA H100", "cuda", "gpu")]:
         device = AbstractDevice(kind, 1, platform)
         mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert attention.target() == chosen
+            assert attention.target_platform() == chosen
             assert attention.choose("auto", request()) == attention.choose("auto", request(), chosen)

@@ -170,4 +170,4 @@ def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
         q, k = ones(1, queries, N, H), ones(1, 2048, N, H)
         places = Mask(causal=True, query_positions=ones(1, queries, dtype=jnp.int32))
         assert dispatch.choose("auto", dispatch.Request.of(q, k, k, places, None, None), platform="cpu") == name
-    assert dispatch.auto() == "blocked from 64 queries on, else xla"
+    assert dispatch.describe_auto() == "blocked from 64 queries on, else xla"

@@ -274,18 +274,18 @@ def test_weights_of_a_size_are_recognized_by_its_numbers() -> None:
     """The published name depends on the body alone, and not on its head, its dropout or how fresh parameters are made."""
     for name in (*ENCODERS, *GRID):
         cfg = dataclasses.replace(SIZES[name].config, task="masked", dropout=0.3, initializer="normal")
-        assert SIZES[str(configs.named(cfg))].config == SIZES[name].config
-        assert configs.named(dataclasses.replace(cfg, layers=31)) is None
+        assert SIZES[str(configs.published_name(cfg))].config == SIZES[name].config
+        assert configs.published_name(dataclasses.replace(cfg, layers=31)) is None
     for name in XLNET:
         cfg = dataclasses.replace(xlnet.SIZES[name].config, task="permutation", memory=0, reuse=0, dropout=0.3)
-        assert configs.named(cfg) == name
+        assert configs.published_name(cfg) == name
     # Three gated matrices of 2048 are as large as two of 3072: the count does not distinguish these two.
     assert ENCODER_DECODERS["t5-base"] == ONE_TABLE["t5-v1.1-base"]
-    assert configs.named(SIZES["t5-base"].config) == "t5-base"
-    assert configs.named(dataclasses.replace(SIZES["t5-v1.1-base"].config, dropout=0.0)) == "t5-v1.1-base"
+    assert configs.published_name(SIZES["t5-base"].config) == "t5-base"
+    assert configs.published_name(dataclasses.replace(SIZES["t5-v1.1-base"].config, dropout=0.0)) == "t5-v1.1-base"
 
 
-@pytest.mark.parametrize("lookup", [configs.find, models_table.render])
+@pytest.mark.parametrize("lookup", [configs.find_size, models_table.render])
 def test_unpublished_architectures_and_unknown_names_are_refused(lookup: Any) -> None:
     with pytest.raises(BadInput, match=r"architecture of gpt-4 is unpublished.* here is gpt3-175b"):
         lookup("gpt-4")

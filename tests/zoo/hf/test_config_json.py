@@ -12,12 +12,12 @@ from tests.support.small import ENCODERS, HEADS, with_head
 from train.recipes import finetune
 from zoo import configs, models, pretrained
 from zoo.errors import BadInput
-from zoo.hf.config_json import MOST_LABELS, Published
+from zoo.hf.config_json import MOST_LABELS, PublishedConfig
 
 
 def read(family: str, task: str = "", **keys: Any) -> Any:
     """Return the configuration that these keys alone describe."""
-    content = Published(Path("config.json"), keys)
+    content = PublishedConfig(Path("config.json"), keys)
     content.task = task
     content.architecture()
     return configs.family(family).from_published(content)
@@ -26,12 +26,12 @@ def read(family: str, task: str = "", **keys: Any) -> Any:
 def test_absent_keys_of_encoders_have_the_defaults_of_transformers() -> None:
     """For RoBERTa they are those of no released model, and for DistilBERT one depends on the head."""
     bert, roberta = read("bert", "masked"), read("roberta", "masked")
-    assert configs.named(bert) == "bert-base-uncased"
+    assert configs.published_name(bert) == "bert-base-uncased"
     assert (roberta.context, roberta.types, roberta.eps) == (510, 2, 1e-12)
     base = read("roberta", "masked", max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-    assert configs.named(base) == "roberta-base"
+    assert configs.published_name(base) == "roberta-base"
     distil = {task: read("distilbert", task) for task in models.family("distilbert").HF}
-    assert {configs.named(cfg) for cfg in distil.values()} == {"distilbert-base-uncased"}
+    assert {configs.published_name(cfg) for cfg in distil.values()} == {"distilbert-base-uncased"}
     rates = {task: cfg.head_dropout for task, cfg in distil.items()}
     assert (rates["sequence"], rates["choice"], rates["tokens"], rates["span"]) == (0.2, 0.2, 0.1, 0.1)
     assert read("bert", "sequence", hidden_dropout_prob=0.3).head_dropout == 0.3
@@ -40,7 +40,7 @@ def test_absent_keys_of_encoders_have_the_defaults_of_transformers() -> None:
 
 def test_absent_keys_of_xlnet_have_the_defaults_of_transformers() -> None:
     """They are the large size's; a memory is used only where the file gives its length."""
-    assert configs.named(read("xlnet", "permutation")) == "xlnet-large-cased"
+    assert configs.published_name(read("xlnet", "permutation")) == "xlnet-large-cased"
     lengths = [read("xlnet", "permutation", **keys).memory for keys in ({}, {"mem_len": None}, {"mem_len": 0}, {"mem_len": 7})]
     assert lengths == [0, 0, 0, 7]
     other = read("xlnet", "permutation", reuse_len=5, dropout=0.3)
@@ -280,7 +280,7 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("size", "change", "message"), NO_EXPORT)
 def test_what_the_format_cannot_express_is_not_exported(size: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    cfg = dataclasses.replace(configs.find(size)[1].config, **change)
+    cfg = dataclasses.replace(configs.find_size(size)[1].config, **change)
     with pytest.raises(BadInput, match=message):
         pretrained.save(tmp_path, cfg, {})
 

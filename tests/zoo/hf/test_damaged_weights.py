@@ -158,7 +158,7 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, A
         now.update({other: held for other, held in whole.items() if other != name})
         now.update({other: published.held(tensor) for other, tensor in replacement.items()})
 
-    monkeypatch.setattr(safetensors_dir, "read", lambda folder: now)
+    monkeypatch.setattr(safetensors_dir, "read_tensors", lambda folder: now)
     pretrained.open_folder(folder)
     return refused(folder, stored, put, kinds)
 
@@ -181,9 +181,9 @@ def test_a_table_of_names_that_lacks_a_leaf_is_noticed(monkeypatch: pytest.Monke
     module = models.family("gpt")
     names = module.HF["causal"]
     monkeypatch.setattr(module, "HF", {"causal": dataclasses.replace(names, rows=names.rows[1:])})
-    pretrained.written_out.cache_clear()
+    pretrained.name_table.cache_clear()
     with pytest.raises(ValueError, match="embed/tokens/embedding"):
-        pretrained.written_out(configs.find("gpt-nano")[1].config, "")
+        pretrained.name_table(configs.find_size("gpt-nano")[1].config, "")
 
 
 def raw(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -227,7 +227,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
     content, message = HOSTILE[case]
     (tmp_path / safetensors_dir.SINGLE).write_bytes(content)
     with pytest.raises(BadInput, match=message) as refusal:
-        safetensors_dir.read(tmp_path)
+        safetensors_dir.read_tensors(tmp_path)
     assert safetensors_dir.SINGLE in str(refusal.value)
     assert len(str(refusal.value)) < 600
 
@@ -239,7 +239,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
 def test_an_index_stays_in_its_folder(tmp_path: Path, where: Any) -> None:
     published.write_index(tmp_path, {"a": where})
     with pytest.raises(BadInput, match=r"index\.json"):
-        safetensors_dir.read(tmp_path)
+        safetensors_dir.read_tensors(tmp_path)
 
 
 @pytest.mark.planted(4)
@@ -254,10 +254,10 @@ def test_an_index_and_its_files_must_agree(tmp_path: Path) -> None:
     ]:
         published.write_index(tmp_path, files)
         with pytest.raises(BadInput, match=message):
-            safetensors_dir.read(tmp_path)
+            safetensors_dir.read_tensors(tmp_path)
     save_file(stored, tmp_path / safetensors_dir.SINGLE)
     with pytest.raises(BadInput, match="both"):
-        safetensors_dir.read(tmp_path)
+        safetensors_dir.read_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
@@ -267,7 +267,7 @@ def test_pickle_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     ran = tmp_path / "ran"
     (tmp_path / name).write_bytes(b"cbuiltins\nopen\n(V" + str(ran).encode() + b"\nVw\ntR.")
     with pytest.raises(BadInput, match="only safetensors"):
-        safetensors_dir.read(tmp_path)
+        safetensors_dir.read_tensors(tmp_path)
     assert not ran.exists()
 
 

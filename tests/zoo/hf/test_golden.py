@@ -19,7 +19,7 @@ from train.engine import device_mesh
 from zoo import configs, models, pretrained
 from zoo.batch import Batch
 from zoo.hf import safetensors_dir
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 
 BODY = ("embed", "layers", "norm", "encoder", "decoder")
 """The parameters that hidden states depend on."""
@@ -36,7 +36,7 @@ def frozen_vectors(model: str) -> dict[str, Any]:
 @functools.cache
 def body(family: str, numbers: str) -> Any:
     """Compile (hidden states, gradient of their product with a cotangent) of a tiny body, which all heads share."""
-    cfg = configs.family(family).from_published(Published(Path(), json.loads(numbers)))
+    cfg = configs.family(family).from_published(PublishedConfig(Path(), json.loads(numbers)))
 
     def hidden_and_gradient(params: Any, batch: Batch, cotangent: Any) -> tuple[Any, Any]:
         hidden, back = jax.vjp(lambda params: models.family(family).apply(cfg, params, batch).hidden, params)
@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     family, _, numbers = published.MODELS[model]
     frozen = frozen_vectors(model)
     published.write_model(tmp_path / "model", model)
-    cfg, params = pretrained.load(tmp_path / "model", device_mesh.make(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = pretrained.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     given = transformers_outputs.given(numbers, make.LENGTHS)
     if family == "gpt":

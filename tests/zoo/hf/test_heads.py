@@ -12,7 +12,7 @@ from tests.support import published
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, pretrained
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 
 ALIKE = {
     ("bert", "sequence", "choice", "tokens"),
@@ -32,12 +32,12 @@ def expected_task(family: str, task: str, idle: bool, declared: str) -> str:
 @functools.cache
 def tiny(family: str, task: str) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return (configuration, published tensors, leaves) of the tiny model."""
-    content = Published(Path(), published.config(family, task))
+    content = PublishedConfig(Path(), published.config(family, task))
     content.task = task
     cfg = configs.family(family).from_published(content)
     stored = published.weights({name: shape for name, shape, *_ in pretrained.explain(cfg)})
     held = {name: published.held(each) for name, each in stored.items()}
-    leaves, _ = pretrained.plan(cfg, held, Path())
+    leaves, _ = pretrained.plan_import(cfg, held, Path())
     return cfg, stored, {leaf.path: whole(leaf, held) for leaf in leaves}
 
 
@@ -75,9 +75,9 @@ def test_the_head_is_recognized_by_its_tensors() -> None:
         if buffers and names.constants:
             file[f"{prefix}embeddings.position_ids"] = np.arange(16)[None]
         architecture = heads[declared].architecture if declared in heads else ""
-        assert pretrained.settle(heads, file, architecture) == expected_task(family, task, idle, declared)
+        assert pretrained.resolve_task(heads, file, architecture) == expected_task(family, task, idle, declared)
         held = {names.today(name): published.held(each) for name, each in file.items()}
-        planned, unused = pretrained.plan(cfg, held, Path())
+        planned, unused = pretrained.plan_import(cfg, held, Path())
         assert unused == [prefix + name for name in names.idle if idle]
         assert all(np.array_equal(whole(leaf, held), leaves[leaf.path]) for leaf in planned)
 
@@ -93,7 +93,7 @@ def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
         old[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), np.float32))
         old[f"h.{layer}.attn.masked_bias"] = np.full((), -1e4, np.float32)
     tied = old | {"lm_head.weight": old["wte.weight"]}
-    one = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
+    one = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
     _, params = pretrained.load(published.write_files(tmp_path / "old", published.GPT2, tied), one)
     _, same = pretrained.load(tmp_path / "today", one)
     jax.tree.map(np.testing.assert_array_equal, params, same)

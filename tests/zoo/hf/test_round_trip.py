@@ -17,10 +17,10 @@ from train.engine import device_mesh
 from zoo import configs, models, pretrained
 from zoo.configs._encoder import LABELLED
 from zoo.hf import safetensors_dir
-from zoo.hf.config_json import Published
+from zoo.hf.config_json import PublishedConfig
 
-ONE = device_mesh.make(run_config.Mesh(), jax.devices()[:1])
-FOUR = device_mesh.make(run_config.Mesh(fsdp=4), jax.devices()[:4])
+ONE = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+FOUR = device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4])
 
 
 @published.every_model
@@ -56,7 +56,7 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("family", "keys"), EXPORTED)
 def test_what_changes_nothing_is_exported_as_it_was_read(family: str, keys: dict[str, Any]) -> None:
-    content = Published(Path("config.json"), published.TINY[family] | keys)
+    content = PublishedConfig(Path("config.json"), published.TINY[family] | keys)
     cfg = configs.family(family).from_published(content)
     written = configs.family(family).to_published(cfg)
     assert {key: written[key] for key in keys} == keys
@@ -95,7 +95,7 @@ def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
         pretrained.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
         assert (tmp_path / part / safetensors_dir.INDEX).exists() == (part == "split")
-    written = {name: tensor.view() for name, tensor in safetensors_dir.read(tmp_path / "split").items()}
+    written = {name: tensor.view() for name, tensor in safetensors_dir.read_tensors(tmp_path / "split").items()}
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
 
@@ -104,7 +104,7 @@ def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
     published.write(
         tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
     )
-    _, params = pretrained.load(tmp_path / "even", device_mesh.make(run_config.Mesh(fsdp=2, tensor=4)))
+    _, params = pretrained.load(tmp_path / "even", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=4)))
     _, whole = pretrained.load(tmp_path / "even", ONE)
     assert params["layers"]["attention"]["qkv"]["kernel"].sharding.shard_shape((2, 16, 3, 4, 4)) == (2, 8, 3, 1, 4)
     jax.tree.map(np.testing.assert_array_equal, params, whole)

@@ -42,7 +42,7 @@ def test_flops_are_those_of_the_matrix_products(family: str, changes: dict[str, 
 @pytest.mark.parametrize(("family", "changes"), [("t5", PLAIN), ("transformer", {})])
 def test_gradients_on_a_mesh_are_those_on_one_device(family: str, changes: dict[str, Any]) -> None:
     """Rows over data and fsdp, heads and vocabulary over tensor."""
-    net, mesh = small(family, **changes), device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    net, mesh = small(family, **changes), device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch = random_params(net), with_source(net, row(8, 4))
     gradient = jax.grad(lambda params: loss(net, params, batch))
     expected = jit(gradient)(params)

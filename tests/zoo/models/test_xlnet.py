@@ -319,7 +319,7 @@ def test_the_streams_drop_apart() -> None:
 @pytest.mark.full
 def test_on_a_mesh_it_says_and_remembers_the_same(rng: np.random.Generator) -> None:
     """Rows over data and fsdp, heads and vocabulary over tensor; and every gradient."""
-    net, mesh = tiny(memory=4), device_mesh.make(run_config.Mesh(data=2, fsdp=2, tensor=2))
+    net, mesh = tiny(memory=4), device_mesh.make_mesh(run_config.Mesh(data=2, fsdp=2, tensor=2))
     params, batch, carry = random_params(net), everything(rng, rows=4), remembering(net, rng, (4, 2, 0, 4))
 
     def score(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:

@@ -141,7 +141,7 @@ def first_call(net: Model, params: Any, tokens: jax.Array) -> Any:
 
 def compiled(net: Model, program: Any, *arguments: Any, mesh: tuple[int, int, int] = (1, 1, 1), **options: Any) -> Any:
     """`program(params, tokens, *arguments)` for 8 rows of one token, on a mesh (data, fsdp, tensor)."""
-    devices = device_mesh.make(
+    devices = device_mesh.make_mesh(
         run_config.Mesh(**dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))), jax.devices()[: np.prod(mesh)]
     )
 

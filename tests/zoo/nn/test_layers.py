@@ -52,7 +52,7 @@ def test_sums_and_gradients(
 def assert_right(arrays: list[jax.Array], summed: int, turned: bool, dtype: str, devices: int) -> None:
     """Compare with float64. A sum of n products has an error of at most n roundings of the sum of the sizes of its terms."""
     x, kernel, d_y = arrays
-    with jax.set_mesh(device_mesh.make(Mesh(data=devices), jax.devices()[:devices])):
+    with jax.set_mesh(device_mesh.make_mesh(Mesh(data=devices), jax.devices()[:devices])):
         y, back = jax.vjp(lambda x, kernel: product(x, kernel, summed, transposed=turned), x, kernel)
         found = [y, *jax.jit(back)(d_y.astype(jnp.float32))]
     assert [each.dtype for each in found] == [jnp.float32, dtype, dtype]

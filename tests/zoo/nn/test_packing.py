@@ -16,7 +16,7 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.small import jit, random_params, small
 from train.config.run_config import Data, Masking, RowPlan
 from train.objectives import masked
-from train.rows.encoder_rows import Plan, Sequence, plan
+from train.rows.encoder_rows import EncoderRows, Sequence, plan_rows
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
@@ -49,9 +49,9 @@ def text(tokenizer: Tokenizer) -> Tokens:
     return stream([" ".join(sentences[first : first + 2]) for first in range(0, 12, 2)], tokenizer)
 
 
-def planned(family: str, pack: bool) -> Plan:
+def planned(family: str, pack: bool) -> EncoderRows:
     data = Data(rows=ROWS[family], length=LENGTH, pack=pack, short=0.0)
-    return plan(text(tokenizer_of(family)), data, tokenizer_of(family), 0, "held-out")
+    return plan_rows(text(tokenizer_of(family)), data, tokenizer_of(family), 0, "held-out")
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def alone(family: str) -> Arrays:
 
 def together(family: str, rows: Arrays) -> Arrays:
     """The same, but those sequences moved into one row that the packed plan has in one."""
-    marks, taken = tokenizer_of(family).marks, shared(family)
+    marks, taken = tokenizer_of(family).special_tokens, shared(family)
     assert marks is not None
     most, fills = max(map(len, taken)), {"tokens": marks.pad, **SUMMARIES}
     packed = {}

@@ -27,7 +27,7 @@ def place(request: pytest.FixtureRequest):
         assert single_cpu()
         yield jnp.asarray
         return
-    mesh = device_mesh.make(Mesh(fsdp=2, tensor=4))
+    mesh = device_mesh.make_mesh(Mesh(fsdp=2, tensor=4))
     with jax.set_mesh(mesh):
         assert not single_cpu()
         yield lambda x: jax.device_put(x, NamedSharding(mesh, spec))

@@ -101,10 +101,10 @@ def test_cache_folder_is_the_users_and_private(
     shared.mkdir()
     shared.chmod(0o777)
     with pytest.raises(BadInput, match="others can write"):
-        jax_setup.private(shared)
+        jax_setup.private_folder(shared)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="set ZOO_CACHE"):
-        jax_setup.private(tmp_path / "file" / "below")
+        jax_setup.private_folder(tmp_path / "file" / "below")
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
     assert jax_setup.cache_folder("below") is None
     [line] = capsys.readouterr().err.splitlines()

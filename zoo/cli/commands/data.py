@@ -16,7 +16,7 @@ def data(args: list[str]) -> int:
 
     from train import recipes
     from train.config.run_config import Run
-    from train.run.run_dir import Folder, read_config
+    from train.run.run_dir import RunDir, read_config
 
     if args[:1] in (["-h"], ["--help"]):
         print(HELP, end="")
@@ -25,8 +25,8 @@ def data(args: list[str]) -> int:
         raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN]")
     args = args[1:]
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
-    folder = Folder(name) if name not in recipes.recipes() and os.path.isdir(name) else None
-    default = read_config(name) if folder else recipes.find(name)()
+    folder = RunDir(name) if name not in recipes.recipes() and os.path.isdir(name) else None
+    default = read_config(name) if folder else recipes.find_recipe(name)()
 
     @dataclasses.dataclass(frozen=True)
     class Inspect:
@@ -40,7 +40,7 @@ def data(args: list[str]) -> int:
 
     options = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
     refuse_empty_options(options.run, args)
-    folder = folder or Folder.of(options.run)
+    folder = folder or RunDir.of(options.run)
     early_checks.check_inputs(options.run, folder)
     from train.inputs import inspect_rows
 

@@ -70,7 +70,7 @@ def predict(args: list[str]) -> int:
 
 def _check_model(name: str) -> None:
     """Refuse a model family without heads for labels, before JAX is imported."""
-    from train.weights.init_config import numbers, writes_text
+    from train.weights.init_config import read_init_config, writes_text
 
-    if not hasattr(numbers(name), "task"):
+    if not hasattr(read_init_config(name), "task"):
         raise writes_text(name)

@@ -40,9 +40,9 @@ def parse_run(name: str, args: list[str]) -> "Run":
     from train import recipes
     from train.config.run_config import Run
 
-    default = recipes.begun(name, option_value(args, "--init"))
+    default = recipes.recipe_run(name, option_value(args, "--init"))
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
-    about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find(name)) or "")
+    about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     run = parse(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args, description=about)
     refuse_empty_options(run, args)
     if run.machine.process == 0 and not launch.is_child():
