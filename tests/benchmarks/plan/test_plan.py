@@ -107,9 +107,7 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
     version = metadata.version
     for package in ("optax", "flax"):
         changed = {package: "9.9"}
-        monkeypatch.setattr(
-            cache.plan_record.importlib.metadata, "version", lambda name, new=changed: new.get(name) or version(name)
-        )
+        monkeypatch.setattr(metadata, "version", lambda name, new=changed: new.get(name) or version(name))
         keys.append(key())
     teacher = tmp_path / "bert-nano"
     student = dataclasses.replace(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
