@@ -56,7 +56,7 @@ def test_set_up_happens_once_and_again_when_something_changed_or_failed(tmp_path
 
     failed = checkout.run("--extra", "none", "train", FAIL="1")
     assert failed.code == 1
-    assert "the same command tries again" in failed.stderr and "Traceback" not in failed.stderr
+    assert "run the same command again" in failed.stderr and "Traceback" not in failed.stderr
     assert installed("--extra", "none", "train") == "install none fresh"
     assert installed("train") == "", "the second start must be at once, and remember --extra"
     assert installed("test") == "install none test more"

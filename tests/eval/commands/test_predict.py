@@ -1,10 +1,9 @@
 """`zoo predict`: what is predicted for inputs without labels, from which files, and what is refused."""
 
 import dataclasses
-import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tests.support.commands import assert_refused, call
 from tests.support.finetuned import IOB, LABELS, examples, run
 from tests.support.labelled_files import CONTEXT, put, squad
 from train.config.objective_options import Labelled
-from train.data.example_types import Tagged
+from train.data.example_types import Tagged, Text
 from train.data.unlabelled_reader import Item, texts
 from train.rows.example_rows import ExampleRow, Inputs
 from train.weights.load import Loaded
@@ -55,42 +54,55 @@ def assert_close(one: Any, other: Any) -> None:
         assert one == (pytest.approx(other, rel=1e-5, abs=1e-5) if isinstance(one, float) else other)
 
 
-def agreement(goal: str, made: Predictions) -> dict[str, float]:
-    """Return what the examples say of predictions, under the names of a score."""
-    truth: list[Any] = list(examples(goal, 27))
-    if goal == "span":
-        answers = [(each["answer"] or "", [text for text, _ in one.answers]) for each, one in zip(made, truth, strict=True)]
-        return {
-            "exact": float(np.mean([spans.exact_match(*pair) for pair in answers])),
-            "f1": float(np.mean([spans.token_f1(*pair) for pair in answers])),
-        }
+def agreement(case: str, outputs: Predictions, truth: Sequence[Any]) -> dict[str, float]:
+    """Return the metrics of predictions, counted one by one, under the names of a score."""
+    if case == "span":
+        answers = [
+            (output["answer"] or "", [text for text, _ in one.answers]) for output, one in zip(outputs, truth, strict=True)
+        ]
+        scores = {"exact": spans.exact_match, "f1": spans.token_f1}
+        return {name: float(np.mean([score(*pair) for pair in answers])) for name, score in scores.items()}
     pairs = {
-        "classification": lambda each, one: [each["label"] == one.label],
-        "tagging": lambda each, one: [tag["tag"] == true for tag, true in zip(each["tags"], one.tags, strict=True)],
-        "choice": lambda each, one: [each["choice"] == one.answer],
-    }[goal]
-    return {"accuracy": float(np.mean([hit for each, one in zip(made, truth, strict=True) for hit in pairs(each, one)]))}
+        "classification": lambda output, one: [output["label"] == one.label],
+        "several labels": lambda output, one: [set(output["labels"]) == set(one.label)],
+        "tagging": lambda output, one: [tag["tag"] == true for tag, true in zip(output["tags"], one.tags, strict=True)],
+        "choice": lambda output, one: [output["choice"] == one.answer],
+    }[case]
+    share = float(np.mean([hit for output, one in zip(outputs, truth, strict=True) for hit in pairs(output, one)]))
+    return {"subset_accuracy" if case == "several labels" else "accuracy": share}
 
 
-@pytest.mark.parametrize("goal", finetuned.TASKS)
-def test_predictions_are_what_the_score_is_of(goal: str, tmp_path: Path) -> None:
-    file = finetuned.write(tmp_path, goal)
-    made = predicted(goal, file)
-    assert [each["index"] for each in made] == list(range(27))
-    assert [each.get("id") for each in made] == [str(number) if goal == "span" else None for number in range(27)]
+def several_labels() -> Loaded:
+    """Return the classifier with a head that predicts any number of labels."""
+    single = loaded("classification")
+    return dataclasses.replace(single, net=model(dataclasses.replace(single.net.config, multi_label=True)))
+
+
+@pytest.mark.parametrize("case", [*finetuned.TASKS, "several labels"])
+def test_predictions_are_what_the_score_is_of(case: str, tmp_path: Path) -> None:
+    several = case == "several labels"
+    goal, subject = ("classification", several_labels()) if several else (case, loaded(case))
+    file, truth = finetuned.write(tmp_path, goal, several), examples(goal, 27, several=several)
+    outputs = predicted(goal, file, subject=subject)
+    assert [output["index"] for output in outputs] == list(range(27))
+    assert [output.get("id") for output in outputs] == [str(number) if goal == "span" else None for number in range(27)]
     settings = Settings(labelled=OPTIONS.get(goal, Labelled()))
-    numbers = task.score(loaded(goal), (str(file),), settings, lambda done, count: None).metrics
-    expected = agreement(goal, made)
+    numbers = task.score(subject, (str(file),), settings, lambda done, count: None).metrics
+    expected = agreement(case, outputs, truth)
     assert {name: numbers[name] for name in expected} == expected
     if goal not in ("classification", "choice"):
         return
-    cfg = run(goal)
-    logits = finetuned.logits(cfg, finetuned.batch(cfg, finetuned.rows(cfg, examples(goal, 27))))
-    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    values = [each["probabilities"] for each in made]
-    values = [[each[name] for name in LABELS] for each in values] if goal == "classification" else values
-    np.testing.assert_allclose(values, chances, rtol=1e-4)
-    assert made[0].get("label", LABELS[0]) == LABELS[chances[0].argmax()] or goal == "choice"
+    cfg = run(goal, multi_label=several)
+    logits = finetuned.logits(cfg, finetuned.batch(cfg, finetuned.rows(cfg, truth)))
+    p = 1 / (1 + np.exp(-logits)) if several else np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    values = [output["probabilities"] for output in outputs]
+    values = [[output[name] for name in LABELS] for output in values] if goal == "classification" else values
+    np.testing.assert_allclose(values, p, rtol=1e-4)
+    for output, row in zip(outputs, logits, strict=True):
+        assert output.get("label", LABELS[row.argmax()]) == LABELS[row.argmax()]
+        assert output.get("labels", []) == list(itertools.compress(LABELS, (row >= 0) & several))
+    tie = predictions.of_example(Text(origin="", text="", label=()), [], np.zeros((1, 1)), ("a",), multi_label=True)
+    assert tie["labels"] == ["a"]
 
 
 def test_tags_are_of_words_and_entities_of_several() -> None:
@@ -166,31 +178,18 @@ def test_a_single_label_names_a_number(tmp_path: Path) -> None:
     assert of_first["probabilities"].keys() == set(LABELS)
 
 
-def test_labels_of_a_text_are_those_of_probability_half_or_more(tmp_path: Path) -> None:
-    """The score counts the same labels; files with one label per text are refused for such a model, and the reverse."""
-    single, file = encoders.loaded("bert", "sequence"), finetuned.write(tmp_path, "classification", several=True)
-    subject = dataclasses.replace(single, net=model(dataclasses.replace(single.net.config, multi_label=True)))
-    outputs, texts_of = predicted("classification", file, subject=subject), examples("classification", 27, several=True)
-    cfg = run("classification", multi_label=True)
-    logits = finetuned.logits(cfg, finetuned.batch(cfg, finetuned.rows(cfg, texts_of)))
-    np.testing.assert_allclose([list(one["probabilities"].values()) for one in outputs], 1 / (1 + np.exp(-logits)), rtol=1e-4)
-    assert [one["labels"] for one in outputs] == [list(itertools.compress(LABELS, row >= 0)) for row in logits]
-    tie = predictions.of_example(texts_of[0], [], np.array([[0.0, -1e-3]]), ("a", "b"), multi_label=True)
-    assert tie["labels"] == ["a"]
-    score, hits = (
-        functools.partial(task.score, progress=lambda done, count: None),
-        [set(one["labels"]) == set(text.label) for one, text in zip(outputs, texts_of, strict=True)],
-    )
-    assert score(subject, (str(file),), Settings()).metrics["subset_accuracy"] == np.mean(hits)
+def test_files_and_models_that_differ_in_the_number_of_labels_are_refused(tmp_path: Path) -> None:
+    file = finetuned.write(tmp_path, "classification", several=True)
     table = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\tno\n")
-    for loaded_model, name, settings, message in (
+    single, several, lists = loaded("classification"), several_labels(), Labelled(multi_label=True)
+    for subject, name, settings, message in (
         (single, file, Settings(), ':1: it has "labels", not "label"; write one name'),
-        (subject, table, Settings(), ':2: it has "label", not "labels"; with --labelled.multi-label, write a list'),
-        (single, file, Settings(labelled=cfg.labelled), "^--labelled.multi-label True: the model gives each text one label"),
-        (subject, file, Settings(argument="sst2"), "and the model is of several labels per text$"),
+        (several, table, Settings(), ':2: it has "label", not "labels"; with --labelled.multi-label, write a list'),
+        (single, file, Settings(labelled=lists), "^--labelled.multi-label True: the model gives each text one label"),
+        (several, file, Settings(argument="sst2"), "and the model is of several labels per text$"),
     ):
         with pytest.raises(BadInput, match=message):
-            score(loaded_model, (str(name),), settings)
+            task.score(subject, (str(name),), settings, lambda done, count: None)
 
 
 WHALE, GIVEN = ["the whale", "old men"], [["the", "men"], ["old", "ship"]]

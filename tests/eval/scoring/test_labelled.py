@@ -202,14 +202,12 @@ def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
         assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)
 
 
+ON_MESHES = ("answers", (1, 2, 2)), ("entities", (1, 2, 2)), ("options", (8, 1, 1)), ("several labels", (8, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [
-        ("three classes", (8, 1, 1)),
-        pytest.param("answers", (1, 2, 2), marks=pytest.mark.full),
-        pytest.param("entities", (1, 2, 2), marks=pytest.mark.full),
-        pytest.param("options", (8, 1, 1), marks=pytest.mark.full),
-    ],
+    [("three classes", (8, 1, 1)), *(pytest.param(*case, marks=pytest.mark.full) for case in ON_MESHES)],
 )
 def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, shape: tuple[int, int, int]) -> None:
     """Score 27 examples in batches of 11, or 16 on 8 devices: the last batch is filled up, and what fills it does not count."""

@@ -39,7 +39,6 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("classification", "a.txt", "LOC\n", {}, ":1: a single word; write the label, a space and the text"),
     ("classification", "a.jsonl", [{"text": "a", "label": ["b"]}], {}, ":1: the label is an array; .*for lists --labelled.multi"),
     ("classification", "a.jsonl", MIXED, {}, ':2: it has "labels", not "label"; '),
-    ("classification", "a.jsonl", MIXED, SEVERAL, ':1: it has "label", not "labels"; .*write a list of names, "labels", in '),
     ("classification", "a.jsonl", [{"text": "a", "labels": "b"}], SEVERAL, ":1: the labels are a string, not a list; "),
     ("classification", "a.jsonl", [{"text": "a", "labels": ["b", "b"]}], SEVERAL, ":1: labels .* contain a name twice; "),
     ("classification", "a.tsv", f"{TABLE}a\tb\n", SEVERAL, ':2: it has "label", not "labels"; .*in .jsonl or .parquet'),

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,58 +60,56 @@ def test_labels_are_in_the_order_of_their_names_and_numbers_in_theirs() -> None:
     assert labels_of(tagged) == ("B-X", "I-X", "O")
 
 
-def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(tmp_path: Path) -> None:
-    file = table(tmp_path, *"210" * 10, "9")
-    cfg = on(file)
-    settled = labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
-    assert settled.model.labels == ("0", "1", "2")
-    assert dataclasses.replace(settled, model=cfg.model) == cfg
-    named = labelled_inputs.resolve_config(on(file, labels=("x", "y")), RunDir(tmp_path))
-    assert named.model.labels == ("x", "y")
-    # A resumed run names those in its config.json.
-    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
-
-
 def test_lists_of_labels_are_ones_and_zeros(tmp_path: Path, words: Path) -> None:
     file = put(tmp_path / "a.jsonl", [{"text": "the whale", "labels": names} for names in [["b"], ["a", "b"], [], ["a"]] * 5])
     inputs = read(on(file, multi_label=True), words, tmp_path)
     assert [inputs.rows.row(number).labels.tolist() for number in range(4)] == [[0, 1], [1, 1], [0, 0], [1, 0]]
     settled = labelled_inputs.resolve_config(on(file, multi_label=True), RunDir(tmp_path))
     assert settled.model.labels == ("a", "b") and labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
-    nothing = put(tmp_path / "b.jsonl", [{"text": "the whale", "labels": []}] * 9)
-    for cfg, message in (
-        (on(file, multi_label=True, label_smoothing=0.1), r"^--label-smoothing 0\.1: neither regression nor multi-label"),
-        (on(nothing, multi_label=True), r"^--data\.paths: no example has a label"),
-        (dataclasses.replace(on(file), model=settled.model), r"^--model\.multi-label True: it follows from --labelled\.multi"),
-    ):
-        with pytest.raises(BadInput, match=message):
-            labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
+    with pytest.raises(BadInput, match=r"^--model\.multi-label True: it follows from --labelled\.multi"):
+        labelled_inputs.resolve_config(dataclasses.replace(on(file), model=settled.model), RunDir(tmp_path))
 
 
-def test_a_regression_has_one_output(tmp_path: Path) -> None:
-    file = table(tmp_path, *("0.5", "2", "-1") * 5)
-    for named, labels in ((), ("score",)), (("stars",), ("stars",)):
-        assert labelled_inputs.resolve_config(on(file, regression=True, labels=named), RunDir(tmp_path)).model.labels == labels
-    with pytest.raises(BadInput, match=r"^--model\.labels a b: .*name one, or remove --labelled\.reg"):
-        labelled_inputs.resolve_config(on(file, regression=True, labels=("a", "b")), RunDir(tmp_path))
-
-
-def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path, words: Path) -> None:
-    with pytest.raises(BadInput, match=r"^--data\.paths: every example has the label yes"):
-        labelled_inputs.resolve_config(on(table(tmp_path, *["yes"] * 9)), RunDir(tmp_path))
+TEXTS, NUMBERS = tuple(f"the whale {number}" for number in range(60)), ("0.5", "2", "-1") * 5
+LISTS = [{"text": "the whale", "labels": []}] * 9
+NAMED: list[tuple[Sequence[str], dict[str, Any], tuple[str, ...]]] = [
+    # The last example is held out.
+    ((*"210" * 10, "9"), {}, ("0", "1", "2")),
+    ((*"210" * 10, "9"), {"labels": ("x", "y")}, ("x", "y")),
+    (NUMBERS, {"regression": True}, ("score",)),
+    (NUMBERS, {"regression": True, "labels": ("stars",)}, ("stars",)),
+    (TEXTS, {"labels": TEXTS}, TEXTS),
+    (TEXTS[:27] * 3, {}, tuple(sorted(TEXTS[:27]))),
+]
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (NUMBERS, {"regression": True, "labels": ("a", "b")}, r"^--model\.labels a b: .*name one, or remove --labelled\.reg"),
+    (["yes"] * 9, {}, r"^--data\.paths: every example has the label yes"),
     # A class that the training half does not have.
-    with pytest.raises(BadInput, match=r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"):
-        read(on(table(tmp_path, *"abababab", "a", "z")), words, tmp_path)
+    ([*"abababab", "a", "z"], {}, r"a\.tsv:11: label z is none of the 2 that the model learns \(a, b\)"),
+    (TEXTS, {}, r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"),
+    (LISTS, {"multi_label": True}, r"^--data\.paths: no example has a label"),
+    (LISTS, {"multi_label": True, "label_smoothing": 0.1}, r"^--label-smoothing 0\.1: neither regression nor multi-label"),
+]
 
 
-def test_so_many_classes_that_they_are_texts_are_refused_unless_they_are_named(tmp_path: Path) -> None:
-    texts = [f"the whale {number}" for number in range(60)]
-    with pytest.raises(BadInput, match=r"^--labelled\.label: 54 classes in 54 examples, such as .*; name the column"):
-        labelled_inputs.resolve_config(on(table(tmp_path, *texts)), RunDir(tmp_path))
-    assert labelled_inputs.resolve_config(
-        on(table(tmp_path, *texts), labels=tuple(texts)), RunDir(tmp_path)
-    ).model.labels == tuple(texts)
-    assert len(labelled_inputs.resolve_config(on(table(tmp_path, *texts[:27] * 3)), RunDir(tmp_path)).model.labels) == 27
+@pytest.mark.parametrize(("labels", "options", "expected"), NAMED)
+def test_a_run_has_the_labels_of_its_training_half_unless_it_names_its_own(
+    labels: Any, options: Any, expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    cfg = on(table(tmp_path, *labels), **options)
+    settled = labelled_inputs.resolve_config(cfg, RunDir(tmp_path))
+    assert settled.model.labels == expected and dataclasses.replace(settled, model=cfg.model) == cfg
+    # A resumed run names those in its config.json.
+    assert labelled_inputs.resolve_config(settled, RunDir(tmp_path)) == settled
+
+
+@pytest.mark.parametrize(("labels", "options", "message"), REFUSED)
+def test_labels_that_cannot_be_learned_are_refused(
+    labels: Any, options: dict[str, Any], message: str, tmp_path: Path, words: Path
+) -> None:
+    cfg = on(put(tmp_path / "a.jsonl", labels) if labels is LISTS else table(tmp_path, *labels), **options)
+    with pytest.raises(BadInput, match=message):
+        read(cfg, words, tmp_path)
 
 
 @pytest.mark.parametrize("goal", TASKS)
@@ -121,9 +120,8 @@ def test_too_long_examples_are_counted_and_the_longest_is_named(goal: str) -> No
     long = [number for number, size in sizes.items() if size > length]
     longest = max(long, key=sizes.__getitem__)
     assert 1 < len(long) < len(several)
-    with pytest.raises(
-        BadInput, match=rf"^{several[longest].origin}: .*longest of {len(long)} that are too long, of 11.*skip-bad"
-    ):
+    message = rf"^{several[longest].origin}: .*longest of {len(long)} that are too long, of 11.*skip-bad"
+    with pytest.raises(BadInput, match=message):
         rows(run(goal, length=length), several)
     cut, short = rows(run(goal, length=length, truncate=True), several), rows(run(goal, length=length, skip_bad=True), several)
     for made in (cut, short):
@@ -257,10 +255,6 @@ def test_a_tokenizer_is_the_one_named_or_the_runs_own_or_that_of_its_beginning(t
     assert labelled_inputs.read(gone, own, tmp_path).tokenizer.fingerprint == other.fingerprint
     named = dataclasses.replace(gone, tokenizer=run_config.Tokenizer(path=str(words)))
     assert labelled_inputs.read(named, own, tmp_path).tokenizer.fingerprint == tokenizer("wordpiece").fingerprint
-
-
-def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path, words: Path) -> None:
-    cfg = on(table(tmp_path, *"ab" * 10))
-    small = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab=50))
+    small = dataclasses.replace(named, model=dataclasses.replace(named.model, vocab=50))
     with pytest.raises(BadInput, match=r"^--model\.vocab 50: the tokenizer has \d+ entries.* choose \d+ or"):
-        read(small, words, tmp_path)
+        labelled_inputs.read(small, own, tmp_path)

@@ -235,7 +235,7 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for(tmp_path: Path):
 
 
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path):
-    with pytest.raises(BadInput, match=r"^--pairs\.valid-source a: it goes with --pairs\.source"):
+    with pytest.raises(BadInput, match=r"^--pairs\.valid-source a: it needs --pairs\.source"):
         Pairs(valid_source=("a",), valid_target=("c",))
     pairs, decoder = files(tmp_path), dataclasses.replace(T5, architecture="decoder")
     both = dataclasses.replace(pairs, valid_source=pairs.source, valid_target=pairs.target)

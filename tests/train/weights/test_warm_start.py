@@ -84,6 +84,7 @@ def parts(paths: set[str]) -> set[str]:
 
 SEQUENCE = ("sequence", ("no", "yes"))
 OTHER_HEADS = (
+    ("bert-nano", ("pretraining",), SEQUENCE, ["classifier"]),
     ("bert-nano", SEQUENCE, ("pretraining",), ["masked", "masked/dense", "masked/norm", "next"]),
     ("bert-nano", SEQUENCE, ("tokens", ("no", "yes")), ["classifier"]),
     ("bert-nano", SEQUENCE, ("sequence", ("yes", "no")), ["classifier"]),
@@ -93,13 +94,7 @@ OTHER_HEADS = (
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "before", "after", "fresh"),
-    [
-        ("bert-nano", ("pretraining",), SEQUENCE, ["classifier"]),
-        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_HEADS),
-    ],
-)
+@pytest.mark.parametrize(("name", "before", "after", "fresh"), OTHER_HEADS)
 def test_what_both_have_is_taken_over_and_the_rest_is_drawn_and_named(
     name: str, before: Any, after: Any, fresh: list[str], tmp_path: Path
 ) -> None:
