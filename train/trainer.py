@@ -207,7 +207,7 @@ def _run(
         if not checkpoints.wait():
             newest = "the start" if (latest := checkpoints.latest()) is None else f"step {latest}"
             fix = f"{checkpoints.remedy()}, and the run continues from {newest}"
-            raise BadInput(f"{folder.checkpoints}: step {step} could not be saved; {fix}")
+            raise BadInput(f"{folder.checkpoints}: step {step} could not be saved ({checkpoints.reason()}); {fix}")
         if signal_number := stop.end():
             if process == 0:
                 on_end(folder.path)

@@ -29,7 +29,7 @@ REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room: your quota is used up",
     errno.EFBIG: "make room, or raise the limit on the size of files (ulimit -f)",
-    errno.ENOMEM: "free memory",
+    errno.ENOMEM: "free memory or raise the limit (ulimit -v)",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "choose a file system that can be written to",
@@ -49,6 +49,13 @@ def remedy(cause: object) -> str:
     return REMEDIES.get(code or 0) or next(
         (fix for number, fix in REMEDIES.items() if os.strerror(number) in text), "check the disk"
     )
+
+
+def reason(cause: object) -> str:
+    """Return why a write failed: the system's error message if the text of the exception quotes one, else the end of the text."""
+    text = " ".join(str(cause).split())
+    message = next((os.strerror(number) for number in REMEDIES if os.strerror(number) in text), text[-100:])
+    return message or type(cause).__name__
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:

@@ -58,12 +58,15 @@ class Generator:
     The other prompts, the number of rows, padding and the mesh enter by rounding alone.
     """
 
-    def __init__(self, net: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, *, dtype: Any, batch: int = 16) -> None:
+    def __init__(
+        self, net: Model, params: Any, mesh: Mesh, tokenizer: Tokenizer, *, dtype: Any, batch: int = 16, option: str = "--limit"
+    ) -> None:
         """Prepare a model for generation.
 
         Args:
             params: sharded over `mesh`; they are copied if `dtype`, that of the arithmetic and the cache, differs.
             batch: rows continued at a time; padded to a number that the mesh divides.
+            option: name of `Decoding.limit` on the command line, for messages.
 
         Raises:
             BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no padding token,
@@ -83,7 +86,7 @@ class Generator:
         compute = dataclasses.replace(net.config.compute, unroll=layers)
         net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
         self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
-        self._batch = batch
+        self._batch, self._option = batch, option
         self._model = _Model(net, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
             self._params = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(params)
@@ -172,8 +175,8 @@ class Generator:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
             if ids.size + decoding.limit > context:
                 raise BadInput(
-                    f"{name}: its {ids.size} tokens and --limit {decoding.limit} are more than the model's {context} positions; "
-                    "shorten the prompt or lower the limit"
+                    f"{name}: its {ids.size} tokens and {self._option} {decoding.limit} are more than the model's {context} "
+                    f"positions; shorten the prompt or choose a smaller {self._option}"
                 )
 
     def _continue(self, texts: "list[_Text]", slots: int, rows: int, decoding: Decoding, chunk: int) -> Iterator[None]:

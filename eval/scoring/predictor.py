@@ -18,7 +18,7 @@ from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import FEATURES, Rows
 from train.objectives import objective
-from train.rows.example_rows import ExampleRow
+from train.rows.example_rows import Advice, ExampleRow
 from train.weights.load import Loaded
 from zoo.errors import BadInput
 
@@ -26,6 +26,8 @@ CHUNK = 1024
 """Number of examples that are in memory at a time."""
 SHORTEST = 32
 """Tokens of the shortest rows; fewer lengths need fewer compiled programs."""
+ADVICE = Advice("choose a longer --length", "or cut long ones with --labelled.truncate")
+"""Advice about examples that are longer than a row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +82,9 @@ class Predictor:
     def _rows(self, examples: Sequence[Example]) -> Iterator[ExampleRow]:
         """Yield the rows of some examples; the label of a text is 0, and the label of a word is its number."""
         run, tokenizer = self.run, self.subject.tokenizer
-        make = functools.partial(FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length)
+        make = functools.partial(
+            FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length, advice=ADVICE
+        )
         if run.objective == "choice":
             # One by one, since questions may have different numbers of options.
             for number, example in enumerate(examples):

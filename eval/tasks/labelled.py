@@ -33,6 +33,7 @@ from train.config.run_config import Data, Run
 from train.data import labelled_reader
 from train.inputs.labelled_inputs import Rows, rows_of
 from train.objectives import objective
+from train.rows.example_rows import Advice
 from train.weights.load import Loaded
 from zoo.configs import Objective
 from zoo.errors import BadInput, require
@@ -79,7 +80,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
     examples, _ = labelled_reader.read_examples(goal, names, Data(), run.labelled, malformed)
-    rows = rows_of(first(examples, settings.limit), run, subject.tokenizer)
+    rows = rows_of(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
     build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)

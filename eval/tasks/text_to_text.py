@@ -48,6 +48,7 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
         `train.data.labelled_reader`.
     """
     _measures(settings.argument)
+    require(settings.tokens >= 0, "tokens", settings.tokens, f"choose 0 ({LIMIT} tokens) or a limit of 1 or more")
     require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "has no effect on pairs of texts; remove it")
     tables = settings.labelled.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
@@ -75,7 +76,9 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(inputs)]
     tokens = settings.tokens or LIMIT
     decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search)
-    generator = Generator(net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch)
+    generator = Generator(
+        net, subject.params, subject.mesh, tokenizer, dtype=settings.dtype, batch=settings.batch, option="--tokens"
+    )
     texts = [generated.text for generated in generator.generate(sources, decoding, progress=progress)]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}

@@ -199,7 +199,7 @@ def test_a_failed_save_is_reported_and_the_last_one_ends_the_run() -> None:
     [line] = done.stderr.splitlines()
     assert (
         line.startswith("zoo: ")
-        and "could not be saved; make room, " in line
+        and "could not be saved (File too large); make room, " in line
         and line.endswith(", and the run continues from the start")
     )
     assert run.latest() is None

@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -22,8 +22,14 @@ _context: list[ForkServerContext] = []
 _environment: dict[str, str] = {}
 
 
-def start(argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str]) -> ForkServerProcess:
-    """Start `zoo` with `argv` in a folder, its output going to two files. All starts must have the same environment."""
+def start(
+    argv: list[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str], before: Callable[[], None] | None = None
+) -> ForkServerProcess:
+    """Start `zoo` with `argv` in a folder, its output going to two files. All starts must have the same environment.
+
+    Args:
+        before: called in the new process first; see `tests.support.limits`.
+    """
     if not _context:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED)
@@ -32,14 +38,16 @@ def start(argv: list[str], folder: Path, out: Path, err: Path, environment: Mapp
         _context.append(context)
         _environment.update(environment)
     assert environment == _environment
-    process = _context[0].Process(target=_command, args=(argv, folder, out, err))
+    process = _context[0].Process(target=_command, args=(argv, folder, out, err, before))
     process.start()
     return process
 
 
-def _command(argv: list[str], folder: Path, out: Path, err: Path) -> None:
+def _command(argv: list[str], folder: Path, out: Path, err: Path, before: Callable[[], None] | None) -> None:
     from zoo.cli import main
 
+    if before:
+        before()
     os.chdir(folder)
     for descriptor, path in ((1, out), (2, err)):
         with path.open("w") as file:

@@ -109,16 +109,24 @@ class Training:
         return copy
 
     @contextlib.contextmanager
-    def start(self, *flags: str, **machine: int) -> Iterator["Started"]:
-        """The command under way, killed at the end of the block if it has not ended by then."""
+    def start(self, *flags: str, limit: Callable[[], None] | None = None, **machine: int) -> Iterator["Started"]:
+        """The command under way, killed at the end of the block if it has not ended by then; `limit` as `forked.start`."""
         before = _inode(self.folder / "ledger.jsonl")
         out, err = (self.home / f"{self.name}.{number}" for number in ("out", "err"))
-        process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | QUICK)
+        process = forked.start(self.argv(*flags, **machine), self.home, out, err, clean_environment() | QUICK, limit)
         try:
             yield Started(self, process, before, out, err)
         finally:
             process.kill()
             process.join()
+
+    def refused(self, *flags: str, limit: Callable[[], None] | None = None) -> str:
+        """Return the one line on stderr with which a start ends."""
+        with self.start(*flags, limit=limit) as started:
+            done = started.ended()
+        assert done.code == 2, done
+        [line] = done.stderr.splitlines()
+        return line
 
     def finish(self, *flags: str, **machine: int) -> Ended:
         with self.start(*flags, **machine) as started:

@@ -100,7 +100,7 @@ class Checkpoints:
             meta: JSON that describes the run; `restore` returns it.
 
         Raises:
-            BadInput: a newer step is committed here, or two saves in a row have failed.
+            BadInput: a newer step is committed here, two saves in a row have failed, or there is no memory for a save.
         """
         assert self._worker is not None, "saving needs the context manager"
         meta = json.loads(json.dumps(meta, allow_nan=False))
@@ -118,6 +118,7 @@ class Checkpoints:
             bytes=sum(leaf.nbytes for leaf in leaves.values()),
             number=next(_barriers),
         )
+        self._check_memory(save)
         if self._agree(lambda: self._make_temporary(save)):
             save.verdict = self._worker.submit(self._commit, save, self._start_writing(save, leaves))
         elif not save.verdict.done():
@@ -217,6 +218,16 @@ class Checkpoints:
             if kind_of_entry(entry) == "tmp":
                 shutil.rmtree(entry)
 
+    def _check_memory(self, save: "_Save") -> None:
+        """Raise `BadInput` if this process has no memory for its part of a save."""
+        size = save.bytes // jax.process_count()
+        try:
+            orbax_io.check_memory(size)
+        except OSError as error:
+            need = f"it needs {size + orbax_io.SAVE_MEMORY:,} bytes of memory ({error.strerror})"
+            fix = f"{errors.remedy(error)}, and run the same command again"
+            raise BadInput(f"{self.folder}: step {save.manifest.step} cannot be saved, {need}; {fix}") from None
+
     def _make_temporary(self, save: "_Save") -> int:
         """Make the temporary folder and return True; if that fails, the error becomes the save's verdict."""
         if os.path.lexists(self._path(save.manifest.step)):
@@ -313,16 +324,17 @@ class Checkpoints:
         """Return advice on how to fix the failure of the last save."""
         return errors.remedy(self._failed[-1].verdict.result())
 
+    def reason(self) -> str:
+        """Return why the last save failed."""
+        return errors.reason(self._failed[-1].verdict.result())
+
     def _shortage(self) -> str:
         save = self._failed[-1]
-        failure = save.verdict.result()
-        # TensorStore's messages end with the reason, after the operations it was in.
-        cause = " ".join(str(failure).split())[-100:] or type(failure).__name__
         try:
             free = f"{shutil.disk_usage(self.folder).free:,} free"
         except OSError as error:
             free = f"is not there ({error.strerror})"
-        return f"{self.folder} needs {save.bytes:,} bytes and has {free} ({cause})"
+        return f"{self.folder} needs {save.bytes:,} bytes and has {free} ({self.reason()})"
 
     # Finding and checking.
 

@@ -182,15 +182,23 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     return Labelled(tokenizer, Mixture((component,)), rows_of(held_out, run, tokenizer), tuple(malformed))
 
 
-def rows_of(examples: Sequence[Example], run: run_config.Run, tokenizer: Tokenizer) -> Rows:
+def rows_of(
+    examples: Sequence[Example],
+    run: run_config.Run,
+    tokenizer: Tokenizer,
+    advice: example_rows.Advice = example_rows.TRAINING,
+) -> Rows:
     """Return the rows of examples for a run.
+
+    Args:
+        advice: advice to the user if examples are too long.
 
     Raises:
         BadInput: the head lacks a label, or a sequence is too long.
     """
     options, length = run.labelled, run.data.length
     names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
-    rows = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names))
+    rows = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names, advice=advice))
     sizes = {row.example: row.size for row in rows}
     too_long = sum(size > length for size in sizes.values())
     number, size = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
@@ -198,7 +206,7 @@ def rows_of(examples: Sequence[Example], run: run_config.Run, tokenizer: Tokeniz
     if too_long and options.skip_bad and not options.truncate:
         examples, rows = _without_long(examples, rows, length)
         if not rows:
-            fix = "all examples are too long; choose a longer --data.length"
+            fix = f"all examples are too long; {advice.longer}"
             raise BadInput(f"{longest[0]}: {size} tokens, and a row has {length}; {fix}")
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {names}".encode())
     for row in rows:
@@ -232,10 +240,14 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
 FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
     "classification": example_rows.texts,
     "tagging": example_rows.tags,
-    "span": lambda examples, tokenizer, options, length, names: example_rows.windows(examples, tokenizer, options, length),
-    "choice": lambda examples, tokenizer, options, length, names: example_rows.choices(examples, tokenizer, options, length),
+    "span": lambda examples, tokenizer, options, length, names, **more: example_rows.windows(
+        examples, tokenizer, options, length, **more
+    ),
+    "choice": lambda examples, tokenizer, options, length, names, **more: example_rows.choices(
+        examples, tokenizer, options, length, **more
+    ),
 }
-"""Objective -> `(examples, tokenizer, options, length, names) -> rows`."""
+"""Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`."""
 
 
 READING_FIELDS = ("encoding", "format", "truncate")

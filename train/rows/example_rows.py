@@ -53,6 +53,16 @@ class ExampleRow(NamedTuple):
     """Tokens of the example before truncation; more than the length of a row if the example is too long."""
 
 
+class Advice(NamedTuple):
+    """A command's advice about examples that are longer than a row, in its own options."""
+
+    longer: str = "choose a longer --data.length"
+    shorter: str = "leave long ones out with --labelled.skip-bad, or cut them with --labelled.truncate"
+
+
+TRAINING = Advice()
+
+
 def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Iterator[ExampleRow]]:
     """Decorate a function that yields rows to raise `BadInput` after the last row if examples were longer than a row.
 
@@ -62,7 +72,13 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
 
     @functools.wraps(make)
     def checked(
-        examples: Sequence[Any], tokenizer: Tokenizer, options: Labelled, length: int, *labels: Any, **more: Any
+        examples: Sequence[Any],
+        tokenizer: Tokenizer,
+        options: Labelled,
+        length: int,
+        *labels: Any,
+        advice: Advice = TRAINING,
+        **more: Any,
     ) -> Iterator[ExampleRow]:
         too_long: dict[int, int] = {}
         for row in make(examples, tokenizer, options, length, *labels, **more):
@@ -74,16 +90,13 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
         longest = max(too_long, key=too_long.__getitem__)
         example, size = examples[longest], too_long[longest]
         count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
-        leave_out = "leave long ones out with --labelled.skip-bad, or cut them with --labelled.truncate"
         if isinstance(example, Question):
             question_size = size - length + _longest_question(length, options, _special_tokens(tokenizer))
             raise BadInput(
                 f"{example.origin}: a question of {question_size} tokens leaves too little of a row of {length} for a stride of "
-                f"{options.stride}{count}; choose a longer --data.length or a shorter --labelled.stride, {leave_out}"
+                f"{options.stride}{count}; {advice.longer} or a shorter --labelled.stride, {advice.shorter}"
             )
-        raise BadInput(
-            f"{example.origin}: {size} tokens, and a row has {length}{count}; choose a longer --data.length, {leave_out}"
-        )
+        raise BadInput(f"{example.origin}: {size} tokens, and a row has {length}{count}; {advice.longer}, {advice.shorter}")
 
     return checked
 
@@ -157,7 +170,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
         if longest_question <= 0 and len(question) > longest_question:
             raise BadInput(
                 f"{example.origin}: a question of {len(question)} tokens leaves too little of a row of {length} for a stride "
-                f"of {options.stride}; choose a longer --data.length or a shorter --labelled.stride"
+                f"of {options.stride}; choose longer rows or a shorter --labelled.stride"
             )
         size, question = length - longest_question + len(question), question[:longest_question]
         answer = _answer_tokens(example, spans)

@@ -11,7 +11,7 @@ import tokenizers
 from train.tokenizers import byte_bpe, sentencepiece_proto, special_tokens, unigram, wordpiece, xlnet_unigram
 from train.tokenizers.hf_classes import OF_KIND, SWITCHES, check, follows, special_entries
 from train.tokenizers.hf_settings import ALIASES, AS_WRITTEN, MOST_SENTINELS, Settings
-from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer
+from train.tokenizers.tokenizer import END_OF_TEXT, FILE, LARGEST_FILE, SETTINGS, Kind, Tokenizer, read_chat_template
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 
@@ -53,17 +53,18 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     # XLNet's own program splits a text as this package does. The class of `transformers` does so only if there is a
     # tokenizer.json, so its rules are compared only then.
     check(tokenizer, settings, name, rules_of_class=tokenizer.kind != "xlnet" or (folder / FILE).exists())
-    if settings.values and name and settings.values.get("tokenizer_class") is None:
+    values = settings.values
+    if values and name and values.get("tokenizer_class") is None:
         # config.json may later be replaced by that of another model.
-        return tokenizer.with_settings({**settings.values, "tokenizer_class": name})
-    return tokenizer.with_settings(settings.values)
+        values = {**values, "tokenizer_class": name}
+    return tokenizer.with_files(values, read_chat_template(folder))
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int | None) -> None:
     """Write the files from which `transformers` loads the tokenizer.
 
     They are tokenizer.json and tokenizer_config.json, and vocab.txt for BERT's kind, or vocab.json and merges.txt for RoBERTa's
-    and GPT-2's. The settings that a tokenizer was read with are written unchanged.
+    and GPT-2's. The settings and the chat template that a tokenizer was read with are written unchanged.
 
     Args:
         longest: number of positions of the model; None: any number.

@@ -21,7 +21,7 @@ from train.tokenizers.special_tokens import SpecialTokens, TextSpecialTokens
 from zoo.errors import BadInput
 from zoo.hf.config_json import read_json
 
-FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FILE, SETTINGS, CHAT = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 LARGEST_FILE = 64 << 20
 
 Kind = Literal["gpt", "wordpiece", "roberta", "sentencepiece", "xlnet"]
@@ -60,14 +60,16 @@ class Tokenizer:
 
     settings: Mapping[str, Any]
     """Content of the tokenizer_config.json beside it, none of which changes ids; empty if there was none."""
+    chat_template: str | None
+    """Content of the chat_template.jinja beside it, which is stored and not used; None if there was none."""
 
-    def __init__(self, content: Any, settings: Mapping[str, Any] | None = None) -> None:
-        """Build a tokenizer from the parsed content of a tokenizer.json, and of a tokenizer_config.json to store with it.
+    def __init__(self, content: Any, settings: Mapping[str, Any] | None = None, chat_template: str | None = None) -> None:
+        """Build a tokenizer from the parsed content of a tokenizer.json, and the content of the files to store with it.
 
         Raises:
             BadInput: the content does not define a usable tokenizer; the caller adds the name of the file.
         """
-        self.settings = dict(settings or {})
+        self.settings, self.chat_template = dict(settings or {}), chat_template
         self._json = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
         self._core = _parse(self._json)
@@ -134,10 +136,11 @@ class Tokenizer:
         """
         file, settings = Path(folder) / FILE, Path(folder) / SETTINGS
         config = read_json(settings, LARGEST_FILE) if settings.exists() else None
+        chat_template = read_chat_template(Path(folder))
         try:
             if file.stat().st_size > LARGEST_FILE:
                 raise BadInput(f"larger than {LARGEST_FILE >> 20} MiB, which no tokenizer is; copy the file again")
-            return cls(json.loads(file.read_text(encoding="utf-8")), config)
+            return cls(json.loads(file.read_text(encoding="utf-8")), config, chat_template)
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); name a folder that holds a {FILE}") from None
         except (ValueError, RecursionError) as error:
@@ -146,21 +149,22 @@ class Tokenizer:
             raise BadInput(f"{file}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, and the settings loaded with it, into a folder; each file is replaced atomically.
+        """Write tokenizer.json, and the files loaded with it, into a folder; each file is replaced atomically.
 
         Raises:
             BadInput: a file cannot be written; the old one is unchanged.
         """
-        if self.settings:
-            write_text(Path(folder) / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
-        else:
-            (Path(folder) / SETTINGS).unlink(missing_ok=True)
-        write_text(Path(folder) / FILE, self._json)
+        settings = json.dumps(self.settings, indent=2) + "\n" if self.settings else None
+        for name, text in ((SETTINGS, settings), (CHAT, self.chat_template), (FILE, self._json)):
+            if text is None:
+                (Path(folder) / name).unlink(missing_ok=True)
+            else:
+                write_text(Path(folder) / name, text)
 
-    def with_settings(self, settings: Mapping[str, Any]) -> "Tokenizer":
-        """Return the same tokenizer with other settings."""
+    def with_files(self, settings: Mapping[str, Any], chat_template: str | None) -> "Tokenizer":
+        """Return the same tokenizer with other files beside it."""
         other = copy.copy(self)
-        other.settings = dict(settings)
+        other.settings, other.chat_template = dict(settings), chat_template
         return other
 
     def content(self) -> dict[str, Any]:
@@ -321,6 +325,23 @@ class Tokenizer:
 
     def _entries(self) -> Iterator[str]:
         return (self._core.id_to_token(number) or "" for number in range(self.vocab_size))
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the content of a folder's chat_template.jinja, None if there is none.
+
+    Raises:
+        BadInput: it cannot be read, is not UTF-8 or is too large.
+    """
+    file = folder / CHAT
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"{file}: larger than {LARGEST_FILE >> 20} MiB; put the model's own file there, or remove it")
+        return file.read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: cannot be read ({error}); put the model's own file there, or remove it") from None
 
 
 def _special_tokens(core: tokenizers.Tokenizer, ids: Mapping[str, int]) -> SpecialTokens | None:

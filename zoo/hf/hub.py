@@ -14,6 +14,7 @@ PREFIX = "hub:"
 PATTERNS = [
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
 ]
 PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
@@ -22,7 +23,7 @@ PATIENCE = 5.0
 def fetch(name: str) -> Path:
     """Return the folder of `hub:ID` or `hub:ID@REVISION`, which is downloaded unless the local cache has it.
 
-    Only safetensors, JSON, vocabularies and SentencePiece models are fetched.
+    Only safetensors, JSON, vocabularies, SentencePiece models and chat templates are fetched.
 
     Raises:
         BadInput: not in the cache and no network (after a single attempt), or the hub has no such model or refuses access.

@@ -266,6 +266,9 @@ WRONG: dict[str, Callable[[], Any]] = {
     "prompt 2 of 2 is empty": lambda: gpt_generator().generate([[1], []], Decoding(limit=4)),
     "prompt 2 of 2 has ids from 3 to 300": lambda: gpt_generator().generate([[1], [3, 300]], Decoding(limit=4)),
     "prompt 2 of 2 has ids from -1 to -1": lambda: gpt_generator().generate([[1], [-1]], Decoding(limit=4)),
+    "prompt 1 of 1: its 1 tokens and --tokens 99 are more than the model's": lambda: Generator(
+        *gpt(), gpt_generator().mesh, gpt_tokenizer(), dtype=jnp.float32, option="--tokens"
+    ).generate([[1]], Decoding(limit=99)),
     "--beams 300: the vocabulary has": lambda: gpt_generator().generate([[1]], Decoding(limit=2, search=Beams(beams=300))),
     "--samples 5: a search gives at most as many as --beams 4": lambda: Decoding(samples=5, search=Beams(beams=4)),
     "--top-k 3: beam search does not sample": lambda: Decoding(search=Beams(beams=4), sampling=Sampling(top_k=3)),

@@ -49,6 +49,8 @@ def test_what_is_measured_is_what_the_generator_writes(beams: int, asked: str, f
 def test_what_cannot_be_read_or_written_is_refused(files: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="there is no measure 'blue'; choose from bleu"):
         text_to_text.read(("a.tsv",), Settings(argument="blue"))
+    with pytest.raises(BadInput, match="--tokens -1: choose 0"):
+        text_to_text.read(files, Settings(tokens=-1))
     with pytest.raises(BadInput, match=r"--files a\.en: give two parallel files"):
         text_to_text.read(("a.en",), Settings())
     subject = Loaded("gpt", *gpt(), gpt_tokenizer(), gpt_generator().mesh)

@@ -58,9 +58,20 @@ def test_a_full_disk_costs_a_checkpoint_and_two_end_the_run(largest: int, folder
     gc.collect()  # What the failed writes left is reported here, where it is ignored, and not in a later test.
 
 
-@pytest.mark.parametrize(("failure", "fix"), [(MemoryError(), "free memory"), (OSError(5, os.strerror(5)), "check the disk")])
+BURIED = ValueError(f"Failed to write: No space left on device [source locations='{'x' * 200}']")
+"""As TensorStore may report it."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "cause", "fix"),
+    [
+        (MemoryError(), "MemoryError", "free memory or raise the limit (ulimit -v)"),
+        (OSError(5, os.strerror(5)), "Input/output error", "check the disk"),
+        (BURIED, "No space left on device", "make room"),
+    ],
+)
 def test_a_save_that_cannot_begin_fails_and_names_its_cause(
-    failure: Exception, fix: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Exception, cause: str, fix: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise failure
@@ -75,9 +86,17 @@ def test_a_save_that_cannot_begin_fails_and_names_its_cause(
         checkpoints.save(make(3), {})
         with pytest.raises(BadInput) as refused:
             checkpoints.wait()
-    assert f"({str(failure) or 'MemoryError'}). The run continues" in log[0]
-    assert f"({str(failure) or 'MemoryError'}); {fix}, or choose another --out" in str(refused.value)
+    assert f"({cause}). The run continues" in log[0]
+    assert f"({cause}); {fix}, or choose another --out" in str(refused.value)
     assert os.listdir(folder) == ["00000001"]
+
+
+def test_a_save_for_which_there_is_no_memory_does_not_begin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orbax_io, "SAVE_MEMORY", 1 << 60)
+    refused = r"step 1 cannot be saved, it needs [\d,]+ bytes of memory \(Cannot allocate memory\); free memory"
+    with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints, pytest.raises(BadInput, match=refused):
+        checkpoints.save(make(1), {})
+    assert os.listdir(folder) == []
 
 
 # Forked after the imports and before JAX starts: a second per kill. Each child checks what the killed one left, and says the

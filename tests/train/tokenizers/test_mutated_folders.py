@@ -158,6 +158,8 @@ def test_the_settings_that_were_read_are_kept_in_a_run_and_in_what_it_exports(tm
     folders.make(tmp_path / "in", "gpt", "pattern of GPT-4", "rules of the file", "as written")
     settings = json.loads((tmp_path / "in" / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages }}"}
     (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = b"{{ messages[0].content }}\r\n\xc3\xa9"
+    (tmp_path / "in" / "chat_template.jinja").write_bytes(template)
     for name in ("run", "out"):
         (tmp_path / name).mkdir()
     hf_files.read_tokenizer(tmp_path / "in").save(tmp_path / "run")
@@ -165,9 +167,14 @@ def test_the_settings_that_were_read_are_kept_in_a_run_and_in_what_it_exports(tm
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
     rules = (tmp_path / "in" / "tokenizer.json").read_text()
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == json.loads(rules)
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == template
     # Another tokenizer that takes its place has no settings.
     kinds.trained("gpt").save(tmp_path / "run")
-    assert Tokenizer.load(tmp_path / "run").settings == {}
+    other = Tokenizer.load(tmp_path / "run")
+    assert (other.settings, other.chat_template) == ({}, None)
+    (tmp_path / "in" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"chat_template.jinja: cannot be read .*; put the model's own file there"):
+        hf_files.read_tokenizer(tmp_path / "in")
 
 
 def test_the_bytes_of_an_added_word_are_counted(tmp_path: Path) -> None:
