@@ -54,7 +54,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     objectives = models.family(configs.family_of(run.model)).OBJECTIVES
     fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
     require(run.objective in objectives, "objective", run.objective, fix)
-    return _reader(run).settled(run, folder)
+    return _reader(run).resolve_config(run, folder)
 
 
 def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = False) -> Any:

@@ -225,12 +225,12 @@ AUTO: dict[str, tuple[Choice, ...]] = {
     "gpu": (Choice("cudnn"), Choice("xla")),
     "tpu": (Choice("xla"),),
 }
-"""The choices of `describe_auto` by platform: it takes the first one that supports the request and needs no more queries than it
+"""The choices of `auto` by platform: it takes the first one that supports the request and needs no more queries than it
 has."""
 
 
 def choose(impl: str, request: Request, platform: str | None = None) -> str:
-    """Return the name of the implementation that will run a request; `describe_auto` follows the table `AUTO`.
+    """Return the name of the implementation that will run a request; `auto` follows the table `AUTO`.
 
     Raises:
         BadInput: an unknown name, or an implementation that does not support the request: why, and which ones do.
@@ -279,7 +279,7 @@ _choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("ch
 
 @contextlib.contextmanager
 def record_calls() -> Iterator[list[Call]]:
-    """Collect the calls traced inside the block: a run reports what `describe_auto` chose, a plan counts what kernels compute."""
+    """Collect the calls traced inside the block: a run reports what `auto` chose, a plan counts what kernels compute."""
     calls: list[Call] = []
     token = _choices.set(calls)
     try:
@@ -320,7 +320,7 @@ def implementation_status() -> list[tuple[str, bool, str]]:
 
 
 def describe_auto() -> str:
-    """Describe what `describe_auto` chooses on this platform."""
+    """Describe what `auto` chooses on this platform."""
     lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target_platform()]]
     return ", else ".join(lines)
 
