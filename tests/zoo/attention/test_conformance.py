@@ -46,7 +46,7 @@ def mark_full(names: Iterable[str], fast: Container[str]) -> list[Any]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every case has several of them each way."""
-    for module, name, size in ((blocked, "BLOCK_Q", 128), (blocked, "BLOCK_K", 256), (masks, "NARROW", 64)):
+    for module, name, size in ((blocked, "BLOCK_Q", 128), (blocked, "BLOCK_K", 256), (masks, "NARROW_WINDOW", 64)):
         monkeypatch.setattr(module, name, size)
 
 
