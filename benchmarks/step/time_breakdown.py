@@ -36,7 +36,7 @@ RULES: Sequence[tuple[str, str, str]] = (
     (r"train/engine/step\.py", r"\w+\.<locals>\.step", OPTIMIZER),
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
-PLUMBING = ("product", "_product", "_product_kept", "_product_gradients", "_summed_over_rows", "_contracted")
+PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")
 """Functions of `zoo.nn.layers` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
 shows the purpose there: one called unembed belongs to the loss head."""
 MOVES = {
