@@ -129,6 +129,41 @@ def test_a_cycle_of_imports_is_caught() -> None:
     assert import_cycles(imported | {"train.run": set()}) == []
 
 
+VAGUE_NAMES = {
+    *("found", "told", "given", "said", "made", "kept", "shown", "wanted", "whole", "each", "most"),
+    *("mine", "ours", "theirs", "known", "asked"),
+}
+"""Names that say nothing about a value. An option of the command line may have one."""
+VAGUE_OPTIONS = {("train/config/objective_options.py", "most"), ("train/rows/masking.py", "most")}
+VAGUE_OPENINGS = re.compile(r"(Of|What|That|As|Whether|How|Where|Which|Why|When)\b")
+"""A docstring begins with a verb or a noun phrase."""
+
+
+def vague_words(file: str, tree: ast.AST) -> list[str]:
+    """Return the variables and docstrings that the conventions of this project exclude."""
+    wrong = []
+    for node in ast.walk(tree):
+        name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else ""
+        if name in VAGUE_NAMES and not isinstance(getattr(node, "ctx", None), ast.Load) and (file, name) not in VAGUE_OPTIONS:
+            wrong.append(name)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and VAGUE_OPENINGS.match(ast.get_docstring(node) or ""):
+            wrong.append((ast.get_docstring(node) or "").splitlines()[0])
+    return wrong
+
+
+def test_no_name_or_docstring_is_vague() -> None:
+    paths = [path for package in PACKAGES[:-1] for path in (ROOT / package).rglob("*.py")]
+    files = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in paths}
+    assert {file: words for file, tree in files.items() if (words := vague_words(file, tree))} == {}
+
+
+@pytest.mark.planted(4)
+def test_a_vague_name_or_docstring_is_caught() -> None:
+    for source in ("found = 1", "for each in x: pass", "def f(told): pass", 'def f():\n    """What is read."""'):
+        assert len(vague_words("train/trainer.py", ast.parse(source))) == 1, source
+    assert vague_words("train/trainer.py", ast.parse('"""Rows."""\nrows = asked')) == []
+
+
 def test_no_file_has_a_forbidden_import_or_use_of_flax() -> None:
     wrong, files = [], [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     assert len(files) > 100

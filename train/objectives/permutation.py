@@ -28,8 +28,7 @@ PRETRAINING = "pretraining"
 
 
 def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
-    """Return the rows of the training text (see `train.rows.contiguous_rows.plan_streams`), in order for a model with a
-    memory."""
+    """Return the rows of the training text, in order for a model with a memory; see `contiguous_rows.plan_streams`."""
     return _streams(tokens, run, tokenizer)
 
 

@@ -31,10 +31,7 @@ class LoadedModel:
     """A model with its parameters and its tokenizer, as `load` returns it."""
 
     def __init__(self, loaded: "Loaded", batch: int = 16) -> None:
-        """
-        Args:
-            batch: rows computed at a time.
-        """
+        """Wrap a loaded model, of which `batch` rows are computed at a time."""
         self._loaded, self._batch = loaded, batch
         self._generator: Generator | None = None
 

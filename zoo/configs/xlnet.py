@@ -46,7 +46,7 @@ class Config(BodyConfig):
 
     @property
     def reads_both_ways(self) -> bool:
-        """Whether tokens may see those behind them while it generates: pretraining shows it every order."""
+        """True: a token may see later ones while the model generates, since pretraining uses every order."""
         return True
 
 
