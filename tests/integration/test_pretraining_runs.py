@@ -187,7 +187,7 @@ REFUSED = {
     "bert --data.paths one.txt": r"--data\.rows segment_pairs: the training text is one document, and random pairs take .*jsonl",
     "bert --tokenizer.path gpt --model.vocab 400": r"--data\.rows segment_pairs: rows of an encoder need a tokenizer with",
     "distilbert --distillation.teacher=": r"--distillation\.teacher : name the run or the weights to learn from$",
-    "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked words",
+    "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked tokens",
     "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
     "transformer --optim.freeze-layers 1": "--optim.layer-decay, .*: need a model with one stack of layers, and",

@@ -128,7 +128,7 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
     made = model.generate_until(requests("generate_until", (contexts[0], stop), (contexts[0], drawn)))
     assert made == [text[: text.index(text[2:4])], sampled]
     for wrong, said in {
-        ("max_gen_toks", 32): "max_gen_toks 32 leaves no room for a context in the model's 32 positions",
+        ("max_gen_toks", 32): "max_gen_toks 32 leaves no space for a context in the model's 32 positions",
         ("num_beams", 4): "generation_kwargs: num_beams not supported",
     }.items():
         with pytest.raises(BadInput, match=said):
@@ -143,7 +143,7 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
     folder = task(tmp_path / "tasks", "of_the_hub", data, **fields, dataset_path="organisation/name", dataset_kwargs={})
     task(tmp_path / "tasks", "gone", str(tmp_path / "gone.jsonl"), **fields)
     for name, said in {
-        "other": "no readable .yaml file defines it; those here define: gone, of_the_hub",
+        "other": "no readable .yaml file defines it; the files define: gone, of_the_hub",
         "of_the_hub": "it cannot be loaded from this machine alone: ",
         "gone": "it cannot be loaded from this machine alone: .*gone.jsonl",
     }.items():
