@@ -144,8 +144,8 @@ def test_what_cannot_be_loaded_from_this_machine_is_refused(tmp_path: Path) -> N
     task(tmp_path / "tasks", "gone", str(tmp_path / "gone.jsonl"), **fields)
     for name, said in {
         "other": "no readable .yaml file defines it; the files define: gone, of_the_hub",
-        "of_the_hub": "it cannot be loaded from this machine alone: ",
-        "gone": "it cannot be loaded from this machine alone: .*gone.jsonl",
+        "of_the_hub": "cannot be loaded without the network: ",
+        "gone": "cannot be loaded without the network: .*gone.jsonl",
     }.items():
         with pytest.raises(BadInput, match=f"--task harness:{name}: {said}") as refused:
             harness.read([folder], Settings(argument=name))
