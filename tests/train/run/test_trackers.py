@@ -25,9 +25,9 @@ sys.modules["torch"] = None
 from train import recipes
 from train.run import metrics_file
 from train.run import trackers
-from train.run.run_dir import Folder
+from train.run.run_dir import RunDir
 
-folder, first, last, end = Folder(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
+folder, first, last, end = RunDir(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
 file = metrics_file.Metrics(folder.metrics, resume_at=first or None)
 run = recipes.find_recipe("gpt-nano")()
 opened = trackers.Sinks(["tensorboard", "wandb"], run, folder, notify=lambda line: print("notice:", line))
