@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from benchmarks.attention.problems import FEATURES, Shape
-from benchmarks.core import runner
+from benchmarks.core import bench_command
 from zoo import configs
 from zoo.attention import attention
 from zoo.errors import BadInput, require
@@ -134,14 +134,14 @@ def _check(settings: Settings) -> None:
         ("feature", FEATURES),
     ):
         for value in getattr(settings, name):
-            runner.check_choice(name, value, choices)
+            bench_command.check_choice(name, value, choices)
     for name in settings.model:
         configs.find_size(name)
     for text in settings.shape:
         Shape.parse(text)
     for length in settings.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
-    runner.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
+    bench_command.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
     for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
         if getattr(settings, one) and getattr(settings, other):
             raise BadInput(f"--{one} with --{other}: both determine the same; leave one of them out")

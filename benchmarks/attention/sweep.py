@@ -11,28 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention import page, tables, torch_peer
-from benchmarks.attention import row as attention_row
+from benchmarks.attention import measure_row, page, tables, torch_peer
 from benchmarks.attention.settings import UNIT, Row, Settings, resolved, rows
-from benchmarks.core import result_files, runner
-from benchmarks.core.guarded import Watch
+from benchmarks.core import bench_command, result_files
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import Writer
+from benchmarks.core.trials import Watch
 
-VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
-    """Run the command: see `runner.run_benchmark`.
+def main(requested: Settings, request: bench_command.Request, *, quick: bool) -> int:
+    """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `settings.resolved` and `runner.run_benchmark`.
+        BadInput: see `settings.resolved` and `bench_command.run_benchmark`.
     """
-    setup = runner.start(requested.repeats, peers=requested.peers)
+    setup = bench_command.start(requested.repeats, peers=requested.peers)
     settings = resolved(requested, setup.machine["backend"], quick=quick)
     todo = rows(settings)
     measure = functools.partial(_sweep, todo, settings, time.monotonic())
-    return runner.run_benchmark(setup, "attention", measure, VIEWS, request, repeats=settings.repeats)
+    return bench_command.run_benchmark(setup, "attention", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, process: int, resume: bool) -> None:
@@ -54,7 +53,7 @@ def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, 
                 left_out.append(row)
                 continue
             progress.begin(str(row))
-            cells = attention_row.measure(row, missing[row], settings, environment, watch)
+            cells = measure_row.measure(row, missing[row], settings, environment, watch)
             for cell in cells:
                 writer.write({"process": process, **cell, **_machine_columns(environment, row)})
             progress.done(weights[row], tables.one_line(cells))

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.core import result_files, runner, timing
-from benchmarks.core.guarded import RepeatFailure, Watch, first_line
+from benchmarks.core import bench_command, result_files, timing
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import Writer
+from benchmarks.core.trials import RepeatFailure, Watch, first_line
 from benchmarks.growth import page, tables
 from benchmarks.growth.tables import AXES
 from benchmarks.step import programs
@@ -62,18 +62,18 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(requested: Settings, request: runner.Request, *, quick: bool) -> int:
-    """Run the command: see `runner.run_benchmark`.
+def main(requested: Settings, request: bench_command.Request, *, quick: bool) -> int:
+    """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `runner.run_benchmark`.
+        BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
     """
     settings = resolved(requested, quick=quick)
     measure = functools.partial(_measure, settings)
-    return runner.run_benchmark(runner.start(1), "growth", measure, VIEWS, request, repeats=1)
+    return bench_command.run_benchmark(bench_command.start(1), "growth", measure, VIEWS, request, repeats=1)
 
 
 def resolved(settings: Settings, *, quick: bool) -> Settings:

@@ -10,36 +10,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.core import result_files, runner
-from benchmarks.core.guarded import Watch
+from benchmarks.core import bench_command, result_files
 from benchmarks.core.progress import Progress
 from benchmarks.core.result_files import Writer
+from benchmarks.core.trials import Watch
 from benchmarks.step import model_runner, page, peers, tables
 from benchmarks.step.cases import Case
 from benchmarks.step.programs import Step
 from benchmarks.step.settings import Settings, cases, key, peer_key, resolved, unit, variants
 from zoo.errors import require
 
-VIEWS = runner.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
 
 
-def main(requested: Settings, request: runner.Request, *, devices: int = 0) -> int:
-    """Run the command: see `runner.run_benchmark`.
+def main(requested: Settings, request: bench_command.Request, *, devices: int = 0) -> int:
+    """Run the command: see `bench_command.run_benchmark`.
 
     Args:
         devices: CPU devices to simulate; 0 = the real ones.
 
     Raises:
-        BadInput: see `settings.resolved` and `runner.run_benchmark`; a mesh or a batch that does not fit the devices.
+        BadInput: see `settings.resolved` and `bench_command.run_benchmark`; a mesh or a batch that does not fit the devices.
     """
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
-    setup = runner.start(requested.repeats, devices, peers=requested.peers)
+    setup = bench_command.start(requested.repeats, devices, peers=requested.peers)
     settings = resolved(requested, setup.machine["backend"])
     todo = cases(settings)
     if setup.alone:
         _check(todo, settings)
     measure = functools.partial(_measure, todo, settings)
-    return runner.run_benchmark(setup, "step", measure, VIEWS, request, repeats=settings.repeats)
+    return bench_command.run_benchmark(setup, "step", measure, VIEWS, request, repeats=settings.repeats)
 
 
 def _check(todo: Sequence[Case], settings: Settings) -> None:

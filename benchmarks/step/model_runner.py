@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.guarded import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
+from benchmarks.core.trials import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
 from benchmarks.hlo import source_map
-from benchmarks.step import peers, programs, time_breakdown
-from benchmarks.step import profile as trace
+from benchmarks.step import instruction_times, peers, programs, time_breakdown
 from benchmarks.step.cases import Case
 from benchmarks.step.peers import Peer
 from benchmarks.step.programs import Step, Variant
@@ -269,7 +268,7 @@ class _Group:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
-        program, profile = source_map.parse(step.compiled.as_text()), trace.profile(step.run, PROFILED)
+        program, profile = source_map.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": breakdown.seconds,

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import Any, get_args
 
-from benchmarks.core import runner
+from benchmarks.core import bench_command
 from benchmarks.step.cases import Case, Mode, case
 from benchmarks.step.programs import Variant
 from zoo.configs import Implementation, Remat
@@ -59,11 +59,11 @@ def resolved(settings: Settings, backend: str) -> Settings:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
     for name, choices in AXES.items():
         for value in getattr(settings, name):
-            runner.check_choice(name, value, choices)
+            bench_command.check_choice(name, value, choices)
     for name in (*AXES, "mesh"):
         if not getattr(settings, name) and name != "precision":
             raise BadInput(f"--{name}: has no value; name one or more, or leave the option out")
-    runner.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
+    bench_command.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
     precision = settings.precision or (("float32",) if backend == "cpu" else ("bfloat16",))
     budget = None if settings.rounds else settings.budget or BUDGET
     return dataclasses.replace(settings, precision=precision, budget=budget)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.core.source_files import own_path
 from benchmarks.hlo.source_map import Instruction, Program
-from benchmarks.step.profile import Profile
+from benchmarks.step.instruction_times import Profile
 
 PRODUCTS, ATTENTION, HEAD, NORMS, ACTIVATIONS = "matrix products", "attention", "loss head", "norms", "activations"
 ELEMENTWISE, EMBEDDING, DROPOUT, OPTIMIZER = "biases and residuals", "embedding", "dropout", "optimizer"
@@ -74,7 +74,7 @@ class Parts:
     """Time of a step under the profiler."""
     idle: float
     clock: str
-    """See `benchmarks.step.profile.Profile`."""
+    """See `benchmarks.step.instruction_times.Profile`."""
 
     @property
     def table(self) -> Mapping[str, Mapping[str, float]]:

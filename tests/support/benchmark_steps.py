@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.attention import conformance, row
-from benchmarks.core import guarded, result_files, timing
+from benchmarks.attention import conformance, measure_row
+from benchmarks.core import result_files, timing, trials
 from benchmarks.growth import bench
 from benchmarks.plan import compile_program
 from benchmarks.step import programs
@@ -20,7 +20,7 @@ NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads":
 OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-class _Unwatched(guarded.Watch):
+class _Unwatched(trials.Watch):
     def __init__(self) -> None:
         pass
 
@@ -77,9 +77,9 @@ def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
         patch.setattr(owner, name, planted)
 
     shrink(patch)
-    patch.setattr(row, "_checked", lambda *_: ("", "", {}))
+    patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
     patch.setattr(bench, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
     skipped = {"state": "skipped", "reason": "not here"}
     patch.setattr(bench, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))
-    plant(row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
+    plant(measure_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
     plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)

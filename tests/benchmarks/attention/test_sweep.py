@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.attention import measure_row, tables
 from benchmarks.attention import page as attention_page
-from benchmarks.attention import row, tables
 from benchmarks.attention.problems import Shape
 from benchmarks.attention.settings import Row
 from benchmarks.core import result_files
@@ -29,8 +29,8 @@ LINE = "bench attention --impl blocked cudnn --feature full t5 --direction both 
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         steps.hurry(patch)
-        # `test_row` has the comparison with float64.
-        patch.setattr(row, "_checked", lambda *_: ("", "", {}))
+        # `test_measure_row` has the comparison with float64.
+        patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
         yield
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.core import compare
-from benchmarks.core.compare import Spread
+from benchmarks.core import compare_results
+from benchmarks.core.compare_results import Spread
 from benchmarks.core.result_files import Results, Writer
 from tests.support.commands import call
 
@@ -92,7 +92,9 @@ CHANGES = [
 
 def test_what_became_of_a_cell() -> None:
     for before, after, kind, reason in CHANGES:
-        (change,) = compare.changes(*(made_results({"blocked 128": each}, 0.01) for each in (before, after)), threshold=0.05)
+        (change,) = compare_results.changes(
+            *(made_results({"blocked 128": each}, 0.01) for each in (before, after)), threshold=0.05
+        )
         assert change.kind == kind and change.detail.startswith(reason), (before, after, change)
 
 

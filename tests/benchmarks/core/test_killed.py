@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.attention import row
+from benchmarks.attention import measure_row
 from benchmarks.core import result_files
 from tests.support import benchmark_steps as steps
 from tests.support.commands import call
@@ -80,7 +80,7 @@ def test_a_run_that_a_signal_stops_died_of_nothing(
     """As often as a death would count; and the signals of whoever started it are as before."""
     honest, before = blocked.blocked, signal.getsignal(number)
     steps.hurry(monkeypatch)
-    monkeypatch.setattr(row, "_checked", lambda *_: ("", "", {}))
+    monkeypatch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)

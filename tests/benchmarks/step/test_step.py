@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.core import guarded, result_files, timing
-from benchmarks.core.runner import Request
+from benchmarks.core import result_files, timing, trials
+from benchmarks.core.bench_command import Request
 from benchmarks.step import bench, cases, model_runner, peers, programs
 from benchmarks.step import settings as step_settings
 from benchmarks.step.peers import Kind, Peer, PeerFailed
@@ -244,7 +244,7 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     cells = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [cells[name]["state"] for name in (SCAN, "one ", "two ")] == ["timed"] * 3
     assert cells["one "]["ratio"] and cells["two "]["ratio"]
-    monkeypatch.setattr(guarded, "free", lambda: int(2 * cells[SCAN]["memory"]))
+    monkeypatch.setattr(trials, "free", lambda: int(2 * cells[SCAN]["memory"]))
     monkeypatch.setattr(model_runner._Group, "out_of_memory", honest)
     cells = measured(tmp_path / "again", "gpt-nano", peers=True)
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
@@ -275,7 +275,7 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
     """Before compiling by the state alone; after it by what XLA planned."""
     state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
-        monkeypatch.setattr(guarded, "free", lambda room=room: int(room))
+        monkeypatch.setattr(trials, "free", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[SCAN]
         assert cell["state"] == "skipped" and reason in cell["reason"] and " are free" in cell["reason"]
 

@@ -69,7 +69,7 @@ def attention(args: list[str]) -> int:
     options = parse(Attention, args=args, prog="zoo bench attention")
     from benchmarks.attention import sweep
     from benchmarks.attention.settings import Settings
-    from benchmarks.core.runner import Request
+    from benchmarks.core.bench_command import Request
 
     settings = dataclasses.asdict(options)
     quick, output = settings.pop("quick"), Request(("bench", "attention", *args), **settings.pop("output"))
@@ -99,6 +99,6 @@ def compare(args: list[str]) -> int:
         """Print JSON."""
 
     options = parse(Compare, args=args, prog="zoo bench compare")
-    from benchmarks.core import compare as comparison
+    from benchmarks.core import compare_results
 
-    return comparison.main(options.a, options.b, threshold=options.threshold, as_json=options.json)
+    return compare_results.main(options.a, options.b, threshold=options.threshold, as_json=options.json)

@@ -72,7 +72,7 @@ def step(args: list[str]) -> int:
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
     options = parse(Step, args=args, prog="zoo bench step")
-    from benchmarks.core.runner import Request
+    from benchmarks.core.bench_command import Request
     from benchmarks.step import bench
     from benchmarks.step.settings import Settings
 
@@ -108,7 +108,7 @@ def growth(args: list[str]) -> int:
         output: Annotated[Output, tyro.conf.arg(name="", prefix_name=False)] = Output()
 
     options = parse(Growth, args=args, prog="zoo bench growth")
-    from benchmarks.core.runner import Request
+    from benchmarks.core.bench_command import Request
     from benchmarks.growth import bench as benchmark
 
     settings = dataclasses.asdict(options)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.core import source_files
 from benchmarks.hlo.source_map import parse
-from benchmarks.step import cases, profile, time_breakdown
+from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
 
@@ -23,9 +23,11 @@ def _runs(start: float, duration: float, name: str) -> SimpleNamespace:
 
 def test_threads_share_an_instant_and_work_that_is_handed_on_is_its_owners() -> None:
     """Two threads: a begins `dot`, which hands work on to the other, in which another instruction runs a while."""
-    one = [_runs(0, 10, "dot"), _event(profile.HANDS_ON, 2, 0, ("_p", 7))]
-    other = [_event(profile.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(profile.ENDS, 8, 0)]
-    shares, busy, times = profile._shared(profile._threads([SimpleNamespace(events=events) for events in (one, other)]))
+    one = [_runs(0, 10, "dot"), _event(instruction_times.HANDS_ON, 2, 0, ("_p", 7))]
+    other = [_event(instruction_times.BEGINS, 4, 0, ("_c", 7)), _runs(5, 1, "copy"), _event(instruction_times.ENDS, 8, 0)]
+    shares, busy, times = instruction_times._shared(
+        instruction_times._threads([SimpleNamespace(events=events) for events in (one, other)])
+    )
     seconds = {name: round(each * 1e9, 6) for name, each in shares.items()}
     assert seconds == {"dot": 9.5, "copy": 0.5}
     assert {name: round(each * 1e9, 6) for name, each in busy.items()} == {"dot": 13.0, "copy": 1.0}

@@ -16,8 +16,8 @@ from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.settings import UNIT, Row, Settings
 from benchmarks.attention.torch_peer import Peer
 from benchmarks.core import device_time, timing
-from benchmarks.core.guarded import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
 from benchmarks.core.timing import Program
+from benchmarks.core.trials import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
 from train.run.hardware import device_peak
 from zoo.attention import attention
 from zoo.errors import BadInput

@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.attention import cost_model, torch_peer
-from benchmarks.attention import row as attention_row
+from benchmarks.attention import cost_model, measure_row, torch_peer
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.attention.settings import Row, Settings
-from benchmarks.core import guarded
+from benchmarks.core import trials
 from tests.support import benchmark_steps as steps
 from zoo.attention import attention
 from zoo.attention.kernels import blocked
@@ -35,28 +34,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     """Put a function into the table of implementations, as "planted"; its agreement with float64 is not cached."""
-    check = attention_row._check
+    check = measure_row._check
 
     def put(function: Callable[..., Any]) -> None:
         row = dataclasses.replace(attention.IMPLEMENTATIONS["blocked"], module=__name__, function="planted")
         monkeypatch.setitem(attention.IMPLEMENTATIONS, "planted", row)
         monkeypatch.setattr(sys.modules[__name__], "planted", function, raising=False)
         anew = {"planted": check.__wrapped__}
-        monkeypatch.setattr(attention_row, "_check", lambda name, *rest: anew.get(name, check)(name, *rest))
+        monkeypatch.setattr(measure_row, "_check", lambda name, *rest: anew.get(name, check)(name, *rest))
 
     return put
 
 
 def unchecked(patch: pytest.MonkeyPatch) -> None:
     """Leave out the comparison with float64."""
-    patch.setattr(attention_row, "_checked", lambda *_: ("", "", {}))
+    patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
 
 
 def measured(
     row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = torch_peer.make_peer
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
-    cells = attention_row.measure(row, names, settings, ENVIRONMENT, steps.UNWATCHED, peer)
+    cells = measure_row.measure(row, names, settings, ENVIRONMENT, steps.UNWATCHED, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     json.dumps(cells, allow_nan=False)
     return {cell["key"]["implementation"]: cell for cell in cells}
@@ -64,7 +63,7 @@ def measured(
 
 def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is the device's where the profiler gives it; rates follow from it, and the ratio is of wall times."""
-    monkeypatch.setattr(attention_row.device_time, "measured", lambda programs: {"planted": 1e-9})
+    monkeypatch.setattr(measure_row.device_time, "measured", lambda programs: {"planted": 1e-9})
     plant(blocked.blocked)
     cells = measured()
     xla, cell = cells["xla"], cells["planted"]
@@ -87,7 +86,7 @@ def test_a_profiler_that_fails_leaves_the_wall_time(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no counters")
 
     unchecked(monkeypatch)
-    monkeypatch.setattr(attention_row.device_time, "measured", broken)
+    monkeypatch.setattr(measure_row.device_time, "measured", broken)
     cell = measured(names=("xla",))["xla"]
     assert (cell["state"], cell["clock"]) == ("timed", "wall")
     assert "RuntimeError: no counters" in cell["reason"]
@@ -139,11 +138,11 @@ def test_zeros_are_no_attention_over_long_rows() -> None:
     long = np.full((1, 16384, 1, 8), 0.01, np.float32)
     causal = long.copy()
     causal[:, 0] = 5
-    bound = attention_row.DISTANCE_BOUNDS["bfloat16"]
+    bound = measure_row.DISTANCE_BOUNDS["bfloat16"]
     first_only = np.where(np.arange(16384)[None, :, None, None] < 1, causal, 0)
     for ours, theirs in ((0 * long, long), (first_only, causal)):
-        assert attention_row._distance([ours], [theirs]) > bound
-    assert attention_row._distance([1.004 * causal], [causal]) < bound
+        assert measure_row._distance([ours], [theirs]) > bound
+    assert measure_row._distance([1.004 * causal], [causal]) < bound
 
 
 def test_a_failure_ends_one_cell(plant: Plant) -> None:
@@ -192,7 +191,7 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
     unchecked(monkeypatch)
     row = TINY._replace(shape=Shape(1, 64, 64, 1, 1, 4))
     for free, expected in ((2**10, "its inputs and outputs alone"), (2**14, "its scores alone"), (2**15, "compiled, it")):
-        monkeypatch.setattr(guarded, "free", lambda free=free: free)
+        monkeypatch.setattr(trials, "free", lambda free=free: free)
         cells = measured(row, ("xla", "blocked"))
         reasons = [cell["reason"] for cell in cells.values() if cell["state"] == "skipped"]
         assert any(re.match(rf"{expected} needs? [\d.]+ MB, and [\d.]+ MB are free", reason) for reason in reasons), reasons
