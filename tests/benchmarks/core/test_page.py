@@ -1,0 +1,37 @@
+"""The page of benchmarks and plans: every kind of block, escaped, and nothing for what is empty."""
+
+import pytest
+
+from benchmarks.core.page import Block, Cards, Cell, Figure, HeatMap, Plots, Table, render
+
+NASTY = "<i>'\"&\x00"
+SHOWN = "&lt;i&gt;&#x27;&quot;&amp;\N{REPLACEMENT CHARACTER}"
+
+
+def figure(label: str, across: bool = False) -> Figure:
+    return Figure(NASTY, lambda axes: axes.plot([1, 2]), label, {NASTY: "one dots"}, across)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (NASTY, f"<p class=note>{SHOWN}</p>"),
+        ([NASTY, "two"], f"<ul><li>{SHOWN}</li><li>two</li></ul>"),
+        ({NASTY: 12345}, f"<tr><th scope=row>{SHOWN}</th><td>12,345</td></tr>"),
+        (Table(("", NASTY), [(NASTY, 0.123456), ("", "")]), f"<tr><td>{SHOWN}</td><td class=number>0.1235</td></tr>"),
+        (Table(("a",), [("b",)], summary=NASTY), f"<details><summary>{SHOWN}</summary><div class=scroll><table><thead>"),
+        (
+            HeatMap(("x",), {"y": [Cell("1", NASTY, "right", "--share:5%")]}),
+            f'<td class=right style="--share:5%" title="{SHOWN}">',
+        ),
+        (Cards({NASTY: {"a": None}}), f"<h3>{SHOWN}</h3><table><tr><th scope=row>a</th><td>none</td></tr></table>"),
+        (figure(NASTY, across=True), f'<figure class=lead-plot><figcaption><b>{SHOWN}</b><span class="key one dots">'),
+        (Plots([figure("one"), figure("two")]), "<div class=plots><figure><figcaption>"),
+    ],
+)
+def test_a_block_is_escaped(block: Block, expected: str) -> None:
+    page = render(NASTY, NASTY, {NASTY: [block, ""], "empty": ["", [], {}]}, tiles=[(NASTY, NASTY)], footer=NASTY)
+    assert expected in page and "<i>" not in page and "\x00" not in page
+    frame = (f"<title>{SHOWN}</title>", f"<h2>{SHOWN}</h2>", f"<dt>{SHOWN}</dt><dd>{SHOWN}</dd>", f"<footer>{SHOWN}</footer>")
+    assert all(part in page for part in frame) and "empty" not in page.partition("<main>")[2]
+    assert page.count("<svg") == {Figure: 2, Plots: 2}.get(type(block), 0)
