@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.attention.tables import shape_of
-from benchmarks.core.tables import SEVERITY
-from eval.report import svg
-from eval.report.html_page import text
-from eval.report.svg import FIVE, FOUR, INK, MUTED, NARROW, ONE, SIX, THREE, TWO, WIDE
+from benchmarks.core.page import Cell, Figure, HeatMap, Plots
+from benchmarks.core.tables import timed, worst_state
+from eval.report.svg import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO
 
 LOOKS = {
     "one": (ONE, "o"),
@@ -30,22 +30,21 @@ Cells = Sequence[Mapping[str, Any]]
 
 def looks(cells: Cells) -> dict[str, str]:
     """Return implementation -> its class in `LOOKS`, for those that were timed."""
-    names = dict.fromkeys(cell["key"]["implementation"] for cell in cells if cell["state"] == "timed")
+    names = dict.fromkeys(cell["key"]["implementation"] for cell in timed(cells))
     kinds = list(LOOKS)
     return {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
 
 
-def throughput(cells: Cells, kinds: Mapping[str, str]) -> str:
+def throughput(cells: Cells, kinds: Mapping[str, str]) -> Plots:
     """Return a figure for each feature and kind of heads: FLOP/s of the allowed pairs against the queries of an example."""
     groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     several = len({_heads(cell) for cell in cells if cell["key"]["feature"] != "grouped"}) > 1
-    for cell in cells:
-        if cell["state"] == "timed":
-            groups[f"{cell['key']['feature']}, {_heads(cell)}" if several else cell["key"]["feature"]].append(cell)
-    return f"<div class=plots>{''.join(_against_length(title, group, kinds) for title, group in groups.items())}</div>"
+    for cell in timed(cells):
+        groups[f"{cell['key']['feature']}, {_heads(cell)}" if several else cell["key"]["feature"]].append(cell)
+    return Plots([_against_length(title, group, kinds) for title, group in groups.items()])
 
 
-def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
+def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> Figure:
     lines: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
     for cell in cells:
         lines[cell["key"]["implementation"]].append((cell["key"]["queries"], cell["flops_per_s"]))
@@ -66,24 +65,22 @@ def _against_length(title: str, cells: Cells, kinds: Mapping[str, str]) -> str:
 
     ranges = [f"{name} {min(line)[1] / scale:.3g} to {max(line)[1] / scale:.3g}" for name, line in lines.items()]
     direction, dtype = cells[0]["key"]["direction"], cells[0]["key"]["dtype"]
-    label = text(f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(ranges)}")
-    keys = "".join(svg.key(kinds[name], text(name)) for name in lines)
-    caption = f"<figcaption><b>{text(title)}, {named}</b>{keys}</figcaption>"
-    return f"<figure>{caption}{svg.svg(draw, NARROW, label)}</figure>"
+    label = f"{title}, {direction}, {dtype}: {named} from {lengths[0]} to {lengths[-1]} tokens. {'; '.join(ranges)}"
+    return Figure(f"{title}, {named}", draw, label, {name: kinds[name] for name in lines})
 
 
-def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> str:
+def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float) -> Figure:
     """Return FLOP/s against FLOPs a byte of the minimal traffic, under the machine's limits (Williams et al. 2009).
 
     Args:
         matrix: FLOP/s of matrix products.
         copy: bytes/s of memory.
     """
-    timed = [cell for cell in cells if cell["state"] == "timed"]
+    points = timed(cells)
     scale, named = unit(matrix)
     ridge = matrix / copy
-    lower = min([ridge, *(cell["intensity"] for cell in timed)]) / 2
-    upper = max([ridge, *(cell["intensity"] for cell in timed)]) * 2
+    lower = min([ridge, *(cell["intensity"] for cell in points)]) / 2
+    upper = max([ridge, *(cell["intensity"] for cell in points)]) * 2
 
     def draw(axes: Any) -> None:
         from matplotlib.ticker import LogLocator
@@ -91,10 +88,9 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
         axes.plot([lower, ridge, upper], np.asarray([lower * copy, matrix, matrix]) / scale, color=MUTED, linestyle=(0, (6, 3)))
         for name, kind in kinds.items():
             colour, mark = LOOKS[kind]
-            points = [(cell["intensity"], cell["flops_per_s"] / scale) for cell in timed if cell["key"]["implementation"] == name]
-            if points:
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=colour, marker=mark, markersize=5, linestyle="", alpha=0.8)
+            own = [cell for cell in points if cell["key"]["implementation"] == name]
+            x, y = [cell["intensity"] for cell in own], [cell["flops_per_s"] / scale for cell in own]
+            axes.plot(x, y, color=colour, marker=mark, markersize=5, linestyle="", alpha=0.8)
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
@@ -104,45 +100,38 @@ def roofline(cells: Cells, kinds: Mapping[str, str], matrix: float, copy: float)
         axes.grid(axis="x")
         axes.set_xlabel("FLOPs a byte")
 
-    label = text(f"Roofline: {matrix / scale:.3g} {named} from {ridge:.3g} FLOPs a byte on, {copy / 1e9:.3g} GB/s below")
-    keys = "".join(svg.key(f"{kind} dots", text(name)) for name, kind in kinds.items())
-    keys += svg.key("muted dashed", f"attainable: {matrix / scale:,.0f} {named}, {copy / 1e9:,.1f} GB/s")
-    drawings = svg.svg(draw, NARROW, label, "narrow") + svg.svg(draw, WIDE, label, "wide")
-    return f"<figure class=lead-plot><figcaption><b>{named}</b>{keys}</figcaption>{drawings}</figure>"
+    label = f"Roofline: {matrix / scale:.3g} {named} from {ridge:.3g} FLOPs a byte on, {copy / 1e9:.3g} GB/s below"
+    keys = {name: f"{kind} dots" for name, kind in kinds.items()}
+    keys[f"attainable: {matrix / scale:,.0f} {named}, {copy / 1e9:,.1f} GB/s"] = "muted dashed"
+    return Figure(named, draw, label, keys, across=True)
 
 
-def support(cells: Cells) -> str:
+def support(cells: Cells) -> HeatMap:
     """Return a table, features x implementations: the geometric mean of time over xla's, or the state; details on hovering."""
     names = list(dict.fromkeys(cell["key"]["implementation"] for cell in cells))
     groups: dict[str, dict[str, list[Mapping[str, Any]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for cell in cells:
         groups[cell["key"]["feature"]][cell["key"]["implementation"]].append(cell)
-    head = "".join(f"<th scope=col class=class>{text(name)}</th>" for name in names)
-    rows = "".join(
-        f"<tr><th scope=row>{text(feature)}</th>{''.join(_support_cell(by_name.get(name, [])) for name in names)}</tr>"
-        for feature, by_name in groups.items()
-    )
-    return f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return HeatMap(names, {feature: [_support_cell(by_name[name]) for name in names] for feature, by_name in groups.items()})
 
 
-def _support_cell(cells: Cells) -> str:
+def _support_cell(cells: Cells) -> Cell:
     if not cells:
-        return '<td class=none title="not requested"></td>'
-    state = min((cell["state"] for cell in cells), key=SEVERITY.index)
+        return Cell("", "not requested")
+    state = worst_state(cells)
     details = "\n".join(f"{shape_of(cell['key'])}: {_hover_text(cell)}" for cell in cells)
     if state != "timed":
         reasons = {cell["reason"] for cell in cells}
         hover = f"{state}: {reasons.pop()}" if len(reasons) == 1 else details
-        label = "-" if state == "skipped" else state
-        look = "none" if state == "skipped" else 'none style="background:color-mix(in srgb,var(--three) 50%,var(--card))"'
-        return f'<td class={look} title="{text(hover)}">{label}</td>'
-    ratios = [cell["ratio"] for cell in cells if cell["state"] == "timed" and cell["ratio"]]
+        bad = "background:color-mix(in srgb,var(--three) 50%,var(--card))"
+        return Cell("-", hover) if state == "skipped" else Cell(state, hover, style=bad)
+    ratios = [cell["ratio"] for cell in timed(cells) if cell["ratio"]]
     if not ratios:
-        return f'<td class=none title="{text(details)}">timed</td>'
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        return Cell("timed", details)
+    mean = float(stats.gmean(ratios))
     # The colour is full at a quarter of the time, or four times it.
     share = min(1.0, abs(math.log(mean)) / math.log(4))
-    return f'<td class={"right" if mean < 1 else "wrong"} style="--share:{share:.0%}" title="{text(details)}">{mean:.2f}</td>'
+    return Cell(f"{mean:.2f}", details, "right" if mean < 1 else "wrong", f"--share:{share:.0%}")
 
 
 def _hover_text(cell: Mapping[str, Any]) -> str:

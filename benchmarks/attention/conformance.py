@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.attention.rounding import bounds, nearest, share
+from benchmarks.core.progress import Progress
 from zoo.attention import attention
 from zoo.attention.masks import Bias, Buckets, Dense, Mask, Relative
 from zoo.errors import BadInput
@@ -310,8 +311,9 @@ def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
 
 def main() -> int:
     """Print the page; return 1 if something is wrong."""
-    rows, sound = table(lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True))
-    print(file=sys.stderr)
+    progress = Progress(1.0)
+    rows, sound = table(progress.begin)
+    progress.close()
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
     print(f"""# What each attention implementation does
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from benchmarks.attention.problems import Problem
+from benchmarks.core.memory import planned
 
 FORMULAS = {
     "FLOPs": "2 N H products pairs, of the (query, key) pairs that the mask allows: all are B T S, causal B T (T + 1) / 2. "
@@ -58,10 +59,8 @@ COPIES = {"reference": (1, 2), "xla": (1, 2)}
 
 def required(compiled: Any) -> int | None:
     """Return the bytes that a compiled program needs at once; None if the backend does not report it."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return None
-    return stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes - stats.alias_size_in_bytes
+    memory = planned(compiled)
+    return None if memory is None else memory.peak
 
 
 def kernels(text: str) -> str:

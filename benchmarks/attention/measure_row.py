@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,8 +16,21 @@ from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.settings import UNIT, Row, Settings
 from benchmarks.attention.torch_peer import Peer
 from benchmarks.core import device_time, timing
+from benchmarks.core.result_files import identity
 from benchmarks.core.timing import Program
-from benchmarks.core.trials import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
+from benchmarks.core.trials import (
+    RepeatFailure,
+    Skip,
+    Trial,
+    Watch,
+    Wrong,
+    check_memory,
+    end_if_slow,
+    first_line,
+    repeat_without_failures,
+    run_guarded,
+    too_large_reason,
+)
 from train.run.hardware import device_peak
 from zoo.attention import attention
 from zoo.errors import BadInput
@@ -34,20 +47,15 @@ EVEN_LENGTH = 640
 
 
 @dataclass
-class Trial:
-    """One implementation to be timed; it has no state until it is timed, skipped, wrong or failed."""
+class RowTrial(Trial):
+    """One implementation to be timed."""
 
-    name: str
-    key: dict[str, Any]
-    state: str = ""
-    reason: str = ""
-    columns: dict[str, Any] = field(default_factory=dict)
-    program: Program | None = None
     results: list[np.ndarray] | None = None
     """Results of its first call: outputs, then gradients."""
 
-    def end(self, state: str, reason: str = "") -> None:
-        self.state, self.reason, self.program = state, reason, None
+    @property
+    def name(self) -> str:
+        return self.key["implementation"]
 
 
 MakePeer = Callable[[str, Problem, str], Peer | str]
@@ -69,11 +77,11 @@ def measure(
         environment: of this process.
         watch: notified of every activity.
     """
-    trials = [Trial(name, row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_position)]
+    trials = [RowTrial(row.key(name)) for name in sorted(dict.fromkeys((UNIT, *names)), key=_position)]
     watch.begin("making the inputs", *(trial.key for trial in trials))
     problem = _make_problem(row, trials)
     if problem is not None:
-        baseline: Trial | None = None
+        baseline: RowTrial | None = None
         for trial in trials:
             start = _prepare if trial.name in attention.IMPLEMENTATIONS else functools.partial(_prepare_peer, peer=peer)
             act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
@@ -88,8 +96,7 @@ def measure(
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
                 trial.columns |= cost_model.rates(problem, row.direction, cost_model.time_of(trial.columns), environment, peak)
-    selected = [trial for trial in trials if trial.name in names]
-    return [{"key": trial.key, "state": trial.state, "reason": trial.reason, **trial.columns} for trial in selected]
+    return [trial.cell() for trial in trials if trial.name in names]
 
 
 def _position(name: str) -> int:
@@ -97,7 +104,7 @@ def _position(name: str) -> int:
     return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.IMPLEMENTATIONS)
 
 
-def _make_problem(row: Row, trials: Sequence[Trial]) -> Problem | None:
+def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
     """Return the arrays of a row; if they do not fit or make no sense, end all trials and return None."""
     shape, feature = row.shape, FEATURES[row.feature]
     # q, k, v and the output; the same for their gradients.
@@ -120,45 +127,32 @@ def _make_problem(row: Row, trials: Sequence[Trial]) -> Problem | None:
 # --- before the rounds ----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None) -> None:
+def _prepare(trial: RowTrial, row: Row, problem: Problem, settings: Settings, baseline: RowTrial | None) -> None:
     name = trial.name
     for request in problem.requests():
         if why := attention.unsupported_reason(name, request):
-            trial.end("skipped", why)
-            return
-    state, reason, errors = _checked(name, row)
-    trial.columns |= errors
-    if state:
-        trial.end(state, reason)
-        return
-    if reason := too_large_reason(cost_model.predicted(name, problem, row.direction), "its scores alone need"):
-        trial.end("skipped", reason)
-        return
+            raise Skip(why)
+    _check_cases(trial, row)
+    check_memory(cost_model.predicted(name, problem, row.direction), "its scores alone need")
     function, arguments = problem.program(name, row.direction)
-    with timing.cold():
-        began = time.perf_counter()
-        lowered = jax.jit(function).lower(*arguments)
-        between = time.perf_counter()
-        compiled = lowered.compile()
-        ended = time.perf_counter()
+    compiled, spent = timing.compile_cold(jax.jit(function), *arguments)
     memory = cost_model.required(compiled)
-    trial.columns |= {"lower_seconds": between - began, "compile_seconds": ended - between, "memory": memory}
+    trial.columns |= {**spent, "memory": memory}
     trial.columns["kernels"] = cost_model.kernels(compiled.as_text() or "")
     # The arguments are allocated already.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
-    if memory and (reason := too_large_reason(memory - held, "compiled, it needs")):
-        trial.end("skipped", reason)
-        return
+    check_memory((memory or 0) - held, "compiled, it needs")
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
     _first_call(trial, _arrays, row, settings, baseline)
 
 
-def _prepare_peer(trial: Trial, row: Row, problem: Problem, settings: Settings, baseline: Trial | None, peer: MakePeer) -> None:
+def _prepare_peer(
+    trial: RowTrial, row: Row, problem: Problem, settings: Settings, baseline: RowTrial | None, peer: MakePeer
+) -> None:
     """Prepare a peer; its compilation is not measured, but its results are compared."""
     result = peer(trial.name, problem, row.direction)
     if isinstance(result, str):
-        trial.end("skipped", result)
-        return
+        raise Skip(result)
     trial.program, arrays = result
     _first_call(trial, arrays, row, settings, baseline)
 
@@ -168,7 +162,11 @@ def _arrays(returned: Any) -> list[np.ndarray]:
 
 
 def _first_call(
-    trial: Trial, arrays: Callable[[Any], list[np.ndarray]], row: Row, settings: Settings, baseline: Trial | None
+    trial: RowTrial,
+    arrays: Callable[[Any], list[np.ndarray]],
+    row: Row,
+    settings: Settings,
+    baseline: RowTrial | None,
 ) -> None:
     """Compare the results of a program with the baseline, and call it until it is warm."""
     assert trial.program is not None
@@ -177,8 +175,8 @@ def _first_call(
     spent = time.perf_counter() - began
     trial.results = arrays(returned)
     if baseline is not None and baseline.results is not None:
-        difference, distance = _difference(trial.results, baseline.results), _distance(trial.results, baseline.results)
-        trial.columns |= {"compared": baseline.name, **_known("difference", difference), **_known("distance", distance)}
+        difference, distance = (_worst(measure, trial.results, baseline.results) for measure in (_difference, _distance))
+        trial.columns |= {"compared": baseline.name, **_finite(difference=difference, distance=distance)}
         for off, bound, of in (
             (difference, _bound(row), "the largest"),
             (distance, DISTANCE_BOUNDS[row.dtype], "their mean square's root"),
@@ -186,36 +184,31 @@ def _first_call(
             # NaN does not agree.
             if not off <= bound:
                 reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
-                trial.end("wrong", reason)
-                return
-    if end_if_slow(trial, spent, settings.cell_seconds, clock="wall"):
-        return
-    trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
+                raise Wrong(reason)
+    if not end_if_slow(trial, spent, settings.cell_seconds, clock="wall"):
+        trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
 
-def _checked(name: str, row: Row) -> tuple[str, str, dict[str, float]]:
-    """Return (state, reason, columns) of an implementation: "wrong" if it disagrees with float64 on a case of the feature.
+def _check_cases(trial: RowTrial, row: Row) -> None:
+    """Compare an implementation with float64 on the cases of the feature; record the error that uses most of its bound.
 
-    A forward row is judged by outputs alone. The columns are the error that uses most of its bound, and that bound. An
-    implementation that refuses a case's odd length is checked at another; one that refuses that too is neither checked nor timed.
+    A forward row is judged by outputs alone. An implementation that refuses a case's odd length is checked at another; one that
+    refuses that too is neither checked nor timed.
     """
     worst = (0.0, 0.0)
     for case in FEATURES[row.feature].cases:
         try:
-            result = _check(name, case, row.dtype)
+            result = _check(trial.name, case, row.dtype)
         except BadInput as refusal:
-            return "skipped", f"it cannot be checked: {refusal}", {}
+            raise Skip(f"it cannot be checked: {refusal}") from None
         result = result.forward if row.direction == "forward" else result
-        error, allowed = result.worst
         if not result.ok:
+            error, allowed = result.worst
+            trial.columns |= _finite(error=error, allowed=allowed)
             difference = f"{result.nearest} is off by {error:.1e} on the case {case!r}, and {allowed:.1e} is allowed"
-            return "wrong", f"it disagrees with float64: {difference}", _columns(error, allowed)
+            raise Wrong(f"it disagrees with float64: {difference}")
         worst = max(worst, result.worst, key=lambda pair: rounding.share(*pair))
-    return "", "", _columns(*worst)
-
-
-def _columns(error: float, allowed: float) -> dict[str, float]:
-    return _known("error", error) | _known("allowed", allowed)
+    trial.columns |= _finite(error=worst[0], allowed=worst[1])
 
 
 @functools.cache
@@ -226,22 +219,23 @@ def _check(name: str, case: str, dtype: str) -> conformance.Result:
         return conformance.check(name, case, dtype, length=EVEN_LENGTH)
 
 
-def _known(name: str, value: float | None) -> dict[str, float]:
-    """Return a column if it is a finite number: result files contain no NaN and no infinity."""
-    return {} if value is None or not math.isfinite(value) else {name: value}
+def _finite(**columns: float) -> dict[str, float]:
+    """Return the columns that are finite numbers: result files contain no NaN and no infinity."""
+    return {name: value for name, value in columns.items() if math.isfinite(value)}
 
 
-def _difference(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Return the largest difference of any array, relative to its largest entry or 1."""
-    return _worst(lambda one, other: np.abs(one - other).max() / max(np.abs(other).max(), 1.0), results, expected)
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest difference of two arrays, relative to the second one's largest entry or 1."""
+    return np.abs(one - other).max() / max(np.abs(other).max(), 1.0)
 
 
-def _distance(results: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Return the largest root of a mean square of any array's difference, relative to its own.
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the root of the mean square of the difference of two arrays, relative to the second one's own.
 
     Attention over long rows averages, so that most entries are small: relative to the largest entry or 1, zeros would pass.
     """
-    return _worst(lambda one, other: _size(one - other) / max(_size(other), TINY), results, expected)
+    difference, size = (np.sqrt(np.square(x, dtype=np.float64).mean()) for x in (one - other, other))
+    return difference / max(size, TINY)
 
 
 def _worst(
@@ -252,10 +246,6 @@ def _worst(
         return float("inf")
     # `max` would drop a NaN that does not come first.
     return float(np.max([measure(one, other) for one, other in zip(results, expected, strict=True)]))
-
-
-def _size(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def _bound(row: Row) -> float:
@@ -271,33 +261,21 @@ def _bound(row: Row) -> float:
 # --- the rounds -----------------------------------------------------------------------------------------------------------------
 
 
-def _time(trials: Sequence[Trial], settings: Settings) -> None:
-    """Time all trials with a program in the same rounds; one that fails is removed, and the rounds start again."""
-    while ready := {trial.name: trial for trial in trials if trial.program is not None}:
+def _time(trials: Sequence[RowTrial], settings: Settings) -> None:
+    """Time all trials with a program in the same rounds."""
 
-        def unbroken(trial: Trial) -> Program:
-            def run() -> object:
-                try:
-                    return trial.program() if trial.program else None
-                except Exception as error:
-                    trial.end("failed", first_line(error))
-                    raise RepeatFailure from error
+    def rounds(programs: Mapping[str, Program]) -> tuple[Any, ...]:
+        budget = (settings.budget or 0.0) * len(programs)
+        return timing.measured(programs, rounds=settings.rounds or 0, budget=budget), *_on_device(programs)
 
-            return run
-
-        programs = {name: unbroken(trial) for name, trial in ready.items()}
-        try:
-            seconds = timing.measured(programs, rounds=settings.rounds or 0, budget=(settings.budget or 0.0) * len(programs))
-        except RepeatFailure:
-            continue
-        on_device, why = _on_device(programs)
-        if any(trial.state for trial in ready.values()):
-            continue
-        for name, trial in ready.items():
-            trial.columns |= timing.columns(seconds[name], seconds.get(UNIT))
-            if name in on_device:
-                trial.columns["device_seconds"] = on_device[name]
-            trial.columns["clock"] = "device" if name in on_device else "wall"
+    seconds, on_device, why = repeat_without_failures(trials, rounds) or ({}, {}, "")
+    unit = next((seconds.get(identity(trial.key)) for trial in trials if trial.name == UNIT), None)
+    for trial in trials:
+        if (place := identity(trial.key)) in seconds:
+            trial.columns |= timing.columns(seconds[place], unit)
+            if place in on_device:
+                trial.columns["device_seconds"] = on_device[place]
+            trial.columns["clock"] = "device" if place in on_device else "wall"
             trial.end("timed", trial.reason or why)
 
 
@@ -305,5 +283,7 @@ def _on_device(programs: Mapping[str, Program]) -> tuple[dict[str, float], str]:
     """Return (seconds of the device, why there are none); if the profiler fails, the wall time is still valid."""
     try:
         return device_time.measured(programs), ""
+    except RepeatFailure:
+        raise
     except Exception as error:
         return {}, f"wall time, because the profiler failed: {first_line(error)}"

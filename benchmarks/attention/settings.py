@@ -1,49 +1,23 @@
-"""Settings of `zoo bench attention`: options, their defaults for a machine, and the rows that follow."""
+"""Settings of `zoo bench attention`: the defaults of options for a machine, and the rows that follow."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
+from benchmarks.attention.options import Settings
 from benchmarks.attention.problems import FEATURES, Shape
 from benchmarks.core import bench_command
 from zoo import configs
 from zoo.attention import attention
 from zoo.errors import BadInput, require
 
-DTYPES = ("float32", "bfloat16")
-DIRECTIONS = ("forward", "both")
 UNIT = "xla"
 """The implementation that is the unit of ratios: it is always measured."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of the command; an empty field takes its value from `DEFAULTS` for the machine."""
-
-    impl: tuple[str, ...] = ()
-    dtype: tuple[str, ...] = ()
-    direction: tuple[str, ...] = ()
-    model: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-    feature: tuple[str, ...] = ()
-    shape: tuple[str, ...] = ()
-    tokens: int | None = None
-    """Queries of a batch, over all its examples."""
-    batch: int | None = None
-    """Examples, instead of `tokens`."""
-    rounds: int | None = None
-    budget: float | None = None
-    """Seconds of rounds for each program of a row, instead of a number of rounds; see `timing.measured`."""
-    seconds: float | None = None
-    """Seconds after which no row of the sweep begins; None = all rows are measured."""
-    cell_seconds: float = 20.0
-    repeats: int = 1
-    peers: bool = False
 
 
 _CPU = Settings(
     impl=tuple(attention.IMPLEMENTATIONS),
     dtype=("float32",),
-    direction=DIRECTIONS,
+    direction=("forward", "both"),
     model=("gpt2",),
     lengths=(128, 512, 2048),
     feature=("full", "causal", "padding", "packed", "t5", "xlnet"),
@@ -85,14 +59,14 @@ class Row(NamedTuple):
         return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
 
 
-def resolved(settings: Settings, backend: str, *, quick: bool) -> Settings:
+def resolved(settings: Settings, backend: str) -> Settings:
     """Return the settings with all omitted fields filled in for a machine.
 
     Raises:
         BadInput: an unknown name, a wrong shape, a number that is too small, or options that exclude each other.
     """
     _check(settings)
-    default = DEFAULTS["quick" if quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
+    default = DEFAULTS["quick" if settings.quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
     filled = {name: getattr(settings, name) or getattr(default, name) for name in _NAMES}
     impl = filled["impl"]
     filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
@@ -127,14 +101,9 @@ _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens",
 
 
 def _check(settings: Settings) -> None:
-    for name, choices in (
-        ("impl", attention.IMPLEMENTATIONS),
-        ("dtype", DTYPES),
-        ("direction", DIRECTIONS),
-        ("feature", FEATURES),
-    ):
+    for name, choices in (("impl", attention.IMPLEMENTATIONS), ("feature", FEATURES)):
         for value in getattr(settings, name):
-            bench_command.check_choice(name, value, choices)
+            require(value in choices, name, value, f"choose from {', '.join(choices)}")
     for name in settings.model:
         configs.find_size(name)
     for text in settings.shape:

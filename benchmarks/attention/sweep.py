@@ -3,66 +3,48 @@
 Several repeats are measured by fresh processes, one after the other, each of which measures every cell once.
 """
 
-import dataclasses
 import functools
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.attention import measure_row, page, tables, torch_peer
-from benchmarks.attention.settings import UNIT, Row, Settings, resolved, rows
-from benchmarks.core import bench_command, result_files
-from benchmarks.core.progress import Progress
-from benchmarks.core.result_files import Writer
-from benchmarks.core.trials import Watch
+from benchmarks.attention.options import Settings
+from benchmarks.attention.settings import UNIT, Row, resolved, rows
+from benchmarks.core import bench_command
+from benchmarks.core.trials import Group, Watch
 
-VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+BENCHMARK = bench_command.Benchmark("attention", "Attention", tables.blocks, page.render, tables.one_line)
 
 
-def main(requested: Settings, request: bench_command.Request, *, quick: bool) -> int:
+def main(requested: Settings, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
         BadInput: see `settings.resolved` and `bench_command.run_benchmark`.
     """
     setup = bench_command.start(requested.repeats, peers=requested.peers)
-    settings = resolved(requested, setup.machine["backend"], quick=quick)
-    todo = rows(settings)
-    measure = functools.partial(_sweep, todo, settings, time.monotonic())
-    return bench_command.run_benchmark(setup, "attention", measure, VIEWS, request, repeats=settings.repeats)
+    settings = resolved(requested, setup.machine["backend"])
+    measurement = bench_command.Measurement(
+        settings=settings,
+        groups=functools.partial(_groups, settings),
+        dtypes=settings.dtype,
+        unit={"implementation": UNIT},
+        repeats=settings.repeats,
+        seconds=settings.seconds or float("inf"),
+    )
+    return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
 
 
-def _sweep(todo: Sequence[Row], settings: Settings, began: float, folder: Path, process: int, resume: bool) -> None:
-    """Measure the missing rows, until `settings.seconds` after the time `began` are over."""
-    environment = result_files.environment(settings.dtype)
-    # `seconds` does not change a cell, and a larger value completes rows that were left out.
-    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "seconds"}
-    writer = Writer(folder / result_files.CELLS, "attention", environment, options, resume, {"implementation": UNIT})
+def _groups(settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
     names = (*settings.impl, *(torch_peer.NAMES if settings.peers else ()))
-    missing = {row: [name for name in names if not writer.has(row.key(name), process)] for row in todo}
-    weights = {row: _weight(row) * len(lacking) for row, lacking in missing.items() if lacking}
-    progress = Progress(sum(weights.values(), 0.0))
-    watch = Watch(progress.doing, writer, process)
-    left_out: list[Row] = []
-    try:
-        for number, row in enumerate(weights if settings.seconds is None else sorted(weights, key=_each_feature_first)):
-            # The limit is checked only between rows, so that rounds are never cut short; the first row is always measured.
-            if settings.seconds and number and time.monotonic() - began > settings.seconds:
-                left_out.append(row)
-                continue
-            progress.begin(str(row))
-            cells = measure_row.measure(row, missing[row], settings, environment, watch)
-            for cell in cells:
-                writer.write({"process": process, **cell, **_machine_columns(environment, row)})
-            progress.done(weights[row], tables.one_line(cells))
-    finally:
-        writer.close()
-        progress.close()
-    if left_out:
-        names = ", ".join(map(str, left_out))
-        print(f"left out, after the {settings.seconds:g} s of --seconds: {names}; --resume measures them", file=sys.stderr)
+
+    def measure(row: Row, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
+        machine = {"matrix_rate": environment["matrix_rate"][row.dtype], "copy_rate": environment["copy_rate"]}
+        for cell in measure_row.measure(row, [key["implementation"] for key in keys], settings, environment, watch):
+            yield {**cell, **machine}
+
+    todo = rows(settings) if settings.seconds is None else sorted(rows(settings), key=_each_feature_first)
+    return [Group(str(row), [row.key(name) for name in names], functools.partial(measure, row), _weight(row)) for row in todo]
 
 
 def _each_feature_first(row: Row) -> tuple[Any, ...]:
@@ -73,16 +55,5 @@ def _each_feature_first(row: Row) -> tuple[Any, ...]:
 def _weight(row: Row) -> float:
     """Return about how long a cell takes, in arbitrary units: compiling, checking and several rounds, longer for more pairs."""
     shape = row.shape
-    return (
-        1.0 + shape.batch * shape.heads * shape.head * shape.queries * shape.keys * (1 + 2.5 * (row.direction == "both")) / 1e10
-    )
-
-
-def _machine_columns(environment: dict[str, Any], row: Row) -> dict[str, Any]:
-    """Return the columns that describe the machine, as the process that measured a cell found it."""
-    return {
-        "matrix_rate": environment["matrix_rate"][row.dtype],
-        "copy_rate": environment["copy_rate"],
-        "load": environment["load"],
-        "clock_mhz": environment["clock_mhz"],
-    }
+    pairs = shape.batch * shape.heads * shape.head * shape.queries * shape.keys
+    return 1.0 + pairs * (1 + 2.5 * (row.direction == "both")) / 1e10

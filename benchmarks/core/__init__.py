@@ -1,1 +1,1 @@
-"""Shared parts of all benchmarks: result files, processes, timing, guarded measurement, comparison of results."""
+"""Shared parts of all benchmarks: result files, processes, timing, trials, tables, pages, comparison of results."""

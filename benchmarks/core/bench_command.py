@@ -2,19 +2,22 @@
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.core import result_files
+from benchmarks.core import result_files, tables
+from benchmarks.core.options import recorded
 from benchmarks.core.result_files import Results
+from benchmarks.core.trials import Group, measure_groups
+from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, launch
 
@@ -36,25 +39,51 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """The call of a command, except for what it measures."""
+class Benchmark:
+    """The name of a benchmark, and the presentation of its results."""
 
-    argv: Sequence[str]
-    """Its arguments after `zoo`, with which fresh processes are started."""
-    out: str = ""
-    """Folder of the results; "" for a folder with the default name."""
-    resume: bool = False
-    json: bool = False
+    what: str
+    title: str
+    blocks: Callable[..., list[tables.Block]]
+    """(results, terminal=...) -> the report as text."""
+    page: Callable[[Results], str]
+    one_line: Callable[[Sequence[Mapping[str, Any]]], str]
+    """Cells of a group -> their outcome for the progress display."""
+
+    def markdown(self, results: Results) -> str:
+        """Return table.md."""
+        origin = f"Made by `zoo bench {self.what}`."
+        return tables.markdown([f"# {self.title}", origin, *self.blocks(results, terminal=False)])
+
+    def terminal(self, results: Results) -> None:
+        """Print the report."""
+        tables.show(self.blocks(results, terminal=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Views:
-    """Functions that present results."""
+class Measurement:
+    """The measurement that a call of a benchmark requests."""
 
-    markdown: Callable[[Results], str]
-    csv: Callable[[Results], str]
-    page: Callable[[Results], str]
-    terminal: Callable[[Results], None]
+    settings: Any
+    groups: Callable[[Mapping[str, Any]], Iterable[Group]]
+    """Environment of a process -> the groups that it measures."""
+    dtypes: Sequence[str] = ("float32",)
+    unit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Axes of the cell that is the unit of ratios: see `result_files.Writer`."""
+    repeats: int = 1
+    """Fresh processes, one after the other, each of which measures every cell once."""
+    seconds: float = float("inf")
+    """Seconds after which no group begins."""
+
+    def run(self, benchmark: Benchmark, folder: Path, process: int, resume: bool) -> None:
+        """Measure the missing cells in this process."""
+        began, environment = time.monotonic(), result_files.environment(self.dtypes)
+        path, options = folder / result_files.CELLS, recorded(self.settings)
+        writer = result_files.Writer(path, benchmark.what, environment, options, resume, self.unit)
+        groups, deadline = self.groups(environment), began + self.seconds
+        if left_out := measure_groups(groups, writer, process, benchmark.one_line, environment, deadline=deadline):
+            titles = ", ".join(left_out)
+            print(f"left out, after the {self.seconds:g} s of --seconds: {titles}; --resume measures them", file=sys.stderr)
 
 
 def start(repeats: int, devices: int = 0, *, peers: bool = False) -> Start:
@@ -103,20 +132,11 @@ def _handle_termination() -> Iterator[None]:
 
 
 @_handle_termination()
-def run_benchmark(
-    setup: Start,
-    what: str,
-    measure: Callable[[Path, int, bool], None],
-    views: Views,
-    request: Request,
-    *,
-    repeats: int,
-) -> int:
+def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, argv: Sequence[str]) -> int:
     """Measure, here or in fresh processes one after the other, and show the results, also those of a run that was stopped.
 
     Args:
-        what: the benchmark's name, which names the folder if the request does not.
-        measure: `(folder, process, resume)` writes cells.
+        argv: the arguments after `zoo`, with which fresh processes are started.
 
     Returns:
         0; 1 if a cell is wrong or failed; the exit code of a fresh process that died.
@@ -125,46 +145,35 @@ def run_benchmark(
         BadInput: the folder has results and is not to be resumed, or those of another benchmark; see `result_files.Writer`.
         SystemExit: after SIGTERM, with 143, and SIGHUP, with 129.
     """
-    folder = Path(request.out) if request.out else result_files.default_folder(what, setup.machine, newest=request.resume)
+    what, output = benchmark.what, measurement.settings.output
+    folder = Path(output.out) if output.out else result_files.default_folder(what, setup.machine, newest=output.resume)
     if setup.process is not None:
-        measure(folder, setup.process, True)
+        measurement.run(benchmark, folder, setup.process, True)
         return 0
     if (folder / result_files.CELLS).exists():
-        if not request.resume:
+        if not output.resume:
             raise BadInput(f"{folder} has results already; --resume completes them, --out chooses another folder")
         if (before := result_files.read(folder).what) != what:
             raise BadInput(f"{folder} has results of zoo bench {before}; choose another --out")
     code = 0
     try:
         if setup.alone:
-            measure(folder, 0, request.resume)
+            measurement.run(benchmark, folder, 0, output.resume)
         else:
-            code = _repeat(repeats, folder, request.argv)
+            code = _repeat(measurement.repeats, folder, argv)
     except BadInput:
         # Nothing was measured, and existing results are left unchanged.
         raise
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             print("stopped; --resume completes it", file=sys.stderr)
-        _show(folder, views, request.json)
+        _show(benchmark, folder, output.json)
         raise
     if code == REFUSED:
         return code
-    results = _show(folder, views, request.json)
+    results = _show(benchmark, folder, output.json)
     # Without results, no process wrote a cell, and each has printed the reason.
     return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value of an option that is not one of its choices.
-
-    Raises:
-        BadInput: with the nearest choice.
-    """
-    names = list(choices)
-    if value not in names:
-        near = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
-        raise BadInput(f"--{name} {value}: choose from {', '.join(names)}; the nearest is {near}")
 
 
 def check_numbers(settings: Any, *names: str) -> None:
@@ -212,17 +221,18 @@ def _repeat(repeats: int, folder: Path, argv: Sequence[str]) -> int:
     return code
 
 
-def _show(folder: Path, views: Views, as_json: bool) -> Results | None:
-    """Write and print the views of a folder's results; return None if there are none."""
+def _show(benchmark: Benchmark, folder: Path, as_json: bool) -> Results | None:
+    """Write and print the reports of a folder's results; return None if there are none."""
     if not (folder / result_files.CELLS).exists():
         return None
     results = result_files.read(folder)
-    written = {"table.md": views.markdown(results), "table.csv": views.csv(results), "report.html": views.page(results)}
-    result_files.write_texts(folder, written)
+    written = {"table.md": benchmark.markdown(results), "table.csv": tables.csv(results), "report.html": benchmark.page(results)}
+    for name, text in written.items():
+        write_text(folder / name, text)
     if as_json:
         for cell in results.cells:
             print(json.dumps(cell))
     else:
-        views.terminal(results)
+        benchmark.terminal(results)
         print(f"\n{folder}: cells.jsonl, table.md, table.csv, report.html")
     return results

@@ -9,6 +9,7 @@ changed if its means differ by more than the larger of the two spreads and by mo
 """
 
 import collections
+import dataclasses
 import json
 import math
 import statistics
@@ -16,21 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from scipy import stats
 
-from benchmarks.core.result_files import MACHINE, Results, changed, identity, read
-from benchmarks.core.tables import SEVERITY
+from benchmarks.core.result_files import MACHINE, Results, changed, read
+from benchmarks.core.tables import Block, Cells, Heading, Table, by_key, formatted, show, timed, worst_state
 from zoo.errors import BadInput, require
 
 FEWEST = 3
 """Minimum number of fresh processes for a spread."""
 CONFIDENCE = 0.95
 BAD = ("wrong", "failed")
-
-Cells = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,13 +40,13 @@ class Spread:
     @classmethod
     def of(cls, cells: Cells) -> "Spread | None":
         """Return the spread of a cell; None if fewer than three processes have a ratio."""
-        timed = [cell for cell in cells if cell["state"] == "timed" and cell.get("ratio")]
-        if len(timed) < FEWEST:
+        compared = [cell for cell in timed(cells) if cell.get("ratio")]
+        if len(compared) < FEWEST:
             return None
-        middle = [math.log(cell["ratio"]) for cell in timed]
+        middle = [math.log(cell["ratio"]) for cell in compared]
         n = len(middle)
         between = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(middle) * math.sqrt(2 / n)
-        within = statistics.median(math.log(cell["ratio_p80"] / cell["ratio_p20"]) / 2 for cell in timed)
+        within = statistics.median(math.log(cell["ratio_p80"] / cell["ratio_p20"]) / 2 for cell in compared)
         return cls(statistics.fmean(middle), max(between, within), n)
 
 
@@ -81,7 +77,7 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
     before, after = read(a), read(b)
     if before.what != after.what:
         raise BadInput(f"{a} is a result of zoo bench {before.what}, {b} of {after.what}: compare two results of one benchmark")
-    common = _by_key(before).keys() & _by_key(after).keys()
+    common = by_key(before.cells).keys() & by_key(after.cells).keys()
     if not common:
         raise BadInput(f"{a} and {b} have no cell in common: nothing to compare")
     if not before.same_machine(after) or not before.unit:
@@ -105,18 +101,18 @@ def main(a: str, b: str, *, threshold: float, as_json: bool) -> int:
 
 
 def changes(before: Results, after: Results, threshold: float) -> list[Change]:
-    """Return the change of every cell of either result, in the order of `KINDS`.
+    """Compare two results cell by cell; return a change for every cell of either, by `KINDS` and then the largest first.
 
     The unit itself has the ratio 1 and is compared by its state alone.
     """
-    old, new = _by_key(before), _by_key(after)
+    old, new = by_key(before.cells), by_key(after.cells)
     unsorted = [_change(old.get(key), new.get(key), threshold, before.unit) for key in dict.fromkeys([*old, *new])]
     return sorted(unsorted, key=lambda change: (KINDS.index(change.kind), -abs(math.log(change.ratio or 1))))
 
 
 def agreement(before: Results, after: Results) -> tuple[int, int]:
-    """Return the repeatability: (cells whose mean ratio after lies within the spread in `before`, cells that both have)."""
-    old, new = _by_key(before), _by_key(after)
+    """Return the number of cells whose mean ratio after lies within their spread before, and of those with a spread in both."""
+    old, new = by_key(before.cells), by_key(after.cells)
     pairs = [(Spread.of(old[key]), Spread.of(new[key])) for key in old.keys() & new.keys() if not _is_unit(old[key], before.unit)]
     spreads = [(one, other) for one, other in pairs if one and other]
     return sum(abs(other.mean - one.mean) <= one.half for one, other in spreads), len(spreads)
@@ -128,7 +124,7 @@ def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mappin
         return Change(key, "missing", "not measured after")
     if old is None:
         return Change(key, "new", "not measured before")
-    was, is_now = (_state(cells) for cells in (old, new))
+    was, is_now = (worst_state(cells) for cells in (old, new))
     if is_now in BAD and was not in BAD:
         reason = next(cell["reason"] for cell in new if cell["state"] == is_now)
         return Change(key, "regression", f"{was} before, {is_now} now: {reason}")
@@ -154,18 +150,6 @@ def _change(old: Cells | None, new: Cells | None, threshold: float, unit: Mappin
     return Change(key, kind, detail, ratio, relative)
 
 
-def _by_key(results: Results) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for cell in results.cells:
-        groups[identity(cell["key"])].append(cell)
-    return groups
-
-
-def _state(cells: Cells) -> str:
-    """Return the worst state of any process."""
-    return min((cell["state"] for cell in cells), key=SEVERITY.index)
-
-
 def _is_unit(cells: Cells, unit: Mapping[str, Any]) -> bool:
     return unit.items() <= cells[0]["key"].items()
 
@@ -177,59 +161,49 @@ def _show(changed_cells: Sequence[Change], before: Results, after: Results, thre
     counts = collections.Counter(change.kind for change in changed_cells)
     agree, judged = agreement(before, after)
     if as_json:
-        rows = [{**vars(change)} for change in changed_cells]
+        rows = [dataclasses.asdict(change) for change in changed_cells]
         print(json.dumps({"threshold": threshold, "counts": counts, "within_spread": agree, "judged": judged, "cells": rows}))
         return
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(
+    constant = _constant([change.key for change in changed_cells])
+    content: list[Block] = [
         f"{after.path.parent} against {before.path.parent}: ratios to {_unit_text(before.unit)} in the same rounds; "
-        f"a cell has changed if it moved by more than its spread and {threshold:.0%}",
-        soft_wrap=True,
-    )
+        f"a cell has changed if it moved by more than its spread and {threshold:.0%}"
+    ]
     for name, (one, other) in changed(before.environment, after.environment).items():
-        console.print(Text(f"{name}: {one or 'none'} before, {other or 'none'} now", "dim"), soft_wrap=True)
-    constant = _constant(changed_cells)
+        content.append(f"{name}: {one or 'none'} before, {other or 'none'} now")
     for kind in KINDS[:-1]:
-        rows = [change for change in changed_cells if change.kind == kind]
-        if not rows:
-            continue
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-        style = {"regression": "red", "improvement": "green"}.get(kind, "")
-        for change in rows:
-            moved = "" if change.ratio is None else f"{change.ratio - 1:+.1%}"
-            table.add_row(Text(moved, style), _label(change.key, constant), Text(change.detail))
-        console.print(Text(f"\n{kind} ({len(rows)})", f"bold {style}".strip()))
-        console.print(table)
+        selected = [change for change in changed_cells if change.kind == kind]
+        moved = [formatted(change.ratio and change.ratio - 1, "+.1%") for change in selected]
+        rows = [(_label(change.key, constant), text, change.detail) for text, change in zip(moved, selected, strict=True)]
+        content += [Heading(f"{kind} ({len(rows)})"), Table(("", "", ""), rows, words=3)] if rows else []
     shared = f"; all are {', '.join(f'{name} {value}' for name, value in constant.items())}" if constant else ""
-    console.print(Text(f"\n{counts['same']} unchanged of {len(changed_cells)} cells{shared}", "dim"), soft_wrap=True)
+    content.append(f"{counts['same']} unchanged of {len(changed_cells)} cells{shared}")
     if judged:
-        repeatability = f"{agree} of {judged} ({agree / judged:.0%}) lie within the spread that the first reports"
-        console.print(Text(repeatability, "dim"), soft_wrap=True)
+        content.append(f"{agree} of {judged} ({agree / judged:.0%}) lie within the spread that the first reports")
+    show(content)
 
 
 def _side_by_side(before: Results, after: Results, as_json: bool) -> None:
     """Print the median seconds over the processes, for cells that have them."""
-    old, new = _by_key(before), _by_key(after)
-    rows = [(dict(old[key][0]["key"]), _seconds(old.get(key)), _seconds(new.get(key))) for key in old if key in new]
+    old, new = by_key(before.cells), by_key(after.cells)
+    rows = [(dict(old[key][0]["key"]), _seconds(old[key]), _seconds(new[key])) for key in old if key in new]
     if as_json:
-        print(json.dumps({"same_machine": before.same_machine(after), "cells": [[key, one, two] for key, one, two in rows]}))
+        print(json.dumps({"same_machine": before.same_machine(after), "cells": rows}))
         return
-    console = Console(highlight=False, markup=False, emoji=False)
     reason = "these results have no unit" if before.same_machine(after) else f"two machines ({_machines(before, after)})"
-    console.print(f"{reason}: times are shown side by side, and not compared", soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("")
-    for results in (before, after):
-        table.add_column(Text(str(results.path.parent.name or results.path)), justify="right")
-    constant = _constant([Change(key, "same", "") for key, _, _ in rows])
-    for key, one, two in rows:
-        table.add_row(_label(key, constant), *("-" if value is None else f"{value * 1e3:,.2f} ms" for value in (one, two)))
-    console.print(table)
+    head = ("", *(results.path.parent.name or str(results.path) for results in (before, after)))
+    constant = _constant([key for key, _, _ in rows])
+    texts = [(_label(key, constant), *(_milliseconds(value) for value in seconds)) for key, *seconds in rows]
+    show([f"{reason}: times are shown side by side, and not compared", Table(head, texts)])
 
 
-def _seconds(cells: Cells | None) -> float | None:
-    seconds = [cell["seconds"] for cell in cells or () if cell["state"] == "timed"]
+def _seconds(cells: Cells) -> float | None:
+    seconds = [cell["seconds"] for cell in timed(cells)]
     return statistics.median(seconds) if seconds else None
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.2f} ms"
 
 
 def _machines(before: Results, after: Results) -> str:
@@ -238,23 +212,16 @@ def _machines(before: Results, after: Results) -> str:
     return ", ".join(f"{one} and {other}" for one, other in pairs if one != other)
 
 
-def _constant(changed_cells: Sequence[Change]) -> dict[str, Any]:
+def _constant(keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the axes on which all cells have the same value: they are printed once."""
-    values: dict[str, list[Any]] = collections.defaultdict(list)
-    for change in changed_cells:
-        for name, value in change.key.items():
-            values[name].append(value)
-    return {
-        name: column[0]
-        for name, column in values.items()
-        if len(column) == len(changed_cells) > 1 and len(set(map(str, column))) == 1
-    }
+    first = keys[0] if len(keys) > 1 else {}
+    return {name: value for name, value in first.items() if all(name in key and str(key[name]) == str(value) for key in keys)}
 
 
-def _label(key: Mapping[str, Any], constant: Mapping[str, Any]) -> Text:
+def _label(key: Mapping[str, Any], constant: Mapping[str, Any]) -> str:
     """Return the axes of a cell that other cells do not share; words without their names, numbers with them."""
-    labels = [str(value) if isinstance(value, str) else f"{name} {value}" for name, value in key.items() if name not in constant]
-    return Text(", ".join(labels))
+    names = [name for name in key if name not in constant]
+    return ", ".join(str(key[name]) if isinstance(key[name], str) else f"{name} {key[name]}" for name in names)
 
 
 def _unit_text(unit: Mapping[str, Any]) -> str:

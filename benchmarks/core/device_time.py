@@ -1,12 +1,14 @@
-"""Device time of a program, from the profiler; wall time includes the host's part too."""
+"""Profiles of programs, and the device time in them; wall time includes the host's part too."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.profiler import ProfileData
+import numpy as np
+from jax.profiler import ProfileData, ProfileOptions
 
 from benchmarks.core.timing import Program
 
@@ -16,6 +18,20 @@ LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Modules"}
 TPU."""
 
 
+def record(program: Program, calls: int) -> tuple[Any, float]:
+    """Return the profile of calls of a program, which must return only when its work is done, and their seconds together."""
+    options = ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            began = time.perf_counter()
+            for _ in range(calls):
+                program()
+            spent = time.perf_counter() - began
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        return ProfileData.from_file(str(file)), spent
+
+
 def measured(programs: Mapping[str, Program]) -> dict[str, float]:
     """Return the device seconds of one call of each warm program that the profiler recorded.
 
@@ -23,17 +39,8 @@ def measured(programs: Mapping[str, Program]) -> dict[str, float]:
     """
     if jax.default_backend() == "cpu":
         return {}
-    busy_seconds = {}
-    for name, program in programs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                for _ in range(CALLS):
-                    program()
-            files = sorted(Path(folder).rglob("*.xplane.pb"))
-            busy = seconds(ProfileData.from_file(str(files[-1]))) if files else 0.0
-        if busy > 0:
-            busy_seconds[name] = busy / CALLS
-    return busy_seconds
+    busy_seconds = {name: seconds(record(program, CALLS)[0]) / CALLS for name, program in programs.items()}
+    return {name: busy for name, busy in busy_seconds.items() if busy > 0}
 
 
 def seconds(profile: Any) -> float:
@@ -42,13 +49,9 @@ def seconds(profile: Any) -> float:
         prefix = next((line for name, line in LINES.items() if plane.name.startswith(name)), None)
         if prefix is not None:
             events = [event for line in plane.lines if line.name.startswith(prefix) for event in line.events]
-            return _union((event.start_ns, event.start_ns + event.duration_ns) for event in events) / 1e9
+            if not events:
+                return 0.0
+            starts, ends = np.array(sorted((event.start_ns, event.start_ns + event.duration_ns) for event in events)).T
+            reached = np.maximum.accumulate(np.concatenate([starts[:1], ends[:-1]]))
+            return float(np.maximum(0, ends - np.maximum(starts, reached)).sum()) / 1e9
     return 0.0
-
-
-def _union(spans: Iterable[tuple[float, float]]) -> float:
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total

@@ -1,9 +1,12 @@
 """Progress of a long measurement, on stderr: a line redrawn in place on a terminal, else a line for each piece of work."""
 
-import shutil
 import sys
 import time
 from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from train.run.console import clock
 
@@ -12,9 +15,13 @@ class Progress:
     """Progress over pieces of work of known weights; work of earlier processes does not count for the time left."""
 
     def __init__(self, weights: float, stream: Any = None) -> None:
-        self._stream = stream or sys.stderr
+        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
+        # No refresh thread: it would disturb the measurement.
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._all, self._done, self._began = weights, 0.0, time.monotonic()
-        self._piece, self._width = "", 0
+        self._piece = ""
+        if self._console.is_terminal:
+            self._live.start()
 
     def begin(self, piece: str) -> None:
         """Show which piece of work begins."""
@@ -28,15 +35,13 @@ class Progress:
     def done(self, weight: float, outcome: str) -> None:
         """Show the `outcome` of a finished piece."""
         self._done += weight
-        if self._stream.isatty():
-            self._show(f"{self._piece}: {outcome}")
-        else:
-            print(f"{self._piece}: {outcome}  [{self._left()}]", file=self._stream, flush=True)
+        self._show(f"{self._piece}: {outcome}")
+        if not self._console.is_terminal:
+            self._console.print(f"{self._piece}: {outcome}  [{self._left()}]", soft_wrap=True)
 
     def close(self) -> None:
         """Clear the line."""
-        if self._stream.isatty():
-            print(f"\r{'':{self._width}}\r", end="", file=self._stream, flush=True)
+        self._live.stop()
 
     def _left(self) -> str:
         share = self._done / self._all if self._all else 1.0
@@ -44,9 +49,6 @@ class Progress:
             return "0%"
         return f"{share:.0%}, {clock((time.monotonic() - self._began) * (1 / share - 1))} left"
 
-    def _show(self, text: str) -> None:
-        if not self._stream.isatty():
-            return
-        line = f"[{self._left()}] {text}"[: shutil.get_terminal_size().columns - 1]
-        print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
-        self._width = len(line)
+    def _show(self, line: str) -> None:
+        if self._console.is_terminal:
+            self._live.update(Text(f"[{self._left()}] {line}", no_wrap=True, overflow="ellipsis"), refresh=True)

@@ -18,6 +18,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,6 @@ import jax
 from benchmarks.core import timing
 from benchmarks.core.source_files import ROOT
 from train.run.metrics_file import matrix_rate, versions
-from train.run.run_dir import write_text
 from zoo.errors import BadInput
 
 SCHEMA = 2
@@ -56,7 +56,8 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
     "versions" includes the commit of a checkout, with a + if files were changed since; "settings" are the environment variables
     that change what is measured. "matrix_rate" is FLOP/s of matrix products by dtype (`train.run.metrics_file.matrix_rate`),
     "copy_rate" bytes/s read and written by `timing.copy_rate`, "load" the load average of the last minute before these were
-    measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it.
+    measured, and "clock_mhz" the mean clock of the cores just after them, None if the system does not report it. "threads"
+    are those of peers: they use as many on torch as there are cores, whatever OMP_NUM_THREADS is.
     """
     load = round(os.getloadavg()[0], 2)
     rates = {"matrix_rate": {dtype: matrix_rate(dtype) for dtype in dtypes}, "copy_rate": timing.copy_rate()}
@@ -65,6 +66,7 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
         **machine(),
         "load": load,
         "clock_mhz": _clock(),
+        "threads": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}",
         **rates,
         "versions": {**versions(), "transformer-zoo": importlib.metadata.version("transformer-zoo"), "revision": _revision()},
         "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
@@ -75,7 +77,7 @@ def machine() -> dict[str, Any]:
     """Return the part of an environment that `MACHINE` names."""
     devices = jax.local_devices()
     kind = {"backend": jax.default_backend(), "device": devices[0].device_kind, "devices": len(devices)}
-    return kind | {"cpu": timing.processor(), "cores": os.cpu_count()}
+    return kind | {"cpu": next(iter(_cpuinfo("model name")), platform.machine()), "cores": os.cpu_count()}
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
@@ -311,12 +313,6 @@ class Writer:
         os.fsync(self._file.fileno())
 
 
-def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write the readable files of a folder of results, each completely or not at all."""
-    for name, text in texts.items():
-        write_text(folder / name, text)
-
-
 def _line(value: Mapping[str, Any]) -> str:
     # numpy's numbers have the method `item`.
     return json.dumps(value, allow_nan=False, separators=(",", ":"), default=lambda number: number.item()) + "\n"
@@ -344,12 +340,11 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 def _revision() -> str:
     """Return the commit of this code, with a + if files were changed since; "" if it is not a checkout."""
-    root = ROOT
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return ""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -357,6 +352,11 @@ def _revision() -> str:
 
 def _clock() -> float | None:
     """Return the mean clock of the cores now, in MHz."""
-    cpuinfo = Path("/proc/cpuinfo")
-    clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    clocks = _cpuinfo("cpu MHz")
     return round(sum(map(float, clocks)) / len(clocks), 1) if clocks else None
+
+
+def _cpuinfo(name: str) -> list[str]:
+    """Return a property of each core; nothing if the system does not report it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return re.findall(rf"^{name}\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []

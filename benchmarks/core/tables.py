@@ -1,24 +1,58 @@
-"""Helpers for the tables of all benchmarks: merged cells, times and the machine as text."""
+"""Tables of all benchmarks: merged cells and their texts, and one report as a terminal's output, Markdown or CSV.
+
+A report is a list of blocks: headings, paragraphs, tables, and lists of notes.
+"""
 
 import collections
+import csv as csv_format
+import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich import table as rich_table
+from rich.console import Console
+from rich.text import Text
+
+from benchmarks.core.page import Table
 from benchmarks.core.result_files import Results, identity
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")
 """Order of states: the state shown for several processes is the first of these that occurred in one of them."""
 
+Cell = Mapping[str, Any]
+Cells = Sequence[Cell]
 
-def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one cell for each key: the median of each number over its processes, and in "processes" how many there are."""
-    groups: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+
+class Heading(str):
+    """A block that begins a part of a report."""
+
+
+Block = Heading | str | Table | list[str]
+"""A list of strings is a list of notes, a string a paragraph."""
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------------------
+
+
+def by_key(cells: Cells) -> dict[str, list[Cell]]:
+    """Return the cells of each key, one for each process."""
+    groups: dict[str, list[Cell]] = collections.defaultdict(list)
     for cell in cells:
         groups[identity(cell["key"])].append(cell)
+    return groups
+
+
+def worst_state(cells: Cells) -> str:
+    """Return the most severe state of several cells."""
+    return min((cell["state"] for cell in cells), key=SEVERITY.index)
+
+
+def merged(cells: Cells) -> list[dict[str, Any]]:
+    """Return one cell for each key: the median of each number over its processes, and in "processes" how many there are."""
     rows = []
-    for group in groups.values():
-        state = min((cell["state"] for cell in group), key=SEVERITY.index)
+    for group in by_key(cells).values():
+        state = worst_state(group)
         same = [cell for cell in group if cell["state"] == state]
         one = {**same[0], "processes": len(same)}
         for name, value in same[0].items():
@@ -27,6 +61,28 @@ def merged(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 one[name] = statistics.median(numbers)
         rows.append(one)
     return rows
+
+
+def timed(cells: Cells) -> list[Cell]:
+    """Return the cells that have a time."""
+    return [cell for cell in cells if cell["state"] == "timed"]
+
+
+def notes(cells: Cells, name: Callable[[Mapping[str, Any]], str], *, counted: bool = False) -> list[str]:
+    """Return the reasons of cells that have no time or lack columns, the most severe first, each reason once.
+
+    Args:
+        name: returns the part of a key that names its cell in a note.
+        counted: whether a note ends in its number of cells.
+    """
+    counts = collections.Counter((cell["state"], name(cell["key"]), cell["reason"]) for cell in cells if cell["reason"])
+    lines = []
+    for (state, label, reason), count in sorted(counts.items(), key=lambda item: SEVERITY.index(item[0][0])):
+        lines.append(f"{label}, {state}: {reason}" + (f" ({count} {'cell' if count == 1 else 'cells'})" if counted else ""))
+    return lines
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------------------
 
 
 def seconds_text(seconds: float) -> str:
@@ -38,14 +94,116 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e9:.0f} ns"
 
 
+def percentiles_text(cell: Cell) -> str:
+    """Return the 20th and 80th percentile of a time."""
+    return " .. ".join(seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
+
+
+def gigabytes(size: float | None) -> str:
+    """Return a number of bytes in GB or MB; "" for None."""
+    if size is None:
+        return ""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def formatted(value: float | None, form: str, scale: float = 1.0) -> str:
+    """Return a number over `scale` in a format, such as ".1f"; "" for None."""
+    return "" if value is None else format(value / scale, form)
+
+
 def machine_line(results: Results) -> str:
     """Return a line that describes the machine and versions of the results."""
-    env, versions = results.environment, results.environment["versions"]
+    processes = len({cell["process"] for cell in results.cells})
+    return f"{environment_line(results.environment)}; {processes} {'process' if processes == 1 else 'processes'}"
+
+
+def environment_line(env: Mapping[str, Any]) -> str:
+    """Return a line that describes a machine, its load and rates, and versions."""
+    versions = env["versions"]
     where = f"{env['cpu']}, {env['cores']} cores" if env["backend"] == "cpu" else f"{env['devices']} x {env['device']}"
     rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in env["matrix_rate"].items())
-    processes = len({cell["process"] for cell in results.cells})
     return (
         f"{where}; JAX {versions['jax']}, Python {versions['python']}; XLA_FLAGS={versions['XLA_FLAGS']}; {env['date']}, "
-        f"load {env['load']}; matrix products {rates}; copies {env['copy_rate'] / 1e9:.1f} GB/s; "
-        f"{processes} {'process' if processes == 1 else 'processes'}"
+        f"load {env['load']}; matrix products {rates}; copies {env['copy_rate'] / 1e9:.1f} GB/s"
     )
+
+
+# --- reports --------------------------------------------------------------------------------------------------------------------
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """Return the blocks of a report as Markdown."""
+    return "\n\n".join(_markdown_block(block) for block in blocks if block) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return a table in Markdown."""
+    rule = [*["---"] * words, *["---:"] * (len(head) - words)]
+    lines = [head, rule, *([" ".join(cell.split()) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_block(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"## {block}"
+    if isinstance(block, Table):
+        return markdown_table(block.head, block.rows, block.words)
+    return block if isinstance(block, str) else "\n".join(f"- {note}" for note in block)
+
+
+def show(blocks: Sequence[Block]) -> None:
+    """Print the blocks of a report; a table that is wider than the terminal is printed as several."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    for block in filter(None, blocks):
+        if isinstance(block, Heading):
+            console.print(Text(block, "bold"))
+        elif isinstance(block, Table):
+            _show_table(console, block)
+        else:
+            for line in [block] if isinstance(block, str) else block:
+                console.print(Text(line, "dim" if isinstance(block, str) or ", skipped:" in line else ""), soft_wrap=True)
+
+
+BAD = ("WRONG", "FAILED")
+
+
+def _show_table(console: Console, table: Table) -> None:
+    """Print a table; a first word that repeats the one above it is left out."""
+    for columns in _fitting_columns(table, console.width):
+        printed = rich_table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        printed.show_header = any(table.head)
+        for place in columns:
+            justify = "left" if place < table.words else "right"
+            printed.add_column(table.head[place].strip("`"), justify=justify, no_wrap=justify == "right")
+        last = ""
+        for row in table.rows:
+            texts = ["" if row[0] == last else row[0], *row[1:]]
+            last = row[0]
+            printed.add_row(*(Text(texts[place], "bold red" if texts[place] in BAD else "") for place in columns))
+        console.print(printed, "")
+
+
+def _fitting_columns(table: Table, width: int) -> list[list[int]]:
+    """Return the columns of one or more tables of at most this width: in each all words, and as many of the others as fit."""
+    widths = [max(map(len, column)) + 2 for column in zip(table.head, *table.rows, strict=True)]
+    groups: list[list[int]] = [[]]
+    for place in range(table.words, len(widths)):
+        taken = sum(widths[: table.words]) + sum(widths[other] for other in groups[-1])
+        if groups[-1] and taken + widths[place] - 2 > width:
+            groups.append([])
+        groups[-1].append(place)
+    return [[*range(table.words), *group] for group in groups]
+
+
+def csv(results: Results) -> str:
+    """Return table.csv: a line for each cell of each process, with every column that has a single value."""
+    lines = [
+        {**cell["key"], **{name: value for name, value in cell.items() if not isinstance(value, dict)}} for cell in results.cells
+    ]
+    written = io.StringIO()
+    table = csv_format.DictWriter(written, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    return written.getvalue()

@@ -4,21 +4,14 @@ A program is a function that returns when its work is done.
 """
 
 import contextlib
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-
-from train.run.metrics_file import matrix_rate
-from zoo.runtime import jax_setup
 
 Program = Callable[[], object]
 
@@ -28,39 +21,8 @@ SLOW = 2.0
 CALM = 0.01
 """Relative uncertainty of the medians at which rounds end."""
 
-RATIOS = {"ratio": "median", "ratio_p20": "p20", "ratio_p80": "p80"}
-"""Column -> the quantile of the ratios over all rounds that it holds."""
-
-
-def begin() -> float:
-    """Set this process up, print the environment, and return the measured rate of float32 matrix products in FLOP/s."""
-    jax_setup.prepare()
-    jax_setup.canary()
-    rate = matrix_rate("float32")
-    print(f"{environment()}; matrix products {rate / 1e9:.0f} GFLOP/s\n", flush=True)
-    return rate
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Quantiles of the seconds of a program's calls."""
-
-    median: float
-    p20: float
-    p80: float
-    least: float
-    n: int
-
-    @classmethod
-    def of(cls, seconds: Any) -> "Quantiles":
-        """Return the quantiles of at least one measurement, [n]."""
-        p20, median, p80 = (float(x) for x in np.quantile(seconds, [0.2, 0.5, 0.8]))
-        return cls(median=median, p20=p20, p80=p80, least=float(np.min(seconds)), n=len(seconds))
-
-    @property
-    def uncertainty(self) -> float:
-        """Return about the relative standard error of the median: half of (p80 - p20), over the root of n and the median."""
-        return (self.p80 - self.p20) / 2 / self.n**0.5 / self.median
+RATIOS = ("ratio", "ratio_p20", "ratio_p80")
+"""Columns of the ratio to the unit."""
 
 
 def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
@@ -70,15 +32,19 @@ def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
         seconds: of each round, [n].
         unit: seconds of the unit of column "ratio" in the same rounds, [n].
     """
-    quantiles = Quantiles.of(seconds)
-    values: dict[str, float | int | None] = {
-        "seconds": quantiles.median,
-        "seconds_p20": quantiles.p20,
-        "seconds_p80": quantiles.p80,
-    }
-    values |= {"seconds_least": quantiles.least, "n": quantiles.n}
-    ratio = None if unit is None else Quantiles.of(np.asarray(seconds) / np.asarray(unit))
-    return values | {name: ratio and getattr(ratio, of) for name, of in RATIOS.items()}
+    ratios = dict.fromkeys(RATIOS) if unit is None else _quantiles("ratio", np.asarray(seconds) / np.asarray(unit))
+    return {**_quantiles("seconds", seconds), "seconds_least": float(np.min(seconds)), "n": len(seconds), **ratios}
+
+
+def _quantiles(name: str, values: Any) -> dict[str, float]:
+    p20, median, p80 = (float(x) for x in np.quantile(values, [0.2, 0.5, 0.8]))
+    return {name: median, f"{name}_p20": p20, f"{name}_p80": p80}
+
+
+def uncertainty(seconds: Any) -> float:
+    """Return about the relative standard error of the median: half of (p80 - p20), over the root of n and the median."""
+    p20, median, p80 = np.quantile(seconds, [0.2, 0.5, 0.8])
+    return float((p80 - p20) / 2 / len(seconds) ** 0.5 / median)
 
 
 def warm(program: Program, *, limit: int = 10, seconds: float = 3.0) -> list[float]:
@@ -136,21 +102,6 @@ def copy_rate(seconds: float = 0.5) -> float:
     return 2 * x.nbytes / best
 
 
-def environment() -> str:
-    """Return the machine, versions and flags in a line, and how busy the machine is."""
-    device = processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
-    versions = f"Python {platform.python_version()}, JAX {jax.__version__}"
-    load = f"load average {os.getloadavg()[0]:.1f}"
-    return f"{device}, {os.cpu_count()} processors; {versions}; XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}; {load}"
-
-
-def processor() -> str:
-    """Return the model of this machine's CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _seconds(program: Program) -> float:
     began = time.perf_counter()
     program()
@@ -167,10 +118,23 @@ def _order(names: list[str], number: int) -> list[str]:
 def _enough(durations: Mapping[str, list[float]], rounds: int, spent: float, budget: float) -> bool:
     if rounds < FEWEST_SLOW:
         return False
-    quantiles = [Quantiles.of(seconds) for seconds in durations.values()]
-    if rounds < FEWEST and max(one.median for one in quantiles) <= SLOW:
+    if rounds < FEWEST and max(map(np.median, durations.values())) <= SLOW:
         return False
-    return rounds >= MOST or spent >= budget or max(one.uncertainty for one in quantiles) <= CALM
+    return rounds >= MOST or spent >= budget or max(map(uncertainty, durations.values())) <= CALM
+
+
+def compile_cold(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """Compile what `jax.jit` returns for arguments or their shapes, without a cache.
+
+    Returns:
+        The compiled program, and "lower_seconds" and "compile_seconds".
+    """
+    with cold():
+        began = time.perf_counter()
+        lowered = jitted.lower(*arguments)
+        between = time.perf_counter()
+        compiled = lowered.compile()
+        return compiled, {"lower_seconds": between - began, "compile_seconds": time.perf_counter() - between}
 
 
 @contextlib.contextmanager

@@ -1,27 +1,49 @@
-"""Guarded preparation of programs to be timed: an error in one is reported in one line and does not affect the others."""
+"""Programs that are prepared and timed side by side: an error in one is reported in one line and does not affect the others.
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+A benchmark consists of groups of cells. Each cell has a trial, which ends as timed, skipped, wrong or failed; the trials of a
+group are timed in the same rounds.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.free_memory import free
+from benchmarks.core.memory import free
+from benchmarks.core.progress import Progress
+from benchmarks.core.result_files import identity
+from benchmarks.core.tables import gigabytes
+from benchmarks.core.timing import Program
+from zoo.errors import BadInput
+
+T = TypeVar("T")
 
 MEMORY_SHARE = 0.9
 """Largest share of the free memory that a program may need."""
 
 
-@runtime_checkable
-class Trial(Protocol):
+@dataclass
+class Trial:
     """One program to be timed; it has no state until it is timed, skipped, wrong or failed."""
 
     key: dict[str, Any]
-    columns: dict[str, Any]
+    state: str = ""
+    reason: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+    program: Program | None = None
+    """Makes one call, to its end; None before it is ready, and after it ended without being timed in rounds."""
 
-    def end(self, state: str, reason: str = "") -> None: ...
+    def end(self, state: str, reason: str = "") -> None:
+        """Set the final state; a program that was not timed is released."""
+        self.state, self.reason = state, reason
+        if state != "timed":
+            self.program = None
 
-
-class RepeatFailure(Exception):
-    """A program ran before and fails when it is repeated."""
+    def cell(self) -> dict[str, Any]:
+        """Return the cell, without the process."""
+        return {"key": self.key, "state": self.state, "reason": self.reason, **self.columns}
 
 
 class Watch:
@@ -40,16 +62,120 @@ class Watch:
         return self._writer.died(key, self._process)
 
 
+# --- groups ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that are measured side by side."""
+
+    title: str
+    keys: Sequence[dict[str, Any]]
+    measure: Callable[[Sequence[dict[str, Any]], Watch], Iterable[dict[str, Any]]]
+    """(missing keys, watch) -> their cells, each as soon as it is measured; cells of other keys are not written."""
+    weight: float = 1.0
+    """About how long one of its cells takes, in arbitrary units."""
+
+
+def measure_groups(
+    groups: Iterable[Group],
+    writer: result_files.Writer,
+    process: int,
+    one_line: Callable[[Sequence[Mapping[str, Any]]], str],
+    environment: Mapping[str, Any],
+    *,
+    deadline: float = float("inf"),
+) -> list[str]:
+    """Measure the missing cells, write each as soon as it is measured, and return the titles of the groups that were left out.
+
+    Args:
+        one_line: returns the outcome of a group for the progress display.
+        environment: of this process; how busy the machine was becomes columns of every cell.
+        deadline: `time.monotonic()` after which no group begins but the first: rounds are never cut short.
+    """
+    missing = [(group, [key for key in group.keys if not writer.has(key, process)]) for group in groups]
+    missing = [(group, keys) for group, keys in missing if keys]
+    progress = Progress(sum((group.weight * len(keys) for group, keys in missing), 0.0))
+    watch = Watch(progress.doing, writer, process)
+    machine = {name: environment[name] for name in ("load", "clock_mhz")}
+    left_out: list[str] = []
+    try:
+        for number, (group, keys) in enumerate(missing):
+            if number and time.monotonic() > deadline:
+                left_out.append(group.title)
+                continue
+            progress.begin(group.title)
+            identities, written = set(map(identity, keys)), []
+            for cell in group.measure(keys, watch):
+                if identity(cell["key"]) in identities:
+                    writer.write({"process": process, **cell, **machine})
+                    written.append(cell)
+            progress.done(group.weight * len(keys), one_line(written))
+    finally:
+        writer.close()
+        progress.close()
+    return left_out
+
+
+# --- trials ---------------------------------------------------------------------------------------------------------------------
+
+
+class RepeatFailure(Exception):
+    """A program ran before and fails when it is repeated."""
+
+
+class Skip(Exception):
+    """A program cannot be tried here; the message is the reason."""
+
+
+class Wrong(Exception):
+    """The results of a program are wrong; the message says how."""
+
+
 def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message: str) -> None:
-    """Call `act` on a trial, unless earlier processes died of it; an error ends the trial as failed."""
+    """Call `act` on a trial, unless earlier processes died of it.
+
+    `Skip` and a refusal, `BadInput`, end the trial as skipped, `Wrong` as wrong, and other errors as failed.
+    """
     if watch.died(trial.key):
         trial.end("failed", result_files.DIED)
         return
     watch.begin(message, trial.key)
     try:
         act(trial)
+    except (Skip, BadInput) as reason:
+        trial.end("skipped", str(reason))
+    except Wrong as reason:
+        trial.end("wrong", str(reason))
     except Exception as error:
         trial.end("failed", first_line(error))
+
+
+def repeat_without_failures(trials: Sequence[Trial], act: Callable[[dict[str, Program]], T]) -> T | None:
+    """Return the result of `act` on the programs of trials, by `identity`; None if there are none.
+
+    A program that fails ends its trial, and the others start again without it.
+    """
+    while programs := {identity(trial.key): functools.partial(call_guarded, trial) for trial in trials if trial.program}:
+        try:
+            return act(programs)
+        except RepeatFailure:
+            continue
+    return None
+
+
+def call_guarded(trial: Trial, program: Program | None = None) -> None:
+    """Call a trial's program, or another one for it.
+
+    Raises:
+        RepeatFailure: it failed, which ends the trial.
+    """
+    try:
+        if run := program or trial.program:
+            run()
+    except Exception as error:
+        trial.end("failed", first_line(error))
+        raise RepeatFailure from error
 
 
 def first_line(error: Exception) -> str:
@@ -65,15 +191,17 @@ def end_if_slow(trial: Trial, spent: float, limit: float, **more: Any) -> bool:
     trial.columns |= {**timing.columns([spent]), **more}
     reason = f"its first call took {spent:.1f} s, over --cell-seconds {limit:g}: timed by that alone, without a ratio"
     trial.end("timed", reason)
+    trial.program = None
     return True
+
+
+def check_memory(need: int, what: str) -> None:
+    """Skip a program that needs more memory than there is: see `too_large_reason`."""
+    if reason := too_large_reason(need, what):
+        raise Skip(reason)
 
 
 def too_large_reason(need: int, what: str) -> str:
     """Return why a program that needs `need` bytes cannot be tried; "" if it can."""
     available = free()
     return "" if need <= MEMORY_SHARE * available else f"{what} {gigabytes(need)}, and {gigabytes(available)} are free"
-
-
-def gigabytes(size: int | float) -> str:
-    """Return a number of bytes in GB or MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

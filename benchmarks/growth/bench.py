@@ -13,35 +13,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core import bench_command, result_files, timing
-from benchmarks.core.progress import Progress
-from benchmarks.core.result_files import Writer
-from benchmarks.core.trials import RepeatFailure, Watch, first_line
+from benchmarks.core import bench_command, timing
+from benchmarks.core.options import recorded
+from benchmarks.core.result_files import identity
+from benchmarks.core.trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.growth import page, tables
+from benchmarks.growth.options import Settings
 from benchmarks.growth.tables import AXES
 from benchmarks.step import programs
 from benchmarks.step.cases import Case, case
 from benchmarks.step.programs import Step, Variant
 from zoo.errors import require
 from zoo.runtime import jax_setup
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of the command; an empty or None field takes its value from `DEFAULTS`."""
-
-    model: str = "gpt-nano"
-    batch: int | None = None
-    length: tuple[int, ...] = ()
-    layers: tuple[int, ...] = ()
-    width: tuple[int, ...] = ()
-    device_counts: tuple[int, ...] = ()
-    rounds: int | None = None
-
 
 DEFAULTS = {
     "full": Settings(
@@ -62,27 +48,27 @@ HEAD = 32
 """Size of a head; a wider model has more heads."""
 
 
-VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+BENCHMARK = bench_command.Benchmark("growth", "Growth", tables.blocks, page.render, tables.one_line)
 
 
-def main(requested: Settings, request: bench_command.Request, *, quick: bool) -> int:
+def main(requested: Settings, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
     """
-    settings = resolved(requested, quick=quick)
-    measure = functools.partial(_measure, settings)
-    return bench_command.run_benchmark(bench_command.start(1), "growth", measure, VIEWS, request, repeats=1)
+    settings = resolved(requested)
+    measurement = bench_command.Measurement(settings=settings, groups=functools.partial(_groups, settings))
+    return bench_command.run_benchmark(BENCHMARK, bench_command.start(1), measurement, argv)
 
 
-def resolved(settings: Settings, *, quick: bool) -> Settings:
+def resolved(settings: Settings) -> Settings:
     """Return the settings with all omitted fields filled in.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
     """
-    default = DEFAULTS["quick" if quick else "full"]
+    default = DEFAULTS["quick" if settings.quick else "full"]
     filled = {field.name: getattr(settings, field.name) or getattr(default, field.name) for field in dataclasses.fields(settings)}
     for name in ("batch", "rounds"):
         value = getattr(settings, name)
@@ -125,98 +111,73 @@ def _case(settings: Settings, axis: str, value: int) -> Case:
     return dataclasses.replace(base, config=cfg, length=length, source=length if base.source else 0)
 
 
-def _measure(settings: Settings, folder: Path, process: int, resume: bool) -> None:
-    writer = Writer(folder / result_files.CELLS, "growth", result_files.environment(), dataclasses.asdict(settings), resume)
-    lacking = {
-        axis: [value for value in _values(settings, axis) if not writer.has(key(settings, axis, value), process)] for axis in AXES
-    }
-    progress = Progress(float(sum(map(len, lacking.values()))))
-    watch = Watch(progress.doing, writer, process)
-    try:
-        for axis, values in lacking.items():
-            if not values:
-                continue
-            progress.begin(f"growth with {axis}")
-            cells = _devices(settings, values, watch) if axis == "devices" else _axis(settings, axis, values, watch)
-            for value, cell in cells.items():
-                writer.write({"key": key(settings, axis, value), "process": process, **cell})
-            progress.done(float(len(values)), tables.one_line(cells))
-    finally:
-        writer.close()
-        progress.close()
+def _groups(settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
+    return [
+        Group(
+            f"growth with {axis}",
+            [key(settings, axis, value) for value in _values(settings, axis)],
+            functools.partial(_devices if axis == "devices" else _axis, settings),
+        )
+        for axis in AXES
+    ]
 
 
-def _axis(settings: Settings, axis: str, values: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
+def _axis(settings: Settings, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of an axis, timed in the same rounds; a program that fails is removed and the others continue."""
-    steps, cells = {}, {}
-    for value in values:
-        watch.begin(f"{value}: compiling", key(settings, axis, value))
-        try:
-            steps[value], cells[value] = _warm_step(_case(settings, axis, value), Variant())
-        except Exception as error:
-            cells[value] = {"state": "failed", "reason": first_line(error)}
-    watch.begin("timing", *(key(settings, axis, value) for value in steps))
-    while steps:
-        try:
-            seconds = timing.measured(_programs(steps, cells), rounds=settings.rounds or 0)
-        except RepeatFailure:
-            continue
-        return cells | {value: cells[value] | timing.columns(seconds[str(value)]) for value in steps}
-    return cells
+    trials = [Trial(key) for key in keys]
+    for trial in trials:
+        value = trial.key["value"]
+        prepare = functools.partial(_warm, case=_case(settings, trial.key["axis"], value), variant=Variant())
+        run_guarded(trial, prepare, watch, f"{value}: compiling")
+    watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
+    seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=settings.rounds or 0)) or {}
+    for trial in trials:
+        if (place := identity(trial.key)) in seconds:
+            trial.columns |= timing.columns(seconds[place])
+            trial.end("timed")
+    return [trial.cell() for trial in trials]
 
 
-def _programs(steps: dict[int, Step], cells: dict[int, dict[str, Any]]) -> dict[str, timing.Program]:
-    """Return the programs of the steps; one that fails is removed from `steps` and its reason recorded in `cells`."""
-
-    def run(value: int) -> None:
-        try:
-            steps[value].run()
-        except Exception as error:
-            del steps[value]
-            cells[value] = {"state": "failed", "reason": first_line(error)}
-            raise RepeatFailure from error
-
-    return {str(value): functools.partial(run, value) for value in steps}
-
-
-def _devices(settings: Settings, counts: Sequence[int], watch: Watch) -> dict[int, dict[str, Any]]:
+def _devices(settings: Settings, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of the axis of devices, each from a process of its own."""
-    cells = {}
-    for count in counts:
-        watch.begin(f"{count} devices", key(settings, "devices", count))
-        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(dataclasses.asdict(settings)), str(count)]
+    trials = [Trial(key) for key in keys]
+    for trial in trials:
+        count = str(trial.key["value"])
+        watch.begin(f"{count} devices", trial.key)
+        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(recorded(settings)), count]
         # Devices are simulated on the CPU, so the process uses no other platform.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
         if done.returncode:
             log_lines = [line for line in done.stderr.splitlines() if line.strip()]
-            cells[count] = {"state": "failed", "reason": (log_lines or ["it printed nothing"])[-1][:300]}
-            continue
-        cells[count] = json.loads(done.stdout.splitlines()[-1])
-    return cells
+            trial.end("failed", (log_lines or ["it printed nothing"])[-1][:300])
+        else:
+            trial.columns |= json.loads(done.stdout.splitlines()[-1])
+            trial.end("timed")
+    return [trial.cell() for trial in trials]
 
 
-def _warm_step(case: Case, variant: Variant) -> tuple[Step, dict[str, Any]]:
-    """Return a warm step, and its columns so far."""
+def _warm(trial: Trial, case: Case, variant: Variant) -> None:
+    """Compile a step and call it until it is warm."""
     step = Step(case, variant)
-    with timing.cold():
-        spent = step.compile()
-    params = programs.initial(case)
-    step.start(params)
+    spent = step.compile()
+    step.start(programs.initial(case))
     began = time.perf_counter()
     loss = step.run()
     first = time.perf_counter() - began
     timing.warm(step.run)
     memory = step.memory.peak * step.mesh.size
-    columns = {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
-    return step, {"state": "timed", "reason": "", **columns}
+    trial.columns |= {**spent, "first_step_seconds": sum(spent.values()) + first, "memory": memory, "loss": loss}
+    trial.program = step.run
 
 
 def _measure_device_count(settings: Settings, count: int) -> dict[str, Any]:
-    """Return the cell of a number of devices, in a process with that many."""
+    """Return the columns of a number of devices, in a process with that many."""
     jax_setup.prepare(count)
-    step, columns = _warm_step(_case(settings, "devices", count), Variant(mesh=f"data={count}"))
-    seconds = timing.measured({"": step.run}, rounds=settings.rounds or 0)[""]
-    return columns | timing.columns(seconds)
+    trial = Trial({})
+    _warm(trial, _case(settings, "devices", count), Variant(mesh=f"data={count}"))
+    assert trial.program is not None
+    seconds = timing.measured({"": trial.program}, rounds=settings.rounds or 0)[""]
+    return trial.columns | timing.columns(seconds)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""The results of `zoo bench growth` as a page: a plot for each axis, on logarithmic scales, with the fitted exponents."""
+"""The page of `zoo bench growth`: a plot for each axis, on logarithmic scales, with the fitted exponents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core.environment_html import device, environment
+from benchmarks.core.page import Figure, Plots, Table
 from benchmarks.core.result_files import Results
+from benchmarks.core.result_page import device, render_results
 from benchmarks.growth import tables
-from benchmarks.growth.tables import FIT_HEAD, HEAD, QUANTITIES, Exponent
-from eval.report.html_page import page, section, table, text
-from eval.report.svg import NARROW, ONE, THREE, TWO, key, svg
+from benchmarks.growth.tables import FIT_HEAD, HEAD, QUANTITIES
+from eval.report.svg import ONE, THREE, TWO
 
 LOOKS = {"time": (ONE, "one"), "memory": (TWO, "two"), "compilation": (THREE, "three")}
 UNITS = {"length": "tokens of a row", "layers": "layers", "width": "width", "devices": "devices"}
+REMARK = (
+    "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, not a speed-up. "
+    "Memory is the sum over all devices, as XLA planned it."
+)
 
 
 def render(results: Results) -> str:
@@ -21,28 +25,18 @@ def render(results: Results) -> str:
         f"A training step of {request['model']}, {request['batch']} rows, on {device(results)}: everything over its value at the "
         "left, both axes logarithmic. Behind each name the exponent b of a x^b and its standard error."
     )
-    plots = "".join(_plot(axis, cells) for axis, cells in cells_by_axis.items())
-    blocks = [
-        f"<header><h1>How cost grows</h1><p class=lead>{text(lead)}</p></header>",
-        section("Growth", f"<div class=plots>{plots}</div>"),
-    ]
-    if untimed := tables.notes(results):
-        blocks.append(section("What was not timed", "<ul>" + "".join(f"<li>{text(note)}</li>" for note in untimed) + "</ul>"))
-    blocks.append(section("Exponents", table(FIT_HEAD, tables.fits(results))))
-    blocks.append(section("Every number", table(HEAD, tables.lines(results))))
-    remark = (
-        "Simulated devices share the cores of one machine: their plot shows what splitting a batch costs, not a speed-up. "
-        "Memory is the sum over all devices, as XLA planned it."
-    )
-    blocks.append(f"<p class=note>{text(remark)}</p>" if "devices" in cells_by_axis else "")
-    blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
-    blocks.append(f"<footer>{text('Made by zoo bench growth from nothing but its own cells.jsonl.')}</footer>")
-    return page("How cost grows", lead, blocks)
+    sections = {
+        "Growth": [Plots([_plot(axis, cells) for axis, cells in cells_by_axis.items()])],
+        "What was not timed": [tables.notes(results)],
+        "Exponents": [Table(FIT_HEAD, tables.fits(results))],
+        "Every number": [Table(HEAD, tables.lines(results)), REMARK if "devices" in cells_by_axis else ""],
+    }
+    return render_results(results, "How cost grows", lead, sections)
 
 
-def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> str:
+def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> Figure:
     x = [cell["key"]["value"] for cell in cells]
-    fitted: dict[str, Exponent | None] = tables.exponents(cells)
+    fits = tables.exponents(cells)
 
     def draw(axes: Any) -> None:
         from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
@@ -54,7 +48,7 @@ def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> str:
             if not y[0]:
                 continue
             axes.plot(x, [value / y[0] for value in y], "o", color=LOOKS[name][0], markersize=4)
-            if fit := fitted[name]:
+            if fit := fits[name]:
                 axes.plot(x, [fit.factor * value**fit.value / y[0] for value in x], color=LOOKS[name][0])
         axes.xaxis.set_major_locator(FixedLocator(x))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -65,7 +59,6 @@ def _plot(axis: str, cells: Sequence[Mapping[str, Any]]) -> str:
         axes.margins(x=0.04, y=0.08)
         axes.set_xlabel(UNITS[axis])
 
-    keys = "".join(key(f"{LOOKS[name][1]} dots", f"{name} {text(fit)}") for name, fit in fitted.items() if fit)
-    description = "; ".join(f"{name}: exponent {fit}" for name, fit in fitted.items() if fit)
-    label = text(f"Growth with {axis}. {description}")
-    return f"<figure><figcaption><b>{axis.capitalize()}</b>{keys}</figcaption>{svg(draw, NARROW, label)}</figure>"
+    keys = {f"{name} {fit}": f"{LOOKS[name][1]} dots" for name, fit in fits.items() if fit}
+    description = "; ".join(f"{name}: exponent {fit}" for name, fit in fits.items() if fit)
+    return Figure(axis.capitalize(), draw, f"Growth with {axis}. {description}", keys)

@@ -5,14 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from scipy import stats
 
-from benchmarks.attention import tables
 from benchmarks.core.result_files import Results
-from benchmarks.core.tables import machine_line, seconds_text
-from benchmarks.step.tables import gigabytes
+from benchmarks.core.tables import Block, Table, gigabytes, machine_line, percentiles_text, seconds_text, timed
+from benchmarks.core.tables import notes as notes_of
 
 AXES = ("length", "layers", "width", "devices")
 QUANTITIES = {"time": "seconds", "memory": "memory", "compilation": "compile_seconds"}
@@ -37,24 +34,16 @@ def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | N
     """Fit y = a x^b by least squares to the logarithms; return None for fewer than two different x, or values not above 0."""
     if len(set(x)) < 2 or min(*x, *y) <= 0:
         return None
-    log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
-    away = log_x - log_x.mean()
-    value = float((away * log_y).sum() / (away**2).sum())
-    start = float(log_y.mean() - value * log_x.mean())
-    if len(x) < 3:
-        return Exponent(value, None, float(np.exp(start)))
-    left = log_y - start - value * log_x
-    error = float(np.sqrt((left**2).sum() / (len(x) - 2) / (away**2).sum()))
-    return Exponent(value, error, float(np.exp(start)))
+    fit = stats.linregress(np.log(x), np.log(y))
+    return Exponent(float(fit.slope), float(fit.stderr) if len(x) > 2 else None, float(np.exp(fit.intercept)))
 
 
 def by_axis(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Return the timed cells of each axis, ordered by value."""
-    timed: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for cell in sorted(results.cells, key=lambda cell: (AXES.index(cell["key"]["axis"]), cell["key"]["value"])):
-        if cell["state"] == "timed":
-            timed[cell["key"]["axis"]].append(cell)
-    return timed
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for cell in sorted(timed(results.cells), key=lambda cell: (AXES.index(cell["key"]["axis"]), cell["key"]["value"])):
+        groups[cell["key"]["axis"]].append(dict(cell))
+    return groups
 
 
 def exponents(cells: Sequence[Mapping[str, Any]]) -> dict[str, Exponent | None]:
@@ -68,8 +57,7 @@ def lines(results: Results) -> list[list[str]]:
     rows = []
     for axis, cells in by_axis(results).items():
         for cell in cells:
-            low, high = (seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
-            row = [axis, f"{cell['key']['value']:,}", seconds_text(cell["seconds"]), f"{low} .. {high}"]
+            row = [axis, f"{cell['key']['value']:,}", seconds_text(cell["seconds"]), percentiles_text(cell)]
             rows.append([*row, gigabytes(cell["memory"]), f"{cell['compile_seconds']:.1f} s"])
     return rows
 
@@ -81,49 +69,22 @@ def fits(results: Results) -> list[list[str]]:
 
 def notes(results: Results) -> list[str]:
     """Return the reasons of cells without a time."""
-    return [
-        f"{cell['key']['axis']} {cell['key']['value']}, {cell['state']}: {cell['reason']}"
-        for cell in results.cells
-        if cell["reason"]
-    ]
+    return notes_of(results.cells, lambda key: f"{key['axis']} {key['value']}")
 
 
-def one_line(cells: Mapping[int, Mapping[str, Any]]) -> str:
+def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the cells of an axis in one line, for the progress display."""
-    texts = [f"{value} {seconds_text(cell['seconds'])}" for value, cell in cells.items() if cell["state"] == "timed"]
-    failed = sum(cell["state"] != "timed" for cell in cells.values())
+    texts = [f"{cell['key']['value']} {seconds_text(cell['seconds'])}" for cell in timed(cells)]
+    failed = len(cells) - len(texts)
     return ", ".join([*texts, *([f"{failed} failed"] if failed else [])])
 
 
-def show(results: Results) -> None:
-    """Print the tables."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    for head, rows in ((HEAD, lines(results)), (FIT_HEAD, fits(results))):
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for place, title in enumerate(head):
-            table.add_column(title, justify="right" if place else "left", no_wrap=True)
-        last = ""
-        for first, *rest in rows:
-            table.add_row("" if first == last else first, *rest)
-            last = first
-        console.print(table)
-        console.print()
-    console.print(Text("exponents b of a x^b, fitted to the logarithms, with their standard errors", "dim"))
-    for note in notes(results):
-        console.print(Text(note), soft_wrap=True)
-    console.print(Text(machine_line(results), "dim"), soft_wrap=True)
-
-
-def markdown(results: Results) -> str:
-    """Return table.md."""
-    blocks = ["# Growth", "Made by `zoo bench growth`.", machine_line(results)]
-    for head, rows in ((HEAD, lines(results)), (FIT_HEAD, fits(results))):
-        table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in table))
-    blocks.append("The last table has the exponents b of a x^b, fitted to the logarithms, with their standard errors.")
-    if untimed := notes(results):
-        blocks.append("\n".join(f"- {note}" for note in untimed))
-    return "\n\n".join(blocks) + "\n"
-
-
-csv = tables.csv
+def blocks(results: Results, *, terminal: bool) -> list[Block]:
+    """Return the report."""
+    return [
+        machine_line(results),
+        Table(HEAD, lines(results)),
+        Table(FIT_HEAD, fits(results)),
+        "The last table has the exponents b of a x^b, fitted to the logarithms, with their standard errors.",
+        notes(results),
+    ]

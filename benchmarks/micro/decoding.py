@@ -5,7 +5,6 @@ growing limits show whether the cost of a token depends on how many were generat
 in the same rounds. Prints Markdown.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.core import timing
+from benchmarks.micro import command
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
 from train.config import run_config
@@ -30,12 +30,7 @@ SOURCE = 64
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.decoding", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="t5-small")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    timing.begin()
+    options = command.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.

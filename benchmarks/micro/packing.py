@@ -5,7 +5,6 @@ length, timed in the same rounds with the same shapes. Useful tokens are those t
 fast, the gain would be the ratio of the shares of the rows that are filled. Prints Markdown.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import recipe_step
+from benchmarks.micro import command, recipe_step
 from train import recipes
 from train.config import run_config
 
@@ -30,10 +29,7 @@ CASES = (
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.packing", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    timing.begin()
+    options = command.begin("packing", __doc__, rounds=15)
     print("| recipe | rows | fill, unpacked and packed | ratio | step, packed over unpacked | useful tokens/s, ratio | off by |")
     print("|---|---|---|---|---|---|---|")
     for recipe, rows in CASES:

@@ -4,7 +4,6 @@ The same training step twice, on the same rows with the same targets and head: o
 the content stream does, with mask tokens in their places. Timed in the same rounds. Prints Markdown.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import recipe_step
+from benchmarks.micro import command, recipe_step
 from train import recipes
 from train.config import run_config
 from train.config.run_config import Tokenizer
@@ -24,11 +23,7 @@ CASES = (("xlnet-nano", 16, 128), ("xlnet", 2, 512))
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.two_streams", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--attention", default="auto")
-    options = parser.parse_args()
-    timing.begin()
+    options = command.begin("two_streams", __doc__, rounds=9, attention="auto")
     print("| recipe | B x T, memory | targets a row | attention | step of two streams over one |")
     print("|---|---|---|---|---|")
     for recipe, rows, length in CASES:

@@ -5,41 +5,42 @@ Several repeats are measured by fresh processes, one after the other, each of wh
 
 import dataclasses
 import functools
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.core import bench_command, result_files
-from benchmarks.core.progress import Progress
-from benchmarks.core.result_files import Writer
-from benchmarks.core.trials import Watch
+from benchmarks.core import bench_command
+from benchmarks.core.trials import Group, Watch
 from benchmarks.step import model_runner, page, peers, tables
 from benchmarks.step.cases import Case
+from benchmarks.step.options import Settings
 from benchmarks.step.programs import Step
-from benchmarks.step.settings import Settings, cases, key, peer_key, resolved, unit, variants
+from benchmarks.step.settings import cases, key, peer_key, resolved, unit, variants
 from zoo.errors import require
 
-VIEWS = bench_command.Views(markdown=tables.markdown, csv=tables.csv, page=page.render, terminal=tables.show)
+BENCHMARK = bench_command.Benchmark("step", "Steps", tables.blocks, page.render, tables.one_line)
 
 
-def main(requested: Settings, request: bench_command.Request, *, devices: int = 0) -> int:
+def main(requested: Settings, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
-
-    Args:
-        devices: CPU devices to simulate; 0 = the real ones.
 
     Raises:
         BadInput: see `settings.resolved` and `bench_command.run_benchmark`; a mesh or a batch that does not fit the devices.
     """
+    devices = requested.devices
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
     setup = bench_command.start(requested.repeats, devices, peers=requested.peers)
     settings = resolved(requested, setup.machine["backend"])
     todo = cases(settings)
     if setup.alone:
         _check(todo, settings)
-    measure = functools.partial(_measure, todo, settings)
-    return bench_command.run_benchmark(setup, "step", measure, VIEWS, request, repeats=settings.repeats)
+    measurement = bench_command.Measurement(
+        settings=settings,
+        groups=functools.partial(_groups, todo, settings),
+        dtypes=settings.precision,
+        unit=unit(settings),
+        repeats=settings.repeats,
+    )
+    return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
 
 
 def _check(todo: Sequence[Case], settings: Settings) -> None:
@@ -53,39 +54,15 @@ def _check(todo: Sequence[Case], settings: Settings) -> None:
                 Step(case, dataclasses.replace(variant, attention="auto"))
 
 
-def _measure(todo: Sequence[Case], settings: Settings, folder: Path, process: int, resume: bool) -> None:
-    environment = result_files.environment(settings.precision)
-    # Peers on torch use as many threads as there are cores, whatever OMP_NUM_THREADS says.
-    environment["threads"] = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}"
-    options = dataclasses.asdict(settings)
-    writer = Writer(folder / result_files.CELLS, "step", environment, options, resume, unit(settings))
-    ways = variants(settings)
-    lacking = {case: [cell_key for cell_key in _keys(case, settings) if not writer.has(cell_key, process)] for case in todo}
-    left = {case: keys for case, keys in lacking.items() if keys}
-    progress = Progress(float(sum(map(len, left.values()))))
-    watch = Watch(progress.doing, writer, process)
-    try:
-        for case, keys in left.items():
-            progress.begin(f"{case.size} {case.mode}")
-            missing = {result_files.identity(cell_key) for cell_key in keys}
-            written = []
-            for cell in model_runner.measure(case, ways, settings, environment, watch):
-                # Cells of a partly measured model may be in the file already.
-                if result_files.identity(cell["key"]) in missing:
-                    writer.write({"process": process, **cell, **_machine_columns(environment)})
-                    written.append(cell)
-            progress.done(float(len(keys)), tables.one_line(written))
-    finally:
-        writer.close()
-        progress.close()
+def _groups(todo: Sequence[Case], settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
+    def measure(case: Case, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
+        # All of a model, because its cells are compared with each other.
+        return model_runner.measure(case, variants(settings), settings, environment, watch)
+
+    return [Group(f"{case.size} {case.mode}", _keys(case, settings), functools.partial(measure, case)) for case in todo]
 
 
 def _keys(case: Case, settings: Settings) -> list[dict[str, Any]]:
     """Return the keys of all cells of a model."""
     keys = [key(case, variant, settings) for variant in variants(settings)]
     return keys + [peer_key(case, name, precision, settings) for name, precision in peers.requested_peers(settings)]
-
-
-def _machine_columns(environment: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that describe the machine, as the process that measured a cell found it."""
-    return {"load": environment["load"], "clock_mhz": environment["clock_mhz"]}

@@ -3,17 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.step.options import Mode
 from train.config.run_config import Data, Optim, Run
 from zoo import configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-
-Mode = Literal["train", "inference", "decode"]
 
 SHAPES: dict[str, tuple[int, int, int]] = {
     "causal": (2, 512, 0),

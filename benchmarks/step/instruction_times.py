@@ -1,23 +1,19 @@
-"""Time by instruction: a JAX profile read as the seconds that the machine worked on each instruction of a program.
+"""Time by instruction of a compiled program: the seconds of a step that a machine works on each, from a profile of JAX.
 
-On a CPU, instructions run side by side on several threads, and hand work on to other threads. So each thread is followed: at any
-instant it works on the innermost instruction that it has begun, or on the instruction that handed its work on. Each instant of
-the step is divided evenly among the threads that work at that time; an instant without any is idle. The shares of all
-instructions and the idle time add up to the time of the steps. On a GPU or TPU, the device reports the instruction itself.
+On a CPU, several threads run instructions side by side and hand parts of them to other threads. A thread's time belongs to the
+innermost instruction that it has begun, or to the instruction that handed it the work. Each instant of a step is divided evenly
+among the threads that work then; an instant in which none works is idle. So the times of all instructions and the idle time add
+up to the time of a step. On a GPU or TPU, the profile names the instruction of each piece of work itself.
 """
 
 import dataclasses
-import glob
-import heapq
-import tempfile
-import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-from jax.profiler import ProfileData, ProfileOptions
+import numpy as np
+
+from benchmarks.core import device_time
 
 STREAMS = ("Stream", "XLA Ops")
 """Prefixes of a device's lines, on a GPU and a TPU, that contain instructions."""
@@ -51,29 +47,13 @@ class Profile:
 
 
 def profile(program: Callable[[], object], steps: int = 3) -> Profile:
-    """Run a compiled program under the profiler; the program must return only when its work is done."""
-    options = ProfileOptions()
-    options.python_tracer_level = 0
-    with tempfile.TemporaryDirectory() as folder:
-        jax.profiler.start_trace(folder, profiler_options=options)
-        try:
-            began = time.perf_counter()
-            for _ in range(steps):
-                program()
-            seconds = time.perf_counter() - began
-        finally:
-            jax.profiler.stop_trace()
-        (file,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        return read(Path(file), steps, seconds)
-
-
-def read(file: Path, steps: int, seconds: float) -> Profile:
-    """Return the profile of `steps` steps that took `seconds` together.
+    """Run a compiled program under the profiler; the program must return only when its work is done.
 
     Raises:
-        ValueError: the file has no instruction of a program.
+        ValueError: the profile has no instruction of a program.
     """
-    planes = list(ProfileData.from_file(str(file)).planes)
+    recorded, seconds = device_time.record(program, steps)
+    planes = list(recorded.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     streams = [line for plane in devices for line in plane.lines if line.name.startswith(STREAMS)]
     if threads := [intervals for line in streams if (intervals := _stream(line))]:
@@ -83,14 +63,13 @@ def read(file: Path, steps: int, seconds: float) -> Profile:
         threads, clock = _threads(hosts), "threads"
     shares, busy, times = _shared(threads)
     if not shares:
-        raise ValueError(f"{file} has no instruction of a program")
+        raise ValueError("the profile has no instruction of a program")
     spent = {name: Spent(shares[name] / steps, busy[name] / steps, times[name] / steps) for name in shares}
     step_seconds = seconds / steps
     return Profile(step_seconds, spent, max(0.0, step_seconds - sum(one.seconds for one in spent.values())), clock)
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Interval:
+class Interval(NamedTuple):
     """A part of a thread's time on one instruction, in seconds; `first` marks the first interval of a run of the instruction."""
 
     begin: float
@@ -169,31 +148,18 @@ def _stream(line: Any) -> list[Interval]:
     return sorted(intervals)
 
 
-def _shared(threads: Iterable[list[Interval]]) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+def _shared(threads: Iterable[list[Interval]]) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Return by instruction: seconds, with each instant divided among the running ones; seconds of all threads; runs."""
-    shares, busy, times = defaultdict(float), defaultdict(float), defaultdict(int)
-    # Sweep over the ends of intervals; only a few intervals contain the current instant.
-    running: list[tuple[float, str]] = []
-    at = 0.0
-
-    def advance(until: float) -> None:
-        nonlocal at
-        while running and running[0][0] <= until:
-            step_to(running[0][0])
-            heapq.heappop(running)
-        step_to(until)
-
-    def step_to(until: float) -> None:
-        nonlocal at
-        if until > at:
-            for _, name in running:
-                shares[name] += (until - at) / len(running)
-            at = until
-
-    for interval in heapq.merge(*threads):
-        advance(interval.begin)
-        heapq.heappush(running, (interval.end, interval.name))
+    shares, busy, times = Counter[str](), Counter[str](), Counter[str]()
+    intervals = [interval for thread in threads for interval in thread]
+    begins, ends = (np.array([interval[place] for interval in intervals], float) for place in (0, 1))
+    instants = np.unique([begins, ends])
+    running = [np.searchsorted(np.sort(side), instants[:-1], "right") for side in (begins, ends)]
+    # The integral of 1 / (number of running intervals) up to each instant.
+    shared = np.concatenate([[0.0], np.cumsum(np.diff(instants) / np.maximum(running[0] - running[1], 1))])
+    own = shared[np.searchsorted(instants, ends)] - shared[np.searchsorted(instants, begins)]
+    for interval, share in zip(intervals, own, strict=True):
+        shares[interval.name] += float(share)
         busy[interval.name] += interval.end - interval.begin
         times[interval.name] += interval.first
-    advance(float("inf") if not running else max(end for end, _ in running))
     return shares, busy, times

@@ -15,7 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.trials import RepeatFailure, Watch, end_if_slow, first_line, run_guarded, too_large_reason
+from benchmarks.core.trials import (
+    Skip,
+    Trial,
+    Watch,
+    Wrong,
+    call_guarded,
+    check_memory,
+    end_if_slow,
+    first_line,
+    repeat_without_failures,
+    run_guarded,
+    too_large_reason,
+)
 from benchmarks.hlo import source_map
 from benchmarks.step import instruction_times, peers, programs, time_breakdown
 from benchmarks.step.cases import Case
@@ -26,7 +38,6 @@ from train import objectives
 from train.engine.step import DTYPES
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
-from zoo.errors import BadInput
 
 TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
 """Largest relative difference from the unit's losses: of the first step, and of the step after its update.
@@ -43,25 +54,16 @@ SHOWN = 25
 
 
 @dataclasses.dataclass
-class Trial:
-    """One program to be timed; it has no state until it is timed, skipped, wrong or failed."""
+class StepTrial(Trial):
+    """A step of ours or of a peer; its program is set once its losses agree."""
 
-    key: dict[str, Any]
-    state: str = ""
-    reason: str = ""
-    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: Step | None = None
     peer: Peer | None = None
-    losses: tuple[float, ...] = ()
     second: float = 0.0
     """Seconds of its second step."""
 
-    @property
-    def ready(self) -> bool:
-        return not self.state and bool(self.losses)
-
     def end(self, state: str, reason: str = "") -> None:
-        self.state, self.reason = state, reason
+        super().end(state, reason)
         self.stop_worker()
 
     def stop_worker(self) -> None:
@@ -69,9 +71,6 @@ class Trial:
         if self.peer is not None:
             self.peer.close()
         self.peer = None
-
-    def cell(self) -> dict[str, Any]:
-        return {"key": self.key, "state": self.state, "reason": self.reason, **self.columns}
 
 
 def measure(
@@ -88,14 +87,14 @@ def measure(
         environment: of this process.
         watch: notified of every activity.
     """
-    trials = [Trial(key(case, variant, settings)) for variant in variants]
+    trials = [StepTrial(key(case, variant, settings)) for variant in variants]
     group = _Group(case, settings, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
             run_guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, precision in peers.requested_peers(settings):
-            trial = Trial(peer_key(case, name, precision, settings))
+            trial = StepTrial(peer_key(case, name, precision, settings))
             if group.out_of_memory and any(other.peer for other in trials):
                 # Time the peers that are running and stop them; the unit is timed again with the next ones.
                 group.time(trials, watch)
@@ -125,7 +124,7 @@ class _Group:
         self.case, self.settings, self.environment = case, settings, environment
         self.params: Any = None
         self._expected_losses: tuple[float, ...] = ()
-        self._reference: Trial | None = None
+        self._reference: StepTrial | None = None
         self._largest_peak = 0
         # (mesh, precision) -> the step that has the state now.
         self._state_owners: dict[Any, Step] = {}
@@ -145,28 +144,15 @@ class _Group:
 
     # --- before the rounds ---
 
-    def prepare(self, trial: Trial, variant: Variant) -> None:
+    def prepare(self, trial: StepTrial, variant: Variant) -> None:
         """Compile one of our variants and take its first steps."""
-        try:
-            step = Step(self.case, variant)
-        except BadInput as refusal:
-            trial.end("skipped", str(refusal))
-            return
+        step = Step(self.case, variant)
         devices = step.mesh.size if jax.default_backend() == "cpu" else 1
-        if reason := too_large_reason(step.state_bytes * devices, "its state alone needs"):
-            trial.end("skipped", reason)
-            return
-        try:
-            with timing.cold():
-                spent = step.compile()
-        except BadInput as refusal:
-            trial.end("skipped", str(refusal))
-            return
+        check_memory(step.state_bytes * devices, "its state alone needs")
+        spent = step.compile()
         memory = step.memory
         trial.columns |= {**spent, "memory": memory.peak, **{f"memory_{name}": size for name, size in vars(memory).items()}}
-        if reason := too_large_reason(memory.peak * devices, "compiled, it needs"):
-            trial.end("skipped", reason)
-            return
+        check_memory(memory.peak * devices, "compiled, it needs")
         if self.params is None:
             self.params = programs.initial(self.case)
         step.start(self.params)
@@ -183,25 +169,19 @@ class _Group:
         self._largest_peak = max(self._largest_peak, memory.peak)
         self._check_losses(trial, losses, called)
 
-    def start_worker(self, trial: Trial, name: str, precision: str, folder: Path) -> None:
+    def start_worker(self, trial: StepTrial, name: str, precision: str, folder: Path) -> None:
         """Start a peer's process and let it take its first steps."""
         if reason := peers.missing_packages(name):
-            trial.end("skipped", reason)
-            return
+            raise Skip(reason)
         if not self._expected_losses:
-            trial.end("skipped", "no program of jax-zoo ran that it could be compared with")
-            return
+            raise Skip("no program of jax-zoo ran that it could be compared with")
         if self.out_of_memory:
-            trial.end("skipped", too_large_reason(self._bytes_needed, "together with jax-zoo's programs it is assumed to need"))
-            return
+            raise Skip(too_large_reason(self._bytes_needed, "together with jax-zoo's programs it is assumed to need"))
         try:
             if not (folder / peers.REQUEST).exists():
                 peers.export(folder, self.case, self.params, self.case.run().optim)
             trial.peer = Peer(name, folder, precision)
             answer = trial.peer.begin()
-        except BadInput as refusal:
-            trial.end("skipped", str(refusal))
-            return
         except peers.PeerFailed as failure:
             unable = str(failure).startswith("NotImplementedError: ")
             trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
@@ -210,12 +190,11 @@ class _Group:
         trial.columns["versions"], trial.second = answer["versions"], answer["second_step_s"]
         self._check_losses(trial, tuple(answer["losses"]), 0.0)
 
-    def _check_losses(self, trial: Trial, losses: tuple[float, ...], spent: float) -> None:
+    def _check_losses(self, trial: StepTrial, losses: tuple[float, ...], spent: float) -> None:
         """Compare the losses of the first steps with those of the first trial that had any."""
         trial.columns |= {name: loss for name, loss in zip(LOSSES, losses, strict=True) if math.isfinite(loss)}
         if not all(map(math.isfinite, losses)):
-            trial.end("wrong", f"its first two losses are {losses[0]} and {losses[1]}")
-            return
+            raise Wrong(f"its first two losses are {losses[0]} and {losses[1]}")
         if not self._expected_losses:
             self._expected_losses, self._reference = losses, trial
         # The coarser of the two precisions decides.
@@ -224,47 +203,49 @@ class _Group:
         for label, loss, expected, bound in zip(LOSSES.values(), losses, self._expected_losses, bounds, strict=True):
             if abs(loss - expected) > bound * abs(expected):
                 reason = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
-                trial.end("wrong", reason)
-                return
-        if end_if_slow(trial, spent, self.settings.cell_seconds):
-            return
-        trial.losses = losses
+                raise Wrong(reason)
+        if not end_if_slow(trial, spent, self.settings.cell_seconds):
+            trial.program = functools.partial(self._run, trial)
 
     # --- the rounds ---
 
-    def time(self, trials: Sequence[Trial], watch: Watch) -> None:
-        """Time all ready trials in the same rounds; one that fails is removed, and the rounds start again."""
-        unit = result_files.identity(trials[0].key)
-        while ready := {result_files.identity(trial.key): trial for trial in trials if trial.ready}:
-            taking = ready | ({unit: trials[0]} if trials[0].state == "timed" and trials[0].losses else {})
-            watch.begin("timing", *(trial.key for trial in taking.values()))
-            called = {name: self._program(trial) for name, trial in taking.items()}
-            probes = {precision: _probe(precision) for precision in {trial.key["precision"] for trial in ready.values()}}
-            rounds, budget = self.settings.rounds or 0, (self.settings.budget or 0.0) * len(called)
-            try:
-                for name, trial in ready.items():
+    def time(self, trials: Sequence[StepTrial], watch: Watch) -> None:
+        """Time all trials that have no state yet in the same rounds, together with the unit, which may have been timed before."""
+        selected = [trial for trial in trials if not trial.state or trial is trials[0]]
+
+        def rounds(called: dict[str, timing.Program]) -> tuple[dict[str, Any], dict[str, float]]:
+            taking = [trial for trial in selected if trial.program is not None]
+            watch.begin("timing", *(trial.key for trial in taking))
+            probes = {
+                precision: _probe(precision) for precision in {trial.key["precision"] for trial in taking if not trial.state}
+            }
+            for trial in taking:
+                if not trial.state:
                     # It took two steps for the comparison; if a step takes seconds, that is warm enough.
-                    more = [] if trial.second > timing.SLOW else timing.warm(called[name])
+                    more = [] if trial.second > timing.SLOW else timing.warm(called[result_files.identity(trial.key)])
                     trial.columns["warm_calls"] = 2 + len(more)
-                for trial in taking.values():
-                    # Create the state now, so that no round includes that.
-                    self._program(trial, take=False)()
-                timed_programs = called | {precision: probe for precision, (probe, _) in probes.items()}
-                seconds = timing.measured(timed_programs, rounds=rounds, budget=budget)
-            except RepeatFailure:
-                continue
-            rates = {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
-            for step in self._state_owners.values():
-                step.stop()
-            self._state_owners.clear()
-            for name, trial in ready.items():
-                trial.columns |= timing.columns(seconds[name], seconds.get(unit))
+            for trial in taking:
+                # Create the state now, so that no round includes that.
+                call_guarded(trial, functools.partial(self._run, trial, take=False))
+            timed_programs = called | {precision: probe for precision, (probe, _) in probes.items()}
+            budget = (self.settings.budget or 0.0) * len(called)
+            seconds = timing.measured(timed_programs, rounds=self.settings.rounds or 0, budget=budget)
+            return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
+
+        if not any(trial.program is not None and not trial.state for trial in trials):
+            return
+        seconds, rates = repeat_without_failures(selected, rounds) or ({}, {})
+        self._release_states()
+        for trial in selected:
+            if trial.program is not None and not trial.state:
+                own = seconds[result_files.identity(trial.key)]
+                trial.columns |= timing.columns(own, seconds.get(result_files.identity(trials[0].key)))
                 trial.columns |= self._rates(trial, rates[trial.key["precision"]])
                 if trial.peer is not None:
                     trial.columns["resident"] = trial.peer.resident
                 trial.end("timed", trial.reason)
 
-    def profile(self, trial: Trial) -> None:
+    def profile(self, trial: StepTrial) -> None:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
@@ -280,24 +261,24 @@ class _Group:
             "other": [dataclasses.asdict(row) for row in breakdown.rows if row.part == time_breakdown.OTHER][:10],
         }
 
-    def _program(self, trial: Trial, *, take: bool = True) -> timing.Program:
-        """Return a program that takes a step of a trial, or without `take` only gives it the state; an error ends the trial."""
+    def _run(self, trial: StepTrial, *, take: bool = True) -> None:
+        """Take a step of a trial, with the state that it shares with others; without `take` only give it the state."""
+        try:
+            if trial.step is not None:
+                step = self._with_state(trial.step)
+                if take:
+                    step.run()
+            elif trial.peer is not None and take:
+                trial.peer.run()
+        except Exception:
+            # The state that it held may be lost.
+            self._release_states()
+            raise
 
-        def run() -> object:
-            try:
-                if trial.peer is not None:
-                    return trial.peer.run() if take else None
-                step = self._with_state(_step(trial))
-                return step.run() if take else None
-            except Exception as error:
-                trial.end("failed", first_line(error))
-                # The state that it held may be lost.
-                for step in self._state_owners.values():
-                    step.stop()
-                self._state_owners.clear()
-                raise RepeatFailure from error
-
-        return run
+    def _release_states(self) -> None:
+        for step in self._state_owners.values():
+            step.stop()
+        self._state_owners.clear()
 
     def _with_state(self, step: Step) -> Step:
         """Return the step after it has received the state: steps over the same devices share one state and pass it on."""
@@ -309,7 +290,7 @@ class _Group:
         self._state_owners[place] = step
         return step
 
-    def _rates(self, trial: Trial, rate: float) -> dict[str, Any]:
+    def _rates(self, trial: StepTrial, rate: float) -> dict[str, Any]:
         """Return the columns that follow from the time of a step; `rate` is that of matrix products in the same rounds."""
         seconds, flops = trial.columns["seconds"], _flops(self.case)
         columns: dict[str, Any] = {"tokens": self.case.tokens, "tokens_per_s": self.case.tokens / seconds, "flops": flops}
@@ -333,12 +314,7 @@ class _Group:
         return columns
 
 
-def _step(trial: Trial) -> Step:
-    assert trial.step is not None
-    return trial.step
-
-
-def _devices(trial: Trial) -> int:
+def _devices(trial: StepTrial) -> int:
     return 1 if trial.step is None else trial.step.mesh.size
 
 

@@ -1,16 +1,16 @@
-"""The results of `zoo bench step` as a self-contained HTML page, without network access and scripts."""
+"""The page of `zoo bench step`: times over the first row's, where steps go, and every number."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core.environment_html import device, environment
+from benchmarks.core.page import Block, Figure, Table
 from benchmarks.core.result_files import Results
-from benchmarks.core.tables import seconds_text
+from benchmarks.core.result_page import render_results, timed_sentence
+from benchmarks.core.tables import formatted, seconds_text, timed
 from benchmarks.step import tables, time_breakdown
 from benchmarks.step.settings import OURS
 from benchmarks.step.tables import LEGEND, PROFILE_HEAD, READING, head, name_of
-from eval.report.html_page import page, section, table, text
-from eval.report.svg import INK, MUTED, ONE, THREE, TWO, key, svg, thousands, ticks
+from eval.report.svg import INK, MUTED, ONE, THREE, TWO, thousands, ticks
 
 COLOURS = {"forward": ONE, "backward": TWO, "update": THREE}
 KEYS = {"forward": "one block", "backward": "two block", "update": "three block"}
@@ -30,46 +30,38 @@ FORMULAS = {
     "profile": "each instant of a step is shared evenly by the threads that work then, each on the innermost instruction it is "
     "in; a fusion of several operations counts as what its last one is for",
 }
+LEGEND_OF_PARTS = (
+    "threads: how many worked on a part at a time, on average. matrix products: those of the layers' projections; attention and "
+    "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: "
+    "nothing was worked on."
+)
+INSTRUCTION_HEAD = ("Does", "Part", "", "Comes from", "Shape", "ms", "runs", "threads")
 
 
 def render(results: Results) -> str:
     """Return the page."""
-    models = tables.models(results.cells)
-    lead = _sentence(results)
-    blocks = [f"<header><h1>Steps</h1><p class=lead>{text(lead)}</p>{_tiles(models)}</header>"]
+    models, sections = tables.models(results.cells), {}
     for title, cells in models.items():
         titles = ("program", "way", *head(cells[0]["key"]["mode"])[1:])
-        content = _ratios(title, cells) + table(titles, map(_line, cells), words=2)
-        if explanations := tables.notes(cells):
-            content += "<ul class=note>" + "".join(f"<li>{text(note)}</li>" for note in explanations) + "</ul>"
-        blocks.append(section(text(title), content))
+        sections[title] = [_ratios(title, cells), Table(titles, map(_line, cells), words=2), tables.notes(cells)]
         for name, profile in tables.profiles(cells):
-            blocks.append(section(text(f"Where a step goes: {title}, {name}"), _profile(f"{title}, {name}", profile)))
-    blocks.append(section("What the numbers are", _formulas()))
-    blocks.append(section("Environment", f"<div class=cards>{environment(results)}</div>"))
-    blocks.append(f"<footer>{text('Made by zoo bench step from nothing but its own cells.jsonl.')}</footer>")
-    return page("Steps", lead, blocks)
+            sections[f"Where a step goes: {title}, {name}"] = _profile(f"{title}, {name}", profile)
+    sections["What the numbers are"] = [FORMULAS]
+    return render_results(results, "Steps", timed_sentence(results, "programs"), sections, _tiles(models))
 
 
-def _sentence(results: Results) -> str:
-    cells = tables.merged(results.cells)
-    timed, bad = (sum(cell["state"] in states for cell in cells) for states in (("timed",), ("wrong", "failed")))
-    return f"{timed} of {len(cells)} programs timed on {device(results)}; {f'{bad} wrong or failed' if bad else 'none is wrong'}."
-
-
-def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _tiles(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
     """Return, for each model, our fastest program in the precision of its first row, and the times of its peers over it."""
     tiles = []
     for cells in models.values():
         if (best := tables.fastest(cells, cells[0]["key"]["precision"])) is None:
             continue
         tiles.append((seconds_text(best["seconds"]), f"{best['key']['model']} {best['key']['mode']}{_share(best)}"))
-        for cell in cells:
+        for cell in timed(cells):
             same = cell["key"]["precision"] == best["key"]["precision"]
-            if cell["state"] == "timed" and cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
+            if cell["key"]["program"] != OURS and same and cell["ratio"] and best["ratio"]:
                 tiles.append((f"{cell['ratio'] / best['ratio']:.2f} x", f"of our time takes {name_of(cell['key'])}"))
-    items = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for value, name in tiles)
-    return f"<dl class=tiles>{items}</dl>"
+    return tiles
 
 
 def _share(cell: Mapping[str, Any]) -> str:
@@ -78,28 +70,27 @@ def _share(cell: Mapping[str, Any]) -> str:
     return "".join(f", {share:.0%} of the {name} rate" for name, share in shares.items() if share)
 
 
-def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> str:
+def _ratios(title: str, cells: Sequence[Mapping[str, Any]]) -> Block:
     """Return the figure of times over the unit's, a bar for each program with its 20th and 80th percentile."""
-    timed = [cell for cell in cells if cell["state"] == "timed" and cell["ratio"]]
-    if len(timed) < 2:
+    compared = [cell for cell in timed(cells) if cell["ratio"]]
+    if len(compared) < 2:
         return ""
 
     def draw(axes: Any) -> None:
-        for place, cell in enumerate(timed):
+        for place, cell in enumerate(compared):
             colour = ONE if cell["key"]["program"] == OURS else TWO
             axes.barh(place, cell["ratio"], color=colour, height=0.62)
             axes.plot([cell["ratio_p20"], cell["ratio_p80"]], [place, place], color=INK, linewidth=1.6)
             _beside(axes, max(cell["ratio"], cell["ratio_p80"]), place, f"{cell['ratio']:.2f}")
         axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
-        _categories(axes, [name_of(cell["key"]) for cell in timed])
-        axes.set_xlim(0, 1.12 * max(cell["ratio_p80"] for cell in timed))
+        _categories(axes, [name_of(cell["key"]) for cell in compared])
+        axes.set_xlim(0, 1.12 * max(cell["ratio_p80"] for cell in compared))
 
-    description = "; ".join(f"{name_of(cell['key'])} {cell['ratio']:.2f}" for cell in timed)
-    keys = key("one block", "ours") + key("two block", "peers")
-    return _figure(f"Time over the first row's: {title}", description, keys, draw, len(timed))
+    values = [f"{name_of(cell['key'])} {cell['ratio']:.2f}" for cell in compared]
+    return _bars(f"Time over the first row's: {title}", values, {"ours": "one block", "peers": "two block"}, draw)
 
 
-def _profile(title: str, profile: Mapping[str, Any]) -> str:
+def _profile(title: str, profile: Mapping[str, Any]) -> list[Block]:
     """Return a bar for each part, divided by direction, and tables of the parts and the longest instructions."""
     by_time = sorted(profile["parts"].items(), key=lambda item: -sum(item[1].values()))
 
@@ -114,18 +105,18 @@ def _profile(title: str, profile: Mapping[str, Any]) -> str:
         axes.set_xlim(0, 1.14 * max(1e3 * sum(by.values()) for _, by in by_time))
         axes.set_xlabel("milliseconds of a step")
 
-    description = "; ".join(f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time)
-    keys = "".join(key(KEYS[way], way) for way in time_breakdown.DIRECTIONS)
-    figure = _figure(f"Parts of a step: {title}", description, keys, draw, len(by_time))
-    note = f"<p class=note>{text(tables.profile_summary(profile))}. {text(LEGEND_OF_PARTS)}</p>"
-    return figure + note + table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))) + _instructions(profile)
-
-
-LEGEND_OF_PARTS = (
-    "threads: how many worked on a part at a time, on average. matrix products: those of the layers' projections; attention and "
-    "the loss head have their own. data movement: copies, transposes, slices of stacked layers, filling with zeros. idle: "
-    "nothing was worked on."
-)
+    values = [f"{part} {1e3 * sum(by.values()):.1f} ms" for part, by in by_time]
+    content: list[Block] = [
+        _bars(f"Parts of a step: {title}", values, KEYS, draw),
+        f"{tables.profile_summary(profile)}. {LEGEND_OF_PARTS}",
+        Table(PROFILE_HEAD, map(_filled, tables.profile_lines(profile))),
+    ]
+    for rows, summary in (
+        (profile["top"], f"the {len(profile['top'])} longest instructions"),
+        (profile["other"], "what is in other"),
+    ):
+        content += [Table(INSTRUCTION_HEAD, map(_instruction, rows), words=5, summary=summary)] if rows else []
+    return content
 
 
 def _line(cell: Mapping[str, Any]) -> list[str]:
@@ -139,28 +130,16 @@ def _filled(row: Sequence[str]) -> list[str]:
     return [value or "\N{EN DASH}" for value in row]
 
 
-def _instructions(profile: Mapping[str, Any]) -> str:
-    head = ("Does", "Part", "", "Comes from", "Shape", "ms", "runs", "threads")
-
-    def line(row: Mapping[str, Any]) -> list[str]:
-        busy = f"{row['busy'] / row['seconds']:.2f}" if row["seconds"] else ""
-        shape = row["shape"] if len(row["shape"]) <= 40 else row["shape"][:39] + "\N{HORIZONTAL ELLIPSIS}"
-        words = [row["opcode"], row["part"], row["direction"], row["where"], shape]
-        return [*words, f"{1e3 * row['seconds']:.1f}", f"{row['times']:g}", busy]
-
-    top = table(head, map(line, profile["top"]), words=5)
-    blocks = f"<details><summary>the {len(profile['top'])} longest instructions</summary>{top}</details>"
-    if profile["other"]:
-        other = table(head, map(line, profile["other"]), words=5)
-        blocks += f"<details><summary>what is in other</summary>{other}</details>"
-    return blocks
+def _instruction(row: Mapping[str, Any]) -> list[str]:
+    busy = formatted(row["busy"] / row["seconds"] if row["seconds"] else None, ".2f")
+    shape = row["shape"] if len(row["shape"]) <= 40 else row["shape"][:39] + "\N{HORIZONTAL ELLIPSIS}"
+    words = [row["opcode"], row["part"], row["direction"], row["where"], shape]
+    return [*words, f"{1e3 * row['seconds']:.1f}", f"{row['times']:g}", busy]
 
 
-def _figure(title: str, description: str, keys: str, draw: Callable[[Any], None], rows: int) -> str:
-    label = text(f"{title}. {description}")
-    height = 0.75 + 0.34 * rows
-    drawings = svg(draw, (10.6, height), label, "wide") + svg(draw, (5.0, height), label, "narrow")
-    return f"<figure class=lead-plot><figcaption><b>{text(title)}</b>{keys}</figcaption>{drawings}</figure>"
+def _bars(title: str, values: Sequence[str], keys: Mapping[str, str], draw: Any) -> Figure:
+    """Return a figure of horizontal bars, one for each of the values in words."""
+    return Figure(title, draw, f"{title}. {'; '.join(values)}", keys, across=True, height=0.75 + 0.34 * len(values))
 
 
 def _beside(axes: Any, at: float, place: int, label: str) -> None:
@@ -178,8 +157,3 @@ def _categories(axes: Any, names: Sequence[str]) -> None:
     axes.grid(visible=True, axis="x")
     axes.xaxis.set_major_locator(ticks(6))
     axes.xaxis.set_major_formatter(thousands)
-
-
-def _formulas() -> str:
-    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(meaning)}</td></tr>" for name, meaning in FORMULAS.items())
-    return f"<table>{rows}</table>"

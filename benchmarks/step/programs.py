@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import time
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.core import timing
+from benchmarks.core.memory import Memory, planned
 from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
@@ -74,21 +76,6 @@ class Variant:
         return jax.devices()[:count]
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that one run of a program needs on each device, as XLA planned them."""
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    reused: int
-    """Bytes of the outputs that take the place of arguments."""
-
-    @property
-    def peak(self) -> int:
-        return self.arguments + self.outputs + self.temporaries - self.reused
-
-
 class Step:
     """A case under a variant: first `compile` it, then `start` from parameters, then `run` repeatedly."""
 
@@ -115,17 +102,14 @@ class Step:
     def compile(self) -> dict[str, float]:
         """Compile it for its shapes, without allocating arrays; return "lower_seconds" and "compile_seconds"."""
         with jax.set_mesh(self.mesh):
-            began = time.perf_counter()
-            lowered = self._jitted.lower(self._parts.shapes, self._batch)
-            between = time.perf_counter()
-            self.compiled = lowered.compile()
-        return {"lower_seconds": between - began, "compile_seconds": time.perf_counter() - between}
+            self.compiled, spent = timing.compile_cold(self._jitted, self._parts.shapes, self._batch)
+        return spent
 
     @property
     def state_bytes(self) -> int:
         """Return the bytes of its state on each device."""
         leaves = jax.tree.leaves(self._parts.shapes)
-        return sum(leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
     @property
     def bytes_read(self) -> int:
@@ -135,13 +119,9 @@ class Step:
 
     @property
     def memory(self) -> Memory:
-        stats = self.compiled.memory_analysis()
-        return Memory(
-            arguments=stats.argument_size_in_bytes,
-            outputs=stats.output_size_in_bytes,
-            temporaries=stats.temp_size_in_bytes,
-            reused=stats.alias_size_in_bytes,
-        )
+        stats = planned(self.compiled)
+        assert stats is not None
+        return stats
 
     def start(self, params: Any) -> None:
         """Initialize the state from parameters, which are copied."""
@@ -283,10 +263,3 @@ def _placed(function: Callable[[Any], Any], shardings: Any, step: Step) -> Calla
     """Return `function` of parameters on one device, with its result sharded over the mesh."""
     jitted = jax.jit(function, out_shardings=shardings)
     return lambda params: jitted(jax.device_put(params, step._everywhere))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for axis in shape:
-        total *= axis
-    return total

@@ -2,49 +2,18 @@
 
 import dataclasses
 import itertools
-from typing import Any, get_args
+from typing import Any
 
 from benchmarks.core import bench_command
-from benchmarks.step.cases import Case, Mode, case
+from benchmarks.step.cases import Case, case
+from benchmarks.step.options import Settings
 from benchmarks.step.programs import Variant
-from zoo.configs import Implementation, Remat
 from zoo.errors import BadInput
 
 OURS = "jax-zoo"
 """Name of our own programs beside their peers."""
-AXES = {
-    "layers": ("scan", "unroll"),
-    "remat": get_args(Remat),
-    "precision": ("float32", "bfloat16"),
-    "attention": get_args(Implementation),
-}
-"""Options of a variant -> their values; meshes are written as axes."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of the command; an empty or None field takes the default of the model's family or of the machine."""
-
-    models: tuple[str, ...] = ()
-    mode: Mode = "train"
-    batch: int | None = None
-    length: int | None = None
-    source_length: int | None = None
-    dropout: bool = False
-    layers: tuple[str, ...] = ("scan", "unroll")
-    remat: tuple[str, ...] = ("none",)
-    precision: tuple[str, ...] = ()
-    attention: tuple[str, ...] = ("auto",)
-    mesh: tuple[str, ...] = ("data=1",)
-    peers: bool = False
-    profile: bool = False
-    rounds: int | None = None
-    budget: float | None = None
-    """Seconds of rounds for each program of a model, instead of a number of rounds."""
-    cell_seconds: float = 60.0
-    repeats: int = 1
-
-
+WAYS = tuple(field.name for field in dataclasses.fields(Variant))
+"""Options of a variant."""
 BUDGET = 20.0
 """Default seconds of rounds for each program."""
 
@@ -57,10 +26,7 @@ def resolved(settings: Settings, backend: str) -> Settings:
     """
     if not settings.models:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
-    for name, choices in AXES.items():
-        for value in getattr(settings, name):
-            bench_command.check_choice(name, value, choices)
-    for name in (*AXES, "mesh"):
+    for name in WAYS:
         if not getattr(settings, name) and name != "precision":
             raise BadInput(f"--{name}: has no value; name one or more, or leave the option out")
     bench_command.check_numbers(settings, "batch", "length", "source_length", "rounds", "budget", "cell_seconds", "repeats")
@@ -83,8 +49,8 @@ def cases(settings: Settings) -> list[Case]:
 
 def variants(settings: Settings) -> list[Variant]:
     """Return all requested ways of computing; the first one is the unit of ratios."""
-    axes = [getattr(settings, name) for name in (*AXES, "mesh")]
-    return list(dict.fromkeys(Variant(**dict(zip((*AXES, "mesh"), values, strict=True))) for values in itertools.product(*axes)))
+    values = [getattr(settings, name) for name in WAYS]
+    return list(dict.fromkeys(Variant(**dict(zip(WAYS, chosen, strict=True))) for chosen in itertools.product(*values)))
 
 
 def key(case: Case, variant: Variant, settings: Settings) -> dict[str, Any]:
@@ -94,13 +60,8 @@ def key(case: Case, variant: Variant, settings: Settings) -> dict[str, Any]:
 
 def peer_key(case: Case, name: str, precision: str, settings: Settings) -> dict[str, Any]:
     """Return the key of a cell of a peer, which has its own way of computing."""
-    return {
-        **_of(case, settings),
-        "program": name,
-        **dataclasses.asdict(Variant(precision=precision)),
-        "layers": "",
-        "attention": "",
-    }
+    variant = Variant(precision=precision, layers="", attention="")
+    return {**_of(case, settings), "program": name, **dataclasses.asdict(variant)}
 
 
 def unit(settings: Settings) -> dict[str, Any]:

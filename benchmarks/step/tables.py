@@ -1,17 +1,23 @@
-"""The results of `zoo bench step` as text: tables by model for the terminal and in Markdown, and every number as CSV."""
+"""The results of `zoo bench step` as text: a table for each model, and for each profile."""
 
 import collections
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from benchmarks.attention import tables
 from benchmarks.core.result_files import Results
-from benchmarks.core.tables import SEVERITY, machine_line, merged, seconds_text
+from benchmarks.core.tables import (
+    Block,
+    Heading,
+    Table,
+    formatted,
+    gigabytes,
+    machine_line,
+    merged,
+    percentiles_text,
+    seconds_text,
+    timed,
+)
+from benchmarks.core.tables import notes as notes_of
 from benchmarks.step import time_breakdown
 from benchmarks.step.settings import OURS
 
@@ -67,43 +73,29 @@ def models(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
     return groups
 
 
-def line(cell: Mapping[str, Any]) -> list[str]:
-    """Return a row of a table: see `head`."""
+def line(cell: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
+    """Return a row of a table: see `head`.
+
+    Args:
+        narrow: whether half of the distance between the percentiles, relative to the median, takes their place.
+    """
     name = name_of(cell["key"])
-    memory = cell.get("memory", cell.get("resident"))
-    tail = [gigabytes(memory), _told(cell.get("compile_seconds"), "{:.1f}"), _told(cell.get("first_step_seconds"), "{:.1f}")]
+    seconds = (formatted(cell.get(column), ".1f") for column in ("compile_seconds", "first_step_seconds"))
+    tail = [gigabytes(cell.get("memory", cell.get("resident"))), *seconds]
     if cell["state"] != "timed":
         between = [""] * (len(head(cell["key"]["mode"])) - 2 - len(tail))
         return [name, "-" if cell["state"] == "skipped" else cell["state"].upper(), *between, *tail]
-    low, high = (seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
-    row = [name, seconds_text(cell["seconds"]), f"{low} .. {high}", _told(cell["ratio"], "{:.2f}")]
-    return [*row, f"{cell['tokens_per_s']:,.0f}", *_bounds(cell), *tail]
+    spread = (cell["seconds_p80"] - cell["seconds_p20"]) / 2 / cell["seconds"]
+    row = [name, seconds_text(cell["seconds"]), f"{spread:.1%}" if narrow else percentiles_text(cell)]
+    return [*row, formatted(cell["ratio"], ".2f"), f"{cell['tokens_per_s']:,.0f}", *_bounds(cell), *tail]
 
 
 def _bounds(cell: Mapping[str, Any]) -> list[str]:
     """Return the cells of the columns for the bound of a step."""
     if cell["key"]["mode"] != "decode":
-        return [_told(cell.get("mfu") or cell.get("of_matrix_rate"), "{:.0%}")]
-    speed = cell.get("bytes_per_s")
-    return [gigabytes(cell.get("bytes")), _told(speed and speed / 1e9, "{:.1f}"), _told(cell.get("of_copy_rate"), "{:.0%}")]
-
-
-def gigabytes(size: float | int | None) -> str:
-    """Return a number of bytes in GB or MB."""
-    if size is None:
-        return ""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _narrow(cell: Mapping[str, Any]) -> list[str]:
-    """Return a row for the terminal, with half of the distance between the percentiles, relative to the median, as its spread."""
-    row = line(cell)
-    spread = (cell["seconds_p80"] - cell["seconds_p20"]) / 2 / cell["seconds"] if row[2] else 0.0
-    return [*row[:2], f"{spread:.1%}" if row[2] else "", *row[3:]]
-
-
-def _told(value: float | None, how: str) -> str:
-    return "" if value is None else how.format(value)
+        return [formatted(cell.get("mfu") or cell.get("of_matrix_rate"), ".0%")]
+    speed, share = formatted(cell.get("bytes_per_s"), ".1f", 1e9), formatted(cell.get("of_copy_rate"), ".0%")
+    return [gigabytes(cell.get("bytes")), speed, share]
 
 
 def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -114,8 +106,7 @@ def one_line(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def notes(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the reasons of cells that have no time, or lack a part of their columns."""
-    explained = [cell for cell in sorted(cells, key=lambda cell: SEVERITY.index(cell["state"])) if cell["reason"]]
-    return [f"{name_of(cell['key'])}, {cell['state']}: {cell['reason']}" for cell in explained]
+    return notes_of(cells, name_of)
 
 
 def profiles(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -138,68 +129,28 @@ def profile_lines(profile: Mapping[str, Any]) -> list[list[str]]:
     return [*rows, ["sum", "", "", "", f"{1e3 * total:.1f}", f"{total / profile['seconds']:.1%}", ""]]
 
 
-def show(results: Results) -> None:
-    """Print the tables."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 120
-    for title, cells in models(results.cells).items():
-        console.print(Text(f"\n{title}", "bold"))
-        titles = head(cells[0]["key"]["mode"])
-        console.print(_table((*titles[:2], "spread", *titles[3:]), map(_narrow, cells)))
-        for note in notes(cells):
-            console.print(Text(note, "dim" if ", skipped:" in note else ""), soft_wrap=True)
-        for name, profile in profiles(cells):
-            console.print(Text(f"\nwhere a step of {name} goes", "bold"), Text(f"  {profile_summary(profile)}", "dim"), sep="")
-            console.print(_table(PROFILE_HEAD, profile_lines(profile)))
-    console.print(Text(f"\n{legend(results)}\n{machine_line(results)}", "dim"), soft_wrap=True)
-
-
 def profile_summary(profile: Mapping[str, Any]) -> str:
     """Return the times and clocks of a profile in words."""
     seconds, plain = 1e3 * profile["seconds"], 1e3 * profile["plain"]
     return f"{seconds:.0f} ms a step under the profiler, {plain:.0f} ms without, by the clocks of {profile['clock']}"
 
 
-def _table(head: Sequence[str], rows: Any) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for place, title in enumerate(head):
-        table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
-    for row in rows:
-        table.add_row(*(Text(text, "bold red" if text in ("WRONG", "FAILED") else "") for text in row))
-    return table
-
-
-def markdown(results: Results) -> str:
-    """Return table.md."""
-    blocks = ["# Steps", "Made by `zoo bench step`.", machine_line(results)]
-    if explanation := legend(results):
-        blocks.append(f"{explanation[0].upper()}{explanation[1:]}.")
+def blocks(results: Results, *, terminal: bool) -> list[Block]:
+    """Return the report; on a terminal with narrower tables."""
+    explanation = legend(results)
+    content: list[Block] = [machine_line(results), f"{explanation[:1].upper()}{explanation[1:]}." if explanation else ""]
     for title, cells in models(results.cells).items():
-        blocks += [f"## {title}", _markdown(head(cells[0]["key"]["mode"]), list(map(line, cells)))]
-        if reasons := notes(cells):
-            blocks.append("\n".join(f"- {note}" for note in reasons))
+        titles = list(head(cells[0]["key"]["mode"]))
+        if terminal:
+            titles[2] = "spread"
+        content += [Heading(title), Table(titles, [line(cell, narrow=terminal) for cell in cells]), notes(cells)]
         for name, profile in profiles(cells):
-            blocks.append(f"Where a step of {name} goes: {profile_summary(profile)}.")
-            blocks.append(_markdown(PROFILE_HEAD, profile_lines(profile)))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
-
-
-def csv(results: Results) -> str:
-    """Return table.csv: a line for each cell of each process, with every column that has a single value."""
-    plain = [
-        {name: value for name, value in cell.items() if name == "key" or not isinstance(value, dict)} for cell in results.cells
-    ]
-    return tables.csv(dataclasses.replace(results, cells=plain))
+            content.append(f"Where a step of {name} goes: {profile_summary(profile)}.")
+            content.append(Table(PROFILE_HEAD, profile_lines(profile)))
+    return content
 
 
 def fastest(cells: Sequence[Mapping[str, Any]], precision: str) -> Mapping[str, Any] | None:
     """Return our fastest cell of a model in a precision."""
-    timed = [cell for cell in cells if cell["state"] == "timed" and cell["key"]["program"] == OURS]
-    timed = [cell for cell in timed if cell["key"]["precision"] == precision]
-    return min(timed, key=lambda cell: cell["seconds"], default=None)
+    candidates = [cell for cell in timed(cells) if cell["key"]["program"] == OURS and cell["key"]["precision"] == precision]
+    return min(candidates, key=lambda cell: cell["seconds"], default=None)

@@ -77,9 +77,9 @@ def make_deadly(patch: pytest.MonkeyPatch, die: Callable[[], Any]) -> None:
         patch.setattr(owner, name, planted)
 
     shrink(patch)
-    patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
+    patch.setattr(measure_row, "_check_cases", lambda *_: None)
     patch.setattr(bench, "BASE", {"length": 8, "layers": 1, "width": 32, "devices": 1})
     skipped = {"state": "skipped", "reason": "not here"}
-    patch.setattr(bench, "_devices", lambda settings, counts, watch: dict.fromkeys(counts, skipped))
+    patch.setattr(bench, "_devices", lambda settings, keys, watch: [{"key": key, **skipped} for key in keys])
     plant(measure_row, "_first_call", lambda trial, *_: trial.name == "xla" and trial.key["keys"] == 24)
     plant(programs.Step, "compile", lambda step: step.variant.layers == "scan" and step.case.config.layers == 2)

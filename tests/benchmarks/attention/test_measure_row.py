@@ -15,6 +15,7 @@ from benchmarks.attention import cost_model, measure_row, torch_peer
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.attention.settings import Row, Settings
 from benchmarks.core import trials
+from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
 from zoo.attention import attention
 from zoo.attention.kernels import blocked
@@ -48,7 +49,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
 
 def unchecked(patch: pytest.MonkeyPatch) -> None:
     """Leave out the comparison with float64."""
-    patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
+    patch.setattr(measure_row, "_check_cases", lambda *_: None)
 
 
 def measured(
@@ -63,7 +64,7 @@ def measured(
 
 def test_a_right_implementation_is_timed(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is the device's where the profiler gives it; rates follow from it, and the ratio is of wall times."""
-    monkeypatch.setattr(measure_row.device_time, "measured", lambda programs: {"planted": 1e-9})
+    monkeypatch.setattr(measure_row.device_time, "measured", lambda programs: {identity(TINY.key("planted")): 1e-9})
     plant(blocked.blocked)
     cells = measured()
     xla, cell = cells["xla"], cells["planted"]
@@ -141,8 +142,8 @@ def test_zeros_are_no_attention_over_long_rows() -> None:
     bound = measure_row.DISTANCE_BOUNDS["bfloat16"]
     first_only = np.where(np.arange(16384)[None, :, None, None] < 1, causal, 0)
     for ours, theirs in ((0 * long, long), (first_only, causal)):
-        assert measure_row._distance([ours], [theirs]) > bound
-    assert measure_row._distance([1.004 * causal], [causal]) < bound
+        assert measure_row._distance(ours, theirs) > bound
+    assert measure_row._distance(1.004 * causal, causal) < bound
 
 
 def test_a_failure_ends_one_cell(plant: Plant) -> None:

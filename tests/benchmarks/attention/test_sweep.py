@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.attention import measure_row, tables
-from benchmarks.attention import page as attention_page
+from benchmarks.attention import measure_row, sweep, tables
 from benchmarks.attention.problems import Shape
 from benchmarks.attention.settings import Row
 from benchmarks.core import result_files
@@ -30,7 +29,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         steps.hurry(patch)
         # `test_measure_row` has the comparison with float64.
-        patch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
+        patch.setattr(measure_row, "_check_cases", lambda *_: None)
         yield
 
 
@@ -103,5 +102,5 @@ def test_tables_say_what_is_wrong(swept: Path) -> None:
     wrong = {"key": TINY.key("planted"), "state": "wrong", "reason": "it is <off>", "process": 0}
     assert tables.cell_text(wrong) == "WRONG"
     results = dataclasses.replace(result_files.read(swept), cells=[wrong])
-    assert "planted, wrong: it is <off> (1 cell)" in tables.markdown(results)
-    assert "it is &lt;off&gt;" in attention_page.render(results)
+    assert "planted, wrong: it is <off> (1 cell)" in sweep.BENCHMARK.markdown(results)
+    assert "it is &lt;off&gt;" in sweep.BENCHMARK.page(results)

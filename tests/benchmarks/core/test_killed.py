@@ -80,7 +80,7 @@ def test_a_run_that_a_signal_stops_died_of_nothing(
     """As often as a death would count; and the signals of whoever started it are as before."""
     honest, before = blocked.blocked, signal.getsignal(number)
     steps.hurry(monkeypatch)
-    monkeypatch.setattr(measure_row, "_checked", lambda *_: ("", "", {}))
+    monkeypatch.setattr(measure_row, "_check_cases", lambda *_: None)
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)

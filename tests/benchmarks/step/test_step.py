@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import result_files, timing, trials
-from benchmarks.core.bench_command import Request
+from benchmarks.core.options import Output
 from benchmarks.step import bench, cases, model_runner, peers, programs
 from benchmarks.step import settings as step_settings
 from benchmarks.step.peers import Kind, Peer, PeerFailed
@@ -45,7 +45,7 @@ def settings(*models: str, **changes: Any) -> Settings:
 
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Measure, and return the cells by the names of their programs."""
-    bench.main(settings(*models, **changes), Request([], str(folder), json=True))
+    bench.main(settings(*models, output=Output(str(folder), json=True), **changes), [])
     return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read(folder).cells}
 
 

@@ -1,10 +1,40 @@
-"""Memory that this process may still allocate."""
+"""Memory that a compiled program needs, and that this process may still allocate."""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one run of a program needs on each device, as XLA planned them."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    reused: int
+    """Bytes of the outputs that take the place of arguments."""
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.outputs + self.temporaries - self.reused
+
+
+def planned(compiled: Any) -> Memory | None:
+    """Return the memory of a compiled program; None if the backend does not report it."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        reused=stats.alias_size_in_bytes,
+    )
 
 
 def free() -> int:
