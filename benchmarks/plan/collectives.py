@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.hlo.module import COLLECTIVE_OPS, Array, Instruction, Module, Run
+from benchmarks.hlo.module import COLLECTIVES, Array, Instruction, Module, Run
 
 Groups = frozenset[frozenset[int]]
 
@@ -57,16 +58,21 @@ class Collective:
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.members - 1) / self.members
 
 
-def total_by_axes(found_collectives: Iterable[Collective]) -> list[CollectiveTotal]:
+def total_by_axes(collectives: Iterable[Collective]) -> list[CollectiveTotal]:
     """Return the sums by kind and axes, the most bytes first."""
-    sums: dict[tuple[str, str, int], list[float]] = {}
-    for collective in found_collectives:
-        total = sums.setdefault((collective.kind, collective.axes, collective.members), [0.0, 0.0, 0.0])
-        for place, value in enumerate((1, collective.bytes, collective.bytes_sent)):
-            total[place] += collective.run.times * value
+    alike: defaultdict[tuple[str, str, int], list[Collective]] = defaultdict(list)
+    for collective in collectives:
+        alike[collective.kind, collective.axes, collective.members].append(collective)
     rows = [
-        CollectiveTotal(kind=kind, axes=axes, members=members, count=count, bytes=size, bytes_sent=bytes_sent)
-        for (kind, axes, members), (count, size, bytes_sent) in sums.items()
+        CollectiveTotal(
+            kind=kind,
+            axes=axes,
+            members=members,
+            count=sum(one.run.times for one in group),
+            bytes=sum(one.run.times * one.bytes for one in group),
+            bytes_sent=sum(one.run.times * one.bytes_sent for one in group),
+        )
+        for (kind, axes, members), group in alike.items()
     ]
     return sorted(rows, key=lambda row: -row.bytes_sent)
 
@@ -77,31 +83,32 @@ def find_collectives(module: Module, sizes: Mapping[str, int]) -> list[Collectiv
     The devices of the mesh are numbered with the last axis fastest.
     """
     axes = _axes(sizes)
-    found_collectives, begun = [], set()
+    collectives, begun = [], set()
     for run in module.runs():
-        for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            if instruction.op not in COLLECTIVE_OPS:
+        for instruction in run.instruction.inside():
+            if instruction.opcode not in COLLECTIVES:
                 continue
             name, members, groups = _axes_and_groups(instruction, sizes, axes)
-            inside = computation is not run.computation
             # On a TPU several fusions may continue one collective, and each of them names it again: they form a chain.
-            chain = re.findall(r'channel_id=\d+|chain_id="\d+"', instruction.rest)
-            channel = (run.loop, *chain) if len(chain) == 2 else (run.instruction.name, instruction.name)
+            chain = instruction.attribute("channel_id"), instruction.attribute("chain_id")
+            channel = (run.loop, *chain) if all(chain) else (run.instruction.name, instruction.name)
             if members > 1 and channel not in begun:
                 begun.add(channel)
                 # The result of an asynchronous start includes its operands; the operands are always exactly the data sent.
-                arrays = tuple(array for operand in computation.operands_of(instruction) for array in operand.arrays)
-                kind, size = instruction.op.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
-                if kind == "all-reduce" and inside and _is_scattered(run.instruction, arrays, members):
+                arrays = tuple(array for operand in instruction.operands for array in operand.arrays)
+                kind, size = instruction.opcode.removesuffix("-start"), sum((array.bytes for array in arrays), 0.0)
+                if kind == "all-reduce" and _is_scattered(run.instruction, arrays, members):
                     kind = "reduce-scatter"
                 size = size * members if kind == "all-gather" else size
-                found_collectives.append(Collective(run, kind, name, members, size, arrays, groups))
-    return found_collectives
+                collectives.append(Collective(run, kind, name, members, size, arrays, groups))
+    return collectives
 
 
-def _is_scattered(fusion: Instruction, arrays: Iterable[Array], members: int) -> bool:
-    """Return whether each device keeps only its own part of a sum: a TPU writes a reduce-scatter in this way."""
-    return members * sum(array.elements for array in fusion.arrays) == sum(array.elements for array in arrays)
+def _is_scattered(instruction: Instruction, arrays: Iterable[Array], members: int) -> bool:
+    """Return whether a fusion with a sum keeps only the device's own part of it: a TPU writes a reduce-scatter in this way."""
+    return instruction.opcode == "fusion" and members * sum(array.elements for array in instruction.arrays) == sum(
+        array.elements for array in arrays
+    )
 
 
 def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
@@ -112,10 +119,15 @@ def _axes(sizes: Mapping[str, int]) -> dict[Groups, str]:
     for count in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, count):
             places = [list(sizes).index(name) for name in chosen]
-            moved = np.moveaxis(numbers, places, range(-count, 0))
-            rows = moved.reshape(-1, math.prod(sizes[name] for name in chosen))  # [groups, members]
-            axes_by_groups.setdefault(frozenset(frozenset(row) for row in rows.tolist()), " x ".join(chosen))
+            axes_by_groups.setdefault(_groups_along(numbers, places), " x ".join(chosen))
     return axes_by_groups
+
+
+def _groups_along(numbers: np.ndarray, axes: Sequence[int]) -> Groups:
+    """Return the groups of numbers that differ only in their places along some axes of an array."""
+    moved = np.moveaxis(numbers, axes, range(-len(axes), 0))
+    rows = moved.reshape(-1, math.prod(numbers.shape[axis] for axis in axes))  # [groups, members]
+    return frozenset(frozenset(row) for row in rows.tolist())
 
 
 AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
@@ -123,9 +135,9 @@ AxesAndGroups = tuple[str, int, tuple[tuple[int, ...], ...]]
 
 
 def _axes_and_groups(instruction: Instruction, sizes: Mapping[str, int], axes: Mapping[Groups, str]) -> AxesAndGroups:
-    if instruction.op.startswith("collective-permute"):
+    if instruction.opcode.startswith("collective-permute"):
         return _permutation_axes(instruction, sizes)
-    groups = groups_of(instruction.rest, math.prod(sizes.values()))
+    groups = groups_of(instruction.attributes, math.prod(sizes.values()))
     members, listed = max(map(len, groups)), tuple(sorted(tuple(sorted(group)) for group in groups))
     if groups in axes:
         return axes[groups], members, listed
@@ -137,9 +149,7 @@ def _axes_and_groups(instruction: Instruction, sizes: Mapping[str, int], axes: M
 
 def _permutation_axes(instruction: Instruction, sizes: Mapping[str, int]) -> AxesAndGroups:
     """Return the axes along which the partners of a permutation differ."""
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.rest)
-    numbers = [int(number) for number in re.findall(r"\d+", pairs[1])] if pairs else []
-    ends = np.array(numbers).reshape(-1, 2).T
+    ends = np.array(instruction.integers("source_target_pairs"), int).reshape(-1, 2).T
     if not ends.size or (ends[0] == ends[1]).all():
         return OTHER, 1, ()
     source, target = (np.array(np.unravel_index(end, tuple(sizes.values()))) for end in ends)
@@ -158,8 +168,7 @@ def groups_of(attributes: str, count: int) -> Groups:
     if match := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
         return frozenset(frozenset(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", match[1]))
     if match := re.search(r"replica_groups=\[([\d,]+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
-        rows = _iota(match[2]).reshape(_integers(match[1]))
-        return frozenset(frozenset(row) for row in rows.tolist())
+        return _groups_along(_iota(match[2]).reshape(_integers(match[1])), [1])
     pattern = r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}"
     if match := re.search(pattern, attributes):
         return _mesh_groups(match[1], match[2], match[3])
@@ -179,9 +188,7 @@ def _mesh_groups(axes: str, order: str | None, along: str) -> Groups:
             before = int(pre or 1)
             shape += [(before, False), (int(taken), True), (size // (before * int(taken)), False)]
     array = numbers.reshape([size for size, _ in shape])
-    moved = [place for place, (_, chosen) in enumerate(shape) if chosen]
-    rows = np.moveaxis(array, moved, range(-len(moved), 0)).reshape(-1, math.prod(shape[place][0] for place in moved))
-    return frozenset(frozenset(row) for row in rows.tolist())
+    return _groups_along(array, [place for place, (_, chosen) in enumerate(shape) if chosen])
 
 
 def _iota(text: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hlo.module import COLLECTIVE_OPS, Array, Computation, Instruction, Module, Run
+from benchmarks.hlo.module import COLLECTIVES, Array, Computation, Instruction, Module, Run
 from zoo.attention.attention import Call
 
 FREE = {
@@ -49,10 +49,10 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
     products = moved = 0.0
     kernels: list[Run] = []
     for run in module.runs():
-        moved += run.times * _Traffic(module, on_chip).of(run)
-        for instruction, computation in ((run.instruction, run.computation), *module.inside(run.instruction)):
-            products += run.times * _flops(instruction, computation)
-            if instruction.op == "custom-call" and _gemm(instruction) is None and _KERNELS.search(_call_target(instruction)):
+        moved += run.times * _Traffic(on_chip).of(run.instruction)
+        for instruction in run.instruction.inside():
+            products += run.times * _flops(instruction)
+            if _gemm(instruction) is None and _KERNELS.search(instruction.attribute("custom_call_target")):
                 kernels.append(dataclasses.replace(run, instruction=instruction))
     inside, unknown = _kernel_flops(kernels, calls, devices)
     return Work(products=products, kernels=inside, bytes=moved, unknown=unknown)
@@ -61,65 +61,49 @@ def work(module: Module, calls: Sequence[Call], devices: int, *, on_chip: bool =
 # --- FLOPs ----------------------------------------------------------------------------------------------------------------------
 
 
-def _flops(instruction: Instruction, computation: Computation) -> float:
-    if instruction.op == "dot":
-        contracted = _numbers(instruction.rest, "lhs_contracting_dims")
-        return _product(instruction, computation, contracted)
-    if instruction.op == "convolution":
-        return _convolution(instruction, computation)
-    if instruction.op == "custom-call" and (gemm := _gemm(instruction)) is not None:
-        return _product(instruction, computation, gemm)
-    return 0.0
-
-
-def _product(instruction: Instruction, computation: Computation, contracted: Sequence[int]) -> float:
-    left = computation.operands_of(instruction)[0].arrays[0]
+def _flops(instruction: Instruction) -> float:
+    if instruction.opcode == "convolution":
+        return _convolution(instruction)
+    contracted = _gemm(instruction) if instruction.opcode != "dot" else instruction.integers("lhs_contracting_dims")
+    if contracted is None:
+        return 0.0
+    left = instruction.operands[0].arrays[0]
     return 2.0 * instruction.arrays[0].elements * math.prod(left.shape[axis] for axis in contracted)
 
 
 def _gemm(instruction: Instruction) -> Sequence[int] | None:
     """Return the contracted axes of the left operand of a library call for a matrix product; None for another call."""
-    match = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.rest)
-    return [int(axis) for axis in json.loads(match[1])] if match else None
+    match = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
+    return [int(axis) for axis in json.loads(match[1])] if match and instruction.opcode == "custom-call" else None
 
 
-def _convolution(instruction: Instruction, computation: Computation) -> float:
+def _convolution(instruction: Instruction) -> float:
     """Return the FLOPs of a convolution, in which form a TPU has its matrix products.
 
     Window positions outside of the array, or between its dilated elements, are not multiplied: they encode a batch of products.
     """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
-    operands = computation.operands_of(instruction)
-    if labels is None or len(operands) < 2:
-        return 0.0
-    left, right = (operand.arrays[0].shape for operand in operands[:2])
-    lhs, kernel, result = labels.groups()
+    left, right = (operand.arrays[0].shape for operand in instruction.operands[:2])
+    lhs, kernel, result = re.split("_|->", instruction.attribute("dim_labels"))
     out = instruction.arrays[0].shape
-    groups = _number(instruction.rest, "feature_group_count")
-    batches = _number(instruction.rest, "batch_group_count")
+    groups, batches = (int(instruction.attribute(f"{name}_group_count") or 1) for name in ("feature", "batch"))
     fused = left[lhs.index("f")] / groups * out[result.index("f")] * left[lhs.index("b")] / batches
-    window = _window(instruction.rest)
+    # The low side of the padding counts: how far a window begins before the array.
+    window = {
+        name: [int(value.partition("_")[0]) for value in values.split("x")]
+        for name, values in re.findall(r"(\w+)=(\S+)", instruction.attribute("window"))
+    }
     for axis, letter in enumerate(sorted(set(kernel) - {"i", "o"})):
         fused *= _places(
             left[lhs.index(letter)],
             right[kernel.index(letter)],
             out[result.index(letter)],
-            *(window[name][axis] if axis < len(window[name]) else default for name, default in _WINDOW.items()),
+            *(window[name][axis] if name in window else default for name, default in _WINDOW.items()),
         )
     return 2.0 * fused
 
 
 _WINDOW = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
-
-
-def _window(rest: str) -> dict[str, list[int]]:
-    text = re.search(r"window=\{([^}]*)\}", rest)
-    numbers: dict[str, list[int]] = {name: [] for name in _WINDOW}
-    for name, values in re.findall(r"(\w+)=(\S+)", text[1] if text else ""):
-        if name in numbers:
-            # The low side of the padding: how far a window begins before the array.
-            numbers[name] = [int(value.split("_")[0]) for value in values.split("x")]
-    return numbers
+"""Fields of a window and their values where they are not printed."""
 
 
 def _places(size: int, kernel: int, out: int, stride: int, pad: int, spread: int, dilation: int) -> int:
@@ -133,11 +117,6 @@ _KERNELS = re.compile("cudnn|cublas|triton|mosaic|tpu_custom_call")
 and the plan reports it."""
 
 
-def _call_target(instruction: Instruction) -> str:
-    match = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
-    return match[1] if match else ""
-
-
 def _kernel_flops(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -> tuple[float, tuple[str, ...]]:
     """Return (FLOPs in kernels, targets of kernels that belong to no call).
 
@@ -148,12 +127,12 @@ def _kernel_flops(kernels: Sequence[Run], calls: Sequence[Call], devices: int) -
     total, unknown = 0.0, set()
     backward: dict[tuple[str, str], dict[Any, float]] = {}
     for run in kernels:
-        origin = run.instruction.origin
+        origin = run.instruction.op_name
         scope = next((part for part in re.split(r"[/()]", origin) if part in flops), None)
         if scope is None:
-            unknown.add(_call_target(run.instruction))
+            unknown.add(run.instruction.attribute("custom_call_target"))
         elif _is_backward(origin, scope):
-            alike = backward.setdefault((scope, run.computation.name), {})
+            alike = backward.setdefault((scope, run.computation), {})
             # Copies of a kernel return the same arrays, in whatever memory space.
             kernel = origin, tuple((array.dtype, array.shape) for array in run.instruction.arrays)
             alike[kernel] = alike.get(kernel, 0.0) + run.times
@@ -177,56 +156,54 @@ def _is_backward(origin: str, scope: str) -> bool:
 class _Traffic:
     """Counts the bytes that move between a device and its memory."""
 
-    module: Module
     on_chip: bool
 
-    def of(self, run: Run) -> float:
+    def of(self, instruction: Instruction) -> float:
         """Return the bytes read and written by an instruction."""
-        instruction, computation = run.instruction, run.computation
-        if instruction.op in FREE or instruction.op.endswith(("-done", "-update")) or instruction.op in COLLECTIVE_OPS:
+        opcode, operands = instruction.opcode, instruction.operands
+        if opcode in FREE or opcode.endswith(("-done", "-update")) or opcode in COLLECTIVES:
             return 0.0
-        if instruction.op == "custom-call" and _call_target(instruction) in _PLACEHOLDERS:
+        if instruction.attribute("custom_call_target") in _PLACEHOLDERS:
             return 0.0
-        operands = computation.operands_of(instruction)
-        if instruction.op != "fusion":
+        if opcode != "fusion":
             read = sum((self._read(instruction, place, operand) for place, operand in enumerate(operands)), 0.0)
-            return read + self._written(instruction, computation)
-        inner = self.module.computations[instruction.called[0]]
+            return read + self._written(instruction)
+        inner = instruction.called[0]
         pairs = zip(inner.parameters, operands, strict=False)
         read = sum((self._read_inside(inner, parameter, operand) for parameter, operand in pairs), 0.0)
-        return read + (self._written(inner.root, inner) if self._size(instruction) else 0.0)
+        return read + (self._written(inner.root) if self._size(instruction) else 0.0)
 
     def _read(self, user: Instruction, place: int, operand: Instruction) -> float:
         """Return the bytes that an instruction reads of an operand: a slice, or all; the target of an update is not read."""
-        op = user.op.removesuffix("-start")
-        if place == 0 and op in _SLICES:
+        opcode = user.opcode.removesuffix("-start")
+        if place == 0 and opcode in _SLICES:
             return sum((array.bytes for array in _results(user)), 0.0) if self._size(operand) else 0.0
-        return 0.0 if place == 0 and op in _UPDATES else self._size(operand)
+        return 0.0 if place == 0 and opcode in _UPDATES else self._size(operand)
 
     def _read_inside(self, inner: Computation, parameter: Instruction, operand: Instruction) -> float:
         """Return the bytes that a fusion reads of an operand: its slices if it only takes slices, and at most all of it."""
         size, read = self._size(operand), 0.0
-        waiting = [(parameter, user) for user in inner.users[parameter.name]] if size else []
+        waiting = [(parameter, user) for user in inner.users[parameter]] if size else []
         while waiting:
             source, user = waiting.pop()
-            if user.op == "bitcast":
-                waiting += [(user, next_user) for next_user in inner.users[user.name]]
-            elif user.op in (*_SLICES, *_UPDATES) and user.operands[0] == source.name:
-                read += user.bytes if user.op in _SLICES else 0.0
+            if user.opcode == "bitcast":
+                waiting += [(user, next_user) for next_user in inner.users[user]]
+            elif user.opcode in (*_SLICES, *_UPDATES) and user.operands[0] is source:
+                read += user.bytes if user.opcode in _SLICES else 0.0
             else:
                 return size
         return min(size, read)
 
-    def _written(self, instruction: Instruction, computation: Computation) -> float:
+    def _written(self, instruction: Instruction) -> float:
         """Return the bytes that an instruction writes: an in-place update writes only the new part."""
-        operands = computation.operands_of(instruction)
-        if instruction.op == "tuple":
-            return sum((self._written(operand, computation) for operand in operands), 0.0)
-        if instruction.op == "bitcast" and operands:
-            return self._written(operands[0], computation)
-        op = instruction.op.removesuffix("-start")
-        if op in _UPDATES and len(operands) > 1:
-            return self._size(operands[_UPDATES[op]])
+        operands = instruction.operands
+        if instruction.opcode == "tuple":
+            return sum((self._written(operand) for operand in operands), 0.0)
+        if instruction.opcode == "bitcast" and operands:
+            return self._written(operands[0])
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in _UPDATES and len(operands) > 1:
+            return self._size(operands[_UPDATES[opcode]])
         return self._size(instruction)
 
     def _size(self, instruction: Instruction) -> float:
@@ -235,10 +212,10 @@ class _Traffic:
 
 def _results(instruction: Instruction) -> tuple[Array, ...]:
     """Return the arrays that an instruction makes, without the operands and the token that an asynchronous start also lists."""
-    if not instruction.op.endswith("-start"):
+    if not instruction.opcode.endswith("-start"):
         return instruction.arrays
     # A copy is listed before its original, all other results after their operands.
-    first = 0 if instruction.op == "copy-start" else len(instruction.operands)
+    first = 0 if instruction.opcode == "copy-start" else len(instruction.operands)
     return instruction.arrays[first : first + 1]
 
 
@@ -247,13 +224,3 @@ _PLACEHOLDERS = ("AllocateBuffer", "ConcatBitcast")
 _SLICES = ("dynamic-slice", "gather", "slice")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Instructions that change a part of their first operand in place -> the operand that is the new part."""
-
-
-def _numbers(rest: str, name: str) -> list[int]:
-    match = re.search(rf"\b{name}=\{{([\d,]*)\}}", rest)
-    return [int(number) for number in match[1].split(",") if number] if match else []
-
-
-def _number(rest: str, name: str) -> int:
-    match = re.search(rf"\b{name}=(\d+)", rest)
-    return int(match[1]) if match else 1

@@ -28,7 +28,7 @@ from benchmarks.core.trials import (
     run_guarded,
     too_large_reason,
 )
-from benchmarks.hlo import source_map
+from benchmarks.hlo import module
 from benchmarks.step import instruction_times, peers, programs, time_breakdown
 from benchmarks.step.cases import Case
 from benchmarks.step.peers import Peer
@@ -249,7 +249,7 @@ class _Group:
         """Record the time breakdown of a timed program."""
         assert trial.step is not None
         step = self._with_state(trial.step)
-        program, profile = source_map.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
+        program, profile = module.parse(step.compiled.as_text()), instruction_times.profile(step.run, PROFILED)
         breakdown = time_breakdown.break_down(program, profile, training=self.case.mode == "train")
         trial.columns["profile"] = {
             "seconds": breakdown.seconds,

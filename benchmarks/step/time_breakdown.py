@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from benchmarks.core.source_files import own_path
-from benchmarks.hlo.source_map import Instruction, Program
+from benchmarks.hlo.module import Instruction, Module
 from benchmarks.step.instruction_times import Profile
 
 PRODUCTS, ATTENTION, HEAD, NORMS, ACTIVATIONS = "matrix products", "attention", "loss head", "norms", "activations"
@@ -92,7 +92,7 @@ class Parts:
         return sum(row.busy for row in rows) / seconds if seconds else 0.0
 
 
-def break_down(program: Program, profile: Profile, *, training: bool = True) -> Parts:
+def break_down(program: Module, profile: Profile, *, training: bool = True) -> Parts:
     """Return the parts of a profiled program; a step that does not train has no update, all of it is forward."""
     rows = []
     for name, spent in profile.spent.items():
@@ -100,7 +100,7 @@ def break_down(program: Program, profile: Profile, *, training: bool = True) -> 
         if instruction is None:
             rows.append(Row(name, "?", "", "", OTHER, "update", "", spent.seconds, spent.busy, spent.times))
             continue
-        source = program.traced(instruction)
+        source = instruction.located()
         where = next((f"{frame.function}:{frame.line}" for frame in source.frames), "")
         rows.append(
             Row(
@@ -119,23 +119,23 @@ def break_down(program: Program, profile: Profile, *, training: bool = True) -> 
     return Parts(sorted(rows, key=lambda row: -row.seconds), profile.seconds, profile.idle, profile.clock)
 
 
-def part_of(program: Program, instruction: Instruction) -> str:
+def part_of(program: Module, instruction: Instruction) -> str:
     """Return the part that an instruction belongs to; a fusion belongs to the part of its root, unless that only moves data."""
-    opcodes = {inner.opcode for inner in program.inside(instruction)}
+    opcodes = {inner.opcode for inner in instruction.parts}
     if instruction.opcode in LOOPS:
         return OTHER
     if opcodes <= MOVES:
         return MOVEMENT
     if opcodes <= MOVES | {"convert"}:
         return CASTS
-    computing = [inner for inner in reversed(program.inside(instruction)) if inner.opcode not in MOVES]
-    parts = [part for candidate in (program.traced(instruction), *computing) if (part := _part_by_rules(candidate))]
+    computing = [inner for inner in reversed(instruction.parts) if inner.opcode not in MOVES]
+    parts = [part for candidate in (instruction.located(), *computing) if (part := _part_by_rules(candidate))]
     # Computation in the code that stacks layers belongs to the layer.
     part = next((part for part in parts if part != MOVEMENT), next(iter(parts), OTHER))
     return PRODUCTS if part == ELEMENTWISE and opcodes & {"dot", "convolution"} else part
 
 
-def direction_of(program: Program, instruction: Instruction) -> str:
+def direction_of(program: Module, instruction: Instruction) -> str:
     """Return forward, backward (recomputation included) or update; without a name of its own, an instruction has its loop's."""
     within: Instruction | None = instruction
     while within is not None:
@@ -143,7 +143,7 @@ def direction_of(program: Program, instruction: Instruction) -> str:
             return "backward"
         if "jvp(" in within.op_name:
             return "forward"
-        within = program.callers.get(within.name)
+        within = program.callers.get(within)
     return "update"
 
 
@@ -164,13 +164,11 @@ def _part_by_rules(instruction: Instruction) -> str:
     return ""
 
 
-def _opcode_text(program: Program, instruction: Instruction) -> str:
+def _opcode_text(program: Module, instruction: Instruction) -> str:
     """Return the opcode of an instruction; for a fusion, the opcodes that it computes."""
     if instruction.opcode != "fusion":
         return instruction.opcode
-    inside = [inner.opcode for inner in program.inside(instruction) if inner.opcode not in MOVES]
+    inside = [inner.opcode for inner in instruction.parts if inner.opcode not in MOVES]
     return "+".join(dict.fromkeys(inside)) or "+".join(
-        dict.fromkeys(
-            inner.opcode for inner in program.inside(instruction) if inner.opcode not in ("parameter", "constant", "bitcast")
-        )
+        dict.fromkeys(inner.opcode for inner in instruction.parts if inner.opcode not in ("parameter", "constant", "bitcast"))
     )

@@ -67,8 +67,7 @@ dimensions={0}
 def loop_runs(text: str) -> int | None:
     """Return how often the outer loop runs."""
     module = hlo.parse(text)
-    entry = module.computations[module.entry]
-    return module.trip_count(entry.instructions["outer"], entry)
+    return module.trip_count(module.instructions["outer"])
 
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.hlo import module
-from benchmarks.hlo.module import Computation, Instruction
+from benchmarks.hlo.module import Instruction
 from benchmarks.hlo.module import Run as Executed
 from benchmarks.plan import flops_and_bytes, roofline, targets
 from benchmarks.plan.collectives import Collective
@@ -31,8 +31,8 @@ Groups = Sequence[Sequence[int]]
 
 def sending(kind: str, groups: Groups) -> Collective:
     """Make an exchange of 1 GB."""
-    instruction, listed = Instruction("x", kind, (), (), "", "", False), tuple(map(tuple, groups))
-    run = Executed(instruction, Computation("c", {}), 1.0, "")
+    instruction, listed = Instruction("x", kind, "", (), "", ""), tuple(map(tuple, groups))
+    run = Executed(instruction, "c", 1.0, "")
     return Collective(run, kind, "data", max(map(len, listed)), 1e9, (), listed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.core import source_files
-from benchmarks.hlo.source_map import parse
+from benchmarks.hlo.module import parse
 from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
 from tests.support import benchmark_steps as steps
