@@ -25,7 +25,10 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     planned = cache.plan(run, mode, target, fresh=fresh)
     if file:
         _write(Path(file), planned)
-    print(json.dumps(planned.plain(), indent=2) if as_json else text_view.plan_text(planned), end="\n" if as_json else "")
+    if as_json:
+        print(json.dumps(planned.plain(), indent=2))
+    else:
+        text_view.show(text_view.plan_blocks(planned))
     return 0
 
 
@@ -41,7 +44,7 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        print(text_view.search_text(result, top), end="")
+        text_view.show(text_view.search_blocks(result, top))
     return 0
 
 

@@ -1,12 +1,13 @@
-"""Plans as text for a terminal."""
+"""The words and tables of plans, and their order on a terminal; `page` shows the same ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from benchmarks.core.page import Table
 from benchmarks.plan.plan_record import Plan
 
 if TYPE_CHECKING:
@@ -18,14 +19,66 @@ BAR = 28
 """Columns of the bar for a device's full memory."""
 
 
-def plan_text(plan: Plan) -> str:
-    """Return a plan in full, styled if stdout is a terminal."""
-    return _captured(lambda console: _plan(console, plan))
+class Heading(str):
+    """A block that begins a part of the text."""
 
 
-def search_text(result: "SearchResult", top: int) -> str:
+Block = Heading | str | list[str] | Table
+"""A string is a remark, a list of strings has a line for each."""
+
+
+def show(blocks: Sequence[Block]) -> None:
+    """Print blocks."""
+    console = Console(highlight=False, emoji=False, markup=False)
+    console.width = max(console.width, NARROWEST)
+    for block in blocks:
+        if isinstance(block, Table):
+            printed = rich_table.Table(
+                box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(block.head), header_style="dim"
+            )
+            for place, title in enumerate(block.head):
+                printed.add_column(title, justify="left" if place < block.words else "right")
+            for row in block.rows:
+                printed.add_row(*row)
+            console.print(printed)
+        elif isinstance(block, list):
+            console.print(*block, sep="\n", soft_wrap=True)
+        else:
+            console.print(Text(f"\n{block}", "bold" if isinstance(block, Heading) else "dim"), soft_wrap=True)
+
+
+def plan_blocks(plan: Plan) -> list[Block]:
+    """Return a plan in full."""
+    capacity = max(plan.device_memory or 0, plan.total)
+    bars = ["█" * round(BAR * size / capacity) for size in (*memory_parts(plan).values(), plan.total)]
+    sizes = [(name, f"{size:>10}  {bar}") for (name, size), bar in zip(memory(plan).rows, bars, strict=True)]
+    blocks: list[Block] = [
+        Heading(headline(plan)),
+        Table(("", ""), list(inputs(plan).items()), words=2),
+        Heading(f"memory of a device, {verdict(plan)}"),
+        Table(("", ""), sizes, words=2),
+    ]
+    if plan.products is not None:
+        blocks += [Heading("a step of a device, at the published rates"), rates(plan)]
+    blocks.append([bound_sentence(plan)])
+    if plan.collectives:
+        blocks += [Heading("sent in a step"), sent(plan)]
+    if lines := warnings(plan):
+        blocks += [Heading("warnings"), lines]
+    return [*blocks, provenance(plan)]
+
+
+def search_blocks(result: "SearchResult", top: int) -> list[Block]:
     """Return the best `top` plans of a search, and how much of it was done."""
-    return _captured(lambda console: _search(console, result, top))
+    best = result.ranked[:top]
+    rows = []
+    for plan in best:
+        times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
+        bound = "" if plan.bound is None else f"{plan.bound:.1%}"
+        rows.append((axes(plan.mesh), plan.remat, str(plan.accumulate), binary(plan.total), *times, bound))
+    head = ("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound")
+    title = [Heading(f"{headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
+    return [*title, Table(head, rows, words=2), result.summary]
 
 
 def headline(plan: Plan) -> str:
@@ -89,20 +142,30 @@ def warnings(plan: Plan) -> list[str]:
     return [*plan.warnings, *(f"the FLOPs of {name} are not counted" for name in plan.unknown)]
 
 
-def rates(plan: Plan) -> list[tuple[str, str, str]]:
-    """Return (name, amount per device and step, seconds) of compute, memory and interconnect."""
-    if plan.products is None or plan.bytes is None:
-        return []
+def memory(plan: Plan) -> Table:
+    """Return the table of the bytes on a device."""
+    return Table(("", "bytes"), [(name, binary(size)) for name, size in {**memory_parts(plan), "total": plan.total}.items()])
+
+
+def rates(plan: Plan) -> Table:
+    """Return the table of the amounts of a device and step, and of the seconds for them, of compute, memory and interconnect."""
     kernels = f", {decimal(plan.kernels)}FLOP of it in kernels" if plan.kernels else ""
     amounts = {
-        "compute": f"{decimal(plan.products + (plan.kernels or 0))}FLOP{kernels}",
-        "memory": f"{decimal(plan.bytes)}B",
-        "interconnect": f"{decimal(sum(row.bytes_sent for row in plan.collectives))}B",
+        "compute": ("at least", f"{decimal((plan.products or 0) + (plan.kernels or 0))}FLOP{kernels}"),
+        "memory": ("about", f"{decimal(plan.bytes or 0)}B"),
+        "interconnect": ("at least", f"{decimal(sum(row.bytes_sent for row in plan.collectives))}B"),
     }
-    seconds = {name: getattr(plan.times, name) for name in amounts}
-    sure = {"compute": "at least ", "memory": "about ", "interconnect": "at least "}
-    times = {name: _seconds(value) if value is None else sure[name] + _seconds(value) for name, value in seconds.items()}
-    return [(name, amount, times[name]) for name, amount in amounts.items()]
+    rows = [(name, amount, _seconds(getattr(plan.times, name), f"{sure} ")) for name, (sure, amount) in amounts.items()]
+    return Table(("", "a device does", "takes"), rows, words=2)
+
+
+def sent(plan: Plan) -> Table:
+    """Return the table of the collectives of a step."""
+    rows = [
+        (row.kind, row.axes, f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.bytes_sent)}B")
+        for row in plan.collectives
+    ]
+    return Table(("", "axes", "devices", "count", "arrays", "a device sends"), rows, words=2)
 
 
 def binary(count: int | float) -> str:
@@ -121,83 +184,13 @@ def decimal(count: int | float) -> str:
     return f"{count:.3g} "
 
 
-def _plan(console: Console, plan: Plan) -> None:
-    console.print(headline(plan), style="bold")
-    console.print(_pairs(inputs(plan).items()))
-    console.print(f"\nmemory of a device, {verdict(plan)}", style="bold")
-    memory = _table("", "", "")
-    capacity = max(plan.device_memory or 0, plan.total)
-    for name, size in {**memory_parts(plan), "total": plan.total}.items():
-        memory.add_row(name, binary(size), Text("█" * round(BAR * size / capacity), style="dim"))
-    console.print(memory)
-    if table := rates(plan):
-        console.print("\na step of a device, at the published rates", style="bold")
-        steps = _table("", "", "", words=(1,))
-        for name, amount, seconds in table:
-            steps.add_row(name, seconds, Text(amount, style="dim"))
-        console.print(steps)
-    console.print(bound_sentence(plan), soft_wrap=True)
-    if plan.collectives:
-        console.print("\nsent in a step", style="bold")
-        rows = _table("", "axes", "devices", "count", "arrays", "a device sends", words=(1,))
-        for row in plan.collectives:
-            numbers = (f"{row.members:,}", f"{row.count:,.0f}", f"{decimal(row.bytes)}B", f"{decimal(row.bytes_sent)}B")
-            rows.add_row(row.kind, row.axes, *numbers)
-        console.print(rows)
-    if lines := warnings(plan):
-        console.print()
-    for line in lines:
-        console.print(Text.assemble(("warning ", "bold"), line), soft_wrap=True)
-    console.print(f"\n{provenance(plan)}", style="dim", soft_wrap=True)
-
-
 def provenance(plan: Plan) -> str:
     """Return the time of the compilation and the compiler's versions."""
     by = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
     return f"traced and compiled in {plan.seconds:.1f} s by {by}"
 
 
-def _search(console: Console, result: "SearchResult", top: int) -> None:
-    best = result.ranked[:top]
-    if best:
-        console.print(f"{headline(best[0])}: the best of {len(result.ranked)} that fit", style="bold")
-    table = _table("mesh", "remat", "micro", "holds", "compute", "memory", "interconnect", "MFU bound", words=(1,))
-    for plan in best:
-        times = [_seconds(value) for value in (plan.times.compute, plan.times.memory, plan.times.interconnect)]
-        bound = "" if plan.bound is None else f"{plan.bound:.1%}"
-        table.add_row(axes(plan.mesh), plan.remat, str(plan.accumulate), binary(plan.total), *times, bound)
-    console.print(table)
-    console.print(f"\n{result.summary}", style="dim", soft_wrap=True)
-
-
-def _seconds(value: float | None) -> str:
+def _seconds(value: float | None, sure: str = "") -> str:
     if value is None:
         return "not published"
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _table(*heads: str, words: tuple[int, ...] = ()) -> Table:
-    """Return a table with these heads, if any is not empty; the first column and `words` are text, the others numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(heads), header_style="dim")
-    for place, head in enumerate(heads):
-        last = place == len(heads) - 1 and not head
-        table.add_column(head, justify="left" if place == 0 or place in words or last else "right", no_wrap=not last)
-    return table
-
-
-def _captured(show: Callable[[Console], None]) -> str:
-    console = Console(highlight=False, emoji=False, markup=False)
-    console.width = max(console.width, NARROWEST)
-    with console.capture() as text:
-        show(console)
-    # Trailing blanks that fill up columns are removed.
-    return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
+    return sure + (f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms")

@@ -118,19 +118,24 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
     assert len(set(keys)) == len(keys)
 
 
-def test_text_and_page_say_what_was_planned() -> None:
+def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) -> None:
     """Also what is not counted, and what is only an estimate."""
+
+    def printed(plan: Plan) -> str:
+        text_view.show(text_view.plan_blocks(plan))
+        return capsys.readouterr().out
+
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
     numbers = {"device_memory": 80 * 10**9, "times": times, "bound": 0.25, "products": 1e12, "bytes": 6e9}
     described = {"target": "h100:8", "precision": "bfloat16", "unknown": ["strange_kernel"], "warnings": ["all is well"]}
     rated = dataclasses.replace(planned(), **numbers, **described)
-    text, drawn = text_view.plan_text(rated), page.page(rated)
+    text, drawn = printed(rated), page.page(rated)
     assert "MFU is 25.0% at most, bound by interconnect" in text and "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3))
-    assert "MFU is about 25.0%, nothing being cached, bound by memory" in text_view.plan_text(uncached)
-    assert "MFU has no bound here" in text_view.plan_text(planned()) and "<svg" in page.page(planned())
+    assert "MFU is about 25.0%, nothing being cached, bound by memory" in printed(uncached)
+    assert "MFU has no bound here" in printed(planned()) and "<svg" in page.page(planned())
 
 
 @pytest.mark.full
@@ -208,13 +213,14 @@ def test_candidates_are_meshes_that_divide() -> None:
 
 
 @pytest.mark.full
-def test_a_search_continues_where_it_was() -> None:
+def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     """With no time at all it compiles one, and the next search has that one kept."""
     lines: list[str] = []
     result = mesh_search.search(small(), "train", CPU, seconds=0.0, report=lines.append)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.summary
     assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    assert "the best of 1 that fit" in text_view.search_text(result, 10)
+    text_view.show(text_view.search_blocks(result, 10))
+    assert "the best of 1 that fit" in capsys.readouterr().out
 
 
 NOBODY = Distillation(teacher="runs/nobody")
