@@ -163,7 +163,7 @@ class Module:
 
     @functools.cached_property
     def callers(self) -> Mapping[Instruction, Instruction]:
-        """Return instruction -> the fusion or loop that runs the computation it is in."""
+        """Return instruction -> the fusion, loop or conditional that runs the computation it is in."""
         callers = {computation: caller for caller in self.instructions.values() for computation in caller.called}
         return {line: caller for computation, caller in callers.items() for line in computation.instructions.values()}
 

@@ -1,5 +1,6 @@
 """The result of a plan as plain values, which are shown, printed as JSON, and cached."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -82,15 +83,15 @@ def make_plan(program: Program, name: str) -> Plan:
     run, mesh, target = program.run, program.mesh, program.target
     device = target.published
     memory = None if device is None or device.memory is None else int(device.memory)
-    found_collectives: list[Collective] = []
+    sent: list[Collective] = []
     loops: list[str] = []
     work, step_times = None, Times(compute=None, memory=None, interconnect=None)
     if program.text:
         module = hlo.parse(program.text)
         loops = [f"how often {name} runs is not known: it is counted once" for name in module.unknown_loops()]
-        found_collectives = collectives.find_collectives(module, dict(mesh.shape))
+        sent = collectives.find_collectives(module, dict(mesh.shape))
         work = flops_and_bytes.work(module, program.calls, mesh.size, on_chip=target.platform == "tpu")
-        step_times = roofline.times(work, found_collectives, mesh.devices, target, run.precision)
+        step_times = roofline.times(work, sent, mesh.devices, target, run.precision)
     return Plan(
         name=name,
         mode=program.mode,
@@ -114,14 +115,14 @@ def make_plan(program: Program, name: str) -> Plan:
         products=work and work.products,
         kernels=work and work.kernels,
         bytes=work and work.bytes,
-        collectives=collectives.total_by_axes(found_collectives),
+        collectives=collectives.total_by_axes(sent),
         times=step_times,
         bound=roofline.bound(program.flops, step_times, mesh.size, target, run.precision),
         unknown=list(work.unknown) if work else [],
         warnings=[
             *program.remarks,
             *replication_warnings(program.arguments, dict(mesh.shape)),
-            *gather_warnings(found_collectives, program),
+            *gather_warnings(sent, program),
             *loops,
         ],
         seconds=program.seconds,
@@ -140,7 +141,7 @@ def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large:
         # A batch is always divided by rows.
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree if what != "batch" else {}):
             used = {axis for part in leaf.sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
-            device_bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            device_bytes = bytes_per_device(leaf)
             axes = [axis for axis, size in mesh.items() if size > 1 and axis not in used]
             if "data" in axes:
                 replicated[what] = replicated.get(what, 0) + device_bytes
@@ -154,7 +155,7 @@ def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large:
     return messages
 
 
-def gather_warnings(found_collectives: Iterable[Collective], program: Program) -> list[str]:
+def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
     """Return warnings of stacks of layers that are gathered in full, outside of the loop over the layers.
 
     They may be in a loop over micro-batches, so the size of the gathered array decides: within the loop over the layers, it is
@@ -166,13 +167,8 @@ def gather_warnings(found_collectives: Iterable[Collective], program: Program) -
         if any(part.endswith("layers") for part in path.split("/")) and leaf.shape[0] > 1:
             elements = math.prod(leaf.sharding.shard_shape(leaf.shape))
             paths_by_shape.setdefault((leaf.shape[0], elements), []).append(path)
-    return stack_warnings(found_collectives, paths_by_shape)
-
-
-def stack_warnings(found_collectives: Iterable[Collective], paths_by_shape: dict[tuple[int, int], list[str]]) -> list[str]:
-    """Return the warnings, given the paths of stacks by (layers, elements on a device)."""
     messages: dict[str, None] = {}
-    for collective in found_collectives:
+    for collective in sent:
         if collective.kind != "all-gather" or "fsdp" not in collective.axes.removesuffix(PART).split(" x "):
             continue
         for array in collective.arrays:
@@ -194,13 +190,11 @@ def versions(platform: str) -> dict[str, str]:
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found_versions = {}
+    versions_by_package = {}
     for name in names:
-        try:
-            found_versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found_versions
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions_by_package[name] = importlib.metadata.version(name)
+    return versions_by_package
 
 
 GPU_PACKAGES = tuple(f"jax-cuda{version}-{part}" for version in (13, 12) for part in ("plugin", "pjrt"))
