@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.core import tables
 from benchmarks.plan import cache, page, text_view
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan
@@ -28,7 +29,7 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, file: str, fresh: b
     if as_json:
         print(json.dumps(planned.plain(), indent=2))
     else:
-        text_view.show(text_view.plan_blocks(planned))
+        tables.show(text_view.plan_blocks(planned))
     return 0
 
 
@@ -44,7 +45,7 @@ def search(run: run_config.Run, mode: Mode, target: Target, *, minutes: float, t
     if as_json:
         print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
     else:
-        text_view.show(text_view.search_blocks(result, top))
+        tables.show(text_view.search_blocks(result, top))
     return 0
 
 

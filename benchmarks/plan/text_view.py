@@ -1,54 +1,20 @@
 """The words and tables of plans, and their order on a terminal; `page` shows the same ones."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import table as rich_table
-from rich.console import Console
-from rich.text import Text
-
 from benchmarks.core.page import Table
+from benchmarks.core.tables import Block, Heading
 from benchmarks.plan.plan_record import Plan
 
 if TYPE_CHECKING:
     from benchmarks.plan.mesh_search import SearchResult
 
-NARROWEST = 100
-"""Minimum width of tables in columns: a narrower terminal wraps lines, but no number is cut."""
 BAR = 28
 """Columns of the bar for a device's full memory."""
 
 
-class Heading(str):
-    """A block that begins a part of the text."""
-
-
-Block = Heading | str | list[str] | Table
-"""A string is a remark, a list of strings has a line for each."""
-
-
-def show(blocks: Sequence[Block]) -> None:
-    """Print blocks."""
-    console = Console(highlight=False, emoji=False, markup=False)
-    console.width = max(console.width, NARROWEST)
-    for block in blocks:
-        if isinstance(block, Table):
-            printed = rich_table.Table(
-                box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(block.head), header_style="dim"
-            )
-            for place, title in enumerate(block.head):
-                printed.add_column(title, justify="left" if place < block.words else "right")
-            for row in block.rows:
-                printed.add_row(*row)
-            console.print(printed)
-        elif isinstance(block, list):
-            console.print(*block, sep="\n", soft_wrap=True)
-        else:
-            console.print(Text(f"\n{block}", "bold" if isinstance(block, Heading) else "dim"), soft_wrap=True)
-
-
 def plan_blocks(plan: Plan) -> list[Block]:
-    """Return a plan in full."""
+    """Return a plan in full, as the blocks of a report."""
     capacity = max(plan.device_memory or 0, plan.total)
     bars = ["█" * round(BAR * size / capacity) for size in (*memory_parts(plan).values(), plan.total)]
     sizes = [(name, f"{size:>10}  {bar}") for (name, size), bar in zip(memory(plan).rows, bars, strict=True)]

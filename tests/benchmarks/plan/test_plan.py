@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.core import timing
+from benchmarks.core import tables, timing
 from benchmarks.plan import cache, compile_program, mesh_search, page, planned_run, roofline, targets, text_view
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
@@ -122,7 +122,7 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     """Also what is not counted, and what is only an estimate."""
 
     def printed(plan: Plan) -> str:
-        text_view.show(text_view.plan_blocks(plan))
+        tables.show(text_view.plan_blocks(plan))
         return capsys.readouterr().out
 
     times = roofline.Times(compute=1e-3, memory=2e-3, interconnect=3e-3)
@@ -219,7 +219,7 @@ def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> 
     result = mesh_search.search(small(), "train", CPU, seconds=0.0, report=lines.append)
     assert len(result.ranked) == 1 and "1 tried, 1 fit" in lines[0] and "--minutes goes on" in result.summary
     assert mesh_search.search(small(), "train", CPU, seconds=0.0).ranked == result.ranked
-    text_view.show(text_view.search_blocks(result, 10))
+    tables.show(text_view.search_blocks(result, 10))
     assert "the best of 1 that fit" in capsys.readouterr().out
 
 
