@@ -22,7 +22,8 @@ from jaxtyping import Array
 from benchmarks.attention.rounding import bounds, nearest, share
 from benchmarks.core.progress import Progress
 from zoo.attention import attention
-from zoo.attention.masks import Bias, Buckets, Dense, Mask, Relative
+from zoo.attention.biases import Bias, Buckets, Dense, Relative
+from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 
 DTYPES = ("float32", "bfloat16")

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from zoo.attention import attention
-from zoo.attention.masks import Bias, Buckets, Mask, Relative
+from zoo.attention.biases import Bias, Buckets, Relative
+from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 
 

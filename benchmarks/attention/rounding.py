@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from zoo.attention import attention
-from zoo.attention.masks import Buckets
+from zoo.attention.biases import Buckets
+from zoo.attention.kernels.reference import reference
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 FALSE_ALARM = 1e-6
@@ -136,7 +136,7 @@ class _Call:
         """Return the softmax, [B, N, T, S]: the output where each key has a value of its own."""
         keys, heads = self.k.shape[1], jnp.arange(self.q.shape[2], dtype=jnp.uint32)
         unit = jnp.broadcast_to(jnp.eye(keys)[:, None], (*self.k.shape[:3], keys))
-        weights = attention.reference(self.q, self.k, unit, mask, self.bias, seeds, heads, scale=self.scale, rate=rate)
+        weights = reference(self.q, self.k, unit, mask, self.bias, seeds, heads, scale=self.scale, rate=rate)
         return jnp.moveaxis(weights, 1, 2)
 
     def over_head(self, x: Array, y: Array) -> Array:

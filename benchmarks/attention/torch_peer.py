@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.attention.problems import Call, Problem
 from benchmarks.core.timing import Program
-from zoo.attention.masks import Buckets
+from zoo.attention.biases import Buckets
 from zoo.ops import positions
 
 SDPA, FLEX = "torch", "torch-flex"

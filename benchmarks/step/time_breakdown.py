@@ -23,6 +23,7 @@ DIRECTIONS = ("forward", "backward", "update")
 
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention/.+|ops/positions)\.py", ".*", ATTENTION),
+    (r"zoo/ops/cpu\.py", r"_?distance_products\w*", ATTENTION),
     (r"zoo/nn/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/nn/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/ops/counter_rng\.py", ".*", DROPOUT),
@@ -37,7 +38,7 @@ RULES: Sequence[tuple[str, str, str]] = (
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
 PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")
-"""Functions of `zoo.nn.layers` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
+"""Functions of `zoo.ops.cpu` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
 shows the purpose there: one called unembed belongs to the loss head."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),

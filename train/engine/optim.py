@@ -16,7 +16,7 @@ import optax
 from train.config.run_config import Optim
 from zoo.errors import BadInput
 from zoo.models import Model
-from zoo.ops.reductions import square_sum
+from zoo.ops.cpu import square_sum
 from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")

@@ -18,7 +18,8 @@ from train.engine.state import State
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
-from zoo.sharding import BATCH, constrain, target_platform
+from zoo.ops.cpu import select_update
+from zoo.sharding import BATCH, constrain
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Dtype of the arithmetic under each precision policy."""
@@ -63,22 +64,11 @@ def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.Gradi
             updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, norm=norm)
             return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state, carry
 
-        params, opt_state, carry = _select_if_finite(finite, apply_update, (state.params, state.opt_state, state.carry))
+        params, opt_state, carry = select_update(finite, apply_update, (state.params, state.opt_state, state.carry))
         state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
         return state, {**terms, "loss": total, "grad_norm": norm, "lr": lr, "finite": finite.astype(jnp.float32)}
 
     return step
-
-
-def _select_if_finite(finite: jax.Array, apply_update: Callable[[], Any], old: Any) -> Any:
-    """Return `apply_update()` where a step is finite, else `old`.
-
-    XLA on CPU computes an optimizer's moments and the parameters in separate passes. In a branch each is written in place; a
-    select first copies all moments. On accelerators they are one kernel, and a branch would make the host wait for `finite`.
-    """
-    if target_platform() == "cpu":
-        return jax.lax.cond(finite, apply_update, lambda: old)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), apply_update(), old)
 
 
 def _accumulate(gradient: Callable[..., Any], params: Any, batch: tuple[Any, ...], num_micro: int) -> Any:

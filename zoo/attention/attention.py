@@ -22,9 +22,11 @@ from jax.experimental import io_callback
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
-from zoo.attention.masks import Bias, Buckets, ByDistance, Dense, Mask, Relative
+from zoo.attention.biases import Bias, Buckets, ByDistance, Dense, Relative
+from zoo.attention.kernels import Kernel
+from zoo.attention.kernels.reference import reference
+from zoo.attention.masks import Mask
 from zoo.errors import BadInput
-from zoo.ops import counter_rng
 from zoo.sharding import BATCH, target_platform
 
 HEADS = "tensor"
@@ -154,7 +156,7 @@ class Implementation:
     python: str = ""
     """Oldest Python version that this package supports, if this project supports older ones."""
 
-    def load(self) -> Callable[..., Array]:
+    def load(self) -> Kernel:
         return getattr(importlib.import_module(self.module), self.function)
 
     def unsupported_reason(self, request: Request, platform: str) -> str | None:
@@ -177,7 +179,7 @@ EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(
-        module="zoo.attention.attention", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES
+        module="zoo.attention.kernels.reference", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES
     ),
     "xla": Implementation(module="zoo.attention.kernels.xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
     "blocked": Implementation(
@@ -323,32 +325,6 @@ def describe_auto() -> str:
     """Describe what `auto` chooses on this platform."""
     lines = [f"{line.name} from {line.queries} queries on" if line.queries > 1 else line.name for line in AUTO[target_platform()]]
     return ", else ".join(lines)
-
-
-def reference(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Compute attention by its definition, with dense scores, in the dtype of the inputs but at least float32.
-
-    Tests compare every other implementation with this one.
-    """
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    t, s, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    q_, k_, v_ = (
-        q.astype(dtype),
-        jnp.repeat(k.astype(dtype), groups, 2),
-        jnp.repeat(v.astype(dtype), groups, 2),
-    )  # k_, v_ [B, S, N, H]
-    scores = scale * jnp.einsum("btnh,bsnh->bnts", q_, k_)
-    if bias is not None:
-        scores = scores + bias.dense(t, s, scale)
-    allowed = mask.dense(t, s)
-    allowed = jnp.ones((1, 1, t, s), bool) if allowed is None else allowed
-    has_key = allowed.any(-1, keepdims=True)
-    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.where(has_key, -jnp.inf, 0)), axis=-1)
-    weights = jnp.where(allowed & has_key, weights, 0)
-    if seed is not None:
-        keep = counter_rng.keep(seed, rate, heads, jnp.arange(t, dtype=jnp.uint32), jnp.arange(s, dtype=jnp.uint32))
-        weights = jnp.where(keep, weights / (1 - rate), 0)
-    return jnp.einsum("bnts,bsnh->btnh", weights, v_).astype(q.dtype)
 
 
 # --- sharding -------------------------------------------------------------------------------------------------------------------

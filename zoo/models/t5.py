@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.masks import Buckets, ByDistance, Mask
+from zoo.attention.biases import Buckets, ByDistance
+from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.t5 import Config
 from zoo.hf.param_names import ParamName, ParamNames

@@ -230,13 +230,19 @@ def _streams(batch: Batch, carry: Any) -> tuple[Stream, Stream | None, Array | N
 
     # Slots that are not in use yet are the first ones. They have segment 0, which no query sees.
     filled = None if carry is None else jnp.int32(jnp.arange(memory) >= memory - carry["filled"][:, None])
-    keys: dict[str, Any] = {"key_segments": with_memory(segments, filled), "key_ranks": with_memory(batch.order, -1)}
-    mask = Mask(query_segments=segments, query_ranks=batch.order, **keys)
+    key_segments, key_ranks = with_memory(segments, filled), with_memory(batch.order, -1)
+    mask = Mask(query_segments=segments, query_ranks=batch.order, key_segments=key_segments, key_ranks=key_ranks)
     content, query = Stream(mask=mask, first=length - 1, types=batch.types), None
     if at is not None:
         if batch.order is None:
             raise ValueError("positions of a query stream without an order: they would see what they are to predict")
-        mask = Mask(query_segments=at_queries(segments), query_ranks=at_queries(batch.order), strict=True, **keys)
+        mask = Mask(
+            query_segments=at_queries(segments),
+            query_ranks=at_queries(batch.order),
+            key_segments=key_segments,
+            key_ranks=key_ranks,
+            strict=True,
+        )
         query = Stream(mask=mask, first=memory + length - 1, at=memory + at, types=at_queries(batch.types))
     return content, query, with_memory(batch.types, 0)
 

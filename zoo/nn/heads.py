@@ -25,8 +25,9 @@ from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_names import ParamName
-from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded_rows, product, tied_logits
+from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded_rows, tied_logits
 from zoo.ops import counter_rng
+from zoo.ops.cpu import product
 from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)

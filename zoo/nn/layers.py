@@ -10,21 +10,20 @@ Shape letters: see `zoo.batch`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, UInt32
 
 from zoo.attention.attention import HEADS, attention
-from zoo.attention.masks import Bias, Mask
+from zoo.attention.biases import Bias
+from zoo.attention.masks import Mask
 from zoo.configs import Activation
 from zoo.ops import counter_rng
-from zoo.ops.reductions import broadcast_rows
-from zoo.sharding import BATCH, constrain, single_cpu, target_platform
+from zoo.ops.cpu import broadcast_rows, mask_padding, merge_rows, product
+from zoo.sharding import BATCH, constrain
 
 Init = Callable[..., Array]
 Seeds = UInt32[Array, "B 2"] | None
@@ -262,72 +261,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def product(x: Float[Array, "*BD"], kernel: Float[Array, "..."], summed: int, *, transposed: bool = False) -> Float[Array, "*BE"]:
-    """Return float32 sums of products over the last `summed` axes of x and the first of the kernel; its last if `transposed`.
-
-    The gradients are products in the kernel's dtype too, whatever the cotangent's is. The kernel's is a product of matrices as
-    they are stored. For the derivative that JAX makes of an einsum over [B, T, D], XLA on CPU first transposes dy and then takes
-    twice as long for the product.
-    """
-    y: Any = _product(x, kernel, summed, transposed)
-    return y
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, kernel: Array, summed: int, transposed: bool) -> Array:
-    return _contracted(x, kernel, range(x.ndim - summed, x.ndim), _axes(kernel, summed, transposed))
-
-
-def _product_fwd(x: Array, kernel: Array, summed: int, transposed: bool) -> tuple[Any, tuple[Array, Array]]:
-    return _product(x, kernel, summed, transposed), (x, kernel)
-
-
-def _product_bwd(summed: int, transposed: bool, residuals: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    d_y, leading = d_y.astype(kernel.dtype), x.ndim - summed
-    if single_cpu() and (x.ndim, kernel.ndim) != (2, 2):
-        # For a product over several axes XLA on CPU first transposes the kernel, so they are merged. A mesh cannot shard a merged
-        # axis.
-        columns = math.prod(x.shape[leading:])
-        matrices = x.reshape(-1, columns), kernel.reshape((-1, columns) if transposed else (columns, -1))  # [R, C], [C, E]
-        d_x, d_kernel = _product_bwd(1, transposed, matrices, d_y.reshape(matrices[0].shape[0], -1))
-        return d_x.reshape(x.shape), d_kernel.reshape(kernel.shape)
-    d_x = _contracted(d_y, kernel, range(leading, d_y.ndim), _axes(kernel, kernel.ndim - summed, not transposed))
-    rows, d_rows = (array.reshape(-1, *array.shape[leading:]) for array in (x, d_y))  # [R, *D], [R, *E]
-    d_kernel = _summed_over_rows(d_rows, rows) if transposed else _summed_over_rows(rows, d_rows)
-    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
-
-
-_product.defvjp(_product_fwd, _product_bwd)
-
-
-def _axes(kernel: Array, count: int, last: bool) -> range:
-    return range(kernel.ndim - count, kernel.ndim) if last else range(count)
-
-
-def _summed_over_rows(x: Float[Array, "R *D"], y: Float[Array, "R *E"]) -> Float[Array, "*DE"]:
-    """Return x^T y in float32.
-
-    XLA on CPU has no product of a transposed bfloat16 matrix: it computes that in float32, at a fourth of the speed. So x is
-    stored transposed first; without a layout constraint XLA would fuse the transposition into the product.
-    """
-    if target_platform() == "cpu" and x.dtype == jnp.bfloat16:
-        if single_cpu() and x.ndim == 2:
-            # Without the barrier, an activation that is recomputed for this product would be fused into the transposition, which
-            # computes it entry by entry.
-            x = jax.lax.optimization_barrier(x)
-            return _contracted(with_layout_constraint(x.T, BY_ROWS), y, (1,), (0,))
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return _contracted(x, y, (0,), (0,))
-
-
-BY_ROWS = Layout(major_to_minor=(0, 1))
-
-
-def _contracted(x: Array, y: Array, x_axes: Iterable[int], y_axes: Iterable[int]) -> Array:
-    return jax.lax.dot_general(x, y, ((tuple(x_axes), tuple(y_axes)), ((), ())), preferred_element_type=jnp.float32)
-
-
 @functools.partial(recomputed, static_argnums=3)
 def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """Return (x - mean) / sqrt(variance + eps) * scale + bias over the last axis, computed in float32, in x's dtype."""
@@ -369,18 +302,11 @@ def lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None 
 
 def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
     """Return float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
-    padding, merge_axes = table.shape[0] - vocabulary, single_cpu()
     with jax.named_scope("unembed"):
         # The table's width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
         kernel = constrain(table, "tensor", None)
-        logits = product(hidden.reshape(-1, hidden.shape[-1]) if merge_axes else hidden, kernel, 1, transposed=True)
-    if padding and merge_axes:
-        # Updated in place in the matrix that the product returned; a select would copy all logits, and their gradient.
-        masked = jnp.full((logits.shape[0], padding), -1e30, logits.dtype)
-        logits = jax.lax.dynamic_update_slice_in_dim(logits, masked, vocabulary, axis=1)
-    elif padding:
-        logits = jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -1e30)
-    return logits.reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
+        logits = product(merge_rows(hidden), kernel, 1, transposed=True)
+    return mask_padding(logits, vocabulary).reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]
 
 
 def padded_rows(rows: int) -> int:

@@ -8,12 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.attention.attention import attention
-from zoo.attention.masks import Mask, Relative
+from zoo.attention.biases import Relative
+from zoo.attention.masks import Mask
 from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
 from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, unstacked
 from zoo.ops import counter_rng
-from zoo.ops.reductions import broadcast_rows
+from zoo.ops.cpu import broadcast_rows
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 
@@ -24,7 +25,7 @@ class Stream:
 
     mask: Mask
     first: int
-    """The largest distance; see `zoo.attention.masks.Distanced`."""
+    """The largest distance; see `zoo.attention.biases.Distanced`."""
     at: Int[Array, "B T"] | None = None
     """Index of each query among the keys, if the queries are scattered."""
     types: Int[Array, "B T"] | None = None

@@ -21,7 +21,8 @@ from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
 from train.objectives import causal
 from zoo.attention.attention import attention
-from zoo.attention.masks import Dense, Mask
+from zoo.attention.biases import Dense
+from zoo.attention.masks import Mask
 from zoo.configs import Compute
 from zoo.errors import BadInput
 from zoo.models import model

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from benchmarks.core import timing
 from benchmarks.plan import targets
 from zoo.attention import attention
-from zoo.attention.masks import Buckets, Dense, Mask, Relative
+from zoo.attention.biases import Buckets, Dense, Relative
+from zoo.attention.masks import Mask
 from zoo.sharding import BATCH
 
 pytestmark = pytest.mark.aot

@@ -20,9 +20,11 @@ from tests.support.processes import ROOT
 from train.config import run_config
 from train.engine import device_mesh
 from zoo.attention import attention
+from zoo.attention.biases import Buckets, Dense, Relative
 from zoo.attention.kernels import _fused as fused
 from zoo.attention.kernels import cudnn, splash, tokamax
-from zoo.attention.masks import Buckets, Dense, Mask, Relative
+from zoo.attention.kernels.reference import reference
+from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 from zoo.sharding import BATCH
 
@@ -111,7 +113,7 @@ def exact(t, mask, bias="none", **sizes):
         numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.numbers().arrays()]
         by_name = bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
         allowed = [by_name[name] for name in ("out", "d_q", "d_k", "d_v", *numbers)]
-        results = value_and_gradients(attention.reference, jnp.float64, t, mask, bias, **sizes)
+        results = value_and_gradients(reference, jnp.float64, t, mask, bias, **sizes)
         return list(zip(results, map(np.asarray, allowed), strict=True))
 
 

@@ -1,5 +1,6 @@
 """Attention: the definition against plain loops, and what is refused. Implementations are in `test_conformance.py`."""
 
+import inspect
 import itertools
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 
 from zoo.attention import attention as dispatch
 from zoo.attention.attention import attention
-from zoo.attention.masks import ByDistance, Dense, Mask, Relative
+from zoo.attention.biases import ByDistance, Dense, Relative
+from zoo.attention.kernels import Kernel
+from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 from zoo.ops import counter_rng
 
@@ -171,3 +174,9 @@ def test_auto_takes_blocked_from_the_length_on_at_which_it_is_faster():
         places = Mask(causal=True, query_positions=ones(1, queries, dtype=jnp.int32))
         assert dispatch.choose("auto", dispatch.Request.of(q, k, k, places, None, None), platform="cpu") == name
     assert dispatch.describe_auto() == "blocked from 64 queries on, else xla"
+
+
+def test_every_kernel_has_the_same_signature() -> None:
+    expected = list(inspect.signature(Kernel.__call__).parameters)[1:]
+    for name, row in dispatch.IMPLEMENTATIONS.items():
+        assert list(inspect.signature(row.load()).parameters) == expected, name

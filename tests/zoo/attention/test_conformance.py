@@ -17,8 +17,9 @@ from tests.support.small import jit
 from zoo.attention import attention as dispatch
 from zoo.attention import masks
 from zoo.attention.attention import attention
+from zoo.attention.biases import ByDistance, Dense
 from zoo.attention.kernels import blocked
-from zoo.attention.masks import ByDistance, Dense, Mask
+from zoo.attention.masks import Mask
 
 RUNNABLE = [name for name, row in dispatch.IMPLEMENTATIONS.items() if "cpu" in row.platforms and name != "reference"]
 # Many programs that run once; what they compute is the same.

@@ -10,7 +10,8 @@ import pytest
 
 from train.config.run_config import Mesh
 from train.engine import device_mesh
-from zoo.nn.layers import ACTIVATIONS, product
+from zoo.nn.layers import ACTIVATIONS
+from zoo.ops.cpu import product
 
 # x, kernel, summed axes, turned: a matrix, heads put together and taken apart, an odd width, a table of words.
 SHAPES = [

@@ -1,1 +1,42 @@
-"""Attention implementations, one file each: functions of the arrays on one device."""
+"""Attention kernels, one file each: functions of the arrays on one device, with the signature `Kernel`.
+
+`zoo.attention.attention.IMPLEMENTATIONS` lists them. A file whose kernel does not support every request of its features has a
+function `limits(request)`, which returns the reason, or None.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, UInt32
+
+from zoo.attention.biases import Bias
+from zoo.attention.masks import Mask
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """An implementation of attention on one device: its own examples and heads, if a mesh shards them."""
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K V"],
+        mask: Mask,
+        bias: Bias | None,
+        seed: UInt32[Array, "B 2"] | None,
+        heads: UInt32[Array, " N"],
+        /,
+        *,
+        scale: float,
+        rate: float,
+    ) -> Float[Array, "B T N V"]:
+        """Return softmax(scale * q k^T + bias, over the pairs that `mask` allows) v; K divides N, and V is H in `attention`.
+
+        A query without a visible key has a zero output and a zero gradient.
+
+        Args:
+            seed: seeds of dropout by example; None: no dropout.
+            heads: indices of the query heads among those of all devices, on which dropout depends.
+            rate: rate of dropout.
+        """
+        ...

@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import backend
 from jaxtyping import Array, Float
 
-from zoo.attention.masks import Bias, Mask
+from zoo.attention.biases import Bias
+from zoo.attention.masks import Mask
 
 
 def fused(

@@ -16,26 +16,33 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 from zoo.attention.tiles import Tile, add, take
 from zoo.ops import counter_rng
-from zoo.ops.reductions import row_max
-from zoo.sharding import single_cpu
+from zoo.ops.cpu import batches_per_step, row_max, row_sum_by_product
 
 MASKED = -1e30
-GROUPS_PER_STEP, MAX_GROUPS_UNROLLED = 4, 16
-"""On one CPU: the groups that a step of the loop over groups computes, and the most groups that are computed without a loop. XLA
-computes a batch of small products on one core, so two cores are busy only while several batches do not depend on each other. In a
-loop they still wait for each other: without it, 8 and 16 groups take 0.7 and 0.8 of the time."""
 BLOCK_Q, BLOCK_K = 512, 1024
 """Most queries and keys in a tile: its scores are 2 MiB in float32. With a quarter as many scores, two cores wait a third longer
 for each other at the end of every product."""
 
 
-def blocked(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
+def blocked(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention (see `Kernel`). Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
     bias = None if bias is None else bias.prepare(t, s)
@@ -97,12 +104,6 @@ class Plan:
     def group_indices(self, q: Array) -> Array:
         """Return the indices of the groups of examples and heads that share a tile."""
         return jnp.arange(q.shape[0] // self.examples * (q.shape[1] // self.heads))
-
-    def groups_per_step(self, groups: int) -> int:
-        """Return the number of groups that one step of the loop over `groups` of them computes."""
-        if not single_cpu():
-            return 1
-        return groups if 0 < groups <= MAX_GROUPS_UNROLLED else GROUPS_PER_STEP
 
     def group_tile(self, q: Array, index: Int[Array, ""]) -> Tile:
         """Return the examples and heads of a group, with all queries and keys."""
@@ -177,7 +178,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
                 m_new = jnp.maximum(m, row_max(s))  # line 9, and the next three
                 p = jnp.exp(s - m_new[..., None])
                 alpha = jnp.exp(m - m_new)
-                l = l * alpha + _row_sum(p)
+                l = l * alpha + row_sum_by_product(p)
                 p_dropped = plan.merge_heads(_dropped(p, seed, heads, tile, plan.rate)).astype(v.dtype)
                 acc = acc * alpha[..., None] + plan.split_heads(_dot(p_dropped, take(v, KEYS, tile), 3, 2))  # line 10
                 return m_new, l, acc
@@ -198,7 +199,7 @@ def _forward(plan: Plan, q: Array, k: Array, v: Array, mask: Mask, bias: Any, se
         return None, lax.map(q_block, jnp.arange(plan.num_q_blocks))
 
     groups = plan.group_indices(q)
-    _, (out, lse) = lax.scan(one_group, None, groups, unroll=plan.groups_per_step(groups.size))
+    _, (out, lse) = lax.scan(one_group, None, groups, unroll=batches_per_step(groups.size))
     # [groups, blocks of queries, examples, heads, block_q, ...] -> [groups, examples, heads, blocks of queries, block_q, ...]
     out, lse = (jnp.moveaxis(x, 1, 3).reshape(q.shape[: x.ndim - 1]) for x in (out, lse))
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention_lse")
@@ -261,7 +262,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     numbers: Any = None if bias is None else bias.numbers()
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, acc_dtype), numbers)
     groups = plan.group_indices(q)
-    d_bias, (d_q, d_k, d_v) = lax.scan(one_group, start, groups, unroll=plan.groups_per_step(groups.size))
+    d_bias, (d_q, d_k, d_v) = lax.scan(one_group, start, groups, unroll=batches_per_step(groups.size))
     # [groups, blocks of keys, examples, heads, H, block_k] -> [groups, examples, heads, blocks of keys, block_k, H]
     d_k, d_v = (x.transpose(0, 2, 3, 1, 5, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_bias, numbers)
@@ -291,11 +292,6 @@ def _dropped(p: Float[Array, "b n T S"], seed: Any, heads: Array, tile: Tile, ra
         return p
     t, s = ((tile.start[c] + jnp.arange(tile.size[c])).astype(jnp.uint32) for c in "TS")
     return jnp.where(counter_rng.keep(take(seed, "B-", tile), rate, take(heads, "N", tile), t, s), p, 0)
-
-
-def _row_sum(p: Float[Array, "b n T S"]) -> Float[Array, "b n T"]:
-    """Return the sums of the rows, as a product with ones: XLA's reductions are slow on CPU (`zoo.ops.reductions`)."""
-    return lax.dot_general(p, jnp.ones(p.shape[-1], p.dtype), (((3,), (0,)), ((), ())))
 
 
 def _blocks_near(first: Any, length: int, behind: int | None, ahead: int | None, size: int, blocks: int) -> tuple[Any, Any]:

@@ -3,18 +3,33 @@
 import functools
 
 import jax
+from jaxtyping import Array, Float, UInt32
 
+from zoo.attention.attention import Request
+from zoo.attention.biases import Bias
 from zoo.attention.kernels._fused import capability, fused
+from zoo.attention.masks import Mask
 
 
-def cudnn(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]."""
+def cudnn(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention; see `zoo.attention.kernels.Kernel`."""
     # JAX refuses odd lengths in the backward pass even without a bias: it treats the placeholder of a missing bias as one.
     call = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return fused(call, q, k, v, mask, bias, scale=scale, even=True)
 
 
-def limits(request) -> str | None:
+def limits(request: Request) -> str | None:
     """Return why JAX's `fused_attention_stablehlo` refuses a request (read at 0.10.2 and 0.12.0); None if it does not."""
     h = request.shape[-1]
     if request.dtype not in ("bfloat16", "float16"):

@@ -5,13 +5,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as library
+from jaxtyping import Array, Float, UInt32
+
+from zoo.attention.attention import Request
+from zoo.attention.biases import Bias
+from zoo.attention.masks import Mask
 
 BLOCK = 512
 """Most queries and keys in a block: MaxText's value, not measured on a TPU by this project."""
 
 
-def splash(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]."""
+def splash(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention; see `zoo.attention.kernels.Kernel`."""
     t, n, s = q.shape[1], q.shape[2], k.shape[1]
     kernel = library.make_splash_mha(
         mask=library.MultiHeadMask([_static(mask, t, s)] * n),
@@ -30,7 +46,7 @@ def splash(q, k, v, mask, bias, seed, heads, *, scale, rate):
     return out if has_key is None else jnp.where(has_key[..., None], out, 0)
 
 
-def limits(request) -> str | None:
+def limits(request: Request) -> str | None:
     """Return why the kernels refuse a request (read at JAX 0.10.2 and 0.12.0, tried by compiling); None if they do not."""
     _, t, s, _, _, _ = request.shape
     if request.dtype not in ("bfloat16", "float32"):
@@ -40,14 +56,14 @@ def limits(request) -> str | None:
     return None
 
 
-def _static(mask, t, s):
+def _static(mask: Mask, t: int, s: int) -> Any:
     """Return the part of a mask that depends on positions alone; the kernel skips the blocks that it empties."""
     if mask.window is not None:
         return library.LocalMask((t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
     return library.CausalMask((t, s)) if mask.causal else library.FullMask((t, s))
 
 
-def _segments(mask, b, t, s):
+def _segments(mask: Mask, b: int, t: int, s: int) -> Any:
     """Return the other part of a mask as segments, of which equal numbers see each other; None if there is none.
 
     Keys beyond the lengths get segment 0, which only queries that see nothing have.
@@ -61,7 +77,7 @@ def _segments(mask, b, t, s):
     return library.SegmentIds(q=query, kv=key)
 
 
-def _blocks(t, s):
+def _blocks(t: int, s: int) -> Any:
     q, kv = (next(block for block in (BLOCK, 256, 128) if length % block == 0) for length in (t, s))
     return library.BlockSizes(
         block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv

@@ -2,11 +2,27 @@
 
 import functools
 
+from jaxtyping import Array, Float, UInt32
+
+from zoo.attention.attention import Request
+from zoo.attention.biases import Bias
 from zoo.attention.kernels._fused import capability, fused
+from zoo.attention.masks import Mask
 
 
-def tokamax(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H].
+def tokamax(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention (see `Kernel`).
 
     The gradient of a bias is computed for every example and head, [B, N, T, S], before it is summed.
     """
@@ -20,7 +36,7 @@ def tokamax(q, k, v, mask, bias, seed, heads, *, scale, rate):
     return fused(call, q, k, v, mask, bias, scale=scale, even=False)
 
 
-def limits(request) -> str | None:
+def limits(request: Request) -> str | None:
     """Return why the library's Mosaic kernels refuse a request (read at 0.0.17); None if they do not."""
     h = request.shape[-1]
     # On Ampere the kernels have a forward pass only.

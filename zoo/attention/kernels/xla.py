@@ -3,14 +3,28 @@
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, UInt32
 
+from zoo.attention.biases import Bias
+from zoo.attention.masks import Mask
 from zoo.ops import counter_rng
 
 MASKED = -1e30
 
 
-def xla(q, k, v, mask, bias, seed, heads, *, scale, rate):
-    """Local attention; q [B, T, N, H], k and v [B, S, K, H] -> [B, T, N, H]. Scores, softmax and sums are float32."""
+def xla(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    bias: Bias | None,
+    seed: UInt32[Array, "B 2"] | None,
+    heads: UInt32[Array, " N"],
+    *,
+    scale: float,
+    rate: float,
+) -> Float[Array, "B T N H"]:
+    """Compute attention (see `Kernel`). Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
     # Scaling q costs T*H multiplications per head instead of T*S.
