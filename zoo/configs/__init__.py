@@ -23,6 +23,41 @@ Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokama
 Remat = Literal["none", "full", "attention"]
 
 
+LARGEST = {
+    "vocab": 1 << 21,
+    "context": 1 << 20,
+    "layers": 512,
+    "decoder_layers": 512,
+    "width": 1 << 16,
+    "heads": 1 << 12,
+    "head": 1 << 16,
+    "ffn": 1 << 20,
+}
+"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Base of the families' configurations: the checks of the fields that several of them have."""
+
+    def check_fields(self, **choices: Any) -> None:
+        """Check the sizes, dropout rates and `eps`, and that each field named in `choices` has one of these values.
+
+        Raises:
+            BadInput: a value out of range, or not among the choices.
+        """
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if name in LARGEST:
+                require(1 <= value <= LARGEST[name], f"model.{name}", value, f"choose 1 to {LARGEST[name]:,}")
+            if name.endswith("dropout"):
+                require(0 <= value < 1, f"model.{name}", value, "choose a share of at least 0 and less than 1")
+            if name == "eps":
+                require(0 < value <= 1, "model.eps", value, "choose 0 < eps <= 1")
+            if name in choices:
+                require(value in choices[name], f"model.{name}", value, f"choose one of {', '.join(choices[name])}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
     """Options of the computation: they change speed and memory, but neither what is computed nor the layout of the parameters."""

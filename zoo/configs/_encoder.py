@@ -5,12 +5,11 @@ of its sizes. Nothing here imports JAX.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
 
-from zoo.configs import Activation, Compute, Exported
+from zoo.configs import Activation, Compute, Exported, ModelConfig
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
 Task = Literal["body", "pretraining", "masked", "next", "permutation", "sequence", "choice", "tokens", "span"]
 """Head on the body. body: none; pretraining: masked tokens and next sentence; masked, next: one of the two; permutation: tokens
@@ -22,19 +21,9 @@ LABELLED: tuple[Task, ...] = ("sequence", "tokens")
 MULTI_LABEL = "multi_label_classification"
 """The published `problem_type` of a classifier whose sequences may have several labels."""
 
-LARGEST = {
-    "vocab": 1 << 21,
-    "context": 1 << 20,
-    "layers": 512,
-    "width": 1 << 16,
-    "heads": 1 << 12,
-    "ffn": 1 << 20,
-}
-"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BodyConfig:
+class BodyConfig(ModelConfig):
     """Configuration of a body, without its position encoding, and of the head on it."""
 
     vocab: int
@@ -72,24 +61,9 @@ class BodyConfig:
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        # Not every family has all of these fields.
-        for field in (field.name for field in dataclasses.fields(self) if field.name in LARGEST):
-            value, largest = getattr(self, field), LARGEST[field]
-            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
+        self.check_fields(activation=get_args(Activation), initializer=get_args(Initializer), task=get_args(Task))
         divides = self.width % self.heads == 0
         require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
-        for field in ("dropout", "attention_dropout", "head_dropout"):
-            value = getattr(self, field)
-            require(0 <= value < 1, f"model.{field}", value, "choose a share of at least 0 and less than 1")
-        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        choices: dict[str, Iterable[str]] = {
-            "activation": get_args(Activation),
-            "initializer": get_args(Initializer),
-            "task": get_args(Task),
-        }
-        for field, allowed in choices.items():
-            value = getattr(self, field)
-            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
         written = " ".join(self.labels)
         require(len(set(self.labels)) == len(self.labels), "model.labels", written, "name each label once")
         needed = self.task in LABELLED or not self.labels
@@ -121,14 +95,6 @@ class EncoderConfig(BodyConfig):
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------------
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 Config = TypeVar("Config", bound=EncoderConfig)
 

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import ACTIVATIONS, EncoderConfig, activation, exported, head_fields, label_entries
+from zoo.configs._encoder import EncoderConfig, activation, exported, head_fields, label_entries
 from zoo.errors import BadInput
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

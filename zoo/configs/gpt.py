@@ -7,26 +7,15 @@ Rajbhandari et al. 2020 (ZeRO), section 10.6. Megatron-LM: Shoeybi et al. 2019.
 import dataclasses
 from typing import Any, get_args
 
-from zoo.configs import Activation, AttentionPattern, Compute, Exported, Size
+from zoo.configs import Activation, AttentionPattern, Compute, Exported, ModelConfig, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
-
-LARGEST = {
-    "vocab": 1 << 21,
-    "context": 1 << 20,
-    "layers": 512,
-    "width": 1 << 16,
-    "heads": 1 << 12,
-    "head": 1 << 16,
-    "ffn": 1 << 20,
-}
-"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
 DROPOUTS = ("dropout", "embedding_dropout", "attention_dropout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ModelConfig):
     """Configuration of a GPT."""
 
     vocab: int
@@ -61,15 +50,7 @@ class Config:
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        for field, largest in LARGEST.items():
-            value = getattr(self, field)
-            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
-        for field in DROPOUTS:
-            value = getattr(self, field)
-            require(0 <= value < 1, f"model.{field}", value, "choose a share of at least 0 and less than 1")
-        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        activations = get_args(Activation)
-        require(self.activation in activations, "model.activation", self.activation, f"choose one of {', '.join(activations)}")
+        self.check_fields(activation=get_args(Activation))
         pattern = " ".join(self.pattern)
         valid = bool(self.pattern) and set(self.pattern) <= set(get_args(AttentionPattern))
         require(valid, "model.pattern", pattern or "()", f"name layers, each one of {', '.join(get_args(AttentionPattern))}")
@@ -88,14 +69,6 @@ class Config:
 
 MODEL_TYPE = "gpt2"
 """Name of this family in a published config.json."""
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-}
-"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 
 def from_published(published: PublishedConfig) -> Config:

@@ -8,26 +8,15 @@ import math
 import struct
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Exported, Size
+from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
 Architecture = Literal["encoder_decoder", "shared", "decoder"]
 
-LARGEST = {
-    "vocab": 1 << 21,
-    "layers": 512,
-    "decoder_layers": 512,
-    "width": 1 << 16,
-    "heads": 1 << 12,
-    "head": 1 << 16,
-    "ffn": 1 << 20,
-}
-"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ModelConfig):
     """Configuration of a T5. Relative positions allow rows of any length, so there is no `context`."""
 
     vocab: int
@@ -65,19 +54,12 @@ class Config:
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        for field, largest in LARGEST.items():
-            value = getattr(self, field)
-            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
+        self.check_fields(activation=get_args(Activation), architecture=get_args(Architecture))
         # An encoder has half of the buckets for each direction, and half of those for a single distance each.
         require(4 <= self.buckets <= 1 << 16, "model.buckets", self.buckets, "choose 4 to 65,536")
         far = self.buckets // 2 < self.max_distance <= 1 << 20
         fix = f"choose more than {self.buckets // 2} (half of --model.buckets) and at most 1,048,576"
         require(far, "model.max_distance", self.max_distance, fix)
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "choose a share of at least 0 and less than 1")
-        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        for field, allowed in {"activation": get_args(Activation), "architecture": get_args(Architecture)}.items():
-            value = getattr(self, field)
-            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
         consistent = self.architecture == "encoder_decoder" or self.decoder_layers == self.layers
         fix = f"--model.architecture {self.architecture} has one stack; choose {self.layers}, as --model.layers"
         require(consistent, "model.decoder_layers", self.decoder_layers, fix)
@@ -120,7 +102,8 @@ def from_published(published: PublishedConfig) -> Config:
     activation, gated = published.choice("feed_forward_proj", FEED_FORWARD, "relu")
     # `transformers` also writes these two, which it derives from `feed_forward_proj`.
     published.only("is_gated_act", gated)
-    published.choice("dense_act_fn", SPELLED[activation], next(iter(SPELLED[activation])), why="feed_forward_proj says")
+    names = {name: meaning for name, meaning in ACTIVATIONS.items() if meaning == activation}
+    published.choice("dense_act_fn", names, next(iter(names)), why="feed_forward_proj says")
     # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
     tied = published.flag("tie_word_embeddings", True, nullable=True)
     config = Config(
@@ -235,13 +218,6 @@ PADDING = 0
 
 COMPUTED = {"is_encoder_decoder": True, "is_decoder": False, "decoder_start_token_id": 0}
 """Keys that change the results, with the only value that is implemented here; the decoder begins with the padding token."""
-
-SPELLED: dict[Activation, dict[str, None]] = {
-    "relu": {"relu": None},
-    "gelu": {"gelu": None},
-    "gelu_tanh": {"gelu_new": None, "gelu_pytorch_tanh": None},
-}
-"""Maps an activation to its names in `transformers`."""
 
 WITHOUT_EFFECT = (
     # The length of rows, which is not limited here; a classifier that is not imported; generation.

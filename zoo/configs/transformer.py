@@ -3,24 +3,15 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Exported, Size
+from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig, first_name
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
 Sinusoids = Literal["interleaved", "halves"]
 
-LARGEST = {
-    "vocab": 1 << 21,
-    "layers": 512,
-    "width": 1 << 16,
-    "heads": 1 << 12,
-    "ffn": 1 << 20,
-}
-"""Maps integer fields to their largest value; a larger one is taken for a typing mistake."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ModelConfig):
     """Configuration of a Transformer. Sinusoidal positions allow rows of any length, so there is no `context`."""
 
     vocab: int
@@ -49,17 +40,10 @@ class Config:
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        for field, largest in LARGEST.items():
-            value = getattr(self, field)
-            require(1 <= value <= largest, f"model.{field}", value, f"choose 1 to {largest:,}")
+        self.check_fields(activation=get_args(Activation), sinusoids=get_args(Sinusoids))
         require(self.width % 2 == 0, "model.width", self.width, "sines and cosines come in pairs; choose an even number")
         divides = self.width % self.heads == 0
         require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "choose a share of at least 0 and less than 1")
-        require(0 < self.eps <= 1, "model.eps", self.eps, "choose 0 < eps <= 1")
-        for field, allowed in {"activation": get_args(Activation), "sinusoids": get_args(Sinusoids)}.items():
-            value = getattr(self, field)
-            require(value in allowed, f"model.{field}", value, f"choose one of {', '.join(allowed)}")
 
     @property
     def head(self) -> int:
@@ -76,14 +60,6 @@ class Config:
 
 MODEL_TYPE = "marian"
 """Name of models of this form in a config.json. The paper's own weights were never published."""
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-"""Maps published names to names in this project; an export writes the first published name that fits."""
 
 EPS = 1e-5
 """Fixed in the code of `transformers`; no key sets it."""

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import ACTIVATIONS, BodyConfig, Initializer, activation, exported, head_fields, label_entries
+from zoo.configs._encoder import BodyConfig, Initializer, activation, exported, head_fields, label_entries
 from zoo.errors import BadInput, require
-from zoo.hf.config_json import BOOKKEEPING, PublishedConfig
+from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
 LONGEST = 1 << 20
 """Largest number of positions in the memory."""

@@ -187,6 +187,14 @@ class PublishedConfig:
         return default if value is None and nullable else value
 
 
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu"]] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""Maps published names of activations to those of this project; an export writes the first published name that fits."""
+
 BOOKKEEPING = (
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "gradient_checkpointing"),

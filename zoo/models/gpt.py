@@ -16,8 +16,20 @@ from zoo.configs.gpt import Config
 from zoo.hf.param_names import ParamName, ParamNames
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup, tied_logits
-from zoo.ops import counter_rng
+from zoo.nn.layers import (
+    Embed,
+    KVCacheView,
+    LayerNorm,
+    Mlp,
+    Seeds,
+    SelfAttention,
+    dropout,
+    fold_seeds,
+    layer_norm,
+    lookup,
+    params_of,
+    tied_logits,
+)
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("causal",)
@@ -31,8 +43,11 @@ EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: normal(0.02), projections into the residual stream scaled by 1/sqrt(2 L) (GPT-2, section 2.3)."""
     embed_key, layers_key = jax.random.split(key)
-    params = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-    return {**params, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
+    return {
+        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
+        "norm": params_of(LayerNorm(cfg.width, cfg.eps)),
+    }
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
@@ -53,8 +68,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
             query_segments=batch.segments,
             key_segments=batch.segments,
         )
-        layer_seeds = None if seeds is None else counter_rng.fold(seeds, index + 1)
-        return constrain(block(x, mask, layer_seeds), BATCH), None
+        return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None
 
     x, _ = run_stack(
         lambda rngs: Block(cfg, rngs),
@@ -130,14 +144,6 @@ def _embed(embed: dict[str, Any], tokens: Int[Array, "B T"], positions: Int[Arra
     return constrain(lookup(embed["tokens"]["embedding"], tokens, rows="tensor") + by_position, BATCH)
 
 
-class EmbeddingParams(nnx.Module):
-    """The parameters that are no layer's: the embeddings and the final norm."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.embed = Embeddings(cfg, rngs)
-        self.norm = LayerNorm(cfg.width, cfg.eps)
-
-
 class Embeddings(nnx.Module):
     def __init__(self, cfg: Config, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(0.02)
@@ -158,8 +164,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(cfg.width, cfg.ffn, cfg.activation, init, out_init, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg = self.cfg
-        attention_seeds = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         y = self.attention(self.norm1(x), mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         return self._after_attention(x, y, seeds)
 

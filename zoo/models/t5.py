@@ -33,11 +33,12 @@ from zoo.nn.layers import (
     Seeds,
     SelfAttention,
     dropout,
+    fold_seeds,
     lookup,
+    params_of,
     rms_norm,
     tied_logits,
 )
-from zoo.ops import counter_rng
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("denoising", "text_to_text")
@@ -58,10 +59,16 @@ SCALE = 1.0
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters, normal: tables of deviation 1, kernels 1/sqrt(inputs), queries' times 1/sqrt(H) (paper's code)."""
     embed_key, encoder, decoder = jax.random.split(key, 3)
-    params = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-    cross = cfg.architecture != "decoder"
+    rngs, cross, two_stacks = nnx.Rngs(embed_key), cfg.architecture != "decoder", cfg.architecture == "encoder_decoder"
+    # The tables are sampled one after the other, in this order.
+    params: dict[str, Any] = {"embed": params_of(Embeddings(cfg, rngs))}
+    if cross:
+        params["encoder"] = params_of(Side(cfg, rngs, norm=two_stacks))
+    params["decoder"] = params_of(Side(cfg, rngs, norm=True))
+    if not cfg.tied:
+        params["unembed"] = params_of(Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True))
     params["decoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=cross), decoder, cfg.decoder_layers)
-    if cfg.architecture == "encoder_decoder":
+    if two_stacks:
         params["encoder"]["layers"] = init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)
     return params
 
@@ -77,7 +84,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     """
     if (batch.source is None) != (cfg.architecture == "decoder"):
         raise ValueError(f"a T5 of architecture {cfg.architecture} takes a batch with{'out' if batch.source else ''} source")
-    source = None if batch.source is None else _encode(cfg, params, batch.source, _fold(seeds, ENCODER))
+    source = None if batch.source is None else _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
     ranks = batch.order if cfg.architecture == "decoder" else None
     mask = Mask(
         causal=ranks is None,
@@ -89,10 +96,10 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     source_mask = Mask() if batch.source is None else cross_mask(batch.segments, batch.tokens, batch.source)
     length = batch.tokens.shape[1]
     shift = _relative(cfg, params, DECODER).prepare(length, length)
-    decoder_seeds = _fold(seeds, DECODER)
+    decoder_seeds = fold_seeds(seeds, DECODER)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer_seeds = _fold(decoder_seeds, index + 1)
+        layer_seeds = fold_seeds(decoder_seeds, index + 1)
         x = block.attend(x, mask, shift, layer_seeds)
         if block.cross is not None and source is not None:
             x = block.attend_source(x, *block.cross.read(source), source_mask, layer_seeds)
@@ -127,7 +134,7 @@ def decode(
     at, length, slots = cache["at"], batch.tokens.shape[1], cache["k"].shape[2]
     source, source_mask, per_layer = {}, Mask(), None
     if cfg.architecture != "decoder":
-        source = cached_source(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
+        source = cached_source(cache) if batch.source is None else _read_source(cfg, params, batch.source)
         per_layer = source["source_k"], source["source_v"]
         source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
     rank = "order" if cfg.architecture == "decoder" else "positions"
@@ -189,7 +196,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     shift = _relative(cfg, params, ENCODER).prepare(length, length)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer_seeds = _fold(seeds, index + 1)
+        layer_seeds = fold_seeds(seeds, index + 1)
         return constrain(block.feed_forward(block.attend(x, mask, shift, layer_seeds), layer_seeds), BATCH), None
 
     x = dropout(_embed(params, source.tokens), cfg.dropout, seeds, EMBEDDING_SITE)
@@ -197,16 +204,9 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     return _last_norm(cfg, params, ENCODER, x, seeds)
 
 
-def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+def _read_source(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
     """Encode a source and return its entries of the cache."""
-    hidden = _encode(cfg, params, source, None)
-
-    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
-        assert block.cross is not None
-        return carry, block.cross.read(hidden)
-
-    _, (k, v) = _run(cfg, params, DECODER, body, None)
-    return source_entries(k, v, source)
+    return source_entries(functools.partial(_run, cfg, params, DECODER), _encode(cfg, params, source, None), source)
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -236,22 +236,6 @@ def _last_norm(cfg: Config, params: dict[str, Any], side: int, x: Float[Array, "
     normed = rms_norm(x, params["encoder" if own else "decoder"]["norm"]["scale"], cfg.eps)
     # The index of its seeds follows those of the layers.
     return dropout(normed, cfg.dropout, seeds, 1 + (cfg.layers if side == ENCODER else cfg.decoder_layers))
-
-
-def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else counter_rng.fold(seeds, number)
-
-
-class EmbeddingParams(nnx.Module):
-    """The parameters that are no layer's: the tables of tokens, and the position biases and the last norm of each side."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.embed = Embeddings(cfg, rngs)
-        if cfg.architecture != "decoder":
-            self.encoder = Side(cfg, rngs, norm=cfg.architecture == "encoder_decoder")
-        self.decoder = Side(cfg, rngs, norm=True)
-        if not cfg.tied:
-            self.unembed = Embed(cfg.vocab, cfg.width, jax.nn.initializers.normal(1.0), rngs, pad=True)
 
 
 class Embeddings(nnx.Module):
@@ -288,7 +272,7 @@ class Block(nnx.Module):
         self.mlp = _mlp(cfg, in_init, normal(cfg.ffn**-0.5), rngs)
 
     def attend(self, x: Float[Array, "B T D"], mask: Mask, shift: ByDistance, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg, attention_seeds = self.cfg, _fold(seeds, ATTENTION_SITE)
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         y = self.attention(
             self.norm1(x), mask, dropout=cfg.dropout, seeds=attention_seeds, shift=shift, scale=SCALE, impl=cfg.compute.attention
         )
@@ -296,7 +280,7 @@ class Block(nnx.Module):
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
-        cfg, cross_seeds = self.cfg, _fold(seeds, CROSS_SITE)
+        cfg, cross_seeds = self.cfg, fold_seeds(seeds, CROSS_SITE)
         y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=cross_seeds, scale=SCALE, impl=cfg.compute.attention)
         return x + dropout(y, cfg.dropout, seeds, CROSS_RESIDUAL_SITE)
 

@@ -26,11 +26,13 @@ from zoo.nn.layers import (
     Seeds,
     SelfAttention,
     dropout,
+    fold_seeds,
     lookup,
     padded_rows,
+    params_of,
     tied_logits,
 )
-from zoo.ops import counter_rng, positions
+from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("text_to_text",)
@@ -48,7 +50,8 @@ def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1."""
     embed_key, encoder, decoder = jax.random.split(key, 3)
     return {
-        **nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key)))),
+        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+        **({"unembed": params_of(OutputBias(cfg))} if cfg.output_bias else {}),
         "encoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)},
         "decoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=True), decoder, cfg.layers)},
     }
@@ -62,13 +65,13 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     """
     if batch.source is None:
         raise ValueError("an encoder-decoder takes a batch with a source")
-    source = _encode(cfg, params, batch.source, _fold(seeds, ENCODER))
+    source = _encode(cfg, params, batch.source, fold_seeds(seeds, ENCODER))
     mask = Mask(causal=True, query_segments=batch.segments, key_segments=batch.segments)
-    source_mask, decoder_seeds = cross_mask(batch.segments, batch.tokens, batch.source), _fold(seeds, DECODER)
+    source_mask, decoder_seeds = cross_mask(batch.segments, batch.tokens, batch.source), fold_seeds(seeds, DECODER)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
         assert block.cross is not None
-        layer_seeds = _fold(decoder_seeds, index + 1)
+        layer_seeds = fold_seeds(decoder_seeds, index + 1)
         x = block.attend_source(block.attend(x, mask, layer_seeds), *block.cross.read(source), source_mask, layer_seeds)
         return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
@@ -94,7 +97,7 @@ def decode(
     """
     new, cached = append_tokens(batch, cache)
     at = cache["at"]
-    source = cached_source(cache) if batch.source is None else _source_entries(cfg, params, batch.source)
+    source = cached_source(cache) if batch.source is None else _read_source(cfg, params, batch.source)
     source_mask = Mask(query_segments=new["segments"], key_segments=source["source_segments"])
     mask = Mask(
         causal=True,
@@ -142,23 +145,16 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
     mask = Mask(query_segments=source.segments, key_segments=source.segments)
 
     def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-        layer_seeds = _fold(seeds, index + 1)
+        layer_seeds = fold_seeds(seeds, index + 1)
         return constrain(block.feed_forward(block.attend(x, mask, layer_seeds), layer_seeds), BATCH), None
 
     x = dropout(_embed(cfg, params, source), cfg.dropout, seeds, EMBEDDING_SITE)
     return _run(cfg, params, ENCODER, body, x)[0]
 
 
-def _source_entries(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
+def _read_source(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str, Any]:
     """Encode a source and return its entries of the cache."""
-    hidden = _encode(cfg, params, source, None)
-
-    def body(block: Block, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
-        assert block.cross is not None
-        return carry, block.cross.read(hidden)
-
-    _, (k, v) = _run(cfg, params, DECODER, body, None)
-    return source_entries(k, v, source)
+    return source_entries(functools.partial(_run, cfg, params, DECODER), _encode(cfg, params, source, None), source)
 
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
@@ -173,19 +169,6 @@ def _embed(cfg: Config, params: dict[str, Any], batch: Batch) -> Float[Array, "B
     at = jnp.arange(x.shape[1])[None] if batch.positions is None else batch.positions
     encodings = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")  # [1 or B, T, D]
     return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + encodings.astype(x.dtype), BATCH)
-
-
-def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else counter_rng.fold(seeds, number)
-
-
-class EmbeddingParams(nnx.Module):
-    """The parameters that are no layer's: the table, and the output's biases if the configuration has them."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.embed = Embeddings(cfg, rngs)
-        if cfg.output_bias:
-            self.unembed = OutputBias(cfg)
 
 
 class Embeddings(nnx.Module):

@@ -28,9 +28,9 @@ from zoo.nn.encoder import DENSE, initializer, linear
 from zoo.nn.heads import Head
 from zoo.nn.kv_cache import append_tokens, empty_cache
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, lookup
+from zoo.nn.layers import Embed, KVCacheView, Seeds, dropout, fold_seeds, lookup, params_of
 from zoo.nn.xlnet_layer import Block, Keys, Stream, Vectors
-from zoo.ops import counter_rng, positions
+from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("permutation", "classification", "tagging", "span", "choice")
@@ -53,9 +53,12 @@ EMBEDDING_SITE = 0
 def init(cfg: Config, key: Array) -> dict[str, Any]:
     """Return new parameters: all but norms and biases of linear layers are sampled, of deviation 0.02."""
     embed_key, layers_key, head_key = jax.random.split(key, 3)
-    embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-    head = nnx.to_pure_dict(nnx.state(heads.HeadParams(cfg, heads.find_head(HEADS, cfg), initializer(cfg), nnx.Rngs(head_key))))
-    return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
+    head = heads.find_head(HEADS, cfg)
+    return {
+        "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+        "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
+        **params_of(heads.HeadParams(cfg, head, initializer(cfg), nnx.Rngs(head_key))),
+    }
 
 
 def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
@@ -83,15 +86,15 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     sign = None if batch.backward is None else jnp.where(batch.backward, -1.0, 1.0)
     encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
     reused = min(cfg.reuse or length, length)
-    content_seeds, query_seeds = _fold(seeds, CONTENT), _fold(seeds, QUERY)
+    content_seeds, query_seeds = fold_seeds(seeds, CONTENT), fold_seeds(seeds, QUERY)
 
     def body(block: Block, streams: Any, memory: Any, index: Array, _: None) -> tuple[Any, Any]:
         x, g = streams
         key_inputs = x if memory is None else jnp.concatenate([memory.astype(x.dtype), x], axis=1)  # [B, M + T, D]
         keys = Keys.of(block.attention, key_inputs, encodings, sign, key_types)
-        y = constrain(block(x, keys, content, _fold(content_seeds, index + 1)), BATCH)
+        y = constrain(block(x, keys, content, fold_seeds(content_seeds, index + 1)), BATCH)
         if query is not None:
-            g = constrain(block(g, keys, query, _fold(query_seeds, index + 1)), BATCH)
+            g = constrain(block(g, keys, query, fold_seeds(query_seeds, index + 1)), BATCH)
         return (y, g), None if memory is None else _append_to_memory(memory, x[:, :reused])
 
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
@@ -283,17 +286,6 @@ def _new_carry(carry: Any, memory: Float[Array, "L B M D"], added: int) -> dict[
 def _run(cfg: Config, params: dict[str, Any], body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
     layer, compute = functools.partial(Block, cfg), cfg.compute
     return run_stack(layer, params["layers"], body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
-
-
-def _fold(seeds: Seeds, number: Any) -> Seeds:
-    return None if seeds is None else counter_rng.fold(seeds, number)
-
-
-class EmbeddingParams(nnx.Module):
-    """The parameters below the layers."""
-
-    def __init__(self, cfg: Config, rngs: nnx.Rngs):
-        self.embed = Embeddings(cfg, rngs)
 
 
 class Embeddings(nnx.Module):

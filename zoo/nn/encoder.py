@@ -17,8 +17,7 @@ from zoo.hf.param_names import ParamName, ParamNames
 from zoo.nn import heads
 from zoo.nn.heads import Head
 from zoo.nn.layer_stack import init_stack, run_stack
-from zoo.nn.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, layer_norm, lookup
-from zoo.ops import counter_rng
+from zoo.nn.layers import Embed, Init, LayerNorm, Mlp, Seeds, SelfAttention, dropout, fold_seeds, layer_norm, lookup, params_of
 from zoo.sharding import BATCH, constrain
 
 EMBEDDING_SITE, ATTENTION_SITE, RESIDUAL_SITE, MLP_SITE = range(4)
@@ -40,9 +39,11 @@ class Family(Generic[Config]):
     def init(self, cfg: Config, key: Array) -> dict[str, Any]:
         """Return new parameters: kernels and tables of deviation 0.02 (Devlin et al. 2019, code), biases 0, scales 1."""
         embed_key, layers_key, head_key = jax.random.split(key, 3)
-        embedding = nnx.to_pure_dict(nnx.state(EmbeddingParams(cfg, nnx.Rngs(embed_key))))
-        head = nnx.to_pure_dict(nnx.state(heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))))
-        return {**embedding, **head, "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers)}
+        return {
+            "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
+            "layers": init_stack(lambda rngs: Block(cfg, rngs), layers_key, cfg.layers),
+            **params_of(heads.HeadParams(cfg, self.head(cfg), initializer(cfg), nnx.Rngs(head_key))),
+        }
 
     def apply(self, cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = None, carry: Any = None) -> Output:
         """Return the hidden states after the last norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
@@ -57,8 +58,7 @@ class Family(Generic[Config]):
         mask = Mask(query_segments=batch.segments, key_segments=batch.segments)
 
         def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
-            layer_seeds = None if seeds is None else counter_rng.fold(seeds, index + 1)
-            return constrain(block(x, mask, layer_seeds), BATCH), None
+            return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None
 
         compute = cfg.compute
         layer = functools.partial(Block, cfg)
@@ -89,13 +89,6 @@ class Family(Generic[Config]):
         return products + attention + heads.flops(cfg, self.head(cfg), batch)
 
 
-class EmbeddingParams(nnx.Module):
-    """The parameters below the layers."""
-
-    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
-        self.embed = Embeddings(cfg, rngs)
-
-
 class Embeddings(nnx.Module):
     """Tables of tokens, positions and types, and the norm of their sum."""
 
@@ -120,8 +113,7 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(cfg.width, cfg.eps)
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg = self.cfg
-        attention_seeds = None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         y = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         return self.norm2(x + dropout(self.mlp(x), cfg.dropout, seeds, MLP_SITE))

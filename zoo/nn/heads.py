@@ -25,8 +25,7 @@ from zoo.configs import Activation
 from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_names import ParamName
-from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, layer_norm, padded_rows, tied_logits
-from zoo.ops import counter_rng
+from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, fold_seeds, layer_norm, padded_rows, tied_logits
 from zoo.ops.cpu import product
 from zoo.sharding import BATCH, constrain
 
@@ -166,7 +165,7 @@ def sequence_logits(
         ValueError: the model has no head for sequences.
     """
     last = _part(params, "next" if "next" in params else "classifier", cfg)
-    seeds = None if seeds is None else counter_rng.fold(seeds, cfg.layers + 1)
+    seeds = fold_seeds(seeds, cfg.layers + 1)
     if head.drops_hidden:
         hidden = dropout(hidden, cfg.head_dropout, seeds, SUMMARY_SITE)
     pooled = SUMMARIES[head.summary](_apply(_part(params, "dense" if "dense" in params else "pooler", cfg), hidden))
@@ -184,8 +183,7 @@ def token_logits(
         ValueError: the model has no head for tokens.
     """
     if head.drops:
-        seeds = None if seeds is None else counter_rng.fold(seeds, cfg.layers + 1)
-        hidden = dropout(hidden, cfg.head_dropout, seeds, CLASSIFIER_SITE)
+        hidden = dropout(hidden, cfg.head_dropout, fold_seeds(seeds, cfg.layers + 1), CLASSIFIER_SITE)
     return _apply(_part(params, "classifier", cfg), hidden).astype(jnp.float32)
 
 

@@ -1,10 +1,11 @@
 """The key-value cache of families that generate: entries of earlier tokens and of a source; see `zoo.models.Model.init_cache`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from zoo.attention.attention import HEADS
 from zoo.attention.masks import Mask
@@ -43,9 +44,19 @@ def append_tokens(batch: Batch, cache: dict[str, Any]) -> tuple[dict[str, Any], 
     return new, cached
 
 
-def source_entries(keys: Array, values: Array, source: Batch) -> dict[str, Any]:
-    """Return the cache's entries for a source, from the keys and values [L, B, S, N, H] of every layer's cross-attention."""
-    k, v = (constrain(array, None, BATCH, None, HEADS) for array in (keys, values))
+def source_entries(run: Callable[..., Any], hidden: Float[Array, "B S D"], source: Batch) -> dict[str, Any]:
+    """Return the cache's entries for a source, the keys and values [L, B, S, N, H] of every layer's cross-attention among them.
+
+    Args:
+        run: `run(body, carry)` is `run_stack` over the decoder's layers, whose modules have `cross`.
+        hidden: the encoder's hidden states.
+    """
+
+    def body(block: Any, carry: None, _: None, index: Array, __: None) -> tuple[None, Any]:
+        return carry, block.cross.read(hidden)
+
+    _, arrays = run(body, None)
+    k, v = (constrain(array, None, BATCH, None, HEADS) for array in arrays)
     segments = jnp.ones(source.tokens.shape, jnp.int32) if source.segments is None else source.segments
     return {"source_k": k, "source_v": v, "source_segments": constrain(segments, BATCH)}
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from zoo.nn.layers import params_of
+
 # Remat policies by name: the values that the forward pass saves for the backward pass. None: all of them.
 POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -18,7 +20,7 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 
 def init_stack(layer: Callable[[nnx.Rngs], nnx.Module], key: Array, layers: int) -> dict[str, Any]:
     """Return the parameters of `layers` independently initialized layers, each leaf [L, ...]."""
-    return jax.vmap(lambda k: nnx.to_pure_dict(nnx.state(layer(nnx.Rngs(k)))))(jax.random.split(key, layers))
+    return jax.vmap(lambda k: params_of(layer(nnx.Rngs(k))))(jax.random.split(key, layers))
 
 
 def run_stack(

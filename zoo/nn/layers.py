@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ Seeds = UInt32[Array, "B 2"] | None
 
 VOCABULARY_MULTIPLE = 128
 """Vocabulary tables are stored padded to a multiple of this, so that devices can share their rows; published sizes seldom fit."""
+
+
+def params_of(module: nnx.Module) -> dict[str, Any]:
+    """Return the parameters that a module declares, as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(module))
 
 
 class Linear(nnx.Module):
@@ -277,6 +283,11 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> 
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
     return (wide * inverse * broadcast_rows(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
+
+
+def fold_seeds(seeds: Seeds, number: int | Int[Array, ""]) -> Seeds:
+    """Return the seeds of the layer, site or stream of that number (`counter_rng.fold`); None, without dropout, stays None."""
+    return None if seeds is None else counter_rng.fold(seeds, number)
 
 
 def dropout(x: Float[Array, "B T D"], rate: float, seeds: Seeds, site: int) -> Float[Array, "B T D"]:

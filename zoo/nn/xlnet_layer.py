@@ -12,8 +12,7 @@ from zoo.attention.biases import Relative
 from zoo.attention.masks import Mask
 from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
-from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, unstacked
-from zoo.ops import counter_rng
+from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, fold_seeds, unstacked
 from zoo.ops.cpu import broadcast_rows
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
@@ -120,7 +119,7 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(cfg.width, cfg.eps)
 
     def __call__(self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, seeds: Seeds) -> Float[Array, "B T D"]:
-        cfg, attention_seeds = self.cfg, None if seeds is None else counter_rng.fold(seeds, ATTENTION_SITE)
+        cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
         y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         y = self.mlp(x, dropped=lambda inner: dropout(inner, cfg.dropout, seeds, INNER_SITE))
