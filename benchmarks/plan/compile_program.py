@@ -25,6 +25,7 @@ from zoo.attention import attention
 from zoo.attention.attention import HEADS
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
+from zoo.generation.decode_loop import unroll_layers
 from zoo.sharding import BATCH, constrain
 
 Mode = Literal["train", "forward", "decode"]
@@ -160,10 +161,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     """Trace one more token of each row after `data.length` cached tokens; weights and cache have the dtype of the arithmetic."""
     model, dtype, rows = models.model(run.model), DTYPES[run.precision], run.data.batch
     jax.eval_shape(lambda: model.init_cache(1, 1, dtype))
-    # As in generation: a scan over the layers would copy the weights of each layer out of their stack.
-    layers = getattr(model.config, "decoder_layers", model.config.layers)
-    compute = dataclasses.replace(model.config.compute, unroll=layers)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, compute=compute))
+    model = unroll_layers(model)
     everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),

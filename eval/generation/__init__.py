@@ -1,1 +1,4 @@
-"""Generation of text: prompts, batching, stop strings and settings; token ids are sampled in `zoo.generation`."""
+"""Generation of text: prompts, batching, stop strings and settings.
+
+Tokens are sampled and the cache is updated in `zoo.generation.decode_loop`.
+"""

@@ -1,13 +1,11 @@
-"""Text from a model: prompts of different lengths in one batch, continued through a cache of keys and values."""
+"""Text from a model: prompts of different lengths in one batch, continued by `zoo.generation.decode_loop` up to a stop string."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer
@@ -17,12 +15,9 @@ from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
-from zoo.generation import beam_search
-from zoo.generation import sampling as drawing
-from zoo.generation.settings import Beams, Sampling
+from zoo.generation import decode_loop
+from zoo.generation.decode_loop import Decoder, Sampled, unroll_layers
 from zoo.models import Model
-from zoo.ops import counter_rng
-from zoo.sharding import BATCH, constrain
 
 Ids = Integer[np.ndarray, "_"] | Sequence[int]
 Ended = Literal["limit", "stop", "end of text"]
@@ -81,13 +76,10 @@ class Generator:
             raise BadInput(f"{net.family} begins its texts with a padding token, which this tokenizer does not have")
         self._first = marks.pad if marks else 0
         self._goes_on = not net.is_encoder_decoder
-        # A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
-        layers = getattr(net.config, "decoder_layers", net.config.layers)
-        compute = dataclasses.replace(net.config.compute, unroll=layers)
-        net = dataclasses.replace(net, config=dataclasses.replace(net.config, compute=compute))
+        net = unroll_layers(net)
         self.net, self.mesh, self.tokenizer = net, mesh, tokenizer
         self._batch, self._option = batch, option
-        self._model = _Model(net, tokenizer.vocab_size, np.dtype(dtype))
+        self._decoder = Decoder(net, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
             self._params = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(params)
 
@@ -183,20 +175,20 @@ class Generator:
         """Sample tokens for a batch of texts until each has ended; yields after every dispatch."""
         rows = device_mesh.round_up_rows(self.mesh, rows)
         count = max(1, min(chunk, decoding.limit - 1))
-        ahead = math.ceil((decoding.limit - 1) / count) * count
-        model = self._model._replace(reread=decoding.reread)
+        slots_after = math.ceil((decoding.limit - 1) / count) * count
+        decoder = self._decoder._replace(reread=decoding.reread)
         with jax.set_mesh(self.mesh):
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(texts, slots, rows))
             prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             seed = np.uint32(decoding.seed)
-            state, drawn = _start(model, decoding.sampling, ahead, self._params, prompts, seed, numbers)
-            self._take(texts, drawn)
+            state, sampled = decode_loop.start(decoder, decoding.sampling, slots_after, self._params, prompts, seed, numbers)
+            self._take(texts, sampled)
             yield
             while not all(text.ended for text in texts):
-                state, drawn = _go_on(model, decoding.sampling, count, self._params, state)
-                self._take(texts, drawn)
+                state, sampled = decode_loop.sample_tokens(decoder, decoding.sampling, count, self._params, state)
+                self._take(texts, sampled)
                 yield
 
     def _prompts(self, texts: "list[_Text]", slots: int, rows: int) -> Batch:
@@ -216,7 +208,7 @@ class Generator:
             local = device_mesh.local_rows(self.mesh, rows)
             local_prompts = jax.tree.map(lambda leaf: leaf[local], self._prompts(several, slots, rows))
             prompts = device_mesh.shard_batch(local_prompts, self.mesh, rows)
-            results = _find(self._model, decoding.search, decoding.limit, end, self._params, prompts)
+            results = decode_loop.search(self._decoder, decoding.search, decoding.limit, end, self._params, prompts)
         tokens, scores, finite = jax.device_get(results)
         for number, text in enumerate(texts):
             row, sample = divmod(number, decoding.samples)
@@ -224,110 +216,10 @@ class Generator:
             text.score = float(scores[row, sample])
 
     @staticmethod
-    def _take(texts: "list[_Text]", drawn: Any) -> None:
-        tokens, finite = jax.device_get(drawn)
+    def _take(texts: "list[_Text]", sampled: Sampled) -> None:
+        tokens, finite = jax.device_get(sampled)
         for row, text in enumerate(texts):
             text.take(tokens[:, row].tolist(), finite[:, row].tolist())
-
-
-# --- on the devices -------------------------------------------------------------------------------------------------------------
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Continuations in progress."""
-
-    cache: dict[str, Any]
-    tokens: Any
-    """int32 [B, R], what the next step reads: the tokens that are read again, then the last sampled one, which is not in the
-    cache yet."""
-    position: Any
-    """int32 [B], the position of the last sampled token."""
-    segment: Any
-    """int32 [B]: 1, or 0 in a padding row."""
-    seeds: Any
-    """uint32 [B, 2]."""
-    seen: Any
-    """bool [B, V]: tokens of prompt and output; None without a repetition penalty."""
-
-
-class _Model(NamedTuple):
-    """The model, and the constants that the programs are compiled for."""
-
-    net: Model
-    entries: int
-    """Entries of the tokenizer."""
-    dtype: np.dtype
-    reread: int = 0
-    """See `Decoding`. Where tokens are read again, all that are read together see each other."""
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(model: _Model, sampling: Sampling, ahead: int, params: Any, prompts: Batch, seed: Any, numbers: Any) -> Any:
-    """Read the prompts and sample the first token of each row: (rows, (tokens [1, B], finite [1, B])).
-
-    The cache has space for `ahead` more. `numbers` are those of the rows' prompts and samples, uint32 [2, B].
-    """
-    assert prompts.segments is not None and prompts.positions is not None
-    size, length = prompts.tokens.shape
-    seen = None
-    if sampling.repetition_penalty != 1:
-        real = jnp.where(prompts.segments > 0, prompts.tokens, model.entries)
-        seen = jnp.zeros((size, model.entries), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
-    rows = _Rows(
-        cache=model.net.init_cache(size, length + ahead, model.dtype),
-        tokens=prompts.tokens[:, -1 - model.reread :],
-        position=prompts.positions[:, -1],
-        segment=prompts.segments[:, -1],
-        seeds=drawing.row_seeds(seed, *numbers),
-        seen=seen,
-    )
-    rows, drawn = _next(model, sampling, params, prompts, rows)
-    return rows, jax.tree.map(lambda leaf: leaf[None], drawn)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _go_on(model: _Model, sampling: Sampling, count: int, params: Any, rows: _Rows) -> Any:
-    """Sample `count` more tokens of each row: (rows, (tokens [count, B], finite [count, B]))."""
-
-    def one(rows: _Rows, _: None) -> Any:
-        batch = Batch(
-            tokens=rows.tokens,
-            segments=jnp.broadcast_to(rows.segment[:, None], rows.tokens.shape),
-            positions=rows.position[:, None] + jnp.arange(-model.reread, 1),
-        )
-        cache = rows.cache | {"at": rows.cache["at"] - model.reread}
-        return _next(model, sampling, params, batch, dataclasses.replace(rows, cache=cache))
-
-    return jax.lax.scan(one, rows, None, length=count)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _find(model: _Model, search: Beams, limit: int, end: int | None, params: Any, prompts: Batch) -> beam_search.BeamSearchResult:
-    rows, length = prompts.tokens.shape
-    cache = model.net.init_cache(rows, length + limit - 1, model.dtype)
-    results = beam_search.search(model.net, params, prompts, cache, search, limit=limit, entries=model.entries, end=end)
-    return jax.tree.map(lambda leaf: constrain(leaf, None), results)
-
-
-def _next(model: _Model, sampling: Sampling, params: Any, batch: Batch, rows: _Rows) -> Any:
-    """Put a batch's tokens into the cache and sample the token after its last column: (rows, (token [B], finite [B]))."""
-    if model.reread:
-        batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
-    hidden, cache = model.net.decode(params, batch, rows.cache)
-    # The tokenizer may have fewer entries than the model: an id without text is never sampled.
-    logits = constrain(model.net.unembed(params, hidden[:, -1]), BATCH)[:, : model.entries]
-    position = rows.position + 1
-    token, finite = drawing.sample_token(logits, sampling, rows.seen, counter_rng.fold(rows.seeds, position.astype(jnp.uint32)))
-    seen = None if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].set(True)
-    tokens = jnp.concatenate([rows.tokens[:, 1:], token[:, None]], axis=1)
-    rows = _Rows(cache, tokens, position, rows.segment, rows.seeds, seen)
-    small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(rows, cache={}))
-    return dataclasses.replace(small, cache=cache), (constrain(token, None), constrain(finite, None))
-
-
-# --- on the host ----------------------------------------------------------------------------------------------------------------
 
 
 def _slots(length: int) -> int:

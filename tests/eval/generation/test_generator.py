@@ -27,6 +27,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput
+from zoo.generation import decode_loop
 from zoo.generation.settings import Beams, Sampling
 
 
@@ -62,13 +63,13 @@ def sampled() -> list[Generated]:
 
 def test_cached_tokens_are_the_uncached_ones_and_a_batch_is_its_prompts_alone() -> None:
     """Compare batches of 40 with one prompt at a time and with no cache; each batch size compiles two programs."""
-    programs = generator._start._cache_size() + generator._go_on._cache_size()
+    programs = decode_loop.start._cache_size() + decode_loop.sample_tokens._cache_size()
     batched = gpt_generator().generate(prompts(), GREEDILY)
     alone = gpt_generator(batch=1).generate(prompts(), GREEDILY)
     assert ids(batched) == uncached() == ids(alone)
     assert {text.ended for text in batched} == {"limit"}
     assert len(set(ids(batched))) > 150
-    assert generator._start._cache_size() + generator._go_on._cache_size() <= programs + 4
+    assert decode_loop.start._cache_size() + decode_loop.sample_tokens._cache_size() <= programs + 4
 
 
 @pytest.mark.full
@@ -103,10 +104,10 @@ def test_tokens_seen_are_those_of_prompt_and_output_and_the_cache_is_donated() -
     batch, numbers, many = generator._padded(texts, 16, 40), np.zeros((2, 40), np.uint32), gpt_generator()
     with jax.set_mesh(many.mesh):
         placed = device_mesh.shard_batch(batch, many.mesh, 40)
-        rows, (tokens, _) = generator._start(many._model, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
+        rows, (tokens, _) = decode_loop.start(many._decoder, RANDOM, 32, many._params, placed, np.uint32(0), numbers)
         for seen, text, token in zip(np.asarray(rows.seen), texts, tokens[0].tolist(), strict=True):
             assert set(np.flatnonzero(seen).tolist()) == {*text.prompt_ids.tolist(), token}
-        generator._go_on(many._model, RANDOM, 16, many._params, rows)
+        decode_loop.sample_tokens(many._decoder, RANDOM, 16, many._params, rows)
     assert rows.cache["k"].is_deleted() and rows.cache["v"].is_deleted()
 
 

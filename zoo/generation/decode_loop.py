@@ -1,0 +1,153 @@
+"""The decode loop on devices: prompts are read into a key-value cache, then tokens are sampled and appended one at a time.
+
+The programs are compiled once for each `Decoder` and settings, whoever calls them. They are functions of token ids; text,
+batching of prompts and stop strings are in `eval.generation`.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
+
+from zoo.batch import Batch
+from zoo.generation import beam_search, sampling
+from zoo.generation.settings import Beams, Sampling
+from zoo.models import Model
+from zoo.ops import counter_rng
+from zoo.sharding import BATCH, constrain
+
+
+class Decoder(NamedTuple):
+    """A model, and the constants that the programs are compiled for."""
+
+    model: Model
+    vocabulary: int
+    """Number of ids that may be generated: the tokenizer's, of which the model may have more."""
+    dtype: np.dtype
+    """Dtype of the cache."""
+    reread: int = 0
+    """Cached tokens that each step reads again together with the newest one; all that are read together see each other."""
+
+
+class Sampled(NamedTuple):
+    """The tokens that a program sampled for each row."""
+
+    tokens: Int[Array, "count B"]
+    finite: Bool[Array, "count B"]
+    """True if the token's logits are finite; otherwise the token means nothing."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """The rows of a batch between two steps."""
+
+    cache: dict[str, Any]
+    tokens: Any
+    """int32 [B, R], the input of the next step: the tokens that are read again, then the last sampled one, which is not in the
+    cache yet."""
+    position: Any
+    """int32 [B], the position of the last sampled token."""
+    segment: Any
+    """int32 [B]: 1, or 0 in a padding row."""
+    seeds: Any
+    """uint32 [B, 2]."""
+    seen: Any
+    """bool [B, V]: tokens of prompt and output; None without a repetition penalty."""
+
+
+def unroll_layers(model: Model) -> Model:
+    """Return the model for decoding, with its loop over layers unrolled.
+
+    A scan over the layers copies each one's weights out of their stack for every token; unrolled, they are read in place.
+    """
+    layers = getattr(model.config, "decoder_layers", model.config.layers)
+    compute = dataclasses.replace(model.config.compute, unroll=layers)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, compute=compute))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def start(
+    decoder: Decoder,
+    settings: Sampling,
+    slots: int,
+    params: Any,
+    prompts: Batch,
+    seed: UInt32[Any, ""],
+    numbers: UInt32[Any, "2 B"],
+) -> tuple[DecodeState, Sampled]:
+    """Read the prompts and sample the first token of each row.
+
+    Args:
+        slots: slots of the cache after those of the prompts: the tokens that will be sampled after the first one.
+        prompts: rows of one length, padded on the left, with segments and positions.
+        numbers: the indices of prompt and sample of each row, on which sampling depends.
+    """
+    assert prompts.segments is not None and prompts.positions is not None
+    size, length = prompts.tokens.shape
+    seen = None
+    if settings.repetition_penalty != 1:
+        real = jnp.where(prompts.segments > 0, prompts.tokens, decoder.vocabulary)
+        seen = jnp.zeros((size, decoder.vocabulary), bool).at[jnp.arange(size)[:, None], real].set(True, mode="drop")
+    state = DecodeState(
+        cache=decoder.model.init_cache(size, length + slots, decoder.dtype),
+        tokens=prompts.tokens[:, -1 - decoder.reread :],
+        position=prompts.positions[:, -1],
+        segment=prompts.segments[:, -1],
+        seeds=sampling.row_seeds(seed, *numbers),
+        seen=seen,
+    )
+    state, sampled = _step(decoder, settings, params, prompts, state)
+    return state, jax.tree.map(lambda leaf: leaf[None], sampled)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def sample_tokens(
+    decoder: Decoder, settings: Sampling, count: int, params: Any, state: DecodeState
+) -> tuple[DecodeState, Sampled]:
+    """Sample `count` more tokens of each row; the state is donated."""
+
+    def step(state: DecodeState, _: None) -> tuple[DecodeState, Sampled]:
+        batch = Batch(
+            tokens=state.tokens,
+            segments=jnp.broadcast_to(state.segment[:, None], state.tokens.shape),
+            positions=state.position[:, None] + jnp.arange(-decoder.reread, 1),
+        )
+        cache = state.cache | {"at": state.cache["at"] - decoder.reread}
+        return _step(decoder, settings, params, batch, dataclasses.replace(state, cache=cache))
+
+    return jax.lax.scan(step, state, None, length=count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def search(
+    decoder: Decoder, beams: Beams, limit: int, end: int | None, params: Any, prompts: Batch
+) -> beam_search.BeamSearchResult:
+    """Return the best continuations of the prompts, replicated on all devices; see `zoo.generation.beam_search`."""
+    rows, length = prompts.tokens.shape
+    cache = decoder.model.init_cache(rows, length + limit - 1, decoder.dtype)
+    results = beam_search.search(
+        decoder.model, params, prompts, cache, beams, limit=limit, vocabulary=decoder.vocabulary, end=end
+    )
+    return jax.tree.map(lambda leaf: constrain(leaf, None), results)
+
+
+def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state: DecodeState) -> tuple[DecodeState, Sampled]:
+    """Append a batch's tokens to the cache and sample the token after its last column; the results have no axis of counts."""
+    if decoder.reread:
+        batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
+    hidden, cache = decoder.model.decode(params, batch, state.cache)
+    # The tokenizer may have fewer entries than the model: an id without text is never sampled.
+    logits = constrain(decoder.model.unembed(params, hidden[:, -1]), BATCH)[:, : decoder.vocabulary]
+    position = state.position + 1
+    seeds = counter_rng.fold(state.seeds, position.astype(jnp.uint32))
+    token, finite = sampling.sample_token(logits, settings, state.seen, seeds)
+    seen = None if state.seen is None else state.seen.at[jnp.arange(len(token)), token].set(True)
+    tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
+    state = DecodeState(cache, tokens, position, state.segment, state.seeds, seen)
+    small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), dataclasses.replace(state, cache={}))
+    return dataclasses.replace(small, cache=cache), Sampled(constrain(token, None), constrain(finite, None))
