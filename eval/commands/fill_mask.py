@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.commands import terminal
-from eval.generation.settings import Texts
 from eval.scoring import encoder_runner
+from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.config import run_config
 from train.engine import device_mesh

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from eval.commands import terminal
-from eval.generation.settings import Unlabelled
 from eval.scoring import encoder_runner
+from eval.scoring.encoder_inputs import Unlabelled
 from eval.scoring.predictor import CHUNK, Predictor
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for

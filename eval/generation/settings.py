@@ -1,4 +1,4 @@
-"""Settings of text generation and of encoders: frozen dataclasses, validated at construction, without jax."""
+"""Settings of text generation: frozen dataclasses, validated at construction, without jax."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -90,64 +90,3 @@ class Prompts:
             for text in (self.template,) if name == "template" else getattr(self, name):
                 # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
                 require(not any("\ud800" <= letter <= "\udfff" for letter in text), name, ascii(text), "write it in UTF-8")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Texts for an encoder, or files with a text a line."""
-
-    text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Texts, each in quotes."""
-    files: tuple[str, ...] = ()
-    """Files of texts (.txt), one a line, blank lines passed over; - is standard input."""
-    truncate: bool = False
-    """Cut the end off a text that is longer than the model's positions; else it is refused."""
-
-    def __post_init__(self) -> None:
-        require(
-            bool(self.texts) != bool(self.files),
-            "text",
-            "and --files" if self.files else "is not given",
-            "give either --text or --files",
-        )
-        for text in self.texts:
-            require(bool(text.strip()), "text", repr(text), "write some text")
-            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
-            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "text", ascii(text), "write it in UTF-8")
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Texts of all --text options."""
-        return tuple(text for several in self.text for text in several)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Unlabelled:
-    """Inputs to predict labels for: files of examples, or texts."""
-
-    texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Texts, each in quotes: of tagging sentences whose words stand between spaces, of span and choice questions."""
-    files: tuple[str, ...] = ()
-    """Files of examples, or their folders, in the formats of fine-tuning; labels in them are not read. A .txt holds a text a
-    line."""
-    line: Literal["auto", "text", "labelled"] = "auto"
-    """What a line of a .txt is (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
-    a label of the model are refused."""
-    pair: str | None = None
-    """Second text of a pair, for each of the texts (classification)."""
-    context: str | None = None
-    """What the questions are about (span, choice)."""
-    options: tuple[str, ...] = ()
-    """What is chosen from (choice)."""
-
-    def __post_init__(self) -> None:
-        problem = "and --files" if self.files else "are not given"
-        require(bool(self.texts) != bool(self.files), "texts", problem, "give either texts or --files")
-        for name in ("pair", "context", "options"):
-            value = getattr(self, name)
-            needed = bool(self.texts) or not value
-            require(needed, name, " ".join(value or ()) if name == "options" else value, "it goes with texts; files have columns")
-        for text in (*self.texts, *self.options, self.pair or "", self.context or ""):
-            # A byte of the shell that is no UTF-8 arrives as a lone surrogate.
-            require(not any("\ud800" <= letter <= "\udfff" for letter in text), "texts", ascii(text), "write them in UTF-8")
-        require(all(text.strip() for text in self.texts), "texts", "''", "write some text in each")

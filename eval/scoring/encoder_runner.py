@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32, Integer
 
 from eval import files
-from eval.generation.settings import Texts
+from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
 from train.config import run_config
 from train.engine import device_mesh

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from eval.commands.embed import Pool, embed
-from eval.generation import settings
 from eval.scoring import encoder_runner
+from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import row_length
 from tests.support import encoders
@@ -99,7 +99,7 @@ def test_standard_input_is_read_one_text_a_line(tmp_path: Path) -> None:
     try:
         with (tmp_path / "in").open() as file:
             os.dup2(file.fileno(), 0)
-        result = encoder_runner.read_texts(settings.Texts(files=("-",)))
+        result = encoder_runner.read_texts(Texts(files=("-",)))
     finally:
         os.dup2(before, 0)
         os.close(before)

@@ -12,7 +12,7 @@ def embed(args: list[str]) -> int:
     """Run `zoo embed RUN|DIR|hub:ID --text ... [options]`."""
     import tyro
 
-    from eval.generation.settings import Texts
+    from eval.scoring.encoder_inputs import Texts
     from train.config.run_config import Machine, Mesh, Precision
 
     @dataclasses.dataclass(frozen=True)

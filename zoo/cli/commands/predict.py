@@ -12,7 +12,7 @@ def predict(args: list[str]) -> int:
     """Run `zoo predict RUN|DIR|hub:ID TEXT ... | --files ... [options]`."""
     import tyro
 
-    from eval.generation.settings import Unlabelled
+    from eval.scoring.encoder_inputs import Unlabelled
     from train.config.objective_options import Labelled
     from train.config.run_config import Machine, Mesh, Precision
 
