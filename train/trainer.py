@@ -20,7 +20,7 @@ from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.engine import device_mesh, optim
-from train.engine.step import DTYPES, assemble
+from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
 from train.rows.batches import Batches
@@ -36,6 +36,7 @@ from zoo.attention import attention
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.models import Model, parameter_count
+from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.runtime import jax_setup
 
 Scorer = Callable[[Any], Any]
@@ -76,7 +77,7 @@ def _run(
     # --- Devices and precision ---
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
-    run = dataset.resolve_config(dataclasses.replace(run, precision=_precision(run)), folder)
+    run = dataset.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
     mesh = device_mesh.make_mesh(run.mesh)
     device_mesh.check(run, mesh)
     check_same_run(folder, run)
@@ -264,12 +265,6 @@ def _check_carry(run: run_config.Run, model: Model, data: Inputs) -> None:
         raise BadInput(f"--model.memory: the model would remember the previous row, but {fix}")
 
 
-def _precision(run: run_config.Run) -> run_config.Precision:
-    if run.precision != "auto":
-        return run.precision
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def _peak_rate(dtype: Any) -> tuple[float, str]:
     """Return the peak FLOP/s of all devices, relative to which MFU is computed, and its source in words."""
     kind = jax.devices()[0].device_kind
@@ -284,8 +279,7 @@ def _implementations(run: run_config.Run, model: Model, objective: Any, batch: B
     dtype = DTYPES[run.precision]
 
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, carry: Any) -> Any:
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
+        return objective.loss(model, cast_params(params, dtype), batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=0)
 
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     params, carry = jax.eval_shape(lambda: (model.init(jax.random.key(0)), model.init_carry(run.data.batch)))

@@ -18,7 +18,7 @@ from benchmarks.plan.targets import Target
 from train import objectives
 from train.config import run_config
 from train.engine import device_mesh, optim
-from train.engine.step import DTYPES, assemble
+from train.engine.step import assemble
 from train.inputs import synthetic_batch
 from zoo import configs, models
 from zoo.attention import attention
@@ -26,6 +26,7 @@ from zoo.attention.attention import HEADS
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
+from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.sharding import BATCH, constrain
 
 Mode = Literal["train", "forward", "decode"]
@@ -65,7 +66,7 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
     Raises:
         BadInput: an objective that the family does not support.
     """
-    precision = run.precision if run.precision != "auto" else "float32" if target.platform == "cpu" else "bfloat16"
+    precision = resolve_precision(run.precision, platform=target.platform)
     run = synthetic_batch.resolve_config(dataclasses.replace(run, precision=precision))
     family = configs.family_of(run.model)
     able = models.family(family).OBJECTIVES
@@ -149,7 +150,7 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
         return assembled.engine.trace(state, batch, frozen), arguments, objectives.flops(objective, model, batch)
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
-        cast = jax.tree.map(lambda leaf: leaf.astype(DTYPES[run.precision]), params)
+        cast = cast_params(params, DTYPES[run.precision])
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 
     with jax.set_mesh(mesh):

@@ -35,9 +35,9 @@ from benchmarks.step.peers import Peer
 from benchmarks.step.programs import Step, Variant
 from benchmarks.step.settings import Settings, key, peer_key
 from train import objectives
-from train.engine.step import DTYPES
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
+from zoo.precision import DTYPES
 
 TOLERANCES = {"float32": (2e-5, 1e-3), "bfloat16": (1e-3, 1e-2), "dropout": (3e-2, 1e-1)}
 """Largest relative difference from the unit's losses: of the first step, and of the step after its update.

@@ -18,12 +18,13 @@ from train import objectives
 from train.config import run_config
 from train.engine import device_mesh, optim
 from train.engine.state import State
-from train.engine.step import DTYPES, make_step
+from train.engine.step import make_step
 from zoo import sharding
 from zoo.batch import Batch
 from zoo.configs import Compute
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.precision import DTYPES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

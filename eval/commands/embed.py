@@ -24,6 +24,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
+from zoo.precision import resolve_dtype
 
 Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
@@ -59,7 +60,7 @@ def main(
     texts = encoder_runner.read_texts(source)
     if file is None and not as_json:
         _check_table(len(texts))
-    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
+    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
     vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate)
     if file is not None:
         if jax.process_index() == 0:

@@ -24,6 +24,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
+from zoo.precision import resolve_dtype
 
 SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
 """Spelling of a mask in a text: BERT's, or that of RoBERTa and XLNet, for every model."""
@@ -83,7 +84,7 @@ def main(
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
     texts = encoder_runner.read_texts(source)
     _masks(texts)
-    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=encoder_runner.dtype_of(precision))
+    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate)
     for number, mask in enumerate(filled, 1):
         if as_json:

@@ -16,10 +16,10 @@ from eval.generation.settings import Decoding, Prompts
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.config import run_config
 from train.engine import device_mesh
-from train.engine.step import DTYPES
 from train.weights import load
 from train.weights.load import Loaded
 from zoo.errors import require
+from zoo.precision import resolve_dtype
 
 
 def main(
@@ -53,10 +53,8 @@ def main(
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
     loaded = load.load(where, device_mesh.make_mesh(mesh), step)
-    if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     lines = _choose if source.choices else _generate
-    for text in lines(loaded, prompts, source, decoding, batch, DTYPES[precision], as_json):
+    for text in lines(loaded, prompts, source, decoding, batch, resolve_dtype(precision), as_json):
         terminal.say(text)
     return 0
 

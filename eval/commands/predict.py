@@ -19,7 +19,6 @@ from typing import Any
 import jax
 
 from eval.commands import terminal
-from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.scoring.predictor import CHUNK, Predictor
 from eval.tasks import Settings
@@ -35,6 +34,7 @@ from train.weights.init_config import writes_text
 from train.weights.load import Loaded, load
 from zoo.errors import BadInput, require
 from zoo.hf import hub
+from zoo.precision import resolve_dtype
 
 READ_AS_IS = Labelled()
 
@@ -66,15 +66,14 @@ def main(
     if file is not None:
         _check_out(file, source.files)
     subject = load(where, device_mesh.make_mesh(mesh), step)
-    if precision == "auto" and subject.run is not None:
-        precision = subject.run.precision
+    trained = "auto" if subject.run is None else subject.run.precision
     predictions = predict(
         subject,
         **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
         labelled=labelled,
         length=length,
         batch=batch,
-        dtype=encoder_runner.dtype_of(precision),
+        dtype=resolve_dtype(precision, default=trained),
         null_threshold=null_threshold,
     )
     if file is None:

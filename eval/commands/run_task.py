@@ -18,11 +18,11 @@ from eval.report import report
 from eval.tasks import Progress, Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
-from train.engine.step import DTYPES
 from train.run.metric_names import notices
 from train.run.run_dir import RunDir, is_run, write_json
-from train.weights.load import Loaded, load
+from train.weights.load import load
 from zoo.errors import BadInput, require
+from zoo.precision import resolve_dtype
 
 LEFT = ("left out", "too long")
 """Details of a result about examples that were skipped or cut."""
@@ -66,7 +66,8 @@ def main(
     previous = _previous_results(Path(where)) if is_run(Path(where)) else {}
     examples = module.read(files, settings)
     subject = load(where, device_mesh.make_mesh(mesh), step)
-    settings = dataclasses.replace(settings, dtype=DTYPES[_precision(precision, subject)])
+    trained = "auto" if subject.run is None else subject.run.precision
+    settings = dataclasses.replace(settings, dtype=resolve_dtype(precision, default=trained))
     with _progress(task) as progress:
         result = module.score(subject, examples, settings, progress)
     if jax.process_index() == 0:
@@ -129,14 +130,6 @@ def _previous_results(run: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise BadInput(f"{path}: not an object of results; fix or remove it")
     return results
-
-
-def _precision(precision: run_config.Precision, subject: Loaded) -> run_config.Precision:
-    if precision == "auto" and subject.run is not None:
-        precision = subject.run.precision
-    if precision == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return precision
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from zoo.errors import BadInput, require
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder, Sampled, unroll_layers
 from zoo.models import Model
+from zoo.precision import cast_params
 
 Ids = Integer[np.ndarray, "_"] | Sequence[int]
 Ended = Literal["limit", "stop", "end of text"]
@@ -81,7 +82,7 @@ class Generator:
         self._batch, self._option = batch, option
         self._decoder = Decoder(net, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
-            self._params = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(params)
+            self._params = jax.jit(lambda tree: cast_params(tree, dtype))(params)
 
     def generate(
         self,

@@ -14,15 +14,14 @@ from jaxtyping import Int32, Integer
 from eval import files
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
-from train.config import run_config
 from train.engine import device_mesh
-from train.engine.step import DTYPES
 from train.rows.example_rows import is_typed
 from train.tokenizers.special_tokens import SpecialTokens
 from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.precision import cast_params
 
 STDIN = Path("/dev/stdin")
 UNLIMITED = 512
@@ -210,11 +209,6 @@ class Encoder:
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 
-def dtype_of(precision: run_config.Precision) -> Any:
-    """Return the dtype of the arithmetic; "auto" is float32 on CPU, else bfloat16."""
-    return DTYPES[("float32" if jax.default_backend() == "cpu" else "bfloat16") if precision == "auto" else precision]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Program:
     """The compiled programs, cached between calls."""
@@ -227,7 +221,7 @@ class _Program:
     @functools.lru_cache(maxsize=8)
     def of(net: Model, mesh: Mesh, dtype: np.dtype, compute: Compute) -> "_Program":
         return _Program(
-            cast=jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(dtype), params)),
+            cast=jax.jit(lambda params: cast_params(params, dtype)),
             compute=jax.jit(functools.partial(compute, net), out_shardings=NamedSharding(mesh, PartitionSpec())),
         )
 

@@ -22,6 +22,7 @@ from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 from zoo.nn import heads
+from zoo.precision import cast_params
 
 WORST = 20
 """Number of examples with the greatest losses that are shown, at most."""
@@ -85,7 +86,7 @@ class Forward:
 
     @functools.cached_property
     def _cast(self) -> Callable[[Any], Any]:
-        return jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(self.dtype), params))
+        return jax.jit(lambda params: cast_params(params, self.dtype))
 
     def cast(self, params: Any) -> Any:
         """Return parameters in the dtype of the arithmetic."""

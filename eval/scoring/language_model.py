@@ -15,6 +15,7 @@ from train.engine.losses import token_losses
 from train.rows import batches
 from zoo.batch import Batch
 from zoo.models import Model
+from zoo.precision import cast_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def scorer(
 
     @jax.jit
     def cast(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return cast_params(params, dtype)
 
     def row_nats(params: Any, batch: Batch) -> jax.Array:
         assert batch.targets is not None and batch.weights is not None

@@ -17,6 +17,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.precision import cast_params
 
 Ids = Integer[np.ndarray, " _"] | Sequence[int]
 Pair = tuple[Ids, Ids]
@@ -239,6 +240,6 @@ class _Program:
             return join(nats), join(hits)
 
         return _Program(
-            cast=jax.jit(lambda params: jax.tree.map(lambda leaf: leaf.astype(dtype), params)),
+            cast=jax.jit(lambda params: cast_params(params, dtype)),
             score=jax.jit(score, out_shardings=replicated),
         )

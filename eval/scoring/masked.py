@@ -19,6 +19,7 @@ from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.nn import heads
+from zoo.precision import cast_params
 
 SUMS = ("masked_nats", "hits", "unigram_nats", "predictions", "next_nats", "next_hits", "pairs")
 
@@ -80,7 +81,7 @@ def scorer(
 
     @jax.jit
     def cast(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return cast_params(params, dtype)
 
     def row_sums(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""

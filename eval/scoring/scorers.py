@@ -13,13 +13,13 @@ from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.engine import device_mesh, optim
-from train.engine.step import DTYPES
 from train.inputs import dataset
 from train.run import metric_names
 from train.run.run_dir import RunDir, no_checkpoint, read_config
 from train.weights.load import NEWEST, checkpoints
 from zoo.errors import BadInput, require
 from zoo.models import Model, model
+from zoo.precision import DTYPES
 from zoo.runtime import jax_setup
 
 SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {

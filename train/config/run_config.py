@@ -8,10 +8,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 import tyro
 
 from train.config.objective_options import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
-from zoo.configs import Objective
+from zoo.configs import Objective, Precision
 from zoo.errors import require
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
 RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]

@@ -19,10 +19,8 @@ from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
 from zoo.ops.cpu import select_update
+from zoo.precision import DTYPES, cast_params
 from zoo.sharding import BATCH, constrain
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-"""Dtype of the arithmetic under each precision policy."""
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
@@ -44,7 +42,7 @@ def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.Gradi
 
         def loss(params: Any, micro: tuple[Any, ...]) -> tuple[jax.Array, tuple[Metrics, Any]]:
             batch, seeds, carry = micro
-            cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            cast = cast_params(params, dtype)
             sums, carry = objective.loss(
                 model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=run.label_smoothing, chunk=run.loss_chunk
             )

@@ -21,6 +21,7 @@ from zoo.errors import BadInput, require
 from zoo.hf import hub
 from zoo.models import Model
 from zoo.nn import heads
+from zoo.precision import cast_params
 
 DATA = "text"
 
@@ -42,7 +43,7 @@ def bind(run: run_config.Run, mesh: Mesh) -> "Distilled":
             f"--distillation.teacher {options.teacher}: it has no head for masked tokens, and so no probabilities to learn"
         )
     _check(run, loaded.net.config)
-    frozen = jax.tree.map(lambda leaf: leaf.astype(run.precision), loaded.params)
+    frozen = cast_params(loaded.params, run.precision)
     return Distilled(teacher=loaded.net, frozen=frozen, options=options, teacher_params=loaded.params, mesh=mesh)
 
 

@@ -20,6 +20,7 @@ Objective = Literal[
     "causal", "masked", "distilled", "permutation", "classification", "tagging", "span", "choice", "denoising", "text_to_text"
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "full", "attention"]
 
 

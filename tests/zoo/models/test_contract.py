@@ -29,7 +29,7 @@ from tests.support.small import (
 )
 from train.config import run_config
 from train.engine import optim
-from train.engine.step import DTYPES, ENGINES
+from train.engine.step import ENGINES
 from train.objectives import objectives
 from zoo import configs, models, sharding
 from zoo.attention import attention
@@ -37,6 +37,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.nn import layer_stack, layers
+from zoo.precision import DTYPES
 
 FAMILIES = configs.families()
 FIRST = {family: task for family, task in reversed(HEADS)}
