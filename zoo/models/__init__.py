@@ -1,5 +1,8 @@
 """The arithmetic of the models, one file per family; the file of the same name in `zoo.configs` has its configuration.
 
+XLNet's memory, the recurrence from row to row, is in `xlnet`: `init_carry` makes it, `apply` reads and returns it as
+`Output.carry`, and the training step passes it to the next batch as `State.carry`.
+
 Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `HF` (its published names by task), `PADDED`
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
 that generates text has `init_cache` and `decode`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
