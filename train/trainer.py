@@ -24,7 +24,7 @@ from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
 from train.rows.batches import Batches
-from train.rows.mixture import ordered
+from train.rows.row_source import RowSource, ordered
 from train.run import hardware, metric_names, metrics_file, trackers
 from train.run.console import Console
 from train.run.metric_logger import MetricLogger
@@ -165,10 +165,10 @@ def _run(
             )
         )
 
-        def scorer(rows: Any) -> Scorer:
+        def scorer(rows: RowSource) -> Scorer:
             return evaluate(run, model, mesh, data, rows, build, batch=run.data.batch, dtype=dtype)
 
-        validate = scorer(data.scored(run, run.data.length).subsample(run.log.validate_rows))
+        validate = scorer(data.scored_rows(run, run.data.length).subsample(run.log.validate_rows))
 
         # --- Steps ---
         console.doing("compiling the step")
@@ -221,7 +221,7 @@ def _run(
         # --- Score ---
         console.doing("scoring the held-out data")
         stride, (params, scored_step) = max(1, run.data.length // 2), best.params(engine.get(state), built.state)
-        score = scorer(data.scored(run, stride))(params)
+        score = scorer(data.scored_rows(run, stride))(params)
         if process == 0:
             if mistakes := getattr(score, "mistakes", None):
                 write_json(folder.predictions, mistakes)

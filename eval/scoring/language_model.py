@@ -13,6 +13,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.engine.losses import token_losses
 from train.rows import batches
+from train.rows.row_source import RowSource
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.precision import cast_params
@@ -49,7 +50,7 @@ class Score:
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """Return the scorer of a run's text."""
     return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
@@ -58,7 +59,7 @@ def of_run(
 def scorer(
     net: Model,
     mesh: Mesh,
-    rows: Any,
+    rows: RowSource,
     build: Callable[..., dict[str, Any]],
     token_bytes: np.ndarray,
     *,
@@ -100,7 +101,7 @@ def scorer(
     return score
 
 
-def _count(rows: Any, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
+def _count(rows: RowSource, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
     """Return the number of counted targets of all rows and of their bytes, from the same arrays that the model gets."""
     tokens, size = 0, 0
     for batch in batches.in_order(rows, build, 1, np.arange(1)):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from train.config import run_config
 from train.engine import device_mesh
 from train.rows import batches
-from train.rows.mixture import ordered
+from train.rows.row_source import RowSource, ordered
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.models import Model
@@ -55,14 +55,14 @@ class Score:
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """Return the scorer of a masked run's text; each row's mask is a function of the row alone."""
     return scorer(net, mesh, rows, build, data.counts(), batch=batch, dtype=dtype)
 
 
 def scorer(
-    net: Model, mesh: Mesh, rows: Any, build: Callable[..., Any], counts: np.ndarray, *, batch: int, dtype: Any
+    net: Model, mesh: Mesh, rows: RowSource, build: Callable[..., Any], counts: np.ndarray, *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
 

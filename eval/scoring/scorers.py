@@ -14,6 +14,7 @@ from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.engine import device_mesh, optim
 from train.inputs import dataset
+from train.rows.row_source import RowSource
 from train.run import metric_names
 from train.run.run_dir import RunDir, no_checkpoint, read_config
 from train.weights.load import NEWEST, checkpoints
@@ -32,7 +33,7 @@ SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
 
 
 def scorer(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Any]:
     """Return a function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
     return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype)
@@ -68,7 +69,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     check_identity(source.folder, meta, cfg)
     if changed := compare({name: meta[name] for name in data.fingerprints() if name in meta}, data.fingerprints()):
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
-    rows = data.scored(cfg, stride or max(1, cfg.data.length // 2))
+    rows = data.scored_rows(cfg, stride or max(1, cfg.data.length // 2))
     build = dataset.builder(cfg, data)
     measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(loaded["params"])
     if jax.process_index() == 0:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from eval.scoring import language_model
 from train.config import run_config
+from train.rows.row_source import RowSource
 from zoo.models import Model
 
 
@@ -21,7 +22,7 @@ class Score(language_model.Score):
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Any, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
 ) -> Callable[[Any], Score]:
     """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone."""
     measure = language_model.scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)

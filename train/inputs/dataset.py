@@ -10,6 +10,7 @@ from train.config import run_config
 from train.inputs import labelled_inputs, pair_inputs, text_inputs
 from train.objectives import objective
 from train.rows.mixture import Mixture
+from train.rows.row_source import RowSource
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs, models
@@ -18,13 +19,13 @@ from zoo.errors import require
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Tokenized data and its rows. Like `train.rows.lm_rows.LmRows`, rows are numbered, and `build` turns them into arrays."""
+    """Tokenized data and its rows, which are numbered (`train.rows.row_source.RowSource`)."""
 
     tokenizer: Tokenizer
     rows: Mixture
     """The rows that the run trains on."""
 
-    def scored(self, run: run_config.Run, stride: int) -> Any:
+    def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
         ...
 

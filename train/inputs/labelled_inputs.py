@@ -3,14 +3,14 @@
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from train.config import run_config
 from train.data import labelled_reader
@@ -19,6 +19,7 @@ from train.data.text_files import Document
 from train.rows import example_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.mixture import Component, Mixture
+from train.rows.row_source import SampledRows, digest_of, evenly_spaced
 from train.run.console import short
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ MANY_LABELS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(SampledRows):
     """Rows of examples, one each; a question has a row for each window of its context. They are in memory."""
 
     examples: Sequence[Example]
@@ -65,19 +66,20 @@ class Rows:
         return self.text_size
 
     @functools.cached_property
-    def asked(self) -> str:
+    def content_digest(self) -> str:
         """SHA-256 of the examples and the possible labels, independent of their files and of the tokenizer."""
-        digest = hashlib.sha256(repr(self.labels).encode())
-        for example in self.examples:
-            fields = {name: value for name, value in vars(example).items() if name not in ("origin", "document", "id")}
-            digest.update(repr(sorted(fields.items())).encode())
-        return digest.hexdigest()
+        unread = ("origin", "document", "id")
+        fields = ({name: value for name, value in vars(example).items() if name not in unread} for example in self.examples)
+        return digest_of(repr(self.labels), (repr(sorted(values.items())).encode() for values in fields))
 
-    def subsample(self, count: int) -> "Rows":
-        """Return the rows of at most `count` examples, evenly spaced; the choice is deterministic."""
-        size = len(self.examples)
-        chosen = set(np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist())
-        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.example in chosen))
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
+        return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
+
+    def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
+        """Return the numbers of the rows of at most `count` examples, evenly spaced, so that a question keeps all its windows."""
+        chosen = set(evenly_spaced(len(self.examples), count).tolist())
+        return np.array([number for number, row in enumerate(self.rows) if row.example in chosen], np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ class Labelled:
     malformed: tuple[str, ...] = ()
     """Error message of each example that was left out when the files were read."""
 
-    def scored(self, run: run_config.Run, stride: int) -> Rows:
+    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
         """Return the rows of the held-out examples."""
         return self.held_out
 
@@ -108,7 +110,7 @@ class Labelled:
         That of the held-out half is of the examples alone, so that runs with other tokenizers, lengths and weights can be
         compared.
         """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.asked}
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -208,12 +210,16 @@ def rows_of(
         if not rows:
             fix = f"all examples are too long; {advice.longer}"
             raise BadInput(f"{longest[0]}: {size} tokens, and a row has {length}; {fix}")
-    digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {names}".encode())
+    fingerprint = digest_of(f"{tokenizer.fingerprint} {length} {names}", _contents(rows))
+    return Rows(examples, rows, length, fingerprint, tuple(names), too_long, longest)
+
+
+def _contents(rows: Iterable[ExampleRow]) -> Iterator[bytes]:
+    """Yield the bytes of all ids, token types and labels."""
     for row in rows:
         for inputs in row.inputs:
-            digest.update(inputs.ids.tobytes() + inputs.types.tobytes())
-        digest.update(np.asarray(row.labels).tobytes())
-    return Rows(examples, rows, length, digest.hexdigest(), tuple(names), too_long, longest)
+            yield inputs.ids.tobytes() + inputs.types.tobytes()
+        yield np.asarray(row.labels).tobytes()
 
 
 def _without_long(

@@ -5,6 +5,7 @@ from typing import Any
 from train.config import run_config
 from train.inputs import labelled_inputs, pair_inputs
 from train.rows import encoder_rows
+from train.rows.row_source import RowSource
 
 UNKNOWN = 0.05
 """Share of unknown tokens above which there is a notice."""
@@ -39,7 +40,7 @@ def unknown_share(data: Any) -> float:
     return unknown / total if total else 0.0
 
 
-def padding_share(run: run_config.Run, rows: Any) -> float:
+def padding_share(run: run_config.Run, rows: RowSource) -> float:
     """Return the share of padding in rows. Rows that are cut from a stream of text have none."""
     if isinstance(rows, labelled_inputs.Rows):
         return 1 - rows.text_size / (rows.length * sum(len(row.inputs) for row in rows.rows))
@@ -48,7 +49,7 @@ def padding_share(run: run_config.Run, rows: Any) -> float:
     return 1 - rows.targets / (len(rows) * rows.length) if isinstance(rows, encoder_rows.EncoderRows) else 0.0
 
 
-def _shorter(run: run_config.Run, rows: Any) -> str:
+def _shorter(run: run_config.Run, rows: RowSource) -> str:
     """Return what to do about the padding."""
     if isinstance(rows, labelled_inputs.Rows):
         longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from train.data.text_files import Document, lines
 from train.inputs import labelled_inputs
 from train.rows.lm_rows import ends
 from train.rows.mixture import Component, Mixture
+from train.rows.row_source import SampledRows, digest_of
 from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_tokens_of
 from train.run.console import short
 from train.run.run_dir import RunDir
@@ -31,7 +31,7 @@ OPEN = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(SampledRows):
     """Rows of one pair each, or of several packed pairs. They are in memory."""
 
     examples: Sequence[Pair]
@@ -65,13 +65,12 @@ class Rows:
         return sum(len(side.target) for side in self.sides)
 
     @functools.cached_property
-    def asked(self) -> str:
+    def content_digest(self) -> str:
         """SHA-256 of the texts of the pairs, independent of their files and of the tokenizer."""
-        return hashlib.sha256(repr([(example.source, example.target) for example in self.examples]).encode()).hexdigest()
+        return digest_of(repr([(example.source, example.target) for example in self.examples]), ())
 
-    def subsample(self, count: int) -> "Rows":
-        """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "Rows":
+        """Return the rows with the numbers `chosen`, in this order; the examples and the fingerprint stay those of all rows."""
         rows = [self.order[self.first[number] : self.first[number + 1]] for number in chosen]
         return dataclasses.replace(self, order=np.concatenate(rows), first=ends(np.array([len(row) for row in rows])))
 
@@ -88,7 +87,7 @@ class TextPairs:
     """The rows in `rows`."""
     held_out: Rows
 
-    def scored(self, run: run_config.Run, stride: int) -> Rows:
+    def scored_rows(self, run: run_config.Run, stride: int) -> Rows:
         """Return the rows of the held-out pairs."""
         return self.held_out
 
@@ -104,7 +103,7 @@ class TextPairs:
 
         That of the held-out half is of the texts alone, so that runs with other tokenizers, lengths and weights can be compared.
         """
-        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.asked}
+        return {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
 
     def facts(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the data and its use in the run, for the console and the report."""
@@ -204,11 +203,10 @@ def rows_of(examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer)
     capacity = run.data.length, run.data.target_length or run.data.length
     sides = tuple(_encoded(examples, run, tokenizer, capacity))
     row = _packed(sides, capacity) if run.data.pack else np.arange(len(sides))
-    order, digest = np.argsort(row, kind="stable"), hashlib.sha256(f"{tokenizer.fingerprint} {capacity}".encode())
-    for side in itertools.chain.from_iterable(sides):
-        digest.update(len(side).to_bytes(8) + side.tobytes())
-    digest.update(order.tobytes() + row.tobytes())
-    return Rows(examples, sides, order, ends(np.bincount(row)), capacity[0], digest.hexdigest())
+    order = np.argsort(row, kind="stable")
+    contents = (len(side).to_bytes(8) + side.tobytes() for side in itertools.chain.from_iterable(sides))
+    fingerprint = digest_of(f"{tokenizer.fingerprint} {capacity}", itertools.chain(contents, (order.tobytes() + row.tobytes(),)))
+    return Rows(examples, sides, order, ends(np.bincount(row)), capacity[0], fingerprint)
 
 
 def _encoded(

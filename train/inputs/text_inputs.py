@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -16,6 +16,7 @@ from train.data.corpus import Documents
 from train.data.text_files import Document
 from train.objectives import objective
 from train.rows.mixture import Component, Mixture, Share
+from train.rows.row_source import RowSource, TextRows
 from train.rows.token_cache import Progress, Tokens, prepare
 from train.run.console import short
 from train.run.progress_bar import shown
@@ -38,7 +39,7 @@ class Text:
     held_out: Tokens
     """The held-out text of all components."""
 
-    def scored(self, run: run_config.Run, stride: int) -> Any:
+    def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return rows of the held-out text for scoring the objective; if they are windows, each has `stride` new tokens."""
         return objective(run.objective).scored(self.held_out, run, self.tokenizer, stride)
 
@@ -74,9 +75,8 @@ class Text:
 
 
 def _tokens(component: Component) -> Tokens:
-    tokens = getattr(component.rows, "tokens", None)
-    assert isinstance(tokens, Tokens), "rows of text have the tokens of the text"
-    return tokens
+    assert isinstance(component.rows, TextRows), "a component of text has rows of text"
+    return component.rows.tokens
 
 
 IDS_PER_CHUNK = 1 << 24

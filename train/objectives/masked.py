@@ -158,7 +158,7 @@ def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts
         rate=options.rate,
         masked=options.masked,
         random=options.random,
-        most=options.most or max(1, math.ceil(options.rate * run.data.length)),
+        max_predictions=options.most or max(1, math.ceil(options.rate * run.data.length)),
         rule=rule,
         mask=special_tokens.mask,
         entries=np.delete(entries, special) if rule == "roberta" else entries,

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
-from train.rows.mixture import Mixture, Planned, ordered
+from train.rows.mixture import Mixture
+from train.rows.row_source import RowSource, ordered
 from zoo.batch import IGNORED, Batch
 
 Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
@@ -19,12 +20,12 @@ Build = Callable[[np.random.Generator, Any, int], dict[str, Any]]
 
 
 class Use(NamedTuple):
-    """The row that an example of the stream is."""
+    """The row that is used for an example of the stream."""
 
     row: int
     """Number of the row over all components."""
     epoch: int
-    """Number of times that its component had been used up before."""
+    """Number of times that all rows of its component were used before."""
 
 
 class Batches:
@@ -83,7 +84,7 @@ class Batches:
         return self._build(rng, self._rows.row(row), self._rows.length)
 
 
-def in_order(rows: Planned, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
+def in_order(rows: RowSource, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
     """Yield every row once, in order, for scoring: this process's part of each global batch; `index` is the row number.
 
     The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` samples from a generator keyed
@@ -105,7 +106,7 @@ def _uncounted(arrays: dict[str, Any]) -> dict[str, Any]:
     return arrays | {name: np.full_like(arrays[name], value) for name, value in neutral.items() if name in arrays}
 
 
-def _order(rows: Planned, seed: int, component: int) -> grain.MapDataset[int]:
+def _order(rows: RowSource, seed: int, component: int) -> grain.MapDataset[int]:
     """Return the rows of a component in the order in which they are used, epoch after epoch."""
     order = grain.MapDataset.range(len(rows))
     if not ordered(rows):

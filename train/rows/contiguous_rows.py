@@ -1,13 +1,17 @@
-"""Contiguous rows: row b of a batch continues row b of the batch before it (Yang et al. 2019, section 2.5)."""
+"""Contiguous rows: row b of a batch continues row b of the batch before it (Yang et al. 2019, section 2.5).
+
+The text, read as one sequence of ids, is cut into B streams of equal length, one for each row of a batch. A row begins with the
+ids that its model stores in its memory for the next row, the reused part, and continues with two texts A and B, which are sampled
+anew in each epoch. The next row of the stream begins where the reused part ends.
+"""
 
 import dataclasses
-import functools
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from train.rows.row_source import TextRows
 from train.rows.sentence_pairs import EVEN, cuts
 from train.rows.sentences import sentences
 from train.rows.token_cache import Tokens
@@ -20,7 +24,7 @@ NUM_SPECIAL_TOKENS = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
-    """The ids of all documents in reading order."""
+    """The ids of all documents, one after the other, in one of both directions."""
 
     ids: Integer[np.ndarray, " tokens"]
     breaks: Int64[np.ndarray, " breaks"]
@@ -32,17 +36,17 @@ class Reading:
 
 
 class Window(NamedTuple):
-    """The ids of one row: a stretch that the memory of the next row will hold, and the texts after it."""
+    """The place of one row in the text: its reused part, which the model stores for the next row, and the ids after it."""
 
     reading: Reading
     begin: int
-    """Index in `reading.ids` at which the stretch begins."""
+    """Index in `reading.ids` of the first id of the reused part."""
     reuse: int
-    """Number of ids of the stretch."""
+    """Number of ids of the reused part."""
 
     @property
     def origin(self) -> tuple[int, int]:
-        """(document, index of the id in it) at which the row begins."""
+        """The first id of the row, as (number of its document, index in the document)."""
         at, offsets = self.begin, self.reading.offsets
         if self.reading.backward:
             at = len(self.reading.ids) - 1 - at
@@ -51,16 +55,17 @@ class Window(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ContiguousRows:
-    """The rows of a text that is read in `batch` parallel streams."""
+class ContiguousRows(TextRows):
+    """The rows of a text that is cut into `batch` streams, which are read in parallel."""
 
     tokens: Tokens
     readings: tuple[Reading, ...]
-    """One reading, or one in each direction: then the first half of the streams is read forward."""
+    """One reading, or two: forward for the first half of the streams, backward for the second half."""
     length: int
     """Tokens per row, T."""
     reuse: int
-    """Tokens at the beginning of a row, after which the next row begins; 0 = the next row begins after the whole row."""
+    """Tokens of the reused part, after which the next row of the stream begins; 0 = there is none, and the next row begins after
+    as many tokens as a row has without its special tokens."""
     batch: int
     """Streams, B: row b of step n is row n B + b."""
     steps: int
@@ -80,11 +85,6 @@ class ContiguousRows:
         return Window(self.readings[reading], begin, self.reuse)
 
     @property
-    def text_size(self) -> int:
-        """Number of tokens of the text, the special token after each document included."""
-        return len(self.tokens.ids)
-
-    @property
     def targets(self) -> int:
         """Number of tokens that are predicted in all rows."""
         return len(self) * self.predictions
@@ -93,13 +93,10 @@ class ContiguousRows:
         """Return about `count` rows, the first ones of every stream, so that each still continues the one before it."""
         return dataclasses.replace(self, steps=max(1, min(self.steps, count // self.batch)))
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokens and the plan: equal if and only if all rows are equal."""
-        plan = (self.length, self.reuse, self.batch, self.steps, len(self.readings), self.ordered)
-        digest = hashlib.sha256(f"{self.tokens.fingerprint} {plan}".encode())
-        digest.update(self.readings[0].breaks.tobytes())
-        return digest.hexdigest()
+    def fingerprint_parts(self) -> tuple[str, list[bytes]]:
+        """Return what determines the rows apart from the tokens; see `TextRows.fingerprint_parts`."""
+        numbers = (self.length, self.reuse, self.batch, self.steps, len(self.readings), self.ordered)
+        return f"{numbers}", [self.readings[0].breaks.tobytes()]
 
     @property
     def _share(self) -> int:
@@ -119,7 +116,7 @@ def plan_streams(
     predictions: int,
     where: str = "--data.paths: the training text",
 ) -> ContiguousRows:
-    """Return all rows of a text. The rest of a stream after its last complete row is not used.
+    """Return all complete rows of a text; the ids of a stream after its last complete row are not used.
 
     Args:
         bidirectional: whether half of the streams are read from the last token to the first (the authors' `bi_data`).
@@ -149,11 +146,16 @@ def plan_streams(
 def sample_texts(
     rng: np.random.Generator, window: Window, size: int
 ) -> tuple[Integer[np.ndarray, " a"], Integer[np.ndarray, " b"], bool]:
-    """Return (A, B, whether B follows A) with `size` ids in all, as XLNet's data code makes them after the reused stretch.
+    """Sample the two texts of a row, and return (ids of A, ids of B, whether B follows A); they have `size` ids together.
 
-    A is cut at the end of a sentence, sampled uniformly among those within `size` ids. B follows A with probability one half;
-    otherwise, and if no sentence ends there, B is whole sentences around a position sampled from the whole reading. If both are
-    too long, the longer text loses tokens at its end, and B where they are equal.
+    The rule is that of `_split_a_and_b` in XLNet's `data_utils.py`, for the ids after the reused part of the window:
+
+    1. A ends with a sentence. Each sentence that ends within the next `size` ids is equally likely to be its last one. If none
+       ends there, A continues to the end of the current sentence.
+    2. With probability one half, B is the sentences that follow A, as many as are needed for `size` ids together. Otherwise, and
+       always if no sentence ended within `size` ids, B is the sentences around a position of the reading that is sampled
+       uniformly, again as many as are needed.
+    3. As long as A and B have more than `size` ids, the longer of them loses its last id, or B if they are equally long.
 
     Args:
         size: at least 2.

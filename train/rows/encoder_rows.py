@@ -1,8 +1,6 @@
 """Rows of an encoder: the texts that each row has, alone or in pairs, between the special tokens of its template."""
 
 import dataclasses
-import functools
-import hashlib
 from bisect import bisect_right
 from typing import Literal, NamedTuple
 
@@ -12,6 +10,7 @@ from jaxtyping import Int64
 from train.config.run_config import Data
 from train.rows import lm_rows
 from train.rows.lm_rows import ends, expand, first_fit
+from train.rows.row_source import SampledRows, TextRows, array_digests
 from train.rows.sentence_pairs import Pairs, pairs
 from train.rows.sentences import Sentences, cut, sentences
 from train.rows.token_cache import Tokens
@@ -49,7 +48,7 @@ EncoderRow = tuple[Sequence, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EncoderRows:
+class EncoderRows(TextRows, SampledRows):
     """The rows of a text for an encoder.
 
     A row is a list of sequences, a sequence a list of parts, and a part a range of one document. The sequences of all rows are
@@ -90,26 +89,19 @@ class EncoderRows:
         return tuple(self._sequence(sequence) for sequence in range(self.first[number], self.first[number + 1]))
 
     @property
-    def text_size(self) -> int:
-        """Number of tokens of the text, the special token after each document included."""
-        return len(self.tokens.ids)
-
-    @property
     def targets(self) -> int:
         """Number of text tokens in all rows; those of random second texts occur more than once."""
         return int(self.count.sum())
 
-    def subsample(self, count: int) -> "EncoderRows":
-        """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
-        return self._select_rows(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
+        """Return the rows with the numbers `chosen`, in this order."""
+        sequences = np.diff(self.first)[chosen]
+        owner, nth = expand(sequences)
+        return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=ends(sequences))
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokens and the arrays: equal if and only if all rows are equal."""
-        digest = hashlib.sha256(f"{self.tokens.fingerprint} {self.length}".encode())
-        for array in (self.first, self.part, self.label, self.document, self.start, self.count):
-            digest.update(hashlib.sha256(array.tobytes()).digest())
-        return digest.hexdigest()
+    def fingerprint_parts(self) -> tuple[str, list[bytes]]:
+        """Return what determines the rows apart from the tokens; see `TextRows.fingerprint_parts`."""
+        return f"{self.length}", array_digests(self.first, self.part, self.label, self.document, self.start, self.count)
 
     def _sequence(self, number: int) -> Sequence:
         parts = tuple(self._range(part) for part in range(self.part[number], self.part[number + 1]))
@@ -120,12 +112,6 @@ class EncoderRows:
         document, start = int(self.document[number]), int(self.start[number])
         first = int(self.tokens.offsets[document]) + start
         return Range(document, start, self.tokens.ids[first : first + int(self.count[number])])
-
-    def _select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
-        """Return the plan of the rows `chosen`."""
-        sequences = np.diff(self.first)[chosen]
-        owner, nth = expand(sequences)
-        return dataclasses.replace(self._select_sequences(self.first[chosen][owner] + nth), first=ends(sequences))
 
     def _select_sequences(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return a plan of the sequences `chosen`, one a row."""

@@ -187,7 +187,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
 
 
 def _label_array(example: Text, options: Labelled, names: Mapping[str, int]) -> np.ndarray:
-    """Return the label or labels of a text in the format of `Row.labels`."""
+    """Return the label or labels of a text in the format of `ExampleRow.labels`."""
     if options.regression:
         return np.array([example.label], np.float32)
     if not isinstance(example.label, tuple):

@@ -1,14 +1,13 @@
 """Rows of a language model: the ranges of documents that each row predicts."""
 
 import dataclasses
-import functools
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int64
 
 from train.config.run_config import Data
+from train.rows.row_source import SampledRows, TextRows, array_digests
 from train.rows.token_cache import Tokens
 from zoo.errors import BadInput
 
@@ -36,7 +35,7 @@ class LmRow(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LmRows:
+class LmRows(TextRows, SampledRows):
     """The rows of a corpus. Over all rows every target of every document is counted exactly once.
 
     A row is a sequence of pieces, and a piece a range of one document. The pieces of all rows are stored one after the other, as
@@ -75,18 +74,12 @@ class LmRows:
         return LmRow(tuple(self._piece(piece) for piece in pieces), int(self.context[number]), self.isolated)
 
     @property
-    def text_size(self) -> int:
-        """Number of tokens of the text, the end-of-text of each document included."""
-        return len(self.tokens.ids)
-
-    @property
     def targets(self) -> int:
         """Number of targets counted in the loss over all rows, the end-of-text of each document included."""
         return int(self.size.sum() - self.context.sum())
 
-    def subsample(self, count: int) -> "LmRows":
-        """Return at most `count` of the rows, evenly spaced; the choice is deterministic."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+    def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "LmRows":
+        """Return the rows with the numbers `chosen`, in this order."""
         pieces = self.first[chosen + 1] - self.first[chosen]
         row, nth = expand(pieces)
         piece = self.first[chosen][row] + nth
@@ -99,13 +92,10 @@ class LmRows:
             context=self.context[chosen],
         )
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokens and the arrays: equal if and only if all rows are equal."""
-        digest = hashlib.sha256(f"{self.tokens.fingerprint} {self.length} {self.isolated}".encode())
-        for array in (self.first, self.document, self.start, self.size, self.context):
-            digest.update(hashlib.sha256(array.tobytes()).digest())
-        return digest.hexdigest()
+    def fingerprint_parts(self) -> tuple[str, list[bytes]]:
+        """Return what determines the rows apart from the tokens; see `TextRows.fingerprint_parts`."""
+        arrays = array_digests(self.first, self.document, self.start, self.size, self.context)
+        return f"{self.length} {self.isolated}", arrays
 
     def _piece(self, number: int) -> Piece:
         document, start = int(self.document[number]), int(self.start[number])

@@ -12,7 +12,7 @@ Rule = Literal["bert", "roberta", "distilbert"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Masks:
-    """The masking rule of a sequence."""
+    """The choice of the tokens of a sequence that are predicted, and of the ids that replace them."""
 
     rate: float
     """Share of the tokens of a sequence, special tokens included, that is predicted."""
@@ -20,7 +20,7 @@ class Masks:
     """Share of the predicted tokens that is replaced by the mask."""
     random: float
     """Share that is replaced by an id sampled uniformly from `entries`; the rest is left as it is."""
-    most: int
+    max_predictions: int
     """Largest number of predictions of a sequence."""
     rule: Rule
     """Number of predictions in a sequence of n tokens. bert: round(rate n). roberta: rate n, rounded up with a probability equal
@@ -32,7 +32,7 @@ class Masks:
     """Ids that random tokens are sampled from. Google's code and the distiller sample from the whole vocabulary, fairseq from the
     entries that are not special."""
     starts: Bool[np.ndarray, " V"] | None = None
-    """Whether an entry begins a word; given if whole words are masked."""
+    """Whether an entry begins a word, if whole words are masked; None: single tokens are."""
     weights: Float64[np.ndarray, " V"] | None = None
     """Relative probability of choosing an entry for prediction; 0 = never. None: uniform."""
 
@@ -40,7 +40,7 @@ class Masks:
         """Return the largest number of predictions in a sequence of `length` tokens, two of which are special tokens."""
         share = self.rate * length
         rounded = round(share) if self.rule == "bert" else math.ceil(share)
-        return min(self.most, max(1, rounded), length - 2)
+        return min(self.max_predictions, max(1, rounded), length - 2)
 
 
 def largest_of_packed(masks: Masks, capacity: int, shortest: int) -> int:

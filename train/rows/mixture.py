@@ -3,62 +3,14 @@
 import dataclasses
 import fractions
 import functools
-import hashlib
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from train.data.text_files import Document
-
-
-@runtime_checkable
-class Planned(Protocol):
-    """Numbered rows, which an objective turns into arrays.
-
-    `train.rows.lm_rows`, `train.rows.encoder_rows` and `train.inputs.labelled_inputs` implement this protocol.
-    """
-
-    @property
-    def length(self) -> int:
-        """Tokens per row, T."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def row(self, number: int) -> Any:
-        """Return a row, whose ids are views of the memory-mapped tokens."""
-        ...
-
-    @property
-    def text_size(self) -> int:
-        """Number of tokens of the text in the rows."""
-        ...
-
-    @property
-    def targets(self) -> int:
-        """Number of tokens in all rows that the loss is computed on."""
-        ...
-
-    @property
-    def fingerprint(self) -> Any:
-        """A string that is equal if and only if all rows are equal."""
-        ...
-
-
-@runtime_checkable
-class Continued(Planned, Protocol):
-    """Rows that may continue each other: row n begins where row n - `batch` ends."""
-
-    batch: int
-    ordered: bool
-    """Whether the rows are used in order, `batch` at a time."""
-
-
-def ordered(rows: Planned) -> bool:
-    """Return whether rows have to be used in order."""
-    return isinstance(rows, Continued) and rows.ordered
+from train.rows.row_source import RowSource, digest_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +23,7 @@ class Component:
     """Number of its examples relative to the weights of the other components; above 0."""
     documents: Iterable[Document]
     """Its training documents, in the order of their numbers in the tokens."""
-    rows: Planned
+    rows: RowSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +81,7 @@ class Mixture:
         Components alternate such that after any number of examples each has contributed its share, to within a row or two.
         (Grain's `mix` rounds weights to hundredths of the smallest, and makes a heavy component wait for all light ones.)
         """
-        for component, part, tail in self._turns:
+        for component, part, tail in self._heaviest_first:
             remaining = _remaining_after(example, part, tail)
             if _remaining_after(example + 1, part, tail) == remaining:
                 return component, example - remaining
@@ -139,7 +91,7 @@ class Mixture:
     def shares(self, examples: int) -> list[Share]:
         """Return the contribution of each component to a run of `examples` examples (steps times the batch), at least one."""
         counts, remaining = [0] * len(self.components), examples
-        for component, part, tail in self._turns:
+        for component, part, tail in self._heaviest_first:
             counts[component] = remaining - _remaining_after(remaining, part, tail)
             remaining -= counts[component]
         targets = [item.rows.targets * count / len(item.rows) for count, item in zip(counts, self.components, strict=True)]
@@ -161,7 +113,7 @@ class Mixture:
         if len(self.components) == 1:
             return self.components[0].rows.fingerprint
         parts = [f"{part} {component.rows.fingerprint}" for part, component in zip(self._parts, self.components, strict=True)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digest_of("\n".join(parts), ())
 
     @functools.cached_property
     def _parts(self) -> tuple[int, ...]:
@@ -173,7 +125,7 @@ class Mixture:
         return tuple(part // math.gcd(*parts) for part in parts)
 
     @functools.cached_property
-    def _turns(self) -> tuple[tuple[int, int, int], ...]:
+    def _heaviest_first(self) -> tuple[tuple[int, int, int], ...]:
         """(component, its part, the sum of its part and those after it), heaviest first, which keeps the shares most exact."""
         order = sorted(range(len(self._parts)), key=lambda component: -self._parts[component])
         parts = [self._parts[component] for component in order]

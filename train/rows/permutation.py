@@ -11,9 +11,10 @@ def choose_targets(
 ) -> Bool[np.ndarray, " n"]:
     """Choose exactly `number` targets of a text (Yang et al. 2019, section 2.3 and appendix A.2; the authors' `data_utils.py`).
 
-    A span has 1 to `options.longest` tokens, n with a probability proportional to 1/n, and `options.context` n tokens around it,
-    a random part of them before it; it begins with the first word after that part. If the text ends before there are enough
-    targets, the others are sampled uniformly from the rest, as all targets are without spans.
+    Targets are spans of consecutive tokens, chosen from left to right. A span has n tokens, from 1 to `options.longest`, with a
+    probability proportional to 1/n. It is surrounded by n times `options.context` tokens that are not predicted; a random number
+    of these comes before it, and it begins with the first word after them. If the text ends before there are `number` targets,
+    the missing ones are sampled uniformly from the other tokens. Without `options.spans`, all targets are sampled in that way.
 
     Args:
         starts: whether a token begins a word.
@@ -41,11 +42,11 @@ def choose_targets(
 
 
 def ranks(rng: np.random.Generator, later: Bool[np.ndarray, " n"], window: int, base: int) -> Int32[np.ndarray, " n"]:
-    """Return the ranks of a stretch in the factorization order, int32 [n]: a token attends to equal and lower ranks.
+    """Return the rank of each token in the factorization order, int32 [n]: a token attends to equal and lower ranks.
 
-    Tokens that are not `later`, the text that is not predicted, have rank `base`; targets and special tokens have higher ranks,
-    all different. Every window of `window` tokens uses the same permutation, and windows follow each other from left to right; 0
-    = the stretch is one window.
+    The tokens that are not `later`, which are the text that is not predicted, have rank `base`. Targets and special tokens have
+    higher ranks, all different, in a random order. The order is a permutation of `window` places, the same one in every window of
+    so many tokens, and all ranks of a window are lower than those of the next one; 0 = all tokens are one window.
     """
     size = window or max(1, len(later))
     places = rng.permutation(size)[np.arange(len(later)) % size] + np.arange(len(later)) // size * size

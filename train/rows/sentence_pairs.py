@@ -33,12 +33,17 @@ class Pairs(NamedTuple):
 def pairs(sentences: Sentences, capacity: int, rng: np.random.Generator, *, short: float, single: bool) -> Pairs:
     """Return pairs of at most `capacity` ids in all, document after document.
 
-    Sentences of a document are gathered until they have the target number of ids: `capacity`, or in a share `short` of the
-    documents a random number from 2 to `capacity`. They are cut at a random sentence; the first text is the part before the cut.
-    A random second text begins at any sentence of any other document and has as many sentences as fill the target, and the
-    sentences after the cut are gathered again. (Google's code samples among all documents up to ten times and then accepts its
-    own: with two documents, one random label in 1,024 is wrong. Here none is.) A pair that is too long loses tokens of its longer
-    text, each at the beginning or at the end.
+    1. The target of a document is `capacity` ids, or in a share `short` of the documents a random number from 2 to `capacity`.
+    2. Consecutive sentences of the document are taken until they reach the target, and cut between two of them at random. The
+       sentences before the cut are the first text.
+    3. The second text is the sentences after the cut, or, with probability one half and always if there are none, sentences of
+       another document: from a random one of them on, until both texts reach the target. In the second case, the sentences after
+       the cut are used again for the next pair.
+    4. As long as a pair has more than `capacity` ids, its longer text loses one, at its beginning or at its end with equal
+       probability.
+
+    Google's code samples the other document among all documents, up to ten times, and then accepts its own: with two documents,
+    one random label in 1,024 is wrong there. Here none is.
 
     Args:
         sentences: the sentences of at least two documents.

@@ -129,7 +129,7 @@ def test_too_long_examples_are_counted_and_the_longest_is_named(goal: str) -> No
     assert cut.examples == several and max(len(inputs.ids) for row in cut.rows for inputs in row.inputs) == length
     fitting = [each for number, each in enumerate(several) if number not in long]
     same = rows(run(goal, length=length), fitting)
-    assert (short.examples, short.fingerprint, short.asked) == (fitting, same.fingerprint, same.asked)
+    assert (short.examples, short.fingerprint, short.content_digest) == (fitting, same.fingerprint, same.content_digest)
     assert [row.example for row in short.rows] == [row.example for row in same.rows]
 
 
@@ -179,16 +179,16 @@ OTHER: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("goal", TASKS)
 def test_the_fingerprint_of_examples_is_the_same_for_every_model(goal: str) -> None:
     first, *rest = examples(goal)
-    asked = rows(run(goal), [first, *rest]).asked
+    asked = rows(run(goal), [first, *rest]).content_digest
     moved = [dataclasses.replace(each, origin="elsewhere", document="another") for each in (first, *rest)]
     for cfg in (run(goal), run(goal, family="roberta"), run(goal, length=34), run(goal, stride=7)):
-        assert rows(cfg, moved).asked == asked
+        assert rows(cfg, moved).content_digest == asked
     others = [other for change in OTHER[goal] if (other := dataclasses.replace(first, **change)) != first]
     made = rows(run(goal), [first, *rest])
-    prints = {dataclasses.replace(made, examples=[other, *rest]).asked for other in others}
+    prints = {dataclasses.replace(made, examples=[other, *rest]).content_digest for other in others}
     assert len(prints - {asked}) == len(others) > 0
     if goal == "classification":
-        assert rows(run(goal, labels=("no", "yes", "perhaps")), [first, *rest]).asked != asked
+        assert rows(run(goal, labels=("no", "yes", "perhaps")), [first, *rest]).content_digest != asked
 
 
 @pytest.mark.parametrize(("goal", "names"), [("classification", LABELS), ("tagging", IOB)])

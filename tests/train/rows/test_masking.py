@@ -12,7 +12,9 @@ from train.rows.masking import Masks, largest_of_packed, mask
 
 MASK, VOCAB = 4, 40
 RULES = st.sampled_from(["bert", "roberta", "distilbert"])
-BERT = Masks(rate=0.15, masked=0.8, random=0.1, most=1000, rule="bert", mask=MASK, entries=np.arange(VOCAB, dtype=np.int32))
+BERT = Masks(
+    rate=0.15, masked=0.8, random=0.1, max_predictions=1000, rule="bert", mask=MASK, entries=np.arange(VOCAB, dtype=np.int32)
+)
 
 
 def masks(**changes) -> Masks:
@@ -44,7 +46,7 @@ def test_the_number_is_the_share_of_all_tokens_as_the_rule_rounds_it(size, rate,
     down, up = math.floor(rate * size), math.ceil(rate * size)
     numbers = {"bert": [round(rate * size)], "roberta": [down, up], "distilbert": [up]}[rule]
     possible = [min(most, max(1, number), size - 2) for number in numbers]
-    chosen = masks(rate=rate, most=most, rule=rule)
+    chosen = masks(rate=rate, max_predictions=most, rule=rule)
     assert chosen.largest(size) == max(possible)
     assert len(mask(np.random.default_rng(seed), *sequence(size), chosen)[0]) in possible
     # Halves are rounded to the even number: 1.5 of 10, 4.5 of 30.
@@ -60,7 +62,7 @@ def test_robertas_number_is_the_share_on_average(rng):
 @given(st.integers(3, 6), st.integers(3, 26), st.floats(0.01, 0.99), st.integers(1, 6), RULES)
 def test_no_packing_has_more_predictions_than_the_bound_and_one_has_as_many(shortest, room, rate, most, rule):
     """Against every way to divide a row into sequences."""
-    chosen = masks(rate=rate, most=most, rule=rule)
+    chosen = masks(rate=rate, max_predictions=most, rule=rule)
 
     def ways(left, smallest):
         yield ()

@@ -19,8 +19,12 @@ from train.config.run_config import Data, Denoising, Permutation, Run
 from train.data.example_types import Pair
 from train.inputs import labelled_inputs, pair_inputs
 from train.objectives import objective
-from train.rows.encoder_rows import PAIRED
-from train.rows.mixture import Planned, ordered
+from train.rows.contiguous_rows import ContiguousRows, Reading
+from train.rows.encoder_rows import PAIRED, EncoderRows
+from train.rows.lm_rows import packed, windows
+from train.rows.mixture import Component, Mixture
+from train.rows.row_source import RowSource, ordered
+from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
 
@@ -118,7 +122,7 @@ def build(kind: str, numbers: Any, seed: int = 0) -> list[dict[str, np.ndarray]]
 def test_equal_plans_have_equal_rows_and_others_another_fingerprint(kind: str):
     run, tokenizer = made(kind)
     rows, again = planned(kind), plan(run, tokenizer)
-    assert isinstance(rows, Planned) and len(rows) > 3
+    assert isinstance(rows, RowSource) and len(rows) > 3
     assert contents(rows) == contents(again) and rows.fingerprint == again.fingerprint
     longer = dataclasses.replace(run, data=dataclasses.replace(run.data, length=run.data.length + 1))
     others = [plan(longer, tokenizer), plan(run, tokenizer, backwards=True)]
@@ -132,6 +136,20 @@ def test_fingerprints_are_equal_only_where_all_rows_are():
         rows.setdefault(each.fingerprint, set()).add((*contents(each), each.length, ordered(each)))
     assert {len(same) for same in rows.values()} == {1}
     assert len(rows) == len(set().union(*rows.values())) > 15
+
+
+def test_fingerprints_are_those_of_earlier_checkpoints():
+    """Checkpoints contain them: rows that are the same must not get others."""
+    ids, offsets = np.arange(14, dtype=np.uint16), np.array([0, 6, 14])
+    tokens = Tokens(ids, offsets, np.array([5, 7]), 0, "text")
+    arrays = map(np.array, ([0, 1, 3], [0, 2, 3, 4], [-1, -1, -1], [0, 1, 1, 1], [0, 0, 2, 5], [5, 2, 3, 2]))
+    streams = ContiguousRows(tokens, (Reading(ids, np.array([4, 9]), offsets, False),), 8, 2, 2, 3, True, 1)
+    rows = [windows(tokens, 4), packed(tokens, 4), EncoderRows(tokens, 8, *arrays), streams]
+    mixture = Mixture(tuple(Component("", weight, (), source) for weight, source in zip((1.0, 2.0), rows, strict=False)))
+    assert [source.fingerprint[:8] for source in (*rows, mixture)] == RECORDED
+
+
+RECORDED = ["421b7547", "24b324a7", "e164b4ef", "b7a5c066", "c5c01543"]
 
 
 @kinds
@@ -149,7 +167,7 @@ def test_a_sample_is_evenly_spaced_rows(kind: str, count: int):
     if not hasattr(rows, "examples"):
         assert (sample.fingerprint == rows.fingerprint) == (len(sample) == len(rows))
     else:
-        assert sample.examples is rows.examples and sample.asked == rows.asked
+        assert sample.examples is rows.examples and sample.content_digest == rows.content_digest
 
 
 @kinds
