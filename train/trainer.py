@@ -139,7 +139,7 @@ def _run(
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
             state = device_mesh.init_state(run, model, built.tx, mesh, objectives.begin(objective, model, pretrained))
         first = int(jax.device_get(state.step))
-        state, frozen = engine.put(state), engine.hold(objectives.frozen(objective))
+        state, frozen = engine.shard(state), engine.replicate(objectives.frozen(objective))
 
         # --- Logging ---
         peak_rate, rate_source = _peak_rate(dtype)
@@ -185,7 +185,7 @@ def _run(
                     with recorder.pause():
                         checkpoints.wait()
                 host = next(stream)
-                state, measured = engine.step(state, engine.place(host), frozen)
+                state, measured = engine.step(state, engine.shard_batch(host), frozen)
                 stop.begin()
                 recorder.step(measured, batches.rows_of(step) if run.log.ledger else None)
                 step += 1

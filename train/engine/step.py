@@ -125,15 +125,16 @@ class Engine:
     """The functions that launch a step and lay out its arguments."""
 
     step: Callable[[State, Batch, Any], tuple[State, Metrics]]
-    """Takes a state, a batch and the frozen parameters, laid out by `put`, `place` and `hold`."""
-    put: Callable[[State], State]
+    """Takes a state, a batch and the frozen parameters, laid out by `shard`, `shard_batch` and `replicate`."""
+    shard: Callable[[State], State]
     """Converts a state of global arrays to the layout of `step`."""
     get: Callable[[State], State]
     """Converts a state of `step` back to global arrays."""
-    place: Callable[[Batch], Batch]
+    shard_batch: Callable[[Batch], Batch]
     """Lays this process's rows of a batch out over its devices."""
-    hold: Callable[[Any], Any]
-    """Lays out the parameters that the objective reads but does not train."""
+    replicate: Callable[[Any], Any]
+    """Converts the parameters that the objective reads but does not train to the layout of `step`: under jit they keep the
+    sharding they have, under pmap every device gets all of them."""
     trace: Callable[[State, Batch, Any], Any] | None = None
     """Traces the step on shapes, to be lowered and compiled; None for an engine that needs its devices."""
 
@@ -153,7 +154,14 @@ def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Eng
         with jax.set_mesh(mesh):
             return compiled.trace(state, batch, frozen)
 
-    return Engine(step=run, put=_same, get=_same, place=lambda batch: shard_batch(batch, mesh, rows), hold=_same, trace=trace)
+    return Engine(
+        step=run,
+        shard=_same,
+        get=_same,
+        shard_batch=lambda batch: shard_batch(batch, mesh, rows),
+        replicate=_same,
+        trace=trace,
+    )
 
 
 def _same(tree: Any) -> Any:
@@ -184,7 +192,7 @@ def pmap_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> En
         shards = {shard.device: shard.data for shard in x.addressable_shards}
         return [jax.device_get(shards[device]) for device in local]
 
-    def put(tree: Any) -> Any:
+    def stack_shards(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: stack(in_order(leaf)), tree)
 
     def get(state: State) -> State:
@@ -203,7 +211,7 @@ def pmap_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> En
     def run(state: State, batch: Batch, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         return mapped(state, batch, frozen)
 
-    return Engine(step=run, put=put, get=get, place=split, hold=put)
+    return Engine(step=run, shard=stack_shards, get=get, shard_batch=split, replicate=stack_shards)
 
 
 ENGINES: dict[str, Callable[[Step, Mesh, State, int], Engine]] = {"jit": jit_engine, "pmap": pmap_engine}

@@ -287,14 +287,14 @@ planned = compile_program.compile_run(run, "train", target)
 run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
 net, goal = model(run.model), objectives.bind(run, mesh)
 made = assemble(run, net, goal, mesh)
-state = made.engine.put(device_mesh.init_state(run, net, made.tx, mesh))
+state = made.engine.shard(device_mesh.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
 
 def resident(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 
 def step(state):
-    state, metrics = made.engine.step(state, made.engine.place(host), {})
+    state, metrics = made.engine.step(state, made.engine.shard_batch(host), {})
     # A step that is skipped does not update, and might do with less.
     assert float(metrics["finite"]) == 1, metrics
     jax.block_until_ready((state, metrics))

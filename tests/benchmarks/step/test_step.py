@@ -112,7 +112,7 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, ours.mesh))
     engine = ENGINES["jit"](make_step(run, net, causal, tx, ours.dtype), ours.mesh, places, case.batch)
     state = dataclasses.replace(device_mesh.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
-    batch = engine.place(case.arrays())
+    batch = engine.shard_batch(case.arrays())
     for _ in range(2):
         state, metrics = engine.step(state, batch, {})
         assert float(metrics["loss"]) == ours.run()

@@ -59,15 +59,15 @@ def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, ca
     chex.clear_trace_counter()  # it goes by the function's name
     step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
     made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
-    state = made.put(device_mesh.init_state(run, net, tx, mesh))
+    state = made.shard(device_mesh.init_state(run, net, tx, mesh))
     programs = []
     with Checkpoints(tmp_path, 1, notify=pytest.fail) as checkpoints:
         for number in range(4):
             if number == 2:
                 checkpoints.save(made.get(state), {})
                 restored = checkpoints.restore(abstract)
-                state = made.put(restored[0])
-            batch = made.place(tiny.batch(number))
+                state = made.shard(restored[0])
+            batch = made.shard_batch(tiny.batch(number))
             with jax.log_compiles(), caplog.at_level(logging.WARNING):
                 state, _ = made.step(state, batch)
             programs.append(len(compiled(caplog)))

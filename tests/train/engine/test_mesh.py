@@ -58,11 +58,11 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, devices))
     engine = ENGINES[run.engine](make_step(run, net, causal, tx, jnp.float32), devices, places, run.data.batch)
-    state, losses, gradient = engine.put(device_mesh.init_state(run, net, tx, devices)), [], None
+    state, losses, gradient = engine.shard(device_mesh.init_state(run, net, tx, devices)), [], None
     with jax.transfer_guard("disallow"):
         for step in range(steps):
             mine = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
-            state, metrics = engine.step(state, engine.place(mine))
+            state, metrics = engine.step(state, engine.shard_batch(mine))
             losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
             if step == 0:
                 gradient = jax.device_get(engine.get(state).opt_state[0].trace)

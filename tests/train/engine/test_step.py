@@ -310,9 +310,9 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def frozen(scale: float) -> Any:
-        return engine.hold(jax.device_put({"scale": np.float32(scale)}, everywhere))
+        return engine.replicate(jax.device_put({"scale": np.float32(scale)}, everywhere))
 
-    return engine, lambda: engine.put(device_mesh.init_state(run, net, tx, mesh)), frozen
+    return engine, lambda: engine.shard(device_mesh.init_state(run, net, tx, mesh)), frozen
 
 
 @pytest.mark.full
@@ -327,9 +327,9 @@ def test_the_state_is_donated(name: str, quick: None) -> None:
         return sorted(shard.unsafe_buffer_pointer() for shard in shards)
 
     # The first step may find buffers that numpy made and still owns.
-    state, _ = engine.step(state, engine.place(tiny.batch(0)), held)
+    state, _ = engine.step(state, engine.shard_batch(tiny.batch(0)), held)
     before = pointers(jax.block_until_ready(state))
-    after, _ = engine.step(state, engine.place(tiny.batch(1)), held)
+    after, _ = engine.step(state, engine.shard_batch(tiny.batch(1)), held)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert pointers(jax.block_until_ready(after)) == before
 
@@ -339,7 +339,7 @@ def test_what_is_frozen_is_read_at_every_step_and_neither_donated_nor_built_in(n
     engine, begin, frozen = launched(name)
     state, held, losses = begin(), frozen(1.0), []
     for what in (held, held, frozen(3.0)):
-        state, metrics = engine.step(state, engine.place(tiny.batch(0)), what)
+        state, metrics = engine.step(state, engine.shard_batch(tiny.batch(0)), what)
         losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(held))
     # A step on the same batch makes its loss smaller, by far less than the scale changes it.
