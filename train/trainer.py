@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -23,6 +24,7 @@ from train.engine import device_mesh, optim
 from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
+from train.objectives.base import Objective
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
 from train.run import hardware, metric_names, metrics_file, trackers
@@ -87,7 +89,7 @@ def _run(
         warm_start.check(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)
-    objective = objectives.bind(run, mesh)
+    objective = objectives.objective(run.objective).bind(run, mesh)
 
     # --- Data ---
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
@@ -137,9 +139,10 @@ def _run(
             state, _ = restored
         else:
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
-            state = device_mesh.init_state(run, model, built.tx, mesh, objectives.begin(objective, model, pretrained))
+            params, init = objective.initial_params(model, pretrained), functools.partial(objective.trained_params, model)
+            state = device_mesh.init_state(run, model, built.tx, mesh, params, init)
         first = int(jax.device_get(state.step))
-        state, frozen = engine.shard(state), engine.replicate(objectives.frozen(objective))
+        state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 
         # --- Logging ---
         peak_rate, rate_source = _peak_rate(dtype)
@@ -147,7 +150,7 @@ def _run(
         console.header(f"{run.recipe}, {'from the start' if first == 0 else f'resumed at step {first}'}", facts)
         for line in notices.notices(run, data):
             console.notice(line)
-        flops = objectives.flops(objective, model, shapes)
+        flops = objective.flops(model, shapes)
         if process == 0:
             metrics_file.record_start(folder, first, facts, flops)
         tokens = math.prod(shapes.tokens.shape)
@@ -274,7 +277,7 @@ def _peak_rate(dtype: Any) -> tuple[float, str]:
     return rate, f"matrix products measured here, {rate / 1e9:.0f} GFLOP/s"
 
 
-def _implementations(run: run_config.Run, model: Model, objective: Any, batch: Batch) -> str:
+def _implementations(run: run_config.Run, model: Model, objective: Objective, batch: Batch) -> str:
     """Return the names of the attention implementations that the loss uses, from tracing it on the shapes of a batch."""
     dtype = DTYPES[run.precision]
 
@@ -284,7 +287,7 @@ def _implementations(run: run_config.Run, model: Model, objective: Any, batch: B
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     params, carry = jax.eval_shape(lambda: (model.init(jax.random.key(0)), model.init_carry(run.data.batch)))
     with attention.record_calls() as calls:
-        jax.eval_shape(loss, params, batch, seeds, objectives.frozen(objective), carry)
+        jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), carry)
     return ", ".join(sorted({call.name for call in calls}))
 
 

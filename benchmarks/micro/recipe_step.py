@@ -38,7 +38,7 @@ def program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
     params = jax.jit(model.init)(jax.random.key(0))
     carry, key = model.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
     state = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
-    step = jax.jit(make_step(run, model, objective(run.objective), tx, jnp.float32), donate_argnums=0)
+    step = jax.jit(make_step(run, model, objective(run.objective)(), tx, jnp.float32), donate_argnums=0)
     batch = jax.tree.map(jnp.asarray, batch)
 
     def once() -> Any:

@@ -54,8 +54,8 @@ def key(run: run_config.Run, mode: Mode, target: Target) -> str:
         BadInput: what the run names does not exist.
     """
     numbers = {name: value for name, value in dataclasses.asdict(run).items() if name not in APART}
-    named = objectives.named(run)
-    others = None if named is None else [type(named).__module__, dataclasses.asdict(named)]
+    frozen = objectives.objective(run.objective).frozen_config(run)
+    others = None if frozen is None else [type(frozen).__module__, dataclasses.asdict(frozen)]
     versions = plan_record.versions(target.platform) | plan_record.installed(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
     here = jax_setup.processor() if target.platform == "cpu" else ""

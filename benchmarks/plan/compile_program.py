@@ -136,10 +136,10 @@ def bytes_per_device(tree: Any) -> int:
 
 def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     """Trace the trainer's step, or the loss of a batch without gradient and dropout, as a validation computes it."""
-    model, objective = models.model(run.model), objectives.sketch(run, mesh)
+    model, objective = models.model(run.model), objectives.objective(run.objective).bind_abstract(run, mesh)
     if train:
         optim.check(run.optim, model)
-    assembled, frozen = assemble(run, model, objective, mesh), objectives.frozen(objective)
+    assembled, frozen = assemble(run, model, objective, mesh), objective.frozen_inputs()
     state, sharding = assembled.state, device_mesh.batch_sharding(mesh)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), synthetic_batch.batch(run))
     arguments = {"parameters": state.params} | ({"optimizer": state.opt_state} if train else {}) | {"batch": batch}
@@ -147,7 +147,7 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
     arguments |= {name: tree for name, tree in others.items() if jax.tree.leaves(tree)}
     if train:
         assert assembled.engine.trace is not None
-        return assembled.engine.trace(state, batch, frozen), arguments, objectives.flops(objective, model, batch)
+        return assembled.engine.trace(state, batch, frozen), arguments, objective.flops(model, batch)
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any) -> Any:
         cast = cast_params(params, DTYPES[run.precision])

@@ -323,7 +323,7 @@ def _flops(case: Case) -> float | None:
     if case.mode == "decode":
         return None
     batch, model = case.arrays(), case.model
-    return objectives.flops(objectives.objective(case.objective), model, batch) if case.mode == "train" else model.flops(batch)
+    return objectives.objective(case.objective)().flops(model, batch) if case.mode == "train" else model.flops(batch)
 
 
 @functools.cache

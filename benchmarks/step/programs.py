@@ -164,7 +164,7 @@ def initial(case: Case) -> Any:
 
 def _train(step: Step) -> StepParts:
     run, model, mesh = step.run_config, step.model, step.mesh
-    objective, tx = objectives.objective(run.objective), optim.optimizer(run.optim)
+    objective, tx = objectives.objective(run.objective)(), optim.optimizer(run.optim)
     shapes = device_mesh.abstract_state(run, model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     inner = make_step(run, model, objective, tx, step.dtype)
@@ -188,7 +188,7 @@ def _train(step: Step) -> StepParts:
 
 
 def _inference(step: Step) -> StepParts:
-    model, objective = step.model, objectives.objective(step.case.objective)
+    model, objective = step.model, objectives.objective(step.case.objective)()
     shapes = _weights(step)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 

@@ -26,7 +26,7 @@ from eval.tasks import Progress, Result, Settings
 from train.config.run_config import Data, Run
 from train.data import corpus
 from train.data.corpus import Documents
-from train.objectives import masked
+from train.objectives.masked import Masked
 from train.rows import encoder_rows
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
@@ -69,7 +69,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         subject.net,
         subject.mesh,
         encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),
-        masked.builder(run, subject.tokenizer, lambda: unseen),
+        Masked.builder(run, subject.tokenizer, lambda: unseen),
         unseen,
         batch=settings.batch,
         dtype=settings.dtype,

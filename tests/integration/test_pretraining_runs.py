@@ -16,7 +16,7 @@ from tests.support.small import random_params, small
 from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.engine import device_mesh
-from train.objectives import distilled
+from train.objectives.distilled import Distilled
 from train.run import metrics_file
 from train.run.run_dir import read_config
 from train.tokenizers import hf_files
@@ -137,7 +137,7 @@ def test_losses_are_the_same_on_another_mesh(name: str) -> None:
 @pytest.mark.full
 def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: pytest.CaptureFixture[str]) -> None:
     student = run("distilbert")
-    frozen = distilled.bind(read_config(student), device_mesh.make_mesh(run_config.Mesh(fsdp=4))).frozen
+    frozen = Distilled.bind(read_config(student), device_mesh.make_mesh(run_config.Mesh(fsdp=4))).frozen
     kernel = frozen["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     teacher, elsewhere = run("bert"), Path("elsewhere")

@@ -95,9 +95,18 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
     return jax.tree.map(shard, batch)
 
 
-def abstract_state(run: run_config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
-    """Return the shapes, dtypes and shardings of the state; nothing is allocated."""
-    shapes = jax.eval_shape(_init(run, model, tx))
+def abstract_state(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    init: Callable[[jax.Array], Any] | None = None,
+) -> State:
+    """Return the shapes, dtypes and shardings of the state; nothing is allocated.
+
+    `init`: function from a random key to the parameters that are trained; None: those of the model.
+    """
+    shapes = jax.eval_shape(_init(run, model, tx, init))
     params = shardings(mesh, shapes.params, model.module.SHARDING)
     by_path = {
         path_of(keys): (leaf.shape, sharding)
@@ -123,19 +132,32 @@ def abstract_state(run: run_config.Run, model: Model, tx: optax.GradientTransfor
     )
 
 
-def init_state(run: run_config.Run, model: Model, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
+def init_state(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    params: Any = None,
+    init: Callable[[jax.Array], Any] | None = None,
+) -> State:
     """Make the state before the first step, each leaf on the devices it lives on; the same numbers on every mesh.
 
-    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones.
+    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` as in
+    `abstract_state`.
     """
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh))
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, init))
     with jax.set_mesh(mesh):
-        return jax.jit(_init(run, model, tx), out_shardings=state_shardings, donate_argnums=0)(params)
+        return jax.jit(_init(run, model, tx, init), out_shardings=state_shardings, donate_argnums=0)(params)
 
 
-def _init(run: run_config.Run, model: Model, tx: optax.GradientTransformation) -> Callable[..., State]:
+def _init(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    init_params: Callable[[jax.Array], Any] | None,
+) -> Callable[..., State]:
     def init(params: Any = None) -> State:
-        params = model.init(jax.random.key(run.seed)) if params is None else params
+        params = (init_params or model.init)(jax.random.key(run.seed)) if params is None else params
         return State(
             step=jnp.int32(0),
             params=params,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,26 @@ Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
 
 
-def make_step(run: run_config.Run, model: Model, objective: Any, tx: optax.GradientTransformation, dtype: Any) -> Step:
+@runtime_checkable
+class StepObjective(Protocol):
+    """The part of an objective that a step needs; `train.objectives.base.Objective` has these methods and explains them."""
+
+    def trained_params(self, model: Model, key: jax.Array) -> Any:
+        """Return randomly initialized parameters, those that the step updates."""
+        ...
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of each term of the loss, float32 []."""
+        ...
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return (each term of the loss as a sum over the batch, float32 []; the model's new carry)."""
+        ...
+
+
+def make_step(run: run_config.Run, model: Model, objective: StepObjective, tx: optax.GradientTransformation, dtype: Any) -> Step:
     """Return `step(state, batch, frozen={}, *, reduce=identity) -> (state, metrics)`.
 
     `frozen`: parameters that the objective reads but does not train (a teacher's). `reduce` sums over devices under pmap; under
@@ -106,15 +125,15 @@ class Assembly:
     engine: "Engine"
 
 
-def assemble(run: run_config.Run, model: Model, objective: Any, mesh: Mesh) -> Assembly:
+def assemble(run: run_config.Run, model: Model, objective: StepObjective, mesh: Mesh) -> Assembly:
     """Return the step of a run on a mesh, whose devices may be absent: the trainer runs it, and a plan compiles it.
 
     Args:
         run: the configuration with its precision resolved, float32 or bfloat16.
-        objective: bound to the run (`train.objectives.bind`, or `sketch`).
+        objective: bound to the run (by `bind` of `train.objectives.base.Objective`, or by `bind_abstract`).
     """
     tx = optim.optimizer(run.optim)
-    state = abstract_state(run, model, tx, mesh)
+    state = abstract_state(run, model, tx, mesh, functools.partial(objective.trained_params, model))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_step(run, model, objective, tx, DTYPES[run.precision])
     return Assembly(tx, state, ENGINES[run.engine](step, mesh, shardings, run.data.batch))

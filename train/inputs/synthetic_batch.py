@@ -5,9 +5,6 @@ import functools
 import random
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from train import recipes
 from train.config import run_config
@@ -15,8 +12,7 @@ from train.data.example_types import Answer, Choice, Example, Pair, Question, Ta
 from train.data.text_files import Document
 from train.inputs import labelled_inputs, pair_inputs
 from train.objectives import objective
-from train.rows.batches import Batches
-from train.rows.mixture import Component, Mixture
+from train.rows.row_source import RowSource
 from train.rows.token_cache import prepare
 from train.tokenizers.tokenizer import Kind, Tokenizer
 from zoo import configs
@@ -44,14 +40,11 @@ def batch(run: run_config.Run) -> Batch:
     Raises:
         BadInput: the sizes in the run are impossible for its rows.
     """
-    goal, tokenizer = objective(run.objective), _tokenizer(_kind(run))
+    objective_class, tokenizer = objective(run.objective), _tokenizer(_kind(run))
     # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
     small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))
     with tempfile.TemporaryDirectory() as folder:
-        rows = _ROWS[goal.DATA](small, tokenizer, Path(folder))
-        mixture = Mixture((Component("nonsense", 1.0, (), rows),))
-        build = goal.builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size, np.int64))
-        return Batches(mixture, build, run.seed, run.data.batch, np.arange(1)).shapes()
+        return objective_class.abstract_batch(run, tokenizer, _ROWS[objective_class.DATA](small, tokenizer, Path(folder)))
 
 
 def _kind(run: run_config.Run) -> Kind:
@@ -74,13 +67,13 @@ def _nonsense(words: int, number: int = 0) -> str:
     return " ".join(" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(-(-words // 12)))
 
 
-def _text(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
+def _text(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     # Every token is a word or a part of one.
     documents = [Document(str(number), _nonsense(2 * run.data.length, number)) for number in range(DOCUMENTS)]
-    return objective(run.objective).plan(prepare(documents, tokenizer, folder), run, tokenizer)
+    return objective(run.objective).plan_rows(prepare(documents, tokenizer, folder), run, tokenizer)
 
 
-def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
+def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     text, origin = _nonsense(12), {"origin": "nonsense"}
     label = next(iter(getattr(run.model, "labels", ())), "")
     of_text = (label,) if run.labelled.multi_label else label
@@ -93,7 +86,7 @@ def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
     return labelled_inputs.rows_of([examples[run.objective]], run, tokenizer)
 
 
-def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> Any:
+def _pairs(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     return pair_inputs.rows_of([Pair(origin="nonsense", source=_nonsense(2), target=_nonsense(2))], run, tokenizer)
 
 

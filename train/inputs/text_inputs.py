@@ -41,7 +41,7 @@ class Text:
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return rows of the held-out text for scoring the objective; if they are windows, each has `stride` new tokens."""
-        return objective(run.objective).scored(self.held_out, run, self.tokenizer, stride)
+        return objective(run.objective).scored_rows(self.held_out, run, self.tokenizer, stride)
 
     def counts(self) -> Int64[np.ndarray, " V"]:
         """Return the number of occurrences of each id in the training text."""
@@ -153,7 +153,7 @@ def _held_out(parts: list[_Part], data: run_config.Data) -> Iterable[Document]:
 def _component(part: _Part, run: run_config.Run, tokenizer: Tokenizer, cache: Path, progress: Progress | None) -> Component:
     tokens = prepare(part.documents, tokenizer, cache, progress)
     try:
-        return Component(part.name, part.weight, part.documents, objective(run.objective).plan(tokens, run, tokenizer))
+        return Component(part.name, part.weight, part.documents, objective(run.objective).plan_rows(tokens, run, tokenizer))
     except BadInput as error:
         raise BadInput(f"{part.name}: {error}" if run.data.weights else str(error)) from None
 

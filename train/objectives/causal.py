@@ -1,46 +1,52 @@
 """Causal language modelling: predict each token from those before it (Radford et al. 2018, equation 1)."""
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import Int64
 
 from train.config.run_config import Run
-from train.engine.losses import summed_loss
+from train.objectives.base import Objective
 from train.rows import lm_rows
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import Batch
 from zoo.errors import require
-from zoo.models import Model
-
-DATA = "text"
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
-    """Return the rows of the training text: windows, or packed documents.
+class Causal(Objective):
+    """The next token of each token of a text."""
 
-    Raises:
-        BadInput: fewer tokens than one row, or a kind of rows that only encoders have.
-    """
-    allowed = ("windows", "packed")
-    require(run.data.rows in allowed, "data.rows", run.data.rows, f"only encoders have such rows; choose {' or '.join(allowed)}")
-    return lm_rows.training_rows(tokens, run.data)
+    NAME = "causal"
+
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
+        """Return the rows of the training text: windows, or packed documents.
+
+        Raises:
+            BadInput: fewer tokens than one row, or a kind of rows that only encoders have.
+        """
+        allowed = ("windows", "packed")
+        require(
+            run.data.rows in allowed, "data.rows", run.data.rows, f"only encoders have such rows; choose {' or '.join(allowed)}"
+        )
+        return lm_rows.training_rows(tokens, run.data)
+
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
+        """Return rows that count every held-out token once, with `stride` new tokens each (packed documents have no stride)."""
+        if run.data.rows == "packed":
+            return lm_rows.packed(tokens, run.data.length)
+        return lm_rows.windows(tokens, run.data.length, stride)
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build`, which is the same for every run."""
+        return build
 
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
-    """Return rows that count every held-out token once, with `stride` new tokens each (packed documents have no stride)."""
-    if run.data.rows == "packed":
-        return lm_rows.packed(tokens, run.data.length)
-    return lm_rows.windows(tokens, run.data.length, stride)
-
-
-def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """Return `build`, which is the same for every run."""
-    return build
+OBJECTIVE = Causal
 
 
 def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, np.ndarray]:
@@ -65,17 +71,3 @@ def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, np.nda
     weights[row.context : start] = 1
     arrays = {"tokens": tokens, "targets": targets, "weights": weights}
     return {**arrays, "segments": segments, "positions": positions} if row.isolated else arrays
-
-
-def weights(batch: Batch) -> dict[str, jax.Array]:
-    """Return the divisor of the loss: the number of counted predictions."""
-    assert batch.weights is not None
-    return {"causal": batch.weights.sum()}
-
-
-def loss(
-    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropy, in nats, of the counted predictions of a batch, and the model's carry."""
-    nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
-    return {"causal": nats}, carry

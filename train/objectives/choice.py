@@ -1,7 +1,7 @@
 """Multiple choice: score each option together with the question (Radford et al. 2018, section 3.3)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,50 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from train.config.run_config import Run
 from train.engine.losses import class_losses
-from train.rows.batches import Build
-from train.rows.example_rows import ExampleRow, is_typed, padded
-from train.tokenizers.tokenizer import Tokenizer
+from train.objectives.base import LabelledObjective
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.nn import heads
 from zoo.ops import counter_rng
 
-DATA = "labelled"
 
+class MultipleChoice(LabelledObjective):
+    """The correct one of the options of a question.
 
-def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
-
-    tokens, segments, positions and types are int32 [C, length]; with XLNet's special tokens also summary_at, int32 [C, 1]. labels
-    is the correct option, int32 []; weights is float32 [1].
+    tokens, segments, positions and types are int32 [C, T], with XLNet's special tokens also summary_at, int32 [C, 1]. labels is
+    the number of the correct option, int32 []; weights is float32 [1].
     """
-    special_tokens = tokenizer.special_tokens
-    assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
-    typed = is_typed(run.model.types, special_tokens)
 
-    def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
-        options = [padded(inputs, length, special_tokens, typed=typed) for inputs in row.inputs]
-        fields = {name: np.stack([option[name] for option in options]) for name in options[0]}
-        return fields | {"labels": row.labels, "weights": row.weights}
+    NAME = "choice"
 
-    return build
+    @classmethod
+    def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the fields of all options, stacked on a first axis C."""
+        return {name: np.stack([option[name] for option in options]) for name in options[0]}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the summed cross-entropy of the options, in nats, and the model's carry."""
+        assert batch.labels is not None and batch.weights is not None
+        logits = options(model, params, batch, seeds)
+        return {"choice": (class_losses(logits, batch.labels, smoothing) * batch.weights[:, 0]).sum()}, carry
 
 
-def weights(batch: Batch) -> dict[str, jax.Array]:
-    """Return the divisor of the loss: the weights of the questions."""
-    assert batch.weights is not None
-    return {"choice": batch.weights.sum()}
-
-
-def loss(
-    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropy of the options, in nats, and the model's carry."""
-    assert batch.labels is not None and batch.weights is not None
-    logits = options(model, params, batch, seeds)
-    return {"choice": (class_losses(logits, batch.labels, smoothing) * batch.weights[:, 0]).sum()}, carry
+OBJECTIVE = MultipleChoice
 
 
 def options(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import Int64
 
 from train.config.run_config import Run
-from train.engine.losses import summed_loss
+from train.objectives.base import Objective
 from train.rows import lm_rows, seq2seq_rows, span_corruption
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
@@ -16,78 +16,71 @@ from train.rows.span_corruption import RowSizes
 from train.rows.token_cache import Tokens
 from train.tokenizers.special_tokens import TextSpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import Batch
 from zoo.errors import BadInput, require
-from zoo.models import Model
-
-DATA = "text"
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
-    """Return the rows of the training text: consecutive windows over all documents, without end-of-document tokens.
+class Denoised(Objective):
+    """The removed spans of a text, or the original text."""
 
-    Raises:
-        BadInput: fewer tokens than one row, another kind of rows, or a tokenizer without sentinels.
-    """
-    require(run.data.rows == "windows", "data.rows", run.data.rows, "denoising needs windows of the text; choose windows")
-    require(not run.data.pack, "data.pack", run.data.pack, "windows fill their rows; leave it out")
-    fix = "the source determines the length of a target in denoising; leave it out"
-    require(run.data.target_length == 0, "data.target_length", run.data.target_length, fix)
-    raw, available = _lengths(run, tokenizer).raw, len(tokens.ids) - len(tokens.offsets) + 1
-    if available < raw:
-        raise BadInput(
-            f"--data.length {run.data.length}: a row is made of {raw} tokens, and the training text has {available}; "
-            "choose a shorter length, or give more text in --data.paths"
-        )
-    return lm_rows.windows(tokens, raw, with_ends=False, least=2)
+    NAME = "denoising"
 
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> LmRows:
+        """Return the rows of the training text: consecutive windows over all documents, without end-of-document tokens.
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
-    """Return the rows of the held-out text, built like those of the training text; each token is in one row for any stride."""
-    return lm_rows.windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
-
-
-def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], np.ndarray]) -> Build:
-    """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
-
-    See `train.rows.seq2seq_rows.encoder_decoder_row`, and `one` for a decoder without an encoder. Source and target end with the
-    tokenizer's end token. `train.config.objective_options.Denoising` describes the kinds of corruption.
-    """
-    special_tokens, lengths = _special_tokens(tokenizer), _lengths(run, tokenizer)
-    entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(special_tokens.special))
-    decoder_only, causal = _decoder_only(run), run.denoising.causal
-    # A prefix and the rest together are the text.
-    total = lengths.raw + 2 if run.denoising.kind == "prefix" else lengths.target if _lm(run) else lengths.source + lengths.target
-
-    def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, Any]:
-        del length
-        ids = np.concatenate([piece.ids for piece in row.pieces]).astype(np.int32)
-        source, target = (
-            np.append(side, special_tokens.end).astype(np.int32) for side in _corrupt(rng, ids, run, special_tokens, entries)
-        )
-        if decoder_only:
-            return seq2seq_rows.decoder_only_row(
-                SourceTarget(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=causal
+        Raises:
+            BadInput: fewer tokens than one row, another kind of rows, or a tokenizer without sentinels.
+        """
+        require(run.data.rows == "windows", "data.rows", run.data.rows, "denoising needs windows of the text; choose windows")
+        require(not run.data.pack, "data.pack", run.data.pack, "windows fill their rows; leave it out")
+        fix = "the source determines the length of a target in denoising; leave it out"
+        require(run.data.target_length == 0, "data.target_length", run.data.target_length, fix)
+        raw, available = _lengths(run, tokenizer).raw, len(tokens.ids) - len(tokens.offsets) + 1
+        if available < raw:
+            raise BadInput(
+                f"--data.length {run.data.length}: a row is made of {raw} tokens, and the training text has {available}; "
+                "choose a shorter length, or give more text in --data.paths"
             )
-        return seq2seq_rows.encoder_decoder_row(
-            [SourceTarget(source, target)], lengths.source, lengths.target, special_tokens.pad
+        return lm_rows.windows(tokens, raw, with_ends=False, least=2)
+
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> LmRows:
+        """Return the rows of the held-out text, as those of the training text; each token is in one row for any stride."""
+        return lm_rows.windows(tokens, _lengths(run, tokenizer).raw, with_ends=False, least=2)
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`.
+
+        See `train.rows.seq2seq_rows.encoder_decoder_row`, and `decoder_only_row` for a decoder without an encoder. Source and
+        target end with the tokenizer's end token. `train.config.objective_options.Denoising` describes the kinds of corruption.
+        """
+        special_tokens, lengths = _special_tokens(tokenizer), _lengths(run, tokenizer)
+        entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(special_tokens.special))
+        decoder_only, causal = _decoder_only(run), run.denoising.causal
+        # A prefix and the rest together are the text.
+        total = (
+            lengths.raw + 2 if run.denoising.kind == "prefix" else lengths.target if _lm(run) else lengths.source + lengths.target
         )
 
-    return build
+        def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, Any]:
+            del length
+            ids = np.concatenate([piece.ids for piece in row.pieces]).astype(np.int32)
+            source, target = (
+                np.append(side, special_tokens.end).astype(np.int32) for side in _corrupt(rng, ids, run, special_tokens, entries)
+            )
+            if decoder_only:
+                return seq2seq_rows.decoder_only_row(
+                    SourceTarget(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=causal
+                )
+            return seq2seq_rows.encoder_decoder_row(
+                [SourceTarget(source, target)], lengths.source, lengths.target, special_tokens.pad
+            )
+
+        return build
 
 
-def weights(batch: Batch) -> dict[str, jax.Array]:
-    """Return the divisor of the loss: the number of predictions."""
-    assert batch.weights is not None
-    return {"denoising": batch.weights.sum()}
-
-
-def loss(
-    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropy, in nats, of the targets of a batch, and the model's carry."""
-    nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
-    return {"denoising": nats}, carry
+OBJECTIVE = Denoised
 
 
 def _corrupt(

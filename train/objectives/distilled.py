@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
 from train.engine.losses import distillation_losses, token_losses
-from train.objectives import masked
+from train.objectives.masked import Masked
 from train.weights import init_config
 from train.weights.load import load
 from zoo import configs, models, sharding
@@ -23,79 +23,12 @@ from zoo.models import Model
 from zoo.nn import heads
 from zoo.precision import cast_params
 
-DATA = "text"
-
-
-plan, scored, builder = masked.plan, masked.scored, masked.builder
-
-
-def bind(run: run_config.Run, mesh: Mesh) -> "Distilled":
-    """Return the objective with its teacher, whose parameters are sharded over the mesh like the student's.
-
-    Raises:
-        BadInput: no teacher, or one that cannot teach this student.
-    """
-    options = run.distillation
-    require(bool(options.teacher), "distillation.teacher", options.teacher, "name the run or the weights to learn from")
-    loaded = load(options.teacher, mesh)
-    if "masked" not in loaded.params:
-        raise BadInput(
-            f"--distillation.teacher {options.teacher}: it has no head for masked tokens, and so no probabilities to learn"
-        )
-    _check(run, loaded.net.config)
-    frozen = cast_params(loaded.params, run.precision)
-    return Distilled(teacher=loaded.net, frozen=frozen, options=options, teacher_params=loaded.params, mesh=mesh)
-
-
-def sketch(run: run_config.Run, mesh: Mesh) -> "Distilled":
-    """Return the objective with shapes instead of arrays. A missing teacher is the published size that its folder is named after.
-
-    Raises:
-        BadInput: no teacher, one that cannot teach this student, or a folder that neither exists nor is named after a size.
-    """
-    teacher = models.model(dataclasses.replace(named(run), task="masked"))
-    _check(run, teacher.config)
-    shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
-    shardings = sharding.shardings(mesh, shapes, teacher.module.SHARDING)
-
-    def abstract(dtype: Any) -> Any:
-        return jax.tree.map(lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), shapes, shardings)
-
-    return Distilled(
-        teacher=teacher, frozen=abstract(run.precision), options=run.distillation, teacher_params=abstract(jnp.float32), mesh=mesh
-    )
-
-
-def named(run: run_config.Run) -> Any:
-    """Return the configuration of a run's teacher, without reading its weights.
-
-    Raises:
-        BadInput: no teacher, or a folder that neither exists nor is named after a size.
-    """
-    teacher = run.distillation.teacher
-    require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
-    if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
-        return init_config.read_init_config(teacher)
-    try:
-        return configs.find_size(Path(teacher).name)[1].config
-    except BadInput as error:
-        raise BadInput(f"--distillation.teacher {teacher}: no such folder, and {error}") from None
-
-
-def _check(run: run_config.Run, teacher: Any) -> None:
-    student = run.model
-    for field in ("vocab", "width"):
-        value, expected = getattr(student, field), getattr(teacher, field)
-        require(value == expected, f"model.{field}", value, f"its teacher has {expected:,}; choose the same")
-    fix = f"its teacher has {teacher.context} positions; choose at most as many"
-    require(run.data.length <= teacher.context, "data.length", run.data.length, fix)
-    fix = f"its teacher has {teacher.layers}; choose at most as many"
-    require(student.layers <= teacher.layers, "model.layers", student.layers, fix)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Distilled:
-    """Triple loss of distillation; `train.objectives` describes the methods."""
+class Distilled(Masked):
+    """The masked tokens of a text, and the probabilities and the last hidden states of a teacher: the triple loss."""
+
+    NAME = "distilled"
 
     teacher: Model
     frozen: Any
@@ -104,6 +37,69 @@ class Distilled:
     teacher_params: Any
     """The teacher's parameters in float32, from which the student is initialized."""
     mesh: Mesh
+
+    @classmethod
+    def frozen_config(cls, run: run_config.Run) -> Any:
+        """Return the configuration of a run's teacher, without reading its weights.
+
+        Raises:
+            BadInput: no teacher, or a folder that neither exists nor is named after a size.
+        """
+        teacher = run.distillation.teacher
+        require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
+        if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
+            return init_config.read_init_config(teacher)
+        try:
+            return configs.find_size(Path(teacher).name)[1].config
+        except BadInput as error:
+            raise BadInput(f"--distillation.teacher {teacher}: no such folder, and {error}") from None
+
+    @classmethod
+    def bind(cls, run: run_config.Run, mesh: Mesh) -> "Distilled":
+        """Return the objective with its teacher, whose parameters are sharded over the mesh like the student's.
+
+        Raises:
+            BadInput: no teacher, or one that cannot teach this student.
+        """
+        options = run.distillation
+        require(bool(options.teacher), "distillation.teacher", options.teacher, "name the run or the weights to learn from")
+        loaded = load(options.teacher, mesh)
+        if "masked" not in loaded.params:
+            raise BadInput(
+                f"--distillation.teacher {options.teacher}: it has no head for masked tokens, and so no probabilities to learn"
+            )
+        _check(run, loaded.net.config)
+        frozen = cast_params(loaded.params, run.precision)
+        return cls(teacher=loaded.net, frozen=frozen, options=options, teacher_params=loaded.params, mesh=mesh)
+
+    @classmethod
+    def bind_abstract(cls, run: run_config.Run, mesh: Mesh) -> "Distilled":
+        """Return the objective with shapes instead of arrays.
+
+        A missing teacher is the published size that its folder is named after.
+
+        Raises:
+            BadInput: no teacher, one that cannot teach this student, or a folder that neither exists nor is named after a size.
+        """
+        teacher = models.model(dataclasses.replace(cls.frozen_config(run), task="masked"))
+        _check(run, teacher.config)
+        shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
+        shardings = sharding.shardings(mesh, shapes, teacher.module.SHARDING)
+
+        def abstract(dtype: Any) -> Any:
+            return jax.tree.map(lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spec), shapes, shardings)
+
+        return cls(
+            teacher=teacher,
+            frozen=abstract(run.precision),
+            options=run.distillation,
+            teacher_params=abstract(jnp.float32),
+            mesh=mesh,
+        )
+
+    def frozen_inputs(self) -> Any:
+        """Return the teacher's parameters, in the dtype of the arithmetic."""
+        return self.frozen
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisors of the terms: the number of predictions, and of tokens at which the student follows the teacher."""
@@ -146,7 +142,7 @@ class Distilled:
         }
         return terms, out.carry
 
-    def begin(self, model: Model, params: Any) -> Any:
+    def initial_params(self, model: Model, params: Any) -> Any:
         """Return `params`, or if None the teacher's embeddings, head, and evenly spaced layers, including the first and the last.
 
         From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did.
@@ -184,6 +180,9 @@ class Distilled:
         return jnp.ones(batch.tokens.shape, bool) if batch.segments is None else batch.segments > 0
 
 
+OBJECTIVE = Distilled
+
+
 def student_layers(teacher: int, student: int) -> list[int]:
     """Return the indices of the teacher's layers that a student takes."""
     return np.linspace(0, teacher - 1, student).round().astype(int).tolist()
@@ -194,3 +193,14 @@ def _cosine(a: Float[Array, "B T D"], b: Float[Array, "B T D"]) -> Float[Array, 
     # Hidden states are outputs of a norm, so they are not zero unless the scale of the norm is.
     sizes = jnp.sqrt(jnp.square(a).sum(-1) * jnp.square(b).sum(-1))
     return (a * b).sum(-1) / jnp.maximum(sizes, 1e-8)
+
+
+def _check(run: run_config.Run, teacher: Any) -> None:
+    student = run.model
+    for field in ("vocab", "width"):
+        value, expected = getattr(student, field), getattr(teacher, field)
+        require(value == expected, f"model.{field}", value, f"its teacher has {expected:,}; choose the same")
+    fix = f"its teacher has {teacher.context} positions; choose at most as many"
+    require(run.data.length <= teacher.context, "data.length", run.data.length, fix)
+    fix = f"its teacher has {teacher.layers}; choose at most as many"
+    require(student.layers <= teacher.layers, "model.layers", student.layers, fix)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Int32, Int64
 
 from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
+from train.objectives.base import Objective
 from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import PAIRED, EncoderRow, EncoderRows, Sequence
@@ -24,119 +25,126 @@ from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.nn import heads
 
-DATA: Literal["text", "labelled"] = "text"
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head."""
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
-    """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`."""
-    return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
+class Masked(Objective):
+    """The masked tokens of a text; of pairs of texts also whether the second one follows the first."""
 
+    NAME = "masked"
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
-    """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
-    return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
+        """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`."""
+        return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
 
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
+        """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
+        return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
 
-def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-    """Return `build(rng, row, length)`, which converts a row of `train.rows.encoder_rows` to the fields of `Batch`.
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row of `train.rows.encoder_rows` to the fields of `Batch`.
 
-    A sequence is [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with one or two separators between A and B, depending on the tokenizer;
-    XLNet has [CLS] last. Several documents in a sequence are separated by [SEP], or by XLNet's end-of-document token.
+        A sequence is [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with one or two separators between A and B, depending on the
+        tokenizer; XLNet has [CLS] last. Several documents in a sequence are separated by [SEP], or by XLNet's end-of-document
+        token.
 
-    tokens, segments (1, 2, ...; 0 = padding), positions (from 0 in each sequence) and types (1 from the second text on, if the
-    model has two types) are int32 [length]. predict_at, targets (int32) and weights (float32: 1, or 0 for the rest of P) are [P];
-    P is the largest number of predictions in a row, rounded up so that the loss's chunks are equal. A model with a next-sentence
-    head or XLNet's special tokens also gets summary_at, the position of each [CLS], and a next-sentence head gets labels,
-    `IGNORED` for the rest of Q; both are int32 [Q], and Q is the largest number of sequences in a row.
+        tokens, segments (1, 2, ...; 0 = padding), positions (from 0 in each sequence) and types (1 from the second text on, if
+        the model has two types) are int32 [length]. predict_at, targets (int32) and weights (float32: 1, or 0 for the rest of P)
+        are [P]; P is the largest number of predictions in a row, rounded up so that the loss's chunks are equal. A model with a
+        next-sentence head or XLNet's special tokens also gets summary_at, the position of each [CLS], and a next-sentence head
+        gets labels, `IGNORED` for the rest of Q; both are int32 [Q], and Q is the largest number of sequences in a row.
 
-    The number of predicted tokens and the choice of random tokens follow the distillation code if rare tokens are preferred, else
-    fairseq for RoBERTa's kind of tokenizer and Google's code for BERT's; see `train.rows.masking.Masks`.
+        The number of predicted tokens and the choice of random tokens follow the distillation code if rare tokens are preferred,
+        else fairseq for RoBERTa's kind of tokenizer and Google's code for BERT's; see `train.rows.masking.Masks`.
 
-    Args:
-        counts: returns the number of occurrences of each id in the training text; called only if rare tokens are preferred.
+        Args:
+            counts: returns the number of occurrences of each id in the training text; called only if rare tokens are preferred.
 
-    Raises:
-        BadInput: rows without pairs for a next-sentence head, or rare whole words.
-    """
-    special_tokens = tokenizer.special_tokens
-    assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
-    paired, labelled = run.data.rows in PAIRED, run.model.task == PRETRAINING
-    if labelled and not paired:
-        raise BadInput(
-            f"--data.rows {run.data.rows}: the model has a next-sentence head, which needs pairs; "
-            f"choose {' or '.join(PAIRED)}, or --model.task masked"
+        Raises:
+            BadInput: rows without pairs for a next-sentence head, or rare whole words.
+        """
+        special_tokens = tokenizer.special_tokens
+        assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
+        paired, labelled = run.data.rows in PAIRED, run.model.task == PRETRAINING
+        if labelled and not paired:
+            raise BadInput(
+                f"--data.rows {run.data.rows}: the model has a next-sentence head, which needs pairs; "
+                f"choose {' or '.join(PAIRED)}, or --model.task masked"
+            )
+        masks = _masks(run, tokenizer, special_tokens, counts)
+        shortest = special_tokens.between + 4 if paired else 3
+        packed = run.data.pack or run.data.rows == "packed"
+        predicted = largest_of_packed(masks, run.data.length, shortest) if packed else masks.largest(run.data.length)
+        chunks = _num_chunks(predicted, run.loss_chunk)
+        predicted = -(-predicted // chunks) * chunks
+        sequences = run.data.length // shortest if packed else 1
+        typed = is_typed(run.model.types, special_tokens)
+
+        def build(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, np.ndarray]:
+            tokens = np.full(length, special_tokens.pad, np.int32)
+            segments, positions, types = np.zeros((3, length), np.int32)
+            predict_at, targets = np.zeros((2, predicted), np.int32)
+            weights = np.zeros(predicted, np.float32)
+            summary_at, labels = np.zeros(sequences, np.int32), np.full(sequences, IGNORED, np.int32)
+            start, first = 0, 0
+            for number, sequence in enumerate(row):
+                ids, kinds = _with_special_tokens(sequence, special_tokens)
+                ordinary = (ids != special_tokens.cls) & (ids != special_tokens.sep) & (ids != special_tokens.end)
+                indices, replacements = mask(rng, ids, ordinary, masks)
+                end, last = start + len(ids), first + len(indices)
+                tokens[start:end] = ids
+                tokens[start + indices] = replacements
+                segments[start:end] = number + 1
+                positions[start:end] = np.arange(len(ids))
+                types[start:end] = kinds * typed
+                predict_at[first:last], targets[first:last], weights[first:last] = start + indices, ids[indices], 1
+                summary_at[number] = start + special_tokens.summary(len(ids))
+                if sequence.label is not None:
+                    labels[number] = sequence.label
+                start, first = end, last
+            arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
+            arrays |= {"predict_at": predict_at, "targets": targets, "weights": weights}
+            if labelled or special_tokens.cls_last:
+                arrays["summary_at"] = summary_at
+            return arrays | {"labels": labels} if labelled else arrays
+
+        return build
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
+        assert batch.weights is not None
+        counted = {"masked": batch.weights.sum()}
+        return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
+
+        The logits of at most `chunk` predictions per row are computed at a time.
+        """
+        assert batch.targets is not None and batch.weights is not None
+        predicted = batch.targets.shape[1]
+        out = model.apply(params, batch, seeds=seeds, carry=carry)
+        nats = token_losses(
+            lambda hidden: model.unembed(params, hidden),
+            heads.gather(out.hidden, batch.predict_at),
+            batch.targets,
+            vocabulary=model.config.vocab,
+            smoothing=smoothing,
+            chunk=predicted // _num_chunks(predicted, chunk),
         )
-    masks = _masks(run, tokenizer, special_tokens, counts)
-    shortest = special_tokens.between + 4 if paired else 3
-    packed = run.data.pack or run.data.rows == "packed"
-    predicted = largest_of_packed(masks, run.data.length, shortest) if packed else masks.largest(run.data.length)
-    chunks = _num_chunks(predicted, run.loss_chunk)
-    predicted = -(-predicted // chunks) * chunks
-    sequences = run.data.length // shortest if packed else 1
-    typed = is_typed(run.model.types, special_tokens)
-
-    def build(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, np.ndarray]:
-        tokens = np.full(length, special_tokens.pad, np.int32)
-        segments, positions, types = np.zeros((3, length), np.int32)
-        predict_at, targets = np.zeros((2, predicted), np.int32)
-        weights = np.zeros(predicted, np.float32)
-        summary_at, labels = np.zeros(sequences, np.int32), np.full(sequences, IGNORED, np.int32)
-        start, first = 0, 0
-        for number, sequence in enumerate(row):
-            ids, kinds = _with_special_tokens(sequence, special_tokens)
-            ordinary = (ids != special_tokens.cls) & (ids != special_tokens.sep) & (ids != special_tokens.end)
-            indices, replacements = mask(rng, ids, ordinary, masks)
-            end, last = start + len(ids), first + len(indices)
-            tokens[start:end] = ids
-            tokens[start + indices] = replacements
-            segments[start:end] = number + 1
-            positions[start:end] = np.arange(len(ids))
-            types[start:end] = kinds * typed
-            predict_at[first:last], targets[first:last], weights[first:last] = start + indices, ids[indices], 1
-            summary_at[number] = start + special_tokens.summary(len(ids))
-            if sequence.label is not None:
-                labels[number] = sequence.label
-            start, first = end, last
-        arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
-        arrays |= {"predict_at": predict_at, "targets": targets, "weights": weights}
-        if labelled or special_tokens.cls_last:
-            arrays["summary_at"] = summary_at
-        return arrays | {"labels": labels} if labelled else arrays
-
-    return build
+        sums = {"masked": (nats * batch.weights).sum()}
+        if batch.labels is None:
+            return sums, out.carry
+        return {**sums, "next": pair_loss(model, params, out.hidden, batch, seeds)}, out.carry
 
 
-def weights(batch: Batch) -> dict[str, jax.Array]:
-    """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
-    assert batch.weights is not None
-    counted = {"masked": batch.weights.sum()}
-    return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
-
-
-def loss(
-    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
-
-    The logits of at most `chunk` predictions per row are computed at a time.
-    """
-    assert batch.targets is not None and batch.weights is not None
-    predicted = batch.targets.shape[1]
-    out = model.apply(params, batch, seeds=seeds, carry=carry)
-    nats = token_losses(
-        lambda hidden: model.unembed(params, hidden),
-        heads.gather(out.hidden, batch.predict_at),
-        batch.targets,
-        vocabulary=model.config.vocab,
-        smoothing=smoothing,
-        chunk=predicted // _num_chunks(predicted, chunk),
-    )
-    sums = {"masked": (nats * batch.weights).sum()}
-    if batch.labels is None:
-        return sums, out.carry
-    return {**sums, "next": pair_loss(model, params, out.hidden, batch, seeds)}, out.carry
+OBJECTIVE = Masked
 
 
 def _num_chunks(predicted: int, chunk: int) -> int:

@@ -1,7 +1,7 @@
 """Permutation language modelling: predict tokens in a random order (Yang et al. 2019, sections 2.2 to 2.5)."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from train.config.run_config import Run
 from train.engine.losses import pair_loss, token_losses
+from train.objectives.base import Objective
 from train.rows import contiguous_rows, permutation
 from train.rows.batches import Build
 from train.rows.contiguous_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
@@ -22,116 +23,123 @@ from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
 
-DATA: Literal["text", "labelled"] = "text"
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
 
 
-def plan(tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
-    """Return the rows of the training text, in order for a model with a memory; see `contiguous_rows.plan_streams`."""
-    return _streams(tokens, run, tokenizer)
+class Permuted(Objective):
+    """Tokens of a text in a random order; of pairs of texts also whether the second one follows the first."""
 
+    NAME = "permutation"
 
-def scored(tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> ContiguousRows:
-    """Return the rows of the held-out text, planned like the training rows: in order for a model with a memory."""
-    return _streams(tokens, run, tokenizer, where="--data.valid-paths: the held-out text")
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
+        """Return the rows of the training text, in order for a model with a memory; see `contiguous_rows.plan_streams`."""
+        return _streams(tokens, run, tokenizer)
 
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> ContiguousRows:
+        """Return the rows of the held-out text, planned like the training rows: in order for a model with a memory."""
+        return _streams(tokens, run, tokenizer, where="--data.valid-paths: the held-out text")
 
-def builder(run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
-    """Return `build(rng, row, length)`, which converts a row of `train.rows.contiguous_rows` to the fields of `Batch`.
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row of `train.rows.contiguous_rows` to the fields of `Batch`.
 
-    The row is the reused tokens, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and order
-    are int32 [length]. order has the rank of each token: the reused part comes before the rest; in each part, tokens that are not
-    predicted have the lowest rank, and targets and special tokens follow in a random order. query_at, targets (int32) and weights
-    (float32) are [P]; P is exactly `run.permutation.predictions`, divided between both parts by their length. For bidirectional
-    data there is also backward, True if the row is read from right to left.
+        The row is the reused tokens, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and
+        order are int32 [length]. order has the rank of each token: the reused part comes before the rest; in each part, tokens
+        that are not predicted have the lowest rank, and targets and special tokens follow in a random order. query_at, targets
+        (int32) and weights (float32) are [P]; P is exactly `run.permutation.predictions`, divided between both parts by their
+        length. For bidirectional data there is also backward, True if the row is read from right to left.
 
-    A model with a next-sentence head also gets summary_at, the position of <cls>, and labels, 1 if B is random; both int32 [1].
+        A model with a next-sentence head also gets summary_at, the position of <cls>, and labels, 1 if B is random; both int32
+        [1].
 
-    Denoising has predict_at instead of query_at, masked targets among the tokens, and a single rank for each part: the reused
-    part does not see the rest, which would reveal through the memory what the next row predicts.
+        Denoising has predict_at instead of query_at, masked targets among the tokens, and a single rank for each part: the reused
+        part does not see the rest, which would reveal through the memory what the next row predicts.
 
-    Raises:
-        BadInput: more targets than a part has tokens, a window that does not divide the parts, or a tokenizer of another kind.
-    """
-    options, special_tokens, num_targets = run.permutation, _special_tokens(tokenizer), _num_targets(run)
-    reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - NUM_SPECIAL_TOKENS
-    if options.window:
-        fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
-        divides = reuse % options.window == 0 and (run.data.length - reuse) % options.window == 0
-        require(divides, "permutation.window", options.window, fix + "; choose a divisor of both, or 0")
-    labelled = run.model.task == PRETRAINING
-    begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
+        Raises:
+            BadInput: more targets than a part has tokens, a window that does not divide the parts, or another tokenizer.
+        """
+        options, special_tokens, num_targets = run.permutation, _special_tokens(tokenizer), _num_targets(run)
+        reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - NUM_SPECIAL_TOKENS
+        if options.window:
+            fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
+            divides = reuse % options.window == 0 and (run.data.length - reuse) % options.window == 0
+            require(divides, "permutation.window", options.window, fix + "; choose a divisor of both, or 0")
+        labelled = run.model.task == PRETRAINING
+        begins, entries = tokenizer.word_starts(), np.arange(tokenizer.vocab_size, dtype=np.int32)
 
-    def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
-        first, second, follows = contiguous_rows.sample_texts(rng, row, text_length)
-        reused = row.reading.ids[row.begin : row.begin + reuse]
-        tokens = np.concatenate([reused, first, [special_tokens.sep], second, [special_tokens.sep, special_tokens.cls]]).astype(
-            np.int32
-        )
-        text = np.ones(length, bool)
-        text[[reuse + len(first), length - 2, length - 1]] = False
-        types = np.zeros(length, np.int32)
-        types[reuse + len(first) + 1 :] = 1
-        types[-1] = 2
-        # From right to left, a word begins with its last token, after the first token of the word to its right.
-        starts = np.append(True, begins[tokens[:-1]]) if row.reading.backward else begins[tokens]
-        parts = [slice(0, reuse), slice(reuse, length)]
-        targets = np.concatenate(
-            [
-                permutation.choose_targets(rng, starts[part], text[part], count, options)
-                for part, count in zip(parts, num_targets, strict=True)
-            ]
-        )
-        indices = np.flatnonzero(targets).astype(np.int32)
-        arrays = {"tokens": tokens, "types": types, "targets": tokens[indices], "weights": np.ones(len(indices), np.float32)}
-        if labelled:
-            arrays |= {"summary_at": np.array([length - 1], np.int32), "labels": np.array([int(not follows)], np.int32)}
-        if options.bidirectional:
-            arrays["backward"] = np.array(row.reading.backward)
-        bases = [-1, reuse or -1]
-        if options.kind == "denoising":
-            inputs = tokens.copy()
-            inputs[indices] = apply_masking(
-                rng, tokens[indices], run.masking.masked, run.masking.random, special_tokens.mask, entries
+        def build(rng: np.random.Generator, row: Window, length: int) -> dict[str, np.ndarray]:
+            first, second, follows = contiguous_rows.sample_texts(rng, row, text_length)
+            reused = row.reading.ids[row.begin : row.begin + reuse]
+            tokens = np.concatenate(
+                [reused, first, [special_tokens.sep], second, [special_tokens.sep, special_tokens.cls]]
+            ).astype(np.int32)
+            text = np.ones(length, bool)
+            text[[reuse + len(first), length - 2, length - 1]] = False
+            types = np.zeros(length, np.int32)
+            types[reuse + len(first) + 1 :] = 1
+            types[-1] = 2
+            # From right to left, a word begins with its last token, after the first token of the word to its right.
+            starts = np.append(True, begins[tokens[:-1]]) if row.reading.backward else begins[tokens]
+            parts = [slice(0, reuse), slice(reuse, length)]
+            targets = np.concatenate(
+                [
+                    permutation.choose_targets(rng, starts[part], text[part], count, options)
+                    for part, count in zip(parts, num_targets, strict=True)
+                ]
             )
-            order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
-            return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
-        later = targets | ~text
-        ranks = [permutation.ranks(rng, later[part], options.window, base) for part, base in zip(parts, bases, strict=True)]
-        return arrays | {"order": np.concatenate(ranks), "query_at": indices}
+            indices = np.flatnonzero(targets).astype(np.int32)
+            arrays = {"tokens": tokens, "types": types, "targets": tokens[indices], "weights": np.ones(len(indices), np.float32)}
+            if labelled:
+                arrays |= {"summary_at": np.array([length - 1], np.int32), "labels": np.array([int(not follows)], np.int32)}
+            if options.bidirectional:
+                arrays["backward"] = np.array(row.reading.backward)
+            bases = [-1, reuse or -1]
+            if options.kind == "denoising":
+                inputs = tokens.copy()
+                inputs[indices] = apply_masking(
+                    rng, tokens[indices], run.masking.masked, run.masking.random, special_tokens.mask, entries
+                )
+                order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
+                return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
+            later = targets | ~text
+            ranks = [permutation.ranks(rng, later[part], options.window, base) for part, base in zip(parts, bases, strict=True)]
+            return arrays | {"order": np.concatenate(ranks), "query_at": indices}
 
-    return build
+        return build
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
+        assert batch.weights is not None
+        counted = {"permutation": batch.weights.sum()}
+        return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
+
+        The logits of at most `chunk` predictions per row are computed at a time.
+        """
+        assert batch.targets is not None and batch.weights is not None
+        out = model.apply(params, batch, seeds=seeds, carry=carry)
+        nats = token_losses(
+            lambda hidden: model.unembed(params, hidden),
+            heads.predictions(out, batch),
+            batch.targets,
+            vocabulary=model.config.vocab,
+            smoothing=smoothing,
+            chunk=chunk,
+        )
+        sums = {"permutation": (nats * batch.weights).sum()}
+        if batch.labels is not None:
+            sums["next"] = pair_loss(model, params, out.hidden, batch, seeds)
+        return sums, out.carry
 
 
-def weights(batch: Batch) -> dict[str, jax.Array]:
-    """Return the divisor of each term of the loss: the number of predictions, and of labelled pairs if there are any."""
-    assert batch.weights is not None
-    counted = {"permutation": batch.weights.sum()}
-    return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
-
-
-def loss(
-    model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[dict[str, jax.Array], Any]:
-    """Return the summed cross-entropies of the predictions and of the labels of pairs, in nats, and the model's carry.
-
-    The logits of at most `chunk` predictions per row are computed at a time.
-    """
-    assert batch.targets is not None and batch.weights is not None
-    out = model.apply(params, batch, seeds=seeds, carry=carry)
-    nats = token_losses(
-        lambda hidden: model.unembed(params, hidden),
-        heads.predictions(out, batch),
-        batch.targets,
-        vocabulary=model.config.vocab,
-        smoothing=smoothing,
-        chunk=chunk,
-    )
-    sums = {"permutation": (nats * batch.weights).sum()}
-    if batch.labels is not None:
-        sums["next"] = pair_loss(model, params, out.hidden, batch, seeds)
-    return sums, out.carry
+OBJECTIVE = Permuted
 
 
 def _num_targets(run: Run) -> tuple[int, int]:

@@ -285,7 +285,7 @@ run = dataclasses.replace(recipes.find_recipe(sys.argv[1])(), mesh=run_config.Me
 target = targets.parse("cpu:8")
 planned = compile_program.compile_run(run, "train", target)
 run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
-net, goal = model(run.model), objectives.bind(run, mesh)
+net, goal = model(run.model), objectives.objective(run.objective).bind(run, mesh)
 made = assemble(run, net, goal, mesh)
 state = made.engine.shard(device_mesh.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])

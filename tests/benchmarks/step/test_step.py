@@ -24,7 +24,7 @@ from tests.support.commands import call
 from tests.support.processes import ROOT
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
-from train.objectives import causal
+from train.objectives.causal import Causal
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
@@ -110,7 +110,7 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     run, net = ours.run_config, ours.model
     tx = optim.optimizer(run.optim)
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, ours.mesh))
-    engine = ENGINES["jit"](make_step(run, net, causal, tx, ours.dtype), ours.mesh, places, case.batch)
+    engine = ENGINES["jit"](make_step(run, net, Causal(), tx, ours.dtype), ours.mesh, places, case.batch)
     state = dataclasses.replace(device_mesh.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
     batch = engine.shard_batch(case.arrays())
     for _ in range(2):

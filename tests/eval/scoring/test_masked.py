@@ -16,7 +16,7 @@ from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.run_config import Data, Masking
 from train.engine import device_mesh
-from train.objectives import masked
+from train.objectives.masked import Masked
 from train.rows import batches
 from train.rows.encoder_rows import EncoderRows, plan_rows
 from train.tokenizers.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def rows_of(kind: str) -> tuple[EncoderRows, batches.Build]:
     sentence = " ".join(f"{COMMON} {letter}" for letter in LETTERS[1:5])
     words = [f"{sentence}. {COMMON} {letter}! {sentence}? {letter} {COMMON}." for letter in LETTERS[5:9]]
     text = stream(words, tokenizer(family))
-    return plan_rows(text, data, tokenizer(family), 0, "held-out"), masked.builder(run, tokenizer(family), lambda: COUNTS)
+    return plan_rows(text, data, tokenizer(family), 0, "held-out"), Masked.builder(run, tokenizer(family), lambda: COUNTS)
 
 
 def scored(kind: str, rows: EncoderRows, build: batches.Build, *, batch: int, devices: int, **axes: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from train.config import run_config
 from train.config.objective_options import Selection
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
-from train.objectives import causal
+from train.objectives.causal import Causal
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir
 from train.weights.load import load
@@ -57,7 +57,7 @@ def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, ca
     mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
     abstract = device_mesh.abstract_state(run, net, tx, mesh)
     chex.clear_trace_counter()  # it goes by the function's name
-    step = chex.assert_max_traces(make_step(run, net, causal, tx, jnp.float32), n=1)
+    step = chex.assert_max_traces(make_step(run, net, Causal(), tx, jnp.float32), n=1)
     made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
     state = made.shard(device_mesh.init_state(run, net, tx, mesh))
     programs = []

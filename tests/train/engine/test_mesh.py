@@ -19,7 +19,7 @@ from tests.support.runs import quick_compilation
 from train.config import run_config
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
-from train.objectives import causal
+from train.objectives.causal import Causal
 from zoo.attention.attention import attention
 from zoo.attention.biases import Dense
 from zoo.attention.masks import Mask
@@ -57,7 +57,7 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, devices))
-    engine = ENGINES[run.engine](make_step(run, net, causal, tx, jnp.float32), devices, places, run.data.batch)
+    engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, jnp.float32), devices, places, run.data.batch)
     state, losses, gradient = engine.shard(device_mesh.init_state(run, net, tx, devices)), [], None
     with jax.transfer_guard("disallow"):
         for step in range(steps):

@@ -23,7 +23,7 @@ from train.engine import device_mesh, optim
 from train.engine.losses import token_losses
 from train.engine.state import State
 from train.engine.step import ENGINES, Engine, make_step
-from train.objectives import causal
+from train.objectives.causal import Causal
 from zoo.batch import Batch
 from zoo.models import model
 from zoo.nn.layers import tied_logits
@@ -185,7 +185,7 @@ def made(tx: optax.GradientTransformation | None = None, dtype: Any = jnp.float3
     params = initial()
     key = jnp.array([0, 1], jnp.uint32)
     # Programs that run a few times: the processor's code need not be good. What they compute is as without this.
-    step = jax.jit(make_step(run, net, causal, tx, dtype), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(make_step(run, net, Causal(), tx, dtype), compiler_options={"xla_backend_optimization_level": 0})
     return SimpleNamespace(step=step, state=State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry={}, key=key))
 
 
@@ -281,14 +281,11 @@ def test_bfloat16_follows_the_curve_of_float32() -> None:
     assert 1e-5 < np.abs(whole - half).max() < 0.05
 
 
-class Scaled:
+class Scaled(Causal):
     """Causal loss, times a number that nothing trains."""
 
-    weights = staticmethod(causal.weights)
-
-    @staticmethod
-    def loss(net: Any, params: Any, batch: Batch, frozen: Any, **options: Any) -> Any:
-        terms, carry = causal.loss(net, params, batch, {}, **options)
+    def loss(self, model: Any, params: Any, batch: Batch, frozen: Any, **options: Any) -> Any:
+        terms, carry = super().loss(model, params, batch, {}, **options)
         return {term: value * frozen["scale"] for term, value in terms.items()}, carry
 
 
@@ -306,7 +303,7 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
     net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run.mesh, jax.devices()[:2])
     places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, mesh))
-    engine = ENGINES[name](make_step(run, net, Scaled, tx, jnp.float32), mesh, places, run.data.batch)
+    engine = ENGINES[name](make_step(run, net, Scaled(), tx, jnp.float32), mesh, places, run.data.batch)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def frozen(scale: float) -> Any:

@@ -20,7 +20,7 @@ from train.config.objective_options import Labelled
 from train.config.run_config import Data, Pairs
 from train.data.example_types import Pair
 from train.inputs import pair_inputs
-from train.objectives import text_to_text
+from train.objectives.text_to_text import TextToText
 from train.rows.batches import in_order
 from train.rows.seq2seq_rows import SourceTarget
 from train.run.run_dir import RunDir
@@ -96,7 +96,7 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
 def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
     asked = run(pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=Data(length=32, target_length=24, batch=4))
     rows = pair_inputs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
-    row = text_to_text.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
+    row = TextToText.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
     assert row["source"].tokens.shape == (32,) and row["tokens"].shape == row["targets"].shape == (24,)
     source, target = rows.row(1)[0].sides
     assert [TOKENIZER.decode(side) for side in (source, target)] == ["translate the whale</s>", "der wal</s>"]
@@ -112,7 +112,7 @@ PACKED = Data(length=24, target_length=16, batch=4, pack=True)
 def test_packing_overflows_neither_side_and_loses_nothing(sizes: list[tuple[int, int]]):
     examples = pairs_of(["a" * source for source, _ in sizes], ["b" * target for _, target in sizes])
     rows = pair_inputs.rows_of(examples, run(data=PACKED), TOKENIZER)
-    build, seen = text_to_text.builder(run(data=PACKED), TOKENIZER, dict), []
+    build, seen = TextToText.builder(run(data=PACKED), TOKENIZER, dict), []
     for number in range(len(rows)):
         placed = rows.row(number)
         seen += [each.example for each in placed]
@@ -168,27 +168,27 @@ def losses(net: Model, data: Data, mutant: str) -> tuple[float, float]:
     """The summed loss of three pairs and their number of targets."""
     examples = pairs_of(["the whale", "abc def", "x"], ["ab", "the whale cd", "yz ab"])
     asked = run(net.config, data=data)
-    rows, build = pair_inputs.rows_of(examples, asked, TOKENIZER), text_to_text.builder(asked, TOKENIZER, dict)
+    rows, build = pair_inputs.rows_of(examples, asked, TOKENIZER), TextToText.builder(asked, TOKENIZER, dict)
     batch = jax.tree.map(jnp.asarray, next(in_order(rows, build, len(rows), np.arange(len(rows)))))
     if data.pack and "sources" in mutant:
         source = dataclasses.replace(batch.source, segments=jnp.minimum(batch.source.segments, 1))
         batch = dataclasses.replace(batch, source=source)
     elif data.pack and "targets" in mutant:
         batch = dataclasses.replace(batch, segments=jnp.minimum(batch.segments, 1))
-    return float(loss_of(net)(random_params(net), batch)), float(text_to_text.weights(batch)["text_to_text"])
+    return float(loss_of(net)(random_params(net), batch)), float(TextToText().weights(batch)["text_to_text"])
 
 
 @functools.cache
 def loss_of(net: Model) -> Any:
     """The compiled loss, which packings of one shape share."""
-    loss = functools.partial(text_to_text.loss, net, frozen={}, seeds=None, carry={}, smoothing=0.1, chunk=0)
+    loss = functools.partial(TextToText().loss, net, frozen={}, seeds=None, carry={}, smoothing=0.1, chunk=0)
     return jax.jit(lambda params, batch: loss(params, batch)[0]["text_to_text"])
 
 
 def test_a_decoder_alone_reads_the_source_first():
     alone = dataclasses.replace(T5, architecture="decoder")
     rows = pair_inputs.rows_of(pairs_of(ENGLISH[:1], GERMAN[:1]), run(alone), TOKENIZER)
-    row = text_to_text.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)
+    row = TextToText.builder(run(alone), TOKENIZER, dict)(np.random.default_rng(0), rows.row(0), 32)
     source, target = rows.row(0)[0].sides
     assert "source" not in row and row["tokens"].shape == (64,)
     assert row["targets"][row["weights"] > 0].tolist() == target.tolist()

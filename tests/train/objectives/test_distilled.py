@@ -119,7 +119,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_the_true_one() -> None:
 def test_a_student_begins_as_its_teacher() -> None:
     assert student_layers(12, 6) == [0, 2, 4, 7, 9, 11]  # as the released one took them
     student, params, goal = pair()
-    begun = goal.begin(student, None)
+    begun = goal.initial_params(student, None)
     assert jax.tree.structure(begun) == jax.tree.structure(params)
     for path in (("embed", "tokens", "embedding"), ("embed", "norm", "scale"), ("masked", "dense", "kernel")):
         ours, theirs = begun, goal.teacher_params
@@ -128,7 +128,7 @@ def test_a_student_begins_as_its_teacher() -> None:
         np.testing.assert_array_equal(ours, theirs)
     kernel = goal.teacher_params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(begun["layers"]["mlp"]["up"]["kernel"], kernel[np.array([0, 3])])
-    assert goal.begin(student, params) is params
+    assert goal.initial_params(student, params) is params
 
 
 def test_flops_are_those_of_both_models() -> None:

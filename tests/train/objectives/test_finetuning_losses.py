@@ -41,9 +41,8 @@ def setting(goal: str, family: str = "bert", kind: str = "", **changes: Any) -> 
 
 
 def loss(cfg: Run, params: Any, batch: Batch, *, smoothing: float = 0.0, seeds: Any = None) -> jax.Array:
-    module = objective(cfg.objective)
     net, options = finetuned.net(cfg), dict(seeds=seeds, carry={}, smoothing=smoothing, chunk=0)
-    terms, carry = module.loss(net, params, batch, {}, **options)
+    terms, carry = objective(cfg.objective)().loss(net, params, batch, {}, **options)
     assert terms.keys() == {cfg.objective}
     assert carry == {}
     return terms[cfg.objective]
@@ -98,7 +97,7 @@ def test_the_loss_is_its_definition_and_every_parameter_learns(goal: str, family
     found, slopes = sloped(cfg, smoothing)(random_params(finetuned.net(cfg)), batch)
     # float32 sums of a few hundred logits of order 1.
     assert float(found) == pytest.approx(total, rel=1e-5)
-    assert float(objective(goal).weights(jax.tree.map(jnp.asarray, batch))[goal]) == pytest.approx(weight, rel=1e-6)
+    assert float(objective(goal)().weights(jax.tree.map(jnp.asarray, batch))[goal]) == pytest.approx(weight, rel=1e-6)
     assert not smoothing or abs(total - defined(cfg, batch)[0]) > 1e-3 * total
     norms = {sharding.path_of(keys): float(jnp.linalg.norm(leaf)) for keys, leaf in jax.tree_util.tree_leaves_with_path(slopes)}
     assert all(np.isfinite(norm) for norm in norms.values())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from train.config.run_config import Data, Masking
-from train.objectives import masked
+from train.objectives.masked import Masked
 from train.rows.batches import Batches
 from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows
 from train.rows.mixture import Component, Mixture
@@ -47,7 +47,7 @@ def text(sizes: Any, its: Tokenizer) -> Any:
 
 
 def builder(asked: Any, counts: Any = pytest.fail) -> Any:
-    return masked.builder(asked, tokenizer("roberta" if asked.model.types == 1 else "bert"), counts)
+    return Masked.builder(asked, tokenizer("roberta" if asked.model.types == 1 else "bert"), counts)
 
 
 def planned(asked: Any, sizes: Any, seed: int = 0) -> Any:
@@ -94,7 +94,7 @@ def test_sequences_in_their_templates(name: str):
     positions = [segments[:at].count(segment) for at, segment in enumerate(segments)]
     assert row["positions"].tolist() == positions + [0] * (length - len(segments))
     assert {key: row[key].tolist() for key in ("summary_at", "labels") if key in row} == head
-    assert set(masked.weights(stacked([row]))) == ({"masked", "next"} if head else {"masked"})
+    assert set(Masked().weights(stacked([row]))) == ({"masked", "next"} if head else {"masked"})
     assert row["predict_at"].shape == row["targets"].shape == row["weights"].shape
     assert {name for name, array in row.items() if array.dtype != np.int32} == {"weights"}
 
@@ -102,7 +102,7 @@ def test_sequences_in_their_templates(name: str):
 def test_a_model_of_one_type_gets_none_whatever_its_tokenizer():
     asked = run(length=12)
     asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, types=1))
-    build = masked.builder(asked, tokenizer("bert"), pytest.fail)
+    build = Masked.builder(asked, tokenizer("bert"), pytest.fail)
     assert not build(np.random.default_rng(0), (sequence(*PAIR, label=1),), 12)["types"].any()
 
 
@@ -231,6 +231,6 @@ def test_the_loss_is_the_surprise_of_the_masked_tokens_and_of_the_labels():
                 labels += 1
     assert 3 <= labels < batch.labels.size
     options = dict(seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
-    found, _ = small.jit(lambda batch: masked.loss(net, params, batch, {}, **options))(batch)
+    found, _ = small.jit(lambda batch: Masked().loss(net, params, batch, {}, **options))(batch)
     assert {name: float(value) for name, value in found.items()} == pytest.approx({"masked": words, "next": pairs}, rel=1e-5)
-    assert masked.weights(batch) == {"masked": predictions, "next": labels}
+    assert Masked().weights(batch) == {"masked": predictions, "next": labels}

@@ -11,7 +11,7 @@ from tests.support import tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import spelled
 from train.config.run_config import Data, Masking, Permutation
-from train.objectives import permutation
+from train.objectives.permutation import Permuted
 from train.rows import contiguous_rows
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs
@@ -37,7 +37,7 @@ def text() -> Any:
 
 
 def rows(asked: Any) -> list[tuple[Any, dict[str, Any]]]:
-    planned, build = permutation.plan(text(), asked, tokenizer()), permutation.builder(asked, tokenizer(), pytest.fail)
+    planned, build = Permuted.plan_rows(text(), asked, tokenizer()), Permuted.builder(asked, tokenizer(), pytest.fail)
     return [(planned.row(n), build(np.random.default_rng(n), planned.row(n), planned.length)) for n in range(len(planned))]
 
 
@@ -122,4 +122,4 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: str):
 
 def test_a_tokenizer_of_another_kind_is_refused():
     with pytest.raises(BadInput, match="its <cls> does not end a text; choose xlnet"):
-        permutation.plan(text(), run(), spelled())
+        Permuted.plan_rows(text(), run(), spelled())

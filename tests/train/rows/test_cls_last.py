@@ -28,7 +28,9 @@ from train.config.run_config import Data, Masking, Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, rows_of
-from train.objectives import choice, masked, objective
+from train.objectives import choice, objective
+from train.objectives.choice import MultipleChoice
+from train.objectives.masked import Masked
 from train.rows.batches import in_order
 from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows
 from train.rows.example_rows import is_typed
@@ -209,7 +211,7 @@ def test_what_fills_a_mask_has_the_space_that_its_entry_has(encoder: Encoder):
 @pytest.mark.full
 def test_options_are_judged_by_their_own_cls():
     cfg, (made, _) = run("choice"), built("choice")
-    (batch,) = in_order(made, choice.builder(cfg, WORDS, never), 1, np.arange(1))
+    (batch,) = in_order(made, MultipleChoice.builder(cfg, WORDS, never), 1, np.arange(1))
     logits = small.jit(functools.partial(choice.options, loaded("choice").net))(loaded("choice").params, batch)[0]
     expected = [outputs(each.ids.tolist(), each.types.tolist(), "choice")[1][-1, 0] for each in made.rows[0].inputs]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
@@ -243,7 +245,7 @@ def sequence(*parts: list[int], label: int | None = None) -> Sequence:
 
 def masked_row(*sequences: Sequence, **options: Any) -> dict[str, list[int]]:
     cfg = run("masked", masking=SHOWN, **options)
-    row = masked.builder(cfg, WORDS, never)(np.random.default_rng(0), sequences, cfg.data.length)
+    row = Masked.builder(cfg, WORDS, never)(np.random.default_rng(0), sequences, cfg.data.length)
     return {name: array.tolist() for name, array in row.items()}
 
 
@@ -267,8 +269,8 @@ def test_rows_of_a_plan_fit_and_predict_text_alone(sizes: Any, rows: Any, pack: 
     documents = [" ".join("".join("ab"[n % 2] for n in range(size)) + "." for size in document) for document in sizes]
     cfg = run("masked", rows=rows, pack=pack, length=length)
     planned = plan_rows(stream(documents, WORDS), cfg.data, WORDS, seed, "held-out")
-    build = masked.builder(cfg, WORDS, never)
-    bare = masked.builder(dataclasses.replace(cfg, masking=SHOWN), WORDS, never)
+    build = Masked.builder(cfg, WORDS, never)
+    bare = Masked.builder(dataclasses.replace(cfg, masking=SHOWN), WORDS, never)
     for number in range(len(planned)):
         row = build(np.random.default_rng(seed), planned.row(number), length)
         whole = bare(np.random.default_rng(seed), planned.row(number), length)["tokens"]

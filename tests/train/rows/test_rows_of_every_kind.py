@@ -90,7 +90,7 @@ def plan(run: Run, tokenizer: Tokenizer, backwards: bool = False) -> Any:
         pairs = [Pair(origin="", source="a" * n, target="b" * (1 + n % 7)) for n in range(1, 20)]
         return pair_inputs.rows_of(pairs[::direction], run, tokenizer)
     tokens = stream(TEXTS[::direction], tokenizer)
-    return goal.plan(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
+    return goal.plan_rows(dataclasses.replace(tokens, fingerprint=f"{direction}"), run, tokenizer)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from tests.support.encoder_text import stream
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
 from train.config.run_config import Data, Denoising
-from train.objectives import denoising
+from train.objectives.denoising import Denoised
 from train.rows import seq2seq_rows, span_corruption
 from train.rows.batches import in_order
 from train.rows.seq2seq_rows import SourceTarget
@@ -54,7 +54,7 @@ def text(*sizes: int) -> Any:
 
 def rows_of(asked: Any, sizes: tuple[int, ...] = (500, 3, 400)) -> list[tuple[np.ndarray, dict[str, Any]]]:
     """(ids of the text, arrays) of every row."""
-    planned, build = denoising.plan(text(*sizes), asked, TOKENIZER), denoising.builder(asked, TOKENIZER, never)
+    planned, build = Denoised.plan_rows(text(*sizes), asked, TOKENIZER), Denoised.builder(asked, TOKENIZER, never)
     found = []
     for number in range(len(planned)):
         row = planned.row(number)
@@ -285,17 +285,17 @@ def test_the_loss_is_the_sum_over_targets_in_any_chunks(alone: bool, smoothing: 
     asked = run(alone=alone)
     architecture = "decoder" if alone else "encoder_decoder"
     net = small("t5", vocab=TOKENIZER.vocab_size, decoder_layers=1, layers=1, architecture=architecture)
-    params, planned = random_params(net), denoising.plan(text(500), asked, TOKENIZER)
-    batch = jax.tree.map(jnp.asarray, next(in_order(planned, denoising.builder(asked, TOKENIZER, never), 4, np.arange(4))))
+    params, planned = random_params(net), Denoised.plan_rows(text(500), asked, TOKENIZER)
+    batch = jax.tree.map(jnp.asarray, next(in_order(planned, Denoised.builder(asked, TOKENIZER, never), 4, np.arange(4))))
     logits = np.float64(jax.jit(lambda params: net.unembed(params, net.apply(params, batch).hidden))(params))
     logits = logits[..., : TOKENIZER.vocab_size]
     logs = logits - np.log(np.exp(logits - logits.max()).sum(-1, keepdims=True)) - logits.max()
     each = (1 - smoothing) * np.take_along_axis(logs, batch.targets[..., None], -1)[..., 0] + smoothing * logs.mean(-1)
     for chunk in (0, 3, 64):
-        loss = functools.partial(denoising.loss, net, frozen={}, seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
+        loss = functools.partial(Denoised().loss, net, frozen={}, seeds=None, carry={}, smoothing=smoothing, chunk=chunk)
         sums, _ = jax.jit(lambda params, loss=loss: loss(params, batch))(params)
         np.testing.assert_allclose(sums["denoising"], -(each * batch.weights).sum(), rtol=1e-5)
-    assert float(denoising.weights(batch)["denoising"]) == batch.weights.sum()
+    assert float(Denoised().weights(batch)["denoising"]) == batch.weights.sum()
 
 
 BAD = {
@@ -317,7 +317,7 @@ def test_what_cannot_be_denoised_is_refused(name: str):
     options, data, message = BAD[name]
     tokenizer = Tokenizer.train(["some words"], 300) if name == "another tokenizer" else TOKENIZER
     with pytest.raises(BadInput) as refusal:
-        denoising.plan(text(500, 3, 400), run(data=data, **options), tokenizer)
+        Denoised.plan_rows(text(500, 3, 400), run(data=data, **options), tokenizer)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -325,6 +325,6 @@ def test_a_single_token_at_the_end_is_left_out_and_two_are_a_row():
     asked = run(length=16)
     raw = span_corruption.row_sizes(SPANS, 16).raw
     for more, rows in ((0, 3), (1, 3), (2, 4)):
-        planned = denoising.scored(text(raw * 2, raw + more), asked, TOKENIZER, 1)
+        planned = Denoised.scored_rows(text(raw * 2, raw + more), asked, TOKENIZER, 1)
         assert len(planned) == rows
         assert planned.targets == raw * 3 + (more if more > 1 else 0)

@@ -17,7 +17,7 @@ from tests.support import transformers_outputs as theirs
 from tests.support.small import ENCODERS, as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
-from train.objectives import classification
+from train.objectives.classification import Classification
 from zoo import models, pretrained
 from zoo.batch import Batch
 from zoo.configs._encoder import LABELLED
@@ -163,7 +163,7 @@ def test_logits_and_loss_of_several_labels(family: str, tmp_path: Path) -> None:
     expected = theirs.load(tmp_path / family, net.names.architecture)(torch.tensor(tokens), labels=torch.tensor(labels).float())
     last = jnp.full((3, 1), 8) if family == "xlnet" else None
     batch = Batch(tokens=jnp.asarray(tokens), labels=jnp.asarray(labels), weights=jnp.ones((3, 1)), summary_at=last)
-    terms, _ = classification.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
+    terms, _ = Classification().loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
     assert abs(float(terms["classification"]) / 3 - expected.loss.item()) < 1e-4
     assert np.abs(outputs(net, params, batch)["sequences"][:, 0] - expected.logits.detach().numpy()).max() < 1e-4
 

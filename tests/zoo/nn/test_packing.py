@@ -15,7 +15,7 @@ from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import jit, random_params, small
 from train.config.run_config import Data, Masking, RowPlan
-from train.objectives import masked
+from train.objectives.masked import Masked
 from train.rows.encoder_rows import EncoderRows, Sequence, plan_rows
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def alone(family: str) -> Arrays:
     """Every sequence in a row of its own, its masks drawn."""
     options = Data(rows=ROWS[family], length=LENGTH, short=0.0)
     run = tiny.run(model=net_of(family).config, objective="masked", data=options, masking=Masking(rate=0.3))
-    build, rows = masked.builder(run, tokenizer_of(family), lambda: np.zeros(0, np.int64)), planned(family, pack=False)
+    build, rows = Masked.builder(run, tokenizer_of(family), lambda: np.zeros(0, np.int64)), planned(family, pack=False)
     made = [build(np.random.default_rng(number), rows.row(number), LENGTH) for number in range(len(rows))]
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
@@ -111,7 +111,7 @@ def call(family: str) -> Callable[[Any, Batch], Any]:
     net = net_of(family)
 
     def terms(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        sums, _ = masked.loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
+        sums, _ = Masked().loss(net, params, batch, {}, seeds=None, carry={}, smoothing=0.0, chunk=0)
         return sum(sums.values(), jnp.float32(0)), sums
 
     return jit(jax.grad(terms, has_aux=True))
@@ -181,7 +181,7 @@ def test_the_builder_packs_as_a_hand_does(family: str) -> None:
     for row, (at, targets, weights) in enumerate(zip(*(unmasked[name] for name in PREDICTED), strict=True)):
         tokens[row, at[weights > 0]] = targets[weights > 0]
     hand = together(family, unmasked | {"tokens": tokens})
-    build = masked.builder(run, tokenizer, lambda: np.zeros(0, np.int64))
+    build = Masked.builder(run, tokenizer, lambda: np.zeros(0, np.int64))
     made = [build(np.random.default_rng(0), rows.row(number), LENGTH) for number in range(len(rows))]
     for name in ("tokens", "segments", "positions", "types"):
         np.testing.assert_array_equal(np.stack([row[name] for row in made]), hand[name])

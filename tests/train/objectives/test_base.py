@@ -1,0 +1,75 @@
+"""The base class of objectives: what every objective has, and the defaults of one that has only a `builder`."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import tiny
+from tests.support.processes import ROOT
+from train.config import run_config
+from train.engine import device_mesh
+from train.engine.step import assemble
+from train.objectives import objective, objectives
+from train.objectives.base import Objective
+from train.objectives.causal import build
+from zoo.models import Model, model
+
+MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+
+
+class Smallest(Objective):
+    """An objective that states only what has no default."""
+
+    NAME = "smallest"
+
+    @classmethod
+    def builder(cls, run: Any, tokenizer: Any, counts: Any) -> Any:
+        return build
+
+
+class Zeros(Smallest):
+    """The same, but training begins at zero."""
+
+    def trained_params(self, model: Model, key: jax.Array) -> Any:
+        return jax.tree.map(jnp.zeros_like, model.init(key))
+
+
+def test_every_objective_is_a_subclass_under_its_own_name() -> None:
+    assert "base" not in objectives()
+    for name in objectives():
+        assert issubclass(objective(name), Objective) and name == objective(name).NAME
+
+
+def test_importing_the_registry_imports_no_objective() -> None:
+    for name in ("__init__", "base"):
+        source = (ROOT / f"train/objectives/{name}.py").read_text()
+        imported = re.findall(r"^(?:from|import) (train\.objectives\S*)", source, re.MULTILINE)
+        assert set(imported) <= {"train.objectives.base"}
+
+
+def test_defaults_are_those_of_next_token_prediction() -> None:
+    run = tiny.run()
+    net, bound = model(run.model), Smallest.bind(run, MESH)
+    batch = jax.tree.map(jnp.asarray, tiny.batch(0))
+    assert (Smallest.DATA, Smallest.frozen_config(run), bound.frozen_inputs()) == ("text", None, {})
+    assert bound.initial_params(net, None) is None
+    assert bound.flops(net, batch) == 3 * net.flops(batch)
+    params, options = net.init(jax.random.key(0)), dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
+    (nats,), (expected,) = (kind.loss(net, params, batch, {}, **options)[0].values() for kind in (bound, objective("causal")()))
+    assert nats == expected > 0 and bound.weights(batch) == {"smallest": batch.weights.sum()}
+    with pytest.raises(NotImplementedError, match="smallest plans no rows of text"):
+        Smallest.plan_rows(None, run, None)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_state_has_the_parameters_that_the_objective_trains() -> None:
+    run = tiny.run(precision="float32")
+    net = model(run.model)
+    for kind, zero in ((Smallest(), False), (Zeros(), True)):
+        built = assemble(run, net, kind, MESH)
+        state = device_mesh.init_state(run, net, built.tx, MESH, None, lambda key, kind=kind: kind.trained_params(net, key))
+        assert jax.tree.structure(state) == jax.tree.structure(built.state)
+        assert zero == (not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.params)))

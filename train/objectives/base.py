@@ -1,0 +1,200 @@
+"""The base classes of training objectives, with a default for everything that an objective may leave out."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int64
+
+from train.config.run_config import Run
+from train.engine.losses import summed_loss
+from train.rows.batches import Batches, Build
+from train.rows.example_rows import ExampleRow, is_typed, padded
+from train.rows.mixture import Component, Mixture
+from train.rows.row_source import RowSource
+from train.rows.token_cache import Tokens
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.batch import Batch
+from zoo.models import Model
+
+
+class Objective(abc.ABC):
+    """The predictions that a run learns: how rows become arrays on the host, and the loss of these arrays on the devices.
+
+    The class methods are all that the host needs: they plan rows and convert each to arrays, and read no weights. `bind` returns
+    an instance, with the arrays that the loss reads beside the model's parameters; the other methods are those of an instance.
+
+    The letters of shapes are those of `zoo.batch`. Parameters are nested dicts of arrays.
+    """
+
+    NAME: ClassVar[str]
+    """Name of the objective: its file, the value of `Run.objective`, and the main term of its loss."""
+    DATA: ClassVar[Literal["text", "labelled", "pairs"]] = "text"
+    """Kind of the data: documents, labelled examples, or pairs of a source and a target text (see `train.inputs.dataset`)."""
+
+    # --- On the host ---
+
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> RowSource:
+        """Return the rows of the training text. Examples and pairs are planned by `train.inputs` instead.
+
+        Raises:
+            BadInput: the text is too short, or the run's rows or tokenizer do not fit the objective.
+        """
+        raise NotImplementedError(f"{cls.NAME} plans no rows of text")
+
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> RowSource:
+        """Return the rows of the held-out text that a score is computed on; by default planned like the training rows.
+
+        Args:
+            stride: new tokens of each row after the first one, if rows are overlapping windows; others ignore it.
+        """
+        return cls.plan_rows(tokens, run, tokenizer)
+
+    @classmethod
+    @abc.abstractmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row to the fields of `zoo.batch.Batch` for one example.
+
+        Its arrays have no batch axis and the same shapes for every row; `weights` is among them. Every random choice is sampled
+        from `rng`, so that a row is a function of the seed, the epoch and its number.
+
+        Args:
+            counts: returns the number of occurrences of each id in the training data. It reads all data: call it only if needed.
+
+        Raises:
+            BadInput: the run's options or tokenizer do not fit the objective.
+        """
+
+    @classmethod
+    def abstract_batch(cls, run: Run, tokenizer: Tokenizer, rows: RowSource) -> Batch:
+        """Return the shapes and dtypes of a global batch, the first axis of every array being `run.data.batch`.
+
+        Args:
+            rows: at least one row of any data, since shapes do not depend on the contents of a row.
+        """
+        build = cls.builder(run, tokenizer, lambda: np.ones(tokenizer.vocab_size, np.int64))
+        return Batches(Mixture((Component("", 1.0, (), rows),)), build, run.seed, run.data.batch, np.arange(1)).shapes()
+
+    @classmethod
+    def frozen_config(cls, run: Run) -> Any:
+        """Return the configuration of a model that the loss reads and that is not trained, such as a teacher; None if none is.
+
+        Raises:
+            BadInput: the model does not exist.
+        """
+        return None
+
+    @classmethod
+    def bind(cls, run: Run, mesh: Mesh) -> "Objective":
+        """Return the objective of a run, with `frozen_inputs` sharded over the mesh.
+
+        Raises:
+            BadInput: what the loss reads does not exist or does not fit the run.
+        """
+        return cls()
+
+    @classmethod
+    def bind_abstract(cls, run: Run, mesh: Mesh) -> "Objective":
+        """Return the objective as `bind` does, with shapes and shardings instead of arrays, for a step that is only compiled."""
+        return cls.bind(run, mesh)
+
+    # --- On the devices ---
+
+    def frozen_inputs(self) -> Any:
+        """Return the arrays that the loss reads and that are not trained, as a pytree: a teacher's parameters; {} by default.
+
+        They are an argument of the step, which neither donates nor saves them.
+        """
+        return {}
+
+    def trained_params(self, model: Model, key: jax.Array) -> Any:
+        """Return what the optimizer updates, with random values, float32: by default the parameters of the model.
+
+        They are traced, never computed on one device. Scores and exports read them as the parameters of the model.
+
+        Args:
+            key: a key of `jax.random.key`.
+        """
+        return model.init(key)
+
+    def initial_params(self, model: Model, params: Any) -> Any:
+        """Return the parameters before the first step, sharded over the run's mesh; None = those of `trained_params`.
+
+        Args:
+            params: the parameters of `--init`, or None.
+        """
+        return params
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the divisor of each term of the loss, float32 []: by default the sum of the batch's weights.
+
+        The step adds the divisors of all devices before it divides, so that a loss does not depend on their number.
+        """
+        assert batch.weights is not None
+        return {self.NAME: batch.weights.sum()}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return (the terms of the loss as sums over the batch, float32 []; the model's new carry).
+
+        The names of the terms are those of `weights`; the loss is the sum of the quotients. By default the only term is the
+        cross-entropy in nats of `batch.targets` [B, T], times their weights.
+
+        Args:
+            params: what `trained_params` returns, in the dtype of the arithmetic.
+            batch: a batch or a micro-batch, whose arrays have the shapes of `builder` after the batch axis B.
+            frozen: what `frozen_inputs` returns.
+            seeds: seeds of dropout, uint32 [B, 2]; None = no dropout.
+            carry: state of the model from the rows before, arrays [B, ...]; {} for a model without a memory.
+            smoothing: share of the uniform distribution in the targets (Szegedy et al. 2016, section 7).
+            chunk: number of predictions per row whose logits are computed at a time; 0 = all.
+        """
+        nats, carry = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+        return {self.NAME: nats}, carry
+
+    def flops(self, model: Model, batch: Batch) -> float:
+        """Return the matrix-product FLOPs of a training step on a global batch; `batch` may consist of shapes.
+
+        By default they are three times those of the forward pass: the backward pass has two products for each one of it.
+        """
+        return 3 * model.flops(batch)
+
+
+class LabelledObjective(Objective):
+    """An objective of labelled examples, whose rows are `train.rows.example_rows.ExampleRow`s."""
+
+    DATA: ClassVar[Literal["text", "labelled", "pairs"]] = "labelled"
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`; `rng` is not used.
+
+        tokens, segments, positions and types are int32 [length], with XLNet's special tokens also summary_at, int32 [1] (see
+        `train.rows.example_rows.padded`). labels and weights (float32) are those of the row; each objective states their shapes.
+        """
+        special_tokens = tokenizer.special_tokens
+        assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
+        typed = is_typed(run.model.types, special_tokens)
+
+        def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
+            options = [padded(inputs, length, special_tokens, typed=typed) for inputs in row.inputs]
+            return cls.join_options(options) | cls.padded_labels(row, length)
+
+        return build
+
+    @classmethod
+    def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the fields of a row from those of its texts, of which there is one unless the objective compares several."""
+        (fields,) = options
+        return fields
+
+    @classmethod
+    def padded_labels(cls, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
+        """Return the fields labels and weights of a row of `length` tokens; by default those of the example."""
+        return {"labels": row.labels, "weights": row.weights}
