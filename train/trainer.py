@@ -95,7 +95,7 @@ def _run(
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
     build = dataset.builder(run, data)
     local_rows = device_mesh.local_rows(mesh, run.data.batch)
-    batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, period=run.masking.static)
+    batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, period=run.mask_period)
     shapes = batches.shapes()
     _check_carry(run, model, data)
     implementations = _implementations(run, model, objective, shapes)

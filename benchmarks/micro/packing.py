@@ -43,9 +43,8 @@ def main() -> int:
 
 
 def _run(recipe: str, rows: Any, *, pack: bool) -> run_config.Run:
-    run = recipes.find_recipe(recipe)()
-    data = dataclasses.replace(run.data, rows=rows, pack=pack)
-    return dataclasses.replace(run, objective="masked", distillation=run_config.Distillation(), data=data, precision="float32")
+    run = run_config.with_objective(recipes.find_recipe(recipe)(), "masked")
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, rows=rows, pack=pack), precision="float32")
 
 
 def _program(run: run_config.Run) -> tuple[float, Callable[[], object]]:

@@ -32,7 +32,7 @@ def main() -> int:
         seconds = timing.interleaved(both, options.rounds)
         ratios = seconds["permutation"] / seconds["denoising"]
         low, middle, high = np.quantile(ratios, [0.2, 0.5, 0.8])
-        targets = run.permutation.predictions or length // 6
+        targets = run.options.permutation.predictions or length // 6
         shape = f"{rows} x {length}, {run.model.memory}"
         print(f"| {recipe} | {shape} | {targets} | {options.attention} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
     return 0
@@ -48,7 +48,8 @@ def _run(recipe: str, rows: int, length: int, attention: Any) -> run_config.Run:
 
 def _program(run: run_config.Run, kind: Any) -> Callable[[], object]:
     """Return the run's step on its first batch."""
-    run = dataclasses.replace(run, permutation=dataclasses.replace(run.permutation, kind=kind))
+    permutation = dataclasses.replace(run.options.permutation, kind=kind)
+    run = dataclasses.replace(run, options=dataclasses.replace(run.options, permutation=permutation))
     return recipe_step.program(run, *recipe_step.first_batches(run, 1))
 
 

@@ -59,7 +59,7 @@ def key(run: run_config.Run, mode: Mode, target: Target) -> str:
     versions = plan_record.versions(target.platform) | plan_record.installed(TRACED)
     flags = {name: value for name, value in os.environ.items() if name in _FLAGS or name.startswith("JAX_")}
     here = jax_setup.processor() if target.platform == "cpu" else ""
-    inputs = [type(run.model).__module__, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
+    inputs = [type(run.model).__module__, run.objective, numbers, others, mode, dataclasses.asdict(target), versions, flags, here]
     return hashlib.sha256(f"{_code()} {json.dumps(inputs, sort_keys=True, default=str)}".encode()).hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from train import recipes
-from train.config.run_config import Distillation, Mesh, Run
+from train.config.run_config import Mesh, Run, with_objective
 from zoo import configs
 from zoo.configs import Compute
 
@@ -39,17 +39,11 @@ def of_size(name: str) -> Run:
     if hasattr(model, "task"):
         model = dataclasses.replace(model, task=near.model.task)
     length = min(near.data.length, getattr(model, "context", near.data.length))
-    chunk = near.loss_chunk if near.loss_chunk and length % near.loss_chunk == 0 else 0
-    return dataclasses.replace(
-        near,
-        recipe=name,
-        model=model,
-        objective="masked" if near.distillation.teacher else near.objective,
-        distillation=Distillation(),
-        mesh=Mesh(),
-        data=dataclasses.replace(near.data, length=length),
-        loss_chunk=chunk,
-    )
+    near = with_objective(near, "masked") if near.teacher else near
+    # Such a chunk would not divide the rows.
+    options = dataclasses.replace(near.options, loss_chunk=0) if near.loss_chunk and length % near.loss_chunk else near.options
+    data = dataclasses.replace(near.data, length=length)
+    return dataclasses.replace(near, recipe=name, model=model, options=options, mesh=Mesh(), data=data)
 
 
 def _of(family: str) -> list[Run]:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.step.options import Mode
-from train.config.run_config import Data, Optim, Run
+from train.config.objectives import find_options
+from train.config.run_config import Optim, Run
 from zoo import configs, models
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
@@ -54,11 +55,12 @@ class Case:
 
     def run(self, **changes: Any) -> Run:
         """Return the case as a run of the trainer: AdamW and clipping, at a constant rate."""
+        kind = find_options(self.objective)
         return Run(
             recipe=self.size,
-            objective=self.objective,  # pyright: ignore[reportArgumentType]
+            options=kind(),
             steps=1 << 30,
-            data=Data(length=self.source or self.length, target_length=self.length if self.source else 0, batch=self.batch),
+            data=kind.data(length=self.source or self.length, batch=self.batch),
             optim=Optim(schedule="constant", warmup=0),
             **{"model": self.config, **changes},
         )

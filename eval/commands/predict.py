@@ -24,11 +24,10 @@ from eval.scoring.predictor import CHUNK, Predictor
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
 from train.config import run_config
-from train.config.objective_options import Labelled
+from train.config.objective_options import Labelled, LabelledTexts, Reading
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import reject_unused_options
 from train.run.run_dir import replacing
 from train.weights.init_config import writes_text
 from train.weights.load import Loaded, load
@@ -126,18 +125,18 @@ def predict(
     if objective is None:
         raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
     run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
-    reject_unused_options(run)
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
     # The run may have skipped examples, and its files may have another format than these.
-    run = dataclasses.replace(run, labelled=dataclasses.replace(run.labelled, skip_bad=False, format=labelled.format))
-    _check(objective, run.labelled, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
+    reading = dataclasses.replace(run.options.labelled, skip_bad=False, format=labelled.format)
+    run = dataclasses.replace(run, options=dataclasses.replace(run.options, labelled=reading))
+    _check(objective, reading, texts=texts, pair=pair, context=context, options=options, null_threshold=null_threshold)
     if texts:
         items: Iterable[Item] = unlabelled_reader.texts(objective, texts, pair=pair, context=context or "", options=options)
     else:
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
         items = unlabelled_reader.read_examples(
-            objective, files, run.labelled, line=line, labels=getattr(subject.net.config, "labels", ())
+            objective, files, reading, line=line, labels=getattr(subject.net.config, "labels", ())
         )
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
 
@@ -151,7 +150,7 @@ def no_head(name: str, task: str, *, generates: bool) -> BadInput:
 
 def _check(
     objective: str,
-    options_of_files: Labelled,
+    reading: Reading,
     *,
     texts: Sequence[str],
     pair: str | None,
@@ -167,7 +166,7 @@ def _check(
         require(value is None or objective in users[name], name.replace("_", "-"), value, fix)
     if not texts:
         return
-    if options_of_files.pair and pair is None:
+    if isinstance(reading, LabelledTexts) and reading.pair and pair is None:
         raise BadInput("--pair: the model was fine-tuned on pairs of texts; name the second text")
     if objective == "span" and not context:
         raise BadInput("--context: name the text that the answer is in")

@@ -14,6 +14,7 @@ import scipy.special
 from eval.comparison import run_results
 from eval.comparison.run_results import Finished
 from eval.files import mean_and_error
+from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_names
 from train.run.run_dir import flat, may_change
@@ -144,7 +145,8 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
         group.sort(key=lambda run: run.run.seed)
         for first, second in itertools.pairwise(group):
             # The seed decides which second texts are random ones.
-            pairs_differ = first.run.data.rows in PAIRED and first.run.seed != second.run.seed
+            paired = isinstance(first.run.data, EncoderData) and first.run.data.rows in PAIRED
+            pairs_differ = paired and first.run.seed != second.run.seed
             if first.data != second.data and not pairs_differ:
                 cause = "have the same configuration and were trained on different text; train one again"
                 raise BadInput(f"{first.path} and {second.path} {cause}")

@@ -15,7 +15,7 @@ from eval.scoring import metric_functions, squad
 from train.config import run_config
 from train.data.example_types import Choice, Example, Question, Tagged, Text, is_iob
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import Rows
+from train.inputs.labelled_inputs import Rows, outputs
 from train.objectives import choice, span
 from train.rows import batches
 from train.rows.example_rows import ExampleRow
@@ -59,7 +59,7 @@ def of_run(
 
 def scorer(run: run_config.Run) -> Callable[..., Score]:
     """Return the function `(rows, logits, labels) -> score` of a run."""
-    return _multi_label if run.labelled.multi_label else TASKS[run.objective][1]
+    return _multi_label if outputs(run)[1] else TASKS[run.objective][1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from train.data import unlabelled_reader
 from train.data.example_types import Example
 from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import FEATURES, Rows
+from train.inputs.labelled_inputs import FEATURES, Rows, outputs
 from train.objectives import objective
 from train.rows.example_rows import Advice, ExampleRow
 from train.weights.load import Loaded
@@ -83,7 +83,7 @@ class Predictor:
         """Yield the rows of some examples; the label of a text is 0, and the label of a word is its number."""
         run, tokenizer = self.run, self.subject.tokenizer
         make = functools.partial(
-            FEATURES[run.objective], tokenizer=tokenizer, options=run.labelled, length=run.data.length, advice=ADVICE
+            FEATURES[run.objective], tokenizer=tokenizer, options=run.options.labelled, length=run.data.length, advice=ADVICE
         )
         if run.objective == "choice":
             # One by one, since questions may have different numbers of options.
@@ -116,7 +116,7 @@ class Predictor:
             example = rows.examples[number]
             if not np.isfinite(logits).all():
                 raise BadInput(f"{example.origin}: the result is not finite; the weights are damaged, or too large for bfloat16")
-            options = {"multi_label": self.run.labelled.multi_label, "null_threshold": self.null_threshold}
+            options = {"multi_label": outputs(self.run)[1], "null_threshold": self.null_threshold}
             yield number, predictions.of_example(example, example_rows, np.stack(logits), self._labels, **options)
 
     def _size(self, rows: Rows) -> int:

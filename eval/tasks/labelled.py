@@ -29,7 +29,10 @@ from typing import Any
 from eval.report.error_analysis import CLASSES
 from eval.scoring import labelled, metric_functions
 from eval.tasks import Progress, Result, Settings, first
-from train.config.run_config import Data, Run
+from train.config.data_options import Data
+from train.config.objective_options import Labelled
+from train.config.objectives import ClassificationOptions, adapt, find_options, from_labelled
+from train.config.run_config import Run
 from train.data import labelled_reader
 from train.inputs.labelled_inputs import Rows, rows_of
 from train.objectives import objective
@@ -79,7 +82,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     chosen = _wanted(settings.argument, goal, labels, multi_label=cfg.multi_label)
     run = run_for(subject, goal, settings)
     malformed: list[str] = []
-    examples, _ = labelled_reader.read_examples(goal, names, Data(), run.labelled, malformed)
+    examples, _ = labelled_reader.read_examples(goal, names, Data(), run.options.labelled, malformed)
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
@@ -97,7 +100,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     if malformed:
         details["left out"] = f"{len(malformed):,} bad examples; the first: {malformed[0]}"
     if rows.too_long:
-        done = "cut" if run.labelled.truncate else "left out"
+        done = "cut" if run.options.labelled.truncate else "left out"
         details["too long"] = f"{rows.too_long:,} examples, {done}; the longest has {rows.longest[1]:,} tokens, {rows.longest[0]}"
     confusion = measured.mistakes["confusion"]
     if 0 < len(confusion) <= CLASSES:
@@ -122,23 +125,28 @@ def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
     """Return a run configuration that makes rows for the model.
 
     Raises:
-        BadInput: --labelled.regression or --labelled.multi-label of classes, or a length that the model does not have.
+        BadInput: --labelled.regression or --labelled.multi-label of classes, an option that the objective does not use, or a
+            length that the model does not have.
     """
-    cfg, options, own = subject.net.config, settings.labelled, subject.run
+    cfg, own = subject.net.config, subject.run
     numbers = goal == "classification" and len(cfg.labels) == 1 and not cfg.multi_label
-    if options == type(options)() and own is not None:
-        options = dataclasses.replace(own.labelled, class_weights="none")
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
     several = cfg.multi_label or not settings.labelled.multi_label
     require(several, "labelled.multi_label", True, "the model gives each text one label; leave it out")
-    options = dataclasses.replace(options, regression=numbers, multi_label=cfg.multi_label)
+    if own is not None and settings.labelled == Labelled():
+        options = adapt(own.options, find_options(goal))
+    else:
+        options = from_labelled(goal, settings.labelled)
+    if isinstance(options, ClassificationOptions):
+        labelled = dataclasses.replace(options.labelled, regression=numbers, multi_label=cfg.multi_label)
+        options = dataclasses.replace(options, labelled=labelled)
     context = getattr(cfg, "context", None)
     length = settings.length or (own.data.length if own else context or USUAL)
     limit = context or length
     require(
         1 <= length <= limit, "length", length, f"choose 1 to the model's {limit} positions" if context else "choose 1 or more"
     )
-    return Run(recipe="", model=cfg, objective=goal, labelled=options, data=Data(length=length, batch=settings.batch))
+    return Run(recipe="", model=cfg, options=options, data=Data(length=length, batch=settings.batch))
 
 
 def _shortened(rows: Rows) -> Rows:

@@ -23,7 +23,9 @@ import numpy as np
 from eval.scoring import masked as scores
 from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings
-from train.config.run_config import Data, Run
+from train.config.data_options import EncoderData, TextData
+from train.config.objectives import MaskedOptions
+from train.config.run_config import Run
 from train.data import corpus
 from train.data.corpus import Documents
 from train.objectives.masked import Masked
@@ -42,7 +44,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     Raises:
         BadInput: see `corpus`.
     """
-    return corpus.documents(names, Data(field=settings.field), settings.limit)
+    return corpus.documents(names, TextData(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
@@ -61,9 +63,9 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they have no tokens, only white space; write some text")
-    data = Data(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
+    data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
     model = dataclasses.replace(subject.net.config, task="masked")
-    run = Run(recipe="", model=model, objective="masked", data=data)
+    run = Run(recipe="", model=model, options=MaskedOptions(), data=data)
     unseen = np.zeros(subject.net.config.vocab, np.int64)
     metrics = scores.scorer(
         subject.net,

@@ -25,7 +25,7 @@ import numpy as np
 from eval.scoring import language_model
 from eval.scoring.likelihood import chunk_of, positions
 from eval.tasks import Progress, Result, Settings
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Document, Documents
 from train.objectives import causal
@@ -44,7 +44,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     Raises:
         BadInput: see `corpus`.
     """
-    return corpus.documents(names, Data(field=settings.field), settings.limit)
+    return corpus.documents(names, TextData(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

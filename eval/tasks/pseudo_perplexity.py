@@ -24,7 +24,7 @@ from eval.scoring.encoder_runner import Encoder
 from eval.scoring.pseudo_likelihood import pseudo_nats
 from eval.tasks import Progress, Result, Settings
 from eval.tasks.perplexity import count_words
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Documents
 from train.rows.token_cache import prepare
@@ -41,7 +41,7 @@ def read(names: Sequence[str], settings: Settings) -> Documents:
     Raises:
         BadInput: see `corpus`.
     """
-    return corpus.documents(names, Data(field=settings.field), settings.limit)
+    return corpus.documents(names, TextData(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

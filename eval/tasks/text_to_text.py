@@ -24,7 +24,8 @@ from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
 from eval.scoring import text_overlap
 from eval.tasks import Progress, Result, Settings
-from train.config.run_config import Data
+from train.config.data_options import Data
+from train.config.objectives import TextToTextOptions, from_labelled
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.inputs.pair_inputs import parallel
@@ -49,13 +50,13 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """
     _measures(settings.argument)
     require(settings.tokens >= 0, "tokens", settings.tokens, f"choose 0 ({LIMIT} tokens) or a limit of 1 or more")
-    require(not settings.labelled.skip_bad, "labelled.skip_bad", True, "has no effect on pairs of texts; remove it")
-    tables = settings.labelled.format != "auto"
+    options = from_labelled("text_to_text", settings.labelled).labelled
+    tables = options.format != "auto"
     if tables or any(Path(name).is_dir() or Path(name).suffix.lower() in TABLES or ":" in name for name in names):
-        pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), settings.labelled)[0]
+        pairs = labelled_reader.read_examples("text_to_text", tuple(names), Data(), options)[0]
         return tasks.first(pairs, settings.limit)  # pyright: ignore[reportReturnType]
     require(len(names) == 2, "files", " ".join(names), "give two parallel files, SOURCE TARGET, or tables")
-    return tasks.first(list(parallel(names[:1], names[1:], settings.labelled)), settings.limit)
+    return tasks.first(list(parallel(names[:1], names[1:], options)), settings.limit)
 
 
 def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Progress) -> Result:
@@ -71,7 +72,8 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     # A missing package is reported before the work, not after it.
     for name in measures:
         text_overlap.MEASURES[name](references[:1], references[:1])
-    prefix = settings.prefix or (run.pairs.prefix if run else "")
+    own_prefix = run.options.pairs.prefix if run is not None and isinstance(run.options, TextToTextOptions) else ""
+    prefix = settings.prefix or own_prefix
     inputs = (f"{prefix} {pair.source}" if prefix else pair.source for pair in pairs)
     sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in tokenizer.encode_many(inputs)]
     tokens = settings.tokens or LIMIT

@@ -20,6 +20,20 @@ COMMAND_LINES = {
     "train gpt-nano --batch_size=3": "there is no option --batch_size; the nearest is --data.batch",
     "train gpt-nano --Epochs 3": "there is no option --Epochs; the nearest is --steps",
     "train gpt-nano --xyzzy 1": "there is no option --xyzzy; zoo train gpt-nano --help",
+    "train gpt-nano --masking.rate 0.2": "there is no option --masking.rate for the objective causal; it belongs to masked",
+    "train gpt-nano --data.no-pack": "there is no option --data.no-pack for the objective causal; it belongs to .*text_to_text",
+    "train bert-nano --labelled.stride=3": "there is no option --labelled.stride for the objective masked; it belongs to span",
+    "data inspect t5-nano --data.rows packed": "there is no option --data.rows for the objective denoising; it belongs to causal",
+    "plan gpt2 --distillation.soft 1": "there is no option --distillation.soft for the objective causal; it belongs to distilled",
+    "train bert-nano --objective causal --masking.rate 0.2": "there is no option --masking.rate for the objective causal",
+    "train bert-nano --masking.rate 2.0": "--masking.rate 2.0: choose",
+    "train bert-nano --masking.rate nan": "--masking.rate nan: choose",
+    "train bert-nano --data.short 2.0": "--data.short 2.0: choose",
+    "train bert-nano --data.short nan": "--data.short nan: choose",
+    "train bert-nano --data.rows pages": "--data.rows pages: choose windows, packed, full_sentences",
+    "train t5-nano --denoising.density 0.0": "--denoising.density 0.0: choose",
+    "train xlnet-nano --permutation.longest 0": "--permutation.longest 0: choose",
+    "train transformer-nano --data.target-length -1": "--data.target-length -1: choose",
     "train gpt-nano book.txt": "book.txt belongs to no option",
     "eval": "RUN is missing: Folder of a run.* zoo eval --help lists the options",
     "data": r"zoo data : write zoo data inspect \[RECIPE\|RUN\]",
@@ -100,10 +114,10 @@ NUMBERS = """
 --optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
 --optim.clip -1.0|--optim.clip nan|--optim.layer-decay 0.0|--optim.layer-decay 1.1|--optim.freeze-layers -1
 --optim.freeze-layers 99|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
---data.short 2.0|--data.short nan|--data.target-length -1|--data.rows pages|--data.weights 0|--data.weights nan
+--data.rows segment_pairs|--data.weights 0|--data.weights nan
 --data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
---model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast|--masking.rate 2.0|--masking.rate nan
---denoising.density 0.0|--permutation.longest 0|--selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1
+--model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast
+--selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1
 --log.every 0|--data.weights 1 2|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
 --mesh.data 0|--mesh.data -2|--devices 5000|--processes -1|--process -1|--engine xla|--objective next|--precision fp8
 """

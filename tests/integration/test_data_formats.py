@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_every_documented_command_reads_its_files(
     command: list[str], place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Run[Any]] = []
+    asked: list[Run] = []
     monkeypatch.setattr(trainer, "run", lambda run, **_: asked.append(run) or 0)
     assert call(capsys, *command, *SMALL, *(SPAN if "finetune-span" in command else ())).code == 0
     folder = RunDir(place / "none")

@@ -13,7 +13,7 @@ from benchmarks.plan import targets
 from tests.support import published
 from tests.support.processes import ROOT
 from train import recipes
-from train.config.run_config import Run
+from train.config.run_config import Run, kind_of
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.cli import main
@@ -31,7 +31,7 @@ def started(text: str) -> Run:
     numbered = re.sub(r'(--process )"?\\?\$\{?\w+\}?"?', r"\g<1>0", numbered)
     name, *options = shlex.split(re.sub(r'"?\\?\$\{?\w+\}?"?', "128", numbered).strip(" '\""))
     default = recipes.find_recipe(name)()
-    return tyro.cli(Run[type(default.model)], default=default, args=options)
+    return tyro.cli(kind_of(default), default=default, args=options)
 
 
 @pytest.mark.parametrize("file", [*SCRIPTS, DOCS / "launch/jobset.yaml"], ids=lambda path: path.name)

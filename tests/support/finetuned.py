@@ -11,8 +11,10 @@ from jaxtyping import Array
 from tests.support.encoders import KINDS, POSITIONS, tokenizer
 from tests.support.labelled_files import put
 from tests.support.small import LABELS, jit, random_params, small
+from train.config.data_options import Data
 from train.config.objective_options import Labelled
-from train.config.run_config import Data, Run
+from train.config.objectives import find_options
+from train.config.run_config import Run
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.inputs import labelled_inputs
 from train.inputs.labelled_inputs import Rows
@@ -30,17 +32,20 @@ STRIDE = 5
 
 
 def run(goal: Any, *, family: str = "bert", labels: tuple[str, ...] = LABELS, length: int = 32, **changes: Any) -> Run:
-    """Return a run of a small model with a vocabulary larger than the tokenizer's; `changes` are of `labelled` or the run."""
-    task, fields = TASKS[goal], set(Labelled.__dataclass_fields__)
+    """Return a run of a small model with a vocabulary larger than the tokenizer's; `changes` are of `labelled` or the run.
+
+    Those that the objective does not use are left out.
+    """
+    task, fields, kind = TASKS[goal], set(Labelled.__dataclass_fields__), find_options(goal)
     named = {"labels": labels, "multi_label": changes.get("multi_label", False)} if task in LABELLED else {}
     net = small(family, task=task, vocab=tokenizer(KINDS[family]).vocab_size + 5, context=POSITIONS, **named)
-    options = {"stride": STRIDE} if goal == "span" else {}
-    options |= {name: value for name, value in changes.items() if name in fields}
+    labelled = type(kind().labelled)
+    options = {"stride": STRIDE} | {name: value for name, value in changes.items() if name in fields}
+    options = {name: value for name, value in options.items() if name in labelled.__dataclass_fields__}
     return Run(
         recipe="tiny",
         model=net.config,
-        objective=goal,
-        labelled=Labelled(**options),
+        options=kind(labelled=labelled(**options)),
         **{"data": Data(length=length, batch=8), **{name: value for name, value in changes.items() if name not in fields}},
     )
 

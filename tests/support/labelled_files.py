@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train.config.data_options import Data
 from train.config.objective_options import Labelled
-from train.config.run_config import Data
 from train.data import labelled_reader
 from train.data.example_types import Example
 

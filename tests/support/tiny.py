@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.objectives import find_options
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.batch import Batch
 
@@ -17,20 +18,30 @@ FLAGS = [
 """The same run from the command line: `zoo train gpt-nano *FLAGS`."""
 
 
-def run(**changes) -> Run:
+def run(objective: str = "causal", **changes) -> Run:
+    """Return a run of an objective; the options of the objective are arguments beside the fields of the run."""
+    kind = find_options(objective)
+    names = {field.name for field in dataclasses.fields(kind)} & changes.keys()
+    options = kind(**{name: changes.pop(name) for name in names})
     nano = configs.find_size("gpt-nano")[1].config
     model = dataclasses.replace(nano, **MODEL, dropout=0.1, embedding_dropout=0.1, attention_dropout=0.1)
     defaults = dict(
         recipe="tiny",
         model=model,
         steps=20,
-        data=Data(length=32, batch=16),
+        options=options,
+        data=kind.data(length=32, batch=16),
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=1e-2, warmup=5),
         checkpoint=Checkpoint(every=5),
         log=Log(every=2, validate_every=10, validate_rows=8, samples=0),
     )
     return Run(**{**defaults, **changes})
+
+
+def with_options(run: Run, **changes) -> Run:
+    """Return a run with other options of its objective."""
+    return dataclasses.replace(run, options=dataclasses.replace(run.options, **changes))
 
 
 def batch(step: int, rows: int = 16, length: int = 32, vocab: int = 300) -> Batch:

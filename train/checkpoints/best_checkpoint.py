@@ -10,6 +10,7 @@ import jax
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.identity import check_identity
 from train.config import run_config
+from train.config.objectives import ClassificationOptions
 from train.data.example_types import is_iob
 from train.run import metric_names
 from train.run.metric_names import QUANTITIES
@@ -32,8 +33,8 @@ OPTION = "--selection.metric"
 def metrics(run: run_config.Run) -> tuple[str, ...]:
     """Return the quantities in a validation of this run that have a better direction."""
     labels = getattr(run.model, "labels", ())
-    if run.objective == "classification":
-        if run.labelled.multi_label:
+    if isinstance(run.options, ClassificationOptions):
+        if run.options.labelled.multi_label:
             return "loss", "f1_micro", "f1_macro", "subset_accuracy"
         if len(labels) == 1:
             return "loss", "pearson", "spearman", "mean_squared_error"

@@ -1,4 +1,4 @@
-"""Options of the objectives (masking, denoising, permutation, text pairs, distillation, labels) and of checkpoint selection."""
+"""Groups of options (masking, denoising, permutation, text pairs, distillation, labels, checkpoint selection)."""
 
 import dataclasses
 import math
@@ -14,38 +14,55 @@ Factorization = Literal["permutation", "denoising"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masking:
-    """Choice of the tokens that a masked model predicts, and of their replacements (Devlin et al. 2019, section 3.1)."""
+class Replacement:
+    """Replacement of the tokens that a masked model predicts (Devlin et al. 2019, section 3.1)."""
 
-    rate: float = 0.15
-    """Fraction of the tokens that are predicted."""
     masked: float = 0.8
     """Fraction of the predicted tokens that are replaced by the mask token."""
     random: float = 0.1
     """Fraction of the predicted tokens that are replaced by a random token; the rest stay unchanged."""
-    most: int = 0
-    """Largest number of predictions in a sequence; 0 = as many as --masking.rate gives."""
-    whole_words: bool = False
-    """Predict all tokens of a word together."""
     static: int = 0
     """Number of fixed masks per row, used in turn (BERT's dupe_factor); 0 = a new mask each time (Liu et al. 2019, 4.1)."""
-    rare: float = 0.0
-    """Preference for rare tokens: sampling weights are max(count, 1) ** -rare (DistilBERT: 0.7); 0 = none."""
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < 1, "masking.rate", self.rate, "choose a share between 0 and 1")
         for name in ("masked", "random"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"masking.{name}", value, "choose a share of 0 to 1")
         valid = self.masked + self.random <= 1 + 1e-9
         require(valid, "masking.random", self.random, f"with --masking.masked {self.masked} the sum is above 1; choose less")
-        require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate gives) or more")
         require(self.static >= 0, "masking.static", self.static, "choose 0 (dynamic) or a number of masks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking(Replacement):
+    """Choice of the tokens that a masked model predicts, and of their replacements (Devlin et al. 2019, section 3.1)."""
+
+    rate: float = 0.15
+    """Fraction of the tokens that are predicted."""
+    most: int = 0
+    """Largest number of predictions in a sequence; 0 = as many as --masking.rate gives."""
+    whole_words: bool = False
+    """Predict all tokens of a word together."""
+    rare: float = 0.0
+    """Preference for rare tokens: sampling weights are max(count, 1) ** -rare (DistilBERT: 0.7); 0 = none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.rate < 1, "masking.rate", self.rate, "choose a share between 0 and 1")
+        require(self.most >= 0, "masking.most", self.most, "choose 0 (as many as the rate gives) or more")
         require(0 <= self.rare <= 10, "masking.rare", self.rare, "choose 0 (all tokens alike) to 10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising:
+class SourceMask:
+    """Attention to the source of a decoder without an encoder."""
+
+    causal: bool = False
+    """Mask the source causally, as in a language model, instead of bidirectionally; only for a decoder without an encoder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(SourceMask):
     """Corruption of a text into a source for the encoder and a target for the decoder (Raffel et al. 2020, 3.2 and 3.3)."""
 
     kind: Disturbance = "spans"
@@ -59,8 +76,6 @@ class Denoising:
     """Fraction of the tokens that are removed or replaced (spans, iid, bert)."""
     mean_span: float = 3.0
     """Average number of tokens in a span (spans)."""
-    causal: bool = False
-    """Mask the source causally, as in a language model, instead of bidirectionally; only for a decoder without an encoder."""
 
     def __post_init__(self) -> None:
         require(0 < self.density <= 0.9, "denoising.density", self.density, "choose a share above 0 and up to 0.9")
@@ -151,59 +166,98 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Reading of labelled files and their conversion to rows (classification, tagging, span, choice)."""
+class Reading:
+    """Reading of files of labelled examples or of pairs, and their conversion to rows."""
 
-    text: str = ""
-    """Column of the text; empty = "text" (tagging: "tokens"), or the first column if columns are numbered."""
-    pair: str = ""
-    """Column of the second text of a pair; empty = no second text."""
-    label: str = ""
-    """Column of the label; empty = "label" (--labelled.multi-label: "labels", tagging: "tags"), or the last column if columns are
-    numbered."""
-    header: bool = True
-    """Take column names from the first line of a .tsv or .csv; otherwise columns are numbered 1, 2, ..., as in .conll."""
     encoding: Encoding = "utf-8"
     """Character encoding of text files."""
     format: Format = "auto"
     """Format of every file. auto: from its name. tsv, csv: a table. jsonl: one object per line.
     label_first: one label, a space and the text per line.
     conll: one word, a tab and its tag per line, and an empty line after a sentence. squad, race: JSON."""
+    truncate: bool = False
+    """Cut texts that do not fit into a row, the longer text of a pair first; otherwise they are an error."""
+
+    def __post_init__(self) -> None:
+        """Check the values; subclasses extend this."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns(Reading):
+    """Reading of the columns of tables."""
+
+    text: str = ""
+    """Column of the text; empty = "text" (tagging: "tokens", pairs: "source"), or the first column if columns are numbered."""
+    label: str = ""
+    """Column of the label; empty = "label" (--labelled.multi-label: "labels", tagging: "tags", pairs: "target"), or the last
+    column if columns are numbered."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTables(Columns):
+    """Reading of tables of texts (classification, text to text)."""
+
+    header: bool = True
+    """Take column names from the first line of a .tsv or .csv; otherwise columns are numbered 1, 2, ..., as in .conll."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices(Reading):
+    """Reading of files of multiple-choice questions."""
+
     skip_bad: bool = False
     """Skip examples that are empty, malformed or longer than a row, and report how many; otherwise the first one is an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Questions(Choices):
+    """Reading of files of questions about texts."""
+
+    stride: int = 128
+    """Tokens between the beginnings of consecutive windows of a context (span); a window must have at least as many."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.stride >= 1, "labelled.stride", self.stride, "choose 1 or more tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaggedWords(Choices, Columns):
+    """Reading of files of sentences with a tag for each word."""
+
+    class_weights: ClassWeights = "none"
+    """balanced: weigh an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledTexts(TaggedWords, PairTables):
+    """Reading of files of labelled texts or pairs of texts."""
+
+    pair: str = ""
+    """Column of the second text of a pair; empty = no second text."""
     coarse: bool = False
     """Keep only the part of a label before the colon, as LOC of LOC:city."""
     regression: bool = False
     """Treat labels as numbers, which the model learns to predict."""
     multi_label: bool = False
     """Read a list of any number of names (column "labels") for each text; the model learns to predict every label on its own."""
-    class_weights: ClassWeights = "none"
-    """balanced: weigh an example by n / (classes * n of its class) in the training loss, so that all classes count equally."""
-    truncate: bool = False
-    """Cut texts that do not fit into a row, the longer text of a pair first; otherwise they are an error."""
-    stride: int = 128
-    """Tokens between the beginnings of consecutive windows of a context (span); a window must have at least as many."""
 
     def __post_init__(self) -> None:
-        require(self.stride >= 1, "labelled.stride", self.stride, "choose 1 or more tokens")
-        require(
-            not self.pair or self.pair not in (self.text, self.label),
-            "labelled.pair",
-            self.pair,
-            "it is also the column of --labelled.text or --labelled.label; name another",
-        )
-        require(
-            not self.regression or (self.class_weights == "none" and not self.coarse),
-            "labelled.regression",
-            self.regression,
-            "numbers have no classes and no coarse part; leave out --labelled.class-weights and --labelled.coarse",
-        )
-        require(
-            not self.multi_label or (self.class_weights == "none" and not self.coarse and not self.regression),
-            "labelled.multi_label",
-            self.multi_label,
-            "leave out --labelled.regression, --labelled.class-weights and --labelled.coarse, which are for one label per text",
-        )
+        super().__post_init__()
+        unlabelled = not self.pair or self.pair not in (self.text, self.label)
+        fix = "it is also the column of --labelled.text or --labelled.label; name another"
+        require(unlabelled, "labelled.pair", self.pair, fix)
+        one_class = self.class_weights == "none" and not self.coarse
+        fix = "numbers have no classes and no coarse part; leave out --labelled.class-weights and --labelled.coarse"
+        require(not self.regression or one_class, "labelled.regression", self.regression, fix)
+        valid = not self.multi_label or (one_class and not self.regression)
+        fix = "leave out --labelled.regression, --labelled.class-weights and --labelled.coarse, which are for one label per text"
+        require(valid, "labelled.multi_label", self.multi_label, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(LabelledTexts, Questions):
+    """Reading of labelled files for a model whose objective is not known yet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,79 +2,28 @@
 
 import dataclasses
 import math
-import re
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from train.config.objective_options import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
+from train.config.data_options import Data
+from train.config.objective_options import Selection
+from train.config.objectives import (
+    DistilledOptions,
+    MaskedOptions,
+    ObjectiveOptions,
+    PermutationOptions,
+    TokenOptions,
+    adapt,
+    find_options,
+)
 from zoo.configs import Objective, Precision
 from zoo.errors import require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
 Optimizer = Literal["adamw", "adafactor"]
-RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """Training data and its division into rows."""
-
-    paths: tuple[str, ...] = ()
-    """Training files: .txt (one document per file), .jsonl (one per line), both also as .gz, .xz or .bz2, .parquet (one per row).
-    Also folders of these, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME.
-    None = the embedded corpus, Moby-Dick."""
-    weights: tuple[float, ...] = ()
-    """Weight of each of --data.paths. Each path is then a separate source, split and shuffled separately.
-    Its weight is its relative share of the training rows. None = all paths are one source."""
-    valid_paths: tuple[str, ...] = ()
-    """Held-out files, in the same forms as --data.paths. None = the end of --data.paths is held out."""
-    valid_fraction: float = 0.1
-    """Fraction of the text that is held out, from its end; only used without --data.valid-paths."""
-    field: str = "text"
-    """Field of a .jsonl line, or column, that holds the text."""
-    split: str = ""
-    """Split to read of a folder of `datasets` or of a hub data set; empty = train."""
-    subset: str = ""
-    """Subset (configuration) to read of a hub data set; empty = the only one or the default."""
-    rows: RowPlan = "windows"
-    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other.
-    For encoders (Liu et al. 2019, section 4.2): full_sentences may cross the ends of documents, doc_sentences may not.
-    segment_pairs: BERT's pairs of several sentences, with next-sentence labels. sentence_pairs: pairs of single sentences."""
-    pack: bool = False
-    """Pack several sequences of an encoder into a row, first-fit, isolated from each other."""
-    short: float = 0.1
-    """Fraction of the documents whose segment pairs get a shorter length, chosen at random."""
-    length: int = 256
-    """Tokens in a row, T (encoder-decoders: in its source)."""
-    target_length: int = 0
-    """Tokens in the target of a row (text to text); 0 = as --data.length."""
-    batch: int = 16
-    """Rows in a global batch, B, over all devices and micro-batches."""
-
-    def __post_init__(self) -> None:
-        weights, paths = " ".join(f"{weight:g}" for weight in self.weights), len(self.paths)
-        require(all(0 < weight < math.inf for weight in self.weights), "data.weights", weights, "choose finite weights above 0")
-        require(len(self.weights) in (0, paths), "data.weights", weights, f"give one weight for each of the {paths} --data.paths")
-        for key, name in (("split", self.split), ("subset", self.subset)):
-            require(
-                re.fullmatch(r"[\w.+-]*", name) is not None,
-                f"data.{key}",
-                name,
-                "give its name only: letters, digits and _ . + -",
-            )
-        require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
-        require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
-        require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
-        require(
-            0 <= self.target_length <= 1 << 20,
-            "data.target_length",
-            self.target_length,
-            "choose 0 (as --data.length) to 1,048,576",
-        )
-        require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +105,7 @@ class Mesh:
     """Devices for data parallelism with sharded parameters and optimizer state."""
     tensor: int = 1
     """Devices for tensor parallelism: heads, feed-forward width and vocabulary are sharded."""
-    sequence: int = 1
+    sequence: Annotated[int, tyro.conf.Suppress] = 1
     """Reserved for sequence parallelism, which is not implemented; must be 1."""
 
     def __post_init__(self) -> None:
@@ -227,18 +176,23 @@ class Machine:
 
 
 Model = TypeVar("Model")
+Options = TypeVar("Options", bound=ObjectiveOptions)
+DataOptions = TypeVar("DataOptions", bound=Data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Generic[Model]):
-    """Complete configuration of a run. A recipe returns one; the command line changes its values."""
+class Run(Generic[Model, Options, DataOptions]):
+    """Complete configuration of a run. A recipe returns one; the command line changes its values.
+
+    It has no options that its model, its objective or its kind of data cannot use.
+    """
 
     recipe: Annotated[str, tyro.conf.Suppress]
     """Name of the recipe that created it."""
     model: Model
     """Config of the model family; its vocabulary is set to the tokenizer's."""
-    objective: Objective = "causal"
-    """Training objective."""
+    options: Annotated[Options, tyro.conf.arg(name="", prefix_name=False)]
+    """Options of the objective; their class determines the objective."""
     name: str = ""
     """Name of the run's folder below --out; empty = the recipe's name."""
     out: str = "runs"
@@ -257,18 +211,10 @@ class Run(Generic[Model]):
     """jit: any mesh. pmap: data parallelism only."""
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in label smoothing; 0 = none."""
-    loss_chunk: int = 0
-    """Positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
     max_skipped: int = 10
     """Consecutive steps with a non-finite gradient after which the run fails."""
-    data: Data = dataclasses.field(default_factory=Data)
+    data: DataOptions
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
-    masking: Masking = dataclasses.field(default_factory=Masking)
-    denoising: Denoising = dataclasses.field(default_factory=Denoising)
-    permutation: Permutation = dataclasses.field(default_factory=Permutation)
-    pairs: Pairs = dataclasses.field(default_factory=Pairs)
-    distillation: Distillation = dataclasses.field(default_factory=Distillation)
-    labelled: Labelled = dataclasses.field(default_factory=Labelled)
     optim: Optim = dataclasses.field(default_factory=Optim)
     selection: Selection = dataclasses.field(default_factory=Selection)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -276,7 +222,29 @@ class Run(Generic[Model]):
     log: Log = dataclasses.field(default_factory=Log)
     machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
+    @property
+    def objective(self) -> Objective:
+        """Training objective."""
+        return self.options.objective
+
+    @property
+    def loss_chunk(self) -> int:
+        """Positions whose logits are computed at a time in the loss; 0 = all."""
+        return self.options.loss_chunk if isinstance(self.options, TokenOptions) else 0
+
+    @property
+    def teacher(self) -> str:
+        """Run or weights of the teacher; empty = the objective has none."""
+        return self.options.distillation.teacher if isinstance(self.options, DistilledOptions) else ""
+
+    @property
+    def mask_period(self) -> int:
+        """Number of fixed masks per row, used in turn; 0 = a new mask each time."""
+        return self.options.masking.static if isinstance(self.options, MaskedOptions | PermutationOptions) else 0
+
     def __post_init__(self) -> None:
+        if type(self.data) is not self.options.data:
+            raise TypeError(f"{self.objective} needs {self.options.data.__name__}, not {type(self.data).__name__}")
         require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4,294,967,295")
         layers = getattr(self.model, "layers", 0)
@@ -284,7 +252,6 @@ class Run(Generic[Model]):
         require(self.optim.freeze_layers <= layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
-        require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
         require(
             self.data.batch % self.accumulate == 0,
@@ -306,3 +273,18 @@ class Run(Generic[Model]):
             self.data.length,
             f"the model has {context} positions; choose at most {context}, or a larger --model.context",
         )
+
+
+def kind_of(run: Run) -> Any:
+    """Return the type of a run with the types of its model, of its objective's options and of its data's options."""
+    return Run[type(run.model), type(run.options), type(run.data)]
+
+
+def with_objective(run: Run, objective: str) -> Run:
+    """Return a run with another objective; the options that both objectives have keep their values.
+
+    Raises:
+        BadInput: there is no such objective.
+    """
+    kind = find_options(objective)
+    return dataclasses.replace(run, options=adapt(run.options, kind), data=adapt(run.data, kind.data))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data.sources import Source, sources
 from train.data.text_files import Digest, Document
 from zoo.errors import BadInput
@@ -47,7 +47,7 @@ class Documents:
         return self.read()
 
 
-def split(data: Data) -> tuple[Documents, Documents]:
+def split(data: TextData) -> tuple[Documents, Documents]:
     """Return (training, held-out) documents. Every file is read and checked once here, before any of it is used.
 
     Held out are the documents of `valid_paths`, else about the last `valid_fraction` of the bytes of `paths`: whole documents
@@ -76,7 +76,7 @@ def split(data: Data) -> tuple[Documents, Documents]:
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
-def documents(paths: Sequence[str], data: Data, limit: int = 0) -> Documents:
+def documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:
     """Return the documents of some files, each checked once; `data` has the options for reading them.
 
     Args:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.config.objective_options import Labelled
-from train.config.run_config import Data
+from train.config.data_options import Data
+from train.config.objective_options import Choices, LabelledTexts, PairTables, Reading, TaggedWords
 from train.data import dataset_formats, records
 from train.data.dataset_formats import get
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
@@ -20,7 +20,7 @@ from train.data.sources import check_file, data_set, files_in, kind
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput, require
 
-Reader = Callable[[Path, Labelled], Iterator[Record | BadInput]]
+Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 
 ANY: dict[str, Reader] = {".jsonl": records.json_lines, ".parquet": records.parquet}
 LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
@@ -33,14 +33,12 @@ class Task:
 
     files: dict[str, Reader]
     """Readers by file suffix; text files may also have .gz, .xz or .bz2 appended."""
-    example: Callable[[Record, Labelled], Example]
+    example: Callable[[Record, Any], Example]
     formats: tuple[str, ...]
     """Values of --labelled.format that select one of these formats whatever the names of the files are."""
 
 
-def split(
-    objective: str, data: Data, options: Labelled, left_out: list[str] | None = None
-) -> tuple[list[Example], list[Example]]:
+def split(objective: str, data: Data, options: Reading, left_out: list[str] | None = None) -> tuple[list[Example], list[Example]]:
     """Return (training, held-out) examples. Every file is read and checked here. `left_out` is as in `read_examples`.
 
     Held out are the examples of `valid_paths`, else about the last `valid_fraction` of those of `paths`; examples of one document
@@ -62,7 +60,7 @@ def split(
 
 
 def read_examples(
-    objective: str, paths: tuple[str, ...], data: Data, options: Labelled, left_out: list[str] | None = None
+    objective: str, paths: tuple[str, ...], data: Data, options: Reading, left_out: list[str] | None = None
 ) -> tuple[list[Example], set[str]]:
     """Return the examples that some paths name, in order, and the identities (`Source.key`) of their files and data sets.
 
@@ -85,7 +83,7 @@ def read_examples(
                         raise record
                     examples.append(task.example(record, options))
                 except BadInput as error:
-                    if not options.skip_bad:
+                    if not isinstance(options, Choices) or not options.skip_bad:
                         raise
                     messages.append(str(error))
             if len(examples) == examples_before:
@@ -108,7 +106,7 @@ def _kinds(task: Task) -> str:
     return f"{ends}, these also as .gz, .xz or .bz2, .parquet, and what `datasets` has written"
 
 
-def sources(path: str, task: Task, data: Data, options: Labelled) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
+def sources(path: str, task: Task, data: Data, options: Reading) -> Iterator[tuple[str, str, Iterator[Record | BadInput]]]:
     """Yield (key, name, records) of every file or data set that a path names; records are read lazily.
 
     Raises:
@@ -150,7 +148,7 @@ def halves(examples: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
 # --- Records to examples ---
 
 
-def _text(record: Record, options: Labelled) -> Text:
+def _text(record: Record, options: LabelledTexts) -> Text:
     where = record.where
     text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
     pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
@@ -167,7 +165,7 @@ def _text(record: Record, options: Labelled) -> Text:
     return Text(origin=where, text=text, pair=pair, label=label)
 
 
-def _label(record: Record, options: Labelled) -> Any:
+def _label(record: Record, options: LabelledTexts) -> Any:
     """Return the value of the column "label", or of "labels" if a text may have several."""
     name, other = ("labels", "label") if options.multi_label else ("label", "labels")
     if not options.label and other in record.values and name not in record.values:
@@ -176,7 +174,7 @@ def _label(record: Record, options: Labelled) -> Any:
     return column(record, options.label, name, -1, "label")
 
 
-def _pair(record: Record, options: Labelled) -> Pair:
+def _pair(record: Record, options: PairTables) -> Pair:
     where = record.where
     source = check_string(column(record, options.text, "source", 0, "text"), f"{where}: the source")
     target = check_string(column(record, options.label, "target", -1, "label"), f"{where}: the target")
@@ -195,7 +193,7 @@ def pair(where: str, source: str, target: str) -> Pair:
     return Pair(origin=where, source=source, target=target)
 
 
-def _tagged(record: Record, options: Labelled) -> Tagged:
+def _tagged(record: Record, options: TaggedWords) -> Tagged:
     where = record.where
     columns = {
         "words": column(record, options.text, "tokens", 0, "text"),
@@ -211,7 +209,7 @@ def _tagged(record: Record, options: Labelled) -> Tagged:
     return Tagged(origin=where, words=words, tags=tags)
 
 
-def _question(record: Record, options: Labelled) -> Question:
+def _question(record: Record, options: Reading) -> Question:
     del options
     where, values = record.where, record.values
     answers = get(values, "answers", dict, where)
@@ -237,7 +235,7 @@ def _question(record: Record, options: Labelled) -> Question:
     )
 
 
-def _choice(record: Record, options: Labelled) -> Choice:
+def _choice(record: Record, options: Reading) -> Choice:
     del options
     where, values = record.where, record.values
     article, question, letter = (

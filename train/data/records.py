@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config.objective_options import Labelled
+from train.config.objective_options import PairTables, Reading
 from train.data.arrow import table
 from train.data.sources import Split
 from train.data.text_files import json_type, lines, listed, parse_json
@@ -64,13 +64,13 @@ def numbered(where: str, cells: Iterable[Any]) -> Record:
     return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True)
 
 
-def tsv(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
+def tsv(file: Path, options: PairTables) -> Iterator[Record | BadInput]:
     """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends."""
     texts = ((line, text.rstrip("\r\n")) for line, text in lines(file, options.encoding, TO_UTF8))
     yield from _table(file, ((f"{file}:{line}", text.split("\t")) for line, text in texts if text), options)
 
 
-def comma_separated(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
+def comma_separated(file: Path, options: PairTables) -> Iterator[Record | BadInput]:
     """Read the rows of a .csv (RFC 4180): a cell in quotation marks may contain commas and line ends."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
@@ -87,7 +87,7 @@ def comma_separated(file: Path, options: Labelled) -> Iterator[Record | BadInput
     yield from _table(file, rows(), options)
 
 
-def json_lines(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
+def json_lines(file: Path, options: Reading) -> Iterator[Record | BadInput]:
     """Read one JSON object a line; blank lines are skipped."""
     for line, text in lines(file, options.encoding, TO_UTF8):
         if not text.strip():
@@ -104,7 +104,7 @@ def json_lines(file: Path, options: Labelled) -> Iterator[Record | BadInput]:
             yield BadInput(f'{where}: {json_type(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
 
 
-def parquet(file: Path, options: Labelled) -> Iterator[Record]:
+def parquet(file: Path, options: Reading) -> Iterator[Record]:
     """Read the rows of a .parquet file."""
     del options
     yield from (Record(f"{file}: row {number}", values) for number, values in enumerate(table(file), 1))
@@ -119,7 +119,7 @@ def data_set(split: Split) -> Iterator[Record]:
         yield Record(where, {**row, **class_values})
 
 
-def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: Labelled) -> Iterator[Record | BadInput]:
+def _table(file: Path, rows: Iterator[tuple[str, list[str]]], options: PairTables) -> Iterator[Record | BadInput]:
     """Yield records of rows of cells; every row must have as many cells as the first one."""
     names: list[str] = []
     for where, cells in rows:

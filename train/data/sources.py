@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from train.config.run_config import Data
+from train.config.data_options import Data, TextData
 from train.data.arrow import arrow_streams, check_column, library, parquet
 from train.data.text_files import Document, json_lines, listed, plain
 from zoo.errors import BadInput
@@ -29,7 +29,7 @@ class Source:
     read: Callable[[], Iterator[Document]]
 
 
-def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
+def sources(paths: tuple[str, ...], data: TextData) -> list[Source]:
     """Return the sources that some paths of `data` name, in order, and those of a folder sorted by name.
 
     Everything that can be checked without reading the data is checked here.
@@ -41,7 +41,7 @@ def sources(paths: tuple[str, ...], data: Data) -> list[Source]:
     return [source for path in paths for source in _sources_of(path, data)]
 
 
-def _sources_of(path: str, data: Data) -> Iterator[Source]:
+def _sources_of(path: str, data: TextData) -> Iterator[Source]:
     file = Path(path)
     if split := data_set(path, data):
         check_column(split.rows.features.arrow_schema, data.field, split.where)

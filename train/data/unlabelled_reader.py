@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from train.config.objective_options import Labelled
-from train.config.run_config import Data
+from train.config.data_options import Data
+from train.config.objective_options import Columns, LabelledTexts, Reading
 from train.data import dataset_formats, labelled_reader, records
 from train.data.dataset_formats import get
 from train.data.example_types import Choice, Example, Question, Tagged, Text
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 
 def read_examples(
-    objective: str, paths: Sequence[str], options: Labelled, *, line: Lines = "auto", labels: Collection[str] = ()
+    objective: str, paths: Sequence[str], options: Reading, *, line: Lines = "auto", labels: Collection[str] = ()
 ) -> Iterator[Item]:
     """Yield the examples that some paths name, in order.
 
@@ -109,7 +109,7 @@ def _task(objective: str, line: Lines, labels: Collection[str]) -> Task:
     return tasks[objective]
 
 
-def _lines(file: Path, options: Labelled, *, line: Lines, labels: Collection[str]) -> Iterator[Record]:
+def _lines(file: Path, options: Columns, *, line: Lines, labels: Collection[str]) -> Iterator[Record]:
     """Read the nonblank lines of a text file, without the labels at their beginning where `line` is "labelled"."""
     nonblank = ((number, text.strip()) for number, text in lines(file, options.encoding, TO_UTF8) if text.strip())
     if line == "auto":
@@ -136,14 +136,14 @@ def _id(record: Record) -> str | int | None:
     return value if isinstance(value, str | int) else None
 
 
-def _text(record: Record, options: Labelled) -> Text:
+def _text(record: Record, options: LabelledTexts) -> Text:
     where = record.where
     text = check_string(column(record, options.text, "text", 0, "text"), f"{where}: the text")
     pair = check_string(column(record, options.pair, "", 0, "pair"), f"{where}: the second text") if options.pair else None
     return Text(origin=where, text=text, pair=pair, label=UNKNOWN)
 
 
-def _tagged(record: Record, options: Labelled) -> Tagged:
+def _tagged(record: Record, options: Columns) -> Tagged:
     where = record.where
     usual = "text" if "text" in record.values and "tokens" not in record.values else "tokens"
     words = column(record, options.text, usual, 0, "text")
@@ -160,14 +160,14 @@ def _sentence(words: Sequence[str], where: str) -> Tagged:
     return Tagged(origin=where, words=tuple(words), tags=tuple(map(str, range(len(words)))))
 
 
-def _question(record: Record, options: Labelled) -> Question:
+def _question(record: Record, options: Reading) -> Question:
     del options
     where, values = record.where, record.values
     question, context = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("question", "context"))
     return Question(origin=where, id=str(values.get("id") or where), question=question, context=context, answers=())
 
 
-def _choice(record: Record, options: Labelled) -> Choice:
+def _choice(record: Record, options: Reading) -> Choice:
     del options
     where, values = record.where, record.values
     article, question = (check_string(get(values, key, str, where), f"{where}: {key}") for key in ("article", "question"))

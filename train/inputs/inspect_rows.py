@@ -48,7 +48,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int) -> N
     require(first >= 0, "first", first, "choose 0 or more: the number of an example, step x batch + its place in the batch")
     run = dataset.resolve_config(run, folder)
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text")
-    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), period=run.masking.static)
+    batches = Batches(data.rows, dataset.builder(run, data), run.seed, 1, np.arange(1), period=run.mask_period)
     examples = range(first, first + count)
     chosen = [batches.use(example).row for example in examples]
     names = _document_names(data.rows, chosen)

@@ -13,6 +13,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from train.config import run_config
+from train.config.data_options import Data
+from train.config.objective_options import Reading
+from train.config.objectives import ClassificationOptions, TaggingOptions
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.data.text_files import Document
@@ -126,7 +129,7 @@ class Labelled:
             facts["left out"] = f"{len(self.malformed):,} bad examples; the first: {self.malformed[0]}"
         if too_long := [rows for rows in (training, self.held_out) if rows.too_long]:
             origin, longest = max((rows.longest for rows in too_long), key=lambda longest: longest[1])
-            treatment = "cut" if run.labelled.truncate else "left out"
+            treatment = "cut" if run.options.labelled.truncate else "left out"
             count = f"{training.too_long:,} training and {self.held_out.too_long:,} held-out examples"
             facts["too long"] = f"{count}, {treatment}: a row has {run.data.length} tokens; the longest has {longest:,}, {origin}"
         return {**facts, "seen": f"{run.steps:,} steps of {run.data.batch}, {epochs:.3g} epochs"}
@@ -144,11 +147,14 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: the data cannot be read, or the number of labels does not fit the head.
     """
-    reject_unused_options(run)
-    _check_loss_options(run)
+    (regression, multi_label), chosen = outputs(run), run.model.labels
+    consistent = multi_label or not run.model.multi_label
+    require(consistent, "model.multi_label", True, "it follows from --labelled.multi-label; set that option instead")
+    one_class = not (regression or multi_label)
+    fix = "neither regression nor multi-label classification can smooth labels; remove it"
+    require(run.label_smoothing == 0 or one_class, "label_smoothing", run.label_smoothing, fix)
     if run.model.task not in LABELLED:
         return run
-    regression, multi_label, chosen = run.labelled.regression, run.labelled.multi_label, run.model.labels
     if regression:
         fix = "a regression has one output; name one, or remove --labelled.regression"
         require(len(chosen) <= 1, "model.labels", " ".join(chosen), fix)
@@ -156,7 +162,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     labels = chosen or (("score",) if regression else labels_of(_split(run)[0]))
     if not labels:
         raise BadInput("--data.paths: no example has a label; use data with 1 label or more")
-    if not (regression or multi_label):
+    if one_class:
         if not chosen:
             _check_label_count(labels, _split(run)[0])
         if len(labels) == 1:
@@ -198,7 +204,7 @@ def rows_of(
     Raises:
         BadInput: the head lacks a label, or a sequence is too long.
     """
-    options, length = run.labelled, run.data.length
+    options, length = run.options.labelled, run.data.length
     names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
     rows = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names, advice=advice))
     sizes = {row.example: row.size for row in rows}
@@ -256,30 +262,11 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
 """Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`."""
 
 
-READING_FIELDS = ("encoding", "format", "truncate")
-USED_FIELDS = {
-    "classification": (
-        *(*READING_FIELDS, "skip_bad", "text", "pair", "label", "header"),
-        *("coarse", "regression", "multi_label", "class_weights"),
-    ),
-    "tagging": (*READING_FIELDS, "skip_bad", "text", "label", "class_weights"),
-    "span": (*READING_FIELDS, "skip_bad", "stride"),
-    "choice": (*READING_FIELDS, "skip_bad"),
-    "text_to_text": (*READING_FIELDS, "text", "label", "header"),
-}
-"""Objective -> the fields of `Labelled` that it uses."""
-
-
-def reject_unused_options(run: run_config.Run) -> None:
-    """Raise `BadInput` for options that have no effect."""
-    for field in dataclasses.fields(run_config.Labelled):
-        value = getattr(run.labelled, field.name)
-        unused = field.name not in USED_FIELDS[run.objective] and value != field.default
-        require(not unused, f"labelled.{field.name}", value, f"it has no effect on {run.objective}; remove it")
-    consistent = run.labelled.multi_label or not getattr(run.model, "multi_label", False)
-    require(consistent, "model.multi_label", True, "it follows from --labelled.multi-label; set that option instead")
-    weights = " ".join(f"{weight:g}" for weight in run.data.weights)
-    require(not weights, "data.weights", weights, "labelled data are one component; remove it")
+def outputs(run: run_config.Run) -> tuple[bool, bool]:
+    """Return whether the model learns numbers, and whether it learns several labels of a text."""
+    if not isinstance(run.options, ClassificationOptions):
+        return False, False
+    return run.options.labelled.regression, run.options.labelled.multi_label
 
 
 def _check_label_count(labels: Sequence[str], examples: Sequence[Example]) -> None:
@@ -293,21 +280,13 @@ def _check_label_count(labels: Sequence[str], examples: Sequence[Example]) -> No
         )
 
 
-def _check_loss_options(run: run_config.Run) -> None:
-    """Reject loss options that do not apply to labels."""
-    require(run.loss_chunk == 0, "loss_chunk", run.loss_chunk, "labels are few, and their loss is computed at once; remove it")
-    allowed = run.label_smoothing == 0 or not (run.labelled.regression or run.labelled.multi_label)
-    fix = "neither regression nor multi-label classification can smooth labels; remove it"
-    require(allowed, "label_smoothing", run.label_smoothing, fix)
-
-
 def _split(run: run_config.Run) -> tuple[list[Example], list[Example], list[str]]:
     """Return (training examples, held-out examples, error messages of those that are left out)."""
-    return _read_once(run.objective, run.data, run.labelled)
+    return _read_once(run.objective, run.data, run.options.labelled)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_once(objective: str, data: run_config.Data, options: run_config.Labelled) -> Any:
+def _read_once(objective: str, data: Data, options: Reading) -> Any:
     """Read the files of a run once, for its labels and later for its rows. The next run reads them again."""
     malformed: list[str] = []
     return *labelled_reader.split(objective, data, options, malformed), malformed
@@ -315,7 +294,8 @@ def _read_once(objective: str, data: run_config.Data, options: run_config.Labell
 
 def _with_class_weights(rows: Rows, run: run_config.Run) -> Rows:
     """Return the training rows with the weights of their classes."""
-    if run.labelled.class_weights == "none" or run.model.task not in LABELLED:
+    weighted = isinstance(run.options, ClassificationOptions | TaggingOptions) and run.options.labelled.class_weights != "none"
+    if not weighted or run.model.task not in LABELLED:
         return rows
     counts = collections.Counter(
         label

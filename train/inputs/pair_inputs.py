@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from train.config import run_config
-from train.config.objective_options import Labelled
+from train.config.objective_options import Reading
 from train.data import labelled_reader
 from train.data.example_types import Pair
 from train.data.records import TO_UTF8
 from train.data.text_files import Document, lines
-from train.inputs import labelled_inputs
 from train.rows.lm_rows import ends
 from train.rows.mixture import Component, Mixture
 from train.rows.row_source import SampledRows, digest_of
@@ -122,7 +121,6 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: an option has no effect.
     """
-    labelled_inputs.reject_unused_options(run)
     alone = not run.model.is_encoder_decoder
     require(not (alone and run.data.pack), "data.pack", run.data.pack, "a decoder-only model has one pair a row; remove it")
     return run
@@ -145,7 +143,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
     rows = rows_of(training, run, tokenizer)
     named = [Document(example.origin, "") for example in training]
-    component = Component(", ".join(run.pairs.source + run.pairs.target or run.data.paths), 1.0, named, rows)
+    component = Component(", ".join(run.options.pairs.source + run.options.pairs.target or run.data.paths), 1.0, named, rows)
     return TextPairs(tokenizer, token_bytes, Mixture((component,)), rows, rows_of(held_out, run, tokenizer))
 
 
@@ -156,7 +154,7 @@ def split(run: run_config.Run) -> tuple[list[Pair], list[Pair]]:
         BadInput: there are no files or files of both kinds, a file cannot be read or is in both halves, parallel files differ in
             their number of lines, a text is empty (with its line), or there are too few pairs for two halves.
     """
-    files, options = run.pairs, run.labelled
+    files, options = run.options.pairs, run.options.labelled
     if not files.source:
         if not run.data.paths:
             raise BadInput(
@@ -174,7 +172,7 @@ def split(run: run_config.Run) -> tuple[list[Pair], list[Pair]]:
     return training, list(parallel(files.valid_source, files.valid_target, options))
 
 
-def parallel(sources: Sequence[str], targets: Sequence[str], options: Labelled) -> Iterator[Pair]:
+def parallel(sources: Sequence[str], targets: Sequence[str], options: Reading) -> Iterator[Pair]:
     """Yield the pairs of parallel files, one a line.
 
     Raises:
@@ -213,7 +211,8 @@ def _encoded(
     examples: Sequence[Pair], run: run_config.Run, tokenizer: Tokenizer, capacity: tuple[int, int]
 ) -> Iterator[SourceTarget]:
     """Yield the ids of both sides of each pair, with their end tokens."""
-    special, prefix = text_special_tokens_of(tokenizer), f"{run.pairs.prefix} " if run.pairs.prefix else ""
+    special, prefix = text_special_tokens_of(tokenizer), run.options.pairs.prefix
+    prefix = f"{prefix} " if prefix else ""
     sources = tokenizer.encode_many(prefix + example.source for example in examples)
     targets = tokenizer.encode_many(example.target for example in examples)
     options = (("source", "--data.length"), ("target", "--data.target-length"))
@@ -222,7 +221,7 @@ def _encoded(
         for ids, limit, (name, option) in zip(encodings, capacity, options, strict=True):
             if not len(ids):
                 raise BadInput(f"{example.origin}: the tokenizer returns no ids for the {name}; fix it or remove the pair")
-            if len(ids) >= limit and not run.labelled.truncate:
+            if len(ids) >= limit and not run.options.labelled.truncate:
                 raise BadInput(
                     f"{example.origin}: a {name} of {len(ids) + 1} tokens, and a row has {limit}; choose a longer {option}, or "
                     "cut it with --labelled.truncate"

@@ -29,8 +29,10 @@ def resolve_config(run: run_config.Run) -> run_config.Run:
     """Return the run with two labels, or one for regression, if its data would determine them."""
     if getattr(run.model, "task", "") not in LABELLED:
         return run
-    labels = run.model.labels or (("score",) if run.labelled.regression else ("0", "1"))
-    model = dataclasses.replace(run.model, labels=labels, multi_label=run.labelled.multi_label)
+    regression, multi_label = labelled_inputs.outputs(run)
+    model = dataclasses.replace(
+        run.model, labels=run.model.labels or (("score",) if regression else ("0", "1")), multi_label=multi_label
+    )
     return dataclasses.replace(run, model=model)
 
 
@@ -76,9 +78,10 @@ def _text(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
 def _labelled(run: run_config.Run, tokenizer: Tokenizer, folder: Path) -> RowSource:
     text, origin = _nonsense(12), {"origin": "nonsense"}
     label = next(iter(getattr(run.model, "labels", ())), "")
-    of_text = (label,) if run.labelled.multi_label else label
+    regression, multi_label = labelled_inputs.outputs(run)
+    of_text = (label,) if multi_label else label
     examples: dict[str, Example] = {
-        "classification": Text(text=text, label=0.0 if run.labelled.regression else of_text, **origin),
+        "classification": Text(text=text, label=0.0 if regression else of_text, **origin),
         "tagging": Tagged(words=WORDS, tags=(label,) * len(WORDS), **origin),
         "span": Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), **origin),
         "choice": Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, **origin),

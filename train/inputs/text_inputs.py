@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from train.config import run_config
+from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import Documents
 from train.data.text_files import Document
@@ -137,7 +138,7 @@ class _Concatenated:
         return itertools.chain.from_iterable(self.parts)
 
 
-def _parts(data: run_config.Data) -> list[_Part]:
+def _parts(data: TextData) -> list[_Part]:
     """Return the training and held-out documents of each component. Without weights all paths are one component."""
     if not data.weights:
         return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
@@ -145,7 +146,7 @@ def _parts(data: run_config.Data) -> list[_Part]:
     return [_Part(part.paths[0], weight, *corpus.split(part)) for part, weight in zip(single, data.weights, strict=True)]
 
 
-def _held_out(parts: list[_Part], data: run_config.Data) -> Iterable[Document]:
+def _held_out(parts: list[_Part], data: TextData) -> Iterable[Document]:
     # All components have the same `valid_paths`; without them each has its own held-out text, cut from its end.
     return parts[0].held_out if data.valid_paths or len(parts) == 1 else _Concatenated([part.held_out for part in parts])
 

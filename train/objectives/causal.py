@@ -12,7 +12,6 @@ from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.errors import require
 
 
 class Causal(Objective):
@@ -25,12 +24,8 @@ class Causal(Objective):
         """Return the rows of the training text: windows, or packed documents.
 
         Raises:
-            BadInput: fewer tokens than one row, or a kind of rows that only encoders have.
+            BadInput: fewer tokens than one row.
         """
-        allowed = ("windows", "packed")
-        require(
-            run.data.rows in allowed, "data.rows", run.data.rows, f"only encoders have such rows; choose {' or '.join(allowed)}"
-        )
         return lm_rows.training_rows(tokens, run.data)
 
     @classmethod

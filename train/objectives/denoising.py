@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from train.config.objective_options import Denoising
 from train.config.run_config import Run
 from train.objectives.base import Objective
 from train.rows import lm_rows, seq2seq_rows, span_corruption
@@ -29,12 +30,8 @@ class Denoised(Objective):
         """Return the rows of the training text: consecutive windows over all documents, without end-of-document tokens.
 
         Raises:
-            BadInput: fewer tokens than one row, another kind of rows, or a tokenizer without sentinels.
+            BadInput: fewer tokens than one row, or a tokenizer without sentinels.
         """
-        require(run.data.rows == "windows", "data.rows", run.data.rows, "denoising needs windows of the text; choose windows")
-        require(not run.data.pack, "data.pack", run.data.pack, "windows fill their rows; leave it out")
-        fix = "the source determines the length of a target in denoising; leave it out"
-        require(run.data.target_length == 0, "data.target_length", run.data.target_length, fix)
         raw, available = _lengths(run, tokenizer).raw, len(tokens.ids) - len(tokens.offsets) + 1
         if available < raw:
             raise BadInput(
@@ -57,10 +54,14 @@ class Denoised(Objective):
         """
         special_tokens, lengths = _special_tokens(tokenizer), _lengths(run, tokenizer)
         entries = np.delete(np.arange(tokenizer.vocab_size, dtype=np.int32), list(special_tokens.special))
-        decoder_only, causal = _decoder_only(run), run.denoising.causal
+        decoder_only, options = _decoder_only(run), run.options.denoising
         # A prefix and the rest together are the text.
         total = (
-            lengths.raw + 2 if run.denoising.kind == "prefix" else lengths.target if _lm(run) else lengths.source + lengths.target
+            lengths.raw + 2
+            if run.options.denoising.kind == "prefix"
+            else lengths.target
+            if _lm(run)
+            else lengths.source + lengths.target
         )
 
         def build(rng: np.random.Generator, row: LmRow, length: int) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Denoised(Objective):
             )
             if decoder_only:
                 return seq2seq_rows.decoder_only_row(
-                    SourceTarget(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=causal
+                    SourceTarget(source[: 0 if _lm(run) else None], target), total, special_tokens.pad, causal=options.causal
                 )
             return seq2seq_rows.encoder_decoder_row(
                 [SourceTarget(source, target)], lengths.source, lengths.target, special_tokens.pad
@@ -87,7 +88,8 @@ def _corrupt(
     rng: np.random.Generator, ids: np.ndarray, run: Run, special_tokens: TextSpecialTokens, entries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (source, target) of a text, without end tokens."""
-    options, length = run.denoising, len(ids)
+    options: Denoising = run.options.denoising
+    length = len(ids)
     match options.kind:
         case "spans":
             return span_corruption.source_and_target(
@@ -111,7 +113,7 @@ def _corrupt(
 
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> RowSizes:
-    options, sentinels = run.denoising, len(_special_tokens(tokenizer).sentinels)
+    options, sentinels = run.options.denoising, len(_special_tokens(tokenizer).sentinels)
     require(run.data.length >= 4, "data.length", run.data.length, "choose 4 tokens or more: source, target and two end tokens")
     if _lm(run) and not _decoder_only(run):
         raise BadInput(
@@ -140,4 +142,4 @@ def _decoder_only(run: Run) -> bool:
 
 
 def _lm(run: Run) -> bool:
-    return run.denoising.kind == "lm"
+    return run.options.denoising.kind == "lm"

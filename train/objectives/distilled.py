@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from train.config import run_config
+from train.config.objective_options import Distillation
 from train.engine.losses import distillation_losses, token_losses
 from train.objectives.masked import Masked
 from train.weights import init_config
@@ -33,7 +34,7 @@ class Distilled(Masked):
     teacher: Model
     frozen: Any
     """The teacher's parameters, in the dtype of the arithmetic."""
-    options: run_config.Distillation
+    options: Distillation
     teacher_params: Any
     """The teacher's parameters in float32, from which the student is initialized."""
     mesh: Mesh
@@ -45,7 +46,7 @@ class Distilled(Masked):
         Raises:
             BadInput: no teacher, or a folder that neither exists nor is named after a size.
         """
-        teacher = run.distillation.teacher
+        teacher = run.options.distillation.teacher
         require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
         if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
             return init_config.read_init_config(teacher)
@@ -61,7 +62,7 @@ class Distilled(Masked):
         Raises:
             BadInput: no teacher, or one that cannot teach this student.
         """
-        options = run.distillation
+        options = run.options.distillation
         require(bool(options.teacher), "distillation.teacher", options.teacher, "name the run or the weights to learn from")
         loaded = load(options.teacher, mesh)
         if "masked" not in loaded.params:
@@ -92,7 +93,7 @@ class Distilled(Masked):
         return cls(
             teacher=teacher,
             frozen=abstract(run.precision),
-            options=run.distillation,
+            options=run.options.distillation,
             teacher_params=abstract(jnp.float32),
             mesh=mesh,
         )

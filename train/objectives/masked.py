@@ -153,7 +153,7 @@ def _num_chunks(predicted: int, chunk: int) -> int:
 
 
 def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Masks:
-    options, special = run.masking, list(special_tokens.special)
+    options, special = run.options.masking, list(special_tokens.special)
     if options.rare > 0 and options.whole_words:
         raise BadInput(f"--masking.rare {options.rare}: it samples tokens, not whole words; leave out --masking.whole-words")
     rule: Rule = "distilbert" if options.rare > 0 else "roberta" if tokenizer.kind == "roberta" else "bert"

@@ -49,7 +49,7 @@ class Permuted(Objective):
         The row is the reused tokens, then A <sep> B <sep> <cls>. tokens, types (0; 1 for B and its separator, 2 for <cls>) and
         order are int32 [length]. order has the rank of each token: the reused part comes before the rest; in each part, tokens
         that are not predicted have the lowest rank, and targets and special tokens follow in a random order. query_at, targets
-        (int32) and weights (float32) are [P]; P is exactly `run.permutation.predictions`, divided between both parts by their
+        (int32) and weights (float32) are [P]; P is exactly `permutation.predictions`, divided between both parts by their
         length. For bidirectional data there is also backward, True if the row is read from right to left.
 
         A model with a next-sentence head also gets summary_at, the position of <cls>, and labels, 1 if B is random; both int32
@@ -61,7 +61,8 @@ class Permuted(Objective):
         Raises:
             BadInput: more targets than a part has tokens, a window that does not divide the parts, or another tokenizer.
         """
-        options, special_tokens, num_targets = run.permutation, _special_tokens(tokenizer), _num_targets(run)
+        options, masking = run.options.permutation, run.options.masking
+        special_tokens, num_targets = _special_tokens(tokenizer), _num_targets(run)
         reuse, text_length = run.model.reuse, run.data.length - run.model.reuse - NUM_SPECIAL_TOKENS
         if options.window:
             fix = f"it does not divide the parts of a row, {reuse} reused tokens and {run.data.length - reuse} others"
@@ -100,7 +101,7 @@ class Permuted(Objective):
             if options.kind == "denoising":
                 inputs = tokens.copy()
                 inputs[indices] = apply_masking(
-                    rng, tokens[indices], run.masking.masked, run.masking.random, special_tokens.mask, entries
+                    rng, tokens[indices], masking.masked, masking.random, special_tokens.mask, entries
                 )
                 order = np.repeat(bases, [reuse, length - reuse]).astype(np.int32)
                 return arrays | {"tokens": inputs, "order": order, "predict_at": indices}
@@ -145,7 +146,7 @@ OBJECTIVE = Permuted
 def _num_targets(run: Run) -> tuple[int, int]:
     """Return the number of targets in the reused part of a row and in the rest."""
     length, reuse = run.data.length, run.model.reuse
-    predictions = run.permutation.predictions
+    predictions = run.options.permutation.predictions
     total = predictions or max(1, length // 6)
     rest = total * (length - reuse) // length
     limit = length - reuse - NUM_SPECIAL_TOKENS
@@ -161,14 +162,12 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Co
     task = run.model.task
     fix = f"it predicts no tokens; choose permutation, or {PRETRAINING} to add next-sentence prediction"
     require(run.model.generates, "model.task", task, fix)
-    require(data.rows == "windows", "data.rows", data.rows, "this objective needs windows of one stream; choose windows")
-    require(not data.pack, "data.pack", data.pack, "rows of this objective are always full; leave it out")
     rest = NUM_SPECIAL_TOKENS + 2
     fix = f"a row of {data.length} needs {rest} tokens for two texts and special tokens; choose at most {data.length - rest}"
     require(0 <= reuse <= data.length - rest, "model.reuse", reuse, fix)
     fix = "rows of a model with a memory continue each other, but rows of several sources alternate; choose --model.memory 0"
     require(not (memory and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
-    even = not run.permutation.bidirectional or data.batch % 2 == 0
+    even = not run.options.permutation.bidirectional or data.batch % 2 == 0
     require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
     return contiguous_rows.plan_streams(
         tokens,
@@ -176,7 +175,7 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Co
         length=data.length,
         reuse=reuse,
         batch=data.batch,
-        bidirectional=run.permutation.bidirectional,
+        bidirectional=run.options.permutation.bidirectional,
         ordered=memory > 0,
         predictions=sum(_num_targets(run)),
         **where,

@@ -32,7 +32,7 @@ class TextToText(Objective):
 
         def build(rng: np.random.Generator, row: tuple[PackedPair, ...], length: int) -> dict[str, Any]:
             if decoder_only:
-                return seq2seq_rows.decoder_only_row(row[0].sides, length + target, pad, causal=run.denoising.causal)
+                return seq2seq_rows.decoder_only_row(row[0].sides, length + target, pad, causal=run.options.denoising.causal)
             return seq2seq_rows.encoder_decoder_row([pair.sides for pair in row], length, target, pad)
 
         return build

@@ -2,7 +2,10 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Masking, Optim, Run, Tokenizer
+from train.config.data_options import EncoderData
+from train.config.objective_options import Masking
+from train.config.objectives import MaskedOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -19,11 +22,10 @@ def bert_nano() -> Run:
     return Run(
         recipe="bert-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        objective="masked",
         steps=640,
-        data=Data(length=model.context, batch=16, rows="segment_pairs"),
+        data=EncoderData(length=model.context, batch=16, rows="segment_pairs"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
-        masking=Masking(most=20),
+        options=MaskedOptions(masking=Masking(most=20)),
         # From 2e-3 on it never becomes better than the unigram baseline.
         optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=100),
@@ -43,12 +45,11 @@ def bert() -> Run:
     return Run(
         recipe="bert",
         model=model,
-        objective="masked",
         steps=1_000_000,
-        data=Data(length=128, batch=256, rows="segment_pairs"),
+        data=EncoderData(length=128, batch=256, rows="segment_pairs"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
         # Google's code prepares ten masks of each row.
-        masking=Masking(most=20, static=10),
+        options=MaskedOptions(masking=Masking(most=20, static=10)),
         optim=Optim(lr=1e-4, warmup=10_000, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=1_000),
         log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),

@@ -2,7 +2,10 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Distillation, Log, Masking, Optim, Run, Tokenizer
+from train.config.data_options import EncoderData
+from train.config.objective_options import Distillation, Masking
+from train.config.objectives import DistilledOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -19,12 +22,10 @@ def distilbert_nano() -> Run:
     return Run(
         recipe="distilbert-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=2)),
-        objective="distilled",
         steps=400,
-        data=Data(length=model.context, batch=16, rows="full_sentences"),
+        data=EncoderData(length=model.context, batch=16, rows="full_sentences"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
-        masking=Masking(rare=0.7),
-        distillation=Distillation(teacher="runs/bert-nano"),
+        options=DistilledOptions(masking=Masking(rare=0.7), distillation=Distillation(teacher="runs/bert-nano")),
         optim=Optim(lr=5e-4, warmup=20, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
         checkpoint=Checkpoint(every=100),
         log=Log(every=10, validate_every=100, samples=0),
@@ -43,16 +44,15 @@ def distilbert() -> Run:
     return Run(
         recipe="distilbert",
         model=model,
-        objective="distilled",
         # Three epochs of 3.3 billion words, in batches of about 4,000 rows.
         steps=6_000,
-        data=Data(length=model.context, batch=4_000, rows="full_sentences"),
+        data=EncoderData(length=model.context, batch=4_000, rows="full_sentences"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
-        masking=Masking(rare=0.7),
-        distillation=Distillation(teacher="models/bert-base-uncased"),
+        options=DistilledOptions(
+            masking=Masking(rare=0.7), distillation=Distillation(teacher="models/bert-base-uncased"), loss_chunk=64
+        ),
         optim=Optim(lr=5e-4, warmup=300, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
         accumulate=50,
-        loss_chunk=64,
         checkpoint=Checkpoint(every=200),
         log=Log(every=10, validate_every=1_000, validate_rows=1_024, samples=0),
     )

@@ -5,10 +5,12 @@ Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a doc
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Selection
+from train.config.data_options import Data
+from train.config.objective_options import Selection
+from train.config.objectives import ChoiceOptions, ClassificationOptions, ObjectiveOptions, SpanOptions, TaggingOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import init_config
 from zoo import configs
-from zoo.configs import Objective
 from zoo.configs._encoder import Task
 
 
@@ -20,7 +22,7 @@ def finetune_classification(init: str = "") -> Run:
     Time: 20 minutes for 866 steps of 16 rows of 64 (two epochs) on a busy machine; not measured on an idle one.
     Expect: 87.2, 88.1, 88.0 % on the dev set of SST-2 (6,920 sentences), MiniLM, --optim.lr 1e-4, those steps, three seeds.
     """
-    return _run("finetune-classification", "classification", "sequence", init, length=128)
+    return _run("finetune-classification", ClassificationOptions(), "sequence", init, length=128)
 
 
 def finetune_tagging(init: str = "") -> Run:
@@ -31,7 +33,7 @@ def finetune_tagging(init: str = "") -> Run:
     Time: 4 minutes for 250 steps of 32 rows of 48, on one core.
     Expect: entity F1 0.44 on the last tenth of WNUT-17's training file, MiniLM, --optim.lr 3e-4, those steps, one seed.
     """
-    return _run("finetune-tagging", "tagging", "tokens", init, length=128)
+    return _run("finetune-tagging", TaggingOptions(), "tokens", init, length=128)
 
 
 def finetune_span(init: str = "") -> Run:
@@ -42,7 +44,7 @@ def finetune_span(init: str = "") -> Run:
     Time: 15 minutes for 200 steps of 16 rows of 256 on a busy machine; not measured on an idle one.
     Expect: F1 0.46, exact match 0.27 on XQuAD's last 8 English documents, trained on 40, MiniLM, --optim.lr 2e-4, one seed.
     """
-    return _run("finetune-span", "span", "span", init, length=384)
+    return _run("finetune-span", SpanOptions(), "span", init, length=384)
 
 
 def finetune_choice(init: str = "") -> Run:
@@ -53,16 +55,16 @@ def finetune_choice(init: str = "") -> Run:
     Time: not measured (the data set is not available).
     Expect: not measured. The paper has no result for BERT on RACE; table 2 of RoBERTa has 64 to 66 % for base models.
     """
-    return _run("finetune-choice", "choice", "choice", init, length=512)
+    return _run("finetune-choice", ChoiceOptions(), "choice", init, length=512)
 
 
-def _run(name: str, objective: Objective, task: Task, init: str, *, length: int) -> Run:
+def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int) -> Run:
     model = dataclasses.replace(configs.find_size("bert-base-uncased")[1].config, task=task)
     model = init_config.with_head(model, init) if init else model
     return Run(
         recipe=name,
         model=model,
-        objective=objective,
+        options=options,
         init=init,
         steps=1_000,
         # A family without learned positions has no `context`.

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Mesh, Optim, Run, Tokenizer
+from train.config.data_options import CausalData
+from train.config.objectives import CausalOptions
+from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -21,7 +23,8 @@ def gpt_nano() -> Run:
         # With four unrolled layers, the residuals of the backward pass need not be stacked.
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
         steps=480,
-        data=Data(length=model.context, batch=16),
+        options=CausalOptions(),
+        data=CausalData(length=model.context, batch=16),
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=3e-3, warmup=50, final=0.05, b2=0.99),
         checkpoint=Checkpoint(every=100),
@@ -43,11 +46,11 @@ def gpt2() -> Run:
         # For text that is seen less than twice, dropout harms more than it helps (nanoGPT trains without it).
         model=dataclasses.replace(model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0),
         steps=600_000,
-        data=Data(length=model.context, batch=512),
+        options=CausalOptions(loss_chunk=128),
+        data=CausalData(length=model.context, batch=512),
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=6e-4, warmup=2_000, final=0.1, b2=0.95),
         accumulate=4,
-        loss_chunk=128,
         checkpoint=Checkpoint(every=1_000),
         log=Log(every=10, validate_every=1_000, validate_rows=1_024),
     )
@@ -69,12 +72,12 @@ def gpt3_175b() -> Run:
         # billion; neither is implemented.
         steps=95_367,
         precision="bfloat16",
-        data=Data(length=model.context, batch=1_536),
+        options=CausalOptions(loss_chunk=128),
+        data=CausalData(length=model.context, batch=1_536),
         tokenizer=Tokenizer(vocab=model.vocab),
         optim=Optim(lr=6e-5, warmup=119, final=0.1, b2=0.95, weight_decay=0.1),
         mesh=Mesh(fsdp=64, tensor=8),
         accumulate=12,
-        loss_chunk=128,
         checkpoint=Checkpoint(every=500),
         log=Log(every=1, validate_every=500, validate_rows=4_096),
     )

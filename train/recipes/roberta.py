@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.data_options import EncoderData
+from train.config.objectives import MaskedOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -19,9 +21,9 @@ def roberta_nano() -> Run:
     return Run(
         recipe="roberta-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        objective="masked",
+        options=MaskedOptions(),
         steps=640,
-        data=Data(length=model.context, batch=16, rows="full_sentences"),
+        data=EncoderData(length=model.context, batch=16, rows="full_sentences"),
         tokenizer=Tokenizer(kind="roberta", vocab=model.vocab),
         optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=100),
@@ -41,9 +43,9 @@ def roberta() -> Run:
     return Run(
         recipe="roberta",
         model=model,
-        objective="masked",
+        options=MaskedOptions(),
         steps=500_000,
-        data=Data(length=model.context, batch=8_192, rows="full_sentences"),
+        data=EncoderData(length=model.context, batch=8_192, rows="full_sentences"),
         tokenizer=Tokenizer(kind="roberta", vocab=model.vocab),
         optim=Optim(lr=6e-4, warmup=24_000, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.01, clip=0.0),
         accumulate=16,

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.data_options import PairData, TextData
+from train.config.objectives import DenoisingOptions, TextToTextOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from train.weights import init_config
 from zoo import configs
 from zoo.configs import Compute
@@ -20,9 +22,9 @@ def t5_nano() -> Run:
     return Run(
         recipe="t5-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        objective="denoising",
+        options=DenoisingOptions(),
         steps=300,
-        data=Data(length=128, batch=16),
+        data=TextData(length=128, batch=16),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=Optim(lr=3e-3, warmup=30, schedule="linear", final=0.05, b2=0.99, weight_decay=0.01),
         checkpoint=Checkpoint(every=100),
@@ -42,9 +44,9 @@ def t5() -> Run:
     return Run(
         recipe="t5",
         model=model,
-        objective="denoising",
+        options=DenoisingOptions(),
         steps=1 << 19,
-        data=Data(length=512, batch=128),
+        data=TextData(length=512, batch=128),
         # The last 28 rows of the embedding table belong to no token.
         tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
         optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),
@@ -65,10 +67,10 @@ def finetune_text_to_text(init: str = "") -> Run:
     return Run(
         recipe="finetune-text-to-text",
         model=model,
-        objective="text_to_text",
+        options=TextToTextOptions(),
         init=init,
         steps=1_000,
-        data=Data(length=128, batch=16, pack=getattr(model, "is_encoder_decoder", False)),
+        data=PairData(length=128, batch=16, pack=getattr(model, "is_encoder_decoder", False)),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=Optim(name="adafactor", lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=200),

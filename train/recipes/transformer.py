@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.data_options import PairData
+from train.config.objectives import TextToTextOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -19,11 +21,11 @@ def transformer_nano() -> Run:
     return Run(
         recipe="transformer-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=3)),
-        objective="text_to_text",
+        options=TextToTextOptions(),
         steps=1_600,
         label_smoothing=0.1,
         # About 6 pairs per row.
-        data=Data(length=96, batch=24, pack=True),
+        data=PairData(length=96, batch=24, pack=True),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         # With so few steps, a rate that decays to 0 gives better results than the paper's schedule.
         optim=Optim(lr=1.5e-3, warmup=200, schedule="linear", final=0.0, b2=0.98, eps=1e-9, weight_decay=0.0, clip=1.0),
@@ -44,10 +46,10 @@ def transformer_base() -> Run:
     return Run(
         recipe="transformer-base",
         model=model,
-        objective="text_to_text",
+        options=TextToTextOptions(),
         steps=100_000,
         label_smoothing=0.1,
-        data=Data(length=256, batch=96, pack=True),
+        data=PairData(length=256, batch=96, pack=True),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=model.vocab),
         optim=_noam(model.width, 4_000),
         checkpoint=Checkpoint(every=1_000, keep=5),

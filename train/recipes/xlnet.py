@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from train.config.data_options import TextData
 from train.config.objective_options import Permutation
-from train.config.run_config import Checkpoint, Data, Log, Optim, Run, Tokenizer
+from train.config.objectives import PermutationOptions
+from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
 
@@ -20,9 +22,9 @@ def xlnet_nano() -> Run:
     return Run(
         recipe="xlnet-nano",
         model=dataclasses.replace(model, compute=Compute(unroll=4)),
-        objective="permutation",
+        options=PermutationOptions(),
         steps=600,
-        data=Data(length=128, batch=8),
+        data=TextData(length=128, batch=8),
         tokenizer=Tokenizer(kind="xlnet", vocab=model.vocab),
         # At 2e-3 it does not become better than the unigram baseline.
         optim=Optim(lr=1e-3, warmup=64, schedule="linear", final=0.0, b2=0.999, weight_decay=0.01),
@@ -43,10 +45,9 @@ def xlnet() -> Run:
     return Run(
         recipe="xlnet",
         model=model,
-        objective="permutation",
+        options=PermutationOptions(permutation=Permutation(predictions=85, window=256, bidirectional=True)),
         steps=1_000_000,
-        data=Data(length=512, batch=256),
-        permutation=Permutation(predictions=85, window=256, bidirectional=True),
+        data=TextData(length=512, batch=256),
         tokenizer=Tokenizer(kind="xlnet", vocab=model.vocab),
         optim=Optim(lr=1e-4, warmup=10_000, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         checkpoint=Checkpoint(every=1_000),

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from train.config.run_config import Data
+from train.config.data_options import EncoderData
 from train.rows import lm_rows
 from train.rows.lm_rows import ends, expand, first_fit
 from train.rows.row_source import SampledRows, TextRows, array_digests
@@ -130,7 +130,7 @@ class EncoderRows(TextRows, SampledRows):
 
 
 def plan_rows(
-    tokens: Tokens, data: Data, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training"
+    tokens: Tokens, data: EncoderData, tokenizer: Tokenizer, seed: int, half: Literal["training", "held-out"] = "training"
 ) -> EncoderRows:
     """Plan the rows of a text as `data.rows` says; random pairs depend on `seed` and the text alone.
 
@@ -175,7 +175,7 @@ def plan_rows(
     return _pack(rows, special) if data.pack or data.rows == "packed" else rows
 
 
-def _special_tokens(tokenizer: Tokenizer, data: Data) -> SpecialTokens:
+def _special_tokens(tokenizer: Tokenizer, data: EncoderData) -> SpecialTokens:
     if tokenizer.special_tokens is None:
         raise BadInput(
             f"--data.rows {data.rows}: rows of an encoder need a tokenizer with special tokens for text, separator and mask; "
@@ -184,7 +184,7 @@ def _special_tokens(tokenizer: Tokenizer, data: Data) -> SpecialTokens:
     return tokenizer.special_tokens
 
 
-def _check(tokens: Tokens, data: Data, half: str) -> None:
+def _check(tokens: Tokens, data: EncoderData, half: str) -> None:
     if half == "training" and len(tokens.ids) < data.length:
         raise BadInput(
             f"--data.length {data.length}: the training text has {len(tokens.ids)} tokens, fewer than one row; "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
-from train.config.objective_options import Labelled
+from train.config.objective_options import Choices, LabelledTexts, Questions, TaggedWords
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
     def checked(
         examples: Sequence[Any],
         tokenizer: Tokenizer,
-        options: Labelled,
+        options: Choices,
         length: int,
         *labels: Any,
         advice: Advice = TRAINING,
@@ -90,7 +90,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
         longest = max(too_long, key=too_long.__getitem__)
         example, size = examples[longest], too_long[longest]
         count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
-        if isinstance(example, Question):
+        if isinstance(example, Question) and isinstance(options, Questions):
             question_size = size - length + _longest_question(length, options, _special_tokens(tokenizer))
             raise BadInput(
                 f"{example.origin}: a question of {question_size} tokens leaves too little of a row of {length} for a stride of "
@@ -103,7 +103,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
 
 @_refuse_long
 def texts(
-    examples: Sequence[Text], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
+    examples: Sequence[Text], tokenizer: Tokenizer, options: LabelledTexts, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
     """Yield `cls text sep`, or `cls text sep pair sep` (Devlin et al. 2019, section 4), with its label.
 
@@ -120,7 +120,7 @@ def texts(
 
 @_refuse_long
 def tags(
-    examples: Sequence[Tagged], tokenizer: Tokenizer, options: Labelled, length: int, names: Mapping[str, int]
+    examples: Sequence[Tagged], tokenizer: Tokenizer, options: TaggedWords, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
     """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
     special = _special_tokens(tokenizer)
@@ -138,7 +138,7 @@ def tags(
 
 
 @_refuse_long
-def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[ExampleRow]:
+def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choices, length: int) -> Iterator[ExampleRow]:
     """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
     special = _special_tokens(tokenizer)
     seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
@@ -156,7 +156,7 @@ def choices(examples: Sequence[Choice], tokenizer: Tokenizer, options: Labelled,
 
 
 @_refuse_long
-def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelled, length: int) -> Iterator[ExampleRow]:
+def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Questions, length: int) -> Iterator[ExampleRow]:
     """Yield `cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
     A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
@@ -186,7 +186,7 @@ def windows(examples: Sequence[Question], tokenizer: Tokenizer, options: Labelle
             yield ExampleRow((inputs,), labels, np.ones(1, np.float32), number, Context(first, summary, spans[start:end]), size)
 
 
-def _label_array(example: Text, options: Labelled, names: Mapping[str, int]) -> np.ndarray:
+def _label_array(example: Text, options: LabelledTexts, names: Mapping[str, int]) -> np.ndarray:
     """Return the label or labels of a text in the format of `ExampleRow.labels`."""
     if options.regression:
         return np.array([example.label], np.float32)
@@ -261,7 +261,7 @@ def _encoded_contexts(tokenizer: Tokenizer, examples: Sequence[Question]) -> Cal
     return encoded.__getitem__
 
 
-def _longest_question(length: int, options: Labelled, special: SpecialTokens) -> int:
+def _longest_question(length: int, options: Questions, special: SpecialTokens) -> int:
     """Return the tokens of the longest question that leaves `options.stride` tokens for its context."""
     return length - 2 - special.between - options.stride
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
-from train.config.run_config import Data
+from train.config.data_options import CausalData
 from train.rows.row_source import SampledRows, TextRows, array_digests
 from train.rows.token_cache import Tokens
 from zoo.errors import BadInput
@@ -104,7 +104,7 @@ class LmRows(TextRows, SampledRows):
         return Piece(document, start, before, self.tokens.ids[first : first + int(self.size[number])])
 
 
-def training_rows(tokens: Tokens, data: Data) -> LmRows:
+def training_rows(tokens: Tokens, data: CausalData) -> LmRows:
     """Return the rows a run trains on.
 
     Raises:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from train.config.objectives import find_options
 from train.config.run_config import Run
 from zoo import configs
 from zoo.errors import BadInput, cannot_write
@@ -112,8 +113,14 @@ class RunDir:
             yield
 
     def write_config(self, run: Run) -> None:
-        """Write config.json: every field of the run, and the family of its model."""
-        write_json(self.config, {"family": configs.family_of(run.model)} | dataclasses.asdict(run))
+        """Write config.json, as `as_json` returns it."""
+        write_json(self.config, as_json(run))
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """Return every field of a run as in config.json: the family of the model, the objective, its options beside the fields."""
+    values = dataclasses.asdict(run)
+    return {"family": configs.family_of(run.model), "objective": run.objective} | values.pop("options") | values
 
 
 def is_run(folder: Path) -> bool:
@@ -147,7 +154,9 @@ def read_config(folder: str | Path) -> Run:
         name = stored.pop("family", None)
         if name not in configs.families():
             raise BadInput(f"family: expected one of {', '.join(configs.families())}, found {name!r}")
-        return build(Run, stored, "", model=configs.family(name).Config)
+        kind = find_options(stored.pop("objective", None))
+        stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
+        return build(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -212,16 +221,16 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
 
 
 def flat(run: Run) -> dict[str, Any]:
-    """Return a run's values by dotted key ("model.compute.attention"), the family of the model first."""
+    """Return a run's values by dotted key ("model.compute.attention"), the family of the model and the objective first."""
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
-                yield from walk(getattr(value, field.name), f"{key}.{field.name}".lstrip("."))
+                yield from walk(getattr(value, field.name), _inner(key, field.name))
         else:
             yield key, value
 
-    return {"family": configs.family_of(run.model)} | dict(walk(run, ""))
+    return {"family": configs.family_of(run.model), "objective": run.objective} | dict(walk(run, ""))
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -337,14 +346,20 @@ def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
     raise BadInput(f"{key}: expected {expected}, found {json.dumps(value)[:60]}")
 
 
+def _inner(key: str, name: str) -> str:
+    """Return the dotted key of a field; those of an objective's options have no prefix, as on the command line."""
+    return f"{key}.{name}".removeprefix(".") if name != "options" else key
+
+
 def _build_fields(kind: Any, value: Any, key: str, replaced: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         raise BadInput(f"{key}: expected an object, found {json.dumps(value)[:60]}")
     hints, fields = typing.get_type_hints(kind) | dict(replaced), {field.name: field for field in dataclasses.fields(kind)}
-    full_keys = {name: f"{key}.{name}".lstrip(".") for name in fields.keys() | value.keys()}
+    full_keys = {name: _inner(key, name) for name in fields.keys() | value.keys()}
     for name in value:
         if name not in fields:
-            raise BadInput(f"{full_keys[name]}: no such key; was it written by another version?")
+            fix = "if another version wrote it, use that version, or train again under another --name"
+            raise BadInput(f"{full_keys[name]}: no such key here; {fix}")
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in value and not optional:

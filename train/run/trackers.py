@@ -1,7 +1,6 @@
 """Sinks of the rows of metrics.jsonl: TensorBoard and Weights & Biases, each used only when requested."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 
 from train.config import run_config
 from train.run.metrics_file import read_rows
-from train.run.run_dir import RunDir, write_text
+from train.run.run_dir import RunDir, as_json, write_text
 from zoo.errors import BadInput
 
 PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -163,7 +162,7 @@ class WandB:
             name=folder.path.resolve().name,
             project=os.environ.get("WANDB_PROJECT", "zoo"),
             dir=folder.path,
-            config=dataclasses.asdict(run),
+            config=as_json(run),
             resume=None if wandb.setup().settings.mode == "offline" else "allow",
             # The terminal belongs to the run's console: wandb neither captures it nor prints a summary.
             settings=wandb.Settings(console="off", quiet=True),

@@ -97,7 +97,7 @@ def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     Raises:
         BadInput: the tokenizer of a new run differs from its teacher's.
     """
-    teacher = run.distillation.teacher
+    teacher = run.teacher
     source = run.init or teacher
     if run.tokenizer.path:
         tokenizer = hf_files.read_tokenizer(Path(run.tokenizer.path))

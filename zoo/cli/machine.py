@@ -7,9 +7,9 @@ from zoo.errors import BadInput, require
 
 def refuse_empty_options(run: Any, args: list[str]) -> None:
     """Refuse --data options without values: an empty shell variable must not select the embedded corpus."""
-    lists = {"paths": run.data.paths, "valid-paths": run.data.valid_paths, "weights": run.data.weights}
-    for name, values in lists.items():
-        if not values and f"--data.{name}" in (arg.replace("_", "-") for arg in args):
+    for name, values in vars(run.data).items():
+        name = name.replace("_", "-")
+        if values == () and f"--data.{name}" in (arg.replace("_", "-") for arg in args):
             raise BadInput(f"--data.{name}: has no value; give one or more, or leave the option out")
 
 
@@ -40,6 +40,22 @@ def option_value(args: list[str], name: str) -> str:
         if arg == name and index + 1 < len(args):
             return args[index + 1]
     return ""
+
+
+def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:
+    """Return a default run with the objective that --objective names, and the arguments without this option.
+
+    The objective determines which options there are, so it is parsed before them.
+
+    Raises:
+        BadInput: there is no such objective.
+    """
+    from train.config.run_config import with_objective
+
+    if not (name := option_value(args, "--objective")):
+        return run, args
+    at = next(index for index, arg in enumerate(args) if arg.partition("=")[0] == "--objective")
+    return with_objective(run, name), args[:at] + args[at + (1 if "=" in args[at] else 2) :]
 
 
 def refuse_shared_stdin(machine: Any, texts: Any) -> None:

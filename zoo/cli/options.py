@@ -61,8 +61,11 @@ SYNONYMS = {
 """Maps options of this project (of several, the first that a command has) to the names of the same option in other libraries."""
 
 
-def parse(kind: Any, *, args: Sequence[str], prog: str, **options: Any) -> Any:
+def parse(kind: Any, *, args: Sequence[str], prog: str, objective: str = "", **options: Any) -> Any:
     """Parse the arguments of a command into `kind`, as `tyro.cli` does; whole numbers may be written as 1e9.
+
+    Args:
+        objective: the objective of the run that the options describe, for messages about options of other objectives.
 
     Raises:
         BadInput: one line that names the option, the problem and the fix.
@@ -82,8 +85,8 @@ def parse(kind: Any, *, args: Sequence[str], prog: str, **options: Any) -> Any:
         return parsed
     message = _message(stderr.getvalue())
     if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:,|$| )", message):
-        names = _options(kind, prog, options)
-        raise BadInput(f"{_unknown(unknown[1], names)}; {prog} --help lists the options")
+        problem = _of_another(unknown[1], objective) or _unknown(unknown[1], _options(kind, prog, options))
+        raise BadInput(f"{problem}; {prog} --help lists the options")
     raise BadInput(_rephrased(message, prog))
 
 
@@ -121,7 +124,16 @@ def _registry() -> Any:
     """Return tyro's registry in which whole numbers are parsed by `whole_number`."""
     from tyro import constructors
 
+    from zoo.configs import Exported
+
     registry = constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def exported(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+        # These values come from an import and have no effect here, so they are no options.
+        if info.type is not Exported:
+            return None
+        return constructors.StructConstructorSpec(instantiate=lambda: info.default, fields=())
 
     @registry.primitive_rule
     def integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
@@ -147,6 +159,17 @@ def _options(kind: Any, prog: str, options: dict[str, Any]) -> list[str]:
         tyro.cli(kind, args=["--help"], prog=prog, registry=_registry(), **options)
     lines = re.findall(r"^[│|\s]*(--[\w.-]+(?:, --[\w.-]+)*)", stdout.getvalue(), re.MULTILINE)
     return [name.removeprefix("--") for line in lines for name in line.split(", ")]
+
+
+def _of_another(token: str, objective: str) -> str:
+    """Return which objectives have an option that this one lacks; "" if none has it."""
+    if not objective:
+        return ""
+    from train.config.objectives import users
+
+    option = token.partition("=")[0]
+    others = ", ".join(users(option.lstrip("-").replace("-", "_").replace(".no_", ".")))
+    return f"there is no option {option} for the objective {objective}; it belongs to {others}" if others else ""
 
 
 def _unknown(token: str, names: Sequence[str]) -> str:

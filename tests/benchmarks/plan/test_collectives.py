@@ -14,7 +14,8 @@ from benchmarks.hlo import module
 from benchmarks.plan import collectives, compile_program, flops_and_bytes, plan_record, targets
 from benchmarks.plan.collectives import Collective
 from tests.support import benchmark_steps, tiny
-from train.config.run_config import Data, Mesh, Run
+from train.config.data_options import CausalData
+from train.config.run_config import Mesh, Run
 from zoo.configs import Compute
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
@@ -34,7 +35,7 @@ def gpt(**mesh: int) -> Run:
     numbers = {"width": WIDTH, "heads": 8, "head": 8, "ffn": 4 * WIDTH, "layers": LAYERS, "vocab": VOCAB, "context": LENGTH}
     rates = {name: 0.0 for name in ("dropout", "embedding_dropout", "attention_dropout")}
     model = dataclasses.replace(run.model, **numbers, **rates, compute=Compute(attention="xla"))
-    return dataclasses.replace(run, model=model, mesh=Mesh(**mesh), data=Data(length=LENGTH, batch=ROWS))
+    return dataclasses.replace(run, model=model, mesh=Mesh(**mesh), data=CausalData(length=LENGTH, batch=ROWS))
 
 
 @functools.cache

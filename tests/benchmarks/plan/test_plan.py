@@ -23,7 +23,9 @@ from tests.support.commands import call
 from tests.support.processes import ROOT, clean_environment
 from train import recipes
 from train.config import run_config
-from train.config.run_config import Data, Distillation, Mesh
+from train.config.data_options import CausalData
+from train.config.objective_options import Distillation
+from train.config.run_config import Mesh
 from zoo import configs, models
 from zoo.attention import attention
 from zoo.batch import Batch
@@ -43,7 +45,7 @@ def small(**changes: Any) -> run_config.Run:
     """Return a run of a GPT that compiles in a second."""
     run = tiny.run()
     model = dataclasses.replace(run.model, dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
-    return dataclasses.replace(run, **{"model": model, "data": Data(length=32, batch=16), **changes})
+    return dataclasses.replace(run, **{"model": model, "data": CausalData(length=32, batch=16), **changes})
 
 
 @functools.cache
@@ -110,7 +112,7 @@ def test_plans_are_kept_for_the_same_question_only(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(metadata, "version", lambda name, new=changed: new.get(name) or version(name))
         keys.append(key())
     teacher = tmp_path / "bert-nano"
-    student = dataclasses.replace(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    student = tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
     keys.append(key(student))
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}))
@@ -143,7 +145,8 @@ def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
         run, like = planned_run.default(size), recipes.find_recipe(recipe)()
-        assert (run.objective, run.optim, run.data.rows) == (like.objective, like.optim, like.data.rows), size
+        assert (run.options, run.optim) == (like.options, like.optim), size
+        assert dataclasses.replace(run.data, length=like.data.length) == like.data, size
         assert run.recipe == size and configs.published_name(run.model) == size and run.mesh == Mesh()
     assert planned_run.default("gpt3-175b").mesh.fsdp == 64
     for family in configs.families():
@@ -228,7 +231,7 @@ REFUSED: list[tuple[Callable[[], run_config.Run], compile_program.Mode, str]] = 
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
     (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),
     (lambda: recipes.find_recipe("bert-nano")(), "decode", "bert does not generate text"),
-    (lambda: dataclasses.replace(recipes.find_recipe("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
+    (lambda: tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
     (lambda: small_with(attention="cudnn"), "train", "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu"),
 ]
 

@@ -15,14 +15,16 @@ from eval.comparison import comparison_table, run_results
 from eval.comparison.seed_statistics import Estimate, compare
 from tests.support import commands, tiny
 from train.checkpoints.manifest import Manifest, folder_name
+from train.config.data_options import CausalData
 from train.config.objective_options import Selection
-from train.config.run_config import Data, Mesh, Optim, Run, Tokenizer
+from train.config.objectives import CausalOptions
+from train.config.run_config import Mesh, Optim, Run, Tokenizer
 from train.run import metrics_file
 from train.run.run_dir import RunDir, identity, read_config, write_json
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
-RUN = tiny.run()
+RUN, MASKED = tiny.run(), tiny.run("masked")
 META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 T_2 = 4.302652729911275
 """Student's t(0.975) of 2 degrees of freedom, from a table."""
@@ -107,7 +109,7 @@ def test_runs_that_differ_in_their_seed_or_in_no_number_are_one_row(tmp_path: Pa
         make(tmp_path / "c", seed=7),
         make(tmp_path / "a", seed=2, accumulate=4, mesh=Mesh(fsdp=2), recipe="other", name="x"),
         make(tmp_path / "b", seed=3, steps=21),
-        make(tmp_path / "d", seed=1, loss_chunk=8),
+        make(tmp_path / "d", seed=1, options=CausalOptions(loss_chunk=8)),
     ]
     result = compare(paths, unequal=True)
     assert [[run.path.name for run in row.runs] for row in result.rows] == [["d", "a", "c"], ["b"]]
@@ -150,15 +152,15 @@ def test_quantities_that_all_runs_have_are_compared(tmp_path: Path) -> None:
         compare([one], metric=["los"])
     # A loss with next sentences is not compared with one without.
     masked = {"loss": 3.0, "masked_loss": 3.0, "unigram_loss": 6.0, "accuracy": 0.5}
-    one = make(tmp_path / "c", objective="masked", scores=masked | {"loss": 3.5, "next_loss": 0.5})
-    two = make(tmp_path / "d", objective="masked", scores=masked, **faster())
+    one = make(tmp_path / "c", MASKED, scores=masked | {"loss": 3.5, "next_loss": 0.5})
+    two = make(tmp_path / "d", MASKED, scores=masked, **faster())
     assert compare([one, two]).metrics == ["masked_loss", "accuracy"]
     assert compare([two]).metrics == ["loss", "masked_loss", "accuracy"]
 
 
 def test_budgets_are_equal_in_tokens_or_in_flops(tmp_path: Path) -> None:
     first = make(tmp_path / "first", flops=2e9)
-    same_tokens = make(tmp_path / "tokens", flops=9e9, steps=40, data=Data(length=32, batch=8))
+    same_tokens = make(tmp_path / "tokens", flops=9e9, steps=40, data=CausalData(length=32, batch=8))
     same_flops = make(tmp_path / "flops", flops=1e9, steps=40)
     unknown = make(tmp_path / "unknown", steps=40)
     for other in (same_tokens, same_flops):
@@ -244,22 +246,22 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path: Path) ->
 
 
 def test_segment_pairs_differ_between_seeds_and_only_between_seeds(tmp_path: Path) -> None:
-    pairs = dataclasses.replace(RUN.data, rows="segment_pairs")
-    paths = [make(tmp_path / str(seed), seed=seed, data=pairs, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
+    pairs = dataclasses.replace(MASKED, data=dataclasses.replace(MASKED.data, rows="segment_pairs"))
+    paths = [make(tmp_path / str(seed), pairs, seed=seed, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
     assert [run.run.seed for run in compare(paths).rows[0].runs] == [0, 1]
     with pytest.raises(BadInput, match="were trained on different text"):
-        compare([paths[0], make(tmp_path / "other", data=pairs, meta=META | {"data": "e"})])
+        compare([paths[0], make(tmp_path / "other", pairs, meta=META | {"data": "e"})])
 
 
 def test_objectives_are_comparable_where_they_are_scored_alike(tmp_path: Path) -> None:
-    masked, distilled = (make(tmp_path / name, objective=name) for name in ("masked", "distilled"))
+    masked, distilled = (make(tmp_path / name, tiny.run(name)) for name in ("masked", "distilled"))
     assert len(compare([masked, distilled]).rows) == 2
     with pytest.raises(BadInput, match=r"distilled was scored as masked and .*a as causal; compare runs of one objective$"):
         compare([make(tmp_path / "a"), distilled])
 
 
 def test_names_are_told_apart_by_their_paths_and_shown_as_plain_text(tmp_path: Path) -> None:
-    data = Data(length=32, batch=16)
+    data = CausalData(length=32, batch=16)
     first = make(tmp_path / "x" / "[red]run[", data=dataclasses.replace(data, paths=("[bold]a.txt",)))
     second = make(tmp_path / "y" / "[red]run[", data=data, scores={"loss": 3.0, "tokens": 100})
     shown = "".join(comparison_table.render(compare([first, second]), width=200).split())

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.report import report
+from train.config.data_options import CausalData
+from train.config.objectives import CausalOptions
 from train.config.run_config import Run
 from train.run import metrics_file
 from train.run.run_dir import RunDir, write_json
 from zoo import configs
 
-RUN = Run(recipe="gpt-nano", model=configs.find_size("gpt-nano")[1].config)
+NANO = configs.find_size("gpt-nano")[1].config
+RUN = Run(recipe="gpt-nano", model=NANO, options=CausalOptions(), data=CausalData())
 FACTS = {"devices": "1 x cpu", "mesh": "data=1"}
 WORST = {"text": "not bad", "pair": "", "truth": "good", "found": "bad", "loss": 4.5}
 ERRORS: dict[str, Any] = {"labels": ["good", "bad"], "confusion": [[40, 10], [0, 7]], "worst": [WORST]}

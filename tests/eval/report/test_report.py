@@ -13,7 +13,7 @@ import pytest
 from eval.report import charts, report
 from tests.eval.report.run_folder import ERRORS, RUN, Page, folder, page, rows
 from tests.support.processes import run_python
-from train.config.run_config import Data
+from train.config.data_options import CausalData
 from zoo.errors import BadInput
 
 COUNTS = {"tokens": 36012, "bytes": 120345, "stride": 128, "step": 1000}
@@ -107,7 +107,7 @@ def test_report_of_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
 
 def test_names_are_shown_as_plain_text(tmp_path: Path) -> None:
     path = tmp_path / "<b>&'\"run"
-    run = dataclasses.replace(RUN, data=Data(paths=("<script>alert(1)</script>.txt", '"><img src=x>')), init="../<a>")
+    run = dataclasses.replace(RUN, data=CausalData(paths=("<script>alert(1)</script>.txt", '"><img src=x>')), init="../<a>")
     sample = dict.fromkeys(("prompt", "text", "truth"), "</p><iframe src=x>\x00\x1b[1m\udcff")
     task = {"step": 1, "metrics": {"<s>": 1.0}, "examples": 1, "details": {"<q>": {"<em>": {"<kbd>": "<var>"}}, "<ins>": "<del>"}}
     more = {

@@ -21,7 +21,7 @@ from train.config import run_config
 from train.config.run_config import Run
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.engine import device_mesh
-from train.inputs.labelled_inputs import Rows
+from train.inputs.labelled_inputs import Rows, outputs
 from train.run.metric_names import QUANTITIES
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
@@ -51,8 +51,8 @@ def setting(name: str) -> tuple[Run, Rows]:
 
 def random_logits(run: Run, rows: Rows) -> np.ndarray:
     """Return float64 [N, O] of examples or options, or [N, T, O] of tokens."""
-    outputs = {"span": 2, "choice": 3}.get(run.objective) or len(run.model.labels)
-    shape = (len(rows), rows.length, outputs) if run.objective in ("tagging", "span") else (len(rows), outputs)
+    sizes = {"span": 2, "choice": 3}.get(run.objective) or len(run.model.labels)
+    shape = (len(rows), rows.length, sizes) if run.objective in ("tagging", "span") else (len(rows), sizes)
     return np.random.default_rng(0).normal(size=shape)
 
 
@@ -71,11 +71,11 @@ def by_example(run: Run, rows: Rows, logits: np.ndarray) -> list[dict[str, Any]]
         places = [place for place, row in enumerate(rows.rows) if row.example == number]
         (first, *_), one, count = places, logits[places[0]], 1
         match example:
-            case Text() if run.labelled.regression:
+            case Text() if outputs(run)[0]:
                 truth, predicted = float(example.label), float(one[0])
                 loss = (predicted - np.float32(example.label)) ** 2
                 display = example.text, example.pair or "", truth, predicted
-            case Text() if run.labelled.multi_label:
+            case Text() if outputs(run)[1]:
                 truth = [label in example.label for label in names]  # pyright: ignore[reportOperatorIssue]
                 chances = 1 / (1 + np.exp(-one))
                 predicted = (chances >= 0.5).tolist()
@@ -130,10 +130,10 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
     names = getattr(run.model, "labels", ())
     if run.objective == "choice":
         return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)]), **shares(truth, predicted)}
-    if run.objective == "classification" and run.labelled.regression:
+    if run.objective == "classification" and outputs(run)[0]:
         series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
         return result | {name: metric_functions.MEASURES[name](*series) for name in quantities}
-    if run.labelled.multi_label:
+    if outputs(run)[1]:
         from sklearn.metrics import accuracy_score, f1_score
 
         f1 = {f"f1_{mean}": f1_score(truth, predicted, average=mean) for mean in ("micro", "macro")}
@@ -175,12 +175,12 @@ def assert_matches(result: Score, run: Run, rows: Rows, logits: np.ndarray) -> N
     assert [one["loss"] for one in worst] == pytest.approx([each[number]["loss"] for number in order], rel=1e-4)
     for one, number in zip(worst, order, strict=True):
         expected_text, shown = each[number]["shown"], tuple(one[key] for key in ("text", "pair", "truth", "found"))
-        if run.labelled.regression:
+        if outputs(run)[0]:
             shown, expected_text = (tuple(map(float, some[2:])) for some in (shown, expected_text))
             expected_text = pytest.approx(expected_text, rel=1e-4)
         assert shown == expected_text
     names = list(getattr(run.model, "labels", ()))
-    if run.objective != "classification" or run.labelled.regression or run.labelled.multi_label:
+    if run.objective != "classification" or any(outputs(run)):
         assert result.mistakes["confusion"] == result.mistakes["labels"] == []
         return
     confusion = np.zeros((len(names), len(names)), int)

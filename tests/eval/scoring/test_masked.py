@@ -14,7 +14,8 @@ from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.small import random_params, small
 from train.config import run_config
-from train.config.run_config import Data, Masking
+from train.config.data_options import EncoderData
+from train.config.objective_options import Masking
 from train.engine import device_mesh
 from train.objectives.masked import Masked
 from train.rows import batches
@@ -23,9 +24,9 @@ from train.tokenizers.tokenizer import Tokenizer
 
 LENGTH = 24
 KINDS = {
-    "pairs": ("bert", "pretraining", Data(rows="segment_pairs", length=LENGTH)),
-    "packed pairs": ("bert", "pretraining", Data(rows="sentence_pairs", length=LENGTH, pack=True)),
-    "words alone": ("roberta", "masked", Data(rows="full_sentences", length=LENGTH)),
+    "pairs": ("bert", "pretraining", EncoderData(rows="segment_pairs", length=LENGTH)),
+    "packed pairs": ("bert", "pretraining", EncoderData(rows="sentence_pairs", length=LENGTH, pack=True)),
+    "words alone": ("roberta", "masked", EncoderData(rows="full_sentences", length=LENGTH)),
 }
 COMMON = "a"
 COUNTS = np.arange(300) * 7 % 40

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.processes import ROOT, run_python
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import corpus
 from train.data.corpus import split
 from train.data.sources import sources
@@ -27,7 +27,7 @@ def texts(documents):
 
 
 def test_the_embedded_corpus_is_the_whole_book_split_between_chapters():
-    train, valid = split(Data())
+    train, valid = split(TextData())
     book = "".join(texts(train) + texts(valid)).encode()
     assert hashlib.sha256(book).hexdigest() == corpus.EMBEDDED_SHA256
     assert len(book) == 1_204_997 == train.text_bytes + valid.text_bytes
@@ -45,7 +45,7 @@ def test_a_damaged_embedded_corpus_is_refused(tmp_path, monkeypatch):
     broken.write_bytes(lzma.compress(book, preset=0))
     monkeypatch.setattr(corpus, "EMBEDDED", broken)
     with pytest.raises(BadInput, match="damaged"):
-        split(Data())
+        split(TextData())
 
 
 def test_files_become_documents(tmp_path):
@@ -53,7 +53,7 @@ def test_files_become_documents(tmp_path):
     lines = [{"text": "one"}, {"text": ""}, {"id": 7, "text": "two\nlines \U0001f433"}]
     (tmp_path / "b.jsonl").write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)), encoding="utf-8")
     (tmp_path / "c.TXT").write_text("held out")
-    data = Data(paths=(f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl"), valid_paths=(f"{tmp_path}/c.TXT",))
+    data = TextData(paths=(f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl"), valid_paths=(f"{tmp_path}/c.TXT",))
     train, valid = split(data)
     expected = [("a.txt", "Café\r\nthé\n"), ("b.jsonl:1", "one"), ("b.jsonl:5", "two\nlines \U0001f433")]
     assert [(document.name, document.text) for document in train] == expected
@@ -77,7 +77,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name):
     content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput) as refusal:
-        split(Data(paths=(str(tmp_path / name),)))
+        split(TextData(paths=(str(tmp_path / name),)))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -86,13 +86,13 @@ def test_missing_files_folders_and_text_in_both_halves_are_refused(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("some text\n" * 100)
     with pytest.raises(BadInput, match=r"also in --data\.paths"):
-        split(Data(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
+        split(TextData(paths=(str(file),), valid_paths=(f"{tmp_path}/../{tmp_path.name}/a.txt",)))
     with pytest.raises(BadInput, match=r"a\.txt: it is also in --data\.paths"):
-        split(Data(paths=(str(tmp_path),), valid_paths=(str(file),)))
+        split(TextData(paths=(str(tmp_path),), valid_paths=(str(file),)))
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(BadInput, match=r"pipe\.txt: not a regular file"):
-        split(Data(paths=(str(tmp_path / "pipe.txt"),)))
-    (source,) = sources((str(file),), Data())
+        split(TextData(paths=(str(tmp_path / "pipe.txt"),)))
+    (source,) = sources((str(file),), TextData())
     file.unlink()
     with pytest.raises(BadInput, match=r"a\.txt: cannot be read \(No such file or directory\)"):
         list(source.read())
@@ -103,7 +103,7 @@ def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
     words = {" ": "grün", "": "Grünistalleswashierstehtundwächst"}.get(separator, "Grün ist alles was hier steht und wächst")
     text = separator.join([words] * 197)
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    train, valid = split(Data(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
+    train, valid = split(TextData(paths=(str(tmp_path / "a.txt"),), valid_fraction=0.2))
     (before,), (after,) = texts(train), texts(valid)
     assert before + after == text
     assert before.endswith(separator)
@@ -114,7 +114,7 @@ def test_one_document_is_cut_at_the_best_boundary(tmp_path, separator):
 def test_the_last_of_many_documents_is_held_out_however_long(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": text}) for text in ["short"] * 24 + ["long " * 1000]))
-    train, valid = split(Data(paths=(str(file),)))
+    train, valid = split(TextData(paths=(str(file),)))
     assert (train.count, valid.count) == (24, 1)
 
 
@@ -123,7 +123,7 @@ def test_the_last_of_many_documents_is_held_out_however_long(tmp_path):
 def test_the_halves_are_the_whole(tmp_path_factory, documents, fraction):
     file = tmp_path_factory.mktemp("halves") / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": text}) for text in documents))
-    data = Data(paths=(str(file),), valid_fraction=fraction)
+    data = TextData(paths=(str(file),), valid_fraction=fraction)
     try:
         train, valid = split(data)
     except BadInput as refusal:
@@ -146,11 +146,11 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path):
         stream.truncate(2 << 30)
     packed.write_bytes(gzip.compress(b"a" * (1 << 20)) * 400)
     child = (
-        "import resource, sys; from train.config.run_config import Data; from train.data.corpus import split\n"
+        "import resource, sys; from train.config.data_options import TextData; from train.data.corpus import split\n"
         "from zoo.errors import BadInput\n"
         "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n"
         "for path in sys.argv[1:]:\n"
-        "    try: split(Data(paths=(path,)))\n"
+        "    try: split(TextData(paths=(path,)))\n"
         "    except BadInput as error: print(error)\n"
         "assert 'jax' not in sys.modules"
     )
@@ -188,7 +188,7 @@ def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, dat
 def test_a_sample_is_everything_or_evenly_spread(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"{i:04}" * (1 + i % 5)}) for i in range(1000)))
-    train, valid = split(Data(paths=(str(file),)))
+    train, valid = split(TextData(paths=(str(file),)))
     everything = texts(train) + texts(valid)
     assert list(corpus.sample([train, valid])) == list(corpus.sample([train, valid], 12_000)) == everything
     some = list(corpus.sample([train, valid], 1200))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.processes import ROOT, run_python
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import text_files
 from train.data.sources import sources
 from zoo.errors import BadInput
@@ -20,7 +20,7 @@ PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
 def read(*paths, **options):
-    data = Data(paths=tuple(map(str, paths)), **options)
+    data = TextData(paths=tuple(map(str, paths)), **options)
     return [(document.name, document.text) for source in sources(data.paths, data) for document in source.read()]
 
 
@@ -73,7 +73,7 @@ def test_a_text_streams_if_its_words_end(tmp_path, monkeypatch, end):
     if not end:
         assert "a.txt: 3,000 characters without the end of a word" in refusal(tmp_path / "a.txt")
         return
-    (source,) = sources((f"{tmp_path}/a.txt",), Data())
+    (source,) = sources((f"{tmp_path}/a.txt",), TextData())
     pieces = list(source.read())
     assert "".join(piece.text for piece in pieces) == text
     assert max(len(piece.text) for piece in pieces) < 250
@@ -170,7 +170,7 @@ def test_a_folder_of_a_data_set_is_its_rows(datasets, tmp_path):
     assert 'several: no split dev; it has "train", "test": choose one with --data.split' in refusal(several, split="dev")
     assert "--data.split dev: " in refusal(one, split="dev")
     with pytest.raises(BadInput, match=r"--data\.split train\[:10%\]: give its name only"):
-        Data(split="train[:10%]")
+        TextData(split="train[:10%]")
     (tmp_path / "dataset_info.json").write_text("{")
     assert f"{tmp_path}: cannot be loaded" in refusal(tmp_path)
 
@@ -194,9 +194,9 @@ def test_the_hub_is_read_from_the_cache_without_a_network(datasets, tmp_path, mo
 def test_a_hub_out_of_reach_is_reported_without_importing_datasets(offline, message):
     """In a new process, with its own settings of the library; no server answers at port 9."""
     child = (
-        "import sys; from train.config.run_config import Data; from train.data.sources import sources\n"
+        "import sys; from train.config.data_options import TextData; from train.data.sources import sources\n"
         "from zoo.errors import BadInput\n"
-        "try: sources(('hub:no-organisation/nothing',), Data())\n"
+        "try: sources(('hub:no-organisation/nothing',), TextData())\n"
         "except BadInput as error: print(error)\n"
         "assert 'datasets' not in sys.modules"
     )

@@ -21,6 +21,7 @@ from tests.support.runs import quick_compilation, snapshot, text
 from train import trainer
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
+from train.config.data_options import CausalData
 from train.config.objective_options import Selection
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
@@ -109,7 +110,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> run_config.Run:
         out=str(folder),
         selection=Selection(best=True, patience=2),
         model=PLAIN,
-        data=run_config.Data(paths=(str(folder / "text.txt"),), length=32, batch=8),
+        data=CausalData(paths=(str(folder / "text.txt"),), length=32, batch=8),
         mesh=run_config.Mesh(data=1, fsdp=8),
         checkpoint=run_config.Checkpoint(every=4),
         log=run_config.Log(every=2, validate_every=2, validate_rows=4, samples=0),

@@ -17,6 +17,7 @@ from tests.support import tiny
 from tests.support.gradients import assert_equal_gradients
 from tests.support.runs import quick_compilation
 from train.config import run_config
+from train.config.data_options import CausalData
 from train.engine import device_mesh, optim
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
@@ -171,7 +172,7 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
     ("changes", "message"),
     [
         ({"mesh": run_config.Mesh(tensor=8)}, r"--mesh\.tensor 8: it does not divide the 4 heads"),
-        ({"data": run_config.Data(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
+        ({"data": CausalData(length=32, batch=12)}, r"--data.batch 12: 12 rows .* choose a multiple of 8"),
         ({"engine": "pmap", "mesh": run_config.Mesh(fsdp=2)}, "--engine pmap: pmap is data parallel only"),
         (
             {"mesh": run_config.Mesh(data=1, fsdp=8), "model": NARROW},

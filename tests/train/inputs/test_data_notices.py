@@ -10,7 +10,7 @@ from tests.support import finetuned
 from tests.support.encoders import tokenizer
 from tests.support.labelled_files import put
 from train.config import run_config
-from train.config.run_config import Data
+from train.config.data_options import Data
 from train.inputs import dataset
 from train.inputs.notices import notices, padding_share, unknown_share
 from train.run.run_dir import RunDir

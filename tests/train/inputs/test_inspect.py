@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.support import tiny
-from train.config.run_config import Data
+from train.config.data_options import CausalData
 from train.data.text_files import Document
 from train.inputs import dataset, inspect_rows
 from train.objectives import causal
@@ -41,7 +41,7 @@ def environment(monkeypatch):
 
 
 def a_run(tmp_path, **data):
-    return tiny.run(data=Data(length=32, batch=4, **data), out=str(tmp_path / "runs"))
+    return tiny.run(data=CausalData(length=32, batch=4, **data), out=str(tmp_path / "runs"))
 
 
 def shown(capsys, run, count=3, first=0):

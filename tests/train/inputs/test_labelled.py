@@ -14,7 +14,8 @@ from tests.support.encoders import tokenizer
 from tests.support.finetuned import IOB, LABELS, TASKS, examples, rows, run
 from tests.support.labelled_files import put
 from train.config import run_config
-from train.config.run_config import Data, Run
+from train.config.data_options import Data
+from train.config.run_config import Run
 from train.data.example_types import Tagged, Text
 from train.inputs import labelled_inputs
 from train.inputs.labelled_inputs import Labelled, labels_of

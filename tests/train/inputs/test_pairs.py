@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.support import tiny
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
-from train.config.objective_options import Labelled
-from train.config.run_config import Data, Pairs
+from train.config.data_options import PairData
+from train.config.objective_options import Pairs, PairTables
 from train.data.example_types import Pair
 from train.inputs import pair_inputs
 from train.objectives.text_to_text import TextToText
@@ -36,7 +36,7 @@ ENGLISH, GERMAN = ["a dog.", "the whale", "two men \u00fcber"], ["ein hund.", "d
 
 
 def run(model: Any = T5, **changes: Any) -> Any:
-    return tiny.run(**{"model": model, "objective": "text_to_text", "data": Data(length=32, batch=4), **changes})
+    return tiny.run(**{"model": model, "objective": "text_to_text", "data": PairData(length=32, batch=4), **changes})
 
 
 def files(folder: Path, english: list[str] = ENGLISH, german: list[str] = GERMAN, end: str = "") -> Pairs:
@@ -61,7 +61,7 @@ def read(asked: Any, folder: Path) -> Any:
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
     asked = dataclasses.replace(files(tmp_path, end=end), prefix="translate:")
-    training, held_out = pair_inputs.split(run(pairs=asked, data=Data(length=32, batch=4, valid_fraction=0.3)))
+    training, held_out = pair_inputs.split(run(pairs=asked, data=PairData(length=32, batch=4, valid_fraction=0.3)))
     assert [(each.source, each.target) for each in training + held_out] == list(zip(ENGLISH, GERMAN, strict=True))
     assert len(held_out) == 1 and training[1].origin == f"{tmp_path}/train.en{end}:2"
     (tmp_path / "valid").write_bytes(Path(asked.source[0]).read_bytes() if not end else b"a\nb\nc\n")
@@ -72,10 +72,10 @@ def test_parallel_files_are_read_line_by_line(tmp_path: Path, end: str):
 def test_tables_are_read_by_column(tmp_path: Path):
     rows = [("source", "target"), *zip(ENGLISH, GERMAN, strict=True)]
     (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
-    data = Data(paths=(str(tmp_path / "a.tsv"),), length=32, batch=4)
+    data = PairData(paths=(str(tmp_path / "a.tsv"),), length=32, batch=4)
     training, held_out = pair_inputs.split(run(data=data))
     assert [(each.source, each.target) for each in training + held_out] == rows[1:]
-    training, _ = pair_inputs.split(run(data=data, labelled=Labelled(text="target", label="source")))
+    training, _ = pair_inputs.split(run(data=data, labelled=PairTables(text="target", label="source")))
     assert (training[0].source, training[0].target) == (GERMAN[0], ENGLISH[0])
 
 
@@ -94,7 +94,9 @@ def test_a_run_without_a_tokenizer_trains_one_on_both_sides(tmp_path: Path):
 
 
 def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
-    asked = run(pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=Data(length=32, target_length=24, batch=4))
+    asked = run(
+        pairs=dataclasses.replace(files(tmp_path), prefix="translate"), data=PairData(length=32, target_length=24, batch=4)
+    )
     rows = pair_inputs.rows_of(pairs_of(ENGLISH[:2], GERMAN[:2]), asked, TOKENIZER)
     row = TextToText.builder(asked, TOKENIZER, dict)(np.random.default_rng(0), rows.row(1), rows.length)
     assert row["source"].tokens.shape == (32,) and row["tokens"].shape == row["targets"].shape == (24,)
@@ -104,7 +106,7 @@ def test_a_pair_is_a_source_and_a_target_with_their_ends(tmp_path: Path):
     assert row["weights"].tolist() == (row["segments"] > 0).tolist() == [True] * len(target) + [False] * (24 - len(target))
 
 
-PACKED = Data(length=24, target_length=16, batch=4, pack=True)
+PACKED = PairData(length=24, target_length=16, batch=4, pack=True)
 
 
 @settings(deadline=None, max_examples=25)
@@ -161,10 +163,10 @@ def test_a_packed_row_has_the_losses_of_its_pairs(family: str, mutant: str):
     assert (abs(alone - packed) < 1e-5 * alone) == (mutant == "none")
 
 
-APART = Data(length=64, batch=4)
+APART = PairData(length=64, batch=4)
 
 
-def losses(net: Model, data: Data, mutant: str) -> tuple[float, float]:
+def losses(net: Model, data: PairData, mutant: str) -> tuple[float, float]:
     """The summed loss of three pairs and their number of targets."""
     examples = pairs_of(["the whale", "abc def", "x"], ["ab", "the whale cd", "yz ab"])
     asked = run(net.config, data=data)
@@ -210,11 +212,14 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a long source": ({"english": ["a", "b" * 40, "c"]}, {}, "{0}/train.en:2: a source of 42 tokens, and a row has 32; choose"),
     "a long target": (
         {"german": ["a", "b" * 40, "c"]},
-        {"data": Data(length=64, target_length=16, batch=4)},
+        {"data": PairData(length=64, target_length=16, batch=4)},
         "{0}/train.en:2: a target of 42 tokens, and a row has 16; choose a longer --data.target-length",
     ),
-    "a table too": ({}, {"data": Data(paths=("a.tsv",), length=32)}, "--data.paths a.tsv: pairs are read from --pairs.source"),
-    "idle": ({}, {"labelled": Labelled(stride=3)}, "--labelled.stride 3: it has no effect on text_to_text; remove it"),
+    "a table too": (
+        {},
+        {"data": PairData(paths=("a.tsv",), length=32)},
+        "--data.paths a.tsv: pairs are read from --pairs.source",
+    ),
 }
 
 
@@ -231,7 +236,7 @@ def test_a_text_without_ids_is_refused():
 
 
 def test_what_is_too_long_is_cut_where_that_is_asked_for(tmp_path: Path):
-    asked = run(pairs=files(tmp_path, ["a" * 40, "b", "c"], ["d", "e" * 50, "f"]), labelled=Labelled(truncate=True))
+    asked = run(pairs=files(tmp_path, ["a" * 40, "b", "c"], ["d", "e" * 50, "f"]), labelled=PairTables(truncate=True))
     found = read(asked, tmp_path)
     source, target = found.training.sides[0].source, found.training.sides[1].target
     assert len(source) == len(target) == 32 and source[-1] == target[-1] == MARKS.end

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import labelled_files
+from tests.support import labelled_files, tiny
 from tests.support.processes import ROOT
 from train import recipes
 from train.config import run_config
-from train.config.run_config import Distillation
+from train.config.objective_options import Distillation
 from train.inputs import dataset, synthetic_batch
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
@@ -50,12 +50,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     """A recipe on those files, with few rows in a batch."""
     data = dataclasses.replace(run.data, batch=ROWS, valid_fraction=0.4)
-    run = dataclasses.replace(run, accumulate=1, data=data, distillation=Distillation())
+    run = dataclasses.replace(run, accumulate=1, data=data)
+    run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kind = {"denoising": "text", "text_to_text": "pairs"}.get(run.objective, other)
     if kind == "pairs":
-        pairs = dataclasses.replace(run.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
-        run = dataclasses.replace(run, pairs=pairs)
+        pairs = dataclasses.replace(run.options.pairs, source=(str(files / "source.txt"),), target=(str(files / "target.txt"),))
+        run = tiny.with_options(run, pairs=pairs)
     else:
         named = "book.jsonl" if kind == "text" else next(files.glob(f"{run.objective}.*")).name
         run = dataclasses.replace(run, data=dataclasses.replace(data, paths=(str(files / named),)))
@@ -74,7 +75,7 @@ def test_the_batch_is_that_of_a_real_run(name: str, files: Path, tmp_path: Path)
     run = with_data(recipes.find_recipe(name)(), files)
     settled = dataset.resolve_config(run, RunDir(str(tmp_path)))
     data = dataset.read(settled, RunDir(str(tmp_path)), files / "cache", quiet=True)
-    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.masking.static)
+    batches = Batches(data.rows, dataset.builder(settled, data), 0, ROWS, np.arange(ROWS), period=settled.mask_period)
     with batches.read(0) as stream:
         real = next(stream)
 

@@ -15,6 +15,7 @@ from tests.support.finetuned import IOB, LABELS, TASKS, entropy, examples, logit
 from tests.support.small import jit, random_params, seeds
 from train.config.run_config import Run
 from train.engine import losses
+from train.inputs import labelled_inputs
 from train.objectives import choice, classification, objective, span, tagging
 from zoo import models, sharding
 from zoo.batch import IGNORED, Batch
@@ -64,9 +65,9 @@ def defined(cfg: Run, batch: Batch, smoothing: float = 0.0) -> tuple[float, floa
     total = weight = 0.0
     for row, weights in enumerate(np.asarray(batch.weights, np.float64)):
         match cfg.objective:
-            case "classification" if cfg.labelled.regression:
+            case "classification" if labelled_inputs.outputs(cfg)[0]:
                 nats = [(found[row, 0] - float(labels[row, 0])) ** 2]
-            case "classification" if cfg.labelled.multi_label:
+            case "classification" if labelled_inputs.outputs(cfg)[1]:
                 p = 1 / (1 + np.exp(-found[row]))
                 nats = [-np.log(np.where(labels[row] == 1, p, 1 - p)).mean()]
             case "classification":

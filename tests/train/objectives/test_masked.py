@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.support import small, tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
-from train.config.run_config import Data, Masking
+from train.config.data_options import EncoderData
+from train.config.objective_options import Masking
 from train.objectives.masked import Masked
 from train.rows.batches import Batches
 from train.rows.encoder_rows import PAIRED, Range, Sequence, plan_rows
@@ -37,7 +38,9 @@ def tokenizer(family: str) -> Tokenizer:
 def run(family: str = "bert", task: str = "masked", masking: Masking | None = None, loss_chunk: int = 0, **data: Any) -> Any:
     options = {"rows": "segment_pairs", "length": 32, "batch": 4} | data
     model = small.small(family, task=task, vocab=tokenizer(family).vocab_size, context=512).config
-    return tiny.run(model=model, objective="masked", data=Data(**options), masking=masking or Masking(), loss_chunk=loss_chunk)
+    return tiny.run(
+        model=model, objective="masked", data=EncoderData(**options), masking=masking or Masking(), loss_chunk=loss_chunk
+    )
 
 
 def text(sizes: Any, its: Tokenizer) -> Any:
@@ -131,7 +134,7 @@ def check_row(row: dict[str, Any], whole: np.ndarray, sequences: Any, masking: M
 def test_nothing_leaks_and_nothing_is_lost(sizes, rows, pack, length, family, masking, seed):
     asked = run(family, masking=masking, rows=rows, pack=pack, length=length)
     counts = np.arange(asked.model.vocab)
-    build, bare = builder(asked, lambda: counts), builder(dataclasses.replace(asked, masking=SHOWN))
+    build, bare = builder(asked, lambda: counts), builder(tiny.with_options(asked, masking=SHOWN))
     rows_of = planned(asked, sizes)
     for number in range(len(rows_of)):
         row = build(np.random.default_rng(seed), rows_of.row(number), length)

@@ -10,7 +10,8 @@ import pytest
 from tests.support import tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import spelled
-from train.config.run_config import Data, Masking, Permutation
+from train.config.data_options import TextData
+from train.config.objective_options import Permutation, Replacement
 from train.objectives.permutation import Permuted
 from train.rows import contiguous_rows
 from train.tokenizers.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 def run(memory: int = 16, reuse: int = 16, options: dict[str, Any] | None = None, **data: Any) -> Any:
     model = dataclasses.replace(NANO, vocab=tokenizer().vocab_size, memory=memory, reuse=reuse)
-    lengths, chosen = Data(**({"length": 48, "batch": 4} | data)), Permutation(**(options or {}))
+    lengths, chosen = TextData(**({"length": 48, "batch": 4} | data)), Permutation(**(options or {}))
     return tiny.run(model=model, objective="permutation", data=lengths, permutation=chosen)
 
 
@@ -77,7 +78,7 @@ def test_the_reused_part_never_sees_the_rest_and_nothing_sees_targets_or_separat
 
 
 def test_denoising_shows_no_target_and_asks_no_query_stream():
-    asked = dataclasses.replace(run(options={"kind": "denoising"}), masking=Masking(masked=1.0, random=0.0))
+    asked = tiny.with_options(run(options={"kind": "denoising"}), masking=Replacement(masked=1.0, random=0.0))
     plain = rows(run())
     for (_, shown), (_, row) in zip(plain, rows(asked), strict=True):
         assert "query_at" not in row
@@ -109,8 +110,6 @@ def test_rows_read_backward_say_so():
         ({"options": {"predictions": 46}}, "permutation.predictions 46: a row of 48 has 16 reused tokens and 29 others"),
         ({"options": {"window": 7}}, "permutation.window 7: it does not divide the parts of a row, 16 reused tokens and 32"),
         ({"reuse": 60}, "model.reuse 60: a row of 48 needs 5 tokens for two texts and special tokens; choose at most 43"),
-        ({"rows": "packed"}, "data.rows packed"),
-        ({"pack": True}, "data.pack"),
         ({"batch": 3, "options": {"bidirectional": True}}, "data.batch 3: half of the rows are read from right to left"),
         ({"paths": ("a", "b"), "weights": (1.0, 2.0)}, "data.weights 1.0 2.0: rows of a model with a memory continue each other"),
     ],

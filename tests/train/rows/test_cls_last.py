@@ -23,8 +23,10 @@ from eval.scoring.pseudo_likelihood import pseudo_nats
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
 from tests.support.unigram_text import xlnet
-from train.config.objective_options import Labelled
-from train.config.run_config import Data, Masking, Mesh
+from train.config.data_options import Data
+from train.config.objective_options import Masking, Questions
+from train.config.objectives import find_options
+from train.config.run_config import Mesh
 from train.data.example_types import Answer, Choice, Example, Question, Tagged, Text
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, rows_of
@@ -61,9 +63,9 @@ def model(task: str) -> Model:
 
 
 def run(goal: Any, *, task: str = "", masking: Masking | None = None, **data: Any) -> Any:
-    options = Labelled(stride=2) if goal == "span" else Labelled()
-    changes = {"data": Data(**{"length": LENGTH, "batch": 2, **data}), "labelled": options, "masking": masking or Masking()}
-    return tiny.run(model=model(task or TASKS[goal]).config, objective=goal, **changes)
+    lengths = find_options(goal).data(**{"length": LENGTH, "batch": 2, **data})
+    options = {"labelled": Questions(stride=2)} if goal == "span" else {"masking": masking} if masking else {}
+    return tiny.run(model=model(task or TASKS[goal]).config, objective=goal, data=lengths, **options)
 
 
 CONTEXT = "the men sees the whale the ship"
@@ -270,7 +272,7 @@ def test_rows_of_a_plan_fit_and_predict_text_alone(sizes: Any, rows: Any, pack: 
     cfg = run("masked", rows=rows, pack=pack, length=length)
     planned = plan_rows(stream(documents, WORDS), cfg.data, WORDS, seed, "held-out")
     build = Masked.builder(cfg, WORDS, never)
-    bare = Masked.builder(dataclasses.replace(cfg, masking=SHOWN), WORDS, never)
+    bare = Masked.builder(tiny.with_options(cfg, masking=SHOWN), WORDS, never)
     for number in range(len(planned)):
         row = build(np.random.default_rng(seed), planned.row(number), length)
         whole = bare(np.random.default_rng(seed), planned.row(number), length)["tokens"]

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.encoder_text import roberta, sentences_of, uncased
-from train.config.run_config import Data
+from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED, plan_rows
 from train.rows.sentence_pairs import NEXT, RANDOM, pairs
 from train.rows.sentences import Sentences, sentences
@@ -61,7 +61,7 @@ def check(planned, tokens, marks):
 @pytest.mark.parametrize("rows", COVERING)
 def test_every_token_of_text_is_in_one_row_and_in_order(rows, sizes, length, pack):
     tokens = sentences_of(sizes, BERT)
-    planned = plan_rows(tokens, Data(rows=rows, length=length, pack=pack), BERT, 0, "held-out")
+    planned = plan_rows(tokens, EncoderData(rows=rows, length=length, pack=pack), BERT, 0, "held-out")
     check(planned, tokens, BERT.special_tokens)
     times = np.zeros(len(tokens.ids), int)
     for label, parts in sequences(planned):
@@ -91,7 +91,7 @@ def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
             room, cost = length - 2, size
         expected[-1].append((document, start, size))
         room, last = room - cost, document
-    planned = plan_rows(tokens, Data(rows=rows, length=length), BERT, 0, "held-out")
+    planned = plan_rows(tokens, EncoderData(rows=rows, length=length), BERT, 0, "held-out")
     given = [[(document, start, len(ids)) for document, start, ids in parts] for _, parts in sequences(planned)]
     joined = []
     for row in expected:
@@ -102,7 +102,7 @@ def test_rows_take_whole_sentences_as_long_as_they_fit(sizes, length, rows):
 
 def test_windows_fill_every_row():
     tokens = sentences_of([[30], [4, 9], [50], [1, 12]], BERT)
-    planned = plan_rows(tokens, Data(rows="windows", length=12), BERT, 0)
+    planned = plan_rows(tokens, EncoderData(rows="windows", length=12), BERT, 0)
     full = [taken(sequence, BERT.special_tokens) for sequence in sequences(planned)]
     # A row that would begin or end with the separator between two documents is shorter by it.
     assert set(full[:-1]) == {11, 12} and full.count(12) > full.count(11)
@@ -114,7 +114,7 @@ def test_pairs_are_of_the_documents_their_labels_say(sizes, length, seed, rows, 
     tokenizer = ROBERTA if two_separators else BERT
     length = max(length, tokenizer.special_tokens.between + 4)
     tokens = sentences_of(sizes, tokenizer)
-    planned = plan_rows(tokens, Data(rows=rows, length=length, pack=pack), tokenizer, seed, "held-out")
+    planned = plan_rows(tokens, EncoderData(rows=rows, length=length, pack=pack), tokenizer, seed, "held-out")
     check(planned, tokens, tokenizer.special_tokens)
     for label, ((document, start, ids), (other, second, _)) in sequences(planned):
         assert (document == other) == (label == NEXT)
@@ -199,8 +199,8 @@ def test_what_is_too_long_is_cut_in_front_and_behind_alike():
 @example([[3], [2], [12], [7]], 16, "full_sentences", BERT)
 def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, tokenizer):
     tokens = sentences_of(sizes, tokenizer)
-    alone = plan_rows(tokens, Data(rows=rows, length=length), tokenizer, 3, "held-out")
-    together = plan_rows(tokens, Data(rows=rows, length=length, pack=True), tokenizer, 3, "held-out")
+    alone = plan_rows(tokens, EncoderData(rows=rows, length=length), tokenizer, 3, "held-out")
+    together = plan_rows(tokens, EncoderData(rows=rows, length=length, pack=True), tokenizer, 3, "held-out")
     assert all(len(row) == 1 for row in contents(alone))
     room, packed = [], []
     for sequence in sequences(alone):
@@ -218,7 +218,7 @@ def test_packed_rows_have_the_sequences_of_the_rows_alone(sizes, length, rows, t
 def test_the_seed_decides_the_pairs_and_nothing_else():
     tokens = sentences_of([[3, 4, 5, 6] * 3] * 5, BERT)
     for rows in (*PAIRED, *COVERING):
-        plans = [plan_rows(tokens, Data(rows=rows, length=20), BERT, seed) for seed in (0, 1)]
+        plans = [plan_rows(tokens, EncoderData(rows=rows, length=20), BERT, seed) for seed in (0, 1)]
         assert (contents(plans[0]) != contents(plans[1])) == (rows in PAIRED)
         assert (plans[0].fingerprint != plans[1].fingerprint) == (rows in PAIRED)
 
@@ -234,4 +234,4 @@ def test_the_seed_decides_the_pairs_and_nothing_else():
 )
 def test_text_without_such_rows_is_refused(sizes, rows, length, half, message):
     with pytest.raises(BadInput, match=message):
-        plan_rows(sentences_of(sizes, BERT), Data(rows=rows, length=length), BERT, 0, half)
+        plan_rows(sentences_of(sizes, BERT), EncoderData(rows=rows, length=length), BERT, 0, half)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config.run_config import Data
+from train.config.data_options import CausalData
 from train.objectives import causal
 from train.rows.lm_rows import Tokens, packed, training_rows, windows
 from zoo.errors import BadInput
@@ -79,10 +79,10 @@ def test_rows_that_would_lose_targets_and_text_shorter_than_a_row_are_refused():
     with pytest.raises(ValueError, match="stride 5"):
         windows(stream([20]), 4, 5)
     tokens = stream([5, 9])
-    assert len(training_rows(tokens, Data(length=4))) == 4
-    assert training_rows(tokens, Data(length=14, rows="packed")).isolated
+    assert len(training_rows(tokens, CausalData(length=4))) == 4
+    assert training_rows(tokens, CausalData(length=14, rows="packed")).isolated
     with pytest.raises(BadInput, match=r"--data.length 15: .*at most 14"):
-        training_rows(tokens, Data(length=15))
+        training_rows(tokens, CausalData(length=15))
 
 
 def test_causal_rows_of_a_window():

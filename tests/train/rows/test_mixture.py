@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import tiny
 from train.checkpoints.manifest import compare
-from train.config.run_config import Data
+from train.config.data_options import CausalData
 from train.inputs import dataset
 from train.rows.lm_rows import Tokens, windows
 from train.rows.mixture import Component, Mixture
@@ -100,7 +100,7 @@ def files(tmp_path):
 
 
 def read(tmp_path, files, weights=(), **data):
-    chosen = Data(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
+    chosen = CausalData(paths=files, weights=tuple(map(float, weights)), length=32, batch=8, **data)
     run = tiny.run(data=chosen, out=str(tmp_path / "runs"))
     return run, dataset.read(run, RunDir.of(run), tmp_path / "cache")
 

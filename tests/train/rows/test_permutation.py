@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config.run_config import Permutation
+from train.config.objective_options import Permutation
 from train.rows import permutation
 
 

@@ -14,8 +14,9 @@ from tests.support import finetuned, tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.small import small
 from tests.support.unigram_text import spelled, xlnet
-from train.config.objective_options import Disturbance
-from train.config.run_config import Data, Denoising, Permutation, Run
+from train.config.objective_options import Denoising, Disturbance, Permutation
+from train.config.objectives import find_options
+from train.config.run_config import Run
 from train.data.example_types import Pair
 from train.inputs import labelled_inputs, pair_inputs
 from train.objectives import objective
@@ -38,7 +39,9 @@ NOISE: tuple[Disturbance, ...] = ("spans", "iid", "bert", "deshuffle", "prefix")
 def run_of(goal: Any, model: Any, tokenizer: Tokenizer, length: int = 24, **changes: Any) -> Made:
     options = {name: changes.pop(name) for name in ("permutation", "denoising") if name in changes}
     model = dataclasses.replace(model, vocab=tokenizer.vocab_size)
-    return tiny.run(model=model, objective=goal, data=Data(length=length, batch=4, **changes), **options), tokenizer
+    return tiny.run(
+        model=model, objective=goal, data=find_options(goal).data(length=length, batch=4, **changes), **options
+    ), tokenizer
 
 
 def masked(rows: str, pack: bool) -> Made:

@@ -16,7 +16,8 @@ from tests.support import tiny
 from tests.support.encoder_text import stream
 from tests.support.small import random_params, small
 from tests.support.unigram_text import spelled
-from train.config.run_config import Data, Denoising
+from train.config.data_options import TextData
+from train.config.objective_options import Denoising
 from train.objectives.denoising import Denoised
 from train.rows import seq2seq_rows, span_corruption
 from train.rows.batches import in_order
@@ -42,7 +43,7 @@ SPANS = Denoising()
 def run(kind: str = "spans", alone: bool = False, length: int = 32, seed: int = 0, data: Any = None, **options: Any) -> Any:
     model = dataclasses.replace(T5, architecture="decoder" if alone else "encoder_decoder")
     chosen = Denoising(kind=kind, **options)  # pyright: ignore[reportArgumentType]
-    lengths = Data(**{"length": length, "batch": 4, **(data or {})})
+    lengths = TextData(**{"length": length, "batch": 4, **(data or {})})
     return tiny.run(model=model, objective="denoising", data=lengths, denoising=chosen, seed=seed)
 
 
@@ -300,9 +301,6 @@ def test_the_loss_is_the_sum_over_targets_in_any_chunks(alone: bool, smoothing: 
 
 BAD = {
     "another tokenizer": ({}, {}, "--tokenizer.kind gpt: this tokenizer has no sentinels"),
-    "packed": ({}, {"rows": "packed"}, "data.rows packed: denoising needs windows"),
-    "pack": ({}, {"pack": True}, "data.pack True: windows fill their rows"),
-    "a target length": ({}, {"target_length": 8}, "data.target-length 8: the source determines the length"),
     "a short text": ({}, {"length": 900}, "--data.length 900: a row is made of 999 tokens, and the training text has 903"),
     "too short": ({}, {"length": 3}, "data.length 3: choose 4 tokens or more"),
     "many sentinels": ({"kind": "iid"}, {"length": 800}, "data.length 800: a row may need 121 sentinels, and the tokenizer"),

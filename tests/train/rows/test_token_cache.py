@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.processes import ROOT
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import chunking
 from train.data.corpus import split
 from train.data.text_files import Document
@@ -294,7 +294,7 @@ def test_documents_in_pieces_give_the_tokens_of_the_whole(tokenizer, tmp_path_fa
 @pytest.mark.full
 def test_tokens_of_the_embedded_corpus_are_those_recorded(tmp_path):
     """Ids, bounds and sizes recorded before texts came in pieces."""
-    train, valid = split(Data())
+    train, valid = split(TextData())
     tokenizer = Tokenizer.train((document.text for document in train), 2048)
     digests = []
     for documents in (train, valid):

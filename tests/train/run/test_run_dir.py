@@ -13,14 +13,25 @@ from hypothesis import strategies as st
 
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
-from train.config.objective_options import Denoising, Distillation, Labelled, Masking, Pairs, Permutation, Selection
-from train.config.run_config import Checkpoint, Data, Log, Machine, Mesh, Optim, Run, Tokenizer
-from train.run.run_dir import RunDir, check_same_run, differences, read_config, remove_stale_files, write_json, write_text
+from train.config.data_options import CausalData
+from train.config.objective_options import Distillation, Masking, Selection
+from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
+from train.config.run_config import Checkpoint, Log, Machine, Mesh, Optim, Run, Tokenizer, with_objective
+from train.run.run_dir import (
+    RunDir,
+    as_json,
+    check_same_run,
+    differences,
+    read_config,
+    remove_stale_files,
+    write_json,
+    write_text,
+)
 from zoo import configs
 from zoo.errors import BadInput
 
 NANO = configs.find_size("gpt-nano")[1].config
-RUN = Run(recipe="gpt-nano", model=NANO)
+RUN = Run(recipe="gpt-nano", model=NANO, options=CausalOptions(), data=CausalData())
 
 
 def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_path: Path) -> None:
@@ -60,7 +71,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 @pytest.mark.parametrize("family", configs.families())
 def test_the_configuration_of_every_size_comes_back(family: str, tmp_path: Path) -> None:
     for name, size in configs.family(family).SIZES.items():
-        run = Run(recipe=name, model=size.config, data=Data(length=getattr(size.config, "context", 256)))
+        kind, length = OPTIONS[size.objective], getattr(size.config, "context", 256)
+        run = Run(recipe=name, model=size.config, options=kind(), data=kind.data(length=length))
         assert round_trip(run, tmp_path) == run
 
 
@@ -72,7 +84,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 def test_every_configuration_comes_back(
     text: str, paths: list[str], whole: int, share: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    parts: dict[str, Any] = dict(data=Data(paths=tuple(paths), valid_fraction=share), mesh=Mesh(data=whole), log=Log(ledger=True))
+    parts: dict[str, Any] = dict(
+        data=CausalData(paths=tuple(paths), valid_fraction=share), mesh=Mesh(data=whole), log=Log(ledger=True)
+    )
     parts |= dict(tokenizer=Tokenizer(vocab=whole, path=text), optim=Optim(lr=share / whole, clip=1e300 * share))
     run = dataclasses.replace(RUN, recipe=text, seed=whole, precision="bfloat16", label_smoothing=share, **parts)
     assert round_trip(run, tmp_path_factory.mktemp("run")) == run
@@ -83,7 +97,7 @@ def round_trip(run: Run, folder: Path) -> Run:
     return read_config(folder)
 
 
-STORED = {"family": "gpt"} | json.loads(json.dumps(dataclasses.asdict(RUN)))
+STORED = json.loads(json.dumps(as_json(RUN)))
 
 
 def model(**changed: Any) -> dict[str, Any]:
@@ -103,6 +117,9 @@ WRONG = {
     "another family": (STORED | {"family": "../gpt"}, r"family: expected one of .*gpt.*, found '../gpt'"),
     "unknown key": (model(layres=3), "model.layres: no such key"),
     "missing key": (without("model"), "model: missing"),
+    "options of another objective": (STORED | {"masking": {}}, "masking: no such key here; if another version wrote it, .*train"),
+    "data of another objective": (STORED | {"data": {"pack": True}}, "data.pack: no such key here"),
+    "another objective": (STORED | {"objective": ["causal"]}, r"--objective \['causal'\]: choose causal, masked"),
     "bool for int": (STORED | {"steps": True}, "steps: expected int, found true"),
     "bool for float": (STORED | {"label_smoothing": False}, "label_smoothing: expected float, found false"),
     "NaN": (STORED | {"label_smoothing": float("nan")}, "label_smoothing: expected float, found NaN"),
@@ -126,6 +143,28 @@ def test_a_broken_configuration_is_named_in_one_line(content: str, message: str,
 def test_an_absent_key_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(without("max_skipped")))
     assert read_config(tmp_path) == RUN
+
+
+@pytest.mark.parametrize("objective", OPTIONS)
+def test_the_options_of_every_objective_come_back_without_those_of_others(objective: str, tmp_path: Path) -> None:
+    kind = OPTIONS[objective]
+    run = Run(recipe="a", model=NANO, options=kind(), data=kind.data(batch=2))
+    assert round_trip(run, tmp_path) == run
+    groups = {"masking", "denoising", "permutation", "pairs", "distillation", "labelled"}
+    assert groups & json.loads((tmp_path / "config.json").read_text()).keys() == groups & vars(run.options).keys()
+    for other in OPTIONS:
+        changed = with_objective(run, other)
+        assert changed.objective == other and changed.data.batch == 2 and with_objective(changed, other) == changed
+
+
+def test_another_objective_keeps_the_options_that_both_have() -> None:
+    options = DistilledOptions(masking=Masking(rate=0.3), distillation=Distillation(soft=1.0), loss_chunk=8)
+    run = Run(recipe="a", model=NANO, options=options, data=options.data(rows="doc_sentences", field="a"))
+    masked = with_objective(run, "masked")
+    assert (masked.options.masking, masked.options.loss_chunk, masked.data) == (options.masking, 8, run.data)
+    assert with_objective(run, "causal").data == CausalData(field="a")
+    with pytest.raises(TypeError, match="causal needs CausalData, not EncoderData"):
+        dataclasses.replace(run, options=CausalOptions())
 
 
 OTHER = dataclasses.replace(RUN, seed=1)
@@ -181,7 +220,7 @@ MAY_CHANGE = {
     "out": "elsewhere",
     "engine": "pmap",
     "accumulate": 4,
-    "loss_chunk": 64,
+    "options": CausalOptions(loss_chunk=64),
     "max_skipped": 3,
     "mesh": Mesh(fsdp=4),
     "machine": Machine(devices=8, processes=2),
@@ -194,15 +233,9 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("seed", 1, "seed: 0 before, 1 now"),
     ("precision", "bfloat16", "precision: auto before, bfloat16 now"),
     ("label_smoothing", 0.1, "label_smoothing: 0.0 before, 0.1 now"),
-    ("data", Data(batch=32), "data.batch: 16 before, 32 now"),
+    ("data", CausalData(batch=32), "data.batch: 16 before, 32 now"),
     ("tokenizer", Tokenizer(vocab=512), "tokenizer.vocab: 2048 before, 512 now"),
     ("optim", Optim(lr=2e-3), "optim.lr: 0.001 before, 0.002 now"),
-    ("masking", Masking(rate=0.3), "masking.rate: 0.15 before, 0.3 now"),
-    ("denoising", Denoising(kind="iid"), "denoising.kind: spans before, iid now"),
-    ("permutation", Permutation(longest=3), "permutation.longest: 5 before, 3 now"),
-    ("pairs", Pairs(prefix="translate:"), "pairs.prefix:  before, translate: now"),
-    ("distillation", Distillation(soft=1.0), "distillation.soft: 5.0 before, 1.0 now"),
-    ("labelled", Labelled(coarse=True), "labelled.coarse: False before, True now"),
     ("selection", Selection(best=True), "selection.best: False before, True now"),
     ("model", dataclasses.replace(NANO, layers=6), "model.layers: 4 before, 6 now"),
 ]
@@ -214,5 +247,10 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
         assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == []
     for field, value, line in MAKES_ANOTHER:
         assert differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
-    compared = {field for field, _, _ in MAKES_ANOTHER} | {"objective", "init"}
+    student = dataclasses.replace(RUN, options=(options := DistilledOptions()), data=options.data())
+    other = dataclasses.replace(options, masking=Masking(rate=0.3), distillation=Distillation(soft=1.0))
+    lines = ["masking.rate: 0.15 before, 0.3 now", "distillation.soft: 5.0 before, 1.0 now"]
+    assert differences(student, dataclasses.replace(student, options=other)) == lines
+    assert "objective: causal before, distilled now" in differences(RUN, student)
+    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}

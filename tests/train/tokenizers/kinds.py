@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.hard_texts import HARD, random_characters
-from train.config.run_config import Data
+from train.config.data_options import TextData
 from train.data import chunking
 from train.data.corpus import split
 from train.tokenizers import hf_files, sentencepiece_proto, unigram, xlnet_unigram
@@ -60,7 +60,7 @@ TEXTS = [HARD, random_characters(5000), *AWKWARD, *lines()]
 @functools.cache
 def chapters() -> tuple[str, ...]:
     """Return the held-out chapters of the embedded book, and a hard text."""
-    return (*(document.text for document in split(Data())[1]), HARD)
+    return (*(document.text for document in split(TextData())[1]), HARD)
 
 
 @functools.cache

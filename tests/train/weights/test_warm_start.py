@@ -16,6 +16,8 @@ from tests.support.runs import quick_compilation
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
 from train.config import run_config
+from train.config.data_options import CausalData
+from train.config.objectives import CausalOptions
 from train.engine import device_mesh
 from train.engine.state import State
 from train.run.run_dir import RunDir
@@ -42,7 +44,8 @@ def net(name: str, task: str, labels: tuple[str, ...] = (), multi_label: bool = 
 
 
 def run(of: Model, init: Path | str = "", **changes: Any) -> run_config.Run:
-    return run_config.Run(recipe="fitted", model=of.config, init=str(init), data=run_config.Data(length=16), **changes)
+    parts = {"options": CausalOptions(), "data": CausalData(length=16)}
+    return run_config.Run(recipe="fitted", model=of.config, init=str(init), **parts, **changes)
 
 
 @functools.cache

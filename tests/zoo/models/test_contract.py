@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from tests.support.small import (
     with_source,
 )
 from train.config import run_config
+from train.config.objectives import OPTIONS
 from train.engine import optim
 from train.engine.step import ENGINES
 from train.objectives import objectives
@@ -66,7 +67,7 @@ LITERALS = {
     "Implementation": (configs.Implementation, ["auto", *attention.IMPLEMENTATIONS]),
     "Remat": (configs.Remat, layer_stack.POLICIES),
     "Objective": (configs.Objective, objectives()),
-    "Run.objective": (get_type_hints(run_config.Run)["objective"], objectives()),
+    "Objective, options": (configs.Objective, OPTIONS),
     "Precision": (run_config.Precision, ["auto", *DTYPES]),
     "Optimizer": (run_config.Optimizer, optim.PRECONDITIONERS),
     "Engine": (run_config.Engine, ENGINES),

@@ -14,7 +14,8 @@ from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
 from tests.support.gradients import assert_equal_gradients
 from tests.support.small import jit, random_params, small
-from train.config.run_config import Data, Masking, RowPlan
+from train.config.data_options import EncoderData, RowPlan
+from train.config.objective_options import Masking
 from train.objectives.masked import Masked
 from train.rows.encoder_rows import EncoderRows, Sequence, plan_rows
 from train.rows.token_cache import Tokens
@@ -50,14 +51,14 @@ def text(tokenizer: Tokenizer) -> Tokens:
 
 
 def planned(family: str, pack: bool) -> EncoderRows:
-    data = Data(rows=ROWS[family], length=LENGTH, pack=pack, short=0.0)
+    data = EncoderData(rows=ROWS[family], length=LENGTH, pack=pack, short=0.0)
     return plan_rows(text(tokenizer_of(family)), data, tokenizer_of(family), 0, "held-out")
 
 
 @functools.cache
 def alone(family: str) -> Arrays:
     """Every sequence in a row of its own, its masks drawn."""
-    options = Data(rows=ROWS[family], length=LENGTH, short=0.0)
+    options = EncoderData(rows=ROWS[family], length=LENGTH, short=0.0)
     run = tiny.run(model=net_of(family).config, objective="masked", data=options, masking=Masking(rate=0.3))
     build, rows = Masked.builder(run, tokenizer_of(family), lambda: np.zeros(0, np.int64)), planned(family, pack=False)
     made = [build(np.random.default_rng(number), rows.row(number), LENGTH) for number in range(len(rows))]
@@ -174,7 +175,7 @@ def test_a_mistake_in_packing_is_seen(mistake: str) -> None:
 @every_family
 def test_the_builder_packs_as_a_hand_does(family: str) -> None:
     """Without masks drawn there is one right array, but for what is predicted."""
-    tokenizer, pack = tokenizer_of(family), Data(rows=ROWS[family], length=LENGTH, pack=True, short=0.0)
+    tokenizer, pack = tokenizer_of(family), EncoderData(rows=ROWS[family], length=LENGTH, pack=True, short=0.0)
     run = tiny.run(model=net_of(family).config, objective="masked", data=pack, masking=Masking(masked=0.0, random=0.0))
     rows, unmasked = planned(family, pack=True), alone(family)
     tokens = unmasked["tokens"].copy()

@@ -5,7 +5,7 @@ import os
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine import refuse_empty_options
+from zoo.cli.machine import refuse_empty_options, take_objective
 from zoo.cli.options import parse
 from zoo.errors import BadInput
 
@@ -15,7 +15,7 @@ def data(args: list[str]) -> int:
     import tyro
 
     from train import recipes
-    from train.config.run_config import Run
+    from train.config.run_config import kind_of
     from train.run.run_dir import RunDir, read_config
 
     if args[:1] in (["-h"], ["--help"]):
@@ -26,19 +26,20 @@ def data(args: list[str]) -> int:
     args = args[1:]
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     folder = RunDir(name) if name not in recipes.recipes() and os.path.isdir(name) else None
-    default = read_config(name) if folder else recipes.find_recipe(name)()
+    default, args = take_objective(read_config(name) if folder else recipes.find_recipe(name)(), args)
 
     @dataclasses.dataclass(frozen=True)
     class Inspect:
         """Show rows as a run trains on them: decoded, with loss weights, segments and positions."""
 
-        run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
+        run: Annotated[kind_of(default), tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         rows: int = 3
         """Number of rows to show."""
         first: int = 0
         """Index of the first row in the training stream: step x batch + its index in the batch."""
 
-    options = parse(Inspect, default=Inspect(run=default), prog=f"zoo data inspect {name}", args=args)
+    prog, objective = f"zoo data inspect {name}", default.objective
+    options = parse(Inspect, default=Inspect(run=default), prog=prog, args=args, objective=objective)
     refuse_empty_options(options.run, args)
     folder = folder or RunDir.of(options.run)
     early_checks.check_inputs(options.run, folder)

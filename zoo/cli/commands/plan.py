@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from zoo.cli.machine import option_value, require_one_process
+from zoo.cli.machine import option_value, require_one_process, take_objective
 from zoo.cli.options import parse
 from zoo.errors import BadInput, require
 
@@ -54,15 +54,15 @@ def parse_options(name: str, args: list[str]) -> Any:
     import tyro
 
     from benchmarks.plan import planned_run
-    from train.config.run_config import Run
+    from train.config.run_config import kind_of
 
-    default = planned_run.default(name, option_value(args, "--init"))
+    default, args = take_objective(planned_run.default(name, option_value(args, "--init")), args)
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
         """Compile a job for devices that this machine lacks: memory, FLOPs, communication, and the bound of its MFU."""
 
-        run: Annotated[Run[type(default.model)], tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
+        run: Annotated[kind_of(default), tyro.conf.arg(name="", prefix_name=False)]  # pyright: ignore[reportInvalidTypeForm]
         target: str = ""
         """TPU slice (v4, v5e, v5p, v6e, tpu7x, as in v5p:8x8x8), GPUs (a100, h100, h200, b200, as in h100:64) or CPUs (cpu:8)."""
         mode: Literal["train", "forward", "decode"] = "train"
@@ -84,7 +84,7 @@ def parse_options(name: str, args: list[str]) -> Any:
         json: bool = False
         """Print JSON."""
 
-    return parse(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args)
+    return parse(Plan, default=Plan(run=default), prog=f"zoo plan {name}", args=args, objective=default.objective)
 
 
 HELP = """\

@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING
 
 from zoo.cli import early_checks
-from zoo.cli.machine import option_value, prepare_process, refuse_empty_options
+from zoo.cli.machine import option_value, prepare_process, refuse_empty_options, take_objective
 from zoo.cli.options import parse
 from zoo.runtime import launch
 
@@ -38,12 +38,14 @@ def parse_run(name: str, args: list[str]) -> "Run":
         BadInput: no such recipe, an option that does not fit, or paths that do not exist or are in use.
     """
     from train import recipes
-    from train.config.run_config import Run
+    from train.config.run_config import kind_of
 
-    default = recipes.recipe_run(name, option_value(args, "--init"))
+    default, args = take_objective(recipes.recipe_run(name, option_value(args, "--init")), args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
-    run = parse(Run[type(default.model)], default=default, prog=f"zoo train {name}", args=args, description=about)
+    about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
+    prog, objective = f"zoo train {name}", default.objective
+    run = parse(kind_of(default), default=default, prog=prog, args=args, description=about, objective=objective)
     refuse_empty_options(run, args)
     if run.machine.process == 0 and not launch.is_child():
         early_checks.check_run(run)

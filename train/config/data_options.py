@@ -1,0 +1,101 @@
+"""Options of the data of a run, a class for each kind of data: only what it can use."""
+
+import dataclasses
+import math
+import re
+from typing import Literal
+
+from zoo.errors import require
+
+RowPlan = Literal["windows", "packed", "full_sentences", "doc_sentences", "segment_pairs", "sentence_pairs"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Labelled examples and their division into rows."""
+
+    paths: tuple[str, ...] = ()
+    """Training files, folders of them, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME; the objective determines
+    the formats."""
+    valid_paths: tuple[str, ...] = ()
+    """Held-out files, in the same forms as --data.paths. None = the end of --data.paths is held out."""
+    valid_fraction: float = 0.1
+    """Fraction of the data that is held out, from its end; only used without --data.valid-paths."""
+    split: str = ""
+    """Split to read of a folder of `datasets` or of a hub data set; empty = train."""
+    subset: str = ""
+    """Subset (configuration) to read of a hub data set; empty = the only one or the default."""
+    length: int = 256
+    """Tokens in a row, T (encoder-decoders: in its source)."""
+    batch: int = 16
+    """Rows in a global batch, B, over all devices and micro-batches."""
+
+    def __post_init__(self) -> None:
+        for key, name in (("split", self.split), ("subset", self.subset)):
+            valid = re.fullmatch(r"[\w.+-]*", name) is not None
+            require(valid, f"data.{key}", name, "give its name only: letters, digits and _ . + -")
+        require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
+        require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
+        require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextData(Data):
+    """Training text and its division into rows."""
+
+    paths: tuple[str, ...] = ()
+    """Training files: .txt (one document per file), .jsonl (one per line), both also as .gz, .xz or .bz2, .parquet (one per row).
+    Also folders of these, folders of Hugging Face `datasets`, and hub:ORGANISATION/NAME.
+    None = the embedded corpus, Moby-Dick."""
+    weights: tuple[float, ...] = ()
+    """Weight of each of --data.paths. Each path is then a separate source, split and shuffled separately.
+    Its weight is its relative share of the training rows. None = all paths are one source."""
+    field: str = "text"
+    """Field of a .jsonl line, or column, that holds the text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights, paths = " ".join(f"{weight:g}" for weight in self.weights), len(self.paths)
+        require(all(0 < weight < math.inf for weight in self.weights), "data.weights", weights, "choose finite weights above 0")
+        require(len(self.weights) in (0, paths), "data.weights", weights, f"give one weight for each of the {paths} --data.paths")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalData(TextData):
+    """Training text of a causal language model and its division into rows."""
+
+    rows: Literal["windows", "packed"] = "windows"
+    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderData(TextData):
+    """Training text of an encoder and its division into rows."""
+
+    rows: RowPlan = "windows"
+    """windows: consecutive windows of one long stream. packed: whole documents packed first-fit, isolated from each other.
+    full_sentences may cross the ends of documents, doc_sentences may not (Liu et al. 2019, section 4.2).
+    segment_pairs: BERT's pairs of several sentences, with next-sentence labels. sentence_pairs: pairs of single sentences."""
+    pack: bool = False
+    """Pack several sequences into a row, first-fit, isolated from each other."""
+    short: float = 0.1
+    """Fraction of the documents whose segment pairs get a shorter length, chosen at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.short <= 1, "data.short", self.short, "choose a share of 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairData(Data):
+    """Pairs of texts and their division into rows."""
+
+    pack: bool = False
+    """Pack several pairs into a row of an encoder-decoder, first-fit, isolated from each other."""
+    target_length: int = 0
+    """Tokens in the target of a row; 0 = as --data.length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range = 0 <= self.target_length <= 1 << 20
+        require(in_range, "data.target_length", self.target_length, "choose 0 (as --data.length) to 1,048,576")

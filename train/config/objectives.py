@@ -1,0 +1,176 @@
+"""Options of the objectives: a class for each, which has only the groups of options that the objective uses."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from train.config import objective_options as groups
+from train.config.data_options import CausalData, Data, EncoderData, PairData, TextData
+from zoo.configs import Objective
+from zoo.errors import require
+
+Kind = TypeVar("Kind")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """Options of an objective. A subclass has the groups that its objective uses."""
+
+    objective: ClassVar[Objective]
+    """Name of the objective."""
+    data: ClassVar[type[Data]]
+    """Class of the options of its data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenOptions(ObjectiveOptions):
+    """Options of an objective that predicts tokens."""
+
+    loss_chunk: int = 0
+    """Positions whose logits are computed at a time in the loss, to save memory; 0 = all T."""
+
+    def __post_init__(self) -> None:
+        require(self.loss_chunk >= 0, "loss_chunk", self.loss_chunk, "choose 0 (off) or a number of positions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalOptions(TokenOptions):
+    """Options of causal language modelling."""
+
+    objective, data = "causal", CausalData
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedOptions(TokenOptions):
+    """Options of masked language modelling."""
+
+    objective, data = "masked", EncoderData
+    masking: groups.Masking = groups.Masking()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistilledOptions(MaskedOptions):
+    """Options of distillation."""
+
+    objective = "distilled"
+    distillation: groups.Distillation = groups.Distillation()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PermutationOptions(TokenOptions):
+    """Options of permutation language modelling."""
+
+    objective, data = "permutation", TextData
+    permutation: groups.Permutation = groups.Permutation()
+    masking: groups.Replacement = groups.Replacement()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingOptions(TokenOptions):
+    """Options of denoising."""
+
+    objective, data = "denoising", TextData
+    denoising: groups.Denoising = groups.Denoising()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToTextOptions(TokenOptions):
+    """Options of text to text."""
+
+    objective, data = "text_to_text", PairData
+    pairs: groups.Pairs = groups.Pairs()
+    labelled: groups.PairTables = groups.PairTables()
+    denoising: groups.SourceMask = groups.SourceMask()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(ObjectiveOptions):
+    """Options of classification."""
+
+    objective, data = "classification", Data
+    labelled: groups.LabelledTexts = groups.LabelledTexts()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaggingOptions(ObjectiveOptions):
+    """Options of tagging."""
+
+    objective, data = "tagging", Data
+    labelled: groups.TaggedWords = groups.TaggedWords()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanOptions(ObjectiveOptions):
+    """Options of finding answers in texts."""
+
+    objective, data = "span", Data
+    labelled: groups.Questions = groups.Questions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChoiceOptions(ObjectiveOptions):
+    """Options of multiple choice."""
+
+    objective, data = "choice", Data
+    labelled: groups.Choices = groups.Choices()
+
+
+OPTIONS: dict[str, type[ObjectiveOptions]] = {
+    kind.objective: kind
+    for kind in (
+        *(CausalOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions, TextToTextOptions),
+        *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
+    )
+}
+"""Maps the name of an objective to the class of its options."""
+
+
+def find_options(objective: str) -> type[ObjectiveOptions]:
+    """Return the class of an objective's options.
+
+    Raises:
+        BadInput: there is no such objective.
+    """
+    require(objective in list(OPTIONS), "objective", objective, f"choose {', '.join(OPTIONS)}")
+    return OPTIONS[objective]
+
+
+def from_labelled(objective: str, labelled: groups.Labelled) -> Any:
+    """Return the options of an objective with those for reading files, which were parsed before the objective was known.
+
+    Raises:
+        BadInput: one of them has a value, and the objective does not use it.
+    """
+    options: Any = find_options(objective)()
+    used = adapt(labelled, type(options.labelled))
+    for field in dataclasses.fields(labelled):
+        value = getattr(labelled, field.name)
+        fix = f"it has no effect on {objective}; remove it"
+        require(value == field.default or field.name in vars(used), f"labelled.{field.name}", value, fix)
+    return dataclasses.replace(options, labelled=used)
+
+
+def adapt(options: Any, kind: type[Kind]) -> Kind:
+    """Return options as another class of options. Fields that both have keep their values; the others have their defaults."""
+    own, hints = get_type_hints(type(options)), get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if dataclasses.is_dataclass(own.get(field.name)):
+            values[field.name] = adapt(getattr(options, field.name), hints[field.name])
+        elif own.get(field.name) == hints[field.name]:
+            values[field.name] = getattr(options, field.name)
+    return kind(**values)
+
+
+def users(option: str) -> list[str]:
+    """Return the objectives that have an option of the command line, such as "masking.rate" or "data.pack"."""
+    return [name for name, kind in OPTIONS.items() if option in {*_names(kind, ""), *_names(kind.data, "data.")}]
+
+
+def _names(kind: Any, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(kind):
+        group = get_type_hints(kind)[field.name]
+        if dataclasses.is_dataclass(group):
+            yield from _names(group, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
