@@ -85,7 +85,7 @@ def _run(
     check_same_run(folder, run)
     trackers.check(run.log.sinks)
     best_checkpoint.check(run)
-    if run.init and not folder.begun:
+    if run.init and not folder.is_resumable:
         warm_start.check(run)
     dtype, model = DTYPES[run.precision], models.model(run.model)
     optim.check(run.optim, model)

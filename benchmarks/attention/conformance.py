@@ -258,7 +258,7 @@ def _inputs(case: Case, input_dtype: Any, dtype: Any) -> Inputs:
 def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | None) -> dict[str, Array]:
     """Return the output, and the gradients of a random projection of it by q, k, v and the numbers of the bias."""
     bias = inputs.bias
-    differentiable = None if bias is None else bias.numbers()
+    differentiable = None if bias is None else bias.differentiable()
 
     def value(q: Array, k: Array, v: Array, differentiable: Any) -> tuple[Array, Array]:
         out = attention.attention(
@@ -266,7 +266,7 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
             k,
             v,
             mask=inputs.mask,
-            bias=None if bias is None else bias.with_numbers(differentiable),
+            bias=None if bias is None else bias.with_differentiable(differentiable),
             scale=case.scale,
             dropout=(case.rate, inputs.seeds) if case.rate else None,
             impl=impl,

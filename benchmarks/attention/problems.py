@@ -268,16 +268,16 @@ class Problem:
 
 
 def _differentiable(bias: Bias | None, dtype: str) -> Any:
-    return None if bias is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), bias.numbers())
+    return None if bias is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), bias.differentiable())
 
 
 def _without_differentiable(bias: Bias | None) -> Any:
     """Return a bias without its differentiable arrays."""
     if bias is None:
         return None
-    numbers = {name: None for name, _, _ in bias.numbers().arrays()}
+    numbers = {name: None for name, _, _ in bias.differentiable().arrays()}
     return jax.tree.map(jnp.asarray, dataclasses.replace(bias, **numbers))
 
 
 def _with_differentiable(rest: Any, numbers: Any) -> Any:
-    return None if rest is None else rest.with_numbers(numbers)
+    return None if rest is None else rest.with_differentiable(numbers)

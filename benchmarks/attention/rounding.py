@@ -110,7 +110,7 @@ class _Call:
 
     @property
     def numbers(self) -> Any:
-        return None if self.bias is None else self.bias.numbers()
+        return None if self.bias is None else self.bias.differentiable()
 
     @property
     def exact(self) -> tuple[Any, ...]:
@@ -123,7 +123,9 @@ class _Call:
 
     def score(self, q: Array, k: Array, numbers: Any, scale: float) -> Array:
         products = scale * self.over_head(q, k)
-        return products if self.bias is None else products + self.bias.with_numbers(numbers).dense(*products.shape[2:], scale)
+        return (
+            products if self.bias is None else products + self.bias.with_differentiable(numbers).dense(*products.shape[2:], scale)
+        )
 
     def to_inputs(self, q: Array, k: Array, numbers: Any, scale: float, *pairs: Array) -> list[dict[str, Array]]:
         """Sum each of `pairs`, [B, N, T, S], times the derivatives of the scores, to the shapes of q, k and the bias."""
@@ -221,10 +223,10 @@ def _table(call: _Call, bias: Buckets, p: Array, d_scores: Array, of_distances: 
     """Return the variance of d_table: a bucket sums the gradients of its distances, each of which is a sum over the queries."""
 
     def values(numbers: Any) -> Array:
-        return bias.with_numbers(numbers).prepare(call.q.shape[1], call.k.shape[1]).values
+        return bias.with_differentiable(numbers).prepare(call.q.shape[1], call.k.shape[1]).values
 
     def to_table(by_distance: Array) -> Array:
-        return jax.vjp(values, bias.numbers())[1](by_distance)[0].table
+        return jax.vjp(values, bias.differentiable())[1](by_distance)[0].table
 
     (total,), (terms,) = call.to_inputs(*call.exact, d_scores), call.to_inputs(*call.raised(0), 1.0 * (p > 0))
     d, d_values = to_table(total["d_values"]), total["d_values"]

@@ -93,7 +93,7 @@ def embed(
         encoder.with_special_tokens(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)
     ]
     rows = [EncoderRow(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
-    vectors = np.empty((len(rows), encoder.loaded.net.config.width), np.float32)
+    vectors = np.empty((len(rows), encoder.loaded.model.config.width), np.float32)
     for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
         vectors[row.number] = vector
         terminal.progress(done, len(rows))

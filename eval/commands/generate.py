@@ -79,10 +79,10 @@ def _generate(
     """Yield the output in parts: a text after its prompt; an answer to examples, or to a source text, alone."""
     start = [loaded.tokenizer.end_of_text] if source.begin else []
     # A source is a complete text.
-    end = [loaded.tokenizer.end_of_text] if loaded.net.is_encoder_decoder else []
+    end = [loaded.tokenizer.end_of_text] if loaded.model.is_encoder_decoder else []
     ids = [np.array([*start, *prompt, *end], np.int32) for prompt in loaded.tokenizer.encode_many(prompts)]
-    generator = Generator(loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
-    printed_prompts = [""] * len(prompts) if source.examples or loaded.net.is_encoder_decoder else prompts
+    generator = Generator(loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=dtype, batch=batch)
+    printed_prompts = [""] * len(prompts) if source.examples or loaded.model.is_encoder_decoder else prompts
     if len(ids) * decoding.samples == 1 and not as_json and decoding.search.beams == 1:
         # Several processes run one program, and only the first has the terminal.
         live = sys.stdout.isatty() and jax.process_count() == 1
@@ -117,7 +117,7 @@ def _choose(
             (np.concatenate([start, np.asarray(context)]) if prompt.rstrip() else context, continuation)
             for prompt, (context, continuation) in zip(repeated_prompts, pairs, strict=True)
         ]
-    results = likelihoods(loaded.net, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
+    results = likelihoods(loaded.model, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
     for number, prompt in enumerate(prompts):
         prompt_results = results[number * len(source.choices) :][: len(source.choices)]
         ranked = sorted(zip(source.choices, prompt_results, strict=True), key=lambda choice: choice[1].nats)

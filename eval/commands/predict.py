@@ -121,9 +121,9 @@ def predict(
             text that is too long.
     """
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
-    objective = GOALS.get(subject.net.task)
+    objective = GOALS.get(subject.model.task)
     if objective is None:
-        raise no_head(subject.name, subject.net.task, generates=subject.net.generates)
+        raise no_head(subject.name, subject.model.task, generates=subject.model.generates)
     run = run_for(subject, objective, Settings(batch=batch, length=length, labelled=labelled))
     require(not labelled.skip_bad, "labelled.skip_bad", True, "every text must be predicted; remove it")
     # The run may have skipped examples, and its files may have another format than these.
@@ -136,7 +136,7 @@ def predict(
         for name in files:
             require(name.startswith(hub.PREFIX) or Path(name).exists(), "files", name, "no such file")
         items = unlabelled_reader.read_examples(
-            objective, files, reading, line=line, labels=getattr(subject.net.config, "labels", ())
+            objective, files, reading, line=line, labels=getattr(subject.model.config, "labels", ())
         )
     return Predictor.of(subject, run, batch=batch, dtype=dtype, null_threshold=null_threshold).predict(items)
 

@@ -97,7 +97,7 @@ class Encoder:
             BadInput: a model that reads from left to right, or a tokenizer without special tokens.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
-        net = loaded.net
+        net = loaded.model
         if "causal" in net.module.OBJECTIVES:
             raise BadInput(f"{loaded.name}: {net.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)")
         if loaded.tokenizer.special_tokens is None:
@@ -112,7 +112,9 @@ class Encoder:
         """
         loaded = self.loaded
         if not {"masked", "unembed"} & loaded.params.keys():
-            raise BadInput(f"{loaded.name}: a {loaded.net.family} for the task {loaded.net.task} has no head for masked words")
+            raise BadInput(
+                f"{loaded.name}: a {loaded.model.family} for the task {loaded.model.task} has no head for masked words"
+            )
 
     def with_special_tokens(
         self, ids: Integer[np.ndarray, " n"], where: str, *, truncate: bool = False
@@ -142,7 +144,7 @@ class Encoder:
             BadInput: a result that is not finite.
         """
         loaded = self.loaded
-        program = _Program.of(loaded.net, loaded.mesh, np.dtype(self.dtype), compute)
+        program = _Program.of(loaded.model, loaded.mesh, np.dtype(self.dtype), compute)
         with jax.set_mesh(loaded.mesh):
             params = program.cast(loaded.params)
         previous: tuple[list[EncoderRow], Any] | None = None
@@ -179,7 +181,7 @@ class Encoder:
     def _batch_size(self, length: int) -> int:
         """Return the rows of a batch: as many tokens as in `batch` rows of full length, but at most `LOGITS` logits a device."""
         mesh, rows = self.loaded.mesh, max(self.batch, self.batch * self.room // length)
-        return device_mesh.round_up_rows(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.net.config.vocab)))
+        return device_mesh.round_up_rows(mesh, min(rows, max(1, LOGITS * mesh.size // self.loaded.model.config.vocab)))
 
     def _arrays(self, rows: list[EncoderRow], length: int) -> Batch:
         special_tokens = self.special_tokens
@@ -198,13 +200,13 @@ class Encoder:
         columns = [row.at for row in rows], [row.target for row in rows], summaries
         at, targets, summary_at = (np.array(column, np.int32)[:, None] for column in columns)  # [B, 1]
         batch = Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
-        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.net.module.OBJECTIVES:
+        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.module.OBJECTIVES:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
         if not special_tokens.cls_last:
             return batch
         # In a single text, only this special token has a type of its own.
-        if is_typed(self.loaded.net.config.types, special_tokens):
+        if is_typed(self.loaded.model.config.types, special_tokens):
             np.put_along_axis(types, summary_at, special_tokens.types - 1, 1)
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 

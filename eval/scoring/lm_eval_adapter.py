@@ -79,7 +79,7 @@ class HarnessModel(LM):
         """
         tokenizer, windows, owners = self._subject.tokenizer, [], []
         for number, ids in enumerate(tokenizer.encode_many(request.args[0] for request in requests)):
-            max_tokens = positions(self._subject.net) or max(1, len(ids))
+            max_tokens = positions(self._subject.model) or max(1, len(ids))
             for window in get_rolling_token_windows(ids.tolist(), tokenizer.end_of_text, max_seq_len=max_tokens, context_len=1):
                 windows.append(make_disjoint_window(window))
                 owners.append(number)
@@ -97,7 +97,7 @@ class HarnessModel(LM):
         Raises:
             BadInput: an unknown setting, or more new tokens than the model has positions.
         """
-        limit, tokenizer = positions(self._subject.net), self._subject.tokenizer
+        limit, tokenizer = positions(self._subject.model), self._subject.tokenizer
         by_settings: dict[Decoding, list[int]] = {}
         prompts, cut = [], 0
         arguments: list[Any] = [request.args for request in requests]
@@ -123,12 +123,12 @@ class HarnessModel(LM):
     @functools.cached_property
     def _generator(self) -> Generator:
         subject = self._subject
-        return Generator(subject.net, subject.params, subject.mesh, subject.tokenizer, dtype=self._dtype, batch=self._batch)
+        return Generator(subject.model, subject.params, subject.mesh, subject.tokenizer, dtype=self._dtype, batch=self._batch)
 
     def _likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         subject = self._subject
         results = likelihoods(
-            subject.net,
+            subject.model,
             subject.params,
             subject.mesh,
             pairs,

@@ -42,7 +42,7 @@ def permuted_nats(
     Raises:
         BadInput: a model without a query stream, or a result that is not finite.
     """
-    net, room, nats = encoder.loaded.net, length or encoder.room, np.zeros((len(texts), orders))
+    net, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
     if "permutation" not in net.module.OBJECTIVES:
         raise BadInput(f"{encoder.loaded.name}: a {net.family} does not predict tokens in any order; choose an XLNet")
     encoder.check_masked()

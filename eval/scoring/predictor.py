@@ -54,7 +54,7 @@ class Predictor:
             null_threshold: see `eval.scoring.predictions.of_example`.
         """
         return Predictor(
-            subject, run, Forward.of(subject.net, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
+            subject, run, Forward.of(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
         )
 
     def predict(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:

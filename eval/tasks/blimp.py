@@ -100,7 +100,7 @@ def summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
 def _left_to_right(subject: Loaded, pairs: Sequence[Pair], settings: Settings, progress: Progress) -> list[float]:
     """Return -log p of the good and the bad sentence of each pair, from a causal model."""
     results = likelihoods(
-        subject.net,
+        subject.model,
         subject.params,
         subject.mesh,
         encode(subject.tokenizer, [("", sentence) for sentence in _sentences(pairs)]),

@@ -75,9 +75,9 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         BadInput: a model without such a head, measures that are not of it, a label that it does not have, or files that it
             cannot read; see `train.data.labelled_reader` and `train.rows.example_rows`.
     """
-    cfg, goal = subject.net.config, GOALS.get(subject.net.task)
+    cfg, goal = subject.model.config, GOALS.get(subject.model.task)
     if goal is None:
-        raise BadInput(f"--task labelled: the task of {subject.name} is {subject.net.task}, without labels; fine-tune it first")
+        raise BadInput(f"--task labelled: the task of {subject.name} is {subject.model.task}, without labels; fine-tune it first")
     labels = getattr(cfg, "labels", ())
     chosen = _wanted(settings.argument, goal, labels, multi_label=cfg.multi_label)
     run = run_for(subject, goal, settings)
@@ -87,7 +87,7 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
     build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)
-    measured = labelled.of_run(run, subject.net, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
+    measured = labelled.of_run(run, subject.model, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
         subject.params
     )
     numbers = dict(measured.record())
@@ -128,7 +128,7 @@ def run_for(subject: Loaded, goal: Objective, settings: Settings) -> Run:
         BadInput: --labelled.regression or --labelled.multi-label of classes, an option that the objective does not use, or a
             length that the model does not have.
     """
-    cfg, own = subject.net.config, subject.run
+    cfg, own = subject.model.config, subject.run
     numbers = goal == "classification" and len(cfg.labels) == 1 and not cfg.multi_label
     require(numbers or not settings.labelled.regression, "labelled.regression", True, "the model gives no number; leave it out")
     several = cfg.multi_label or not settings.labelled.multi_label

@@ -64,7 +64,7 @@ def score(subject: Loaded, passages: Sequence[Passage], settings: Settings, prog
         BadInput: a last word longer than the model's positions, by file and line; see also `likelihoods`.
     """
     results = likelihoods(
-        subject.net,
+        subject.model,
         subject.params,
         subject.mesh,
         encode(subject.tokenizer, [(passage.context, passage.word) for passage in passages]),

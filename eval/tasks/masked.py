@@ -56,19 +56,19 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     """
     encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
     encoder.check_masked()
-    if "masked" not in subject.net.module.OBJECTIVES:
-        raise BadInput(f"--task masked: a {subject.net.family} never sees a mask; choose --task permutation_likelihood")
+    if "masked" not in subject.model.module.OBJECTIVES:
+        raise BadInput(f"--task masked: a {subject.model.family} never sees a mask; choose --task permutation_likelihood")
     length = settings.length or encoder.room
     require(3 <= length <= encoder.room, "length", settings.length, f"choose 3 to the model's {encoder.room} positions")
     tokens = prepare(documents, subject.tokenizer, jax_setup.cache_dir() / "text")
     if len(tokens.ids) == documents.count:
         raise BadInput("--files: they have no tokens, only white space; write some text")
     data = EncoderData(rows="doc_sentences", pack=True, length=length, batch=settings.batch)
-    model = dataclasses.replace(subject.net.config, task="masked")
+    model = dataclasses.replace(subject.model.config, task="masked")
     run = Run(recipe="", model=model, options=MaskedOptions(), data=data)
-    unseen = np.zeros(subject.net.config.vocab, np.int64)
+    unseen = np.zeros(subject.model.config.vocab, np.int64)
     metrics = scores.scorer(
-        subject.net,
+        subject.model,
         subject.mesh,
         encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),
         Masked.builder(run, subject.tokenizer, lambda: unseen),

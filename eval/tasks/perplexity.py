@@ -53,7 +53,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     Raises:
         BadInput: a length or stride that the model or the length does not allow; or a model that predicts no text left to right.
     """
-    net, tokenizer, mesh = subject.net, subject.tokenizer, subject.mesh
+    net, tokenizer, mesh = subject.model, subject.tokenizer, subject.mesh
     if "causal" not in net.module.OBJECTIVES:
         raise BadInput(f"{net.family} predicts no text from left to right, so it has no perplexity; choose GPT")
     limit = positions(net)

@@ -65,7 +65,7 @@ def score(subject: Loaded, pairs: list[Pair], settings: Settings, progress: Prog
     Raises:
         BadInput: a model that reads no source, or a measure that is not installed.
     """
-    net, tokenizer, run = subject.net, subject.tokenizer, subject.run
+    net, tokenizer, run = subject.model, subject.tokenizer, subject.run
     if not net.is_encoder_decoder:
         raise BadInput(f"--task text_to_text: {subject.name} is a {net.family} without an encoder; choose an encoder-decoder")
     measures, references = _measures(settings.argument), [pair.target for pair in pairs]

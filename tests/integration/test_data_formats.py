@@ -118,7 +118,7 @@ def test_every_documented_command_reads_its_files(
 def test_every_documented_command_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = subject()
     (place / "LM").mkdir()
-    pretrained.save(place / "LM", made.net.config, made.params)
+    pretrained.save(place / "LM", made.model.config, made.params)
     hf_files.write_tokenizer(place / "LM", made.tokenizer, longest=32)
     for number, command in enumerate(COMMANDS):
         small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))

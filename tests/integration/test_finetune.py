@@ -126,7 +126,7 @@ def test_an_export_is_what_transformers_loads(capsys: pytest.CaptureFixture[str]
     ours, back = load(run("classification")), load("out")
     row = encoders.tokenizer("wordpiece").special_tokens.single(ours.tokenizer.encode("the whale"))[0].tolist()
     assert transformers.AutoTokenizer.from_pretrained("./out")("the whale")["input_ids"] == row
-    assert back.net.config.labels == ("no", "yes")
+    assert back.model.config.labels == ("no", "yes")
     np.testing.assert_array_equal(ours.params["classifier"]["kernel"], back.params["classifier"]["kernel"])
 
 

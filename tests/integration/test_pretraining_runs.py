@@ -108,7 +108,7 @@ def test_weights_come_back_from_an_export(name: str, capsys: pytest.CaptureFixtu
         ended = call(capsys, *words(line))
         assert ended.code == 0, ended.stderr
     before, after = load(f"runs/{name}"), load(f"models/{name}")
-    assert (after.net.family, after.net.task) == (before.net.family, before.net.task)
+    assert (after.model.family, after.model.task) == (before.model.family, before.model.task)
     assert after.tokenizer.encode("the 7th whale").tolist() == before.tokenizer.encode("the 7th whale").tolist()
     weights, imported = (by_path(jax.device_get(loaded.params)) for loaded in (before, after))
     assert weights.keys() == imported.keys()
@@ -123,7 +123,7 @@ def test_finetuning_begins_with_the_pretrained_body_and_tokenizer(name: str) -> 
     new, old = (np.asarray(loaded.params["embed"]["tokens"]["embedding"]) for loaded in (after, before))
     assert np.abs(new - old).mean() < 0.05 * np.abs(old).mean()
     if name == "labels":
-        assert after.net.init_carry(8) == {}
+        assert after.model.init_carry(8) == {}
         assert "unembed" not in after.params and "classifier" in after.params
 
 

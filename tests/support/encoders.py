@@ -51,7 +51,7 @@ def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:
 def folder(path: Path, family: str, task: str = "masked") -> Path:
     made = loaded(family, task)
     path.mkdir()
-    pretrained.save(path, made.net.config, made.params)
+    pretrained.save(path, made.model.config, made.params)
     hf_files.write_tokenizer(path, made.tokenizer, longest=POSITIONS)
     return path
 
@@ -62,13 +62,13 @@ def texts(*given: str) -> list[Text]:
 
 def hidden(made: Loaded, tokens: Sequence[int]) -> np.ndarray:
     """float32 [T, D]: the hidden states of a row alone, without padding."""
-    return np.asarray(_forward(made.net)(made.params, jnp.array([tokens], jnp.int32))[0][0])
+    return np.asarray(_forward(made.model)(made.params, jnp.array([tokens], jnp.int32))[0][0])
 
 
 def logs(made: Loaded, tokens: Sequence[int], at: int) -> np.ndarray:
     """float64 [V]: log-probabilities of the vocabulary at a position of a row alone, the softmax in numpy."""
-    values = np.asarray(_forward(made.net)(made.params, jnp.array([tokens], jnp.int32))[1][0, at], np.float64)
-    values = values[: made.net.config.vocab]
+    values = np.asarray(_forward(made.model)(made.params, jnp.array([tokens], jnp.int32))[1][0, at], np.float64)
+    values = values[: made.model.config.vocab]
     return values - np.log(np.exp(values - values.max()).sum()) - values.max()
 
 

@@ -36,7 +36,7 @@ def subject(devices: int = 1) -> Loaded:
 
 
 def scored(pairs: Any) -> list[Likelihood]:
-    return likelihoods(subject().net, subject().params, subject().mesh, pairs, batch=4, dtype=jnp.float32)
+    return likelihoods(subject().model, subject().params, subject().mesh, pairs, batch=4, dtype=jnp.float32)
 
 
 def write(path: Path, *lines: Any) -> str:

@@ -69,9 +69,9 @@ class Distilled(Masked):
             raise BadInput(
                 f"--distillation.teacher {options.teacher}: it has no head for masked tokens, and so no probabilities to learn"
             )
-        _check(run, loaded.net.config)
+        _check(run, loaded.model.config)
         frozen = cast_params(loaded.params, run.precision)
-        return cls(teacher=loaded.net, frozen=frozen, options=options, teacher_params=loaded.params, mesh=mesh)
+        return cls(teacher=loaded.model, frozen=frozen, options=options, teacher_params=loaded.params, mesh=mesh)
 
     @classmethod
     def bind_abstract(cls, run: run_config.Run, mesh: Mesh) -> "Distilled":

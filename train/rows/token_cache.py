@@ -156,7 +156,7 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
             yield document.text, document.last
 
     with contextlib.closing(_Parts(folder, tokenizer)) as parts:
-        for number, group in enumerate(groups(tokenizer.pieces(read()))):
+        for number, group in enumerate(groups(tokenizer.chunks(read()))):
             done_before, sizes, text = done, [], hashlib.sha256()
             for chunk, last in group:
                 raw = chunk.encode()

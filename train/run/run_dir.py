@@ -65,19 +65,19 @@ class RunDir:
         self.profile = self.path / "profile"
 
     @property
-    def begun(self) -> bool:
-        """True if a checkpoint was ever committed here, apart from the best one."""
+    def is_resumable(self) -> bool:
+        """True if a checkpoint was committed here from which the run continues; the best one is not such a checkpoint."""
         return any(self.checkpoints.glob("*/COMMIT.json"))
 
     @property
-    def holds_results(self) -> bool:
+    def has_results(self) -> bool:
         """True if there is a checkpoint, a best one or a score, which a run of another configuration must not replace."""
         return self.has_checkpoint or self.scores.exists()
 
     @property
     def has_checkpoint(self) -> bool:
-        """True if a checkpoint was ever committed here, the best one included."""
-        return self.begun or any(self.best.glob("*/COMMIT.json"))
+        """True if any checkpoint was committed here, the best one included."""
+        return self.is_resumable or any(self.best.glob("*/COMMIT.json"))
 
     @classmethod
     def of(cls, run: Run) -> "RunDir":
@@ -177,7 +177,7 @@ def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) ->
     Raises:
         BadInput: names every field that differs.
     """
-    if folder.holds_results and folder.config.exists():
+    if folder.has_results and folder.config.exists():
         changed = [line for line in differences(read_config(folder.path), run) if line.partition(":")[0] not in undecided]
         if changed:
             raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
@@ -210,7 +210,7 @@ def no_checkpoint(path: Path) -> BadInput:
 
 def remove_stale_files(folder: RunDir, run: Run) -> bool:
     """Delete the files of a run of another configuration that left no results, and return whether there was one."""
-    if folder.holds_results or not folder.config.exists():
+    if folder.has_results or not folder.config.exists():
         return False
     with contextlib.suppress(BadInput):
         if not differences(read_config(folder.path), run):

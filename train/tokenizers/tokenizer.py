@@ -187,7 +187,7 @@ class Tokenizer:
     def encode_many(self, texts: Iterable[str]) -> Iterator[Int32[np.ndarray, " tokens"]]:
         """Yield the ids of each text, in order, on all cores. Memory is bounded by the longest text, not by their number."""
         parts: list[np.ndarray] = []
-        for group in groups(self.pieces((text, True) for text in texts)):
+        for group in groups(self.chunks((text, True) for text in texts)):
             for ids, (_, last) in zip(self.encode_batch([chunk for chunk, _ in group]), group, strict=True):
                 parts.append(ids)
                 if last:
@@ -219,8 +219,8 @@ class Tokenizer:
         encoding = self._core.encode(words, is_pretokenized=True, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int64)
 
-    def pieces(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
-        """Yield (chunk, is it the last of a text), cut so that this tokenizer may encode the chunks one by one.
+    def chunks(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+        """Yield (chunk, True if it ends a text), cut so that the ids of a text are those of its chunks, joined.
 
         `texts` has the same form: whole texts, or the chunks of `train.data.chunking.cut`. Those are kept or cut further; the
         rules of T5 and XLNet allow cuts before spaces only. With unknown rules every text is yielded as a whole.

@@ -52,9 +52,9 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
 
 def _next_command(loaded: Loaded) -> str:
     """Return the command that uses a model; empty for one that must be fine-tuned first."""
-    if loaded.net.generates:
+    if loaded.model.generates:
         return "generate"
-    return "fill-mask" if "masked" in loaded.params else "embed" if loaded.net.task == "body" else ""
+    return "fill-mask" if "masked" in loaded.params else "embed" if loaded.model.task == "body" else ""
 
 
 def export(run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh) -> int:
@@ -87,7 +87,7 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
 
 
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
-    cfg = loaded.net.config
+    cfg = loaded.model.config
     pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
 
@@ -119,8 +119,8 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _summary(loaded: Loaded) -> str:
-    cfg = loaded.net.config
-    name = configs.published_name(cfg) or f"a {loaded.net.family} of no published size"
+    cfg = loaded.model.config
+    name = configs.published_name(cfg) or f"a {loaded.model.family} of no published size"
     return f"{name}, {models.parameter_count(cfg):,} parameters, a vocabulary of {loaded.tokenizer.vocab_size:,}"
 
 

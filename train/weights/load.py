@@ -33,7 +33,7 @@ class Loaded:
 
     name: str
     """Name of the folder."""
-    net: Model
+    model: Model
     params: dict[str, Any]
     """Parameters in float32, sharded over `mesh`."""
     tokenizer: Tokenizer
@@ -101,7 +101,7 @@ def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     source = run.init or teacher
     if run.tokenizer.path:
         tokenizer = hf_files.read_tokenizer(Path(run.tokenizer.path))
-    elif (folder.tokenizer / FILE).exists() and folder.begun:
+    elif (folder.tokenizer / FILE).exists() and folder.is_resumable:
         # Without a checkpoint nothing depends on that tokenizer, and the text it was trained on may have changed since.
         tokenizer = Tokenizer.load(folder.tokenizer)
     elif source:
@@ -109,7 +109,7 @@ def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     else:
         return None
     # Scoring a student does not need its teacher, which may be absent then.
-    if teacher and not folder.begun and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
+    if teacher and not folder.is_resumable and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
         raise BadInput(
             f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer and --init to use the teacher's"
         )
@@ -165,7 +165,7 @@ def _check_padding(folder: Path, loaded: Loaded) -> None:
 
     RoBERTa counts positions from the padding id, and the decoders of T5 and Marian begin with it.
     """
-    default = getattr(configs.family(loaded.net.family), "PADDING", None)
+    default = getattr(configs.family(loaded.model.family), "PADDING", None)
     own = loaded.tokenizer.text_special_tokens or loaded.tokenizer.special_tokens
     if default is None or own is None:
         return
@@ -175,7 +175,7 @@ def _check_padding(folder: Path, loaded: Loaded) -> None:
 
 
 def _check_entries(loaded: Loaded) -> Loaded:
-    entries, vocabulary = loaded.tokenizer.vocab_size, loaded.net.config.vocab
+    entries, vocabulary = loaded.tokenizer.vocab_size, loaded.model.config.vocab
     if entries > vocabulary:
         raise BadInput(
             f"{loaded.name}: its tokenizer has {entries:,} entries and its model a vocabulary of {vocabulary:,}; "

@@ -50,7 +50,7 @@ def params(run: run_config.Run, net: Model, mesh: Mesh, notify: Callable[[str], 
     """
     source = load(run.init, mesh)
     loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
-    if _head(source.net) != _head(net):
+    if _head(source.model) != _head(net):
         loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in FITTED}
 
     def init() -> Any:

@@ -67,19 +67,19 @@ class Spec:
         return self._map_arrays(lambda letters, x: tiles.take(x, letters, tile))
 
     def add_tile(self, sums: Any, update: Any, tile: Tile) -> Any:
-        """Return `sums`, shaped like `numbers()`, with `update`, shaped like those of a tile, added at the tile's place."""
+        """Return `sums`, shaped like `differentiable()`, with `update`, shaped like those of a tile, added at the tile's place."""
         tile, updates = self._with_distances(tile), {name: array for name, _, array in update.arrays()}
         new_sums = {name: tiles.add(x, updates[name], axes, tile) for name, axes, x in sums.arrays()}
         return dataclasses.replace(sums, **new_sums)
 
-    def numbers(self) -> Any:
-        """Return the specification with its floating-point arrays alone: those that have a gradient."""
+    def differentiable(self) -> Any:
+        """Return the specification with only its differentiable arrays, those of floating-point numbers."""
         others = {name: None for name, _, x in self.arrays() if not jnp.issubdtype(x.dtype, jnp.floating)}
         return dataclasses.replace(self, **others)
 
-    def with_numbers(self, numbers: Any) -> Any:
-        """Return the specification with the floating-point arrays of another one."""
-        return dataclasses.replace(self, **{name: x for name, _, x in numbers.arrays()})
+    def with_differentiable(self, arrays: Any) -> Any:
+        """Return the specification with the differentiable arrays of another one."""
+        return dataclasses.replace(self, **{name: x for name, _, x in arrays.arrays()})
 
     def _with_distances(self, tile: Tile) -> Tile:
         """Return the tile with its place along the axis of distances, D, if the specification has one."""

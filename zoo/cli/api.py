@@ -38,7 +38,7 @@ class LoadedModel:
     @property
     def model(self) -> "Model":
         """The configuration with its functions `apply`, `unembed`, `decode` and others."""
-        return self._loaded.net
+        return self._loaded.model
 
     @property
     def config(self) -> Any:
@@ -126,7 +126,7 @@ class LoadedModel:
         if self._generator is None:
             loaded = self._loaded
             self._generator = Generator(
-                loaded.net, loaded.params, loaded.mesh, loaded.tokenizer, dtype=jnp.float32, batch=self._batch
+                loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=jnp.float32, batch=self._batch
             )
         # The source of an encoder-decoder is a whole text, which ends with its mark.
         end = [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []

@@ -106,7 +106,7 @@ def check_inputs(run: Any, folder: Any) -> None:
             raise BadInput(f"{path}: no such file")
     if run.tokenizer.path and not Path(run.tokenizer.path).is_dir():
         raise BadInput(f"--tokenizer.path {run.tokenizer.path}: no such folder; name one that holds a tokenizer")
-    for source in (run.teacher, "" if folder.begun else run.init):
+    for source in (run.teacher, "" if folder.is_resumable else run.init):
         if source:
             check_source(source)
 

@@ -75,7 +75,7 @@ def agreement(case: str, outputs: Predictions, truth: Sequence[Any]) -> dict[str
 def several_labels() -> Loaded:
     """Return the classifier with a head that predicts any number of labels."""
     single = loaded("classification")
-    return dataclasses.replace(single, net=model(dataclasses.replace(single.net.config, multi_label=True)))
+    return dataclasses.replace(single, model=model(dataclasses.replace(single.model.config, multi_label=True)))
 
 
 @pytest.mark.parametrize("case", [*finetuned.TASKS, "several labels"])
@@ -168,9 +168,9 @@ def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.full
 def test_a_single_label_names_a_number(tmp_path: Path) -> None:
     made = encoders.loaded("bert", "sequence")
-    net = dataclasses.replace(made.net.config, labels=("score",))
+    net = dataclasses.replace(made.model.config, labels=("score",))
     params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
-    subject = dataclasses.replace(made, net=model(net), params=params)
+    subject = dataclasses.replace(made, model=model(net), params=params)
     (each,) = predict(subject, texts=["the whale"])
     cfg = run("classification", labels=("score",), regression=True)
     (of_first, *_) = predict(made, texts=["the whale"])

@@ -35,12 +35,12 @@ def log_probabilities(batch: Batch) -> np.ndarray:
     """Return float64 [P, V] at the queries of a row."""
     made = loaded("xlnet", "permutation")
     predicted = _apply()(made.params, batch).predicted
-    return log_softmax(np.float64(made.net.unembed(made.params, predicted)[0])[:, : made.net.config.vocab], -1)
+    return log_softmax(np.float64(made.model.unembed(made.params, predicted)[0])[:, : made.model.config.vocab], -1)
 
 
 @functools.cache
 def _apply() -> Any:
-    return jit(loaded("xlnet", "permutation").net.apply)
+    return jit(loaded("xlnet", "permutation").model.apply)
 
 
 def conditional(ids: np.ndarray, known: list[int], at: int) -> float:

@@ -112,7 +112,7 @@ def test_masked_task_masks_and_scores_as_in_training(tmp_path: Path) -> None:
         return masked.score(certain, masked.read([str(tmp_path / "a.txt")], settings), settings, quiet)
 
     result = score("a" + " whale" * 500)
-    loss, count = math.log(math.exp(5) + subject.net.config.vocab - 1) - 5, result.metrics["predictions"]
+    loss, count = math.log(math.exp(5) + subject.model.config.vocab - 1) - 5, result.metrics["predictions"]
     wrong = round(count * (1 - result.metrics["accuracy"]))
     assert result.metrics["loss"] == pytest.approx(loss + 5 * wrong / count, rel=1e-5)
     assert wrong <= 1 and result.examples == 1 and result.details == {"length": LENGTH}

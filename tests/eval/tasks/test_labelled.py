@@ -123,9 +123,9 @@ def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsy
 @pytest.mark.full
 def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
     made = encoders.loaded("bert", "sequence")
-    net = dataclasses.replace(made.net.config, labels=("score",))
+    net = dataclasses.replace(made.model.config, labels=("score",))
     params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
-    subject = dataclasses.replace(made, net=model(net), params=params)
+    subject = dataclasses.replace(made, model=model(net), params=params)
     file = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\t0.5\nthe men\t2\nthe ship\t-1\n")
     assert score(subject, file, argument="stsb").metrics.keys() == {"pearson", "spearman"}
 

@@ -111,7 +111,7 @@ def test_a_long_text_is_scored_in_windows_each_token_once(model: Any) -> None:
 
 
 def generator() -> Generator:
-    return Generator(subject().net, subject().params, subject().mesh, tokenizer(), dtype=jnp.float32, batch=4)
+    return Generator(subject().model, subject().params, subject().mesh, tokenizer(), dtype=jnp.float32, batch=4)
 
 
 @pytest.mark.full

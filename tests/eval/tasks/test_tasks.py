@@ -137,7 +137,7 @@ def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
 
 def test_the_last_word_counts_if_greedy_over_all_its_tokens(tmp_path: Path) -> None:
     """With a model to which " whale" is the likeliest token everywhere."""
-    net, params, mesh = subject().net, subject().params, subject().mesh
+    net, params, mesh = subject().model, subject().params, subject().mesh
     (whale,) = tokenizer().encode(" whale").tolist()
     bias = 9 * params["embed"]["tokens"]["embedding"][whale]
     hunter = dataclasses.replace(subject(), params={**params, "norm": {**params["norm"], "bias": bias}})
@@ -190,7 +190,7 @@ def test_words_in_pieces_count_once() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint, of the parameters alone."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    cfg = tiny.run(model=subject().net.config, precision="float32")
+    cfg = tiny.run(model=subject().model.config, precision="float32")
     folder, everywhere = RunDir(path), NamedSharding(device_mesh.make_mesh(run_config.Mesh()), PartitionSpec())
     folder.tokenizer.mkdir(parents=True)
     folder.write_config(cfg)

@@ -184,7 +184,7 @@ def test_lost_rows_are_noticed_and_a_missing_report_is_written(
     folder = RunDir.of(run)
     with pytest.raises(Killed):
         train(dataclasses.replace(run, seed=1), killed=2)
-    assert not folder.holds_results
+    assert not folder.has_results
     with pytest.raises(Killed):
         train(run, killed=6)
     assert "a run of another configuration left no checkpoint here; this one takes its place" in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_texts_encoded_in_pieces_have_the_ids_of_the_whole(kind: Kind, texts: li
     ours = spaces() if kind == "gpt" else trained(kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "CHUNK", 2)
-        assert len(list(ours.pieces([("some words here", True)]))) == 3
+        assert len(list(ours.chunks([("some words here", True)]))) == 3
         many = list(ours.encode_many(texts))
     assert [ids.tolist() for ids in many] == [ids.tolist() for ids, _ in ours.encode_spans(texts)]
 
@@ -269,7 +269,7 @@ def test_rules_that_no_class_of_transformers_makes_are_written_as_they_are(kind:
     assert again("\uff37HALE", add_special_tokens=False)["input_ids"] == other.encode("whale").tolist()
     assert again.model_max_length == 512
     # A text is whole where rules are unknown.
-    assert len(list(other.pieces([("a b " * chunking.CHUNK, True)]))) == 1
+    assert len(list(other.chunks([("a b " * chunking.CHUNK, True)]))) == 1
 
 
 @pytest.mark.planted(2)

@@ -31,9 +31,9 @@ def test_a_text_that_no_place_to_cut_makes_too_long_is_refused(monkeypatch: pyte
     with pytest.raises(BadInput, match="100 characters without the end of a word"):
         trained("gpt").encode("x" * 101)
     other = Tokenizer({**content("gpt"), "pre_tokenizer": WORDS})
-    assert list(other.pieces([("some ", False), ("text", True), ("more", True)])) == [("some text", True), ("more", True)]
+    assert list(other.chunks([("some ", False), ("text", True), ("more", True)])) == [("some text", True), ("more", True)]
     with pytest.raises(BadInput, match="more than 100 characters: this tokenizer's rules need each text whole"):
-        list(other.pieces([("word " * 15, False), ("word " * 15, True)]))
+        list(other.chunks([("word " * 15, False), ("word " * 15, True)]))
 
 
 def test_encode_many_reads_no_further_ahead_than_a_group() -> None:
@@ -131,7 +131,7 @@ def test_a_text_begins_with_a_space_if_the_files_say_so(published: Path) -> None
     ids = ours.encode("whale ship").tolist()
     assert ids == ours.encode(" whale ship").tolist() == ours.encode_words(["whale", "ship"])[0].tolist()
     # A piece of a text must not get one.
-    assert len(list(ours.pieces([("a b " * (1 << 16), True)]))) == 1
+    assert len(list(ours.chunks([("a b " * (1 << 16), True)]))) == 1
     out.mkdir()
     hf_files.write_tokenizer(out, ours, longest=512)
     for folder in (published, out):

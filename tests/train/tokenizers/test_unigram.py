@@ -57,7 +57,7 @@ def test_lines_to_train_on_are_the_same_from_pieces(monkeypatch: pytest.MonkeyPa
     parts = [piece for piece, _ in chunking.cut(japanese)]
     assert len(parts) > 20
     assert [*unigram.lines(parts)] == [*unigram.lines(japanese)]
-    cut = trained("sentencepiece").pieces([("\u3042\u3002\u3042 b", True)])
+    cut = trained("sentencepiece").chunks([("\u3042\u3002\u3042 b", True)])
     assert [*cut] == [("\u3042\u3002\u3042", False), (" b", True)]
 
 

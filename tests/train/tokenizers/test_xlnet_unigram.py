@@ -133,7 +133,7 @@ def test_a_file_as_it_was_published_is_read_and_written_as_xlnets(tmp_path: Path
     old = Tokenizer(rules)
     for text in AWKWARD:
         assert old.encode(text).tolist() == trained("xlnet").encode(text).tolist()
-    assert len(list(old.pieces([("a b " * chunking.CHUNK, True)]))) > 1
+    assert len(list(old.chunks([("a b " * chunking.CHUNK, True)]))) > 1
     hf_files.write_tokenizer(tmp_path, old, longest=None)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "XLNetTokenizer"
 

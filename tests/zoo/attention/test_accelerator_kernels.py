@@ -110,7 +110,7 @@ def exact(t, mask, bias="none", **sizes):
     mask, bias = masks(t)[mask], biases(t)[bias]
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64 if x.dtype == np.float32 else None), bias)
-        numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.numbers().arrays()]
+        numbers = [] if bias is None else [f"d_{name}" for name, _, _ in wide.differentiable().arrays()]
         by_name = bounds(inputs(jnp.float64, t, **sizes), mask, wide, None, scale=SCALE, rate=0.0, dtype="float32")
         allowed = [by_name[name] for name in ("out", "d_q", "d_k", "d_v", *numbers)]
         results = value_and_gradients(reference, jnp.float64, t, mask, bias, **sizes)

@@ -122,7 +122,9 @@ def test_tiles_cut_no_array_twice():
         tiled = jax.tree.map(jnp.asarray, spec).for_tiles(T, T, S)
         assert getattr(tiled, of_queries).dtype != getattr(tiled, of_keys).dtype
     # What has a gradient is still what had one.
-    assert [name for name, _, _ in bias.numbers().arrays()] == [name for name, _, _ in bias.for_tiles(T, T, S).numbers().arrays()]
+    assert [name for name, _, _ in bias.differentiable().arrays()] == [
+        name for name, _, _ in bias.for_tiles(T, T, S).differentiable().arrays()
+    ]
 
 
 def ones(*shape, dtype=jnp.float32):

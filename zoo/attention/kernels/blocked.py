@@ -230,10 +230,10 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
                     bias_tile, shape = bias.slice_tile(tile), s.shape
 
                     def dense(numbers: Any) -> Array:
-                        values = bias_tile.with_numbers(numbers).dense(plan.block_q, plan.block_k, plan.scale)
+                        values = bias_tile.with_differentiable(numbers).dense(plan.block_q, plan.block_k, plan.scale)
                         return jnp.broadcast_to(values.astype(acc_dtype), shape)
 
-                    bias_values, bias_vjp = jax.vjp(dense, bias_tile.numbers())
+                    bias_values, bias_vjp = jax.vjp(dense, bias_tile.differentiable())
                     s = s + bias_values
                 p = jnp.exp(_masked(s, mask, tile) - lse_i)  # line 11
                 p_dropped = _dropped(p, seed, heads, tile, plan.rate)
@@ -259,7 +259,7 @@ def _backward(plan: Plan, residuals: Any, d_out: Array) -> tuple[Any, ...]:
     # The gradients of keys and values are summed as [H, S]. As [S, H] they would need every tile of p and d_s transposed, instead
     # of q and d_out once.
     transposed_q, transposed_d_out = (x.transpose(0, 1, 4, 2, 3) for x in (q, d_out))  # [B, K, H, N/K, T]
-    numbers: Any = None if bias is None else bias.numbers()
+    numbers: Any = None if bias is None else bias.differentiable()
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, acc_dtype), numbers)
     groups = plan.group_indices(q)
     d_bias, (d_q, d_k, d_v) = lax.scan(one_group, start, groups, unroll=batches_per_step(groups.size))
