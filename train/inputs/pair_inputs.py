@@ -22,7 +22,7 @@ from train.rows.seq2seq_rows import PackedPair, SourceTarget, text_special_token
 from train.run.console import short
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import check_vocabulary, existing_tokenizer
+from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
 
 OPEN = 256

@@ -23,7 +23,7 @@ from train.run.console import short
 from train.run.progress_bar import shown
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.load import check_vocabulary, existing_tokenizer
+from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput, require
 

@@ -16,7 +16,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 from train.tokenizers import hf_files
-from train.tokenizers.tokenizer import FILE, Tokenizer
+from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs, models, pretrained, sharding
 from zoo.errors import BadInput, require
 from zoo.hf import hub
@@ -81,45 +81,6 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     newest, *others = (load(where, mesh, step) for step in steps[:last])
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [loaded.params for loaded in others], newest.params)
     return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total))
-
-
-def tokenizer_of(where: str) -> Tokenizer:
-    """Return the tokenizer of the model that `load` would load."""
-    folder = hub.folder_of(where)
-    return Tokenizer.load(RunDir(folder).tokenizer) if is_run(folder) else hf_files.read_tokenizer(folder)
-
-
-def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
-    """Return the tokenizer that a run already has, or None if it must train one.
-
-    It is that of `tokenizer.path`, of its own folder if the run resumes, of `init`, or of its teacher, in this order.
-
-    Raises:
-        BadInput: the tokenizer of a new run differs from its teacher's.
-    """
-    teacher = run.teacher
-    source = run.init or teacher
-    if run.tokenizer.path:
-        tokenizer = hf_files.read_tokenizer(Path(run.tokenizer.path))
-    elif (folder.tokenizer / FILE).exists() and folder.is_resumable:
-        # Without a checkpoint nothing depends on that tokenizer, and the text it was trained on may have changed since.
-        tokenizer = Tokenizer.load(folder.tokenizer)
-    elif source:
-        tokenizer = tokenizer_of(source)
-    else:
-        return None
-    # Scoring a student does not need its teacher, which may be absent then.
-    if teacher and not folder.is_resumable and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
-        raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer and --init to use the teacher's"
-        )
-    return tokenizer
-
-
-def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer with ids beyond the model's vocabulary."""
-    fix = f"the tokenizer has {tokenizer.vocab_size} entries; choose {tokenizer.vocab_size} or more"
-    require(tokenizer.vocab_size <= run.model.vocab, "model.vocab", run.model.vocab, fix)
 
 
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
