@@ -1,1 +1,1 @@
-"""Checkpoints: the manifest with its digests, arrays through Orbax, restoring, and the best checkpoint."""
+"""Checkpoints: saving, restoring and pruning them, the manifest with its digests, arrays through Orbax, and the best one."""

@@ -127,7 +127,7 @@ def test_saves_where_an_event_loop_runs(folder: Path) -> None:
 def test_a_deletion_that_stops_half_way_leaves_no_damaged_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_all(folder, 1)
     # As if the process was killed after the first file.
-    monkeypatch.setattr("train.checkpoints.checkpoints.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
+    monkeypatch.setattr("train.checkpoints.step_folders.shutil.rmtree", lambda path, **_: (path / "_METADATA").unlink())
     with Checkpoints(folder, 1, notify=pytest.fail) as checkpoints:
         checkpoints.save(make(2), META | {"step": 2})
     monkeypatch.undo()
