@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.data.text_files import check_string, listed, nonblank_lines, parse_object
 from zoo.errors import BadInput, require
-
-LONGEST_LINE = 16 << 20
-"""Bytes of the longest line that is read, since a file without line ends must not fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +48,22 @@ def read_examples(path: str | Path, template: str) -> list[dict[str, str]]:
     """Read the template's fields from each line of a .jsonl file; blank lines are skipped, numbers become text.
 
     Raises:
-        BadInput: a file that cannot be read or has no examples, or a line (named) that is not an object with these fields.
+        BadInput: a file that cannot be read or holds no text, or a line (named) that is not an object with these fields.
     """
     names = [name for _, name in _parse(template) if name is not None]
-    examples = [{name: _text(value, name, where) for name in names} for where, value in _objects(Path(path))]
-    if not examples:
-        raise BadInput(f"{path}: has no examples; write one object a line")
-    return examples
+    return [{name: _text(value, name, where) for name in names} for where, value in _objects(Path(path), names)]
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Read the lines of a text file, or the field "prompt" of the lines of a .jsonl file, without blank lines.
 
     Raises:
-        BadInput: a file that cannot be read or has no prompts, or a line (named) that is not UTF-8 or has no prompt.
+        BadInput: a file that cannot be read or holds no text, or a line (named) that is not UTF-8 or has no prompt.
     """
     file = Path(path)
     if file.suffix.lower() == ".jsonl":
-        prompts = [_text(value, "prompt", where) for where, value in _objects(file)]
-    else:
-        prompts = [line for _, line in _lines(file)]
-    if not prompts:
-        raise BadInput(f"{path}: has no prompts; write one a line")
-    return prompts
+        return [_text(value, "prompt", where) for where, value in _objects(file, ("prompt",))]
+    return [line for _, line in nonblank_lines(file)]
 
 
 def parse_query(items: Sequence[str]) -> dict[str, str]:
@@ -107,45 +98,16 @@ def _fill(parts: Sequence[tuple[str, str | None]], values: Mapping[str, str]) ->
     return "".join(literal + (values[name] if name is not None else "") for literal, name in parts)
 
 
-def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, object) of each line."""
-    for where, line in _lines(file):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: invalid JSON ({error}); write one complete object a line") from None
-        if not isinstance(value, dict):
-            raise BadInput(f"{where}: not an object; write lines like {{{json.dumps('name')}: ...}}")
-        yield where, value
-
-
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file:line, text without its line end) of the lines that are not blank; a byte order mark is dropped."""
-    number = 0
-    try:
-        with file.open("rb") as stream:
-            while raw := stream.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(raw) > LONGEST_LINE:
-                    raise BadInput(f"{file}:{number}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines")
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if line.strip():
-                    yield f"{file}:{number}", line
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from None
+def _objects(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file:line, object) of each line; `fields` are named in the error message about a line that is no object."""
+    example = json.dumps(dict.fromkeys(fields, "..."))
+    return ((where, parse_object(line, where, example)) for where, line in nonblank_lines(file))
 
 
 def _text(value: Mapping[str, Any], name: str, where: str) -> str:
     if name not in value:
-        names = ", ".join(json.dumps(key) for key in list(value)[:20])
-        raise BadInput(f"{where}: no field {json.dumps(name)}; it has {names or 'none'}")
+        raise BadInput(f"{where}: no field {json.dumps(name)}; it has {listed(list(value))}")
     text = value[name]
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise BadInput(f"{where}: field {json.dumps(name)} is neither text nor a number")
-    try:
-        str(text).encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {json.dumps(name)} has a lone surrogate at character {error.start}; fix it") from None
-    return str(text)
+    return check_string(str(text), f"{where}: field {json.dumps(name)}")

@@ -14,6 +14,7 @@ from jaxtyping import Int32, Integer
 from eval import files
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
+from train.data.text_files import nonblank_lines
 from train.engine import device_mesh
 from train.rows.example_rows import is_typed
 from train.tokenizers.special_tokens import SpecialTokens
@@ -62,7 +63,7 @@ def read_texts(texts: Texts) -> list[Text]:
     """Read the texts in the options, or those of all files.
 
     Raises:
-        BadInput: see `eval.files.files` and `eval.files.lines`.
+        BadInput: see `eval.files.files` and `train.data.text_files.nonblank_lines`.
     """
     if texts.texts:
         single = len(texts.texts) == 1
@@ -70,7 +71,7 @@ def read_texts(texts: Texts) -> list[Text]:
     lines = []
     for name in texts.files:
         for file in [STDIN] if name == "-" else files.files([name], (".txt",)):
-            lines += [Text(where, line) for where, line in files.lines(file)]
+            lines += [Text(where, line) for where, line in nonblank_lines(file)]
     return lines
 
 

@@ -26,11 +26,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval import files
-from eval.files import mean_and_error
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.pseudo_likelihood import pseudo_nats
+from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
+from train.data.text_files import nonblank_lines
 from train.weights.load import Loaded
 
 OPTIONS = ("limit",)
@@ -51,13 +52,13 @@ def read(names: Sequence[str], settings: Settings) -> list[Pair]:
     """Read the pairs of all files; with a limit, only the first ones of each paradigm.
 
     Raises:
-        BadInput: see `files`, `lines` and `strings` in `eval.files`.
+        BadInput: see `eval.files` and `train.data.text_files.nonblank_lines`.
     """
     pairs: list[Pair] = []
     counts: collections.Counter[str] = collections.Counter()
     for file in files.files(names, (".jsonl",)):
-        for where, text in files.lines(file):
-            fields = files.strings(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
+        for where, text in nonblank_lines(file):
+            fields = files.text_fields(text, where, ("sentence_good", "sentence_bad"), ("UID", "linguistics_term"))
             paradigm = fields.get("UID", file.stem)
             phenomenon = fields.get("linguistics_term", paradigm)
             counts[paradigm] += 1

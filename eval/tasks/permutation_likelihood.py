@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.files import mean_and_error
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.permutation_likelihood import permuted_nats
+from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
 from train.config.data_options import TextData
 from train.data import corpus

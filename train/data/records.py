@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from train.config.objective_options import PairTables, Reading
 from train.data.arrow import table
 from train.data.sources import Split
-from train.data.text_files import json_type, lines, listed, parse_json
+from train.data.text_files import lines, listed, parse_object
 from zoo.errors import BadInput
 
 TO_UTF8 = "convert the file to UTF-8, or choose --labelled.encoding latin-1"
@@ -94,14 +94,9 @@ def json_lines(file: Path, options: Reading) -> Iterator[Record | BadInput]:
             continue
         where = f"{file}:{line}"
         try:
-            value = parse_json(text, where, "write one object a line")
+            yield Record(where, parse_object(text, where, '{"text": ..., "label": ...}'))
         except BadInput as error:
             yield error
-            continue
-        if isinstance(value, dict):
-            yield Record(where, value)
-        else:
-            yield BadInput(f'{where}: {json_type(value)}, not an object; write lines like {{"text": ..., "label": ...}}')
 
 
 def parquet(file: Path, options: Reading) -> Iterator[Record]:

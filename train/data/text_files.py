@@ -99,10 +99,25 @@ def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[t
         while raw := stream.readline(LONGEST_LINE + 1):
             line += 1
             if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write one document a line, split long ones")
+                raise BadInput(f"{file}:{line}: longer than {LONGEST_LINE >> 20} MiB; write shorter lines, as one example a line")
             text, _ = _decode(raw, file, line, offset, encoding=encoding, fix=fix)
             offset += len(raw)
             yield line, text
+
+
+def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("file:line", text without its line end) of each line that is not blank.
+
+    Raises:
+        BadInput: a file that cannot be read or holds no text, or a line that is too long or not UTF-8.
+    """
+    has_text = False
+    for line, text in lines(file):
+        if text.strip():
+            has_text = True
+            yield f"{file}:{line}", text.rstrip("\r\n")
+    if not has_text:
+        raise BadInput(f"{file}: holds no text")
 
 
 def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
@@ -206,9 +221,7 @@ def _decode(
 
 def _field(text: str, field: str, where: str) -> str:
     """Return the string in a field of a JSON object, which is written as `text`."""
-    value = parse_json(text, where, "write one object a line")
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: {json_type(value)}, not an object; write lines like {{{json.dumps(field)}: ...}}")
+    value = parse_object(text, where, f"{{{json.dumps(field)}: ...}}")
     if field not in value:
         raise BadInput(f"{where}: no field {json.dumps(field)}; it has {listed(list(value))}: choose one with --data.field")
     return check_string(value[field], f"{where}: field {json.dumps(field)}")
@@ -223,6 +236,14 @@ def parse_json(text: str, where: str, fix: str) -> Any:
         raise BadInput(f"{where}: invalid JSON at {line}column {error.colno} ({error.msg}); {fix}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: unreadable JSON ({error}); {fix}") from None
+
+
+def parse_object(text: str, where: str, example: str) -> dict[str, Any]:
+    """Parse a line that is a JSON object; `example` is one, for the error message."""
+    value = parse_json(text, where, "write one object a line")
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: {json_type(value)}, not an object; write lines like {example}")
+    return value
 
 
 def check_string(value: Any, where: str) -> str:

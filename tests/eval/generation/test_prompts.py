@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from eval.generation.prompts import LONGEST_LINE, few_shot, parse_query, read_examples, read_prompts
+from eval.generation.prompts import few_shot, parse_query, read_examples, read_prompts
+from train.data.text_files import LONGEST_LINE
 from zoo.errors import BadInput
 
 TEMPLATE = "Q: {question}\nA: {answer}\n\n"
@@ -60,15 +61,15 @@ def test_examples_from_a_file(tmp_path: Path) -> None:
 
 
 LINES = {
-    '{"question": "a"': "invalid JSON (",
-    "[1]": "not an object; write lines like",
-    "[" * 100_000: "invalid JSON (",
+    '{"question": "a"': "invalid JSON at column 17 (",
+    "[1]": 'an array, not an object; write lines like {"question": ',
+    "[" * 100_000: "unreadable JSON (",
     '{"question": "a"}': 'no field "answer"; it has "question"',
     '{"question": "a", "answer": null}': 'field "answer" is neither text nor a number',
     '{"question": "a", "answer": true}': 'field "answer" is neither text nor a number',
     '{"question": "\\ud800", "answer": "b"}': 'field "question" has a lone surrogate at character 0',
-    "\udcff": "not UTF-8 (byte 0 of the line); convert the file",
-    "9" * (LONGEST_LINE + 1): "longer than 16 MiB; write shorter lines",
+    "\udcff": "not UTF-8 (byte 34); convert the file",
+    "9" * (LONGEST_LINE + 1): "longer than 64 MiB; write shorter lines",
 }
 
 
@@ -91,5 +92,5 @@ def test_prompts_from_files(tmp_path: Path) -> None:
 
 def test_a_file_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    assert "has no " in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
+    assert "holds no text" in refusal(read_examples, tmp_path / "empty.jsonl", TEMPLATE)
     assert "cannot be read (No such file or directory)" in refusal(read_examples, tmp_path / "missing.jsonl", TEMPLATE)

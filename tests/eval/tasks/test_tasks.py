@@ -18,12 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from eval import files, tasks
 from eval.commands import run_task
 from eval.scoring.likelihood import encode, likelihoods
+from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Settings, blimp, lambada, perplexity
 from tests.support import tiny
 from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.data.corpus import Document
+from train.data.text_files import LONGEST_LINE
 from train.engine import device_mesh
 from train.engine.state import State
 from train.run.run_dir import RunDir
@@ -51,17 +53,17 @@ def test_a_task_is_found_by_its_name() -> None:
 
 GOOD = '{"sentence_good": "a", "sentence_bad": "b"}'
 BAD_FILES = [
-    ("blimp", b"[1]", r"\.jsonl:1: no JSON object; write lines like {\"sentence_good\": "),
-    ("blimp", f"{GOOD}\n\n{{".encode(), r"\.jsonl:3: invalid JSON \("),
+    ("blimp", b"[1]", r"\.jsonl:1: an array, not an object; write lines like {\"sentence_good\": "),
+    ("blimp", f"{GOOD}\n\n{{".encode(), r"\.jsonl:3: invalid JSON at column 2 \("),
     ("blimp", f'{GOOD}\n{{"sentence_good": "a"}}'.encode(), r':2: no field "sentence_bad"; it has "sentence_good"'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": " "}', r':1: field "sentence_bad" has no text'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": "b", "UID": 3}', r':1: field "UID" has no text'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": "\\ud800"}', r"lone surrogate at character 0"),
-    ("blimp", f"{GOOD}\n".encode() + b"\xff", r"\.jsonl:2: not UTF-8 \(byte 0 of the line\)"),
-    ("blimp", b"\n \n", r"\.jsonl: has no text"),
-    ("blimp", b"[" * 200_000, r"\.jsonl:1: invalid JSON"),
+    ("blimp", f"{GOOD}\n".encode() + b"\xff", rf"\.jsonl:2: not UTF-8 \(byte {len(GOOD) + 1}\)"),
+    ("blimp", b"\n \n", r"\.jsonl: holds no text"),
+    ("blimp", b"[" * 200_000, r"\.jsonl:1: unreadable JSON"),
     ("lambada", b'{"text": "a b"}\n{"text": " word\\n"}', r"\.jsonl:2: a passage of one word"),
-    ("blimp", f"{GOOD}\n".encode() + b"a" * (files.LONGEST_LINE + 1), r"\.jsonl:2: longer than 16 MiB"),
+    ("blimp", f"{GOOD}\n".encode() + b"a" * (LONGEST_LINE + 1), r"\.jsonl:2: longer than 64 MiB"),
     ("perplexity", b"\n", r"holds no text"),
 ]
 
@@ -123,7 +125,7 @@ def test_paradigms_weigh_the_same_and_so_do_phenomena() -> None:
     assert result.details["paradigms"]["a"]["stderr"] == pytest.approx(a)
     assert result.metrics["accuracy_stderr"] == pytest.approx(math.sqrt(a**2 + c**2) / 3)
     assert result.details["phenomena"]["p"]["stderr"] == pytest.approx(a / 2)
-    assert files.mean_and_error([1.0]) == (1.0, None)
+    assert mean_and_error([1.0]) == (1.0, None)
 
 
 def test_the_last_word_is_divided_off_with_its_space(tmp_path: Path) -> None:
