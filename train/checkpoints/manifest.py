@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from zoo.errors import BadInput
+from zoo.files import fsync, sha256
 
 NAME = "COMMIT.json"
 FORMAT = 1
@@ -43,15 +44,15 @@ class Manifest:
     def write(self, folder: pathlib.Path) -> None:
         """Record the files of a folder and write its manifest; on return all of it is on the disk, not only in its cache.
 
-        The caller then renames the folder to its final name, and calls `sync_directory` on its parent.
+        The caller then renames the folder to its final name, and calls `zoo.files.fsync` on its parent.
         """
         for path, file in _files(folder).items():
-            self.files[path] = {"size": file.stat().st_size, "sha256": _digest(file, sync=True)}
+            self.files[path] = {"size": file.stat().st_size, "sha256": sha256(file, sync=True)}
         own_file = folder / NAME
         own_file.write_text(_add_digest({"format": FORMAT, **dataclasses.asdict(self)}), encoding="utf-8")
-        _digest(own_file, sync=True)
+        fsync(own_file)
         for directory, _, _ in os.walk(folder):
-            sync_directory(directory)
+            fsync(directory)
 
     @classmethod
     def read(cls, folder: pathlib.Path, step: int) -> "Manifest":
@@ -87,7 +88,7 @@ class Manifest:
         """
         for path, saved in self.files.items():
             try:
-                same = _digest(folder / path) == saved["sha256"]
+                same = sha256(folder / path) == saved["sha256"]
             except FileNotFoundError as error:
                 raise Damaged(f"{path} is missing") from error
             except OSError as error:
@@ -149,26 +150,10 @@ def compare(saved: dict[str, Any], current: dict[str, Any], ignored: Collection[
     return lines
 
 
-def sync_directory(directory: str | os.PathLike) -> None:
-    """Write a directory's entries to the disk, so that they survive a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Return every file but the manifest, by its path inside the folder."""
     paths = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
     return {file.relative_to(folder).as_posix(): file for file in sorted(paths) if file != folder / NAME}
-
-
-def _digest(file: pathlib.Path, *, sync: bool = False) -> str:
-    with file.open("rb") as stream:
-        if sync:
-            os.fsync(stream.fileno())
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _add_digest(content: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from train.checkpoints import orbax_io
-from train.checkpoints.manifest import Damaged, Manifest, by_path, describe_leaves, sync_directory
+from train.checkpoints.manifest import Damaged, Manifest, by_path, describe_leaves
 from train.checkpoints.step_folders import StepFolders
 from zoo import errors
 from zoo.errors import BadInput
+from zoo.files import fsync
 
 _barriers = itertools.count()
 
@@ -201,4 +202,4 @@ class Saver:
         orbax_io.finish_writing(temporary)
         save.manifest.write(temporary)
         temporary.rename(self._folders.path(save.step))
-        sync_directory(self._folders.folder)
+        fsync(self._folders.folder)

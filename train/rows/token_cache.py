@@ -24,6 +24,7 @@ from train.data.corpus import Documents, measure
 from train.data.text_files import Digest, Document
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
+from zoo.files import sha256
 
 FORMAT = 2
 """Version of the cache: incremented with every change of files, contents or groups of chunks."""
@@ -176,7 +177,7 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint
     if digest.hexdigest() != documents.digest:
         shutil.rmtree(folder)
         raise BadInput("--data.paths: a file changed while it was being read; start again")
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in FILES}
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in FILES}
     header = {"fingerprint": fingerprint, "dtype": parts.dtype.name, "end_of_text": tokenizer.end_of_text, "files": files}
     (folder / HEADER).write_text(json.dumps(header, indent=1))
 
@@ -279,7 +280,7 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
         for name, expected in header["files"].items():
             if (size := (folder / name).stat().st_size) != expected["bytes"]:
                 raise _Damaged(f"{name} has {size} bytes instead of {expected['bytes']}")
-            if _digest(folder / name) != expected["sha256"]:
+            if sha256(folder / name) != expected["sha256"]:
                 raise _Damaged(f"the content of {name} has changed")
         if header["fingerprint"] != fingerprint:
             raise _Damaged("it belongs to another text or tokenizer")
@@ -309,8 +310,3 @@ def _publish(work_folder: Path, folder: Path, fingerprint: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(folder, away)
             shutil.rmtree(away, ignore_errors=True)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from train.config.objectives import find_options
 from train.config.run_config import Run
 from zoo import configs
 from zoo.errors import BadInput, cannot_write
+from zoo.files import fsync
 from zoo.hf import config_json
 
 LOCK = "run.lock"
@@ -277,11 +278,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             partial.unlink(missing_ok=True)
         raise
     # The rename is a change of the folder, which needs its own sync.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync(path.parent)
 
 
 class _Lock:

@@ -23,6 +23,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from zoo.errors import BadInput
+from zoo.files import fsync
 from zoo.hf.config_json import parse_json, read_json
 
 SINGLE = "model.safetensors"
@@ -161,10 +162,10 @@ def new_folder(target: Path):
         partial.chmod(0o777 & ~_umask())
         yield partial
         for file in (*partial.iterdir(), partial):
-            _sync(file)
+            fsync(file)
         # On POSIX a rename replaces only an empty folder, so files that were written there meanwhile are not lost.
         partial.rename(target)
-        _sync(target.parent)
+        fsync(target.parent)
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror or error}); make room or choose another folder") from None
     finally:
@@ -208,11 +209,3 @@ def _umask() -> int:
     """Return the umask of this process. The only way to read it is to set it."""
     os.umask(mask := os.umask(0o077))
     return mask
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
