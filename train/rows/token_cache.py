@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Int64, UInt
 
 from train.data.chunking import groups
@@ -124,27 +124,16 @@ def _load_cached(folder: Path, fingerprint: str) -> Tokens | None:
 @contextlib.contextmanager
 def _locked_folder(folder: Path) -> Iterator[Path]:
     """Create a folder to work in, if need be, and lock it for this process until the block or the process ends."""
-    while True:
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # The previous holder of the lock may have finished and removed the folder.
-            if _is_open_file(folder / LOCK, lock):
-                yield folder
-                return
-        finally:
-            os.close(lock)
-
-
-def _is_open_file(path: Path, file: int) -> bool:
+        # The previous holder of the lock may have finished and removed the folder.
+        with contextlib.suppress(FileNotFoundError):
+            lock.acquire()
     try:
-        return os.stat(path).st_ino == os.fstat(file).st_ino
-    except FileNotFoundError:
-        return False
+        yield folder
+    finally:
+        lock.release()
 
 
 def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, fingerprint: str, progress: Progress) -> None:

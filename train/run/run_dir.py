@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -110,7 +109,15 @@ class RunDir:
         if process != 0:
             yield
             return
-        with contextlib.closing(_Lock(self.path)):
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(self.path))
+                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            except TimeoutError:
+                raise _in_use(self.path) from None
+            except OSError as error:
+                raise BadInput(f"{self.path} cannot be written or locked ({error.strerror}); choose another --out") from None
             yield
 
     def write_config(self, run: Run) -> None:
@@ -185,23 +192,20 @@ def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) ->
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse a folder that another process has locked, without locking or changing it.
+    """Refuse a folder that another process has locked, without keeping it locked or changing it.
 
     Raises:
         BadInput: names the process that has locked it.
     """
-    try:
-        file = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
+    if not (folder / LOCK).exists():
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _in_use(folder, file) from None
+        with _lock(folder):
+            pass
+    except TimeoutError:
+        raise _in_use(folder) from None
     except OSError:
-        return  # `Folder.claim` reports the error.
-    finally:
-        os.close(file)
+        return  # `RunDir.claim` reports the error.
 
 
 def no_checkpoint(path: Path) -> BadInput:
@@ -281,36 +285,21 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     fsync(path.parent)
 
 
-class _Lock:
-    """An exclusive lock on RUN/`LOCK`, a file with the name of the locking process; the kernel releases it when that ends.
+def _lock(folder: Path) -> Any:
+    """Return the lock RUN/`LOCK`, not acquired yet; the kernel releases it when its process ends.
 
-    The file is never removed: otherwise two processes could lock two different files.
+    The file has the name of the locking process. It is never removed: otherwise two processes could lock two different files.
     """
+    # Imported here, since every command imports this module and few lock a folder.
+    from filelock import FileLock
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise BadInput(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self.file, 0)
-            os.pwrite(self.file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except OSError as error:
-            refusal = _in_use(folder, self.file)
-            os.close(self.file)
-            if isinstance(error, BlockingIOError):
-                raise refusal from None
-            raise BadInput(f"{folder} cannot be locked ({error.strerror}); choose another --out") from None
-
-    def close(self) -> None:
-        os.close(self.file)
+    # A process that only checks the lock has it for a moment.
+    return FileLock(folder / LOCK, timeout=0.2, fallback_to_soft=False)
 
 
-def _in_use(folder: Path, lock: int) -> BadInput:
+def _in_use(folder: Path) -> BadInput:
     """Return the error for a folder that the process named in its lock has locked."""
-    holder = os.pread(lock, 300, 0).decode(errors="replace").strip() or "another process"
+    holder = (folder / LOCK).read_text(errors="replace")[:300].strip() or "another process"
     return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
 
 
