@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32, Integer
 
 from eval import files
+from eval.scoring.batch_loop import cast_to
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.likelihood import LOGITS, row_length
 from train.data.text_files import nonblank_lines
@@ -22,7 +23,6 @@ from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-from zoo.precision import cast_params
 
 STDIN = Path("/dev/stdin")
 UNLIMITED = 512
@@ -145,16 +145,16 @@ class Encoder:
             BadInput: a result that is not finite.
         """
         loaded = self.loaded
-        program = _Program.of(loaded.model, loaded.mesh, np.dtype(self.dtype), compute)
+        compiled = _compiled(loaded.model, loaded.mesh, compute)
         with jax.set_mesh(loaded.mesh):
-            params = program.cast(loaded.params)
+            params = cast_to(np.dtype(self.dtype))(loaded.params)
         previous: tuple[list[EncoderRow], Any] | None = None
         for length, group, size in self._groups(rows):
             arrays = self._arrays([*group, *group[:1] * (size - len(group))], length)
             local = device_mesh.local_rows(loaded.mesh, size)
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
             with jax.set_mesh(loaded.mesh):
-                results = program.compute(params, device_mesh.shard_batch(local_batch, loaded.mesh, size))
+                results = compiled(params, device_mesh.shard_batch(local_batch, loaded.mesh, size))
             # The devices compute this batch while the previous one is used and the next one is made.
             if previous is not None:
                 yield from _split_rows(*previous)
@@ -212,21 +212,10 @@ class Encoder:
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """The compiled programs, cached between calls."""
-
-    cast: Callable[[Any], Any]
-    compute: Callable[[Any, Batch], tuple[jax.Array, ...]]
-    """Its results are replicated on all devices."""
-
-    @staticmethod
-    @functools.lru_cache(maxsize=8)
-    def of(net: Model, mesh: Mesh, dtype: np.dtype, compute: Compute) -> "_Program":
-        return _Program(
-            cast=jax.jit(lambda params: cast_params(params, dtype)),
-            compute=jax.jit(functools.partial(compute, net), out_shardings=NamedSharding(mesh, PartitionSpec())),
-        )
+@functools.lru_cache(maxsize=8)
+def _compiled(net: Model, mesh: Mesh, compute: Compute) -> Callable[[Any, Batch], tuple[jax.Array, ...]]:
+    """Return the compiled function of (parameters, batch), the same one for the same arguments; results are replicated."""
+    return jax.jit(functools.partial(compute, net), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _split_rows(rows: list[EncoderRow], results: tuple[jax.Array, ...]) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:

@@ -1,28 +1,30 @@
-"""Scores of a fine-tuned model on labelled examples: the metrics of its task, and its worst errors."""
+"""Scores of fine-tuned models: accuracy, F1 and correlations of classes and numbers, F1 of entities, exact match of answers.
+
+The metrics are functions in `metric_functions` and `squad`. They are applied here to the logits of all rows of a task; a score
+also has the confusion matrix of a classifier and the examples with the greatest losses.
+"""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Integer
 
 from eval.scoring import metric_functions, squad
+from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
 from train.config import run_config
 from train.data.example_types import Choice, Example, Question, Tagged, Text, is_iob
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, outputs
 from train.objectives import choice, span
-from train.rows import batches
 from train.rows.example_rows import ExampleRow
 from zoo.batch import IGNORED, Batch
 from zoo.models import Model
 from zoo.nn import heads
-from zoo.precision import cast_params
 
 WORST = 20
 """Number of examples with the greatest losses that are shown, at most."""
@@ -44,14 +46,23 @@ class Score:
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: Rows, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run,
+    net: Model,
+    mesh: Mesh,
+    data: Any,
+    rows: Rows,
+    build: Callable[..., Any],
+    *,
+    batch: int,
+    dtype: Any,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
     batch = device_mesh.round_up_rows(mesh, min(batch, len(rows)))
-    forward, evaluate = Forward.of(net, mesh, run.objective, np.dtype(dtype)), scorer(run)
+    loop, evaluate = logits_loop(net, mesh, run.objective, np.dtype(dtype)), scorer(run)
 
     def score(params: Any) -> Score:
-        logits = np.concatenate(list(forward.logits(forward.cast(params), rows, build, batch)))
+        logits = np.concatenate(list(loop.results(loop.cast(params), rows, build, batch, progress=progress)))
         return evaluate(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
 
     return score
@@ -62,57 +73,11 @@ def scorer(run: run_config.Run) -> Callable[..., Score]:
     return _multi_label if outputs(run)[1] else TASKS[run.objective][1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """A model's logits of rows, computed over a mesh; `Forward.of` makes one, so that its programs are compiled once."""
-
-    net: Model
-    mesh: Mesh
-    objective: str
-    dtype: np.dtype
-    """Dtype of the arithmetic."""
-
-    @staticmethod
-    @functools.lru_cache(maxsize=4)
-    def of(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> "Forward":
-        """Return the same object for the same arguments."""
-        return Forward(net, mesh, objective, dtype)
-
-    @functools.cached_property
-    def _program(self) -> Callable[[Any, Batch], Array]:
-        head = TASKS[self.objective][0]
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(lambda params, batch: head(self.net, params, batch), out_shardings=replicated)
-
-    @functools.cached_property
-    def _cast(self) -> Callable[[Any], Any]:
-        return jax.jit(lambda params: cast_params(params, self.dtype))
-
-    def cast(self, params: Any) -> Any:
-        """Return parameters in the dtype of the arithmetic."""
-        with jax.set_mesh(self.mesh):
-            return self._cast(params)
-
-    def logits(
-        self, params: Any, rows: Rows, build: Callable[..., Any], batch: int
-    ) -> Iterator[Float64[np.ndarray, "batch *outputs"]]:
-        """Yield the logits of each batch of rows, in order; the last batch is padded with rows.
-
-        Args:
-            params: as `cast` returns them.
-            build: makes the arrays of a row.
-            batch: rows of a batch; the mesh divides it.
-        """
-        local, previous = device_mesh.local_rows(self.mesh, batch), None
-        for local_batch in batches.in_order(rows, build, batch, local):
-            with jax.set_mesh(self.mesh):
-                current = self._program(params, device_mesh.shard_batch(local_batch, self.mesh, batch))
-            # The devices compute this batch while the previous one is used and the next one is made.
-            if previous is not None:
-                yield np.asarray(jax.device_get(previous), np.float64)
-            previous = current
-        if previous is not None:
-            yield np.asarray(jax.device_get(previous), np.float64)
+@functools.lru_cache(maxsize=4)
+def logits_loop(net: Model, mesh: Mesh, objective: str, dtype: np.dtype) -> BatchLoop:
+    """Return the loop that computes a model's logits of rows; the same arguments give the same one and its compiled programs."""
+    head = TASKS[objective][0]
+    return BatchLoop(mesh, dtype, lambda params, batch, carry: (head(net, params, batch), carry))
 
 
 def judged(labels: Sequence[str]) -> tuple[str, ...]:

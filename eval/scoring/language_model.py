@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
 from train.config import run_config
 from train.engine import device_mesh
 from train.engine.losses import token_losses
@@ -16,7 +17,6 @@ from train.rows import batches
 from train.rows.row_source import RowSource
 from zoo.batch import Batch
 from zoo.models import Model
-from zoo.precision import cast_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,19 @@ class Score:
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run,
+    net: Model,
+    mesh: Mesh,
+    data: Any,
+    rows: RowSource,
+    build: Callable[..., Any],
+    *,
+    batch: int,
+    dtype: Any,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Score]:
     """Return the scorer of a run's text."""
-    return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
+    return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk, progress=progress)
 
 
 def scorer(
@@ -66,6 +75,7 @@ def scorer(
     batch: int,
     dtype: Any,
     chunk: int = 0,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
 
@@ -73,29 +83,18 @@ def scorer(
     does not affect the result. A batch that the mesh does not divide is padded with rows that are not counted.
     """
     batch = device_mesh.round_up_rows(mesh, min(batch, len(rows)))
-    replicated = NamedSharding(mesh, PartitionSpec())
 
-    @jax.jit
-    def cast(params: Any) -> Any:
-        return cast_params(params, dtype)
-
-    def row_nats(params: Any, batch: Batch) -> jax.Array:
+    def row_nats(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         assert batch.targets is not None and batch.weights is not None
         hidden = net.apply(params, batch).hidden
         nats = token_losses(lambda h: net.unembed(params, h), hidden, batch.targets, vocabulary=net.config.vocab, chunk=chunk)
-        return (nats * batch.weights).sum(-1)
+        return (nats * batch.weights).sum(-1), carry
 
-    compiled = jax.jit(row_nats, out_shardings=replicated)
-    local = device_mesh.local_rows(mesh, batch)
+    loop = BatchLoop(mesh, np.dtype(dtype), row_nats)
     tokens, size = _count(rows, build, token_bytes)
 
     def score(params: Any) -> Score:
-        nats = 0.0
-        with jax.set_mesh(mesh):
-            cast_params = cast(params)
-            for local_batch in batches.in_order(rows, build, batch, local):
-                sums = jax.device_get(compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, batch)))
-                nats += float(sums.astype(np.float64).sum())
+        nats = sum(float(sums.sum()) for sums in loop.results(loop.cast(params), rows, build, batch, progress=progress))
         return Score(nats=nats, tokens=tokens, bytes=size)
 
     return score

@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Integer
 
+from eval.scoring.batch_loop import cast_to
 from train.engine import device_mesh
 from train.engine.losses import token_losses
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
-from zoo.precision import cast_params
 
 Ids = Integer[np.ndarray, " _"] | Sequence[int]
 Pair = tuple[Ids, Ids]
@@ -82,14 +82,14 @@ def likelihoods(
         rows.setdefault((row.context.tobytes(), row.continuation.tobytes()), row).numbers.append((number, row.cut))
     results: dict[int, Likelihood] = {}
     count = sum(len(row.numbers) for row in rows.values())
-    program = _Program.of(net, mesh, np.dtype(dtype))
+    compiled = _compiled(net, mesh)
     with jax.set_mesh(mesh):
-        cast_params = program.cast(params)
+        cast_params = cast_to(np.dtype(dtype))(params)
         for length, targets, group in _batches(list(rows.values()), mesh, batch, limit):
             arrays = _arrays(group, length, targets)
             local = device_mesh.local_rows(mesh, len(group))
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
-            nats, hits = jax.device_get(program.score(cast_params, device_mesh.shard_batch(local_batch, mesh, len(group))))
+            nats, hits = jax.device_get(compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, len(group))))
             for row, row_nats, row_hits in zip(group, nats.astype(np.float64), hits, strict=True):
                 size = len(row.continuation)
                 total, greedy = float(row_nats[:size].sum()), bool(row_hits[:size].all())
@@ -205,41 +205,33 @@ def _arrays(rows: list[_Row], length: int, targets: int) -> Batch:
     return Batch(tokens=tokens, targets=target_ids, predict_at=predict_at)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """The compiled programs, cached between calls."""
+@functools.lru_cache(maxsize=4)
+def _compiled(net: Model, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """Return the compiled function of (parameters, batch), the same one for the same arguments.
 
-    cast: Callable[[Any], Any]
-    score: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
-    """(parameters, batch) -> (nats of each target [B, P], True where it is the likeliest [B, P]), replicated on all devices."""
+    It returns the nats of each target, [B, P], and whether each is the likeliest, [B, P], replicated on all devices.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    @staticmethod
-    @functools.lru_cache(maxsize=4)
-    def of(net: Model, mesh: Mesh, dtype: np.dtype) -> "_Program":
-        replicated = NamedSharding(mesh, PartitionSpec())
+    def score(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        assert batch.targets is not None and batch.predict_at is not None
+        hidden = net.apply(params, batch).hidden
+        predictors = jax.numpy.take_along_axis(hidden, batch.predict_at[..., None], axis=1)  # [B, P, D]
+        rows, targets = batch.targets.shape
+        chunk = chunk_of(rows, targets, net.config.vocab, mesh)
 
-        def score(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            assert batch.targets is not None and batch.predict_at is not None
-            hidden = net.apply(params, batch).hidden
-            predictors = jax.numpy.take_along_axis(hidden, batch.predict_at[..., None], axis=1)  # [B, P, D]
-            rows, targets = batch.targets.shape
-            chunk = chunk_of(rows, targets, net.config.vocab, mesh)
+        def score_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden, ids = inputs
+            logits = net.unembed(params, hidden)
+            return token_losses(lambda _: logits, hidden, ids, vocabulary=net.config.vocab), logits.argmax(-1) == ids
 
-            def score_chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                hidden, ids = inputs
-                logits = net.unembed(params, hidden)
-                return token_losses(lambda _: logits, hidden, ids, vocabulary=net.config.vocab), logits.argmax(-1) == ids
+        def split(x: jax.Array) -> jax.Array:
+            return jax.numpy.moveaxis(x.reshape(rows, targets // chunk, chunk, *x.shape[2:]), 1, 0)  # [P / C, B, C, ...]
 
-            def split(x: jax.Array) -> jax.Array:
-                return jax.numpy.moveaxis(x.reshape(rows, targets // chunk, chunk, *x.shape[2:]), 1, 0)  # [P / C, B, C, ...]
+        def join(x: jax.Array) -> jax.Array:
+            return jax.numpy.moveaxis(x, 0, 1).reshape(rows, targets)  # [B, P]
 
-            def join(x: jax.Array) -> jax.Array:
-                return jax.numpy.moveaxis(x, 0, 1).reshape(rows, targets)  # [B, P]
+        nats, hits = jax.lax.map(score_chunk, (split(predictors), split(batch.targets)))
+        return join(nats), join(hits)
 
-            nats, hits = jax.lax.map(score_chunk, (split(predictors), split(batch.targets)))
-            return join(nats), join(hits)
-
-        return _Program(
-            cast=jax.jit(lambda params: cast_params(params, dtype)),
-            score=jax.jit(score, out_shardings=replicated),
-        )
+    return jax.jit(score, out_shardings=replicated)

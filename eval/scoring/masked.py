@@ -8,18 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
 from train.config import run_config
 from train.engine import device_mesh
-from train.rows import batches
 from train.rows.row_source import RowSource, ordered
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.nn import heads
-from zoo.precision import cast_params
 
 SUMS = ("masked_nats", "hits", "unigram_nats", "predictions", "next_nats", "next_hits", "pairs")
 
@@ -55,14 +54,31 @@ class Score:
 
 
 def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run,
+    net: Model,
+    mesh: Mesh,
+    data: Any,
+    rows: RowSource,
+    build: Callable[..., Any],
+    *,
+    batch: int,
+    dtype: Any,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Score]:
     """Return the scorer of a masked run's text; each row's mask is a function of the row alone."""
-    return scorer(net, mesh, rows, build, data.counts(), batch=batch, dtype=dtype)
+    return scorer(net, mesh, rows, build, data.counts(), batch=batch, dtype=dtype, progress=progress)
 
 
 def scorer(
-    net: Model, mesh: Mesh, rows: RowSource, build: Callable[..., Any], counts: np.ndarray, *, batch: int, dtype: Any
+    net: Model,
+    mesh: Mesh,
+    rows: RowSource,
+    build: Callable[..., Any],
+    counts: np.ndarray,
+    *,
+    batch: int,
+    dtype: Any,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Score]:
     """Return a function of parameters that scores every row of `rows`, `batch` rows at a time over the mesh.
 
@@ -75,13 +91,8 @@ def scorer(
             f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; "
             "choose one that does"
         )
-    replicated = NamedSharding(mesh, PartitionSpec())
     occurrences = np.maximum(counts.astype(np.float64), 1)
     unigram = jnp.asarray(np.log(occurrences.sum()) - np.log(occurrences), jnp.float32)
-
-    @jax.jit
-    def cast(params: Any) -> Any:
-        return cast_params(params, dtype)
 
     def row_sums(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""
@@ -96,18 +107,12 @@ def scorer(
         nats, hits, count = masked_sums
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry
 
-    by_row = device_mesh.batch_sharding(mesh)
-    compiled = jax.jit(row_sums, out_shardings=(replicated, by_row))
-    begin = jax.jit(lambda: net.init_carry(size), out_shardings=by_row)
-    local = device_mesh.local_rows(mesh, size)
+    loop = BatchLoop(mesh, np.dtype(dtype), row_sums, net.init_carry)
 
     def score(params: Any) -> Score:
         totals = np.zeros(len(SUMS))
-        with jax.set_mesh(mesh):
-            cast_params, carry = cast(params), begin()
-            for local_batch in batches.in_order(rows, build, size, local):
-                sums, carry = compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, size), carry)
-                totals += np.asarray(jax.device_get(sums), np.float64).sum(-1)
+        for sums in loop.results(loop.cast(params), rows, build, size, progress=progress):
+            totals += sums.sum(-1)
         return Score(**dict(zip(SUMS, totals.tolist(), strict=True)))
 
     return score

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from eval.scoring import predictions
-from eval.scoring.labelled import Forward
+from eval.scoring.batch_loop import BatchLoop
+from eval.scoring.labelled import logits_loop
 from eval.scoring.likelihood import row_length
 from train.config import run_config
 from train.data import unlabelled_reader
@@ -37,7 +38,7 @@ class Predictor:
     subject: Loaded
     run: run_config.Run
     """Configuration with which rows are made."""
-    forward: Forward
+    forward: BatchLoop
     batch: int
     null_threshold: float | None
     _frequent: set[tuple[int, int]] = dataclasses.field(default_factory=set)
@@ -54,7 +55,7 @@ class Predictor:
             null_threshold: see `eval.scoring.predictions.of_example`.
         """
         return Predictor(
-            subject, run, Forward.of(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
+            subject, run, logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
         )
 
     def predict(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
@@ -108,7 +109,7 @@ class Predictor:
 
     def _predictions(self, params: Any, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number of the example, its prediction) for the examples of rows of one shape."""
-        batches = self.forward.logits(params, rows, self._build, self._size(rows))
+        batches = self.forward.results(params, rows, self._build, self._size(rows))
         # The rows end before the last batch does, since that is padded.
         pairs = zip(rows.rows, itertools.chain.from_iterable(batches), strict=False)
         for number, group in itertools.groupby(pairs, key=lambda pair: pair[0].example):

@@ -1,4 +1,8 @@
-"""The scorer of each objective, and `zoo eval RUN`, which scores a run on its held-out data."""
+"""The scorer of each objective: the metrics of its held-out data; and `zoo eval RUN`, which prints them.
+
+Causal objectives have bits per byte, perplexity and loss (`language_model`); masked, distilled and permutation perplexity and
+accuracy of predictions (`masked`); denoising and text to text perplexity and loss (`seq2seq`); fine-tuning those of `labelled`.
+"""
 
 import dataclasses
 import sys

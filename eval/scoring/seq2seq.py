@@ -4,12 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh
-
 from eval.scoring import language_model
-from train.config import run_config
-from train.rows.row_source import RowSource
-from zoo.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +16,12 @@ class Score(language_model.Score):
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
-def of_run(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
-) -> Callable[[Any], Score]:
-    """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone."""
-    measure = language_model.scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk)
+def of_run(*arguments: Any, **options: Any) -> Callable[[Any], Score]:
+    """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone.
+
+    The arguments are those of `eval.scoring.language_model.of_run`.
+    """
+    measure = language_model.of_run(*arguments, **options)
 
     def scored(params: Any) -> Score:
         return Score(**dataclasses.asdict(measure(params)))

@@ -12,11 +12,14 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from train.config.data_options import TextData
 from train.config.objective_options import Labelled
+from train.data import corpus
+from train.data.corpus import Documents
 from zoo.errors import BadInput
 from zoo.generation.settings import Beams
 
@@ -97,6 +100,15 @@ def find(name: str) -> tuple[ModuleType, str]:
     if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "ALONE", False)):
         raise BadInput(f"--task {name}: needs an argument, as --task {first}:NAME")
     return module, argument
+
+
+def read_documents(names: Sequence[str], settings: Settings) -> Documents:
+    """Read the documents of all files, each checked once: `read` of the tasks on plain text.
+
+    Raises:
+        BadInput: see `train.data.corpus.documents`.
+    """
+    return corpus.documents(names, TextData(field=settings.field), settings.limit)
 
 
 def first(examples: list[Any], limit: int) -> list[Any]:

@@ -22,7 +22,7 @@ Details: length; which class was taken for which, true classes being rows; and h
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,9 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
     rows = rows_of(first(examples, settings.limit), run, subject.tokenizer, Advice("choose a longer --length"))
     if subject.run is None and not settings.length:
         rows = _shortened(rows)
-    build = _counted(objective(goal).builder(run, subject.tokenizer, _unread), len(rows), progress)
-    measured = labelled.of_run(run, subject.model, subject.mesh, None, rows, build, batch=settings.batch, dtype=settings.dtype)(
-        subject.params
-    )
+    build = objective(goal).builder(run, subject.tokenizer, _unread)
+    options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
+    measured = labelled.of_run(run, subject.model, subject.mesh, None, rows, build, **options)(subject.params)
     numbers = dict(measured.record())
     count = int(numbers.pop("examples"))
     shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()
@@ -153,19 +152,6 @@ def _shortened(rows: Rows) -> Rows:
     """Return the same rows, without padding that none of them needs."""
     longest = max(len(inputs.ids) for row in rows.rows for inputs in row.inputs)
     return dataclasses.replace(rows, length=min(rows.length, -(-longest // STEP) * STEP))
-
-
-def _counted(build: Callable[..., Any], count: int, progress: Progress) -> Callable[..., Any]:
-    """Return `build` with a report of the number of rows it has made."""
-    done = 0
-
-    def build_and_count(*row: Any) -> Any:
-        nonlocal done
-        done += 1
-        progress(min(done, count), count)
-        return build(*row)
-
-    return build_and_count
 
 
 def _unread() -> Any:

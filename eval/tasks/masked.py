@@ -16,17 +16,15 @@ Examples are documents. Details: length.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from eval.scoring import masked as scores
 from eval.scoring.encoder_runner import Encoder
-from eval.tasks import Progress, Result, Settings
-from train.config.data_options import EncoderData, TextData
+from eval.tasks import Progress, Result, Settings, read_documents
+from train.config.data_options import EncoderData
 from train.config.objectives import MaskedOptions
 from train.config.run_config import Run
-from train.data import corpus
 from train.data.corpus import Documents
 from train.objectives.masked import Masked
 from train.rows import encoder_rows
@@ -36,15 +34,7 @@ from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length")
-
-
-def read(names: Sequence[str], settings: Settings) -> Documents:
-    """Read the documents of all files, each checked once.
-
-    Raises:
-        BadInput: see `corpus`.
-    """
-    return corpus.documents(names, TextData(field=settings.field), settings.limit)
+read = read_documents
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
@@ -75,6 +65,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         unseen,
         batch=settings.batch,
         dtype=settings.dtype,
+        progress=progress,
     )(subject.params).record()
     names = ("loss", "perplexity", "accuracy", "predictions")
     return Result({name: metrics[name] for name in names}, documents.count, {"length": length})

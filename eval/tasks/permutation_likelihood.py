@@ -14,16 +14,13 @@ Examples are documents. Details: length, orders.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.permutation_likelihood import permuted_nats
 from eval.scoring.standard_error import mean_and_error
-from eval.tasks import Progress, Result, Settings
-from train.config.data_options import TextData
-from train.data import corpus
+from eval.tasks import Progress, Result, Settings, read_documents
 from train.data.corpus import Documents
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
@@ -31,17 +28,9 @@ from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "orders")
+read = read_documents
 ORDERS = 8
 """Orders of a document by default."""
-
-
-def read(names: Sequence[str], settings: Settings) -> Documents:
-    """Read the documents of all files, each checked once.
-
-    Raises:
-        BadInput: see `corpus`.
-    """
-    return corpus.documents(names, TextData(field=settings.field), settings.limit)
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

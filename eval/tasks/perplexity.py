@@ -18,15 +18,13 @@ Examples are documents. Details: length and stride.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from eval.scoring import language_model
 from eval.scoring.likelihood import chunk_of, positions
-from eval.tasks import Progress, Result, Settings
-from train.config.data_options import TextData
-from train.data import corpus
+from eval.tasks import Progress, Result, Settings, read_documents
 from train.data.corpus import Document, Documents
 from train.objectives import causal
 from train.rows import lm_rows
@@ -36,15 +34,7 @@ from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length", "stride", "words")
-
-
-def read(names: Sequence[str], settings: Settings) -> Documents:
-    """Read the documents of all files, each checked once.
-
-    Raises:
-        BadInput: see `corpus`.
-    """
-    return corpus.documents(names, TextData(field=settings.field), settings.limit)
+read = read_documents
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:
@@ -75,6 +65,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
         batch=settings.batch,
         dtype=settings.dtype,
         chunk=chunk_of(settings.batch, length, net.config.vocab, mesh),
+        progress=progress,
     )(subject.params)
     metrics: dict[str, float] = {**result.record()}
     if settings.words:

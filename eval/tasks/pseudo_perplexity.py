@@ -16,16 +16,13 @@ Examples are documents. Details: length.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from eval.scoring.encoder_runner import Encoder
 from eval.scoring.pseudo_likelihood import pseudo_nats
-from eval.tasks import Progress, Result, Settings
+from eval.tasks import Progress, Result, Settings, read_documents
 from eval.tasks.perplexity import count_words
-from train.config.data_options import TextData
-from train.data import corpus
 from train.data.corpus import Documents
 from train.rows.token_cache import prepare
 from train.weights.load import Loaded
@@ -33,15 +30,7 @@ from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup
 
 OPTIONS = ("field", "limit", "length")
-
-
-def read(names: Sequence[str], settings: Settings) -> Documents:
-    """Read the documents of all files, each checked once.
-
-    Raises:
-        BadInput: see `corpus`.
-    """
-    return corpus.documents(names, TextData(field=settings.field), settings.limit)
+read = read_documents
 
 
 def score(subject: Loaded, documents: Documents, settings: Settings, progress: Progress) -> Result:

@@ -122,9 +122,9 @@ def test_logits_computed_in_chunks_are_the_same(rng: np.random.Generator, monkey
     monkeypatch.setattr(likelihood, "LOGITS", 2 * 8 * 300)
     assert likelihood.chunk_of(2, 32, 300, mesh()) == 8
     assert likelihood.chunk_of(2, 31, 300, mesh()) == 1
-    likelihood._Program.of.cache_clear()
+    likelihood._compiled.cache_clear()
     assert all(map(same, computed(pairs, batch=2), map(by_hand, pairs)))
-    likelihood._Program.of.cache_clear()
+    likelihood._compiled.cache_clear()
 
 
 def test_pair_longer_than_the_positions_is_refused_or_loses_the_beginning_of_its_context(rng: np.random.Generator) -> None:
