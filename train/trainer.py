@@ -77,6 +77,7 @@ def _run(
     sample: Callable[..., Any] | None,
 ) -> int:
     # --- Devices and precision ---
+    console.progress("starting the devices", now=True)
     folder, process = RunDir.of(run), jax.process_index()
     # A run that began on CPU and is resumed on an accelerator keeps its precision.
     run = dataset.resolve_config(dataclasses.replace(run, precision=resolve_precision(run.precision)), folder)
@@ -92,7 +93,10 @@ def _run(
     objective = objectives.objective(run.objective).bind(run, mesh)
 
     # --- Data ---
+    # Tokenizing has a progress bar of its own.
+    console.clear()
     data = dataset.read(run, folder, jax_setup.cache_dir() / "text", quiet=process != 0)
+    console.progress("preparing the model", now=True)
     build = dataset.builder(run, data)
     local_rows = device_mesh.local_rows(mesh, run.data.batch)
     batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, period=run.mask_period)
@@ -168,8 +172,12 @@ def _run(
             )
         )
 
+        def show_scoring(done: int, total: int) -> None:
+            progress = f"{done:,} of {total:,} batches" if done else f"{total:,} batches, compiling first if needed"
+            console.progress(f"scoring {progress}", now=not done)
+
         def scorer(rows: RowSource) -> Scorer:
-            return evaluate(run, model, mesh, data, rows, build, batch=run.data.batch, dtype=dtype)
+            return evaluate(run, model, mesh, data, rows, build, batch=run.data.batch, dtype=dtype, progress=show_scoring)
 
         validate = scorer(data.scored_rows(run, run.data.length).subsample(run.log.validate_rows))
 

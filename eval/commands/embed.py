@@ -18,6 +18,7 @@ from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.config import run_config
 from train.engine import device_mesh
+from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
 from train.weights.load import load
 from zoo.batch import Batch
@@ -61,7 +62,7 @@ def main(
     if file is None and not as_json:
         _check_table(len(texts))
     encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
-    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate)
+    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate, quiet=as_json)
     if file is not None:
         if jax.process_index() == 0:
             _write(file, texts, vectors)
@@ -75,7 +76,13 @@ def main(
 
 
 def embed(
-    encoder: Encoder, texts: Sequence[Text], *, pool: Pool, normalize: bool = False, truncate: bool = False
+    encoder: Encoder,
+    texts: Sequence[Text],
+    *,
+    pool: Pool,
+    normalize: bool = False,
+    truncate: bool = False,
+    quiet: bool = False,
 ) -> Float32[np.ndarray, "N D"]:
     """Return a vector for each text, from the last hidden states.
 
@@ -83,6 +90,7 @@ def embed(
         pool: "mean" of all tokens, special tokens included, as in sentence-transformers (Reimers and Gurevych 2019, section 3);
             "cls" = the hidden state of that token, without pooler.
         normalize: divide each vector by its Euclidean length.
+        quiet: show no progress.
 
     Raises:
         BadInput: a text that is too long, or a vector that is not finite.
@@ -94,9 +102,10 @@ def embed(
     ]
     rows = [EncoderRow(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
     vectors = np.empty((len(rows), encoder.loaded.model.config.width), np.float32)
-    for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
-        vectors[row.number] = vector
-        terminal.progress(done, len(rows))
+    with ProgressBar("embedding", "texts", before="compiling", quiet=quiet or jax.process_index() != 0) as progress:
+        for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
+            vectors[row.number] = vector
+            progress(done, len(rows))
     return vectors
 
 

@@ -16,6 +16,7 @@ from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
 from train.config import run_config
 from train.engine import device_mesh
+from train.run.progress_bar import ProgressBar
 from train.tokenizers.special_tokens import BERT, ROBERTA
 from train.tokenizers.tokenizer import Tokenizer
 from train.tokenizers.wordpiece import CONTINUES
@@ -85,7 +86,7 @@ def main(
     texts = encoder_runner.read_texts(source)
     _masks(texts)
     encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
-    filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate)
+    filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:
             terminal.say(json.dumps(_record(mask), ensure_ascii=False) + "\n")
@@ -96,7 +97,13 @@ def main(
 
 
 def fill(
-    encoder: Encoder, texts: Sequence[Text], *, top: int, targets: Sequence[str] = (), truncate: bool = False
+    encoder: Encoder,
+    texts: Sequence[Text],
+    *,
+    top: int,
+    targets: Sequence[str] = (),
+    truncate: bool = False,
+    quiet: bool = False,
 ) -> list[Filled]:
     """Return the `top` most likely entries, or the `targets`, for every mask of the texts, in order, most likely first.
 
@@ -118,14 +125,15 @@ def fill(
     ids = {spaced: _entries(tokenizer, targets, spaced) for spaced in {_spaced(tokenizer, mask) for mask in masks}}
     compute = _TopEntries(tokenizer.vocab_size, top, tuple(sorted(set().union(*ids.values()))))
     results: dict[int, Filled] = {}
-    for row, (probabilities, entries) in encoder.run(rows, compute):
-        mask = masks[row.number]
-        pairs = zip(probabilities.tolist(), entries.tolist(), strict=True)
-        selected = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
-        ranked = sorted(selected, key=lambda pair: (-pair[0], pair[1]))
-        candidates = tuple(_candidate(tokenizer, mask, entry, probability) for probability, entry in ranked)
-        results[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
-        terminal.progress(len(results), len(masks))
+    with ProgressBar("filling", "masks", before="compiling", quiet=quiet or jax.process_index() != 0) as progress:
+        for row, (probabilities, entries) in encoder.run(rows, compute):
+            mask = masks[row.number]
+            pairs = zip(probabilities.tolist(), entries.tolist(), strict=True)
+            selected = [pair for pair in pairs if not targets or pair[1] in ids[_spaced(tokenizer, mask)]]
+            ranked = sorted(selected, key=lambda pair: (-pair[0], pair[1]))
+            candidates = tuple(_candidate(tokenizer, mask, entry, probability) for probability, entry in ranked)
+            results[row.number] = Filled(mask.text, mask.number, mask.start, mask.end, candidates)
+            progress(len(results), len(masks))
     return [results[number] for number in range(len(masks))]
 
 

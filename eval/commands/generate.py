@@ -16,6 +16,7 @@ from eval.generation.settings import Decoding, Prompts
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
 from train.config import run_config
 from train.engine import device_mesh
+from train.run.progress_bar import ProgressBar
 from train.weights import load
 from train.weights.load import Loaded
 from zoo.errors import require
@@ -93,7 +94,9 @@ def _generate(
         yield from parts
         yield "\n"
         return
-    for generated in generator.generate(ids, decoding, progress=terminal.progress):
+    with ProgressBar("generating", "texts", before="compiling", quiet=as_json or jax.process_index() != 0) as progress:
+        continuations = generator.generate(ids, decoding, progress=progress)
+    for generated in continuations:
         if as_json:
             facts = {"prompt": prompts[generated.prompt], "sample": generated.sample, "text": generated.text}
             facts |= {"tokens": len(generated.ids), "ended": generated.ended}
@@ -117,7 +120,8 @@ def _choose(
             (np.concatenate([start, np.asarray(context)]) if prompt.rstrip() else context, continuation)
             for prompt, (context, continuation) in zip(repeated_prompts, pairs, strict=True)
         ]
-    results = likelihoods(loaded.model, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=terminal.progress)
+    with ProgressBar("scoring", "choices", before="compiling", quiet=as_json or jax.process_index() != 0) as progress:
+        results = likelihoods(loaded.model, loaded.params, loaded.mesh, pairs, batch=batch, dtype=dtype, progress=progress)
     for number, prompt in enumerate(prompts):
         prompt_results = results[number * len(source.choices) :][: len(source.choices)]
         ranked = sorted(zip(source.choices, prompt_results, strict=True), key=lambda choice: choice[1].nats)

@@ -11,7 +11,6 @@ Examples are read, computed and written a chunk at a time, so that memory does n
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from train.config.objective_options import Labelled, LabelledTexts, Reading
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import Item
 from train.engine import device_mesh
+from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
 from train.weights.init_config import writes_text
 from train.weights.load import Loaded, load
@@ -186,17 +186,16 @@ def _write(file: Path, predictions: Iterable[dict[str, Any]]) -> int:
     """Write predictions to a file, which appears when all are made, and return their number."""
     count = 0
     first = jax.process_index() == 0
+    bar = ProgressBar("predicting", "examples", before="compiling", quiet=not first)
     try:
-        with replacing(file) if first else contextlib.nullcontext() as stream:
+        with replacing(file) if first else contextlib.nullcontext() as stream, bar as progress:
             for count, prediction in enumerate(predictions, 1):
                 if stream is not None:
                     stream.write(_line(prediction).encode())
-                if count % CHUNK == 0 and first and sys.stderr.isatty():
-                    print(f"\r{count:,}", end="", file=sys.stderr, flush=True)
+                if count % CHUNK == 0:
+                    progress(count, None)
     except OSError as error:
         raise BadInput(f"--out {file}: cannot be written ({error.strerror})") from None
-    if count >= CHUNK and first and sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
     return count
 
 

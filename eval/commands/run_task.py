@@ -1,24 +1,22 @@
 """`zoo eval RUN|DIR --task T`: scoring a task on local files, and writing the result as a table and to RUN/evaluations.json."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import Progress as Bar
 
 from eval import tasks
 from eval.report import report
-from eval.tasks import Progress, Result, Settings
+from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.metric_names import notices
+from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
 from zoo.errors import BadInput, require
@@ -65,10 +63,12 @@ def main(
         raise BadInput(f"--files: name the files that --task {task} reads, or their folder")
     previous = _previous_results(Path(where)) if is_run(Path(where)) else {}
     examples = module.read(files, settings)
-    subject = load(where, device_mesh.make_mesh(mesh), step)
+    quiet = as_json or jax.process_index() != 0
+    with ProgressBar(f"loading {where}", quiet=quiet):
+        subject = load(where, device_mesh.make_mesh(mesh), step)
     trained = "auto" if subject.run is None else subject.run.precision
     settings = dataclasses.replace(settings, dtype=resolve_dtype(precision, default=trained))
-    with _progress(task) as progress:
+    with ProgressBar(f"scoring {task}", before="compiling", announce=True, quiet=quiet) as progress:
         result = module.score(subject, examples, settings, progress)
     if jax.process_index() == 0:
         entry = {
@@ -130,20 +130,6 @@ def _previous_results(run: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise BadInput(f"{path}: not an object of results; fix or remove it")
     return results
-
-
-@contextlib.contextmanager
-def _progress(task: str) -> Iterator[Progress]:
-    """Show a progress bar on a terminal, or one line in a log file; on stderr, since results go to stdout."""
-    if jax.process_index() != 0:
-        yield lambda done, count: None
-        return
-    terminal = Console(stderr=True)
-    if not terminal.is_terminal:
-        print(f"scoring {task} ...", file=sys.stderr, flush=True)
-    with Bar(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        line = bar.add_task(task, total=None)
-        yield lambda done, count: bar.update(line, completed=done, total=count)
 
 
 def _is_table(rows: Any) -> bool:

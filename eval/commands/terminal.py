@@ -1,4 +1,4 @@
-"""Terminal output of commands: results on stdout, progress on stderr."""
+"""Terminal output of commands: results on stdout, fitted to the terminal and without its control characters."""
 
 import re
 import shutil
@@ -14,13 +14,6 @@ def say(text: str) -> None:
     if jax.process_index() == 0:
         sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
-
-
-def progress(done: int, count: int) -> None:
-    """Show the progress until everything is done, if stderr is a terminal."""
-    if sys.stderr.isatty() and jax.process_index() == 0:
-        text = f"{done}/{count}"
-        print(f"\r{text}" if done < count else f"\r{' ' * len(text)}\r", end="", file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:

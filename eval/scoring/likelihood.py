@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Integer
 
-from eval.scoring.batch_loop import cast_to
+from eval.scoring.batch_loop import Progress, cast_to, no_progress
 from train.engine import device_mesh
 from train.engine.losses import token_losses
 from train.tokenizers.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def likelihoods(
     dtype: Any,
     too_long: TooLong = "refuse",
     name: Callable[[int], str] = "pair {}".format,
-    progress: Callable[[int, int], None] = lambda done, count: None,
+    progress: Progress = no_progress,
 ) -> list[Likelihood]:
     """Return the likelihood of each pair's continuation, in the order of the pairs.
 

@@ -6,7 +6,7 @@ Importing this module needs the extra `eval`.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
+from eval.scoring.batch_loop import Progress, no_progress
 from eval.scoring.likelihood import Pair, encode, likelihoods, positions
 from train.weights.load import Loaded
 from zoo.errors import BadInput
@@ -48,7 +49,7 @@ class HarnessModel(LM):
         *,
         batch: int = 16,
         dtype: Any = jnp.float32,
-        progress: Callable[[int, int], None] = lambda done, count: None,
+        progress: Progress = no_progress,
     ) -> None:
         """Take `batch`, the rows of the model's full length computed at a time, and `dtype`, the dtype of the arithmetic."""
         super().__init__()

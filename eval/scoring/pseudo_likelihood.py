@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Integer
 
+from eval.scoring.batch_loop import Progress, no_progress
 from eval.scoring.encoder_runner import Encoder, EncoderRow
 from train.engine.losses import token_losses
 from zoo.batch import Batch
@@ -25,7 +26,7 @@ def pseudo_nats(
     *,
     length: int = 0,
     name: Callable[[int], str] = "text {}".format,
-    progress: Callable[[int, int], None] = lambda done, count: None,
+    progress: Progress = no_progress,
 ) -> Float64[np.ndarray, " texts"]:
     """Return, for each text, the sum over its tokens of -log p(token | the others); special tokens are not masked or counted.
 

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from eval.scoring import labelled, language_model, masked, seq2seq
+from eval.scoring.batch_loop import Progress, no_progress
 from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
@@ -20,6 +21,7 @@ from train.engine import device_mesh, optim
 from train.inputs import dataset
 from train.rows.row_source import RowSource
 from train.run import metric_names
+from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, no_checkpoint, read_config
 from train.weights.load import NEWEST, checkpoints
 from zoo.errors import BadInput, require
@@ -33,14 +35,23 @@ SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
     **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
-"""Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype) -> (params -> score)`; a score has `record()`."""
+"""Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype, progress) -> (params -> score)`; a score has `record()`."""
 
 
 def scorer(
-    run: run_config.Run, net: Model, mesh: Mesh, data: Any, rows: RowSource, build: Callable[..., Any], *, batch: int, dtype: Any
+    run: run_config.Run,
+    net: Model,
+    mesh: Mesh,
+    data: Any,
+    rows: RowSource,
+    build: Callable[..., Any],
+    *,
+    batch: int,
+    dtype: Any,
+    progress: Progress = no_progress,
 ) -> Callable[[Any], Any]:
     """Return a function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
-    return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype)
+    return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype, progress=progress)
 
 
 def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_config.Mesh) -> int:
@@ -66,7 +77,9 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     state = device_mesh.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
     abstract = {"params": state.params, "step": state.step}
     source = checkpoints(folder.path, cfg, step)
-    restored = source.restore(abstract, step=None if step == NEWEST else step, partial=True)
+    quiet = jax.process_index() != 0
+    with ProgressBar(f"loading {folder.path}", quiet=quiet):
+        restored = source.restore(abstract, step=None if step == NEWEST else step, partial=True)
     if restored is None:
         raise no_checkpoint(folder.path)
     loaded, meta = restored
@@ -75,7 +88,9 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
     rows = data.scored_rows(cfg, stride or max(1, cfg.data.length // 2))
     build = dataset.builder(cfg, data)
-    measured = scorer(cfg, net, devices, data, rows, build, batch=batch, dtype=DTYPES[cfg.precision])(loaded["params"])
+    with ProgressBar("scoring", "batches", before="compiling", quiet=quiet) as progress:
+        options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
+        measured = scorer(cfg, net, devices, data, rows, build, **options)(loaded["params"])
     if jax.process_index() == 0:
         for line in metric_names.notices(measured.record()):
             print(f"! {line}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Text inputs of a run, from files to the rows for training and scoring."""
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from train.rows.mixture import Component, Mixture, Share
 from train.rows.row_source import RowSource, TextRows
 from train.rows.token_cache import Progress, Tokens, prepare
 from train.run.console import short
-from train.run.progress_bar import shown
+from train.run.progress_bar import BYTES, EVERY, ProgressBar
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
@@ -113,7 +112,7 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
     check_vocabulary(run, tokenizer)
     token_bytes = np.zeros(run.model.vocab, np.int64)
     token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
-    with contextlib.nullcontext() if quiet else shown("tokenizing") as progress:
+    with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
         held_out = prepare(_held_out(parts, run.data), tokenizer, cache, progress)
     return Text(tokenizer=tokenizer, token_bytes=token_bytes, rows=Mixture(components), held_out=held_out)

@@ -84,6 +84,17 @@ class Console:
             self._plain(f"{activity} ...")
         self._draw(now=True)
 
+    def progress(self, activity: str, *, now: bool = False) -> None:
+        """Show how far a slow activity is, on a terminal alone; cheap enough for every batch, unless it is drawn `now`."""
+        self._doing = activity
+        self._draw(now=now)
+
+    def clear(self) -> None:
+        """Remove the live line until the next call, for another progress display."""
+        if self._live:
+            with self._output():
+                self._live.stop()
+
     def step(self, step: int) -> None:
         """Record that `step` steps have been taken; cheap enough for every step."""
         self._step, self._doing = step, ""

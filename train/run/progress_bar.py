@@ -1,9 +1,9 @@
-"""Progress of work on many bytes: one line with the rate and the time left."""
+"""Progress of work, on stderr: one line redrawn in place on a terminal, and at most a few lines of plain text elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -11,62 +11,97 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from train.run.console import clock, short
 
+BYTES = "bytes"
+"""Unit of work whose rate is shown too."""
 EVERY = 10.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines of long work where the output is no terminal."""
 
 
-@contextlib.contextmanager
-def shown(activity: str, stream: Any = None) -> Iterator[Callable[[int, int], None]]:
-    """Show progress within `with shown("tokenizing") as progress: ...`; call `progress(bytes done, total bytes)`.
+class ProgressBar:
+    """The progress of an activity, within `with ProgressBar("scoring", "batches") as progress:`; call `progress(done, total)`.
 
-    A terminal shows one line, redrawn in place and removed at the end. Elsewhere there is a line of plain text every ten seconds.
-    Bytes done at the first call count as done before: the rate and the time left are of the work since then. Several jobs may
-    follow each other: a call with another total, or with fewer bytes done, is the first of the next job.
+    A terminal shows one line, removed at the end. Elsewhere nothing is written, unless `announce` or `every` asks for it.
+    Several jobs may follow each other: a call with another total, or with less done, is the first of the next job.
     """
-    output = stream or sys.stderr
-    terminal = Terminal(file=output)
-    if not terminal.is_terminal or terminal.is_dumb_terminal:
-        yield _PlainText(activity, output)
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=terminal, transient=True)
-    task = bar.add_task(activity, total=None)
 
-    def update(done: int, total: int) -> None:
-        # Started late, so that nothing is shown if the work was already done.
-        bar.start()
-        bar.update(task, completed=done, total=total)
+    def __init__(
+        self,
+        activity: str,
+        unit: str = "",
+        *,
+        before: str = "",
+        late: bool = False,
+        announce: bool = False,
+        every: float = math.inf,
+        quiet: bool = False,
+        stream: Any = None,
+    ) -> None:
+        """Describe the work; nothing is shown before the block is entered.
 
-    try:
-        yield update
-    finally:
-        bar.stop()
-
-
-class _PlainText:
-    """Progress as lines of plain text."""
-
-    def __init__(self, activity: str, stream: Any) -> None:
-        self._activity, self._stream = activity, stream
+        Args:
+            unit: what is counted, in the plural; for `BYTES` the rate is shown.
+            before: what happens until the first piece of the work is done, as "compiling".
+            late: show the line at the first call, so that work that was already done shows nothing.
+            announce: where the output is no terminal, write "`activity` ..." at the beginning.
+            every: where the output is no terminal, seconds between two lines with the share, the rate and the time left of
+                bytes. Bytes done at the first call count as done before: the rate is of the work since then.
+            quiet: show nothing at all, as in processes other than the first.
+            stream: the output instead of stderr.
+        """
+        self._activity, self._unit, self._before, self._late = activity, unit, before, late
+        self._announce, self._every, self._quiet = announce, every, quiet
+        self._stream = stream or sys.stderr
+        self._bar: Progress | None = None
+        self._task: Any = None
         self._first: tuple[int, float] = (0, 0.0)
-        self._done, self._total = 0, -1
-        self._printed = 0.0
+        self._done, self._total, self._printed = 0, -1, 0.0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __enter__(self) -> "ProgressBar":
+        if self._quiet:
+            return self
+        terminal = Terminal(file=self._stream)
+        if self._stream.isatty() and terminal.is_terminal and not terminal.is_dumb_terminal:
+            count = (DownloadColumn(), TransferSpeedColumn()) if self._unit == BYTES else (TextColumn("{task.fields[count]}"),)
+            columns = TextColumn("{task.description}", markup=False), BarColumn(20), *count, TimeRemainingColumn()
+            # Results are written to stdout, which the line on stderr must not redirect.
+            self._bar = Progress(*columns, console=terminal, transient=True, redirect_stdout=False)
+            description = f"{self._activity} ({self._before})" if self._before else self._activity
+            self._task = self._bar.add_task(description, total=None, count="")
+            if not self._late:
+                self._bar.start()
+        elif self._announce:
+            self._print(f"{self._activity} ...")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show how much is done; a total of None is unknown."""
+        if self._bar is not None:
+            count = f"{done:,}{f' of {total:,}' if total is not None else ''} {self._unit}".rstrip() if done else ""
+            description = self._activity if done or not self._before else f"{self._activity} ({self._before})"
+            self._bar.start()
+            self._bar.update(self._task, description=description, completed=done, total=total, count=count)
+        elif total is not None and math.isfinite(self._every) and not self._quiet:
+            self._print_share(done, total)
+
+    def _print_share(self, done: int, total: int) -> None:
         now = time.monotonic()
         if total != self._total or done < self._done:
             # The first call of a new job; the previous one is finished.
             self._first, self._printed = (done, now), now
         self._done, self._total = done, total
-        if now - self._printed < EVERY or done == self._first[0]:
+        if now - self._printed < self._every or done == self._first[0]:
             return
         self._printed = now
         rate = (done - self._first[0]) / (now - self._first[1])
         left = clock((total - done) / rate)
+        self._print(f"{self._activity}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left")
+
+    def _print(self, line: str) -> None:
         # `zoo train 2>&1 | head` closes this stream too, and the work continues.
         with contextlib.suppress(OSError):
-            print(
-                f"{self._activity}: {done / total:.0%} of {short(total)}B, {rate / 1e6:.2f} MB/s, {left} left",
-                file=self._stream,
-                flush=True,
-            )
+            print(line, file=self._stream, flush=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 
@@ -17,7 +17,7 @@ from train.run import console as console_module
 from train.run import progress_bar
 from train.run.console import Console
 from train.run.metrics_file import train_row, valid_row
-from train.run.progress_bar import shown
+from train.run.progress_bar import BYTES, EVERY, ProgressBar
 from zoo.errors import BadInput
 
 
@@ -146,7 +146,7 @@ def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch
     calls += [(125, 0, 40), (130, 0, 40), (136, 22, 40), (150, 0, 40), (161, 11, 40)]
     now = iter([seconds for seconds, _, _ in calls])
     monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    with (tmp_path / "log").open("w") as out, shown("tokenizing", out) as report:
+    with (tmp_path / "log").open("w") as out, ProgressBar("tokenizing", BYTES, every=EVERY, stream=out) as report:
         for _, done, total in calls:
             report(done * 1_000_000, total * 1_000_000)
     pattern = r"tokenizing: (\d+%) of [\d.]+MB, ([\d.]+) MB/s, ([\d:]+) left"
@@ -157,10 +157,43 @@ def test_a_log_gets_the_share_the_rate_and_the_time_left_of_the_work(monkeypatch
 
 def test_a_terminal_gets_one_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenize(out: TextIO) -> None:
-        with shown("tokenizing", out) as report:
+        with ProgressBar("tokenizing", BYTES, late=True, stream=out) as report:
             report(0, 1_000_000)
             report(500_000, 1_000_000)
 
     for name, value in {"TERM": "xterm", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
     assert {"tokenizing", "0.5/1.0", "MB"} <= {*re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen_on_terminal(tokenize)).split()}
+
+
+def test_a_score_says_that_it_compiles_and_then_how_many_batches_are_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a log file there is the announcement alone; if it is quiet, nothing."""
+
+    def score(out: TextIO, **options: Any) -> None:
+        with ProgressBar("scoring", "batches", before="compiling", announce=True, stream=out, **options) as report:
+            report(0, 120)
+            report(3, 120)
+
+    for name, value in {"TERM": "xterm", "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    drawn = " ".join(lines(seen_on_terminal(score)))
+    assert 0 <= drawn.find("scoring (compiling)") < drawn.find("3 of 120 batches")
+    for quiet, logged in ((False, "scoring ...\n"), (True, "")):
+        with (tmp_path / "log").open("w") as out:
+            score(out, quiet=quiet)
+        assert (tmp_path / "log").read_text() == logged
+
+
+def test_an_activity_before_the_first_step_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def prepare(console: Console) -> None:
+        with console:
+            console.progress("reading the data", now=True)
+            console.header("nano", {"model": "gpt"})
+            console.finish("done")
+
+    assert "reading the data ..." in lines(on_terminal(monkeypatch, prepare))
+    with (tmp_path / "log").open("w") as stream:
+        prepare(Console(steps=50, stream=stream))
+    assert lines((tmp_path / "log").read_text()) == ["nano", "model gpt", "done"]
