@@ -6,11 +6,12 @@ not finite are errors of the caller: ValueError.
 """
 
 import difflib
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, Real
+from jaxtyping import Int64, Integer, Real
 
 from train.data.example_types import IOB_TAG
 from zoo.errors import BadInput
@@ -95,22 +96,24 @@ def matthews(truth: Classes, predicted: Classes) -> float:
 
 def pearson(truth: Values, predicted: Values) -> float:
     """Return the linear correlation of two series, -1 to 1 (Pearson 1895); 0 where one of them is constant."""
+    # Imported where it is needed, since that takes a second.
+    from scipy import stats
+
     _check(truth, predicted)
-    # The product of two unit vectors, which may exceed 1 by rounding.
-    return float(np.clip(_unit(truth) @ _unit(predicted), -1, 1))
+    # Compared, not subtracted: the mean of equal numbers is rounded, so that their differences to it may not be 0.
+    if truth.min() == truth.max() or predicted.min() == predicted.max():
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        return float(stats.pearsonr(truth.astype(np.float64), predicted.astype(np.float64)).statistic)
 
 
 def spearman(truth: Values, predicted: Values) -> float:
     """Return Pearson's correlation of the ranks, where ties have their average rank (Spearman 1904); 0 for a constant series."""
+    from scipy import stats
+
     _check(truth, predicted)
-    return pearson(ranks(truth), ranks(predicted))
-
-
-def ranks(values: Values) -> Float64[np.ndarray, " N"]:
-    """Return the rank of each value, from 1 for the smallest; equal values have the average of their ranks."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group]
+    return pearson(stats.rankdata(truth), stats.rankdata(predicted))
 
 
 def mean_squared_error(truth: Values, predicted: Values) -> float:
@@ -238,17 +241,6 @@ def _check(truth: np.ndarray, predicted: np.ndarray) -> None:
         raise ValueError(f"{truth.size} true values, {predicted.size} predicted; both must have the same size, at least 1")
     if not (np.isfinite(truth).all() and np.isfinite(predicted).all()):
         raise ValueError("a value is not finite")
-
-
-def _unit(values: Values) -> Float64[np.ndarray, " N"]:
-    """Return values less their mean, as a vector of length 1; zeros if they are all equal."""
-    # Compared, not subtracted: the mean of equal numbers is rounded, so that their differences to it may not be 0.
-    if values.min() == values.max():
-        return np.zeros(len(values))
-    centred = values - values.mean(dtype=np.float64)
-    # Scaled to 1 first, so that no square overflows or vanishes.
-    centred = centred / np.abs(centred).max()
-    return centred / np.linalg.norm(centred)
 
 
 def _share(part: int, total: int) -> float:
