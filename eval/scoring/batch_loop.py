@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float64
 
+from train.config import run_config
 from train.engine import device_mesh
 from train.rows import batches
 from zoo.batch import Batch
+from zoo.models import Model
 
 Progress = Callable[[int, int], None]
 """Function that is called with (batches done, total batches)."""
@@ -20,6 +22,26 @@ Progress = Callable[[int, int], None]
 
 def no_progress(done: int, count: int) -> None:
     """Show nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringInputs:
+    """The rows of a run to be scored, and how: the argument of `of_run` of every module of scores."""
+
+    run: run_config.Run
+    model: Model
+    mesh: Mesh
+    data: Any
+    """The run's `train.inputs.dataset.Inputs`; the scores of labelled examples do not use it."""
+    rows: RowSource
+    build: Callable[..., Any]
+    """Function that makes the arrays of a row."""
+    _: dataclasses.KW_ONLY
+    batch: int
+    """Rows at a time."""
+    dtype: Any
+    """Dtype of the arithmetic."""
+    progress: Progress = no_progress
 
 
 @functools.cache

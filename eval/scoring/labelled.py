@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Integer
 
 from eval.scoring import metric_functions, squad
-from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
+from eval.scoring.batch_loop import BatchLoop, ScoringInputs
 from train.config import run_config
 from train.data.example_types import Choice, Example, Question, Tagged, Text, is_iob
 from train.engine import device_mesh
@@ -45,25 +45,15 @@ class Score:
         return self.numbers
 
 
-def of_run(
-    run: run_config.Run,
-    net: Model,
-    mesh: Mesh,
-    data: Any,
-    rows: Rows,
-    build: Callable[..., Any],
-    *,
-    batch: int,
-    dtype: Any,
-    progress: Progress = no_progress,
-) -> Callable[[Any], Score]:
-    """Return a function of parameters that scores every example of `rows`, `batch` rows at a time over the mesh."""
-    batch = device_mesh.round_up_rows(mesh, min(batch, len(rows)))
-    loop, evaluate = logits_loop(net, mesh, run.objective, np.dtype(dtype)), scorer(run)
+def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
+    """Return a function of parameters that scores every example of the rows, `inputs.batch` rows at a time over the mesh."""
+    run, rows = inputs.run, inputs.rows
+    batch = device_mesh.round_up_rows(inputs.mesh, min(inputs.batch, len(rows)))
+    loop, evaluate = logits_loop(inputs.model, inputs.mesh, run.objective, np.dtype(inputs.dtype)), scorer(run)
 
     def score(params: Any) -> Score:
-        logits = np.concatenate(list(loop.results(loop.cast(params), rows, build, batch, progress=progress)))
-        return evaluate(rows, logits[: len(rows)], getattr(run.model, "labels", ()))
+        results = loop.results(loop.cast(params), rows, inputs.build, batch, progress=inputs.progress)
+        return evaluate(rows, np.concatenate(list(results))[: len(rows)], getattr(run.model, "labels", ()))
 
     return score
 

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
-from train.config import run_config
+from eval.scoring.batch_loop import BatchLoop, Progress, ScoringInputs, no_progress
 from train.engine import device_mesh
 from train.engine.losses import token_losses
 from train.rows import batches
@@ -49,20 +48,11 @@ class Score:
         return {**derived, "tokens": self.tokens, "bytes": self.bytes}
 
 
-def of_run(
-    run: run_config.Run,
-    net: Model,
-    mesh: Mesh,
-    data: Any,
-    rows: RowSource,
-    build: Callable[..., Any],
-    *,
-    batch: int,
-    dtype: Any,
-    progress: Progress = no_progress,
-) -> Callable[[Any], Score]:
+def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return the scorer of a run's text."""
-    return scorer(net, mesh, rows, build, data.token_bytes, batch=batch, dtype=dtype, chunk=run.loss_chunk, progress=progress)
+    token_bytes, chunk = inputs.data.token_bytes, inputs.run.loss_chunk
+    options: dict[str, Any] = {"batch": inputs.batch, "dtype": inputs.dtype, "progress": inputs.progress}
+    return scorer(inputs.model, inputs.mesh, inputs.rows, inputs.build, token_bytes, chunk=chunk, **options)
 
 
 def scorer(

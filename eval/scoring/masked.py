@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from eval.scoring.batch_loop import BatchLoop, Progress, no_progress
-from train.config import run_config
+from eval.scoring.batch_loop import BatchLoop, Progress, ScoringInputs, no_progress
 from train.engine import device_mesh
 from train.rows.row_source import RowSource, ordered
 from zoo.batch import IGNORED, Batch
@@ -53,20 +52,10 @@ class Score:
         return result
 
 
-def of_run(
-    run: run_config.Run,
-    net: Model,
-    mesh: Mesh,
-    data: Any,
-    rows: RowSource,
-    build: Callable[..., Any],
-    *,
-    batch: int,
-    dtype: Any,
-    progress: Progress = no_progress,
-) -> Callable[[Any], Score]:
+def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return the scorer of a masked run's text; each row's mask is a function of the row alone."""
-    return scorer(net, mesh, rows, build, data.counts(), batch=batch, dtype=dtype, progress=progress)
+    options: dict[str, Any] = {"batch": inputs.batch, "dtype": inputs.dtype, "progress": inputs.progress}
+    return scorer(inputs.model, inputs.mesh, inputs.rows, inputs.build, inputs.data.counts(), **options)
 
 
 def scorer(

@@ -10,48 +10,35 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from eval.scoring import labelled, language_model, masked, seq2seq
-from eval.scoring.batch_loop import Progress, no_progress
+from eval.scoring.batch_loop import ScoringInputs
 from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.engine import device_mesh, optim
 from train.inputs import dataset
-from train.rows.row_source import RowSource
 from train.run import metric_names
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, no_checkpoint, read_config
 from train.weights.load import NEWEST, checkpoints
 from zoo.errors import BadInput, require
-from zoo.models import Model, model
+from zoo.models import model
 from zoo.precision import DTYPES
 from zoo.runtime import jax_setup
 
-SCORERS: dict[str, Callable[..., Callable[[Any], Any]]] = {
+SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
     **dict.fromkeys(("masked", "distilled", "permutation"), masked.of_run),
     **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
-"""Objective -> `(run, net, mesh, data, rows, build, *, batch, dtype, progress) -> (params -> score)`; a score has `record()`."""
+"""Objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""
 
 
-def scorer(
-    run: run_config.Run,
-    net: Model,
-    mesh: Mesh,
-    data: Any,
-    rows: RowSource,
-    build: Callable[..., Any],
-    *,
-    batch: int,
-    dtype: Any,
-    progress: Progress = no_progress,
-) -> Callable[[Any], Any]:
-    """Return a function of parameters that scores `rows` by the run's objective, `batch` rows at a time over the mesh."""
-    return SCORERS[run.objective](run, net, mesh, data, rows, build, batch=batch, dtype=dtype, progress=progress)
+def scorer(run: run_config.Run, *inputs: Any, **options: Any) -> Callable[[Any], Any]:
+    """Return a function of parameters that scores rows by the run's objective; the arguments are those of `ScoringInputs`."""
+    return SCORERS[run.objective](ScoringInputs(run, *inputs, **options))
 
 
 def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_config.Mesh) -> int:

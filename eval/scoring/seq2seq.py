@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.scoring import language_model
+from eval.scoring.batch_loop import ScoringInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +17,9 @@ class Score(language_model.Score):
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
-def of_run(*arguments: Any, **options: Any) -> Callable[[Any], Score]:
-    """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone.
-
-    The arguments are those of `eval.scoring.language_model.of_run`.
-    """
-    measure = language_model.of_run(*arguments, **options)
+def of_run(inputs: ScoringInputs) -> Callable[[Any], Score]:
+    """Return the scorer of a run's held-out rows; the random choices of a row are a function of the row alone."""
+    measure = language_model.of_run(inputs)
 
     def scored(params: Any) -> Score:
         return Score(**dataclasses.asdict(measure(params)))

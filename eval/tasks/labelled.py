@@ -28,6 +28,7 @@ from typing import Any
 
 from eval.report.error_analysis import CLASSES
 from eval.scoring import labelled, metric_functions
+from eval.scoring.batch_loop import ScoringInputs
 from eval.tasks import Progress, Result, Settings, first
 from train.config.data_options import Data
 from train.config.objective_options import Labelled
@@ -88,7 +89,8 @@ def score(subject: Loaded, names: tuple[str, ...], settings: Settings, progress:
         rows = _shortened(rows)
     build = objective(goal).builder(run, subject.tokenizer, _unread)
     options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype, "progress": progress}
-    measured = labelled.of_run(run, subject.model, subject.mesh, None, rows, build, **options)(subject.params)
+    inputs = ScoringInputs(run, subject.model, subject.mesh, None, rows, build, **options)
+    measured = labelled.of_run(inputs)(subject.params)
     numbers = dict(measured.record())
     count = int(numbers.pop("examples"))
     shares = ("majority_share", "predicted_share") if "accuracy" in chosen else ()

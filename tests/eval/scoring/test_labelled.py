@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from eval.scoring import labelled, metric_functions, squad
+from eval.scoring.batch_loop import ScoringInputs
 from eval.scoring.labelled import WORST, Score
 from tests.support import finetuned
 from tests.support.finetuned import IOB, LABELS, entropy, examples
@@ -215,7 +216,8 @@ def test_score_of_a_model_on_a_mesh_equals_a_loop_over_the_examples(name: str, s
     net, (data, fsdp, tensor) = finetuned.net(run), shape
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
-    result = labelled.of_run(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)(params)
+    inputs = ScoringInputs(run, net, mesh, None, rows, finetuned.build(run), batch=11, dtype=jnp.float32)
+    result = labelled.of_run(inputs)(params)
     assert_matches(result, run, rows, finetuned.logits(run, finetuned.batch(run, rows)))
 
 
