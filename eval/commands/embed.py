@@ -13,41 +13,33 @@ from jaxtyping import Float32
 from safetensors.numpy import save
 
 from eval.commands import terminal
+from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
-from train.config import run_config
-from train.engine import device_mesh
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
-from train.weights.load import load
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
-from zoo.precision import resolve_dtype
 
 Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
 
 
 def main(
-    where: str,
+    model: ModelOptions,
     source: Texts,
     *,
     pool: Pool,
     normalize: bool,
     out: str,
-    step: int | None,
-    batch: int,
-    precision: run_config.Precision,
-    mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
     """Embed texts, and write the vectors to a file or print the cosine of every two; return the exit code.
 
     Args:
-        where, step: see `train.weights.load.load`.
         out: .npy, an array; .safetensors, the array as "embeddings"; .jsonl, a line for each text; "" = print.
         as_json: print the lines of the .jsonl.
 
@@ -61,7 +53,7 @@ def main(
     texts = encoder_runner.read_texts(source)
     if file is None and not as_json:
         _check_table(len(texts))
-    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
+    encoder = Encoder.of(model.load(), batch=model.batch, dtype=model.dtype())
     vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate, quiet=as_json)
     if file is not None:
         if jax.process_index() == 0:

@@ -11,21 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.commands import terminal
+from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
 from eval.scoring.encoder_runner import Encoder, EncoderRow, Text
-from train.config import run_config
-from train.engine import device_mesh
 from train.run.progress_bar import ProgressBar
 from train.tokenizers.special_tokens import BERT, ROBERTA
 from train.tokenizers.tokenizer import Tokenizer
 from train.tokenizers.wordpiece import CONTINUES
-from train.weights.load import load
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
-from zoo.precision import resolve_dtype
 
 SPELLED = re.compile("|".join(re.escape(names["mask"]) for names in (BERT, ROBERTA)))
 """Spelling of a mask in a text: BERT's, or that of RoBERTa and XLNet, for every model."""
@@ -61,21 +58,16 @@ class Filled:
 
 
 def main(
-    where: str,
+    model: ModelOptions,
     source: Texts,
     *,
     top: int,
     targets: Sequence[str],
-    step: int | None,
-    batch: int,
-    precision: run_config.Precision,
-    mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
     """Fill the masks of texts and print the candidates; return the exit code.
 
     Args:
-        where, step: see `train.weights.load.load`.
         as_json: print a JSON object for each mask.
 
     Raises:
@@ -85,7 +77,7 @@ def main(
     require(all(map(str.strip, targets)), "targets", "''", "write a word")
     texts = encoder_runner.read_texts(source)
     _masks(texts)
-    encoder = Encoder.of(load(where, device_mesh.make_mesh(mesh), step), batch=batch, dtype=resolve_dtype(precision))
+    encoder = Encoder.of(model.load(), batch=model.batch, dtype=model.dtype())
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:

@@ -10,28 +10,21 @@ import jax
 import numpy as np
 
 from eval.commands import terminal
+from eval.commands.model_options import ModelOptions
 from eval.generation import prompts as texts
 from eval.generation.generator import CHUNK, Generator
 from eval.generation.settings import Decoding, Prompts
 from eval.scoring.likelihood import Likelihood, encode, likelihoods
-from train.config import run_config
-from train.engine import device_mesh
 from train.run.progress_bar import ProgressBar
-from train.weights import load
 from train.weights.load import Loaded
 from zoo.errors import require
-from zoo.precision import resolve_dtype
 
 
 def main(
-    where: str,
+    model: ModelOptions,
     source: Prompts,
     decoding: Decoding,
     *,
-    step: int | None,
-    batch: int,
-    precision: run_config.Precision,
-    mesh: run_config.Mesh,
     as_json: bool,
 ) -> int:
     """Continue prompts, or score the given choices for them, and print the result; return the exit code.
@@ -40,22 +33,20 @@ def main(
     end it, handled by the command line (BrokenPipeError, KeyboardInterrupt).
 
     Args:
-        where, step: see `train.weights.load.load`.
-        batch: rows computed at a time.
         as_json: print a JSON object for each continuation, or for each prompt with its choices.
 
     Raises:
         BadInput: see `train.weights.load.load`, `eval.generation.prompts`, `eval.generation.generator` and
         `eval.scoring.likelihood`.
     """
-    require(batch >= 1, "batch", batch, "choose 1 or more rows")
+    require(model.batch >= 1, "batch", model.batch, "choose 1 or more rows")
     one_way = not source.choices or decoding.read == "left-to-right"
     require(one_way, "read", decoding.read, "--choices are scored from left to right; leave one of the two out")
     decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
     prompts, decoding = _prompts(source, decoding)
-    loaded = load.load(where, device_mesh.make_mesh(mesh), step)
+    loaded = model.load()
     lines = _choose if source.choices else _generate
-    for text in lines(loaded, prompts, source, decoding, batch, resolve_dtype(precision), as_json):
+    for text in lines(loaded, prompts, source, decoding, model.batch, model.dtype(), as_json):
         terminal.say(text)
     return 0
 

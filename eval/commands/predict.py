@@ -18,45 +18,38 @@ from typing import Any
 import jax
 
 from eval.commands import terminal
+from eval.commands.model_options import ModelOptions
 from eval.scoring.encoder_inputs import Unlabelled
 from eval.scoring.predictor import CHUNK, Predictor
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
-from train.config import run_config
 from train.config.objective_options import Labelled, LabelledTexts, Reading
 from train.data import unlabelled_reader
 from train.data.unlabelled_reader import Item
-from train.engine import device_mesh
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
 from train.weights.init_config import writes_text
-from train.weights.load import Loaded, load
+from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 from zoo.hf import hub
-from zoo.precision import resolve_dtype
 
 READ_AS_IS = Labelled()
 
 
 def main(
-    where: str,
+    model: ModelOptions,
     source: Unlabelled,
     *,
     out: str,
     length: int,
     labelled: Labelled,
     null_threshold: float | None,
-    step: int | None,
-    batch: int,
-    precision: run_config.Precision,
-    mesh: run_config.Mesh,
 ) -> int:
     """Write predictions to stdout or to a file, and return the exit code.
 
     Args:
-        where, step: see `train.weights.load.load`.
         out: a .jsonl file, which appears when all predictions are made, or not at all; "" = stdout.
-        length, labelled, batch, null_threshold: see `predict`.
+        length, labelled, null_threshold: see `predict`.
 
     Raises:
         BadInput: see `train.weights.load.load` and `predict`; a file that does not exist or cannot be written.
@@ -64,15 +57,14 @@ def main(
     file = Path(out) if out else None
     if file is not None:
         _check_out(file, source.files)
-    subject = load(where, device_mesh.make_mesh(mesh), step)
-    trained = "auto" if subject.run is None else subject.run.precision
+    subject = model.load()
     predictions = predict(
         subject,
         **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
         labelled=labelled,
         length=length,
-        batch=batch,
-        dtype=resolve_dtype(precision, default=trained),
+        batch=model.batch,
+        dtype=model.dtype("auto" if subject.run is None else subject.run.precision),
         null_threshold=null_threshold,
     )
     if file is None:

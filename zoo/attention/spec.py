@@ -67,7 +67,7 @@ class Spec:
         return self._map_arrays(lambda letters, x: tiles.take(x, letters, tile))
 
     def add_tile(self, sums: Any, update: Any, tile: Tile) -> Any:
-        """Return `sums`, shaped like `differentiable()`, with `update`, shaped like those of a tile, added at the tile's place."""
+        """Return `sums`, shaped like `differentiable()`, with `update`, that of a tile, added at the tile's place."""
         tile, updates = self._with_distances(tile), {name: array for name, _, array in update.arrays()}
         new_sums = {name: tiles.add(x, updates[name], axes, tile) for name, axes, x in sums.arrays()}
         return dataclasses.replace(sums, **new_sums)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from eval.commands import generate
+from eval.commands.model_options import ModelOptions
 from eval.generation import generator
 from eval.generation.generator import Generated, Generator, _Text
 from eval.generation.settings import Decoding, Prompts
@@ -198,11 +199,11 @@ def test_a_model_with_a_nan_is_refused_in_one_line() -> None:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """`command(decoding, prompt=...)` returns what `zoo generate` prints with the small model."""
     loaded = Loaded("small", *gpt(), gpt_tokenizer(), gpt_generator().mesh)
-    monkeypatch.setattr(generate.load, "load", lambda where, mesh, step: loaded)
+    monkeypatch.setattr(ModelOptions, "load", lambda _: loaded)
 
     def run(decoding: Decoding = GREEDILY, as_json: bool = False, **asked: Any) -> str:
-        options: dict[str, Any] = dict(step=None, batch=1, precision="float32", mesh=run_config.Mesh(), as_json=as_json)
-        assert generate.main("small", Prompts(**asked), decoding, **options) == 0
+        model = ModelOptions(source="small", batch=1, precision="float32")
+        assert generate.main(model, Prompts(**asked), decoding, as_json=as_json) == 0
         return capsys.readouterr().out
 
     return run
@@ -277,8 +278,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "--read both-ways: gpt generates from left to": lambda: gpt_generator().generate([[1]], Decoding(read="both-ways")),
     "--read both-ways: beam search reads from left": lambda: Decoding(read="both-ways", search=Beams(beams=2)),
     "--read both-ways: --choices are scored from left": lambda: generate.main(
-        *("", Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways")),
-        **dict(step=None, batch=1, precision="float32", mesh=run_config.Mesh(), as_json=False),
+        ModelOptions(source=""), Prompts(prompt=("a",), choices=("b",)), Decoding(read="both-ways"), as_json=False
     ),
 }
 

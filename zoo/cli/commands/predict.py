@@ -12,9 +12,9 @@ def predict(args: list[str]) -> int:
     """Run `zoo predict RUN|DIR|hub:ID TEXT ... | --files ... [options]`."""
     import tyro
 
+    from eval.commands.model_options import ModelOptions
     from eval.scoring.encoder_inputs import Unlabelled
     from train.config.objective_options import Labelled
-    from train.config.run_config import Machine, Mesh, Precision
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
@@ -25,8 +25,7 @@ def predict(args: list[str]) -> int:
         context; an entity has its words [first, end).
         """
 
-        model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DIR")]
-        """Folder of a fine-tuned run, or of published weights with a head for labels, or hub:ID."""
+        model: Annotated[ModelOptions, tyro.conf.arg(name="", prefix_name=False)]
         inputs: Annotated[Unlabelled, tyro.conf.arg(name="", prefix_name=False)]
         out: str = ""
         """File to write (.jsonl); it appears when all predictions are done. Empty = stdout."""
@@ -35,22 +34,14 @@ def predict(args: list[str]) -> int:
         SQuAD 2.0 usually has 0. None = answer every question."""
         length: int = 0
         """Largest number of tokens in a row; 0 = as the run was trained, or the model's positions for published weights."""
-        step: int | None = None
-        """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
-        batch: int = 16
-        """Rows computed at a time; results depend on it only by rounding."""
-        precision: Precision = "auto"
-        """Dtype of the arithmetic. auto: float32 on CPU, else bfloat16."""
         labelled: Labelled = Labelled()
         """Options for reading files and cutting long texts. Without any of them, files are read as the run read its own."""
-        mesh: Mesh = dataclasses.field(default_factory=Mesh)
-        machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Predict, args=args, prog="zoo predict")
-    early_checks.check_source(options.model, options.step)
+    early_checks.check_source(options.model.source, options.model.step)
     early_checks.check_files("--files", options.inputs.files)
-    _check_model(options.model)
-    if (code := prepare_process(options.machine, ["predict", *args])) is not None:
+    _check_model(options.model.source)
+    if (code := prepare_process(options.model.machine, ["predict", *args])) is not None:
         return code
     from eval.commands import predict
 
@@ -61,10 +52,6 @@ def predict(args: list[str]) -> int:
         length=options.length,
         labelled=options.labelled,
         null_threshold=options.null_threshold,
-        step=options.step,
-        batch=options.batch,
-        precision=options.precision,
-        mesh=options.mesh,
     )
 
 
