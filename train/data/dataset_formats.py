@@ -104,6 +104,13 @@ def _squad(file: Path, options: Reading) -> Iterator[tuple[Record, dict[str, Any
 
 
 def _answered(record: Record, question: dict[str, Any]) -> Record:
+    """Return a record with the answers of its question: {"text": [...], "answer_start": [...]}, two lists of one length.
+
+    Both are empty for an impossible question of SQuAD 2.0.
+
+    Raises:
+        BadInput: "is_impossible" (SQuAD 2.0) says the opposite of "answers".
+    """
     where, impossible = record.where, question.get("is_impossible")
     answers = get(question, "answers", list, where) if impossible is None or "answers" in question else []
     if impossible is not None and bool(impossible) == bool(answers):
@@ -115,7 +122,12 @@ def _answered(record: Record, question: dict[str, Any]) -> Record:
 
 
 def get(value: Any, name: str, kind: type, where: str) -> Any:
-    """Return the value of a field of a JSON object.
+    """Return the field `name` of a JSON object, checked to be of a type.
+
+    Args:
+        value: the object, as `json.loads` returns it; anything else is refused.
+        kind: dict, list, str or int; a truth value is no int.
+        where: position of the object, with which error messages begin.
 
     Raises:
         BadInput: `value` is not an object, or has no such field, or the field is not of type `kind`.

@@ -11,15 +11,19 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from train.tokenizers.special_tokens import BERT
 
 CONTINUES = "##"
-"""Prefix of the pieces of a word after the first one."""
+"""Prefix of an entry that continues a word: "playing" is the entries "play" and "##ing"."""
 CHARACTERS = 1000
-"""Largest number of different characters in a trained vocabulary. Each takes two entries; rarer ones are unknown."""
+"""Most characters in a trained vocabulary, the most frequent ones; words with others are unknown.
+
+A character takes two entries: one for the beginning of a word, "a", and one for the rest of it, "##a"."""
 LONGEST_WORD = 100
 """Characters of the longest word; longer ones are unknown, as in BERT's own program."""
 AT_ONCE = 64 << 20
-"""Characters of text whose different words are collected before the rules divide them."""
+"""Characters of text that are read before their words are counted.
+
+Texts are first split at spaces; BERT's rules, which are slow, then divide each different string once."""
 REPEATED = 1000
-"""Repetitions of a word in one string that the trainer gets."""
+"""Most repetitions of a word in one string of the training text; the trainer counts words, and accepts no counts."""
 
 
 def content(
