@@ -1,6 +1,7 @@
 """The one exception that means "the user can fix this"."""
 
 import errno
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def reason(cause: object) -> str:
     text = " ".join(str(cause).split())
     message = next((os.strerror(number) for number in REMEDIES if os.strerror(number) in text), text[-100:])
     return message or type(cause).__name__
+
+
+def import_optional(module: str, extra: str, purpose: str) -> Any:
+    """Import a module of a package that the optional dependencies `extra` contain.
+
+    Raises:
+        BadInput: it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{error.name} is needed {purpose} and is not installed; pip install 'transformer-zoo[{extra}]'") from None
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput:

@@ -4,14 +4,13 @@ BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's (Post 2018)
 rouge-score's. Exact match and F1 normalize as SQuAD does.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.scoring import squad
-from zoo.errors import BadInput
+from zoo.errors import import_optional
 
 Texts = Sequence[str]
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -31,7 +30,7 @@ def chrf(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, s
 
 def rouge(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:
     """Return the mean F of single words, of pairs, and of the longest common subsequence, 0 to 1, with stemmed words."""
-    scorer = _import_optional("rouge_score.rouge_scorer").RougeScorer(list(ROUGE), use_stemmer=True)
+    scorer = import_optional("rouge_score.rouge_scorer", "eval", "for this measure").RougeScorer(list(ROUGE), use_stemmer=True)
     scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
     return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE}, {}
 
@@ -56,18 +55,4 @@ MEASURES: dict[str, Callable[[Texts, Texts], tuple[dict[str, float], dict[str, s
 
 
 def _sacrebleu() -> Any:
-    return _import_optional("sacrebleu.metrics")
-
-
-def _import_optional(name: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        BadInput: the package is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"{error.name} is needed for this measure and is not installed; pip install 'transformer-zoo[eval]'"
-        ) from None
+    return import_optional("sacrebleu.metrics", "eval", "for this measure")

@@ -1,14 +1,13 @@
 """Readers of the documents in a text column of .parquet files and Arrow streams, a few rows at a time."""
 
 import contextlib
-import importlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from train.data.text_files import LONGEST_LINE, Document, document, json_type, listed
-from zoo.errors import BadInput
+from zoo.errors import BadInput, import_optional
 
 ROWS = 64
 """Rows of a .parquet file that are decoded at a time."""
@@ -68,12 +67,7 @@ def library(module: str) -> Any:
     Raises:
         BadInput: the module is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"{error.name} is needed to read this data and is not installed; pip install 'transformer-zoo[data]'"
-        ) from None
+    return import_optional(module, "data", "to read this data")
 
 
 def _rows(batches: Iterable[Any], name: str, field: str, where: str) -> Iterator[Document]:

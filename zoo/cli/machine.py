@@ -1,7 +1,9 @@
 """Helpers of the commands: start processes, and check options that concern the machine or have no value."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from zoo.cli import early_checks
 from zoo.errors import BadInput, require
 
 
@@ -32,6 +34,28 @@ def prepare_process(machine: Any, argv: list[str], *, canary: bool = True) -> in
     )
 
 
+def prepare_model_command(
+    model: Any, argv: list[str], files: Mapping[str, Sequence[str]], check: Callable[[str], None] = lambda source: None
+) -> int | None:
+    """Check the source and the files of a command that computes with a model, and prepare this process as `prepare_process`.
+
+    Args:
+        model: the `eval.commands.model_options.ModelOptions`.
+        argv: the words of the command line after `zoo`.
+        files: option -> files that it names; "-" is standard input.
+        check: a further check of the source.
+    """
+    # Each of several processes would read a part of standard input.
+    fix = "only one process can read standard input; give --files a file"
+    several = any("-" in names for names in files.values()) and model.machine.processes > 1
+    require(not several, "processes", model.machine.processes, fix)
+    early_checks.check_source(model.source, model.step)
+    for option, names in files.items():
+        early_checks.check_files(option, names)
+    check(model.source)
+    return prepare_process(model.machine, argv)
+
+
 def option_value(args: list[str], name: str) -> str:
     """Return the value of an option among arguments that are not parsed yet; "" if the option is absent."""
     for index, arg in enumerate(args):
@@ -56,9 +80,3 @@ def take_objective(run: Any, args: list[str]) -> tuple[Any, list[str]]:
         return run, args
     at = next(index for index, arg in enumerate(args) if arg.partition("=")[0] == "--objective")
     return with_objective(run, name), args[:at] + args[at + (1 if "=" in args[at] else 2) :]
-
-
-def refuse_shared_stdin(machine: Any, texts: Any) -> None:
-    """Refuse standard input for several processes: each would read a part of it."""
-    fix = "only one process can read standard input; give --files a file"
-    require("-" not in texts.files or machine.processes == 1, "processes", machine.processes, fix)

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from zoo.cli import early_checks
-from zoo.cli.machine import prepare_process, refuse_shared_stdin
+from zoo.cli.machine import prepare_model_command
 from zoo.cli.options import parse
 
 
@@ -31,10 +30,7 @@ def embed(args: list[str]) -> int:
         """Print one JSON object per text."""
 
     options = parse(Embed, args=args, prog="zoo embed")
-    refuse_shared_stdin(options.model.machine, options.texts)
-    early_checks.check_source(options.model.source, options.model.step)
-    early_checks.check_files("--files", options.texts.files)
-    if (code := prepare_process(options.model.machine, ["embed", *args])) is not None:
+    if (code := prepare_model_command(options.model, ["embed", *args], {"--files": options.texts.files})) is not None:
         return code
     from eval.commands import embed
 

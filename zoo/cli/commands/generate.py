@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.cli import early_checks
-from zoo.cli.machine import prepare_process
+from zoo.cli.machine import prepare_model_command
 from zoo.cli.options import parse
 
 
@@ -29,10 +28,8 @@ def generate(args: list[str]) -> int:
         """Print one JSON object per line."""
 
     options = parse(Generate, args=args, prog="zoo generate")
-    early_checks.check_source(options.model.source, options.model.step)
-    early_checks.check_files("--prompts-file", (options.prompts.prompts_file,))
-    early_checks.check_files("--examples", (options.prompts.examples,))
-    if (code := prepare_process(options.model.machine, ["generate", *args])) is not None:
+    files = {"--prompts-file": (options.prompts.prompts_file,), "--examples": (options.prompts.examples,)}
+    if (code := prepare_model_command(options.model, ["generate", *args], files)) is not None:
         return code
     from eval.commands import generate as complete
 

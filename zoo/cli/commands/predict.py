@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.cli import early_checks
-from zoo.cli.machine import prepare_process
+from zoo.cli.machine import prepare_model_command
 from zoo.cli.options import parse
 
 
@@ -38,10 +37,8 @@ def predict(args: list[str]) -> int:
         """Options for reading files and cutting long texts. Without any of them, files are read as the run read its own."""
 
     options = parse(Predict, args=args, prog="zoo predict")
-    early_checks.check_source(options.model.source, options.model.step)
-    early_checks.check_files("--files", options.inputs.files)
-    _check_model(options.model.source)
-    if (code := prepare_process(options.model.machine, ["predict", *args])) is not None:
+    files = {"--files": options.inputs.files}
+    if (code := prepare_model_command(options.model, ["predict", *args], files, _check_model)) is not None:
         return code
     from eval.commands import predict
 
