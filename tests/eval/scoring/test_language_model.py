@@ -58,7 +58,11 @@ def score(chosen: LmRows, *, batch: int, devices: int, tensor: int = 1) -> Score
     mesh = device_mesh.make_mesh(run_config.Mesh(tensor=tensor), jax.devices()[:devices])
     token_bytes = np.zeros(net.config.vocab, np.int64)
     token_bytes[: tokenizer().vocab_size] = tokenizer().token_bytes()
-    return scorer(net, mesh, chosen, causal.build, token_bytes, batch=batch, dtype=jnp.float32)(params)
+    shown: list[tuple[int, int]] = []
+    options: dict[str, Any] = dict(batch=batch, dtype=jnp.float32, progress=lambda *counts: shown.append(counts))
+    result = scorer(net, mesh, chosen, causal.build, token_bytes, **options)(params)
+    assert shown == [(done, len(shown) - 1) for done in range(len(shown))] and len(shown) > 1
+    return result
 
 
 def norm(x: np.ndarray, p: Any) -> np.ndarray:
