@@ -19,7 +19,7 @@ from train.tokenizers.tokenizer import Kind, Tokenizer
 from train.weights.load import Loaded
 from zoo import pretrained
 from zoo.batch import Batch
-from zoo.models import Model
+from zoo.models import Model, model
 from zoo.sharding import shardings
 
 TEXT = "The whale is seen by the old men of the ship. The capital of France is Paris, and the white whale sleeps; naïve. "
@@ -42,6 +42,14 @@ def loaded(family: str, task: str = "masked", shape: tuple[int, int, int] = (1, 
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(random_params(net), shardings(mesh, random_params(net), net.module.SHARDING))
     return Loaded(f"small {family}", net, params, words, mesh)
+
+
+def regression() -> Loaded:
+    """Return a small BERT whose head gives one number for a text."""
+    classifier = loaded("bert", "sequence")
+    head = {name: leaf[..., :1] for name, leaf in classifier.params["classifier"].items()}
+    cfg = dataclasses.replace(classifier.model.config, labels=("score",))
+    return dataclasses.replace(classifier, model=model(cfg), params={**classifier.params, "classifier": head})
 
 
 def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:

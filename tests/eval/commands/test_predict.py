@@ -167,14 +167,11 @@ def test_examples_are_read_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.full
 def test_a_single_label_names_a_number(tmp_path: Path) -> None:
-    made = encoders.loaded("bert", "sequence")
-    net = dataclasses.replace(made.model.config, labels=("score",))
-    params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
-    subject = dataclasses.replace(made, model=model(net), params=params)
+    subject = encoders.regression()
     (each,) = predict(subject, texts=["the whale"])
     cfg = run("classification", labels=("score",), regression=True)
-    (of_first, *_) = predict(made, texts=["the whale"])
-    assert each.keys() == {"index", "number"} and cfg.model == net
+    (of_first, *_) = predict(encoders.loaded("bert", "sequence"), texts=["the whale"])
+    assert each.keys() == {"index", "number"} and cfg.model == subject.model.config
     assert of_first["probabilities"].keys() == set(LABELS)
 
 

@@ -21,7 +21,6 @@ from train.config.objective_options import Labelled
 from train.data.example_types import Text
 from train.weights.load import Loaded
 from zoo.errors import BadInput
-from zoo.models import model
 
 
 def expected(goal: str, length: int) -> dict[str, Any]:
@@ -122,10 +121,7 @@ def test_limited_and_bad_examples_are_counted(place: Path, tmp_path: Path, capsy
 
 @pytest.mark.full
 def test_numbers_are_read_where_the_head_gives_one(tmp_path: Path) -> None:
-    made = encoders.loaded("bert", "sequence")
-    net = dataclasses.replace(made.model.config, labels=("score",))
-    params = {**made.params, "classifier": {name: leaf[..., :1] for name, leaf in made.params["classifier"].items()}}
-    subject = dataclasses.replace(made, model=model(net), params=params)
+    subject = encoders.regression()
     file = put(tmp_path / "a.tsv", "text\tlabel\nthe whale\t0.5\nthe men\t2\nthe ship\t-1\n")
     assert score(subject, file, argument="stsb").metrics.keys() == {"pearson", "spearman"}
 
