@@ -1,7 +1,8 @@
-"""The scorer of each objective: the metrics of its held-out data; and `zoo eval RUN`, which prints them.
+"""The scorer of each objective: perplexity, bits per byte, accuracy, or the metrics of labels; and `zoo eval RUN`.
 
-Causal objectives have bits per byte, perplexity and loss (`language_model`); masked, distilled and permutation perplexity and
-accuracy of predictions (`masked`); denoising and text to text perplexity and loss (`seq2seq`); fine-tuning those of `labelled`.
+Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, distilled and permutation ones by
+`masked` (perplexity and accuracy of predictions); denoising and text to text by `seq2seq` (perplexity); fine-tuning by
+`labelled`.
 """
 
 import dataclasses
