@@ -8,7 +8,7 @@ not finite are errors of the caller: ValueError.
 import difflib
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer, Real
@@ -105,7 +105,8 @@ def pearson(truth: Values, predicted: Values) -> float:
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        return float(stats.pearsonr(truth.astype(np.float64), predicted.astype(np.float64)).statistic)
+        result: Any = stats.pearsonr(truth.astype(np.float64), predicted.astype(np.float64))
+    return float(result.statistic)
 
 
 def spearman(truth: Values, predicted: Values) -> float:
