@@ -226,7 +226,7 @@ def _finite(**columns: float) -> dict[str, float]:
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference of two arrays, relative to the second one's largest entry or 1."""
-    return np.abs(one - other).max() / max(np.abs(other).max(), 1.0)
+    return float(np.abs(one - other).max() / max(np.abs(other).max(), 1.0))
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -235,7 +235,7 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
     Attention over long rows averages, so that most entries are small: relative to the largest entry or 1, zeros would pass.
     """
     difference, size = (np.sqrt(np.square(x, dtype=np.float64).mean()) for x in (one - other, other))
-    return difference / max(size, TINY)
+    return float(difference / max(size, TINY))
 
 
 def _worst(

@@ -7,7 +7,7 @@ import collections
 import csv as csv_format
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import table as rich_table
@@ -99,14 +99,14 @@ def percentiles_text(cell: Cell) -> str:
     return " .. ".join(seconds_text(cell[f"seconds_{which}"]) for which in ("p20", "p80"))
 
 
-def gigabytes(size: float | None) -> str:
+def gigabytes(size: float | int | None) -> str:
     """Return a number of bytes in GB or MB; "" for None."""
     if size is None:
         return ""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def formatted(value: float | None, form: str, scale: float = 1.0) -> str:
+def formatted(value: float | int | None, form: str, scale: float = 1.0) -> str:
     """Return a number over `scale` in a format, such as ".1f"; "" for None."""
     return "" if value is None else format(value / scale, form)
 
@@ -136,7 +136,7 @@ def markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(_markdown_block(block) for block in blocks if block) + "\n"
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """Return a table in Markdown."""
     rule = [*["---"] * words, *["---:"] * (len(head) - words)]
     lines = [head, rule, *([" ".join(cell.split()) for cell in row] for row in rows)]

@@ -32,7 +32,9 @@ def columns(seconds: Any, unit: Any = None) -> dict[str, float | int | None]:
         seconds: of each round, [n].
         unit: seconds of the unit of column "ratio" in the same rounds, [n].
     """
-    ratios = dict.fromkeys(RATIOS) if unit is None else _quantiles("ratio", np.asarray(seconds) / np.asarray(unit))
+    ratios: dict[str, float | None] = dict.fromkeys(RATIOS)
+    if unit is not None:
+        ratios |= _quantiles("ratio", np.asarray(seconds) / np.asarray(unit))
     return {**_quantiles("seconds", seconds), "seconds_least": float(np.min(seconds)), "n": len(seconds), **ratios}
 
 

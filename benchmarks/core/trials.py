@@ -151,7 +151,7 @@ def run_guarded(trial: Trial, act: Callable[[Any], None], watch: Watch, message:
         trial.end("failed", first_line(error))
 
 
-def repeat_without_failures(trials: Sequence[Trial], act: Callable[[dict[str, Program]], T]) -> T | None:
+def repeat_without_failures(trials: Sequence[Trial], act: Callable[[Mapping[str, Program]], T]) -> T | None:
     """Return the result of `act` on the programs of trials, by `identity`; None if there are none.
 
     A program that fails ends its trial, and the others start again without it.

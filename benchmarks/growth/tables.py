@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import stats
@@ -34,7 +34,7 @@ def exponent(x: Sequence[float | int], y: Sequence[float | int]) -> Exponent | N
     """Fit y = a x^b by least squares to the logarithms; return None for fewer than two different x, or values not above 0."""
     if len(set(x)) < 2 or min(*x, *y) <= 0:
         return None
-    fit: Any = stats.linregress(np.log(np.asarray(x, float)), np.log(np.asarray(y, float)))
+    fit = cast(Any, stats.linregress(np.log(x), np.log(y)))
     return Exponent(float(fit.slope), float(fit.stderr) if len(x) > 2 else None, float(np.exp(fit.intercept)))
 
 

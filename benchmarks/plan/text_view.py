@@ -26,11 +26,11 @@ def plan_blocks(plan: Plan) -> list[Block]:
     ]
     if plan.products is not None:
         blocks += [Heading("a step of a device, at the published rates"), rates(plan)]
-    blocks.append([bound_sentence(plan)])
+    blocks.append([bound_sentence(plan), ""])
     if plan.collectives:
         blocks += [Heading("sent in a step"), sent(plan)]
     if lines := warnings(plan):
-        blocks += [Heading("warnings"), lines]
+        blocks += [Heading("warnings"), [*lines, ""]]
     return [*blocks, provenance(plan)]
 
 

@@ -7,7 +7,7 @@ up to the time of a step. On a GPU or TPU, the profile names the instruction of 
 """
 
 import dataclasses
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -148,9 +148,9 @@ def _stream(line: Any) -> list[Interval]:
     return sorted(intervals)
 
 
-def _shared(threads: Iterable[list[Interval]]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+def _shared(threads: Iterable[list[Interval]]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Return by instruction: seconds, with each instant divided among the running ones; seconds of all threads; runs."""
-    shares, busy, times = Counter[str](), Counter[str](), Counter[str]()
+    shares, busy, times = defaultdict[str, float](float), defaultdict[str, float](float), defaultdict[str, float](float)
     intervals = [interval for thread in threads for interval in thread]
     begins, ends = (np.array([interval[place] for interval in intervals], float) for place in (0, 1))
     instants = np.unique([begins, ends])

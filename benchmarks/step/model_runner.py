@@ -213,7 +213,7 @@ class _Group:
         """Time all trials that have no state yet in the same rounds, together with the unit, which may have been timed before."""
         selected = [trial for trial in trials if not trial.state or trial is trials[0]]
 
-        def rounds(called: dict[str, timing.Program]) -> tuple[dict[str, Any], dict[str, float]]:
+        def rounds(called: Mapping[str, timing.Program]) -> tuple[dict[str, Any], dict[str, float]]:
             taking = [trial for trial in selected if trial.program is not None]
             watch.begin("timing", *(trial.key for trial in taking))
             probes = {
@@ -227,7 +227,7 @@ class _Group:
             for trial in taking:
                 # Create the state now, so that no round includes that.
                 call_guarded(trial, functools.partial(self._run, trial, take=False))
-            timed_programs = called | {precision: probe for precision, (probe, _) in probes.items()}
+            timed_programs = {**called, **{precision: probe for precision, (probe, _) in probes.items()}}
             budget = (self.settings.budget or 0.0) * len(called)
             seconds = timing.measured(timed_programs, rounds=self.settings.rounds or 0, budget=budget)
             return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}

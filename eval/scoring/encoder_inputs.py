@@ -1,4 +1,4 @@
-"""What the command line gives an encoder: texts, or examples without labels. Frozen dataclasses, validated, without jax."""
+"""Inputs of encoders on the command line: texts, or examples without labels. Frozen dataclasses, validated, without jax."""
 
 import dataclasses
 from typing import Literal

@@ -59,7 +59,7 @@ def attention(
     if (calls := _choices.get()) is not None:
         scope = f"{SCOPE}{len(calls)}"
         calls.append(Call(name=name, request=request, mask=mask, scope=scope))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
     if (recorded := _watched.get()) is not None:

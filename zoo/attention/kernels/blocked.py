@@ -45,18 +45,19 @@ def blocked(
     """Compute attention (see `Kernel`). Scores, softmax and sums are float32."""
     b, t, n, h = q.shape
     s, groups = k.shape[1], k.shape[2]
-    bias = None if bias is None else bias.prepare(t, s)
-    plan = Plan.of(b, t, s, n, groups, mask, bias, scale, rate)
+    prepared = None if bias is None else bias.prepare(t, s)
+    plan = Plan.of(b, t, s, n, groups, mask, prepared, scale, rate)
     padded_t, padded_s = plan.block_q * plan.num_q_blocks, plan.block_k * plan.num_k_blocks
     if padded_s > s:
         lengths = jnp.full(b, s) if mask.key_lengths is None else jnp.minimum(mask.key_lengths, s)
         mask = dataclasses.replace(mask, key_lengths=lengths)
-    mask, bias = (None if spec is None else spec.for_tiles(plan.block_q, padded_t, padded_s) for spec in (mask, bias))
+    tiled_mask = mask.for_tiles(plan.block_q, padded_t, padded_s)
+    tiled_bias = None if prepared is None else prepared.for_tiles(plan.block_q, padded_t, padded_s)
     # [B, T, N, H] -> [B, K, N/K, T, H]
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, groups, n // groups, h).transpose(0, 2, 3, 1, 4)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, padded_t - t), (0, 0)])
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + [(0, padded_s - s), (0, 0)]) for x in (k, v))  # [B, K, S, H]
-    out: Any = _attend(plan, q, k, v, mask, bias, seed, heads)
+    out: Any = _attend(plan, q, k, v, tiled_mask, tiled_bias, seed, heads)
     out = out[:, :, :, :t].transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)  # [B, T, N, H]
     return out if rate == 0 else out * jnp.asarray(1 / (1 - rate), out.dtype)
 
