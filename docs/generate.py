@@ -45,7 +45,6 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.
 - The default is that of the first recipe named above a table, otherwise of `DEFAULT_RECIPE`. What the other recipes change is
   listed [below](#values-of-the-recipes).
-- An option of an objective that the run does not use is refused.
 """
 RECIPES_INTRO = """\
 ## Values of the recipes
