@@ -1,31 +1,89 @@
-"""The documentation: generated pages are current."""
+"""The documentation: generated pages are current, commands have options that exist, and links have targets."""
 
 import dataclasses
 import re
 import runpy
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+import tyro
+
 from tests.support.processes import ROOT
 from train import recipes
+from zoo.cli import main
 
 DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
-def option_names(config: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the options of a run from its dataclasses."""
+class Parsed(Exception):
+    """Raised instead of running a command whose options are valid."""
+
+
+def option_names(config: Any) -> Iterator[str]:
+    """Yield the last part of the name of each option of a run, from its dataclasses."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from option_names(value, prefix if field.name == "machine" else f"{prefix}{field.name}.".replace("_", "-"))
+            yield from option_names(value)
         elif field.name != "recipe":
-            yield prefix + field.name.replace("_", "-")
+            yield field.name.replace("_", "-")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of each `zoo` command in the code blocks of a page, except those with `...` or a name like RECIPE."""
+    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            for part in re.sub(r"\s# .*", "", line).split("&&"):
+                if "..." not in part and (match := re.match(r"(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())):
+                    # Recipes for fine-tuning read the folder of --init.
+                    args = shlex.split(re.sub(r"--init \S+", "", match[1]))
+                    if not (args[0] in ("train", "plan") and args[1:] and args[1].isupper()):
+                        yield args
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_generated_pages_are_current() -> None:
     pages = runpy.run_path(str(DOCS / "generate.py"))["pages"]()
     for name, text in pages.items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, "run python docs/generate.py"
+    listed = {*re.findall(r"^\| `--(?:[\w.-]+\.)?([\w-]+)`", pages["options.md"], re.MULTILINE)}
     for name in recipes.recipes():
         names = set(option_names(recipes.recipe_run(name, "")))
-        assert len(names) > 80 and names <= {*re.findall(r"^\| `(--\S+)`", pages["options.md"], re.MULTILINE)}
+        assert len(names) > 40 and names <= listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_documentation_have_options_that_exist(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = tyro.cli
+
+    def cli(*args: Any, **options: Any) -> None:
+        parse(*args, **options)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", cli)
+    for args in commands(page.read_text(encoding="utf-8")):
+        with pytest.raises(Parsed):
+            pytest.fail(f"zoo {shlex.join(args)} ended with {main.main(args)}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_documentation_have_targets(page: Any) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_index_lists_every_page_once() -> None:
+    links = re.findall(r"\]\(([^)/#]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    assert sorted(links) == sorted(page.name for page in DOCS.glob("*.md") if page.name != "README.md")
