@@ -100,7 +100,7 @@ class Request:
         features = set()
         for name, axes, array in itertools.chain.from_iterable(spec.arrays() for spec in (mask, bias) if spec is not None):
             _check_shape(name, axes, array, letters)
-            features.add(_FEATURES.get(name, ""))
+            features.update(_FEATURES[name])
         if mask.causal or mask.window is not None:
             same = mask.query_positions is None and mask.key_positions is None
             _require(not same or t == s, f"causal or window attention of {t} queries over {s} keys needs query_positions")
@@ -122,20 +122,26 @@ class Request:
         if groups != n:
             features.add("grouped heads")
         return cls(
-            features=frozenset(features - {""}),
+            features=frozenset(features),
             shape=(b, t, s, n, groups, h),
             dtype=str(q.dtype),
         )
 
 
-_FEATURES = {
-    "key_lengths": "key lengths",
-    "query_segments": "segments",
-    "query_positions": "positions",
-    "key_positions": "positions",
-    "query_ranks": "ranks",
-    "allowed": "explicit mask",
+_FEATURES: dict[str, tuple[str, ...]] = {
+    "key_lengths": ("key lengths",),
+    "query_segments": ("segments",),
+    "key_segments": ("segments",),
+    "query_positions": ("positions",),
+    "key_positions": ("positions",),
+    "query_ranks": ("ranks",),
+    "key_ranks": ("ranks",),
+    "allowed": ("explicit mask",),
+    # Fields of biases, each of which is a feature as a whole: see `_BIASES`.
+    **dict.fromkeys(("values", "table", "q_r", "r", "q_s", "query_types", "key_types"), ()),
 }
+"""Array field of a mask or bias -> the features that a call needs if it is set. A field without an entry would be a mask that
+implementations ignore without saying so."""
 
 _BIASES = {Dense: "dense bias", Buckets: "bucket bias", ByDistance: "bucket bias", Relative: "relative bias"}
 

@@ -1,5 +1,6 @@
 """Attention: the definition against plain loops, and what is refused. Implementations are in `test_conformance.py`."""
 
+import dataclasses
 import inspect
 import itertools
 
@@ -125,6 +126,31 @@ def test_tiles_cut_no_array_twice():
     assert [name for name, _, _ in bias.differentiable().arrays()] == [
         name for name, _, _ in bias.for_tiles(T, T, S).differentiable().arrays()
     ]
+
+
+STATIC = {"causal": True, "window": 3, "strict": None}
+"""Field of a mask without an array -> a value that needs a feature; `strict` only changes what ranks mean."""
+
+
+def test_every_field_of_a_mask_or_bias_is_a_feature_that_an_implementation_must_have():
+    for kind in (Mask, *dispatch._BIASES):
+        arrays = {field.name for field in dataclasses.fields(kind) if "axes" in field.metadata}
+        assert arrays and arrays <= dispatch._FEATURES.keys(), kind
+        assert {feature for name in arrays for feature in dispatch._FEATURES[name]} <= dispatch.ALL_FEATURES
+    fields = {field.name for field in dataclasses.fields(Mask)}
+    assert fields == STATIC.keys() | {name for name in fields if dispatch._FEATURES.get(name)}
+    for name, value in STATIC.items():
+        q = ones(B, S, N, H)
+        request = dispatch.Request.of(q, q, q, Mask(**({} if value is None else {name: value})), None, None)
+        assert request.features == (set() if value is None else {name})
+
+
+@pytest.mark.planted
+def test_a_mask_field_that_nobody_registered_is_not_ignored(monkeypatch):
+    monkeypatch.delitem(dispatch._FEATURES, "key_lengths")
+    q = ones(B, S, N, H)
+    with pytest.raises(KeyError, match="key_lengths"):
+        dispatch.Request.of(q, q, q, Mask(key_lengths=np.array([1, 2])), None, None)
 
 
 def ones(*shape, dtype=jnp.float32):
