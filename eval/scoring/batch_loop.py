@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from train.config import run_config
 from train.engine import device_mesh
 from train.rows import batches
+from train.rows.row_source import RowSource
 from zoo.batch import Batch
 from zoo.models import Model
 

@@ -68,7 +68,8 @@ class Denoised(Objective):
             del length
             ids = np.concatenate([piece.ids for piece in row.pieces]).astype(np.int32)
             source, target = (
-                np.append(side, special_tokens.end).astype(np.int32) for side in _corrupt(rng, ids, run, special_tokens, entries)
+                np.append(side, special_tokens.end).astype(np.int32)
+                for side in _corrupt(rng, ids, options, special_tokens, entries)
             )
             if decoder_only:
                 return seq2seq_rows.decoder_only_row(
@@ -85,10 +86,9 @@ OBJECTIVE = Denoised
 
 
 def _corrupt(
-    rng: np.random.Generator, ids: np.ndarray, run: Run, special_tokens: TextSpecialTokens, entries: np.ndarray
+    rng: np.random.Generator, ids: np.ndarray, options: Denoising, special_tokens: TextSpecialTokens, entries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (source, target) of a text, without end tokens."""
-    options: Denoising = run.options.denoising
     length = len(ids)
     match options.kind:
         case "spans":
