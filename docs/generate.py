@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 
 - Whole numbers may be written as `1e6`. A list takes several values: `--data.paths a.txt b.txt`.
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.
-- The default is that of the first recipe named above a table, otherwise of `DEFAULT_RECIPE`. What the other recipes change is
-  listed [below](#values-of-the-recipes).
+- A recipe has only the options that its objective and its data use. The default is that of `DEFAULT_RECIPE`, or of the first
+  recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
 """
 RECIPES_INTRO = """\
 ## Values of the recipes
@@ -64,35 +64,45 @@ class Option:
 
 @dataclasses.dataclass
 class Group:
-    """The options of one dataclass, in the recipes that have exactly these."""
+    """The options of one prefix, in all recipes; those of a model, in all recipes of a family."""
 
     title: str
     """Prefix of the options: optim, model.compute; "" if they have none."""
     about: str
-    options: tuple[Option, ...]
-    recipes: list[str] = dataclasses.field(default_factory=list)
-    """Names of the recipes; the defaults of the first are shown."""
+    options: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Options by name, each as in the first recipe that has it."""
+    recipes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Name of an option -> recipes that have it; the default of the first is shown."""
+
+    @property
+    def all_recipes(self) -> list[str]:
+        """Return the recipes that have an option of the group."""
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.recipes.values())))
 
 
 def options_page() -> str:
     """Return the page of all options of `zoo train`."""
     # The default recipe comes first, then the small ones: theirs are the defaults that the tables show.
     names = sorted(recipes.recipes(), key=lambda name: (name != recipes.DEFAULT, not name.endswith("-nano"), name))
-    groups: dict[Any, Group] = {}
+    groups: dict[str, Group] = {}
     defaults: dict[str, dict[str, str]] = {}
     for name in names:
         defaults[name] = {}
-        for group, values in read_help(help_text(name)):
-            groups.setdefault((group.title, group.options), group).recipes.append(name)
-            defaults[name].update(values)
-    ordered = sorted(groups.values(), key=lambda group: group.title == "model")
-    headings = [heading(group, ordered) for group in ordered]
-    links = [f"[{text}](#{re.sub(r'[^a-z0-9 -]', '', text.lower()).replace(' ', '-')})" for text in headings]
+        family = type(recipes.recipe_run(name, "").model).__module__.rpartition(".")[2]
+        for title, about, options in read_help(help_text(name)):
+            heading = f"model of {family}" if title == "model" else title or "General"
+            group = groups.setdefault(heading, Group(title, about))
+            for option, default in options:
+                group.options.setdefault(option.name, option)
+                group.recipes.setdefault(option.name, []).append(name)
+                defaults[name][option.name] = default
+    ordered = dict(sorted(groups.items(), key=lambda item: item[1].title == "model"))
+    links = [f"[{text}](#{re.sub(r'[^a-z0-9 -]', '', text.lower()).replace(' ', '-')})" for text in ordered]
     sections = [NOTE, OPTIONS_INTRO.replace("DEFAULT_RECIPE", recipes.DEFAULT)]
     sections += [textwrap.fill(f"Groups: {', '.join(links)}.", 130, break_on_hyphens=False) + "\n"]
-    sections += [group_section(text, group, defaults) for text, group in zip(headings, ordered, strict=True)]
+    sections += [group_section(text, group, defaults) for text, group in ordered.items()]
     sections.append(RECIPES_INTRO)
-    sections += [recipe_section(name, ordered, defaults) for name in sorted(names)]
+    sections += [recipe_section(name, groups.values(), defaults) for name in sorted(names)]
     return "\n".join(sections)
 
 
@@ -110,31 +120,33 @@ def help_text(recipe: str) -> str:
     return stdout.read()
 
 
-def read_help(text: str) -> Iterator[tuple[Group, dict[str, str]]]:
-    """Yield the groups of a help text, each with the defaults of its options by name."""
+def read_help(text: str) -> Iterator[tuple[str, str, list[tuple[Option, str]]]]:
+    """Yield the prefix and the description of each group of a help text, and its options with their defaults."""
     for title, box in re.findall(r"^╭─ ([\w.]* ?)options ─*╮\n(.*?)^╰", text, re.MULTILINE | re.DOTALL):
         lines = [line[2:-2].rstrip() for line in box.splitlines()]
         rule = next((number for number, line in enumerate(lines) if line and not line.strip("─")), -1)
-        options, defaults = [], {}
+        options = []
         for head, body in option_lines(lines[rule + 1 :]):
             if head.startswith("-h"):
                 continue
             names, _, metavar = head.replace(", --", ",--").partition(" ")
             words, _, default = body.removesuffix(")").rpartition(" (default: ")
-            name = names.split(",")[0]
             kind, choices = type_in_words(metavar)
-            options.append(Option(name, kind, f"One of {choices}. {words}" if choices else words))
-            defaults[name] = default if metavar else {"True": "on", "False": "off"}[default]
-        yield Group(title.strip(), " ".join(filter(None, lines[: max(rule, 0)])), tuple(options)), defaults
+            option = Option(names.split(",")[0], kind, f"One of {choices}. {words}" if choices else words)
+            options.append((option, default if metavar else {"True": "on", "False": "off"}[default]))
+        yield title.strip(), " ".join(filter(None, lines[: max(rule, 0)])), options
 
 
 def option_lines(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the heading of each option and its text, both without line breaks."""
     starts = [number for number, line in enumerate(lines) if line.startswith("-") and not lines[number - 1].endswith(",")]
     for start, end in itertools.pairwise([*starts, len(lines)]):
-        heads = [line for line in lines[start:end] if not line.startswith(" ")]
-        texts = [line.strip() for line in lines[start:end] if line.startswith(" ")]
-        yield "".join(heads), " ".join(texts)
+        # The text begins beside a short heading, after two spaces or more, and else below it.
+        heads, besides = zip(
+            *(re.split(r"\s{2,}|$", line, maxsplit=1) for line in lines[start:end] if line[:1] != " "), strict=True
+        )
+        texts = [*besides, *(line.strip() for line in lines[start:end] if line[:1] == " ")]
+        yield "".join(heads), " ".join(filter(None, texts))
 
 
 def type_in_words(metavar: str) -> tuple[str, str]:
@@ -146,37 +158,36 @@ def type_in_words(metavar: str) -> tuple[str, str]:
     return f"{'list of ' if is_list else ''}{words}{'s' * (is_list and words != 'text')}{' or None' * is_optional}", choices
 
 
-def heading(group: Group, groups: Sequence[Group]) -> str:
-    """Return the heading of a group, which is unique: several groups of one prefix are told apart by their recipes."""
-    if sum(other.title == group.title for other in groups) == 1:
-        return group.title or "General"
-    models = [type(recipes.recipe_run(name, "").model) for name in group.recipes]
-    families = sorted({model.__module__.rpartition(".")[2] for model in models})
-    return f"{group.title or 'General'}: {', '.join(families if group.title == 'model' else group.recipes)}"
-
-
 def group_section(title: str, group: Group, defaults: Mapping[str, Mapping[str, str]]) -> str:
     """Return the heading and the table of a group."""
     about = [cell(group.about)] * bool(group.about)
-    if len(group.recipes) < len(defaults):
-        about.append(f"Recipes: {', '.join(f'`{name}`' for name in group.recipes)}.")
+    if len(group.all_recipes) < len(defaults):
+        about.append(f"Recipes: {code_list(group.all_recipes)}.")
     rows = ["| option | type | default | what it does |", "|---|---|---|---|"]
-    for option in group.options:
-        default = defaults[group.recipes[0]][option.name]
+    for name, option in group.options.items():
+        default = defaults[group.recipes[name][0]][name]
         shown = f"`{default}`" if default.strip("'") else "none" if option.type.startswith("list") else "empty"
-        rows.append(f"| `{option.name}` | {option.type} | {shown} | {cell(option.text)} |")
+        without = [recipe for recipe in group.all_recipes if recipe not in group.recipes[name]]
+        shorter = len(group.recipes[name]) <= len(without)
+        only = f" Only {code_list(group.recipes[name])}." if shorter else f" Not {code_list(without)}." if without else ""
+        rows.append(f"| `{name}` | {option.type} | {shown} | {cell(option.text)}{only} |")
     return "\n".join([f"## {title}\n", *(f"{line}\n" for line in about), *rows, ""])
 
 
-def recipe_section(name: str, groups: Sequence[Group], defaults: Mapping[str, Mapping[str, str]]) -> str:
+def code_list(names: Sequence[str]) -> str:
+    """Return names as code, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def recipe_section(name: str, groups: Iterable[Group], defaults: Mapping[str, Mapping[str, str]]) -> str:
     """Return what a recipe does and the options whose values are not those of the tables."""
     summary = (recipes.find_recipe(name).__doc__ or "").strip().splitlines()[0]
     changed = []
     for group in groups:
-        if name in group.recipes:
-            for option in group.options:
+        for option in group.options.values():
+            if name in group.recipes[option.name]:
                 value = defaults[name][option.name]
-                if value != defaults[group.recipes[0]][option.name]:
+                if value != defaults[group.recipes[option.name][0]][option.name]:
                     changed.append(written(option, value))
     code = "\n".join(textwrap.wrap("\n".join(changed), WIDTH, break_long_words=False, break_on_hyphens=False))
     return f"### {name}\n\n{cell(summary)}\n" + (f"\n```\n{code}\n```\n" if changed else "")

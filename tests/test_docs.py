@@ -4,6 +4,7 @@ import dataclasses
 import re
 import runpy
 import shlex
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,11 @@ class Parsed(Exception):
 
 def option_names(config: Any) -> Iterator[str]:
     """Yield the last part of the name of each option of a run, from its dataclasses."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "exported" or tyro.conf.Suppress in getattr(hints[field.name], "__metadata__", ()):
+            continue
         if dataclasses.is_dataclass(value):
             yield from option_names(value)
         elif field.name != "recipe":

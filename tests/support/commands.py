@@ -106,4 +106,4 @@ def assert_refused(capsys: pytest.CaptureFixture[str], folder: Path, cases: Mapp
             failures[name] = ended
         elif snapshot(folder) != before:
             failures[name] = "files were changed"
-    assert failures == {}
+    assert failures == {}, failures

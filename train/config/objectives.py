@@ -125,7 +125,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
 """Maps the name of an objective to the class of its options."""
 
 
-def find_options(objective: str) -> type[ObjectiveOptions]:
+def find_options(objective: Any) -> type[ObjectiveOptions]:
     """Return the class of an objective's options.
 
     Raises:

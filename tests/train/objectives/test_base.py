@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
+from tests.support.encoder_text import stream, uncased
 from tests.support.processes import ROOT
 from train.config import run_config
 from train.engine import device_mesh
@@ -62,7 +63,7 @@ def test_defaults_are_those_of_next_token_prediction() -> None:
     (nats,), (expected,) = (kind.loss(net, params, batch, {}, **options)[0].values() for kind in (bound, objective("causal")()))
     assert nats == expected > 0 and bound.weights(batch) == {"smallest": batch.weights.sum()}
     with pytest.raises(NotImplementedError, match="smallest plans no rows of text"):
-        Smallest.plan_rows(None, run, None)  # pyright: ignore[reportArgumentType]
+        Smallest.plan_rows(stream(["a b"], uncased()), run, uncased())
 
 
 def test_the_state_has_the_parameters_that_the_objective_trains() -> None:
