@@ -67,7 +67,8 @@ def forbidden_imports(file: str, tree: ast.AST) -> list[str]:
         if file.startswith("zoo/models/") and name.startswith("zoo.configs.") and below[1] != module and below[1][0].islower():
             wrong.append(name)
         if file.startswith("zoo/configs/") and not (
-            top in sys.stdlib_module_names or re.match(r"zoo\.(errors|hf\.config_json|configs\._encoder|configs\.[A-Z])", name)
+            top in sys.stdlib_module_names
+            or re.match(r"zoo\.(errors|plugins|hf\.config_json|configs\._encoder|configs\.[A-Z])", name)
         ):
             wrong.append(name)
     return wrong

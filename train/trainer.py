@@ -20,6 +20,7 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
+from train.config.run_plugins import used_plugins
 from train.engine import device_mesh, optim
 from train.engine.step import assemble
 from train.inputs import dataset, notices
@@ -30,7 +31,7 @@ from train.rows.row_source import RowSource, ordered
 from train.run import hardware, metric_names, metrics_file, trackers
 from train.run.console import Console
 from train.run.metric_logger import MetricLogger
-from train.run.run_dir import RunDir, check_same_run, identity, remove_stale_files, write_json
+from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
 from train.weights import warm_start
 from zoo import models
@@ -129,6 +130,8 @@ def _run(
             check_identity(folder.checkpoints, restored[1], run)
             if changed := compare(restored[1], metadata, ignored=("config", "records")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
+            for line in plugin_notices(folder.path):
+                console.notice(line)
         if process == 0:
             disk_space.check(folder, run, built.state, first=0 if restored is None else int(jax.device_get(restored[0].step)))
             if remove_stale_files(folder, run):
@@ -256,6 +259,7 @@ def describe(
     """Return the facts about a run that the console and the report show."""
     devices = mesh.devices.size
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    plugins = ", ".join(f"{plugin.name} ({plugin.origin})" for plugin in used_plugins(run))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return {
         "model": f"{model.family}, {parameter_count(run.model):,} parameters",
@@ -263,6 +267,7 @@ def describe(
         "devices": f"{devices} x {mesh.devices.flat[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
         "precision": run.precision,
         "attention": implementations,
+        **({"plug-ins": plugins} if plugins else {}),
         "MFU against": rate_source,
         "run": str(folder.path),
     }

@@ -238,8 +238,7 @@ def explain(cfg: Any) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
 def _read_config_json(folder: Path) -> tuple[PublishedConfig, str]:
     """Return a folder's config.json and its family."""
     published = PublishedConfig.load(folder)
-    families = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
-    return published, published.choice("model_type", families, "none", why="the families here are")
+    return published, published.choice("model_type", configs.published_types(), "none", why="the families here are")
 
 
 def _current_names(names: ParamNames, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -252,7 +251,7 @@ def _current_names(names: ParamNames, tensors: Mapping[str, Tensor], folder: Pat
 
 def _to_config(published: PublishedConfig, family: str) -> Any:
     try:
-        return configs.family(family).from_published(published)
+        return configs.from_published(family, published)
     except BadInput as error:
         message = str(error)
         raise BadInput(message if message.startswith(str(published.file)) else f"{published.file}: {message}") from None

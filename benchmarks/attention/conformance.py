@@ -1,7 +1,8 @@
 """Every attention implementation against the definition in float64: output and gradients, for everything a call can request.
 
 `python -m benchmarks.attention.conformance > benchmarks/SUPPORT.md` runs all implementations that this machine can run and writes
-the page of support. The tests run the same cases, and the benchmark checks an implementation here before it times it.
+the page of support; with names as arguments it runs these, which may be plug-ins. The exit code is 1 if one is wrong. The tests
+run the same cases, and the benchmark checks an implementation here before it times it.
 
 The allowed error is derived for every entry from the arithmetic of the case: see `benchmarks.attention.rounding`.
 """
@@ -11,7 +12,7 @@ import functools
 import platform
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -199,8 +200,9 @@ def check(
         BadInput: the implementation does not support the case here, with the reason.
     """
     case = _sized(name, length)
-    expected, allowed = _reference(name, dtype, length)
+    # First what may be refused: the reference takes longer.
     results = _run(case, impl, _inputs(case, jnp.dtype(dtype), jnp.dtype(dtype)), options)
+    expected, allowed = _reference(name, dtype, length)
     return Result({key: nearest(np.asarray(results[key]), exact, allowed[key]) for key, exact in expected.items()})
 
 
@@ -284,9 +286,18 @@ def _run(case: Case, impl: str, inputs: Inputs, options: Mapping[str, Any] | Non
 # --- the table ------------------------------------------------------------------------------------------------------------------
 
 
-def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
-    """Return (a Markdown table of what each implementation supports here, whether all that ran agree)."""
-    names, sound, lines = list(attention.IMPLEMENTATIONS), True, []
+def table(show: Callable[[str], None] = lambda line: None, names: Sequence[str] = ()) -> tuple[str, bool]:
+    """Return (a Markdown table of what each implementation supports here, whether all that ran agree).
+
+    Args:
+        names: the implementations; none = all of the zoo.
+
+    Raises:
+        BadInput: there is no such implementation, or a plug-in that cannot be used.
+    """
+    names, sound, lines = names or list(attention.IMPLEMENTATIONS), True, []
+    for name in names:
+        attention.implementation(name)
     reasons: dict[str, set[str]] = {name: set() for name in names}
     for case in CASES:
         cells = []
@@ -310,15 +321,15 @@ def table(show: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
     return "\n".join([*head, *lines, *([""] if notes else []), *notes]), sound
 
 
-def main() -> int:
-    """Print the page; return 1 if something is wrong."""
+def main(names: Sequence[str] = ()) -> int:
+    """Print the page of the named implementations, by default of the zoo's; return 1 if something is wrong."""
     progress = Progress(1.0)
-    rows, sound = table(progress.begin)
+    rows, sound = table(progress.begin, names)
     progress.close()
     where = f"{jax.devices()[0].device_kind} ({jax.default_backend()}), JAX {jax.__version__}, Python {platform.python_version()}"
     print(f"""# What each attention implementation does
 
-Made by `python -m benchmarks.attention.conformance` on {where}.
+Made by `{" ".join(["python -m benchmarks.attention.conformance", *names])}` on {where}.
 A cell is an error against the definition in float64 and what is allowed there: float32 / bfloat16. It is that of the entry, of
 the output and all gradients, those of biases and tables included, which uses most of its bound; relative to its array's largest
 entry or 1. The bounds are derived from the arithmetic (`benchmarks/attention/rounding.py`). "-": refused.
@@ -328,7 +339,11 @@ entry or 1. The bounds are derived from the arithmetic (`benchmarks/attention/ro
 
 
 if __name__ == "__main__":
-    from zoo.runtime import jax_setup
+    from zoo.runtime import jax_setup, stdio
 
-    jax_setup.prepare()
-    sys.exit(main())
+    try:
+        jax_setup.prepare()
+        sys.exit(main(sys.argv[1:]))
+    except BadInput as error:
+        stdio.write_error(str(error))
+        sys.exit(2)

@@ -83,7 +83,7 @@ def measure(
     if problem is not None:
         baseline: RowTrial | None = None
         for trial in trials:
-            start = _prepare if trial.name in attention.IMPLEMENTATIONS else functools.partial(_prepare_peer, peer=peer)
+            start = _prepare if trial.name in attention.implementation_names() else functools.partial(_prepare_peer, peer=peer)
             act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
             run_guarded(trial, act, watch, f"{trial.name}: checking, compiling")
             if baseline is None and trial.name in BASELINES and trial.results is not None:
@@ -101,7 +101,7 @@ def measure(
 
 def _position(name: str) -> int:
     """Return the sort position: baselines come first, peers last."""
-    return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.IMPLEMENTATIONS)
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES) + (name not in attention.implementation_names())
 
 
 def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:

@@ -101,9 +101,12 @@ _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens",
 
 
 def _check(settings: Settings) -> None:
-    for name, choices in (("impl", attention.IMPLEMENTATIONS), ("feature", FEATURES)):
+    for name, choices in (("impl", attention.implementation_names()), ("feature", FEATURES)):
         for value in getattr(settings, name):
             require(value in choices, name, value, f"choose from {', '.join(choices)}")
+    for name in settings.impl:
+        # A plug-in that cannot be used is refused before anything is measured.
+        attention.implementation(name)
     for name in settings.model:
         configs.find_size(name)
     for text in settings.shape:

@@ -31,6 +31,7 @@ import jax
 from benchmarks.core import timing
 from benchmarks.core.source_files import ROOT
 from train.run.metrics_file import matrix_rate, versions
+from zoo import plugins
 from zoo.errors import BadInput
 
 SCHEMA = 2
@@ -68,7 +69,13 @@ def environment(dtypes: Sequence[str] = ("float32",)) -> dict[str, Any]:
         "clock_mhz": _clock(),
         "threads": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}, torch {os.cpu_count()}",
         **rates,
-        "versions": {**versions(), "transformer-zoo": importlib.metadata.version("transformer-zoo"), "revision": _revision()},
+        "versions": {
+            **versions(),
+            "transformer-zoo": importlib.metadata.version("transformer-zoo"),
+            "revision": _revision(),
+            # An implementation or a model of any of them may be measured.
+            **{plugin.distribution: plugin.version for group in plugins.GROUPS for plugin in plugins.installed(group)},
+        },
         "settings": {name: value for name, value in sorted(os.environ.items()) if re.match(SETTINGS, name)},
     }
 

@@ -13,6 +13,7 @@ from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import Target
 from train import objectives
 from train.config import run_config
+from train.config.run_plugins import used_plugins
 from train.run.run_dir import write_text
 from zoo.attention import attention
 from zoo.runtime import jax_setup
@@ -34,7 +35,8 @@ def plan(run: run_config.Run, mode: Mode, target: Target, *, fresh: bool = False
     Raises:
         BadInput: see `compile_program.compile_run`. A failure is not cached.
     """
-    folder = jax_setup.cache_folder("plans")
+    # The code of a plug-in may change without a new version.
+    folder = None if used_plugins(run) else jax_setup.cache_folder("plans")
     file = folder and folder / f"{key(run, mode, target)}.json"
     if file and not fresh and (before := _read(file)) is not None:
         return before

@@ -69,7 +69,7 @@ def resolve_run(run: run_config.Run, target: Target) -> run_config.Run:
     precision = resolve_precision(run.precision, platform=target.platform)
     run = synthetic_batch.resolve_config(dataclasses.replace(run, precision=precision))
     family = configs.family_of(run.model)
-    able = models.family(family).OBJECTIVES
+    able = objectives.supported_objectives(run)
     require(run.objective in able, "objective", run.objective, f"a {family} is trained by {', '.join(able)}; choose one of these")
     require(run.engine == "jit", "engine", run.engine, "pmap has no program without its devices; choose jit, which does the same")
     return run

@@ -7,6 +7,7 @@ from train import recipes
 from train.config.run_config import Mesh, Run, with_objective
 from zoo import configs
 from zoo.configs import Compute
+from zoo.errors import BadInput
 
 
 def default(name: str, init: str = "") -> Run:
@@ -21,7 +22,7 @@ def default(name: str, init: str = "") -> Run:
     Raises:
         BadInput: neither a recipe nor a size; names the nearest size.
     """
-    if name in recipes.recipes():
+    if recipes.is_recipe(name):
         return recipes.recipe_run(name, init)
     return of_size(name)
 
@@ -30,10 +31,12 @@ def of_size(name: str) -> Run:
     """Return the run of a published size as its family's recipes train it.
 
     Raises:
-        BadInput: unknown or unpublished; names the nearest.
+        BadInput: unknown or unpublished, and the nearest is named; or a plug-in's, which no recipe of the zoo trains.
     """
     family, size = configs.find_size(name)
-    near = min(_of(family), key=lambda run: _distance(run.model, size.config))
+    if not (own := _of(family)):
+        raise BadInput(f"zoo plan {name}: no recipe of the zoo trains a {family}; name a recipe of its plug-in")
+    near = min(own, key=lambda run: _distance(run.model, size.config))
     rates = {name: getattr(near.model, name) for name in vars(size.config) if name.endswith("dropout")}
     model = dataclasses.replace(size.config, **rates, compute=Compute(remat=near.model.compute.remat))
     if hasattr(model, "task"):

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.step.options import Mode
 from train.config.objectives import find_options
 from train.config.run_config import Optim, Run
-from zoo import configs, models
+from zoo import configs, models, plugins
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
@@ -116,7 +116,7 @@ def resolved(name: str) -> str:
     if name in configs.REFUSED:
         configs.find_size(name)
     names = [size for family in configs.families() for size in configs.family(family).SIZES]
-    if name not in names:
+    if name not in names and not plugins.owner("zoo.models", name):
         name = next((size for size in names if size.startswith(f"{name}-") and not size.endswith("-nano")), name)
     configs.find_size(name)
     return name

@@ -39,7 +39,7 @@ class Settings:
     """Recomputation in the backward pass: none, full (layers), or attention (all but attention)."""
     precision: tuple[Literal["float32", "bfloat16"], ...] = ()
     """Dtypes of the arithmetic; none = float32 on a CPU, bfloat16 on an accelerator."""
-    attention: tuple[Implementation, ...] = ("auto",)
+    attention: tuple[Implementation | str, ...] = ("auto",)
     """Attention implementations, as `zoo doctor` lists them."""
     mesh: tuple[str, ...] = ("data=1",)
     """Meshes, each written as data=2,tensor=2."""

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.core import bench_command
 from benchmarks.step.cases import Case, case
 from benchmarks.step.options import Settings
 from benchmarks.step.programs import Variant
+from zoo import plugins
+from zoo.configs import Implementation
 from zoo.errors import BadInput
 
 OURS = "jax-zoo"
@@ -26,6 +28,8 @@ def resolved(settings: Settings, backend: str) -> Settings:
     """
     if not settings.models:
         raise BadInput("zoo bench step: name a model, such as gpt2; zoo models lists them")
+    for name in settings.attention:
+        plugins.check_name("zoo.attention", name, get_args(Implementation), "attention")
     for name in WAYS:
         if not getattr(settings, name) and name != "precision":
             raise BadInput(f"--{name}: has no value; name one or more, or leave the option out")

@@ -19,6 +19,7 @@ from train.run.metric_names import notices
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load
+from zoo import plugins
 from zoo.errors import BadInput, require
 from zoo.precision import resolve_dtype
 
@@ -75,7 +76,7 @@ def main(
             "step": subject.step,
             "metrics": result.metrics,
             "examples": result.examples,
-            "details": {**result.details, "files": list(files)},
+            "details": {**result.details, "files": list(files), **_plugin(task)},
             **({"limit": settings.limit} if settings.limit else {}),
         }
         if subject.run is not None:
@@ -116,6 +117,12 @@ def _check_options(task: str, settings: Settings, used: Sequence[str]) -> None:
             )
             name, value = f"{name}.{inner}", getattr(value, inner)
         require(False, name, value, f"has no effect on --task {task}; remove it")
+
+
+def _plugin(task: str) -> dict[str, str]:
+    """Return the distribution and version of a task that is a plug-in."""
+    plugin = plugins.find("zoo.tasks", task.partition(":")[0], tasks.tasks())
+    return {} if plugin is None else {"plug-in": plugin.origin}
 
 
 def _previous_results(run: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
+from train.config.objectives import scored_as
 from train.config.run_config import Run
 from train.run import metric_names
 from train.run.console import short
@@ -93,7 +94,7 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
-        first_score, other_score = (SCORED_AS.get(run.run.objective, run.run.objective) for run in (first, other))
+        first_score, other_score = (SCORED_AS.get(name := scored_as(type(run.run.options)), name) for run in (first, other))
         if first_score != other_score:
             raise BadInput(
                 f"{other.path} was scored as {other_score} and {first.path} as {first_score}; compare runs of one objective"

@@ -17,11 +17,12 @@ from eval.scoring.batch_loop import ScoringInputs
 from train.checkpoints.identity import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
+from train.config.objectives import scored_as
 from train.engine import device_mesh, optim
 from train.inputs import dataset
 from train.run import metric_names
 from train.run.progress_bar import ProgressBar
-from train.run.run_dir import RunDir, no_checkpoint, read_config
+from train.run.run_dir import RunDir, no_checkpoint, plugin_notices, read_config
 from train.weights.load import NEWEST, checkpoints
 from zoo.errors import BadInput, require
 from zoo.models import model
@@ -39,7 +40,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
 
 def scorer(run: run_config.Run, *inputs: Any, **options: Any) -> Callable[[Any], Any]:
     """Return a function of parameters that scores rows by the run's objective; the arguments are those of `ScoringInputs`."""
-    return SCORERS[run.objective](ScoringInputs(run, *inputs, **options))
+    return SCORERS[scored_as(type(run.options))](ScoringInputs(run, *inputs, **options))
 
 
 def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_config.Mesh) -> int:
@@ -80,7 +81,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
         measured = scorer(cfg, net, devices, data, rows, build, **options)(loaded["params"])
     if jax.process_index() == 0:
-        for line in metric_names.notices(measured.record()):
+        for line in [*plugin_notices(path), *metric_names.notices(measured.record())]:
             print(f"! {line}", file=sys.stderr)
         for name, value in measured.record().items():
             print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")

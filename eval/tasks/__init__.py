@@ -5,6 +5,7 @@ A task is a module with a docstring that defines its file format and its metrics
   sets `ALONE = True`;
 - `read(names, settings) -> examples`: reads the named files or folders, and refuses bad input before a model is loaded;
 - `score(subject, examples, settings, progress) -> Result`.
+Another distribution adds a task by an entry point in `zoo.tasks`, whose object has the same names.
 Nothing here imports jax, so that a wrong name is refused at once.
 """
 
@@ -13,13 +14,13 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 from train.config.data_options import TextData
 from train.config.objective_options import Labelled
 from train.data import corpus
 from train.data.corpus import Documents
+from zoo import plugins
 from zoo.errors import BadInput
 from zoo.generation.settings import Beams
 
@@ -70,7 +71,7 @@ class Result:
 
 
 def tasks() -> list[str]:
-    """Return the names of the tasks, found by listing this folder."""
+    """Return the names of the zoo's own tasks, found by listing this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -78,23 +79,29 @@ def check(name: str) -> None:
     """Refuse a name, TASK or TASK:ARGUMENT, of no task; the task itself is not imported.
 
     Raises:
-        BadInput: there is no such task; the nearest is named.
+        BadInput: there is no such task, and the nearest is named; or two distributions have one of this name.
     """
-    first = name.partition(":")[0]
-    if first not in tasks():
-        near = difflib.get_close_matches(first, tasks(), n=1, cutoff=0.0)[0]
-        raise BadInput(f"--task {name}: no task has this name; the nearest is {near} (all: {', '.join(tasks())})")
+    first, own = name.partition(":")[0], tasks()
+    if plugins.find("zoo.tasks", first, own) is None and first not in own:
+        near = difflib.get_close_matches(first, [*own, *plugins.names("zoo.tasks")], n=1, cutoff=0.0)[0]
+        choices = ", ".join([*own, *plugins.described("zoo.tasks")])
+        raise BadInput(f"--task {name}: no task has this name; the nearest is {near} (all: {choices})")
 
 
-def find(name: str) -> tuple[ModuleType, str]:
-    """Return the module of a task, and its argument, from TASK or TASK:ARGUMENT.
+def find(name: str) -> tuple[Any, str]:
+    """Return the module of a task, or the object of a plug-in, and its argument, from TASK or TASK:ARGUMENT.
 
     Raises:
-        BadInput: there is no such task, or it takes no argument, or needs one.
+        BadInput: there is no such task, a plug-in that cannot be used, or a task that takes no argument, or needs one.
     """
     check(name)
     first, colon, argument = name.partition(":")
-    module = importlib.import_module(f"{__name__}.{first}")
+    plugin = plugins.find("zoo.tasks", first, tasks())
+    if plugin is None:
+        module = importlib.import_module(f"{__name__}.{first}")
+    else:
+        expected = "a task: OPTIONS, names of fields of `Settings`, and the functions read and score"
+        module = plugins.load(plugin, expected, _is_task)
     if colon and "argument" not in module.OPTIONS:
         raise BadInput(f"--task {name}: {first} takes nothing after a colon; choose --task {first}")
     if "argument" in module.OPTIONS and not argument and (colon or not getattr(module, "ALONE", False)):
@@ -109,6 +116,15 @@ def read_documents(names: Sequence[str], settings: Settings) -> Documents:
         BadInput: see `train.data.corpus.documents`.
     """
     return corpus.documents(names, TextData(field=settings.field), settings.limit)
+
+
+def _is_task(value: Any) -> bool:
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    return (
+        plugins.has(value, "read", "score", attributes=("OPTIONS",))
+        and isinstance(value.OPTIONS, tuple | list)
+        and {*value.OPTIONS} <= fields
+    )
 
 
 def first(examples: list[Any], limit: int) -> list[Any]:

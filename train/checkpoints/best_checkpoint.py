@@ -10,7 +10,7 @@ import jax
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.identity import check_identity
 from train.config import run_config
-from train.config.objectives import ClassificationOptions
+from train.config.objectives import ClassificationOptions, scored_as
 from train.data.example_types import is_iob
 from train.run import metric_names
 from train.run.metric_names import QUANTITIES
@@ -42,7 +42,7 @@ def metrics(run: run_config.Run) -> tuple[str, ...]:
     if run.objective == "tagging":
         return "loss", "entity_f1" if is_iob(labels) else "accuracy"
     pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
-    return METRICS[run.objective] + pairs
+    return METRICS[scored_as(type(run.options))] + pairs
 
 
 def check(run: run_config.Run) -> None:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from train.config import objective_options as groups
 from train.config.data_options import CausalData, Data, EncoderData, PairData, TextData
+from zoo import plugins
 from zoo.configs import Objective
 from zoo.errors import require
 
@@ -16,7 +17,7 @@ Kind = TypeVar("Kind")
 class ObjectiveOptions:
     """Options of an objective. A subclass has the groups that its objective uses."""
 
-    objective: ClassVar[Objective]
+    objective: ClassVar[Objective | str]
     """Name of the objective."""
     data: ClassVar[type[Data]]
     """Class of the options of its data."""
@@ -122,17 +123,30 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
     )
 }
-"""Maps the name of an objective to the class of its options."""
+"""Maps the name of an objective of the zoo to the class of its options."""
 
 
 def find_options(objective: Any) -> type[ObjectiveOptions]:
-    """Return the class of an objective's options.
+    """Return the class of an objective's options; an objective of a plug-in is imported.
 
     Raises:
-        BadInput: there is no such objective.
+        BadInput: there is no such objective, or the plug-in's cannot be used.
     """
-    require(objective in list(OPTIONS), "objective", objective, f"choose {', '.join(OPTIONS)}")
-    return OPTIONS[objective]
+    plugins.check_name("zoo.objectives", objective, get_args(Objective), "objective")
+    if objective in OPTIONS:
+        return OPTIONS[objective]
+    # Imported here, since that module needs the classes of this one.
+    from train.config.run_plugins import find_objective
+
+    return find_objective(objective).OPTIONS
+
+
+def scored_as(kind: type[ObjectiveOptions]) -> str:
+    """Return the objective of the zoo that scores held-out data: the one whose options a class is, or is derived from.
+
+    The result is "" if there is none.
+    """
+    return next((name for base in kind.__mro__ for name, own in OPTIONS.items() if own is base), "")
 
 
 def from_labelled(objective: str, labelled: groups.Labelled) -> Any:

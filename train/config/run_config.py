@@ -223,8 +223,8 @@ class Run(Generic[Model, Options, DataOptions]):
     machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     @property
-    def objective(self) -> Objective:
-        """Training objective."""
+    def objective(self) -> Objective | str:
+        """Training objective, also one of a plug-in."""
         return self.options.objective
 
     @property

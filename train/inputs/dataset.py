@@ -8,12 +8,12 @@ import numpy as np
 
 from train.config import run_config
 from train.inputs import labelled_inputs, pair_inputs, text_inputs
-from train.objectives import objective
+from train.objectives import objective, supported_objectives
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
-from zoo import configs, models
+from zoo import configs
 from zoo.errors import require
 
 
@@ -52,7 +52,7 @@ def resolve_config(run: run_config.Run, folder: RunDir) -> run_config.Run:
     Raises:
         BadInput: the family does not support the objective, or the data cannot be read or does not fit the run.
     """
-    objectives = models.family(configs.family_of(run.model)).OBJECTIVES
+    objectives = supported_objectives(run)
     fix = f"{configs.family_of(run.model)} is trained with {', '.join(objectives)}; choose the recipe of another family"
     require(run.objective in objectives, "objective", run.objective, fix)
     return _reader(run).resolve_config(run, folder)

@@ -1,17 +1,21 @@
 """Training objectives, one file each: rows become arrays on the host, and the loss is computed on the device.
 
 An objective is a subclass of `train.objectives.base.Objective`, which documents its methods, and is named by `OBJECTIVE` in its
-file. Importing this package imports none of them; `objective` imports the one that is named.
+file. Importing this package imports none of them; `objective` imports the one that is named. Another distribution adds one by an
+entry point in `zoo.objectives` (see `docs/extending.md`).
 """
 
 import importlib
 import pkgutil
 
+from train.config.run_config import Run
+from train.config.run_plugins import load_objective
 from train.objectives.base import Objective
+from zoo import configs, models, plugins
 
 
 def objectives() -> list[str]:
-    """Return the names of the objectives: the modules of this folder, apart from that of their base class."""
+    """Return the names of the zoo's own objectives: the modules of this folder, apart from that of their base class."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
@@ -19,6 +23,17 @@ def objective(name: str) -> type[Objective]:
     """Return the class of an objective.
 
     Raises:
-        ModuleNotFoundError: no file has this name.
+        ModuleNotFoundError: no file and no plug-in has this name.
+        BadInput: two distributions have an objective of this name, or the plug-in's cannot be used.
     """
-    return importlib.import_module(f"{__name__}.{name}").OBJECTIVE
+    plugin = plugins.find("zoo.objectives", name, objectives())
+    return importlib.import_module(f"{__name__}.{name}").OBJECTIVE if plugin is None else load_objective(plugin)
+
+
+def supported_objectives(run: Run) -> tuple[str, ...]:
+    """Return the objectives that the family of a run is trained with, also the run's own if it is a plug-in for this family."""
+    family = configs.family_of(run.model)
+    supported = tuple(models.family(family).OBJECTIVES)
+    plugin = plugins.find("zoo.objectives", run.objective, objectives())
+    extends = plugin is not None and run.objective not in supported and family in load_objective(plugin).FAMILIES
+    return (*supported, run.objective) if extends else supported

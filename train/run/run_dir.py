@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from train.config.objectives import find_options
 from train.config.run_config import Run
-from zoo import configs
+from train.config.run_plugins import used_plugins
+from zoo import configs, plugins
 from zoo.errors import BadInput, cannot_write
 from zoo.files import fsync
 from zoo.hf import config_json
@@ -126,9 +127,13 @@ class RunDir:
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """Return every field of a run as in config.json: the family of the model, the objective, its options beside the fields."""
-    values = dataclasses.asdict(run)
-    return {"family": configs.family_of(run.model), "objective": run.objective} | values.pop("options") | values
+    """Return every field of a run as in config.json, with the family of its model, its objective, and its plug-ins if it has any.
+
+    The options of the objective are beside the fields.
+    """
+    values, records = dataclasses.asdict(run), [plugin.record() for plugin in used_plugins(run)]
+    header = {"family": configs.family_of(run.model), "objective": run.objective} | ({"plugins": records} if records else {})
+    return header | values.pop("options") | values
 
 
 def is_run(folder: Path) -> bool:
@@ -141,32 +146,50 @@ def is_run(folder: Path) -> bool:
     return has_family or RunDir(folder).checkpoints.is_dir()
 
 
-def read_config(folder: str | Path) -> Run:
+def read_config(folder: str | Path, *, compute: bool = True) -> Run:
     """Return the configuration in the config.json of a run's folder.
 
     An absent key takes its default: the default of a new field is what runs did before it existed.
 
+    Args:
+        compute: False replaces `model.compute` by its default, to compare a run whose attention implementation is absent here.
+
     Raises:
-        BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range.
+        BadInput: no run there, broken JSON, an unknown or missing key, a value of another type or out of range, or a plug-in that
+            is not installed.
     """
     path = RunDir(folder).config
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{folder} is no run: {path.name} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON: {error}") from None
+    stored = _stored_config(folder)
     try:
         if not isinstance(stored, dict):
             raise BadInput("expected an object")
+        plugins.check_records(stored.pop("plugins", []), () if compute else ("zoo.attention",))
+        if not compute and isinstance(stored.get("model"), dict):
+            stored["model"].pop("compute", None)
         name = stored.pop("family", None)
-        if name not in configs.families():
-            raise BadInput(f"family: expected one of {', '.join(configs.families())}, found {name!r}")
+        if name not in (families := [*configs.families(), *plugins.names("zoo.models")]):
+            raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
         kind = find_options(stored.pop("objective", None))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
         return build(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+def plugin_notices(folder: str | Path) -> list[str]:
+    """Return a line for each plug-in of a run of which another version is installed than the one that the run used."""
+    stored = _stored_config(folder)
+    return plugins.changes(stored.get("plugins", [])) if isinstance(stored, dict) else []
+
+
+def _stored_config(folder: str | Path) -> Any:
+    path = RunDir(folder).config
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{folder} is no run: {path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from None
 
 
 def differences(old: Run, new: Run) -> list[str]:
@@ -186,7 +209,8 @@ def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) ->
         BadInput: names every field that differs.
     """
     if folder.has_results and folder.config.exists():
-        changed = [line for line in differences(read_config(folder.path), run) if line.partition(":")[0] not in undecided]
+        old = read_config(folder.path, compute=False)
+        changed = [line for line in differences(old, run) if line.partition(":")[0] not in undecided]
         if changed:
             raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; choose another --name, or these values")
 
@@ -218,7 +242,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
     if folder.has_results or not folder.config.exists():
         return False
     with contextlib.suppress(BadInput):
-        if not differences(read_config(folder.path), run):
+        if not differences(read_config(folder.path, compute=False), run):
             return False
     for file in (folder.metrics, folder.ledger, folder.starts, folder.report):
         file.unlink(missing_ok=True)
@@ -317,7 +341,9 @@ def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
         return _build_fields(kind, value, key, replaced)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        # Only `X | None` occurs in a configuration.
+        # Only `X | None` and `Literal[...] | str`, a name that may be a plug-in's, occur in a configuration.
+        if str in arguments and isinstance(value, str):
+            return value
         return None if value is None else build(next(option for option in arguments if option is not types.NoneType), value, key)
     if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments

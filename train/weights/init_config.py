@@ -23,8 +23,8 @@ def read_init_config(init: str) -> Any:
     if is_run(folder):
         return read_config(folder).model
     published = PublishedConfig.load(Path(folder))
-    families = {configs.family(name).MODEL_TYPE: name for name in configs.families()}
-    return configs.family(published.choice("model_type", families, "none", why="the families here are")).from_published(published)
+    family = published.choice("model_type", configs.published_types(), "none", why="the families here are")
+    return configs.from_published(family, published)
 
 
 def writes_text(name: str) -> BadInput:

@@ -14,7 +14,7 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.identity import check_identity
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
+from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from zoo import configs, models, pretrained, sharding
@@ -85,6 +85,8 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
 
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), RunDir(path)
+    for line in plugin_notices(path):
+        print(f"! {line}", file=sys.stderr)
     net = models.model(run.model)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     shardings = sharding.shardings(mesh, shapes, net.module.SHARDING)

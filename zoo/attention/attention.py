@@ -1,8 +1,9 @@
 """The attention function of all models: `attention(q, k, v, mask=..., bias=..., dropout=..., impl=...)`.
 
 Masks and biases are small specifications; only implementations that need a dense array build one. The table `IMPLEMENTATIONS`
-lists what each implementation supports; an unsupported request raises an error with the reason. In every implementation a query
-without a visible key has a zero output and a zero gradient.
+lists what each implementation supports, and an entry point in `zoo.attention` adds a row from another distribution (see
+`docs/extending.md`). An unsupported request raises an error with the reason. In every implementation a query without a visible
+key has a zero output and a zero gradient.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from jax.experimental import io_callback
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
+from zoo import plugins
 from zoo.attention.biases import Bias, Buckets, ByDistance, Dense, Relative
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
@@ -67,7 +69,9 @@ def attention(
         one_hot = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=v.dtype)[:, None], (*k.shape[:3], k.shape[1]))  # [B, S, K, S]
         weights = reference(q, k, one_hot, mask, bias, seed, heads, scale=scale, rate=rate)  # [B, T, N, S]
         io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
-    run = functools.partial(IMPLEMENTATIONS[name].load(), scale=scale, rate=rate)
+    # A plug-in that takes the name of one of the zoo does not affect "auto".
+    row = IMPLEMENTATIONS[name] if impl == "auto" else implementation(name)
+    run = functools.partial(row.load(), scale=scale, rate=rate)
     with jax.named_scope(scope):
         return _on_local_arrays(run, q, k, v, mask, bias, seed, heads)
 
@@ -161,9 +165,17 @@ class Implementation:
     """Package that must be installed; the extra of the same name installs it."""
     python: str = ""
     """Oldest Python version that this package supports, if this project supports older ones."""
+    plugin: plugins.Plugin | None = None
+    """The plug-in whose row this is; set by `implementation`."""
 
     def load(self) -> Kernel:
-        return getattr(importlib.import_module(self.module), self.function)
+        """Return the implementation's function."""
+        return self._function(self.function)
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        if self.plugin is None:
+            return getattr(importlib.import_module(self.module), name)
+        return plugins.load(dataclasses.replace(self.plugin, value=f"{self.module}:{name}"), "a function", callable)
 
     def unsupported_reason(self, request: Request, platform: str) -> str | None:
         """Return why this implementation does not support a request on a platform; None if it does."""
@@ -174,7 +186,7 @@ class Implementation:
         if self.requires and importlib.util.find_spec(self.requires) is None:
             since = f" (Python {self.python} or newer)" if self.python else ""
             return f"it needs {self.requires}: pip install 'transformer-zoo[{self.requires}]'{since}"
-        return getattr(importlib.import_module(self.module), self.limits)(request) if self.limits else None
+        return self._function(self.limits)(request) if self.limits else None
 
 
 ALL_FEATURES = frozenset(
@@ -217,6 +229,30 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
+def implementation(name: str) -> Implementation:
+    """Return the row of an implementation, of the table or of a plug-in.
+
+    Raises:
+        BadInput: there is none, two distributions have one of this name, or the plug-in's cannot be used.
+    """
+    if (plugin := plugins.find("zoo.attention", name, ("auto", *IMPLEMENTATIONS))) is not None:
+        expected = f"an `Implementation` of {__name__} whose platforms and features exist"
+        row = plugins.load(plugin, expected, _is_implementation)
+        return dataclasses.replace(row, plugin=plugin)
+    choices = ", ".join([*IMPLEMENTATIONS, *plugins.described("zoo.attention")])
+    _require(name in IMPLEMENTATIONS, f"there is no implementation {name!r}; choose auto, {choices}")
+    return IMPLEMENTATIONS[name]
+
+
+def implementation_names() -> list[str]:
+    """Return the names of all implementations, those of plug-ins last; none is imported."""
+    return [*IMPLEMENTATIONS, *plugins.names("zoo.attention")]
+
+
+def _is_implementation(value: Any) -> bool:
+    return isinstance(value, Implementation) and value.features <= ALL_FEATURES and value.platforms <= EVERYWHERE
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A line of `AUTO`: an implementation, and the smallest number of queries from which it is the fastest."""
@@ -247,8 +283,7 @@ def choose(impl: str, request: Request, platform: str | None = None) -> str:
     if impl == "auto":
         long_enough = (line.name for line in AUTO[platform] if request.shape[1] >= line.queries)
         return next(name for name in long_enough if IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
-    _require(impl in IMPLEMENTATIONS, f"there is no implementation {impl!r}; choose auto, {', '.join(IMPLEMENTATIONS)}")
-    if reason := IMPLEMENTATIONS[impl].unsupported_reason(request, platform):
+    if reason := implementation(impl).unsupported_reason(request, platform):
         supported = [name for name, row in IMPLEMENTATIONS.items() if row.unsupported_reason(request, platform) is None]
         raise BadInput(f"attention {impl!r} cannot do this: {reason}; these can: {', '.join(supported)}")
     return impl
@@ -316,14 +351,15 @@ def record_weights() -> Iterator[list[np.ndarray]]:
 
 def unsupported_reason(impl: str, request: Request) -> str | None:
     """Return why an implementation does not support a request on this platform; None if it does."""
-    return IMPLEMENTATIONS[impl].unsupported_reason(request, target_platform())
+    return implementation(impl).unsupported_reason(request, target_platform())
 
 
 def implementation_status() -> list[tuple[str, bool, str]]:
-    """Return (implementation, whether it runs on this platform, why not) of each one, for a plain causal request."""
+    """Return (implementation, whether it runs on this platform, why not) of each one in the table, for a plain causal request."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     request = Request.of(shape, shape, shape, Mask(causal=True), None, None)
-    reasons = {name: unsupported_reason(name, request) for name in IMPLEMENTATIONS}
+    platform = target_platform()
+    reasons = {name: row.unsupported_reason(request, platform) for name, row in IMPLEMENTATIONS.items()}
     return [(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 

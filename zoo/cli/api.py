@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo import plugins
 from zoo.cli import early_checks
 from zoo.errors import BadInput, require
 
@@ -238,15 +239,16 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
 
 
 def recipes() -> dict[str, str]:
-    """Return the first line of the description of every recipe, by name."""
+    """Return the first line of the description of every recipe, by name; of a plug-in's, the distribution that it comes from."""
     early_checks.check_packages()
     from train.recipes import recipes as functions
 
-    return {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in sorted(functions().items())}
+    own = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in sorted(functions().items())}
+    return own | {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed("zoo.recipes")}
 
 
 def sizes() -> dict[str, Any]:
-    """Return the configuration of every published size, by name."""
+    """Return the configuration of every published size of the zoo, by name."""
     from zoo import configs
 
     return {name: size.config for family in configs.families() for name, size in configs.family(family).SIZES.items()}

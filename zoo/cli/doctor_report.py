@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo import plugins
 from zoo.errors import BadInput
 from zoo.runtime import jax_setup
 
@@ -110,6 +111,12 @@ def show(report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str) -
         for name, usable, why in attention:
             table.add_row(escape(name), "[green]yes" if usable else "[red]no", escape(why))
         table.add_row("auto", "", escape(auto))
+        console.print()
+        console.print(table)
+    if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed(group)]:
+        table = Table("plug-in", "kind", "from", box=None, padding=(0, 2, 0, 0))
+        for plugin in entries:
+            table.add_row(escape(plugin.name), plugins.GROUPS[plugin.group], escape(plugin.origin))
         console.print()
         console.print(table)
     for problem in report.problems:

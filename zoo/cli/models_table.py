@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo import configs
+from zoo import configs, plugins
 from zoo.cli import model_counts
 from zoo.configs import Size
 
@@ -109,6 +109,8 @@ def _listing(console: Console, chosen: list[Row]) -> None:
                 "none" if assumed == 0 else "all" if assumed == len(_numbers(row.size)) else str(assumed),
             )
         console.print(table)
+    if names := plugins.described("zoo.models"):
+        console.print(f"families of plug-ins: {', '.join(names)}; `zoo models FAMILY-SIZE` shows a size", soft_wrap=True)
     console.print(f"\n{FOOTER}", style="dim")
 
 

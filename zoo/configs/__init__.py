@@ -1,5 +1,7 @@
 """Model configurations: one file per family with its `Config` and its published `SIZES`. Nothing here imports JAX.
 
+A plug-in adds a family by an entry point in `zoo.models`, which names such a module (see `docs/extending.md`).
+
 Each value of a size is either `published` (the source states it) or `assumed` (chosen by this project, with the reason). An
 architecture that was never published has no size; looking it up is an error that names the nearest published model.
 """
@@ -10,8 +12,9 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from zoo import plugins
 from zoo.errors import BadInput, require
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
@@ -63,14 +66,15 @@ class ModelConfig:
 class Compute:
     """Options of the computation: they change speed and memory, but neither what is computed nor the layout of the parameters."""
 
-    attention: Implementation = "auto"
-    """Attention implementation; it is an error if it does not support the attention of the model."""
+    attention: Implementation | str = "auto"
+    """Attention implementation, also one of a plug-in; it is an error if it does not support the attention of the model."""
     remat: Remat = "none"
     """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept."""
     unroll: int = 1
     """Layers unrolled per scan step; more layers compile longer and may run faster."""
 
     def __post_init__(self) -> None:
+        plugins.check_name("zoo.attention", self.attention, get_args(Implementation), "model.compute.attention")
         require(self.unroll >= 1, "model.compute.unroll", self.unroll, "choose 1 or more layers")
 
 
@@ -108,7 +112,7 @@ class Size:
     config: Any
     source: str
     """Paper and table, or repository and file."""
-    objective: Objective = "causal"
+    objective: Objective | str = "causal"
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Maps a field to the reason for its value; every other field is published in `source`."""
     published_count: int | None = None
@@ -129,13 +133,72 @@ REFUSED: dict[str, str] = {
 
 
 def families() -> list[str]:
-    """Return the names of the families: the modules of this folder."""
+    """Return the names of the zoo's own families: the modules of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def family(name: str) -> ModuleType:
-    """Return the configuration module of a family."""
+    """Return the configuration module of a family, of the zoo or of a plug-in.
+
+    Raises:
+        BadInput: two distributions have a family of this name, or the plug-in's cannot be used.
+    """
+    plugin = plugins.find("zoo.models", name, families())
+    return _own_family(name) if plugin is None else plugins.load(plugin, FAMILY, lambda module: _is_family(plugin, module))
+
+
+def published_types() -> dict[str, str]:
+    """Return the family of each `model_type` of a published config.json; that of a plug-in is its name."""
+    return {name: name for name in plugins.names("zoo.models")} | _own_types()
+
+
+def from_published(family_name: str, published: Any) -> Any:
+    """Return the configuration of a family that a published config.json, a `PublishedConfig`, describes.
+
+    Raises:
+        BadInput: the family has no published form, or does not compute what the file says.
+    """
+    module = family(family_name)
+    if not hasattr(module, "from_published"):
+        raise BadInput(f"{published.file}: model_type {family_name!r}: this plug-in reads no published weights")
+    return module.from_published(published)
+
+
+FAMILY = (
+    "a module with `MODEL_MODULE`, the name of the module of its functions, with `Config`, a frozen dataclass that has vocab, "
+    "layers, width, heads and compute, and with `SIZES`, whose names begin with the family's name and a hyphen and are new"
+)
+
+
+def _is_family(plugin: plugins.Plugin, module: Any) -> bool:
+    """Return whether an object is what a plug-in's entry point in `zoo.models` must name."""
+    kind, sizes = getattr(module, "Config", None), getattr(module, "SIZES", None)
+    if not (isinstance(module, ModuleType) and isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return False
+    if not kind.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+    if not (isinstance(sizes, Mapping) and isinstance(getattr(module, "MODEL_MODULE", None), str)):
+        return False
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return (
+        kind.__module__ == module.__name__ == plugin.value
+        and {"vocab", "layers", "width", "heads", "compute"} <= fields
+        and all(isinstance(size, Size) and type(size.config) is kind for size in sizes.values())
+        and all(name.startswith(f"{plugin.name}-") for name in sizes)
+        and not {plugin.name, *sizes} & {*_own_sizes(), *_own_types()}
+    )
+
+
+def _own_family(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def _own_types() -> dict[str, str]:
+    return {_own_family(name).MODEL_TYPE: name for name in families()}
+
+
+def _own_sizes() -> dict[str, tuple[str, Size]]:
+    return {name: (f, entry) for f in families() for name, entry in _own_family(f).SIZES.items()}
 
 
 def find_size(size: str) -> tuple[str, Size]:
@@ -146,7 +209,10 @@ def find_size(size: str) -> tuple[str, Size]:
     """
     if size in REFUSED:
         raise BadInput(REFUSED[size])
-    sizes = {name: (f, entry) for f in families() for name, entry in family(f).SIZES.items()}
+    sizes = _own_sizes()
+    # The name of a size says which plug-in to import.
+    if size not in sizes and (name := plugins.owner("zoo.models", size)):
+        sizes |= {entry_name: (name, entry) for entry_name, entry in family(name).SIZES.items()}
     if size not in sizes:
         near = difflib.get_close_matches(size, sizes, n=1, cutoff=0.0)[0]
         raise BadInput(f"no model is called {size!r}; the nearest is {near!r} (all: zoo models)")
@@ -155,7 +221,10 @@ def find_size(size: str) -> tuple[str, Size]:
 
 def family_of(config: Any) -> str:
     """Return the name of the family of a configuration."""
-    return type(config).__module__.rpartition(".")[2]
+    package, _, name = (module := type(config).__module__).rpartition(".")
+    if package == __name__:
+        return name
+    return next((plugin.name for plugin in plugins.installed("zoo.models") if plugin.value == module), name)
 
 
 def body_fields(config: Any) -> dict[str, Any]:

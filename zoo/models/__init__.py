@@ -7,8 +7,8 @@ Each module has `init`, `apply`, `unembed`, `flops`, `OBJECTIVES`, `SHARDING`, `
 (leaves stored with padding rows, which are not counted) and, if the model carries state from step to step, `init_carry`. A family
 that generates text has `init_cache` and `decode`; its configuration has `is_encoder_decoder` if it is an encoder-decoder,
 `generates` if some of its heads do not predict words, and `reads_both_ways` if `decode` takes tokens that all see each other. A
-family that classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The list of families is the list
-of files in this folder.
+family that classifies sequences or tokens has `sequence_logits` and `token_logits`; see `Model`. The families of the zoo are the
+files in this folder; another distribution adds one by an entry point in `zoo.models`.
 """
 
 import dataclasses
@@ -22,20 +22,34 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, UInt32
 
-from zoo import configs
+from zoo import configs, plugins
 from zoo.batch import Batch, Output
 from zoo.errors import BadInput
 from zoo.hf.param_names import ParamNames
 
 
 def families() -> list[str]:
-    """Return the names of the families, which are those of the files in this folder."""
+    """Return the names of the zoo's own families, which are those of the files in this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def family(name: str) -> ModuleType:
-    """Return the module with a family's arithmetic."""
-    return importlib.import_module(f"{__name__}.{name}")
+    """Return the module with a family's arithmetic.
+
+    Raises:
+        BadInput: two distributions have a family of this name, or the plug-in's cannot be used.
+    """
+    plugin = plugins.find("zoo.models", name, families())
+    if plugin is None:
+        return importlib.import_module(f"{__name__}.{name}")
+    arithmetic = dataclasses.replace(plugin, value=configs.family(name).MODEL_MODULE)
+    expected = f"a module with the functions {', '.join(FUNCTIONS)} and with {', '.join(ATTRIBUTES)}"
+    return plugins.load(arithmetic, expected, lambda value: plugins.has(value, *FUNCTIONS, attributes=ATTRIBUTES))
+
+
+FUNCTIONS = ("init", "apply", "unembed", "flops")
+ATTRIBUTES = ("OBJECTIVES", "SHARDING", "HF", "PADDED")
+"""Names that the module of every family has."""
 
 
 def model(cfg: Any) -> "Model":

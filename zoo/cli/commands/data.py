@@ -25,7 +25,7 @@ def data(args: list[str]) -> int:
         raise BadInput(f"zoo data {' '.join(args[:1])}: write zoo data inspect [RECIPE|RUN]")
     args = args[1:]
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
-    folder = RunDir(name) if name not in recipes.recipes() and os.path.isdir(name) else None
+    folder = RunDir(name) if not recipes.is_recipe(name) and os.path.isdir(name) else None
     default, args = take_objective(read_config(name) if folder else recipes.find_recipe(name)(), args)
 
     @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
+from zoo import plugins
 from zoo.cli import early_checks
 from zoo.cli.machine import option_value, prepare_process, refuse_empty_options, take_objective
 from zoo.cli.options import parse
@@ -19,9 +20,11 @@ def train(args: list[str]) -> int:
 
     if args[:1] in (["-h"], ["--help"]):
         by_name = recipes.recipes()
-        width = max(map(len, by_name))
-        for name, recipe in sorted(by_name.items()):
-            print(f"{name:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        about = {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in sorted(by_name.items())}
+        about |= {plugin.name: f"Plug-in of {plugin.origin}." for plugin in plugins.installed("zoo.recipes")}
+        width = max(map(len, about))
+        for name, line in about.items():
+            print(f"{name:{width}}  {line}")
         print("\nzoo train RECIPE --help describes a recipe and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT

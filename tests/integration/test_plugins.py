@@ -1,0 +1,265 @@
+"""Plug-ins of real distributions: what is listed, refused, recorded and said, and the example of docs/extending.md."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import zoo as interface
+from benchmarks.attention import conformance
+from eval import tasks
+from tests.support import example_plugin, tiny
+from tests.support.commands import call, in_folder
+from tests.support.example_plugin import installed, write_distribution, write_example
+from tests.support.processes import ROOT, Ended, run_python
+from train import objectives, recipes
+from train.run import run_dir
+from train.run.run_dir import RunDir
+from zoo import configs, models, plugins
+from zoo.attention import attention
+from zoo.errors import BadInput
+
+GPT = [*tiny.FLAGS, "--steps", "2", "--data.paths", "book.txt"]
+BAG = ["--steps", "2", "--data.paths", "book.txt", "--data.length", "32", "--data.batch", "8", "--tokenizer.vocab", "300"]
+BAG += ["--model.vocab", "300", "--log.validate-rows", "8"]
+LOOKUPS: dict[str, Callable[[str], object]] = {
+    "zoo.models": models.family,
+    "zoo.objectives": objectives.objective,
+    "zoo.attention": attention.implementation,
+    "zoo.tasks": tasks.find,
+    "zoo.recipes": recipes.find_recipe,
+}
+OWN = {
+    "zoo.models": "gpt",
+    "zoo.objectives": "causal",
+    "zoo.attention": "xla",
+    "zoo.tasks": "lambada",
+    "zoo.recipes": "gpt-nano",
+}
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a text and the example of the page, which is installed and not imported."""
+    (tmp_path / "book.txt").write_text("".join(f"The {n}th whale is seen, and {n * n} more.\n\n" for n in range(400)))
+    with installed(write_example(tmp_path / "site")), in_folder(tmp_path):
+        yield tmp_path
+
+
+def is_imported() -> bool:
+    return any(name.startswith("zoo_example") for name in sys.modules)
+
+
+def test_lists_show_names_and_distributions_and_import_nothing(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(r"^bag-nano +Plug-in of zoo-example 0\.1\.$", call(capsys, "train", "--help").stdout, re.MULTILINE)
+    assert "families of plug-ins: bag (zoo-example 0.1)" in call(capsys, "models").stdout
+    assert interface.recipes()["bag-nano"] == "Plug-in of zoo-example 0.1."
+    ended = call(capsys, "train", "bag-nanoo")
+    assert ended.code == 2 and "the nearest is 'bag-nano'" in ended.stderr and "bag-nano (zoo-example 0.1))" in ended.stderr
+    refusals = (("--objective z-los", "the nearest is z-loss"), ("--model.compute.attention plan", "the nearest is plain"))
+    for option, message in refusals:
+        ended = call(capsys, "train", "gpt-nano", *option.split())
+        assert ended.code == 2 and message in ended.stderr and "(zoo-example 0.1)" in ended.stderr
+    with pytest.raises(BadInput, match=r"nearest is top-one .*top-one \(zoo-example 0.1\)"):
+        tasks.check("top-won")
+    # The zoo's own names are found without any plug-in.
+    assert configs.find_size("gpt2")[0] == "gpt" and "bag" not in configs.families()
+    assert not is_imported()
+
+
+def test_a_process_that_lists_or_looks_up_a_name_of_the_zoo_imports_no_plugin(tmp_path: Path) -> None:
+    program = (
+        "import sys, zoo; from zoo.cli import main; main.main(['--help']); main.main(['train', '--help']); zoo.sizes();"
+        "print({name for name in sys.modules if name.split('.')[0] in ('zoo_example', 'jax')})"
+    )
+    site = write_example(tmp_path / "site")
+    ended = run_python("-c", program, env={"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])})
+    assert ended.stdout.endswith("set()\n") and "zoo-example 0.1" in ended.stdout, ended
+
+
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_a_name_that_two_have_is_refused(group: str, tmp_path: Path) -> None:
+    for name in ("zoo-one", "zoo-two"):
+        rows = {"shared": "absent_module", **({OWN[group]: "absent_module"} if name == "zoo-one" else {})}
+        write_distribution(tmp_path / name, name, "1.0", {group: rows}, {})
+    kind, where = plugins.GROUPS[group], f"rename its entry point in the group {group}$"
+    with installed(tmp_path / "zoo-one", tmp_path / "zoo-two"):
+        both = f"provided by transformer-zoo and by zoo-one 1.0; uninstall zoo-one, or {where}"
+        with pytest.raises(BadInput, match=f"^{kind} '{OWN[group]}': {both}"):
+            LOOKUPS[group](OWN[group])
+        with pytest.raises(
+            BadInput, match=f"^{kind} 'shared': provided by zoo-one 1.0 and by zoo-two 1.0; uninstall one .*{where}"
+        ):
+            LOOKUPS[group]("shared")
+        # "auto" selects the zoo's own implementation whatever is installed.
+        ones = jnp.ones((1, 1, 1, 1))
+        assert attention.attention(ones, ones, ones, mask=attention.Mask()).shape == ones.shape
+    assert LOOKUPS[group](OWN[group])
+
+
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_a_plugin_that_fails_or_is_something_else_is_refused_in_one_line(group: str, tmp_path: Path) -> None:
+    values = {"broken": "zoo_broken", "gone": "zoo_gone", "wrong": "zoo_wrong", "lacking": "zoo_wrong:absent"}
+    files = {"zoo_broken.py": "import a_module_that_is_absent", "zoo_wrong.py": "x = 1"}
+    with installed(write_distribution(tmp_path, "zoo-bad", "2.0", {group: values}, files)):
+        reasons = {
+            "broken": r"zoo_broken cannot be imported \(ModuleNotFoundError: No module named 'a_module_that_is_absent'\); reinst",
+            "gone": r"zoo_gone cannot be imported \(ModuleNotFoundError: No module named 'zoo_gone'\); reinstall or fix zoo-bad",
+            "lacking": r"zoo_wrong:absent cannot be imported \(AttributeError: .*\); reinstall or fix zoo-bad, or uninstall it",
+            "wrong": r"zoo_wrong is a module; expected an? .*; see docs/extending.md, or report it to zoo-bad",
+        }
+        for name, reason in reasons.items():
+            with pytest.raises(BadInput, match=f"^{plugins.GROUPS[group]} '{name}' of zoo-bad 2.0: {reason}") as refusal:
+                LOOKUPS[group](name)
+            assert "\n" not in str(refusal.value)
+        assert LOOKUPS[group](OWN[group])
+
+
+def test_a_recipe_that_returns_no_run_of_its_name_is_refused(tmp_path: Path) -> None:
+    files = {"zoo_bad.py": "from train.recipes.gpt import gpt_nano\ndef none(): return 3"}
+    values = {"other": "zoo_bad:gpt_nano", "none": "zoo_bad:none"}
+    with installed(write_distribution(tmp_path, "zoo-bad", "2.0", {"zoo.recipes": values}, files)):
+        for name in values:
+            with pytest.raises(BadInput, match=f"recipe '{name}' of zoo-bad 2.0: returned .* with recipe='{name}'; report it to"):
+                recipes.recipe_run(name, "")
+
+
+def test_a_kernel_that_cannot_be_imported_is_refused_in_one_line(tmp_path: Path) -> None:
+    row = "Implementation(module='zoo_absent', function='f', platforms=EVERYWHERE, features=frozenset({'causal'}))"
+    files = {"zoo_row.py": f"from zoo.attention.attention import EVERYWHERE, Implementation\nROW = {row}"}
+    q = jnp.zeros((1, 4, 1, 8))
+    site = write_distribution(tmp_path, "zoo-bad", "2.0", {"zoo.attention": {"late": "zoo_row:ROW"}}, files)
+    refusal = r"attention implementation 'late' of zoo-bad 2\.0: zoo_absent:f cannot be imported"
+    with installed(site), pytest.raises(BadInput, match=refusal):
+        attention.attention(q, q, q, mask=attention.Mask(causal=True), impl="late")
+
+
+def write_run(folder: Path) -> RunDir:
+    """Write the config.json of a run that uses all plug-ins of the example."""
+    run = recipes.recipe_run("bag-nano", "")
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, compute=configs.Compute(attention="plain")))
+    (folder / "run").mkdir()
+    RunDir(folder / "run").write_config(run)
+    assert run_dir.read_config(folder / "run") == run
+    return RunDir(folder / "run")
+
+
+def test_a_run_records_its_plugins_and_names_what_is_missing(tmp_path: Path) -> None:
+    with installed(write_example(tmp_path / "first")):
+        folder = write_run(tmp_path)
+        assert run_dir.plugin_notices(folder.path) == []
+    records = json.loads(folder.config.read_text())["plugins"]
+    assert [tuple(record.values()) for record in records] == [
+        (group, name, "zoo-example", "0.1")
+        for group, name in zip(
+            ("zoo.recipes", "zoo.models", "zoo.objectives", "zoo.attention"), ("bag-nano", "bag", "z-loss", "plain"), strict=True
+        )
+    ]
+    with pytest.raises(
+        BadInput, match=r"run/config.json: the run uses the model family 'bag' of zoo-example 0.1, which is not inst"
+    ):
+        run_dir.read_config(folder.path)
+    with pytest.raises(BadInput, match=r"; pip install 'zoo-example==0.1'$"):
+        interface.load(folder.path)
+    with installed(write_example(tmp_path / "newer", version="0.2")):
+        run_dir.read_config(folder.path)
+        lines = run_dir.plugin_notices(folder.path)
+        assert len(lines) == 3 and "'bag' of zoo-example 0.1: the run used this version, and 0.2 is installed" in lines[0]
+    # The values of a recipe are in config.json, and another implementation of attention may be chosen.
+    with installed(write_example(tmp_path / "no_recipe", without="zoo.recipes")):
+        run_dir.read_config(folder.path)
+    with installed(write_example(tmp_path / "no_attention", without="zoo.attention")):
+        with pytest.raises(BadInput, match=r"uses the attention implementation 'plain' of zoo-example 0\.1"):
+            run_dir.read_config(folder.path)
+        assert run_dir.read_config(folder.path, compute=False).model.compute == configs.Compute()
+    rows = {"zoo.objectives": {"z-loss": "absent_module"}}
+    other = write_distribution(tmp_path / "other", "zoo-other", "3", rows, {})
+    missing = r"'z-loss' of zoo-example 0\.1, which is not installed; here zoo-other 3 has this name; pip"
+    site = write_example(tmp_path / "no_objective", without="zoo.objectives")
+    with installed(site, other), pytest.raises(BadInput, match=missing):
+        run_dir.read_config(folder.path)
+    for damaged in (3, [3], [{"group": "zoo.models"}], [{**records[0], "group": "other"}], [{**records[0], "version": 1}]):
+        folder.config.write_text(json.dumps({**json.loads(folder.config.read_text()), "plugins": damaged}))
+        with pytest.raises(
+            BadInput, match=r"config\.json: plugins: expected a list of objects with group, name, distribution, v"
+        ):
+            run_dir.read_config(folder.path)
+        with pytest.raises(BadInput, match="plugins: expected a list"):
+            run_dir.read_config(folder.path, compute=False)
+
+
+def test_a_run_without_plugins_records_none(tmp_path: Path) -> None:
+    with installed(write_example(tmp_path / "site")):
+        (tmp_path / "run").mkdir()
+        RunDir(tmp_path / "run").write_config(recipes.recipe_run("gpt-nano", ""))
+    assert "plugins" not in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_the_kernel_of_the_page_passes_the_conformance_tests(example: Path) -> None:
+    for case in ("full", "causal", "length 1"):
+        for dtype in conformance.DTYPES:
+            assert conformance.check("plain", case, dtype).ok, (case, dtype)
+    with pytest.raises(BadInput, match="'plain' cannot do this: it has no window; these can: reference, xla, blocked"):
+        conformance.check("plain", "window")
+    q = jnp.zeros((1, 4, 1, 512))
+    with pytest.raises(BadInput, match="heads of 512 are too large; choose at most 256"):
+        attention.attention(q, q, q, mask=attention.Mask(), impl="plain")
+
+
+@pytest.mark.planted
+def test_a_wrong_kernel_of_a_plugin_is_caught(example: Path) -> None:
+    kernel = example / "site" / "zoo_example" / "plain.py"
+    kernel.write_text(kernel.read_text().replace("scores = scale *", "scores = 1.001 * scale *"))
+    assert not conformance.check("plain", "causal").ok
+
+
+def test_the_examples_of_the_page_train_resume_and_are_evaluated(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "train", "bag-nano", *BAG, "--name", "bag").code == 0
+    ended = call(capsys, "eval", "runs/bag", "--task", "top-one", "--files", "book.txt", "--limit", "3")
+    assert ended.code == 0 and "accuracy" in ended.stdout, ended
+    entry = json.loads(Path("runs/bag/evaluations.json").read_text())["top-one (first 3)"]
+    assert entry["details"]["plug-in"] == "zoo-example 0.1"
+    rows = [json.loads(line) for line in Path("runs/bag/metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["z"] < row["causal"] for row in rows if row["kind"] == "train")
+    loaded = interface.load("runs/bag")
+    assert loaded.model.family == "bag" and loaded.config.vocab == 300
+    ended = call(capsys, "train", "bag-nano", *BAG, "--name", "other", "--label-smoothing", "0.1")
+    assert ended.code == 2 and "--label-smoothing 0.1: it has no effect on z-loss; remove it" in ended.stderr
+    ended = call(capsys, "train", "t5-nano", "--objective", "z-loss", "--data.paths", "book.txt")
+    assert ended.code == 2 and "--objective z-loss: t5 is trained with denoising, text_to_text; choose" in ended.stderr
+    run = ["train", "gpt-nano", *GPT, "--objective", "z-loss", "--name", "z"]
+    ended = call(capsys, *run, "--model.compute.attention", "plain")
+    assert ended.code == 0 and "plain (zoo-example 0.1)" in ended.stdout + ended.stderr, ended
+    with installed(write_example(example / "newer", version="0.2", without="zoo.attention")):
+        # Without its kernel a run goes on with another one.
+        Path("runs/z/scores.json").unlink()
+        ended = call(capsys, *run)
+        line = "zoo-example 0.1: the run used this version, and 0.2 is installed"
+        assert ended.code == 0 and line in ended.stdout + ended.stderr, ended
+        ended = call(capsys, "eval", "runs/bag")
+        assert ended.code == 0 and "zoo-example 0.1: the run used this version" in ended.stderr, ended
+
+
+@pytest.mark.full
+def test_the_commands_of_the_page_run(tmp_path: Path, zoo: Callable[..., Ended]) -> None:
+    site = write_example(tmp_path / "site")
+    (tmp_path / "text.txt").write_text("Call me Ishmael.\nSome years ago\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
+    commands = example_plugin.page_commands()
+    assert len(commands) == 6
+    short = {"train bag-nano": BAG[:2], "train gpt-nano": [*tiny.FLAGS, "--steps", "2"], "bench attention": ["--seconds", "1"]}
+    for command in commands:
+        program, *words = shlex.split(command)
+        extra = next((options for start, options in short.items() if " ".join(words).startswith(start)), [])
+        if program == "zoo":
+            ended = zoo(*[word for word in words if not extra or word not in ("--steps", "200")], *extra, env=env)
+        else:
+            ended = run_python(*words, env=env, cwd=tmp_path)
+        assert ended.code == 0, (command, ended)

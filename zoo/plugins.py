@@ -1,0 +1,209 @@
+"""Plug-ins: models, objectives, attention implementations, tasks and recipes of other distributions. Nothing here imports JAX.
+
+A distribution extends the zoo by an entry point in one of `GROUPS`. The names are read from the metadata of the installed
+distributions, once, when one is first looked up. An object is imported only when its own name is requested, so that a broken
+plug-in affects nobody who does not use it.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from zoo.errors import BadInput
+
+GROUPS = {
+    "zoo.models": "model family",
+    "zoo.objectives": "objective",
+    "zoo.attention": "attention implementation",
+    "zoo.tasks": "task",
+    "zoo.recipes": "recipe",
+}
+"""Group of entry points -> what it extends, in words."""
+OWN = "transformer-zoo"
+"""The distribution of this project."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """An entry point of an installed distribution."""
+
+    group: str
+    name: str
+    value: str
+    """The object: MODULE or MODULE:ATTRIBUTE."""
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        """The distribution with its version."""
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def title(self) -> str:
+        """What it is, for messages."""
+        return f"{GROUPS[self.group]} {self.name!r} of {self.origin}"
+
+    def record(self) -> dict[str, str]:
+        """Return what config.json stores about a plug-in that a run uses."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+
+RECORDED = ("group", "name", "distribution", "version")
+
+
+@functools.cache
+def _installed() -> Mapping[str, tuple[Plugin, ...]]:
+    """Return the plug-ins of each group, by name."""
+    entries = importlib.metadata.entry_points()
+    by_group = {}
+    for group in GROUPS:
+        plugins = []
+        for entry in entries.select(group=group):
+            distribution = entry.dist
+            name = (distribution.name if distribution else "") or "an unnamed distribution"
+            version = (distribution.version if distribution else "") or ""
+            plugins.append(Plugin(group=group, name=entry.name, value=entry.value, distribution=name, version=version))
+        by_group[group] = tuple(sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)))
+    return by_group
+
+
+def installed(group: str) -> tuple[Plugin, ...]:
+    """Return the plug-ins of a group, by name; none of them is imported."""
+    return _installed()[group]
+
+
+def names(group: str) -> list[str]:
+    """Return the names that plug-ins add to a group, each once."""
+    return list(dict.fromkeys(plugin.name for plugin in installed(group)))
+
+
+def described(group: str) -> list[str]:
+    """Return the names that plug-ins add to a group, each with its distribution, for lists."""
+    return [f"{plugin.name} ({plugin.origin})" for plugin in installed(group)]
+
+
+def owner(group: str, name: str) -> str:
+    """Return the name in a group that is `name`, or that `name` begins with before a hyphen; "" if there is none."""
+    return next((entry for entry in names(group) if f"{name}-".startswith(f"{entry}-")), "")
+
+
+def find(group: str, name: str, own: Collection[str]) -> Plugin | None:
+    """Return the plug-in with a name; None if the name is one of the zoo's `own`, or if there is none.
+
+    Raises:
+        BadInput: the zoo and a distribution have the name, or two distributions.
+    """
+    plugins = [plugin for plugin in installed(group) if plugin.name == name]
+    if not plugins:
+        return None
+    if name in own or len(plugins) > 1:
+        origins = [*([OWN] if name in own else []), *(plugin.origin for plugin in plugins)]
+        fix = f"uninstall {plugins[0].distribution}" if name in own else "uninstall one of them"
+        where = f"rename its entry point in the group {group}"
+        raise BadInput(f"{GROUPS[group]} {name!r}: provided by {' and by '.join(origins)}; {fix}, or {where}")
+    return plugins[0]
+
+
+def check_name(group: str, name: str, own: Sequence[str], key: str) -> None:
+    """Refuse a value of an option that is neither one of the zoo's `own` names nor a plug-in's; nothing is imported.
+
+    Raises:
+        BadInput: there is no such name, with the nearest and all; or two distributions have it.
+    """
+    if name not in own and find(group, name, own) is None:
+        near = difflib.get_close_matches(name, [*own, *names(group)], n=1, cutoff=0.0)[0]
+        choices = ", ".join([*own, *described(group)])
+        raise BadInput(f"--{key} {name}: choose {choices}; the nearest is {near}")
+
+
+def load(plugin: Plugin, expected: str, fits: Callable[[Any], bool]) -> Any:
+    """Return the object of a plug-in, which is imported by the first call.
+
+    Args:
+        expected: what the object must be, for the message.
+        fits: whether an object is that.
+
+    Raises:
+        BadInput: it cannot be imported, or is something else.
+    """
+    value = _import(plugin)
+    if plugin not in _ACCEPTED and not fits(value):
+        kind = type(value).__name__
+        fix = f"see docs/extending.md, or report it to {plugin.distribution}"
+        raise BadInput(f"{plugin.title}: {plugin.value} is a {kind}; expected {expected}; {fix}")
+    _ACCEPTED.add(plugin)
+    return value
+
+
+_ACCEPTED: set[Plugin] = set()
+"""Plug-ins whose object was checked."""
+
+
+@functools.cache
+def _import(plugin: Plugin) -> Any:
+    entry = importlib.metadata.EntryPoint(plugin.name, plugin.value, plugin.group)
+    try:
+        return entry.load()
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        fix = f"reinstall or fix {plugin.distribution}, or uninstall it"
+        raise BadInput(f"{plugin.title}: {plugin.value} cannot be imported ({reason}); {fix}") from error
+
+
+def has(value: Any, *functions: str, attributes: Sequence[str] = ()) -> bool:
+    """Return whether an object has these functions, and these attributes of any kind."""
+    return all(callable(getattr(value, name, None)) for name in functions) and all(hasattr(value, name) for name in attributes)
+
+
+# --- plug-ins of a run ----------------------------------------------------------------------------------------------------------
+
+VALUES_ONLY = ("zoo.recipes",)
+"""Groups whose plug-ins only provide the values of a run, which its config.json has: reading the run does not need them."""
+
+
+def check_records(records: Any, without: Collection[str] = ()) -> None:
+    """Refuse the plug-ins in a config.json of which one is not installed; another version is accepted (see `changes`).
+
+    Args:
+        without: groups whose plug-ins are not needed.
+
+    Raises:
+        BadInput: one is missing, or its name now belongs to another distribution; or the records are malformed.
+    """
+    for record in _parse(records):
+        others = [plugin for plugin in installed(record.group) if plugin.name == record.name]
+        if record.group in (*VALUES_ONLY, *without) or record.distribution in (plugin.distribution for plugin in others):
+            continue
+        version = f"=={record.version}" if record.version else ""
+        instead = f"; here {' and '.join(plugin.origin for plugin in others)} has this name" if others else ""
+        fix = f"pip install '{record.distribution}{version}'"
+        raise BadInput(f"the run uses the {record.title}, which is not installed{instead}; {fix}")
+
+
+def changes(records: Any) -> list[str]:
+    """Return a line for each plug-in in a config.json of which another version is installed now."""
+    lines = []
+    for record in _parse(records):
+        for plugin in installed(record.group):
+            same = (plugin.name, plugin.distribution) == (record.name, record.distribution)
+            if same and plugin.version != record.version and record.group not in VALUES_ONLY:
+                fix = f"pip install '{record.distribution}=={record.version}' restores it"
+                lines.append(f"{record.title}: the run used this version, and {plugin.version} is installed; {fix}")
+    return lines
+
+
+def _parse(records: Any) -> list[Plugin]:
+    plugins = []
+    for record in records if isinstance(records, list) else [records]:
+        valid = isinstance(record, dict) and record.keys() == set(RECORDED) and record["group"] in GROUPS
+        if not valid or not all(isinstance(value, str) for value in record.values()):
+            raise BadInput(f"plugins: expected a list of objects with {', '.join(RECORDED)}, found {str(record)[:60]!r}")
+        plugins.append(Plugin(**record, value=""))
+    return plugins
