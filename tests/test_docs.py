@@ -6,11 +6,13 @@ import runpy
 import shlex
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tyro
 
+from tests.support.example_plugin import installed, write_example
 from tests.support.processes import ROOT
 from train import recipes
 from zoo.cli import main
@@ -65,7 +67,9 @@ def test_generated_pages_are_current() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_in_the_documentation_have_options_that_exist(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_the_documentation_have_options_that_exist(
+    page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     parse = tyro.cli
 
     def cli(*args: Any, **options: Any) -> None:
@@ -73,8 +77,10 @@ def test_commands_in_the_documentation_have_options_that_exist(page: Any, monkey
         raise Parsed
 
     monkeypatch.setattr(tyro, "cli", cli)
+    # docs/extending.md also has commands on its example of a plug-in.
+    site = write_example(tmp_path)
     for args in commands(page.read_text(encoding="utf-8")):
-        with pytest.raises(Parsed):
+        with installed(site), pytest.raises(Parsed):
             pytest.fail(f"zoo {shlex.join(args)} ended with {main.main(args)}")
 
 

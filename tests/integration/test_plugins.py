@@ -20,6 +20,7 @@ from tests.support.commands import call, in_folder
 from tests.support.example_plugin import installed, write_distribution, write_example
 from tests.support.processes import ROOT, Ended, run_python
 from train import objectives, recipes
+from train.config.objectives import find_options
 from train.run import run_dir
 from train.run.run_dir import RunDir
 from zoo import configs, models, plugins
@@ -131,6 +132,36 @@ def test_a_recipe_that_returns_no_run_of_its_name_is_refused(tmp_path: Path) -> 
                 recipes.recipe_run(name, "")
 
 
+WRONG_OBJECTIVES = {
+    "another name": ('objective = "other"', "OPTIONS = Mine"),
+    "a field of a run": ('objective = "mine"\n    steps: int = 3', "OPTIONS = Mine"),
+    "the options of the zoo": ('objective = "mine"', "OPTIONS = CausalOptions"),
+    "no options": ('objective = "mine"', ""),
+}
+
+
+@pytest.mark.parametrize(("options", "named"), WRONG_OBJECTIVES.values(), ids=WRONG_OBJECTIVES)
+def test_an_objective_without_options_of_its_own_is_refused(options: str, named: str, tmp_path: Path) -> None:
+    text = f"""
+import dataclasses
+from train.config.objectives import CausalOptions
+from train.objectives.causal import Causal
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine(CausalOptions):
+    {options}
+
+class Objective(Causal):
+    NAME, FAMILIES = "mine", ("gpt",)
+    {named}
+"""
+    values = {"zoo.objectives": {"mine": "zoo_bad:Objective"}}
+    site = write_distribution(tmp_path, "zoo-bad", "2.0", values, {"zoo_bad.py": text})
+    refusal = r"'mine' of zoo-bad 2\.0: zoo_bad:Objective is .*; expected a subclass of .*; see docs"
+    with installed(site), pytest.raises(BadInput, match=refusal):
+        find_options("mine")
+
+
 def test_a_kernel_that_cannot_be_imported_is_refused_in_one_line(tmp_path: Path) -> None:
     row = "Implementation(module='zoo_absent', function='f', platforms=EVERYWHERE, features=frozenset({'causal'}))"
     files = {"zoo_row.py": f"from zoo.attention.attention import EVERYWHERE, Implementation\nROW = {row}"}
@@ -234,9 +265,14 @@ def test_the_examples_of_the_page_train_resume_and_are_evaluated(example: Path, 
     assert ended.code == 2 and "--label-smoothing 0.1: it has no effect on z-loss; remove it" in ended.stderr
     ended = call(capsys, "train", "t5-nano", "--objective", "z-loss", "--data.paths", "book.txt")
     assert ended.code == 2 and "--objective z-loss: t5 is trained with denoising, text_to_text; choose" in ended.stderr
-    run = ["train", "gpt-nano", *GPT, "--objective", "z-loss", "--name", "z"]
+    run = ["train", "gpt-nano", *GPT, "--objective", "z-loss", "--name", "z", "--z-weight", "1e-3"]
+    ended = call(capsys, *run, "--loss-chunk", "8")
+    assert ended.code == 2 and "--loss-chunk 8: it has no effect on z-loss; remove it" in ended.stderr
     ended = call(capsys, *run, "--model.compute.attention", "plain")
     assert ended.code == 0 and "plain (zoo-example 0.1)" in ended.stdout + ended.stderr, ended
+    assert (
+        json.loads(Path("runs/z/config.json").read_text())["z_weight"] == run_dir.read_config("runs/z").options.z_weight == 1e-3
+    )
     with installed(write_example(example / "newer", version="0.2", without="zoo.attention")):
         # Without its kernel a run goes on with another one.
         Path("runs/z/scores.json").unlink()
