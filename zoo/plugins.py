@@ -45,7 +45,7 @@ class Plugin:
 
     @property
     def title(self) -> str:
-        """What it is, for messages."""
+        """The kind, the name and the distribution, for messages."""
         return f"{GROUPS[self.group]} {self.name!r} of {self.origin}"
 
     def record(self) -> dict[str, str]:
