@@ -17,6 +17,7 @@ from train.config.objectives import find_options
 from train.config.run_config import Run
 from train.config.run_plugins import used_plugins
 from zoo import configs, plugins
+from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write
 from zoo.files import fsync
 from zoo.hf import config_json
@@ -169,7 +170,7 @@ def read_config(folder: str | Path, *, compute: bool = True) -> Run:
         name = stored.pop("family", None)
         if name not in (families := [*configs.families(), *plugins.names("zoo.models")]):
             raise BadInput(f"family: expected one of {', '.join(families)}, found {name!r}")
-        kind = find_options(stored.pop("objective", None))
+        kind = find_options(build(Objective | str, stored.pop("objective", None), "objective"))
         stored["options"] = {field.name: stored.pop(field.name) for field in dataclasses.fields(kind) if field.name in stored}
         return build(Run, stored, "", model=configs.family(name).Config, options=kind, data=kind.data)
     except BadInput as error:
@@ -342,9 +343,9 @@ def build(kind: Any, value: Any, key: str, **replaced: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         # Only `X | None` and `Literal[...] | str`, a name that may be a plug-in's, occur in a configuration.
-        if str in arguments and isinstance(value, str):
+        if (value is None and types.NoneType in arguments) or (isinstance(value, str) and str in arguments):
             return value
-        return None if value is None else build(next(option for option in arguments if option is not types.NoneType), value, key)
+        return build(next(option for option in arguments if option is not types.NoneType), value, key)
     if origin is tuple and isinstance(value, list) and (arguments[1:] == (...,) or len(arguments) == len(value)):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
         return tuple(build(item_kind, item, f"{key}[{i}]") for i, (item_kind, item) in enumerate(zip(kinds, value, strict=True)))
