@@ -43,6 +43,7 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 
 - Whole numbers may be written as `1e6`. A list takes several values: `--data.paths a.txt b.txt`.
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.
+- `--objective NAME` trains another objective that the model family has; it has other options.
 - A recipe has only the options that its objective and its data use. The default is that of `DEFAULT_RECIPE`, or of the first
   recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
 """
@@ -141,21 +142,21 @@ def option_lines(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the heading of each option and its text, both without line breaks."""
     starts = [number for number, line in enumerate(lines) if line.startswith("-") and not lines[number - 1].endswith(",")]
     for start, end in itertools.pairwise([*starts, len(lines)]):
-        # The text begins beside a short heading, after two spaces or more, and else below it.
-        heads, besides = zip(
-            *(re.split(r"\s{2,}|$", line, maxsplit=1) for line in lines[start:end] if line[:1] != " "), strict=True
-        )
-        texts = [*besides, *(line.strip() for line in lines[start:end] if line[:1] == " ")]
-        yield "".join(heads), " ".join(filter(None, texts))
+        # The text begins beside a short heading, and below a long one.
+        parts = [re.split(r" {2,}|$", line, maxsplit=1) for line in lines[start:end]]
+        yield "".join(head for head, _ in parts), " ".join(text for _, text in parts if text)
 
 
 def type_in_words(metavar: str) -> tuple[str, str]:
     """Return the type that a metavar of tyro stands for, and the values of a choice. A flag has no metavar."""
     inner = re.sub(r"^\[(\S+) \[\S+ \.\.\.\]\]$", r"\1", metavar)
     is_list, is_optional, kind = inner != metavar, inner.startswith("{None}|"), inner.removeprefix("{None}|")
+    # A name that may also be a plug-in's.
+    is_open, kind = kind.endswith("}|STR"), re.sub(r"\}\|STR$", "}", kind)
     words = {"": "flag", "INT": "integer", "FLOAT": "number", "STR": "text"}.get(kind, "choice" if kind.startswith("{") else kind)
     choices = ", ".join(f"`{choice}`" for choice in kind[1:-1].split(",")) if words == "choice" else ""
-    return f"{'list of ' if is_list else ''}{words}{'s' * (is_list and words != 'text')}{' or None' * is_optional}", choices
+    plural, others = "s" * (is_list and words != "text"), " or text" * is_open + " or None" * is_optional
+    return f"{'list of ' if is_list else ''}{words}{plural}{others}", choices
 
 
 def group_section(title: str, group: Group, defaults: Mapping[str, Mapping[str, str]]) -> str:

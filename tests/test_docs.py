@@ -4,7 +4,6 @@ import dataclasses
 import re
 import runpy
 import shlex
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from zoo.cli import main
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
+HIDDEN = ("recipe", "exported", "sequence")
+"""Fields of a run that are no options."""
+
 
 class Parsed(Exception):
     """Raised instead of running a command whose options are valid."""
@@ -27,14 +29,13 @@ class Parsed(Exception):
 
 def option_names(config: Any) -> Iterator[str]:
     """Yield the last part of the name of each option of a run, from its dataclasses."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name == "exported" or tyro.conf.Suppress in getattr(hints[field.name], "__metadata__", ()):
+        if field.name in HIDDEN:
             continue
         if dataclasses.is_dataclass(value):
             yield from option_names(value)
-        elif field.name != "recipe":
+        else:
             yield field.name.replace("_", "-")
 
 
