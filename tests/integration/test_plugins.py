@@ -258,7 +258,7 @@ def test_the_examples_of_the_page_train_resume_and_are_evaluated(example: Path, 
     entry = json.loads(Path("runs/bag/evaluations.json").read_text())["top-one (first 3)"]
     assert entry["details"]["plug-in"] == "zoo-example 0.1"
     rows = [json.loads(line) for line in Path("runs/bag/metrics.jsonl").read_text().splitlines()]
-    assert all(0 < row["z"] < row["causal"] for row in rows if row["kind"] == "train")
+    assert all(0 < row["terms"]["z"] < row["terms"]["causal"] for row in rows if row["kind"] == "train")
     loaded = interface.load("runs/bag")
     assert loaded.model.family == "bag" and loaded.config.vocab == 300
     ended = call(capsys, "train", "bag-nano", *BAG, "--name", "other", "--label-smoothing", "0.1")
