@@ -21,7 +21,7 @@ from zoo.configs import Objective, Precision
 from zoo.errors import require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
-Optimizer = Literal["adamw", "adafactor"]
+Optimizer = Literal["adamw", "adafactor", "muon"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
 
@@ -48,10 +48,13 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimizer and learning-rate schedule. AdamW: Loshchilov and Hutter 2019; Adafactor: Shazeer and Stern 2018."""
+    """Optimizer and learning-rate schedule.
+
+    AdamW: Loshchilov and Hutter 2019. Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024.
+    """
 
     name: Optimizer = "adamw"
-    """Optimizer."""
+    """Optimizer; muon trains the matrices of the layers, and the rest as adamw."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -142,7 +145,7 @@ class Log:
     ledger: bool = False
     """Also write ledger.jsonl: the row numbers each step consumed."""
     samples: int = 4
-    """Continuations of held-out text that are generated at the end, for the report; 0 = none."""
+    """Continuations of held-out text that are generated at the end, for the report; one is shown at validations. 0 = none."""
     sinks: tuple[Sink, ...] = ()
     """Trackers that also receive the rows of metrics.jsonl; they need the extra `track`."""
 

@@ -4,6 +4,7 @@ An optimizer here returns the direction to subtract, and the step multiplies it 
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 from train.config.run_config import Optim
 from zoo.errors import BadInput
@@ -21,6 +23,15 @@ from zoo.sharding import path_of
 
 DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 """Leaves with weight decay, by path: matrices and embeddings, never norms and biases."""
+
+MATRICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[int, ...]], ...] = (
+    (re.compile(r"layers/(.*/)?(attention|cross)/(qkv|kv)/kernel$"), (1,), (3, 4)),  # [L, D, 3 or 2, N, H]
+    (re.compile(r"layers/(.*/)?(attention|cross)/[qr]/kernel$"), (1,), (2, 3)),  # [L, D, N, H]
+    (re.compile(r"layers/(.*/)?(attention|cross)/out/kernel$"), (1, 2), (3,)),  # [L, N, H, D]
+    (re.compile(r"layers/(.*/)?mlp/(up|down)/kernel$"), (1,), (2,)),  # [L, D, F] and [L, F, D]
+    (re.compile(r"layers/(.*/)?mlp/gated/kernel$"), (1,), (3,)),  # [L, D, 2, F]
+)
+"""Path of a leaf of the layers -> its input axes and its output axes. Any other axis counts separate matrices."""
 
 
 def check(cfg: Optim, net: Model) -> None:
@@ -140,10 +151,50 @@ def _adafactor(cfg: Optim) -> optax.GradientTransformation:
     return optax.partition({"stacked": per_layer, "single": single}, _leaf_kinds)
 
 
+def _muon(cfg: Optim) -> optax.GradientTransformation:
+    """Return orthogonalized momentum for the matrices of the layers, and Adam for all other leaves.
+
+    Jordan et al. 2024. Updates are scaled to the root mean square of Adam's, 0.2 sqrt(max(inputs, outputs)) (Liu et al. 2025,
+    section 2.2), so that both kinds of leaves use the same learning rate and weight decay.
+    """
+
+    def scale(keys: Any, update: jax.Array) -> jax.Array:
+        inputs, outputs = (math.prod(update.shape[axis] for axis in axes) for axes in _matrix_axes(keys))
+        return 0.2 * math.sqrt(max(inputs, outputs)) * update
+
+    orthogonal = optax.chain(
+        contrib.scale_by_muon(
+            beta=0.95,
+            weight_dimension_numbers=lambda updates: jax.tree_util.tree_map_with_path(
+                lambda keys, _: _matrix_axes(keys), updates
+            ),
+        ),
+        optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)),
+    )
+    return optax.partition({"matrix": orthogonal, "other": _adam(cfg)}, _muon_leaf_kinds)
+
+
+def _muon_leaf_kinds(params: Any) -> Any:
+    def kind(keys: Any, _: Any) -> str:
+        return "matrix" if any(pattern.search(path_of(keys)) for pattern, *_ in MATRICES) else "other"
+
+    return jax.tree_util.tree_map_with_path(kind, params)
+
+
+def _matrix_axes(keys: Any) -> contrib.MuonDimensionNumbers:
+    """Return the axes of a leaf that `MATRICES` names; `optax.partition` keeps all others away."""
+    path = path_of(keys)
+    return next(contrib.MuonDimensionNumbers(inputs, outputs) for pattern, inputs, outputs in MATRICES if pattern.search(path))
+
+
 def _leaf_kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: "stacked" if "layers" in path_of(keys).split("/") else "single", params
     )
 
 
-PRECONDITIONERS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {"adamw": _adam, "adafactor": _adafactor}
+PRECONDITIONERS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
