@@ -52,12 +52,14 @@ def run(
     evaluate: Callable[..., Scorer],
     on_end: Callable[[Path], Any],
     sample: Callable[..., Any] | None = None,
+    preview: Callable[..., str] | None = None,
 ) -> int:
     """Train to the end, from the newest checkpoint if there is one, and return the exit code (128 + signal after a signal).
 
     Args:
         evaluate: creates a scorer, as `eval.scoring.scorers.scorer`.
         sample: writes continuations of held-out text, as `eval.report.samples.of_run`.
+        preview: returns a continuation to show after each validation, as `eval.report.samples.preview`.
         on_end: writes the report of the run, as `eval.report.report.write`.
 
     Raises:
@@ -65,7 +67,7 @@ def run(
     """
     console = Console(steps=run.steps, process=jax.process_index())
     with console, StopSignals(console.notice, console.__exit__) as stop:
-        return _run(run, console, stop, evaluate=evaluate, on_end=on_end, sample=sample)
+        return _run(run, console, stop, evaluate=evaluate, on_end=on_end, sample=sample, preview=preview)
 
 
 def _run(
@@ -76,6 +78,7 @@ def _run(
     evaluate: Callable[..., Scorer],
     on_end: Callable[[Path], Any],
     sample: Callable[..., Any] | None,
+    preview: Callable[..., str] | None,
 ) -> int:
     # --- Devices and precision ---
     console.progress("starting the devices", now=True)
@@ -182,6 +185,14 @@ def _run(
         def scorer(rows: RowSource) -> Scorer:
             return evaluate(run, model, mesh, data, rows, build, batch=run.data.batch, dtype=dtype, progress=show_scoring)
 
+        def show_preview(params: Any) -> None:
+            # Not at the end, where samples are written; generation copies its prompt to the devices.
+            if preview is not None and run.log.samples and step < run.steps:
+                with jax.transfer_guard("allow"):
+                    text = preview(model, params, mesh, data, length=run.data.length, dtype=dtype)
+                if text:
+                    console.sample(text)
+
         validate = scorer(data.scored_rows(run, run.data.length).subsample(run.log.validate_rows))
 
         # --- Steps ---
@@ -214,6 +225,7 @@ def _run(
                         score = validate(engine.get(state).params)
                         recorder.valid(score, time.perf_counter() - began)
                         best.note(engine.get(state), score, metadata)
+                        show_preview(engine.get(state).params)
                         stopping = stopping or best.exhausted(step)
                 if recorder.due(run.checkpoint.every) or stopping:
                     with recorder.pause():

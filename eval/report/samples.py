@@ -15,11 +15,14 @@ from train.inputs.pair_inputs import TextPairs
 from train.rows.token_cache import Tokens
 from train.run.run_dir import write_json
 from train.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from zoo.errors import BadInput
 from zoo.generation.settings import GREEDY, Sampling
 from zoo.models import Model
 
 PROMPT, CONTINUATION = 48, 96
 """Most tokens of a prompt and of a continuation."""
+PREVIEW = 32
+"""Most tokens of a continuation that is shown during training; its prompt has half as many."""
 TEMPERATURE, SEED = 0.8, 0
 
 
@@ -39,6 +42,28 @@ def of_run(file: Path, net: Model, params: Any, mesh: Mesh, data: Any, **how: An
             write_pairs(file, net, params, mesh, data, **how)
     elif net.generates and not net.is_encoder_decoder:
         write(file, net, params, mesh, data.tokenizer, data.held_out, **how)
+
+
+def preview(net: Model, params: Any, mesh: Mesh, data: Any, *, length: int, dtype: Any) -> str:
+    """Return the beginning of a held-out text and the model's continuation of it, on one line, to be shown during training.
+
+    It is empty if the model continues no texts, or if the text is too short. Every process calls this. The arguments are those of
+    `write`.
+    """
+    if isinstance(data, TextPairs) or not net.generates or net.is_encoder_decoder:
+        return ""
+    pieces = beginnings(data.held_out, data.tokenizer, length, 1)
+    if not pieces:
+        return ""
+    decoding = Decoding(limit=min(_continuation(length), PREVIEW), seed=SEED, sampling=Sampling(temperature=TEMPERATURE))
+    prompt = pieces[0].prompt[: PREVIEW // 2]
+    try:
+        (generated,) = Generator(net, params, mesh, data.tokenizer, dtype=dtype, batch=1).generate([prompt], decoding)
+    except BadInput as error:
+        # Logits that are not finite must not end the training, which skips such steps and counts them.
+        return f"no sample: {error}"
+    beginning = data.tokenizer.decode(prompt).removeprefix(END_OF_TEXT)
+    return " ".join(f"{beginning} | {generated.text}".split())
 
 
 def write(

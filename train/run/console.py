@@ -121,6 +121,14 @@ class Console:
         elif not self._quiet:
             self._plain(f"! {text}")
 
+    def sample(self, text: str) -> None:
+        """Print a line of text that the model wrote, above the live line."""
+        if self._live:
+            with self._output():
+                self._terminal.print(Text(f"  {text}", style="dim"), soft_wrap=True)
+        elif not self._quiet:
+            self._plain(f"  {text}")
+
     def finish(self, text: str) -> None:
         """Clear the live line and print the run's last line."""
         if self._live:

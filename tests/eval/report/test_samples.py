@@ -5,6 +5,7 @@ import json
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,6 +85,17 @@ def test_prompt_and_truth_are_a_piece_of_one_document_and_fit_into_a_row() -> No
             assert any(ids == part[at : at + len(ids)] for part in documents for at in range(len(part)))
     assert samples.beginnings(tokens(["", "a", ""], tokenizer()), tokenizer(), 64) == []
     assert samples.beginnings(tokens([WORDS], tokenizer()), tokenizer(), 2) == []
+
+
+def test_a_preview_continues_a_held_out_text_on_one_line_and_never_ends_the_training() -> None:
+    net, mesh = small("gpt"), device_mesh.make_mesh(Mesh())
+    data = types.SimpleNamespace(tokenizer=tokenizer(), held_out=tokens([WORDS * 3], tokenizer()))
+    how, params = {"length": 24, "dtype": np.float32}, random_params(net)
+    beginning, _, text = samples.preview(net, params, mesh, data, **how).partition(" | ")
+    assert WORDS.startswith(beginning) and beginning and text and "\n" not in text
+    assert samples.preview(small("bert"), {}, mesh, data, **how) == ""
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    assert samples.preview(net, broken, mesh, data, **how).startswith("no sample: ")
 
 
 @pytest.mark.full

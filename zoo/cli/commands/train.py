@@ -61,4 +61,4 @@ def train_here(run: "Run") -> int:
     from eval.scoring import scorers
     from train import trainer
 
-    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, on_end=report.write)
+    return trainer.run(run, evaluate=scorers.scorer, sample=samples.of_run, preview=samples.preview, on_end=report.write)
