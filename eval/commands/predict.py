@@ -19,8 +19,8 @@ import jax
 
 from eval.commands import terminal
 from eval.commands.model_options import ModelOptions
+from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
-from eval.scoring.predictor import CHUNK, Predictor
 from eval.tasks import Settings
 from eval.tasks.labelled import GOALS, run_for
 from train.config.objective_options import Labelled, LabelledTexts, Reading
@@ -93,7 +93,7 @@ def predict(
     """Return an iterator over the predictions of a fine-tuned model, in the order of the input.
 
     Each is a dict with `index`, the number of the example from 0, `id`, if the example has one, and the keys that
-    `eval.scoring.predictions` lists for the kind of the model.
+    `eval.prediction.predictions` lists for the kind of the model.
 
     Args:
         files: see `train.data.unlabelled_reader.read_examples`; instead of `texts`.
@@ -106,7 +106,7 @@ def predict(
         length: tokens of the longest row; 0 = that of the run, or the model's positions.
         batch: rows computed at a time; it affects results only through rounding.
         dtype: dtype of the arithmetic.
-        null_threshold: see `eval.scoring.predictions.of_example`.
+        null_threshold: see `eval.prediction.predictions.of_example`.
 
     Raises:
         BadInput: a model without a head for labels, texts or options that do not fit its kind, files that cannot be read, or a

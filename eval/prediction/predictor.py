@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring import predictions
+from eval.prediction import predictions
 from eval.scoring.batch_loop import BatchLoop
 from eval.scoring.labelled import logits_loop
 from eval.scoring.likelihood import row_length
@@ -52,7 +52,7 @@ class Predictor:
             run: the configuration with which rows are made.
             batch: rows computed at a time.
             dtype: dtype of the arithmetic.
-            null_threshold: see `eval.scoring.predictions.of_example`.
+            null_threshold: see `eval.prediction.predictions.of_example`.
         """
         return Predictor(
             subject, run, logits_loop(subject.model, subject.mesh, run.objective, np.dtype(dtype)), batch, null_threshold
