@@ -9,7 +9,7 @@ from zoo.errors import BadInput
 
 
 def files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
-    """Return the named files, and of named folders the files with one of the suffixes, by name, without hidden ones.
+    """Return the named files, and the files with one of the suffixes in named folders, sorted by name, without hidden ones.
 
     Raises:
         BadInput: no such file, one with another suffix, one named twice, or a folder without any.

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from train import objectives
 from train.checkpoints import best_checkpoint, disk_space
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.identity import check_identity
+from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.run_plugins import used_plugins

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.batch import Batch
-    from zoo.cli.api import LoadedModel, load, recipes, sizes, train
+    from zoo.cli.python_api import LoadedModel, load, recipes, sizes, train
     from zoo.errors import BadInput
     from zoo.models import Model
 
@@ -18,7 +18,7 @@ _MODULES = {
     "BadInput": "zoo.errors",
     "Batch": "zoo.batch",
     "Model": "zoo.models",
-    **dict.fromkeys(("LoadedModel", "load", "recipes", "sizes", "train"), "zoo.cli.api"),
+    **dict.fromkeys(("LoadedModel", "load", "recipes", "sizes", "train"), "zoo.cli.python_api"),
 }
 """Public name -> the module that defines it."""
 __version__: str

@@ -16,9 +16,7 @@ from benchmarks.attention.problems import FEATURES, Problem
 from benchmarks.attention.settings import UNIT, Row, Settings
 from benchmarks.attention.torch_peer import Peer
 from benchmarks.core import device_time, timing
-from benchmarks.core.result_files import identity
-from benchmarks.core.timing import Program
-from benchmarks.core.trials import (
+from benchmarks.core.guarded_trials import (
     RepeatFailure,
     Skip,
     Trial,
@@ -31,6 +29,8 @@ from benchmarks.core.trials import (
     run_guarded,
     too_large_reason,
 )
+from benchmarks.core.result_files import identity
+from benchmarks.core.timing import Program
 from train.run.hardware import device_peak
 from zoo.attention import attention
 from zoo.errors import BadInput

@@ -11,7 +11,7 @@ from benchmarks.attention import measure_row, page, tables, torch_peer
 from benchmarks.attention.options import Settings
 from benchmarks.attention.settings import UNIT, Row, resolved, rows
 from benchmarks.core import bench_command
-from benchmarks.core.trials import Group, Watch
+from benchmarks.core.guarded_trials import Group, Watch
 
 BENCHMARK = bench_command.Benchmark("attention", "Attention", tables.blocks, page.render, tables.one_line)
 

@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.core import result_files, tables
+from benchmarks.core.guarded_trials import Group, measure_groups
 from benchmarks.core.options import recorded
 from benchmarks.core.result_files import Results
-from benchmarks.core.trials import Group, measure_groups
 from train.run.run_dir import write_text
 from zoo.errors import BadInput, require
 from zoo.runtime import jax_setup, launch

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.core import bench_command, timing
+from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.core.options import recorded
 from benchmarks.core.result_files import identity
-from benchmarks.core.trials import Group, Trial, Watch, repeat_without_failures, run_guarded
 from benchmarks.growth import page, tables
 from benchmarks.growth.options import Settings
 from benchmarks.growth.tables import AXES

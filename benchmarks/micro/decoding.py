@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.core import timing
-from benchmarks.micro import command
+from benchmarks.micro import preamble
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding
 from train.config import run_config
@@ -30,7 +30,7 @@ SOURCE = 64
 
 def main() -> int:
     """Run the command."""
-    options = command.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
+    options = preamble.begin("decoding", __doc__, model="t5-small", rows=4, rounds=5)
     model = models.model(configs.find_size(options.model)[1].config)
     params = jax.jit(model.init)(jax.random.key(0))
     # Only its size and its special tokens matter, not its entries.

@@ -78,9 +78,10 @@ def _gemm(instruction: Instruction) -> Sequence[int] | None:
 
 
 def _convolution(instruction: Instruction) -> float:
-    """Return the FLOPs of a convolution, in which form a TPU has its matrix products.
+    """Return the FLOPs of a convolution; programs for a TPU express matrix products as convolutions.
 
-    Window positions outside of the array, or between its dilated elements, are not multiplied: they encode a batch of products.
+    Only window positions that fall on a stored element count. Positions in the padding or between dilated elements multiply
+    nothing: XLA encodes batches of products that way.
     """
     left, right = (operand.arrays[0].shape for operand in instruction.operands[:2])
     lhs, kernel, result = re.split("_|->", instruction.attribute("dim_labels"))

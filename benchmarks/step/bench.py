@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.core import bench_command
-from benchmarks.core.trials import Group, Watch
-from benchmarks.step import model_runner, page, peers, tables
+from benchmarks.core.guarded_trials import Group, Watch
+from benchmarks.step import measure_model, page, peers, tables
 from benchmarks.step.cases import Case
 from benchmarks.step.options import Settings
 from benchmarks.step.programs import Step
@@ -57,7 +57,7 @@ def _check(todo: Sequence[Case], settings: Settings) -> None:
 def _groups(todo: Sequence[Case], settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
     def measure(case: Case, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         # All of a model, because its cells are compared with each other.
-        return model_runner.measure(case, variants(settings), settings, environment, watch)
+        return measure_model.measure(case, variants(settings), settings, environment, watch)
 
     return [Group(f"{case.size} {case.mode}", _keys(case, settings), functools.partial(measure, case)) for case in todo]
 

@@ -93,7 +93,7 @@ def case(name: str, mode: Mode, *, batch: int = 0, length: int = 0, source: int 
         raise BadInput(f"--mode decode: {name} does not generate text; these families do: {able}")
     rows, tokens, read = SHAPES[objective]
     if source and not model.is_encoder_decoder:
-        raise BadInput(f"--source-length {source}: {name} is no encoder-decoder, it reads no source; leave it out")
+        raise BadInput(f"--source-length {source}: {name} is no encoder-decoder and reads no source; leave it out")
     context = getattr(cfg, "context", 1 << 20)
     shape = {
         "batch": batch or rows,

@@ -26,7 +26,7 @@ FORMULAS = {
     "first step": "seconds to the end of the first step: lowering, compilation without a cache, and the step; of a peer from "
     "loading its weights on",
     "agreement": "the loss of the first step, and that after its update, are those of the unit within the bounds of "
-    "`benchmarks.step.model_runner.TOLERANCES`; what disagrees is not timed",
+    "`benchmarks.step.measure_model.TOLERANCES`; what disagrees is not timed",
     "profile": "each instant of a step is shared evenly by the threads that work then, each on the innermost instruction it is "
     "in; a fusion of several operations counts as what its last one is for",
 }

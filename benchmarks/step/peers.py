@@ -106,7 +106,7 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
 
 
 class Peer:
-    """A running peer, until it is closed. `resident` is its peak memory in bytes."""
+    """The process that runs another library (a peer), until `close`; `resident` is its peak resident memory in bytes."""
 
     def __init__(self, name: str, folder: Path, precision: str = "float32") -> None:
         """Start its process, which loads the weights and takes two steps: see `begin`."""

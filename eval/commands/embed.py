@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import save
 
-from eval.commands import terminal
+from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
@@ -58,12 +58,12 @@ def main(
     if file is not None:
         if jax.process_index() == 0:
             _write(file, texts, vectors)
-        terminal.say(f"{file}: {len(texts):,} x {vectors.shape[1]} float32\n")
+        terminal_output.say(f"{file}: {len(texts):,} x {vectors.shape[1]} float32\n")
     elif as_json:
         for text, vector in zip(texts, vectors, strict=True):
-            terminal.say(_line(text, vector))
+            terminal_output.say(_line(text, vector))
     else:
-        terminal.say(table(texts, vectors, terminal.columns()))
+        terminal_output.say(table(texts, vectors, terminal_output.columns()))
     return 0
 
 
@@ -106,7 +106,7 @@ def table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: i
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
     numbers = range(1, len(texts) + 1)
     listed = [
-        f"{number:>{NUMBER}}  {terminal.excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
+        f"{number:>{NUMBER}}  {terminal_output.excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
         for number, (_, text) in zip(numbers, texts, strict=True)
     ]
     head = " " * NUMBER + "".join(f"{number:>{COSINE}}" for number in numbers)
@@ -134,7 +134,7 @@ def _check(file: Path, as_json: bool) -> None:
 
 
 def _check_table(texts: int) -> None:
-    limit = ((terminal.columns() or NARROWEST) - NUMBER) // COSINE
+    limit = ((terminal_output.columns() or NARROWEST) - NUMBER) // COSINE
     if texts == 1:
         raise BadInput("--text: a single text cannot be compared; give several, or name a file with --out")
     if texts > limit:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.commands import terminal
+from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.scoring import encoder_runner
 from eval.scoring.encoder_inputs import Texts
@@ -81,10 +81,10 @@ def main(
     filled = fill(encoder, texts, top=top, targets=targets, truncate=source.truncate, quiet=as_json)
     for number, mask in enumerate(filled, 1):
         if as_json:
-            terminal.say(json.dumps(_record(mask), ensure_ascii=False) + "\n")
+            terminal_output.say(json.dumps(_record(mask), ensure_ascii=False) + "\n")
         else:
             title = f"--- mask {number} of {len(filled)}\n" if len(filled) > 1 else ""
-            terminal.say(title + table(mask, terminal.columns()))
+            terminal_output.say(title + table(mask, terminal_output.columns()))
     return 0
 
 
@@ -132,15 +132,15 @@ def fill(
 def table(filled: Filled, columns: int | None) -> str:
     """Return a mask's candidates as lines of at most `columns` columns; longer texts are cut around the mask."""
     names = [json.dumps(candidate.token, ensure_ascii=False) for candidate in filled.candidates]
-    name_width = max(len("token"), *map(terminal.cell_len, names))
+    name_width = max(len("token"), *map(terminal_output.cell_len, names))
     text_width = columns and max(20, columns - len("probability") - name_width - 4)
     lines = [
-        terminal.excerpt(filled.text, filled.start, filled.end, columns),
+        terminal_output.excerpt(filled.text, filled.start, filled.end, columns),
         f"probability  {'token':<{name_width}}  text",
     ]
     for name, candidate in zip(names, filled.candidates, strict=True):
-        padding = " " * (name_width - terminal.cell_len(name))
-        text = terminal.excerpt(candidate.text, candidate.start, candidate.end, text_width)
+        padding = " " * (name_width - terminal_output.cell_len(name))
+        text = terminal_output.excerpt(candidate.text, candidate.start, candidate.end, text_width)
         lines.append(f"{_number(candidate.probability):>11}  {name}{padding}  {text}")
     return "\n".join(lines) + "\n"
 

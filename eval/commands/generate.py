@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval.commands import terminal
+from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.generation import prompts as texts
 from eval.generation.generator import CHUNK, Generator
@@ -47,7 +47,7 @@ def main(
     loaded = model.load()
     lines = _choose if source.choices else _generate
     for text in lines(loaded, prompts, source, decoding, model.batch, model.dtype(), as_json):
-        terminal.say(text)
+        terminal_output.say(text)
     return 0
 
 

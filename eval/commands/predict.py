@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from eval.commands import terminal
+from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.prediction.predictor import CHUNK, Predictor
 from eval.scoring.encoder_inputs import Unlabelled
@@ -69,9 +69,9 @@ def main(
     )
     if file is None:
         for prediction in predictions:
-            terminal.say(_line(prediction))
+            terminal_output.say(_line(prediction))
         return 0
-    terminal.say(f"{file}: {_write(file, predictions):,} predictions\n")
+    terminal_output.say(f"{file}: {_write(file, predictions):,} predictions\n")
     return 0
 
 

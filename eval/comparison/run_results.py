@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.checkpoints.identity import check_identity
+from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.objectives import scored_as
 from train.config.run_config import Run

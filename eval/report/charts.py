@@ -42,9 +42,10 @@ CELL, LETTER = 16, 7.2
 
 
 def alignment(attention: Mapping[str, Any]) -> str:
-    """Draw the attention of a text over its source (see `eval.generation.cross_attention`), as in Bahdanau et al. 2015, figure 3.
+    """Draw the attention of a text over its source, as in Bahdanau et al. 2015, figure 3.
 
-    There is a row for each token of the text and a column for each token of its source, darker for a greater weight.
+    The weights are those of `eval.generation.cross_attention_weights`. There is a row for each token of the text and a column for
+    each token of its source, darker for a greater weight.
     """
     source, tokens, table = attention["source"], attention["text"], attention["weights"]
     left, top = 12 + LETTER * max(map(len, tokens)), 12 + LETTER * max(map(len, source))

@@ -42,7 +42,10 @@ def render(errors: Mapping[str, Any]) -> str:
 
 
 def _matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Return the matrix with a shade for the share of each count in its true class, in one colour if right, another if wrong."""
+    """Return the confusion matrix as an HTML table.
+
+    A cell is shaded by its share of its true class; the diagonal has one colour and the errors another.
+    """
     lines = ""
     for place, (label, row) in enumerate(zip(labels, counts, strict=True)):
         total = sum(row)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from eval.generation import cross_attention
+from eval.generation import cross_attention_weights
 from eval.generation.generator import HELD, Generator
 from eval.generation.settings import Decoding
 from train.inputs.pair_inputs import TextPairs
@@ -133,7 +133,7 @@ def write_pairs(
     if mesh.devices.size == 1:
         # Computed once more for the first sample; with dense attention, so not over a mesh.
         source = rows.sides[chosen[0]].source
-        content["alignment"] = cross_attention.record(net, params, data.tokenizer, source, generated[0].ids)
+        content["alignment"] = cross_attention_weights.record(net, params, data.tokenizer, source, generated[0].ids)
     if jax.process_index() == 0:
         write_json(file, content)
 

@@ -14,7 +14,7 @@ import jax
 
 from eval.scoring import labelled, language_model, masked, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
-from train.checkpoints.identity import check_identity
+from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.objectives import scored_as

@@ -11,7 +11,7 @@ from tests.support.commands import TINY, assert_refused, call, finished, in_fold
 from tests.support.processes import Ended
 from zoo.cli import main
 from zoo.cli.commands import models
-from zoo.cli.options import SYNONYMS, nearest, whole_number
+from zoo.cli.option_parser import SYNONYMS, nearest, whole_number
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; the nearest is train; choose models, train, eval, .*doctor",

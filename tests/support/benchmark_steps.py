@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.attention import conformance, measure_row
-from benchmarks.core import result_files, timing, trials
+from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.growth import bench
 from benchmarks.plan import compile_program
 from benchmarks.step import programs
@@ -20,7 +20,7 @@ NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads":
 OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-class _Unwatched(trials.Watch):
+class _Unwatched(guarded_trials.Watch):
     def __init__(self) -> None:
         pass
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.identity import check_identity
+from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.config.objectives import ClassificationOptions, scored_as
 from train.data.example_types import is_iob

@@ -15,7 +15,10 @@ Kind = TypeVar("Kind")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
-    """Options of an objective. A subclass has the groups that its objective uses."""
+    """Base class of the options of an objective.
+
+    Each subclass has a field for each group of options (`Masking`, `Permutation`, ...) that its objective reads.
+    """
 
     objective: ClassVar[Objective | str]
     """Name of the objective."""

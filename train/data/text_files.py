@@ -75,7 +75,7 @@ def plain(file: Path, name: str) -> Iterator[Document]:
             has_text = has_text or bool(chunk.text.strip())
             yield chunk
     if not has_text:
-        raise BadInput(f"{file}: holds no text")
+        raise BadInput(f"{file}: holds no text; write some, or remove the file")
 
 
 def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
@@ -86,7 +86,7 @@ def json_lines(file: Path, name: str, field: str) -> Iterator[Document]:
             has_text = True
             yield from document(f"{name}:{line}", [text], f"{file}:{line}")
     if not has_text:
-        raise BadInput(f"{file}: holds no text")
+        raise BadInput(f"{file}: holds no text; write some, or remove the file")
 
 
 def lines(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> Iterator[tuple[int, str]]:
@@ -117,7 +117,7 @@ def nonblank_lines(file: Path) -> Iterator[tuple[str, str]]:
             has_text = True
             yield f"{file}:{line}", text.rstrip("\r\n")
     if not has_text:
-        raise BadInput(f"{file}: holds no text")
+        raise BadInput(f"{file}: holds no text; write some, or remove the file")
 
 
 def read_whole(file: Path, encoding: str = "utf-8", fix: str = TO_UTF8) -> str:
@@ -253,7 +253,9 @@ def check_string(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where} has a lone surrogate at character {error.start}; fix it") from None
+        raise BadInput(
+            f"{where} has an unpaired surrogate, half of a character, at character {error.start}; write all of it or remove it"
+        ) from None
     return value
 
 

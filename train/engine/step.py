@@ -190,7 +190,7 @@ def _same(tree: Any) -> Any:
 def pmap_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Engine:
     """Return the same step with one replica of the state per device and `psum` between them; arrays have a leading device axis.
 
-    `jax.pmap` is supported for programs that are built on it; over one mesh axis it does what `jit_engine` does.
+    It is the data-parallel alternative to `jit_engine`, with the same results, for code that still uses `jax.pmap`.
     """
     devices = list(mesh.devices.flat)
     local = [device for device in devices if device.process_index == jax.process_index()]

@@ -80,7 +80,10 @@ class Rows(SampledRows):
         return dataclasses.replace(self, rows=tuple(self.rows[number] for number in chosen.tolist()))
 
     def sampled_rows(self, count: int) -> Int64[np.ndarray, " n"]:
-        """Return the numbers of the rows of at most `count` examples, evenly spaced, so that a question keeps all its windows."""
+        """Return the numbers of all rows of at most `count` evenly spaced examples.
+
+        Examples are chosen, not rows, so that a question whose context is cut into several windows keeps all of them.
+        """
         chosen = set(evenly_spaced(len(self.examples), count).tolist())
         return np.array([number for number, row in enumerate(self.rows) if row.example in chosen], np.int64)
 

@@ -124,7 +124,8 @@ def check(proto: sentencepiece_proto.Model, family: str, allowed_kinds: Sequence
         "has entries of other kinds": not {entry.kind for entry in proto.entries} <= {*allowed_kinds},
     }
     if reasons := [why for why, is_so in problems.items() if is_so]:
-        raise BadInput(f"it {reasons[0]}, which {family}'s rules do not support; use a model of {family}'s kind")
+        fix = f"train it with {family}'s options, or use a folder with its tokenizer.json"
+        raise BadInput(f"a SentencePiece model that {reasons[0]}, which {family}'s tokenizers cannot do; {fix}")
 
 
 def train(texts: Iterable[str], vocab: int) -> dict[str, Any]:

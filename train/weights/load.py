@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.checkpoints.checkpoints import Checkpoints
-from train.checkpoints.identity import check_identity
+from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.attention.spec import Spec, array_field, static_field
+from zoo.attention.mask_bias_base import Spec, array_field, static_field
 from zoo.attention.tiles import Tile
 from zoo.ops import positions
 from zoo.ops.cpu import distance_products

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from zoo.attention.spec import Spec, array_field, static_field
+from zoo.attention.mask_bias_base import Spec, array_field, static_field
 from zoo.attention.tiles import Tile
 
 NARROW_WINDOW = 256

@@ -137,7 +137,10 @@ def search(
 
 
 def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state: DecodeState) -> tuple[DecodeState, Sampled]:
-    """Append a batch's tokens to the cache and sample the token after its last column; the results have no axis of counts."""
+    """Append a batch's tokens to the cache and sample the token after its last column.
+
+    The arrays of the result are [B], without the leading axis of `Sampled`, which counts tokens.
+    """
     if decoder.reread:
         batch = dataclasses.replace(batch, order=jnp.zeros_like(batch.tokens))
     hidden, cache = decoder.model.decode(params, batch, state.cache)

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.attention import cost_model, measure_row, torch_peer
 from benchmarks.attention.problems import FEATURES, Problem, Shape
 from benchmarks.attention.settings import Row, Settings
-from benchmarks.core import trials
+from benchmarks.core import guarded_trials
 from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
 from zoo.attention import attention
@@ -192,7 +192,7 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
     unchecked(monkeypatch)
     row = TINY._replace(shape=Shape(1, 64, 64, 1, 1, 4))
     for free, expected in ((2**10, "its inputs and outputs alone"), (2**14, "its scores alone"), (2**15, "compiled, it")):
-        monkeypatch.setattr(trials, "free", lambda free=free: free)
+        monkeypatch.setattr(guarded_trials, "free", lambda free=free: free)
         cells = measured(row, ("xla", "blocked"))
         reasons = [cell["reason"] for cell in cells.values() if cell["state"] == "skipped"]
         assert any(re.match(rf"{expected} needs? [\d.]+ MB, and [\d.]+ MB are free", reason) for reason in reasons), reasons

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.core import timing
-from benchmarks.plan import compile_program, plan_record, planned_run, targets
+from benchmarks.plan import compile_program, find_run, plan_record, targets
 from benchmarks.plan.plan_record import Plan
 from tests.support.small import BODIES
 from train.config.run_config import Mesh, Run
@@ -56,7 +56,7 @@ def needs(platform: str) -> None:
 
 def small(size: str, devices: int) -> Run:
     """Return a run of a size on a mesh of two axes, with two rows for each device."""
-    run = planned_run.of_size(size)
+    run = find_run.of_size(size)
     mesh = Mesh(fsdp=2, tensor=2) if run.model.heads % 2 == 0 else Mesh(fsdp=2)
     data = dataclasses.replace(run.data, batch=2 * devices)
     return dataclasses.replace(run, mesh=mesh, accumulate=1, data=data)
@@ -64,7 +64,7 @@ def small(size: str, devices: int) -> Run:
 
 def small_gpt() -> Run:
     """Return a run of gpt-nano with closed formulas: of unrolled layers a GPU keeps what it gathered for the backward pass."""
-    run = planned_run.default("gpt-nano")
+    run = find_run.default("gpt-nano")
     scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
     return dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
 
@@ -137,7 +137,7 @@ def test_every_published_size_has_a_plan(platform: str, target: str, size: str) 
     needs(platform)
     width = configs.find_size(size)[1].config.width
     fsdp = max(each for each in (1, 4, 16, 64) if width % each == 0)
-    run = planned_run.default(size)
+    run = find_run.default(size)
     # Everything is computed again in the backward pass, and no micro-batches are accumulated.
     model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, remat="full"))
     data = dataclasses.replace(run.data, batch=64)

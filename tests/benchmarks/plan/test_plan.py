@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.core import tables, timing
-from benchmarks.plan import cache, compile_program, mesh_search, page, planned_run, roofline, targets, text_view
+from benchmarks.plan import cache, compile_program, find_run, mesh_search, page, roofline, targets, text_view
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
@@ -144,16 +144,16 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
 def test_every_size_is_trained_as_the_nearest_recipe_of_its_family() -> None:
     near = {"gpt3-13b": "gpt3-175b", "bert-large-uncased": "bert", "xlnet-large-cased": "xlnet", "t5-11b": "t5"}
     for size, recipe in near.items():
-        run, like = planned_run.default(size), recipes.find_recipe(recipe)()
+        run, like = find_run.default(size), recipes.find_recipe(recipe)()
         assert (run.options, run.optim) == (like.options, like.optim), size
         assert dataclasses.replace(run.data, length=like.data.length) == like.data, size
         assert run.recipe == size and configs.published_name(run.model) == size and run.mesh == Mesh()
-    assert planned_run.default("gpt3-175b").mesh.fsdp == 64
+    assert find_run.default("gpt3-175b").mesh.fsdp == 64
     for family in configs.families():
         for size in configs.family(family).SIZES:
-            assert configs.body_fields(planned_run.of_size(size).model) == configs.body_fields(
-                configs.find_size(size)[1].config
-            ), size
+            assert configs.body_fields(find_run.of_size(size).model) == configs.body_fields(configs.find_size(size)[1].config), (
+                size
+            )
 
 
 def test_the_plan_names_no_family_and_no_implementation() -> None:

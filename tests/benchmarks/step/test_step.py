@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.core import result_files, timing, trials
+from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.options import Output
-from benchmarks.step import bench, cases, model_runner, peers, programs
+from benchmarks.step import bench, cases, measure_model, peers, programs
 from benchmarks.step import settings as step_settings
 from benchmarks.step.peers import Kind, Peer, PeerFailed
 from benchmarks.step.programs import Step, StepParts, Variant
@@ -28,7 +28,7 @@ from train.objectives.causal import Causal
 
 BOTH = ("scan", "unroll")
 SCAN, UNROLL = (f"{OURS} {layers}" for layers in BOTH)
-PROBE, COLD = model_runner._probe, timing.cold
+PROBE, COLD = measure_model._probe, timing.cold
 UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "auto", "mesh": "data=1"}
 
 
@@ -36,7 +36,7 @@ UNIT = {"program": OURS, "remat": "none", "precision": "float32", "attention": "
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models, quick compilation, and no matrix products in turns with the steps."""
     steps.shrink(monkeypatch)
-    monkeypatch.setattr(model_runner, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
+    monkeypatch.setattr(measure_model, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
 
 
 def settings(*models: str, **changes: Any) -> Settings:
@@ -75,7 +75,7 @@ def test_masked_words_are_hidden_and_predicted_as_they_were() -> None:
 
 
 def test_ways_of_computing_agree_and_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_runner, "_probe", PROBE)
+    monkeypatch.setattr(measure_model, "_probe", PROBE)
     monkeypatch.setattr(timing, "cold", COLD)
     cells = measured(tmp_path / "out", "gpt-nano", layers=BOTH, profile=True)
     scan, unroll = cells[SCAN], cells[UNROLL]
@@ -239,13 +239,13 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
     start, close = Peer.__init__, Peer.close
     monkeypatch.setattr(Peer, "__init__", lambda self, *arguments: (start(self, *arguments), alive.append(self))[0])
     monkeypatch.setattr(Peer, "close", lambda self: (close(self), alive.remove(self) if self in alive else None)[0])
-    honest = model_runner._Group.out_of_memory
-    monkeypatch.setattr(model_runner._Group, "out_of_memory", property(lambda self: len(alive) > 0))
+    honest = measure_model._Group.out_of_memory
+    monkeypatch.setattr(measure_model._Group, "out_of_memory", property(lambda self: len(alive) > 0))
     cells = measured(tmp_path / "out", "gpt-nano", peers=True)
     assert [cells[name]["state"] for name in (SCAN, "one ", "two ")] == ["timed"] * 3
     assert cells["one "]["ratio"] and cells["two "]["ratio"]
-    monkeypatch.setattr(trials, "free", lambda: int(2 * cells[SCAN]["memory"]))
-    monkeypatch.setattr(model_runner._Group, "out_of_memory", honest)
+    monkeypatch.setattr(guarded_trials, "free", lambda: int(2 * cells[SCAN]["memory"]))
+    monkeypatch.setattr(measure_model._Group, "out_of_memory", honest)
     cells = measured(tmp_path / "again", "gpt-nano", peers=True)
     assert cells["one "]["state"] == "skipped" and " are free" in cells["one "]["reason"]
 
@@ -275,7 +275,7 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
     """Before compiling by the state alone; after it by what XLA planned."""
     state = Step(cases.case("gpt-nano", "train", **SMALL), Variant()).state_bytes
     for room, reason in ((state / 2, "its state alone needs"), (1.2 * state, "compiled, it needs")):
-        monkeypatch.setattr(trials, "free", lambda room=room: int(room))
+        monkeypatch.setattr(guarded_trials, "free", lambda room=room: int(room))
         cell = measured(tmp_path / f"{room}", "gpt-nano")[SCAN]
         assert cell["state"] == "skipped" and reason in cell["reason"] and " are free" in cell["reason"]
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from rich.cells import cell_len
 
-from eval.commands import terminal
+from eval.commands import terminal_output
 from eval.commands.fill_mask import Filled, fill
 from eval.scoring.likelihood import row_length
 from tests.support import encoders
@@ -95,7 +95,7 @@ def test_text_is_shown_as_written_with_the_word_in_its_place() -> None:
 def test_excerpt_contains_the_character_it_is_for(unit: str) -> None:
     for start in (0, 50, 99):
         text = f"{unit * start}X{unit * (99 - start)}"
-        shown = terminal.excerpt(text, unit_start := len(unit) * start, unit_start + 1, 20)
+        shown = terminal_output.excerpt(text, unit_start := len(unit) * start, unit_start + 1, 20)
         assert "X" in shown and cell_len(shown) <= 20
         assert shown.strip("…") in re.sub(r"\s", " ", text)
 

@@ -67,7 +67,7 @@ LINES = {
     '{"question": "a"}': 'no field "answer"; it has "question"',
     '{"question": "a", "answer": null}': 'field "answer" is neither text nor a number',
     '{"question": "a", "answer": true}': 'field "answer" is neither text nor a number',
-    '{"question": "\\ud800", "answer": "b"}': 'field "question" has a lone surrogate at character 0',
+    '{"question": "\\ud800", "answer": "b"}': 'field "question" has an unpaired surrogate, half of a character, at character 0',
     "\udcff": "not UTF-8 (byte 34); convert the file",
     "9" * (LONGEST_LINE + 1): "longer than 64 MiB; write shorter lines",
 }

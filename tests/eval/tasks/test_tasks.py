@@ -58,7 +58,7 @@ BAD_FILES = [
     ("blimp", f'{GOOD}\n{{"sentence_good": "a"}}'.encode(), r':2: no field "sentence_bad"; it has "sentence_good"'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": " "}', r':1: field "sentence_bad" has no text'),
     ("blimp", b'{"sentence_good": "a", "sentence_bad": "b", "UID": 3}', r':1: field "UID" has no text'),
-    ("blimp", b'{"sentence_good": "a", "sentence_bad": "\\ud800"}', r"lone surrogate at character 0"),
+    ("blimp", b'{"sentence_good": "a", "sentence_bad": "\\ud800"}', r"unpaired surrogate, half of a character, at character 0"),
     ("blimp", f"{GOOD}\n".encode() + b"\xff", rf"\.jsonl:2: not UTF-8 \(byte {len(GOOD) + 1}\)"),
     ("blimp", b"\n \n", r"\.jsonl: holds no text"),
     ("blimp", b"[" * 200_000, r"\.jsonl:1: unreadable JSON"),

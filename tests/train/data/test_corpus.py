@@ -68,7 +68,10 @@ REFUSED = {
     "deep.jsonl": (b"[" * 100_000, "deep.jsonl:1: unreadable JSON"),
     "long.jsonl": (b'{"text": ' + b"1" * 5000 + b"}", "long.jsonl:1: unreadable JSON"),
     "list.jsonl": (b'{"text": "a"}\n[1]\n', "list.jsonl:2: an array, not an object"),
-    "lone.jsonl": (b'{"text": "a"}\n{"text": "b\\ud800"}\n', 'lone.jsonl:2: field "text" has a lone surrogate at character 1'),
+    "lone.jsonl": (
+        b'{"text": "a"}\n{"text": "b\\ud800"}\n',
+        'lone.jsonl:2: field "text" has an unpaired surrogate, half of a character, at character 1',
+    ),
 }
 
 

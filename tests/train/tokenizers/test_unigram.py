@@ -108,7 +108,10 @@ def test_models_of_other_rules_are_refused() -> None:
         {"entries": (*model.entries, sentencepiece_proto.Entry("<x>", 0.0, sentencepiece_proto.USER_DEFINED))},
     ]
     for change in changes:
-        with pytest.raises(BadInput, match=r"^it [a-z ]*, which T5's rules do not support; use a model of T5's kind$"):
+        with pytest.raises(
+            BadInput,
+            match=r"^a SentencePiece model that [a-z ]*, which T5's tokenizers cannot do; train ",
+        ):
             unigram.read(model._replace(**change))
     renamed = [entry._replace(name="(other)") if entry.name == "<pad>" else entry for entry in model.entries]
     with pytest.raises(BadInput, match=r"^it has no <pad>, and T5 needs <pad>, </s>, <unk>; give one of T5's kind$"):

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from typing import Annotated
 
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
 BENCHMARKS = {

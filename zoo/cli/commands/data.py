@@ -6,7 +6,7 @@ from typing import Annotated
 
 from zoo.cli import early_checks
 from zoo.cli.machine import refuse_empty_options, take_objective
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 
 

@@ -1,7 +1,7 @@
 """The command `zoo doctor`."""
 
 from zoo.cli.machine import prepare_process
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 
 
 def doctor(args: list[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from zoo.cli.machine import prepare_model_command
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 
 
 def embed(args: list[str]) -> int:

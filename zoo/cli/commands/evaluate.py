@@ -5,7 +5,7 @@ from typing import Annotated
 
 from zoo.cli import early_checks
 from zoo.cli.machine import prepare_process
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 from zoo.errors import require
 from zoo.generation.settings import Beams
 

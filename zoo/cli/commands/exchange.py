@@ -5,7 +5,7 @@ from typing import Annotated
 
 from zoo.cli import early_checks
 from zoo.cli.machine import prepare_process, require_one_process
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 
 
 def import_weights(args: list[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from zoo.cli.machine import prepare_model_command
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 
 
 def generate(args: list[str]) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 
 
 def models(args: list[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from zoo.cli.machine import option_value, require_one_process, take_objective
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
 
 
@@ -48,15 +48,15 @@ def parse_options(name: str, args: list[str]) -> Any:
     """Parse the options of `zoo plan NAME`.
 
     Raises:
-        BadInput: see `planned_run.default` and `options.parse`.
+        BadInput: see `find_run.default` and `option_parser.parse`.
         SystemExit: with 0, after --help.
     """
     import tyro
 
-    from benchmarks.plan import planned_run
+    from benchmarks.plan import find_run
     from train.config.run_config import kind_of
 
-    default, args = take_objective(planned_run.default(name, option_value(args, "--init")), args)
+    default, args = take_objective(find_run.default(name, option_value(args, "--init")), args)
 
     @dataclasses.dataclass(frozen=True)
     class Plan:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zoo import plugins
 from zoo.cli import early_checks
 from zoo.cli.machine import option_value, prepare_process, refuse_empty_options, take_objective
-from zoo.cli.options import parse
+from zoo.cli.option_parser import parse
 from zoo.runtime import launch
 
 if TYPE_CHECKING:

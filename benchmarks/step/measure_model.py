@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.core import result_files, timing
-from benchmarks.core.trials import (
+from benchmarks.core.guarded_trials import (
     Skip,
     Trial,
     Watch,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.generation import cross_attention
+from eval.generation import cross_attention_weights
 from eval.report import charts
 from tests.support.generation import seq2seq, seq2seq_tokenizer
 from zoo.attention.attention import attention, record_weights
@@ -38,11 +38,11 @@ def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Gener
     """No weight is that of self-attention or of padding, also where text and source are equally long."""
     net, params = seq2seq(family)
     source, text = rng.integers(3, 100, 5), rng.integers(3, 100, size)
-    weights = cross_attention.weights(net, params, source, text, 0)
+    weights = cross_attention_weights.weights(net, params, source, text, 0)
     assert weights.shape == (size, 5)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     # The first token sees nothing of the text but its start.
-    other = cross_attention.weights(net, params, source, np.concatenate([text[:1], rng.integers(3, 100, size - 1)]), 0)
+    other = cross_attention_weights.weights(net, params, source, np.concatenate([text[:1], rng.integers(3, 100, size - 1)]), 0)
     np.testing.assert_allclose(weights[:2], other[:2], atol=1e-6)
     assert np.abs(weights[2:] - other[2:]).max() > 1e-6
 
@@ -51,5 +51,5 @@ def test_a_text_looks_at_its_source(family: str, size: int, rng: np.random.Gener
 def test_the_picture_shows_tokens_as_plain_text() -> None:
     words = seq2seq_tokenizer()
     source, text = words.encode("Call me <b>"), words.encode("years ago")
-    svg = charts.alignment(cross_attention.record(*seq2seq("t5"), words, source, text.tolist()))
+    svg = charts.alignment(cross_attention_weights.record(*seq2seq("t5"), words, source, text.tolist()))
     assert "<b>" not in svg and "&lt;" in svg
