@@ -159,16 +159,15 @@ def _muon(cfg: Optim) -> optax.GradientTransformation:
     """
 
     def scale(keys: Any, update: jax.Array) -> jax.Array:
-        inputs, outputs = (math.prod(update.shape[axis] for axis in axes) for axes in _matrix_axes(keys))
-        return 0.2 * math.sqrt(max(inputs, outputs)) * update
+        inputs, outputs = _matrix_axes(keys)
+        largest = max(math.prod(update.shape[axis] for axis in axes) for axes in (inputs, outputs))
+        return 0.2 * math.sqrt(largest) * update
+
+    def dimension_numbers(updates: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda keys, _: contrib.MuonDimensionNumbers(*_matrix_axes(keys)), updates)
 
     orthogonal = optax.chain(
-        contrib.scale_by_muon(
-            beta=0.95,
-            weight_dimension_numbers=lambda updates: jax.tree_util.tree_map_with_path(
-                lambda keys, _: _matrix_axes(keys), updates
-            ),
-        ),
+        contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=dimension_numbers),
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)),
     )
     return optax.partition({"matrix": orthogonal, "other": _adam(cfg)}, _muon_leaf_kinds)
@@ -181,10 +180,10 @@ def _muon_leaf_kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def _matrix_axes(keys: Any) -> contrib.MuonDimensionNumbers:
-    """Return the axes of a leaf that `MATRICES` names; `optax.partition` keeps all others away."""
+def _matrix_axes(keys: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the input axes and the output axes of a leaf that `MATRICES` names; `optax.partition` keeps all others away."""
     path = path_of(keys)
-    return next(contrib.MuonDimensionNumbers(inputs, outputs) for pattern, inputs, outputs in MATRICES if pattern.search(path))
+    return next((inputs, outputs) for pattern, inputs, outputs in MATRICES if pattern.search(path))
 
 
 def _leaf_kinds(params: Any) -> Any:
