@@ -251,6 +251,7 @@ def test_a_wrong_kernel_of_a_plugin_is_caught(example: Path) -> None:
     assert not conformance.check("plain", "causal").ok
 
 
+@pytest.mark.full
 def test_the_examples_of_the_page_train_resume_and_are_evaluated(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "train", "bag-nano", *BAG, "--name", "bag").code == 0
     ended = call(capsys, "eval", "runs/bag", "--task", "top-one", "--files", "book.txt", "--limit", "3")
