@@ -24,9 +24,7 @@ class Decoding:
     past_end: bool = False
     """Continue after end-of-text."""
     read: Literal["left-to-right", "both-ways"] = "left-to-right"
-    """Which tokens a token of XLNet sees. left-to-right: those before it, so that the cache never changes, a step reads one
-    token, and --choices and `zoo eval` score the same probabilities. both-ways: also later ones that are read with it (all of the
-    prompt, then two tokens a step), so that greedy text equals that of `transformers`."""
+    """Tokens that a token of XLNet sees: earlier ones alone, or also later ones that are read with it, as in `transformers`."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="", prefix_name=False)] = Sampling()
     search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
 
