@@ -133,7 +133,8 @@ def _run(
             check_identity(folder.checkpoints, restored[1], run)
             if changed := compare(restored[1], metadata, ignored=("config", "records")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
-            for line in plugin_notices(folder.path):
+            # A lost config.json is written again below.
+            for line in plugin_notices(folder.path) if folder.config.exists() else []:
                 console.notice(line)
         if process == 0:
             disk_space.check(folder, run, built.state, first=0 if restored is None else int(jax.device_get(restored[0].step)))

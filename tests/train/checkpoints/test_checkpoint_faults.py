@@ -206,7 +206,7 @@ with Checkpoints(folder, 2, notify=told.append) as checkpoints:
     except BadInput as error:
         report["refused"] = str(error)
     limit(resource.RLIM_INFINITY)
-    checkpoints._failed.clear()
+    checkpoints._saver._failed.clear()
     checkpoints.save(make(6, mesh), {"step": 6})
 print(json.dumps(report))
 jax.distributed.shutdown()
