@@ -63,10 +63,14 @@ def small(size: str, devices: int) -> Run:
 
 
 def small_gpt() -> Run:
-    """Return a run of gpt-nano with closed formulas: of unrolled layers a GPU keeps what it gathered for the backward pass."""
+    """Return a run of gpt-nano with closed formulas.
+
+    Of unrolled layers a GPU keeps what it gathered for the backward pass, and Muon gathers the matrices that it orthogonalizes.
+    """
     run = find_run.default("gpt-nano")
     scanned = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, unroll=1))
-    return dataclasses.replace(run, model=scanned, mesh=Mesh(fsdp=2, tensor=2))
+    adamw = dataclasses.replace(run.optim, name="adamw")
+    return dataclasses.replace(run, model=scanned, optim=adamw, mesh=Mesh(fsdp=2, tensor=2))
 
 
 @functools.cache
