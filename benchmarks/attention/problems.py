@@ -70,7 +70,7 @@ class Feature:
     scale: float | None = None
     rate: float = 0.0
     square: bool = True
-    """Whether it needs as many queries as keys."""
+    """True if it needs as many queries as keys."""
     products: tuple[int, int] = (2, 5)
     """Products of two vectors of a head for each allowed pair: 2 forward (q k, w v), 5 backward (q k again, dw, dv, dq, dk)."""
 

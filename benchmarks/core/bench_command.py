@@ -34,7 +34,7 @@ class Start:
     process: int | None
     """Number of this process among several fresh ones; None for the process that the user started."""
     alone: bool
-    """Whether this process measures itself and starts no others."""
+    """True if this process measures itself and starts no others."""
     machine: Mapping[str, Any]
 
 

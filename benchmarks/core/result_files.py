@@ -106,7 +106,7 @@ def default_folder(what: str, machine: Mapping[str, Any], *, newest: bool = Fals
 
 
 Place = tuple[str, int]
-"""What identifies a cell: `identity` of its key, and its process."""
+"""Identification of a cell: `identity` of its key, and its process."""
 
 
 @dataclass(frozen=True)

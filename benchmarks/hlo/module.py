@@ -49,7 +49,7 @@ class Instruction:
     literal: str
     """Text between the parentheses: the value of a constant, the number of a parameter."""
     attributes: str
-    """As printed."""
+    """The attributes after the operands, as XLA prints them."""
     called: tuple["Computation", ...] = dataclasses.field(default=(), repr=False)
     """The computations that it runs; of a conditional its branches."""
     frames: tuple[Frame, ...] = ()

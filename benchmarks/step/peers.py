@@ -48,7 +48,7 @@ class Kind:
     """Packages that must be installed."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduced: bool = True
-    """Whether it is also measured in bfloat16, in its own way."""
+    """True if it is also measured in bfloat16, in its own way."""
 
 
 TORCH = ("torch", "transformers")

@@ -47,14 +47,14 @@ class Unlabelled:
     """Files of examples, or their folders, in the formats of fine-tuning; labels in them are not read. A .txt holds a text a
     line."""
     line: Literal["auto", "text", "labelled"] = "auto"
-    """What a line of a .txt is (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
+    """A line of a .txt (classification): a text, or a label, a space and a text. auto: a text; lines that all begin with
     a label of the model are refused."""
     pair: str | None = None
     """Second text of a pair, for each of the texts (classification)."""
     context: str | None = None
-    """What the questions are about (span, choice)."""
+    """Text that the questions are about (span, choice)."""
     options: tuple[str, ...] = ()
-    """What is chosen from (choice)."""
+    """Options to choose from (choice)."""
 
     def __post_init__(self) -> None:
         problem = "and --files" if self.files else "are not given"

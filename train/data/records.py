@@ -27,9 +27,9 @@ class Record(NamedTuple):
     values: dict[str, Any]
     """Values by the name of their column."""
     numbered: bool = False
-    """Whether the names of the columns are their numbers: "1", "2", ..."""
+    """True if the names of the columns are their numbers: "1", "2", ..."""
     headed: bool = False
-    """Whether the names of the columns are from the first line of a table."""
+    """True if the names of the columns are from the first line of a table."""
 
 
 def column(record: Record, chosen: str, default: str, number: int, key: str) -> Any:

@@ -35,7 +35,7 @@ class Document:
     name: str
     text: str
     last: bool = True
-    """Whether the text ends here; otherwise the next `Document` is its next chunk."""
+    """True if the text ends here; otherwise the next `Document` is its next chunk."""
 
 
 class Digest:

@@ -32,7 +32,7 @@ class Reading:
     offsets: Int64[np.ndarray, " documents_and_one"]
     """Positions at which documents begin in forward reading; the last entry is the end."""
     backward: bool
-    """Whether the ids are read from the last to the first."""
+    """True if the ids are read from the last to the first."""
 
 
 class Window(NamedTuple):
@@ -70,7 +70,7 @@ class ContiguousRows(TextRows):
     """Streams, B: row b of step n is row n B + b."""
     steps: int
     ordered: bool
-    """Whether rows must be used in this order, for a model that carries state from row to row."""
+    """True if rows must be used in this order, for a model that carries state from row to row."""
     predictions: int
     """Targets per row."""
 

@@ -31,7 +31,7 @@ class LmRow(NamedTuple):
     context: int
     """Number of targets at the beginning that serve as context only: they are counted in the loss of another row."""
     isolated: bool
-    """Whether attention between the pieces is masked."""
+    """True if attention between the pieces is masked."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class LmRows(TextRows, SampledRows):
     length: int
     """Targets per row, T."""
     isolated: bool
-    """Whether attention between the pieces of a row is masked."""
+    """True if attention between the pieces of a row is masked."""
     first: Int64[np.ndarray, " rows_and_one"]
     """Index of the first piece of each row; the last entry is the number of pieces."""
     document: Int64[np.ndarray, " pieces"]

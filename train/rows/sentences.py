@@ -67,14 +67,14 @@ class _Vocabulary:
     """Properties of the entries of a vocabulary that determine sentence ends, as tables over the ids."""
 
     spaced: bool
-    """Whether entries begin with the space before them."""
+    """True if entries begin with the space before them."""
     kind: UInt8[np.ndarray, " V"]
     begins_with_space: Bool[np.ndarray, " V"]
-    """Whether an entry begins with white space."""
+    """True if an entry begins with white space."""
     digit_first: Bool[np.ndarray, " V"]
     digit_last: Bool[np.ndarray, " V"]
     continues_word: Bool[np.ndarray, " V"]
-    """Whether an entry that follows without a space is the rest of a word, and so not an abbreviation."""
+    """True if an entry that follows without a space is the rest of a word, and so not an abbreviation."""
     abbreviations: tuple[tuple[int, ...], ...]
     """The ids of each abbreviation."""
 

@@ -40,7 +40,7 @@ class SpecialTokens:
     between: int = 1
     """Separators between the two texts of a pair: RoBERTa 2, the others 1."""
     cls_last: bool = False
-    """Whether `cls` ends every input (XLNet; Yang et al. 2019, section 2.5)."""
+    """True if `cls` ends every input (XLNet; Yang et al. 2019, section 2.5)."""
     bos: int | None = None
     """XLNet's `bos` and `eos` are in no template."""
     eos: int | None = None
