@@ -187,7 +187,7 @@ FORBIDDEN_IMPORTS = [
     ("train/trainer.py", "from eval.scoring.language_model import scorer", "eval.scoring.language_model.scorer"),
     ("eval/scoring/language_model.py", "import benchmarks.core.timing", "benchmarks.core.timing"),
     ("eval/scoring/language_model.py", "from zoo import cli", "zoo.cli"),
-    ("zoo/runtime/launch.py", "from zoo.cli.machine import option_value", "zoo.cli.machine.option_value"),
+    ("zoo/runtime/launch.py", "from zoo.cli.machine_options import option_value", "zoo.cli.machine_options.option_value"),
     ("tests/test_imports.py", "from .support import tiny", ".support.tiny"),
 ]
 

@@ -28,7 +28,7 @@ from train.inputs.dataset import Inputs
 from train.objectives.base import Objective
 from train.rows.batches import Batches
 from train.rows.row_source import RowSource, ordered
-from train.run import hardware, metric_names, metrics_file, trackers
+from train.run import hardware, metric_definitions, metrics_file, trackers
 from train.run.console import Console
 from train.run.metric_logger import MetricLogger
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
@@ -43,7 +43,7 @@ from zoo.precision import DTYPES, cast_params, resolve_precision
 from zoo.runtime import jax_setup
 
 Scorer = Callable[[Any], Any]
-"""Function from parameters to a score, whose `record()` maps names in `train.run.metric_names` to numbers."""
+"""Function from parameters to a score, whose `record()` maps names in `train.run.metric_definitions` to numbers."""
 
 
 def run(
@@ -260,7 +260,7 @@ def _run(
             sample(*sample_args, length=run.data.length, step=scored_step, dtype=dtype, count=run.log.samples)
         if process == 0:
             on_end(folder.path)
-        for line in metric_names.notices(score.record()):
+        for line in metric_definitions.notices(score.record()):
             console.notice(line)
         console.finish(f"{_result(score.record())}  {folder.report}")
     return 0
@@ -332,4 +332,4 @@ def _profile(run: run_config.Run, folder: RunDir):
 
 
 def _result(score: dict[str, float]) -> str:
-    return f"held-out {metric_names.summary(score)}"
+    return f"held-out {metric_definitions.summary(score)}"

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.attention.tables import shape_of
-from benchmarks.core.page import Cell, Figure, HeatMap, Plots
+from benchmarks.core.html_page import Cell, Figure, HeatMap, Plots
 from benchmarks.core.tables import timed, worst_state
 from eval.report.svg import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO
 

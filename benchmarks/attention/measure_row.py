@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.attention import conformance, cost_model, rounding, torch_peer
+from benchmarks.attention import conformance, cost_model, peer_torch, rounding
+from benchmarks.attention.peer_torch import Peer
 from benchmarks.attention.problems import FEATURES, Problem
-from benchmarks.attention.settings import UNIT, Row, Settings
-from benchmarks.attention.torch_peer import Peer
+from benchmarks.attention.resolve_options import UNIT, Options, Row
 from benchmarks.core import device_time, timing
 from benchmarks.core.guarded_trials import (
     RepeatFailure,
@@ -59,16 +59,16 @@ class RowTrial(Trial):
 
 
 MakePeer = Callable[[str, Problem, str], Peer | str]
-"""(name, problem, direction) -> the peer's program, or why there is none: `torch_peer.make_peer`."""
+"""(name, problem, direction) -> the peer's program, or why there is none: `peer_torch.make_peer`."""
 
 
 def measure(
     row: Row,
     names: Sequence[str],
-    settings: Settings,
+    options: Options,
     environment: Mapping[str, Any],
     watch: Watch,
-    peer: MakePeer = torch_peer.make_peer,
+    peer: MakePeer = peer_torch.make_peer,
 ) -> list[dict[str, Any]]:
     """Return the cells of a row, without the process.
 
@@ -84,14 +84,14 @@ def measure(
         baseline: RowTrial | None = None
         for trial in trials:
             start = _prepare if trial.name in attention.implementation_names() else functools.partial(_prepare_peer, peer=peer)
-            act = functools.partial(start, row=row, problem=problem, settings=settings, baseline=baseline)
+            act = functools.partial(start, row=row, problem=problem, options=options, baseline=baseline)
             run_guarded(trial, act, watch, f"{trial.name}: checking, compiling")
             if baseline is None and trial.name in BASELINES and trial.results is not None:
                 baseline = trial
         for trial in trials:
             trial.results = None
         watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
-        _time(trials, settings)
+        _time(trials, options)
         for trial in trials:
             if trial.state == "timed":
                 peak = device_peak(environment["device"], row.dtype)
@@ -127,7 +127,7 @@ def _make_problem(row: Row, trials: Sequence[RowTrial]) -> Problem | None:
 # --- before the rounds ----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(trial: RowTrial, row: Row, problem: Problem, settings: Settings, baseline: RowTrial | None) -> None:
+def _prepare(trial: RowTrial, row: Row, problem: Problem, options: Options, baseline: RowTrial | None) -> None:
     name = trial.name
     for request in problem.requests():
         if why := attention.unsupported_reason(name, request):
@@ -143,18 +143,18 @@ def _prepare(trial: RowTrial, row: Row, problem: Problem, settings: Settings, ba
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
     check_memory((memory or 0) - held, "compiled, it needs")
     trial.program = lambda: jax.block_until_ready(compiled(*arguments))
-    _first_call(trial, _arrays, row, settings, baseline)
+    _first_call(trial, _arrays, row, options, baseline)
 
 
 def _prepare_peer(
-    trial: RowTrial, row: Row, problem: Problem, settings: Settings, baseline: RowTrial | None, peer: MakePeer
+    trial: RowTrial, row: Row, problem: Problem, options: Options, baseline: RowTrial | None, peer: MakePeer
 ) -> None:
     """Prepare a peer; its compilation is not measured, but its results are compared."""
     result = peer(trial.name, problem, row.direction)
     if isinstance(result, str):
         raise Skip(result)
     trial.program, arrays = result
-    _first_call(trial, arrays, row, settings, baseline)
+    _first_call(trial, arrays, row, options, baseline)
 
 
 def _arrays(returned: Any) -> list[np.ndarray]:
@@ -165,7 +165,7 @@ def _first_call(
     trial: RowTrial,
     arrays: Callable[[Any], list[np.ndarray]],
     row: Row,
-    settings: Settings,
+    options: Options,
     baseline: RowTrial | None,
 ) -> None:
     """Compare the results of a program with the baseline, and call it until it is warm."""
@@ -185,7 +185,7 @@ def _first_call(
             if not off <= bound:
                 reason = f"its results differ from those of {baseline.name} by {off:.1e} of {of}, and {bound:.1e} is allowed"
                 raise Wrong(reason)
-    if not end_if_slow(trial, spent, settings.cell_seconds, clock="wall"):
+    if not end_if_slow(trial, spent, options.cell_seconds, clock="wall"):
         trial.columns["warm_calls"] = 1 + len(timing.warm(trial.program))
 
 
@@ -261,12 +261,12 @@ def _bound(row: Row) -> float:
 # --- the rounds -----------------------------------------------------------------------------------------------------------------
 
 
-def _time(trials: Sequence[RowTrial], settings: Settings) -> None:
+def _time(trials: Sequence[RowTrial], options: Options) -> None:
     """Time all trials with a program in the same rounds."""
 
     def rounds(programs: Mapping[str, Program]) -> tuple[Any, ...]:
-        budget = (settings.budget or 0.0) * len(programs)
-        return timing.measured(programs, rounds=settings.rounds or 0, budget=budget), *_on_device(programs)
+        budget = (options.budget or 0.0) * len(programs)
+        return timing.measured(programs, rounds=options.rounds or 0, budget=budget), *_on_device(programs)
 
     seconds, on_device, why = repeat_without_failures(trials, rounds) or ({}, {}, "")
     unit = next((seconds.get(identity(trial.key)) for trial in trials if trial.name == UNIT), None)

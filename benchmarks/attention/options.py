@@ -1,4 +1,4 @@
-"""Options of `zoo bench attention`; they are its settings too. Importing this module does not import JAX."""
+"""Options of `zoo bench attention`; they are its options too. Importing this module does not import JAX."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ Direction = Literal["forward", "both"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Options:
     """Check the numbers of every attention implementation on every kind of attention that the models need, then time it.
 
     Defaults depend on the machine: float32 and up to 2,048 tokens on a CPU, bfloat16 and up to 16,384 on an accelerator. A

@@ -9,9 +9,9 @@ from scipy import stats
 from benchmarks.attention import charts
 from benchmarks.attention.cost_model import FORMULAS, time_of
 from benchmarks.attention.problems import FEATURES
-from benchmarks.attention.settings import UNIT
+from benchmarks.attention.resolve_options import UNIT
 from benchmarks.attention.tables import Part, heads_of, notes, shape_of
-from benchmarks.core.page import Block, Table
+from benchmarks.core.html_page import Block, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import render_results, timed_sentence
 from benchmarks.core.tables import formatted, merged, seconds_text, timed

@@ -7,43 +7,43 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.attention import measure_row, page, tables, torch_peer
-from benchmarks.attention.options import Settings
-from benchmarks.attention.settings import UNIT, Row, resolved, rows
+from benchmarks.attention import measure_row, page, peer_torch, tables
+from benchmarks.attention.options import Options
+from benchmarks.attention.resolve_options import UNIT, Row, resolved, rows
 from benchmarks.core import bench_command
 from benchmarks.core.guarded_trials import Group, Watch
 
 BENCHMARK = bench_command.Benchmark("attention", "Attention", tables.blocks, page.render, tables.one_line)
 
 
-def main(requested: Settings, argv: Sequence[str]) -> int:
+def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `settings.resolved` and `bench_command.run_benchmark`.
+        BadInput: see `options.resolved` and `bench_command.run_benchmark`.
     """
     setup = bench_command.start(requested.repeats, peers=requested.peers)
-    settings = resolved(requested, setup.machine["backend"])
+    options = resolved(requested, setup.machine["backend"])
     measurement = bench_command.Measurement(
-        settings=settings,
-        groups=functools.partial(_groups, settings),
-        dtypes=settings.dtype,
+        options=options,
+        groups=functools.partial(_groups, options),
+        dtypes=options.dtype,
         unit={"implementation": UNIT},
-        repeats=settings.repeats,
-        seconds=settings.seconds or float("inf"),
+        repeats=options.repeats,
+        seconds=options.seconds or float("inf"),
     )
     return bench_command.run_benchmark(BENCHMARK, setup, measurement, argv)
 
 
-def _groups(settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
-    names = (*settings.impl, *(torch_peer.NAMES if settings.peers else ()))
+def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
+    names = (*options.impl, *(peer_torch.NAMES if options.peers else ()))
 
     def measure(row: Row, keys: Sequence[dict[str, Any]], watch: Watch) -> Iterator[dict[str, Any]]:
         machine = {"matrix_rate": environment["matrix_rate"][row.dtype], "copy_rate": environment["copy_rate"]}
-        for cell in measure_row.measure(row, [key["implementation"] for key in keys], settings, environment, watch):
+        for cell in measure_row.measure(row, [key["implementation"] for key in keys], options, environment, watch):
             yield {**cell, **machine}
 
-    todo = rows(settings) if settings.seconds is None else sorted(rows(settings), key=_each_feature_first)
+    todo = rows(options) if options.seconds is None else sorted(rows(options), key=_each_feature_first)
     return [Group(str(row), [row.key(name) for name in names], functools.partial(measure, row), _weight(row)) for row in todo]
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 
 from benchmarks.core import timing
-from benchmarks.core.source_files import ROOT
+from benchmarks.core.source_paths import ROOT
 from train.run.metrics_file import matrix_rate, versions
 from zoo import plugins
 from zoo.errors import BadInput

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core.page import Block, Cards, render
+from benchmarks.core.html_page import Block, Cards, render
 from benchmarks.core.result_files import Results
 from benchmarks.core.tables import merged, timed
 
@@ -11,7 +11,7 @@ from benchmarks.core.tables import merged, timed
 def render_results(
     results: Results, title: str, lead: str, sections: Mapping[str, Sequence[Block]], tiles: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """Return the page; see `benchmarks.core.page.render`."""
+    """Return the page; see `benchmarks.core.html_page.render`."""
     footer = f"Made by zoo bench {results.what} from nothing but its own cells.jsonl."
     return render(title, lead, {**sections, "Environment": [_environment(results)]}, tiles=tiles, footer=footer)
 

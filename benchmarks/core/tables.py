@@ -14,7 +14,7 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.core.page import Table
+from benchmarks.core.html_page import Table
 from benchmarks.core.result_files import Results, identity
 
 SEVERITY = ("wrong", "failed", "timed", "skipped")

@@ -21,7 +21,7 @@ from benchmarks.core.guarded_trials import Group, Trial, Watch, repeat_without_f
 from benchmarks.core.options import recorded
 from benchmarks.core.result_files import identity
 from benchmarks.growth import page, tables
-from benchmarks.growth.options import Settings
+from benchmarks.growth.options import Options
 from benchmarks.growth.tables import AXES
 from benchmarks.step import programs
 from benchmarks.step.cases import Case, case
@@ -30,7 +30,7 @@ from zoo.errors import require
 from zoo.runtime import jax_setup
 
 DEFAULTS = {
-    "full": Settings(
+    "full": Options(
         batch=8,
         length=(64, 128, 256, 512, 1024),
         layers=(2, 4, 8, 16, 32),
@@ -38,9 +38,7 @@ DEFAULTS = {
         device_counts=(1, 2, 4, 8),
         rounds=9,
     ),
-    "quick": Settings(
-        batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5
-    ),
+    "quick": Options(batch=4, length=(64, 256, 1024), layers=(2, 8, 32), width=(64, 128, 256), device_counts=(1, 2, 4), rounds=5),
 }
 BASE = {"length": 64, "layers": 2, "width": 64, "devices": 1}
 """Values of the axes that do not grow."""
@@ -51,27 +49,27 @@ HEAD = 32
 BENCHMARK = bench_command.Benchmark("growth", "Growth", tables.blocks, page.render, tables.one_line)
 
 
-def main(requested: Settings, argv: Sequence[str]) -> int:
+def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
         BadInput: an unknown model, numbers below 1, fewer than two values of an axis; see `bench_command.run_benchmark`.
     """
-    settings = resolved(requested)
-    measurement = bench_command.Measurement(settings=settings, groups=functools.partial(_groups, settings))
+    options = resolved(requested)
+    measurement = bench_command.Measurement(options=options, groups=functools.partial(_groups, options))
     return bench_command.run_benchmark(BENCHMARK, bench_command.start(1), measurement, argv)
 
 
-def resolved(settings: Settings) -> Settings:
-    """Return the settings with all omitted fields filled in.
+def resolved(options: Options) -> Options:
+    """Return the options with all omitted fields filled in.
 
     Raises:
         BadInput: an unknown model, numbers below 1, or a single value of an axis.
     """
-    default = DEFAULTS["quick" if settings.quick else "full"]
-    filled = {field.name: getattr(settings, field.name) or getattr(default, field.name) for field in dataclasses.fields(settings)}
+    default = DEFAULTS["quick" if options.quick else "full"]
+    filled = {field.name: getattr(options, field.name) or getattr(default, field.name) for field in dataclasses.fields(options)}
     for name in ("batch", "rounds"):
-        value = getattr(settings, name)
+        value = getattr(options, name)
         require(value is None or value > 0, name, value, "must be 1 or more; choose a larger number, or leave it out")
     for name in ("length", "layers", "width", "device_counts"):
         values, listed = filled[name], " ".join(map(str, filled[name]))
@@ -82,24 +80,24 @@ def resolved(settings: Settings) -> Settings:
         require(width % HEAD == 0, "width", width, f"choose multiples of {HEAD}, the size of a head")
     for count in filled["device_counts"]:
         require(filled["batch"] % count == 0, "device-counts", count, f"it does not divide the {filled['batch']} rows of --batch")
-    complete = Settings(**filled)
+    complete = Options(**filled)
     _case(complete, "length", BASE["length"])
     return complete
 
 
-def key(settings: Settings, axis: str, value: int) -> dict[str, Any]:
+def key(options: Options, axis: str, value: int) -> dict[str, Any]:
     """Return the key of a cell."""
-    return {"model": settings.model, "batch": settings.batch, "axis": axis, "value": value}
+    return {"model": options.model, "batch": options.batch, "axis": axis, "value": value}
 
 
-def _values(settings: Settings, axis: str) -> Sequence[int]:
-    return getattr(settings, "device_counts" if axis == "devices" else axis)
+def _values(options: Options, axis: str) -> Sequence[int]:
+    return getattr(options, "device_counts" if axis == "devices" else axis)
 
 
-def _case(settings: Settings, axis: str, value: int) -> Case:
+def _case(options: Options, axis: str, value: int) -> Case:
     """Return the model with one axis at a value and the others at their base."""
     numbers = {**BASE, axis: value}
-    base = case(settings.model, "train", batch=settings.batch or 0)
+    base = case(options.model, "train", batch=options.batch or 0)
     fields = {field.name for field in dataclasses.fields(base.config)}
     width = numbers["width"]
     changes = {
@@ -111,26 +109,26 @@ def _case(settings: Settings, axis: str, value: int) -> Case:
     return dataclasses.replace(base, config=cfg, length=length, source=length if base.source else 0)
 
 
-def _groups(settings: Settings, environment: Mapping[str, Any]) -> list[Group]:
+def _groups(options: Options, environment: Mapping[str, Any]) -> list[Group]:
     return [
         Group(
             f"growth with {axis}",
-            [key(settings, axis, value) for value in _values(settings, axis)],
-            functools.partial(_devices if axis == "devices" else _axis, settings),
+            [key(options, axis, value) for value in _values(options, axis)],
+            functools.partial(_devices if axis == "devices" else _axis, options),
         )
         for axis in AXES
     ]
 
 
-def _axis(settings: Settings, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+def _axis(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of an axis, timed in the same rounds; a program that fails is removed and the others continue."""
     trials = [Trial(key) for key in keys]
     for trial in trials:
         value = trial.key["value"]
-        prepare = functools.partial(_warm, case=_case(settings, trial.key["axis"], value), variant=Variant())
+        prepare = functools.partial(_warm, case=_case(options, trial.key["axis"], value), variant=Variant())
         run_guarded(trial, prepare, watch, f"{value}: compiling")
     watch.begin("timing", *(trial.key for trial in trials if trial.program is not None))
-    seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=settings.rounds or 0)) or {}
+    seconds = repeat_without_failures(trials, functools.partial(timing.measured, rounds=options.rounds or 0)) or {}
     for trial in trials:
         if (place := identity(trial.key)) in seconds:
             trial.columns |= timing.columns(seconds[place])
@@ -138,13 +136,13 @@ def _axis(settings: Settings, keys: Sequence[dict[str, Any]], watch: Watch) -> l
     return [trial.cell() for trial in trials]
 
 
-def _devices(settings: Settings, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
+def _devices(options: Options, keys: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
     """Return the cells of the axis of devices, each from a process of its own."""
     trials = [Trial(key) for key in keys]
     for trial in trials:
         count = str(trial.key["value"])
         watch.begin(f"{count} devices", trial.key)
-        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(recorded(settings)), count]
+        argv = [sys.executable, "-P", "-m", "benchmarks.growth.bench", json.dumps(recorded(options)), count]
         # Devices are simulated on the CPU, so the process uses no other platform.
         done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
         if done.returncode:
@@ -170,21 +168,21 @@ def _warm(trial: Trial, case: Case, variant: Variant) -> None:
     trial.program = step.run
 
 
-def _measure_device_count(settings: Settings, count: int) -> dict[str, Any]:
+def _measure_device_count(options: Options, count: int) -> dict[str, Any]:
     """Return the columns of a number of devices, in a process with that many."""
     jax_setup.prepare(count)
     trial = Trial({})
-    _warm(trial, _case(settings, "devices", count), Variant(mesh=f"data={count}"))
+    _warm(trial, _case(options, "devices", count), Variant(mesh=f"data={count}"))
     assert trial.program is not None
-    seconds = timing.measured({"": trial.program}, rounds=settings.rounds or 0)[""]
+    seconds = timing.measured({"": trial.program}, rounds=options.rounds or 0)[""]
     return trial.columns | timing.columns(seconds)
 
 
 if __name__ == "__main__":
-    settings_fields: dict[str, Any] = {
+    option_fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
     }
     # Everything that libraries print goes to standard error; the last line of standard output is the cell.
     with contextlib.redirect_stdout(sys.stderr):
-        columns = _measure_device_count(Settings(**settings_fields), int(sys.argv[2]))
+        columns = _measure_device_count(Options(**option_fields), int(sys.argv[2]))
     print(json.dumps(columns))

@@ -1,4 +1,4 @@
-"""Options of `zoo bench growth`; they are its settings too. Importing this module does not import JAX."""
+"""Options of `zoo bench growth`; they are its options too. Importing this module does not import JAX."""
 
 import dataclasses
 from typing import Annotated
@@ -9,7 +9,7 @@ from benchmarks.core.options import Output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Options:
     """Measure how time, memory and compilation of a small model's step grow along each axis, and fit the exponents."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "gpt-nano"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core.page import Figure, Plots, Table
+from benchmarks.core.html_page import Figure, Plots, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import device, render_results
 from benchmarks.growth import tables

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.core.source_files import ROOT
+from benchmarks.core.source_paths import ROOT
 from benchmarks.plan import compile_program, plan_record
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.core.source_files import own_path
+from benchmarks.core.source_paths import own_path
 from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
 from train import objectives

@@ -4,7 +4,7 @@ import itertools
 import math
 from typing import Any
 
-from benchmarks.core.page import Block, Figure, render
+from benchmarks.core.html_page import Block, Figure, render
 from benchmarks.plan import text_view
 from benchmarks.plan.plan_record import Plan
 from benchmarks.plan.targets import parse

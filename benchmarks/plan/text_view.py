@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from benchmarks.core.page import Table
+from benchmarks.core.html_page import Table
 from benchmarks.core.tables import Block, Heading
 from benchmarks.plan.plan_record import Plan
 

@@ -29,11 +29,11 @@ from benchmarks.core.guarded_trials import (
     too_large_reason,
 )
 from benchmarks.hlo import module
-from benchmarks.step import instruction_times, peers, programs, time_breakdown
+from benchmarks.step import instruction_times, peer_libraries, programs, time_breakdown
 from benchmarks.step.cases import Case
-from benchmarks.step.peers import Peer
+from benchmarks.step.peer_libraries import Peer
 from benchmarks.step.programs import Step, Variant
-from benchmarks.step.settings import Settings, key, peer_key
+from benchmarks.step.resolve_options import Options, key, peer_key
 from train import objectives
 from train.run.hardware import device_peak
 from train.run.metrics_file import mfu
@@ -76,7 +76,7 @@ class StepTrial(Trial):
 def measure(
     case: Case,
     variants: Sequence[Variant],
-    settings: Settings,
+    options: Options,
     environment: Mapping[str, Any],
     watch: Watch,
 ) -> Iterator[dict[str, Any]]:
@@ -87,14 +87,14 @@ def measure(
         environment: of this process.
         watch: notified of every activity.
     """
-    trials = [StepTrial(key(case, variant, settings)) for variant in variants]
-    group = _Group(case, settings, environment)
+    trials = [StepTrial(key(case, variant, options)) for variant in variants]
+    group = _Group(case, options, environment)
     with contextlib.ExitStack() as stack:
         for trial, variant in zip(trials, variants, strict=True):
             run_guarded(trial, functools.partial(group.prepare, variant=variant), watch, f"{_short(variant)}: compiling")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, precision in peers.requested_peers(settings):
-            trial = StepTrial(peer_key(case, name, precision, settings))
+        for name, precision in peer_libraries.requested_peers(options):
+            trial = StepTrial(peer_key(case, name, precision, options))
             if group.out_of_memory and any(other.peer for other in trials):
                 # Time the peers that are running and stop them; the unit is timed again with the next ones.
                 group.time(trials, watch)
@@ -105,7 +105,7 @@ def measure(
             run_guarded(trial, act, watch, f"{name}, {precision}: first steps")
         group.time(trials, watch)
         # Cells without a profile are complete now; one profile takes as long as several steps.
-        waiting = [settings.profile and trial.state == "timed" and trial.step is not None for trial in trials]
+        waiting = [options.profile and trial.state == "timed" and trial.step is not None for trial in trials]
         yield from (trial.cell() for trial, waits in zip(trials, waiting, strict=True) if not waits)
         for trial in itertools.compress(trials, waiting):
             watch.begin("profiling", trial.key)
@@ -120,8 +120,8 @@ def measure(
 class _Group:
     """State that the trials of a model share: parameters, expected losses, and the state that steps pass on to each other."""
 
-    def __init__(self, case: Case, settings: Settings, environment: Mapping[str, Any]) -> None:
-        self.case, self.settings, self.environment = case, settings, environment
+    def __init__(self, case: Case, options: Options, environment: Mapping[str, Any]) -> None:
+        self.case, self.options, self.environment = case, options, environment
         self.params: Any = None
         self._expected_losses: tuple[float, ...] = ()
         self._reference: StepTrial | None = None
@@ -171,18 +171,18 @@ class _Group:
 
     def start_worker(self, trial: StepTrial, name: str, precision: str, folder: Path) -> None:
         """Start a peer's process and let it take its first steps."""
-        if reason := peers.missing_packages(name):
+        if reason := peer_libraries.missing_packages(name):
             raise Skip(reason)
         if not self._expected_losses:
             raise Skip("no program of jax-zoo ran that it could be compared with")
         if self.out_of_memory:
             raise Skip(too_large_reason(self._bytes_needed, "together with jax-zoo's programs it is assumed to need"))
         try:
-            if not (folder / peers.REQUEST).exists():
-                peers.export(folder, self.case, self.params, self.case.run().optim)
+            if not (folder / peer_libraries.REQUEST).exists():
+                peer_libraries.export(folder, self.case, self.params, self.case.run().optim)
             trial.peer = Peer(name, folder, precision)
             answer = trial.peer.begin()
-        except peers.PeerFailed as failure:
+        except peer_libraries.PeerFailed as failure:
             unable = str(failure).startswith("NotImplementedError: ")
             trial.end("skipped" if unable else "failed", str(failure).removeprefix("NotImplementedError: "))
             return
@@ -199,12 +199,12 @@ class _Group:
             self._expected_losses, self._reference = losses, trial
         # The coarser of the two precisions decides.
         either = max((compared.key["precision"] for compared in (trial, self._reference or trial)), key=TOLERANCES.__getitem__)
-        bounds = TOLERANCES["dropout" if self.settings.dropout else either]
+        bounds = TOLERANCES["dropout" if self.options.dropout else either]
         for label, loss, expected, bound in zip(LOSSES.values(), losses, self._expected_losses, bounds, strict=True):
             if abs(loss - expected) > bound * abs(expected):
                 reason = f"its {label} is {loss:.6f} and that of the first of ours {expected:.6f}: more than {bound:.0e} apart"
                 raise Wrong(reason)
-        if not end_if_slow(trial, spent, self.settings.cell_seconds):
+        if not end_if_slow(trial, spent, self.options.cell_seconds):
             trial.program = functools.partial(self._run, trial)
 
     # --- the rounds ---
@@ -228,8 +228,8 @@ class _Group:
                 # Create the state now, so that no round includes that.
                 call_guarded(trial, functools.partial(self._run, trial, take=False))
             timed_programs = {**called, **{precision: probe for precision, (probe, _) in probes.items()}}
-            budget = (self.settings.budget or 0.0) * len(called)
-            seconds = timing.measured(timed_programs, rounds=self.settings.rounds or 0, budget=budget)
+            budget = (self.options.budget or 0.0) * len(called)
+            seconds = timing.measured(timed_programs, rounds=self.options.rounds or 0, budget=budget)
             return seconds, {precision: flops / float(seconds[precision].min()) for precision, (_, flops) in probes.items()}
 
         if not any(trial.program is not None and not trial.state for trial in trials):

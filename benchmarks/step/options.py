@@ -1,4 +1,4 @@
-"""Options of `zoo bench step`; they are its settings too. Importing this module does not import JAX."""
+"""Options of `zoo bench step`; they are its options too. Importing this module does not import JAX."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ Mode = Literal["train", "inference", "decode"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Options:
     """Measure steps of models: their cost, how close they are to the machine's limit, and where their time goes.
 
     Every combination of --layers, --remat, --precision, --attention and --mesh is measured; times are relative to the first

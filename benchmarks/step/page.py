@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.core.page import Block, Figure, Table
+from benchmarks.core.html_page import Block, Figure, Table
 from benchmarks.core.result_files import Results
 from benchmarks.core.result_page import render_results, timed_sentence
 from benchmarks.core.tables import formatted, seconds_text, timed
 from benchmarks.step import tables, time_breakdown
-from benchmarks.step.settings import OURS
+from benchmarks.step.resolve_options import OURS
 from benchmarks.step.tables import LEGEND, PROFILE_HEAD, READING, head, name_of
 from eval.report.svg import INK, MUTED, ONE, THREE, TWO, thousands, ticks
 

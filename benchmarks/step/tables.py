@@ -19,7 +19,7 @@ from benchmarks.core.tables import (
 )
 from benchmarks.core.tables import notes as notes_of
 from benchmarks.step import time_breakdown
-from benchmarks.step.settings import OURS
+from benchmarks.step.resolve_options import OURS
 
 WAYS = ("layers", "remat", "precision", "attention", "mesh")
 USUAL = {"remat": "none", "attention": "auto", "mesh": "data=1"}

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from benchmarks.core.source_files import own_path
+from benchmarks.core.source_paths import own_path
 from benchmarks.hlo.module import Instruction, Module
 from benchmarks.step.instruction_times import Profile
 
@@ -23,7 +23,7 @@ DIRECTIONS = ("forward", "backward", "update")
 
 RULES: Sequence[tuple[str, str, str]] = (
     (r"zoo/(attention/.+|ops/positions)\.py", ".*", ATTENTION),
-    (r"zoo/ops/cpu\.py", r"_?distance_products\w*", ATTENTION),
+    (r"zoo/ops/xla_cpu\.py", r"_?distance_products\w*", ATTENTION),
     (r"zoo/nn/layers\.py", r"(layer_norm|rms_norm|LayerNorm|RMSNorm)\b.*", NORMS),
     (r"zoo/nn/layers\.py", r"dropout\b.*", DROPOUT),
     (r"zoo/ops/counter_rng\.py", ".*", DROPOUT),
@@ -38,7 +38,7 @@ RULES: Sequence[tuple[str, str, str]] = (
 )
 """File, function, part: the first row that matches the innermost frame of ours decides, else the frame that called it."""
 PLUMBING = ("product", "_product", "_product_fwd", "_product_bwd", "_summed_over_rows", "_contracted")
-"""Functions of `zoo.ops.cpu` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
+"""Functions of `zoo.ops.xla_cpu` that compute for their callers. The step calls their gradients, so that only a `jax.named_scope`
 shows the purpose there: one called unembed belongs to the loss head."""
 MOVES = {
     *("parameter", "constant", "bitcast", "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "dynamic-slice"),
@@ -149,7 +149,7 @@ def direction_of(program: Module, instruction: Instruction) -> str:
 
 
 def _part_by_rules(instruction: Instruction) -> str:
-    """Return the part that the source of an instruction belongs to; "" if no rule matches."""
+    """Return the part of `PARTS` to which an instruction's op name and source frames assign it; "" if no rule matches."""
     if re.search(r"jit\((gelu|relu|tanh)\)", instruction.op_name):
         return ACTIVATIONS
     if re.search(r"\bunembed\b", instruction.op_name):

@@ -28,8 +28,8 @@ from train.data import unlabelled_reader
 from train.data.unlabelled_reader import Item
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import replacing
-from train.weights.init_config import writes_text
 from train.weights.load import Loaded
+from train.weights.pretrained_config import text_model_error
 from zoo.errors import BadInput, require
 from zoo.hf import hub
 
@@ -136,7 +136,7 @@ def predict(
 def no_head(name: str, task: str, *, generates: bool) -> BadInput:
     """Return the error for a model that predicts no labels."""
     if generates:
-        return writes_text(name)
+        return text_model_error(name)
     return BadInput(f"{name}: its task is {task}, without labels; fine-tune it first (zoo train finetune-...)")
 
 

@@ -15,7 +15,7 @@ from eval.report import report
 from eval.tasks import Result, Settings
 from train.config import run_config
 from train.engine import device_mesh
-from train.run.metric_names import notices
+from train.run.metric_definitions import notices
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import load

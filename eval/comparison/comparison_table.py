@@ -17,9 +17,9 @@ from rich.text import Text
 
 from eval.comparison.run_results import scientific
 from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.console import short
-from train.run.metric_names import QUANTITIES
+from train.run.metric_definitions import METRICS
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
@@ -54,7 +54,7 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
         paths: folders of runs.
         unequal: also compare runs of unequal budgets, or scored on unequal counts, with a warning.
         as_json: print JSON instead of tables.
-        metric: quantities to compare; empty: all that the runs share.
+        metric: metrics to compare; empty: all that the runs share.
 
     Raises:
         BadInput: see `seed_statistics.compare`.
@@ -130,7 +130,7 @@ def render(comparison: Comparison, width: int | None = None) -> str:
 
 def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
     """Return reasons to think that a run has learned nothing."""
-    return [f"{run.path}: {line}" for row in rows for run in row.runs for line in metric_names.notices(run.scores)]
+    return [f"{run.path}: {line}" for row in rows for run in row.runs for line in metric_definitions.notices(run.scores)]
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:
@@ -219,18 +219,18 @@ def _estimates(metric: str, estimates: Sequence[Estimate], layout: Layout, sign:
 
     Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.
     """
-    quantity = QUANTITIES[metric]
+    definition = METRICS[metric]
     starred = [bool(sign) and estimate.clear for estimate in estimates]
-    means = _aligned([quantity.show(estimate.mean, sign) for estimate in estimates])
-    halves = _aligned(["" if estimate.half is None else quantity.show(estimate.half) for estimate in estimates])
+    means = _aligned([definition.show(estimate.mean, sign) for estimate in estimates])
+    halves = _aligned(["" if estimate.half is None else definition.show(estimate.half) for estimate in estimates])
     texts = []
     for estimate, mean, half, star in zip(estimates, means, halves, starred, strict=True):
         mark = " *" if star else "  " if any(starred) else ""
         tail = f"{' ' if estimate.half is None else '±'} {half}{mark}" if half else ""
         texts.append(f"{mean}{mark and '  '}\n{tail}" if half and layout.stacked else f"{mean} {tail}" if half else mean)
-    good = [(estimate.mean > 0) == (quantity.better == "higher") for estimate in estimates]
+    good = [(estimate.mean > 0) == (definition.better == "higher") for estimate in estimates]
     styles = ["green" if star and better else "red" if star else "" for star, better in zip(starred, good, strict=True)]
-    title = _title(quantity.label + ARROWS[quantity.better], layout)
+    title = _title(definition.label + ARROWS[definition.better], layout)
     # Right-justified with spaces here: rich strips spaces at the end of lines that it justifies itself.
     width = max(len(line) for text in (title, *texts) for line in text.splitlines())
     cells = ["\n".join(line.rjust(width) for line in text.splitlines()) for text in texts]

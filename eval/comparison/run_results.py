@@ -10,7 +10,7 @@ from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, Damaged, Manifest, folder_name
 from train.config.objectives import scored_as
 from train.config.run_config import Run
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.console import short
 from train.run.metrics_file import read_rows as read_rows
 from train.run.run_dir import RunDir, read_config
@@ -106,7 +106,7 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
 
 
 def unequal(runs: Sequence[Finished]) -> list[str]:
-    """Return a line for each quantity that should be equal between runs and is not.
+    """Return a line for each budget or count that should be equal between runs and is not.
 
     Budgets are equal if all runs have seen the same number of tokens, or have taken the same FLOPs (within `SLACK`): equal data
     and equal compute are both fair. The data that runs were scored on must be equal in every count in the scores.
@@ -119,7 +119,7 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
         if least.flops is not None and greatest.flops is not None:
             budgets += f", in {scientific(least.flops)} and {scientific(greatest.flops)} FLOPs"
         lines.append(f"unequal budgets: {budgets}")
-    for name in metric_names.COUNTS:
+    for name in metric_definitions.COUNTS:
         counts = {run.scores[name]: run for run in runs if name in run.scores}
         if len(counts) > 1:
             (first_count, first), (second_count, second), *_ = counts.items()

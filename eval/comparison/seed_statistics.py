@@ -16,7 +16,7 @@ from eval.comparison.run_results import Finished
 from eval.scoring.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.run_dir import flat, may_change
 from zoo.errors import BadInput
 
@@ -80,11 +80,11 @@ class Comparison:
 
     rows: list[ComparisonRow]
     metrics: list[str]
-    """Quantities that are compared, by their names in `train.run.metric_names`."""
+    """Metrics that are compared, by their names in `train.run.metric_definitions`."""
     differing: dict[str, list[Any]]
     """Configuration key -> its value in each row, if it is not the same in all; None for a row without the key."""
     unequal: list[str]
-    """Lines about quantities that should be equal and are not."""
+    """Lines about metrics that should be equal and are not."""
 
 
 def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str] = ()) -> Comparison:
@@ -127,12 +127,12 @@ def _metrics(runs: Sequence[Finished], requested: Sequence[str]) -> list[str]:
         shared.discard("loss")
     if requested:
         for name in requested:
-            metric_names.find(name, shared)
+            metric_definitions.find(name, shared)
         return list(dict.fromkeys(requested))
-    names = [name for name, quantity in metric_names.QUANTITIES.items() if name in shared and quantity.better]
+    names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]
     if not names:
         has = "; ".join(f"{run.path} has {', '.join(run.scores) or 'none'}" for run in runs[:2])
-        raise BadInput(f"the scores of these runs have no quantity in common ({has}); compare runs of one kind")
+        raise BadInput(f"the scores of these runs have no metric in common ({has}); compare runs of one kind")
     return names
 
 

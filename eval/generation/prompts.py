@@ -58,7 +58,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Read the lines of a text file, or the field "prompt" of the lines of a .jsonl file, without blank lines.
 
     Raises:
-        BadInput: a file that cannot be read or holds no text, or a line (named) that is not UTF-8 or has no prompt.
+        BadInput: the file cannot be read or has no text; or a line is not UTF-8 or has no prompt (the message gives its number).
     """
     file = Path(path)
     if file.suffix.lower() == ".jsonl":

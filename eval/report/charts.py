@@ -9,8 +9,8 @@ import numpy as np
 
 from eval.report import svg
 from eval.report.svg import INK, MUTED, NARROW, ONE, THREE, TWO, WIDE
-from train.run import metric_names
-from train.run.metric_names import QUANTITIES
+from train.run import metric_definitions
+from train.run.metric_definitions import METRICS
 
 FAINT = 0.35
 """Opacity of single values behind their average; the page's legend has the same."""
@@ -79,34 +79,34 @@ def alignment(attention: Mapping[str, Any]) -> str:
 
 
 DRAWN = ("loss", "perplexity")
-"""Quantities that the curve of the loss shows already: perplexity is e to the loss."""
+"""Metrics that the curve of the loss shows already: perplexity is e to the loss."""
 MOST = 3
-"""Most quantities of validations that have a figure of their own."""
+"""Most metrics of validations that have a figure of their own."""
 
 
 def _names(valid: Sequence[Any]) -> list[str]:
-    """Return the quantities of validations with a figure of their own: those with a reference first, then the leading ones."""
+    """Return the metrics of validations with a figure of their own: those with a reference first, then the leading ones."""
     if not valid:
         return []
     compared = [name for name in _compared(valid) if not _is_loss(valid, name)]
-    leading = [name for name in metric_names.leading_metrics(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
+    leading = [name for name in metric_definitions.leading_metrics(valid[-1]) if name not in DRAWN and not _is_loss(valid, name)]
     return list(dict.fromkeys([*compared, *leading]))[:MOST]
 
 
 def _compared(valid: Sequence[Any]) -> list[str]:
-    """Return the quantities of validations whose reference is in the last one."""
-    return [name for name, quantity in QUANTITIES.items() if valid and name in valid[-1] and quantity.reference in valid[-1]]
+    """Return the metrics that the last validation reports together with their reference, such as the majority's share."""
+    return [name for name, metric in METRICS.items() if valid and name in valid[-1] and metric.reference in valid[-1]]
 
 
 def _is_loss(valid: Sequence[Any], name: str) -> bool:
-    """Return whether a quantity equals the loss in all rows, so that the curve of the loss shows it."""
+    """Return whether a metric equals the loss in all rows, so that the curve of the loss shows it."""
     return all(row.get(name) == row["loss"] for row in valid)
 
 
 def _reference(valid: Sequence[Any], name: str) -> tuple[str, float]:
-    """Return (label, value) of the reference of a quantity; all validations have the same rows, and so the same value."""
-    reference = QUANTITIES[name].reference
-    return QUANTITIES[reference].label, float(valid[-1][reference])
+    """Return (label, value) of the reference of a metric; all validations have the same rows, and so the same value."""
+    reference = METRICS[name].reference
+    return METRICS[reference].label, float(valid[-1][reference])
 
 
 def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> str:
@@ -138,21 +138,21 @@ def _loss(train: Sequence[Any], valid: Sequence[Any], marked: MarkedSteps) -> st
 
 
 def _measured(valid: Sequence[Any], name: str, marked: MarkedSteps) -> str:
-    """Draw one quantity of the validations, with its reference."""
-    quantity = QUANTITIES[name]
+    """Draw one metric of the validations, with its reference."""
+    metric = METRICS[name]
     steps, values = _column([row for row in valid if name in row], name)
     lines = [_reference(valid, name)] if name in _compared(valid) else []
     # Where more is better, a value far above the rest is the best, not a spike.
-    bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=quantity.better == "lower")
+    bottom, top, outside = _limits(np.array([*values, *(value for _, value in lines)]), spikes=metric.better == "lower")
 
     def draw(axes: Any) -> None:
         _dotted(axes, steps, values)
         _dashed(axes, lines)
         axes.set_ylim(bottom, top)
 
-    keys = [svg.key("two dots", quantity.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
-    descriptions = [_describe(quantity.title, steps, values)]
-    return _figure(f"{quantity.title}, validation", descriptions, draw, marked, keys=keys, lines=lines, outside=outside)
+    keys = [svg.key("two dots", metric.label), *(svg.key("ink dashed", label) for label, _ in lines)] if lines else []
+    descriptions = [_describe(metric.title, steps, values)]
+    return _figure(f"{metric.title}, validation", descriptions, draw, marked, keys=keys, lines=lines, outside=outside)
 
 
 def _throughput(train: Sequence[Any], marked: MarkedSteps) -> str:
@@ -260,7 +260,7 @@ def _dashed(axes: Any, lines: Sequence[tuple[str, float]]) -> None:
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Return positions of the values to draw: all of a short curve, else the least and the greatest of each interval."""
+    """Return positions of the values to draw: all of a short curve, else the minimum and the maximum of each interval."""
     if len(values) <= 2 * BUCKETS:
         return np.arange(len(values))
     finite = np.flatnonzero(np.isfinite(values))

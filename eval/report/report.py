@@ -12,9 +12,9 @@ import numpy as np
 from eval.report import charts, error_analysis
 from eval.report.html_page import card, date, measured, number, page, section, table, text
 from train.config.run_config import Run
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.console import clock, short
-from train.run.metric_names import QUANTITIES
+from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, flat, read_config, write_text
 from zoo.errors import BadInput
@@ -31,7 +31,7 @@ COUNTED = {
     "stride": "tokens from one window of the text to the next",
     "step": "of the parameters that were scored",
 }
-"""Keys of scores.json beside quantities -> a note; most are counts of what was measured."""
+"""Keys of scores.json beside metrics -> a note; most are counts of what was measured."""
 
 Number = int | float
 # Required content of a file: a type; [shape of each item]; {name: shape of its value}, further names being allowed; or
@@ -78,7 +78,7 @@ def _page(path: Path, run: Run, rows: Sequence[Any], starts: Sequence[Any]) -> s
     samples, sources, errors = (_json(path / f"{name}.json") for name in ("samples", "data", "predictions"))
     scored = scores.get("step")
     best = scored if train and isinstance(scored, int) and scored != train[-1]["step"] else None
-    judged = {name: scores[name] for name in QUANTITIES if isinstance(scores.get(name), Number)}
+    judged = {name: scores[name] for name in METRICS if isinstance(scores.get(name), Number)}
     sentence = _sentence(name, run, train, valid, judged, best)
     parts = [
         f"<header><h1>{text(name)}</h1><p class=lead>{text(sentence)}</p>{_tiles(train, valid, judged)}</header>",
@@ -141,18 +141,18 @@ def _sentence(
     if judged:
         steps = f"{last:,}{planned if last < run.steps else ''} steps {amount}"
         whose = name if best is None else f"{name}, as it was at step {best:,}, its best validation,"
-        return f"After {steps}, {whose} reaches {metric_names.summary(judged)} on what it held out."
+        return f"After {steps}, {whose} reaches {metric_definitions.summary(judged)} on what it held out."
     reached = f"{name} has taken {last:,}{planned} steps, {amount}"
     if not valid:
         return f"{reached}; no validation yet, and no final score."
-    summary = metric_names.summary(valid[-1])
+    summary = metric_definitions.summary(valid[-1])
     return f"{reached}; its validation at step {valid[-1]['step']:,} gave {summary}. There is no final score."
 
 
 def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Number]) -> str:
     numbers, where = (judged, "held out") if judged else (valid[-1], "validation") if valid else ({}, "")
-    leading = metric_names.leading_metrics(numbers)[:2]
-    tiles = [(QUANTITIES[name].show(numbers[name]), f"{QUANTITIES[name].label}, {where}") for name in leading]
+    leading = metric_definitions.leading_metrics(numbers)[:2]
+    tiles = [(METRICS[name].show(numbers[name]), f"{METRICS[name].label}, {where}") for name in leading]
     if train:
         # The first row includes the start-up, and a row whose only step compiled has no rate.
         timed = [row["time"] for row in train[1:] or train if math.isfinite(row["time"]["tokens_per_s"])]
@@ -170,18 +170,18 @@ def _tiles(train: Sequence[Any], valid: Sequence[Any], judged: Mapping[str, Numb
 
 
 def _score_table(scores: Mapping[str, Any]) -> str:
-    """Return a table of quantities, of what they were measured on, and of the scorer's other values."""
+    """Return a table of metrics, of what they were measured on, and of the scorer's other values."""
     # Only scores per byte are computed in overlapping windows.
-    keys = [*QUANTITIES, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
+    keys = [*METRICS, *(key for key in COUNTED if key != "stride" or "bytes" in scores)]
     scores = {key: value for key, value in scores.items() if key in keys or key != "stride"}
     lines = ""
     for key in [*(key for key in keys if key in scores), *(key for key in scores if key not in keys)]:
-        value, quantity = scores[key], QUANTITIES.get(key)
-        content = quantity.show(value) if quantity and isinstance(value, Number) else number(value)
-        title = quantity.title if quantity else key[:1].upper() + key[1:].replace("_", " ")
-        note = quantity.note if quantity else COUNTED.get(key, "")
+        value, metric = scores[key], METRICS.get(key)
+        content = metric.show(value) if metric and isinstance(value, Number) else number(value)
+        title = metric.title if metric else key[:1].upper() + key[1:].replace("_", " ")
+        note = metric.note if metric else COUNTED.get(key, "")
         lines += f"<tr><th scope=row>{text(title)}</th><td class=number>{text(content)}</td><td class=note>{text(note)}</td></tr>"
-    doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in metric_names.notices(scores))
+    doubts = "".join(f"<p class=note>{text(line[0].upper() + line[1:])}.</p>" for line in metric_definitions.notices(scores))
     return f"<table class=scores>{lines}</table>{doubts}"
 
 

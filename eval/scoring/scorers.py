@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from eval.scoring import labelled, language_model, masked, seq2seq
+from eval.scoring import labelled, language_model, masked_lm, seq2seq
 from eval.scoring.batch_loop import ScoringInputs
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
@@ -20,7 +20,7 @@ from train.config import run_config
 from train.config.objectives import scored_as
 from train.engine import device_mesh, optim
 from train.inputs import dataset
-from train.run import metric_names
+from train.run import metric_definitions
 from train.run.progress_bar import ProgressBar
 from train.run.run_dir import RunDir, no_checkpoint, plugin_notices, read_config
 from train.weights.load import NEWEST, checkpoints
@@ -31,7 +31,7 @@ from zoo.runtime import jax_setup
 
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
-    **dict.fromkeys(("masked", "distilled", "permutation"), masked.of_run),
+    **dict.fromkeys(("masked", "distilled", "permutation"), masked_lm.of_run),
     **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }
@@ -81,7 +81,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
         options: dict[str, Any] = {"batch": batch, "dtype": DTYPES[cfg.precision], "progress": progress}
         measured = scorer(cfg, net, devices, data, rows, build, **options)(loaded["params"])
     if jax.process_index() == 0:
-        for line in [*plugin_notices(path), *metric_names.notices(measured.record())]:
+        for line in [*plugin_notices(path), *metric_definitions.notices(measured.record())]:
             print(f"! {line}", file=sys.stderr)
         for name, value in measured.record().items():
             print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value:.6f}")

@@ -48,7 +48,7 @@ class Decoded:
 
     @property
     def margin(self) -> float:
-        """Score of "no answer" less that of the best answer; infinite if there is no answer."""
+        """Null score minus the score of the best span; infinite if there is no candidate span."""
         return self.null - self.answers[0].score if self.answers else np.inf
 
     def choose(self, threshold: float | None = None) -> str:

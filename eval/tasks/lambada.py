@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval import files, tasks
+from eval import task_files, tasks
 from eval.scoring.likelihood import encode, likelihoods
 from eval.scoring.standard_error import mean_and_error
 from eval.tasks import Progress, Result, Settings
@@ -45,12 +45,16 @@ def read(names: Sequence[str], settings: Settings) -> list[Passage]:
     """Read the passages of all files.
 
     Raises:
-        BadInput: a passage of a single word; see also `eval.files` and `train.data.text_files.nonblank_lines`.
+        BadInput: a passage of a single word; see also `eval.task_files` and `train.data.text_files.nonblank_lines`.
     """
     passages = []
-    for file in files.files(names, (".jsonl", ".txt")):
+    for file in task_files.files(names, (".jsonl", ".txt")):
         for where, line in nonblank_lines(file):
-            text = files.text_fields(line, where, (settings.field,))[settings.field] if file.suffix.lower() == ".jsonl" else line
+            text = (
+                task_files.text_fields(line, where, (settings.field,))[settings.field]
+                if file.suffix.lower() == ".jsonl"
+                else line
+            )
             context, *last = text.strip().rsplit(maxsplit=1)
             if not last:
                 raise BadInput(f"{where}: a passage of one word; write two words or more")

@@ -19,7 +19,7 @@ import dataclasses
 
 import numpy as np
 
-from eval.scoring import masked as scores
+from eval.scoring import masked_lm
 from eval.scoring.encoder_runner import Encoder
 from eval.tasks import Progress, Result, Settings, read_documents
 from train.config.data_options import EncoderData
@@ -57,7 +57,7 @@ def score(subject: Loaded, documents: Documents, settings: Settings, progress: P
     model = dataclasses.replace(subject.model.config, task="masked")
     run = Run(recipe="", model=model, options=MaskedOptions(), data=data)
     unseen = np.zeros(subject.model.config.vocab, np.int64)
-    metrics = scores.scorer(
+    metrics = masked_lm.scorer(
         subject.model,
         subject.mesh,
         encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out"),

@@ -1,11 +1,11 @@
 """Pseudo-perplexity of an encoder on any text, with every token masked once, alone.
 
 Source: Salazar et al. 2020, "Masked Language Model Scoring", section 2.3. The numbers compare encoders of one tokenizer; none is
-comparable with the perplexity of a model that reads from left to right: each token is predicted from both sides, and a word of
-several tokens from its other tokens.
+comparable with the perplexity of a model that reads from left to right: each token is predicted from the tokens on
+both sides, which for a word of several tokens include the rest of that word.
 
 Format: the files that training reads (see `train.data.corpus`). Each document is read with the special tokens at its beginning
-and end, and sees no other. In a document longer than `length` tokens, special tokens included (by default the model's positions),
+and end, and sees no other. In a document longer than `length` tokens, special tokens included (default: the model's maximum),
 each token sees the window of that length around it, moved inwards at the document's ends.
 
 Metrics, of the same sum of -log p over all tokens, without special tokens:

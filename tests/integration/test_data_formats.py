@@ -18,7 +18,7 @@ from train.config.run_config import Run
 from train.inputs import dataset
 from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
-from zoo import pretrained
+from zoo import published_weights
 
 PAGE = Path(__file__).parents[2] / "docs/data.md"
 COMMANDS = [line.replace("\\\n", "").split() for line in re.findall(r"^zoo ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)]
@@ -118,7 +118,7 @@ def test_every_documented_command_reads_its_files(
 def test_every_documented_command_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = subject()
     (place / "LM").mkdir()
-    pretrained.save(place / "LM", made.model.config, made.params)
+    published_weights.save(place / "LM", made.model.config, made.params)
     hf_files.write_tokenizer(place / "LM", made.tokenizer, longest=32)
     for number, command in enumerate(COMMANDS):
         small = () if command[0] == "eval" else (*SMALL, *(SPAN if "finetune-span" in command else ()))

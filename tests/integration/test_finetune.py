@@ -12,7 +12,7 @@ import pytest
 from tests.support import commands, encoders, published
 from tests.support.commands import assert_evaluates_alike, assert_refused, call, in_folder, losses, trained, words
 from tests.support.labelled_files import put
-from train.run import metric_names, metrics_file
+from train.run import metric_definitions, metrics_file
 from train.weights.load import load
 
 WORDS = ("the", "is", "seen", "by", "old", "men", "of", "ship", "capital", "france")
@@ -101,7 +101,7 @@ def test_a_run_whose_model_learned_nothing_does_not_end_as_a_success(
 ) -> None:
     """Score a finished run again, as if every share of its predictions were all of them."""
     (run("classification") / "scores.json").unlink()
-    monkeypatch.setattr(metric_names, "ONE_CLASS", 0.0)
+    monkeypatch.setattr(metric_definitions, "ONE_CLASS", 0.0)
     ended = call(capsys, "train", *arguments("classification", STEPS), "--name", "classification")
     *_, notice, last = ended.stdout.splitlines()
     assert ended.code == 0 and notice.startswith("! one class is predicted for ")

@@ -21,7 +21,7 @@ from train.run import metrics_file
 from train.run.run_dir import read_config
 from train.tokenizers import hf_files
 from train.weights.load import load
-from zoo import pretrained
+from zoo import published_weights
 
 RUN = "--data.length 32 --data.batch 8 --data.valid-fraction 0.3 --steps 4 --optim.warmup 1 --log.every 1 --log.validate-every 0"
 SIZE = "--model.vocab 384 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 64 --tokenizer.vocab 300"
@@ -200,7 +200,7 @@ REFUSED = {
 def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpt = small("gpt", vocab=tokenizer("gpt").vocab_size)
     Path("gpt").mkdir()
-    pretrained.save(Path("gpt"), gpt.config, random_params(gpt))
+    published_weights.save(Path("gpt"), gpt.config, random_params(gpt))
     hf_files.write_tokenizer(Path("gpt"), tokenizer("gpt"), longest=32)
     for name in ("bert", "roberta"):
         run(name)

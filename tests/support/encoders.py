@@ -17,7 +17,7 @@ from train.engine import device_mesh
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Kind, Tokenizer
 from train.weights.load import Loaded
-from zoo import pretrained
+from zoo import published_weights
 from zoo.batch import Batch
 from zoo.models import Model, model
 from zoo.sharding import shardings
@@ -59,7 +59,7 @@ def encoder(family: str, batch: int = 4, **which: Any) -> Encoder:
 def folder(path: Path, family: str, task: str = "masked") -> Path:
     made = loaded(family, task)
     path.mkdir()
-    pretrained.save(path, made.model.config, made.params)
+    published_weights.save(path, made.model.config, made.params)
     hf_files.write_tokenizer(path, made.tokenizer, longest=POSITIONS)
     return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support import published
-from zoo import pretrained
+from zoo import published_weights
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
 
@@ -52,7 +52,7 @@ def main(seed: int, count: int) -> dict[str, int]:
         one, many = Path(made, "one"), Path(made, "many")
         published.write(one, published.GPT2)
         published.write(many, published.GPT2, sharded=True)
-        cfg, _ = pretrained.read_config(one)
+        cfg, _ = published_weights.read_config(one)
         files = [one / safetensors_dir.SINGLE, many / safetensors_dir.INDEX, many / published.file(0)]
         originals = {file: file.read_bytes() for file in files}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -60,7 +60,7 @@ def main(seed: int, count: int) -> dict[str, int]:
             file = files[number % len(files)]
             file.write_bytes(mutate(originals[file], rng))
             try:
-                pretrained.plan_import(cfg, safetensors_dir.read_tensors(file.parent), file.parent)
+                published_weights.plan_import(cfg, safetensors_dir.read_tensors(file.parent), file.parent)
                 told["read"] += 1
             except BadInput as refusal:
                 if "\n" in str(refusal) or len(str(refusal)) > 1000:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.configs._encoder import LABELLED
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
@@ -87,8 +87,8 @@ def is_scale(name: str) -> bool:
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    cfg, _ = pretrained.read_config(folder)
-    return {name: shape for name, shape, *_ in pretrained.explain(cfg)}
+    cfg, _ = published_weights.read_config(folder)
+    return {name: shape for name, shape, *_ in published_weights.explain(cfg)}
 
 
 def write(
@@ -123,7 +123,7 @@ def write_files(folder: Path, content: dict[str, Any], stored: dict[str, np.ndar
 
 def assert_refused(folder: Path, *parts: str) -> None:
     with pytest.raises(BadInput) as refusal:
-        pretrained.open_folder(folder)
+        published_weights.open_folder(folder)
     message = str(refusal.value)
     assert all(part in message for part in parts) and "\n" not in message, message
 

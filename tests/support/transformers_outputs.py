@@ -93,11 +93,11 @@ def assert_gradients(cfg: Any, gradients: Any, expected: dict[str, np.ndarray]) 
     """Check ours, under their published names, against those of `transformers` (DESIGN, "Numbers")."""
     from safetensors.numpy import load_file
 
-    from zoo import pretrained
+    from zoo import published_weights
     from zoo.hf import safetensors_dir
 
     with tempfile.TemporaryDirectory() as folder:
-        pretrained.save(Path(folder), cfg, gradients)
+        published_weights.save(Path(folder), cfg, gradients)
         ours = load_file(Path(folder, safetensors_dir.SINGLE))
     # The bias of Marian's logits is a buffer there, without a gradient.
     assert ours.keys() - {"final_logits_bias"} == expected.keys()

@@ -12,11 +12,11 @@ from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.config.objectives import ClassificationOptions, scored_as
 from train.data.example_types import is_iob
-from train.run import metric_names
-from train.run.metric_names import QUANTITIES
+from train.run import metric_definitions
+from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir
 
-METRICS: dict[str, tuple[str, ...]] = {
+OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "causal": ("bits_per_byte", "perplexity", "loss"),
     "masked": ("perplexity", "loss", "masked_loss", "accuracy"),
     "permutation": ("perplexity", "loss", "masked_loss", "accuracy"),
@@ -31,7 +31,7 @@ OPTION = "--selection.metric"
 
 
 def metrics(run: run_config.Run) -> tuple[str, ...]:
-    """Return the quantities in a validation of this run that have a better direction."""
+    """Return the metrics in a validation of this run that have a better direction."""
     labels = getattr(run.model, "labels", ())
     if isinstance(run.options, ClassificationOptions):
         if run.options.labelled.multi_label:
@@ -42,7 +42,7 @@ def metrics(run: run_config.Run) -> tuple[str, ...]:
     if run.objective == "tagging":
         return "loss", "entity_f1" if is_iob(labels) else "accuracy"
     pairs = ("next_loss", "next_accuracy") if getattr(run.model, "task", "") == "pretraining" else ()
-    return METRICS[scored_as(type(run.options))] + pairs
+    return OBJECTIVE_METRICS[scored_as(type(run.options))] + pairs
 
 
 def check(run: run_config.Run) -> None:
@@ -52,7 +52,7 @@ def check(run: run_config.Run) -> None:
         BadInput: names the nearest metric, and all of them.
     """
     if run.selection.metric:
-        metric_names.find(run.selection.metric, metrics(run), OPTION)
+        metric_definitions.find(run.selection.metric, metrics(run), OPTION)
 
 
 class BestCheckpoint:
@@ -89,8 +89,8 @@ class BestCheckpoint:
         if not self._run.selection.best:
             return
         numbers = score.record()
-        metric = self._run.selection.metric or metric_names.leading_metrics(numbers)[0]
-        higher = QUANTITIES[metric].better == "higher"
+        metric = self._run.selection.metric or metric_definitions.leading_metrics(numbers)[0]
+        higher = METRICS[metric].better == "higher"
         self._checkpoints.wait()
         value, best = float(numbers[metric]), self._best()
         if not math.isfinite(value) or (best is not None and int(jax.device_get(state.step)) <= best[0]):

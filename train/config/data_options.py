@@ -1,4 +1,4 @@
-"""Options of the data of a run, a class for each kind of data: only what it can use."""
+"""Data options of a run: a dataclass for each kind of data, with only the options that apply to it."""
 
 import dataclasses
 import math

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.nn import heads
-from zoo.ops.cpu import log_sum_exp
+from zoo.ops.xla_cpu import log_sum_exp
 
 
 def token_losses(

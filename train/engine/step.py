@@ -18,7 +18,7 @@ from train.engine.state import State
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
-from zoo.ops.cpu import select_update
+from zoo.ops.xla_cpu import select_update
 from zoo.precision import DTYPES, cast_params
 from zoo.sharding import BATCH, constrain
 

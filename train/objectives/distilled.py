@@ -14,7 +14,7 @@ from train.config import run_config
 from train.config.objective_options import Distillation
 from train.engine.losses import distillation_losses, token_losses
 from train.objectives.masked import Masked
-from train.weights import init_config
+from train.weights import pretrained_config
 from train.weights.load import load
 from zoo import configs, models, sharding
 from zoo.batch import Batch
@@ -49,7 +49,7 @@ class Distilled(Masked):
         teacher = run.options.distillation.teacher
         require(bool(teacher), "distillation.teacher", teacher, "name the run or the weights to learn from")
         if teacher.startswith(hub.PREFIX) or Path(teacher).exists():
-            return init_config.read_init_config(teacher)
+            return pretrained_config.read_model_config(teacher)
         try:
             return configs.find_size(Path(teacher).name)[1].config
         except BadInput as error:
@@ -113,8 +113,8 @@ class Distilled(Masked):
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the weighted sums of the terms, in nats except for the cosine, and the model's carry.
 
-        The terms are the cross-entropy of masked tokens; the divergence KL(teacher || student), both at the temperature, times
-        its square; and 1 - cosine of the last hidden states.
+        The terms are the cross-entropy of masked tokens; T^2 KL(teacher || student) of the distributions softened
+        by the temperature T; and 1 - cosine of the last hidden states.
         """
         assert batch.targets is not None and batch.weights is not None
         out = model.apply(params, batch, seeds=seeds, carry=carry)

@@ -9,7 +9,7 @@ from train.config.data_options import Data
 from train.config.objective_options import Selection
 from train.config.objectives import ChoiceOptions, ClassificationOptions, ObjectiveOptions, SpanOptions, TaggingOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run
-from train.weights import init_config
+from train.weights import pretrained_config
 from zoo import configs
 from zoo.configs._encoder import Task
 
@@ -60,7 +60,7 @@ def finetune_choice(init: str = "") -> Run:
 
 def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int) -> Run:
     model = dataclasses.replace(configs.find_size("bert-base-uncased")[1].config, task=task)
-    model = init_config.with_head(model, init) if init else model
+    model = pretrained_config.with_head(model, init) if init else model
     return Run(
         recipe=name,
         model=model,

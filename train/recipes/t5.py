@@ -5,7 +5,7 @@ import dataclasses
 from train.config.data_options import PairData, TextData
 from train.config.objectives import DenoisingOptions, TextToTextOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
-from train.weights import init_config
+from train.weights import pretrained_config
 from zoo import configs
 from zoo.configs import Compute
 
@@ -63,7 +63,7 @@ def finetune_text_to_text(init: str = "") -> Run:
     Time: not measured.
     Expect: not measured. The paper takes 262,144 steps of 128 rows.
     """
-    model = init_config.read_init_config(init) if init else configs.find_size("t5-small")[1].config
+    model = pretrained_config.read_model_config(init) if init else configs.find_size("t5-small")[1].config
     return Run(
         recipe="finetune-text-to-text",
         model=model,

@@ -1,1 +1,1 @@
-"""A run's folder and what is reported while it trains: metrics, console, trackers, signals, disk space, hardware."""
+"""A run's folder and what is reported while it trains: metrics, console, trackers, signals, hardware."""

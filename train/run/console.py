@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from train.run import metric_names
+from train.run import metric_definitions
 from zoo.errors import BadInput, remedy
 from zoo.runtime import stdio
 
@@ -222,4 +222,4 @@ def clock(seconds: float | int) -> str:
 
 
 def _validation(row: Mapping[str, Any]) -> str:
-    return f"valid {metric_names.summary(row, 1)}"
+    return f"valid {metric_definitions.summary(row, 1)}"

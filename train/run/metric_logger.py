@@ -9,7 +9,7 @@ import jax
 
 from train.config import run_config
 from train.run.console import Console
-from train.run.metric_names import QUANTITIES
+from train.run.metric_definitions import METRICS
 from train.run.metrics_file import Metrics, mfu, train_row, valid_row
 from train.run.run_dir import RunDir
 from train.run.trackers import Sinks
@@ -114,8 +114,8 @@ class MetricLogger:
         self._show(row)
 
     def valid(self, score: Any, seconds: float) -> None:
-        """Write a row of a validation with the quantities of `score.record()`."""
-        numbers = {name: value for name, value in score.record().items() if name in QUANTITIES}
+        """Write a row of a validation with the metrics of `score.record()`."""
+        numbers = {name: value for name, value in score.record().items() if name in METRICS}
         self._show(valid_row(step=self._at, seconds=seconds, **numbers))
 
     @contextlib.contextmanager

@@ -118,9 +118,9 @@ def train_row(
     return {"kind": "train", **values, **more, "time": measured}
 
 
-def valid_row(*, step: int, seconds: float, **quantities: float) -> dict[str, Any]:
-    """Return a row of kind "valid": the quantities of a validation by their name in `metric_names`, and the `seconds` it took."""
-    return {"kind": "valid", "step": step, **quantities, "time": {"seconds": seconds, "at": time.time()}}
+def valid_row(*, step: int, seconds: float, **metrics: float) -> dict[str, Any]:
+    """Return a row of kind "valid": a validation's metrics by name (`metric_definitions`), and the `seconds` it took."""
+    return {"kind": "valid", "step": step, **metrics, "time": {"seconds": seconds, "at": time.time()}}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -198,7 +198,7 @@ class Settings:
         return by_content, [(token.content, number) for number, token in decoder.items()]
 
     def _extra(self, name: str | None) -> list[Added]:
-        """Return the special tokens without a role."""
+        """Return the additional special tokens: those that are not bos, eos, unk, sep, pad, cls or mask."""
         values, default = self.values, []
         if name == "XLNetTokenizer":
             default = [special_tokens.XLNET["eop"], special_tokens.XLNET["eod"]]

@@ -49,12 +49,12 @@ class Tokenizer:
     """The rules: those of GPT-2, BERT, RoBERTa, T5 or XLNet."""
     vocab_size: int
     """Number of entries; ids are 0 .. vocab_size - 1."""
-    marks: SpecialTokens | None
+    special_tokens: SpecialTokens | None
     """The special tokens of an encoder, else None: GPT-2 has only the end of text."""
-    text_marks: TextSpecialTokens | None
+    text_special_tokens: TextSpecialTokens | None
     """The special tokens of T5, else None."""
     end_of_text: int
-    """Id that ends a document: "<|endoftext|>" (0 in a tokenizer trained here), `marks.end` of an encoder, or T5's "</s>"."""
+    """Id that ends a document: "<|endoftext|>" (0 if trained here), an encoder's `special_tokens.end`, or T5's "</s>"."""
     fingerprint: str
     """SHA-256 of the content of tokenizer.json, independent of its layout: equal for equal tokenizers."""
 

@@ -10,7 +10,7 @@ from train.run.run_dir import NAME, is_run
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import Loaded, load, load_average
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.errors import BadInput, require
 from zoo.hf import hub, safetensors_dir
 from zoo.hf.config_json import LARGEST_FILE, read_json
@@ -33,7 +33,7 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
     if is_run(folder):
         raise BadInput(f"{where}: a run, not published weights; `zoo export` converts it to a published folder")
     if explain:
-        _explain(pretrained.read_config(folder)[0])
+        _explain(published_weights.read_config(folder)[0])
         return 0
     if not name:
         hub_name = where.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
@@ -88,7 +88,7 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
 
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> None:
     cfg = loaded.model.config
-    pretrained.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
+    published_weights.save(folder, cfg, loaded.params, extra=_ids(loaded.tokenizer), largest=largest)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
 
 
@@ -125,7 +125,7 @@ def _summary(loaded: Loaded) -> str:
 
 
 def _explain(cfg: Any) -> None:
-    rows = [("published", "shape", "zoo", "axes"), *pretrained.explain(cfg)]
+    rows = [("published", "shape", "zoo", "axes"), *published_weights.explain(cfg)]
     cells = [
         (name, "x".join(map(str, shape)) if isinstance(shape, tuple) else shape, leaf, axes) for name, shape, leaf, axes in rows
     ]

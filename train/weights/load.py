@@ -17,7 +17,7 @@ from train.engine import device_mesh
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
-from zoo import configs, models, pretrained, sharding
+from zoo import configs, models, published_weights, sharding
 from zoo.errors import BadInput, require
 from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
@@ -52,7 +52,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
         step: the checkpoint of a run, or `NEWEST`; None = its best one, if it keeps one, else the newest intact one.
 
     Raises:
-        BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.pretrained` and `train.checkpoints.checkpoints`.
+        BadInput: nothing complete to load there; see `zoo.hf.hub`, `zoo.published_weights` and `train.checkpoints.checkpoints`.
     """
     folder = hub.folder_of(str(where))
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
@@ -60,7 +60,7 @@ def load(where: str | Path, mesh: Mesh | None = None, step: int | None = None) -
         return _load_run(folder, mesh, step)
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is no run, so it has no checkpoints; remove --step")
-    cfg, params = pretrained.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
+    cfg, params = published_weights.load(folder, mesh, notify=lambda line: print(line, file=sys.stderr))
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
     return loaded

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from train.config import run_config
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights.load import checkpoints, load
-from zoo import configs, pretrained, sharding
+from zoo import configs, published_weights, sharding
 from zoo.errors import BadInput
 from zoo.hf import hub
 from zoo.models import Model
@@ -27,7 +27,7 @@ def check(run: run_config.Run) -> None:
     """
     folder = hub.folder_of(run.init)
     source = read_config(folder) if is_run(folder) else None
-    cfg = source.model if source else pretrained.read_config(folder)[0]
+    cfg = source.model if source else published_weights.read_config(folder)[0]
     if type(cfg) is not type(run.model):
         raise BadInput(f"--init {run.init}: {configs.family_of(cfg)}, and the recipe trains {configs.family_of(run.model)}")
     init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
@@ -38,7 +38,7 @@ def check(run: run_config.Run) -> None:
         fix = "choose the recipe of its size, or set --model.*"
         raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
     if source is None:
-        pretrained.open_folder(folder)
+        published_weights.open_folder(folder)
     elif checkpoints(folder, source).latest() is None:
         raise no_checkpoint(folder)
 

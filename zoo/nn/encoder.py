@@ -90,7 +90,7 @@ class Family(Generic[Config]):
 
 
 class Embeddings(nnx.Module):
-    """Tables of tokens, positions and types, and the norm of their sum."""
+    """Tables of tokens, positions and types, and the LayerNorm of their sum."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
         init = initializer(cfg)

@@ -26,7 +26,7 @@ from zoo.configs._encoder import LABELLED, BodyConfig, Task
 from zoo.errors import BadInput
 from zoo.hf.param_names import ParamName
 from zoo.nn.layers import ACTIVATIONS, Init, LayerNorm, Linear, Seeds, dropout, fold_seeds, layer_norm, padded_rows, tied_logits
-from zoo.ops.cpu import product
+from zoo.ops.xla_cpu import product
 from zoo.sharding import BATCH, constrain
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)

@@ -1,4 +1,7 @@
-"""XLNet's layer: attention by content, distance and type for two streams of queries (Yang et al. 2019, sections 2.3, 2.4)."""
+"""XLNet's layer: attention by content, distance and type for two streams of queries (Yang et al. 2019, sections 2.3, 2.4).
+
+The memory of earlier rows is a prefix of the keys that `zoo/models/xlnet.py` passes in.
+"""
 
 import dataclasses
 from typing import Any
@@ -13,7 +16,7 @@ from zoo.attention.masks import Mask
 from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
 from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, fold_seeds, unstacked
-from zoo.ops.cpu import broadcast_rows
+from zoo.ops.xla_cpu import broadcast_rows
 
 ATTENTION_SITE, RESIDUAL_SITE, INNER_SITE, MLP_SITE = range(4)
 

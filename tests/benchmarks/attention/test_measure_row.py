@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.attention import cost_model, measure_row, torch_peer
+from benchmarks.attention import cost_model, measure_row, peer_torch
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.settings import Row, Settings
+from benchmarks.attention.resolve_options import Options, Row
 from benchmarks.core import guarded_trials
 from benchmarks.core.result_files import identity
 from tests.support import benchmark_steps as steps
@@ -22,7 +22,7 @@ from zoo.attention.kernels import blocked
 
 ENVIRONMENT = {"backend": "cpu", "devices": 8, "device": "cpu", "matrix_rate": {"float32": 1e11}, "copy_rate": 1e10}
 TINY = Row("float32", "both", "causal", Shape(2, 16, 16, 2, 2, 8))
-THREE_ROUNDS = Settings(rounds=3)
+THREE_ROUNDS = Options(rounds=3)
 
 Plant = Callable[[Callable[..., Any]], None]
 
@@ -53,10 +53,10 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def measured(
-    row: Row = TINY, names: Any = ("xla", "planted"), settings: Settings = THREE_ROUNDS, peer: Any = torch_peer.make_peer
+    row: Row = TINY, names: Any = ("xla", "planted"), options: Options = THREE_ROUNDS, peer: Any = peer_torch.make_peer
 ) -> dict[str, dict[str, Any]]:
     """Measure a row and return its cells by implementation."""
-    cells = measure_row.measure(row, names, settings, ENVIRONMENT, steps.UNWATCHED, peer)
+    cells = measure_row.measure(row, names, options, ENVIRONMENT, steps.UNWATCHED, peer)
     assert all(cell["key"].keys() == row.key("xla").keys() for cell in cells)
     json.dumps(cells, allow_nan=False)
     return {cell["key"]["implementation"]: cell for cell in cells}
@@ -180,7 +180,7 @@ def test_a_failure_during_the_rounds_ends_one_cell_and_the_others_begin_anew(mon
 
 def test_a_slow_one_is_timed_by_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
-    cell = measured(names=("xla",), settings=dataclasses.replace(THREE_ROUNDS, cell_seconds=1e-9))["xla"]
+    cell = measured(names=("xla",), options=dataclasses.replace(THREE_ROUNDS, cell_seconds=1e-9))["xla"]
     assert (cell["state"], cell["n"], cell["ratio"], cell["clock"]) == ("timed", 1, None, "wall")
     assert "over --cell-seconds 1e-09: timed by that alone" in cell["reason"]
 
@@ -200,8 +200,8 @@ def test_what_does_not_fit_the_memory_is_not_run(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     unchecked(monkeypatch)
-    monkeypatch.setattr(torch_peer.importlib.util, "find_spec", lambda name: None)
-    cells = measured(names=("cudnn", *torch_peer.NAMES))
+    monkeypatch.setattr(peer_torch.importlib.util, "find_spec", lambda name: None)
+    cells = measured(names=("cudnn", *peer_torch.NAMES))
     assert {cell["state"] for cell in cells.values()} == {"skipped"}
     assert cells["cudnn"]["reason"] == "it runs on gpu, and this is cpu"
     assert cells["torch"]["reason"].startswith("torch is not installed; it comes with the group parity")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.attention import measure_row, sweep, tables
 from benchmarks.attention.problems import Shape
-from benchmarks.attention.settings import Row
+from benchmarks.attention.resolve_options import Row
 from benchmarks.core import result_files
 from benchmarks.core import tables as core_tables
 from tests.support import benchmark_steps as steps

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.core.page import Block, Cards, Cell, Figure, HeatMap, Plots, Table, render
+from benchmarks.core.html_page import Block, Cards, Cell, Figure, HeatMap, Plots, Table, render
 
 NASTY = "<i>'\"&\x00"
 SHOWN = "&lt;i&gt;&#x27;&quot;&amp;\N{REPLACEMENT CHARACTER}"

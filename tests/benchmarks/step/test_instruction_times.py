@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.core import source_files
+from benchmarks.core import source_paths
 from benchmarks.hlo.module import parse
 from benchmarks.step import cases, instruction_times, time_breakdown
 from benchmarks.step.programs import Step, Variant
@@ -58,9 +58,9 @@ def test_every_instruction_has_a_part(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_paths_begin_at_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Source files are recognized in a folder of any name."""
-    monkeypatch.setattr(source_files, "ROOT", root := tmp_path / "zoo" / "train" / "a b")
+    monkeypatch.setattr(source_paths, "ROOT", root := tmp_path / "zoo" / "train" / "a b")
     assert (
-        source_files.own_path(str(root / "zoo/nn/layers.py")) == source_files.own_path("zoo/nn/layers.py") == "zoo/nn/layers.py"
+        source_paths.own_path(str(root / "zoo/nn/layers.py")) == source_paths.own_path("zoo/nn/layers.py") == "zoo/nn/layers.py"
     )
     other = str(tmp_path / "site-packages/optax/tree.py")
-    assert source_files.own_path(other) == other
+    assert source_paths.own_path(other) == other

@@ -13,11 +13,10 @@ import pytest
 
 from benchmarks.core import guarded_trials, result_files, timing
 from benchmarks.core.options import Output
-from benchmarks.step import bench, cases, measure_model, peers, programs
-from benchmarks.step import settings as step_settings
-from benchmarks.step.peers import Kind, Peer, PeerFailed
+from benchmarks.step import bench, cases, measure_model, peer_libraries, programs, resolve_options
+from benchmarks.step.peer_libraries import Kind, Peer, PeerFailed
 from benchmarks.step.programs import Step, StepParts, Variant
-from benchmarks.step.settings import OURS, Settings
+from benchmarks.step.resolve_options import OURS, Options
 from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
@@ -39,13 +38,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_model, "_probe", lambda precision: (lambda: sum(range(100)), 1e9))
 
 
-def settings(*models: str, **changes: Any) -> Settings:
-    return Settings(**{"models": models, "rounds": 1, "layers": ("scan",), **SMALL, **changes})
+def options(*models: str, **changes: Any) -> Options:
+    return Options(**{"models": models, "rounds": 1, "layers": ("scan",), **SMALL, **changes})
 
 
 def measured(folder: Path, *models: str, **changes: Any) -> dict[str, dict[str, Any]]:
     """Measure, and return the cells by the names of their programs."""
-    bench.main(settings(*models, output=Output(str(folder), json=True), **changes), [])
+    bench.main(options(*models, output=Output(str(folder), json=True), **changes), [])
     return {cell["key"]["program"] + " " + cell["key"]["layers"]: cell for cell in result_files.read(folder).cells}
 
 
@@ -192,7 +191,7 @@ def plant_peers(folder: Path, patch: pytest.MonkeyPatch, sources: dict[str, str]
         (folder / f"{module}.py").write_text(source)
         kinds[name] = Kind(module, ())
     patch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
-    patch.setattr(peers, "PEERS", kinds)
+    patch.setattr(peer_libraries, "PEERS", kinds)
 
 
 @functools.cache
@@ -224,7 +223,7 @@ def test_a_peer_is_timed_if_it_agrees(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["gpt-nano", "t5-nano"])
 def test_transformers_decodes_the_same_token_at_every_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cache grows by the token, which is removed again: otherwise its second loss would be another."""
-    monkeypatch.setattr(peers, "PEERS", {"transformers": peers.PEERS["transformers"]})
+    monkeypatch.setattr(peer_libraries, "PEERS", {"transformers": peer_libraries.PEERS["transformers"]})
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     peer = measured(tmp_path / "out", name, mode="decode", peers=True)["transformers "]
     assert peer["state"] == "timed", peer
@@ -252,7 +251,7 @@ def test_peers_without_room_for_all_are_timed_one_after_the_other(tmp_path: Path
 
 def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_peers(tmp_path, monkeypatch, {"sleepy": "import time\nbuild = lambda *_: time.sleep(99)\n"})
-    monkeypatch.setattr(peers, "PATIENCE", 0.1)
+    monkeypatch.setattr(peer_libraries, "PATIENCE", 0.1)
     peer = Peer("sleepy", tmp_path)
     with pytest.raises(PeerFailed, match="no answer within"):
         peer.begin()
@@ -262,7 +261,7 @@ def test_a_peer_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: py
 @pytest.mark.full
 def test_what_cannot_run_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that is not installed, and an attention that refuses."""
-    monkeypatch.setattr(peers, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
+    monkeypatch.setattr(peer_libraries, "PEERS", {"absent": Kind("nowhere", ("no_such_package",))})
     cells = measured(tmp_path / "out", "gpt-nano", mode="inference", peers=True, attention=("auto", "cudnn"))
     assert (cells["absent "]["state"], cells["absent "]["reason"]) == ("skipped", "no_such_package not installed")
     ours = {cell["key"]["attention"]: cell for cell in result_files.read(tmp_path / "out").cells}
@@ -284,16 +283,16 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_numbers(tmp_path: Path
 def test_compare_takes_steps_over_the_first_way_of_each_model(
     slower: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = step_settings.resolved(settings("gpt-nano", "bert-nano", layers=BOTH), "cpu")
-    ways = list(itertools.product(step_settings.cases(request), step_settings.variants(request)))
+    request = resolve_options.resolved(options("gpt-nano", "bert-nano", layers=BOTH), "cpu")
+    ways = list(itertools.product(resolve_options.cases(request), resolve_options.variants(request)))
     for name, factor in (("before", 1.0), ("after", slower)):
         environment = result_files.environment() | {"versions": {"jax": name}}
         writer = result_files.Writer(
-            tmp_path / name / result_files.CELLS, "step", environment, {}, False, step_settings.unit(request)
+            tmp_path / name / result_files.CELLS, "step", environment, {}, False, resolve_options.unit(request)
         )
         for process, (case, way) in itertools.product(range(3), ways):
             ratio = 0.8 * factor * (1 + 0.01 * process) if way.layers == "unroll" else 1.0
-            key, columns = step_settings.key(case, way, request), timing.columns([2.0 * ratio], [2.0])
+            key, columns = resolve_options.key(case, way, request), timing.columns([2.0 * ratio], [2.0])
             writer.write({"key": key, "process": process, "state": "timed", "reason": "", **columns})
         writer.close()
     done = call(capsys, "bench", "compare", str(tmp_path / "before"), str(tmp_path / "after"))

@@ -143,7 +143,7 @@ def test_row_is_compared_with_the_first_one_seed_by_seed(tmp_path: Path) -> None
     assert dataclasses.astuple(second.difference["loss"]) == pytest.approx(expected)
 
 
-def test_quantities_that_all_runs_have_are_compared(tmp_path: Path) -> None:
+def test_metrics_that_all_runs_have_are_compared(tmp_path: Path) -> None:
     one = make(tmp_path / "a", scores={"f1": 0.5, "loss": 1.0, "unigram_loss": 6.0, "accuracy": 0.75, "stride": 16, "note": "x"})
     two = make(tmp_path / "b", scores={"accuracy": 0.5, "unigram_loss": 6.0, "loss": 1.0, "stride": 8}, **faster())
     assert compare([one, two]).metrics == ["loss", "accuracy"]
@@ -217,7 +217,7 @@ REFUSED: list[tuple[Callable[[Path], list[str]], str]] = [
     (pair(seed=1, meta=META | {"data": "e"}), "/a and .*/b .* were trained on different text"),
     (pair(seed=1, meta=META | {"held_out": "i"}), "/b was scored on other held-out text than .*/a"),
     (pair(tokenizer=Tokenizer(vocab=280), meta=META | {"held_out": "i", "tokenizer": "u"}), "/b was scored .* another tokenizer"),
-    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no quantity in common .*/b has f1, tokens"),
+    (pair(scores={"f1": 0.5, "tokens": 100}, **faster()), "no metric in common .*/b has f1, tokens"),
 ]
 DAMAGED: list[tuple[Callable[[Path], list[str]], str]] = [
     (

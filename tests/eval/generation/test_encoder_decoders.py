@@ -16,7 +16,7 @@ from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import pretrained
+from zoo import published_weights
 from zoo.batch import Batch
 from zoo.generation.settings import GREEDY, Beams, Sampling
 
@@ -83,7 +83,9 @@ def test_text_is_that_of_transformers(beams: int, gated: bool, tmp_path: Path) -
     if not gated:
         # Where the output's table is the input's, a large one has every word say itself again.
         params["embed"]["tokens"]["embedding"] *= 0.2
-    pretrained.save(tmp_path, net.config, params, extra={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0})
+    published_weights.save(
+        tmp_path, net.config, params, extra={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    )
     theirs: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
     rng = np.random.default_rng(1)
     given = [[*rng.integers(3, net.config.vocab, rng.integers(1, 20)).tolist(), 1] for _ in range(50)]

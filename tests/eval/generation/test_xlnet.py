@@ -15,7 +15,7 @@ from tests.support.generation import gpt_tokenizer, ids, make_generator
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import following, jit, random_params
 from tests.support.xlnet_reference import read_both_ways, tiny
-from zoo import pretrained
+from zoo import published_weights
 from zoo.batch import Batch
 from zoo.errors import BadInput
 from zoo.generation import beam_search
@@ -102,7 +102,7 @@ def test_text_read_both_ways_is_that_of_transformers(tmp_path: Path) -> None:
 
     net = tiny(vocab=gpt_tokenizer().vocab_size)
     params, rng = random_params(net), np.random.default_rng(1)
-    pretrained.save(tmp_path, net.config, params)
+    published_weights.save(tmp_path, net.config, params)
     theirs: Any = transformers.XLNetLMHeadModel.from_pretrained(tmp_path)
     theirs.generation_config.eos_token_id = None
     prompts = [rng.integers(0, net.config.vocab, size).astype(np.int32) for size in range(1, 21)]

@@ -1,4 +1,4 @@
-"""The quantities that a run measured, in its report: figures, tiles, a sentence and a table."""
+"""The metrics that a run measured, in its report: figures, tiles, a sentence and a table."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from eval.report import report
 from tests.eval.report.run_folder import folder, page, rows
-from train.run import metric_names, metrics_file
+from train.run import metric_definitions, metrics_file
 
 
 def validated(*values: dict[str, float]) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[dict[str, float], list[str], list[str]]] = {
 @pytest.mark.parametrize(
     "kind", [pytest.param(name, marks=[] if name == "words and pairs" else pytest.mark.full) for name in KINDS]
 )
-def test_validated_quantities_have_figures_a_tile_and_a_place_in_the_sentence(kind: str, tmp_path: Path) -> None:
+def test_validated_metrics_have_figures_a_tile_and_a_place_in_the_sentence(kind: str, tmp_path: Path) -> None:
     measured, titles, compared = KINDS[kind]
     last = {name: 0.9 * value for name, value in measured.items()}
     shown = page(folder(tmp_path, rows=validated(measured, last)))
@@ -43,8 +43,8 @@ def test_validated_quantities_have_figures_a_tile_and_a_place_in_the_sentence(ki
     rest = ["Tokens a second; right: MFU", "Learning rate", "Gradient norm, before clipping"]
     assert [label.partition(". ")[0] for label in drawings] == ["Loss", *(f"{title}, validation" for title in titles), *rest]
     assert [label.partition(". ")[0] for label in drawings if "; unigram loss 5.625" in label] == compared
-    assert f"at step 200 gave {metric_names.summary(last)}. " in shown.words
-    assert f"{metric_names.QUANTITIES[metric_names.leading_metrics(measured)[0]].label}, validation " in shown.words
+    assert f"at step 200 gave {metric_definitions.summary(last)}. " in shown.words
+    assert f"{metric_definitions.METRICS[metric_definitions.leading_metrics(measured)[0]].label}, validation " in shown.words
 
 
 def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_best_checkpoint_is_named_where_it_is_not_the_last(tmp_path: Path) -> No
 
 
 def test_every_number_of_a_score_is_shown_and_explained(tmp_path: Path) -> None:
-    assert set(metric_names.COUNTS) <= report.COUNTED.keys()
-    every = dict.fromkeys(metric_names.QUANTITIES, 0.5) | dict.fromkeys(report.COUNTED, 7)
+    assert set(metric_definitions.COUNTS) <= report.COUNTED.keys()
+    every = dict.fromkeys(metric_definitions.METRICS, 0.5) | dict.fromkeys(report.COUNTED, 7)
     words = page(folder(tmp_path, scores=every)).words
-    for quantity in metric_names.QUANTITIES.values():
-        assert f"{quantity.title} {quantity.show(0.5)} {quantity.note} " in words
+    for metric in metric_definitions.METRICS.values():
+        assert f"{metric.title} {metric.show(0.5)} {metric.note} " in words
 
 
 @pytest.mark.planted

@@ -23,7 +23,7 @@ from train.config.run_config import Run
 from train.data.example_types import Choice, Question, Tagged, Text
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import Rows, outputs
-from train.run.metric_names import QUANTITIES
+from train.run.metric_definitions import METRICS
 from zoo.batch import IGNORED
 from zoo.sharding import shardings
 
@@ -132,8 +132,8 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
     if run.objective == "choice":
         return result | {"accuracy": np.mean([a == b for a, b in zip(truth, predicted, strict=True)]), **shares(truth, predicted)}
     if run.objective == "classification" and outputs(run)[0]:
-        series, quantities = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
-        return result | {name: metric_functions.MEASURES[name](*series) for name in quantities}
+        series, metrics = (np.array(truth), np.array(predicted)), ("pearson", "spearman", "mean_squared_error")
+        return result | {name: metric_functions.MEASURES[name](*series) for name in metrics}
     if outputs(run)[1]:
         from sklearn.metrics import accuracy_score, f1_score
 
@@ -141,12 +141,12 @@ def expected_numbers(run: Run, each: list[dict[str, Any]]) -> dict[str, float]:
         return result | {**f1, "subset_accuracy": accuracy_score(truth, predicted)}
     if run.objective == "classification":
         series = tuple(np.array([names.index(name) for name in some]) for some in (truth, predicted))
-        quantities = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
-        return result | {name: metric_functions.MEASURES[name](*series) for name in quantities} | shares(truth, predicted)
+        metrics = ("accuracy", "matthews", "f1" if len(names) == 2 else "f1_macro")
+        return result | {name: metric_functions.MEASURES[name](*series) for name in metrics} | shares(truth, predicted)
     if run.objective == "tagging" and names == IOB:
-        quantities = ("entity_precision", "entity_recall", "entity_f1")
+        metrics = ("entity_precision", "entity_recall", "entity_f1")
         agreement = metric_functions.entity_f1(truth, predicted)
-        return result | {"words": counts.sum(), **dict(zip(quantities, agreement, strict=True))}
+        return result | {"words": counts.sum(), **dict(zip(metrics, agreement, strict=True))}
     if run.objective == "tagging":
         hits = [a == b for one, other in zip(truth, predicted, strict=True) for a, b in zip(one, other, strict=True)]
         flat = ([tag for tags in each for tag in tags] for each in (truth, predicted))
@@ -197,7 +197,7 @@ def test_score_of_logits_equals_a_loop_over_the_examples(name: str) -> None:
     logits = random_logits(run, rows)
     result = scored(run, rows, logits)
     assert_matches(result, run, rows, logits)
-    measured = {key for key in result.record() if (quantity := QUANTITIES.get(key)) and quantity.better}
+    measured = {key for key in result.record() if (metric := METRICS.get(key)) and metric.better}
     assert set(best_checkpoint.metrics(run)) == measured
     if name == "entities cut off":
         assert sum(one["of"] for one in by_example(run, rows, logits)) < sum(len(each.words) for each in rows.examples)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.scoring import metric_functions
-from train.run import metric_names
+from train.run import metric_definitions
 from zoo.errors import BadInput
 
 classes = st.sampled_from([2, 4]).flatmap(
@@ -148,7 +148,7 @@ def test_tags_of_another_scheme_and_sentences_of_another_length_are_refused() ->
         metric_functions.entity_f1([], [])
 
 
-def test_every_task_of_glue_has_measures_and_every_measure_is_a_known_quantity() -> None:
+def test_every_task_of_glue_has_measures_and_every_measure_is_a_known_metric() -> None:
     assert len(metric_functions.GLUE) == 9
     assert {name for task in metric_functions.GLUE for name in metric_functions.glue(task)} <= metric_functions.MEASURES.keys()
-    assert metric_functions.MEASURES.keys() | {"entity_f1"} <= metric_names.QUANTITIES.keys()
+    assert metric_functions.MEASURES.keys() | {"entity_f1"} <= metric_definitions.METRICS.keys()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from eval.scoring import text_overlap
-from train.run.metric_names import QUANTITIES
+from train.run.metric_definitions import METRICS
 from zoo.errors import BadInput
 
 WANTED = ["the cat sat on the mat today", "a dog runs"]
@@ -48,7 +48,7 @@ def test_exact_match_is_of_normalized_texts() -> None:
 
 def test_every_number_has_a_name_for_people() -> None:
     for measure in text_overlap.MEASURES.values():
-        assert measure(FOUND, WANTED)[0].keys() <= QUANTITIES.keys()
+        assert measure(FOUND, WANTED)[0].keys() <= METRICS.keys()
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from train.config import run_config
 from train.engine import device_mesh
 from zoo.attention import attention
 from zoo.attention.biases import Buckets, Dense, Relative
-from zoo.attention.kernels import _fused as fused
+from zoo.attention.kernels import _dot_product_attention as dot_product_attention
 from zoo.attention.kernels import cudnn, splash, tokamax
 from zoo.attention.kernels.reference import reference
 from zoo.attention.masks import Mask
@@ -146,7 +146,7 @@ STAND_INS = {
 
 
 def by_stand_in(impl, q, k, v, mask, bias, seed, heads, *, scale, rate):
-    return fused.fused(STAND_INS[impl], q, k, v, mask, bias, scale=scale, even=impl == "cudnn")
+    return dot_product_attention.fused(STAND_INS[impl], q, k, v, mask, bias, scale=scale, even=impl == "cudnn")
 
 
 # Each mask and each bias at an odd length, in pairs that differ in kind, and an even length once. Tokamax differs in two demands.
@@ -189,7 +189,7 @@ def test_the_comparison_catches_what_goes_wrong(monkeypatch):
 
     def wrong(mask=mask, bias=bias, even=True):
         def attend(q, k, v, mask, bias, seed, heads, *, scale, rate):
-            return fused.fused(STAND_INS["cudnn"], q, k, v, mask, bias, scale=scale, even=even)
+            return dot_product_attention.fused(STAND_INS["cudnn"], q, k, v, mask, bias, scale=scale, even=even)
 
         return value_and_gradients(attend, jnp.float32, t, mask, bias)
 
@@ -310,8 +310,8 @@ def test_limits(monkeypatch):
 def test_older_gpus_get_what_they_have(monkeypatch):
     for capability, major in [("9.0", 9), ("10.3", 10), ("8.6", 8), ("gfx942", 0), (None, 0)]:
         device = type("Device", (), {} if capability is None else {"compute_capability": capability})()
-        monkeypatch.setattr(fused.backend, "get_default_device", lambda device=device: device)
-        assert fused.capability() == major
+        monkeypatch.setattr(dot_product_attention.backend, "get_default_device", lambda device=device: device)
+        assert dot_product_attention.capability() == major
         assert cudnn.limits(request(size=128)) is None
         assert (cudnn.limits(request(size=136)) is None) == (major >= 9)
         assert (tokamax.limits(request()) is None) == (major >= 9)

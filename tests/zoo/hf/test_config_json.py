@@ -10,7 +10,7 @@ import pytest
 from tests.support import published
 from tests.support.small import ENCODERS, HEADS, with_head
 from train.recipes import finetune
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.errors import BadInput
 from zoo.hf.config_json import MOST_LABELS, PublishedConfig
 
@@ -111,7 +111,7 @@ def test_absent_keys_of_marian_have_the_defaults_of_transformers() -> None:
 def test_an_unknown_key_is_reported(tmp_path: Path) -> None:
     content = published.GPT2 | {"attn_logit_cap": 30.0, "summary_type": "first"}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert pretrained.read_config(tmp_path)[1] == ["attn_logit_cap"]
+    assert published_weights.read_config(tmp_path)[1] == ["attn_logit_cap"]
 
 
 NOT_COMPUTED: dict[str, dict[str, Any]] = {
@@ -214,7 +214,7 @@ OF_FILES: list[tuple[dict[str, Any], str]] = [
 def test_a_file_is_refused_with_its_name(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=message):
-        pretrained.read_config(tmp_path)
+        published_weights.read_config(tmp_path)
 
 
 @pytest.mark.planted
@@ -257,7 +257,7 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
 def test_what_the_format_cannot_express_is_not_exported(size: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     cfg = dataclasses.replace(configs.find_size(size)[1].config, **change)
     with pytest.raises(BadInput, match=message):
-        pretrained.save(tmp_path, cfg, {})
+        published_weights.save(tmp_path, cfg, {})
 
 
 def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
@@ -265,4 +265,4 @@ def test_heads_that_were_not_published_are_not_exported(tmp_path: Path) -> None:
     assert ("roberta", "pretraining") in unpublished
     for family, task in unpublished:
         with pytest.raises(BadInput, match=f"model.task {task}: no {family} with this head was published"):
-            pretrained.save(tmp_path, with_head(family, task).config, {})
+            published_weights.save(tmp_path, with_head(family, task).config, {})

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from tests.support import published
 from tests.support.processes import ROOT, run_python
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.errors import BadInput
 from zoo.hf import safetensors_dir
 
@@ -95,7 +95,7 @@ def refused(
                 continue
             put(name, replacement)
             with pytest.raises(BadInput) as refusal:
-                pretrained.open_folder(folder)
+                published_weights.open_folder(folder)
             assert name in str(refusal.value), kind
             assert "\n" not in str(refusal.value)
             tried += 1
@@ -115,11 +115,11 @@ def test_every_mutant_of_a_folder(tmp_path: Path) -> None:
         kept = {other: file for other, file in files.items() if other != name}
         published.write_index(folder, kept | dict.fromkeys(replacement, "mutant.safetensors"))
 
-    pretrained.open_folder(folder)
+    published_weights.open_folder(folder)
     count, matrices = COUNTS["gpt", "causal"]
     assert refused(folder, stored, put) == len(KINDS) * count + matrices
     published.write_index(folder, files)
-    pretrained.open_folder(folder)
+    published_weights.open_folder(folder)
 
 
 def head_of(family: str, task: str, mutants: int, fast: bool) -> Any:
@@ -159,7 +159,7 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, A
         now.update({other: published.held(tensor) for other, tensor in replacement.items()})
 
     monkeypatch.setattr(safetensors_dir, "read_tensors", lambda folder: now)
-    pretrained.open_folder(folder)
+    published_weights.open_folder(folder)
     return refused(folder, stored, put, kinds)
 
 
@@ -181,9 +181,9 @@ def test_a_table_of_names_that_lacks_a_leaf_is_noticed(monkeypatch: pytest.Monke
     module = models.family("gpt")
     names = module.HF["causal"]
     monkeypatch.setattr(module, "HF", {"causal": dataclasses.replace(names, rows=names.rows[1:])})
-    pretrained.name_table.cache_clear()
+    published_weights.name_table.cache_clear()
     with pytest.raises(ValueError, match="embed/tokens/embedding"):
-        pretrained.name_table(configs.find_size("gpt-nano")[1].config, "")
+        published_weights.name_table(configs.find_size("gpt-nano")[1].config, "")
 
 
 def raw(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:

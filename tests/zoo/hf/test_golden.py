@@ -16,7 +16,7 @@ from tests.support import published, transformers_outputs
 from tests.support.small import as_batch, jit, said
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.batch import Batch
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
     family, _, numbers = published.MODELS[model]
     frozen = frozen_vectors(model)
     published.write_model(tmp_path / "model", model)
-    cfg, params = pretrained.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load(tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     given = transformers_outputs.given(numbers, make.LENGTHS)
     if family == "gpt":
@@ -80,7 +80,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model: str, tmp_path: P
 
     _, of_body = compiled(below, batch, cotangent)
     gradients |= jax.tree.map(lambda one, other: np.asarray(one) + np.asarray(other), {n: gradients[n] for n in below}, of_body)
-    pretrained.save(tmp_path, cfg, gradients)
+    published_weights.save(tmp_path, cfg, gradients)
     stored = load_file(tmp_path / safetensors_dir.SINGLE)
     total_norm = np.sqrt(sum(norm**2 for norm, _ in frozen["gradients"].values()))
     # The bias of Marian's logits is a buffer in transformers, without a gradient.

@@ -11,7 +11,7 @@ import pytest
 from tests.support import published
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.hf.config_json import PublishedConfig
 
 ALIKE = {
@@ -35,13 +35,13 @@ def tiny(family: str, task: str) -> tuple[Any, dict[str, np.ndarray], dict[str, 
     content = PublishedConfig(Path(), published.config(family, task))
     content.task = task
     cfg = configs.family(family).from_published(content)
-    stored = published.weights({name: shape for name, shape, *_ in pretrained.explain(cfg)})
+    stored = published.weights({name: shape for name, shape, *_ in published_weights.explain(cfg)})
     held = {name: published.held(each) for name, each in stored.items()}
-    leaves, _ = pretrained.plan_import(cfg, held, Path())
+    leaves, _ = published_weights.plan_import(cfg, held, Path())
     return cfg, stored, {leaf.path: whole(leaf, held) for leaf in leaves}
 
 
-def whole(leaf: pretrained.Leaf, held: dict[str, Any]) -> np.ndarray:
+def whole(leaf: published_weights.Leaf, held: dict[str, Any]) -> np.ndarray:
     return leaf.read(held, (slice(None),) * (leaf.stacked + len(leaf.shape)))
 
 
@@ -75,9 +75,9 @@ def test_the_head_is_recognized_by_its_tensors() -> None:
         if buffers and names.constants:
             file[f"{prefix}embeddings.position_ids"] = np.arange(16)[None]
         architecture = heads[declared].architecture if declared in heads else ""
-        assert pretrained.resolve_task(heads, file, architecture) == expected_task(family, task, idle, declared)
+        assert published_weights.resolve_task(heads, file, architecture) == expected_task(family, task, idle, declared)
         held = {names.today(name): published.held(each) for name, each in file.items()}
-        planned, unused = pretrained.plan_import(cfg, held, Path())
+        planned, unused = published_weights.plan_import(cfg, held, Path())
         assert unused == [prefix + name for name in names.idle if idle]
         assert all(np.array_equal(whole(leaf, held), leaves[leaf.path]) for leaf in planned)
 
@@ -94,8 +94,8 @@ def test_gpt2_as_it_was_released(tmp_path: Path) -> None:
         old[f"h.{layer}.attn.masked_bias"] = np.full((), -1e4, np.float32)
     tied = old | {"lm_head.weight": old["wte.weight"]}
     one = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
-    _, params = pretrained.load(published.write_files(tmp_path / "old", published.GPT2, tied), one)
-    _, same = pretrained.load(tmp_path / "today", one)
+    _, params = published_weights.load(published.write_files(tmp_path / "old", published.GPT2, tied), one)
+    _, same = published_weights.load(tmp_path / "today", one)
     jax.tree.map(np.testing.assert_array_equal, params, same)
     untied = old | {"lm_head.weight": old["wte.weight"] + np.float32(1e-3)}
     for changed, message in (
@@ -112,7 +112,7 @@ def test_bert_as_it_was_released(tmp_path: Path) -> None:
     decoder = "cls.predictions.decoder.weight"
     stored[decoder] = stored["bert.embeddings.word_embeddings.weight"]
     content = published.config("bert", "masked") | {"gradient_checkpointing": False, "position_embedding_type": "absolute"}
-    opened = pretrained.open_folder(published.write_files(tmp_path / "model", content, stored))
+    opened = published_weights.open_folder(published.write_files(tmp_path / "model", content, stored))
     assert opened.config.task == "pretraining"
     (note,) = opened.notes
     assert "says BertForMaskedLM, but the tensors are of BertForPreTraining" in note
@@ -134,7 +134,7 @@ def test_roberta_as_it_was_released(tmp_path: Path) -> None:
     stored |= {"lm_head.decoder.weight": stored["roberta.embeddings.word_embeddings.weight"]}
     stored |= {"lm_head.decoder.bias": stored["lm_head.bias"], "roberta.embeddings.position_ids": np.arange(18)[None]}
     content = published.config("roberta", "masked")
-    opened = pretrained.open_folder(published.write_files(tmp_path / "model", content, stored))
+    opened = published_weights.open_folder(published.write_files(tmp_path / "model", content, stored))
     cfg = opened.config
     assert (cfg.task, cfg.context, cfg.position_offset, cfg.types, cfg.eps) == ("masked", 16, 2, 1, 1e-5)
     (note,) = opened.notes
@@ -158,9 +158,9 @@ def test_every_copy_of_the_table_of_t5_must_be_equal(tmp_path: Path) -> None:
         _, _, numbers = published.MODELS[form]
         content, shared = published.config("t5", "text_to_text", numbers), stored["shared.weight"]
         with_copies = {**stored, **dict.fromkeys(copies, shared)}
-        assert pretrained.open_folder(published.write_files(tmp_path / form, content, with_copies)).notes == ()
+        assert published_weights.open_folder(published.write_files(tmp_path / form, content, with_copies)).notes == ()
         old = published.write_files(tmp_path / form, content, {**stored, unused: np.ones((8, 3), np.float32)})
-        (note,) = pretrained.open_folder(old).notes
+        (note,) = published_weights.open_folder(old).notes
         assert f"not used by T5ForConditionalGeneration, its head: {unused}" in note
         for name in copies:
             changed = published.write_files(tmp_path / form, content, {**stored, name: shared + 1})
@@ -188,13 +188,13 @@ def test_a_file_of_xlnet_without_the_bias_of_its_words_is_a_body(tmp_path: Path)
     """The bias is the head's only tensor; a difference from the architecture in config.json is reported."""
     content = published.config("xlnet", "permutation")
     stored = published.write(tmp_path / "model", content)
-    assert pretrained.open_folder(tmp_path / "model").config.task == "permutation"
+    assert published_weights.open_folder(tmp_path / "model").config.task == "permutation"
     table = stored["transformer.word_embedding.weight"]
     copied = published.write_files(tmp_path / "model", content, {**stored, "lm_loss.weight": table})
-    assert pretrained.open_folder(copied).notes == ()
+    assert published_weights.open_folder(copied).notes == ()
     other = published.write_files(tmp_path / "model", content, {**stored, "lm_loss.weight": table + 1})
     published.assert_refused(other, "lm_loss.weight differs from transformer.word_embedding.weight")
-    opened = pretrained.open_folder(published.write_files(tmp_path / "model", content, without(stored, "lm_loss.bias")))
+    opened = published_weights.open_folder(published.write_files(tmp_path / "model", content, without(stored, "lm_loss.bias")))
     (note,) = opened.notes
     assert opened.config.task == "body" and "says XLNetLMHeadModel, but the tensors are of XLNetModel" in note
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tests.support import published
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.configs._encoder import LABELLED
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
@@ -28,12 +28,12 @@ def test_the_same_bits_come_out(model: str, tmp_path: Path) -> None:
     """Read a folder onto four devices and write it again."""
     family, task, _ = published.MODELS[model]
     stored = published.write_model(tmp_path / "model", model)
-    cfg, params = pretrained.load(tmp_path / "model", FOUR)
-    pretrained.save(tmp_path, cfg, params)
+    cfg, params = published_weights.load(tmp_path / "model", FOUR)
+    published_weights.save(tmp_path, cfg, params)
     written = load_file(tmp_path / safetensors_dir.SINGLE)
     assert written.keys() == stored.keys()
     assert all(np.array_equal(written[name], stored[name]) for name in stored)
-    again = pretrained.open_folder(tmp_path)
+    again = published_weights.open_folder(tmp_path)
     assert (again.config, again.notes) == (cfg, ()), "an export has keys that the import does not know"
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["architectures"] == [models.family(family).HF[task].architecture]
@@ -75,8 +75,8 @@ def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
     table = np.float32(np.hstack([np.sin(angles), np.cos(angles)]))
     name = "model.decoder.embed_positions.weight"
     folder = published.write_files(tmp_path / "whole", content, stored | {name: table})
-    cfg, params = pretrained.load(folder, ONE)
-    pretrained.save(tmp_path, cfg, params)
+    cfg, params = published_weights.load(folder, ONE)
+    published_weights.save(tmp_path, cfg, params)
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 64
     broken = np.where(np.arange(64)[:, None] == 63, np.nan, table)
     for wrong, part in (
@@ -90,10 +90,10 @@ def test_stored_sinusoids_must_be_the_computed_ones(tmp_path: Path) -> None:
 
 def test_a_large_export_is_split_into_files(tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", "gpt-causal")
-    cfg, params = pretrained.load(tmp_path / "model", ONE)
+    cfg, params = published_weights.load(tmp_path / "model", ONE)
     for part in ("whole", "split"):
         (tmp_path / part).mkdir()
-        pretrained.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
+        published_weights.save(tmp_path / part, cfg, params, largest=5_000_000_000 if part == "whole" else 4_000)
         assert (tmp_path / part / safetensors_dir.INDEX).exists() == (part == "split")
     written = {name: tensor.view() for name, tensor in safetensors_dir.read_tensors(tmp_path / "split").items()}
     assert written.keys() == stored.keys()
@@ -104,8 +104,8 @@ def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
     published.write(
         tmp_path / "even", published.config("gpt", "causal", published.GPT2 | dict(vocab_size=130, n_embd=16, n_head=4))
     )
-    _, params = pretrained.load(tmp_path / "even", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=4)))
-    _, whole = pretrained.load(tmp_path / "even", ONE)
+    _, params = published_weights.load(tmp_path / "even", device_mesh.make_mesh(run_config.Mesh(fsdp=2, tensor=4)))
+    _, whole = published_weights.load(tmp_path / "even", ONE)
     assert params["layers"]["attention"]["qkv"]["kernel"].sharding.shard_shape((2, 16, 3, 4, 4)) == (2, 8, 3, 1, 4)
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert whole["embed"]["tokens"]["embedding"].shape == (256, 16)
@@ -116,7 +116,7 @@ def test_shards_are_where_the_table_says(tmp_path: Path) -> None:
 def test_half_precision_becomes_float32_exactly(dtype: str, tmp_path: Path) -> None:
     stored = published.write_model(tmp_path / "model", "gpt-causal")
     half = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in stored.items()}
-    _, params = pretrained.load(published.write_files(tmp_path / "half", published.GPT2, half), ONE)
+    _, params = published_weights.load(published.write_files(tmp_path / "half", published.GPT2, half), ONE)
     scale = np.asarray(params["norm"]["scale"])
     assert scale.dtype == np.float32
     assert np.array_equal(scale, half["transformer.ln_f.weight"].astype(np.float32))

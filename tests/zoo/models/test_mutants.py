@@ -18,7 +18,7 @@ from tests.support import transformers_outputs as theirs
 from tests.support.small import as_batch, jit, outputs
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import configs, models, pretrained
+from zoo import configs, models, published_weights
 from zoo.configs import Exported
 from zoo.errors import BadInput
 
@@ -58,7 +58,7 @@ class Case:
         self.asked = theirs.given(self.content | {"pad_token_id": self.content.get("pad_token_id") or 0}, LENGTHS)
         # Ids that a mutant calls padding are no token's: RoBERTa counts positions by them.
         self.asked["tokens"] = np.where(self.asked["real"], np.maximum(self.asked["tokens"], 8), self.asked["tokens"])
-        self.cfg = core(pretrained.open_folder(self.folder).config)
+        self.cfg = core(published_weights.open_folder(self.folder).config)
         self.architecture = models.family(self.family).HF[self.task].architecture
         self.their_config, self.compiled = self.parsed(), 0
         self.ours, self.expected = self.computed_here(), self.computed_there()
@@ -70,7 +70,7 @@ class Case:
         return getattr(transformers, self.architecture).config_class.from_pretrained(self.folder).to_dict()
 
     def computed_here(self) -> dict[str, np.ndarray]:
-        cfg, params = pretrained.load(self.folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+        cfg, params = published_weights.load(self.folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
         computed = program(core(cfg))(params, as_batch(self.asked))
         return {name: np.asarray(each)[..., : cfg.vocab] for name, each in computed.items()}
 
@@ -92,12 +92,12 @@ class Case:
     def outcome(self) -> str:
         """Return what becomes of the files as they are now; "" for one model too many."""
         try:
-            same = core(pretrained.read_config(self.folder)[0]) == self.cfg
+            same = core(published_weights.read_config(self.folder)[0]) == self.cfg
             self.compiled += not same
             if self.compiled > COMPILED and not same:
                 return ""
             if not (same and self.tensors_are_whole()):
-                pretrained.open_folder(self.folder)
+                published_weights.open_folder(self.folder)
         except BadInput as refusal:
             return "refused in several lines" if "\n" in str(refusal) else "refused"
         try:

@@ -18,7 +18,7 @@ from tests.support.small import ENCODERS, as_batch, outputs
 from train.config import run_config
 from train.engine import device_mesh
 from train.objectives.classification import Classification
-from zoo import models, pretrained
+from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.configs._encoder import LABELLED
 from zoo.configs.t5 import uncertain_distance
@@ -76,7 +76,7 @@ def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: P
     """A padded batch, of pairs where the family tells them apart: all that is said of real tokens is equal within 1e-4, every
     published tensor has an equal gradient (DESIGN, "Numbers"), and an export loads there as the same model."""
     task, folder = model
-    cfg, params = pretrained.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net = models.model(cfg)
     asked = theirs.given({**SIZES[net.family], "vocab_size": cfg.vocab, **KINDS.get(net.family, {})}, LENGTHS)
     batch = as_batch(asked)
@@ -98,7 +98,7 @@ def test_outputs_gradients_and_the_way_back(model: tuple[str, Path], tmp_path: P
 
     out = tmp_path / "out"
     out.mkdir()
-    pretrained.save(out, cfg, params)
+    published_weights.save(out, cfg, params)
     again = theirs.load(out, net.names.architecture)
     assert_same(again, reference)
     said = json.loads((out / "config.json").read_text())
@@ -124,9 +124,9 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize(("family", "task"), [("gpt", "causal"), ("bert", "pretraining")])
 def test_an_export_in_shards_loads_there(family: str, task: str, tmp_path: Path) -> None:
     published.write(tmp_path / family, published.config(family, task, SIZES[family]), spread=0.04)
-    cfg, params = pretrained.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4]))
+    cfg, params = published_weights.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(fsdp=4), jax.devices()[:4]))
     (tmp_path / "out").mkdir()
-    pretrained.save(tmp_path / "out", cfg, params, largest=150_000_000)
+    published_weights.save(tmp_path / "out", cfg, params, largest=150_000_000)
     assert (tmp_path / "out" / safetensors_dir.INDEX).exists()
     architecture = models.model(cfg).names.architecture
     assert_same(theirs.load(tmp_path / "out", architecture), theirs.load(tmp_path / family, architecture))
@@ -142,12 +142,12 @@ def test_what_transformers_saves_is_read(family: str, task: str, tmp_path: Path)
     kind = getattr(transformers, said["architectures"][0])
     net = kind(kind.config_class(**{key: value for key, value in said.items() if key not in ("model_type", "architectures")}))
     net.save_pretrained(tmp_path)
-    opened = pretrained.open_folder(tmp_path)
+    opened = published_weights.open_folder(tmp_path)
     assert models.model(opened.config).task == task
     assert opened.notes == ()
-    cfg, params = pretrained.load(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load(tmp_path, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     (tmp_path / "out").mkdir()
-    pretrained.save(tmp_path / "out", cfg, params)
+    published_weights.save(tmp_path / "out", cfg, params)
     assert_same(theirs.load(tmp_path / "out", said["architectures"][0]), net)
 
 
@@ -157,7 +157,7 @@ def test_logits_and_loss_of_several_labels(family: str, tmp_path: Path) -> None:
 
     content = published.config(family, "sequence") | {"problem_type": "multi_label_classification"}
     published.write(tmp_path / family, content)
-    cfg, params = pretrained.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load(tmp_path / family, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     net, labels = models.model(cfg), np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
     tokens = np.random.default_rng(0).integers(2, cfg.vocab, (3, 9))
     expected = theirs.load(tmp_path / family, net.names.architecture)(torch.tensor(tokens), labels=torch.tensor(labels).float())

@@ -13,7 +13,7 @@ from tests.support import transformers_outputs as theirs
 from tests.support.small import jit
 from train.config import run_config
 from train.engine import device_mesh
-from zoo import models, pretrained
+from zoo import models, published_weights
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> tuple[Model, Any, Any]:
     folder = tmp_path / "xlnet"
     said = published.config("xlnet", "permutation", {**NUMBERS, "mem_len": MEMORY, "reuse_len": REUSE})
     published.write(folder, said, spread=0.1)
-    cfg, params = pretrained.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
+    cfg, params = published_weights.load(folder, device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1]))
     assert (cfg.memory, cfg.reuse) == (MEMORY, REUSE)
     return models.model(cfg), params, theirs.load(folder, "XLNetLMHeadModel")
 

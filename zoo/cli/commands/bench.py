@@ -19,7 +19,7 @@ def bench(args: list[str]) -> int:
     """Run `zoo bench attention|step|growth [options]` or `zoo bench compare A B [options]`."""
     names = [*BENCHMARKS, "compare"]
     if args[:1] in (["-h"], ["--help"]):
-        descriptions = {name: importlib.import_module(options).Settings.__doc__ for name, (options, _) in BENCHMARKS.items()}
+        descriptions = {name: importlib.import_module(module).Options.__doc__ for name, (module, _) in BENCHMARKS.items()}
         for name, description in {**descriptions, "compare": compare.__doc__}.items():
             print(f"zoo bench {name:<10} {(description or '').strip().splitlines()[0]}")
         return 0
@@ -27,9 +27,9 @@ def bench(args: list[str]) -> int:
         raise BadInput(f"zoo bench {' '.join(args[:1])}: choose from {', '.join(names)}")
     if args[0] == "compare":
         return compare(args[1:])
-    options, command = BENCHMARKS[args[0]]
-    settings = parse(importlib.import_module(options).Settings, args=args[1:], prog=f"zoo bench {args[0]}")
-    return importlib.import_module(command).main(settings, ("bench", *args))
+    module, command = BENCHMARKS[args[0]]
+    options = parse(importlib.import_module(module).Options, args=args[1:], prog=f"zoo bench {args[0]}")
+    return importlib.import_module(command).main(options, ("bench", *args))
 
 
 def compare(args: list[str]) -> int:

@@ -5,7 +5,7 @@ import os
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.machine import refuse_empty_options, take_objective
+from zoo.cli.machine_options import refuse_empty_options, take_objective
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput
 

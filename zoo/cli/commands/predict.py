@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from zoo.cli.machine import prepare_model_command
+from zoo.cli.machine_options import prepare_model_command
 from zoo.cli.option_parser import parse
 
 
@@ -54,7 +54,7 @@ def predict(args: list[str]) -> int:
 
 def _check_model(name: str) -> None:
     """Refuse a model family without heads for labels, before JAX is imported."""
-    from train.weights.init_config import read_init_config, writes_text
+    from train.weights.pretrained_config import read_model_config, text_model_error
 
-    if not hasattr(read_init_config(name), "task"):
-        raise writes_text(name)
+    if not hasattr(read_model_config(name), "task"):
+        raise text_model_error(name)

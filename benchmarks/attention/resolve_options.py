@@ -1,9 +1,9 @@
-"""Settings of `zoo bench attention`: the defaults of options for a machine, and the rows that follow."""
+"""Options of `zoo bench attention`: the defaults of options for a machine, and the rows that follow."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
-from benchmarks.attention.options import Settings
+from benchmarks.attention.options import Options
 from benchmarks.attention.problems import FEATURES, Shape
 from benchmarks.core import bench_command
 from zoo import configs
@@ -14,7 +14,7 @@ UNIT = "xla"
 """The implementation that is the unit of ratios: it is always measured."""
 
 
-_CPU = Settings(
+_CPU = Options(
     impl=tuple(attention.IMPLEMENTATIONS),
     dtype=("float32",),
     direction=("forward", "both"),
@@ -59,39 +59,39 @@ class Row(NamedTuple):
         return f"{self.feature} {self.direction} {self.shape.batch} x {self.shape.queries} {self.dtype}"
 
 
-def resolved(settings: Settings, backend: str) -> Settings:
-    """Return the settings with all omitted fields filled in for a machine.
+def resolved(options: Options, backend: str) -> Options:
+    """Return the options with all omitted fields filled in for a machine.
 
     Raises:
         BadInput: an unknown name, a wrong shape, a number that is too small, or options that exclude each other.
     """
-    _check(settings)
-    default = DEFAULTS["quick" if settings.quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
-    filled = {name: getattr(settings, name) or getattr(default, name) for name in _NAMES}
+    _check(options)
+    default = DEFAULTS["quick" if options.quick else "sweep"]["cpu" if backend == "cpu" else "accelerator"]
+    filled = {name: getattr(options, name) or getattr(default, name) for name in _NAMES}
     impl = filled["impl"]
     filled["impl"] = impl if UNIT in impl else (UNIT, *impl)
-    if settings.shape:
+    if options.shape:
         filled |= {"model": (), "lengths": ()}
-    if settings.shape or settings.batch:
+    if options.shape or options.batch:
         filled["tokens"] = None
-    if settings.rounds:
+    if options.rounds:
         filled["budget"] = None
-    return dataclasses.replace(settings, **filled)
+    return dataclasses.replace(options, **filled)
 
 
-def rows(settings: Settings) -> list[Row]:
-    """Return all rows that complete settings request, without duplicates."""
-    shapes = [Shape.parse(text) for text in settings.shape]
-    for name in settings.model:
+def rows(options: Options) -> list[Row]:
+    """Return all rows that complete options request, without duplicates."""
+    shapes = [Shape.parse(text) for text in options.shape]
+    for name in options.model:
         cfg = configs.find_size(name)[1].config
-        for length in settings.lengths:
-            batch = settings.batch or max(1, (settings.tokens or 0) // length)
+        for length in options.lengths:
+            batch = options.batch or max(1, (options.tokens or 0) // length)
             shapes.append(Shape(batch, length, length, cfg.heads, cfg.heads, cfg.head))
     combinations = [
         Row(dtype, direction, feature, FEATURES[feature].shaped(shape))
-        for dtype in settings.dtype
-        for feature in settings.feature
-        for direction in settings.direction
+        for dtype in options.dtype
+        for feature in options.feature
+        for direction in options.direction
         for shape in shapes
     ]
     return list(dict.fromkeys(combinations))
@@ -100,20 +100,20 @@ def rows(settings: Settings) -> list[Row]:
 _NAMES = ("impl", "dtype", "direction", "model", "lengths", "feature", "tokens", "budget", "seconds")
 
 
-def _check(settings: Settings) -> None:
+def _check(options: Options) -> None:
     for name, choices in (("impl", attention.implementation_names()), ("feature", FEATURES)):
-        for value in getattr(settings, name):
+        for value in getattr(options, name):
             require(value in choices, name, value, f"choose from {', '.join(choices)}")
-    for name in settings.impl:
+    for name in options.impl:
         # A plug-in that cannot be used is refused before anything is measured.
         attention.implementation(name)
-    for name in settings.model:
+    for name in options.model:
         configs.find_size(name)
-    for text in settings.shape:
+    for text in options.shape:
         Shape.parse(text)
-    for length in settings.lengths:
+    for length in options.lengths:
         require(length >= 1, "lengths", length, "choose 1 or more tokens")
-    bench_command.check_numbers(settings, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
+    bench_command.check_numbers(options, "tokens", "batch", "rounds", "budget", "seconds", "cell_seconds", "repeats")
     for one, other in (("shape", "model"), ("shape", "lengths"), ("shape", "batch"), ("shape", "tokens"), ("batch", "tokens")):
-        if getattr(settings, one) and getattr(settings, other):
+        if getattr(options, one) and getattr(options, other):
             raise BadInput(f"--{one} with --{other}: both determine the same; leave one of them out")

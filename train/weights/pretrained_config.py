@@ -11,7 +11,7 @@ from zoo.hf import hub
 from zoo.hf.config_json import PublishedConfig
 
 
-def read_init_config(init: str) -> Any:
+def read_model_config(init: str) -> Any:
     """Return the configuration of the model in `init` (run, folder of published weights or hub id); its weights are not read.
 
     For a published folder it has no head, since only the weights determine that.
@@ -27,7 +27,7 @@ def read_init_config(init: str) -> Any:
     return configs.from_published(family, published)
 
 
-def writes_text(name: str) -> BadInput:
+def text_model_error(name: str) -> BadInput:
     """Return the error for a model that generates text where one that predicts labels is needed."""
     return BadInput(f"{name}: this model writes text; use `zoo generate {name} --prompt ...`")
 
@@ -36,9 +36,9 @@ def with_head(head: Any, init: str) -> Any:
     """Return the configuration of `init` with the task, the labels and the compute settings of another one.
 
     Raises:
-        BadInput: see `read_init_config`; or a family without heads.
+        BadInput: see `read_model_config`; or a family without heads.
     """
-    body = read_init_config(init)
+    body = read_model_config(init)
     if not hasattr(body, "task"):
         families = ", ".join(name for name in configs.families() if hasattr(configs.family(name).Config, "task"))
         raise BadInput(f"--init {init}: a {configs.family_of(body)} has no such heads; use one of {families}")

@@ -12,7 +12,7 @@ from tests.support.processes import ROOT
 from train.config.run_config import Mesh
 from train.engine import device_mesh
 from zoo.nn.layers import gelu, tied_logits
-from zoo.ops import cpu
+from zoo.ops import xla_cpu
 from zoo.sharding import single_cpu
 
 UNIT = 2.0**-24
@@ -38,7 +38,7 @@ def place(request: pytest.FixtureRequest):
 def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Generator) -> None:
     x = rng.normal(size=(6, columns)).astype(np.float32) * 20
     x[0, 1:] = -1e30
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: cpu.log_sum_exp(x).sum()))(place(x))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: xla_cpu.log_sum_exp(x).sum()))(place(x))
     wide = x.astype(np.float64)
     shifted = np.exp(wide - wide.max(-1, keepdims=True))
     true = np.log(shifted.sum(-1)) + wide.max(-1)
@@ -53,14 +53,14 @@ def test_log_sum_exp_and_its_gradient(place, columns: int, rng: np.random.Genera
 
 def test_log_sum_exp_of_what_is_not_finite() -> None:
     rows = np.array([[0, np.inf, 1, 2], [np.nan, 0, 1, 2], [-np.inf, 0, 0, 0], [-np.inf] * 4], np.float32)
-    np.testing.assert_allclose(cpu.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
+    np.testing.assert_allclose(xla_cpu.log_sum_exp(jnp.asarray(rows)), [np.inf, np.nan, np.log(3), -np.inf])
 
 
 def test_rows(rng: np.random.Generator) -> None:
     for columns in (1, 16, 17, 48, 1024):
         x = rng.normal(size=(3, 2, columns)).astype(np.float32)
-        np.testing.assert_array_equal(cpu.row_max(jnp.asarray(x)), x.max(-1))
-        error = np.abs(cpu.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
+        np.testing.assert_array_equal(xla_cpu.row_max(jnp.asarray(x)), x.max(-1))
+        error = np.abs(xla_cpu.row_sum(jnp.asarray(x)) - x.sum(-1, dtype=np.float64))
         # Halves are added to halves, and 17 numbers at most one by one.
         assert (error <= (16 + np.log2(columns)) * UNIT * np.abs(x).sum(-1)).all(), columns
 
@@ -73,12 +73,12 @@ def assert_square_sum(x: np.ndarray, found: jax.Array) -> None:
 @pytest.mark.parametrize("shape", [(5,), (3, 8), (64, 40), (6, 34, 4), (2, 512, 1024)])
 def test_square_sum(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     x = rng.normal(size=shape).astype(np.float32)
-    assert_square_sum(x, jax.jit(cpu.square_sum)(x))
+    assert_square_sum(x, jax.jit(xla_cpu.square_sum)(x))
 
 
 def test_square_sum_on_a_mesh(place, rng: np.random.Generator) -> None:
     x = rng.normal(size=(66, 44)).astype(np.float32)
-    assert_square_sum(x, jax.jit(cpu.square_sum)(place(x)))
+    assert_square_sum(x, jax.jit(xla_cpu.square_sum)(place(x)))
 
 
 @pytest.mark.parametrize("within", [(12,), (3, 4)])
@@ -88,7 +88,7 @@ def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.
     x = rng.normal(size=within).astype(np.float32)
 
     def summed(x):
-        everywhere = cpu.broadcast_rows(x, weights.shape)
+        everywhere = xla_cpu.broadcast_rows(x, weights.shape)
         return (everywhere * weights).sum(), everywhere
 
     gradient, everywhere = jax.jit(jax.grad(summed, has_aux=True))(x)
@@ -102,7 +102,7 @@ def test_spread_and_its_gradient(place, within: tuple[int, ...], rng: np.random.
 def test_gradients_of_what_is_spread_are_summed_in_float32() -> None:
     """In bfloat16 a sum of ones ends at 256."""
     x = jnp.zeros(4, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda x: cpu.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
+    gradient = jax.jit(jax.grad(lambda x: xla_cpu.broadcast_rows(x, (8, 512, 4)).sum().astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
 
@@ -145,4 +145,4 @@ def test_no_other_file_asks_for_the_cpu_or_has_a_barrier() -> None:
     sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "zoo").rglob("*.py")}
     words = ("single_cpu", "optimization_barrier", "with_layout_constraint")
     files = {file for file, source in sources.items() if any(word in source for word in words)}
-    assert files == {"zoo/ops/cpu.py", "zoo/sharding.py"}
+    assert files == {"zoo/ops/xla_cpu.py", "zoo/sharding.py"}

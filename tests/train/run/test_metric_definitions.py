@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from eval.scoring import language_model, masked, seq2seq
+from eval.scoring import language_model, masked_lm, seq2seq
 from tests.support import tiny
 from tests.support.small import small
-from train.checkpoints.best_checkpoint import METRICS, metrics
+from train.checkpoints.best_checkpoint import OBJECTIVE_METRICS, metrics
 from train.objectives import objectives
-from train.run.metric_names import QUANTITIES, notices
+from train.run.metric_definitions import METRICS, notices
 
 LEARNED = {"accuracy": 0.9, "majority_share": 0.6, "predicted_share": 0.62, "examples": 100}
 DOUBTS: list[tuple[dict[str, Any], str]] = [
@@ -38,10 +38,10 @@ WORDS = dict(masked_nats=1.0, hits=1.0, unigram_nats=1.0, predictions=1.0, next_
 TEXT = dict(nats=1.0, tokens=1, bytes=1)
 SCORES: list[tuple[str, str, str, Any]] = [
     ("causal", "gpt", "", language_model.Score(**TEXT)),
-    ("masked", "bert", "masked", masked.Score(**WORDS, pairs=0.0)),
-    ("masked", "bert", "pretraining", masked.Score(**WORDS, pairs=1.0)),
-    ("permutation", "xlnet", "masked", masked.Score(**WORDS, pairs=0.0)),
-    ("distilled", "distilbert", "masked", masked.Score(**WORDS, pairs=0.0)),
+    ("masked", "bert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
+    ("masked", "bert", "pretraining", masked_lm.Score(**WORDS, pairs=1.0)),
+    ("permutation", "xlnet", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
+    ("distilled", "distilbert", "masked", masked_lm.Score(**WORDS, pairs=0.0)),
     ("denoising", "t5", "", seq2seq.Score(**TEXT)),
     ("text_to_text", "t5", "", seq2seq.Score(**TEXT)),
 ]
@@ -51,6 +51,6 @@ def test_the_metrics_that_may_select_a_checkpoint_are_those_that_are_measured() 
     """Those of labelled examples are compared where these are scored."""
     for objective, family, task, measured in SCORES:
         run = tiny.run(objective=objective, model=small(family, **({"task": task} if task else {})).config)
-        judged = [name for name in measured.record() if name in QUANTITIES and QUANTITIES[name].better]
+        judged = [name for name in measured.record() if name in METRICS and METRICS[name].better]
         assert set(metrics(run)) == set(judged)
-    assert set(objectives()) == METRICS.keys() | {"classification", "tagging"}
+    assert set(objectives()) == OBJECTIVE_METRICS.keys() | {"classification", "tagging"}

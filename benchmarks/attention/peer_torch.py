@@ -6,6 +6,7 @@ learned bias, whose gradient no fused kernel of torch computes, it is plain tens
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -94,7 +95,7 @@ def _attend(call: Call, keys: int, scale: float, place: str) -> Attend:
     from torch.nn.attention import SDPBackend, sdpa_kernel  # pyright: ignore[reportMissingImports]
 
     mask = jax.tree.map(jnp.asarray, call.mask)
-    plain = not any(mask.arrays()) and mask.window is None
+    plain = not any(mask.arrays()) and dataclasses.replace(mask, causal=False) == type(mask)()
     allowed = None if plain else torch.tensor(np.asarray(mask.dense(call.queries, keys))).to(place)
     bias = call.bias
 
@@ -160,7 +161,7 @@ def _relative(bias: Any, keys: int, scale: float, place: str) -> Callable[[Any],
 
 
 def _flex(call: Call, keys: int, scale: float, place: str) -> Attend:
-    """Return FlexAttention, compiled, with the mask as blocks. It has not been run, because there was no GPU."""
+    """Return FlexAttention with the mask as a BlockMask, compiled on a GPU. Untested on a GPU: none was available."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.attention import flex_attention as flex  # pyright: ignore[reportMissingImports]
 

@@ -1,8 +1,8 @@
 """Other implementations of the same step, each in a process of its own; only one of them works at a time.
 
 A peer gets the same weights, as a published folder, and the same batch. Its losses before and after an update must agree with
-ours before it is timed. `python -m benchmarks.step.peers KIND FOLDER PRECISION` is such a process: it reads a line for each step
-from its standard input and answers each with a JSON object.
+ours before it is timed. `python -m benchmarks.step.peer_libraries KIND FOLDER PRECISION` is such a process: it reads a line for
+each step from its standard input and answers each with a JSON object.
 
 In one process, the thread pools of torch and XLA would compete, and a failure of a peer would end everything; separate processes
 also show how much memory each needs.
@@ -89,12 +89,12 @@ def export(folder: Path, case: Any, params: Any, optim: Any) -> None:
     Raises:
         BadInput: `transformers` has no such model.
     """
-    from zoo import pretrained
+    from zoo import published_weights
 
     architecture = case.model.names.architecture
     if not architecture:
         raise BadInput(f"{case.size}: transformers has no model of this kind")
-    pretrained.save(folder, case.config, params)
+    published_weights.save(folder, case.config, params)
     batch = case.arrays()
     arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "source"}
     if batch.source is not None:
@@ -115,7 +115,7 @@ class Peer:
             sys.executable,
             "-P",
             "-m",
-            "benchmarks.step.peers",
+            "benchmarks.step.peer_libraries",
             json.dumps(dataclasses.asdict(PEERS[name])),
             str(folder),
             precision,

@@ -10,7 +10,7 @@ from jax.profiler import ProfileData
 
 from benchmarks.attention import cost_model
 from benchmarks.attention.problems import FEATURES, Problem, Shape
-from benchmarks.attention.settings import Settings, resolved, rows
+from benchmarks.attention.resolve_options import Options, resolved, rows
 from benchmarks.core import device_time
 from zoo.attention import attention
 
@@ -100,13 +100,13 @@ def test_every_feature_of_attention_that_models_ask_for_is_swept() -> None:
 
 
 def test_what_is_left_out_is_filled_in() -> None:
-    cpu, gpu = (resolved(Settings(), backend) for backend in ("cpu", "gpu"))
+    cpu, gpu = (resolved(Options(), backend) for backend in ("cpu", "gpu"))
     assert (cpu.dtype, cpu.lengths, cpu.tokens) == (("float32",), (128, 512, 2048), 2048)
     assert (gpu.dtype, gpu.impl, gpu.feature) == (("bfloat16",), tuple(attention.IMPLEMENTATIONS), tuple(FEATURES))
     assert len(rows(cpu)) == 6 * 2 * 3
     assert {row.shape.batch * row.shape.queries for row in rows(cpu)} == {2048}
-    chosen = resolved(Settings(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
+    chosen = resolved(Options(impl=("blocked",), model=("t5-small",), lengths=(64,), batch=2, quick=True), "cpu")
     assert (cpu.seconds, chosen.seconds) == (None, 60)
     assert chosen.impl == ("xla", "blocked") and {row.shape for row in rows(chosen)} == {Shape(2, 64, 64, 8, 8, 64)}
-    same = Settings(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
+    same = Options(model=("gpt2", "bert-base-cased"), feature=("full",), lengths=(64,), direction=("both",), quick=True)
     assert len(rows(resolved(same, "cpu"))) == 1
