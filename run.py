@@ -25,7 +25,7 @@ def main():
         sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
     args = sys.argv[1:]
     done = json.loads(STAMP.read_text()) if STAMP.exists() else {}
-    chosen = done.get("told", "")
+    chosen = done.get("extra", "")
     if "--extra" in args:
         index = args.index("--extra")
         chosen = "".join(args[index + 1 : index + 2])
@@ -43,7 +43,7 @@ def main():
         except subprocess.CalledProcessError as error:
             sys.exit(f"setting up .venv failed ({error}); fix the error shown above, and run the same command again")
         ready = STAMP.with_suffix(".new")
-        ready.write_text(json.dumps({"key": key, "told": chosen, "groups": sorted(set(groups))}))
+        ready.write_text(json.dumps({"key": key, "extra": chosen, "groups": sorted(set(groups))}))
         ready.replace(STAMP)
     if args[:1] == ["test"]:
         os.chdir(ROOT)

@@ -21,7 +21,7 @@ from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.run_plugins import used_plugins
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
 from train.inputs import dataset, notices
 from train.inputs.dataset import Inputs
@@ -151,7 +151,7 @@ def _run(
         else:
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
             params, init = objective.initial_params(model, pretrained), functools.partial(objective.trained_params, model)
-            state = device_mesh.init_state(run, model, built.tx, mesh, params, init)
+            state = state_init.init_state(run, model, built.tx, mesh, params, init)
         first = int(jax.device_get(state.step))
         state, frozen = engine.shard(state), engine.replicate(objective.frozen_inputs())
 

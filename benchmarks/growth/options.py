@@ -1,4 +1,4 @@
-"""Options of `zoo bench growth`; they are its options too. Importing this module does not import JAX."""
+"""Options of `zoo bench growth`. Importing this module does not import JAX."""
 
 import dataclasses
 from typing import Annotated

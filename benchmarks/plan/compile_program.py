@@ -17,7 +17,7 @@ from benchmarks.plan import targets
 from benchmarks.plan.targets import Target
 from train import objectives
 from train.config import run_config
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.step import assemble
 from train.inputs import synthetic_batch
 from zoo import configs, models
@@ -166,7 +166,7 @@ def _decoding(run: run_config.Run, mesh: Mesh) -> Any:
     everywhere, by_row = NamedSharding(mesh, PartitionSpec()), device_mesh.batch_sharding(mesh)
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        device_mesh.abstract_state(run, model, optim.optimizer(run.optim), mesh).params,
+        state_init.abstract_state(run, model, optim.optimizer(run.optim), mesh).params,
     )
 
     def ids(length: int) -> jax.ShapeDtypeStruct:

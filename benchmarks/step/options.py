@@ -1,4 +1,4 @@
-"""Options of `zoo bench step`; they are its options too. Importing this module does not import JAX."""
+"""Options of `zoo bench step`. Importing this module does not import JAX."""
 
 import dataclasses
 from typing import Annotated, Literal

@@ -16,7 +16,7 @@ from benchmarks.step.bytes_read import argument_bytes_read
 from benchmarks.step.cases import Case
 from train import objectives
 from train.config import run_config
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.state import State
 from train.engine.step import make_step
 from zoo import sharding
@@ -165,7 +165,7 @@ def initial(case: Case) -> Any:
 def _train(step: Step) -> StepParts:
     run, model, mesh = step.run_config, step.model, step.mesh
     objective, tx = objectives.objective(run.objective)(), optim.optimizer(run.optim)
-    shapes = device_mesh.abstract_state(run, model, tx, mesh)
+    shapes = state_init.abstract_state(run, model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     inner = make_step(run, model, objective, tx, step.dtype)
 

@@ -18,7 +18,7 @@ from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import compare
 from train.config import run_config
 from train.config.objectives import scored_as
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.inputs import dataset
 from train.run import metric_definitions
 from train.run.progress_bar import ProgressBar
@@ -63,7 +63,7 @@ def main(path: str, *, step: int | None, batch: int, stride: int, mesh: run_conf
     )
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     net, data = model(cfg.model), dataset.read(cfg, folder, jax_setup.cache_dir() / "text")
-    state = device_mesh.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
+    state = state_init.abstract_state(cfg, net, optim.optimizer(cfg.optim), devices)
     abstract = {"params": state.params, "step": state.step}
     source = checkpoints(folder.path, cfg, step)
     quiet = jax.process_index() != 0

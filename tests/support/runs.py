@@ -23,7 +23,7 @@ from tests.support.processes import Ended, clean_environment
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import by_path
 from train.config import run_config
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.run import metrics_file
 from train.run.run_dir import read_config
 from zoo.models import model
@@ -156,7 +156,7 @@ class Training:
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
         """Every array of the newest checkpoint, or of one: parameters, optimizer state, carry, key and step."""
         run = read_config(self.folder)
-        abstract = device_mesh.abstract_state(
+        abstract = state_init.abstract_state(
             run, model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run_config.Mesh())
         )
         restored = self._reader().restore(abstract, step=step)

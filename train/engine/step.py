@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import run_config
 from train.engine import optim
-from train.engine.device_mesh import abstract_state, batch_sharding, shard_batch
+from train.engine.device_mesh import batch_sharding, shard_batch
 from train.engine.state import State
+from train.engine.state_init import abstract_state
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops.counter_rng import example_seeds
@@ -121,7 +122,7 @@ class Assembly:
 
     tx: optax.GradientTransformation
     state: State
-    """Shapes, dtypes and shardings; see `train.engine.device_mesh.abstract_state`."""
+    """Shapes, dtypes and shardings; see `train.engine.state_init.abstract_state`."""
     engine: "Engine"
 
 

@@ -280,7 +280,7 @@ import jax, numpy as np
 from benchmarks.plan import compile_program, targets
 from train import objectives, recipes
 from train.config import run_config
-from train.engine import device_mesh
+from train.engine import device_mesh, state_init
 from train.engine.step import assemble
 from zoo.models import model
 
@@ -290,7 +290,7 @@ planned = compile_program.compile_run(run, "train", target)
 run, mesh = compile_program.resolve_run(run, target), device_mesh.make_mesh(run.mesh)
 net, goal = model(run.model), objectives.objective(run.objective).bind(run, mesh)
 made = assemble(run, net, goal, mesh)
-state = made.engine.shard(device_mesh.init_state(run, net, made.tx, mesh))
+state = made.engine.shard(state_init.init_state(run, net, made.tx, mesh))
 host = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), planned.arguments["batch"])
 
 def resident(field):

@@ -21,7 +21,7 @@ from tests.support import benchmark_steps as steps
 from tests.support.benchmark_steps import SMALL
 from tests.support.commands import call
 from tests.support.processes import ROOT
-from train.engine import device_mesh, optim
+from train.engine import optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 
@@ -108,9 +108,9 @@ def test_it_is_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ours.start(params)
     run, net = ours.run_config, ours.model
     tx = optim.optimizer(run.optim)
-    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, ours.mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, ours.mesh))
     engine = ENGINES["jit"](make_step(run, net, Causal(), tx, ours.dtype), ours.mesh, places, case.batch)
-    state = dataclasses.replace(device_mesh.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
+    state = dataclasses.replace(state_init.init_state(run, net, tx, ours.mesh, params), key=jax.numpy.zeros(2, "uint32"))
     batch = engine.shard_batch(case.arrays())
     for _ in range(2):
         state, metrics = engine.step(state, batch, {})

@@ -23,7 +23,7 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.config.data_options import CausalData
 from train.config.objective_options import Selection
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 from train.run.metrics_file import read_rows
@@ -56,11 +56,11 @@ def test_the_step_is_compiled_once(engine: run_config.Engine, tmp_path: Path, ca
     """Over the first steps, and again after the state went through a checkpoint."""
     run = tiny.run(engine=engine, steps=4, model=PLAIN)
     mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
-    abstract = device_mesh.abstract_state(run, net, tx, mesh)
+    abstract = state_init.abstract_state(run, net, tx, mesh)
     chex.clear_trace_counter()  # it goes by the function's name
     step = chex.assert_max_traces(make_step(run, net, Causal(), tx, jnp.float32), n=1)
     made = ENGINES[engine](step, mesh, jax.tree.map(lambda leaf: leaf.sharding, abstract), run.data.batch)
-    state = made.shard(device_mesh.init_state(run, net, tx, mesh))
+    state = made.shard(state_init.init_state(run, net, tx, mesh))
     programs = []
     with Checkpoints(tmp_path, 1, notify=pytest.fail) as checkpoints:
         for number in range(4):

@@ -18,7 +18,7 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.runs import quick_compilation
 from train.config import run_config
 from train.config.data_options import CausalData
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 from zoo.attention.attention import attention
@@ -57,9 +57,9 @@ def train(steps=STEPS, *, mesh=ONE, compute=None, **changes):
     device_mesh.check(run, devices)
     # The trace of decay 0 is the gradient itself, passed on.
     net, tx = model(run.model), optax.chain(optax.trace(0.0), optim.optimizer(run.optim))
-    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, devices))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, devices))
     engine = ENGINES[run.engine](make_step(run, net, Causal(), tx, jnp.float32), devices, places, run.data.batch)
-    state, losses, gradient = engine.shard(device_mesh.init_state(run, net, tx, devices)), [], None
+    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, devices)), [], None
     with jax.transfer_guard("disallow"):
         for step in range(steps):
             mine = jax.tree.map(lambda leaf: leaf[device_mesh.local_rows(devices, run.data.batch)], tiny.batch(step))
@@ -97,7 +97,7 @@ def test_the_comparison_catches_a_wrong_gradient():
 def test_state_lies_where_the_table_says():
     run = tiny.run(mesh=run_config.Mesh(data=2, fsdp=2, tensor=2))
     mesh, net, tx = device_mesh.make_mesh(run.mesh), model(run.model), optim.optimizer(run.optim)
-    state = device_mesh.init_state(run, net, tx, mesh)
+    state = state_init.init_state(run, net, tx, mesh)
     up = state.params["layers"]["mlp"]["up"]["kernel"]
     assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert up.addressable_data(0).shape == (2, 16, 32)

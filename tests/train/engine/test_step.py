@@ -19,7 +19,7 @@ from tests.support.gradients import assert_equal_gradients
 from tests.support.runs import quick_compilation
 from train import recipes
 from train.config import run_config
-from train.engine import device_mesh, optim
+from train.engine import device_mesh, optim, state_init
 from train.engine.losses import token_losses
 from train.engine.state import State
 from train.engine.step import ENGINES, Engine, make_step
@@ -302,14 +302,14 @@ def launched(name: str) -> tuple[Engine, Callable[[], State], Callable[[float], 
     mesh = run_config.Mesh(data=1, fsdp=2) if name == "jit" else run_config.Mesh(data=2)
     run = tiny.run(mesh=mesh, engine=name, model=QUIET)
     net, tx, mesh = model(run.model), optim.optimizer(run.optim), device_mesh.make_mesh(run.mesh, jax.devices()[:2])
-    places = jax.tree.map(lambda leaf: leaf.sharding, device_mesh.abstract_state(run, net, tx, mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, mesh))
     engine = ENGINES[name](make_step(run, net, Scaled(), tx, jnp.float32), mesh, places, run.data.batch)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def frozen(scale: float) -> Any:
         return engine.replicate(jax.device_put({"scale": np.float32(scale)}, everywhere))
 
-    return engine, lambda: engine.shard(device_mesh.init_state(run, net, tx, mesh)), frozen
+    return engine, lambda: engine.shard(state_init.init_state(run, net, tx, mesh)), frozen
 
 
 @pytest.mark.full

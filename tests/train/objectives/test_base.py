@@ -12,7 +12,7 @@ from tests.support import tiny
 from tests.support.encoder_text import stream, uncased
 from tests.support.processes import ROOT
 from train.config import run_config
-from train.engine import device_mesh
+from train.engine import device_mesh, state_init
 from train.engine.step import assemble
 from train.objectives import objective, objectives
 from train.objectives.base import Objective
@@ -71,6 +71,6 @@ def test_the_state_has_the_parameters_that_the_objective_trains() -> None:
     net = model(run.model)
     for kind, zero in ((Smallest(), False), (Zeros(), True)):
         built = assemble(run, net, kind, MESH)
-        state = device_mesh.init_state(run, net, built.tx, MESH, None, lambda key, kind=kind: kind.trained_params(net, key))
+        state = state_init.init_state(run, net, built.tx, MESH, None, lambda key, kind=kind: kind.trained_params(net, key))
         assert jax.tree.structure(state) == jax.tree.structure(built.state)
         assert zero == (not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.params)))

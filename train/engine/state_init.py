@@ -1,0 +1,93 @@
+"""The state before the first step: its shapes and shardings, and its arrays, made in place and never on one device first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train.config import run_config
+from train.engine.device_mesh import batch_sharding
+from train.engine.state import State
+from zoo.models import Model
+from zoo.sharding import path_of, shardings
+
+
+def abstract_state(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    init: Callable[[jax.Array], Any] | None = None,
+) -> State:
+    """Return the shapes, dtypes and shardings of the state; nothing is allocated.
+
+    `init`: function from a random key to the parameters that are trained; None: those of the model.
+    """
+    shapes = jax.eval_shape(_init(run, model, tx, init))
+    params = shardings(mesh, shapes.params, model.module.SHARDING)
+    by_path = {
+        path_of(keys): (leaf.shape, sharding)
+        for (keys, leaf), sharding in zip(_leaves(shapes.params), jax.tree.leaves(params), strict=True)
+    }
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def optimizer_sharding(keys: Any, leaf: Any) -> NamedSharding:
+        # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated.
+        path = path_of(keys)
+        match = max((p for p in by_path if path.endswith("/" + p)), key=len, default=None)
+        return by_path[match][1] if match is not None and by_path[match][0] == leaf.shape else replicated
+
+    state_shardings = State(
+        step=replicated,
+        params=params,
+        opt_state=jax.tree_util.tree_map_with_path(optimizer_sharding, shapes.opt_state),
+        carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
+        key=replicated,
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, state_shardings
+    )
+
+
+def init_state(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    params: Any = None,
+    init: Callable[[jax.Array], Any] | None = None,
+) -> State:
+    """Make the state before the first step, each leaf on the devices it lives on; the same numbers on every mesh.
+
+    `params`: parameters to begin from, on the mesh, whose buffers are donated; None: newly initialized ones. `init` as in
+    `abstract_state`.
+    """
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, model, tx, mesh, init))
+    with jax.set_mesh(mesh):
+        return jax.jit(_init(run, model, tx, init), out_shardings=state_shardings, donate_argnums=0)(params)
+
+
+def _init(
+    run: run_config.Run,
+    model: Model,
+    tx: optax.GradientTransformation,
+    init_params: Callable[[jax.Array], Any] | None,
+) -> Callable[..., State]:
+    def init(params: Any = None) -> State:
+        params = (init_params or model.init)(jax.random.key(run.seed)) if params is None else params
+        return State(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=tx.init(params),
+            carry=model.init_carry(run.data.batch),
+            key=jnp.array([run.seed, 0x5EED], jnp.uint32),
+        )
+
+    return init
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
