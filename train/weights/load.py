@@ -133,7 +133,7 @@ def _check_padding(folder: Path, loaded: Loaded) -> None:
     if default is None or own is None:
         return
     content = PublishedConfig.load(folder)
-    if (padding := content.whole("pad_token_id", default, least=0)) != own.pad:
+    if (padding := content.integer("pad_token_id", default, least=0)) != own.pad:
         raise content.wrong("pad_token_id", padding, f"its tokenizer pads with {own.pad}; use the files of one model")
 
 

@@ -83,7 +83,7 @@ class LoadedModel:
             target: what the decoder of an encoder-decoder reads; for other models None.
 
         Raises:
-            BadInput: the model predicts no tokens, or `target` is missing or not wanted.
+            BadInput: the model predicts no tokens, or `target` is missing or not applicable.
         """
         import jax
         import jax.numpy as jnp
@@ -129,7 +129,7 @@ class LoadedModel:
             self._generator = Generator(
                 loaded.model, loaded.params, loaded.mesh, loaded.tokenizer, dtype=jnp.float32, batch=self._batch
             )
-        # The source of an encoder-decoder is a whole text, which ends with its mark.
+        # The source of an encoder-decoder is a complete text, which ends with its end-of-sequence token.
         end = [self.tokenizer.end_of_text] if self.model.is_encoder_decoder else []
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [np.array([*tokens, *end], np.int32) for tokens in self.tokenizer.encode_many(texts)]

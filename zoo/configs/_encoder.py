@@ -113,20 +113,20 @@ def read_config(
         published.only(key, value)
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    rows = published.whole("max_position_embeddings", 512)
+    rows = published.integer("max_position_embeddings", 512)
     if rows <= position_offset:
         raise published.wrong("max_position_embeddings", rows, f"the first token takes row {position_offset}")
     dropout = published.number("hidden_dropout_prob", 0.1)
-    entries = published.whole("vocab_size", vocab)
+    entries = published.integer("vocab_size", vocab)
     published.check_padding(entries)
     return kind(
         vocab=entries,
         context=rows - position_offset,
-        layers=published.whole("num_hidden_layers", 12),
-        width=published.whole("hidden_size", 768),
-        heads=published.whole("num_attention_heads", 12),
-        ffn=published.whole("intermediate_size", 3072),
-        types=published.whole("type_vocab_size", types),
+        layers=published.integer("num_hidden_layers", 12),
+        width=published.integer("hidden_size", 768),
+        heads=published.integer("num_attention_heads", 12),
+        ffn=published.integer("intermediate_size", 3072),
+        types=published.integer("type_vocab_size", types),
         position_offset=position_offset,
         activation=published.choice("hidden_act", ACTIVATIONS, "gelu"),
         eps=published.number("layer_norm_eps", eps, decimal=True),

@@ -40,15 +40,15 @@ def from_published(published: PublishedConfig) -> Config:
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     dropout = published.number("dropout", 0.1)
     before_classifier, before_span = published.number("seq_classif_dropout", 0.2), published.number("qa_dropout", 0.1)
-    vocab = published.whole("vocab_size", 30_522)
+    vocab = published.integer("vocab_size", 30_522)
     published.check_padding(vocab)
     return Config(
         vocab=vocab,
-        context=published.whole("max_position_embeddings", 512),
-        layers=published.whole("n_layers", 6),
-        width=published.whole("dim", 768),
-        heads=published.whole("n_heads", 12),
-        ffn=published.whole("hidden_dim", 3072),
+        context=published.integer("max_position_embeddings", 512),
+        layers=published.integer("n_layers", 6),
+        width=published.integer("dim", 768),
+        heads=published.integer("n_heads", 12),
+        ffn=published.integer("hidden_dim", 3072),
         activation=published.choice("activation", ACTIVATIONS, "gelu"),
         eps=EPS,
         dropout=dropout,

@@ -78,7 +78,7 @@ def from_published(published: PublishedConfig) -> Config:
         BadInput: a key has a value that this family does not compute.
     """
     published.use_aliases(ALIASES)
-    width, heads = published.whole("n_embd", 768), published.whole("n_head", 12)
+    width, heads = published.integer("n_embd", 768), published.integer("n_head", 12)
     if width % heads:
         raise published.wrong("n_head", heads, f"it must divide n_embd, {width}")
     for key, value in COMPUTED.items():
@@ -86,13 +86,13 @@ def from_published(published: PublishedConfig) -> Config:
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
     return Config(
-        vocab=published.whole("vocab_size", 50_257),
-        context=published.whole("n_positions", 1024),
-        layers=published.whole("n_layer", 12),
+        vocab=published.integer("vocab_size", 50_257),
+        context=published.integer("n_positions", 1024),
+        layers=published.integer("n_layer", 12),
         width=width,
         heads=heads,
         head=width // heads,
-        ffn=published.whole("n_inner", 4 * width, nullable=True),
+        ffn=published.integer("n_inner", 4 * width, nullable=True),
         activation=published.choice("activation_function", ACTIVATIONS, "gelu_new"),
         eps=published.number("layer_norm_epsilon", 1e-5, decimal=True),
         dropout=published.number("resid_pdrop", 0.1),

@@ -39,7 +39,7 @@ def from_published(published: PublishedConfig) -> Config:
     Raises:
         BadInput: a key has a value that this family does not compute.
     """
-    offset = published.whole("pad_token_id", PADDING, least=0) + 1
+    offset = published.integer("pad_token_id", PADDING, least=0) + 1
     return read_config(published, Config, position_offset=offset, types=2, eps=1e-12, vocab=50_265)
 
 

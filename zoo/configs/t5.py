@@ -93,7 +93,7 @@ def from_published(published: PublishedConfig) -> Config:
         BadInput: a key has a value that this family does not compute.
     """
     # `transformers` sets the default of the decoder's layers before it looks at the other name of `num_layers`.
-    layers = published.whole("num_layers", 6)
+    layers = published.integer("num_layers", 6)
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
@@ -107,15 +107,15 @@ def from_published(published: PublishedConfig) -> Config:
     # `transformers` 5 ties whenever it can, and stores the value of the file under the second name.
     tied = published.flag("tie_word_embeddings", True, nullable=True)
     config = Config(
-        vocab=published.whole("vocab_size", 32_128),
-        layers=published.whole("num_layers", 6),
-        decoder_layers=published.whole("num_decoder_layers", layers, nullable=True),
-        width=published.whole("d_model", 512),
-        heads=published.whole("num_heads", 8),
-        head=published.whole("d_kv", 64),
-        ffn=published.whole("d_ff", 2048),
-        buckets=published.whole("relative_attention_num_buckets", 32),
-        max_distance=published.whole("relative_attention_max_distance", 128),
+        vocab=published.integer("vocab_size", 32_128),
+        layers=published.integer("num_layers", 6),
+        decoder_layers=published.integer("num_decoder_layers", layers, nullable=True),
+        width=published.integer("d_model", 512),
+        heads=published.integer("num_heads", 8),
+        head=published.integer("d_kv", 64),
+        ffn=published.integer("d_ff", 2048),
+        buckets=published.integer("relative_attention_num_buckets", 32),
+        max_distance=published.integer("relative_attention_max_distance", 128),
         activation=activation,
         gated=gated,
         tied=published.flag("scale_decoder_outputs", tied),

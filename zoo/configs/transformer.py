@@ -79,31 +79,31 @@ def from_published(published: PublishedConfig) -> Config:
         raise published.wrong("scale_embedding", False, "this family computes true")
     published.never("quantization_config")
     published.without_effect(*BOOKKEEPING, *WITHOUT_EFFECT)
-    vocab, layers = published.whole("vocab_size", 58_101), published.whole("encoder_layers", 12)
-    heads, ffn = published.whole("encoder_attention_heads", 16), published.whole("encoder_ffn_dim", 4096)
+    vocab, layers = published.integer("vocab_size", 58_101), published.integer("encoder_layers", 12)
+    heads, ffn = published.integer("encoder_attention_heads", 16), published.integer("encoder_ffn_dim", 4096)
     for key, default, expected in (
         ("decoder_layers", 12, layers),
         ("decoder_attention_heads", 16, heads),
         ("decoder_ffn_dim", 4096, ffn),
     ):
-        if (value := published.whole(key, default)) != expected:
+        if (value := published.integer(key, default)) != expected:
             fix = f"this family computes {expected}, as in the encoder; an absent key means {default}"
             raise published.wrong(key, value, fix)
     # Zero and null both mean the vocabulary of the encoder.
-    if (entries := published.whole("decoder_vocab_size", 0, least=0, nullable=True)) not in (0, vocab):
+    if (entries := published.integer("decoder_vocab_size", 0, least=0, nullable=True)) not in (0, vocab):
         raise published.wrong("decoder_vocab_size", entries, f"this family computes {vocab}, as in the encoder")
-    padding = published.whole("pad_token_id", PADDING, least=0)
+    padding = published.integer("pad_token_id", PADDING, least=0)
     if padding >= vocab:
         raise published.wrong(
             "pad_token_id", padding, f"choose an id below the vocabulary size {vocab}; an absent key means {PADDING}"
         )
-    if (start := published.whole("decoder_start_token_id", PADDING, least=0)) != padding:
+    if (start := published.integer("decoder_start_token_id", PADDING, least=0)) != padding:
         fix = f"this family computes {padding}, the padding, as the decoder's first input; an absent key means {PADDING}"
         raise published.wrong("decoder_start_token_id", start, fix)
     return Config(
         vocab=vocab,
         layers=layers,
-        width=published.whole("d_model", 1024),
+        width=published.integer("d_model", 1024),
         heads=heads,
         ffn=ffn,
         activation=published.choice("activation_function", ACTIVATIONS, "gelu"),
@@ -115,7 +115,7 @@ def from_published(published: PublishedConfig) -> Config:
         exported=Exported(
             initializer=published.initializer("init_std"),
             activation=published.spelling("activation_function", ACTIVATIONS),
-            positions=published.whole("max_position_embeddings", POSITIONS),
+            positions=published.integer("max_position_embeddings", POSITIONS),
         ),
     )
 

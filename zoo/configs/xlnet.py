@@ -65,7 +65,7 @@ def from_published(published: PublishedConfig) -> Config:
         BadInput: a key has a value that this family does not compute.
     """
     # `transformers` computes the default size of a head before it looks at the other names of keys.
-    head = published.whole("d_model", 1024) // published.whole("n_head", 16)
+    head = published.integer("d_model", 1024) // published.integer("n_head", 16)
     published.use_aliases(ALIASES)
     for key, value in COMPUTED.items():
         published.only(key, value)
@@ -75,22 +75,22 @@ def from_published(published: PublishedConfig) -> Config:
     if (first := published.number("summary_first_dropout", 0.0)) != 0:
         raise published.wrong("summary_first_dropout", first, "this family computes 0")
     config = Config(
-        vocab=published.whole("vocab_size", 32_000),
-        layers=published.whole("n_layer", 24),
-        width=published.whole("d_model", 1024),
-        heads=published.whole("n_head", 16),
-        ffn=published.whole("d_inner", 4096),
+        vocab=published.integer("vocab_size", 32_000),
+        layers=published.integer("n_layer", 24),
+        width=published.integer("d_model", 1024),
+        heads=published.integer("n_head", 16),
+        ffn=published.integer("d_inner", 4096),
         activation=published.choice("ff_activation", ACTIVATIONS, "gelu"),
         eps=published.number("layer_norm_eps", 1e-12, decimal=True),
         dropout=dropout,
         attention_dropout=dropout,
         head_dropout=published.number("summary_last_dropout", 0.1),
-        memory=published.whole("mem_len", 0, least=0, nullable=True),
-        reuse=published.whole("reuse_len", 0, least=0, nullable=True),
+        memory=published.integer("mem_len", 0, least=0, nullable=True),
+        reuse=published.integer("reuse_len", 0, least=0, nullable=True),
         exported=exported(published, "ff_activation"),
         **head_fields(published),
     )
-    if (size := published.whole("d_head", head, nullable=True)) != config.head:
+    if (size := published.integer("d_head", head, nullable=True)) != config.head:
         raise published.wrong("d_head", size, f"this family computes {config.head}, d_model / n_head")
     return config
 

@@ -61,12 +61,12 @@ class PublishedConfig:
             if alias not in self._content:
                 continue
             if key in self._content:
-                self.whole(key)
+                self.integer(key)
             if self._content[alias] is None:
                 raise self.wrong(alias, None, f"`transformers` reads it as {key}; give a number or leave it out")
             self._aliases[key] = alias
 
-    def whole(self, key: str, default: int | None = None, *, least: int = 1, nullable: bool = False) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, nullable: bool = False) -> int:
         """Return an integer of at least `least`; the default if it is absent, or if it is null and `nullable`."""
         value = self._take(key, default, nullable)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -111,7 +111,7 @@ class PublishedConfig:
 
     def check_padding(self, vocab: int) -> None:
         """Refuse a `pad_token_id` outside the vocabulary."""
-        padding = self.whole("pad_token_id", 0, least=-vocab, nullable=True)
+        padding = self.integer("pad_token_id", 0, least=-vocab, nullable=True)
         if padding >= vocab:
             raise self.wrong("pad_token_id", padding, f"choose an id below the vocabulary size {vocab}")
 
@@ -135,7 +135,7 @@ class PublishedConfig:
     def labels(self) -> tuple[str, ...]:
         """Return the names of a classifier's labels: `id2label`, or else LABEL_0, LABEL_1, ... for `num_labels` (default 2)."""
         named = self._take("id2label", None, nullable=True)
-        count = self.whole("num_labels", len(named) if isinstance(named, dict) and named else 2)
+        count = self.integer("num_labels", len(named) if isinstance(named, dict) and named else 2)
         if named is None:
             if count > MOST_LABELS:
                 raise self.wrong("num_labels", count, f"at most {MOST_LABELS:,} are read")
