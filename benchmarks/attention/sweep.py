@@ -20,7 +20,7 @@ def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `options.resolved` and `bench_command.run_benchmark`.
+        BadInput: see `resolve_options.resolved` and `bench_command.run_benchmark`.
     """
     setup = bench_command.start(requested.repeats, peers=requested.peers)
     options = resolved(requested, setup.machine["backend"])

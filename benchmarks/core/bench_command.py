@@ -64,7 +64,7 @@ class Benchmark:
 class Measurement:
     """The measurement that a call of a benchmark requests."""
 
-    settings: Any
+    options: Any
     groups: Callable[[Mapping[str, Any]], Iterable[Group]]
     """Environment of a process -> the groups that it measures."""
     dtypes: Sequence[str] = ("float32",)
@@ -78,7 +78,7 @@ class Measurement:
     def run(self, benchmark: Benchmark, folder: Path, process: int, resume: bool) -> None:
         """Measure the missing cells in this process."""
         began, environment = time.monotonic(), result_files.environment(self.dtypes)
-        path, options = folder / result_files.CELLS, recorded(self.settings)
+        path, options = folder / result_files.CELLS, recorded(self.options)
         writer = result_files.Writer(path, benchmark.what, environment, options, resume, self.unit)
         groups, deadline = self.groups(environment), began + self.seconds
         if left_out := measure_groups(groups, writer, process, benchmark.one_line, environment, deadline=deadline):
@@ -145,7 +145,7 @@ def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, 
         BadInput: the folder has results and is not to be resumed, or those of another benchmark; see `result_files.Writer`.
         SystemExit: after SIGTERM, with 143, and SIGHUP, with 129.
     """
-    what, output = benchmark.what, measurement.settings.output
+    what, output = benchmark.what, measurement.options.output
     folder = Path(output.out) if output.out else result_files.default_folder(what, setup.machine, newest=output.resume)
     if setup.process is not None:
         measurement.run(benchmark, folder, setup.process, True)
@@ -176,17 +176,17 @@ def run_benchmark(benchmark: Benchmark, setup: Start, measurement: Measurement, 
     return code or int(results is not None and any(cell["state"] in ("wrong", "failed") for cell in results.cells))
 
 
-def check_numbers(settings: Any, *names: str) -> None:
-    """Refuse invalid numbers in settings.
+def check_numbers(options: Any, *names: str) -> None:
+    """Refuse invalid numbers in options.
 
     Raises:
-        BadInput: one of the named settings is not above 0, or both rounds and a budget for them are given.
+        BadInput: one of the named options is not above 0, or both rounds and a budget for them are given.
     """
     for name in names:
-        value = getattr(settings, name)
+        value = getattr(options, name)
         require(value is None or value > 0, name, value, "must be above 0; choose a larger number, or leave it out")
-    if settings.rounds and settings.budget:
-        raise BadInput(f"--rounds with --budget {settings.budget}: both determine when rounds end; leave one of them out")
+    if options.rounds and options.budget:
+        raise BadInput(f"--rounds with --budget {options.budget}: both determine when rounds end; leave one of them out")
 
 
 def _machine_of_new_process() -> dict[str, Any]:

@@ -20,6 +20,6 @@ UNRECORDED = ("output", "quick", "devices", "seconds")
 """Options that change no cell, or only by way of the others; a larger `seconds` completes rows that were left out."""
 
 
-def recorded(settings: Any) -> dict[str, Any]:
+def recorded(options: Any) -> dict[str, Any]:
     """Return the options that a result file records, which must be the same when it is resumed."""
-    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in UNRECORDED}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in UNRECORDED}

@@ -24,7 +24,7 @@ def main(requested: Options, argv: Sequence[str]) -> int:
     """Run the command: see `bench_command.run_benchmark`.
 
     Raises:
-        BadInput: see `options.resolved` and `bench_command.run_benchmark`; a mesh or a batch that does not fit the devices.
+        BadInput: see `resolve_options.resolved` and `bench_command.run_benchmark`; a mesh or batch that does not fit the devices.
     """
     devices = requested.devices
     require(devices >= 0, "devices", devices, "choose the number of CPU devices to simulate, or 0 for the real ones")
