@@ -114,7 +114,7 @@ NUMBERS = """
 --optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
 --optim.clip -1.0|--optim.clip nan|--optim.layer-decay 0.0|--optim.layer-decay 1.1|--optim.freeze-layers -1
 --optim.freeze-layers 99|--optim.schedule step|--optim.name sgd|--data.valid-fraction 0.0|--data.valid-fraction 1.0
---data.rows segment_pairs|--data.weights 0|--data.weights nan
+--data.rows segment_pairs|--data.take 0.0|--data.take 1.5|--data.weights 0|--data.weights nan
 --data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
 --model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast
 --selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1

@@ -52,12 +52,16 @@ class TextData(Data):
     Its weight is its relative share of the training rows. None = all paths are one source."""
     field: str = "text"
     """Field of a .jsonl line, or column, that holds the text."""
+    take: float = 1.0
+    """Share of the training text to train on, from the beginning of each source; by bytes, and 1 = all of it.
+    The held-out text and a trained tokenizer are those of the complete text, so that runs on several shares are comparable."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         weights, paths = " ".join(f"{weight:g}" for weight in self.weights), len(self.paths)
         require(all(0 < weight < math.inf for weight in self.weights), "data.weights", weights, "choose finite weights above 0")
         require(len(self.weights) in (0, paths), "data.weights", weights, f"give one weight for each of the {paths} --data.paths")
+        require(0 < self.take <= 1, "data.take", self.take, "choose a share above 0 and up to 1 (all of the training text)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import IO
 from train.config.data_options import TextData
 from train.data.sources import Source, sources
 from train.data.text_files import Digest, Document
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 EMBEDDED = Path(__file__).parent / "embedded" / "moby_dick.txt.xz"
 EMBEDDED_SHA256 = "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240"
@@ -74,6 +74,37 @@ def split(data: TextData) -> tuple[Documents, Documents]:
         halves = functools.partial(_training_half, read, *cut), functools.partial(_held_out_half, read, *cut)
         digests = _digests(index, cut[0]) if many else _measure_halves(read, *cut)
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
+
+
+def take(documents: Documents, share: float) -> Documents:
+    """Return about the first `share` of the bytes of documents, for `--data.take`; with 1 the documents themselves.
+
+    The text ends with a document if one ends near enough, else after a paragraph, a line or a word, as in `split`. Near enough is
+    a sixteenth of the share.
+
+    Raises:
+        BadInput: the text is too short for such a share.
+    """
+    if share == 1:
+        return documents
+    target, end, last, distance = int(share * documents.text_bytes), 0, (0, 0), documents.text_bytes
+    reach, number = min(target // 16, REACH), 0
+    with tempfile.TemporaryFile() as index:
+        _index(documents, index)
+        for i, (size, _) in enumerate(_entries(index)):
+            if end <= target < end + size:
+                last = i, target - end
+            end += size
+            if abs(end - target) < distance:
+                number, distance = i + 1, abs(end - target)
+    character = 0
+    if distance > reach:
+        number, byte = last
+        chunks = (chunk.text for nth, chunk in _numbered(documents) if nth == number)
+        character, has_text, _ = _find_cut(chunks, byte, reach)
+        fix = f"too little of {documents.text_bytes:,} bytes of text; choose a larger share, or add text to --data.paths"
+        require(number > 0 or has_text, "data.take", share, fix)
+    return _measured(functools.partial(_training_half, documents.read, number, character))
 
 
 def documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:

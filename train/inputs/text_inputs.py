@@ -68,7 +68,8 @@ class Text:
         shares = self.rows.shares(run.steps * run.data.batch)
         names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
         seen = f"{short(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
-        facts = {"data": f"{names}: {short(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
+        taken = "" if run.data.take == 1 else f", the first {run.data.take:.3g} of the text"
+        facts = {"data": f"{names}{taken}: {short(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
         if len(shares) == 1:
             return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
         return {**facts, "data mixture": "; ".join(map(_share_line, shares)), "tokens seen": seen}
@@ -101,13 +102,13 @@ def read(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: bool = Fals
         quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: as `corpus.split`, `Tokenizer.load` and `lm_rows.training_rows`, or the tokenizer has ids beyond the vocabulary
-            or is not the teacher's.
+        BadInput: as `corpus.split`, `corpus.take`, `Tokenizer.load` and `lm_rows.training_rows`, or the tokenizer has ids beyond
+            the vocabulary or is not the teacher's.
     """
     parts = _parts(run.data)
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
-        text, options = corpus.sample([part.documents for part in parts]), run.tokenizer
+        text, options = corpus.sample([part.training for part in parts]), run.tokenizer
         tokenizer = Tokenizer.train(text, options.vocab, options.kind, options.lowercase)
     check_vocabulary(run, tokenizer)
     token_bytes = np.zeros(run.model.vocab, np.int64)
@@ -123,7 +124,10 @@ class _Part(NamedTuple):
 
     name: str
     weight: float
+    training: Documents
+    """The complete training text, which a tokenizer is trained on."""
     documents: Documents
+    """The share of it that the run is trained on, `--data.take`."""
     held_out: Documents
 
 
@@ -140,9 +144,14 @@ class _Concatenated:
 def _parts(data: TextData) -> list[_Part]:
     """Return the training and held-out documents of each component. Without weights all paths are one component."""
     if not data.weights:
-        return [_Part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, *corpus.split(data))]
+        return [_part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, data)]
     single = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
-    return [_Part(part.paths[0], weight, *corpus.split(part)) for part, weight in zip(single, data.weights, strict=True)]
+    return [_part(part.paths[0], weight, part) for part, weight in zip(single, data.weights, strict=True)]
+
+
+def _part(name: str, weight: float, data: TextData) -> _Part:
+    training, held_out = corpus.split(data)
+    return _Part(name, weight, training, corpus.take(training, data.take), held_out)
 
 
 def _held_out(parts: list[_Part], data: TextData) -> Iterable[Document]:

@@ -188,6 +188,24 @@ def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, dat
     assert [piece.last for piece in after] == [False] * (len(after) - 1) + [True]
 
 
+@pytest.mark.parametrize(("sizes", "share"), [([54] * 400, 0.25), ([54] * 400, 0.0137), ([9_000], 0.25), ([5_400, 6_600], 0.7)])
+def test_a_share_is_a_prefix_by_bytes(sizes, share):
+    """It ends with a document if one ends within a sixteenth of it, else with a paragraph."""
+    chunks = [chunk for size in sizes for chunk in (("wäl\n\n" * size, False), ("end\n", True))]
+    whole = [corpus.Document("a", *chunk) for chunk in chunks]
+    measured = corpus.measure(whole)
+    documents = corpus.Documents(lambda: iter(whole), measured.count, measured.text_bytes, measured.hexdigest())
+    assert corpus.take(documents, 1.0) is documents
+    part = corpus.take(documents, share)
+    text, full = "".join(texts(part)), "".join(texts(documents))
+    assert full.startswith(text) and texts(part) == texts(part) and list(part)[-1].last
+    assert abs(part.text_bytes - share * documents.text_bytes) <= share * documents.text_bytes / 16
+    assert part.digest == corpus.measure(part).hexdigest() != documents.digest
+    assert text.endswith("end\n" if len(sizes) > 10 and share == 0.25 else "\n\n")
+    with pytest.raises(BadInput, match=r"--data\.take 1e-09: too little of"):
+        corpus.take(documents, 1e-9)
+
+
 def test_a_sample_is_everything_or_evenly_spread(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"{i:04}" * (1 + i % 5)}) for i in range(1000)))

@@ -16,6 +16,7 @@ from train.inputs import dataset
 from train.rows.lm_rows import Tokens, windows
 from train.rows.mixture import Component, Mixture
 from train.run.run_dir import RunDir
+from zoo.errors import BadInput
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
@@ -126,6 +127,22 @@ def test_each_path_is_split_and_tokenized_on_its_own(tmp_path, files):
     assert sorted(entry.name for entry in (tmp_path / "cache").iterdir()) == cached
     assert again.fingerprints().keys() == text.fingerprints().keys()
     assert text.facts(run).keys() == {"data", "data mixture", "tokens seen"}
+
+
+def test_a_share_has_the_tokenizer_and_the_held_out_text_of_all(tmp_path, files):
+    """Each source loses its end; only the fingerprints of the training data differ."""
+    _, text = read(tmp_path, files, (0.7, 0.3))
+    run, part = read(tmp_path, files, (0.7, 0.3), take=0.5)
+    assert {key for key, value in part.fingerprints().items() if value != text.fingerprints()[key]} == {
+        "data",
+        *(f"data of {file}" for file in files),
+    }
+    for full, taken in zip(text.rows.components, part.rows.components, strict=True):
+        before, after = decoded(text, full.rows.tokens), decoded(part, taken.rows.tokens)
+        assert before.startswith(after) and 0.46 < len(after) / len(before) < 0.54
+    assert ", the first 0.5 of the text: " in part.facts(run)["data"]
+    with pytest.raises(BadInput, match=r"--data\.take 0\.0: choose a share"):
+        read(tmp_path, files, take=0.0)
 
 
 def test_without_weights_all_paths_are_one_component(tmp_path, files):
