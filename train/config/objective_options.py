@@ -103,6 +103,9 @@ class Permutation:
     It must divide both parts of a row, the reused part and the rest; 0 = each part is one window."""
     bidirectional: bool = False
     """Read half of the rows from right to left (the authors' `bi_data`)."""
+    ordered: bool = False
+    """Use the rows in the order of the text also without a memory, as a model with a memory always does. Otherwise they are
+    shuffled, and a comparison of the two models is also one of the orders."""
 
     def __post_init__(self) -> None:
         require(self.predictions >= 0, "permutation.predictions", self.predictions, "choose 0 (a sixth of a row) or more")

@@ -34,12 +34,15 @@ class Permuted(Objective):
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> ContiguousRows:
-        """Return the rows of the training text, in order for a model with a memory; see `contiguous_rows.plan_streams`."""
+        """Return the rows of the training text, in order for a model with a memory or with `permutation.ordered`.
+
+        See `contiguous_rows.plan_streams`.
+        """
         return _streams(tokens, run, tokenizer)
 
     @classmethod
     def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> ContiguousRows:
-        """Return the rows of the held-out text, planned like the training rows: in order for a model with a memory."""
+        """Return the rows of the held-out text, planned like the training rows and used in the same order."""
         return _streams(tokens, run, tokenizer, where="--data.valid-paths: the held-out text")
 
     @classmethod
@@ -157,7 +160,7 @@ def _num_targets(run: Run) -> tuple[int, int]:
 
 
 def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> ContiguousRows:
-    data, memory, reuse = run.data, run.model.memory, run.model.reuse
+    data, memory, reuse, options = run.data, run.model.memory, run.model.reuse, run.options.permutation
     _special_tokens(tokenizer)
     task = run.model.task
     fix = f"it predicts no tokens; choose permutation, or {PRETRAINING} to add next-sentence prediction"
@@ -165,9 +168,11 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Co
     rest = NUM_SPECIAL_TOKENS + 2
     fix = f"a row of {data.length} needs {rest} tokens for two texts and special tokens; choose at most {data.length - rest}"
     require(0 <= reuse <= data.length - rest, "model.reuse", reuse, fix)
-    fix = "rows of a model with a memory continue each other, but rows of several sources alternate; choose --model.memory 0"
-    require(not (memory and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
-    even = not run.options.permutation.bidirectional or data.batch % 2 == 0
+    cause, choice = ("of a model with a memory", "--model.memory 0") if memory else ("in order", "--permutation.no-ordered")
+    fix = f"rows {cause} continue each other, but rows of several sources alternate; choose {choice}"
+    ordered = memory > 0 or options.ordered
+    require(not (ordered and data.weights), "data.weights", " ".join(map(str, data.weights)), fix)
+    even = not options.bidirectional or data.batch % 2 == 0
     require(even, "data.batch", data.batch, "half of the rows are read from right to left; choose an even number")
     return contiguous_rows.plan_streams(
         tokens,
@@ -175,8 +180,8 @@ def _streams(tokens: Tokens, run: Run, tokenizer: Tokenizer, **where: str) -> Co
         length=data.length,
         reuse=reuse,
         batch=data.batch,
-        bidirectional=run.options.permutation.bidirectional,
-        ordered=memory > 0,
+        bidirectional=options.bidirectional,
+        ordered=ordered,
         predictions=sum(_num_targets(run)),
         **where,
     )

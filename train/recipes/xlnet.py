@@ -39,7 +39,7 @@ def xlnet() -> Run:
     Command: zoo train xlnet --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
     Time: not measured (no such hardware available).
-    Expect: not measured. The paper has no loss. Table 6: --permutation.kind denoising, --permutation.no-spans, --model.memory 0.
+    Expect: not measured. Table 6: --permutation.kind denoising, --permutation.no-spans, --permutation.ordered --model.memory 0.
     """
     model = dataclasses.replace(configs.find_size("xlnet-base-cased")[1].config, task="permutation")
     return Run(

@@ -104,6 +104,19 @@ def test_rows_read_backward_say_so():
     assert said[:8] == [False, False, True, True] * 2
 
 
+def test_rows_in_order_without_a_memory_are_those_with_one():
+    """Otherwise they are shuffled; the arrays of each row are the same in all three."""
+    runs = run(), run(memory=0, options={"ordered": True}), run(memory=0)
+    remembered, in_order, shuffled = (Permuted.plan_rows(text(), each, tokenizer()) for each in runs)
+    assert (remembered.ordered, in_order.ordered, shuffled.ordered) == (True, True, False)
+    assert remembered.fingerprint == in_order.fingerprint != shuffled.fingerprint
+    for (_, one), (_, other) in zip(rows(runs[0]), rows(runs[1]), strict=True):
+        assert all((one[name] == other[name]).all() for name in one)
+    sources = {"paths": ("a", "b"), "weights": (1.0, 2.0)}
+    with pytest.raises(BadInput, match=r"rows in order continue each other, .*; choose --permutation\.no-ordered"):
+        rows(run(memory=0, options={"ordered": True}, **sources))
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
