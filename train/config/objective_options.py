@@ -158,6 +158,8 @@ class Distillation:
     """Weight of the cosine loss between the last hidden states of both models."""
     masked_only: bool = False
     """Compute the soft and cosine losses only at masked tokens, instead of at all tokens."""
+    fresh: bool = False
+    """Start the student from random parameters, instead of from its teacher's embeddings, head and evenly spaced layers."""
 
     def __post_init__(self) -> None:
         finite = 0 < self.temperature < math.inf

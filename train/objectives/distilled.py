@@ -146,9 +146,10 @@ class Distilled(Masked):
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return `params`, or if None the teacher's embeddings, head, and evenly spaced layers, including the first and the last.
 
-        From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did.
+        From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did. With `fresh` the result is `params` in
+        either case: None stands for random parameters.
         """
-        if params is not None:
+        if params is not None or self.options.fresh:
             return params
         layers = student_layers(self.teacher.config.layers, model.config.layers)
 
@@ -197,11 +198,13 @@ def _cosine(a: Float[Array, "B T D"], b: Float[Array, "B T D"]) -> Float[Array, 
 
 
 def _check(run: run_config.Run, teacher: Any) -> None:
-    student = run.model
+    student, fresh = run.model, run.options.distillation.fresh
+    fix = f"the student starts from --init {run.init}; leave out one of the two"
+    require(not (fresh and run.init), "distillation.fresh", fresh, fix)
     for field in ("vocab", "width"):
         value, expected = getattr(student, field), getattr(teacher, field)
         require(value == expected, f"model.{field}", value, f"its teacher has {expected:,}; choose the same")
     fix = f"its teacher has {teacher.context} positions; choose at most as many"
     require(run.data.length <= teacher.context, "data.length", run.data.length, fix)
-    fix = f"its teacher has {teacher.layers}; choose at most as many"
-    require(student.layers <= teacher.layers, "model.layers", student.layers, fix)
+    fix = f"it starts from the layers of its teacher, which has {teacher.layers}; choose at most as many, or --distillation.fresh"
+    require(fresh or student.layers <= teacher.layers, "model.layers", student.layers, fix)

@@ -4,17 +4,22 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import tiny
 from tests.support.small import jit, random_params, small
 from train.config import run_config
+from train.config.data_options import EncoderData
 from train.config.objective_options import Distillation
-from train.engine import device_mesh
+from train.engine import device_mesh, optim
+from train.objectives import distilled
 from train.objectives.distilled import Distilled, student_layers
 from zoo.batch import Batch
+from zoo.errors import BadInput
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
 LENGTHS = np.array([7, 4])
@@ -129,6 +134,24 @@ def test_a_student_begins_as_its_teacher() -> None:
     kernel = goal.teacher_params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(begun["layers"]["mlp"]["up"]["kernel"], kernel[np.array([0, 3])])
     assert goal.initial_params(student, params) is params
+
+
+def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None:
+    student, params, goal = pair(fresh=True)
+    assert goal.initial_params(student, None) is None
+    assert goal.initial_params(student, params) is params
+    run = tiny.run("distilled", model=student.config, distillation=goal.options, data=EncoderData(length=8, batch=8))
+    tx, shapes = optim.optimizer(run.optim), functools.partial(goal.trained_params, student)
+    begun = device_mesh.init_state(run, student, tx, MESH, goal.initial_params(student, None), shapes).params
+    # Two programs may round the last bits of a random number differently.
+    chex.assert_trees_all_close(begun, jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)
+    # It may be deeper than its teacher, but cannot also start from other weights.
+    deeper = dataclasses.replace(run, model=dataclasses.replace(run.model, layers=5))
+    distilled._check(deeper, goal.teacher.config)
+    with pytest.raises(BadInput, match=r"--model\.layers 5: it starts from the layers of its teacher, which has 4"):
+        distilled._check(tiny.with_options(deeper, distillation=Distillation(teacher="x")), goal.teacher.config)
+    with pytest.raises(BadInput, match=r"--distillation\.fresh True: the student starts from --init x"):
+        distilled._check(dataclasses.replace(run, init="x"), goal.teacher.config)
 
 
 def test_flops_are_those_of_both_models() -> None:
