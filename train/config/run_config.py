@@ -59,8 +59,8 @@ class Optim:
     """Peak learning rate."""
     schedule: Schedule = "cosine"
     """Learning-rate decay after the warm-up."""
-    warmup: int = 100
-    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak)."""
+    warmup: int | float = 100
+    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
     final: float = 0.1
     """Learning rate at the last step, as a fraction of the peak (cosine, linear)."""
     b1: float = 0.9
@@ -81,8 +81,12 @@ class Optim:
     """Do not train the embeddings."""
 
     def __post_init__(self) -> None:
+        if float(self.warmup).is_integer():
+            # A checkpoint stores a number of steps as an integer, and a run is only resumed with the same value.
+            object.__setattr__(self, "warmup", int(self.warmup))
         require(0 < self.lr <= 100, "optim.lr", self.lr, "choose a learning rate between 0 and 100")
-        require(self.warmup >= 0, "optim.warmup", self.warmup, "choose 0 or more steps")
+        fix = "choose 0 or more steps, or a share of --steps below 1"
+        require(0 <= self.warmup < 1 or (self.warmup >= 1 and isinstance(self.warmup, int)), "optim.warmup", self.warmup, fix)
         require(0 <= self.final <= 1, "optim.final", self.final, "choose a share between 0 and 1")
         require(0 <= self.b1 < 1, "optim.b1", self.b1, "choose 0 <= b1 < 1")
         require(0 <= self.b2 < 1, "optim.b2", self.b2, "choose 0 <= b2 < 1")
@@ -96,6 +100,10 @@ class Optim:
         )
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return the number of warm-up steps of a run of `steps` steps; a share is rounded."""
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,9 @@ def schedule(cfg: Optim, steps: int) -> optax.Schedule:
     al. 2020, section 3.1.2: w^-1/2).
     """
     if cfg.schedule == "inverse_sqrt_flat":
-        flat = max(cfg.warmup, 1)
+        flat = max(cfg.warmup_steps(steps), 1)
         return lambda step: cfg.lr * jnp.sqrt(flat / jnp.maximum(step + 1, flat))
-    warmup = min(cfg.warmup, steps)
+    warmup = min(cfg.warmup_steps(steps), steps)
     rest = max(steps - warmup, 1)
     decays: dict[str, optax.Schedule] = {
         "cosine": optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.final),

@@ -17,7 +17,7 @@ LARGEST = 30
 SYNONYMS = {
     "optim.lr": "learning-rate lr base-lr peak-lr",
     "optim.weight-decay": "weight-decay wd",
-    "optim.warmup": "warmup warmup-steps warmup-iters num-warmup-steps",
+    "optim.warmup": "warmup warmup-steps warmup-iters num-warmup-steps warmup-ratio",
     "optim.clip": "max-grad-norm grad-clip gradient-clipping clip-grad-norm clip",
     "optim.schedule": "lr-scheduler lr-scheduler-type scheduler lr-schedule",
     "optim.name": "optimizer optim",

@@ -24,7 +24,9 @@ from train.engine.losses import token_losses
 from train.engine.state import State
 from train.engine.step import ENGINES, Engine, make_step
 from train.objectives.causal import Causal
+from train.run.run_dir import build
 from zoo.batch import Batch
+from zoo.errors import BadInput
 from zoo.models import model
 from zoo.nn.layers import tied_logits
 
@@ -100,7 +102,7 @@ CLOSED = {
 }
 
 
-def rates(name: Any, warmup: int = WARMUP, steps: int = STEPS) -> Callable[[int], float]:
+def rates(name: Any, warmup: float = WARMUP, steps: int = STEPS) -> Callable[[int], float]:
     schedule = optim.schedule(run_config.Optim(lr=PEAK, schedule=name, warmup=warmup, final=FINAL), steps)
     return lambda step: float(schedule(jnp.int32(step)))
 
@@ -131,6 +133,19 @@ def test_short_schedules_neither_stand_still_nor_overshoot(name: str) -> None:
     for warmup, steps in ((0, 1), (0, 4), (1, 4), (4, 4), (9, 4)):
         rate = rates(name, warmup, steps)
         assert all(0 < rate(step) <= PEAK * (1 + 1e-6) for step in range(steps)), (warmup, steps)
+
+
+@pytest.mark.parametrize("name", [*CLOSED, "inverse_sqrt_flat"])
+def test_a_warm_up_below_one_is_a_share_of_the_steps(name: str) -> None:
+    for share, warmup, steps in ((0.1, 40, 400), (0.24, 1, 4), (0.9, 4, 4), (0.1, 0, 4), (0.0, 0, 4)):
+        shared, counted = rates(name, share, steps), rates(name, warmup, steps)
+        assert [shared(step) for step in (0, 1, 3, steps - 1)] == [counted(step) for step in (0, 1, 3, steps - 1)]
+    # 1 is one step, not all of them, and a number of steps stays an integer, which checkpoints store.
+    assert repr(run_config.Optim(warmup=1.0).warmup) == "1" and run_config.Optim(warmup=1).warmup_steps(9) == 1
+    assert [repr(build(run_config.Optim, {"warmup": value}, "optim").warmup) for value in (7, 0.1)] == ["7", "0.1"]
+    for wrong in (1.5, -0.1, math.inf, math.nan):
+        with pytest.raises(BadInput, match=r"--optim\.warmup .*: choose 0 or more steps, or a share of --steps below 1"):
+            run_config.Optim(warmup=wrong)
 
 
 def test_decay_is_for_matrices_and_embeddings() -> None:
