@@ -9,7 +9,7 @@ from zoo.errors import require
 ClassWeights = Literal["none", "balanced"]
 Encoding = Literal["utf-8", "latin-1"]
 Format = Literal["auto", "tsv", "csv", "jsonl", "conll", "label_first", "squad", "race"]
-Disturbance = Literal["spans", "iid", "bert", "deshuffle", "prefix", "lm"]
+Disturbance = Literal["spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix", "lm"]
 Factorization = Literal["permutation", "denoising"]
 
 
@@ -68,12 +68,14 @@ class Denoising(SourceMask):
     kind: Disturbance = "spans"
     """spans: the source has a sentinel for each removed span, the target is the spans.
     iid: as spans, for single tokens; neighbours share a sentinel.
+    drop: the source lacks some tokens, without a sentinel in their place, and the target is those tokens.
     bert: the source has sentinels and random tokens for some tokens, the target is the text.
+    mass: as bert, without random tokens.
     deshuffle: the source is the tokens in random order, the target is the text.
     prefix: the source is the beginning of the text, the target is the rest.
     lm: the target is the text; only for a decoder without an encoder."""
     density: float = 0.15
-    """Fraction of the tokens that are removed or replaced (spans, iid, bert)."""
+    """Fraction of the tokens that are removed or replaced (spans, iid, drop, bert, mass)."""
     mean_span: float = 3.0
     """Average number of tokens in a span (spans)."""
 

@@ -103,6 +103,11 @@ def _corrupt(
             return span_corruption.replace_noise(
                 rng, ids, span_corruption.choose_tokens(rng, length, options.density), special_tokens.sentinels[0], entries
             ), ids
+        case "drop":
+            return span_corruption.drop_noise(ids, span_corruption.choose_tokens(rng, length, options.density))
+        case "mass":
+            noise = span_corruption.choose_tokens(rng, length, options.density)
+            return span_corruption.mask_noise(ids, noise, special_tokens.sentinels[0]), ids
         case "deshuffle":
             return rng.permutation(ids), ids
         case "prefix":

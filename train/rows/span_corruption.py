@@ -15,7 +15,7 @@ class RowSizes(NamedTuple):
     """Tokens of the text that the row is made of."""
     source: int
     target: int
-    """Largest number of tokens of the target; with spans the exact number, also of `source`."""
+    """Largest number of tokens of the target; with spans and dropped tokens the exact number, also of `source`."""
     sentinels: int
     """Largest number of different sentinels."""
 
@@ -23,22 +23,21 @@ class RowSizes(NamedTuple):
 def row_sizes(options: Denoising, length: int) -> RowSizes:
     """Return the sizes for the longest text whose source never has more than `length` tokens.
 
-    Spans fill the source exactly, because the number of tokens left out depends on the length alone. T5's code chooses its
-    lengths in the same way.
+    Spans and dropped tokens fill the source exactly, because the number of tokens left out depends on the length alone. T5's code
+    chooses its lengths in the same way.
     """
-    if options.kind == "spans":
+    if options.kind in ("spans", "drop"):
         raw = 2
         while _sizes(raw + 1, options)[0] <= length:
             raw += 1
-        source, target, spans = _sizes(raw, options)
-        return RowSizes(raw, source, target, spans)
+        return RowSizes(raw, *_sizes(raw, options))
     if options.kind == "iid":
         # In the worst case no two of them are adjacent.
         noise = noise_tokens(length - 1, options.density)
         return RowSizes(length - 1, length, 2 * noise + 2, noise + 1)
     if options.kind == "prefix":
         return RowSizes(length, length, length, 0)
-    return RowSizes(length - 1, 1 if options.kind == "lm" else length, length, int(options.kind == "bert"))
+    return RowSizes(length - 1, 1 if options.kind == "lm" else length, length, int(options.kind in ("bert", "mass")))
 
 
 def noise_tokens(length: int, density: float) -> int:
@@ -86,6 +85,13 @@ def source_and_target(
     return source[first | ~noise], target if noise[-1] else np.append(target, sentinel_ids[-1:])
 
 
+def drop_noise(
+    ids: Integer[np.ndarray, " n"], noise: Bool[np.ndarray, " n"]
+) -> tuple[Int32[np.ndarray, " a"], Int32[np.ndarray, " b"]]:
+    """Return (source, target): the text without its noise tokens, and the noise tokens alone (the paper's Table 3)."""
+    return ids[~noise].astype(np.int32), ids[noise].astype(np.int32)
+
+
 def replace_noise(
     rng: np.random.Generator,
     ids: Integer[np.ndarray, " n"],
@@ -96,7 +102,12 @@ def replace_noise(
     """Return the text with noise tokens replaced by the same sentinel, or with probability `RANDOM` by any of `entries`."""
     is_random = rng.random(len(ids)) < RANDOM
     random_ids = entries[rng.integers(len(entries), size=len(ids))]
-    return np.where(noise, np.where(is_random, random_ids, sentinel), ids).astype(np.int32)
+    return np.where(noise & is_random, random_ids, mask_noise(ids, noise, sentinel)).astype(np.int32)
+
+
+def mask_noise(ids: Integer[np.ndarray, " n"], noise: Bool[np.ndarray, " n"], sentinel: int) -> Int32[np.ndarray, " n"]:
+    """Return the text with every noise token replaced by the same sentinel, as in MASS (Song et al. 2019)."""
+    return np.where(noise, sentinel, ids).astype(np.int32)
 
 
 RANDOM = 0.1
@@ -104,8 +115,9 @@ RANDOM = 0.1
 
 
 def _sizes(length: int, options: Denoising) -> tuple[int, int, int]:
-    """Return (tokens of the source, of the target, spans) of a text, the end tokens included."""
-    noise, number = noise_tokens(length, options.density), noise_spans(length, options)
+    """Return (tokens of the source, of the target, sentinels) of a text with spans or dropped tokens, the end tokens included."""
+    noise = noise_tokens(length, options.density)
+    number = noise_spans(length, options) if options.kind == "spans" else 0
     return length - noise + number + 1, noise + number + 1, number
 
 

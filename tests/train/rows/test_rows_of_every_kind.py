@@ -33,7 +33,7 @@ Made = tuple[Run, Tokenizer]
 RANDOM = random.Random(0)
 TEXTS = ["".join(" ".join(RANDOM.choices("abcdefgh", k=RANDOM.randint(3, 9))) + " ! " for _ in range(12)) for _ in range(6)]
 COVERING = ("full_sentences", "doc_sentences", "windows", "packed")
-NOISE: tuple[Disturbance, ...] = ("spans", "iid", "bert", "deshuffle", "prefix")
+NOISE: tuple[Disturbance, ...] = ("spans", "iid", "drop", "bert", "mass", "deshuffle", "prefix")
 
 
 def run_of(goal: Any, model: Any, tokenizer: Tokenizer, length: int = 24, **changes: Any) -> Made:

@@ -32,7 +32,8 @@ T5 = configs.find_size("t5-nano")[1].config
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "spans": ((8,), (32,)),
     "iid": ((12,), (32,)),
-    **dict.fromkeys(("bert", "deshuffle", "prefix"), ((32,), (32,))),
+    "drop": ((7,), (32,)),
+    **dict.fromkeys(("bert", "mass", "deshuffle", "prefix"), ((32,), (32,))),
     "lm": ((32,), (0,)),
 }
 """Kind -> shapes of the targets and of the source where a row has 32 tokens."""
@@ -117,7 +118,7 @@ def test_rows_have_the_shapes_of_their_kind_and_every_token_once(kind: str, alon
         assert row["tokens"].shape == targets and getattr(row.get("source"), "tokens", np.zeros(0)).shape == source
     ids = text(500, 3, 400).ids
     assert np.concatenate([part for part, _ in rows]).tolist() == ids[ids != MARKS.end].tolist()
-    if kind == "spans" and not alone:
+    if kind in ("spans", "drop") and not alone:
         assert all(row["segments"].all() and row["source"].segments.all() and row["weights"].all() for _, row in rows[:-1])
 
 
@@ -217,7 +218,55 @@ def test_a_wrong_pair_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
         check_restored("spans")
 
 
-@pytest.mark.parametrize("kind", ["bert", "deshuffle", "prefix"])
+def test_dropped_and_masked_tokens_are_those_of_the_papers_table_3():
+    words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
+    noise = np.isin(words, ["for", "inviting", "last"])
+    source, target = span_corruption.drop_noise(np.arange(10), noise)
+    assert [" ".join(words[n] for n in side) for side in (source, target)] == [
+        "Thank you me to your party week",
+        "for inviting last",
+    ]
+    masked = span_corruption.mask_noise(np.arange(10), noise, 10)
+    assert " ".join([*words, "<M>"][n] for n in masked) == "Thank you <M> <M> me to your party <M> week"
+
+
+def check_single(kind: str) -> None:
+    """Each row against a loop over its tokens: 15 % of them, the first of a shuffle with the row's generator, are left out."""
+    for number, (ids, row) in enumerate(rows_of(run(kind), (2, 500))):
+        left_out = np.random.default_rng([0, number]).permutation(len(ids))[: max(1, round(0.15 * len(ids)))]
+        source, target = sides_of(row)
+        if kind == "mass":
+            assert source == [MARKS.sentinels[0] if n in left_out else token for n, token in enumerate(ids)] + [MARKS.end]
+            assert target == [*ids, MARKS.end]
+        else:
+            assert source == [token for n, token in enumerate(ids) if n not in left_out] + [MARKS.end]
+            assert target == [ids[n] for n in sorted(left_out)] + [MARKS.end]
+
+
+@pytest.mark.parametrize("kind", ["drop", "mass"])
+def test_single_tokens_are_dropped_or_masked(kind: str):
+    check_single(kind)
+
+
+SINGLE_MUTANTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "sides exchanged": ("drop", "drop_noise", lambda real: lambda ids, noise: real(ids, noise)[::-1]),
+    "a token kept": ("drop", "drop_noise", lambda real: lambda ids, noise: (ids, real(ids, noise)[1])),
+    "out of order": ("drop", "drop_noise", lambda real: lambda ids, noise: (real(ids, noise)[0], real(ids, noise)[1][::-1])),
+    "all but the noise": ("mass", "mask_noise", lambda real: lambda ids, noise, mark: real(ids, ~noise, mark)),
+    "another sentinel": ("mass", "mask_noise", lambda real: lambda ids, noise, mark: real(ids, noise, mark - 1)),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name", SINGLE_MUTANTS)
+def test_wrong_single_tokens_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
+    kind, function, mutant = SINGLE_MUTANTS[name]
+    monkeypatch.setattr(span_corruption, function, mutant(getattr(span_corruption, function)))
+    with pytest.raises((AssertionError, ValueError)):
+        check_single(kind)
+
+
+@pytest.mark.parametrize("kind", ["bert", "mass", "deshuffle", "prefix"])
 def test_the_other_kinds_keep_the_text(kind: str):
     for ids, row in rows_of(run(kind)):
         source, target = (np.array(side) for side in sides_of(row))
