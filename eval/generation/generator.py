@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from eval.generation.settings import Decoding
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
+from zoo.configs import longest_row
 from zoo.errors import BadInput, require
 from zoo.generation import decode_loop
 from zoo.generation.decode_loop import Decoder, Sampled, unroll_layers
@@ -158,15 +160,16 @@ class Generator:
         able = decoding.read == "left-to-right" or self.net.reads_both_ways
         require(able, "read", decoding.read, f"{self.net.family} generates from left to right only; leave the option out")
         entries = self.tokenizer.vocab_size
-        # A family without learned positions has no `context`: it takes any length.
-        context = getattr(self.net.config, "context", math.inf)
+        context = math.inf if (longest := longest_row(self.net.config)) is None else longest
         for number, prompt in enumerate(prompts, 1):
             name, ids = f"prompt {number} of {len(prompts)}", np.asarray(prompt)
             if not ids.size:
                 raise BadInput(f"{name} is empty; begin it with end-of-text, as a document begins")
             if ids.min() < 0 or ids.max() >= entries:
                 raise BadInput(f"{name} has ids from {ids.min()} to {ids.max()}; the vocabulary ends at {entries - 1}")
-            if ids.size + decoding.limit > context:
+            # Source and target of an encoder-decoder have positions of their own.
+            together = max if self.net.is_encoder_decoder else operator.add
+            if together(ids.size, decoding.limit) > context:
                 raise BadInput(
                     f"{name}: its {ids.size} tokens and {self._option} {decoding.limit} are more than the model's {context} "
                     f"positions; shorten the prompt or choose a smaller {self._option}"

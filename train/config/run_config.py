@@ -17,7 +17,7 @@ from train.config.objectives import (
     adapt,
     find_options,
 )
-from zoo.configs import Objective, Precision
+from zoo.configs import Objective, Precision, longest_row
 from zoo.errors import require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
@@ -276,14 +276,12 @@ class Run(Generic[Model, Options, DataOptions]):
             self.loss_chunk,
             f"it must divide --data.length {self.data.length}",
         )
-        # A family without learned positions has no `context` and takes rows of any length.
-        context = getattr(self.model, "context", self.data.length)
-        require(
-            self.data.length <= context,
-            "data.length",
-            self.data.length,
-            f"the model has {context} positions; choose at most {context}, or a larger --model.context",
-        )
+        if (longest := longest_row(self.model)) is not None:
+            option = "max-positions" if hasattr(self.model, "max_positions") else "context"
+            fix = f"the model has {longest} positions; choose at most {longest}, or a larger --model.{option}"
+            require(self.data.length <= longest, "data.length", self.data.length, fix)
+            target = getattr(self.data, "target_length", 0)
+            require(target <= longest, "data.target_length", target, fix)
 
 
 def kind_of(run: Run) -> Any:

@@ -26,7 +26,7 @@ DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
 
 MATRICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[int, ...]], ...] = (
     (re.compile(r"layers/(.*/)?(attention|cross)/(qkv|kv)/kernel$"), (1,), (3, 4)),  # [L, D, 3 or 2, N, H]
-    (re.compile(r"layers/(.*/)?(attention|cross)/[qr]/kernel$"), (1,), (2, 3)),  # [L, D, N, H]
+    (re.compile(r"layers/(.*/)?(attention|cross)/[qkvr]/kernel$"), (1,), (2, 3)),  # [L, D, N, H]
     (re.compile(r"layers/(.*/)?(attention|cross)/out/kernel$"), (1, 2), (3,)),  # [L, N, H, D]
     (re.compile(r"layers/(.*/)?mlp/(up|down)/kernel$"), (1,), (2,)),  # [L, D, F] and [L, F, D]
     (re.compile(r"layers/(.*/)?mlp/gated/kernel$"), (1,), (3,)),  # [L, D, 2, F]

@@ -30,6 +30,7 @@ Remat = Literal["none", "full", "attention"]
 LARGEST = {
     "vocab": 1 << 21,
     "context": 1 << 20,
+    "max_positions": 1 << 20,
     "layers": 512,
     "decoder_layers": 512,
     "width": 1 << 16,
@@ -225,6 +226,13 @@ def family_of(config: Any) -> str:
     if package == __name__:
         return name
     return next((plugin.name for plugin in plugins.installed("zoo.models") if plugin.value == module), name)
+
+
+def longest_row(config: Any) -> int | None:
+    """Return the tokens of the longest row that a model takes; None = any number, for a family without learned positions."""
+    if hasattr(config, "context"):
+        return config.context
+    return config.max_positions if getattr(config, "positions", "") == "learned" else None
 
 
 def body_fields(config: Any) -> dict[str, Any]:

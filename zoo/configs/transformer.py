@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
-from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
+from zoo.configs import LARGEST, Activation, Compute, Exported, ModelConfig, Size
 from zoo.errors import BadInput, require
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig, first_name
 
 Sinusoids = Literal["interleaved", "halves"]
+Positions = Literal["sinusoid", "learned"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Config(ModelConfig):
     width: int
     """Size of the residual stream, D."""
     heads: int
-    """Number of attention heads; each has width / heads dimensions."""
+    """Number of attention heads; each has values of width / heads dimensions."""
+    head_dim: int = 0
+    """Size of the queries and keys of a head, the paper's d_k (Table 3, rows B); 0 = width / heads, as of its values."""
     ffn: int
     """Inner width of the feed-forward layers."""
     activation: Activation = "relu"
@@ -30,6 +33,11 @@ class Config(ModelConfig):
     """Add biases to the projections of attention; the paper has none."""
     output_bias: bool = False
     """Add a bias to the logit of each token; the paper has none, Marian has them."""
+    positions: Positions = "sinusoid"
+    """sinusoid: fixed encodings of positions, for rows of any length. learned: a table for the encoder and one for the decoder
+    (Table 3, row E)."""
+    max_positions: int = 512
+    """Rows of each table of learned positions, and then the tokens of the longest source or target."""
     sinusoids: Sinusoids = "interleaved"
     """interleaved: sines and cosines alternate along the width, as in the paper. halves: sines come first, as in Marian."""
     eps: float = 1e-5
@@ -40,15 +48,22 @@ class Config(ModelConfig):
     exported: Exported = dataclasses.field(default_factory=Exported)
 
     def __post_init__(self) -> None:
-        self.check_fields(activation=get_args(Activation), sinusoids=get_args(Sinusoids))
+        self.check_fields(activation=get_args(Activation), sinusoids=get_args(Sinusoids), positions=get_args(Positions))
+        in_range = 0 <= self.head_dim <= LARGEST["head"]
+        require(in_range, "model.head_dim", self.head_dim, f"choose 0 (width / heads) to {LARGEST['head']:,}")
         require(self.width % 2 == 0, "model.width", self.width, "sines and cosines come in pairs; choose an even number")
         divides = self.width % self.heads == 0
         require(divides, "model.heads", self.heads, f"it must divide --model.width {self.width}")
 
     @property
     def head(self) -> int:
-        """Size of an attention head."""
+        """Size of the values of an attention head."""
         return self.width // self.heads
+
+    @property
+    def key_size(self) -> int:
+        """Size of the queries and keys of an attention head."""
+        return self.head_dim or self.head
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -126,9 +141,12 @@ def to_published(config: Config) -> dict[str, Any]:
     Raises:
         BadInput: the form of the paper, which this type cannot express.
     """
-    for field, only in {"sinusoids": "halves", "attention_bias": True, "output_bias": True, "eps": EPS}.items():
+    for field, only in EXPRESSIBLE.items():
         if (value := getattr(config, field)) != only:
             raise BadInput(f"model.{field} {value}: a marian config.json can only express {only}; this model cannot be exported")
+    if config.key_size != config.head:
+        fix = f"a marian config.json can only express width / heads, {config.head}; this model cannot be exported"
+        raise BadInput(f"model.head_dim {config.head_dim}: {fix}")
     return {
         "vocab_size": config.vocab,
         "decoder_vocab_size": config.vocab,
@@ -147,6 +165,16 @@ def to_published(config: Config) -> dict[str, Any]:
         "decoder_start_token_id": 0,
         **COMPUTED,
     }
+
+
+EXPRESSIBLE: dict[str, Any] = {
+    "positions": "sinusoid",
+    "sinusoids": "halves",
+    "attention_bias": True,
+    "output_bias": True,
+    "eps": EPS,
+}
+"""Fields that a config.json of type marian has no key for, with the only value of its models."""
 
 
 def table_rows(config: Config) -> int:
@@ -196,6 +224,7 @@ ASSUMED = {
     "vocab": "the paper says about 37,000 subwords, shared by English and German",
     "attention_bias": "the paper does not state it: its formulas have none",
     "output_bias": "the paper does not state it: its formulas have none",
+    "max_positions": "only of learned positions; the paper does not state it",
     "eps": "the paper does not state it: 1e-5",
 }
 

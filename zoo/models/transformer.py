@@ -1,4 +1,4 @@
-"""The Transformer: an encoder-decoder with norms after each sub-layer and sinusoidal positions (Vaswani et al. 2017)."""
+"""The Transformer: an encoder-decoder with norms after each sub-layer and fixed or learned positions (Vaswani et al. 2017)."""
 
 import functools
 import math
@@ -14,6 +14,7 @@ from zoo.attention.masks import Mask
 from zoo.batch import Batch, Output
 from zoo.configs.transformer import Config, table_rows
 from zoo.hf.param_names import ParamName, ParamNames
+from zoo.nn.key_size import KeySizedCrossAttention, KeySizedSelfAttention
 from zoo.nn.kv_cache import append_tokens, cached_source, cross_mask, empty_cache, source_entries
 from zoo.nn.layer_stack import init_stack, run_stack
 from zoo.nn.layers import (
@@ -36,24 +37,42 @@ from zoo.ops import positions
 from zoo.sharding import BATCH, Rules, constrain
 
 OBJECTIVES = ("text_to_text",)
-SHARDING: Rules = ((r"unembed/bias", ("tensor",)),)
+SHARDING: Rules = (
+    (r"unembed/bias", ("tensor",)),
+    (r"(encoder|decoder)/positions/embedding", (None, "fsdp")),
+    # With keys of another size than values.
+    (r"(attention/[qkv]|cross/[kv])/kernel", ("fsdp", "tensor", None)),
+    (r"(attention/[qkv]|cross/[kv])/bias", ("tensor", None)),
+)
 PADDED = {"embed/tokens/embedding": "vocab", "unembed/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""
 
 ENCODER, DECODER = range(2)
 """Indices of the two sides, which fold into their seeds."""
+SIDES = ("encoder", "decoder")
 EMBEDDING_SITE = 0
 ATTENTION_SITE, CROSS_SITE, MLP_SITE = range(3)
 
 
 def init(cfg: Config, key: Array) -> dict[str, Any]:
-    """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1."""
-    embed_key, encoder, decoder = jax.random.split(key, 3)
+    """Return new parameters: kernels uniform (Glorot), the table normal of deviation 1/sqrt(D); a factor sqrt(D) makes it 1.
+
+    Learned positions are normal of deviation 0.1, as in Gehring et al. 2017, section 3.5, from where the paper takes them.
+    """
+    embed_key, *keys = jax.random.split(key, 3)
+
+    def side(number: int) -> dict[str, Any]:
+        layers = init_stack(lambda rngs: Block(cfg, rngs, cross=number == DECODER), keys[number], cfg.layers)
+        if cfg.positions == "sinusoid":
+            return {"layers": layers}
+        rngs = nnx.Rngs(jax.random.fold_in(embed_key, number))
+        table = Embed(cfg.max_positions, cfg.width, jax.nn.initializers.normal(0.1), rngs)
+        return {"layers": layers, "positions": params_of(table)}
+
     return {
         "embed": params_of(Embeddings(cfg, nnx.Rngs(embed_key))),
         **({"unembed": params_of(OutputBias(cfg))} if cfg.output_bias else {}),
-        "encoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=False), encoder, cfg.layers)},
-        "decoder": {"layers": init_stack(lambda rngs: Block(cfg, rngs, cross=True), decoder, cfg.layers)},
+        **{name: side(number) for number, name in enumerate(SIDES)},
     }
 
 
@@ -61,7 +80,7 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
     """Return the hidden states of `batch.tokens` and of `batch.source`. `seeds`, u32[B, 2], enables dropout.
 
     Raises:
-        ValueError: no source.
+        ValueError: no source, or more tokens than learned positions.
     """
     if batch.source is None:
         raise ValueError("an encoder-decoder takes a batch with a source")
@@ -75,14 +94,14 @@ def apply(cfg: Config, params: dict[str, Any], batch: Batch, *, seeds: Seeds = N
         x = block.attend_source(block.attend(x, mask, layer_seeds), *block.cross.read(source), source_mask, layer_seeds)
         return constrain(block.feed_forward(x, layer_seeds), BATCH), None
 
-    x = dropout(_embed(cfg, params, batch), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
+    x = dropout(_embed(cfg, params, DECODER, batch), cfg.dropout, decoder_seeds, EMBEDDING_SITE)
     x, _ = _run(cfg, params, DECODER, body, x)
     return Output(hidden=x, source_hidden=source)
 
 
 def init_cache(cfg: Config, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """Return an empty cache of `length` slots for `rows` rows; see `zoo.models.Model.init_cache`."""
-    return empty_cache(cfg.layers, rows, length, cfg.heads, cfg.head, dtype)
+    return empty_cache(cfg.layers, rows, length, cfg.heads, max(cfg.head, cfg.key_size), dtype)
 
 
 def decode(
@@ -109,11 +128,13 @@ def decode(
 
     def body(block: Block, carry: Any, source: Any, index: Array, _: None) -> tuple[Any, None]:
         x, k, v = carry
-        y, past = block.attention.decode(x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention)
+        y, past = block.attention.decode(
+            x, mask, KVCacheView(k=k, v=v, layer=index, at=at), impl=cfg.compute.attention, scale=block.scale
+        )
         x = block.attend_source(block.norm1(x + y), source[0], source[1], source_mask, None)
         return (constrain(block.feed_forward(x, None), BATCH), past.k, past.v), None
 
-    x = _embed(cfg, params, Batch(tokens=batch.tokens, positions=new["positions"]))
+    x = _embed(cfg, params, DECODER, Batch(tokens=batch.tokens, positions=new["positions"]))
     per_layer = source["source_k"], source["source_v"]
     (x, k, v), _ = _run(cfg, params, DECODER, body, (x, cache["k"], cache["v"]), per_layer)
     return x, {**source, **cached, "k": k, "v": v, "at": at + batch.tokens.shape[1]}
@@ -126,15 +147,20 @@ def unembed(cfg: Config, params: dict[str, Any], hidden: Float[Array, "*B D"]) -
 
 
 def flops(cfg: Config, batch: Batch) -> float:
-    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S."""
+    """Return the matrix-product FLOPs of a forward pass with unembedding; attention counts in full, T x T and T x S.
+
+    Those with the zeros that pad keys or values to one size are not counted.
+    """
     assert batch.source is not None
     rows, length = batch.tokens.shape
     width, source_length = cfg.width, batch.source.tokens.shape[1]
-    attention, mlp = 4 * width * width, 2 * width * cfg.ffn
+    # Queries and keys have the inner width N * d_k, values and the output D; without `head_dim` both are D.
+    inner = cfg.heads * cfg.key_size + cfg.heads * cfg.head
+    attention, mlp = 2 * width * inner, 2 * width * cfg.ffn
     target, source = 2.0 * rows * length, 2.0 * rows * source_length
     # Cross-attention projects queries and outputs for the target's tokens, and keys and values for the source's.
-    per_target = cfg.layers * (1.5 * attention + mlp + 2 * (length + source_length) * width) + width * cfg.vocab
-    per_source = cfg.layers * (1.5 * attention + mlp + 2 * source_length * width)
+    per_target = cfg.layers * (1.5 * attention + mlp + (length + source_length) * inner) + width * cfg.vocab
+    per_source = cfg.layers * (1.5 * attention + mlp + source_length * inner)
     return target * per_target + source * per_source
 
 
@@ -148,7 +174,7 @@ def _encode(cfg: Config, params: dict[str, Any], source: Batch, seeds: Seeds) ->
         layer_seeds = fold_seeds(seeds, index + 1)
         return constrain(block.feed_forward(block.attend(x, mask, layer_seeds), layer_seeds), BATCH), None
 
-    x = dropout(_embed(cfg, params, source), cfg.dropout, seeds, EMBEDDING_SITE)
+    x = dropout(_embed(cfg, params, ENCODER, source), cfg.dropout, seeds, EMBEDDING_SITE)
     return _run(cfg, params, ENCODER, body, x)[0]
 
 
@@ -159,15 +185,23 @@ def _read_source(cfg: Config, params: dict[str, Any], source: Batch) -> dict[str
 
 def _run(cfg: Config, params: dict[str, Any], side: int, body: Any, carry: Any, per_layer: Any = None) -> tuple[Any, Any]:
     """Run `run_stack` over the layers of a side."""
-    layers, compute = params["decoder" if side == DECODER else "encoder"]["layers"], cfg.compute
+    layers, compute = params[SIDES[side]]["layers"], cfg.compute
     block = functools.partial(Block, cfg, cross=side == DECODER)
     return run_stack(block, layers, body, carry, per_layer, remat=compute.remat, unroll=compute.unroll)
 
 
-def _embed(cfg: Config, params: dict[str, Any], batch: Batch) -> Float[Array, "B T D"]:
+def _embed(cfg: Config, params: dict[str, Any], side: int, batch: Batch) -> Float[Array, "B T D"]:
     x = lookup(params["embed"]["tokens"]["embedding"], batch.tokens, rows="tensor")
-    at = jnp.arange(x.shape[1])[None] if batch.positions is None else batch.positions
-    encodings = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")  # [1 or B, T, D]
+    length = x.shape[1]
+    if cfg.positions == "learned":
+        # A padded row that is longer has positions, which are below this.
+        if batch.positions is None and length > cfg.max_positions:
+            raise ValueError(f"rows of {length} tokens in a model of {cfg.max_positions} positions; use shorter rows")
+        table = params[SIDES[side]]["positions"]["embedding"]
+        encodings = table[None, :length] if batch.positions is None else lookup(table, batch.positions)  # [1 or B, T, D]
+    else:
+        at = jnp.arange(length)[None] if batch.positions is None else batch.positions
+        encodings = positions.sinusoids_at(at, cfg.width, halves=cfg.sinusoids == "halves")  # [1 or B, T, D]
     return constrain(x * jnp.asarray(math.sqrt(cfg.width), x.dtype) + encodings.astype(x.dtype), BATCH)
 
 
@@ -185,29 +219,46 @@ class Block(nnx.Module):
     """A layer: norm(x + attention(x)), the same over a source if `cross`, then norm(x + mlp(x))."""
 
     def __init__(self, cfg: Config, rngs: nnx.Rngs, *, cross: bool):
-        width, biases = cfg.width, cfg.attention_bias
-        attention_init, mlp_init = _glorot(width, width), _glorot(width, cfg.ffn)
+        width, mlp_init = cfg.width, _glorot(cfg.width, cfg.ffn)
         self.cfg = cfg
-        self.attention = SelfAttention(width, cfg.heads, cfg.head, attention_init, attention_init, rngs, biases=biases)
+        self.scale = None if cfg.key_size == cfg.head else cfg.key_size**-0.5
+        self.attention = _self_attention(cfg, rngs)
         self.norm1 = LayerNorm(width, cfg.eps)
-        cross_inits = attention_init, attention_init, attention_init
-        self.cross = CrossAttention(width, cfg.heads, cfg.head, cross_inits, rngs, biases=biases) if cross else None
+        self.cross = _cross_attention(cfg, rngs) if cross else None
         self.norm3 = LayerNorm(width, cfg.eps) if cross else None
         self.mlp = Mlp(width, cfg.ffn, cfg.activation, mlp_init, mlp_init, rngs)
         self.norm2 = LayerNorm(width, cfg.eps)
 
     def attend(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg = self.cfg
-        y = self.attention(x, mask, dropout=0.0, seeds=None, impl=cfg.compute.attention)
+        y = self.attention(x, mask, dropout=0.0, seeds=None, impl=cfg.compute.attention, scale=self.scale)
         return self.norm1(x + dropout(y, cfg.dropout, seeds, ATTENTION_SITE))
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
-        y = self.cross(x, k, v, mask, dropout=0.0, seeds=None, impl=self.cfg.compute.attention)
+        y = self.cross(x, k, v, mask, dropout=0.0, seeds=None, impl=self.cfg.compute.attention, scale=self.scale)
         return self.norm3(x + dropout(y, self.cfg.dropout, seeds, CROSS_SITE))
 
     def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:
         return self.norm2(x + dropout(self.mlp(x), self.cfg.dropout, seeds, MLP_SITE))
+
+
+def _self_attention(cfg: Config, rngs: nnx.Rngs) -> SelfAttention:
+    sizes, init, biases = (cfg.width, cfg.heads, cfg.head), _glorot(cfg.width, cfg.width), cfg.attention_bias
+    if cfg.key_size == cfg.head:
+        return SelfAttention(*sizes, init, init, rngs, biases=biases)
+    return KeySizedSelfAttention(*sizes, cfg.key_size, (_key_init(cfg), init), rngs, biases=biases)
+
+
+def _cross_attention(cfg: Config, rngs: nnx.Rngs) -> CrossAttention:
+    sizes, init, biases = (cfg.width, cfg.heads, cfg.head), _glorot(cfg.width, cfg.width), cfg.attention_bias
+    if cfg.key_size == cfg.head:
+        return CrossAttention(*sizes, (init, init, init), rngs, biases=biases)
+    return KeySizedCrossAttention(*sizes, cfg.key_size, (_key_init(cfg), init), rngs, biases=biases)
+
+
+def _key_init(cfg: Config) -> Init:
+    return _glorot(cfg.width, cfg.heads * cfg.key_size)
 
 
 def _glorot(inputs: int, outputs: int) -> Init:

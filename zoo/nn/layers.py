@@ -96,6 +96,10 @@ class SelfAttention(nnx.Module):
         self.qkv = Linear("btd,dcnh->btcnh", (width, 3, heads, head), (3, heads, head) if biases else None, init, rngs)
         self.out = Linear("btnh,nhd->btd", (heads, head, width), (width,) if biases else None, out_init, rngs)
 
+    def split_heads(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
+        """Return the queries, keys and values of tokens."""
+        return unstacked(self.qkv(x), 2)
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -107,7 +111,7 @@ class SelfAttention(nnx.Module):
         shift: Bias | None = None,
         scale: float | None = None,
     ) -> Float[Array, "B T D"]:
-        q, k, v = unstacked(self.qkv(x), 2)
+        q, k, v = self.split_heads(x)
         drop = None if seeds is None else (dropout, seeds)
         return self.out(attention(q, k, v, mask=mask, bias=shift, scale=scale, dropout=drop, impl=impl))
 
@@ -122,7 +126,7 @@ class SelfAttention(nnx.Module):
         scale: float | None = None,
     ) -> tuple[Float[Array, "B T D"], "KVCacheView"]:
         """Attend from T new tokens to all slots of the cache, including their own; `mask` selects the visible slots."""
-        q, k, v = unstacked(self.qkv(x), 2)
+        q, k, v = self.split_heads(x)
         past = past.write(k, v)
         return self.out(attention(q, *past.read(), mask=mask, bias=shift, scale=scale, impl=impl)), past
 

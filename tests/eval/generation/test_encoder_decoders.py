@@ -11,13 +11,14 @@ import pytest
 from eval.commands import generate
 from eval.generation.generator import Generator
 from eval.generation.settings import Decoding, Prompts
-from tests.support.generation import ids, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
+from tests.support.generation import ids, make_generator, seq2seq, seq2seq_generator, seq2seq_loaded, seq2seq_tokenizer
 from tests.support.generation import quickly_compiled as quickly_compiled
 from tests.support.small import jit, random_params, small
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import published_weights
 from zoo.batch import Batch
+from zoo.errors import BadInput
 from zoo.generation.settings import GREEDY, Beams, Sampling
 
 LIMIT = 12
@@ -50,6 +51,17 @@ def test_cached_text_is_that_of_whole_forward_passes(family: str) -> None:
         expected.append(tuple(target[0, 1:].tolist()))
     assert ids(seq2seq_generator(family).generate(sources(), GREEDILY))[:6] == expected
     assert len(set(expected)) > 1
+
+
+def test_learned_positions_limit_source_and_target_each() -> None:
+    """A source of 20 tokens is padded to 32, more than there are positions."""
+    net = small("transformer", vocab=seq2seq_tokenizer().vocab_size, positions="learned", max_positions=20)
+    generator, source = make_generator((net, random_params(net)), seq2seq_tokenizer()), np.full(20, 7, np.int32)
+    (text,) = generator.generate([source], Decoding(limit=20, past_end=True, sampling=GREEDY))
+    assert len(text.ids) == 20
+    for prompt, limit in ((np.append(source, 7), 1), (source, 21)):
+        with pytest.raises(BadInput, match="are more than the model's 20 positions"):
+            generator.generate([prompt], Decoding(limit=limit))
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Muon: what it does to each matrix, which leaves it leaves to Adam, and that no kernel of a family is forgotten."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -64,10 +65,13 @@ def test_muon_uses_adam_outside_the_matrices_of_the_layers() -> None:
     assert unequal == ["layers/mlp/up/kernel"]
 
 
-@pytest.mark.parametrize("size", ["gpt-nano", "xlnet-nano", "t5-nano", "transformer-nano", "bert-nano"])
-def test_muon_has_a_row_for_each_kernel_of_the_layers(size: str) -> None:
+SIZES = ("gpt-nano", "xlnet-nano", "t5-nano", "transformer-nano", "bert-nano")
+
+
+@pytest.mark.parametrize(("size", "changes"), [*((size, {}) for size in SIZES), ("transformer-nano", {"head_dim": 16})])
+def test_muon_has_a_row_for_each_kernel_of_the_layers(size: str, changes: dict[str, Any]) -> None:
     """A kernel without a row would silently be trained by Adam."""
-    net = model(configs.find_size(size)[1].config)
+    net = model(dataclasses.replace(configs.find_size(size)[1].config, **changes))
     params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     kernels = {path for path in paths if "layers/" in path and path.endswith("kernel")}

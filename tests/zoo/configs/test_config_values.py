@@ -30,6 +30,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("t5", {"eps": 0.0}, "--model.eps 0.0: ", EPS),
     ("transformer", {"width": 33, "heads": 3}, "--model.width 33: ", PAIRS),
     ("transformer", {"heads": 5}, "--model.heads 5: ", "it must divide --model.width 32"),
+    ("transformer", {"head_dim": -1}, "--model.head-dim -1: ", "choose 0 (width / heads) to 65,536"),
     ("transformer", {"dropout": -0.1}, "--model.dropout -0.1: ", SHARE),
     ("transformer", {"eps": 2.0}, "--model.eps 2.0: ", EPS),
     ("xlnet", {"width": 15, "heads": 3}, "--model.width 15: ", PAIRS),
@@ -55,7 +56,7 @@ def test_a_value_out_of_range_is_refused(family: str, changes: dict[str, Any], v
     assert message.startswith(value) and fix in message and "\n" not in message
 
 
-@pytest.mark.parametrize(("family", "count"), [("gpt", 7), ("t5", 7), ("transformer", 5)])
+@pytest.mark.parametrize(("family", "count"), [("gpt", 7), ("t5", 7), ("transformer", 6)])
 def test_whole_numbers_have_limits(family: str, count: int) -> None:
     fields = {field.name for field in dataclasses.fields(small(family).config)} & LARGEST.keys()
     assert len(fields) == count

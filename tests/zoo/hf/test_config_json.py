@@ -250,6 +250,8 @@ NO_EXPORT: list[tuple[str, dict[str, Any], str]] = [
     ("transformer-nano", {"sinusoids": "interleaved"}, "model.sinusoids interleaved: a marian config.json can only .* halves"),
     ("transformer-nano", HALVES | {"attention_bias": False}, "model.attention_bias False: .* can only express True"),
     ("transformer-nano", HALVES | {"attention_bias": True, "output_bias": False}, "model.output_bias False: "),
+    ("transformer-nano", {"positions": "learned"}, "model.positions learned: a marian config.json can only express sinusoid"),
+    ("transformer-nano", {"head_dim": 32}, "model.head_dim 32: a marian config.json can only express width / heads, 64"),
 ]
 
 

@@ -97,6 +97,7 @@ STRUCTURES = [
         for gated, tied in ((True, True), (False, False))
     ),
     ("transformer", "text_to_text", {"attention_bias": False, "output_bias": False}),
+    ("transformer", "text_to_text", {"head_dim": 5, "positions": "learned"}),
 ]
 """Every set of leaves that a model can have."""
 

@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import tiny
 from tests.support.small import jit, random_params, small
+from train.config.data_options import PairData
 from zoo.batch import Batch
+from zoo.errors import BadInput
 from zoo.models import Model
+from zoo.models.transformer import SIDES
 
 PAPER: dict[str, Any] = {"attention_bias": False, "output_bias": False, "sinusoids": "interleaved"}
-FORMS = {"paper": PAPER, "marian": {}}
+FORMS: dict[str, dict[str, Any]] = {
+    "paper": PAPER,
+    "marian": {},
+    "short keys, learned positions": {**PAPER, "head_dim": 5, "positions": "learned", "max_positions": 9},
+    "long keys": {"head_dim": 12},
+}
+QUICK = ("paper", "short keys, learned positions")
 
 
 def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, real: int) -> np.ndarray:
@@ -20,7 +30,9 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
     cfg, tree = net.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     table = tree["embed"]["tokens"]["embedding"][: cfg.vocab]
 
-    def place(position: int) -> np.ndarray:
+    def place(position: int, side: str) -> np.ndarray:
+        if cfg.positions == "learned":
+            return tree[side]["positions"]["embedding"][position]
         encoding = np.zeros(cfg.width)
         for pair in range(cfg.width // 2):
             angle = position / 10_000 ** (2 * pair / cfg.width)
@@ -28,8 +40,8 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
             encoding[at[0]], encoding[at[1]] = np.sin(angle), np.cos(angle)
         return encoding
 
-    def embedded(tokens: np.ndarray) -> np.ndarray:
-        return np.stack([table[token] * np.sqrt(cfg.width) + place(at) for at, token in enumerate(tokens)])
+    def embedded(tokens: np.ndarray, side: str) -> np.ndarray:
+        return np.stack([table[token] * np.sqrt(cfg.width) + place(at, side) for at, token in enumerate(tokens)])
 
     def norm(x: np.ndarray, of: dict[str, np.ndarray]) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
@@ -44,35 +56,41 @@ def reference(net: Model, params: Any, source: np.ndarray, target: np.ndarray, r
         for head in range(cfg.heads):
             for t in range(len(q[0])):
                 last = t + 1 if causal else there
-                scores = k[head][:last] @ q[head][t] / np.sqrt(cfg.head)
+                scores = k[head][:last] @ q[head][t] / np.sqrt(cfg.head_dim or cfg.width / cfg.heads)
                 weights = np.exp(scores - scores.max())
                 total[t] += (weights / weights.sum()) @ v[head][:last] @ out["kernel"][head]
         return total
 
     def self_attend(x: np.ndarray, of: Any, causal: bool, there: int) -> np.ndarray:
-        q, k, v = ([projected(x, of["qkv"], (part, head)) for head in range(cfg.heads)] for part in range(3))
+        parts = [(of["qkv"], (part,)) for part in range(3)] if "qkv" in of else [(of[name], ()) for name in "qkv"]
+        q, k, v = ([projected(x, leaf, (*part, head)) for head in range(cfg.heads)] for leaf, part in parts)
         return attend(q, k, v, of["out"], causal, there)
 
     def feed_forward(x: np.ndarray, of: Any) -> np.ndarray:
         return np.maximum(projected(x, of["up"], ()), 0) @ of["down"]["kernel"] + of["down"]["bias"]
 
-    x = embedded(source)
+    x = embedded(source, "encoder")
     for number in range(cfg.layers):
         layer = jax.tree.map(lambda leaf, n=number: leaf[n], tree["encoder"]["layers"])
         x = norm(x + self_attend(x, layer["attention"], False, real), layer["norm1"])
         x = norm(x + feed_forward(x, layer["mlp"]), layer["norm2"])
-    y = embedded(target)
+    y = embedded(target, "decoder")
     for number in range(cfg.layers):
         layer = jax.tree.map(lambda leaf, n=number: leaf[n], tree["decoder"]["layers"])
         y = norm(y + self_attend(y, layer["attention"], True, len(target)), layer["norm1"])
         q = [projected(y, layer["cross"]["q"], (head,)) for head in range(cfg.heads)]
-        k, v = ([projected(x, layer["cross"]["kv"], (part, head)) for head in range(cfg.heads)] for part in range(2))
+        of = layer["cross"]
+        parts = [(of["kv"], (part,)) for part in range(2)] if "kv" in of else [(of[name], ()) for name in "kv"]
+        k, v = ([projected(x, leaf, (*part, head)) for head in range(cfg.heads)] for leaf, part in parts)
         y = norm(y + attend(q, k, v, layer["cross"]["out"], False, real), layer["norm3"])
         y = norm(y + feed_forward(y, layer["mlp"]), layer["norm2"])
     return y @ table.T + (tree["unembed"]["bias"][: cfg.vocab] if cfg.output_bias else 0)
 
 
-@pytest.mark.parametrize("form", ["paper", pytest.param("marian", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "form",
+    [form if "learned" in form else pytest.param(form, marks=[] if form == "paper" else pytest.mark.full) for form in FORMS],
+)
 @pytest.mark.planted
 def test_it_computes_the_formulas(form: str) -> None:
     """Logits of a padded pair. Rounding: a dozen layers' sums of 32 to 300 terms of float32."""
@@ -84,8 +102,36 @@ def test_it_computes_the_formulas(form: str) -> None:
     logits = jax.jit(lambda params: net.unembed(params, net.apply(params, batch).hidden))(params)[0, :, : net.config.vocab]
     expected = reference(net, params, source, target, 7)
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
+    if net.config.positions == "learned":
+        # With the tables of the two sides exchanged.
+        params |= {name: params[name] | {"positions": params[of]["positions"]} for name, of in (SIDES, SIDES[::-1])}
     other = small("transformer", **{**FORMS[form], "sinusoids": "halves" if form == "paper" else "interleaved"})
     assert np.abs(reference(other, params, source, target, 7) - expected).max() > 0.1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["short keys, learned positions", "long keys"])
+def test_tokens_one_by_one_have_the_states_of_the_row(form: str) -> None:
+    net = small("transformer", **FORMS[form])
+    params, rng = random_params(net), np.random.default_rng(0)
+    tokens, source = (jnp.int32(rng.integers(1, 300, (2, length))) for length in (6, 9))
+    row, cache, hidden = Batch(tokens=tokens, source=Batch(tokens=source)), net.init_cache(2, 6, jnp.float32), []
+    for at in range(6):
+        one = Batch(tokens=tokens[:, at : at + 1], source=None if at else row.source)
+        new, cache = jit(net.decode)(params, one, cache)
+        hidden.append(new)
+    np.testing.assert_allclose(np.concatenate(hidden, 1), jit(net.apply)(params, row).hidden, atol=2e-5)
+
+
+def test_rows_longer_than_learned_positions_are_refused() -> None:
+    net = small("transformer", positions="learned", max_positions=8)
+    for target, source in ((9, 8), (8, 9)):
+        batch = Batch(tokens=jnp.ones((1, target), jnp.int32), source=Batch(tokens=jnp.ones((1, source), jnp.int32)))
+        with pytest.raises(ValueError, match="rows of 9 tokens in a model of 8 positions"):
+            jax.eval_shape(net.apply, random_params(net), batch)
+    for sizes in ({"length": 9}, {"length": 8, "target_length": 9}):
+        with pytest.raises(BadInput, match=r"length 9: the model has 8 positions; .* or a larger --model\.max-positions"):
+            tiny.run("text_to_text", model=net.config, data=PairData(batch=8, **sizes))
 
 
 @pytest.mark.full
