@@ -95,12 +95,14 @@ class Encoder:
             dtype: dtype of the arithmetic.
 
         Raises:
-            BadInput: a model that reads from left to right, or a tokenizer without special tokens.
+            BadInput: a model that reads from left to right, also a causal encoder, or a tokenizer without special tokens.
         """
         require(batch >= 1, "batch", batch, "choose 1 or more rows")
         net = loaded.model
         if "causal" in net.module.OBJECTIVES:
             raise BadInput(f"{loaded.name}: {net.family} reads from left to right; choose an encoder (BERT, RoBERTa, DistilBERT)")
+        if getattr(net.config, "causal", False):
+            raise BadInput(f"{loaded.name}: a causal {net.family}, whose tokens see one side only; choose one that sees both")
         if loaded.tokenizer.special_tokens is None:
             raise BadInput(f"{loaded.name}: its tokenizer has no [CLS], [SEP] and [MASK]; use an encoder's tokenizer")
         return Encoder(loaded, loaded.tokenizer.special_tokens, getattr(net.config, "context", UNLIMITED), batch, dtype)

@@ -1,8 +1,8 @@
 """The scorer of each objective: perplexity, bits per byte, accuracy, or the metrics of labels; and `zoo eval RUN`.
 
-Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, distilled and permutation ones by
-`masked` (perplexity and accuracy of predictions); denoising and text to text by `seq2seq` (perplexity); fine-tuning by
-`labelled`.
+Causal objectives are scored by `language_model` (bits per byte, perplexity, loss); masked, left-to-right, distilled and
+permutation ones by `masked` (perplexity and accuracy of predictions); denoising and text to text by `seq2seq` (perplexity);
+fine-tuning by `labelled`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from zoo.runtime import jax_setup
 
 SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "causal": language_model.of_run,
-    **dict.fromkeys(("masked", "distilled", "permutation"), masked_lm.of_run),
+    **dict.fromkeys(("masked", "left_to_right", "distilled", "permutation"), masked.of_run),
     **dict.fromkeys(("denoising", "text_to_text"), seq2seq.of_run),
     **dict.fromkeys(labelled.TASKS, labelled.of_run),
 }

@@ -33,6 +33,7 @@ XLNET = f"xlnet-nano {SIZE} {VALIDATED} --data.paths one.txt --model.memory 16 -
 MODELS = {
     "bert": f"bert-nano {ENCODER}",
     "roberta": f"roberta-nano {ENCODER}",
+    "left-to-right": f"bert-nano {ENCODER} --objective left_to_right --model.causal --model.task masked",
     "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
     "t5": T5,
     "decoder": f"{T5} --model.architecture decoder",

@@ -18,6 +18,7 @@ from train.run.run_dir import RunDir
 
 OBJECTIVE_METRICS: dict[str, tuple[str, ...]] = {
     "causal": ("bits_per_byte", "perplexity", "loss"),
+    "left_to_right": ("perplexity", "loss", "masked_loss", "accuracy"),
     "masked": ("perplexity", "loss", "masked_loss", "accuracy"),
     "permutation": ("perplexity", "loss", "masked_loss", "accuracy"),
     "distilled": ("perplexity", "loss", "masked_loss", "accuracy"),

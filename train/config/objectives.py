@@ -53,6 +53,13 @@ class MaskedOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftToRightOptions(TokenOptions):
+    """Options of left-to-right language modelling with an encoder."""
+
+    objective, data = "left_to_right", EncoderData
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilledOptions(MaskedOptions):
     """Options of distillation."""
 
@@ -122,7 +129,8 @@ class ChoiceOptions(ObjectiveOptions):
 OPTIONS: dict[str, type[ObjectiveOptions]] = {
     kind.objective: kind
     for kind in (
-        *(CausalOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions, TextToTextOptions),
+        *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
+        TextToTextOptions,
         *(ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
     )
 }

@@ -175,15 +175,16 @@ class LabelledObjective(Objective):
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
         """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`; `rng` is not used.
 
-        tokens, segments, positions and types are int32 [length], with XLNet's special tokens also summary_at, int32 [1] (see
-        `train.rows.example_rows.padded`). labels and weights (float32) are those of the row; each objective states their shapes.
+        tokens, segments, positions and types are int32 [length], with XLNet's special tokens or a causal model also summary_at,
+        int32 [1] (see `train.rows.example_rows.padded`). labels and weights (float32) are those of the row; each objective states
+        their shapes.
         """
         special_tokens = tokenizer.special_tokens
         assert special_tokens is not None, "rows are made with a tokenizer that has special tokens"
-        typed = is_typed(run.model.types, special_tokens)
+        typed, causal = is_typed(run.model.types, special_tokens), getattr(run.model, "causal", False)
 
         def build(rng: np.random.Generator, row: ExampleRow, length: int) -> dict[str, np.ndarray]:
-            options = [padded(inputs, length, special_tokens, typed=typed) for inputs in row.inputs]
+            options = [padded(inputs, length, special_tokens, typed=typed, causal=causal) for inputs in row.inputs]
             return cls.join_options(options) | cls.padded_labels(row, length)
 
         return build

@@ -201,6 +201,8 @@ def _check(run: run_config.Run, teacher: Any) -> None:
     student, fresh = run.model, run.options.distillation.fresh
     fix = f"the student starts from --init {run.init}; leave out one of the two"
     require(not (fresh and run.init), "distillation.fresh", fresh, fix)
+    sides = getattr(teacher, "causal", False)
+    require(not sides, "distillation.teacher", run.options.distillation.teacher, "its tokens see one side only; choose another")
     for field in ("vocab", "width"):
         value, expected = getattr(student, field), getattr(teacher, field)
         require(value == expected, f"model.{field}", value, f"its teacher has {expected:,}; choose the same")

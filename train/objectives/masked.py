@@ -21,7 +21,7 @@ from train.rows.token_cache import Tokens
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import IGNORED, Batch
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn import heads
 
@@ -36,7 +36,13 @@ class Masked(Objective):
 
     @classmethod
     def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
-        """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`."""
+        """Return the rows of the training text; see `train.rows.encoder_rows.plan_rows`.
+
+        Raises:
+            BadInput: a model whose tokens do not see those after them, or rows that do not fit the run.
+        """
+        fix = "masked tokens are predicted from both sides; choose --objective left_to_right, or --model.no-causal"
+        require(not getattr(run.model, "causal", False), "model.causal", True, fix)
         return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
 
     @classmethod
@@ -92,7 +98,7 @@ class Masked(Objective):
             summary_at, labels = np.zeros(sequences, np.int32), np.full(sequences, IGNORED, np.int32)
             start, first = 0, 0
             for number, sequence in enumerate(row):
-                ids, kinds = _with_special_tokens(sequence, special_tokens)
+                ids, kinds = with_special_tokens(sequence, special_tokens)
                 ordinary = (ids != special_tokens.cls) & (ids != special_tokens.sep) & (ids != special_tokens.end)
                 indices, replacements = mask(rng, ids, ordinary, masks)
                 end, last = start + len(ids), first + len(indices)
@@ -175,7 +181,7 @@ def _masks(run: Run, tokenizer: Tokenizer, special_tokens: SpecialTokens, counts
     )
 
 
-def _with_special_tokens(
+def with_special_tokens(
     sequence: Sequence, special_tokens: SpecialTokens
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
     """Return (ids, token types) of a sequence with special tokens. An end-of-document token separates documents."""

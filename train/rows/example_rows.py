@@ -222,10 +222,12 @@ def is_typed(types: int, special: SpecialTokens) -> bool:
     return types > 1
 
 
-def padded(inputs: Inputs, length: int, special: SpecialTokens, *, typed: bool) -> dict[str, Int32[np.ndarray, "..."]]:
+def padded(
+    inputs: Inputs, length: int, special: SpecialTokens, *, typed: bool, causal: bool = False
+) -> dict[str, Int32[np.ndarray, "..."]]:
     """Return the fields of `Batch` for a row: tokens, segments (1; 0 = padding), positions and types (all 0 unless `typed`).
 
-    If CLS is not the first token, the field summary_at [1] has its position.
+    If CLS is not the first token, the field summary_at [1] has its position; if the model is `causal`, that of the last token.
     """
     # On the right for XLNet too, which others pad on the left: its positions are relative, and nothing attends to segment 0.
     tokens = np.full(length, special.pad, np.int32)
@@ -233,7 +235,9 @@ def padded(inputs: Inputs, length: int, special: SpecialTokens, *, typed: bool) 
     size = len(inputs.ids)
     tokens[:size], segments[:size], positions[:size], types[:size] = inputs.ids, 1, np.arange(size), inputs.types * typed
     arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
-    return arrays | {"summary_at": np.array([special.summary(size)], np.int32)} if special.cls_last else arrays
+    if not (special.cls_last or causal):
+        return arrays
+    return arrays | {"summary_at": np.array([size - 1 if causal else special.summary(size)], np.int32)}
 
 
 # --- Helpers ---

@@ -20,7 +20,17 @@ from zoo.errors import BadInput, require
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 AttentionPattern = Literal["full", "window"]
 Objective = Literal[
-    "causal", "masked", "distilled", "permutation", "classification", "tagging", "span", "choice", "denoising", "text_to_text"
+    "causal",
+    "left_to_right",
+    "masked",
+    "distilled",
+    "permutation",
+    "classification",
+    "tagging",
+    "span",
+    "choice",
+    "denoising",
+    "text_to_text",
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -87,6 +87,9 @@ class EncoderConfig(BodyConfig):
     """Number of token types (sentence A or B); 0 = the family has none."""
     position_offset: int = 0
     """Row of the table of positions that the first token uses."""
+    causal: bool = False
+    """Let each token see only itself and those before it (Devlin et al. 2019, section 5.1, LTR), in fine-tuning too.
+    The objective left_to_right trains such a model. A text is summarized by its last token, since the first one sees no other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,8 +174,9 @@ def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
     """Return the entries of a config.json with BERT's keys.
 
     Raises:
-        BadInput: the model has no token types, which these keys cannot express.
+        BadInput: the model has no token types, or sees only one side, which these keys cannot express.
     """
+    check_sides(cfg)
     if cfg.types == 0:
         raise BadInput("model.types 0: a config.json of this type has 1 or more token types; this model cannot be exported")
     return {
@@ -191,6 +195,16 @@ def config_entries(cfg: EncoderConfig) -> dict[str, Any]:
         **label_entries(cfg),
         **COMPUTED,
     }
+
+
+def check_sides(cfg: EncoderConfig) -> None:
+    """Refuse to export a model whose tokens do not see those after them; no such encoder was published.
+
+    Raises:
+        BadInput: the model is causal.
+    """
+    if cfg.causal:
+        raise BadInput("model.causal True: encoders were only published with tokens that see both sides; it cannot be exported")
 
 
 def activation(cfg: BodyConfig) -> str:

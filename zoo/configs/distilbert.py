@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from zoo.configs import Size
-from zoo.configs._encoder import EncoderConfig, activation, exported, head_fields, label_entries
+from zoo.configs._encoder import EncoderConfig, activation, check_sides, exported, head_fields, label_entries
 from zoo.errors import BadInput
 from zoo.hf.config_json import ACTIVATIONS, BOOKKEEPING, PublishedConfig
 
@@ -63,8 +63,10 @@ def to_published(config: Config) -> dict[str, Any]:
     """Return the entries of a config.json of type distilbert.
 
     Raises:
-        BadInput: token types, positions that do not begin at row 0, or another eps, none of which this type can express.
+        BadInput: a causal model, token types, positions that do not begin at row 0, or another eps, none of which this type can
+            express.
     """
+    check_sides(config)
     for field, only in {"types": 0, "position_offset": 0, "eps": EPS}.items():
         if (value := getattr(config, field)) != only:
             raise BadInput(

@@ -7,7 +7,7 @@ from zoo.nn.encoder import BERT_BODY, POOLER, POOLER_NAMES, Family, linear
 from zoo.nn.heads import Head
 from zoo.sharding import Rules
 
-OBJECTIVES = ("masked", "distilled", "classification", "tagging", "span", "choice")
+OBJECTIVES = ("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice")
 SHARDING: Rules = ()
 PADDED = {"embed/tokens/embedding": "vocab", "masked/bias": "vocab"}
 """Leaf -> field with its true number of rows. Further rows are padding, which is not exported and not counted."""

@@ -55,7 +55,7 @@ class Family(Generic[Config]):
         if length > cfg.context:
             raise ValueError(f"rows of {length} tokens in a model of {cfg.context} positions; use rows of at most {cfg.context}")
         x = dropout(_embed(cfg, params["embed"], batch), cfg.dropout, seeds, EMBEDDING_SITE)
-        mask = Mask(query_segments=batch.segments, key_segments=batch.segments)
+        mask = Mask(causal=cfg.causal, query_segments=batch.segments, key_segments=batch.segments)
 
         def body(block: Block, x: Array, _: None, index: Array, __: None) -> tuple[Array, None]:
             return constrain(block(x, mask, fold_seeds(seeds, index + 1)), BATCH), None

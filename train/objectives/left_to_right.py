@@ -1,0 +1,83 @@
+"""Left-to-right language modelling with an encoder: the left-context-only model of Devlin et al. 2019, section 5.1 (LTR)."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int64
+
+from train.config.run_config import Run
+from train.objectives.base import Objective
+from train.objectives.masked import with_special_tokens
+from train.rows import encoder_rows
+from train.rows.batches import Build
+from train.rows.encoder_rows import EncoderRow, EncoderRows
+from train.rows.example_rows import is_typed
+from train.rows.token_cache import Tokens
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.errors import require
+
+HEAD = "masked"
+"""Task of the models that are trained: the head for masked tokens predicts the next one, and there are no next sentences."""
+
+
+class LeftToRight(Objective):
+    """The next token of each token of an encoder's rows, which see only what is before them."""
+
+    NAME = "left_to_right"
+
+    @classmethod
+    def plan_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer) -> EncoderRows:
+        """Return the rows of the training text, which are those of masked language modelling.
+
+        Raises:
+            BadInput: a model that sees both sides, or that has another head; see also `train.rows.encoder_rows.plan_rows`.
+        """
+        _check(run)
+        return encoder_rows.plan_rows(tokens, run.data, tokenizer, run.seed)
+
+    @classmethod
+    def scored_rows(cls, tokens: Tokens, run: Run, tokenizer: Tokenizer, stride: int) -> EncoderRows:
+        """Return the rows of the held-out text, planned like the training rows, but the same for every seed, to compare runs."""
+        return encoder_rows.plan_rows(tokens, run.data, tokenizer, 0, "held-out")
+
+    @classmethod
+    def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
+        """Return `build(rng, row, length)`, which converts a row to the fields of `Batch`; `rng` is not used.
+
+        tokens, segments, positions and types are those of `train.objectives.masked.Masked.builder`, without masks. targets
+        (int32) has the next token of each token, weights (float32) is 1 where that is text, and 0 where it is a special token,
+        which masks do not choose either; both are [length].
+        """
+        special_tokens = tokenizer.special_tokens
+        assert special_tokens is not None, "rows are planned with a tokenizer that has special tokens"
+        _check(run)
+        typed, special = is_typed(run.model.types, special_tokens), [special_tokens.cls, special_tokens.sep, special_tokens.end]
+
+        def build(rng: np.random.Generator, row: EncoderRow, length: int) -> dict[str, np.ndarray]:
+            del rng
+            tokens, targets = np.full((2, length), special_tokens.pad, np.int32)
+            segments, positions, types = np.zeros((3, length), np.int32)
+            weights = np.zeros(length, np.float32)
+            start = 0
+            for number, sequence in enumerate(row, 1):
+                ids, kinds = with_special_tokens(sequence, special_tokens)
+                end = start + len(ids)
+                tokens[start:end], segments[start:end], positions[start:end] = ids, number, np.arange(len(ids))
+                types[start:end] = kinds * typed
+                targets[start : end - 1] = ids[1:]
+                weights[start : end - 1] = ~np.isin(ids[1:], special)
+                start = end
+            arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": types}
+            return arrays | {"targets": targets, "weights": weights}
+
+        return build
+
+
+OBJECTIVE = LeftToRight
+
+
+def _check(run: Run) -> None:
+    fix = "every token would see the one that it predicts; choose --model.causal, or --objective masked"
+    require(run.model.causal, "model.causal", run.model.causal, fix)
+    fix = f"it has no head for tokens, or one for next sentences besides; choose --model.task {HEAD}"
+    require(run.model.task == HEAD, "model.task", run.model.task, fix)
