@@ -33,7 +33,7 @@ from train.run.console import Console
 from train.run.metric_logger import MetricLogger
 from train.run.run_dir import RunDir, check_same_run, identity, plugin_notices, remove_stale_files, write_json
 from train.run.stop_signals import StopSignals
-from train.weights import warm_start
+from train.weights import lineage, warm_start
 from zoo import models
 from zoo.attention import attention
 from zoo.batch import Batch
@@ -131,8 +131,10 @@ def _run(
         metadata = {**data.fingerprints(), "config": identity(run)}
         if restored is not None:
             check_identity(folder.checkpoints, restored[1], run)
-            if changed := compare(restored[1], metadata, ignored=("config", "records")):
+            if changed := compare(restored[1], metadata, ignored=("config", "records", "parents")):
                 raise BadInput(f"{folder.path} was trained on other data: {'; '.join(changed)}; choose another --name")
+            # A parent may have moved, or may have been trained again, since the run began.
+            metadata |= {"parents": restored[1]["parents"]} if "parents" in restored[1] else {}
             # A lost config.json is written again below.
             for line in plugin_notices(folder.path) if folder.config.exists() else []:
                 console.notice(line)
@@ -149,6 +151,7 @@ def _run(
         if restored is not None:
             state, _ = restored
         else:
+            metadata["parents"] = lineage.read_parents(run)
             pretrained = warm_start.params(run, model, mesh, console.notice) if run.init else None
             params, init = objective.initial_params(model, pretrained), functools.partial(objective.trained_params, model)
             state = state_init.init_state(run, model, built.tx, mesh, params, init)

@@ -1,6 +1,7 @@
 """`zoo compare RUN...`: finished runs side by side, with runs that differ only in their seed as one row.
 
-A row of several seeds shows the mean and its 95% confidence interval. Another row with the same seeds is also compared with the
+The model that a run starts from counts as its row, so that fine-tunes of several seeds of one pretraining are one row too. A row
+of several seeds shows the mean and its 95% confidence interval. Another row with the same seeds is also compared with the
 first one seed by seed: effects of the seed, above all the order of the samples, then cancel. Facts that all rows share are
 printed once, above the table.
 """
@@ -24,7 +25,7 @@ from train.run.metric_definitions import METRICS
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
     "parameters": lambda row: f"{row.first.parameters:,}",
-    "tokens seen": lambda row: short(row.tokens),
+    "tokens seen": lambda row: "-" if row.tokens is None else short(row.tokens),
     "FLOPs": lambda row: "-" if row.flops is None else scientific(row.flops),
     "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
@@ -67,7 +68,7 @@ def main(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: Sequence
 def record(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as JSON: rows with the value of every run, the means, and half the width of each interval.
 
-    Tokens and FLOPs are means over the runs of a row.
+    Tokens and FLOPs are means over the runs of a row; those in `total` include the ancestors of each run.
     """
     rows = []
     for number, row in enumerate(comparison.rows):
@@ -82,8 +83,9 @@ def record(comparison: Comparison) -> dict[str, Any]:
                 "seeds": row.seeds,
                 "recipe": row.first.run.recipe,
                 "parameters": row.first.parameters,
-                "tokens_seen": row.tokens,
-                "flops": row.flops,
+                "tokens_seen": row.mean_cost("tokens", own=True),
+                "flops": row.mean_cost("flops", own=True),
+                "total": {"tokens_seen": row.tokens, "flops": row.flops},
                 "scores": scores,
                 "difference_to_first": difference,
                 "differing": {key: values[number] for key, values in comparison.differing.items()},
@@ -129,8 +131,10 @@ def render(comparison: Comparison, width: int | None = None) -> str:
 
 
 def _doubts(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return reasons to think that a run has learned nothing."""
-    return [f"{run.path}: {line}" for row in rows for run in row.runs for line in metric_definitions.notices(run.scores)]
+    """Return reasons to think that a run has learned nothing, and the parents that are no longer there."""
+    runs = [run for row in rows for run in row.runs]
+    learned = [f"{run.path}: {line}" for run in runs for line in metric_names.notices(run.scores)]
+    return [*learned, *(line for run in runs for line in run.notices())]
 
 
 def _width(console: Console, tables: Mapping[str, Table], *, least: bool = False) -> int:
@@ -264,6 +268,8 @@ def _notes(comparison: Comparison) -> str:
     """Return an explanation of the signs in the tables."""
     others = comparison.rows[1:]
     notes = []
+    if any(run.parents for row in comparison.rows for run in row.runs):
+        notes.append("tokens seen and FLOPs include those of the runs that a run starts from")
     if any(len(row.runs) > 1 for row in comparison.rows):
         notes.append(f"±: {CONFIDENCE:.0%} confidence interval of the mean over seeds, by Student's t")
     if any(estimate.clear for row in others for estimate in (row.difference or {}).values()):

@@ -1,6 +1,7 @@
 """Finished runs, read from their folders, and the checks that their scores can be compared."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ from train.config.objectives import scored_as
 from train.config.run_config import Run
 from train.run import metric_definitions
 from train.run.console import short
+from train.run.costs import Costs, read_costs
 from train.run.metrics_file import read_rows as read_rows
 from train.run.run_dir import RunDir, read_config
+from train.weights.lineage import Parent, seeds_of, total_costs
 from zoo.errors import BadInput
+from zoo.hf import hub
 from zoo.models import parameter_count
 
 SLACK = 0.01
@@ -39,10 +43,43 @@ class Finished:
     data: str
     """Fingerprint of the training data."""
     parameters: int
-    tokens: int
-    """Tokens seen in training."""
-    flops: float | None
-    """FLOPs of the whole training; None if the run did not record those of a step."""
+    costs: Costs
+    """Costs of the run itself, without those of the models that it starts from."""
+    parents: dict[str, Parent]
+    """The models that it starts from, as they were recorded when it began; see `train.weights.lineage`."""
+
+    @property
+    def tokens(self) -> float | int | None:
+        """Tokens seen in the run's own training."""
+        return self.costs["tokens"]
+
+    @property
+    def flops(self) -> float | int | None:
+        """FLOPs of the run's own training; None if it did not record those of a step."""
+        return self.costs["flops"]
+
+    @functools.cached_property
+    def total_costs(self) -> Costs:
+        """Costs of the run and of all of its ancestors; of published weights nothing is known, and nothing counted."""
+        return total_costs(self.costs, self.parents.values())
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the run's ancestors, the oldest first, and then its own."""
+        return seeds_of(self.run, self.parents)
+
+    @property
+    def seed(self) -> int | str:
+        """The seed of the run; where its ancestors have others, all of them, the oldest first, as "0/3"."""
+        return self.run.seed if len(set(self.seeds)) == 1 else "/".join(map(str, self.seeds))
+
+    def notices(self) -> list[str]:
+        """Return a line for each parent that is no longer where it was."""
+        return [
+            f"{self.path}: --{key} {parent['path']} is no longer there; it counts as it was recorded when the run began"
+            for key, parent in self.parents.items()
+            if not parent["path"].startswith(hub.PREFIX) and not Path(parent["path"]).exists()
+        ]
 
 
 def read_run(path: str | Path) -> Finished:
@@ -67,11 +104,11 @@ def read_run(path: str | Path) -> Finished:
     except KeyError as absent:
         raise BadInput(f"{checkpoint / NAME}: no {absent}, so the data of the run are unknown; train it again") from None
     check_identity(checkpoint, meta, run)
-    trained = [row for row in rows if row.get("kind") == "train"]
-    if not trained:
+    if (run.init or run.teacher) and "parents" not in meta:
+        raise BadInput(f"{checkpoint / NAME}: no 'parents', so it is unknown what {path} started from; train it again")
+    costs = read_costs(folder, last)
+    if costs["tokens"] is None:
         raise BadInput(f"{folder.metrics}: no row of the training; restore the file")
-    starts = read_rows(folder.starts) if folder.starts.exists() else []
-    per_step = starts[-1].get("flops") if starts else None
     return Finished(
         path=folder.path,
         run=run,
@@ -80,9 +117,8 @@ def read_run(path: str | Path) -> Finished:
         tokenizer=tokenizer,
         data=data,
         parameters=parameter_count(run.model),
-        # Every step has the same number of tokens, and a run that ended early may have ended between two rows.
-        tokens=trained[-1]["tokens"] * last // trained[-1]["step"],
-        flops=None if per_step is None else last * per_step,
+        costs=costs,
+        parents=meta.get("parents", {}),
     )
 
 
@@ -109,17 +145,14 @@ def unequal(runs: Sequence[Finished]) -> list[str]:
     """Return a line for each budget or count that should be equal between runs and is not.
 
     Budgets are equal if all runs have seen the same number of tokens, or have taken the same FLOPs (within `SLACK`): equal data
-    and equal compute are both fair. The data that runs were scored on must be equal in every count in the scores.
+    and equal compute are both fair. The runs that a run starts from are part of its budget. The data that runs were scored on
+    must be equal in every count in the scores.
     """
     lines = []
-    flops = [run.flops for run in runs if run.flops is not None]
-    if not (_agree([run.tokens for run in runs]) or (len(flops) == len(runs) and _agree(flops))):
-        least, greatest = (select(runs, key=lambda run: run.tokens) for select in (min, max))
-        budgets = f"{least.path} has seen {short(least.tokens)} tokens and {greatest.path} {short(greatest.tokens)}"
-        if least.flops is not None and greatest.flops is not None:
-            budgets += f", in {scientific(least.flops)} and {scientific(greatest.flops)} FLOPs"
-        lines.append(f"unequal budgets: {budgets}")
-    for name in metric_definitions.COUNTS:
+    tokens, flops = ([run.total_costs[name] for run in runs] for name in ("tokens", "flops"))
+    if not (_agree(tokens) or _agree(flops)):
+        lines.append(f"unequal budgets: {_budgets(runs)}")
+    for name in metric_names.COUNTS:
         counts = {run.scores[name]: run for run in runs if name in run.scores}
         if len(counts) > 1:
             (first_count, first), (second_count, second), *_ = counts.items()
@@ -148,5 +181,22 @@ def _scores(path: Path) -> dict[str, float | int]:
     }
 
 
-def _agree(values: Sequence[float | int]) -> bool:
-    return max(values) <= min(values) * (1 + SLACK)
+def _agree(values: Sequence[float | int | None]) -> bool:
+    """Return whether all amounts are recorded and equal, within `SLACK`."""
+    recorded = [value for value in values if value is not None]
+    return len(recorded) == len(values) and max(recorded) <= min(recorded) * (1 + SLACK)
+
+
+def _budgets(runs: Sequence[Finished]) -> str:
+    """Return the least and the greatest budget of some runs as text, those of their ancestors included."""
+    unknown = next((run for run in runs if run.total_costs["tokens"] is None), None)
+    if unknown is not None:
+        names = ", ".join(parent["path"] for parent in unknown.parents.values())
+        return f"the tokens that {unknown.path} has seen are unknown, because {names} has not recorded those of its own training"
+    tokens = {id(run): run.total_costs["tokens"] or 0 for run in runs}
+    least, greatest = (select(runs, key=lambda run: tokens[id(run)]) for select in (min, max))
+    text = f"{least.path} has seen {short(tokens[id(least)])} tokens and {greatest.path} {short(tokens[id(greatest)])}"
+    flops = [run.total_costs["flops"] for run in (least, greatest)]
+    if flops[0] is not None and flops[1] is not None:
+        text += f", in {scientific(flops[0])} and {scientific(flops[1])} FLOPs"
+    return f"{text}, with the runs that they start from" if any(run.parents for run in runs) else text

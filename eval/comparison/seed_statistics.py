@@ -16,8 +16,9 @@ from eval.comparison.run_results import Finished
 from eval.scoring.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
-from train.run import metric_definitions
-from train.run.run_dir import flat, may_change
+from train.run import metric_names
+from train.run.run_dir import flat
+from train.weights.lineage import row_options
 from zoo.errors import BadInput
 
 CONFIDENCE = 0.95
@@ -45,7 +46,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in their seed and in the seeds of the runs that they start from."""
 
     runs: list[Finished]
     """Runs in the order of their seeds."""
@@ -59,18 +60,27 @@ class ComparisonRow:
         return self.runs[0]
 
     @property
-    def seeds(self) -> list[int]:
-        return [run.run.seed for run in self.runs]
+    def seeds(self) -> list[int | str]:
+        return [run.seed for run in self.runs]
 
     @property
-    def tokens(self) -> float:
-        """Tokens seen in training, the mean over the runs, which differ with early stopping."""
-        return statistics.fmean(run.tokens for run in self.runs)
+    def tokens(self) -> float | None:
+        """Tokens seen in training, with those of the ancestors; see `mean_cost`."""
+        return self.mean_cost("tokens")
 
     @property
     def flops(self) -> float | None:
-        """Mean training FLOPs of the runs; None if a run has not recorded those of a step."""
-        recorded = [run.flops for run in self.runs if run.flops is not None]
+        """Training FLOPs, with those of the ancestors; see `mean_cost`."""
+        return self.mean_cost("flops")
+
+    def mean_cost(self, name: str, *, own: bool = False) -> float | None:
+        """Return the mean of a cost over the runs, which differ with early stopping; None if one of them has not recorded it.
+
+        Args:
+            own: without the costs of the ancestors.
+        """
+        values = [(run.costs if own else run.total_costs)[name] for run in self.runs]
+        recorded = [value for value in values if value is not None]
         return statistics.fmean(recorded) if len(recorded) == len(self.runs) else None
 
 
@@ -106,7 +116,7 @@ def compare(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str
     groups = _groups(runs)
     rows = []
     for group in groups:
-        scores = {name: Estimate.of([run.scores[name] for run in group]) for name in metrics}
+        scores = {name: _estimate(group, [run.scores[name] for run in group]) for name in metrics}
         difference = None if group is groups[0] else _difference(groups[0], group, metrics)
         rows.append(ComparisonRow(runs=group, scores=scores, difference=difference))
     return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=unequal_lines)
@@ -140,9 +150,9 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
     """Return groups of runs that differ only in their seed, each in the order of seeds."""
     groups: dict[str, list[Finished]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_options(run), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(_row_options(run), sort_keys=True), []).append(run)
     for group in groups.values():
-        group.sort(key=lambda run: run.run.seed)
+        group.sort(key=lambda run: run.seeds)
         for first, second in itertools.pairwise(group):
             # The seed decides which second texts are random ones.
             paired = isinstance(first.run.data, EncoderData) and first.run.data.rows in PAIRED
@@ -150,27 +160,44 @@ def _groups(runs: Sequence[Finished]) -> list[list[Finished]]:
             if first.data != second.data and not pairs_differ:
                 cause = "have the same configuration and were trained on different text; train one again"
                 raise BadInput(f"{first.path} and {second.path} {cause}")
-            if first.run.seed == second.run.seed:
+            if first.seeds == second.seeds:
                 raise BadInput(
                     f"{first.path} and {second.path} are the same run: seed and configuration are equal; name one of them"
                 )
     return list(groups.values())
 
 
-def _options(run: Finished) -> dict[str, Any]:
-    """Return the options that identify a run, without its seed."""
-    return {key: value for key, value in flat(run.run).items() if key != "seed" and not may_change(key)}
+def _row_options(run: Finished) -> dict[str, Any]:
+    """Return the options that decide which row a run is; see `train.weights.lineage`."""
+    return row_options(run.run, run.parents, run.tokenizer)
+
+
+def _estimate(group: Sequence[Finished], values: Sequence[float]) -> Estimate:
+    """Return the mean of a value of each run of a row.
+
+    Runs with the same parents are not independent of the others: if there are several parents, the runs of each are averaged
+    first, and the interval is one over parents.
+    """
+    by_parents: dict[tuple[int, ...], list[float]] = {}
+    for run, value in zip(group, values, strict=True):
+        by_parents.setdefault(run.seeds[:-1], []).append(value)
+    return Estimate.of(list(map(statistics.fmean, by_parents.values())) if len(by_parents) > 1 else values)
 
 
 def _difference(first: list[Finished], group: list[Finished], metrics: Sequence[str]) -> dict[str, Estimate] | None:
-    if [run.run.seed for run in first] != [run.run.seed for run in group]:
+    if [run.seed for run in first] != [run.seed for run in group]:
         return None
     pairs = list(zip(first, group, strict=True))
-    return {name: Estimate.of([other.scores[name] - reference.scores[name] for reference, other in pairs]) for name in metrics}
+    deeper = max(first, group, key=lambda runs: len(runs[0].seeds))
+    return {
+        name: _estimate(deeper, [other.scores[name] - reference.scores[name] for reference, other in pairs]) for name in metrics
+    }
 
 
 def _differing(rows: Sequence[ComparisonRow]) -> dict[str, list[Any]]:
-    options = [_options(row.runs[0]) for row in rows]
-    keys = dict.fromkeys(key for row_options in options for key in row_options)
-    values = {key: [row_options.get(key) for row_options in options] for key in keys}
-    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+    deciding = [_row_options(row.first) for row in rows]
+    # A parent and a tokenizer are displayed by their paths.
+    displayed = [flat(row.first.run) for row in rows]
+    keys = dict.fromkeys(key for options in deciding for key in options)
+    differing = [key for key in keys if any(options.get(key) != deciding[0].get(key) for options in deciding)]
+    return {key: [options.get(key) for options in displayed] for key in differing}

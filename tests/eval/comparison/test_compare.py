@@ -14,60 +14,18 @@ import pytest
 from eval.comparison import comparison_table, run_results
 from eval.comparison.seed_statistics import Estimate, compare
 from tests.support import commands, tiny
+from tests.support.finished_runs import MASKED, META, RUN, make, several
 from train.checkpoints.manifest import Manifest, folder_name
 from train.config.data_options import CausalData
 from train.config.objective_options import Selection
 from train.config.objectives import CausalOptions
-from train.config.run_config import Mesh, Optim, Run, Tokenizer
-from train.run import metrics_file
+from train.config.run_config import Mesh, Optim, Tokenizer
 from train.run.run_dir import RunDir, identity, read_config, write_json
 from zoo.errors import BadInput
 from zoo.models import parameter_count
 
-RUN, MASKED = tiny.run(), tiny.run("masked")
-META = {"tokenizer": "t", "data": "d", "held_out": "h"}
 T_2 = 4.302652729911275
 """Student's t(0.975) of 2 degrees of freedom, from a table."""
-
-
-def make(
-    path: Path,
-    run: Run = RUN,
-    *,
-    scores: Any = None,
-    flops: float | None = None,
-    meta: Any = META,
-    ended: int | None = None,
-    **changes: Any,
-) -> str:
-    """Write the files of a finished run that a comparison reads; it `ended` at its last step or before."""
-    run = dataclasses.replace(run, **changes)
-    files, step = RunDir(path), ended or run.steps
-    checkpoint = files.checkpoints / folder_name(step)
-    checkpoint.mkdir(parents=True)
-    Manifest(step=step, meta=meta, leaves={}).write(checkpoint)
-    files.write_config(run)
-    write_json(files.scores, {"loss": 2.0, "tokens": 100, "stride": 16} if scores is None else scores)
-    metrics_file.record_start(files, 0, {}, flops or 0.0)
-    if flops is None:
-        # Older runs did not record this number.
-        (start,) = metrics_file.read_rows(files.starts)
-        files.starts.write_text(json.dumps({key: value for key, value in start.items() if key != "flops"}) + "\n")
-    rows = metrics_file.Metrics(files.metrics)
-    row = step - step % 4
-    numbers = dict(loss=2.0, grad_norm=1.0, lr=0.1, skipped=0, seconds=1.0, tokens_per_s=1.0, mfu=None)
-    rows.write(metrics_file.train_row(step=row, tokens=row * run.data.batch * run.data.length, **numbers))
-    rows.write(metrics_file.valid_row(step=step, loss=2.0, bits_per_byte=1.0, seconds=1.0))
-    rows.close()
-    return str(path)
-
-
-def several(where: Path, name: str, values: dict[int, float], **changes: Any) -> list[str]:
-    """Write a run for each seed -> loss."""
-    return [
-        make(where / f"{name}-{seed}", scores={"loss": loss, "tokens": 100}, seed=seed, **changes)
-        for seed, loss in values.items()
-    ]
 
 
 def faster(**more: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from train.engine.step import ENGINES, make_step
 from train.objectives.causal import Causal
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir
+from train.weights import lineage
 from train.weights.load import load
 from zoo.errors import BadInput
 from zoo.models import model
@@ -173,6 +174,18 @@ def test_killed_while_it_validates_and_while_it_is_scored_it_ends_with_the_same_
         one, other = load(ours.path, step=step), load(theirs.path, step=step)
         assert one.step == other.step
         chex.assert_trees_all_equal(one.params, other.params)
+
+
+def test_a_run_records_what_it_starts_from_when_it_begins(ended: run_config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run keeps the record, whatever has become of its parent."""
+    run = dataclasses.replace(ended, name="child", init=str(RunDir.of(ended).path), seed=3)
+    with pytest.raises(Killed):
+        train(run, killed=6)
+    monkeypatch.setattr(lineage, "read_parents", pytest.fail)
+    assert train(run, 4) == 0
+    record = Checkpoints(RunDir.of(run).checkpoints, 1, notify=pytest.fail).meta(8)["parents"]["init"]
+    (itself,) = record["ancestors"]
+    assert (record["path"], record["seeds"], itself["costs"]["tokens"]) == (run.init, [0], 8 * 8 * 32)
 
 
 @pytest.mark.planted

@@ -1,0 +1,102 @@
+"""The models that a run starts from: which row of a comparison each of them is, and what training them has cost.
+
+A run records its parents, the models of `init` and of `distillation.teacher`, in the metadata of its checkpoints when it begins,
+so that the record survives a parent that is moved, trained again or deleted. Two parents are the same row if their
+configurations differ in the seed alone and their own parents are the same rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.checkpoints.checkpoints import Checkpoints
+from train.config.run_config import Run
+from train.run.costs import NAMES, Costs, read_known_costs
+from train.run.run_dir import RunDir, flat, is_run, may_change, no_checkpoint, read_config
+from train.weights.load import checkpoints
+from zoo.files import sha256
+from zoo.hf import hub
+
+Parent = dict[str, Any]
+"""The record of a parent, as JSON: `path`, as the option names it; `row`, a SHA-256 digest that is equal for two parents if and
+only if they are the same row; `seeds` of its own ancestors and of itself, the oldest first; and `ancestors`, which are itself and
+its own ancestors, each with `row`, `seeds`, `path` and its own `costs`. Published weights have no seeds and no ancestors, because
+nothing is known about their training."""
+
+PARENT_KEYS = ("init", "distillation.teacher")
+"""Keys of `train.run.run_dir.flat` that name a parent."""
+
+
+def read_parents(run: Run) -> dict[str, Parent]:
+    """Return the record of each parent of a run, by its key of `PARENT_KEYS`.
+
+    Raises:
+        BadInput: nothing there, or a run without a checkpoint.
+    """
+    names = dict(zip(PARENT_KEYS, (run.init, run.teacher), strict=True))
+    return {key: _read_parent(name) for key, name in names.items() if name}
+
+
+def row_options(run: Run, parents: Mapping[str, Parent], tokenizer: str) -> dict[str, Any]:
+    """Return the options that decide which row of a comparison a run is: all that identify it, without its seed.
+
+    A parent counts as its row, and a tokenizer that is loaded from a folder as its fingerprint, `tokenizer`.
+    """
+    options = {key: value for key, value in flat(run).items() if key != "seed" and not may_change(key)}
+    if options["tokenizer.path"]:
+        options["tokenizer.path"] = tokenizer
+    return options | {key: parent["row"] for key, parent in parents.items()}
+
+
+def seeds_of(run: Run, parents: Mapping[str, Parent]) -> tuple[int, ...]:
+    """Return the seeds of a run's ancestors, the oldest first, and then its own."""
+    return (*(seed for parent in parents.values() for seed in parent["seeds"]), run.seed)
+
+
+def total_costs(own: Costs, parents: Iterable[Parent]) -> Costs:
+    """Return the costs of a run and of all of its ancestors, each counted once; None where one of them is not recorded."""
+    ancestors = {json.dumps([each["row"], each["seeds"]]): each["costs"] for parent in parents for each in parent["ancestors"]}
+    return {name: _sum([own.get(name), *(costs.get(name) for costs in ancestors.values())]) for name in own}
+
+
+def _sum(values: Sequence[float | int | None]) -> float | int | None:
+    recorded = [value for value in values if value is not None]
+    return sum(recorded) if len(recorded) == len(values) else None
+
+
+def _read_parent(name: str) -> Parent:
+    folder = hub.folder_of(name)
+    if not is_run(folder):
+        return {"path": name, "row": _digest_of_weights(folder), "seeds": [], "ancestors": []}
+    run, files = read_config(folder), RunDir(folder)
+    source = checkpoints(folder, run)
+    if (step := source.latest()) is None:
+        raise no_checkpoint(folder)
+    meta = source.meta(step)
+    # A parent that was trained before parents were recorded counts as the path of its own.
+    own_parents = meta.get("parents", {})
+    taken = Checkpoints(files.checkpoints, 1, notify=lambda _: None).latest() or step
+    options = row_options(run, own_parents, meta.get("tokenizer", ""))
+    if taken < run.steps and not run.selection.patience:
+        options["steps"] = taken
+    row = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    seeds = list(seeds_of(run, own_parents))
+    costs = read_known_costs(files, taken)
+    if not own_parents and (run.init or run.teacher):
+        costs = dict.fromkeys(NAMES)
+    itself = {"row": row, "seeds": seeds, "path": name, "costs": costs}
+    return {
+        "path": name,
+        "row": row,
+        "seeds": seeds,
+        "ancestors": [*(each for parent in own_parents.values() for each in parent["ancestors"]), itself],
+    }
+
+
+def _digest_of_weights(folder: Path) -> str:
+    """Return the digest of the configuration and the weights in a folder, wherever it is."""
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    digests = [f"{file.name} {sha256(file)}" for file in files if file.exists()]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
